@@ -1,0 +1,182 @@
+"""The frame around every stage: reads the request, runs it, writes the result, chooses the exit code.
+
+Nothing else in a stage reads the environment or exits. Errors a stage raises on purpose are `StageFailure`;
+a full disk and exhausted memory are recognised here for all of them; anything else is our bug (70).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pydantic import JsonValue, ValidationError
+
+from pipeline.contract import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
+
+_HASH_BLOCK_BYTES = 4 * 1024 * 1024
+_PROGRESS_EVERY_S = 0.1
+R = TypeVar("R", bound=StageRequest)
+
+
+class StageFailure(Exception):
+    """A failure the user can act on: exit code, kind, fact with its value, and what to do next."""
+
+    def __init__(self, exit_code: ExitCode, kind: str, message: str, hint: str = "", detail: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.error = StageError(kind=kind, message=message, hint=hint, detail=detail)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where the tools of this image (or host) are; decided once, from the environment, in `run_stage`."""
+
+    llama_bin: Path | None  # folder of llama-quantize and llama-server; None: use llama-cpp-python
+    converter: Path  # convert_hf_to_gguf.py
+    converter_python: Path  # the Python that has what the converter needs
+
+
+@dataclass
+class Stage:
+    """One running stage: where its inputs and outputs are, and how it reports."""
+
+    name: str
+    in_dir: Path
+    out_dir: Path
+    secrets_dir: Path
+    tools: Tools
+    known_sha256: dict[str, str] = field(default_factory=dict)  # outputs whose hash the stage already knows
+    _last_progress: float = 0.0
+
+    @property
+    def files_dir(self) -> Path:
+        """Where the stage's outputs go."""
+        return self.out_dir / "files"
+
+    def progress(self, done: int, total: int | None, unit: str) -> None:
+        """Print one progress line; at most ten a second, but always the last one."""
+        now = time.monotonic()
+        if done != total and now - self._last_progress < _PROGRESS_EVERY_S:
+            return
+        self._last_progress = now
+        line = Progress(stage=self.name, done=done, total=total, unit=unit)  # type: ignore[arg-type]
+        print(line.model_dump_json(), flush=True)
+
+    def log(self, message: str) -> None:
+        """Print one line for people."""
+        print(f"[{self.name}] {message}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage found out, beside the files it wrote."""
+
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    argv: tuple[tuple[str, ...], ...] = ()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in blocks."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoReturn:
+    """Run one stage as this process, and exit with its code."""
+    stage = _stage_from_argv(str(request_type.model_fields["stage"].default))
+    started = time.monotonic()
+    try:
+        request = request_type.model_validate_json((stage.in_dir / "request.json").read_bytes())
+        stage.files_dir.mkdir(parents=True, exist_ok=True)
+        outcome = work(stage, request)
+        result = StageResult(
+            stage=stage.name, exit_code=ExitCode.DONE, outputs=_outputs(stage), facts=dict(outcome.facts),
+            tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started,
+        )
+    except BaseException as error:
+        result = _failed(stage, error, time.monotonic() - started)
+    _write_result(stage, result)
+    sys.exit(result.exit_code)
+
+
+def _stage_from_argv(name: str) -> Stage:
+    parser = argparse.ArgumentParser(description=f"The stage {name!r} of Quantyard.")
+    parser.add_argument("--in", dest="in_dir", type=Path, default=Path("/in"))
+    parser.add_argument("--out", dest="out_dir", type=Path, default=Path("/out"))
+    parser.add_argument("--secrets", dest="secrets_dir", type=Path, default=Path("/run/secrets"))
+    args = parser.parse_args()
+    return Stage(name, args.in_dir, args.out_dir, args.secrets_dir, _tools_from_environment(os.environ))
+
+
+def _tools_from_environment(environment: Mapping[str, str]) -> Tools:
+    llama_bin = environment.get("LLAMA_BIN")
+    return Tools(
+        llama_bin=Path(llama_bin) if llama_bin else None,
+        converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
+        converter_python=Path(environment.get("CONVERTER_PYTHON", sys.executable)),
+    )
+
+
+def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
+    files = sorted(p for p in stage.files_dir.rglob("*") if p.is_file())
+    entries = []
+    for path in files:
+        name = path.relative_to(stage.files_dir).as_posix()
+        sha256 = stage.known_sha256.get(name) or sha256_of(path)
+        entries.append(FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256))
+    return tuple(entries)
+
+
+def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResult:
+    if isinstance(error, StageFailure):
+        code, what = error.exit_code, error.error
+    elif isinstance(error, ValidationError | json.JSONDecodeError):
+        code, what = ExitCode.BAD_REQUEST, StageError(kind="bad-request", message=f"The request is not valid: {error}")
+    elif is_out_of_space(error):
+        code, what = ExitCode.RESOURCES, out_of_space(stage)
+    elif isinstance(error, MemoryError):
+        hint = "Give it more memory: MEMORY=16GiB, or close other programs."
+        code, what = ExitCode.RESOURCES, StageError(kind="out-of-memory", message="Memory ran out.", hint=hint)
+    else:
+        traceback.print_exception(error)
+        code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
+    return StageResult(stage=stage.name, exit_code=code, duration_s=duration_s, error=what)
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether this error, or what caused it, is a full disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def out_of_space(stage: Stage) -> StageError:
+    """The error for a full disk, with what is left of it."""
+    free = os.statvfs(stage.out_dir)
+    message = f"The disk is full: {free.f_bavail * free.f_frsize:,} bytes are left where artifacts are kept."
+    return StageError(kind="out-of-disk", message=message, hint="Free some space, then type the same command again.")
+
+
+def _write_result(stage: Stage, result: StageResult) -> None:
+    try:
+        (stage.out_dir / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+    except OSError as error:  # a full disk: the last words go to stderr, the exit code says the rest
+        print(f"[{stage.name}] cannot write result.json: {error}", file=sys.stderr)
+        print(result.model_dump_json(), file=sys.stderr)

@@ -1,0 +1,193 @@
+"""What the orchestrator and a stage say to each other: the only code that both sides share.
+
+A stage is a process. It finds `request.json` and its inputs under `/in` (read-only), writes its files
+to `/out/files` and its answer to `/out/result.json`, prints progress as JSON lines on stdout and logs on
+stderr, and ends with one of `ExitCode`. Inputs are named by digest, never by a path of the machine that
+planned them, so that an engine may run the stage anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import IntEnum
+from pathlib import PurePosixPath
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+CONTRACT_VERSION = 1
+
+
+class ExitCode(IntEnum):
+    """How a stage, and the command line, ends."""
+
+    DONE = 0
+    BAD_REQUEST = 2
+    UNSUPPORTED_MODEL = 3
+    NETWORK = 4
+    RESOURCES = 5  # out of disk or memory
+    BUG = 70
+    INTERRUPTED = 130
+
+
+class Frozen(BaseModel):
+    """Base of everything that crosses the border: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _relative(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "." in path.split("/"):
+        raise ValueError(f"{path!r} is not a relative path inside its folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_relative)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Frozen):
+    """One file of an artifact: where it is inside it, how large it is, and what it holds."""
+
+    path: RelativePath
+    size_bytes: Annotated[int, Field(ge=0)]
+    sha256: Sha256 | None = None  # None: the source does not say (small files of a Hub repo)
+
+
+class StageRequest(Frozen):
+    """Base of the requests. `not_in_key` names the settings that cannot change the stage's bytes."""
+
+    contract: Literal[1] = CONTRACT_VERSION
+    stage: str
+    not_in_key: ClassVar[frozenset[str]] = frozenset()
+
+
+class FetchRequest(StageRequest):
+    """Download exactly these files of a Hub repo at one commit.
+
+    `endpoint` stays out of the key: a mirror serves the same commit.
+    """
+
+    stage: Literal["fetch"] = "fetch"
+    repo_id: str
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    files: tuple[FileEntry, ...]
+    endpoint: str | None = None
+    workers: Annotated[int, Field(ge=1, le=32)] = 4
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"endpoint", "workers"})
+
+
+OutType = Literal["auto", "bf16", "f16", "f32", "q8_0"]
+
+
+class ConvertRequest(StageRequest):
+    """Turn the Hugging Face folder at `/in/source` into `/out/files/model.gguf`, and record in
+    `/out/files/reference.json` what its tokenizer and chat template say (see `Reference`)."""
+
+    stage: Literal["convert"] = "convert"
+    name: str  # the model's name in the GGUF metadata
+    outtype: OutType = "auto"
+    allow_pickle: bool = False
+
+
+class QuantizeRequest(StageRequest):
+    """Quantize the GGUF in `/in/source` to `/out/files/model.gguf`."""
+
+    stage: Literal["quantize"] = "quantize"
+    quant: str
+    ftype: int  # llama_ftype, include/llama.h
+    source_file: RelativePath = "model.gguf"
+    allow_requantize: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+
+class VerifyRequest(StageRequest):
+    """Check the GGUF in `/in/model` against the one it came from in `/in/source`, and against the
+    Hugging Face side's `reference.json` where the source was a Hugging Face folder."""
+
+    stage: Literal["verify"] = "verify"
+    quant: str
+    model_file: RelativePath = "model.gguf"
+    source_file: RelativePath = "model.gguf"
+    has_reference: bool = True
+    threads: Annotated[int, Field(ge=0)] = 0
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+
+class DequantizeRequest(StageRequest):
+    """Turn the GGUF in `/in/source` back into a Hugging Face folder (what `make demo` starts from)."""
+
+    stage: Literal["dequantize"] = "dequantize"
+    source_file: RelativePath
+
+
+class ChatReference(Frozen):
+    """One conversation and the text the Hugging Face template renders it to."""
+
+    name: str
+    messages: list[dict[str, str]]
+    text: str
+
+
+class Reference(Frozen):
+    """What the Hugging Face side says; `verify` holds every GGUF of the model against it."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    probe_ids: dict[str, list[int]]  # probe text → token ids, special tokens parsed, none added
+    probe_ids_with_special: dict[str, list[int]]  # the same with BOS/EOS added as the tokenizer does
+    chat_template: bool
+    chats: list[ChatReference]
+    refused_chats: dict[str, str]  # conversation name → why the template itself refuses it
+
+
+class StageError(Frozen):
+    """Why a stage failed: fact and value in `message`, what to do next in `hint`."""
+
+    kind: str
+    message: str
+    hint: str = ""
+    detail: str = ""  # the last lines of the failed tool's stderr
+
+
+class StageResult(Frozen):
+    """What a stage answers. `outputs` are paths under `/out/files`."""
+
+    contract: Literal[1] = CONTRACT_VERSION
+    stage: str
+    exit_code: ExitCode
+    outputs: tuple[FileEntry, ...] = ()
+    facts: dict[str, JsonValue] = {}
+    tools: dict[str, str] = {}  # tool → version
+    argv: tuple[tuple[str, ...], ...] = ()  # the commands it ran
+    duration_s: float = 0.0
+    error: StageError | None = None
+
+
+class Progress(Frozen):
+    """One line of a stage's stdout."""
+
+    event: Literal["progress"] = "progress"
+    stage: str
+    done: int
+    total: int | None
+    unit: Literal["bytes", "tensors", "checks"]
+
+
+def digest_of(value: JsonValue) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_files(files: tuple[FileEntry, ...]) -> str:
+    """One digest for a set of files: what names an artifact, wherever it lies."""
+    return digest_of([[f.path, f.size_bytes, f.sha256] for f in sorted(files, key=lambda f: f.path)])
+
+
+def digest_of_request(request: StageRequest) -> str:
+    """The part of a stage's key that its request decides."""
+    return digest_of(request.model_dump(mode="json", exclude=set(request.not_in_key)))

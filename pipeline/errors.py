@@ -1,0 +1,149 @@
+"""Every error the library raises. The command line turns each into its words and its exit code.
+
+    QuantyardError                    exit code
+    ├── BadRequest                    2   the user asked for something that cannot be
+    │   ├── UnknownQuant
+    │   ├── BadSource                     a model id, folder or file that cannot be one
+    │   └── NeedsPermission               allowed only when asked for (pickle, requantizing)
+    ├── UnsupportedModel              3   the converter does not know the architecture
+    ├── HubError                      4   the network or the Hub
+    │   ├── HubUnreachable
+    │   ├── RepoNotFound                  missing, or private without a token that may read it
+    │   ├── RepoGated
+    │   ├── RepoRenamed
+    │   ├── RepoEmpty
+    │   └── RevisionNotFound
+    ├── OutOfResources                5   disk or memory
+    │   └── NotEnoughDisk                 found out before a byte is downloaded
+    ├── EngineError                   1   Docker or the local tools are not as they must be
+    ├── StageFailed                   as the stage ended (2, 3, 4, 5 or 70)
+    └── Interrupted                   130
+
+Each reads "fact, value, what to type next": `message` holds the first two, `hint` the last.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pipeline.contract import ExitCode, StageResult
+
+ENGINE_EXIT_CODE = 1
+
+
+class QuantyardError(Exception):
+    """Base of them all.
+
+    Args:
+        message: the fact and its value, one sentence.
+        hint: what to type or do next.
+        detail: further lines, such as the end of a tool's stderr.
+    """
+
+    exit_code: ClassVar[int] = ExitCode.BUG
+
+    def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.detail = detail
+
+    @property
+    def code(self) -> int:
+        """The exit code this error ends the command with."""
+        return self.exit_code
+
+
+class BadRequest(QuantyardError):
+    """The user asked for something that cannot be."""
+
+    exit_code = ExitCode.BAD_REQUEST
+
+
+class UnknownQuant(BadRequest):
+    """No quantization type has this name."""
+
+
+class BadSource(BadRequest):
+    """A model id, folder or file that cannot be one."""
+
+
+class NeedsPermission(BadRequest):
+    """Possible, but only when asked for by name."""
+
+
+class UnsupportedModel(QuantyardError):
+    """The converter does not know this architecture."""
+
+    exit_code = ExitCode.UNSUPPORTED_MODEL
+
+
+class HubError(QuantyardError):
+    """The network or the Hub said no."""
+
+    exit_code = ExitCode.NETWORK
+
+
+class HubUnreachable(HubError):
+    """No answer, or only server errors."""
+
+
+class RepoNotFound(HubError):
+    """The repo does not exist, or is private and the token may not read it."""
+
+
+class RepoGated(HubError):
+    """The repo's owner wants its terms accepted first."""
+
+
+class RepoRenamed(HubError):
+    """The repo has another name now."""
+
+
+class RepoEmpty(HubError):
+    """The repo holds nothing that could be converted."""
+
+
+class RevisionNotFound(HubError):
+    """The repo has no such branch, tag or commit."""
+
+
+class OutOfResources(QuantyardError):
+    """Disk or memory ran out."""
+
+    exit_code = ExitCode.RESOURCES
+
+
+class NotEnoughDisk(OutOfResources):
+    """The plan needs more disk than is free."""
+
+
+class EngineError(QuantyardError):
+    """Docker, an image or a local tool is not as it must be."""
+
+    exit_code = ENGINE_EXIT_CODE
+
+
+class Interrupted(QuantyardError):
+    """Ctrl-C or SIGTERM; finished stages stay finished."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class StageFailed(QuantyardError):
+    """A stage ended with an error of its own; `result` holds what it said."""
+
+    def __init__(self, stage: str, result: StageResult) -> None:
+        error = result.error
+        super().__init__(
+            f"{stage}: {error.message}" if error else f"{stage} ended with exit code {int(result.exit_code)}.",
+            hint=error.hint if error else "",
+            detail=error.detail if error else "",
+        )
+        self.stage = stage
+        self.result = result
+
+    @property
+    def code(self) -> int:
+        """The stage's own exit code."""
+        return int(self.result.exit_code)
