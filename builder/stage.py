@@ -11,7 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,6 +27,8 @@ from pipeline.contract import ExitCode, FileEntry, Progress, StageError, StageRe
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 _PROGRESS_EVERY_S = 0.1
+_PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 R = TypeVar("R", bound=StageRequest)
 
 
@@ -44,6 +48,7 @@ class Tools:
     llama_bin: Path | None  # folder of llama-quantize and llama-server; None: use llama-cpp-python
     converter: Path  # convert_hf_to_gguf.py
     converter_python: Path  # the Python that has what the converter needs
+    clean_env: Mapping[str, str]  # all that a tool's process may see: no PYTHONPATH of ours, no token, no proxy
 
 
 @dataclass
@@ -97,7 +102,11 @@ def sha256_of(path: Path) -> str:
 
 def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoReturn:
     """Run one stage as this process, and exit with its code."""
-    stage = _stage_from_argv(str(request_type.model_fields["stage"].default))
+    args = _parse_argv()
+    if args.die_with_stdin:
+        threading.Thread(target=_die_with_stdin, daemon=True).start()
+    name = str(request_type.model_fields["stage"].default)
+    stage = Stage(name, args.in_dir, args.out_dir, args.secrets_dir, _tools_from_environment(os.environ))
     started = time.monotonic()
     try:
         request = request_type.model_validate_json((stage.in_dir / "request.json").read_bytes())
@@ -113,13 +122,20 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoR
     sys.exit(result.exit_code)
 
 
-def _stage_from_argv(name: str) -> Stage:
-    parser = argparse.ArgumentParser(description=f"The stage {name!r} of Quantyard.")
+def _parse_argv() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One stage of Quantyard; the orchestrator starts it.")
     parser.add_argument("--in", dest="in_dir", type=Path, default=Path("/in"))
     parser.add_argument("--out", dest="out_dir", type=Path, default=Path("/out"))
     parser.add_argument("--secrets", dest="secrets_dir", type=Path, default=Path("/run/secrets"))
-    args = parser.parse_args()
-    return Stage(name, args.in_dir, args.out_dir, args.secrets_dir, _tools_from_environment(os.environ))
+    parser.add_argument("--die-with-stdin", action="store_true", help="end as soon as stdin closes")
+    return parser.parse_args()
+
+
+def _die_with_stdin() -> None:
+    """End this process and its tools when the orchestrator is gone, however it went: its end of stdin closes."""
+    while os.read(0, 1024):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 def _tools_from_environment(environment: Mapping[str, str]) -> Tools:
@@ -128,6 +144,7 @@ def _tools_from_environment(environment: Mapping[str, str]) -> Tools:
         llama_bin=Path(llama_bin) if llama_bin else None,
         converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
         converter_python=Path(environment.get("CONVERTER_PYTHON", sys.executable)),
+        clean_env={name: environment[name] for name in _PASSED_ON if name in environment} | _OFFLINE,
     )
 
 

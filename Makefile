@@ -1,0 +1,56 @@
+# The user's verbs. Variables given to make reach the command as they are, through the environment:
+#   make build MODEL=org/name QUANT=Q4_K_M
+# What each variable means: make build-help, or README.md.
+
+PYTHON ?= python3
+RUN = .venv/bin/python -m pipeline
+.DEFAULT_GOAL := help
+.PHONY: help build plan quants doctor demo images base-images build-help test test-fast lint clean
+export PYTHON
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Start with:  make demo    or    make build MODEL=org/name QUANT=Q4_K_M"
+
+build: .ready ## fetch, convert, quantize, verify: MODEL=org/name|folder|file.gguf QUANT=Q4_K_M[,…]
+	@$(RUN) build
+
+plan: .ready ## what a build would run, download and need; does nothing
+	@$(RUN) plan
+
+quants: .ready ## every quantization type, and when to choose it
+	@$(RUN) quants
+
+doctor: .ready ## check this machine, with a remedy for each finding
+	@$(RUN) doctor
+
+demo: .ready ## the two-minute tour: build a real 135M model with no account anywhere
+	@$(RUN) demo
+
+images: .ready ## build the builder image now, or set up .venv-local with ENGINE=local
+	@$(RUN) images
+
+base-images: ## make stand-ins for the base images where their registry cannot be reached
+	@scripts/base-images.sh
+
+build-help: .ready ## every variable that `make build` takes
+	@$(RUN) build --help
+
+test: ## every test: unit, docker (if a daemon answers), end to end
+	@scripts/test.sh
+
+test-fast: ## the unit tests alone: no network, no containers
+	@scripts/setup-venv.sh test
+	@.venv/bin/python -m pytest tests/unit -q
+
+lint: ## types and style
+	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint
+	@.venv/bin/ruff check . && .venv/bin/mypy
+
+clean: ## remove the virtual environments; artifacts stay
+	@rm -rf .venv .venv-local
+
+.PHONY: .ready
+.ready:
+	@scripts/setup-venv.sh pipeline

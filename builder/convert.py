@@ -1,0 +1,195 @@
+"""The stage `convert`: a Hugging Face folder becomes one GGUF that loses nothing of the source.
+
+llama.cpp's own `convert_hf_to_gguf.py` does the work, as a subprocess of the Python that has what it needs.
+Beside it, at the same time, the Hugging Face tokenizer and chat template answer the probes that `verify`
+will hold every GGUF of this model against: they are asked once, however many quants follow.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from builder.gguf_header import read_model
+from builder.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
+from builder.stage import Outcome, Stage, StageFailure, run_stage
+from builder.tool import ToolRun, run_tool
+from pipeline.contract import ConvertRequest, ExitCode, Reference
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
+_SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
+
+# What the default loses nothing of. To add a source dtype: add a row.
+_LOSSLESS = {
+    "BF16": ("bf16", "the source is bfloat16"),
+    "F16": ("f16", "the source is float16, of which bf16 would drop 3 bits"),
+    "F32": ("f32", "the source is float32, of which 16 bits would drop the rest"),
+}
+_LOSSLESS_INTO = {"BF16": {"bf16", "f32"}, "F16": {"f16", "f32"}, "F32": {"f32"}}
+
+
+def convert(stage: Stage, request: ConvertRequest) -> Outcome:
+    """Convert `/in/source` to `/out/files/model.gguf`, and write `/out/files/reference.json`.
+
+    Raises:
+        StageFailure: 2 if the folder is not a usable model, 3 if the converter does not support it,
+            5 if disk or memory ran out.
+    """
+    source, target = stage.in_dir / "source", stage.files_dir / "model.gguf"
+    architecture = _architecture(source)
+    weights = _weights(source, request)
+    dtype = source_dtype(weights) if weights else "BF16"
+    outtype, reason = _choose_outtype(request, dtype)
+    reference = _ReferenceRun(stage, source)
+    run = _run_converter(stage, request, source, target, outtype)
+    if run.exit_code != 0 or not target.exists():
+        raise _failure(stage, architecture, run)
+    tokenizer_class = reference.finish()
+    model = read_model(target)
+    facts = {
+        "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
+        "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class,
+        "n_tensors": len(model.tensors), "n_params": model.n_params,
+    }
+    return Outcome(facts=facts, tools=_versions(stage), argv=(run.argv,))
+
+
+def _architecture(source: Path) -> str:
+    """The class name the converter goes by; its absence is the commonest sign of a wrong folder."""
+    config = _read_config(source / "config.json")
+    names = config.get("architectures") or config.get("text_config", {}).get("architectures")
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        message = "config.json names no architecture, so no converter can be chosen."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-architecture", message, "Is this a language model?")
+    return str(names[0])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        message = "The folder has no config.json, so it is not a model in Hugging Face format."
+        raise StageFailure(ExitCode.BAD_REQUEST, "no-config", message, "Give the folder that holds config.json.")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        message = f"config.json is not valid JSON: {error}"
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-config", message, "Download the model again.") from error
+    if not isinstance(config, dict):
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-config", "config.json holds no JSON object.")
+    return config
+
+
+def _weights(source: Path, request: ConvertRequest) -> tuple[SafetensorsFile, ...]:
+    """The checked headers of the safetensors files; empty for a pickle checkpoint that was allowed."""
+    if not any(source.glob("*.safetensors")):
+        _refuse_pickle(source, request)
+        return ()
+    try:
+        weights = read_folder(source)
+    except SafetensorsError as error:
+        hint = "The file is damaged: download or copy it again."
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-safetensors", str(error), hint) from error
+    if damaged := find_nonfinite(weights):
+        message = f"{len(damaged)} tensors of the source hold NaN or infinite weights, first {damaged[0]}."
+        hint = "The checkpoint is damaged: download it again, or tell its authors."
+        raise StageFailure(ExitCode.BAD_REQUEST, "nonfinite-source", message, hint)
+    return weights
+
+
+def _refuse_pickle(source: Path, request: ConvertRequest) -> None:
+    pickles = sorted(p.name for p in source.iterdir() if p.suffix in _PICKLE_SUFFIXES)
+    if not pickles:
+        message = "The folder holds no weights: no *.safetensors file."
+        raise StageFailure(ExitCode.BAD_REQUEST, "no-weights", message, "Give a folder that holds the weights.")
+    if not request.allow_pickle:
+        message = f"The weights are pickle files ({pickles[0]}), which can run code when they are opened."
+        hint = "Use a safetensors revision of the model, or insist with ALLOW_PICKLE=1."
+        raise StageFailure(ExitCode.BAD_REQUEST, "pickle", message, hint)
+
+
+def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
+    if request.outtype != "auto":
+        return request.outtype, "asked for"
+    return _LOSSLESS.get(dtype, ("bf16", f"the source is {dtype}, which bf16 holds"))
+
+
+def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: Path, outtype: str) -> ToolRun:
+    tools = stage.tools
+    argv = [str(tools.converter_python), str(tools.converter), str(source), "--outfile", str(target)]
+    argv += ["--outtype", outtype, "--model-name", request.name]
+
+    def on_line(line: str) -> None:
+        if match := _WRITING.search(line):
+            done, total = (int(float(match[i]) * _SCALE[match[i + 1]]) for i in (1, 3))
+            stage.progress(done, total, "bytes")
+
+    return run_tool(argv, tools.clean_env, on_line)
+
+
+class _ReferenceRun:
+    """Asks the Hugging Face tokenizer while the converter works: the two need different cores, not each other."""
+
+    def __init__(self, stage: Stage, source: Path) -> None:
+        self._stage = stage
+        self._path = stage.files_dir / "reference.json"
+        script = Path(__file__).with_name("reference.py")
+        argv = [str(stage.tools.converter_python), str(script), "--folder", str(source), "--out", str(self._path)]
+        self._log: deque[str] = deque(maxlen=15)
+        self._run: ToolRun | None = None
+        self._thread = threading.Thread(target=self._work, args=(argv,), daemon=True)
+        self._thread.start()
+
+    def _work(self, argv: list[str]) -> None:
+        self._run = run_tool(argv, self._stage.tools.clean_env, self._log.append)
+
+    def finish(self) -> str:
+        """Wait for the answers; returns the tokenizer's class name."""
+        self._thread.join()
+        if self._run is None or self._run.exit_code != 0:
+            message = "The model's own tokenizer cannot be loaded without running code from its repo."
+            hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
+            detail = "\n".join(self._log)
+            raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, detail)
+        try:
+            return Reference.model_validate_json(self._path.read_bytes()).tokenizer_class
+        except ValidationError as error:
+            raise StageFailure(ExitCode.BUG, "reference", f"reference.json is not valid: {error}") from error
+
+
+def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
+    if "No space left on device" in run.tail or shutil.disk_usage(stage.out_dir).free < 1024 * 1024:
+        raise OSError(28, "No space left on device")  # ENOSPC: the frame words it
+    if run.exit_code == -9 or "MemoryError" in run.tail:
+        message = "The converter was killed, most likely because memory ran out."
+        return StageFailure(ExitCode.RESOURCES, "out-of-memory", message, "Give it more: MEMORY=16GiB.", run.tail)
+    if match := _UNSUPPORTED.search(run.tail):
+        message = f"llama.cpp's converter does not support the architecture {match[1]}."
+        hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."
+        return StageFailure(ExitCode.UNSUPPORTED_MODEL, "architecture", message, hint)
+    message = f"llama.cpp's converter failed on {architecture} (exit code {run.exit_code})."
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, "Its last lines are below.", run.tail)
+
+
+def _versions(stage: Stage) -> dict[str, str]:
+    code = "from importlib.metadata import version as v; print(v('transformers'), v('torch'))"
+    lines: list[str] = []
+    run_tool([str(stage.tools.converter_python), "-c", code], stage.tools.clean_env, lines.append)
+    transformers, torch = (lines[-1].split() + ["unknown", "unknown"])[:2] if lines else ("unknown", "unknown")
+    return {"transformers": transformers, "torch": torch}
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(ConvertRequest, convert)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The stage `dequantize`: a GGUF becomes a Hugging Face folder again (what `make demo` starts from).
+
+transformers does the work, in the converter's Python. It gets the tensors and the vocabulary right, but guesses at
+the rest of the tokenizer, and each version guesses otherwise; a GGUF says in `tokenizer.ggml.pre` which way of
+splitting text is meant, so the stage puts that one back where it knows it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import JsonValue
+
+from builder.gguf_header import GgufError, GgufHeader, read_model
+from builder.stage import Outcome, Stage, StageFailure, run_stage
+from builder.tool import run_tool
+from pipeline.contract import DequantizeRequest, ExitCode
+
+_BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_EACH_DIGIT: Final = {"type": "Digits", "individual_digits": True}
+
+# To add a tokenizer: its `tokenizer.ggml.pre`, and the `pre_tokenizer` of the original model's tokenizer.json.
+PRE_TOKENIZERS: Final[dict[str, dict[str, Any]]] = {
+    "gpt-2": _BYTE_LEVEL,
+    "smollm": {"type": "Sequence", "pretokenizers": [_EACH_DIGIT, _BYTE_LEVEL]},
+}
+
+# Which key of a GGUF is which key of tokenizer_config.json.
+SPECIAL_TOKENS: Final = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+# Runs in the converter's Python. transformers' own `from_pretrained(gguf_file=…)` wants accelerate, which neither
+# llama.cpp's image nor Debian's has, so the two steps it is made of are called here; 4.x and 5.x both have them.
+_SCRIPT: Final = """
+import sys, gguf
+if not hasattr(gguf, "__version__"):
+    gguf.__version__ = "0.10.0"  # Debian's package says none, and transformers refuses one without
+import torch, transformers
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+folder, file, target = sys.argv[1:]
+config = transformers.AutoConfig.from_pretrained(folder, gguf_file=file, local_files_only=True)
+torch.set_default_dtype(torch.bfloat16)
+model = transformers.AutoModelForCausalLM.from_config(config)
+weights = load_gguf_checkpoint(f"{folder}/{file}", return_tensors=True, model_to_load=model)["tensors"]
+missing = set(model.load_state_dict(weights, strict=False).missing_keys)
+if missing - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
+    sys.exit(f"the GGUF lacks {sorted(missing)}")
+config.dtype = torch.bfloat16
+model.save_pretrained(target)
+transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file, local_files_only=True).save_pretrained(target)
+print("transformers", transformers.__version__)
+"""
+
+
+def dequantize(stage: Stage, request: DequantizeRequest) -> Outcome:
+    """Write the GGUF at `/in/source` as a Hugging Face folder (bf16 safetensors) to `/out/files`.
+
+    Raises:
+        StageFailure: 2 if the file is no GGUF, 3 if transformers cannot read this architecture from a GGUF.
+    """
+    source = stage.in_dir / "source" / request.source_file
+    header = _read(source)
+    argv = (str(stage.tools.converter_python), "-c", _SCRIPT, str(source.parent), source.name, str(stage.files_dir))
+    version = _run(stage, argv)
+    is_restored = restore_tokenizer(stage.files_dir, header)
+    if not is_restored:
+        stage.log(f"the tokenizer is transformers' guess: {_pre(header)!r} is not in our table")
+    for path in stage.files_dir.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+    facts: dict[str, JsonValue] = {
+        "architecture": header.architecture, "n_params": header.n_params, "tokenizer_restored": is_restored,
+    }  # fmt: skip
+    return Outcome(facts=facts, tools={"transformers": version}, argv=((*argv[:2], "…", *argv[3:]),))
+
+
+def restore_tokenizer(folder: Path, header: GgufHeader) -> bool:
+    """Make the tokenizer files say what the GGUF says, whatever this version of transformers made of it.
+
+    Returns:
+        False where it is no byte-level BPE, or the GGUF names a pre-tokenizer that is not in our table: then the
+        files stay as transformers wrote them.
+    """
+    path = folder / "tokenizer.json"
+    wanted = PRE_TOKENIZERS.get(_pre(header))
+    if header.metadata.get("tokenizer.ggml.model") != "gpt2" or wanted is None or not path.is_file():
+        return False
+    tokenizer = json.loads(path.read_bytes())
+    tokenizer |= {"normalizer": None, "pre_tokenizer": wanted, "decoder": _BYTE_LEVEL}
+    tokenizer["model"] |= {"byte_fallback": False, "fuse_unk": False, "unk_token": None}
+    _write_json(path, tokenizer)
+    _restore_special_tokens(folder / "tokenizer_config.json", tokenizer, header)
+    return True
+
+
+def _restore_special_tokens(path: Path, tokenizer: dict[str, Any], header: GgufHeader) -> None:
+    names = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    config = json.loads(path.read_bytes())
+    for key, name in SPECIAL_TOKENS.items():
+        if (token := names.get(header.metadata.get(f"tokenizer.ggml.{key}_token_id"))) is not None:
+            config[name] = token
+        config.pop(f"{name}_id", None)
+    _write_json(path, config)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def _pre(header: GgufHeader) -> str:
+    return str(header.metadata.get("tokenizer.ggml.pre", "default"))
+
+
+def _read(source: Path) -> GgufHeader:
+    try:
+        return read_model(source)
+    except (GgufError, FileNotFoundError) as error:
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{error}.", "Give a GGUF file.") from error
+
+
+def _run(stage: Stage, argv: tuple[str, ...]) -> str:
+    """Run the script; returns the version of transformers."""
+    lines: deque[str] = deque(maxlen=1)
+    env = dict(stage.tools.clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    run = run_tool(argv, env, lines.append)
+    if run.exit_code < 0:
+        hint = "Give it more memory: MEMORY=16GiB, or close other programs."
+        message = f"transformers was killed by signal {-run.exit_code}, most likely because memory ran out."
+        raise StageFailure(ExitCode.RESOURCES, "out-of-memory", message, hint, run.tail)
+    if run.exit_code != 0:
+        message = "transformers cannot turn this GGUF back into a Hugging Face model."
+        hint = "Build from the original Hugging Face model instead."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "dequantize-failed", message, hint, run.tail)
+    return lines[-1].rpartition(" ")[2] if lines else "unknown"
+
+
+if __name__ == "__main__":
+    run_stage(DequantizeRequest, dequantize)

@@ -1,0 +1,193 @@
+"""Stage `fetch`: exactly the listed files of a Hub repo at one commit, each checked.
+
+The only stage of a build with a network. Files on their way lie in `/out/files/.partial`, so that the next run
+goes on where a killed one stopped, and get their final name when size and SHA-256 are right.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx2
+from huggingface_hub import __version__, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
+
+from builder.download import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
+from builder.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
+from pipeline.contract import ExitCode, FetchRequest, FileEntry
+
+PARTIAL = ".partial"
+TOKEN_FILE = "HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class _Job:
+    stage: Stage
+    request: FetchRequest
+    line: Line
+
+    def url(self, entry: FileEntry) -> str:
+        return f"{_endpoint(self.request)}/{self.request.repo_id}/resolve/{self.request.commit}/{quote(entry.path)}"
+
+
+def fetch(stage: Stage, request: FetchRequest) -> Outcome:
+    """Download what is not there yet, `request.workers` files at once; the first failure stops the rest."""
+    _check_paths(stage.files_dir, request.files)
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else building headers asks the Hub for a list of its own, 3 s at worst
+    total = sum(entry.size_bytes for entry in request.files)
+    meter = Meter(lambda done: stage.progress(done, total, "bytes"))
+    token = _token(stage.secrets_dir)
+    line = Line(_headers(token), meter, threading.Event(), stage.log)
+    try:
+        _fetch_all(_Job(stage, request, line))
+    except (httpx2.HTTPError, EndedEarly, OfflineModeIsEnabled) as error:
+        raise _explain(error, request, has_token=token is not None) from error
+    shutil.rmtree(stage.files_dir / PARTIAL, ignore_errors=True)
+    stage.progress(total, total, "bytes")
+    facts = {"resumed_bytes": meter.resumed_bytes, "downloaded_bytes": meter.downloaded_bytes}
+    tools = {"huggingface_hub": __version__}
+    return Outcome(facts={"repo_id": request.repo_id, "commit": request.commit, **facts}, tools=tools)
+
+
+def _endpoint(request: FetchRequest) -> str:
+    return (request.endpoint or constants.ENDPOINT).rstrip("/")
+
+
+def _check_paths(files_dir: Path, files: tuple[FileEntry, ...]) -> None:
+    root = files_dir.resolve()
+    paths = [entry.path for entry in files]
+    for path in paths:
+        inside = (files_dir / path).resolve().is_relative_to(root)
+        if not inside or path.split("/")[0] == PARTIAL or paths.count(path) > 1:
+            message = f"The request lists {path!r}, which cannot be written: outside its folder, reserved or twice."
+            raise StageFailure(ExitCode.BAD_REQUEST, "bad-request", message)
+
+
+def _token(secrets_dir: Path) -> str | None:
+    path = secrets_dir / TOKEN_FILE
+    return (path.read_text().strip() or None) if path.is_file() else None
+
+
+def _headers(token: str | None) -> Mapping[str, str]:
+    # False, not None: None would look for a token in the environment and the home folder.
+    headers: Mapping[str, str] = build_hf_headers(token=token or False, library_name="quantyard")
+    return headers
+
+
+def _fetch_all(job: _Job) -> None:
+    largest_first = sorted(job.request.files, key=lambda entry: -entry.size_bytes)
+    with ThreadPoolExecutor(job.request.workers) as pool:
+        tasks = [pool.submit(_fetch_one, job, entry) for entry in largest_first]
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:  # after a failure, and after Ctrl-C
+            failed = [task for task in tasks if task.done() and not task.cancelled() and task.exception()]
+            if len(failed) or not all(task.done() for task in tasks):
+                job.line.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+    for task in failed:
+        if not isinstance(error := task.exception(), Stopped) and error is not None:
+            raise error
+
+
+def _fetch_one(job: _Job, entry: FileEntry) -> None:
+    final = job.stage.files_dir / entry.path
+    sha256 = _already(final, entry)
+    if sha256 is not None:
+        job.line.meter.resumed(entry.size_bytes)
+    else:
+        part = job.stage.files_dir / PARTIAL / entry.path
+        sha256 = _download_twice_at_most(job, entry, part)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(final)
+    job.stage.known_sha256[entry.path] = sha256
+
+
+def _already(final: Path, entry: FileEntry) -> str | None:
+    """SHA-256 of a file an earlier run finished, or None. A wrong one is overwritten, never trusted."""
+    if not final.is_file() or final.stat().st_size != entry.size_bytes:
+        return None
+    sha256 = sha256_of(final)
+    return sha256 if entry.sha256 in (None, sha256) else None
+
+
+def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
+    """SHA-256 of the file. One with wrong bytes is fetched once more from zero."""
+    try:
+        return download(job.url(entry), entry, part, job.line)
+    except WrongContent as wrong:
+        job.stage.log(f"{entry.path}: {wrong}; fetching it once more")
+    try:
+        return download(job.url(entry), entry, part, job.line)
+    except WrongContent as wrong:
+        message = f"{entry.path} arrived damaged twice: expected {wrong.expected}, got {wrong.got}."
+        hint = "Something between here and the Hub changes files: a proxy or a mirror. See HTTPS_PROXY and HF_ENDPOINT."
+        raise StageFailure(ExitCode.NETWORK, "damaged-file", message, hint) from wrong
+
+
+def _explain(error: Exception, request: FetchRequest, *, has_token: bool) -> StageFailure:
+    """The failure in words: what the Hub said, or that there is no way to it."""
+    if isinstance(error, HfHubHTTPError):
+        kind, message, hint = _refused(error, request, has_token)
+    else:
+        kind, message, hint = _unreachable(error, request)
+    return StageFailure(ExitCode.NETWORK, kind, message, hint)
+
+
+def _refused(error: HfHubHTTPError, request: FetchRequest, has_token: bool) -> tuple[str, str, str]:
+    repo, status = request.repo_id, error.response.status_code
+    page = f"{_endpoint(request)}/{repo}"
+    login = "Check that the token's account may read it." if has_token else "Set HF_TOKEN to a token that may read it."
+    again = "Type the same command again later: what has arrived is kept."
+    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, which it is a kind of
+        return "gated", f"{repo} is gated: its terms are not accepted.", f"Accept them at {page}. {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return "revision-not-found", f"{repo} has no commit {request.commit}.", f"See {page}/commits/main"
+    if isinstance(error, RemoteEntryNotFoundError):
+        return "file-not-found", f"{repo} lacks {error.response.url.path}.", f"See {page}/tree/{request.commit}"
+    if "Invalid credentials" in (error.server_message or ""):
+        return "bad-token", "The Hub does not accept the token in HF_TOKEN.", "Make a new one, or unset HF_TOKEN."
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        return "repo-not-found", f"The Hub shows no {repo} (answer {status}): missing or private.", login
+    if status == 403:
+        return "forbidden", f"The Hub forbids reading {repo} (answer 403). {error.server_message or ''}".strip(), login
+    if status == 429:
+        return "rate-limited", f"The Hub limits requests (answer 429) while fetching {repo}.", f"{again} {login}"
+    return "hub-error", f"The Hub answered {status} while fetching {repo}.", again
+
+
+def _unreachable(error: Exception, request: FetchRequest) -> tuple[str, str, str]:
+    endpoint = _endpoint(request)
+    if is_certificate_error(error):
+        message = f"The certificate of {endpoint} is not trusted: {error}."
+        return "certificate", message, "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline", "HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE."
+    if isinstance(error, httpx2.ProxyError):
+        return "proxy", f"The proxy does not let us through: {error}.", "Check HTTPS_PROXY and NO_PROXY."
+    message = f"The download from {endpoint} failed: {str(error) or type(error).__name__}."
+    hint = "Check the network, HTTPS_PROXY and HF_ENDPOINT, then type the same command again: what has arrived is kept."
+    return "unreachable", message, hint
+
+
+def main() -> None:
+    """The stage as a process."""
+    run_stage(FetchRequest, fetch)
+
+
+if __name__ == "__main__":
+    main()

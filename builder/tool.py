@@ -1,0 +1,43 @@
+"""Runs one tool of llama.cpp as a subprocess: its output line by line, and its last lines when it fails."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class ToolRun:
+    """How a tool ended: its exit code (negative: the signal that killed it) and its last lines of output."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    tail: str
+
+
+def run_tool(argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None]) -> ToolRun:
+    """Run `argv` with exactly the environment `env`; every line of stdout and stderr goes to `on_line`."""
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with subprocess.Popen(
+        list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        for line in _lines(process.stdout):
+            tail.append(line)
+            on_line(line)
+    return ToolRun(tuple(argv), process.returncode, "\n".join(tail))
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come. A progress bar ends its lines with a carriage return, so that counts as an end too."""
+    rest = b""
+    while block := stream.read1(65536):  # type: ignore[attr-defined]
+        *whole, rest = (rest + block).replace(b"\r", b"\n").split(b"\n")
+        yield from (text for line in whole if (text := line.decode(errors="replace").rstrip()))
+    if rest.strip():
+        yield rest.decode(errors="replace").rstrip()

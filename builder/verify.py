@@ -1,0 +1,154 @@
+"""The stage `verify`: is this GGUF the model it claims to be?
+
+It is held against two things: the GGUF it was quantized from (names, shapes and types of the tensors), and what
+the Hugging Face tokenizer and chat template said when the model was converted. And it is run: it must load, and
+its logits must be finite. A stage that passes writes no file; what it counted is in its facts.
+
+Exit code 3 means that this model cannot be represented faithfully by this llama.cpp (or was broken before we
+had it), 70 that we broke it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import JsonValue, ValidationError
+
+from builder.compare import compare_chats, compare_ids, tokenizer_differences
+from builder.gguf_header import GgufError, GgufHeader, read_model
+from builder.llama_runtime import LlamaRuntime, open_runtime, why_not_generate
+from builder.stage import Outcome, Stage, StageFailure, run_stage
+from builder.tensor_checks import compare_tensors, nonfinite_blocks, type_counts
+from pipeline.contract import ExitCode, Reference, VerifyRequest
+
+PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
+_ONE_THREAD_BELOW_BYTES: Final = 1 << 30
+_MAX_NAMED: Final = 5
+_REPORT: Final = "Report it, with the log: this should never happen."
+
+
+def verify(stage: Stage, request: VerifyRequest) -> Outcome:
+    """Check `/in/model` against `/in/source` and `/in/reference/reference.json`.
+
+    Raises:
+        StageFailure: kinds `verify-header`, `verify-tensors`, `verify-load`, `verify-tokenizer`,
+            `verify-chat-template` and `verify-logits`, in the order of the checks.
+    """
+    model = _read(stage.in_dir / "model" / request.model_file)
+    source = _read(stage.in_dir / "source" / request.source_file)
+    reference = _reference(stage) if request.has_reference else None
+    _check_structure(source, model, request.quant)
+    with open_runtime(stage, model.paths[0], _threads(request, model)) as runtime:
+        _check_blocks(stage, model, source)
+        facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source)}
+        facts["logits"] = _check_logits(runtime, model)
+        return Outcome(facts=facts, tools={"llama.cpp": runtime.version()})
+
+
+def _read(path: Path) -> GgufHeader:
+    try:
+        return read_model(path)
+    except GgufError as error:
+        hint = "Build the model again."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-header", f"{error}.", hint) from error
+    except FileNotFoundError as error:
+        raise StageFailure(ExitCode.BAD_REQUEST, "verify-header", f"{path} does not exist.") from error
+
+
+def _reference(stage: Stage) -> Reference:
+    path = stage.in_dir / "reference" / "reference.json"
+    try:
+        return Reference.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        message = f"The Hugging Face reference cannot be read: {error}"
+        raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
+
+
+def _threads(request: VerifyRequest, model: GgufHeader) -> int:
+    """One for a small model: it gains nothing from more, and threads that wait for each other on busy cores
+    were seen to turn 0.3 s into 25 s.
+    """
+    return request.threads or (1 if model.tensor_bytes < _ONE_THREAD_BELOW_BYTES else 0)
+
+
+def _check_structure(source: GgufHeader, model: GgufHeader, quant: str) -> None:
+    """Same architecture, same tensors, types as the quant's name promises."""
+    wrong = compare_tensors(source, model, quant)
+    if model.architecture != source.architecture:
+        wrong.insert(0, f"The architecture is {model.architecture!r}, in the source {source.architecture!r}.")
+    if wrong:
+        message = f"{wrong[0]} ({len(wrong)} differences from the source in all.)"
+        detail = "\n".join(wrong[:20])
+        raise StageFailure(ExitCode.BUG, "verify-tensors", message, _REPORT, detail)
+
+
+def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
+    """No NaN or infinity in any block of any tensor; reads the whole file."""
+    bad: dict[str, int] = {}
+    done = 0
+    for tensor in sorted(model.tensors, key=lambda tensor: (tensor.path, tensor.offset)):
+        if n_blocks := nonfinite_blocks(tensor.path, tensor):
+            bad[tensor.name] = n_blocks
+        done += tensor.size_bytes
+        stage.progress(done, model.tensor_bytes, "bytes")
+    if bad:
+        raise _nonfinite(bad, source)
+
+
+def _nonfinite(bad: Mapping[str, int], source: GgufHeader) -> StageFailure:
+    """Ours if the source's same tensors are clean, the model's own otherwise."""
+    were_bad = [t.name for t in source.tensors if t.name in bad and nonfinite_blocks(t.path, t)]
+    names = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:_MAX_NAMED])
+    message = f"{len(bad)} tensors have blocks that are NaN or infinite: {names}."
+    if were_bad:
+        hint = "The source has them too: try OUTTYPE=bf16 or f32, or another checkpoint."
+        return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-tensors", message, hint)
+    hint = "Quantizing made them: try another quant, and report it."
+    return StageFailure(ExitCode.BUG, "verify-tensors", message, hint)
+
+
+def _check_texts(
+    runtime: LlamaRuntime, reference: Reference | None, model: GgufHeader, source: GgufHeader
+) -> dict[str, JsonValue]:
+    if reference is None:
+        return _check_against_source(model, source)
+    plain = compare_ids(runtime, reference.probe_ids, add_special=False)
+    special = compare_ids(runtime, reference.probe_ids_with_special, add_special=True)
+    n_chats = compare_chats(runtime, reference, model)
+    return {
+        "reference": f"Hugging Face {reference.tokenizer_class}", "probes": plain, "probes_with_special": special,
+        "chats": n_chats, "chats_refused_by_template": [*sorted(reference.refused_chats)],
+    }  # fmt: skip
+
+
+def _check_against_source(model: GgufHeader, source: GgufHeader) -> dict[str, JsonValue]:
+    """Without a Hugging Face side the best witness is the GGUF we started from: its tokenizer must be kept."""
+    wrong = tokenizer_differences(source, model)
+    if wrong:
+        message = f"The tokenizer is not the source's: {', '.join(wrong[:_MAX_NAMED])} differ."
+        raise StageFailure(ExitCode.BUG, "verify-tokenizer", message, _REPORT)
+    kept = sum(key.startswith("tokenizer.") for key in model.metadata)
+    return {"reference": "the source GGUF (no Hugging Face tokenizer to compare with)", "tokenizer_keys": kept}
+
+
+def _check_logits(runtime: LlamaRuntime, model: GgufHeader) -> JsonValue:
+    """Rows of logits that were finite, or why there are none to check."""
+    if reason := why_not_generate(model):
+        return f"not checked: {reason}"
+    return runtime.finite_logits(PROMPTS)
+
+
+def _model_facts(model: GgufHeader) -> dict[str, JsonValue]:
+    types: dict[str, JsonValue] = {**type_counts(model.tensors)}
+    bits_per_weight = 8 * model.tensor_bytes / model.n_params if model.n_params else 0.0
+    return {
+        "architecture": model.architecture, "context_length": model.context_length, "tensors": len(model.tensors),
+        "types": types, "n_params": model.n_params, "bits_per_weight": round(bits_per_weight, 4),
+        "file_size_bytes": model.file_size, "nonfinite_blocks": 0,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage(VerifyRequest, verify)

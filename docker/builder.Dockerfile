@@ -1,0 +1,86 @@
+# The builder image: upstream's llama.cpp tools and converter, and our stages beside them.
+# Built by `docker buildx bake -f docker/docker-bake.hcl`, which takes every pin from versions.env.
+# No `# syntax=` line: it would fetch a frontend from a registry; the one in BuildKit is enough.
+
+# ---- pins ------------------------------------------------------------------------------------------
+# No default: the pin lives in versions.env alone, and bake always gives one.
+ARG BASE
+FROM ${BASE} AS builder
+
+# Upstream's last USER is root, but its default is not ours to rely on.
+USER root
+SHELL ["/bin/sh", "-euc"]
+
+# ---- dependencies ----------------------------------------------------------------------------------
+# A directory of their own, for our process alone: upstream's converter needs an older huggingface_hub
+# than we do, so the two must not meet in site-packages (and pip may not write there, PEP 668).
+# The group is read by Python because upstream's pip is older than `pip install --group`.
+# extra_ca: the CA of a TLS-inspecting proxy, added to the system's own. It is joined in a tmpfs and
+#   gone after this step; a plain COPY would leave a private CA in a layer.
+# pip_conf: a company mirror, often with a password in its URL.
+# --no-compile: pip would note its temporary directory as the source of every line of a traceback.
+# --no-warn-conflicts: that ours differ from the system's packages is the point of the directory.
+# The converter is compiled too: it runs on a read-only file system, so it would compile at every start.
+RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
+    --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    --mount=type=tmpfs,target=/run/quantyard \
+    --mount=type=secret,id=extra_ca \
+    --mount=type=secret,id=pip_conf \
+    if [ -s /run/secrets/extra_ca ]; then \
+        for ca in /etc/ssl/certs/ca-certificates.crt /run/secrets/extra_ca; do \
+            if [ -s "$ca" ]; then cat "$ca"; echo; fi; \
+        done > /run/quantyard/ca.pem; \
+        export PIP_CERT=/run/quantyard/ca.pem; \
+    fi; \
+    if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
+    python3 -c 'import sys, tomllib; \
+        groups = tomllib.load(open(sys.argv[1], "rb"))["dependency-groups"]; \
+        flat = lambda name: [line for entry in groups[name] for line in \
+            (flat(entry["include-group"]) if isinstance(entry, dict) else [entry])]; \
+        print("\n".join(flat(sys.argv[2])))' \
+        /tmp/build/pyproject.toml builder > /run/quantyard/requirements.txt; \
+    python3 -m pip install --no-compile --no-warn-conflicts --disable-pip-version-check --root-user-action ignore \
+        --cache-dir /root/.cache/pip --target /opt/quantyard/lib -r /run/quantyard/requirements.txt; \
+    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/lib; \
+    python3 -m compileall -q --invalidation-mode unchecked-hash /app/conversion /app/gguf-py || true
+
+# ---- code ------------------------------------------------------------------------------------------
+# Only what a stage may import: the builder package, and of the pipeline the contract alone.
+COPY builder/ /opt/quantyard/src/builder/
+COPY pipeline/__init__.py pipeline/contract.py /opt/quantyard/src/pipeline/
+# Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
+
+# ---- runtime ---------------------------------------------------------------------------------------
+# HOME: the uid of a stage has no entry in /etc/passwd, and the engine mounts a tmpfs on /tmp.
+# LD_LIBRARY_PATH: upstream keeps its shared libraries beside the binaries; the CUDA images have a value already.
+ENV PYTHONPATH=/opt/quantyard/lib:/opt/quantyard/src \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    LD_LIBRARY_PATH=/app${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
+    LLAMA_BIN=/app \
+    LLAMA_CONVERTER=/app/convert_hf_to_gguf.py \
+    CONVERTER_PYTHON=/usr/bin/python3 \
+    HF_HUB_DISABLE_TELEMETRY=1
+
+# `python -m` looks in the working directory first: a place that holds no module and nobody can write.
+WORKDIR /opt/quantyard
+# Upstream's entrypoint is a menu of verbs (tools.sh) without ours; its healthcheck, if any, is a server's.
+ENTRYPOINT []
+CMD []
+HEALTHCHECK NONE
+# The engine gives the caller's uid; whoever runs the image by hand is nobody, not root.
+USER 65532:65532
+
+# Last, so that another label never repeats a step above.
+ARG BASE
+ARG BASE_DIGEST=""
+ARG IMAGE_TAG=""
+ARG RECIPE=""
+LABEL org.opencontainers.image.title="Quantyard builder" \
+      org.opencontainers.image.description="Fetch, convert, quantize and verify language models as GGUF" \
+      org.opencontainers.image.version="${IMAGE_TAG}" \
+      org.opencontainers.image.revision="" \
+      org.opencontainers.image.base.name="${BASE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}" \
+      quantyard.recipe="${RECIPE}"

@@ -1,0 +1,182 @@
+"""Runs a plan: each step that is not finished yet, in order, and keeps what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.contract import ExitCode, Progress, StageResult
+from pipeline.engines import Engine
+from pipeline.errors import StageFailed
+from pipeline.images import code_version
+from pipeline.manifest import Manifest, QuantRecord, SourceRecord, StageRecord, cpu_name, read_manifest
+from pipeline.plan import BuildPlan, External, Output, StageSpec, Step, Target, spec_of
+from pipeline.store import Artifact, FinishedStage, ModelStore
+
+
+class Reporter(Protocol):
+    """What the build tells the person who waits."""
+
+    def begin(self, label: str, number: int, of: int) -> None:
+        """A step starts."""
+
+    def progress(self, progress: Progress) -> None:
+        """A step is part of the way."""
+
+    def end(self, label: str, result: StageResult) -> None:
+        """A step has finished."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+@dataclass(frozen=True)
+class BuiltFile:
+    """One GGUF the build ends with."""
+
+    quant: str
+    path: Path
+    record: QuantRecord
+
+
+@dataclass
+class Builder:
+    """One build: a plan, an engine and the store of one model."""
+
+    plan: BuildPlan
+    engine: Engine
+    store: ModelStore
+    repo_dir: Path
+    _finished: dict[str, FinishedStage] = field(default_factory=dict)
+    _specs: dict[str, StageSpec] = field(default_factory=dict)
+
+    def find_finished(self) -> dict[str, FinishedStage]:
+        """The steps that need not run, by label. A step counts only if all that it reads from does too."""
+        for step in self.plan.steps:
+            spec = self._spec(step)
+            if spec is not None and (found := self.store.finished(spec.label, spec.key)):
+                self._finished[step.label] = found
+        return self._finished
+
+    def partial_bytes(self) -> int:
+        """What resumable steps that did not finish have on disk already."""
+        waiting = (s for label, s in self._specs.items() if label not in self._finished and s.row.resumable)
+        return sum(self.store.partial_bytes(spec.label, spec.key) for spec in waiting)
+
+    def run(self, reporter: Reporter) -> list[BuiltFile]:
+        """Run what is left, and publish every file that was verified.
+
+        Raises:
+            StageFailed: a stage ended with an error; stages that finished before it stay finished.
+            EngineError: the engine failed.
+        """
+        with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
+            self._finished.clear()
+            self.find_finished()
+            todo = [step for step in self.plan.steps if step.label not in self._finished]
+            if todo:
+                self.engine.prepare(todo[0].row.image, reporter.note)
+                self.find_finished()  # a key could not be known before its image was
+            for number, step in enumerate(self.plan.steps, 1):
+                if step.label not in self._finished:
+                    self._run_step(step, number, reporter)
+            return self._publish(bool(todo))
+
+    def output(self, label: str) -> Path:
+        """The folder that a finished step left."""
+        return self._finished[label].artifact.folder
+
+    def _spec(self, step: Step) -> StageSpec | None:
+        inputs: dict[str, str] = {}
+        for name, origin in step.inputs.items():
+            if isinstance(origin, External):
+                inputs[name] = origin.digest
+            elif origin.step in self._finished:
+                inputs[name] = self._finished[origin.step].artifact.digest
+            else:
+                return None
+        image = self.engine.identity(step.row.image)
+        if image is None and not step.row.pinned:
+            return None
+        spec = spec_of(step, inputs, code_version(self.repo_dir, step.row.image), image or "")
+        self._specs[step.label] = spec
+        return spec
+
+    def _run_step(self, step: Step, number: int, reporter: Reporter) -> None:
+        spec = self._spec(step)
+        assert spec is not None, f"{step.label}: its inputs are not finished"
+        if found := self.store.finished(spec.label, spec.key):  # made under another plan with the same inputs
+            self._finished[step.label] = found
+            return
+        reporter.begin(step.label, number, len(self.plan.steps))
+        space = self.store.begin(spec.label, spec.key, spec.request, step.row.resumable)
+        try:
+            result = self.engine.run(spec, space, self._inputs(step), reporter.progress)
+            if result.exit_code is not ExitCode.DONE:
+                raise StageFailed(step.label, result)
+            self._finished[step.label] = self.store.finish(spec.label, spec.key, space, result)
+        except BaseException:
+            if not step.row.resumable:
+                self.store.discard(spec.label, spec.key)
+            raise
+        self._record(step, spec, result)
+        reporter.end(step.label, result)
+
+    def _inputs(self, step: Step) -> Mapping[str, Artifact]:
+        local = self.plan.source.local
+        inputs: dict[str, Artifact] = {}
+        for name, origin in step.inputs.items():
+            if isinstance(origin, Output):
+                inputs[name] = self._finished[origin.step].artifact
+            elif local is not None:
+                inputs[name] = local
+        return inputs
+
+    def _manifest(self) -> Manifest:
+        source = self.plan.source
+        record = SourceRecord(
+            kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
+            commit=source.model.commit, license=source.license, files=list(source.files),
+        )
+        return read_manifest(self.store.folder / "manifest.json") or Manifest(source=record)
+
+    def _record(self, step: Step, spec: StageSpec, result: StageResult) -> None:
+        manifest = self._manifest()
+        manifest.stages[step.label] = StageRecord(
+            key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
+            outputs=list(result.outputs), facts=result.facts, tools=result.tools,
+            argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
+            ran_by=self.engine.describe(), cpu=cpu_name(), finished_at=datetime.now(UTC),
+        )
+        self._write(manifest)
+
+    def _write(self, manifest: Manifest) -> None:
+        self.store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")
+
+    def _publish(self, changed: bool) -> list[BuiltFile]:
+        manifest = self._manifest()
+        before = manifest.model_dump_json()
+        built = [self._publish_target(target, manifest) for target in self.plan.targets]
+        if changed or manifest.model_dump_json() != before:
+            self._write(manifest)
+        return built
+
+    def _publish_target(self, target: Target, manifest: Manifest) -> BuiltFile:
+        facts = self._finished[target.verified_by].result.facts
+        if target.made_by:
+            made = self._finished[target.made_by]
+            entry = next(f for f in made.artifact.files if f.path == target.path)
+            path = self.store.publish(made, target.path, f"{self.plan.source.model.name}-{target.quant.name}.gguf")
+        else:
+            assert self.plan.source.local is not None
+            entry = next(f for f in self.plan.source.files if f.path == target.path)
+            path = self.plan.source.local.folder / target.path
+        record = QuantRecord(
+            file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
+            bits_per_weight=float(str(facts["bits_per_weight"])), made_by=target.made_by, verified_by=target.verified_by,
+        )
+        manifest.quants[target.quant.name] = record
+        return BuiltFile(target.quant.name, path, record)

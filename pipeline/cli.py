@@ -1,0 +1,188 @@
+"""The command line: the only module that prints. stdout is data, stderr is for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from pipeline import doctor, summary
+from pipeline.build import Builder, BuiltFile
+from pipeline.contract import ExitCode
+from pipeline.cost import Cost, cost_of
+from pipeline.demo import DEMO_NAME, demo_folder
+from pipeline.engines import Engine
+from pipeline.engines.choose import choose_engine
+from pipeline.errors import BadRequest, Interrupted, QuantyardError
+from pipeline.hub import HubAccess
+from pipeline.plan import BuildOptions, make_plan
+from pipeline.progress import LineReporter, LiveReporter
+from pipeline.quants import QUANTS
+from pipeline.settings import REPO_DIR, BuildRequest, add_options, read_request
+from pipeline.source import find_source, refuse_requantizing
+from pipeline.store import HashCache, ModelStore
+
+_DEMO_QUANTS = "Q4_K_M,Q8_0"
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command, and exit with its code."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    args = _parser().parse_args(argv)
+    try:
+        args.command(args)
+    except KeyboardInterrupt:
+        stopped = Interrupted("Stopped.", "Finished stages are kept; type the same command to go on.")
+        _fail(stopped, args)
+    except QuantyardError as error:
+        _fail(error, args)
+    sys.exit(ExitCode.DONE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quantyard", description="Open language models in, verified GGUF files out.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for name, command, text in COMMANDS:
+        sub = commands.add_parser(name, help=text, description=text)
+        add_options(sub)
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _build(args: argparse.Namespace) -> None:
+    request = read_request(args, os.environ)
+    console = _console()
+    engine, reason = choose_engine(request.engine, request.surroundings, request.images)
+    builder, finished, cost = _prepare(request, engine)
+    console.print(summary.plan_text(builder.plan, finished, cost, engine.name, reason), soft_wrap=True)
+    cost.check_disk(request.artifacts)
+    with _reporter(console) as reporter:
+        built = builder.run(reporter)
+    _print_built(request, builder, built, finished)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    request = read_request(args, os.environ)
+    engine, reason = choose_engine(request.engine, request.surroundings, request.images)
+    builder, finished, cost = _prepare(request, engine)
+    if request.json:
+        _print_json(summary.plan_json(builder.plan, finished, cost, engine.name))
+        return
+    _data_console().print(summary.plan_text(builder.plan, finished, cost, engine.name, reason), soft_wrap=True)
+    cost.check_disk(request.artifacts)
+
+
+def _prepare(request: BuildRequest, engine: Engine) -> tuple[Builder, set[str], Cost]:
+    if not request.model:
+        raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
+    source = find_source(
+        request.model, _hub_access(request), HashCache(request.artifacts / ".hashes.json"),
+        allow_pickle=request.allow_pickle, gguf_file=request.gguf_file,
+    )
+    refuse_requantizing(source, request.quants, allowed=request.allow_requantize)
+    options = BuildOptions(
+        quants=request.quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
+        allow_requantize=request.allow_requantize, threads=request.threads, workers=request.workers,
+        endpoint=request.endpoint,
+    )
+    builder = Builder(make_plan(source, options), engine, ModelStore(request.artifacts, source.model), REPO_DIR)
+    finished = set(builder.find_finished())
+    return builder, finished, cost_of(builder.plan, finished, builder.partial_bytes(), request.artifacts)
+
+
+def _hub_access(request: BuildRequest) -> HubAccess:
+    return HubAccess(request.endpoint, request.hf_token)
+
+
+def _quants(args: argparse.Namespace) -> None:
+    if read_request(args, os.environ).json:
+        _print_json({"quants": [summary.quant_json(quant) for quant in QUANTS]})
+    else:
+        _data_console().print(summary.quants_table(QUANTS))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    request = read_request(args, os.environ)
+    findings = doctor.examine(request)
+    if request.json:
+        _print_json({"findings": [finding.__dict__ for finding in findings]})
+    else:
+        _data_console().print(summary.doctor_text(findings), soft_wrap=True)
+    if any(finding.state == "missing" for finding in findings):
+        sys.exit(1)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    request = read_request(args, os.environ)
+    console = _console()
+    engine, reason = choose_engine(request.engine, request.surroundings, request.images)
+    console.print(summary.demo_text(engine.name, reason), soft_wrap=True)
+    with _reporter(console) as reporter:
+        folder = demo_folder(request, engine, reporter)
+    args.MODEL, args.QUANT = str(folder), _DEMO_QUANTS
+    _build(args)
+    console.print(summary.demo_end(DEMO_NAME), soft_wrap=True)
+
+
+def _images(args: argparse.Namespace) -> None:
+    request = read_request(args, os.environ)
+    engine, _reason = choose_engine(request.engine, request.surroundings, request.images)
+    with _reporter(_console()) as reporter:
+        engine.prepare("builder", reporter.note)
+    for name, value in engine.describe().items():
+        print(f"{name}={value}")
+
+
+# To add a command: add a row, a target to the Makefile and a line to README.md (tests compare the three).
+COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], str], ...] = (
+    ("build", _build, "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest."),
+    ("plan", _plan, "Show what a build would run, download and need, and do nothing."),
+    ("quants", _quants, "List every quantization type, and when to choose it."),
+    ("doctor", _doctor, "Check this machine, with a remedy for each finding."),
+    ("demo", _demo, "The two-minute tour: build a real 135M model with no account anywhere."),
+    ("images", _images, "Make the tools ready: build the builder image (docker), or set up .venv-local (local)."),
+)
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _data_console() -> Console:
+    """stdout. What is no terminal has no width to wrap at."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _reporter(console: Console) -> LiveReporter | LineReporter:
+    return LiveReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def _print_built(request: BuildRequest, builder: Builder, built: list[BuiltFile], finished: set[str]) -> None:
+    if request.json:
+        _print_json(summary.built_json(builder.plan, built, finished, builder.store.folder / "manifest.json"))
+        return
+    _console().print(summary.built_text(built, builder.store.folder, any(s.label not in finished for s in builder.plan.steps)), soft_wrap=True)
+    for file in built:
+        print(file.path)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
+    console = _console()
+    if getattr(args, "JSON", None) or os.environ.get("JSON") == "1":
+        _print_json({"error": {"message": error.message, "hint": error.hint, "detail": error.detail, "exit_code": error.code}})
+    if error.detail:
+        console.print(error.detail, markup=False, style="dim", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {summary.escape(error.message)}", soft_wrap=True)
+    if error.hint:
+        console.print(error.hint, markup=False, soft_wrap=True)
+    sys.exit(error.code)

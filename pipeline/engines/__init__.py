@@ -1,0 +1,53 @@
+"""What can run a stage: the protocol, and the choice of engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pipeline.contract import Progress, StageResult
+from pipeline.plan import StageSpec
+from pipeline.store import Artifact, Workspace
+
+EngineName = Literal["auto", "docker", "local"]
+OnProgress = Callable[[Progress], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the machine and the user give every stage: decided at the edge, the same for both engines."""
+
+    repo_dir: Path  # where the stage packages are
+    hf_token: str | None = None
+    proxies: Mapping[str, str] | None = None  # HTTPS_PROXY, NO_PROXY …, for stages with a network
+    ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
+    extra_ca: Path | None = None
+    memory_bytes: int | None = None  # None: all of the machine but a reserve
+
+
+class Engine(Protocol):
+    """Runs stages, one at a time."""
+
+    name: str
+
+    def identity(self, image: str) -> str | None:
+        """What the tools are, for a stage's key; None while that cannot be known (an image not built yet)."""
+
+    def prepare(self, image: str, on_note: OnNote) -> None:
+        """Make the tools ready: build the image, or check the host's own. May take minutes; repeats are instant."""
+
+    def describe(self) -> dict[str, str]:
+        """For the manifest: versions and digests of what runs the stages."""
+
+    def run(
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
+    ) -> StageResult:
+        """Run one stage to its end.
+
+        Raises:
+            EngineError: the stage could not be started, or its process vanished.
+            KeyboardInterrupt: passed on, after the stage was stopped and removed.
+        """

@@ -1,0 +1,26 @@
+"""Which engine runs the stages: `auto` is docker wherever a daemon answers."""
+
+from __future__ import annotations
+
+from pipeline.engines import Engine, EngineName, Surroundings
+from pipeline.engines.local import LocalEngine
+from pipeline.errors import EngineError
+from pipeline.images import ImageSettings
+
+
+def choose_engine(name: EngineName, around: Surroundings, images: ImageSettings) -> tuple[Engine, str]:
+    """The engine and the reason for it.
+
+    Raises:
+        EngineError: docker was asked for, and no daemon answers.
+    """
+    if name == "local":
+        return LocalEngine(around), "asked for"
+    from pipeline.engines.docker import DockerEngine  # imported late: the SDK costs 0.2 s that `local` need not pay
+
+    try:
+        return DockerEngine(around, images), "a daemon answers" if name == "auto" else "asked for"
+    except EngineError:
+        if name == "docker":
+            raise
+        return LocalEngine(around), "no Docker daemon answers"

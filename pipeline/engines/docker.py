@@ -1,0 +1,275 @@
+"""The engine `docker`: every stage is one container, run through the Docker SDK.
+
+The only module that knows the SDK; the daemon's messy answers become our errors here. A container gets nothing
+that its stage does not need: no network (but for fetch and publish), a read-only root, no capabilities, the
+caller's uid, and limits on memory and processes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import docker
+import docker.errors
+import requests
+from docker.types import LogConfig, Mount
+from docker.utils.socket import frames_iter
+
+from pipeline.contract import ExitCode, StageError, StageResult
+from pipeline.engines import OnNote, OnProgress, Surroundings
+from pipeline.engines.output import read_result, report_line
+from pipeline.engines.secrets import secrets_folder
+from pipeline.errors import EngineError
+from pipeline.images import ImageSettings, bake, recipe
+from pipeline.plan import StageSpec
+from pipeline.store import Artifact, Workspace
+
+_LABEL = "quantyard.out"  # a container's label: the folder it writes to
+_PIDS = 2048
+_RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage dies and not the host
+_CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
+_TAIL_LINES = 15
+_STDOUT = 1
+_DaemonError = (docker.errors.DockerException, requests.exceptions.RequestException)
+
+
+def connect(timeout_s: float = 60) -> docker.DockerClient:
+    """A client of the daemon that the environment names.
+
+    Raises:
+        EngineError: none answers.
+    """
+    try:
+        client = docker.from_env(timeout=timeout_s)
+        client.ping()
+    except _DaemonError as error:
+        message = f"No Docker daemon answers: {_first_line(error)}"
+        raise EngineError(message, "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local.") from error
+    return client
+
+
+class DockerEngine:
+    """Runs stages as containers of this machine's Docker Engine."""
+
+    name = "docker"
+
+    def __init__(self, surroundings: Surroundings, images: ImageSettings) -> None:
+        self._around = surroundings
+        self._images = images
+        self._client = connect()
+
+    def identity(self, image: str) -> str | None:
+        """Base digest and recipe of the image; None while either is not here yet."""
+        base = self._base_digest()
+        if base is None or not self._has(self._tag(image, base)):
+            return None
+        return f"{base}+{recipe(self._around.repo_dir, image)}"
+
+    def prepare(self, image: str, on_note: OnNote) -> None:
+        """Pull the base image if it is not here, then build ours on it."""
+        if self._base_digest() is None:
+            self._pull(on_note)
+        base = self._base_digest()
+        assert base is not None
+        if not self._has(self._tag(image, base)):
+            on_note(f"building the {image} image on {self._images.base} (a few minutes, once)")
+            bake(self._around.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None)
+
+    def describe(self) -> dict[str, str]:
+        """Versions and digests for the manifest."""
+        base = self._base_digest() or ""
+        with suppress(*_DaemonError):
+            image = self._client.images.get(self._tag("builder", base))
+            return {
+                "engine": "docker", "docker": str(self._client.version()["Version"]),
+                "base_image": self._images.base, "base_digest": base,
+                "builder_image": str(image.id), "recipe": str(image.labels.get("quantyard.recipe", "")),
+            }
+        return {"engine": "docker", "base_image": self._images.base, "base_digest": base}
+
+    def run(
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
+    ) -> StageResult:
+        """Run the stage in a container that is removed whatever happens."""
+        try:
+            self._remove_orphans(space)
+            with secrets_folder(spec, self._around) as secrets:
+                container = self._create(spec, self._mounts(spec, space, inputs, secrets), space)
+                try:
+                    return self._follow(spec, space, container, on_progress)
+                finally:
+                    self._remove(container.id)
+        except _DaemonError as error:
+            message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
+            raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
+
+    def _base_digest(self) -> str | None:
+        """The base image's digest on this machine: the registry's where it came from one, else its id."""
+        with suppress(docker.errors.ImageNotFound):
+            image = self._client.images.get(self._images.base)
+            digests = image.attrs.get("RepoDigests") or []
+            return str(digests[0]).rpartition("@")[2] if digests else str(image.id)
+        return None
+
+    def _pull(self, on_note: OnNote) -> None:
+        on_note(f"pulling {self._images.base} (about 1 GB, once)")
+        try:
+            self._client.images.pull(self._images.base)
+        except _DaemonError as error:
+            message = f"The base image {self._images.base} cannot be pulled: {_first_line(error)}"
+            hint = "Check the network and the name, or make a stand-in from Debian's packages: make base-images"
+            raise EngineError(message, hint) from error
+
+    def _has(self, tag: str) -> bool:
+        with suppress(docker.errors.ImageNotFound):
+            self._client.images.get(tag)
+            return True
+        return False
+
+    def _tag(self, image: str, base: str) -> str:
+        return f"quantyard/{image}:{recipe(self._around.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
+
+    def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
+        base = self._base_digest()
+        if base is None:
+            raise EngineError(f"The base image {self._images.base} is gone.", "Type the same command again.")
+        config: dict[str, Any] = {
+            "image": self._tag(spec.row.image, base),
+            "command": ["python3", "-m", spec.row.module, "--die-with-stdin"],
+            "labels": {_LABEL: str(space.out_dir), "quantyard.stage": spec.row.name, "quantyard.key": spec.key},
+            "user": f"{os.getuid()}:{os.getgid()}",
+            "environment": self._environment(spec),
+            "mounts": mounts,
+            "network_mode": self._network(spec),
+            "stdin_open": True,
+            "init": True,  # reaps the tools' processes and passes signals on
+        }
+        return self._client.containers.create(**config, **self._hardening())
+
+    def _hardening(self) -> dict[str, Any]:
+        memory = self._around.memory_bytes or int(self._client.info()["MemTotal"]) - _RESERVE_BYTES
+        return {
+            "read_only": True,
+            "tmpfs": {"/tmp": "rw,nosuid,nodev,noexec,size=1g,mode=1777"},
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "mem_limit": memory,
+            "memswap_limit": memory,
+            "pids_limit": _PIDS,
+            "log_config": LogConfig(type="none"),  # stdout is read as it comes; nobody reads it later
+        }
+
+    def _environment(self, spec: StageSpec) -> dict[str, str]:
+        env = {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+        if not spec.row.network:
+            return env | {"HF_HUB_OFFLINE": "1"}
+        env |= dict(self._around.proxies or {})
+        if self._around.ca_bundle:
+            env |= {name: _CA_IN_CONTAINER for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")}
+        return env
+
+    def _mounts(
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], secrets: Path
+    ) -> list[Mount]:
+        mounts = [_bind(space.in_dir, "/in"), _bind(space.out_dir, "/out", read_only=False)]
+        for name, artifact in inputs.items():
+            (space.in_dir / name).mkdir(exist_ok=True)  # /in is read-only, so Docker cannot make the mount point
+            if artifact.whole_folder:
+                mounts.append(_bind(artifact.folder, f"/in/{name}"))
+                continue
+            for entry in artifact.files:
+                (space.in_dir / name / entry.path).touch()
+                mounts.append(_bind(artifact.folder / entry.path, f"/in/{name}/{entry.path}"))
+        if spec.row.network and self._around.ca_bundle:
+            mounts.append(_bind(self._around.ca_bundle, _CA_IN_CONTAINER))
+        mounts += [_bind(path, f"/run/secrets/{path.name}") for path in secrets.iterdir()]
+        return mounts
+
+    def _network(self, spec: StageSpec) -> str:
+        """None for most stages. A mirror or proxy on this machine's loopback needs the host's own network."""
+        if not spec.row.network:
+            return "none"
+        urls = [getattr(spec.request, "endpoint", None) or "", *(self._around.proxies or {}).values()]
+        return "host" if any(_is_loopback(url) for url in urls) else "bridge"
+
+    def _follow(self, spec: StageSpec, space: Workspace, container: Any, on_progress: OnProgress) -> StageResult:
+        """Start the container, read what it says until it ends, and take its result."""
+        params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        connection = self._client.api.attach_socket(container.id, params=params)
+        timer = threading.Timer(spec.row.timeout_s, self._remove, [container.id])
+        timer.daemon = True
+        stderr: deque[str] = deque(maxlen=_TAIL_LINES)
+        try:
+            container.start()
+            timer.start()
+            started = time.monotonic()
+            for stream, line in _lines(connection):
+                if stream != _STDOUT or not report_line(line, on_progress):
+                    stderr.append(line)
+            state = self._wait(container, spec, time.monotonic() - started)
+        finally:
+            timer.cancel()
+            connection.close()
+        if state.get("OOMKilled"):
+            return _out_of_memory(spec)
+        return read_result(spec.label, space.out_dir, int(state["ExitCode"]), "\n".join(stderr))
+
+    def _wait(self, container: Any, spec: StageSpec, ran_s: float) -> dict[str, Any]:
+        try:
+            container.wait()
+            container.reload()
+        except docker.errors.NotFound as error:
+            if ran_s >= spec.row.timeout_s:
+                message = f"{spec.label} took longer than its limit of {spec.row.timeout_s / 3600:.0f} hours."
+                raise EngineError(message, "Try a smaller model or a faster machine.") from error
+            message = f"{spec.label}: its container was removed from outside."
+            raise EngineError(message, "Type the same command again; finished stages are kept.") from error
+        return dict(container.attrs["State"])
+
+    def _remove_orphans(self, space: Workspace) -> None:
+        """Stop what an orchestrator that died without a word left writing to the same folder."""
+        for orphan in self._client.containers.list(all=True, filters={"label": f"{_LABEL}={space.out_dir}"}):
+            self._remove(orphan.id)
+
+    def _remove(self, container_id: str) -> None:
+        with suppress(*_DaemonError):
+            self._client.api.remove_container(container_id, force=True, v=True)
+
+
+def _bind(source: Path, target: str, read_only: bool = True) -> Mount:
+    return Mount(target=target, source=str(source), type="bind", read_only=read_only)
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _lines(connection: Any) -> Iterator[tuple[int, str]]:
+    """Whole lines of the attached container, each with the stream it came from."""
+    rest: dict[int, bytes] = {}
+    raw = connection if isinstance(connection, sockets.socket) else connection._sock
+    raw.settimeout(None)  # a stage may be silent for hours
+    for stream, block in frames_iter(connection, tty=False):
+        *whole, rest[stream] = (rest.get(stream, b"") + block).split(b"\n")
+        yield from ((stream, line.decode(errors="replace")) for line in whole if line.strip())
+    yield from ((stream, line.decode(errors="replace")) for stream, line in rest.items() if line.strip())
+
+
+def _out_of_memory(spec: StageSpec) -> StageResult:
+    hint = "Give it more: MEMORY=16GiB, or close other programs."
+    error = StageError(kind="out-of-memory", message="It was killed because memory ran out.", hint=hint)
+    return StageResult(stage=spec.row.name, exit_code=ExitCode.RESOURCES, error=error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,146 @@
+"""The engine `local`: every stage is a process of this machine, for where no Docker daemon answers.
+
+The same stage modules run in `.venv-local`, with llama-cpp-python in place of llama.cpp's programs. There is no
+container around them: a stage sees the network and the user's files, so a hostile model file is held back by
+less. Use the docker engine for models you do not trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.contract import StageResult
+from pipeline.engines import OnNote, OnProgress, Surroundings
+from pipeline.engines.output import read_result, report_line
+from pipeline.engines.secrets import secrets_folder
+from pipeline.errors import EngineError
+from pipeline.plan import StageSpec
+from pipeline.store import Artifact, Workspace
+
+_STOP_S = 5.0
+_TAIL_LINES = 15
+_INSTALLED = "import importlib.metadata as m; print(*sorted(f'{d.name}=={d.version}' for d in m.distributions()))"
+
+
+class LocalEngine:
+    """Runs stages as processes of this machine."""
+
+    name = "local"
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._around = surroundings
+        self._venv = surroundings.repo_dir / ".venv-local"
+        self._python = self._venv / "bin" / "python"
+        self._converter = self._venv / "share" / "llama.cpp" / "convert_hf_to_gguf.py"
+
+    def identity(self, image: str) -> str | None:
+        """Digest of the packages in `.venv-local`; None until it is set up."""
+        del image  # every stage of this engine has the same tools
+        ready = self._venv / ".ready"
+        if not ready.exists():
+            return None
+        return "local+" + hashlib.sha256(ready.read_bytes()).hexdigest()
+
+    def prepare(self, image: str, on_note: OnNote) -> None:
+        """Set up `.venv-local` if it is not there, or not as pyproject.toml wants it."""
+        del image
+        script = self._around.repo_dir / "scripts" / "setup-local.sh"
+        if not (self._venv / ".ready").exists():
+            on_note("setting up .venv-local (compiles llama-cpp-python: 5 to 15 minutes, once)")
+        run = subprocess.run([str(script)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        if run.returncode != 0:
+            tail = "\n".join((run.stdout + run.stderr).splitlines()[-_TAIL_LINES:])
+            raise EngineError("The tools of ENGINE=local could not be set up.", "See what is missing: make doctor", tail)
+
+    def describe(self) -> dict[str, str]:
+        """Every package of `.venv-local`, for the manifest."""
+        run = subprocess.run([str(self._python), "-c", _INSTALLED], capture_output=True, text=True, check=False)
+        return {"engine": "local", "packages": run.stdout.strip()}
+
+    def run(
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
+    ) -> StageResult:
+        """Run the stage as a process group that is stopped whatever happens."""
+        self._link_inputs(space, inputs)
+        with secrets_folder(spec, self._around) as secrets:
+            return self._run(spec, space, secrets, on_progress)
+
+    def _run(self, spec: StageSpec, space: Workspace, secrets: Path, on_progress: OnProgress) -> StageResult:
+        argv = [str(self._python), "-m", spec.row.module, "--in", str(space.in_dir), "--out", str(space.out_dir)]
+        argv += ["--secrets", str(secrets), "--die-with-stdin"]
+        process = subprocess.Popen(
+            argv, env=self._environment(spec, space), cwd=space.out_dir, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        try:
+            return self._follow(spec, space, process, on_progress)
+        finally:
+            _stop(process)
+
+    def _link_inputs(self, space: Workspace, inputs: Mapping[str, Artifact]) -> None:
+        for name, artifact in inputs.items():
+            if artifact.whole_folder:
+                (space.in_dir / name).symlink_to(artifact.folder, target_is_directory=True)
+                continue
+            (space.in_dir / name).mkdir()
+            for entry in artifact.files:
+                (space.in_dir / name / entry.path).symlink_to(artifact.folder / entry.path)
+
+    def _environment(self, spec: StageSpec, space: Workspace) -> dict[str, str]:
+        home = space.out_dir.parent / "home"
+        home.mkdir(exist_ok=True)
+        env = {
+            "PATH": f"{self._venv / 'bin'}:{os.defpath}", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(self._around.repo_dir), "LLAMA_CONVERTER": str(self._converter),
+            "CONVERTER_PYTHON": str(self._python), "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        if not spec.row.network:
+            return env | {"HF_HUB_OFFLINE": "1"}
+        env |= dict(self._around.proxies or {})
+        if self._around.ca_bundle:
+            env |= {name: str(self._around.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
+        return env
+
+    def _follow(
+        self, spec: StageSpec, space: Workspace, process: subprocess.Popen[bytes], on_progress: OnProgress
+    ) -> StageResult:
+        assert process.stdout is not None and process.stderr is not None
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        stderr = process.stderr
+        reader = threading.Thread(target=lambda: tail.extend(_text(line) for line in stderr), daemon=True)
+        reader.start()
+        timer = threading.Timer(spec.row.timeout_s, _stop, [process])
+        timer.daemon = True
+        timer.start()
+        try:
+            for line in process.stdout:
+                report_line(_text(line), on_progress)
+            exit_code = process.wait()
+            reader.join(timeout=_STOP_S)
+        finally:
+            timer.cancel()
+        return read_result(spec.label, space.out_dir, exit_code, "\n".join(tail))
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop the stage and the tools it started: ask first, then kill."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,83 @@
+"""The images stages run in: what one is made of, and how it is built.
+
+An image's *recipe* is the digest of everything we put into it. Together with the digest of its base image it
+says what the tools are; a rebuilt image of the same recipe on the same base is the same tool, so it is this
+pair, not the rebuilt image's own id, that stage keys hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tomllib
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import EngineError
+
+_RECIPE_FILES = {"builder": ("docker/builder.Dockerfile", "docker/docker-bake.hcl")}
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Which base image, and what a build needs to reach the network. Environment wins over versions.env."""
+
+    base: str  # ghcr.io/ggml-org/llama.cpp:full
+    extra_ca: Path | None
+    proxies: Mapping[str, str]
+
+
+def code_version(repo_dir: Path, package: str) -> str:
+    """SHA-256 of the code that a stage of this package runs: the package and the contract."""
+    files = sorted((repo_dir / package).glob("*.py")) + [repo_dir / "pipeline" / "contract.py"]
+    return _digest_of_paths(repo_dir, files)
+
+
+def recipe(repo_dir: Path, image: str) -> str:
+    """SHA-256 of what we put into an image, its base apart: recipe files, dependencies, code."""
+    files = [repo_dir / name for name in _RECIPE_FILES[image]]
+    groups = tomllib.loads((repo_dir / "pyproject.toml").read_text())["dependency-groups"]
+    text = _digest_of_paths(repo_dir, files) + json.dumps(groups[image]) + code_version(repo_dir, image)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def bake(
+    repo_dir: Path, image: str, tag: str, base_digest: str, settings: ImageSettings, on_line: Callable[[str], None]
+) -> None:
+    """Build an image with `docker buildx bake`; the Python SDK cannot build BuildKit files.
+
+    Raises:
+        EngineError: buildx is missing, or the build failed (with its last lines).
+    """
+    env = dict(os.environ) | dict(settings.proxies) | {
+        "BASE": settings.base, "BASE_DIGEST": base_digest, "IMAGE_TAG": tag.rpartition(":")[2], "RECIPE": recipe(repo_dir, image),
+        "EXTRA_CA": str(settings.extra_ca or ""), "BUILDKIT_PROGRESS": "plain",
+    }
+    argv = ["docker", "buildx", "bake", "--file", "docker/docker-bake.hcl", "--load", image]
+    tail: deque[str] = deque(maxlen=20)
+    try:
+        process = subprocess.Popen(
+            argv, cwd=repo_dir, env=env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise EngineError("The docker command is not installed.", "See what is missing: make doctor") from error
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line.rstrip())
+            on_line(line.rstrip())
+    if process.returncode != 0:
+        message = f"The {image} image could not be built (exit code {process.returncode})."
+        raise EngineError(message, "See what is missing: make doctor", "\n".join(tail))
+
+
+def _digest_of_paths(repo_dir: Path, paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(repo_dir).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""The plan: which stages a build needs, in which order, and what each will cost.
+
+A stage is one row of `STAGES` and one module with a `main()`. What it reads is named by digest (`StageSpec`),
+so whoever runs it, on this machine or another, can find its inputs in a store of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.contract import (
+    ConvertRequest,
+    DequantizeRequest,
+    FetchRequest,
+    OutType,
+    QuantizeRequest,
+    StageRequest,
+    VerifyRequest,
+    digest_of,
+    digest_of_request,
+)
+from pipeline.quants import Quant
+from pipeline.source import Source
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What never changes about a stage.
+
+    `pinned` marks a stage whose request alone decides every byte it makes (a download checked against the
+    source's own hashes): its key leaves out the code and the image, so that neither a new release of
+    Quantyard nor a rebuilt image downloads a model again.
+    """
+
+    name: str  # also the module, the log prefix, the label and the key in the manifest
+    image: str  # the package and the image it runs in
+    network: bool = False
+    secrets: tuple[str, ...] = ()
+    gpu: bool = False
+    timeout_s: float = 6 * HOUR_S
+    resumable: bool = False
+    pinned: bool = False
+
+    @property
+    def module(self) -> str:
+        """What `python -m` runs."""
+        return f"{self.image}.{self.name}"
+
+
+# To add a stage: add a row here, a request in contract.py and a module `<image>/<name>.py` with a `main()`.
+STAGES: Mapping[str, StageRow] = {
+    row.name: row
+    for row in (
+        StageRow("fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True),
+        StageRow("convert", "builder"),
+        StageRow("quantize", "builder"),
+        StageRow("verify", "builder", timeout_s=2 * HOUR_S),
+        StageRow("dequantize", "builder", timeout_s=1 * HOUR_S),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """An input that another step of the plan makes."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class External:
+    """An input that exists already: a local folder or file, by the digest of its files."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with its request, and where its inputs come from."""
+
+    label: str  # unique in the plan: "convert", "quantize Q4_K_M"
+    row: StageRow
+    request: StageRequest
+    inputs: Mapping[str, Output | External]
+    size_bytes: int  # expected size of what it leaves on disk
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage ready to run anywhere: its inputs are digests, its key says what it is."""
+
+    label: str
+    row: StageRow
+    request: StageRequest
+    inputs: Mapping[str, str]
+    key: str
+
+
+def spec_of(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:
+    """The spec of a step whose input digests are known. See DESIGN: request, inputs, code and image make the key."""
+    parts = {"request": digest_of_request(step.request), "inputs": dict(inputs)}
+    if not step.row.pinned:
+        parts |= {"code": code_version, "image": image}
+    return StageSpec(step.label, step.row, step.request, dict(inputs), digest_of(parts))
+
+
+@dataclass(frozen=True)
+class Target:
+    """One GGUF the build ends with: the step that makes it, the step that verifies it."""
+
+    quant: Quant
+    made_by: str  # a step's label, or "" when the source itself is that file
+    path: str  # in that step's outputs
+    verified_by: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Steps in an order that can be run, and the files they end with."""
+
+    source: Source
+    steps: tuple[Step, ...]
+    targets: tuple[Target, ...]
+    outtype: OutType
+    outtype_reason: str
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user decided about the build, beside the source."""
+
+    quants: tuple[Quant, ...]
+    outtype: OutType
+    allow_pickle: bool
+    allow_requantize: bool
+    threads: int
+    workers: int
+    endpoint: str | None
+
+
+def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
+    """Lay out the steps: fetch → convert → (quantize → verify) × K, each only if the source needs it."""
+    steps: list[Step] = []
+    origin = _origin(source, options, steps)
+    outtype, reason = source.outtype(options.outtype)
+    base, path = (origin, source.gguf_file or "") if source.kind == "gguf" else (Output("convert"), "model.gguf")
+    if source.kind == "huggingface":
+        request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
+        steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, source.converted_size_bytes(outtype)))
+    targets = [_target(source, options, quant, outtype, base, path, steps) for quant in options.quants]
+    return BuildPlan(source, tuple(steps), tuple(targets), outtype, reason)
+
+
+def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Output | External:
+    if source.local is not None:
+        return External(source.local.digest)
+    request = FetchRequest(
+        repo_id=source.repo_id, commit=source.model.commit, files=source.files,
+        endpoint=options.endpoint, workers=options.workers,
+    )
+    steps.append(Step("fetch", STAGES["fetch"], request, {}, source.size_bytes))
+    return Output("fetch")
+
+
+def _target(
+    source: Source, options: BuildOptions, quant: Quant, outtype: OutType,
+    base: Output | External, path: str, steps: list[Step],
+) -> Target:
+    size_bytes = source.quant_size_bytes(quant)
+    made: Output | External = base
+    file = path
+    if not source.is_already(quant, outtype):
+        request = QuantizeRequest(
+            quant=quant.name, ftype=quant.ftype, source_file=path,
+            allow_requantize=options.allow_requantize, threads=options.threads,
+        )
+        label, file = f"quantize {quant.name}", "model.gguf"
+        steps.append(Step(label, STAGES["quantize"], request, {"source": base}, size_bytes))
+        made = Output(label)
+    steps.append(_verify(source, options, quant, made, file, base, path))
+    return Target(quant, made.step if isinstance(made, Output) else "", file, steps[-1].label, size_bytes)
+
+
+def _verify(
+    source: Source, options: BuildOptions, quant: Quant,
+    made: Output | External, file: str, base: Output | External, path: str,
+) -> Step:
+    inputs = {"model": made, "source": base}
+    has_reference = source.kind == "huggingface"
+    if has_reference:
+        inputs["reference"] = base  # convert leaves reference.json beside model.gguf
+    request = VerifyRequest(
+        quant=quant.name, model_file=file, source_file=path, has_reference=has_reference, threads=options.threads
+    )
+    return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0)
+
+
+def dequantize_step(gguf: External, file: str, size_bytes: int) -> Step:
+    """The step `make demo` starts from: a GGUF back in Hugging Face format."""
+    request = DequantizeRequest(source_file=file)
+    return Step("dequantize", STAGES["dequantize"], request, {"source": gguf}, size_bytes)

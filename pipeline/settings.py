@@ -1,0 +1,214 @@
+"""Everything a user can decide, in one table; argv and the environment are read here and nowhere else.
+
+Make passes its variables on as environment variables, so `make build MODEL=x` and `quantyard build --model x`
+meet in the same row. An option on the command line wins over the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.contract import OutType
+from pipeline.engines import EngineName, Surroundings
+from pipeline.errors import BadRequest
+from pipeline.images import ImageSettings
+from pipeline.quants import Quant, parse_list
+
+REPO_DIR = Path(__file__).resolve().parent.parent
+_ON = {"1", "true", "yes", "on"}
+_OFF = {"", "0", "false", "no", "off"}
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?$", re.IGNORECASE)
+_SIZE_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# Where a CA is named for this machine's own programs, the containers need it just the same.
+_CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing a user can decide."""
+
+    name: str  # the environment variable; the option is --name-in-lower-case
+    default: str
+    help: str
+    flag: bool = False
+    secret: bool = False  # never an option: command lines are visible to every user of the machine
+
+
+# To add a setting: add a row, and a line to the table in README.md (a test compares the two).
+SETTINGS = (
+    Setting("MODEL", "", "org/name[@revision], a folder in Hugging Face format, or a .gguf file"),
+    Setting("QUANT", "Q4_K_M", "one or more quantization types, comma-separated; `make quants` lists them"),
+    Setting("OUTTYPE", "auto", "what to convert to: auto (bf16 unless it would lose bits), bf16, f16, f32, q8_0"),
+    Setting("ENGINE", "auto", "auto (docker if a daemon answers), docker, or local"),
+    Setting("ARTIFACTS", "artifacts", "the folder that keeps everything that is made"),
+    Setting("GGUF_FILE", "", "which file of a repo that holds several GGUFs"),
+    Setting("ALLOW_PICKLE", "", "1: convert pickle checkpoints (.bin, .pt), which can run code", flag=True),
+    Setting("ALLOW_REQUANTIZE", "", "1: quantize a GGUF that is quantized already", flag=True),
+    Setting("THREADS", "0", "threads for quantizing and verifying; 0: all cores"),
+    Setting("WORKERS", "4", "files to download at once"),
+    Setting("MEMORY", "", "memory limit of a stage, such as 16GiB (docker engine); default: all but 512 MiB"),
+    Setting("JSON", "", "1: print one JSON object on stdout and nothing else there", flag=True),
+    Setting("EXTRA_CA", "", "PEM file with the CA of a TLS-inspecting proxy; SSL_CERT_FILE and the like count too"),
+    Setting("HF_TOKEN", "", "Hub token for gated and private models; `hf auth login` works too", secret=True),
+    Setting("HF_ENDPOINT", "", "another Hub address, such as a mirror"),
+    Setting("HTTPS_PROXY", "", "proxy for stages with a network; HTTP_PROXY, ALL_PROXY, NO_PROXY likewise"),
+    Setting("LLAMA_CPP_IMAGE", "", "base image of the builder; default in versions.env"),
+    Setting("LLAMA_CPP_TAG", "", "its tag; default in versions.env"),
+)
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What the user asked for, checked and frozen."""
+
+    model: str
+    quants: tuple[Quant, ...]
+    outtype: OutType
+    engine: EngineName
+    artifacts: Path
+    gguf_file: str | None
+    allow_pickle: bool
+    allow_requantize: bool
+    threads: int
+    workers: int
+    json: bool
+    endpoint: str | None
+    hf_token: str | None
+    surroundings: Surroundings
+    images: ImageSettings
+
+
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    """Give a parser the options of these settings (all of them by default)."""
+    for setting in SETTINGS:
+        if setting.secret or (names is not None and setting.name not in names):
+            continue
+        option = "--" + setting.name.lower().replace("_", "-")
+        text = f"{setting.help} [{setting.name}={setting.default}]".replace("%", "%%")
+        if setting.flag:
+            parser.add_argument(option, dest=setting.name, action="store_const", const="1", help=text)
+        else:
+            parser.add_argument(option, dest=setting.name, metavar="X", help=text)
+
+
+def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> BuildRequest:
+    """The frozen request of this command line in this environment.
+
+    Raises:
+        BadRequest: a value that cannot be.
+    """
+    values = {s.name: _value(s, args, environment) for s in SETTINGS}
+    pins = read_pins(REPO_DIR / "versions.env")
+    proxies = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
+    if values["HTTPS_PROXY"]:
+        proxies["HTTPS_PROXY"] = values["HTTPS_PROXY"]
+    extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
+    artifacts = Path(values["ARTIFACTS"]).expanduser().absolute()
+    base = f"{values['LLAMA_CPP_IMAGE'] or pins['LLAMA_CPP_IMAGE']}:{values['LLAMA_CPP_TAG'] or pins['LLAMA_CPP_TAG']}"
+    hf_token = values["HF_TOKEN"] or _stored_token(environment)
+    return BuildRequest(
+        model=values["MODEL"], quants=parse_list(values["QUANT"]),
+        outtype=_one_of("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
+        engine=_one_of("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
+        artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
+        allow_pickle=_flag("ALLOW_PICKLE", values), allow_requantize=_flag("ALLOW_REQUANTIZE", values),
+        threads=_integer("THREADS", values, 0, 1024), workers=_integer("WORKERS", values, 1, 32),
+        json=_flag("JSON", values), endpoint=values["HF_ENDPOINT"].rstrip("/") or None, hf_token=hf_token,
+        surroundings=Surroundings(
+            repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies, extra_ca=extra_ca,
+            ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
+        ),
+        images=ImageSettings(base=base, extra_ca=extra_ca, proxies=proxies),
+    )
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """The pins of versions.env."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def _value(setting: Setting, args: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    given = getattr(args, setting.name, None)
+    if given is None:
+        given = environment.get(setting.name) or setting.default
+    return str(given)
+
+
+def _stored_token(environment: Mapping[str, str]) -> str | None:
+    """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    home = environment.get("HF_HOME") or f"{cache}/huggingface"
+    path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _first(environment: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((environment[name] for name in names if environment.get(name)), "")
+
+
+def _spellings(names: Sequence[str]) -> list[str]:
+    return [*names, *(name.lower() for name in names)]
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise BadRequest(f"{name}={value} is not one of {', '.join(allowed)}.", f"Type one of them: {name}={allowed[0]}")
+    return value
+
+
+def _flag(name: str, values: Mapping[str, str]) -> bool:
+    value = values[name].lower()
+    if value not in _ON | _OFF:
+        raise BadRequest(f"{name}={values[name]} is neither on nor off.", f"Type {name}=1, or leave it out.")
+    return value in _ON
+
+
+def _integer(name: str, values: Mapping[str, str], low: int, high: int) -> int:
+    if not values[name].isdecimal() or not low <= int(values[name]) <= high:
+        raise BadRequest(f"{name}={values[name]} is not a whole number from {low} to {high}.", f"Type {name}={low or high}.")
+    return int(values[name])
+
+
+def _memory(text: str) -> int | None:
+    if not text:
+        return None
+    match = _SIZE.match(text.strip())
+    size_bytes = int(float(match[1]) * _SIZE_UNIT[match[2].upper()]) if match else 0
+    if size_bytes < 256 * 2**20:
+        raise BadRequest(f"MEMORY={text} is not a size of at least 256 MiB.", "Write it like this: MEMORY=16GiB")
+    return size_bytes
+
+
+def _extra_ca(text: str) -> Path | None:
+    if not text:
+        return None
+    path = Path(text).expanduser().absolute()
+    if not path.is_file() or b"-----BEGIN" not in path.read_bytes():
+        raise BadRequest(f"EXTRA_CA={text} is not a PEM file.", "Give the file with the proxy's certificate.")
+    return path
+
+
+def _ca_bundle(extra_ca: Path | None, artifacts: Path) -> Path | None:
+    """The system's certificates and EXTRA_CA in one file: the libraries take one bundle, and it replaces theirs."""
+    if extra_ca is None:
+        return None
+    import certifi  # comes with requests, which the Docker SDK needs
+
+    system = Path(ssl.get_default_verify_paths().cafile or certifi.where())
+    bundle = artifacts / ".ca-bundle.pem"
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    temporary = bundle.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(system.read_bytes() + b"\n" + extra_ca.read_bytes())
+    temporary.rename(bundle)
+    return bundle

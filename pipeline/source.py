@@ -1,0 +1,212 @@
+"""What the user named with MODEL, resolved: where it is, at which commit, and what a build of it will cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from builder.gguf_header import GgufError, GgufHeader, read_model
+from builder.safetensors_header import SafetensorsError, read_folder
+from builder.stage import sha256_of
+from pipeline.contract import FileEntry, OutType, digest_of_files
+from pipeline.errors import BadSource, NeedsPermission
+from pipeline.estimate import TensorShape, gguf_size_bytes, kv_cache_bytes, outtype_for, params_size_bytes
+from pipeline.hub import HubAccess, HubRepo, parse_repo_id, read_config, resolve, tensor_shapes
+from pipeline.hub_files import select_files
+from pipeline.quants import Quant, find
+from pipeline.store import Artifact, HashCache, ModelId
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from. Sizes are in bytes."""
+
+    model: ModelId
+    kind: Literal["huggingface", "gguf"]
+    title: str
+    files: tuple[FileEntry, ...]
+    repo_id: str = ""
+    revision: str = ""
+    license: str | None = None
+    local: Artifact | None = None
+    gguf_file: str | None = None
+    gguf: GgufHeader | None = None
+    dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype → number of weights
+    tensors: tuple[TensorShape, ...] | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is downloaded, or read in place."""
+        return sum(f.size_bytes for f in self.files)
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights; from the file sizes (two bytes each) where nothing better is known."""
+        if self.gguf is not None:
+            return self.gguf.n_params
+        return sum(self.dtypes.values()) or self.size_bytes // 2
+
+    def outtype(self, asked: OutType) -> tuple[OutType, str]:
+        """The type to convert to, and why. `auto` where only the conversion itself can tell."""
+        if asked != "auto":
+            return asked, "asked for"
+        if not self.dtypes:
+            return "auto", "decided by the weights' own type when they are here"
+        return outtype_for(self.dtypes)
+
+    def is_already(self, quant: Quant, outtype: OutType) -> bool:
+        """Whether the conversion, or the GGUF itself, is this quant already, so that nothing is left to quantize."""
+        if self.gguf is not None:
+            return self.gguf.file_type == quant.ftype
+        return self.kind == "huggingface" and outtype == quant.name.lower()
+
+    def converted_size_bytes(self, outtype: OutType) -> int:
+        """Expected size of the conversion."""
+        return self.quant_size_bytes(find("BF16" if outtype == "auto" else outtype))
+
+    def quant_size_bytes(self, quant: Quant) -> int:
+        """Expected size of a GGUF of this quant."""
+        if self.tensors is not None:
+            return gguf_size_bytes(self.tensors, self.config, quant)
+        return params_size_bytes(self.n_params, quant)
+
+    def kv_cache_bytes(self, context_tokens: int) -> int | None:
+        """Size of the KV cache at this context; None when the configuration does not tell."""
+        return kv_cache_bytes(self.config, context_tokens)
+
+
+def find_source(
+    model: str, access: HubAccess, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None
+) -> Source:
+    """Resolve MODEL: a GGUF file, a folder, or a Hub repo id.
+
+    A path wins over a repo id only if it says that it is one (`./`, `/`, `~`, `.gguf`) or is a folder with
+    a config.json.
+
+    Raises:
+        BadSource, NeedsPermission: a local source that cannot be built from.
+        HubError: the Hub said no.
+    """
+    if "\0" in model or not model.strip() or model.startswith("-"):
+        raise BadSource(f"{model!r} is not a model.", "Name one: make build MODEL=org/name")
+    path = Path(model).expanduser()
+    if path.is_dir() and (_says_path(model) or (path / "config.json").exists()):
+        return _folder(path.absolute(), hashes, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    if path.is_file():
+        return _gguf(path.absolute(), hashes)
+    if _says_path(model) and not (model.startswith("..") and model.count("/") == 1):
+        raise BadSource(f"There is no file or folder {model}.", "Give a path that exists, or a Hub id: MODEL=org/name")
+    return _hub(model, access, allow_pickle=allow_pickle, gguf_file=gguf_file)
+
+
+def _says_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
+
+
+def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
+    if not (path / "config.json").is_file():
+        hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
+        raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
+    listed = tuple(
+        FileEntry(path=p.relative_to(path).as_posix(), size_bytes=p.stat().st_size)
+        for p in sorted(path.rglob("*")) if p.is_file() and ".cache" not in p.parts
+    )
+    chosen = select_files(str(path), listed, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    if chosen.kind == "gguf" and chosen.gguf_file:
+        return _gguf(path / chosen.gguf_file, hashes)
+    files = tuple(
+        f.model_copy(update={"sha256": hashes.sha256(path / f.path, sha256_of)}) for f in chosen.files
+    )
+    tensors = _local_tensors(path) if any(f.path.endswith(".safetensors") for f in files) else None
+    digest = digest_of_files(files)
+    return Source(
+        model=ModelId("local", _safe_name(path.name), digest), kind="huggingface", title=str(path), files=files,
+        local=Artifact(digest, files, path), dtypes=_dtypes(tensors or ()), tensors=tensors, config=_config(path),
+    )
+
+
+def _gguf(path: Path, hashes: HashCache) -> Source:
+    try:
+        gguf = read_model(path)
+    except GgufError as error:
+        raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
+    parts = gguf.paths
+    files = tuple(
+        FileEntry(path=p.name, size_bytes=p.stat().st_size, sha256=hashes.sha256(p, sha256_of)) for p in parts
+    )
+    digest = digest_of_files(files)
+    name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
+    return Source(
+        model=ModelId("local", _safe_name(name), digest), kind="gguf", title=str(path), files=files,
+        local=Artifact(digest, files, path.parent, whole_folder=False), gguf_file=path.name, gguf=gguf,
+    )
+
+
+def refuse_requantizing(source: Source, quants: tuple[Quant, ...], *, allowed: bool) -> None:
+    """A quantized GGUF is only quantized again on request.
+
+    Raises:
+        NeedsPermission: it would be.
+    """
+    if source.gguf is None or not source.gguf.is_quantized or allowed:
+        return
+    if again := [q.name for q in quants if not source.is_already(q, "auto")]:
+        message = f"{source.gguf_file} is quantized already; making {', '.join(again)} of it loses more than its size says."
+        raise NeedsPermission(message, "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1.")
+
+
+def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | None) -> Source:
+    repo_id, revision = parse_repo_id(model)
+    repo = resolve(access, repo_id, revision)
+    chosen = select_files(repo.repo_id, repo.files, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    org, name = repo.repo_id.split("/", 1)
+    is_hf = chosen.kind == "huggingface"
+    return Source(
+        model=ModelId(org, name, repo.commit), kind=chosen.kind, title=_title(repo), files=chosen.files,
+        repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
+        dtypes=repo.dtypes, tensors=tensor_shapes(access, repo, chosen.files) if is_hf else None,
+        config=read_config(access, repo) if is_hf else {},
+    )
+
+
+def _title(repo: HubRepo) -> str:
+    return f"{repo.repo_id} at {repo.commit[:12]}"
+
+
+def _local_tensors(path: Path) -> tuple[TensorShape, ...]:
+    try:
+        files = read_folder(path)
+    except SafetensorsError as error:
+        raise BadSource(str(error), "The file is damaged: download or copy it again.") from error
+    return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
+
+
+def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        size = 1
+        for length in tensor.shape:
+            size *= length
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + size
+    return counts
+
+
+def _config(path: Path) -> Mapping[str, object]:
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except ValueError as error:
+        raise BadSource(f"{path / 'config.json'} is not valid JSON: {error}", "Download the model again.") from error
+    if not isinstance(config, dict):
+        raise BadSource(f"{path / 'config.json'} holds no JSON object.", "Download the model again.")
+    return config
+
+
+def _safe_name(name: str) -> str:
+    return _UNSAFE.sub("-", name).strip("-.") or "model"

@@ -1,0 +1,237 @@
+"""The artifact store: what stages made, under `artifacts/<org>/<name>/<commit12>/`.
+
+    stages/<label>-<key12>/      one finished stage: request.json, result.json, files/
+    stages/.<label>-<key12>/     one unfinished stage; it never counts
+    <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
+    manifest.json                what was made, from what, by what
+
+A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one
+rename makes them count. So a stage that was killed at any moment leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from pipeline.contract import ExitCode, FileEntry, StageRequest, StageResult, digest_of_files
+from pipeline.errors import QuantyardError
+
+_WAIT_STEP_S = 0.5
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A set of files named by one digest, and where this machine keeps it.
+
+    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it.
+    """
+
+    digest: str
+    files: tuple[FileEntry, ...]
+    folder: Path
+    whole_folder: bool = True
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(f.size_bytes for f in self.files)
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model, at which state: a Hub commit, or the digest of a local source's files."""
+
+    org: str
+    name: str
+    commit: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its artifacts are, relative to the store."""
+        return Path(self.org) / self.name / self.commit[:12]
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that counts: its result and its outputs."""
+
+    result: StageResult
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where one unfinished stage works: `/in` and `/out` as the stage will see them."""
+
+    in_dir: Path
+    out_dir: Path
+
+
+class ModelStore:
+    """The part of the store that holds one model at one commit."""
+
+    def __init__(self, root: Path, model: ModelId) -> None:
+        self.root = root
+        self.folder = root / model.folder
+        self._lock_path = root / model.org / model.name / ".lock"
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold the model's lock. Another holder is waited for, and named to `on_wait` once."""
+        self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock, told = FileLock(self._lock_path), False
+        while True:
+            try:
+                lock.acquire(timeout=_WAIT_STEP_S if told else 0)
+                break
+            except Timeout:
+                if not told:
+                    on_wait(self._lock_holder())
+                told = True
+        try:
+            self._lock_path.with_name(".lock-holder").write_text(str(os.getpid()))
+            yield
+        finally:
+            lock.release()
+
+    def _lock_holder(self) -> str:
+        try:
+            return f"process {int(self._lock_path.with_name('.lock-holder').read_text())}"
+        except (OSError, ValueError):
+            return "another process"
+
+    def finished(self, label: str, key: str) -> FinishedStage | None:
+        """The finished stage of this key, or None if it has not been run to its end."""
+        folder = self._final(label, key)
+        try:
+            result = StageResult.model_validate_json((folder / "result.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        files = folder / "files"
+        if any(not (files / f.path).is_file() or (files / f.path).stat().st_size != f.size_bytes for f in result.outputs):
+            return None  # somebody removed or changed a file: make it again
+        return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, files))
+
+    def begin(self, label: str, key: str, request: StageRequest, resumable: bool) -> Workspace:
+        """A folder to work in. What a killed run left there is kept only if the stage can resume from it."""
+        partial = self._partial(label, key)
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        space = Workspace(partial / "in", partial / "out")
+        shutil.rmtree(space.in_dir, ignore_errors=True)
+        space.in_dir.mkdir(parents=True)
+        space.out_dir.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            (space.out_dir / "result.json").unlink()
+        (space.in_dir / "request.json").write_text(request.model_dump_json(indent=2) + "\n")
+        return space
+
+    def finish(self, label: str, key: str, space: Workspace, result: StageResult) -> FinishedStage:
+        """Make a stage count: check that its outputs are there, sync them, rename."""
+        self._check_outputs(space, result)
+        shutil.copyfile(space.in_dir / "request.json", space.out_dir / "request.json")
+        for path in (*(space.out_dir / "files" / f.path for f in result.outputs), space.out_dir / "result.json"):
+            _sync(path)
+        final = self._final(label, key)
+        shutil.rmtree(final, ignore_errors=True)
+        space.out_dir.rename(final)
+        _sync(final.parent)
+        shutil.rmtree(self._partial(label, key), ignore_errors=True)
+        finished = self.finished(label, key)
+        if finished is None:
+            raise QuantyardError(f"{label}: the files vanished from {final} while they were being kept.")
+        return finished
+
+    def discard(self, label: str, key: str) -> None:
+        """Remove what an unfinished stage left."""
+        shutil.rmtree(self._partial(label, key), ignore_errors=True)
+
+    def partial_bytes(self, label: str, key: str) -> int:
+        """Size of what an unfinished stage left to resume from."""
+        files = (self._partial(label, key) / "out" / "files").rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+    def publish(self, finished: FinishedStage, path: str, name: str) -> Path:
+        """Give one output its final name beside the manifest: a hard link, so that no byte is copied."""
+        target, temporary = self.folder / name, self.folder / f".{name}.tmp"
+        source = finished.artifact.folder / path
+        if target.exists() and target.samefile(source):
+            return target
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            temporary.symlink_to(os.path.relpath(source, self.folder))
+        temporary.rename(target)
+        return target
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file of this model so that it is either the old or the new one, never a part."""
+        temporary = self.folder / f".{name}.tmp"
+        temporary.write_text(text)
+        _sync(temporary)
+        temporary.rename(self.folder / name)
+        _sync(self.folder)
+
+    def _check_outputs(self, space: Workspace, result: StageResult) -> None:
+        for entry in result.outputs:
+            path = space.out_dir / "files" / entry.path
+            if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.size_bytes:
+                raise QuantyardError(f"{result.stage} named an output that is not there: {entry.path}.")
+        if result.exit_code is not ExitCode.DONE:
+            raise QuantyardError(f"{result.stage} did not end well, so it cannot count as finished.")
+
+    def _final(self, label: str, key: str) -> Path:
+        return self.folder / "stages" / f"{_slug(label)}-{key[:12]}"
+
+    def _partial(self, label: str, key: str) -> Path:
+        return self.folder / "stages" / f".{_slug(label)}-{key[:12]}"
+
+
+class HashCache:
+    """SHA-256 of local files by (path, size, time of change), so that a folder of many GB is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            loaded = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            loaded = {}
+        self._known: dict[str, str] = loaded if isinstance(loaded, dict) else {}
+
+    def sha256(self, path: Path, compute: Callable[[Path], str]) -> str:
+        """The file's hash, computed only when the file is new or changed."""
+        stat = path.stat()
+        mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        if mark not in self._known:
+            self._known[mark] = compute(path)
+            self._save()
+        return self._known[mark]
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self._known, indent=0))
+        temporary.rename(self._path)
+
+
+def _slug(label: str) -> str:
+    return label.replace(" ", "-")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

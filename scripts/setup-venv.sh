@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Make a virtual environment that holds one dependency group of pyproject.toml, once.
+#
+# .ready inside it names the groups that are complete and the hash of what they were made from, so a second call
+# returns at once. It is removed before a change and written last: an environment whose set-up was
+# interrupted does not count, and is made anew. Two calls at a time are safe: one waits.
+#
+# Usage:  scripts/setup-venv.sh pipeline|test|lint [VENV]     VENV: .venv by default
+#         PYTHON=python3.12 scripts/setup-venv.sh test        that interpreter in place of python3
+# Exit codes:  0 ready · 1 a step failed · 2 wrong usage
+# Also sourced by setup-local.sh, for ensure_venv.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+again="then type: $0${*:+ $*}"
+say() { echo "$*" >&2; }
+die() { say "$*"; exit 1; }
+before_install() { :; } # both are for setup-local.sh to replace; they run under the lock, with $venv set
+after_install() { :; }
+
+# ensure_venv VENV GROUP
+ensure_venv() {
+    local venv=$1 group=$2 hash ready=""
+    hash=$(inputs_hash)
+    is_ready && return
+    check_python
+    mkdir -p "$venv"
+    take_lock
+    is_ready && return # whoever had the lock did the work
+    [[ ! -s $venv/.ready ]] || ready=$(grep " $hash\$" "$venv/.ready" || true)
+    before_install
+    if [[ ! -f $venv/.ready || ! -x $venv/bin/python ]]; then
+        say "Making $venv …"
+        "${PYTHON:-python3}" -m venv --clear "$venv" >&2 ||
+            die "$venv could not be made, as said above. On Debian or Ubuntu type: sudo apt-get install python3-venv; $again"
+    fi
+    rm -f "$venv/.ready"
+    pip_install "pip==$(sed -n 's/^PIP_VERSION=//p' versions.env)"
+    say "Installing the group '$group' into $venv …"
+    pip_install --group "$group"
+    after_install
+    { [[ -z $ready ]] || echo "$ready"; echo "$group $hash"; } >"$venv/.ready.new"
+    mv "$venv/.ready.new" "$venv/.ready"
+    say "$venv is ready ($group)."
+}
+
+# Only what decides the content, so that a change of the lint settings reinstalls nothing. The place counts
+# too: a virtual environment does not survive being moved.
+inputs_hash() {
+    {
+        pwd
+        grep '^PIP_VERSION=' versions.env
+        sed -n '/^\[dependency-groups\]/,/^\[/p' pyproject.toml
+        cat scripts/setup-venv.sh scripts/setup-local.sh scripts/cmake-args.sh
+    } | sha256
+}
+
+sha256() { # macOS has no sha256sum
+    if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -c 1-64
+}
+
+is_ready() {
+    [[ -f $venv/.ready && -x $venv/bin/python ]] && grep -qx "$group $hash" "$venv/.ready"
+}
+
+# The lock is on the folder itself and ends with this process and its children. Python takes it because macOS has
+# no flock(1): a lock belongs to the open file, which outlives the Python that locked it.
+take_lock() {
+    exec 9<"$venv"
+    flock_fd9 LOCK_NB && return
+    say "Another set-up of $venv is running; waiting for it …"
+    flock_fd9 0
+}
+
+flock_fd9() {
+    "${PYTHON:-python3}" -c "import fcntl, sys
+try: fcntl.flock(9, fcntl.LOCK_EX | ${1/#LOCK/fcntl.LOCK})
+except BlockingIOError: sys.exit(1)"
+}
+
+check_python() {
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "Python 3.11 or newer is needed, and ${PYTHON:-python3} is none. Install one, or name one in front: PYTHON=python3.12; $again"
+}
+
+pip_install() {
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" >&2 ||
+        die "pip could not install $*, as said above. Check the network (a proxy's CA: PIP_CERT=file), $again"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    case ${1-} in
+        pipeline | test | lint) ensure_venv "${2:-.venv}" "$1" ;;
+        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh pipeline|test|lint [VENV] (for local: scripts/setup-local.sh)"; exit 2 ;;
+    esac
+fi

@@ -1,0 +1,144 @@
+"""The repos of the small Hub in `hub_server.py`: files in memory or on disk, and how its API describes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file of a repo: bytes in memory, or a path whose bytes stay on disk."""
+
+    content: bytes | Path
+    lfs: bool
+
+    @cached_property
+    def size_bytes(self) -> int:
+        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
+
+    def blocks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to (not including) `end`, in pieces."""
+        end = self.size_bytes if end is None else end
+        if isinstance(self.content, bytes):
+            yield self.content[start:end]
+            return
+        with self.content.open("rb") as stream:
+            stream.seek(start)
+            while start < end and (block := stream.read(min(BLOCK_BYTES, end - start))):
+                start += len(block)
+                yield block
+
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for block in self.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def git_oid(self) -> str:
+        """The name git gives the file (of an LFS file: its pointer, here only something stable)."""
+        if self.lfs:
+            return hashlib.sha1(self.sha256.encode()).hexdigest()
+        digest = hashlib.sha1(f"blob {self.size_bytes}\0".encode())
+        for block in self.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.lfs else self.git_oid
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One model repo at one commit."""
+
+    repo_id: str
+    files: dict[str, Blob]
+    gated: bool
+    private: bool
+    disabled: bool
+    license: str | None
+    branches: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    @cached_property
+    def commit(self) -> str:
+        listing = "".join(f"{name} {blob.etag}\n" for name, blob in sorted(self.files.items()))
+        return hashlib.sha1(f"{self.repo_id}\n{listing}".encode()).hexdigest()
+
+    def has_revision(self, revision: str) -> bool:
+        return revision in (self.commit, *self.branches, *self.tags)
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """dtype → number of parameters, as the Hub counts them from the safetensors headers."""
+        counts: dict[str, int] = {}
+        for name, blob in self.files.items():
+            if "/" not in name and name.endswith(".safetensors"):
+                for dtype, elements in _elements(blob):
+                    counts[dtype] = counts.get(dtype, 0) + elements
+        return counts
+
+
+def _elements(blob: Blob) -> Iterator[tuple[str, int]]:
+    head = b"".join(blob.blocks(0, 8))
+    length = int.from_bytes(head, "little")
+    try:
+        header = json.loads(b"".join(blob.blocks(8, 8 + length))) if length < blob.size_bytes else {}
+    except ValueError:
+        return  # not a real safetensors file: the Hub counts nothing either
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            elements = 1
+            for length in tensor["shape"]:
+                elements *= length
+            yield tensor["dtype"], elements
+
+
+def model_info(repo: Repo) -> dict[str, Any]:
+    """What /api/models/<id>/revision/<rev>?blobs=true answers."""
+    info: dict[str, Any] = {
+        "_id": repo.commit[:24], "id": repo.repo_id, "modelId": repo.repo_id, "sha": repo.commit,
+        "private": repo.private, "gated": "manual" if repo.gated else False, "disabled": repo.disabled,
+        "tags": [f"license:{repo.license}"] if repo.license else [], "downloads": 0, "likes": 0,
+        "siblings": [_sibling(name, blob) for name, blob in repo.files.items()],
+    }
+    if repo.license:
+        info["cardData"] = {"license": repo.license}
+    if repo.parameters:
+        info["safetensors"] = {"parameters": repo.parameters, "total": sum(repo.parameters.values())}
+    return info
+
+
+def _sibling(name: str, blob: Blob) -> dict[str, Any]:
+    sibling: dict[str, Any] = {"rfilename": name, "size": blob.size_bytes, "blobId": blob.git_oid}
+    if blob.lfs:
+        sibling["lfs"] = {"sha256": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}
+    return sibling
+
+
+def tree(repo: Repo) -> list[dict[str, Any]]:
+    """What /api/models/<id>/tree/<rev> answers."""
+    return [
+        {"type": "file", "path": name, "size": blob.size_bytes, "oid": blob.git_oid}
+        | ({"lfs": {"oid": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}} if blob.lfs else {})
+        for name, blob in repo.files.items()
+    ]
+
+
+def refs(repo: Repo) -> dict[str, Any]:
+    """What /api/models/<id>/refs answers."""
+    def named(kind: str, names: tuple[str, ...]) -> list[dict[str, str]]:
+        return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": repo.commit} for n in names]
+
+    return {"branches": named("heads", repo.branches), "tags": named("tags", repo.tags), "converts": []}

@@ -1,0 +1,77 @@
+"""What the unit tests share: a local source that needs no model, and a build on the fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from builder.stage import sha256_of
+from pipeline.build import Builder
+from pipeline.contract import FileEntry, OutType, Progress, StageResult, digest_of_files
+from pipeline.plan import BuildOptions, make_plan
+from pipeline.quants import parse_list
+from pipeline.settings import REPO_DIR
+from pipeline.source import Source
+from pipeline.store import Artifact, ModelId, ModelStore
+from tests.unit.fake_engine import FakeEngine
+
+
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, label: str, number: int, of: int) -> None:
+        self.lines.append(f"begin {label}")
+
+    def progress(self, progress: Progress) -> None:
+        self.lines.append(f"progress {progress.done}")
+
+    def end(self, label: str, result: StageResult) -> None:
+        self.lines.append(f"end {label}")
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def local_source(tmp_path: Path) -> Source:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    path = folder / "config.json"
+    files = (FileEntry(path="config.json", size_bytes=path.stat().st_size, sha256=sha256_of(path)),)
+    digest = digest_of_files(files)
+    return Source(
+        model=ModelId("local", "tiny", digest), kind="huggingface", title=str(folder), files=files,
+        local=Artifact(digest, files, folder), dtypes={"BF16": 1000},
+    )
+
+
+@pytest.fixture
+def hub_source(local_source: Source) -> Source:
+    return replace(local_source, local=None, repo_id="org/tiny", revision="main", model=ModelId("org", "tiny", "a" * 40))
+
+
+MakeBuilder = Callable[..., Builder]
+
+
+@pytest.fixture
+def make_builder(tmp_path: Path) -> MakeBuilder:
+    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> Builder:
+        options = BuildOptions(
+            quants=parse_list(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
+            threads=0, workers=4, endpoint=None,
+        )
+        return Builder(make_plan(source, options), engine, ModelStore(tmp_path / "artifacts", source.model), REPO_DIR)
+
+    return make

@@ -1,0 +1,42 @@
+"""The border between orchestrator and stage."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.contract import FetchRequest, FileEntry, QuantizeRequest, VerifyRequest, digest_of_files, digest_of_request
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", ".", "./x", "a\\b", "a\0b", "a/./b"])
+def test_a_path_that_leaves_its_folder_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError):
+        FileEntry(path=path, size_bytes=1)
+
+
+@pytest.mark.parametrize("path", ["config.json", "a/b.json", "..x", "LICENSE.txt"])
+def test_a_path_inside_its_folder_is_taken(path: str) -> None:
+    assert FileEntry(path=path, size_bytes=1).path == path
+
+
+def test_what_cannot_change_the_bytes_is_not_in_the_key() -> None:
+    one = QuantizeRequest(quant="Q4_K_M", ftype=15, threads=1)
+    assert digest_of_request(one) == digest_of_request(one.model_copy(update={"threads": 8}))
+    assert digest_of_request(one) != digest_of_request(one.model_copy(update={"quant": "Q8_0", "ftype": 7}))
+
+
+def test_a_mirror_serves_the_same_download() -> None:
+    files = (FileEntry(path="config.json", size_bytes=2, sha256="0" * 64),)
+    one = FetchRequest(repo_id="a/b", commit="c" * 40, files=files)
+    assert digest_of_request(one) == digest_of_request(one.model_copy(update={"endpoint": "https://mirror", "workers": 9}))
+
+
+def test_the_order_of_files_does_not_change_their_digest() -> None:
+    a, b = FileEntry(path="a", size_bytes=1, sha256="0" * 64), FileEntry(path="b", size_bytes=1, sha256="1" * 64)
+    assert digest_of_files((a, b)) == digest_of_files((b, a))
+    assert digest_of_files((a,)) != digest_of_files((b,))
+
+
+def test_an_unknown_field_of_a_request_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        VerifyRequest.model_validate({"quant": "Q4_K_M", "surprise": 1})

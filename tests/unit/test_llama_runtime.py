@@ -1,0 +1,119 @@
+"""The llama-server client, against a stand-in server: what it asks, and what it says when the server dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from builder.llama_runtime import ChatRefused, ServerRuntime
+from builder.stage import StageFailure
+from pipeline.contract import ExitCode
+
+_SERVER = """#!{python}
+import http.server, json, os, signal, sys
+mode = open(os.path.join(os.path.dirname(__file__), "mode")).read()
+print("loading the model", file=sys.stderr, flush=True)
+if mode == "no-load":
+    sys.exit("unknown architecture")
+if mode == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    seen = 0
+
+    def do_GET(self):
+        Handler.seen += 1
+        status = 503 if self.path == "/health" and Handler.seen < 3 else 200
+        self.answer(status, {{"build_info": "b1-test"}})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if mode == "dies":
+            os._exit(9)
+        if self.path == "/tokenize":
+            self.answer(200, {{"tokens": [1] * body["add_special"] + [ord(c) for c in body["content"]]}})
+        elif self.path == "/apply-template" and mode == "refuses":
+            self.answer(400, {{"error": {{"message": "no such role"}}}})
+        elif self.path == "/apply-template":
+            self.answer(200, {{"prompt": body["messages"][0]["content"]}})
+        else:
+            logprob = None if mode == "nan" else -1.5
+            row = {{"logprob": logprob, "top_logprobs": [{{"logprob": logprob}}]}}
+            self.answer(200, {{"completion_probabilities": [row] * body["n_predict"]}})
+
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def _runtime(folder: Path, mode: str) -> ServerRuntime:
+    binary = folder / "llama-server"
+    binary.write_text(_SERVER.format(python=sys.executable))
+    binary.chmod(0o755)
+    (folder / "mode").write_text(mode)
+    return ServerRuntime(binary, folder / "model.gguf", threads=1)
+
+
+def test_the_server_is_asked_for_ids_text_and_logits_once_it_is_healthy(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "good") as runtime:
+        assert runtime.version() == "b1-test"
+        assert runtime.tokenize("aé", add_special=True) == [1, 97, 233]
+        assert runtime.render_chat([{"role": "user", "content": "hi"}]) == "hi"
+        assert runtime.finite_logits(["a", "b"]) == 4
+
+
+def test_the_server_is_gone_afterwards(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "good") as runtime:
+        runtime.version()
+        process = runtime._server._process
+        assert process is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def test_a_null_logprob_means_the_logits_are_not_finite(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "nan") as runtime, pytest.raises(StageFailure) as caught:
+        runtime.finite_logits(["hello"])
+    assert caught.value.error.kind == "verify-logits"
+
+
+def test_a_template_the_server_cannot_run_is_refused_with_its_words(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "refuses") as runtime, pytest.raises(ChatRefused, match="no such role"):
+        runtime.render_chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_model_that_does_not_load_carries_the_end_of_the_log(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "no-load") as runtime, pytest.raises(StageFailure) as caught:
+        runtime.tokenize("a", add_special=False)
+    assert (caught.value.exit_code, caught.value.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "verify-load")
+    assert "unknown architecture" in caught.value.error.detail
+
+
+def test_a_server_that_is_killed_ran_out_of_memory(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "killed") as runtime, pytest.raises(StageFailure) as caught:
+        runtime.tokenize("a", add_special=False)
+    assert (caught.value.exit_code, caught.value.error.kind) == (ExitCode.RESOURCES, "out-of-memory")
+
+
+def test_a_server_that_dies_while_it_answers_is_a_failure_with_its_exit_code(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "dies") as runtime, pytest.raises(StageFailure, match="exit code 9"):
+        runtime.tokenize("a", add_special=False)
+
+
+def test_a_missing_binary_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StageFailure, match="does not start"), ServerRuntime(tmp_path / "none", tmp_path, threads=0):
+        pass

@@ -1,0 +1,158 @@
+"""The recipes, the scripts and the pins agree with each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+BAKE = REPO / "docker" / "docker-bake.hcl"
+DOCKERFILES = sorted((REPO / "docker").glob("*.Dockerfile"))
+SCRIPTS = sorted((REPO / "scripts").glob("*.sh"))
+EXACT = r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?==\d[0-9A-Za-z.]*"  # name[extras]==version
+GROUPS = tomllib.loads((REPO / "pyproject.toml").read_text())["dependency-groups"]
+
+# A CPU as /proc/cpuinfo describes it, and what cmake-args.sh must switch on for it.
+_AVX2 = "sse4_2 avx f16c fma avx2 bmi2"
+_AVX512 = f"{_AVX2} avx512f avx512cd avx512vl avx512dq avx512bw"
+CPUS = {
+    "old": ("fpu sse4_2", {"SSE42"}),
+    "avx2": (_AVX2, {"SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2"}),
+    "avx2 with vnni": (f"{_AVX2} avx_vnni", {"SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2", "AVX_VNNI"}),
+    "avx512 without its base set": (f"{_AVX2} avx512f avx512_vnni", {"SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2"}),
+    "a virtual machine that advertises amx": (
+        f"{_AVX512} avx512vbmi avx512_vnni avx512_bf16 avx_vnni amx_tile amx_int8 amx_bf16",
+        {"SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16"},
+    ),
+}
+
+
+def pins() -> dict[str, str]:
+    """versions.env as a shell reads it."""
+    lines = (REPO / "versions.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def pinned_values() -> set[str]:
+    """The values that must stand in one place only; a word like `full` says too little to look for."""
+    return {value for value in pins().values() if re.search(r"[./:=]|\d", value)}
+
+
+def without_comments(path: Path) -> str:
+    """The lines of a recipe or script that do something."""
+    return "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in path.read_text().splitlines())
+
+
+def bake_targets() -> set[str]:
+    """The images the bake file builds for this machine."""
+    names = re.findall(r'^target "([a-z][a-z-]*)"', BAKE.read_text(), re.MULTILINE)
+    return {name for name in names if not name.endswith("-release")}
+
+
+def test_every_line_of_versions_env_is_a_comment_or_a_pin() -> None:
+    lines = (REPO / "versions.env").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"#.*|[A-Z][A-Z0-9_]*=[^\s'\"$`;&|]+|", line)] == []
+
+
+def test_versions_env_gives_a_shell_what_it_gives_us() -> None:
+    shell = subprocess.run(
+        ["bash", "-c", "set -a; . ./versions.env; env -0"],
+        cwd=REPO, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+    )
+    seen = dict(entry.split("=", 1) for entry in shell.stdout.split("\0") if entry)
+    assert pins().items() <= seen.items()
+
+
+def test_no_pin_is_named_twice() -> None:
+    names = re.findall(r"^([A-Z0-9_]+)=", (REPO / "versions.env").read_text(), re.MULTILINE)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", [BAKE, *DOCKERFILES, *SCRIPTS], ids=lambda path: path.name)
+def test_no_recipe_or_script_repeats_a_pin(path: Path) -> None:
+    text = without_comments(path)
+    assert [value for value in pinned_values() if value in text] == []
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_a_dockerfile_takes_its_base_from_bake_and_fetches_no_frontend(path: Path) -> None:
+    text = path.read_text()
+    stages = set(re.findall(r"^FROM .* AS (\S+)$", text, re.MULTILINE))
+    bases = {base for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE) if base not in stages}
+    assert all(base.startswith("${") for base in bases), bases
+    assert not re.search(r"^#\s*syntax\s*=", text, re.MULTILINE | re.IGNORECASE)
+
+
+def test_every_dockerfile_ends_in_the_stage_it_is_named_after() -> None:
+    last = {path.name: re.findall(r"^FROM .* AS (\S+)$", path.read_text(), re.MULTILINE)[-1] for path in DOCKERFILES}
+    assert last == {f"{name}.Dockerfile": name for name in last.values()}
+
+
+def test_every_dockerfile_has_a_bake_target_and_a_release_target() -> None:
+    names = {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES}
+    assert bake_targets() == names
+    assert all(f'target "{name}-release"' in BAKE.read_text() for name in names)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_runs_unprivileged_and_without_its_base_images_entrypoint(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
+    assert any(line.startswith("ENTRYPOINT") for line in lines)
+
+
+def test_the_docker_folder_holds_no_python() -> None:
+    assert list((REPO / "docker").rglob("*.py")) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_can_be_run_is_strict_and_parses(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+    text = path.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n# ")
+    assert "\nset -euo pipefail\n" in text
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_dependency_is_pinned_exactly(group: str) -> None:
+    """The scripts read llama-cpp-python's version out of its requirement, so it too must be exact."""
+    requirements = [entry for entry in GROUPS[group] if isinstance(entry, str)]
+    assert [line for line in requirements if not re.fullmatch(EXACT, line)] == []
+
+
+def test_the_converter_has_one_llama_cpp_python_to_come_from() -> None:
+    requirements = [line for lines in GROUPS.values() for line in lines if isinstance(line, str)]
+    assert len([line for line in requirements if line.startswith("llama-cpp-python==")]) == 1
+
+
+def test_one_package_has_one_version_in_all_groups() -> None:
+    versions: dict[str, set[str]] = {}
+    for line in {line for lines in GROUPS.values() for line in lines if isinstance(line, str)}:
+        name, _, version = line.partition("==")
+        versions.setdefault(name, set()).add(version)
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_llama_cpp_is_compiled_with_what_the_cpu_has_and_never_with_amx(cpu: str, tmp_path: Path) -> None:
+    flags, wanted = CPUS[cpu]
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+    args = subprocess.run([REPO / "scripts/cmake-args.sh", cpuinfo], capture_output=True, text=True, check=True).stdout
+    assert args.startswith("-DGGML_NATIVE=OFF ")
+    assert set(re.findall(r"-DGGML_(\w+)=ON", args)) == wanted
+    assert "AMX" not in args
+
+
+def test_a_cpu_without_flags_is_an_error_and_not_a_native_build(tmp_path: Path) -> None:
+    argv = [REPO / "scripts/cmake-args.sh", tmp_path / "none"]
+    run = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "CMAKE_ARGS" in run.stderr

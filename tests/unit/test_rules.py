@@ -1,0 +1,91 @@
+"""The rules of the house: who may import what, who may print, and that the README is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import COMMANDS
+from pipeline.plan import STAGES
+from pipeline.settings import REPO_DIR, SETTINGS
+
+OURS = ("builder", "eval", "server", "pipeline")
+README = (REPO_DIR / "README.md").read_text()
+
+
+def _modules(*packages: str) -> Iterator[Path]:
+    for package in packages:
+        yield from sorted((REPO_DIR / package).rglob("*.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("package", ["builder", "eval", "server"])
+def test_what_runs_in_an_image_imports_nothing_of_ours_but_the_contract(package: str) -> None:
+    for path in _modules(package):
+        ours = {name for name in _imports(path) if name.split(".")[0] in OURS}
+        foreign = {name for name in ours if name != "pipeline.contract" and name.split(".")[0] != package}
+        assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_only_the_docker_engine_imports_docker() -> None:
+    guilty = [p.name for p in _modules(*OURS) if any(name.split(".")[0] == "docker" for name in _imports(p))]
+    assert guilty == ["docker.py"]
+
+
+def test_only_the_command_line_prints() -> None:
+    def prints(path: Path) -> bool:
+        calls = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
+        return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+
+    assert [p.name for p in _modules("pipeline") if prints(p)] == ["cli.py"]
+
+
+def test_the_environment_is_read_at_the_edge_only() -> None:
+    edge = {"cli.py", "settings.py", "stage.py", "images.py", "secrets.py"}  # images: to pass it on; secrets: XDG
+    guilty = {p.name for p in _modules(*OURS) if "os.environ" in p.read_text()} - edge
+    assert not guilty
+
+
+def test_the_docker_folder_holds_no_python() -> None:
+    assert not list((REPO_DIR / "docker").rglob("*.py"))
+
+
+def test_every_stage_is_a_module_with_a_main() -> None:
+    for row in STAGES.values():
+        path = REPO_DIR / row.image / f"{row.name}.py"
+        assert "def main()" in path.read_text(), f"{row.name} has no main() in {path}"
+
+
+@pytest.mark.parametrize("setting", [s.name for s in SETTINGS])
+def test_every_setting_is_in_the_readme(setting: str) -> None:
+    assert f"`{setting}`" in README
+
+
+@pytest.mark.parametrize("command", [name for name, *_ in COMMANDS])
+def test_every_command_is_a_target_of_make_and_in_the_readme(command: str) -> None:
+    assert re.search(rf"^{command}:.*## ", (REPO_DIR / "Makefile").read_text(), re.MULTILINE)
+    assert f"make {command}" in README
+
+
+def test_every_target_of_make_is_in_the_readme() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (REPO_DIR / "Makefile").read_text(), re.MULTILINE)
+    assert [t for t in targets if f"make {t}" not in README] == []
+
+
+def test_every_module_is_in_the_readmes_map() -> None:
+    paths = [p.relative_to(REPO_DIR).as_posix() for p in _modules(*OURS) if p.name not in ("__init__.py", "__main__.py")]
+    paths += [p.relative_to(REPO_DIR).as_posix() for p in (REPO_DIR / "scripts").iterdir() if p.is_file()]
+    assert [path for path in paths if f"`{path}`" not in README] == []
