@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic import JsonValue
 
@@ -138,5 +138,10 @@ def _run(stage: Stage, argv: tuple[str, ...]) -> str:
     return lines[-1].rpartition(" ")[2] if lines else "unknown"
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """Run the stage as this process."""
     run_stage(DequantizeRequest, dequantize)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,10 +20,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before transformers is imported: no network, no advice.
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-os.environ.update(TRANSFORMERS_VERBOSITY="error", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
-
 UNSUPPORTED_MODEL = 3
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
@@ -150,5 +150,10 @@ def _model_facts(model: GgufHeader) -> dict[str, JsonValue]:
     }  # fmt: skip
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """Run the stage as this process."""
     run_stage(VerifyRequest, verify)
+
+
+if __name__ == "__main__":
+    main()

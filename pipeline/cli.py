@@ -12,11 +12,10 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from pipeline import doctor, summary
+from pipeline import summary
 from pipeline.build import Builder, BuiltFile
 from pipeline.contract import ExitCode
 from pipeline.cost import Cost, cost_of
-from pipeline.demo import DEMO_NAME, demo_folder
 from pipeline.engines import Engine
 from pipeline.engines.choose import choose_engine
 from pipeline.errors import BadRequest, Interrupted, QuantyardError
@@ -108,6 +107,8 @@ def _quants(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
+    from pipeline import doctor
+
     request = read_request(args, os.environ)
     findings = doctor.examine(request)
     if request.json:
@@ -119,6 +120,8 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    from pipeline.demo import DEMO_NAME, demo_folder
+
     request = read_request(args, os.environ)
     console = _console()
     engine, reason = choose_engine(request.engine, request.surroundings, request.images)

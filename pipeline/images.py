@@ -15,6 +15,7 @@ import tomllib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import EngineError
@@ -31,12 +32,14 @@ class ImageSettings:
     proxies: Mapping[str, str]
 
 
+@cache
 def code_version(repo_dir: Path, package: str) -> str:
     """SHA-256 of the code that a stage of this package runs: the package and the contract."""
     files = sorted((repo_dir / package).glob("*.py")) + [repo_dir / "pipeline" / "contract.py"]
     return _digest_of_paths(repo_dir, files)
 
 
+@cache
 def recipe(repo_dir: Path, image: str) -> str:
     """SHA-256 of what we put into an image, its base apart: recipe files, dependencies, code."""
     files = [repo_dir / name for name in _RECIPE_FILES[image]]

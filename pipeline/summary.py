@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from pipeline.build import BuiltFile
 from pipeline.cost import SERVE_CONTEXT_TOKENS, Cost
-from pipeline.doctor import Finding
 from pipeline.estimate import human_bytes
 from pipeline.plan import BuildPlan, Step
 from pipeline.quants import Quant
+
+if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
+    from pipeline.doctor import Finding
 
 __all__ = ["escape"]  # what needs no markup is escaped where it is printed
 

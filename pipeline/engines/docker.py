@@ -66,13 +66,16 @@ class DockerEngine:
         self._around = surroundings
         self._images = images
         self._client = connect()
+        self._identities: dict[str, str] = {}  # asking the daemon for each of a plan's steps would take longer than the rest
 
     def identity(self, image: str) -> str | None:
         """Base digest and recipe of the image; None while either is not here yet."""
-        base = self._base_digest()
-        if base is None or not self._has(self._tag(image, base)):
-            return None
-        return f"{base}+{recipe(self._around.repo_dir, image)}"
+        if image not in self._identities:
+            base = self._base_digest()
+            if base is None or not self._has(self._tag(image, base)):
+                return None
+            self._identities[image] = f"{base}+{recipe(self._around.repo_dir, image)}"
+        return self._identities[image]
 
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Pull the base image if it is not here, then build ours on it."""

@@ -275,7 +275,8 @@ def test_the_pre_tokenizer_a_gguf_names_is_put_back(tmp_path: Path) -> None:
     guess = {"pre_tokenizer": None, "added_tokens": [{"id": 2, "content": "<end>"}]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(guess | {"model": {"vocab": {"é": 0}, "byte_fallback": True}}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<wrong>", "eos_token_id": 1}))
-    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.eos_token_id": 2}
+    metadata: dict[str, Value] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
+    metadata["tokenizer.ggml.eos_token_id"] = 2
     assert restore_tokenizer(tmp_path, _header(tmp_path, metadata))
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     assert tokenizer["pre_tokenizer"] == PRE_TOKENIZERS["smollm"]
