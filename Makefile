@@ -25,7 +25,7 @@ quants: .ready ## every quantization type, and when to choose it
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor
 
-demo: .ready ## the two-minute tour: build a real 135M model with no account anywhere
+demo: .ready .base-image ## the two-minute tour: build a real 135M model with no account anywhere
 	@$(RUN) demo
 
 images: .ready ## build the builder image now, or set up .venv-local with ENGINE=local
@@ -37,7 +37,7 @@ base-images: ## make stand-ins for the base images where their registry cannot b
 build-help: .ready ## every variable that `make build` takes
 	@$(RUN) build --help
 
-test: ## every test: unit, docker (if a daemon answers), end to end
+test: ## the tests: unit, docker (if a daemon answers), end to end; SLOW=1 for the slow ones too
 	@scripts/test.sh
 
 test-fast: ## the unit tests alone: no network, no containers
@@ -51,6 +51,10 @@ lint: ## types and style
 clean: ## remove the virtual environments; artifacts stay
 	@rm -rf .venv .venv-local
 
-.PHONY: .ready
+.PHONY: .ready .base-image
 .ready:
 	@scripts/setup-venv.sh pipeline
+
+# The first two minutes must not end at a registry that cannot be reached. Builds leave that to `make base-images`.
+.base-image:
+	@[ "$(ENGINE)" = local ] || ! docker version >/dev/null 2>&1 || scripts/base-images.sh --if-unreachable

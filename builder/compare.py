@@ -18,9 +18,13 @@ _DATE_WORD: Final = re.compile(
 )
 _TOKENIZER_HINT: Final = (
     "This llama.cpp does not represent the tokenizer faithfully, so answers would be worse than the model's own. "
-    "Look for an issue on this model in llama.cpp, or try a newer image."
+    "Look for an issue on this model in llama.cpp, try a newer image, or insist with ALLOW_MISMATCH=1: the manifest "
+    "then says what differs."
 )
-_TEMPLATE_HINT: Final = "This llama.cpp does not run the model's chat template faithfully; try a newer image."
+_TEMPLATE_HINT: Final = (
+    "This llama.cpp does not run the model's chat template faithfully: try a newer image, or insist with "
+    "ALLOW_MISMATCH=1."
+)
 
 
 def compare_ids(runtime: LlamaRuntime, expected: Mapping[str, list[int]], *, add_special: bool) -> int:

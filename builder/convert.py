@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from builder.gguf_header import read_model
 from builder.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
@@ -55,7 +55,7 @@ def convert(stage: Stage, request: ConvertRequest) -> Outcome:
         raise _failure(stage, architecture, run)
     tokenizer_class = reference.finish()
     model = read_model(target)
-    facts = {
+    facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
         "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class,
         "n_tensors": len(model.tensors), "n_params": model.n_params,
@@ -182,7 +182,7 @@ def _versions(stage: Stage) -> dict[str, str]:
     code = "from importlib.metadata import version as v; print(v('transformers'), v('torch'))"
     lines: list[str] = []
     run_tool([str(stage.tools.converter_python), "-c", code], stage.tools.clean_env, lines.append)
-    transformers, torch = (lines[-1].split() + ["unknown", "unknown"])[:2] if lines else ("unknown", "unknown")
+    transformers, torch = [*lines[-1].split(), "unknown", "unknown"][:2] if lines else ("unknown", "unknown")
     return {"transformers": transformers, "torch": torch}
 
 

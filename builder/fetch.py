@@ -31,7 +31,7 @@ from builder.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
 from pipeline.contract import ExitCode, FetchRequest, FileEntry
 
 PARTIAL = ".partial"
-TOKEN_FILE = "HF_TOKEN"
+TOKEN_FILE = "HF_TOKEN"  # noqa: S105  (a name)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _fetch_all(job: _Job) -> None:
             wait(tasks, return_when=FIRST_EXCEPTION)
         finally:  # after a failure, and after Ctrl-C
             failed = [task for task in tasks if task.done() and not task.cancelled() and task.exception()]
-            if len(failed) or not all(task.done() for task in tasks):
+            if failed or not all(task.done() for task in tasks):
                 job.line.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
     for task in failed:

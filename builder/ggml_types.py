@@ -97,3 +97,11 @@ TENSOR_TYPES: Final[tuple[TensorType, ...]] = (
 
 TYPE_BY_ID: Final[dict[int, TensorType]] = {row.id: row for row in TENSOR_TYPES}
 TYPE_BY_NAME: Final[dict[str, TensorType]] = {row.name: row for row in TENSOR_TYPES}
+
+# What llama-quantize takes in place of a type whose block does not divide the row (`tensor_type_fallback`,
+# src/llama-quant.cpp). Where that does not fit either: F16.
+FALLBACKS: Final[dict[str, str]] = {
+    "Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL",
+    **dict.fromkeys(("Q3_K", "Q2_K", "Q2_0", "TQ1_0", "TQ2_0"), "Q4_0"),
+    **dict.fromkeys(("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"), "IQ4_NL"),
+}  # fmt: skip

@@ -82,7 +82,7 @@ def _with_bindings(request: QuantizeRequest, source: Path, target: Path, log: _L
 
     log.version = f"llama-cpp-python {llama_cpp.__version__}"
 
-    @llama_cpp.llama_log_callback
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def on_log(_level: int, text: bytes, _user_data: object) -> None:
         log(text.decode(errors="replace"))
 
@@ -103,7 +103,8 @@ def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailu
         raise OSError(28, "No space left on device")  # ENOSPC: the frame words it
     if "importance matrix" in text or "imatrix" in text:
         message = f"{request.quant} needs an importance matrix, and none was given."
-        return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, "Choose another quant: make quants", run.tail)
+        hint = "Choose another quant: make quants"
+        return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, hint, run.tail)
     if run.exit_code == -9:
         message = "llama-quantize was killed, most likely because memory ran out."
         hint = "Give it more: MEMORY=16GiB, or use fewer threads: THREADS=2."

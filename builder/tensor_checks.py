@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from builder.ggml_types import TYPE_BY_NAME, Scale, ScaleKind, TensorType
+from builder.ggml_types import FALLBACKS, TYPE_BY_NAME, Scale, ScaleKind, TensorType
 from builder.gguf_header import GgufHeader, TensorInfo
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024  # stays in the processor's cache, which is faster than larger reads
@@ -48,13 +48,6 @@ PROMISED_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "IQ4_NL": ("IQ4_NL",), "IQ4_XS": ("IQ4_XS",),
     "TQ1_0": ("TQ1_0",), "TQ2_0": ("TQ2_0",),
     "MXFP4_MOE": ("MXFP4", "Q8_0"), "NVFP4": ("NVFP4",),
-}  # fmt: skip
-
-# What llama.cpp uses where rows are not whole blocks (`tensor_type_fallback`, src/llama-quant.cpp).
-_FALLBACK: Final[dict[str, str]] = {
-    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
-    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
-    "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
 
 
@@ -187,7 +180,7 @@ def type_for_row(promised: str, row_length: int) -> str:
     """The type llama.cpp gives a tensor with rows of so many weights when it wants `promised`."""
     if row_length % TYPE_BY_NAME[promised].block_size == 0:
         return promised
-    fallback = _FALLBACK.get(promised, "F16")
+    fallback = FALLBACKS.get(promised, "F16")
     return fallback if row_length % TYPE_BY_NAME[fallback].block_size == 0 else "F16"
 
 

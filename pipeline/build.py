@@ -176,7 +176,8 @@ class Builder:
             path = self.plan.source.local.folder / target.path
         record = QuantRecord(
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
-            bits_per_weight=float(str(facts["bits_per_weight"])), made_by=target.made_by, verified_by=target.verified_by,
+            bits_per_weight=float(str(facts["bits_per_weight"])), made_by=target.made_by,
+            verified_by=target.verified_by,
         )
         manifest.quants[target.quant.name] = record
         return BuiltFile(target.quant.name, path, record)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -22,12 +23,15 @@ from pipeline.errors import BadRequest, Interrupted, QuantyardError
 from pipeline.hub import HubAccess
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.progress import LineReporter, LiveReporter
-from pipeline.quants import QUANTS
+from pipeline.quants import QUANTS, parse_list
 from pipeline.settings import REPO_DIR, BuildRequest, add_options, read_request
 from pipeline.source import find_source, refuse_requantizing
 from pipeline.store import HashCache, ModelStore
 
 _DEMO_QUANTS = "Q4_K_M,Q8_0"
+_MACHINE = (
+    "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -47,15 +51,27 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quantyard", description="Open language models in, verified GGUF files out.")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for name, command, text in COMMANDS:
+    for name, command, text, settings in COMMANDS:
         sub = commands.add_parser(name, help=text, description=text)
-        add_options(sub)
+        add_options(sub, settings)
         sub.set_defaults(command=command)
     return parser
 
 
-def _build(args: argparse.Namespace) -> None:
+def _request(args: argparse.Namespace) -> BuildRequest:
+    """The request; and what libraries of this process read for themselves is put where they look."""
     request = read_request(args, os.environ)
+    os.environ.update(request.surroundings.proxies or {})
+    if request.surroundings.ca_bundle:
+        os.environ["SSL_CERT_FILE"] = str(request.surroundings.ca_bundle)
+    return request
+
+
+def _build(args: argparse.Namespace) -> None:
+    _run_build(_request(args))
+
+
+def _run_build(request: BuildRequest) -> None:
     console = _console()
     engine, reason = choose_engine(request.engine, request.surroundings, request.images)
     builder, finished, cost = _prepare(request, engine)
@@ -67,7 +83,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    request = read_request(args, os.environ)
+    request = _request(args)
     engine, reason = choose_engine(request.engine, request.surroundings, request.images)
     builder, finished, cost = _prepare(request, engine)
     if request.json:
@@ -84,11 +100,11 @@ def _prepare(request: BuildRequest, engine: Engine) -> tuple[Builder, set[str], 
         request.model, _hub_access(request), HashCache(request.artifacts / ".hashes.json"),
         allow_pickle=request.allow_pickle, gguf_file=request.gguf_file,
     )
-    refuse_requantizing(source, request.quants, allowed=request.allow_requantize)
+    refuse_requantizing(source, request.quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=request.quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
-        allow_requantize=request.allow_requantize, threads=request.threads, workers=request.workers,
-        endpoint=request.endpoint,
+        allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
+        workers=request.workers, endpoint=request.endpoint,
     )
     builder = Builder(make_plan(source, options), engine, ModelStore(request.artifacts, source.model), REPO_DIR)
     finished = set(builder.find_finished())
@@ -100,7 +116,7 @@ def _hub_access(request: BuildRequest) -> HubAccess:
 
 
 def _quants(args: argparse.Namespace) -> None:
-    if read_request(args, os.environ).json:
+    if _request(args).json:
         _print_json({"quants": [summary.quant_json(quant) for quant in QUANTS]})
     else:
         _data_console().print(summary.quants_table(QUANTS))
@@ -109,7 +125,7 @@ def _quants(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> None:
     from pipeline import doctor
 
-    request = read_request(args, os.environ)
+    request = _request(args)
     findings = doctor.examine(request)
     if request.json:
         _print_json({"findings": [finding.__dict__ for finding in findings]})
@@ -122,19 +138,18 @@ def _doctor(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from pipeline.demo import DEMO_NAME, demo_folder
 
-    request = read_request(args, os.environ)
+    request = _request(args)
     console = _console()
     engine, reason = choose_engine(request.engine, request.surroundings, request.images)
     console.print(summary.demo_text(engine.name, reason), soft_wrap=True)
     with _reporter(console) as reporter:
         folder = demo_folder(request, engine, reporter)
-    args.MODEL, args.QUANT = str(folder), _DEMO_QUANTS
-    _build(args)
+    _run_build(replace(request, model=str(folder), quants=parse_list(_DEMO_QUANTS)))
     console.print(summary.demo_end(DEMO_NAME), soft_wrap=True)
 
 
 def _images(args: argparse.Namespace) -> None:
-    request = read_request(args, os.environ)
+    request = _request(args)
     engine, _reason = choose_engine(request.engine, request.surroundings, request.images)
     with _reporter(_console()) as reporter:
         engine.prepare("builder", reporter.note)
@@ -143,13 +158,14 @@ def _images(args: argparse.Namespace) -> None:
 
 
 # To add a command: add a row, a target to the Makefile and a line to README.md (tests compare the three).
-COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], str], ...] = (
-    ("build", _build, "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest."),
-    ("plan", _plan, "Show what a build would run, download and need, and do nothing."),
-    ("quants", _quants, "List every quantization type, and when to choose it."),
-    ("doctor", _doctor, "Check this machine, with a remedy for each finding."),
-    ("demo", _demo, "The two-minute tour: build a real 135M model with no account anywhere."),
-    ("images", _images, "Make the tools ready: build the builder image (docker), or set up .venv-local (local)."),
+# The last column: which settings are its options; None for all.
+COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], str, Sequence[str] | None], ...] = (
+    ("build", _build, "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest.", None),
+    ("plan", _plan, "Show what a build would run, download and need, and do nothing.", None),
+    ("quants", _quants, "List every quantization type, and when to choose it.", ("JSON",)),
+    ("doctor", _doctor, "Check this machine, with a remedy for each finding.", ("JSON", *_MACHINE)),
+    ("demo", _demo, "The two-minute tour: build a real 135M model with no account anywhere.", ("JSON", *_MACHINE)),
+    ("images", _images, "Make the tools ready: the builder image (docker), or .venv-local (local).", _MACHINE),
 )
 
 
@@ -158,7 +174,7 @@ def _console() -> Console:
 
 
 def _data_console() -> Console:
-    """stdout. What is no terminal has no width to wrap at."""
+    """Stdout. What is no terminal has no width to wrap at."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
@@ -170,7 +186,8 @@ def _print_built(request: BuildRequest, builder: Builder, built: list[BuiltFile]
     if request.json:
         _print_json(summary.built_json(builder.plan, built, finished, builder.store.folder / "manifest.json"))
         return
-    _console().print(summary.built_text(built, builder.store.folder, any(s.label not in finished for s in builder.plan.steps)), soft_wrap=True)
+    ran = any(step.label not in finished for step in builder.plan.steps)
+    _console().print(summary.built_text(built, builder.store.folder, ran), soft_wrap=True)
     for file in built:
         print(file.path)
 
@@ -182,7 +199,8 @@ def _print_json(value: dict[str, Any]) -> None:
 def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
     console = _console()
     if getattr(args, "JSON", None) or os.environ.get("JSON") == "1":
-        _print_json({"error": {"message": error.message, "hint": error.hint, "detail": error.detail, "exit_code": error.code}})
+        said = {"message": error.message, "hint": error.hint, "detail": error.detail, "exit_code": error.code}
+        _print_json({"error": said})
     if error.detail:
         console.print(error.detail, markup=False, style="dim", soft_wrap=True)
     console.print(f"[bold red]error:[/] {summary.escape(error.message)}", soft_wrap=True)

@@ -12,11 +12,11 @@ import hashlib
 import json
 from enum import IntEnum
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION: Final = 1
 
 
 class ExitCode(IntEnum):
@@ -84,7 +84,8 @@ OutType = Literal["auto", "bf16", "f16", "f32", "q8_0"]
 
 class ConvertRequest(StageRequest):
     """Turn the Hugging Face folder at `/in/source` into `/out/files/model.gguf`, and record in
-    `/out/files/reference.json` what its tokenizer and chat template say (see `Reference`)."""
+    `/out/files/reference.json` what its tokenizer and chat template say (see `Reference`).
+    """
 
     stage: Literal["convert"] = "convert"
     name: str  # the model's name in the GGUF metadata
@@ -106,13 +107,15 @@ class QuantizeRequest(StageRequest):
 
 class VerifyRequest(StageRequest):
     """Check the GGUF in `/in/model` against the one it came from in `/in/source`, and against the
-    Hugging Face side's `reference.json` where the source was a Hugging Face folder."""
+    Hugging Face side's `reference.json` where the source was a Hugging Face folder.
+    """
 
     stage: Literal["verify"] = "verify"
     quant: str
     model_file: RelativePath = "model.gguf"
     source_file: RelativePath = "model.gguf"
     has_reference: bool = True
+    allow_mismatch: bool = False  # record what differs from the Hugging Face tokenizer and template, and pass
     threads: Annotated[int, Field(ge=0)] = 0
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
 

@@ -40,10 +40,8 @@ class Cost:
             NotEnoughDisk: the plan needs more than is free.
         """
         if self.disk_needed_bytes and self.disk_needed_bytes + _RESERVE_BYTES > self.disk_free_bytes:
-            message = (
-                f"The build needs {human_bytes(self.disk_needed_bytes)} of disk, and {human_bytes(self.disk_free_bytes)} "
-                f"are free in {artifacts}."
-            )
+            needed, free = human_bytes(self.disk_needed_bytes), human_bytes(self.disk_free_bytes)
+            message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
             raise NotEnoughDisk(message, "Free some space, ask for fewer quants, or use another disk: ARTIFACTS=/path")
 
 

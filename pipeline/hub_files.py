@@ -245,7 +245,7 @@ def _best_gguf(title: str, models: dict[str, list[str]]) -> tuple[str, str]:
 
 def _refuse_several(title: str, models: list[str]) -> NoReturn:
     message = f"{title} holds {len(models)} GGUF models and none that stands out: {_list(sorted(models))}."
-    raise BadSource(message, f"Choose one: GGUF_FILE={sorted(models)[0]}")
+    raise BadSource(message, f"Choose one: GGUF_FILE={min(models)}")
 
 
 def _refuse_no_weights(title: str, names: Iterable[str]) -> NoReturn:

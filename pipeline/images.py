@@ -35,7 +35,7 @@ class ImageSettings:
 @cache
 def code_version(repo_dir: Path, package: str) -> str:
     """SHA-256 of the code that a stage of this package runs: the package and the contract."""
-    files = sorted((repo_dir / package).glob("*.py")) + [repo_dir / "pipeline" / "contract.py"]
+    files = [*sorted((repo_dir / package).glob("*.py")), repo_dir / "pipeline" / "contract.py"]
     return _digest_of_paths(repo_dir, files)
 
 
@@ -57,7 +57,8 @@ def bake(
         EngineError: buildx is missing, or the build failed (with its last lines).
     """
     env = dict(os.environ) | dict(settings.proxies) | {
-        "BASE": settings.base, "BASE_DIGEST": base_digest, "IMAGE_TAG": tag.rpartition(":")[2], "RECIPE": recipe(repo_dir, image),
+        "BASE": settings.base, "BASE_DIGEST": base_digest, "IMAGE_TAG": tag.rpartition(":")[2],
+        "RECIPE": recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "BUILDKIT_PROGRESS": "plain",
     }
     argv = ["docker", "buildx", "bake", "--file", "docker/docker-bake.hcl", "--load", image]

@@ -6,8 +6,10 @@ so whoever runs it, on this machine or another, can find its inputs in a store o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from pydantic import JsonValue
 
 from pipeline.contract import (
     ConvertRequest,
@@ -20,6 +22,7 @@ from pipeline.contract import (
     digest_of,
     digest_of_request,
 )
+from pipeline.errors import BadRequest
 from pipeline.quants import Quant
 from pipeline.source import Source
 
@@ -54,7 +57,9 @@ class StageRow:
 STAGES: Mapping[str, StageRow] = {
     row.name: row
     for row in (
-        StageRow("fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True),
+        StageRow(
+            "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True
+        ),
         StageRow("convert", "builder"),
         StageRow("quantize", "builder"),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
@@ -101,7 +106,7 @@ class StageSpec:
 
 def spec_of(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:
     """The spec of a step whose input digests are known. See DESIGN: request, inputs, code and image make the key."""
-    parts = {"request": digest_of_request(step.request), "inputs": dict(inputs)}
+    parts: dict[str, JsonValue] = {"request": digest_of_request(step.request), "inputs": dict(inputs)}
     if not step.row.pinned:
         parts |= {"code": code_version, "image": image}
     return StageSpec(step.label, step.row, step.request, dict(inputs), digest_of(parts))
@@ -137,22 +142,36 @@ class BuildOptions:
     outtype: OutType
     allow_pickle: bool
     allow_requantize: bool
+    allow_mismatch: bool
     threads: int
     workers: int
     endpoint: str | None
 
 
 def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
-    """Lay out the steps: fetch → convert → (quantize → verify) × K, each only if the source needs it."""
+    """Lay out the steps: fetch → convert → quantize and verify each quant, each only if the source needs it.
+
+    Raises:
+        BadRequest: a quant that cannot be made without an importance matrix.
+    """
+    _refuse_without_imatrix(options.quants)
     steps: list[Step] = []
     origin = _origin(source, options, steps)
     outtype, reason = source.outtype(options.outtype)
     base, path = (origin, source.gguf_file or "") if source.kind == "gguf" else (Output("convert"), "model.gguf")
     if source.kind == "huggingface":
         request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
-        steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, source.converted_size_bytes(outtype)))
+        size_bytes = source.converted_size_bytes(outtype)
+        steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
     targets = [_target(source, options, quant, outtype, base, path, steps) for quant in options.quants]
     return BuildPlan(source, tuple(steps), tuple(targets), outtype, reason)
+
+
+def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
+    """llama-quantize would refuse too, but after the download."""
+    if names := [quant.name for quant in quants if quant.needs_imatrix]:
+        message = f"{', '.join(names)} cannot be made without an importance matrix, and there is none."
+        raise BadRequest(message, "Choose another quant: make quants")
 
 
 def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Output | External:
@@ -194,7 +213,8 @@ def _verify(
     if has_reference:
         inputs["reference"] = base  # convert leaves reference.json beside model.gguf
     request = VerifyRequest(
-        quant=quant.name, model_file=file, source_file=path, has_reference=has_reference, threads=options.threads
+        quant=quant.name, model_file=file, source_file=path, has_reference=has_reference,
+        allow_mismatch=options.allow_mismatch, threads=options.threads,
     )
     return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -47,7 +48,7 @@ class LiveReporter:
         self._stages: TaskID | None = None
         self._stage: TaskID | None = None
 
-    def __enter__(self) -> LiveReporter:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -85,7 +86,7 @@ class LineReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def __enter__(self) -> LineReporter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -107,7 +108,11 @@ class LineReporter:
 
 
 def ending(label: str, result: StageResult) -> str:
-    """The line a finished stage leaves: `[convert] 271 MB in 10.2 s`."""
+    """The line a finished stage leaves: `[convert] 271 MB in 10.2 s`. What was let pass is said here too."""
     size_bytes = sum(f.size_bytes for f in result.outputs)
-    did = human_bytes(size_bytes) if size_bytes else f"{result.facts.get('summary', 'passed')}"
-    return f"[{label}] {did} in {result.duration_s:.1f} s"
+    did = human_bytes(size_bytes) if size_bytes else "passed"
+    if "probes" in result.facts and "chats" in result.facts:
+        did += f" ({result.facts['probes']} probes, {result.facts['chats']} conversations)"
+    allowed = result.facts.get("mismatches_allowed")
+    let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
+    return "\n".join([f"[{label}] {did} in {result.duration_s:.1f} s", *let_pass])

@@ -51,6 +51,7 @@ SETTINGS = (
     Setting("GGUF_FILE", "", "which file of a repo that holds several GGUFs"),
     Setting("ALLOW_PICKLE", "", "1: convert pickle checkpoints (.bin, .pt), which can run code", flag=True),
     Setting("ALLOW_REQUANTIZE", "", "1: quantize a GGUF that is quantized already", flag=True),
+    Setting("ALLOW_MISMATCH", "", "1: pass verify though tokenizer or chat template differ, and record it", flag=True),
     Setting("THREADS", "0", "threads for quantizing and verifying; 0: all cores"),
     Setting("WORKERS", "4", "files to download at once"),
     Setting("MEMORY", "", "memory limit of a stage, such as 16GiB (docker engine); default: all but 512 MiB"),
@@ -76,6 +77,7 @@ class BuildRequest:
     gguf_file: str | None
     allow_pickle: bool
     allow_requantize: bool
+    allow_mismatch: bool
     threads: int
     workers: int
     json: bool
@@ -119,6 +121,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         engine=_one_of("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
         allow_pickle=_flag("ALLOW_PICKLE", values), allow_requantize=_flag("ALLOW_REQUANTIZE", values),
+        allow_mismatch=_flag("ALLOW_MISMATCH", values),
         threads=_integer("THREADS", values, 0, 1024), workers=_integer("WORKERS", values, 1, 32),
         json=_flag("JSON", values), endpoint=values["HF_ENDPOINT"].rstrip("/") or None, hf_token=hf_token,
         surroundings=Surroundings(
@@ -163,7 +166,8 @@ def _spellings(names: Sequence[str]) -> list[str]:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise BadRequest(f"{name}={value} is not one of {', '.join(allowed)}.", f"Type one of them: {name}={allowed[0]}")
+        message = f"{name}={value} is not one of {', '.join(allowed)}."
+        raise BadRequest(message, f"Type one of them: {name}={allowed[0]}")
     return value
 
 
@@ -176,7 +180,8 @@ def _flag(name: str, values: Mapping[str, str]) -> bool:
 
 def _integer(name: str, values: Mapping[str, str], low: int, high: int) -> int:
     if not values[name].isdecimal() or not low <= int(values[name]) <= high:
-        raise BadRequest(f"{name}={values[name]} is not a whole number from {low} to {high}.", f"Type {name}={low or high}.")
+        message = f"{name}={values[name]} is not a whole number from {low} to {high}."
+        raise BadRequest(message, f"Type {name}={low or high}.")
     return int(values[name])
 
 

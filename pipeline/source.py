@@ -149,16 +149,18 @@ def _gguf(path: Path, hashes: HashCache) -> Source:
     )
 
 
-def refuse_requantizing(source: Source, quants: tuple[Quant, ...], *, allowed: bool) -> None:
-    """A quantized GGUF is only quantized again on request.
+def refuse_requantizing(source: Source, quants: tuple[Quant, ...], outtype: OutType, *, allowed: bool) -> None:
+    """What is quantized already, as a file or by OUTTYPE, is only quantized again on request.
 
     Raises:
         NeedsPermission: it would be.
     """
-    if source.gguf is None or not source.gguf.is_quantized or allowed:
+    is_quantized = source.gguf.is_quantized if source.gguf is not None else outtype == "q8_0"
+    if allowed or not is_quantized:
         return
-    if again := [q.name for q in quants if not source.is_already(q, "auto")]:
-        message = f"{source.gguf_file} is quantized already; making {', '.join(again)} of it loses more than its size says."
+    if again := [q.name for q in quants if not source.is_already(q, outtype)]:
+        what = source.gguf_file or "With OUTTYPE=q8_0 the conversion"
+        message = f"{what} is quantized already; making {', '.join(again)} of it loses more than its size says."
         raise NeedsPermission(message, "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1.")
 
 

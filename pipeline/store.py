@@ -117,7 +117,7 @@ class ModelStore:
         except (OSError, ValidationError):
             return None
         files = folder / "files"
-        if any(not (files / f.path).is_file() or (files / f.path).stat().st_size != f.size_bytes for f in result.outputs):
+        if not all(_is_there(files, entry) for entry in result.outputs):
             return None  # somebody removed or changed a file: make it again
         return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, files))
 
@@ -185,8 +185,7 @@ class ModelStore:
 
     def _check_outputs(self, space: Workspace, result: StageResult) -> None:
         for entry in result.outputs:
-            path = space.out_dir / "files" / entry.path
-            if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.size_bytes:
+            if not _is_there(space.out_dir / "files", entry):
                 raise QuantyardError(f"{result.stage} named an output that is not there: {entry.path}.")
         if result.exit_code is not ExitCode.DONE:
             raise QuantyardError(f"{result.stage} did not end well, so it cannot count as finished.")
@@ -223,6 +222,12 @@ class HashCache:
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self._known, indent=0))
         temporary.rename(self._path)
+
+
+def _is_there(folder: Path, entry: FileEntry) -> bool:
+    """Whether this file is really in the folder. A link is not: what it points at is not the stage's own."""
+    path = folder / entry.path
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size_bytes
 
 
 def _slug(label: str) -> str:

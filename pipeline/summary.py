@@ -79,7 +79,9 @@ def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool) -> str:
     return f"[bold green]{head}[/]\n{_columns(facts)}"
 
 
-def built_json(plan: BuildPlan, built: Sequence[BuiltFile], finished: Collection[str], manifest: Path) -> dict[str, Any]:
+def built_json(
+    plan: BuildPlan, built: Sequence[BuiltFile], finished: Collection[str], manifest: Path
+) -> dict[str, Any]:
     """What a build ends with, for programs."""
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "manifest": str(manifest),

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import docker
 import docker.errors
 import requests
 from docker.types import LogConfig, Mount
 from docker.utils.socket import frames_iter
 
+import docker
 from pipeline.contract import ExitCode, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress, Surroundings
 from pipeline.engines.output import read_result, report_line
@@ -39,6 +39,7 @@ _RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway sta
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
 _TAIL_LINES = 15
 _STDOUT = 1
+_TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
 _DaemonError = (docker.errors.DockerException, requests.exceptions.RequestException)
 
 
@@ -53,7 +54,8 @@ def connect(timeout_s: float = 60) -> docker.DockerClient:
         client.ping()
     except _DaemonError as error:
         message = f"No Docker daemon answers: {_first_line(error)}"
-        raise EngineError(message, "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local.") from error
+        hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
+        raise EngineError(message, hint) from error
     return client
 
 
@@ -66,7 +68,7 @@ class DockerEngine:
         self._around = surroundings
         self._images = images
         self._client = connect()
-        self._identities: dict[str, str] = {}  # asking the daemon for each of a plan's steps would take longer than the rest
+        self._identities: dict[str, str] = {}  # asking the daemon for each step would take longer than the rest
 
     def identity(self, image: str) -> str | None:
         """Base digest and recipe of the image; None while either is not here yet."""
@@ -149,7 +151,7 @@ class DockerEngine:
             "image": self._tag(spec.row.image, base),
             "command": ["python3", "-m", spec.row.module, "--die-with-stdin"],
             "labels": {_LABEL: str(space.out_dir), "quantyard.stage": spec.row.name, "quantyard.key": spec.key},
-            "user": f"{os.getuid()}:{os.getgid()}",
+            "user": self._user(),
             "environment": self._environment(spec),
             "mounts": mounts,
             "network_mode": self._network(spec),
@@ -158,11 +160,16 @@ class DockerEngine:
         }
         return self._client.containers.create(**config, **self._hardening())
 
+    def _user(self) -> str:
+        """The caller. To a rootless daemon the caller is root, and any other uid is a stranger to its files."""
+        is_rootless = "name=rootless" in self._client.info().get("SecurityOptions", [])
+        return "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
+
     def _hardening(self) -> dict[str, Any]:
         memory = self._around.memory_bytes or int(self._client.info()["MemTotal"]) - _RESERVE_BYTES
         return {
             "read_only": True,
-            "tmpfs": {"/tmp": "rw,nosuid,nodev,noexec,size=1g,mode=1777"},
+            "tmpfs": {_TMP: "rw,nosuid,nodev,noexec,size=1g,mode=1777"},
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             "mem_limit": memory,
@@ -172,12 +179,12 @@ class DockerEngine:
         }
 
     def _environment(self, spec: StageSpec) -> dict[str, str]:
-        env = {"HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+        env = {"HOME": _TMP, "TMPDIR": _TMP, "LANG": "C.UTF-8"}
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
         env |= dict(self._around.proxies or {})
         if self._around.ca_bundle:
-            env |= {name: _CA_IN_CONTAINER for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")}
+            env |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), _CA_IN_CONTAINER)
         return env
 
     def _mounts(
@@ -254,13 +261,13 @@ def _bind(source: Path, target: str, read_only: bool = True) -> Mount:
 
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _lines(connection: Any) -> Iterator[tuple[int, str]]:
     """Whole lines of the attached container, each with the stream it came from."""
     rest: dict[int, bytes] = {}
-    raw = connection if isinstance(connection, sockets.socket) else connection._sock
+    raw = connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001  (a SocketIO hides it)
     raw.settimeout(None)  # a stage may be silent for hours
     for stream, block in frames_iter(connection, tty=False):
         *whole, rest[stream] = (rest.get(stream, b"") + block).split(b"\n")

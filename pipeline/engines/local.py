@@ -55,10 +55,13 @@ class LocalEngine:
         script = self._around.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
             on_note("setting up .venv-local (compiles llama-cpp-python: 5 to 15 minutes, once)")
-        run = subprocess.run([str(script)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        run = subprocess.run(
+            [str(script)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+        )
         if run.returncode != 0:
             tail = "\n".join((run.stdout + run.stderr).splitlines()[-_TAIL_LINES:])
-            raise EngineError("The tools of ENGINE=local could not be set up.", "See what is missing: make doctor", tail)
+            message = "The tools of ENGINE=local could not be set up."
+            raise EngineError(message, "See what is missing: make doctor", tail)
 
     def describe(self) -> dict[str, str]:
         """Every package of `.venv-local`, for the manifest."""
@@ -98,9 +101,10 @@ class LocalEngine:
         home = space.out_dir.parent / "home"
         home.mkdir(exist_ok=True)
         env = {
-            "PATH": f"{self._venv / 'bin'}:{os.defpath}", "HOME": str(home), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": str(self._around.repo_dir), "LLAMA_CONVERTER": str(self._converter),
-            "CONVERTER_PYTHON": str(self._python), "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PATH": f"{self._venv / 'bin'}:{os.defpath}", "HOME": str(home), "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self._around.repo_dir),
+            "LLAMA_CONVERTER": str(self._converter), "CONVERTER_PYTHON": str(self._python),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
@@ -112,7 +116,8 @@ class LocalEngine:
     def _follow(
         self, spec: StageSpec, space: Workspace, process: subprocess.Popen[bytes], on_progress: OnProgress
     ) -> StageResult:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
         stderr = process.stderr
         reader = threading.Thread(target=lambda: tail.extend(_text(line) for line in stderr), daemon=True)

@@ -32,7 +32,7 @@ def read_result(label: str, out_dir: Path, exit_code: int, stderr_tail: str) -> 
         return result
     if exit_code in (int(code) for code in ExitCode if code is not ExitCode.DONE):
         error = StageError(kind="no-result", message="It left no result.", detail=stderr_tail)
-        return StageResult(stage=label.split()[0], exit_code=ExitCode(exit_code), error=error)
+        return StageResult(stage=label.split(maxsplit=1)[0], exit_code=ExitCode(exit_code), error=error)
     message = f"{label} was killed from outside (exit code {exit_code})."
     raise EngineError(message, "Type the same command again; finished stages are kept.", stderr_tail)
 

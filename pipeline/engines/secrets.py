@@ -18,6 +18,7 @@ def secrets_folder(spec: StageSpec, around: Surroundings) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="quantyard-", dir=os.environ.get("XDG_RUNTIME_DIR")) as name:
         folder = Path(name)
         if "HF_TOKEN" in spec.row.secrets and around.hf_token:
-            with open(os.open(folder / "HF_TOKEN", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                stream.write(around.hf_token)
+            path = folder / "HF_TOKEN"
+            path.touch(mode=0o600)
+            path.write_text(around.hf_token)
         yield folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.conftest import run, run_json, start
 @pytest.fixture(scope="module")
 def convert_inspected(
     builder_image: str, tiny_model: Path, docker_client: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Any]]:
+) -> dict[str, Any]:
     """`docker inspect` of the convert stage of a build that was given a token."""
     import time
 
@@ -31,7 +31,7 @@ def convert_inspected(
             found = dict(container.attrs)
     process.communicate(timeout=120)
     assert process.returncode == 0
-    yield found
+    return found
 
 
 def test_a_stage_has_no_network(convert_inspected: dict[str, Any]) -> None:
@@ -80,7 +80,8 @@ def test_stages_give_the_same_bytes_as_the_bare_tools(
     convert = "python3 /app/convert_hf_to_gguf.py /model --outfile /bare/m.gguf --outtype bf16 --model-name tiny"
     quantize = "/app/llama-quantize /bare/m.gguf /bare/q.gguf Q4_0"
     docker_client.containers.run(
-        builder_image, ["sh", "-c", f"{convert} && {quantize}"], remove=True, user="0:0", environment={"PYTHONPATH": ""},
+        builder_image, ["sh", "-c", f"{convert} && {quantize}"], remove=True, user="0:0",
+        environment={"PYTHONPATH": ""},
         volumes={str(tiny_model): {"bind": "/model", "mode": "ro"}, str(bare): {"bind": "/bare", "mode": "rw"}},
     )
     assert (bare / "q.gguf").read_bytes() == Path(made["files"][0]["path"]).read_bytes()
@@ -102,7 +103,9 @@ def test_a_gguf_file_is_mounted_alone_and_not_with_its_neighbours(
     assert "/in/source/tiny-BF16.gguf" in mounts and "/in/source" not in mounts
 
 
-def test_another_base_image_that_cannot_be_had_says_what_to_do(builder_image: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_another_base_image_that_cannot_be_had_says_what_to_do(
+    builder_image: str, tiny_model: Path, tmp_path: Path
+) -> None:
     done = run(
         "build", MODEL=str(tiny_model), ENGINE="docker", ARTIFACTS=str(tmp_path),
         LLAMA_CPP_IMAGE="localhost:1/nobody/llama.cpp", LLAMA_CPP_TAG="full",

@@ -16,22 +16,22 @@ from typing import Any
 
 import pytest
 
+from pipeline.build import Builder
 from pipeline.engines import Surroundings
 from pipeline.engines.docker import DockerEngine
 from pipeline.errors import StageFailed
 from pipeline.hub import HubAccess
+from pipeline.images import ImageSettings
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.quants import parse_list
 from pipeline.settings import REPO_DIR, read_pins
-from pipeline.images import ImageSettings
-from pipeline.build import Builder
 from pipeline.source import find_source
 from pipeline.store import HashCache, ModelStore
 from tests.conftest import run, run_json, start
 from tests.unit.conftest import Notes
 
 WaitFor = Callable[[str, Path], Any]
-STAGES = ["convert", "quantize", "verify"]
+STAGES = ["convert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("quantize", "verify"))]
 
 
 def _is_clean(artifacts: Path) -> bool:
@@ -114,8 +114,7 @@ def test_too_little_disk_stops_the_build_before_it_starts(
     artifacts = small_disk(100)
     done = run("build", MODEL=str(demo_model), ENGINE="docker", ARTIFACTS=str(artifacts))
     assert done.returncode == 5
-    assert "The build needs 377 MB of disk" in done.stderr or "of disk, and" in done.stderr
-    assert "ARTIFACTS=" in done.stderr and not list(artifacts.rglob("stages"))
+    assert "MB of disk, and" in done.stderr and "ARTIFACTS=" in done.stderr and not list(artifacts.rglob("stages"))
 
 
 @pytest.mark.parametrize(("stage", "size_mib"), [("convert", 5), ("quantize Q8_0", 8), ("verify Q8_0", 12)])
@@ -161,8 +160,8 @@ def _builder(model: Path, artifacts: Path) -> Builder:
         str(model), HubAccess(None, None), HashCache(artifacts / "hashes"), allow_pickle=False, gguf_file=None
     )
     options = BuildOptions(
-        quants=parse_list("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, threads=0, workers=4,
-        endpoint=None,
+        quants=parse_list("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
+        threads=0, workers=4, endpoint=None,
     )
     engine = DockerEngine(Surroundings(repo_dir=REPO_DIR), images)
     return Builder(make_plan(source, options), engine, ModelStore(artifacts, source.model), REPO_DIR)

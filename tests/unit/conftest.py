@@ -59,7 +59,8 @@ def local_source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def hub_source(local_source: Source) -> Source:
-    return replace(local_source, local=None, repo_id="org/tiny", revision="main", model=ModelId("org", "tiny", "a" * 40))
+    model = ModelId("org", "tiny", "a" * 40)
+    return replace(local_source, local=None, repo_id="org/tiny", revision="main", model=model)
 
 
 MakeBuilder = Callable[..., Builder]
@@ -70,7 +71,7 @@ def make_builder(tmp_path: Path) -> MakeBuilder:
     def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> Builder:
         options = BuildOptions(
             quants=parse_list(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
-            threads=0, workers=4, endpoint=None,
+            allow_mismatch=False, threads=0, workers=4, endpoint=None,
         )
         return Builder(make_plan(source, options), engine, ModelStore(tmp_path / "artifacts", source.model), REPO_DIR)
 

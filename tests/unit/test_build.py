@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.contract import ExitCode
-from pipeline.errors import QuantyardError, StageFailed
-from pipeline.source import Source
+from pipeline.errors import BadRequest, NeedsPermission, QuantyardError, StageFailed
+from pipeline.quants import parse_list
+from pipeline.source import Source, refuse_requantizing
 from tests.unit.conftest import MakeBuilder, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 
@@ -158,6 +159,21 @@ def test_the_manifest_says_what_was_made_from_what_by_what(
     assert manifest["source"]["commit"] == local_source.model.commit
     assert manifest["stages"]["convert"]["ran_by"] == {"engine": "fake"}
     assert manifest["stages"]["quantize Q4_K_M"]["inputs"].keys() == {"source"}
+
+
+def test_a_quant_that_needs_an_imatrix_is_refused_before_anything_runs(
+    hub_source: Source, make_builder: MakeBuilder
+) -> None:
+    with pytest.raises(BadRequest, match="IQ2_XS cannot be made without an importance matrix"):
+        make_builder(hub_source, FakeEngine(), "Q8_0,IQ2_XS")
+
+
+def test_an_already_quantized_conversion_is_not_quantized_again_unasked(local_source: Source) -> None:
+    quants = parse_list("Q8_0,Q4_K_M")
+    with pytest.raises(NeedsPermission, match="making Q4_K_M of it"):
+        refuse_requantizing(local_source, quants, "q8_0", allowed=False)
+    refuse_requantizing(local_source, quants, "q8_0", allowed=True)
+    refuse_requantizing(local_source, parse_list("Q8_0"), "q8_0", allowed=False)
 
 
 def test_a_build_without_hard_links_still_publishes(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pipeline.contract import FetchRequest, FileEntry, QuantizeRequest, VerifyRequest, digest_of_files, digest_of_request
+from pipeline.contract import (
+    FetchRequest,
+    FileEntry,
+    QuantizeRequest,
+    VerifyRequest,
+    digest_of_files,
+    digest_of_request,
+)
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", ".", "./x", "a\\b", "a\0b", "a/./b"])
@@ -28,7 +35,8 @@ def test_what_cannot_change_the_bytes_is_not_in_the_key() -> None:
 def test_a_mirror_serves_the_same_download() -> None:
     files = (FileEntry(path="config.json", size_bytes=2, sha256="0" * 64),)
     one = FetchRequest(repo_id="a/b", commit="c" * 40, files=files)
-    assert digest_of_request(one) == digest_of_request(one.model_copy(update={"endpoint": "https://mirror", "workers": 9}))
+    mirrored = one.model_copy(update={"endpoint": "https://mirror", "workers": 9})
+    assert digest_of_request(one) == digest_of_request(mirrored)
 
 
 def test_the_order_of_files_does_not_change_their_digest() -> None:

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from builder.ggml_types import FALLBACKS
 from pipeline.errors import BadRequest, UnknownQuant
-from pipeline.quants import (
-    BASE_TYPES,
-    BLOCKS,
-    FALLBACKS,
-    NICKNAMES,
-    QUANTS,
-    RULES,
-    Place,
-    find,
-    parse_list,
-    tensor_type,
-)
+from pipeline.mixture import BASE_TYPES, BLOCKS, RULES, Place, tensor_type
+from pipeline.quants import NICKNAMES, QUANTS, find, parse_list
 
 # llama-quantize refused these, and only these, without an imatrix on a llama with rows of 256 and of 512.
 REFUSED_WITHOUT_IMATRIX = {

@@ -86,6 +86,7 @@ def test_every_target_of_make_is_in_the_readme() -> None:
 
 
 def test_every_module_is_in_the_readmes_map() -> None:
-    paths = [p.relative_to(REPO_DIR).as_posix() for p in _modules(*OURS) if p.name not in ("__init__.py", "__main__.py")]
-    paths += [p.relative_to(REPO_DIR).as_posix() for p in (REPO_DIR / "scripts").iterdir() if p.is_file()]
+    modules = [p for p in _modules(*OURS) if p.name not in ("__init__.py", "__main__.py")]
+    scripts = [p for p in (REPO_DIR / "scripts").iterdir() if p.is_file()]
+    paths = [p.relative_to(REPO_DIR).as_posix() for p in (*modules, *scripts)]
     assert [path for path in paths if f"`{path}`" not in README] == []

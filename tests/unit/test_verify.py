@@ -29,7 +29,7 @@ QUANTIZED = (TensorSpec("blk.0.ffn_up.weight", (256, 2), "Q4_K"), TensorSpec("ou
 class FakeTokenizer:
     """Stands for the Hugging Face side: one id per character, BOS is 1."""
 
-    bos_token = "<s>"  # noqa: S105  (no password)
+    bos_token = "<s>"
     all_special_tokens = ("<s>",)
     chat_template = "x"
 
@@ -130,6 +130,15 @@ def test_a_tokenizer_mismatch_names_the_first_probe_and_both_ids(run: Run) -> No
     assert "'hello world': [104, 101," in failure.error.message
     assert "[7, 8] found" in failure.error.message
     assert "'½ ¼ ¾': expected" in failure.error.detail
+
+
+def test_a_mismatch_that_is_allowed_passes_and_is_recorded(run: Run) -> None:
+    facts = run(runtime=FakeRuntime(ids={"hello world": [7, 8]}), allow_mismatch=True).facts
+    mismatches = facts["mismatches_allowed"]
+    assert isinstance(mismatches, list)
+    assert "'hello world'" in str(mismatches[0])
+    assert "probes" not in facts
+    assert facts["chats"] == 6
 
 
 def test_a_conversation_that_llama_cpp_refuses_fails_the_template(run: Run) -> None:
