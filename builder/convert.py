@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
-from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +48,28 @@ def convert(stage: Stage, request: ConvertRequest) -> Outcome:
     weights = _weights(source, request)
     dtype = source_dtype(weights) if weights else "BF16"
     outtype, reason = _choose_outtype(request, dtype)
-    reference = _ReferenceRun(stage, source)
-    run = _run_converter(stage, request, source, target, outtype)
+    with ThreadPoolExecutor() as beside:  # the converter is busy with one core
+        damaged = beside.submit(find_nonfinite, weights)
+        tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
+        versions = beside.submit(_versions, stage)
+        run = _run_converter(stage, request, source, target, outtype)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, architecture, run)
-    tokenizer_class = reference.finish()
+    _refuse_nonfinite(damaged.result())
     model = read_model(target)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
-        "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class,
+        "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class.result(),
         "n_tensors": len(model.tensors), "n_params": model.n_params,
     }
-    return Outcome(facts=facts, tools=_versions(stage), argv=(run.argv,))
+    return Outcome(facts=facts, tools=versions.result(), argv=(run.argv,))
 
 
 def _architecture(source: Path) -> str:
     """The class name the converter goes by; its absence is the commonest sign of a wrong folder."""
     config = _read_config(source / "config.json")
-    names = config.get("architectures") or config.get("text_config", {}).get("architectures")
+    inner = config.get("text_config")
+    names = config.get("architectures") or (inner.get("architectures") if isinstance(inner, dict) else None)
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         message = "config.json names no architecture, so no converter can be chosen."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-architecture", message, "Is this a language model?")
@@ -79,7 +82,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise StageFailure(ExitCode.BAD_REQUEST, "no-config", message, "Give the folder that holds config.json.")
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"config.json is not valid JSON: {error}"
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-config", message, "Download the model again.") from error
     if not isinstance(config, dict):
@@ -97,11 +100,14 @@ def _weights(source: Path, request: ConvertRequest) -> tuple[SafetensorsFile, ..
     except SafetensorsError as error:
         hint = "The file is damaged: download or copy it again."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-safetensors", str(error), hint) from error
-    if damaged := find_nonfinite(weights):
+    return weights
+
+
+def _refuse_nonfinite(damaged: list[str]) -> None:
+    if damaged:
         message = f"{len(damaged)} tensors of the source hold NaN or infinite weights, first {damaged[0]}."
         hint = "The checkpoint is damaged: download it again, or tell its authors."
         raise StageFailure(ExitCode.BAD_REQUEST, "nonfinite-source", message, hint)
-    return weights
 
 
 def _refuse_pickle(source: Path, request: ConvertRequest) -> None:
@@ -134,34 +140,19 @@ def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: 
     return run_tool(argv, tools.clean_env, on_line)
 
 
-class _ReferenceRun:
-    """Asks the Hugging Face tokenizer while the converter works: the two need different cores, not each other."""
-
-    def __init__(self, stage: Stage, source: Path) -> None:
-        self._stage = stage
-        self._path = stage.files_dir / "reference.json"
-        script = Path(__file__).with_name("reference.py")
-        argv = [str(stage.tools.converter_python), str(script), "--folder", str(source), "--out", str(self._path)]
-        self._log: deque[str] = deque(maxlen=15)
-        self._run: ToolRun | None = None
-        self._thread = threading.Thread(target=self._work, args=(argv,), daemon=True)
-        self._thread.start()
-
-    def _work(self, argv: list[str]) -> None:
-        self._run = run_tool(argv, self._stage.tools.clean_env, self._log.append)
-
-    def finish(self) -> str:
-        """Wait for the answers; returns the tokenizer's class name."""
-        self._thread.join()
-        if self._run is None or self._run.exit_code != 0:
-            message = "The model's own tokenizer cannot be loaded without running code from its repo."
-            hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
-            detail = "\n".join(self._log)
-            raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, detail)
-        try:
-            return Reference.model_validate_json(self._path.read_bytes()).tokenizer_class
-        except ValidationError as error:
-            raise StageFailure(ExitCode.BUG, "reference", f"reference.json is not valid: {error}") from error
+def _ask_tokenizer(stage: Stage, source: Path) -> str:
+    """Write `reference.json`, what the Hugging Face side says; returns the tokenizer's class name."""
+    path, script = stage.files_dir / "reference.json", Path(__file__).with_name("reference.py")
+    argv = [str(stage.tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
+    run = run_tool(argv, stage.tools.clean_env, lambda _line: None)
+    if run.exit_code != 0:
+        message = "The model's own tokenizer cannot be loaded without running code from its repo."
+        hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.tail)
+    try:
+        return Reference.model_validate_json(path.read_bytes()).tokenizer_class
+    except ValidationError as error:
+        raise StageFailure(ExitCode.BUG, "reference", f"reference.json is not valid: {error}") from error
 
 
 def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:

@@ -49,6 +49,11 @@ class BindingsRuntime:
         self._context = self._model = None
         self._llama.llama_log_set(_silent(self._llama), ctypes.c_void_p(0))
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """See `LlamaRuntime`."""
+        return ("llama_model_load_from_file", str(self._path), str(self._threads))
+
     def version(self) -> str:
         """The version of llama-cpp-python, which pins its llama.cpp."""
         return f"llama-cpp-python {self._llama.__version__}"

@@ -31,6 +31,10 @@ class LlamaRuntime(Protocol):
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         """Free the model, whatever happened."""
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What was started, for the manifest: a command line, or the function that was called."""
+
     def version(self) -> str:
         """What llama.cpp calls this build."""
 

@@ -60,7 +60,7 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> None:
         model = read_model(source)
     except GgufError as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{source.name} is not a usable GGUF: {error}") from error
-    if model.is_quantized and not request.allow_requantize:
+    if model.is_quantized and not request.allow_requantize and request.quant != "COPY":
         message = f"{source.name} is quantized already; quantizing it again loses more than its size says."
         hint = "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1."
         raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, hint)

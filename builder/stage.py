@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -149,13 +150,23 @@ def _tools_from_environment(environment: Mapping[str, str]) -> Tools:
 
 
 def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
+    """Hash every output, and write it through to the disk at the same time: the store will want both."""
     files = sorted(p for p in stage.files_dir.rglob("*") if p.is_file())
     entries = []
-    for path in files:
-        name = path.relative_to(stage.files_dir).as_posix()
-        sha256 = stage.known_sha256.get(name) or sha256_of(path)
-        entries.append(FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256))
+    with ThreadPoolExecutor(1) as beside:
+        synced = [beside.submit(_sync, path) for path in files]
+        for path in files:
+            name = path.relative_to(stage.files_dir).as_posix()
+            sha256 = stage.known_sha256.get(name) or sha256_of(path)
+            entries.append(FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256))
+    for sync in synced:
+        sync.result()  # a disk that fails only now fails the stage
     return tuple(entries)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResult:

@@ -44,7 +44,7 @@ def verify(stage: Stage, request: VerifyRequest) -> Outcome:
         _check_blocks(stage, model, source)
         facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
         facts["logits"] = _check_logits(runtime, model)
-        return Outcome(facts=facts, tools={"llama.cpp": runtime.version()})
+        return Outcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
 
 
 def _read(path: Path) -> GgufHeader:

@@ -140,6 +140,7 @@ class Builder:
         record = SourceRecord(
             kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
             commit=source.model.commit, license=source.license, files=list(source.files),
+            gguf_file=source.gguf_file, dtypes=dict(source.dtypes),
         )
         return read_manifest(self.store.folder / "manifest.json") or Manifest(source=record)
 

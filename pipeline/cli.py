@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -19,13 +20,13 @@ from pipeline.contract import ExitCode
 from pipeline.cost import Cost, cost_of
 from pipeline.engines import Engine
 from pipeline.engines.choose import choose_engine
-from pipeline.errors import BadRequest, Interrupted, QuantyardError
+from pipeline.errors import BadRequest, HubUnreachable, Interrupted, QuantyardError
 from pipeline.hub import HubAccess
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.progress import LineReporter, LiveReporter
 from pipeline.quants import QUANTS, parse_list
 from pipeline.settings import REPO_DIR, BuildRequest, add_options, read_request
-from pipeline.source import find_source, refuse_requantizing
+from pipeline.source import Source, find_source, recall_source, refuse_requantizing
 from pipeline.store import HashCache, ModelStore
 
 _DEMO_QUANTS = "Q4_K_M,Q8_0"
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _fail(stopped, args)
     except QuantyardError as error:
         _fail(error, args)
+    except Exception as error:
+        hint = "This should never happen: please report it, with the lines above."
+        _fail(QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc()), args)
     sys.exit(ExitCode.DONE)
 
 
@@ -96,10 +100,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _prepare(request: BuildRequest, engine: Engine) -> tuple[Builder, set[str], Cost]:
     if not request.model:
         raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
-    source = find_source(
-        request.model, _hub_access(request), HashCache(request.artifacts / ".hashes.json"),
-        allow_pickle=request.allow_pickle, gguf_file=request.gguf_file,
-    )
+    source = _find_source(request)
     refuse_requantizing(source, request.quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=request.quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
@@ -111,8 +112,18 @@ def _prepare(request: BuildRequest, engine: Engine) -> tuple[Builder, set[str], 
     return builder, finished, cost_of(builder.plan, finished, builder.partial_bytes(), request.artifacts)
 
 
-def _hub_access(request: BuildRequest) -> HubAccess:
-    return HubAccess(request.endpoint, request.hf_token)
+def _find_source(request: BuildRequest) -> Source:
+    """The source; where the Hub is out of reach, the one that an earlier build of the very commit recorded."""
+    try:
+        return find_source(
+            request.model, HubAccess(request.endpoint, request.hf_token), HashCache(request.artifacts / ".hashes.json"),
+            allow_pickle=request.allow_pickle, gguf_file=request.gguf_file,
+        )
+    except HubUnreachable:
+        known = recall_source(request.artifacts, request.model)
+        if known is None:
+            raise
+        return known
 
 
 def _quants(args: argparse.Namespace) -> None:

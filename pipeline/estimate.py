@@ -302,6 +302,8 @@ def human_bytes(n: int, *, binary: bool = False) -> str:
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _VOCAB = ("vocab_size", "n_vocab", "padded_vocab_size")
+_LARGEST_NUMBER = 1 << 32
+_MOST_LAYERS = 10_000  # ten times the deepest model; each is an element of a list here
 
 
 def _text_config(config: Config) -> Config:
@@ -310,13 +312,13 @@ def _text_config(config: Config) -> Config:
 
 
 def _number(config: Config, *keys: str) -> int | None:
-    """The first of the keys that holds an integer."""
+    """The first of the keys that holds an integer, and one that a model can have: config.json is hostile input."""
     values = (config.get(key) for key in keys)
-    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
+    return next((value for value in values if type(value) is int and 0 <= value <= _LARGEST_NUMBER), None)
 
 
 def _layers(config: Config) -> int:
-    return _number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0
+    return min(_number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
 
 
 def _heads(config: Config) -> int:

@@ -27,6 +27,8 @@ class SourceRecord(_Record):
     commit: str
     license: str | None
     files: list[FileEntry]
+    gguf_file: str | None = None
+    dtypes: dict[str, int] = {}
 
 
 class StageRecord(_Record):

@@ -213,7 +213,9 @@ def _ca_bundle(extra_ca: Path | None, artifacts: Path) -> Path | None:
     system = Path(ssl.get_default_verify_paths().cafile or certifi.where())
     bundle = artifacts / ".ca-bundle.pem"
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    temporary = bundle.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(system.read_bytes() + b"\n" + extra_ca.read_bytes())
-    temporary.rename(bundle)
+    content = system.read_bytes() + b"\n" + extra_ca.read_bytes()
+    if not (bundle.is_file() and bundle.read_bytes() == content):
+        temporary = bundle.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.rename(bundle)
     return bundle

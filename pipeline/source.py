@@ -17,9 +17,11 @@ from pipeline.errors import BadSource, NeedsPermission
 from pipeline.estimate import TensorShape, gguf_size_bytes, kv_cache_bytes, outtype_for, params_size_bytes
 from pipeline.hub import HubAccess, HubRepo, parse_repo_id, read_config, resolve, tensor_shapes
 from pipeline.hub_files import select_files
-from pipeline.quants import Quant, find
+from pipeline.manifest import read_manifest
+from pipeline.quants import QUANTS, Quant, find
 from pipeline.store import Artifact, HashCache, ModelId
 
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -53,6 +55,19 @@ class Source:
             return self.gguf.n_params
         return sum(self.dtypes.values()) or self.size_bytes // 2
 
+    @property
+    def named_quant(self) -> Quant | None:
+        """What a GGUF that is not here yet says it is, by its file name; `verify` will see whether it is true."""
+        words = re.split(r"[^A-Z0-9_]+", (self.gguf_file or "").upper())
+        return next((quant for quant in QUANTS if quant.name in words), None)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is a GGUF that is quantized already, as far as can be known without downloading it."""
+        if self.gguf is not None:
+            return self.gguf.is_quantized
+        return self.named_quant is not None and self.named_quant.name not in ("F32", "F16", "BF16")
+
     def outtype(self, asked: OutType) -> tuple[OutType, str]:
         """The type to convert to, and why. `auto` where only the conversion itself can tell."""
         if asked != "auto":
@@ -63,8 +78,12 @@ class Source:
 
     def is_already(self, quant: Quant, outtype: OutType) -> bool:
         """Whether the conversion, or the GGUF itself, is this quant already, so that nothing is left to quantize."""
+        if self.kind == "gguf" and (quant.name == "COPY" or sum(f.path.endswith(".gguf") for f in self.files) > 1):
+            return False  # shards are joined
         if self.gguf is not None:
             return self.gguf.file_type == quant.ftype
+        if self.gguf_file:
+            return self.named_quant == quant
         return self.kind == "huggingface" and outtype == quant.name.lower()
 
     def converted_size_bytes(self, outtype: OutType) -> int:
@@ -121,14 +140,16 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
     chosen = select_files(str(path), listed, allow_pickle=allow_pickle, gguf_file=gguf_file)
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)
+    # What can be refused by a header is, before many GB are read for their hashes.
+    config = _config(path)
+    tensors = _local_tensors(path) if any(f.path.endswith(".safetensors") for f in chosen.files) else None
     files = tuple(
         f.model_copy(update={"sha256": hashes.sha256(path / f.path, sha256_of)}) for f in chosen.files
     )
-    tensors = _local_tensors(path) if any(f.path.endswith(".safetensors") for f in files) else None
     digest = digest_of_files(files)
     return Source(
         model=ModelId("local", _safe_name(path.name), digest), kind="huggingface", title=str(path), files=files,
-        local=Artifact(digest, files, path), dtypes=_dtypes(tensors or ()), tensors=tensors, config=_config(path),
+        local=Artifact(digest, files, path), dtypes=_dtypes(tensors or ()), tensors=tensors, config=config,
     )
 
 
@@ -155,10 +176,9 @@ def refuse_requantizing(source: Source, quants: tuple[Quant, ...], outtype: OutT
     Raises:
         NeedsPermission: it would be.
     """
-    is_quantized = source.gguf.is_quantized if source.gguf is not None else outtype == "q8_0"
-    if allowed or not is_quantized:
+    if allowed or not (source.is_quantized or (source.kind == "huggingface" and outtype == "q8_0")):
         return
-    if again := [q.name for q in quants if not source.is_already(q, outtype)]:
+    if again := [q.name for q in quants if q.name != "COPY" and not source.is_already(q, outtype)]:
         what = source.gguf_file or "With OUTTYPE=q8_0 the conversion"
         message = f"{what} is quantized already; making {', '.join(again)} of it loses more than its size says."
         raise NeedsPermission(message, "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1.")
@@ -175,6 +195,24 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
         dtypes=repo.dtypes, tensors=tensor_shapes(access, repo, chosen.files) if is_hf else None,
         config=read_config(access, repo) if is_hf else {},
+    )
+
+
+def recall_source(artifacts: Path, model: str) -> Source | None:
+    """The source that an earlier build recorded, for `org/name@<whole commit>`; None for anything less exact."""
+    repo_id, commit = parse_repo_id(model)
+    if commit is None or not _COMMIT.match(commit):
+        return None
+    org, name = repo_id.split("/", 1)
+    model_id = ModelId(org, name, commit)
+    manifest = read_manifest(artifacts / model_id.folder / "manifest.json")
+    if manifest is None or manifest.source.commit != commit:
+        return None
+    known = manifest.source
+    return Source(
+        model=model_id, kind=known.kind, title=f"{known.title}, as recorded (the Hub is out of reach)",
+        files=tuple(known.files), repo_id=repo_id, revision=commit, license=known.license, gguf_file=known.gguf_file,
+        dtypes=known.dtypes,
     )
 
 
@@ -203,7 +241,7 @@ def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
 def _config(path: Path) -> Mapping[str, object]:
     try:
         config = json.loads((path / "config.json").read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise BadSource(f"{path / 'config.json'} is not valid JSON: {error}", "Download the model again.") from error
     if not isinstance(config, dict):
         raise BadSource(f"{path / 'config.json'} holds no JSON object.", "Download the model again.")

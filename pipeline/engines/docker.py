@@ -208,7 +208,8 @@ class DockerEngine:
         """None for most stages. A mirror or proxy on this machine's loopback needs the host's own network."""
         if not spec.row.network:
             return "none"
-        urls = [getattr(spec.request, "endpoint", None) or "", *(self._around.proxies or {}).values()]
+        proxies = (url for name, url in (self._around.proxies or {}).items() if name.upper() != "NO_PROXY")
+        urls = [getattr(spec.request, "endpoint", None) or "", *proxies]
         return "host" if any(_is_loopback(url) for url in urls) else "bridge"
 
     def _follow(self, spec: StageSpec, space: Workspace, container: Any, on_progress: OnProgress) -> StageResult:

@@ -81,10 +81,6 @@ def test_an_unknown_quant_gets_the_nearest_name(asked: str, nearest: str, refuse
     refused(model, "nknown quant", nearest, "make quants", QUANT=asked)
 
 
-def test_a_quant_that_needs_an_importance_matrix_is_refused_by_name(refused: Refused, model: Path) -> None:
-    refused(model, "IQ1_S", "importance matrix", "make quants", QUANT="IQ1_S")
-
-
 @pytest.mark.parametrize(
     ("name", "fact"),
     [

@@ -137,6 +137,7 @@ def test_the_manifest_says_of_every_stage_what_ran_and_on_what(demo: Demo) -> No
 def test_the_manifest_has_the_command_line_of_every_tool(demo: Demo) -> None:
     argvs = {label: stage["argv"] for label, stage in demo.manifest["stages"].items()}
     assert "convert_hf_to_gguf.py" in " ".join(argvs["convert"][0])
+    assert [label for label, argv in argvs.items() if not argv] == []
     assert "Q4_K_M" in argvs["quantize Q4_K_M"][0] and "Q8_0" in argvs["quantize Q8_0"][0]
     if demo.engine == "docker":
         assert argvs["quantize Q8_0"][0][0].endswith("llama-quantize")

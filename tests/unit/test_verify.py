@@ -57,6 +57,10 @@ class FakeRuntime:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.is_open = False
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return ("llama-server",)
+
     def version(self) -> str:
         return "b1"
 
