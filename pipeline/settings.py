@@ -125,7 +125,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         threads=_integer("THREADS", values, 0, 1024), workers=_integer("WORKERS", values, 1, 32),
         json=_flag("JSON", values), endpoint=values["HF_ENDPOINT"].rstrip("/") or None, hf_token=hf_token,
         surroundings=Surroundings(
-            repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies, extra_ca=extra_ca,
+            repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
         ),
         images=ImageSettings(base=base, extra_ca=extra_ca, proxies=proxies),

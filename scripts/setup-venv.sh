@@ -13,6 +13,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 again="then type: $0${*:+ $*}"
+# pip has a name of its own for the CA of a proxy that inspects TLS.
+[[ -z ${EXTRA_CA-} || -n ${PIP_CERT-} ]] || export PIP_CERT=$EXTRA_CA
+
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
 before_install() { :; } # both are for setup-local.sh to replace; they run under the lock, with $venv set

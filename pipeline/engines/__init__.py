@@ -24,7 +24,6 @@ class Surroundings:
     hf_token: str | None = None
     proxies: Mapping[str, str] | None = None  # HTTPS_PROXY, NO_PROXY …, for stages with a network
     ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
-    extra_ca: Path | None = None
     memory_bytes: int | None = None  # None: all of the machine but a reserve
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from pipeline.settings import REPO_DIR, read_pins
 from pipeline.source import find_source
 from pipeline.store import HashCache, ModelStore
 from tests.conftest import run, run_json, start
+from tests.docker.containers import stops
 from tests.unit.conftest import Notes
 
 WaitFor = Callable[[str, Path], Any]
@@ -45,24 +45,10 @@ def _finishes(model: Path, artifacts: Path) -> bool:
     return Path(made["files"][0]["path"]).exists()
 
 
-def _gone(container: Any, within_s: float = 15) -> bool:
-    """Whether a container is removed, or has at least stopped, soon."""
-    import docker.errors
-
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            container.reload()
-        except docker.errors.NotFound:
-            return True
-        if container.status in ("exited", "dead"):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+@pytest.mark.parametrize("how", [
+    pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.slow),
+])
 def test_an_interrupted_build_removes_its_container_and_the_next_run_finishes(
     how: signal.Signals, stage: str, tiny_model: Path, builder_image: str, tmp_path: Path, stage_container: WaitFor
 ) -> None:
@@ -71,7 +57,7 @@ def test_an_interrupted_build_removes_its_container_and_the_next_run_finishes(
     process.send_signal(how)
     _out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "type the same command" in err
-    assert _gone(container) and _is_clean(tmp_path)
+    assert stops(container) and _is_clean(tmp_path)
     assert _finishes(tiny_model, tmp_path)
 
 
@@ -83,7 +69,7 @@ def test_a_killed_orchestrator_takes_its_container_with_it_and_the_next_run_fini
     container = stage_container(stage, tmp_path)
     process.kill()
     process.communicate(timeout=30)
-    assert _gone(container), "the container goes on although nobody waits for it"
+    assert stops(container), "the container goes on although nobody waits for it"
     assert not list(tmp_path.rglob("*-Q8_0.gguf"))
     assert _finishes(tiny_model, tmp_path)
 
@@ -117,7 +103,10 @@ def test_too_little_disk_stops_the_build_before_it_starts(
     assert "MB of disk, and" in done.stderr and "ARTIFACTS=" in done.stderr and not list(artifacts.rglob("stages"))
 
 
-@pytest.mark.parametrize(("stage", "size_mib"), [("convert", 5), ("quantize Q8_0", 8), ("verify Q8_0", 12)])
+@pytest.mark.parametrize(("stage", "size_mib"), [
+    ("convert", 5), pytest.param("quantize Q8_0", 8, marks=pytest.mark.slow),
+    pytest.param("verify Q8_0", 12, marks=pytest.mark.slow),
+])
 def test_a_disk_that_fills_up_during_a_stage_is_exit_code_5_and_the_next_run_finishes(
     stage: str, size_mib: int, tiny_model: Path, builder_image: str, small_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -240,7 +229,7 @@ def test_a_daemon_that_goes_away_is_an_error_that_says_so_and_the_next_run_finis
     _out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert "Docker daemon failed" in err and "make doctor" in err
-    assert _gone(container), "the daemon closes the stage's stdin, and that ends it"
+    assert stops(container), "the daemon closes the stage's stdin, and that ends it"
     assert _finishes(tiny_model, artifacts)
 
 

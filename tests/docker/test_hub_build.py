@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.conftest import run, run_json, start
+from tests.docker.containers import stops
 from tests.hub_server import HubServer
 
 REPO = "quantyard/tiny"
@@ -121,6 +122,7 @@ def _holds(folder: Path, text: str) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
+@pytest.mark.slow
 def test_fetch_has_a_network_and_no_other_stage_has(
     private_repo: HubServer, builder_image: str, tmp_path: Path, stage_container: WaitFor
 ) -> None:
@@ -133,6 +135,7 @@ def test_fetch_has_a_network_and_no_other_stage_has(
     assert networks == {"fetch": "bridge", "convert": "none"}
 
 
+@pytest.mark.slow
 def test_a_hub_on_the_loopback_interface_is_reached_through_the_hosts_network(
     tiny_model: Path, builder_image: str, tmp_path: Path, stage_container: WaitFor
 ) -> None:
@@ -155,7 +158,7 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(
     part = _wait_for_part(tmp_path, 2_000_000, process)
     process.kill()
     process.communicate(timeout=30)
-    assert _stops(container), "the container goes on although nobody waits for it"
+    assert stops(container), "the container goes on although nobody waits for it"
     kept = part.stat().st_size
     assert kept >= 2_000_000 and not list(tmp_path.rglob("stages/fetch-*"))
     private_repo.heal()
@@ -169,22 +172,6 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(
     assert facts["resumed_bytes"] >= kept and facts["downloaded_bytes"] < size_bytes
 
 
-def _stops(container: Any, within_s: float = 15) -> bool:
-    """Whether a container stops, or is removed, soon."""
-    import docker.errors
-
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            container.reload()
-        except docker.errors.NotFound:
-            return True
-        if container.status in ("exited", "dead"):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def _wait_for_part(artifacts: Path, size_bytes: int, process: subprocess.Popen[str]) -> Path:
     """The file being downloaded, once so much of it is on disk."""
     deadline = time.monotonic() + 60
@@ -196,6 +183,7 @@ def _wait_for_part(artifacts: Path, size_bytes: int, process: subprocess.Popen[s
     raise AssertionError("the download did not come that far")
 
 
+@pytest.mark.slow
 def test_a_download_whose_line_breaks_resumes_by_itself(
     private_repo: HubServer, builder_image: str, tmp_path: Path
 ) -> None:
@@ -206,6 +194,7 @@ def test_a_download_whose_line_breaks_resumes_by_itself(
     assert any((r.range or "").startswith("bytes=1500000-") for r in private_repo.bodies("model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_download_that_arrives_damaged_each_time_is_exit_code_4_and_leaves_nothing(
     private_repo: HubServer, builder_image: str, tmp_path: Path
 ) -> None:
@@ -260,6 +249,7 @@ def test_a_hub_that_is_not_there_is_exit_code_4(builder_image: str, tmp_path: Pa
     assert "HF_ENDPOINT" in done.stderr and not list(tmp_path.rglob("stages/*"))
 
 
+@pytest.mark.slow
 def test_a_repo_of_gguf_files_is_built_without_converting(
     hub: HubServer, tiny_model: Path, builder_image: str, tmp_path: Path
 ) -> None:
