@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from builder.stage import is_out_of_space
 from pipeline import summary
 from pipeline.build import Builder, BuiltFile
 from pipeline.contract import ExitCode
 from pipeline.cost import Cost, cost_of
 from pipeline.engines import Engine
 from pipeline.engines.choose import choose_engine
-from pipeline.errors import BadRequest, HubUnreachable, Interrupted, QuantyardError
+from pipeline.errors import BadRequest, HubUnreachable, Interrupted, OutOfResources, QuantyardError
 from pipeline.hub import HubAccess
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.progress import LineReporter, LiveReporter
@@ -47,9 +48,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except QuantyardError as error:
         _fail(error, args)
     except Exception as error:
-        hint = "This should never happen: please report it, with the lines above."
-        _fail(QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc()), args)
+        _fail(_unexpected(error), args)
     sys.exit(ExitCode.DONE)
+
+
+def _unexpected(error: Exception) -> QuantyardError:
+    """A full disk may show anywhere; everything else that was not foreseen is our bug."""
+    if is_out_of_space(error):
+        return OutOfResources(f"The disk is full: {error}", "Free some space, then type the same command again.")
+    hint = "This should never happen: please report it, with the lines above."
+    return QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@
     │   ├── UnknownQuant
     │   ├── BadSource                     a model id, folder or file that cannot be one
     │   └── NeedsPermission               allowed only when asked for (pickle, requantizing)
-    ├── UnsupportedModel              3   the converter does not know the architecture
     ├── HubError                      4   the network or the Hub
     │   ├── HubUnreachable
     │   ├── RepoNotFound                  missing, or private without a token that may read it
@@ -16,7 +15,7 @@
     ├── OutOfResources                5   disk or memory
     │   └── NotEnoughDisk                 found out before a byte is downloaded
     ├── EngineError                   1   Docker or the local tools are not as they must be
-    ├── StageFailed                   as the stage ended (2, 3, 4, 5 or 70)
+    ├── StageFailed                   as the stage ended: 2, 3 (llama.cpp does not support the model), 4, 5 or 70
     └── Interrupted                   130
 
 Each reads "fact, value, what to type next": `message` holds the first two, `hint` the last.
@@ -70,12 +69,6 @@ class BadSource(BadRequest):
 
 class NeedsPermission(BadRequest):
     """Possible, but only when asked for by name."""
-
-
-class UnsupportedModel(QuantyardError):
-    """The converter does not know this architecture."""
-
-    exit_code = ExitCode.UNSUPPORTED_MODEL
 
 
 class HubError(QuantyardError):
