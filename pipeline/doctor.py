@@ -35,11 +35,14 @@ class Finding:
 def examine(request: BuildRequest) -> list[Finding]:
     """Look at everything a build may need; no check can stop another."""
     findings: list[Finding] = []
-    for check in CHECKS:
+    for check, needs_daemon in CHECKS:
+        if needs_daemon and not any(f.what == "Docker daemon" and f.state == "ok" for f in findings):
+            continue
         try:
             findings.append(check(request))
         except Exception as error:  # a check that breaks is a finding too
-            findings.append(Finding(check.__name__.strip("_"), "note", f"could not be checked: {error}"))
+            what = check.__name__.strip("_").replace("_", " ")
+            findings.append(Finding(what, "note", f"could not be checked: {error}"))
     return [*findings, _engine(findings)]
 
 
@@ -88,13 +91,10 @@ def _plugin(name: str, use: str, remedy: str) -> Finding:
 
 
 def _gpu(_request: BuildRequest) -> Finding:
-    from pipeline.engines.docker import connect
-
     names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     if names is None:
         return Finding("GPU", "ok", "none found; builds run on the CPU")
-    runtimes = connect(timeout_s=10).info().get("Runtimes", {})
-    if "nvidia" not in runtimes:
+    if "nvidia" not in (_output("docker", "info", "--format", "{{json .Runtimes}}") or ""):
         remedy = "Install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker"
         return Finding("GPU", "note", f"{names.splitlines()[0]}, but Docker has no nvidia runtime", remedy)
     return Finding("GPU", "ok", f"{names.splitlines()[0]}, Docker can use it")
@@ -168,9 +168,10 @@ def _engine(findings: list[Finding]) -> Finding:
     return Finding("engine", "missing", "neither docker nor local can run", _INSTALL_DOCKER)
 
 
-# To add a check: add a function that returns one Finding, and name it here.
-CHECKS: tuple[Callable[[BuildRequest], Finding], ...] = (
-    _python, _docker, _docker_disk, _buildx, _compose, _gpu, _base_image, _compiler, _local_tools, _disk, _memory, _hub,
+# To add a check: add a function that returns one Finding, and name it here; True where it needs a Docker daemon.
+CHECKS: tuple[tuple[Callable[[BuildRequest], Finding], bool], ...] = (
+    (_python, False), (_docker, False), (_docker_disk, True), (_buildx, False), (_compose, False), (_gpu, False),
+    (_base_image, True), (_compiler, False), (_local_tools, False), (_disk, False), (_memory, False), (_hub, False),
 )
 
 

@@ -53,7 +53,7 @@ def connect(timeout_s: float = 60) -> docker.DockerClient:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except _DaemonError as error:
-        message = f"No Docker daemon answers: {_first_line(error)}"
+        message = f"No Docker daemon answers: {_first_line(_root(error))}."
         hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
         raise EngineError(message, hint) from error
     return client
@@ -280,6 +280,13 @@ def _out_of_memory(spec: StageSpec) -> StageResult:
     hint = "Give it more: MEMORY=16GiB, or close other programs."
     error = StageError(kind="out-of-memory", message="It was killed because memory ran out.", hint=hint)
     return StageResult(stage=spec.row.name, exit_code=ExitCode.RESOURCES, error=error)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What it all began with: the SDK wraps a missing socket in four errors."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,54 @@
+"""Doctor: each finding with its remedy, and no check stops another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from pipeline import doctor
+from pipeline.doctor import Finding, examine
+from pipeline.settings import add_options, read_request
+
+
+def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, Finding]:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    given = {"ARTIFACTS": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"} | environment
+    return {f.what: f for f in examine(read_request(parser.parse_args([]), given))}
+
+
+def test_what_is_missing_comes_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = _examine(tmp_path, monkeypatch)
+    assert findings["Docker daemon"].state == "note"
+    assert "No such file or directory" in findings["Docker daemon"].value
+    assert findings["Hub"].state == "note"
+    assert all(f.remedy for f in findings.values() if f.state != "ok")
+
+
+def test_nothing_about_the_daemon_is_asked_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = _examine(tmp_path, monkeypatch)
+    assert "Docker disk" not in findings
+    assert "builder image" not in findings
+
+
+def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _broken_check(_request: object) -> Finding:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(doctor, "CHECKS", ((_broken_check, False), *doctor.CHECKS))
+    findings = _examine(tmp_path, monkeypatch)
+    assert "surprise" in findings["broken check"].value
+    assert "memory" in findings
+
+
+def test_a_machine_with_neither_engine_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "REPO_DIR", tmp_path)
+    findings = _examine(tmp_path, monkeypatch)
+    assert findings["engine"].state == "missing"
+    assert findings["engine"].remedy
