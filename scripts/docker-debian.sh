@@ -91,9 +91,19 @@ start_daemon() {
         say "Starting docker.service …"
         systemctl enable --now --quiet docker || die "systemd could not start docker.service. Look: journalctl -u docker -n 20"
     else
+        forget_dead_daemon
         say "Starting dockerd in the background (log: $LOG) …"
         setsid dockerd >>"$LOG" 2>&1 </dev/null &
     fi
+}
+
+# A daemon that was killed leaves its number behind. If another process has that number by now, dockerd would
+# take it for itself still running, and refuse to start.
+forget_dead_daemon() {
+    local file
+    for file in /var/run/docker.pid /var/run/docker/containerd/containerd.pid; do
+        [[ ! -f $file ]] || grep -qsE '^(dockerd|containerd)$' "/proc/$(cat "$file")/comm" || rm -f "$file"
+    done
 }
 
 wait_for_daemon() {
