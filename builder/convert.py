@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pydantic import JsonValue, ValidationError
 from builder.gguf_header import read_model
 from builder.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
 from builder.stage import Outcome, Stage, StageFailure, run_stage
-from builder.tool import ToolRun, run_tool
+from builder.tool import ToolRun, refuse_exhausted, run_tool
 from pipeline.contract import ConvertRequest, ExitCode, Reference
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -146,6 +145,7 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
     argv = [str(stage.tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
     run = run_tool(argv, stage.tools.clean_env, lambda _line: None)
     if run.exit_code != 0:
+        refuse_exhausted(run, stage.out_dir, "The tokenizer")
         message = "The model's own tokenizer cannot be loaded without running code from its repo."
         hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.tail)
@@ -156,11 +156,7 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
 
 
 def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
-    if "No space left on device" in run.tail or shutil.disk_usage(stage.out_dir).free < 1024 * 1024:
-        raise OSError(28, "No space left on device")  # ENOSPC: the frame words it
-    if run.exit_code == -9 or "MemoryError" in run.tail:
-        message = "The converter was killed, most likely because memory ran out."
-        return StageFailure(ExitCode.RESOURCES, "out-of-memory", message, "Give it more: MEMORY=16GiB.", run.tail)
+    refuse_exhausted(run, stage.out_dir, "The converter")
     if match := _UNSUPPORTED.search(run.tail):
         message = f"llama.cpp's converter does not support the architecture {match[1]}."
         hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from builder.gguf_header import GgufError, GgufHeader, read_model
 from builder.stage import Outcome, Stage, StageFailure, run_stage
-from builder.tool import run_tool
+from builder.tool import refuse_exhausted, run_tool
 from pipeline.contract import DequantizeRequest, ExitCode
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -127,11 +127,8 @@ def _run(stage: Stage, argv: tuple[str, ...]) -> str:
     lines: deque[str] = deque(maxlen=1)
     env = dict(stage.tools.clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     run = run_tool(argv, env, lines.append)
-    if run.exit_code < 0:
-        hint = "Give it more memory: MEMORY=16GiB, or close other programs."
-        message = f"transformers was killed by signal {-run.exit_code}, most likely because memory ran out."
-        raise StageFailure(ExitCode.RESOURCES, "out-of-memory", message, hint, run.tail)
     if run.exit_code != 0:
+        refuse_exhausted(run, stage.out_dir, "transformers")
         message = "transformers cannot turn this GGUF back into a Hugging Face model."
         hint = "Build from the original Hugging Face model instead."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "dequantize-failed", message, hint, run.tail)

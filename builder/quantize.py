@@ -7,13 +7,12 @@ same function, `llama_model_quantize` (src/llama-quant.cpp), in this process. Bo
 from __future__ import annotations
 
 import re
-import shutil
 from collections import deque
 from pathlib import Path
 
 from builder.gguf_header import GgufError, read_model
 from builder.stage import Outcome, Stage, StageFailure, run_stage
-from builder.tool import ToolRun, run_tool
+from builder.tool import ToolRun, refuse_exhausted, run_tool
 from pipeline.contract import ExitCode, QuantizeRequest
 
 _TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
@@ -98,23 +97,13 @@ def _with_bindings(request: QuantizeRequest, source: Path, target: Path, log: _L
 
 
 def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailure:
-    text = run.tail.lower()
-    if "no space left" in text or "failed to write" in text or _disk_is_full(stage):
-        raise OSError(28, "No space left on device")  # ENOSPC: the frame words it
-    if "importance matrix" in text or "imatrix" in text:
+    refuse_exhausted(run, stage.out_dir, "llama-quantize")
+    if "importance matrix" in run.tail.lower() or "imatrix" in run.tail.lower():
         message = f"{request.quant} needs an importance matrix, and none was given."
         hint = "Choose another quant: make quants"
         return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, hint, run.tail)
-    if run.exit_code == -9:
-        message = "llama-quantize was killed, most likely because memory ran out."
-        hint = "Give it more: MEMORY=16GiB, or use fewer threads: THREADS=2."
-        return StageFailure(ExitCode.RESOURCES, "out-of-memory", message, hint, run.tail)
     message = f"llama.cpp cannot quantize this model to {request.quant} (exit code {run.exit_code})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantize-failed", message, "Its last lines are below.", run.tail)
-
-
-def _disk_is_full(stage: Stage) -> bool:
-    return shutil.disk_usage(stage.out_dir).free < 1024 * 1024
 
 
 def main() -> None:

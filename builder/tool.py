@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
+from builder.stage import StageFailure
+from pipeline.contract import ExitCode
+
 _TAIL_LINES = 15
+_FULL_BYTES = 1024 * 1024  # with less than this left, whatever a tool says, the disk was full
+_DISK_WORDS = ("no space left", "failed to write")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,22 @@ def run_tool(argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str
             tail.append(line)
             on_line(line)
     return ToolRun(tuple(argv), process.returncode, "\n".join(tail))
+
+
+def refuse_exhausted(run: ToolRun, out_dir: Path, tool: str) -> None:
+    """Tell whether a tool that failed ran out of something, before its failure is put down to the model.
+
+    Raises:
+        OSError: ENOSPC, which the frame words.
+        StageFailure: 5, it was killed for memory.
+    """
+    text = run.tail.lower()
+    if any(words in text for words in _DISK_WORDS) or shutil.disk_usage(out_dir).free < _FULL_BYTES:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if run.exit_code == -signal.SIGKILL or "memoryerror" in text:
+        message = f"{tool} was killed, most likely because memory ran out."
+        hint = "Give it more: MEMORY=16GiB, or close other programs."
+        raise StageFailure(ExitCode.RESOURCES, "out-of-memory", message, hint, run.tail)
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
 from builder.stage import is_out_of_space
 from pipeline import summary
@@ -222,7 +223,7 @@ def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
         _print_json({"error": said})
     if error.detail:
         console.print(error.detail, markup=False, style="dim", soft_wrap=True)
-    console.print(f"[bold red]error:[/] {summary.escape(error.message)}", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
     if error.hint:
         console.print(error.hint, markup=False, soft_wrap=True)
     sys.exit(error.code)

@@ -64,7 +64,6 @@ class HubRepo:
     private: bool
     license: str | None
     dtypes: dict[str, int]
-    tensors: tuple[TensorShape, ...] | None = None
 
 
 def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> HubRepo:

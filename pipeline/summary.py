@@ -18,8 +18,6 @@ from pipeline.quants import Quant
 if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
     from pipeline.doctor import Finding
 
-__all__ = ["escape"]  # what needs no markup is escaped where it is printed
-
 
 def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str, reason: str) -> str:
     """The plan, one fact a line."""

@@ -25,9 +25,8 @@ from pipeline.settings import REPO_DIR
 BUILD_TIMEOUT_S = 1800
 
 
-def command(*argv: str, **environment: str) -> list[str]:
+def command(*argv: str) -> list[str]:
     """The command line of Quantyard, as a list to run."""
-    del environment
     return [sys.executable, "-m", "pipeline", *argv]
 
 
