@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from builder.gguf_header import GgufHeader
 from builder.llama_runtime import ChatRefused, LlamaRuntime
-from builder.stage import StageFailure
 from pipeline.contract import ChatReference, ExitCode, Reference
+from pipeline.gguf_header import GgufHeader
+from pipeline.stage import StageFailure
 
 _SHOWN_IDS: Final = 12
 _SHOWN_CHARACTERS: Final = 60

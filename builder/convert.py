@@ -15,11 +15,12 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from builder.gguf_header import read_model
-from builder.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
-from builder.stage import Outcome, Stage, StageFailure, run_stage
 from builder.tool import ToolRun, refuse_exhausted, run_tool
+from builder.tools import tools_of
 from pipeline.contract import ConvertRequest, ExitCode, Reference
+from pipeline.gguf_header import read_model
+from pipeline.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
@@ -127,7 +128,7 @@ def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
 
 
 def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: Path, outtype: str) -> ToolRun:
-    tools = stage.tools
+    tools = tools_of(stage)
     argv = [str(tools.converter_python), str(tools.converter), str(source), "--outfile", str(target)]
     argv += ["--outtype", outtype, "--model-name", request.name]
 
@@ -142,8 +143,9 @@ def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: 
 def _ask_tokenizer(stage: Stage, source: Path) -> str:
     """Write `reference.json`, what the Hugging Face side says; returns the tokenizer's class name."""
     path, script = stage.files_dir / "reference.json", Path(__file__).with_name("reference.py")
-    argv = [str(stage.tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
-    run = run_tool(argv, stage.tools.clean_env, lambda _line: None)
+    tools = tools_of(stage)
+    argv = [str(tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
+    run = run_tool(argv, tools.clean_env, lambda _line: None)
     if run.exit_code != 0:
         refuse_exhausted(run, stage.out_dir, "The tokenizer")
         message = "The model's own tokenizer cannot be loaded without running code from its repo."
@@ -168,7 +170,8 @@ def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
 def _versions(stage: Stage) -> dict[str, str]:
     code = "from importlib.metadata import version as v; print(v('transformers'), v('torch'))"
     lines: list[str] = []
-    run_tool([str(stage.tools.converter_python), "-c", code], stage.tools.clean_env, lines.append)
+    tools = tools_of(stage)
+    run_tool([str(tools.converter_python), "-c", code], tools.clean_env, lines.append)
     transformers, torch = [*lines[-1].split(), "unknown", "unknown"][:2] if lines else ("unknown", "unknown")
     return {"transformers": transformers, "torch": torch}
 

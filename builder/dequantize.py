@@ -14,10 +14,11 @@ from typing import Any, Final, NoReturn
 
 from pydantic import JsonValue
 
-from builder.gguf_header import GgufError, GgufHeader, read_model
-from builder.stage import Outcome, Stage, StageFailure, run_stage
 from builder.tool import refuse_exhausted, run_tool
+from builder.tools import tools_of
 from pipeline.contract import DequantizeRequest, ExitCode
+from pipeline.gguf_header import GgufError, GgufHeader, read_model
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _EACH_DIGIT: Final = {"type": "Digits", "individual_digits": True}
@@ -62,7 +63,7 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> Outcome:
     """
     source = stage.in_dir / "source" / request.source_file
     header = _read(source)
-    argv = (str(stage.tools.converter_python), "-c", _SCRIPT, str(source.parent), source.name, str(stage.files_dir))
+    argv = (str(tools_of(stage).converter_python), "-c", _SCRIPT, str(source.parent), source.name, str(stage.files_dir))
     version = _run(stage, argv)
     is_restored = restore_tokenizer(stage.files_dir, header)
     if not is_restored:
@@ -125,7 +126,7 @@ def _read(source: Path) -> GgufHeader:
 def _run(stage: Stage, argv: tuple[str, ...]) -> str:
     """Run the script; returns the version of transformers."""
     lines: deque[str] = deque(maxlen=1)
-    env = dict(stage.tools.clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    env = dict(tools_of(stage).clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     run = run_tool(argv, env, lines.append)
     if run.exit_code != 0:
         refuse_exhausted(run, stage.out_dir, "transformers")

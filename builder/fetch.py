@@ -27,8 +27,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
 
 from builder.download import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
-from builder.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
 from pipeline.contract import ExitCode, FetchRequest, FileEntry
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
 
 PARTIAL = ".partial"
 TOKEN_FILE = "HF_TOKEN"  # noqa: S105  (a name)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.llama_runtime import CONTEXT_TOKENS, ChatRefused, Messages, not_finite
-from builder.stage import StageFailure
 from pipeline.contract import ExitCode
+from pipeline.stage import StageFailure
 
 _LOG_LINES: Final = 20
 _PARSE_SPECIAL: Final = True

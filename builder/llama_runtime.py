@@ -12,15 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from builder.gguf_header import GgufHeader
 from builder.llama_server import Server
-from builder.stage import Stage, StageFailure
+from builder.tools import tools_of
 from pipeline.contract import ExitCode
+from pipeline.stage import Stage, StageFailure
 
 Messages = Sequence[dict[str, str]]
 CONTEXT_TOKENS: Final = 512  # plenty for a prompt of some words, and cheap for any model
 _GENERATED_TOKENS: Final = 2  # the first row comes from the prompt alone, the second from a cached prompt
-_ENCODERS: Final = ("t5", "t5encoder", "wavtokenizer-dec", "clip")  # no text comes out of these with llama_decode
 
 
 class LlamaRuntime(Protocol):
@@ -62,25 +61,12 @@ class ChatRefused(Exception):
 
 def open_runtime(stage: Stage, model: Path, threads: int) -> LlamaRuntime:
     """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
-    if stage.tools.llama_bin is None:
+    llama_bin = tools_of(stage).llama_bin
+    if llama_bin is None:
         from builder.llama_bindings import BindingsRuntime
 
         return BindingsRuntime(model, threads)
-    return ServerRuntime(stage.tools.llama_bin / "llama-server", model, threads)
-
-
-def why_not_generate(header: GgufHeader) -> str | None:
-    """Why this model has no next-token logits (it embeds, encodes or projects), or None when it has."""
-    arch, kind = header.architecture, header.metadata.get("general.type", "model")
-    if kind != "model":
-        return f"general.type is {kind!r}"
-    if arch in _ENCODERS:
-        return f"{arch} is not a decoder"
-    if header.metadata.get(f"{arch}.attention.causal") is False:
-        return "attention is not causal: an embedding model"
-    if header.metadata.get(f"{arch}.pooling_type", 0):
-        return "output is pooled: an embedding model"
-    return None
+    return ServerRuntime(llama_bin / "llama-server", model, threads)
 
 
 def not_finite(prompt: str) -> StageFailure:

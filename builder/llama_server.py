@@ -11,8 +11,8 @@ import tempfile
 import time
 from typing import IO, Any, Final
 
-from builder.stage import StageFailure
 from pipeline.contract import ExitCode
+from pipeline.stage import StageFailure
 
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.02

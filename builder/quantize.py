@@ -10,10 +10,11 @@ import re
 from collections import deque
 from pathlib import Path
 
-from builder.gguf_header import GgufError, read_model
-from builder.stage import Outcome, Stage, StageFailure, run_stage
 from builder.tool import ToolRun, refuse_exhausted, run_tool
+from builder.tools import tools_of
 from pipeline.contract import ExitCode, QuantizeRequest
+from pipeline.gguf_header import GgufError, read_model
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 
 _TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _BUILD_LINE = re.compile(r"^(?:main: build = |version: )(.+)")
@@ -29,7 +30,7 @@ def quantize(stage: Stage, request: QuantizeRequest) -> Outcome:
     source, target = stage.in_dir / "source" / request.source_file, stage.files_dir / "model.gguf"
     _refuse_requantizing(source, request)
     log = _Log(stage)
-    if stage.tools.llama_bin is not None:
+    if tools_of(stage).llama_bin is not None:
         run = _with_program(stage, request, source, target, log)
     else:
         run = _with_bindings(request, source, target, log)
@@ -66,12 +67,13 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> None:
 
 
 def _with_program(stage: Stage, request: QuantizeRequest, source: Path, target: Path, log: _Log) -> ToolRun:
-    assert stage.tools.llama_bin is not None
-    argv = [str(stage.tools.llama_bin / "llama-quantize")]
+    tools = tools_of(stage)
+    assert tools.llama_bin is not None
+    argv = [str(tools.llama_bin / "llama-quantize")]
     argv += ["--allow-requantize"] if request.allow_requantize else []
     argv += [str(source), str(target), request.quant]
     argv += [str(request.threads)] if request.threads else []
-    return run_tool(argv, stage.tools.clean_env, log)
+    return run_tool(argv, tools.clean_env, log)
 
 
 def _with_bindings(request: QuantizeRequest, source: Path, target: Path, log: _Log) -> ToolRun:

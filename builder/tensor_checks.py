@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from builder.ggml_types import FALLBACKS, TYPE_BY_NAME, Scale, ScaleKind, TensorType
-from builder.gguf_header import GgufHeader, TensorInfo
+from pipeline.ggml_types import FALLBACKS, TYPE_BY_NAME, Scale, ScaleKind, TensorType
+from pipeline.gguf_header import GgufHeader, TensorInfo
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024  # stays in the processor's cache, which is faster than larger reads
 _MAX_NAMED: Final = 5

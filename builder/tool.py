@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from builder.stage import StageFailure
 from pipeline.contract import ExitCode
+from pipeline.stage import StageFailure
 
 _TAIL_LINES = 15
 _FULL_BYTES = 1024 * 1024  # with less than this left, whatever a tool says, the disk was full

@@ -17,11 +17,11 @@ from typing import Final, NoReturn
 from pydantic import JsonValue, ValidationError
 
 from builder.compare import compare_chats, compare_ids, tokenizer_differences
-from builder.gguf_header import GgufError, GgufHeader, read_model
-from builder.llama_runtime import LlamaRuntime, open_runtime, why_not_generate
-from builder.stage import Outcome, Stage, StageFailure, run_stage
+from builder.llama_runtime import LlamaRuntime, open_runtime
 from builder.tensor_checks import compare_tensors, nonfinite_blocks, type_counts
 from pipeline.contract import ExitCode, Reference, VerifyRequest
+from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 
 PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
 _ONE_THREAD_BELOW_BYTES: Final = 1 << 30

@@ -45,9 +45,11 @@ RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
     python3 -m compileall -q --invalidation-mode unchecked-hash /app/conversion /app/gguf-py || true
 
 # ---- code ------------------------------------------------------------------------------------------
-# Only what a stage may import: the builder package, and of the pipeline the contract alone.
+# Only what a stage may import: the builder package, and of the pipeline what both sides share (images.SHARED).
 COPY builder/ /opt/quantyard/src/builder/
-COPY pipeline/__init__.py pipeline/contract.py /opt/quantyard/src/pipeline/
+COPY pipeline/__init__.py pipeline/contract.py pipeline/stage.py \
+     pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py pipeline/safetensors_header.py \
+     /opt/quantyard/src/pipeline/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
 

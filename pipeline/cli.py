@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from builder.stage import is_out_of_space
 from pipeline import summary
 from pipeline.build import Builder, BuiltFile
 from pipeline.contract import ExitCode
@@ -29,6 +28,7 @@ from pipeline.progress import LineReporter, LiveReporter
 from pipeline.quants import QUANTS, parse_list
 from pipeline.settings import REPO_DIR, BuildRequest, add_options, read_request
 from pipeline.source import Source, find_source, recall_source, refuse_requantizing
+from pipeline.stage import is_out_of_space
 from pipeline.store import HashCache, ModelStore
 
 _DEMO_QUANTS = "Q4_K_M,Q8_0"

@@ -12,7 +12,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from builder.stage import sha256_of
 from pipeline.build import Builder, Reporter
 from pipeline.engines import Engine
 from pipeline.errors import HubError
@@ -20,6 +19,7 @@ from pipeline.hub import HubAccess
 from pipeline.plan import BuildPlan, External, dequantize_step
 from pipeline.settings import REPO_DIR, BuildRequest, read_pins
 from pipeline.source import find_source
+from pipeline.stage import sha256_of
 from pipeline.store import HashCache, ModelStore
 
 DEMO_NAME = "SmolLM2-135M-Instruct"

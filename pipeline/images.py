@@ -20,6 +20,13 @@ from pathlib import Path
 
 from pipeline.errors import EngineError
 
+_HEADERS = ("gguf_header", "gguf_values", "ggml_types")
+# The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
+SHARED: Mapping[str, tuple[str, ...]] = {
+    "builder": ("contract", "stage", *_HEADERS, "safetensors_header"),
+    "eval": ("contract", "stage", *_HEADERS),
+    "server": ("contract",),
+}
 _RECIPE_FILES = {"builder": ("docker/builder.Dockerfile", "docker/docker-bake.hcl")}
 
 
@@ -34,9 +41,10 @@ class ImageSettings:
 
 @cache
 def code_version(repo_dir: Path, package: str) -> str:
-    """SHA-256 of the code that a stage of this package runs: the package and the contract."""
-    files = [*sorted((repo_dir / package).glob("*.py")), repo_dir / "pipeline" / "contract.py"]
-    return _digest_of_paths(repo_dir, files)
+    """SHA-256 of what a stage of this package runs and reads: the package, and what it shares with the pipeline."""
+    own = (p for p in (repo_dir / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    shared = (repo_dir / "pipeline" / f"{name}.py" for name in SHARED[package])
+    return _digest_of_paths(repo_dir, [*sorted(own), *shared])
 
 
 @cache

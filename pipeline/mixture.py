@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from builder.ggml_types import FALLBACKS, TENSOR_TYPES
 from pipeline.errors import BadRequest
+from pipeline.ggml_types import FALLBACKS, TENSOR_TYPES
 from pipeline.quants import LIST_THEM, QUANTS, Quant
 
 # Type → (weights per block, bytes per block).

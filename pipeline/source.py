@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from builder.gguf_header import GgufError, GgufHeader, read_model
-from builder.safetensors_header import SafetensorsError, read_folder
-from builder.stage import sha256_of
 from pipeline.contract import FileEntry, OutType, digest_of_files
 from pipeline.errors import BadSource, NeedsPermission
 from pipeline.estimate import TensorShape, gguf_size_bytes, kv_cache_bytes, outtype_for, params_size_bytes
+from pipeline.gguf_header import GgufError, GgufHeader, read_model
 from pipeline.hub import HubAccess, HubRepo, parse_repo_id, read_config, resolve, tensor_shapes
 from pipeline.hub_files import select_files
 from pipeline.manifest import read_manifest
 from pipeline.quants import QUANTS, Quant, find
+from pipeline.safetensors_header import SafetensorsError, read_folder
+from pipeline.stage import sha256_of
 from pipeline.store import Artifact, HashCache, ModelId
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")

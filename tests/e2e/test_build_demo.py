@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
 
-from builder.gguf_header import TensorInfo, read_model
-from builder.safetensors_header import SafetensorsTensor, read_file
-from builder.stage import sha256_of
+from pipeline.gguf_header import TensorInfo, read_model
+from pipeline.safetensors_header import SafetensorsTensor, read_file
+from pipeline.stage import sha256_of
 from tests.conftest import run, run_json
 
 QUANTS = "Q4_K_M,Q8_0"

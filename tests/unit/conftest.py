@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from builder.stage import sha256_of
 from pipeline.build import Builder
 from pipeline.contract import FileEntry, OutType, Progress, StageResult, digest_of_files
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.quants import parse_list
 from pipeline.settings import REPO_DIR
 from pipeline.source import Source
+from pipeline.stage import sha256_of
 from pipeline.store import Artifact, ModelId, ModelStore
 from tests.unit.fake_engine import FakeEngine
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from builder.stage import sha256_of
 from pipeline.contract import ExitCode, FileEntry, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress
 from pipeline.plan import StageSpec
+from pipeline.stage import sha256_of
 from pipeline.store import Artifact, Workspace
 
 Behaviour = Callable[[StageSpec, Workspace], StageResult]

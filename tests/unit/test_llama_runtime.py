@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from builder.llama_runtime import ChatRefused, ServerRuntime
-from builder.stage import StageFailure
 from pipeline.contract import ExitCode
+from pipeline.stage import StageFailure
 
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builder.ggml_types import FALLBACKS
 from pipeline.errors import BadRequest, UnknownQuant
+from pipeline.ggml_types import FALLBACKS
 from pipeline.mixture import BASE_TYPES, BLOCKS, RULES, Place, tensor_type
 from pipeline.quants import NICKNAMES, QUANTS, find, parse_list
 

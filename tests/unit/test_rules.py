@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import COMMANDS
+from pipeline.images import SHARED
 from pipeline.plan import STAGES
 from pipeline.settings import REPO_DIR, SETTINGS
 
@@ -33,11 +34,19 @@ def _imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("package", ["builder", "eval", "server"])
-def test_what_runs_in_an_image_imports_nothing_of_ours_but_the_contract(package: str) -> None:
-    for path in _modules(package):
+def test_what_runs_in_an_image_imports_nothing_of_ours_but_what_is_shared(package: str) -> None:
+    shared = {f"pipeline.{name}" for name in SHARED[package]}
+    own = [*_modules(package), *(REPO_DIR / "pipeline" / f"{name}.py" for name in SHARED[package])]
+    for path in own:
         ours = {name for name in _imports(path) if name.split(".")[0] in OURS}
-        foreign = {name for name in ours if name != "pipeline.contract" and name.split(".")[0] != package}
+        foreign = {name for name in ours if name not in shared and name.split(".")[0] != package}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+@pytest.mark.parametrize("path", sorted((REPO_DIR / "docker").glob("*.Dockerfile")), ids=lambda path: path.stem)
+def test_an_image_holds_exactly_what_is_shared_with_it(path: Path) -> None:
+    copied = set(re.findall(r"pipeline/(\w+)\.py", path.read_text()))
+    assert copied == {"__init__", *SHARED[path.stem]}
 
 
 def test_only_the_docker_engine_imports_docker() -> None:
@@ -50,7 +59,7 @@ def test_only_the_command_line_prints() -> None:
         calls = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
-    assert [p.name for p in _modules("pipeline") if prints(p)] == ["cli.py"]
+    assert [p.name for p in _modules("pipeline") if prints(p)] == ["cli.py", "stage.py"]  # the frame speaks in images
 
 
 def test_the_environment_is_read_at_the_edge_only() -> None:

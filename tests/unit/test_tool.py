@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.stage import StageFailure
 from builder.tool import ToolRun, refuse_exhausted, run_tool
 from pipeline.contract import ExitCode
+from pipeline.stage import StageFailure
 
 
 def test_a_progress_bar_is_read_line_by_line_and_the_last_lines_are_kept() -> None:

@@ -14,12 +14,12 @@ import pytest
 from builder import verify as verify_module
 from builder.compare import compare_ids, first_difference, same_chat, tokenizer_differences
 from builder.dequantize import PRE_TOKENIZERS, restore_tokenizer
-from builder.gguf_header import GgufHeader, read_header
-from builder.llama_runtime import ChatRefused, Messages, not_finite, why_not_generate
+from builder.llama_runtime import ChatRefused, Messages, not_finite
 from builder.reference import reference as make_reference
-from builder.stage import Outcome, Stage, StageFailure, Tools
 from builder.verify import verify
 from pipeline.contract import ExitCode, Reference, VerifyRequest
+from pipeline.gguf_header import GgufHeader, read_header, why_not_generate
+from pipeline.stage import Outcome, Stage, StageFailure
 from tests.gguf_files import SMALL_METADATA, TensorSpec, Value, gguf
 
 SOURCE = (TensorSpec("blk.0.ffn_up.weight", (256, 2), "BF16"), TensorSpec("output_norm.weight", (7,), "F32"))
@@ -95,7 +95,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (tmp_path / "in/reference").mkdir()
         (tmp_path / "in/reference/reference.json").write_text(json.dumps(make_reference(FakeTokenizer())))
         monkeypatch.setattr(verify_module, "open_runtime", lambda *_: runtime or FakeRuntime())
-        stage = Stage("verify", tmp_path / "in", tmp_path / "out", tmp_path, Tools(None, tmp_path, tmp_path, {}))
+        stage = Stage("verify", tmp_path / "in", tmp_path / "out", tmp_path, {})
         return verify(stage, VerifyRequest(**{"quant": "Q4_K_M"} | request))
 
     return run_verify
@@ -187,7 +187,7 @@ def test_a_lost_tensor_is_our_bug(run: Run) -> None:
 def test_a_file_that_is_no_gguf_fails_at_its_header(run: Run, tmp_path: Path) -> None:
     run()
     (tmp_path / "in/model/model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0))
-    stage = Stage("verify", tmp_path / "in", tmp_path / "out", tmp_path, Tools(None, tmp_path, tmp_path, {}))
+    stage = Stage("verify", tmp_path / "in", tmp_path / "out", tmp_path, {})
     with pytest.raises(StageFailure, match="claims 1152921504606846976 tensors") as caught:
         verify(stage, VerifyRequest(quant="Q4_K_M"))
     assert caught.value.error.kind == "verify-header"

@@ -28,8 +28,6 @@ from pipeline.contract import ExitCode, FileEntry, Progress, StageError, StageRe
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 _PROGRESS_EVERY_S = 0.1
-_PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 R = TypeVar("R", bound=StageRequest)
 
 
@@ -42,16 +40,6 @@ class StageFailure(Exception):
         self.error = StageError(kind=kind, message=message, hint=hint, detail=detail)
 
 
-@dataclass(frozen=True)
-class Tools:
-    """Where the tools of this image (or host) are; decided once, from the environment, in `run_stage`."""
-
-    llama_bin: Path | None  # folder of llama-quantize and llama-server; None: use llama-cpp-python
-    converter: Path  # convert_hf_to_gguf.py
-    converter_python: Path  # the Python that has what the converter needs
-    clean_env: Mapping[str, str]  # all that a tool's process may see: no PYTHONPATH of ours, no token, no proxy
-
-
 @dataclass
 class Stage:
     """One running stage: where its inputs and outputs are, and how it reports."""
@@ -60,7 +48,7 @@ class Stage:
     in_dir: Path
     out_dir: Path
     secrets_dir: Path
-    tools: Tools
+    environment: Mapping[str, str]  # read here once; nothing else in a stage asks for it
     known_sha256: dict[str, str] = field(default_factory=dict)  # outputs whose hash the stage already knows
     _last_progress: float = 0.0
 
@@ -107,7 +95,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoR
     if args.die_with_stdin:
         threading.Thread(target=_die_with_stdin, daemon=True).start()
     name = str(request_type.model_fields["stage"].default)
-    stage = Stage(name, args.in_dir, args.out_dir, args.secrets_dir, _tools_from_environment(os.environ))
+    stage = Stage(name, args.in_dir, args.out_dir, args.secrets_dir, dict(os.environ))
     started = time.monotonic()
     try:
         request = request_type.model_validate_json((stage.in_dir / "request.json").read_bytes())
@@ -137,16 +125,6 @@ def _die_with_stdin() -> None:
     while os.read(0, 1024):
         pass
     os.killpg(0, signal.SIGKILL)
-
-
-def _tools_from_environment(environment: Mapping[str, str]) -> Tools:
-    llama_bin = environment.get("LLAMA_BIN")
-    return Tools(
-        llama_bin=Path(llama_bin) if llama_bin else None,
-        converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
-        converter_python=Path(environment.get("CONVERTER_PYTHON", sys.executable)),
-        clean_env={name: environment[name] for name in _PASSED_ON if name in environment} | _OFFLINE,
-    )
 
 
 def _outputs(stage: Stage) -> tuple[FileEntry, ...]:

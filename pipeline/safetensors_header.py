@@ -123,8 +123,8 @@ def find_nonfinite(files: Sequence[SafetensorsFile]) -> list[str]:
     Such values never come from training; they come from flipped bits and bad merges. Reads every byte, 4 MiB
     at a time, at about the disk's speed.
     """
-    from builder.ggml_types import TYPE_BY_NAME
     from builder.tensor_checks import count_nonfinite  # numpy: not there on the host
+    from pipeline.ggml_types import TYPE_BY_NAME
 
     return [
         name

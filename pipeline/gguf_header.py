@@ -16,10 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from builder.ggml_types import TYPE_BY_ID, TensorType
-from builder.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
+from pipeline.ggml_types import TYPE_BY_ID, TensorType
+from pipeline.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
 
-__all__ = ["GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_header", "read_model"]
+__all__ = [
+    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_header", "read_model",
+    "why_not_generate",
+]
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -30,6 +33,7 @@ MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME, less its terminator
 MAX_SHARDS: Final = 10_000
 _MIN_KEY_BYTES: Final = 8 + 1 + 4 + 1  # length, one letter, type, the smallest value
 _MIN_TENSOR_BYTES: Final = 8 + 4 + 4 + 8  # name length, n_dims, type, offset
+_ENCODERS: Final = ("t5", "t5encoder", "wavtokenizer-dec", "clip")  # no text comes out of these with llama_decode
 _INT64_MAX: Final = (1 << 63) - 1
 _SHARD_NAME: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
@@ -137,6 +141,20 @@ def read_header(path: Path) -> GgufHeader:
         data_offset = _padded(cursor.position, alignment)
         placed = _place(cursor, tensors, data_offset, alignment)
     return GgufHeader(version, metadata, placed, alignment, data_offset, cursor.size, (path,))
+
+
+def why_not_generate(header: GgufHeader) -> str | None:
+    """Why this model has no next-token logits (it embeds, encodes or projects), or None when it has."""
+    arch, kind = header.architecture, header.metadata.get("general.type", "model")
+    if kind != "model":
+        return f"general.type is {kind!r}"
+    if arch in _ENCODERS:
+        return f"{arch} is not a decoder"
+    if header.metadata.get(f"{arch}.attention.causal") is False:
+        return "attention is not causal: an embedding model"
+    if header.metadata.get(f"{arch}.pooling_type", 0):
+        return "output is pooled: an embedding model"
+    return None
 
 
 def read_model(path: Path) -> GgufHeader:
