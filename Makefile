@@ -5,7 +5,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python -m pipeline
 .DEFAULT_GOAL := help
-.PHONY: help build plan quants doctor demo images base-images build-help test test-fast lint clean
+.PHONY: help build eval eval-help plan quants doctor demo images base-images build-help test test-fast lint clean
 export PYTHON
 
 help: ## this list
@@ -16,7 +16,10 @@ help: ## this list
 build: .ready ## fetch, convert, quantize, verify: MODEL=org/name|folder|file.gguf QUANT=Q4_K_M[,…]
 	@$(RUN) build
 
-plan: .ready ## what a build would run, download and need; does nothing
+eval: .ready ## what quantization cost: MODEL=… QUANT=… [SUITE=smoke|quick|standard|full|file.yaml] [BASELINE=BF16]
+	@$(RUN) eval
+
+plan: .ready ## what a build would run, download and need; with SUITE=… an eval; does nothing
 	@$(RUN) plan
 
 quants: .ready ## every quantization type, and when to choose it
@@ -25,7 +28,7 @@ quants: .ready ## every quantization type, and when to choose it
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor
 
-demo: .ready .base-image ## the two-minute tour: build a real 135M model with no account anywhere
+demo: .ready .base-image ## the tour: build and measure a real 135M model with no account anywhere
 	@$(RUN) demo
 
 images: .ready ## build the builder image now, or set up .venv-local with ENGINE=local
@@ -36,6 +39,9 @@ base-images: ## make stand-ins for the base images where their registry cannot b
 
 build-help: .ready ## every variable that `make build` takes
 	@$(RUN) build --help
+
+eval-help: .ready ## every variable that `make eval` takes
+	@$(RUN) eval --help
 
 test: ## the tests: unit, docker (if a daemon answers), end to end; SLOW=1 for the slow ones too
 	@scripts/test.sh

@@ -4,21 +4,29 @@
 #   docker buildx bake -f docker/docker-bake.hcl --load            # for this machine
 #   docker buildx bake -f docker/docker-bake.hcl --push release    # every platform, with SBOM and provenance
 #
+# For a machine without a network: the first line on one that has it fills artifacts/wheels, the second needs only its base.
+#
+#   docker buildx bake -f docker/docker-bake.hcl eval-wheels
+#   WHEELS=artifacts/wheels docker buildx bake -f docker/docker-bake.hcl --load eval
+#
 # To add an image: add docker/<name>.Dockerfile (last stage: <name>), a target <name>, its
 # `<name>-release`, and both to the groups.
 
 # ---- pins, from versions.env -----------------------------------------------------------------------
 variable "LLAMA_CPP_IMAGE" { default = "" }
 variable "LLAMA_CPP_TAG" { default = "" }
+variable "EVAL_BASE_IMAGE" { default = "" }
+variable "EVAL_BASE_TAG" { default = "" }
 
 # ---- choices of the caller -------------------------------------------------------------------------
-variable "BASE" { default = "" }        # the base image by digest, in place of image:tag
+variable "BASE" { default = "" }        # the base image by digest, in place of image:tag; for one image at a time
 variable "BASE_DIGEST" { default = "" } # what the tag stood for; recorded as a label
 variable "IMAGE_PREFIX" { default = "quantyard/" } # "registry.example/team/" to push
 variable "IMAGE_TAG" { default = "latest" }
 variable "RECIPE" { default = "" }      # digest of everything an image is made from; recorded as a label
 variable "EXTRA_CA" { default = "" }    # file: a CA to trust while building, never kept
 variable "PIP_CONF" { default = "" }    # file: pip's settings while building, never kept
+variable "WHEELS" { default = "" }      # folder: every wheel of the group `eval`; then nothing is downloaded or compiled
 variable "PLATFORMS" { default = "linux/amd64,linux/arm64" } # of the release targets only
 variable "HTTP_PROXY" { default = "" }
 variable "HTTPS_PROXY" { default = "" }
@@ -39,13 +47,13 @@ function "or_null" {
   result = first != "" ? first : (second != "" ? second : null)
 }
 
-function "llama_cpp_base" {
-  params = []
-  result = BASE != "" ? BASE : "${required("LLAMA_CPP_IMAGE", LLAMA_CPP_IMAGE)}:${required("LLAMA_CPP_TAG", LLAMA_CPP_TAG)}"
+function "base" {
+  params = [image_name, image, tag_name, tag]
+  result = BASE != "" ? BASE : "${required(image_name, image)}:${required(tag_name, tag)}"
 }
 
-group "default" { targets = ["builder"] }
-group "release" { targets = ["builder-release"] }
+group "default" { targets = ["builder", "eval"] }
+group "release" { targets = ["builder-release", "eval-release"] }
 
 # ---- what all images share -------------------------------------------------------------------------
 # No platforms: a local build is for this machine, the only kind that can be loaded and not pushed.
@@ -79,7 +87,25 @@ target "builder" {
   dockerfile = "docker/builder.Dockerfile"
   target     = "builder"
   tags       = ["${IMAGE_PREFIX}builder:${IMAGE_TAG}"]
-  args       = { BASE = llama_cpp_base() }
+  args       = { BASE = base("LLAMA_CPP_IMAGE", LLAMA_CPP_IMAGE, "LLAMA_CPP_TAG", LLAMA_CPP_TAG) }
 }
 
 target "builder-release" { inherits = ["builder", "_release"] }
+
+target "eval" {
+  inherits   = ["_common"]
+  dockerfile = "docker/eval.Dockerfile"
+  target     = "eval"
+  tags       = ["${IMAGE_PREFIX}eval:${IMAGE_TAG}"]
+  args       = { BASE = base("EVAL_BASE_IMAGE", EVAL_BASE_IMAGE, "EVAL_BASE_TAG", EVAL_BASE_TAG) }
+  contexts   = WHEELS != "" ? { brought = WHEELS } : {}
+}
+
+target "eval-release" { inherits = ["eval", "_release"] }
+
+target "eval-wheels" {
+  inherits = ["eval"]
+  target   = "wheels"
+  tags     = []
+  output   = ["type=local,dest=artifacts/wheels"]
+}

@@ -11,9 +11,12 @@ from typing import Protocol
 from pipeline.contract import ExitCode, Progress, StageResult
 from pipeline.engines import Engine
 from pipeline.errors import StageFailed
+from pipeline.evaluation import EvalReport
 from pipeline.images import code_version
-from pipeline.manifest import Manifest, QuantRecord, SourceRecord, StageRecord, cpu_name, read_manifest
-from pipeline.plan import BuildPlan, External, Output, StageSpec, Step, Target, spec_of
+from pipeline.machine import cpu_name
+from pipeline.manifest import Manifest, QuantRecord, SourceRecord, StageRecord, read_manifest
+from pipeline.measure import REPORT, folder_name, read_report
+from pipeline.plan import BuildPlan, External, StageSpec, Step, Target, spec_of
 from pipeline.store import Artifact, FinishedStage, ModelStore
 
 
@@ -42,14 +45,24 @@ class BuiltFile:
     record: QuantRecord
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The report a measuring ends with, and the folder where it and its plots are."""
+
+    report: EvalReport
+    folder: Path
+
+
 @dataclass
 class Builder:
-    """One build: a plan, an engine and the store of one model."""
+    """One build: a plan, an engine and the store of one model. `ran` and `measured` say what `run` did."""
 
     plan: BuildPlan
     engine: Engine
     store: ModelStore
     repo_dir: Path
+    ran: list[str] = field(default_factory=list)
+    measured: Measured | None = None
     _finished: dict[str, FinishedStage] = field(default_factory=dict)
     _specs: dict[str, StageSpec] = field(default_factory=dict)
 
@@ -62,12 +75,13 @@ class Builder:
         return self._finished
 
     def partial_bytes(self) -> int:
-        """What resumable steps that did not finish have on disk already."""
-        waiting = (s for label, s in self._specs.items() if label not in self._finished and s.row.resumable)
-        return sum(self.store.partial_bytes(spec.label, spec.key) for spec in waiting)
+        """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
+        waiting = (s for s in self.plan.steps if s.row.resumable and s.size_bytes and s.label not in self._finished)
+        specs = [self._specs[step.label] for step in waiting if step.label in self._specs]
+        return sum(self.store.partial_bytes(spec.label, spec.key) for spec in specs)
 
     def run(self, reporter: Reporter) -> list[BuiltFile]:
-        """Run what is left, and publish every file that was verified.
+        """Run what is left, and publish every file as soon as it is verified, and the report when it is there.
 
         Raises:
             StageFailed: a stage ended with an error; stages that finished before it stay finished.
@@ -76,14 +90,23 @@ class Builder:
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
             self._finished.clear()
             self.find_finished()
-            todo = [step for step in self.plan.steps if step.label not in self._finished]
-            if todo:
-                self.engine.prepare(todo[0].row.image, reporter.note)
-                self.find_finished()  # a key could not be known before its image was
+            self._prepare_images(reporter)
+            verified = {target.verified_by: target for target in self.plan.targets}
+            built = []
             for number, step in enumerate(self.plan.steps, 1):
                 if step.label not in self._finished:
                     self._run_step(step, number, reporter)
-            return self._publish(bool(todo))
+                if step.label in verified:
+                    built.append(self._publish_target(verified[step.label]))
+            self._publish_report()
+            return built
+
+    def _prepare_images(self, reporter: Reporter) -> None:
+        todo = [step for step in self.plan.steps if step.label not in self._finished]
+        for image in dict.fromkeys(step.row.image for step in todo):
+            self.engine.prepare(image, reporter.note)
+        if todo:
+            self.find_finished()  # a key could not be known before its image was
 
     def output(self, label: str) -> Path:
         """The folder that a finished step left."""
@@ -93,7 +116,7 @@ class Builder:
         inputs: dict[str, str] = {}
         for name, origin in step.inputs.items():
             if isinstance(origin, External):
-                inputs[name] = origin.digest
+                inputs[name] = origin.artifact.digest
             elif origin.step in self._finished:
                 inputs[name] = self._finished[origin.step].artifact.digest
             else:
@@ -112,9 +135,10 @@ class Builder:
             self._finished[step.label] = found
             return
         reporter.begin(step.label, number, len(self.plan.steps))
-        space = self.store.begin(spec.label, spec.key, spec.request, step.row.resumable)
+        inputs = self._inputs(step)
+        space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
         try:
-            result = self.engine.run(spec, space, self._inputs(step), reporter.progress)
+            result = self.engine.run(spec, space, inputs, reporter.progress)
             if result.exit_code is not ExitCode.DONE:
                 raise StageFailed(step.label, result)
             self._finished[step.label] = self.store.finish(spec.label, spec.key, space, result)
@@ -122,18 +146,15 @@ class Builder:
             if not step.row.resumable:
                 self.store.discard(spec.label, spec.key)
             raise
+        self.ran.append(step.label)
         self._record(step, spec, result)
         reporter.end(step.label, result)
 
     def _inputs(self, step: Step) -> Mapping[str, Artifact]:
-        local = self.plan.source.local
-        inputs: dict[str, Artifact] = {}
-        for name, origin in step.inputs.items():
-            if isinstance(origin, Output):
-                inputs[name] = self._finished[origin.step].artifact
-            elif local is not None:
-                inputs[name] = local
-        return inputs
+        return {
+            name: origin.artifact if isinstance(origin, External) else self._finished[origin.step].artifact
+            for name, origin in step.inputs.items()
+        }
 
     def _manifest(self) -> Manifest:
         source = self.plan.source
@@ -150,35 +171,39 @@ class Builder:
             key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
             outputs=list(result.outputs), facts=result.facts, tools=result.tools,
             argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
-            ran_by=self.engine.describe(), cpu=cpu_name(), finished_at=datetime.now(UTC),
+            ran_by=self.engine.describe(step.row.image), cpu=cpu_name(), finished_at=datetime.now(UTC),
         )
         self._write(manifest)
 
     def _write(self, manifest: Manifest) -> None:
         self.store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")
 
-    def _publish(self, changed: bool) -> list[BuiltFile]:
+    def _publish_report(self) -> None:
+        if self.plan.measuring is None:
+            return
+        suite, finished = self.plan.measuring.suite.name, self._finished[REPORT]
+        self.measured = Measured(read_report(finished), self.store.publish_folder(finished, folder_name(suite)))
         manifest = self._manifest()
-        before = manifest.model_dump_json()
-        built = [self._publish_target(target, manifest) for target in self.plan.targets]
-        if changed or manifest.model_dump_json() != before:
+        if manifest.evaluations.get(suite) != self.measured.report:
+            manifest.evaluations[suite] = self.measured.report
             self._write(manifest)
-        return built
 
-    def _publish_target(self, target: Target, manifest: Manifest) -> BuiltFile:
+    def _publish_target(self, target: Target) -> BuiltFile:
         facts = self._finished[target.verified_by].result.facts
-        if target.made_by:
-            made = self._finished[target.made_by]
-            entry = next(f for f in made.artifact.files if f.path == target.path)
-            path = self.store.publish(made, target.path, f"{self.plan.source.model.name}-{target.quant.name}.gguf")
+        name, origin = target.file.path, target.file.origin
+        if isinstance(origin, External):
+            made, path = origin.artifact, origin.artifact.folder / name
         else:
-            assert self.plan.source.local is not None
-            entry = next(f for f in self.plan.source.files if f.path == target.path)
-            path = self.plan.source.local.folder / target.path
+            made = self._finished[origin.step].artifact
+            path = self.store.publish(made.folder / name, f"{self.plan.source.model.name}-{target.quant.name}.gguf")
+        entry = next(f for f in made.files if f.path == name)
         record = QuantRecord(
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
             bits_per_weight=float(str(facts["bits_per_weight"])), made_by=target.made_by,
             verified_by=target.verified_by,
         )
-        manifest.quants[target.quant.name] = record
+        manifest = self._manifest()
+        if manifest.quants.get(target.quant.name) != record:
+            manifest.quants[target.quant.name] = record
+            self._write(manifest)
         return BuiltFile(target.quant.name, path, record)

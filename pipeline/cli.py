@@ -15,25 +15,38 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import summary
-from pipeline.build import Builder, BuiltFile
+from pipeline import eval_summary, summary
+from pipeline.build import Builder, BuiltFile, Measured
 from pipeline.contract import ExitCode
 from pipeline.cost import Cost, cost_of
 from pipeline.engines import Engine
 from pipeline.engines.choose import choose_engine
 from pipeline.errors import BadRequest, HubUnreachable, Interrupted, OutOfResources, QuantyardError
 from pipeline.hub import HubAccess
-from pipeline.plan import BuildOptions, make_plan
+from pipeline.images import IMAGES
+from pipeline.measure import add_measuring, measure_options
+from pipeline.plan import BuildOptions, BuildPlan, make_plan
 from pipeline.progress import LineReporter, LiveReporter
 from pipeline.quants import QUANTS, parse_list
-from pipeline.settings import REPO_DIR, BuildRequest, add_options, read_request
+from pipeline.settings import (
+    MEASURING,
+    REPO_DIR,
+    SETTINGS,
+    BuildRequest,
+    MeasureRequest,
+    add_options,
+    read_request,
+)
 from pipeline.source import Source, find_source, recall_source, refuse_requantizing
 from pipeline.stage import is_out_of_space
 from pipeline.store import HashCache, ModelStore
 
 _DEMO_QUANTS = "Q4_K_M,Q8_0"
+_DEMO_SUITE = "smoke"
+_EVAL_SUITE = "quick"
 _MACHINE = (
     "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
+    "EVAL_BASE_IMAGE", "EVAL_BASE_TAG",
 )
 
 
@@ -84,6 +97,12 @@ def _build(args: argparse.Namespace) -> None:
     _run_build(_request(args))
 
 
+def _eval(args: argparse.Namespace) -> None:
+    request = _request(args)
+    measure = request.measure or MeasureRequest()
+    _run_build(replace(request, measure=replace(measure, suite=measure.suite or _EVAL_SUITE)))
+
+
 def _run_build(request: BuildRequest) -> None:
     console = _console()
     engine, reason = choose_engine(request.engine, request.surroundings, request.images)
@@ -92,11 +111,13 @@ def _run_build(request: BuildRequest) -> None:
     cost.check_disk(request.artifacts)
     with _reporter(console) as reporter:
         built = builder.run(reporter)
-    _print_built(request, builder, built, finished)
+    _print_built(request, builder, built)
 
 
 def _plan(args: argparse.Namespace) -> None:
     request = _request(args)
+    if request.measure is not None and not request.measure.suite:
+        request = replace(request, measure=None)
     engine, reason = choose_engine(request.engine, request.surroundings, request.images)
     builder, finished, cost = _prepare(request, engine)
     if request.json:
@@ -110,15 +131,23 @@ def _prepare(request: BuildRequest, engine: Engine) -> tuple[Builder, set[str], 
     if not request.model:
         raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
     source = _find_source(request)
-    refuse_requantizing(source, request.quants, request.outtype, allowed=request.allow_requantize)
+    builder = Builder(_plan_of(request, source), engine, ModelStore(request.artifacts, source.model), REPO_DIR)
+    finished = set(builder.find_finished())
+    return builder, finished, cost_of(builder.plan, finished, builder.partial_bytes(), request.artifacts)
+
+
+def _plan_of(request: BuildRequest, source: Source) -> BuildPlan:
+    """The plan of the build, and of the measuring if it was asked for. A baseline is built like any quant."""
+    baseline = request.measure and request.measure.baseline
+    quants = tuple(dict.fromkeys((baseline, *request.quants))) if baseline else request.quants
+    refuse_requantizing(source, quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
-        quants=request.quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
+        quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
         allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
         workers=request.workers, endpoint=request.endpoint,
     )
-    builder = Builder(make_plan(source, options), engine, ModelStore(request.artifacts, source.model), REPO_DIR)
-    finished = set(builder.find_finished())
-    return builder, finished, cost_of(builder.plan, finished, builder.partial_bytes(), request.artifacts)
+    plan = make_plan(source, options)
+    return add_measuring(plan, measure_options(request, request.measure)) if request.measure else plan
 
 
 def _find_source(request: BuildRequest) -> Source:
@@ -164,7 +193,8 @@ def _demo(args: argparse.Namespace) -> None:
     console.print(summary.demo_text(engine.name, reason), soft_wrap=True)
     with _reporter(console) as reporter:
         folder = demo_folder(request, engine, reporter)
-    _run_build(replace(request, model=str(folder), quants=parse_list(_DEMO_QUANTS)))
+    measure = MeasureRequest(suite=_DEMO_SUITE)
+    _run_build(replace(request, model=str(folder), quants=parse_list(_DEMO_QUANTS), measure=measure))
     console.print(summary.demo_end(DEMO_NAME), soft_wrap=True)
 
 
@@ -172,20 +202,24 @@ def _images(args: argparse.Namespace) -> None:
     request = _request(args)
     engine, _reason = choose_engine(request.engine, request.surroundings, request.images)
     with _reporter(_console()) as reporter:
-        engine.prepare("builder", reporter.note)
-    for name, value in engine.describe().items():
-        print(f"{name}={value}")
+        for image in IMAGES:
+            engine.prepare(image, reporter.note)
+    described = (f"{name}={value}" for image in IMAGES for name, value in engine.describe(image).items())
+    for line in dict.fromkeys(described):  # what they have in common once
+        print(line)
 
 
+_BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in MEASURING)
 # To add a command: add a row, a target to the Makefile and a line to README.md (tests compare the three).
 # The last column: which settings are its options; None for all.
 COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], str, Sequence[str] | None], ...] = (
-    ("build", _build, "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest.", None),
-    ("plan", _plan, "Show what a build would run, download and need, and do nothing.", None),
+    ("build", _build, "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest.", _BUILDING),
+    ("eval", _eval, "Measure what quantization cost; builds first what is not built.", None),
+    ("plan", _plan, "Show what a build (with SUITE: an eval) would run, download and need, and do nothing.", None),
     ("quants", _quants, "List every quantization type, and when to choose it.", ("JSON",)),
     ("doctor", _doctor, "Check this machine, with a remedy for each finding.", ("JSON", *_MACHINE)),
-    ("demo", _demo, "The two-minute tour: build a real 135M model with no account anywhere.", ("JSON", *_MACHINE)),
-    ("images", _images, "Make the tools ready: the builder image (docker), or .venv-local (local).", _MACHINE),
+    ("demo", _demo, "The tour: build and measure a real 135M model with no account anywhere.", ("JSON", *_MACHINE)),
+    ("images", _images, "Make the tools ready: the images (docker), or .venv-local (local).", _MACHINE),
 )
 
 
@@ -202,14 +236,29 @@ def _reporter(console: Console) -> LiveReporter | LineReporter:
     return LiveReporter(console) if console.is_terminal else LineReporter(console)
 
 
-def _print_built(request: BuildRequest, builder: Builder, built: list[BuiltFile], finished: set[str]) -> None:
+def _print_built(request: BuildRequest, builder: Builder, built: list[BuiltFile]) -> None:
+    measured = builder.measured
     if request.json:
-        _print_json(summary.built_json(builder.plan, built, finished, builder.store.folder / "manifest.json"))
+        made = summary.built_json(builder.plan, built, builder.ran, builder.store.folder / "manifest.json")
+        _print_json(made | eval_summary.measured_json(measured) if measured else made)
         return
-    ran = any(step.label not in finished for step in builder.plan.steps)
-    _console().print(summary.built_text(built, builder.store.folder, ran), soft_wrap=True)
+    text = summary.built_text(built, builder.store.folder, bool(builder.ran), measured is not None)
+    _console().print(text, soft_wrap=True)
+    if measured:
+        _print_measured(measured)
+        return
     for file in built:
         print(file.path)
+
+
+def _print_measured(measured: Measured) -> None:
+    console = _console()
+    console.print(eval_summary.where_text(measured), soft_wrap=True)
+    out = _data_console()
+    out.print(eval_summary.files_table(measured.report))
+    if table := eval_summary.tasks_table(measured.report):
+        out.print()
+        out.print(table)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ class Progress(Frozen):
     stage: str
     done: int
     total: int | None
-    unit: Literal["bytes", "tensors", "checks", "requests", "chunks", "repeats"]
+    unit: Literal["bytes", "tensors", "checks", "questions", "chunks", "repeats"]
 
 
 def digest_of(value: JsonValue) -> str:

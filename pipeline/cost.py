@@ -32,6 +32,7 @@ class Cost:
     disk_needed_bytes: int
     disk_free_bytes: int
     files: tuple[FileCost, ...]
+    downloads_datasets: bool = False  # their size is not known before they are here
 
     def check_disk(self, artifacts: Path) -> None:
         """Stop before a byte is downloaded.
@@ -49,11 +50,12 @@ def cost_of(plan: BuildPlan, finished: Collection[str], partial_bytes: int, arti
     """The cost of the steps that are not finished; `partial_bytes` of a download are here already."""
     left = [step for step in plan.steps if step.label not in finished]
     download_bytes = sum(s.size_bytes for s in left if s.row.network)
+    files = tuple(_file_cost(plan, t.quant.name, t.size_bytes) for t in plan.targets)
     return Cost(
         download_bytes=max(0, download_bytes - partial_bytes),
         disk_needed_bytes=max(0, sum(s.size_bytes for s in left) - partial_bytes),
         disk_free_bytes=shutil.disk_usage(nearest_folder(artifacts)).free,
-        files=tuple(_file_cost(plan, t.quant.name, t.size_bytes) for t in plan.targets),
+        files=files, downloads_datasets=any(s.row.name == "datasets" for s in left),
     )
 
 

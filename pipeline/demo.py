@@ -16,7 +16,7 @@ from pipeline.build import Builder, Reporter
 from pipeline.engines import Engine
 from pipeline.errors import HubError
 from pipeline.hub import HubAccess
-from pipeline.plan import BuildPlan, External, dequantize_step
+from pipeline.plan import BuildPlan, External, ModelFile, dequantize_step
 from pipeline.settings import REPO_DIR, BuildRequest, read_pins
 from pipeline.source import find_source
 from pipeline.stage import sha256_of
@@ -38,8 +38,8 @@ def demo_folder(request: BuildRequest, engine: Engine, reporter: Reporter) -> Pa
         allow_pickle=False, gguf_file=None,
     )
     assert source.local is not None
-    step = dequantize_step(External(source.local.digest), gguf.name, source.n_params * 2)
-    plan = BuildPlan(source, (step,), (), "auto", "")
+    base = ModelFile(External(source.local), gguf.name)
+    plan = BuildPlan(source, (dequantize_step(base, source.n_params * 2),), base, (), "auto", "")
     builder = Builder(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
     builder.run(reporter)
     return _named(builder.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)

@@ -100,17 +100,25 @@ def _gpu(_request: BuildRequest) -> Finding:
     return Finding("GPU", "ok", f"{names.splitlines()[0]}, Docker can use it")
 
 
-def _base_image(request: BuildRequest) -> Finding:
+def _builder_image(request: BuildRequest) -> Finding:
+    return _image(request, "builder")
+
+
+def _eval_image(request: BuildRequest) -> Finding:
+    return _image(request, "eval")
+
+
+def _image(request: BuildRequest, name: str) -> Finding:
     from pipeline.engines.docker import DockerEngine
 
     engine = DockerEngine(request.surroundings, request.images)
-    digest = engine.describe().get("base_digest")
+    base, digest = request.images.bases[name], engine.describe(name).get("base_digest")
     if not digest:
-        value = f"{request.images.base} is not here yet"
-        return Finding("base image", "note", value, "The first build pulls it: make images")
-    if engine.identity("builder") is None:
-        return Finding("builder image", "note", "not built yet", "The first build makes it: make images")
-    return Finding("builder image", "ok", f"on {request.images.base} ({digest[:19]})")
+        remedy = "Its first use pulls it: make images (no registry: make base-images)"
+        return Finding(f"{name} image", "note", f"its base {base} is not here yet", remedy)
+    if engine.identity(name) is None:
+        return Finding(f"{name} image", "note", "not built yet", "Its first use makes it: make images")
+    return Finding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
 
 
 def _compiler(_request: BuildRequest) -> Finding:
@@ -171,7 +179,8 @@ def _engine(findings: list[Finding]) -> Finding:
 # To add a check: add a function that returns one Finding, and name it here; True where it needs a Docker daemon.
 CHECKS: tuple[tuple[Callable[[BuildRequest], Finding], bool], ...] = (
     (_python, False), (_docker, False), (_docker_disk, True), (_buildx, False), (_compose, False), (_gpu, False),
-    (_base_image, True), (_compiler, False), (_local_tools, False), (_disk, False), (_memory, False), (_hub, False),
+    (_builder_image, True), (_eval_image, True), (_compiler, False), (_local_tools, False), (_disk, False),
+    (_memory, False), (_hub, False),
 )
 
 

@@ -170,11 +170,13 @@ class FileFacts(Frozen):
 class SelfCheck(Frozen):
     """What the measurement found when it checked itself on this file, before the first task.
 
-    Differences are of log-probabilities summed over a request, in nats, largest over the check's requests.
+    Differences are root mean squares over `n_tokens` log-probabilities, in nats a token; the rolling one is the
+    largest over the check's texts, in nats a token.
     """
 
     known_answers: int  # pairs asked whose likelier continuation is known
     known_answers_right: int
+    n_tokens: int
     packed_difference: float  # packed scores against a plain decode of one sequence
     noise: float  # the plain decode with flash attention on against off: the A/A control
     rolling_difference: float  # a continuation's sum against the rolling score of the same text
@@ -218,6 +220,7 @@ class Evaluation(Frozen):
     n_requests: int
     n_tokens_decoded: int  # equals the size of the prefix trees
     n_tokens_requested: int  # what one-by-one decoding would have read
+    n_truncated: int = 0  # requests cut from the left to what the model holds
     duration_s: float
     versions: dict[str, str]
     hardware: dict[str, JsonValue]
@@ -254,7 +257,7 @@ class Speed(Frozen):
     label: str
     prompt_tokens_per_s: float
     generated_tokens_per_s: float
-    prompt_spread: float  # (largest − smallest) / median over the repeats
+    prompt_spread: float  # (largest - smallest) / median over the repeats
     generated_spread: float
     load_s: float
     peak_memory_bytes: int  # resident, mapped weights included
@@ -283,7 +286,8 @@ class Score(Frozen):
 class Comparison(Frozen):
     """One metric of one task: a file against the baseline, question by question.
 
-    `delta` is file − baseline in the metric's unit; for perplexities it is the relative change (0.01: 1 % more).
+    `delta` is the file's value less the baseline's, in the metric's unit; for perplexities it is the relative change
+    (0.01: 1 % more).
     """
 
     task: str

@@ -24,17 +24,21 @@ _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
     "builder": ("contract", "stage", *_HEADERS, "safetensors_header"),
-    "eval": ("contract", "stage", "evaluation", *_HEADERS),
+    "eval": ("contract", "stage", "evaluation", "machine", *_HEADERS),
     "server": ("contract",),
 }
-_RECIPE_FILES = {"builder": ("docker/builder.Dockerfile", "docker/docker-bake.hcl")}
+_RECIPE_FILES = {
+    "builder": ("docker/builder.Dockerfile", "docker/docker-bake.hcl"),
+    "eval": ("docker/eval.Dockerfile", "docker/docker-bake.hcl"),
+}
+IMAGES = tuple(_RECIPE_FILES)
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Which base image, and what a build needs to reach the network. Environment wins over versions.env."""
+    """Which base images, and what a build needs to reach the network. Environment wins over versions.env."""
 
-    base: str  # ghcr.io/ggml-org/llama.cpp:full
+    bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
     extra_ca: Path | None
     proxies: Mapping[str, str]
 
@@ -42,7 +46,9 @@ class ImageSettings:
 @cache
 def code_version(repo_dir: Path, package: str) -> str:
     """SHA-256 of what a stage of this package runs and reads: the package, and what it shares with the pipeline."""
-    own = (p for p in (repo_dir / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    paths = (repo_dir / package).rglob("*")
+    # Of a suite's own file nothing but its requests reaches a stage, and those are in the key.
+    own = (p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.parent.name != "suites")
     shared = (repo_dir / "pipeline" / f"{name}.py" for name in SHARED[package])
     return _digest_of_paths(repo_dir, [*sorted(own), *shared])
 
@@ -65,7 +71,7 @@ def bake(
         EngineError: buildx is missing, or the build failed (with its last lines).
     """
     env = dict(os.environ) | dict(settings.proxies) | {
-        "BASE": settings.base, "BASE_DIGEST": base_digest, "IMAGE_TAG": tag.rpartition(":")[2],
+        "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "IMAGE_TAG": tag.rpartition(":")[2],
         "RECIPE": recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "BUILDKIT_PROGRESS": "plain",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from pipeline import __version__
 from pipeline.contract import FileEntry
+from pipeline.evaluation import EvalReport
 
 
 class _Record(BaseModel):
@@ -66,6 +66,7 @@ class Manifest(_Record):
     source: SourceRecord
     stages: dict[str, StageRecord] = {}
     quants: dict[str, QuantRecord] = {}
+    evaluations: dict[str, EvalReport] = {}  # by the suite's name
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -74,13 +75,3 @@ def read_manifest(path: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def cpu_name() -> str:
-    """Architecture and model of this machine's CPU: quantization may differ in the last bits between them."""
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
-        name = next(models, name)
-    return f"{platform.machine()} {name}".strip()

@@ -23,8 +23,10 @@ from pipeline.contract import (
     digest_of_request,
 )
 from pipeline.errors import BadRequest
+from pipeline.evaluation import Suite
 from pipeline.quants import Quant
 from pipeline.source import Source
+from pipeline.store import Artifact
 
 HOUR_S = 3600.0
 
@@ -52,7 +54,8 @@ class StageRow:
         return f"{self.image}.{self.name}"
 
 
-# To add a stage: add a row here, a request in contract.py and a module `<image>/<name>.py` with a `main()`.
+# To add a stage: add a row here, a request in contract.py (or evaluation.py) and a module `<image>/<name>.py` with a
+# `main()`.
 STAGES: Mapping[str, StageRow] = {
     row.name: row
     for row in (
@@ -63,6 +66,11 @@ STAGES: Mapping[str, StageRow] = {
         StageRow("quantize", "builder"),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
         StageRow("dequantize", "builder", timeout_s=1 * HOUR_S),
+        StageRow("datasets", "eval", network=True, secrets=("HF_TOKEN",), timeout_s=12 * HOUR_S, resumable=True),
+        StageRow("evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True),
+        StageRow("divergence", "eval", timeout_s=12 * HOUR_S),
+        StageRow("speed", "eval", timeout_s=1 * HOUR_S),
+        StageRow("report", "eval", timeout_s=0.5 * HOUR_S),
     )
 }
 
@@ -76,9 +84,12 @@ class Output:
 
 @dataclass(frozen=True)
 class External:
-    """An input that exists already: a local folder or file, by the digest of its files."""
+    """An input that exists already, such as a local model or a user's suite; a spec names it by its digest."""
 
-    digest: str
+    artifact: Artifact
+
+
+Origin = Output | External
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Step:
     label: str  # unique in the plan: "convert", "quantize Q4_K_M"
     row: StageRow
     request: StageRequest
-    inputs: Mapping[str, Output | External]
+    inputs: Mapping[str, Origin]
     size_bytes: int  # expected size of what it leaves on disk
 
 
@@ -112,14 +123,35 @@ def spec_of(step: Step, inputs: Mapping[str, str], code_version: str, image: str
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """One GGUF by where it comes from; `path` is that of its first shard, inside its origin."""
+
+    origin: Origin
+    path: str
+
+
+@dataclass(frozen=True)
 class Target:
     """One GGUF the build ends with: the step that makes it, the step that verifies it."""
 
     quant: Quant
-    made_by: str  # a step's label, or "" when the source itself is that file
-    path: str  # in that step's outputs
+    file: ModelFile
     verified_by: str
     size_bytes: int
+
+    @property
+    def made_by(self) -> str:
+        """A step's label, or "" when the source itself is that file."""
+        return self.file.origin.step if isinstance(self.file.origin, Output) else ""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What the steps that follow a build measure; laid out by `measure.py`."""
+
+    suite: Suite
+    baseline: str
+    labels: tuple[str, ...]  # the baseline's first
 
 
 @dataclass(frozen=True)
@@ -128,9 +160,11 @@ class BuildPlan:
 
     source: Source
     steps: tuple[Step, ...]
+    base: ModelFile  # what the quants are made of
     targets: tuple[Target, ...]
     outtype: OutType
     outtype_reason: str
+    measuring: Measuring | None = None
 
 
 @dataclass(frozen=True)
@@ -157,13 +191,15 @@ def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
     steps: list[Step] = []
     origin = _origin(source, options, steps)
     outtype, reason = source.outtype(options.outtype)
-    base, path = (origin, source.gguf_file or "") if source.kind == "gguf" else (Output("convert"), "model.gguf")
+    base = ModelFile(Output("convert"), "model.gguf")
+    if source.kind == "gguf":
+        base = ModelFile(origin, source.gguf_file or "")
     if source.kind == "huggingface":
         request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
         size_bytes = source.converted_size_bytes(outtype)
         steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
-    targets = [_target(source, options, quant, outtype, base, path, steps) for quant in options.quants]
-    return BuildPlan(source, tuple(steps), tuple(targets), outtype, reason)
+    targets = [_target(source, options, quant, outtype, base, steps) for quant in options.quants]
+    return BuildPlan(source, tuple(steps), base, tuple(targets), outtype, reason)
 
 
 def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
@@ -173,9 +209,9 @@ def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
         raise BadRequest(message, "Choose another quant: make quants")
 
 
-def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Output | External:
+def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
     if source.local is not None:
-        return External(source.local.digest)
+        return External(source.local)
     request = FetchRequest(
         repo_id=source.repo_id, commit=source.model.commit, files=source.files,
         endpoint=options.endpoint, workers=options.workers,
@@ -186,39 +222,35 @@ def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Output 
 
 def _target(
     source: Source, options: BuildOptions, quant: Quant, outtype: OutType,
-    base: Output | External, path: str, steps: list[Step],
+    base: ModelFile, steps: list[Step],
 ) -> Target:
     size_bytes = source.quant_size_bytes(quant)
-    made: Output | External = base
-    file = path
+    made = base
     if not source.is_already(quant, outtype):
         request = QuantizeRequest(
-            quant=quant.name, ftype=quant.ftype, source_file=path,
+            quant=quant.name, ftype=quant.ftype, source_file=base.path,
             allow_requantize=options.allow_requantize, threads=options.threads,
         )
-        label, file = f"quantize {quant.name}", "model.gguf"
-        steps.append(Step(label, STAGES["quantize"], request, {"source": base}, size_bytes))
-        made = Output(label)
-    steps.append(_verify(source, options, quant, made, file, base, path))
-    return Target(quant, made.step if isinstance(made, Output) else "", file, steps[-1].label, size_bytes)
+        label = f"quantize {quant.name}"
+        steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes))
+        made = ModelFile(Output(label), "model.gguf")
+    steps.append(_verify(source, options, quant, made, base))
+    return Target(quant, made, steps[-1].label, size_bytes)
 
 
-def _verify(
-    source: Source, options: BuildOptions, quant: Quant,
-    made: Output | External, file: str, base: Output | External, path: str,
-) -> Step:
-    inputs = {"model": made, "source": base}
+def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile, base: ModelFile) -> Step:
+    inputs = {"model": made.origin, "source": base.origin}
     has_reference = source.kind == "huggingface"
     if has_reference:
-        inputs["reference"] = base  # convert leaves reference.json beside model.gguf
+        inputs["reference"] = base.origin  # convert leaves reference.json beside model.gguf
     request = VerifyRequest(
-        quant=quant.name, model_file=file, source_file=path, has_reference=has_reference,
+        quant=quant.name, model_file=made.path, source_file=base.path, has_reference=has_reference,
         allow_mismatch=options.allow_mismatch, threads=options.threads,
     )
     return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0)
 
 
-def dequantize_step(gguf: External, file: str, size_bytes: int) -> Step:
+def dequantize_step(gguf: ModelFile, size_bytes: int) -> Step:
     """The step `make demo` starts from: a GGUF back in Hugging Face format."""
-    request = DequantizeRequest(source_file=file)
-    return Step("dequantize", STAGES["dequantize"], request, {"source": gguf}, size_bytes)
+    request = DequantizeRequest(source_file=gguf.path)
+    return Step("dequantize", STAGES["dequantize"], request, {"source": gguf.origin}, size_bytes)

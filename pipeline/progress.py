@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,16 +24,20 @@ from pipeline import contract
 from pipeline.contract import StageResult
 from pipeline.estimate import human_bytes
 
+_PACED = ("questions", "chunks", "repeats")  # of these people want to know how many a second
+_TASKS_SAID = 3  # a line is no table
+
 
 class _Amount(ProgressColumn):
-    """`135 MB of 269 MB, 42 MB/s`, or `12 of 272 tensors`."""
+    """`135 MB of 269 MB, 42 MB/s`, `12 of 272 tensors`, or `320 of 640 questions, 41.3/s`."""
 
     def render(self, task: Task) -> Text:
         unit = task.fields.get("unit", "")
         if task.total is None or not unit:
             return Text("")
         if unit != "bytes":
-            return Text(f"{int(task.completed)} of {int(task.total)} {unit}")
+            pace = f", {task.speed:.3g}/s" if task.speed and unit in _PACED else ""
+            return Text(f"{int(task.completed)} of {int(task.total)} {unit}{pace}")
         rate = f", {human_bytes(int(task.speed))}/s" if task.speed else ""
         return Text(f"{human_bytes(int(task.completed))} of {human_bytes(int(task.total))}{rate}")
 
@@ -42,7 +48,7 @@ class LiveReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description:<18}"), BarColumn(bar_width=28), _Amount(), TimeElapsedColumn(),
+            TextColumn("{task.description:<20}"), BarColumn(bar_width=28), _Amount(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )
         self._stages: TaskID | None = None
@@ -109,10 +115,51 @@ class LineReporter:
 
 def ending(label: str, result: StageResult) -> str:
     """The line a finished stage leaves: `[convert] 271 MB in 10.2 s`. What was let pass is said here too."""
+    did = _measured(result) or _made(result)
+    allowed = result.facts.get("mismatches_allowed")
+    let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
+    return "\n".join([f"[{label}] {did} in {result.duration_s:.1f} s", *let_pass])
+
+
+def _made(result: StageResult) -> str:
     size_bytes = sum(f.size_bytes for f in result.outputs)
     did = human_bytes(size_bytes) if size_bytes else "passed"
     if "probes" in result.facts and "chats" in result.facts:
         did += f" ({result.facts['probes']} probes, {result.facts['chats']} conversations)"
-    allowed = result.facts.get("mismatches_allowed")
-    let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
-    return "\n".join([f"[{label}] {did} in {result.duration_s:.1f} s", *let_pass])
+    return did
+
+
+def _measured(result: StageResult) -> str:
+    """What a measuring stage found, in a few words; "" for every other stage."""
+    facts = result.facts
+    found = {
+        "evaluate": [_number(facts, "n_questions", "{:.0f} questions"), *_scores(facts.get("tasks"))],
+        "divergence": [_number(facts, "perplexity", "PPL {:.3f}"), _number(facts, "mean_kld", "mean KLD {:.4f}")],
+        "speed": [
+            _number(facts, "prompt_tokens_per_s", "prompt {:.1f} t/s"),
+            _number(facts, "generated_tokens_per_s", "generated {:.1f} t/s"),
+        ],
+        "report": _verdicts(facts.get("files")),
+    }
+    return ", ".join(text for text in found.get(result.stage, []) if text)
+
+
+def _number(facts: Mapping[str, JsonValue], name: str, form: str) -> str:
+    value = facts.get(name)
+    return form.format(value) if isinstance(value, int | float) else ""
+
+
+def _scores(tasks: JsonValue) -> list[str]:
+    """The first metric of the first tasks, such as `arc_easy acc 0.475`."""
+    rows = list(tasks.items()) if isinstance(tasks, dict) else []
+    first = [(task, *next(iter(metrics.items()))) for task, metrics in rows if isinstance(metrics, dict) and metrics]
+    said = [f"{task} {name} {value:.3g}" for task, name, value in first if isinstance(value, int | float)]
+    return said[:_TASKS_SAID] + (["…"] if len(said) > _TASKS_SAID else [])
+
+
+def _verdicts(files: JsonValue) -> list[str]:
+    """Such as `Q4_K_M: 3 same + 1 worse`."""
+    rows = files.items() if isinstance(files, dict) else ()
+    found = [(label, file.get("verdicts")) for label, file in rows if isinstance(file, dict)]
+    counted = [(label, counts) for label, counts in found if isinstance(counts, dict)]
+    return [f"{label}: " + " + ".join(f"{n} {verdict}" for verdict, n in counts.items()) for label, counts in counted]

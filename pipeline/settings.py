@@ -16,13 +16,14 @@ from pathlib import Path
 
 from pipeline.contract import OutType
 from pipeline.engines import EngineName, Surroundings
-from pipeline.errors import BadRequest
+from pipeline.errors import BadRequest, UnknownQuant
 from pipeline.images import ImageSettings
-from pipeline.quants import Quant, parse_list
+from pipeline.quants import Quant, find, parse_list
 
 REPO_DIR = Path(__file__).resolve().parent.parent
 _ON = {"1", "true", "yes", "on"}
 _OFF = {"", "0", "false", "no", "off"}
+_INTEGER = re.compile(r"^-?[0-9]+$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?$", re.IGNORECASE)
 _SIZE_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Where a CA is named for this machine's own programs, the containers need it just the same.
@@ -52,7 +53,7 @@ SETTINGS = (
     Setting("ALLOW_PICKLE", "", "1: convert pickle checkpoints (.bin, .pt), which can run code", flag=True),
     Setting("ALLOW_REQUANTIZE", "", "1: quantize a GGUF that is quantized already", flag=True),
     Setting("ALLOW_MISMATCH", "", "1: pass verify though tokenizer or chat template differ, and record it", flag=True),
-    Setting("THREADS", "0", "threads for quantizing and verifying; 0: all cores"),
+    Setting("THREADS", "0", "threads of a stage; 0: all cores, and one per physical core for measuring"),
     Setting("WORKERS", "4", "files to download at once"),
     Setting("MEMORY", "", "memory limit of a stage, such as 16GiB (docker engine); default: all but 512 MiB"),
     Setting("JSON", "", "1: print one JSON object on stdout and nothing else there", flag=True),
@@ -62,7 +63,42 @@ SETTINGS = (
     Setting("HTTPS_PROXY", "", "proxy for stages with a network; HTTP_PROXY, ALL_PROXY, NO_PROXY likewise"),
     Setting("LLAMA_CPP_IMAGE", "", "base image of the builder; default in versions.env"),
     Setting("LLAMA_CPP_TAG", "", "its tag; default in versions.env"),
+    Setting("EVAL_BASE_IMAGE", "", "base image of the eval image; default in versions.env"),
+    Setting("EVAL_BASE_TAG", "", "its tag; default in versions.env"),
+    Setting("SUITE", "", "what to measure: smoke, quick (the default of `eval`), standard, full, or a file.yaml"),
+    Setting("BASELINE", "", "the quant to compare with; default: the unquantized file the others are made of"),
+    Setting("TASKS", "", "tasks of lm-eval in place of the suite's own, comma-separated"),
+    Setting("LIMIT", "", "at most this many questions of each task"),
+    Setting("NUM_FEWSHOT", "", "solved examples before each question; default: as the suite and the task say"),
+    Setting("SEED", "", "seed of every random choice; default: the suite's"),
+    Setting("DATASETS", "", "folder of data sets brought from elsewhere, for a site without a network"),
+    Setting("ALLOW_UNSAFE_CODE", "", "1: allow tasks that run code which the model has written", flag=True),
+    Setting("N_GPU_LAYERS", "0", "layers to put on the GPU while measuring; -1: all"),
+    Setting("MAX_LENGTH", "0", "longest request in tokens; 0: what the model was trained for, at most 4096"),
 )
+
+
+# The settings that only commands which measure have a use for.
+MEASURING = (
+    "SUITE", "BASELINE", "TASKS", "LIMIT", "NUM_FEWSHOT", "SEED", "DATASETS", "ALLOW_UNSAFE_CODE", "N_GPU_LAYERS",
+    "MAX_LENGTH", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What the user wants measured. Where a value is None, the suite decides."""
+
+    suite: str = ""
+    baseline: Quant | None = None
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    num_fewshot: int | None = None
+    seed: int | None = None
+    datasets: Path | None = None
+    allow_unsafe_code: bool = False
+    n_gpu_layers: int = 0
+    max_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +121,7 @@ class BuildRequest:
     hf_token: str | None
     surroundings: Surroundings
     images: ImageSettings
+    measure: MeasureRequest | None  # None: nothing
 
 
 def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
@@ -113,7 +150,11 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         proxies["HTTPS_PROXY"] = values["HTTPS_PROXY"]
     extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
     artifacts = Path(values["ARTIFACTS"]).expanduser().absolute()
-    base = f"{values['LLAMA_CPP_IMAGE'] or pins['LLAMA_CPP_IMAGE']}:{values['LLAMA_CPP_TAG'] or pins['LLAMA_CPP_TAG']}"
+    pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
+    bases = {
+        "builder": f"{pinned['LLAMA_CPP_IMAGE']}:{pinned['LLAMA_CPP_TAG']}",
+        "eval": f"{pinned['EVAL_BASE_IMAGE']}:{pinned['EVAL_BASE_TAG']}",
+    }
     hf_token = values["HF_TOKEN"] or _stored_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=parse_list(values["QUANT"]),
@@ -128,7 +169,19 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
             repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
         ),
-        images=ImageSettings(base=base, extra_ca=extra_ca, proxies=proxies),
+        images=ImageSettings(bases=bases, extra_ca=extra_ca, proxies=proxies),
+        measure=_measure(values) if hasattr(args, "SUITE") else None,
+    )
+
+
+def _measure(values: Mapping[str, str]) -> MeasureRequest:
+    return MeasureRequest(
+        suite=values["SUITE"], baseline=_baseline(values["BASELINE"]),
+        tasks=tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", values["TASKS"]) if name)),
+        limit=_optional("LIMIT", values, 1, 10**9), num_fewshot=_optional("NUM_FEWSHOT", values, 0, 1000),
+        seed=_optional("SEED", values, 0, 2**32 - 1), datasets=_datasets(values["DATASETS"]),
+        allow_unsafe_code=_flag("ALLOW_UNSAFE_CODE", values),
+        n_gpu_layers=_integer("N_GPU_LAYERS", values, -1, 10_000), max_length=_integer("MAX_LENGTH", values, 0, 2**24),
     )
 
 
@@ -179,10 +232,29 @@ def _flag(name: str, values: Mapping[str, str]) -> bool:
 
 
 def _integer(name: str, values: Mapping[str, str], low: int, high: int) -> int:
-    if not values[name].isdecimal() or not low <= int(values[name]) <= high:
+    if not _INTEGER.match(values[name]) or not low <= int(values[name]) <= high:
         message = f"{name}={values[name]} is not a whole number from {low} to {high}."
         raise BadRequest(message, f"Type {name}={low or high}.")
     return int(values[name])
+
+
+def _optional(name: str, values: Mapping[str, str], low: int, high: int) -> int | None:
+    return _integer(name, values, low, high) if values[name] else None
+
+
+def _baseline(text: str) -> Quant | None:
+    try:
+        return find(text) if text else None
+    except UnknownQuant as error:
+        raise UnknownQuant(f"BASELINE={text}: {error.message}", error.hint) from error
+
+
+def _datasets(text: str) -> Path | None:
+    path = Path(text).expanduser().absolute() if text else None
+    if path is not None and not path.is_dir():
+        hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
+        raise BadRequest(f"DATASETS={text} is not a folder.", hint)
+    return path
 
 
 def _memory(text: str) -> int | None:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -56,6 +57,19 @@ class Stage:
     def files_dir(self) -> Path:
         """Where the stage's outputs go."""
         return self.out_dir / "files"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Where it may write what nobody keeps; gone when the stage ends."""
+        folder = self.out_dir / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def input_files(self, name: str) -> tuple[FileEntry, ...]:
+        """The files of an input as the store knows them, hashes included; () where nobody said."""
+        path = self.in_dir / "inputs.json"
+        known = json.loads(path.read_bytes()) if path.is_file() else {}
+        return tuple(FileEntry.model_validate(entry) for entry in known.get(name, ()))
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
         """Print one progress line; at most ten a second, but always the last one."""
@@ -107,6 +121,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoR
         )
     except BaseException as error:
         result = _failed(stage, error, time.monotonic() - started)
+    shutil.rmtree(stage.out_dir / "scratch", ignore_errors=True)
     _write_result(stage, result)
     sys.exit(result.exit_code)
 

@@ -3,6 +3,7 @@
     stages/<label>-<key12>/      one finished stage: request.json, result.json, files/
     stages/.<label>-<key12>/     one unfinished stage; it never counts
     <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
+    eval/<suite>/                a copy of what the last report on this suite left
     manifest.json                what was made, from what, by what
 
 A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one
@@ -11,10 +12,11 @@ rename makes them count. So a stage that was killed at any moment leaves nothing
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +123,9 @@ class ModelStore:
             return None  # somebody removed or changed a file: make it again
         return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, files))
 
-    def begin(self, label: str, key: str, request: StageRequest, resumable: bool) -> Workspace:
+    def begin(
+        self, label: str, key: str, request: StageRequest, inputs: Mapping[str, Artifact], resumable: bool
+    ) -> Workspace:
         """A folder to work in. What a killed run left there is kept only if the stage can resume from it."""
         partial = self._partial(label, key)
         if not resumable:
@@ -133,6 +137,8 @@ class ModelStore:
         with suppress(FileNotFoundError):
             (space.out_dir / "result.json").unlink()
         (space.in_dir / "request.json").write_text(request.model_dump_json(indent=2) + "\n")
+        known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
+        (space.in_dir / "inputs.json").write_text(json.dumps(known) + "\n")  # a stage need not hash 40 GB again
         return space
 
     def finish(self, label: str, key: str, space: Workspace, result: StageResult) -> FinishedStage:
@@ -160,10 +166,9 @@ class ModelStore:
         files = (self._partial(label, key) / "out" / "files").rglob("*")
         return sum(path.stat().st_size for path in files if path.is_file())
 
-    def publish(self, finished: FinishedStage, path: str, name: str) -> Path:
-        """Give one output its final name beside the manifest: a hard link, so that no byte is copied."""
+    def publish(self, source: Path, name: str) -> Path:
+        """Give one output of a stage its final name beside the manifest: a hard link, so that no byte is copied."""
         target, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        source = finished.artifact.folder / path
         if target.exists() and target.samefile(source):
             return target
         with suppress(FileNotFoundError):
@@ -173,6 +178,26 @@ class ModelStore:
         except OSError:  # a file system without hard links
             temporary.symlink_to(os.path.relpath(source, self.folder))
         temporary.rename(target)
+        return target
+
+    def publish_folder(self, finished: FinishedStage, name: str) -> Path:
+        """Give all outputs a folder of their own: copies, which people may edit. Never a part of them is seen."""
+        target = self.folder / name
+        if _is_copy(target, finished.artifact):
+            return target
+        temporary, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+        shutil.rmtree(temporary, ignore_errors=True)
+        for entry in finished.artifact.files:
+            path = temporary / entry.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(finished.artifact.folder / entry.path, path)
+            _sync(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
         return target
 
     def write(self, name: str, text: str) -> None:
@@ -228,6 +253,13 @@ def _is_there(folder: Path, entry: FileEntry) -> bool:
     """Whether this file is really in the folder. A link is not: what it points at is not the stage's own."""
     path = folder / entry.path
     return path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size_bytes
+
+
+def _is_copy(folder: Path, artifact: Artifact) -> bool:
+    """Whether the folder holds these files, byte for byte, and no others."""
+    names = sorted(f.path for f in artifact.files)
+    there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
 
 
 def _slug(label: str) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline.build import BuiltFile
 from pipeline.cost import SERVE_CONTEXT_TOKENS, Cost
 from pipeline.estimate import human_bytes
-from pipeline.plan import BuildPlan, Step
+from pipeline.plan import BuildPlan, Measuring, Step
 from pipeline.quants import Quant
 
 if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
@@ -25,8 +25,10 @@ def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: st
     facts = [("Model", escape(f"{plan.source.title}{license_}")), ("Engine", f"{engine} ({reason})")]
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
+    if plan.measuring is not None:
+        facts.append(("Measures", _measuring_text(plan.measuring)))
     facts += [("Stages", _step_text(step, step.label in finished)) for step in plan.steps]
-    facts.append(("Download", human_bytes(cost.download_bytes) if cost.download_bytes else "nothing"))
+    facts.append(("Download", _download_text(cost)))
     needed = human_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
     facts.append(("Disk", f"{needed} more at the peak, {human_bytes(cost.disk_free_bytes)} free"))
     facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
@@ -40,6 +42,18 @@ def _columns(facts: Sequence[tuple[str, str]]) -> str:
         lines.append(f"[bold]{name if name != before else '':<13}[/]{text}")
         before = name
     return "\n".join(lines)
+
+
+def _measuring_text(measuring: Measuring) -> str:
+    others = ", ".join(measuring.labels[1:])
+    beside = f"{others} beside {measuring.baseline}" if others else f"{measuring.baseline} alone"
+    return escape(f"{beside}, suite {measuring.suite.name}")
+
+
+def _download_text(cost: Cost) -> str:
+    parts = [human_bytes(cost.download_bytes)] if cost.download_bytes else []
+    parts += ["the suite's data sets"] if cost.downloads_datasets else []
+    return " and ".join(parts) or "nothing"
 
 
 def _step_text(step: Step, done: bool) -> str:
@@ -56,6 +70,7 @@ def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
 
 def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str) -> dict[str, Any]:
     """The plan for programs; sizes in bytes."""
+    measuring = plan.measuring
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "engine": engine, "outtype": plan.outtype,
         "stages": [
@@ -64,12 +79,14 @@ def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: st
         ],
         "download_bytes": cost.download_bytes, "disk_needed_bytes": cost.disk_needed_bytes,
         "disk_free_bytes": cost.disk_free_bytes, "files": [file.__dict__ for file in cost.files],
+        "suite": measuring and measuring.suite.name, "baseline": measuring and measuring.baseline,
     }
 
 
-def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool) -> str:
+def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool, measured: bool) -> str:
     """What a build ends with."""
-    head = "Built and verified" if ran else "Nothing to do: built and verified before"
+    did = "built, verified and measured" if measured else "built and verified"
+    head = did.capitalize() if ran else f"Nothing to do: {did} before"
     facts = [
         (f.quant, f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight") for f in built
     ]
@@ -77,13 +94,11 @@ def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool) -> str:
     return f"[bold green]{head}[/]\n{_columns(facts)}"
 
 
-def built_json(
-    plan: BuildPlan, built: Sequence[BuiltFile], finished: Collection[str], manifest: Path
-) -> dict[str, Any]:
+def built_json(plan: BuildPlan, built: Sequence[BuiltFile], ran: Sequence[str], manifest: Path) -> dict[str, Any]:
     """What a build ends with, for programs."""
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "manifest": str(manifest),
-        "ran": [s.label for s in plan.steps if s.label not in finished],
+        "ran": list(ran),
         "files": [
             {
                 "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,
@@ -131,6 +146,7 @@ def demo_text(engine: str, reason: str) -> str:
         "[bold]The demo[/] builds SmolLM2-135M-Instruct, a real language model, with no account anywhere.\n"
         "1. Get it: a package of the Python index carries it as a GGUF; it is turned back into Hugging Face format.\n"
         "2. Build it as any model: convert, quantize to Q4_K_M and Q8_0, verify each against the original.\n"
+        "3. Measure both beside the unquantized file: questions, divergence, speed; no data set is fetched.\n"
         f"Every stage runs with the engine {engine} ({reason}). Finished stages are never repeated.\n"
     )
 
@@ -138,9 +154,11 @@ def demo_text(engine: str, reason: str) -> str:
 def demo_end(name: str) -> str:
     """What to type after the demo."""
     return (
-        f"\nThe two files above are {name}, each checked: tensors, tokenizer, chat template, a first decode.\n"
+        f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
+        "and measured against the file they were quantized from.\n"
         "Next, a model of your own:\n"
         "  make plan  MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
         "  make build MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
+        "  make eval  MODEL=org/name QUANT=Q4_K_M,Q8_0 what quantization cost: more questions, real tasks\n"
         "  make quants                                 every type, and when to choose it"
     )

@@ -1,37 +1,54 @@
 #!/usr/bin/env bash
-# Make a stand-in for a base image, where its registry cannot be reached.
+# Make stand-ins for the base images, where their registries cannot be reached.
 #
-# mmdebstrap makes a root file system from Debian's packages (STANDIN_SUITE of versions.env carries llama.cpp,
-# its converter, torch and transformers); a few links give it upstream's /app layout and the very tag
-# that upstream's image would have. About 6 minutes, 0.7 GB downloaded, 1.8 GB kept. The label
-# quantyard.stand-in=true tells it from the real one, and every image built on it carries that label.
+# mmdebstrap makes a root file system from Debian's packages, and a few links give it upstream's layout and the
+# very tag that upstream's image would have. The label quantyard.stand-in=true tells it from the real one, and
+# every image built on it carries that label.
+#   builder  STANDIN_SUITE of versions.env carries llama.cpp, its converter, torch and transformers: about
+#            6 minutes, 0.7 GB downloaded, 1.8 GB kept
+#   eval     the release that the tag ends with, and its Python: about 1 minute, 0.2 GB kept
 #
-# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [TAG]
+# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval …]
 #   --if-unreachable  try `docker pull` first; make a stand-in only if the network is the reason it fails
 #   --force           make it again although the tag is there
-#   --rootfs FILE     take this root file system (from `mmdebstrap … FILE`) and download nothing
-#   TAG               of LLAMA_CPP_IMAGE; without it LLAMA_CPP_TAG. Both from versions.env; the environment wins
-# Exit codes:  0 the image is there · 1 a step failed · 2 wrong usage, or no stand-in for this tag
+#   --rootfs FILE     take this root file system (from `mmdebstrap … FILE`) and download nothing; for one image
+#   builder|eval      whose base; without it both. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG and
+#                     EVAL_BASE_IMAGE, EVAL_BASE_TAG) says versions.env; the environment wins
+# Exit codes:  0 the images are there · 1 a step failed · 2 wrong usage, or no stand-in for this tag
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# To add a stand-in: add a row, and a function layout_… that prints what its Dockerfile adds to the packages.
-#   tag | layout | Debian packages (python3-pip: ours are installed with it; libgomp1: the binaries' threads)
-TABLE='
-full | layout_full | ca-certificates,python3-pip,curl,llama.cpp-tools,llama.cpp-tools-extra,python3-gguf,python3-torch,python3-transformers,python3-sentencepiece,libgomp1
-'
-RECORDED="llama.cpp-tools llama.cpp-tools-extra libllama0 libggml0 python3 python3-gguf python3-torch python3-transformers"
-NEEDS_TMP_MIB=5500    # the tree, its downloads and the tar, all at once
-NEEDS_DOCKER_MIB=2500 # the image
 NETWORK_ERROR='no such host|dial tcp|timeout|timed out|connection re|network is unreachable|no route to host|proxyconnect|TLS handshake|x509|certificate|deadline exceeded|EOF|server misbehaving|403 Forbidden|50[234] '
+
+IMAGES="builder eval"
+# To add a stand-in: name it above, and add a case here and a function layout_… that prints what its Dockerfile
+# adds to the packages. tags is a pattern; tmp_mib must hold the tree, its downloads and the tar, all at once;
+# the version of the first package recorded is the image's.
+known() {
+    case $1 in
+        builder)
+            base=$(setting LLAMA_CPP_IMAGE):$(setting LLAMA_CPP_TAG)
+            tags=full suite=$(setting STANDIN_SUITE) tmp_mib=5500 docker_mib=2500
+            # python3-pip: ours are installed with it; libgomp1: the binaries' threads
+            packages=ca-certificates,python3-pip,curl,llama.cpp-tools,llama.cpp-tools-extra,python3-gguf,python3-torch,python3-transformers,python3-sentencepiece,libgomp1
+            recorded="llama.cpp-tools llama.cpp-tools-extra libllama0 libggml0 python3 python3-gguf python3-torch python3-transformers"
+            ;;
+        eval)
+            base=$(setting EVAL_BASE_IMAGE):$(setting EVAL_BASE_TAG)
+            tags='3.*-slim-*' suite=${base##*-} tmp_mib=900 docker_mib=400 # the tag names upstream's Debian release
+            packages=ca-certificates,python3-pip,netbase,tzdata
+            recorded="python3 python3-pip libc6 libstdc++6"
+            ;;
+    esac
+}
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
-usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [TAG]"; exit 2; }
-pin() { sed -n "s/^$1=//p" versions.env; }
+usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval …]"; exit 2; }
+setting() { local given=${!1-}; echo "${given:-$(sed -n "s/^$1=//p" versions.env)}"; } # setting NAME
 
 main() {
-    local force="" if_unreachable="" rootfs="" tag=""
+    local force="" if_unreachable="" rootfs="" name images=()
     while (($#)); do
         case $1 in
             --force) force=1 ;;
@@ -42,19 +59,31 @@ main() {
                 shift
                 ;;
             -*) usage "Unknown option '$1'." ;;
-            *) tag=$1 ;;
+            *)
+                [[ " $IMAGES " == *" $1 "* ]] || usage "Unknown image '$1'."
+                images+=("$1")
+                ;;
         esac
         shift
     done
-    tag=${tag:-${LLAMA_CPP_TAG:-$(pin LLAMA_CPP_TAG)}}
-    local image="${LLAMA_CPP_IMAGE:-$(pin LLAMA_CPP_IMAGE)}:$tag"
+    ((${#images[@]})) || read -ra images <<<"$IMAGES"
+    [[ -z $rootfs || ${#images[@]} -eq 1 ]] || usage "--rootfs FILE is for one image: name it."
     docker version >/dev/null 2>&1 || die "No Docker daemon answers. Type: make doctor"
-    if [[ -z $force ]] && docker image inspect "$image" >/dev/null 2>&1; then
-        say "$image is here already; nothing to do (--force makes a stand-in again)."
+    for name in "${images[@]}"; do
+        provide "$name" "$force" "$if_unreachable" "$rootfs"
+    done
+}
+
+# provide NAME FORCE IF_UNREACHABLE ROOTFS
+provide() {
+    local base tags suite tmp_mib docker_mib packages recorded
+    known "$1"
+    if [[ -z $2 ]] && docker image inspect "$base" >/dev/null 2>&1; then
+        say "$base is here already; nothing to do (--force makes a stand-in again)."
         return
     fi
-    [[ -z $if_unreachable ]] || ! pulled "$image" || return 0
-    make_stand_in "$image" "$tag" "$rootfs"
+    [[ -z $3 ]] || ! pulled "$base" || return 0
+    (make_stand_in "$1" "$4") # a shell of its own, whose traps clean up before the next image needs the disk
 }
 
 # Whether docker pull gets IMAGE. Any failure but the network's ends the script: a stand-in must not hide a typo.
@@ -66,51 +95,50 @@ pulled() {
         return 0
     fi
     grep -qE "$NETWORK_ERROR" <<<"$output" ||
-        die "docker pull $1 failed: $output. Check LLAMA_CPP_IMAGE and LLAMA_CPP_TAG in versions.env"
+        die "docker pull $1 failed: $output. Check its name and tag in versions.env"
     say "Its registry cannot be reached ($output); making a stand-in."
     return 1
 }
 
+# make_stand_in NAME ROOTFS, with what known says
 make_stand_in() {
-    local image=$1 tag=$2 rootfs=$3 row layout packages suite
-    row=$(awk -F ' *[|] *' -v tag="$tag" '$1 == tag { print $2, $3 }' <<<"$TABLE")
-    if [[ -z $row ]]; then
-        say "There is no stand-in for the tag '$tag', only for: $(awk 'NF { print $1 }' <<<"$TABLE" | xargs). Type: LLAMA_CPP_TAG=full scripts/base-images.sh"
+    local name=$1 rootfs=$2 tag=${base##*:} sha256 versions version
+    # shellcheck disable=SC2053  # the right side is a pattern
+    if [[ $tag != $tags ]]; then
+        say "There is no stand-in for the tag '$tag' of $name, only for: $tags. Change it in versions.env"
         exit 2
     fi
-    read -r layout packages <<<"$row"
-    suite=${STANDIN_SUITE:-$(pin STANDIN_SUITE)}
     [[ -z $rootfs ]] || suite="unknown (--rootfs)"
     WORK=$(mktemp -d)
     RAW=quantyard/stand-in-rootfs:$$ # a name of its own, for the time that docker build needs one
     trap 'docker rmi --no-prune "$RAW" >/dev/null 2>&1 || true; rm -rf "$WORK"' EXIT
     trap 'exit 130' INT TERM
-    check_disk "$rootfs"
+    check_disk "$rootfs" "$tmp_mib" "$docker_mib"
     if [[ -z $rootfs ]]; then
         rootfs=$WORK/rootfs.tar
         bootstrap "$suite" "$packages" "$rootfs"
     fi
     say "Importing the root file system …"
-    local sha256 versions
     sha256=$(sha256sum "$rootfs" | cut -d ' ' -f 1)
-    docker import "$rootfs" "$RAW" >/dev/null || die "docker import failed, as said above. Free some space, then type: scripts/base-images.sh"
+    docker import "$rootfs" "$RAW" >/dev/null || die "docker import failed, as said above. Free some space, then type: scripts/base-images.sh $name"
     # shellcheck disable=SC2016,SC2086  # the field names are dpkg's; one word per package
-    versions=$(docker run --rm --network none "$RAW" dpkg-query -W -f '${Package}=${Version}\n' $RECORDED)
-    say "Adding upstream's /app layout …"
-    { echo "FROM $RAW"; "$layout"; } | docker build --quiet --network none --tag "$image" \
-        --label org.opencontainers.image.title="Stand-in for $image" \
-        --label org.opencontainers.image.version="$(sed -n 's/^llama.cpp-tools=//p' <<<"$versions")" \
+    versions=$(docker run --rm --network none "$RAW" dpkg-query -W -f '${Package}=${Version}\n' $recorded)
+    version=$(sed -n "s/^${recorded%% *}=//p" <<<"$versions")
+    say "Adding upstream's layout …"
+    { echo "FROM $RAW"; "layout_$name" "$tag"; } | docker build --quiet --network none --tag "$base" \
+        --label org.opencontainers.image.title="Stand-in for $base" \
+        --label org.opencontainers.image.version="$version" \
         --label quantyard.stand-in=true \
         --label quantyard.stand-in.suite="$suite" \
         --label quantyard.stand-in.rootfs-sha256="$sha256" \
         --label quantyard.stand-in.packages="$(tr '\n' ' ' <<<"$versions")" - >/dev/null ||
-        die "The stand-in could not be built, as said above. Type: scripts/base-images.sh --force, and report it if it happens again"
-    say "$image is here: a stand-in with llama.cpp $(sed -n 's/^llama.cpp-tools=//p' <<<"$versions") from Debian $suite."
+        die "The stand-in could not be built, as said above. Type: scripts/base-images.sh --force $name, and report it if it happens again"
+    say "$base is here: a stand-in with ${recorded%% *} $version from Debian $suite."
 }
 
 # Links, as upstream's paths must lead to Debian's files; the converter itself is copied out of /usr/share/doc,
 # which some systems strip. Its --help runs last: a stand-in that cannot convert never gets the tag.
-layout_full() {
+layout_builder() {
     cat <<'DOCKERFILE'
 RUN mkdir -p /app/gguf-py \
  && cp /usr/share/doc/llama.cpp-tools/scripts/convert_hf_to_gguf.py /app/ \
@@ -123,11 +151,25 @@ WORKDIR /app
 DOCKERFILE
 }
 
+# Upstream's Python is in /usr/local and its pip may write there; Debian's is linked, and no longer forbids pip.
+# Its version is checked: a stand-in with another Python than the tag says never gets the tag.
+layout_eval() {
+    cat <<DOCKERFILE
+RUN for name in python python3; do ln -s /usr/bin/python3 /usr/local/bin/\$name; done \\
+ && for name in pip pip3; do ln -s /usr/bin/pip3 /usr/local/bin/\$name; done \\
+ && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED \\
+ && python3 -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "${1%%-*}" and "not Python ${1%%-*}: " + sys.version)'
+ENV LANG=C.UTF-8
+CMD ["python3"]
+DOCKERFILE
+}
+
+# check_disk ROOTFS TMP_MIB DOCKER_MIB
 check_disk() {
     local root
-    [[ -n $1 ]] || enough_disk "$WORK" "$NEEDS_TMP_MIB" "or point TMPDIR at a larger disk"
+    [[ -n $1 ]] || enough_disk "$WORK" "$2" "or point TMPDIR at a larger disk"
     root=$(docker info --format '{{.DockerRootDir}}')
-    [[ ! -d $root ]] || enough_disk "$root" "$NEEDS_DOCKER_MIB" "or type: docker system prune"
+    [[ ! -d $root ]] || enough_disk "$root" "$3" "or type: docker system prune"
 }
 
 # enough_disk FOLDER NEEDED_MIB REMEDY
@@ -147,7 +189,7 @@ bootstrap() {
         { apt-get -qq update && apt-get -y -qq --no-install-recommends install mmdebstrap; } >/dev/null ||
             die "mmdebstrap could not be installed. Type: apt-get install mmdebstrap"
     fi
-    say "Making a root file system from Debian $1: about 6 minutes, mostly downloading …"
+    say "Making a root file system from Debian $1: minutes, mostly downloading …"
     mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' --include="$2" "$1" "$3" ||
         die "mmdebstrap failed, as said above. Check that a Debian mirror can be reached, then type: scripts/base-images.sh"
 }

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Set up .venv-local, with which ENGINE=local runs the stages without containers.
+# Set up .venv-local, with which ENGINE=local runs the stages without containers; or .venv-bench, in which
+# measuring is compared with other ways to measure.
 #
 # The group `local` of pyproject.toml (llama-cpp-python is compiled for this host: 5 to 15 minutes the first time,
 # then kept in pip's cache), and llama.cpp's converter out of llama-cpp-python's own source distribution, so that
-# both are the same llama.cpp. Mechanism, stamp and lock: setup-venv.sh.
+# both are the same llama.cpp. For .venv-bench the group `bench`, and no converter. Mechanism, stamp and lock:
+# setup-venv.sh.
 #
 # torch: on Linux x86_64 the default index gives a CUDA build of several GB. To have the small one, set
 # PIP_EXTRA_INDEX_URL to PyTorch's CPU index first.
 #
-# Usage:  scripts/setup-local.sh                     PYTHON=python3.12 to choose the interpreter
+# Usage:  scripts/setup-local.sh [bench]             PYTHON=python3.12 to choose the interpreter
 #         CMAKE_ARGS=… scripts/setup-local.sh        in place of what cmake-args.sh says
 #         LLAMA_CPP_SDIST=FILE scripts/setup-local.sh   the source distribution, where it cannot be downloaded
-# Exit codes:  0 ready · 1 a step failed
+# Exit codes:  0 ready · 1 a step failed · 2 wrong usage
 set -euo pipefail
 
 # shellcheck source=scripts/setup-venv.sh
@@ -25,8 +27,14 @@ before_install() {
     say "llama-cpp-python is compiled for this host: 5 to 15 minutes the first time, then pip's cache has it."
 }
 
-# The converter, and a first run of everything: a build for another CPU dies here and not in a stage.
+# A first run of everything: a build for another CPU dies here and not in a stage.
 after_install() {
+    if [[ $group == local ]]; then install_converter; fi
+    "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null ||
+        die "llama-cpp-python does not load; was it compiled for another CPU? Type: $venv/bin/python -m pip cache remove llama_cpp_python; rm -rf $venv; $again"
+}
+
+install_converter() {
     local version share=$venv/share/llama.cpp
     version=$(sed -n 's/^ *"llama-cpp-python==\([^"]*\)".*/\1/p' pyproject.toml)
     say "Unpacking the converter of llama-cpp-python $version …"
@@ -36,8 +44,6 @@ after_install() {
     mv "$share.new" "$share" # a half-unpacked converter never has the final name
     env -i HOME="$HOME" PATH="$PATH" "$venv/bin/python" "$share/convert_hf_to_gguf.py" --help >/dev/null ||
         die "The converter does not start, as said above. Type: rm -rf $venv; $0"
-    "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null ||
-        die "llama-cpp-python does not load; was it compiled for another CPU? Type: $venv/bin/python -m pip cache remove llama_cpp_python; rm -rf $venv; $0"
 }
 
 # unpack_converter VERSION FOLDER
@@ -55,5 +61,8 @@ unpack_converter() {
     rm -rf "$venv/.download"
 }
 
-[[ $# -eq 0 ]] || { say "Unknown argument '$1'. Usage: scripts/setup-local.sh"; exit 1; }
-ensure_venv .venv-local local
+case $* in
+    "") ensure_venv .venv-local local ;;
+    bench) ensure_venv .venv-bench bench ;;
+    *) say "Unknown argument '$*'. Usage: scripts/setup-local.sh [bench]"; exit 2 ;;
+esac

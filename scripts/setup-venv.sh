@@ -94,6 +94,6 @@ pip_install() {
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     case ${1-} in
         pipeline | test | lint) ensure_venv "${2:-.venv}" "$1" ;;
-        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh pipeline|test|lint [VENV] (for local: scripts/setup-local.sh)"; exit 2 ;;
+        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh pipeline|test|lint [VENV] (for local and bench: scripts/setup-local.sh)"; exit 2 ;;
     esac
 fi

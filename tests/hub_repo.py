@@ -76,6 +76,11 @@ class Repo:
         listing = "".join(f"{name} {blob.etag}\n" for name, blob in sorted(self.files.items()))
         return hashlib.sha1(f"{self.repo_id}\n{listing}".encode()).hexdigest()
 
+    @property
+    def name(self) -> str:
+        """As the API calls it: a data set without its prefix."""
+        return self.repo_id.removeprefix("datasets/")
+
     def has_revision(self, revision: str) -> bool:
         return revision in (self.commit, *self.branches, *self.tags)
 
@@ -108,7 +113,7 @@ def _elements(blob: Blob) -> Iterator[tuple[str, int]]:
 def model_info(repo: Repo) -> dict[str, Any]:
     """What /api/models/<id>/revision/<rev>?blobs=true answers."""
     info: dict[str, Any] = {
-        "_id": repo.commit[:24], "id": repo.repo_id, "modelId": repo.repo_id, "sha": repo.commit,
+        "_id": repo.commit[:24], "id": repo.name, "modelId": repo.name, "sha": repo.commit,
         "private": repo.private, "gated": "manual" if repo.gated else False, "disabled": repo.disabled,
         "tags": [f"license:{repo.license}"] if repo.license else [], "downloads": 0, "likes": 0,
         "siblings": [_sibling(name, blob) for name, blob in repo.files.items()],
@@ -127,13 +132,30 @@ def _sibling(name: str, blob: Blob) -> dict[str, Any]:
     return sibling
 
 
-def tree(repo: Repo) -> list[dict[str, Any]]:
-    """What /api/models/<id>/tree/<rev> answers."""
-    return [
-        {"type": "file", "path": name, "size": blob.size_bytes, "oid": blob.git_oid}
-        | ({"lfs": {"oid": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}} if blob.lfs else {})
-        for name, blob in repo.files.items()
-    ]
+def tree(repo: Repo, folder: str = "", *, recursive: bool = True) -> list[dict[str, Any]]:
+    """What /api/models/<id>/tree/<rev>/<folder> answers."""
+    top = folder.strip("/") + "/" if folder.strip("/") else ""
+    inside = [name for name in repo.files if name.startswith(top)]
+    folders = {top + name.removeprefix(top).split("/")[0] for name in inside if "/" in name.removeprefix(top)}
+    files = [name for name in inside if recursive or "/" not in name.removeprefix(top)]
+    return [_folder(name) for name in sorted(folders)] + [_file(name, repo.files[name]) for name in files]
+
+
+def paths_info(repo: Repo, paths: list[str]) -> list[dict[str, Any]]:
+    """What /api/models/<id>/paths-info/<rev> answers; a path that is not there is left out."""
+    files = [_file(name, repo.files[name]) for name in paths if name in repo.files]
+    return files + [_folder(p) for p in paths if any(name.startswith(p + "/") for name in repo.files)]
+
+
+def _folder(name: str) -> dict[str, Any]:
+    return {"type": "directory", "path": name, "size": 0, "oid": hashlib.sha1(name.encode()).hexdigest()}
+
+
+def _file(name: str, blob: Blob) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": blob.size_bytes, "oid": blob.git_oid}
+    if blob.lfs:
+        entry["lfs"] = {"oid": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}
+    return entry
 
 
 def refs(repo: Repo) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Point HF_ENDPOINT (or `endpoint=`) at `HubServer.endpoint`. Files stored with LFS are answered with a redirect
 to a second port, as the real Hub sends its clients to a CDN, so that a test can see what goes to a foreign host.
+A data set is a repo whose id begins with "datasets/", which is how its addresses begin.
 Large files are streamed from disk. By hand:
 
     python -m tests.hub_server --folder DIR --repo org/name [--host H] [--port P] [--token T]
@@ -20,9 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from tests.hub_repo import BLOCK_BYTES, Blob, Repo, model_info, refs, tree
+from tests.hub_repo import BLOCK_BYTES, Blob, Repo, model_info, paths_info, refs, tree
 
 LFS_ENDINGS = (".safetensors", ".gguf", ".bin", ".model", ".pt", ".pth", ".h5", ".onnx", ".msgpack")
 LFS_FROM_BYTES = 10_000_000
@@ -177,11 +178,16 @@ class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     on_cdn: bool
     entry: Request
+    body: bytes = b""
 
     def log_message(self, format: str, *args: Any) -> None:  # the log is `HubServer.requests`
         pass
 
     def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.do_GET()
 
     def do_GET(self) -> None:
@@ -203,7 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
             message = "Invalid credentials in Authorization header"
             self._json(401, {"error": message}, {"X-Error-Message": message})
         elif path.startswith("/api/models/"):
-            self._api(path.removeprefix("/api/models/").split("/"))
+            self._api("", path.removeprefix("/api/models/").split("/"))
+        elif path.startswith("/api/datasets/"):
+            self._api("datasets/", path.removeprefix("/api/datasets/").split("/"))
         elif "/resolve/" in path:
             self._resolve(path)
         else:
@@ -229,19 +237,31 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
-    def _api(self, parts: list[str]) -> None:
-        repo = self._repo("/".join(parts[:2]))
+    def _api(self, kind: str, parts: list[str]) -> None:
+        repo = self._repo(kind + "/".join(parts[:2]))
         if repo is None:
             return
         verb, revision = (parts[2] if len(parts) > 2 else "revision"), unquote(parts[3]) if len(parts) > 3 else "main"
         if verb == "refs":
             self._json(200, refs(repo))
+        elif verb == "auth-check":
+            self._json(200, {}) if self._may_read(repo) else self._gated(repo)
         elif not repo.has_revision(revision):
             self._no_revision(revision)
         elif verb == "tree":
-            self._json(200, tree(repo))
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["true"]) != ["false"]
+            self._json(200, tree(repo, unquote("/".join(parts[4:])), recursive=recursive))
+        elif verb == "paths-info":
+            self._json(200, paths_info(repo, _paths_asked(self.body)))
         else:
             self._json(200, model_info(repo))
+
+    def _may_read(self, repo: Repo) -> bool:
+        return not repo.gated or self._token() == self.hub.token
+
+    def _gated(self, repo: Repo) -> None:
+        error = {"error": f"Access to {repo.repo_id} is restricted."}
+        self._json(403 if self._token() else 401, error, {"X-Error-Code": "GatedRepo"})
 
     def _no_revision(self, revision: str) -> None:
         error = {"error": f"Invalid rev id: {revision}"}
@@ -254,9 +274,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(repo_id)
         if repo is None:
             return
-        if repo.gated and self._token() != self.hub.token:
-            error = {"error": f"Access to model {repo_id} is restricted."}
-            self._json(403 if self._token() else 401, error, {"X-Error-Code": "GatedRepo"})
+        if not self._may_read(repo):
+            self._gated(repo)
         elif not repo.has_revision(revision):
             self._no_revision(revision)
         elif name not in repo.files:
@@ -313,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps(value).encode()
         length = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         self._start(status, {**(headers or {}), **length})
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _start(self, status: int, headers: Mapping[str, str]) -> None:
@@ -322,6 +341,14 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def _paths_asked(body: bytes) -> list[str]:
+    """What a request for paths-info names, as JSON or as a form."""
+    try:
+        return list(json.loads(body)["paths"])
+    except ValueError:
+        return parse_qs(body.decode()).get("paths", [])
 
 
 def _spoiled(blocks: Iterator[bytes], fault: Fault) -> Iterator[bytes]:

@@ -38,8 +38,8 @@ class Engine(Protocol):
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Make the tools ready: build the image, or check the host's own. May take minutes; repeats are instant."""
 
-    def describe(self) -> dict[str, str]:
-        """For the manifest: versions and digests of what runs the stages."""
+    def describe(self, image: str) -> dict[str, str]:
+        """For the manifest: versions and digests of what runs the stages of this image."""
 
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress

@@ -34,6 +34,8 @@ from pipeline.plan import StageSpec
 from pipeline.store import Artifact, Workspace
 
 _LABEL = "quantyard.out"  # a container's label: the folder it writes to
+_PULL_SIZES = {"builder": "about 1 GB", "eval": "about 50 MB"}
+_BUILD_TIMES = {"builder": "a few minutes", "eval": "compiles llama.cpp: 5 to 15 minutes"}
 _PIDS = 2048
 _RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage dies and not the host
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
@@ -73,7 +75,7 @@ class DockerEngine:
     def identity(self, image: str) -> str | None:
         """Base digest and recipe of the image; None while either is not here yet."""
         if image not in self._identities:
-            base = self._base_digest()
+            base = self._base_digest(image)
             if base is None or not self._has(self._tag(image, base)):
                 return None
             self._identities[image] = f"{base}+{recipe(self._around.repo_dir, image)}"
@@ -81,25 +83,25 @@ class DockerEngine:
 
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Pull the base image if it is not here, then build ours on it."""
-        if self._base_digest() is None:
-            self._pull(on_note)
-        base = self._base_digest()
+        if self._base_digest(image) is None:
+            self._pull(image, on_note)
+        base = self._base_digest(image)
         assert base is not None
         if not self._has(self._tag(image, base)):
-            on_note(f"building the {image} image on {self._images.base} (a few minutes, once)")
+            on_note(f"building the {image} image on {self._images.bases[image]} ({_BUILD_TIMES[image]}, once)")
             bake(self._around.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None)
 
-    def describe(self) -> dict[str, str]:
-        """Versions and digests for the manifest."""
-        base = self._base_digest() or ""
+    def describe(self, image: str) -> dict[str, str]:
+        """Versions and digests for the manifest; the image's own id is `builder_image`, `eval_image` …"""
+        base = self._base_digest(image) or ""
+        known = {"base_image": self._images.bases[image], "base_digest": base}
         with suppress(*_DaemonError):
-            image = self._client.images.get(self._tag("builder", base))
+            built = self._client.images.get(self._tag(image, base))
             return {
-                "engine": "docker", "docker": str(self._client.version()["Version"]),
-                "base_image": self._images.base, "base_digest": base,
-                "builder_image": str(image.id), "recipe": str(image.labels.get("quantyard.recipe", "")),
+                "engine": "docker", "docker": str(self._client.version()["Version"]), f"{image}_image": str(built.id),
+                **known, "recipe": str(built.labels.get("quantyard.recipe", "")),
             }
-        return {"engine": "docker", "base_image": self._images.base, "base_digest": base}
+        return {"engine": "docker", **known}
 
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
@@ -117,20 +119,21 @@ class DockerEngine:
             message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
 
-    def _base_digest(self) -> str | None:
+    def _base_digest(self, image: str) -> str | None:
         """The base image's digest on this machine: the registry's where it came from one, else its id."""
         with suppress(docker.errors.ImageNotFound):
-            image = self._client.images.get(self._images.base)
-            digests = image.attrs.get("RepoDigests") or []
-            return str(digests[0]).rpartition("@")[2] if digests else str(image.id)
+            base = self._client.images.get(self._images.bases[image])
+            digests = base.attrs.get("RepoDigests") or []
+            return str(digests[0]).rpartition("@")[2] if digests else str(base.id)
         return None
 
-    def _pull(self, on_note: OnNote) -> None:
-        on_note(f"pulling {self._images.base} (about 1 GB, once)")
+    def _pull(self, image: str, on_note: OnNote) -> None:
+        base = self._images.bases[image]
+        on_note(f"pulling {base} ({_PULL_SIZES[image]}, once)")
         try:
-            self._client.images.pull(self._images.base)
+            self._client.images.pull(base)
         except _DaemonError as error:
-            message = f"The base image {self._images.base} cannot be pulled: {_first_line(error)}"
+            message = f"The base image {base} cannot be pulled: {_first_line(error)}"
             hint = "Check the network and the name, or make a stand-in from Debian's packages: make base-images"
             raise EngineError(message, hint) from error
 
@@ -144,9 +147,10 @@ class DockerEngine:
         return f"quantyard/{image}:{recipe(self._around.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
 
     def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
-        base = self._base_digest()
+        base = self._base_digest(spec.row.image)
         if base is None:
-            raise EngineError(f"The base image {self._images.base} is gone.", "Type the same command again.")
+            message = f"The base image {self._images.bases[spec.row.image]} is gone."
+            raise EngineError(message, "Type the same command again.")
         config: dict[str, Any] = {
             "image": self._tag(spec.row.image, base),
             "command": ["python3", "-m", spec.row.module, "--die-with-stdin"],
@@ -197,7 +201,9 @@ class DockerEngine:
                 mounts.append(_bind(artifact.folder, f"/in/{name}"))
                 continue
             for entry in artifact.files:
-                (space.in_dir / name / entry.path).touch()
+                mount_point = space.in_dir / name / entry.path
+                mount_point.parent.mkdir(parents=True, exist_ok=True)
+                mount_point.touch()
                 mounts.append(_bind(artifact.folder / entry.path, f"/in/{name}/{entry.path}"))
         if spec.row.network and self._around.ca_bundle:
             mounts.append(_bind(self._around.ca_bundle, _CA_IN_CONTAINER))

@@ -63,8 +63,9 @@ class LocalEngine:
             message = "The tools of ENGINE=local could not be set up."
             raise EngineError(message, "See what is missing: make doctor", tail)
 
-    def describe(self) -> dict[str, str]:
+    def describe(self, image: str) -> dict[str, str]:
         """Every package of `.venv-local`, for the manifest."""
+        del image
         run = subprocess.run([str(self._python), "-c", _INSTALLED], capture_output=True, text=True, check=False)
         return {"engine": "local", "packages": run.stdout.strip()}
 
@@ -93,9 +94,10 @@ class LocalEngine:
             if artifact.whole_folder:
                 (space.in_dir / name).symlink_to(artifact.folder, target_is_directory=True)
                 continue
-            (space.in_dir / name).mkdir()
             for entry in artifact.files:
-                (space.in_dir / name / entry.path).symlink_to(artifact.folder / entry.path)
+                link = space.in_dir / name / entry.path
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(artifact.folder / entry.path)
 
     def _environment(self, spec: StageSpec, space: Workspace) -> dict[str, str]:
         home = space.out_dir.parent / "home"
@@ -104,7 +106,8 @@ class LocalEngine:
             "PATH": f"{self._venv / 'bin'}:{os.defpath}", "HOME": str(home), "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self._around.repo_dir),
             "LLAMA_CONVERTER": str(self._converter), "CONVERTER_PYTHON": str(self._python),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # no window opens for a plot
+            "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: threads that wait leave the core to others
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}

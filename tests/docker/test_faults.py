@@ -144,7 +144,7 @@ class _Filling:
 def _builder(model: Path, artifacts: Path) -> Builder:
     """A build that skips the check of the disk, so that the disk fills up under it."""
     pins = read_pins(REPO_DIR / "versions.env")
-    images = ImageSettings(f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}", None, {})
+    images = ImageSettings({"builder": f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}"}, None, {})
     source = find_source(
         str(model), HubAccess(None, None), HashCache(artifacts / "hashes"), allow_pickle=False, gguf_file=None
     )

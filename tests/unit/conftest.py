@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.build import Builder
 from pipeline.contract import FileEntry, OutType, Progress, StageResult, digest_of_files
+from pipeline.evaluation import Runtime, Suite, TaskEntry
+from pipeline.measure import MeasureOptions, add_measuring
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.quants import parse_list
 from pipeline.settings import REPO_DIR
@@ -64,6 +67,9 @@ def hub_source(local_source: Source) -> Source:
 
 
 MakeBuilder = Callable[..., Builder]
+MakeMeasured = Callable[..., Builder]
+SUITE = Suite(name="trial", tasks=(TaskEntry(task="arc_easy", limit=200),))
+OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime(), machine="a CPU, 2 cores")
 
 
 @pytest.fixture
@@ -74,5 +80,19 @@ def make_builder(tmp_path: Path) -> MakeBuilder:
             allow_mismatch=False, threads=0, workers=4, endpoint=None,
         )
         return Builder(make_plan(source, options), engine, ModelStore(tmp_path / "artifacts", source.model), REPO_DIR)
+
+    return make
+
+
+@pytest.fixture
+def measured(make_builder: MakeBuilder) -> MakeMeasured:
+    """A builder whose plan measures; keywords change the options."""
+
+    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", **changes: Any) -> Builder:
+        options = replace(OPTIONS, **changes)
+        names = f"{options.baseline.name},{quants}" if options.baseline else quants
+        builder = make_builder(source, engine, names)
+        builder.plan = add_measuring(builder.plan, options)
+        return builder
 
     return make

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.contract import ExitCode, FileEntry, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress
+from pipeline.evaluation import ReportRequest
 from pipeline.plan import StageSpec
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact, Workspace
+from tests.unit.fake_report import report_of
 
 Behaviour = Callable[[StageSpec, Workspace], StageResult]
 
@@ -22,13 +26,28 @@ def writes(*names: str) -> Behaviour:
         folder.mkdir(exist_ok=True)
         for name in names:
             (folder / name).write_text(f"{name} of {spec.label}")
-        entries = tuple(
-            FileEntry(path=n, size_bytes=(folder / n).stat().st_size, sha256=sha256_of(folder / n)) for n in names
-        )
-        facts = {"bits_per_weight": 4.5}
-        return StageResult(stage=spec.row.name, exit_code=ExitCode.DONE, outputs=entries, facts=dict(facts))
+        return _done(spec, space, names)
 
     return behave
+
+
+def _done(spec: StageSpec, space: Workspace, names: tuple[str, ...]) -> StageResult:
+    paths = [(name, space.out_dir / "files" / name) for name in names]
+    entries = tuple(FileEntry(path=n, size_bytes=p.stat().st_size, sha256=sha256_of(p)) for n, p in paths)
+    return StageResult(
+        stage=spec.row.name, exit_code=ExitCode.DONE, outputs=entries, facts={"bits_per_weight": 4.5}
+    )
+
+
+def reports(spec: StageSpec, space: Workspace) -> StageResult:
+    """The last stage of a measuring: a report on the files it was asked about, with a plot."""
+    assert isinstance(spec.request, ReportRequest)
+    folder = space.out_dir / "files"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "report.json").write_text(report_of(spec.request).model_dump_json())
+    (folder / "report.md").write_text(f"# {spec.request.title}")
+    (folder / "plots" / "size.svg").write_text("<svg/>")
+    return _done(spec, space, ("report.json", "report.md", "plots/size.svg"))
 
 
 def fails(code: ExitCode, leaves: str = "half.gguf") -> Behaviour:
@@ -50,6 +69,12 @@ def interrupted(spec: StageSpec, space: Workspace) -> StageResult:
     raise KeyboardInterrupt
 
 
+_DEFAULTS: Mapping[str, Behaviour] = {
+    "verify": writes(), "datasets": writes("questions.arrow"), "evaluate": writes("evaluation.json"),
+    "divergence": writes("divergence.json"), "speed": writes("speed.json"), "report": reports,
+}  # fmt: skip
+
+
 @dataclass
 class FakeEngine:
     """Remembers what it ran."""
@@ -58,16 +83,16 @@ class FakeEngine:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     prepared: list[str] = field(default_factory=list)
+    told: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)  # inputs.json of each stage
     name: str = "fake"
 
     def identity(self, image: str) -> str | None:
-        return self.image
+        return self.image or ("image-built" if image in self.prepared else None)
 
     def prepare(self, image: str, on_note: OnNote) -> None:
         self.prepared.append(image)
-        self.image = self.image or "image-built"
 
-    def describe(self) -> dict[str, str]:
+    def describe(self, image: str) -> dict[str, str]:
         return {"engine": "fake"}
 
     def run(
@@ -75,7 +100,8 @@ class FakeEngine:
     ) -> StageResult:
         self.ran.append(spec.label)
         assert all(artifact.folder.is_dir() for artifact in inputs.values())
-        default = writes("model.gguf", "reference.json") if spec.row.name != "verify" else writes()
+        self.told[spec.label] = json.loads((space.in_dir / "inputs.json").read_text())
+        default = _DEFAULTS.get(spec.row.name, writes("model.gguf", "reference.json"))
         result = self.behaviours.get(spec.label, default)(spec, space)
         (space.out_dir / "result.json").write_text(result.model_dump_json())
         return result

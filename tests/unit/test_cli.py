@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import cli
+from pipeline.evaluation import EvalReport, Runtime, Suite, TaskEntry
+from pipeline.measure import MeasureOptions
 from pipeline.quants import QUANTS
+from pipeline.settings import MEASURING, BuildRequest, MeasureRequest
+from pipeline.source import Source
+from tests.unit.fake_engine import FakeEngine
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *argv: str, fault: Exception | None = None) -> int:
@@ -65,3 +72,99 @@ def test_what_nobody_foresaw_still_ends_with_the_right_code_and_a_sentence(
 
 def test_an_unknown_command_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _run(monkeypatch, "bulid") == 2
+
+
+# ---- eval, on the fake engine ------------------------------------------------------------------------
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, local_source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Runs a command on a local model with the fake engine; suites are of one task."""
+
+    def options(_request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
+        suite = Suite(name=Path(measure.suite).stem, tasks=(TaskEntry(task="arc_easy"),))
+        return MeasureOptions(suite=suite, runtime=Runtime(), machine="a CPU", baseline=measure.baseline)
+
+    monkeypatch.setattr(cli, "_find_source", lambda _request: local_source)
+    monkeypatch.setattr(cli, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
+    monkeypatch.setattr(cli, "measure_options", options)
+
+    def run(*argv: str) -> int:
+        capsys.readouterr()
+        return _run(monkeypatch, *argv, "--model=tiny", f"--artifacts={tmp_path / 'artifacts'}")
+
+    return run
+
+
+def test_eval_ends_with_a_table_of_the_files_and_one_of_the_tasks(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("eval", "--quant=Q4_K_M") == 0
+    captured = capsys.readouterr()
+    files, tasks = (part.splitlines() for part in captured.out.split("\n\n"))
+    assert files[1].split()[:3] == ["BF16", "(baseline)", "105"]
+    assert {"+5.00%", "0.0312", "91.3%", "812.4", "61.2", "300"} <= set(files[2].split())
+    assert tasks[1].split()[:4] == ["Q4_K_M", "arc_easy", "acc", "200"] and "too few questions: 3100" in tasks[1]
+    assert "-0.0150" in tasks[1] and "-1.50%" in tasks[2], "the change of a perplexity is relative"
+    assert "report.md" in captured.err and "1 in " in captured.err
+
+
+def test_eval_takes_the_suite_quick_unless_told_otherwise(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("eval")
+    assert "Q4_K_M beside BF16, suite quick" in capsys.readouterr().err
+    command("eval", "--suite=mine.yaml", "--baseline=Q8_0")
+    assert "Q4_K_M beside Q8_0, suite mine" in capsys.readouterr().err
+
+
+def test_eval_as_json_is_one_object_with_the_whole_report(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("eval", "--json") == 0
+    out = json.loads(capsys.readouterr().out)
+    report = EvalReport.model_validate(out["report"])
+    assert [m.file.label for m in report.measurements] == ["BF16", "Q4_K_M"]
+    assert (out["suite"], out["baseline"]) == ("quick", "BF16")
+    assert all(Path(path).is_file() for path in (*out["report_files"], out["manifest"], out["files"][0]["path"]))
+    assert "evaluate Q4_K_M" in out["ran"]
+    command("eval", "--json")
+    again = json.loads(capsys.readouterr().out)
+    assert again["ran"] == [] and again["report"] == out["report"]
+
+
+def test_where_the_baseline_alone_is_measured_its_scores_are_shown(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("eval", "--quant=BF16")
+    out = capsys.readouterr().out
+    assert "verdict" not in out and "0.41 to 0.54" in out
+
+
+def test_a_plan_tells_of_the_measuring_if_a_suite_is_named(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("plan")
+    assert "evaluate" not in capsys.readouterr().out
+    command("plan", "--suite=standard")
+    out = capsys.readouterr().out
+    assert "evaluate Q4_K_M" in out and "suite standard" in out and "the suite's data sets" in out
+    command("plan", "--suite=standard", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["suite"], told["baseline"], told["stages"][-1]["label"]) == ("standard", "BF16", "report")
+
+
+def test_a_build_offers_and_measures_nothing_of_an_eval(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUITE", "full")
+    assert command("build") == 0
+    assert "evaluate" not in capsys.readouterr().err
+    assert command("build", "--suite=quick") == 2
+    _run(monkeypatch, "build", "--help")
+    offered = capsys.readouterr().out
+    assert [name for name in MEASURING if f"--{name.lower().replace('_', '-')} " in offered] == []

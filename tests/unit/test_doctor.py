@@ -31,7 +31,32 @@ def test_what_is_missing_comes_with_a_remedy(tmp_path: Path, monkeypatch: pytest
 def test_nothing_about_the_daemon_is_asked_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = _examine(tmp_path, monkeypatch)
     assert "Docker disk" not in findings
-    assert "builder image" not in findings
+    assert "builder image" not in findings and "eval image" not in findings
+
+
+class _Engine:
+    """A docker engine that knows two images: `builder` is built, of `eval` not even the base is here."""
+
+    def __init__(self, *_args: object) -> None: ...
+
+    def describe(self, image: str) -> dict[str, str]:
+        return {"base_digest": "sha256:1234" if image == "builder" else ""}
+
+    def identity(self, image: str) -> str | None:
+        return "known" if image == "builder" else None
+
+
+def test_each_image_is_a_finding_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipeline.engines.docker
+
+    monkeypatch.setattr(doctor, "_docker", lambda _request: Finding("Docker daemon", "ok", "27"))
+    monkeypatch.setattr(pipeline.engines.docker, "DockerEngine", _Engine)
+    checks = ((doctor._docker, False), (doctor._builder_image, True), (doctor._eval_image, True))
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    findings = _examine(tmp_path, monkeypatch, EVAL_BASE_IMAGE="registry.example/python")
+    assert findings["builder image"].state == "ok"
+    assert findings["eval image"].state == "note" and "make base-images" in findings["eval image"].remedy
+    assert "registry.example/python:" in findings["eval image"].value
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.images import IMAGES
+from pipeline.settings import read_request
+
 REPO = Path(__file__).resolve().parents[2]
 BAKE = REPO / "docker" / "docker-bake.hcl"
 DOCKERFILES = sorted((REPO / "docker").glob("*.Dockerfile"))
+EVAL = REPO / "docker" / "eval.Dockerfile"
 SCRIPTS = sorted((REPO / "scripts").glob("*.sh"))
 EXACT = r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?==\d[0-9A-Za-z.]*"  # name[extras]==version
 GROUPS = tomllib.loads((REPO / "pyproject.toml").read_text())["dependency-groups"]
@@ -48,10 +53,16 @@ def without_comments(path: Path) -> str:
     return "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in path.read_text().splitlines())
 
 
+def _copies(path: Path) -> list[str]:
+    """What each COPY from the context names: its sources, and last its target."""
+    joined = re.sub(r"\\\n", " ", path.read_text())
+    return re.findall(r"^COPY (?!--from)(.*)$", joined, re.MULTILINE)
+
+
 def bake_targets() -> set[str]:
     """The images the bake file builds for this machine."""
     names = re.findall(r'^target "([a-z][a-z-]*)"', BAKE.read_text(), re.MULTILINE)
-    return {name for name in names if not name.endswith("-release")}
+    return {name for name in names if not name.endswith(("-release", "-wheels"))}
 
 
 def test_every_line_of_versions_env_is_a_comment_or_a_pin() -> None:
@@ -83,7 +94,7 @@ def test_no_recipe_or_script_repeats_a_pin(path: Path) -> None:
 def test_a_dockerfile_takes_its_base_from_bake_and_fetches_no_frontend(path: Path) -> None:
     text = path.read_text()
     stages = set(re.findall(r"^FROM .* AS (\S+)$", text, re.MULTILINE))
-    bases = {base for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE) if base not in stages}
+    bases = set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) - stages - {"scratch"}  # scratch: nothing to fetch
     assert all(base.startswith("${") for base in bases), bases
     assert not re.search(r"^#\s*syntax\s*=", text, re.MULTILINE | re.IGNORECASE)
 
@@ -95,8 +106,49 @@ def test_every_dockerfile_ends_in_the_stage_it_is_named_after() -> None:
 
 def test_every_dockerfile_has_a_bake_target_and_a_release_target() -> None:
     names = {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES}
-    assert bake_targets() == names
+    assert bake_targets() == names == set(IMAGES)
     assert all(f'target "{name}-release"' in BAKE.read_text() for name in names)
+
+
+def test_the_context_of_a_build_holds_what_the_dockerfiles_copy() -> None:
+    sources = {s.split("/")[0] for path in DOCKERFILES for line in _copies(path) for s in line.split()[:-1]}
+    sources -= {s for s in sources if s.startswith("<<")}  # written in the Dockerfile itself
+    allowed = {line.strip("!/") for line in (REPO / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert sources and sources <= allowed
+
+
+def test_every_image_has_a_base_of_its_own_and_a_stand_in_for_it() -> None:
+    bases = read_request(argparse.Namespace(), {}).images.bases
+    assert set(bases) == set(IMAGES) and len(set(bases.values())) == len(IMAGES)
+    script = (REPO / "scripts/base-images.sh").read_text()
+    assert f'\nIMAGES="{" ".join(IMAGES)}"\n' in script
+    assert all(f"\nlayout_{image}() {{\n" in script for image in IMAGES)
+
+
+def test_the_eval_image_is_compiled_for_every_cpu_and_with_neither_amx_nor_what_this_host_has() -> None:
+    flags = re.findall(r"-D(GGML_\w+)=(\S+?)\"?(?=[\s\\])", without_comments(EVAL))
+    assert ("GGML_NATIVE", "OFF") in flags
+    on = {name for name, value in flags if value == "ON"}
+    assert on == {f"GGML_{name}" for name in CPUS["avx2"][1]}
+
+
+def test_the_eval_image_installs_without_a_network_and_what_compiles_stays_behind() -> None:
+    last = without_comments(EVAL).partition("AS eval\n")[2]
+    assert "RUN --network=none" in last and "--no-index" in last
+    assert "apt-get" not in last and "secret" not in last and "COPY --from" not in last
+
+
+@pytest.mark.parametrize("words", [["--what"], ["server"], ["--rootfs", "/nowhere", "eval"]], ids=" ".join)
+def test_base_images_refuses_what_it_does_not_know_and_tells_its_usage(words: list[str]) -> None:
+    run = subprocess.run([REPO / "scripts/base-images.sh", *words], capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and "Usage: scripts/base-images.sh" in run.stderr
+
+
+def test_a_root_file_system_is_for_one_image(tmp_path: Path) -> None:
+    (tmp_path / "rootfs.tar").touch()
+    argv = [REPO / "scripts/base-images.sh", "--rootfs", tmp_path / "rootfs.tar"]
+    run = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and "name it" in run.stderr
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BadRequest
-from pipeline.settings import BuildRequest, add_options, read_request
+from pipeline.quants import find
+from pipeline.settings import MEASURING, BuildRequest, MeasureRequest, add_options, read_request
 
 
 def _read(*argv: str, **environment: str) -> BuildRequest:
@@ -29,7 +30,7 @@ def test_the_defaults_are_a_complete_request() -> None:
     request = _read()
     assert [q.name for q in request.quants] == ["Q4_K_M"]
     assert (request.engine, request.outtype, request.workers) == ("auto", "auto", 4)
-    assert request.images.base == "ghcr.io/ggml-org/llama.cpp:full"
+    assert request.images.bases["builder"] == "ghcr.io/ggml-org/llama.cpp:full"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,15 @@ def test_the_defaults_are_a_complete_request() -> None:
         ("ALLOW_PICKLE", "perhaps", "neither on nor off"),
         ("QUANT", "Q4_KM", "Did you mean 'Q4_K_M'"),
         ("EXTRA_CA", "/no/such/file", "EXTRA_CA=/no/such/file is not a PEM file"),
+        ("BASELINE", "BF61", "BASELINE=BF61: Unknown quant 'BF61'"),
+        ("LIMIT", "0", "LIMIT=0 is not a whole number from 1"),
+        ("LIMIT", "all", "LIMIT=all"),
+        ("NUM_FEWSHOT", "-1", "NUM_FEWSHOT=-1"),
+        ("SEED", "x", "SEED=x"),
+        ("DATASETS", "/no/such/folder", "DATASETS=/no/such/folder is not a folder"),
+        ("ALLOW_UNSAFE_CODE", "perhaps", "neither on nor off"),
+        ("N_GPU_LAYERS", "-2", "from -1 to"),
+        ("MAX_LENGTH", "-1", "MAX_LENGTH=-1"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_what_to_type(name: str, value: str, says: str) -> None:
@@ -63,9 +73,11 @@ def test_the_token_is_never_an_option() -> None:
         _read("--hf-token", "hf_secret")
 
 
-def test_another_base_image_can_be_named() -> None:
+def test_another_base_image_can_be_named_for_each_image() -> None:
     request = _read(LLAMA_CPP_IMAGE="registry.example/llama.cpp", LLAMA_CPP_TAG="full-b9999")
-    assert request.images.base == "registry.example/llama.cpp:full-b9999"
+    assert request.images.bases["builder"] == "registry.example/llama.cpp:full-b9999"
+    assert "registry.example" not in request.images.bases["eval"]
+    assert _read(EVAL_BASE_IMAGE="registry.example/python", EVAL_BASE_TAG="3.14").images.bases["eval"].endswith(":3.14")
 
 
 def test_an_extra_ca_joins_the_systems_own(tmp_path: Path) -> None:
@@ -82,3 +94,24 @@ def test_a_ca_that_the_environment_names_already_reaches_the_containers_too(tmp_
     ca.write_text("-----BEGIN CERTIFICATE-----\nours\n-----END CERTIFICATE-----\n")
     request = _read(SSL_CERT_FILE=str(ca), ARTIFACTS=str(tmp_path / "artifacts"))
     assert request.images.extra_ca == ca
+
+
+def test_what_is_to_be_measured_is_read_from_options_and_variables_alike(tmp_path: Path) -> None:
+    request = _read(
+        "--suite", "standard", "--tasks", "piqa, arc_easy,piqa", BASELINE="q8_0", LIMIT="50", SEED="0",
+        DATASETS=str(tmp_path), ALLOW_UNSAFE_CODE="1", N_GPU_LAYERS="-1", MAX_LENGTH="2048",
+    )
+    assert request.measure == MeasureRequest(
+        suite="standard", baseline=find("Q8_0"), tasks=("piqa", "arc_easy"), limit=50, num_fewshot=None, seed=0,
+        datasets=tmp_path, allow_unsafe_code=True, n_gpu_layers=-1, max_length=2048,
+    )
+
+
+def test_what_is_not_said_of_a_measuring_is_left_to_the_suite() -> None:
+    assert _read().measure == MeasureRequest()
+
+
+def test_a_command_that_does_not_measure_does_not_read_what_only_measuring_needs() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, ("MODEL", "QUANT"))
+    assert read_request(parser.parse_args([]), dict.fromkeys(MEASURING, "nonsense")).measure is None

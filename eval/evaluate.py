@@ -1,0 +1,187 @@
+"""The stage `evaluate`: the suite's tasks on one GGUF, by lm-eval, question by question.
+
+The measurement checks itself on this file first. Each line of the suite is finished by a rename, so a run that was
+killed repeats at most the one it was in. What lm-eval writes stays beside it, as its ecosystem reads it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pydantic import JsonValue
+
+from eval import offline
+from pipeline.contract import Frozen
+from pipeline.evaluation import EvaluateRequest, Evaluation, TaskOutcome
+from pipeline.machine import hardware
+from pipeline.stage import Outcome, Stage, run_stage
+
+if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.go_offline comes first
+    from eval.llama_lm import LlamaLM
+    from eval.tasks import LeafTask
+
+_DONE: Final = "entry.json"
+_BOOTSTRAP_ITERATIONS: Final = 1000  # lm-eval's own, for the few metrics it has no formula for; ours are in compare.py
+_NO_FILE_NAME: Final = re.compile(r"[^\w.-]+")
+
+
+class EntryRecord(Frozen):
+    """One finished line of the suite."""
+
+    outcomes: tuple[TaskOutcome, ...]
+    n_requests: int
+    n_tokens_decoded: int
+    n_tokens_requested: int
+    n_truncated: int
+    duration_s: float
+
+
+@dataclass
+class _Counter:
+    """Questions answered over the whole suite, for the progress line."""
+
+    stage: Stage
+    total: int
+    done: int = 0
+
+    def part(self, share: float, questions: int) -> None:
+        """Some share of the next `questions` is done."""
+        self.stage.progress(self.done + int(share * questions), self.total, "questions")
+
+    def finish(self, questions: int) -> None:
+        """All of them are."""
+        self.done += questions
+        self.stage.progress(self.done, self.total, "questions")
+
+
+def evaluate(stage: Stage, request: EvaluateRequest) -> Outcome:
+    """Ask every question of the suite.
+
+    Raises:
+        StageFailure: the model cannot be measured, the self-check failed, or a task cannot be used.
+    """
+    datasets = stage.in_dir / "datasets"
+    offline.go_offline(datasets if datasets.is_dir() else None, stage.scratch_dir)
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    from eval.llama_lm import LlamaLM
+    from eval.self_check import self_check
+    from eval.tasks import include_dir, load_tasks
+
+    started = time.monotonic()
+    model = stage.in_dir / "model" / request.model_file
+    runtime = request.runtime
+    lm = LlamaLM(model, runtime.max_length, runtime.threads, runtime.n_gpu_layers, request.seed)
+    folder = include_dir(stage, request.include_path)
+    leaves = load_tasks(
+        request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code
+    ) if request.tasks else ()
+    checked = self_check(lm)
+    records = _run_entries(stage, request, lm, leaves)
+    threads = lm.scorer.n_threads
+    evaluation = Evaluation(
+        file=lm.model.facts(request.label, _sha256(stage, request)), self_check=checked,
+        outcomes=tuple(outcome for record in records for outcome in record.outcomes),
+        n_requests=sum(record.n_requests for record in records),
+        n_tokens_decoded=sum(record.n_tokens_decoded for record in records),
+        n_tokens_requested=sum(record.n_tokens_requested for record in records),
+        n_truncated=sum(record.n_truncated for record in records),
+        duration_s=time.monotonic() - started, versions=_versions(), hardware=hardware(threads),
+    )
+    (stage.files_dir / "evaluation.json").write_text(evaluation.model_dump_json(indent=1) + "\n")
+    return Outcome(facts=_facts(evaluation, records), tools=_versions(), argv=(("lm_eval", "llama-cpp", str(model)),))
+
+
+def _run_entries(
+    stage: Stage, request: EvaluateRequest, lm: LlamaLM, leaves: Sequence[LeafTask]
+) -> list[EntryRecord]:
+    for unfinished in stage.files_dir.glob(".*"):
+        shutil.rmtree(unfinished)
+    by_entry: dict[str, list[LeafTask]] = {}
+    for leaf in leaves:
+        by_entry.setdefault(leaf.entry.task, []).append(leaf)
+    counter = _Counter(stage, sum(_n_questions(leaf) for leaf in leaves))
+    return [_entry(stage, request, lm, name, members, counter) for name, members in by_entry.items()]
+
+
+def _entry(
+    stage: Stage, request: EvaluateRequest, lm: LlamaLM, name: str, leaves: list[LeafTask], counter: _Counter
+) -> EntryRecord:
+    """One line of the suite, from what an earlier run finished or by asking."""
+    slug = _NO_FILE_NAME.sub("_", name)
+    final, n_questions = stage.files_dir / slug, sum(_n_questions(leaf) for leaf in leaves)
+    if (final / _DONE).exists():
+        stage.log(f"{name} was finished before")
+        record = EntryRecord.model_validate_json((final / _DONE).read_bytes())
+    else:
+        unfinished = stage.files_dir / f".{slug}"
+        unfinished.mkdir()
+        lm.on_progress = lambda done, total: counter.part(done / max(1, total), n_questions)
+        record = _ask(request, lm, leaves, unfinished)
+        (unfinished / _DONE).write_text(record.model_dump_json())
+        unfinished.rename(final)
+    counter.finish(n_questions)
+    return record
+
+
+def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    from eval.outcomes import outcomes_of, write_results
+
+    started = time.monotonic()
+    before = (lm.n_requests, *lm.tokens(), lm.n_truncated)
+    results: Any = lm_evaluate(
+        lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, limit=leaves[0].entry.limit,
+        bootstrap_iters=_BOOTSTRAP_ITERATIONS, log_samples=True, apply_chat_template=request.apply_chat_template,
+        fewshot_as_multiturn=request.apply_chat_template, confirm_run_unsafe_code=request.allow_unsafe_code,
+    )
+    duration_s = time.monotonic() - started
+    outcomes = outcomes_of(results, leaves, duration_s)
+    write_results(results, lm, request, folder)
+    spent = [now - then for now, then in zip((lm.n_requests, *lm.tokens(), lm.n_truncated), before, strict=True)]
+    return EntryRecord(
+        outcomes=outcomes, n_requests=spent[0], n_tokens_decoded=spent[1], n_tokens_requested=spent[2],
+        n_truncated=spent[3], duration_s=duration_s,
+    )
+
+
+def _n_questions(leaf: LeafTask) -> int:
+    n = len(leaf.task.eval_docs)
+    return min(n, leaf.entry.limit or n)
+
+
+def _sha256(stage: Stage, request: EvaluateRequest) -> str | None:
+    return next((file.sha256 for file in stage.input_files("model") if file.path == request.model_file), None)
+
+
+def _versions() -> dict[str, str]:
+    names = {"lm-eval": "lm_eval", "llama-cpp-python": "llama_cpp_python", "datasets": "datasets", "numpy": "numpy"}
+    return {name: importlib.metadata.version(package) for name, package in names.items()}
+
+
+def _facts(evaluation: Evaluation, records: Sequence[EntryRecord]) -> dict[str, JsonValue]:
+    asked_s = sum(record.duration_s for record in records)
+    tasks: dict[str, JsonValue] = {
+        outcome.task: {metric.name: metric.value for metric in outcome.metrics} for outcome in evaluation.outcomes
+    }
+    return {
+        "n_questions": sum(outcome.n for outcome in evaluation.outcomes), "n_requests": evaluation.n_requests,
+        "requests_per_s": evaluation.n_requests / asked_s if asked_s else 0.0, "tasks": tasks,
+    }
+
+
+def main() -> NoReturn:
+    """Entry point of the stage."""
+    run_stage(EvaluateRequest, evaluate)
+
+
+if __name__ == "__main__":
+    main()

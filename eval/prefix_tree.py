@@ -1,0 +1,148 @@
+"""Requests as a prefix tree, cut into groups that fill batches: the plan that `scorer.py` decodes.
+
+Sequences are sorted, so that neighbours share the longest prefixes: walking them in order is a depth-first walk of
+their prefix tree, and what a sequence adds to it is all that lies beyond its common prefix with the one before.
+A group is a run of sequences whose additions fit one batch; its tokens are decoded once, whichever of its
+sequences they belong to. Of the group before only its last path is still needed, because sorting puts every other
+sequence that shares more into that group. So tokens decoded = nodes of the tree, exactly.
+
+A row of logits is wanted by every request that scores a token after that node. It is computed when its node is,
+whichever request comes first (`Targets.row`), and never again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Score `targets`, the tokens after the last `len(targets)` tokens of `tokens`."""
+
+    tokens: Sequence[int]  # what is decoded: context and continuation, less its last token
+    targets: Sequence[int]  # the continuation; targets[i] follows tokens[len(tokens) - len(targets) + i]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one group may hold."""
+
+    batch_tokens: int
+    cells: int  # of memory: the path kept from the group before, and what the group adds
+    sequences: int  # at once, the kept path not counted
+    share: bool  # False: every sequence is decoded from its first token, alone
+
+
+@dataclass(frozen=True)
+class Targets:
+    """All tokens to score, in the order of the requests; arrays of shape (targets,)."""
+
+    sequence: Ints  # the sequence whose decoding computes the row
+    depth: Ints  # the row's token in that sequence
+    token: Ints
+    offsets: npt.NDArray[np.int64]  # request i has targets offsets[i] to offsets[i + 1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences first to last, end exclusive; `kept` tokens of the path before are still in memory."""
+
+    first: int
+    last: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to decode. `common[j]` is the length of the prefix that sequence j shares with its predecessor."""
+
+    sequences: Sequence[Ints]
+    common: Ints
+    targets: Targets
+    groups: Sequence[Group]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that will be decoded: the size of the tree."""
+        return sum(map(len, self.sequences)) - int(self.common.sum())
+
+
+def make_plan(requests: Sequence[Request], limits: Limits) -> Plan:
+    """Lay out the prefix tree of the requests and its groups.
+
+    Raises:
+        ValueError: a request has no tokens or no targets, or is longer than the memory.
+    """
+    _check(requests, limits)
+    keys = [np.asarray(request.tokens, ">u4").tobytes() for request in requests]  # big-endian bytes sort as tokens do
+    order = sorted(set(keys))
+    place = {key: number for number, key in enumerate(order)}
+    sequences = [np.frombuffer(key, ">u4").astype(np.int32) for key in order]
+    common = _common(sequences) if limits.share else np.zeros(len(sequences), np.int32)
+    targets = _targets(requests, [place[key] for key in keys], sequences, common)
+    return Plan(sequences, common, targets, list(_groups(sequences, common, limits)))
+
+
+def _check(requests: Sequence[Request], limits: Limits) -> None:
+    for number, request in enumerate(requests):
+        if not 0 < len(request.targets) <= len(request.tokens):
+            n_tokens, n_targets = len(request.tokens), len(request.targets)
+            raise ValueError(f"request {number} has {n_targets} targets for {n_tokens} tokens")
+        if len(request.tokens) > limits.cells:
+            raise ValueError(f"request {number} has {len(request.tokens)} tokens, more than the {limits.cells} cells")
+
+
+def _common(sequences: Sequence[Ints]) -> Ints:
+    """Length of each sequence's common prefix with the one before."""
+    lengths = np.zeros(len(sequences), np.int32)
+    for number in range(1, len(sequences)):
+        before, here = sequences[number - 1], sequences[number]
+        n = min(len(before), len(here))
+        differ = np.flatnonzero(before[:n] != here[:n])
+        lengths[number] = differ[0] if len(differ) else n
+    return lengths
+
+
+def _targets(requests: Sequence[Request], places: Sequence[int], sequences: Sequence[Ints], common: Ints) -> Targets:
+    offsets = np.concatenate([[0], np.cumsum([len(request.targets) for request in requests])]).astype(np.int64)
+    owner, depth = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int32)
+    by_sequence: dict[int, list[int]] = {}
+    for number, place in enumerate(places):
+        by_sequence.setdefault(place, []).append(number)
+    for place, owners in enumerate(_owners(sequences, common)):
+        for number in by_sequence[place]:
+            at = slice(offsets[number], offsets[number + 1])
+            end = len(sequences[place])
+            owner[at] = owners[end - len(requests[number].targets) : end]
+            depth[at] = np.arange(end - len(requests[number].targets), end)
+    tokens = np.concatenate([np.asarray(request.targets, np.int32) for request in requests] or [np.empty(0, np.int32)])
+    return Targets(owner, depth, tokens, offsets)
+
+
+def _owners(sequences: Sequence[Ints], common: Ints) -> Iterator[Ints]:
+    """For each sequence, which sequence decodes each of its tokens; a view until the next."""
+    owners = np.zeros(max(map(len, sequences), default=0), np.int32)
+    for number, tokens in enumerate(sequences):
+        owners[common[number] : len(tokens)] = number
+        yield owners
+
+
+def _groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator[Group]:
+    """Cut greedily. A sequence too long for one batch is a group of its own, decoded in several."""
+    first = 0
+    while first < len(sequences):
+        kept, added, last = int(common[first]), 0, first
+        while last < len(sequences):
+            more = len(sequences[last]) - int(common[last])
+            fits = added + more <= limits.batch_tokens and kept + added + more <= limits.cells
+            if last > first and not (fits and limits.share and last - first < limits.sequences):
+                break
+            added, last = added + more, last + 1
+        yield Group(first, last, kept)
+        first = last

@@ -1,0 +1,175 @@
+"""The stage `report`: what was measured on each file, held against the baseline.
+
+Reads what `evaluate`, `divergence` and `speed` left for every label, and leaves `report.json` (an `EvalReport`),
+`report.md` for people, and `plots/`. It measures nothing itself: everything here can be computed again from its inputs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pydantic import JsonValue, ValidationError
+
+from eval.compare import NotComparable, compare, headlines, scores
+from eval.report_text import markdown
+from pipeline.contract import ExitCode, Frozen
+from pipeline.evaluation import (
+    Divergence,
+    EvalReport,
+    Evaluation,
+    FileFacts,
+    Measurement,
+    ReportRequest,
+    Speed,
+)
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+
+_Input = TypeVar("_Input", bound=Frozen)
+_AGAIN = "Run the measurement again: type the same command."
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was left for one file."""
+
+    label: str
+    evaluation: Evaluation | None
+    divergence: Divergence | None
+    speed: Speed | None
+
+
+def report(stage: Stage, request: ReportRequest) -> Outcome:
+    """Write `/out/files/report.json`, `report.md` and `plots/`.
+
+    Raises:
+        StageFailure: 2 if an input is missing or unreadable (kinds `report-labels`, `report-input`), or if two files
+            were not asked the same questions (`report-unpaired`).
+    """
+    from eval.plots import draw  # the only part that needs matplotlib
+
+    result = build(request, [_inputs(stage, request, label) for label in _labels(request)])
+    (stage.files_dir / "report.json").write_text(result.model_dump_json(indent=2) + "\n")
+    (stage.files_dir / "report.md").write_text(markdown(result))
+    plots = draw(result, stage.files_dir / "plots")
+    stage.log(f"{len(result.measurements)} files compared, {len(plots)} plots drawn")
+    return Outcome(facts=summary(result))
+
+
+def build(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
+    """The report of inputs that are already read, the baseline's first."""
+    evaluations = [i.evaluation for i in inputs if i.evaluation]
+    of_baseline = inputs[0].evaluation
+    return EvalReport(
+        title=request.title, suite=request.suite, baseline=request.baseline,
+        measurements=tuple(_measurement(i, of_baseline, request.suite.margin) for i in inputs),
+        versions={key: str(value) for key, value in _merged(e.versions for e in evaluations).items()},
+        hardware=_merged(e.hardware for e in evaluations),
+        n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
+        duration_s=sum(part.duration_s for i in inputs for part in (i.evaluation, i.divergence) if part),
+    )  # fmt: skip
+
+
+def summary(result: EvalReport) -> dict[str, JsonValue]:
+    """Per label what the command line prints; shares and changes are fractions, speeds tokens per second."""
+    files: dict[str, JsonValue] = {m.file.label: _summary_of(result, m) for m in result.measurements}
+    return {"baseline": result.baseline, "n_questions": result.n_questions, "files": files}
+
+
+# ---- reading -----------------------------------------------------------------------------------------
+
+
+def _labels(request: ReportRequest) -> tuple[str, ...]:
+    """The baseline's first, whatever order they came in."""
+    if request.baseline not in request.labels or len(set(request.labels)) < len(request.labels):
+        message = f"The labels {', '.join(request.labels)} are not {request.baseline} and others, each once."
+        raise StageFailure(ExitCode.BAD_REQUEST, "report-labels", message, "Name the baseline and each file once.")
+    return (request.baseline, *(label for label in request.labels if label != request.baseline))
+
+
+def _inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
+    """What the suite asks for must be there; what it does not may be."""
+    suite = request.suite
+    found = Inputs(
+        label,
+        _read(stage.in_dir / f"evaluate-{label}" / "evaluation.json", Evaluation, bool(suite.tasks)),
+        _read(stage.in_dir / f"divergence-{label}" / "divergence.json", Divergence, suite.divergence is not None),
+        _read(stage.in_dir / f"speed-{label}" / "speed.json", Speed, suite.speed is not None),
+    )
+    parts = (found.evaluation and found.evaluation.file, found.divergence, found.speed)
+    names = {part.label for part in parts if part}
+    if names != {label}:
+        message = f"The inputs of {label} are of {', '.join(sorted(names)) or 'nothing at all'}."
+        raise StageFailure(ExitCode.BAD_REQUEST, "report-input", message, _AGAIN)
+    return found
+
+
+def _read(path: Path, kind: type[_Input], required: bool) -> _Input | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        if not required:
+            return None
+        message = f"The suite asks for it, and it is missing: {path}."
+        raise StageFailure(ExitCode.BAD_REQUEST, "report-input", message, _AGAIN) from error
+    except (OSError, ValidationError) as error:
+        message = f"{path} cannot be read as {kind.__name__}."
+        raise StageFailure(ExitCode.BAD_REQUEST, "report-input", message, _AGAIN, str(error)) from error
+
+
+# ---- putting together --------------------------------------------------------------------------------
+
+
+def _measurement(inputs: Inputs, baseline: Evaluation | None, margin: float) -> Measurement:
+    evaluation = inputs.evaluation
+    if evaluation is None:
+        return Measurement(file=_unknown(inputs.label), divergence=inputs.divergence, speed=inputs.speed)
+    try:
+        compared = compare(baseline, evaluation, margin) if baseline and evaluation is not baseline else ()
+    except NotComparable as error:
+        raise StageFailure(ExitCode.BAD_REQUEST, "report-unpaired", str(error), error.hint) from error
+    return Measurement(
+        file=evaluation.file, self_check=evaluation.self_check, scores=scores(evaluation), comparisons=compared,
+        divergence=inputs.divergence, speed=inputs.speed,
+    )  # fmt: skip
+
+
+def _unknown(label: str) -> FileFacts:
+    """Only `evaluate` describes the file; without it the facts are zero, which the texts show as a dash."""
+    return FileFacts(label=label, size_bytes=0, bits_per_weight=0, n_params=0, architecture="unknown")
+
+
+def _merged(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
+    """One value per key; where files differ, all of them, so that a mixture of versions shows."""
+    found: dict[str, list[JsonValue]] = {}
+    for one in facts:
+        for key, value in one.items():
+            values = found.setdefault(key, [])
+            values += [value] if value not in values else []
+    return {key: values[0] if len(values) == 1 else " / ".join(map(str, values)) for key, values in found.items()}
+
+
+def _summary_of(result: EvalReport, measurement: Measurement) -> JsonValue:
+    shown = {(score.task, score.metric) for score in headlines(result.suite, result.measurements[0].scores)}
+    verdicts = Counter(c.verdict for c in measurement.comparisons if (c.task, c.metric) in shown)
+    facts: dict[str, JsonValue] = {"verdicts": {str(name): n for name, n in verdicts.items()}} if verdicts else {}
+    if divergence := measurement.divergence:
+        facts["perplexity"] = divergence.perplexity.value
+        facts["mean_kld"] = divergence.mean_kld.value if divergence.mean_kld else None
+        facts["top1_agreement"] = divergence.top1_agreement.value if divergence.top1_agreement else None
+    if speed := measurement.speed:
+        facts["prompt_tokens_per_s"] = speed.prompt_tokens_per_s
+        facts["generated_tokens_per_s"] = speed.generated_tokens_per_s
+    return facts
+
+
+def main() -> NoReturn:
+    """Entry point of the stage."""
+    run_stage(ReportRequest, report)
+
+
+if __name__ == "__main__":
+    main()

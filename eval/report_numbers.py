@@ -1,0 +1,45 @@
+"""How numbers are written in the report and on its plots."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+DASH: Final = "—"  # what was not measured
+MINUS: Final = "\N{MINUS SIGN}"
+
+
+def human_bytes(n: int) -> str:
+    """105453920 → "105 MB": three digits, in powers of 1000; a dash for none."""
+    if n <= 0:
+        return DASH
+    size, units = float(n), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{digits(size)} {units[0]}"
+
+
+def digits(x: float, n: int = 3) -> str:
+    """At least `n` significant digits, never in powers of ten: 0.00123, 1.23, 123, 1235."""
+    if x == 0 or not math.isfinite(x):
+        return f"{x:.0f}"
+    places = max(0, n - 1 - math.floor(math.log10(abs(float(f"{x:.{n - 1}e}")))))
+    return f"{x:.{places}f}".replace("-", MINUS)
+
+
+def percent(share: float, places: int = 1) -> str:
+    """0.123 → "12.3 %"."""
+    return f"{100 * share:.{places}f} %".replace("-", MINUS)
+
+
+def signed(x: float, places: int) -> str:
+    """With its sign, but for a zero."""
+    text = f"{x:+.{places}f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,147 @@
+"""The stage `speed`: how fast one GGUF reads and writes on this machine, and the memory it takes.
+
+Measured as llama-bench does (tools/llama-bench): tokens drawn at random, because their values do not matter; reading
+a prompt in batches with the logits of its last token alone; writing one token at a time from an empty memory. Each is
+warmed up first. The stage is a process of its own, so that its peak memory is the model's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import llama_cpp
+import numpy as np
+
+from eval.context import Context, ContextSettings, Ints
+from eval.model import GgufModel
+from pipeline.contract import ExitCode
+from pipeline.evaluation import DEFAULT_SEED, Runtime, Speed, SpeedRequest, SpeedSettings
+from pipeline.machine import peak_memory_bytes
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+
+_WARM_UP_TOKENS: Final = 4  # written before the first repeat
+_FACTS: Final = ("prompt_tokens_per_s", "generated_tokens_per_s", "peak_memory_bytes")
+OnRepeat = Callable[[int], None]
+
+
+def speed(stage: Stage, request: SpeedRequest) -> Outcome:
+    """Time `/in/model/<model_file>`.
+
+    Raises:
+        StageFailure: 2 or 3 if the file cannot be measured (see `GgufModel.load`), 2 if more tokens are asked for
+            than it can read.
+    """
+    settings, path = request.settings, stage.in_dir / "model" / request.model_file
+    stage.log("loading the file twice: the second time, from a warm file cache, is the one that counts")
+    _warm_file_cache(path, request.runtime, settings)
+    model, context, load_s = _open(path, request.runtime, settings)
+    with model, context:
+        times = measure(context, settings, lambda done: stage.progress(done, settings.repeats, "repeats"))
+        found = Speed(
+            label=request.label, **times.speeds(settings), load_s=load_s, peak_memory_bytes=peak_memory_bytes(),
+            threads=context.threads, n_ctx=context.n_ctx, n_gpu_layers=request.runtime.n_gpu_layers, settings=settings,
+        )
+    (stage.files_dir / "speed.json").write_text(found.model_dump_json(indent=2) + "\n")
+    facts = {name: getattr(found, name) for name in _FACTS}
+    return Outcome(facts=facts, tools={"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"})
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every repeat."""
+
+    prompt_s: tuple[float, ...]
+    generation_s: tuple[float, ...]
+
+    def speeds(self, settings: SpeedSettings) -> dict[str, float]:
+        """The fields of a `Speed` that these decide: medians in tokens per second, and how far repeats were apart."""
+        prompt = [settings.prompt_tokens / seconds for seconds in self.prompt_s]
+        generated = [settings.generated_tokens / seconds for seconds in self.generation_s]
+        return {
+            "prompt_tokens_per_s": median(prompt), "generated_tokens_per_s": median(generated),
+            "prompt_spread": _spread(prompt), "generated_spread": _spread(generated),
+        }
+
+
+def measure(context: Context, settings: SpeedSettings, on_repeat: OnRepeat) -> Times:
+    """Warm up, then read and write in turn, so that a machine that slows down slows both.
+
+    Args:
+        on_repeat: told how many repeats are done.
+    """
+    prompt = _any_tokens(context.model, settings.prompt_tokens)
+    generated = _any_tokens(context.model, settings.generated_tokens)
+    _read_s(context, prompt)
+    _write_s(context, generated[:_WARM_UP_TOKENS])
+    prompt_s, generation_s = [], []
+    for done in range(1, settings.repeats + 1):
+        prompt_s.append(_read_s(context, prompt))
+        generation_s.append(_write_s(context, generated))
+        on_repeat(done)
+    return Times(tuple(prompt_s), tuple(generation_s))
+
+
+def _warm_file_cache(path: Path, runtime: Runtime, settings: SpeedSettings) -> None:
+    """Load once, so that load_s is the time of loading and not of a disk that may have been asked before."""
+    with GgufModel.load(path, runtime.n_gpu_layers) as model:
+        _refuse_long(model, settings)
+
+
+def _open(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufModel, Context, float]:
+    """Model and context, and how many seconds they took to be ready."""
+    started = time.perf_counter()
+    model = GgufModel.load(path, runtime.n_gpu_layers)
+    n_ctx = settings.prompt_tokens + settings.generated_tokens
+    context = Context(model, ContextSettings(n_ctx, threads=runtime.threads))
+    return model, context, time.perf_counter() - started
+
+
+def _read_s(context: Context, tokens: Ints) -> float:
+    """Seconds to read a prompt into an empty memory."""
+    context.clear()
+    started = time.perf_counter()
+    context.decode_one(tokens)
+    return time.perf_counter() - started
+
+
+def _write_s(context: Context, tokens: Ints) -> float:
+    """Seconds to write these tokens one by one, with the logits of each, from an empty memory."""
+    context.clear()
+    started = time.perf_counter()
+    for position in range(len(tokens)):
+        context.decode_one(tokens[position : position + 1], position)
+    return time.perf_counter() - started
+
+
+def _any_tokens(model: GgufModel, count: int) -> Ints:
+    """Valid tokens, the same every time; the first is BOS where texts begin with one."""
+    tokens = np.random.default_rng(DEFAULT_SEED).integers(0, model.n_vocab, count, np.int32)
+    if model.adds_bos:
+        tokens[0] = model.bos
+    return tokens
+
+
+def _spread(speeds: list[float]) -> float:
+    return (max(speeds) - min(speeds)) / median(speeds)
+
+
+def _refuse_long(model: GgufModel, settings: SpeedSettings) -> None:
+    longest = max(settings.prompt_tokens, settings.generated_tokens)
+    if longest > model.n_ctx_train:
+        message = f"{longest:,} tokens are more than {model.path.name} can read ({model.n_ctx_train:,})."
+        hint = f"Set `speed: prompt_tokens` and `generated_tokens` in the suite to {model.n_ctx_train} at most."
+        raise StageFailure(ExitCode.BAD_REQUEST, "context", message, hint)
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(SpeedRequest, speed)
+
+
+if __name__ == "__main__":
+    main()

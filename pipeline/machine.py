@@ -1,0 +1,56 @@
+"""What the machine offers: physical cores, peak memory, a description for reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+from pydantic import JsonValue
+
+_CPUS: Final = Path("/sys/devices/system/cpu")
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use: one per group of hardware threads.
+
+    Threads that share a core only get in each other's way in matrix products (llama.cpp's
+    common_cpu_get_num_physical_cores does the same).
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, len(cores))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings").read_text().strip()
+    except OSError:  # no sysfs: every CPU counts
+        return str(cpu)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far, mapped files included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes
+
+
+def hardware(threads: int) -> dict[str, JsonValue]:
+    """For the report: CPU, cores, threads used, memory."""
+    return {
+        "cpu": cpu_name(), "physical_cores": physical_cores(),
+        "threads": threads, "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def cpu_name() -> str:
+    """Architecture and model of this machine's CPU: results may differ in the last bits between them."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+        name = next(models, name)
+    return f"{platform.machine()} {name}".strip()

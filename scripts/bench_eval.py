@@ -1,0 +1,387 @@
+#!/usr/bin/env python3
+"""Measure how fast measuring is: every figure a ratio within one run, on the same questions, threads and machine.
+
+How to run:
+
+    make demo                                      # once: it makes the model that is measured
+    scripts/setup-local.sh bench                   # once: the competitors, in .venv-bench
+    .venv-bench/bin/python scripts/bench_eval.py   # about 15 minutes
+
+    --questions FILE  real questions, a JSON list of {"q", "choices", "gold"}; default: ARC-Challenge in
+                      ../shared/data, else the questions of the smoke suite
+    --only NAME,…     some of: server, hf, plain, tree, memory     --json   one object on stdout
+
+Run it on a quiet machine: llama.cpp's threads spin while they wait, and beside another busy process every figure
+falls by 5 x or more. Sides of a ratio take turns, and the median of their turns counts.
+
+What is measured, and the limit of each:
+
+    server    requests/s against lm-eval's `gguf` model on `llama_cpp.server --logits_all`: at least 60 x.
+    hf        requests/s against lm-eval's `hf` model, torch float32, batch 16: at least 2.3 x without examples,
+              5 x with five (the cloze format of ARC in both).
+    plain     requests/s against the same library decoding one request at a time, wanted rows only: at least 3 x
+              without examples, 15 x on a five-example task whose choices are letters (MMLU's format).
+    tree      tokens decoded against the nodes of the prefix tree, counted apart: at most 1.02 x. Tokens/s of the whole
+              call against a bare decode of 512 tokens of the same file: at least 0.95 x.
+    memory    resident memory after 100,000 requests against 10,000: at most 1.1 x; time per request: at most 1.1 x.
+
+Exit codes:  0 every limit holds · 1 one does not (it is named) · 2 it cannot be measured
+"""
+
+# ruff: noqa: T201 (a script for people prints)
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+REPO_DIR = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO_DIR))
+
+try:
+    import numpy as np
+    from lm_eval.api.instance import Instance
+
+    from eval.context import Context, ContextSettings
+    from eval.llama_lm import LlamaLM
+    from eval.logprobs import LogSoftmax
+    from eval.prefix_tree import Request
+    from pipeline.machine import hardware
+except ImportError as error:
+    sys.exit(f"{error}. Type: scripts/setup-local.sh bench; then run this with .venv-bench/bin/python")
+
+SHARED_QUESTIONS = REPO_DIR.parent / "shared" / "data" / "ARC-Challenge.json"
+SMOKE_QUESTIONS = REPO_DIR / "eval" / "suites" / "smoke" / "questions.jsonl"
+MODEL_NAME = "SmolLM2-135M-Instruct"
+TURNS = 3
+N_SERVER, N_HF, N_HF_SHOTS, N_PLAIN, N_SHOTS, N_TREE = 3, 60, 24, 60, 24, 300
+LETTERS = "ABCDEFGH"
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its choices."""
+
+    q: str
+    choices: list[str]
+    gold: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; the limit is a floor, or a ceiling where `at_most` is set."""
+
+    what: str
+    measured: float
+    limit: float
+    detail: str
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept."""
+        return self.measured <= self.limit if self.at_most else self.measured >= self.limit
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement gets."""
+
+    gguf: Path  # 16-bit
+    folder: Path  # the same model in Hugging Face format
+    questions: Sequence[Question]
+    threads: int
+
+
+# ---- the questions as requests -----------------------------------------------------------------------
+
+
+def cloze(question: Question) -> str:
+    """ARC's format."""
+    return f"Question: {question.q}\nAnswer:"
+
+
+def lettered(question: Question) -> str:
+    """MMLU's format: the choices stand in the question, the answer is a letter."""
+    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
+    return f"{question.q}{choices}\nAnswer:"
+
+
+def cloze_pairs(questions: Sequence[Question], shots: Sequence[Question] = ()) -> list[Pair]:
+    """A request per choice, after the same examples for all."""
+    head = "".join(f"{cloze(shot)} {shot.choices[shot.gold]}\n\n" for shot in shots)
+    return [(head + cloze(question), f" {choice}") for question in questions for choice in question.choices]
+
+
+def letter_pairs(questions: Sequence[Question], shots: Sequence[Question]) -> list[Pair]:
+    """A request per letter, after the same examples for all."""
+    head = "".join(f"{lettered(shot)} {LETTERS[shot.gold]}\n\n" for shot in shots)
+    return [(head + lettered(q), f" {LETTERS[n]}") for q in questions for n in range(len(q.choices))]
+
+
+def instances(pairs: Sequence[Pair]) -> list[Instance]:
+    """As lm-eval asks."""
+    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+
+
+def take_turns(*sides: Callable[[], Any]) -> list[float]:
+    """Median seconds of each side, one after the other, `TURNS` times."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(TURNS):
+        for side, spent in zip(sides, seconds, strict=True):
+            started = time.perf_counter()
+            side()
+            spent.append(time.perf_counter() - started)
+    return [statistics.median(spent) for spent in seconds]
+
+
+def accuracy(questions: Sequence[Question], scores: Sequence[tuple[float, bool]]) -> float:
+    """Share of questions whose likeliest choice is the right one."""
+    values = iter(scores)
+    right = sum(int(np.argmax([next(values)[0] for _ in question.choices])) == question.gold for question in questions)
+    return right / len(questions)
+
+
+# ---- the measurements --------------------------------------------------------------------------------
+
+
+def against_server(bench: Bench) -> list[Row]:
+    """The documented way: lm-eval `gguf` on llama-cpp-python's server."""
+    from lm_eval.models.gguf import GGUFLM
+
+    questions = bench.questions[:N_SERVER]
+    pairs = cloze_pairs(questions)
+    ours = LlamaLM(bench.gguf, threads=bench.threads)
+    with server(bench) as address:
+        theirs = GGUFLM(base_url=address)
+        theirs.loglikelihood(instances(pairs[:1]), disable_tqdm=True)  # the first request loads what it needs
+        started = time.perf_counter()
+        theirs.loglikelihood(instances(pairs), disable_tqdm=True)
+        their_s = time.perf_counter() - started
+    many = cloze_pairs(bench.questions[:N_HF])
+    ours.loglikelihood(instances(many[:8]))
+    our_s = take_turns(lambda: ours.loglikelihood(instances(many)))[0]
+    theirs_rate, our_rate = len(pairs) / their_s, len(many) / our_s
+    return [Row("requests/s against lm-eval gguf on llama_cpp.server", our_rate / theirs_rate, 60,
+                f"{our_rate:.1f} against {theirs_rate:.2f}")]
+
+
+@contextmanager
+def server(bench: Bench) -> Iterator[str]:
+    """`llama_cpp.server` on the loopback interface, stopped at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-m", "llama_cpp.server", "--model", str(bench.gguf), "--logits_all", "true",
+            "--n_ctx", "1024", "--n_threads", str(bench.threads), "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None:
+                sys.exit("llama_cpp.server does not start")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def against_hf(bench: Bench) -> list[Row]:
+    """lm-eval's own reference: the original weights in torch, float32."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    torch.set_num_threads(bench.threads)
+    ours = LlamaLM(bench.gguf, threads=bench.threads)
+    theirs = HFLM(pretrained=str(bench.folder), dtype="float32", batch_size=16, device="cpu")
+    rows = []
+    for name, limit, n, shots in (("0-shot", 2.3, N_HF, 0), ("5-shot", 5.0, N_HF_SHOTS, 5)):
+        questions = bench.questions[5 : 5 + n]
+        pairs = cloze_pairs(questions, bench.questions[:shots])
+        found: dict[str, Any] = {}
+        our_s, their_s = take_turns(
+            lambda pairs=pairs, found=found: found.update(ours=ours.loglikelihood(instances(pairs))),
+            lambda pairs=pairs, found=found: found.update(hf=theirs.loglikelihood(instances(pairs), disable_tqdm=True)),
+        )
+        scores = f"acc {accuracy(questions, found['ours']):.3f} and {accuracy(questions, found['hf']):.3f}"
+        detail = f"{len(pairs) / our_s:.1f} against {len(pairs) / their_s:.1f}; {scores}"
+        rows.append(Row(f"requests/s against lm-eval hf float32, {name}", their_s / our_s, limit, detail))
+    return rows
+
+
+def against_plain(bench: Bench) -> list[Row]:
+    """The same library, one request at a time from an empty memory, with the rows it needs and no more."""
+    ours = LlamaLM(bench.gguf, threads=bench.threads)
+    rows = []
+    for name, limit, pairs in (
+        ("ARC, 0-shot", 3.0, cloze_pairs(bench.questions[5 : 5 + N_PLAIN])),
+        ("letters, 5-shot", 15.0, letter_pairs(bench.questions[5 : 5 + N_SHOTS], bench.questions[:5])),
+    ):
+        requests = [ours._request(*ours._encode_pair(*pair), pair) for pair in pairs]  # noqa: SLF001
+        before = ours.tokens()
+        few = requests if "0-shot" in name else requests[:16]  # one by one, five examples take minutes
+        our_s, their_s = take_turns(
+            lambda requests=requests: ours.scorer.score(requests),
+            lambda few=few: one_by_one(ours, few, bench.threads),
+        )
+        spent = [(now - then) / TURNS for now, then in zip(ours.tokens(), before, strict=True)]
+        ratio = (their_s / len(few)) / (our_s / len(requests))
+        rates = f"{len(requests) / our_s:.1f} against {len(few) / their_s:.1f}"
+        detail = f"{rates}; tokens {spent[0]:.0f} of {spent[1]:.0f}"
+        rows.append(Row(f"requests/s against one at a time, {name}", ratio, limit, detail))
+    return rows
+
+
+def one_by_one(lm: LlamaLM, requests: Sequence[Request], threads: int) -> None:
+    """The plain decode; one context for all."""
+    softmax = LogSoftmax(lm.model.n_vocab)
+    longest = max(len(request.tokens) for request in requests)
+    with Context(lm.model, ContextSettings(longest, 1, threads)) as context:
+        for request in requests:
+            context.clear()
+            tokens, n_rows = np.asarray(request.tokens, np.int32), len(request.targets)
+            rows = np.concatenate(context.decode_one(tokens, n_rows=n_rows))
+            softmax.of_tokens(rows, np.arange(len(request.targets)), np.asarray(request.targets, np.int32))
+
+
+def against_tree(bench: Bench) -> list[Row]:
+    """Nothing decoded twice, and nothing lost outside `llama_decode`."""
+    lm = LlamaLM(bench.gguf, threads=bench.threads)
+    pairs = cloze_pairs(bench.questions[:N_TREE])
+    requests = [lm._request(*lm._encode_pair(*pair), pair) for pair in pairs]  # noqa: SLF001
+    nodes = len({tuple(request.tokens[: n + 1]) for request in requests for n in range(len(request.tokens))})
+    prompt = np.asarray([token for request in requests for token in request.tokens][:512], np.int32)
+    with Context(lm.model, ContextSettings(512, 1, bench.threads)) as context:
+
+        def bare() -> None:
+            for _ in range(8):
+                context.clear()
+                context.decode_one(prompt)
+
+        bare()
+        our_s, bare_s = take_turns(lambda: lm.scorer.score(requests), bare)
+    decoded = lm.scorer.n_tokens_decoded / TURNS
+    rate, bare_rate = decoded / our_s, 8 * 512 / bare_s
+    return [
+        Row("tokens decoded against the prefix tree", decoded / nodes, 1.02, f"{decoded:.0f} of {nodes}", at_most=True),
+        Row("tokens/s against a bare decode of 512", rate / bare_rate, 0.95, f"{rate:.0f} against {bare_rate:.0f}"),
+    ]
+
+
+def over_many(bench: Bench) -> list[Row]:
+    """Memory and time of 10,000 and 100,000 requests on a tiny model, each in a process of its own."""
+    from tests.tiny_gguf import write_tiny
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = write_tiny(bench.gguf, Path(folder) / "tiny.gguf", n_layers=1)
+        few, many = (_many(tiny, n, bench.threads) for n in (10_000, 100_000))
+    memory, per_request = many["rss"] / few["rss"], (many["s"] / 100_000) / (few["s"] / 10_000)
+    sizes = f"{many['rss'] / 1e6:.0f} MB against {few['rss'] / 1e6:.0f} MB"
+    times = f"{many['s']:.1f} s against {few['s']:.1f} s"
+    return [
+        Row("memory after 100,000 requests against 10,000", memory, 1.1, sizes, at_most=True),
+        Row("time per request, the same", per_request, 1.1, times, at_most=True),
+    ]
+
+
+def _many(model: Path, n: int, threads: int) -> dict[str, float]:
+    argv = [sys.executable, __file__, "--many", str(n), "--gguf", str(model), "--threads", str(threads)]
+    run = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=REPO_DIR)
+    value: dict[str, float] = json.loads(run.stdout)
+    return value
+
+
+def ask_many(model: Path, n: int, threads: int) -> None:
+    """The child of `over_many`: four choices a question, as lm-eval holds them; prints time and peak memory."""
+    from pipeline.machine import peak_memory_bytes
+
+    lm = LlamaLM(model, threads=threads)
+    lm.loglikelihood(instances([("a question", " answer")]))
+    pairs = [(f"Question {k // 4}: what follows {k // 4 % 977}?", f" {'xyzw'[k % 4]}") for k in range(n)]
+    asked = instances(pairs)
+    gc.collect()
+    base, started = peak_memory_bytes(), time.perf_counter()
+    lm.loglikelihood(asked)
+    print(json.dumps({"s": time.perf_counter() - started, "rss": peak_memory_bytes(), "before": base}))
+
+
+# To add a measurement: add a function that returns rows, and name it here.
+MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "tree": against_tree, "plain": against_plain, "hf": against_hf, "server": against_server, "memory": over_many,
+}
+
+
+def main() -> NoReturn:
+    """Run what was asked for and print the table."""
+    args = _arguments()
+    if args.many:
+        ask_many(args.gguf, args.many, args.threads)
+        sys.exit(0)
+    bench = _bench(args)
+    rows: list[Row] = []
+    for name in args.only.split(",") if args.only else MEASUREMENTS:
+        print(f"{name} …", file=sys.stderr)
+        rows += MEASUREMENTS[name](bench)
+    _print(args, bench, rows)
+    sys.exit(0 if all(row.holds for row in rows) else 1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=Path)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--many", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _bench(args: argparse.Namespace) -> Bench:
+    folder = REPO_DIR / "artifacts" / "demo" / MODEL_NAME
+    files = sorted((REPO_DIR / "artifacts" / "local" / MODEL_NAME).glob("*/stages/convert-*/files/model.gguf"))
+    if not files or not folder.exists():
+        print("The demo's model is not here. Type: make demo", file=sys.stderr)
+        sys.exit(2)
+    path = args.questions or (SHARED_QUESTIONS if SHARED_QUESTIONS.exists() else SMOKE_QUESTIONS)
+    threads = args.threads or int(str(hardware(0)["physical_cores"]))
+    return Bench(args.gguf or files[-1], folder, _questions(path), threads)
+
+
+def _questions(path: Path) -> list[Question]:
+    text = path.read_text()
+    found = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+    return [
+        Question(str(q.get("q", q.get("question"))), list(q["choices"]), int(q.get("gold", q.get("answer", 0))))
+        for q in found
+    ]
+
+
+def _print(args: argparse.Namespace, bench: Bench, rows: Sequence[Row]) -> None:
+    if args.json:
+        value = {"hardware": hardware(bench.threads), "rows": [asdict(row) | {"holds": row.holds} for row in rows]}
+        print(json.dumps(value, indent=1))
+        return
+    print(f"{bench.gguf.name}, {len(bench.questions)} questions, {bench.threads} threads")
+    for row in rows:
+        sign, mark = ("≤" if row.at_most else "≥"), ("ok  " if row.holds else "FAIL")
+        print(f"{mark} {row.what:<58} {row.measured:7.2f} x  {sign} {row.limit:<6} {row.detail}")
+
+
+if __name__ == "__main__":
+    main()

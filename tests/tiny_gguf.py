@@ -1,0 +1,122 @@
+"""Tiny GGUFs with random weights and the demo model's vocabulary: a llama, one with a sliding window, a recurrent one.
+
+They load in milliseconds, so that memory and architectures can be tested which no demo model has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+HIDDEN, WIDE, HEADS, CONTEXT = 64, 128, 2, 2048
+
+
+def write_tiny(demo: Path, path: Path, architecture: str = "llama", n_layers: int = 2, window: int = 0) -> Path:
+    """Write one; `architecture` is llama, gemma2 (which has a sliding window), mamba or bert-like metadata."""
+    reader = gguf.GGUFReader(demo)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(f"tiny {architecture}")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(n_layers)
+    _copy_vocabulary(reader, writer)
+    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
+    {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba}[architecture](writer, n_layers, n_vocab, window)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _copy_vocabulary(reader: Any, writer: Any) -> None:
+    for name, field in reader.fields.items():
+        if name.startswith("tokenizer."):
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), kind, inner)
+
+
+class _Weights:
+    def __init__(self, writer: Any) -> None:
+        self._writer, self._rng = writer, np.random.default_rng(11)
+
+    def add(self, name: str, *shape: int, scale: float = 0.3) -> None:
+        """A random matrix, rows first as numpy has it."""
+        self._writer.add_tensor(name, (self._rng.standard_normal(shape) * scale).astype(np.float32))
+
+    def ones(self, name: str, *shape: int) -> None:
+        """A norm that does nothing."""
+        self._writer.add_tensor(name, np.ones(shape, np.float32))
+
+
+def _attention(writer: Any) -> None:
+    writer.add_feed_forward_length(WIDE)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+
+
+def _llama(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
+    _attention(writer)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    weights = _Weights(writer)
+    weights.add("token_embd.weight", n_vocab, HIDDEN)
+    weights.ones("output_norm.weight", HIDDEN)
+    for layer in range(n_layers):
+        _block(weights, f"blk.{layer}.")
+
+
+def _block(weights: _Weights, name: str) -> None:
+    weights.ones(name + "attn_norm.weight", HIDDEN)
+    weights.ones(name + "ffn_norm.weight", HIDDEN)
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        weights.add(f"{name}{part}.weight", HIDDEN, HIDDEN)
+    for part in ("ffn_gate", "ffn_up"):
+        weights.add(f"{name}{part}.weight", WIDE, HIDDEN)
+    weights.add(name + "ffn_down.weight", HIDDEN, WIDE)
+
+
+def _gemma2(writer: Any, n_layers: int, n_vocab: int, window: int) -> None:
+    _attention(writer)
+    writer.add_key_length(HIDDEN // HEADS)
+    writer.add_value_length(HIDDEN // HEADS)
+    writer.add_sliding_window(window)
+    writer.add_attn_logit_softcapping(50.0)
+    writer.add_final_logit_softcapping(30.0)
+    weights = _Weights(writer)
+    weights.add("token_embd.weight", n_vocab, HIDDEN)
+    weights.ones("output_norm.weight", HIDDEN)
+    for layer in range(n_layers):
+        _block(weights, f"blk.{layer}.")
+        weights.ones(f"blk.{layer}.post_attention_norm.weight", HIDDEN)
+        weights.ones(f"blk.{layer}.post_ffw_norm.weight", HIDDEN)
+
+
+def _mamba(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
+    inner, state, rank, kernel = 2 * HIDDEN, 8, 4, 4
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    weights = _Weights(writer)
+    weights.add("token_embd.weight", n_vocab, HIDDEN)
+    weights.ones("output_norm.weight", HIDDEN)
+    for layer in range(n_layers):
+        name = f"blk.{layer}."
+        weights.ones(name + "attn_norm.weight", HIDDEN)
+        weights.add(name + "ssm_in.weight", 2 * inner, HIDDEN)
+        weights.add(name + "ssm_conv1d.weight", inner, kernel)
+        weights.ones(name + "ssm_conv1d.bias", inner)
+        weights.add(name + "ssm_x.weight", rank + 2 * state, inner)
+        weights.add(name + "ssm_dt.weight", inner, rank)
+        weights.ones(name + "ssm_dt.bias", inner)
+        writer.add_tensor(name + "ssm_a", -np.ones((inner, state), np.float32))
+        weights.ones(name + "ssm_d", inner)
+        weights.add(name + "ssm_out.weight", HIDDEN, inner)

@@ -1,0 +1,243 @@
+"""Measuring on the fake engine: what runs, what runs again, what is published."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.contract import ExitCode
+from pipeline.errors import QuantyardError, StageFailed
+from pipeline.manifest import read_manifest
+from pipeline.source import Source
+from tests.unit.conftest import SUITE, MakeBuilder, MakeMeasured, Notes
+from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
+
+
+def test_a_measuring_runs_its_stages_in_order_around_the_build(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    engine = FakeEngine()
+    measured(local_source, engine, "Q4_K_M,Q8_0").run(notes)
+    assert engine.ran == [
+        "datasets", "convert", "quantize Q4_K_M", "verify Q4_K_M", "quantize Q8_0", "verify Q8_0",
+        "evaluate BF16", "evaluate Q4_K_M", "evaluate Q8_0", "divergence BF16", "divergence Q4_K_M",
+        "divergence Q8_0", "speed BF16", "speed Q4_K_M", "speed Q8_0", "report",
+    ]  # fmt: skip
+
+
+def test_an_unknown_task_ends_the_command_before_anything_is_converted(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    engine = FakeEngine(behaviours={"datasets": fails(ExitCode.BAD_REQUEST)})
+    with pytest.raises(StageFailed):
+        measured(local_source, engine).run(notes)
+    assert engine.ran == ["datasets"]
+
+
+def test_a_repeat_of_a_finished_measuring_runs_nothing_and_changes_no_file(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    first = measured(local_source, FakeEngine())
+    first.run(notes)
+    before = _times(first.store.folder)
+    engine = FakeEngine()
+    again = measured(local_source, engine)
+    again.run(notes)
+    assert engine.ran == engine.prepared == again.ran == []
+    assert _times(first.store.folder) == before
+    assert again.measured == first.measured and again.measured is not None
+
+
+def test_a_model_that_is_built_is_only_measured(
+    local_source: Source, make_builder: MakeBuilder, measured: MakeMeasured, notes: Notes
+) -> None:
+    make_builder(local_source, FakeEngine()).run(notes)
+    engine = FakeEngine()
+    builder = measured(local_source, engine)
+    builder.run(notes)
+    assert engine.prepared == ["eval"]
+    assert {label.split()[0] for label in engine.ran} == {"datasets", "evaluate", "divergence", "speed", "report"}
+    assert builder.ran == engine.ran
+
+
+def test_a_further_quant_alone_is_built_measured_and_reported(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    measured(local_source, FakeEngine()).run(notes)
+    engine = FakeEngine()
+    measured(local_source, engine, "Q4_K_M,Q6_K").run(notes)
+    assert engine.ran == [
+        "quantize Q6_K", "verify Q6_K", "evaluate Q6_K", "divergence Q6_K", "speed Q6_K", "report"
+    ]  # fmt: skip
+
+
+def test_another_margin_is_a_matter_of_the_report_alone(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    measured(local_source, FakeEngine()).run(notes)
+    engine = FakeEngine()
+    measured(local_source, engine, suite=SUITE.model_copy(update={"margin": 0.02})).run(notes)
+    assert engine.ran == ["report"]
+
+
+def test_a_speed_measured_on_another_machine_is_another_measurement(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    measured(local_source, FakeEngine()).run(notes)
+    engine = FakeEngine()
+    measured(local_source, engine, machine="another CPU, 64 cores").run(notes)
+    assert engine.ran == ["speed BF16", "speed Q4_K_M"]  # the fake finds the same, so the report still stands
+
+
+def test_every_image_that_a_stage_needs_is_built_before_the_first_stage(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    engine = FakeEngine(image=None)
+    measured(local_source, engine).run(notes)
+    assert engine.prepared == ["eval", "builder"]
+
+
+@pytest.mark.parametrize(
+    "stage", ["datasets", "evaluate BF16", "evaluate Q4_K_M", "divergence Q4_K_M", "speed BF16", "report"]
+)
+def test_a_measuring_killed_at_any_stage_goes_on_there(
+    stage: str, local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    killed = measured(local_source, FakeEngine(behaviours={stage: interrupted}))
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(notes)
+    assert not (killed.store.folder / "eval").exists()
+    engine = FakeEngine()
+    measured(local_source, engine).run(notes)
+    labels = [step.label for step in killed.plan.steps]
+    assert engine.ran == labels[labels.index(stage) :]
+
+
+def test_a_file_is_published_as_soon_as_it_is_verified_whatever_happens_to_the_measuring(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine(behaviours={"evaluate BF16": fails(ExitCode.BUG)}))
+    with pytest.raises(StageFailed):
+        builder.run(notes)
+    assert [path.name for path in builder.store.folder.glob("*.gguf")] == ["tiny-Q4_K_M.gguf"]
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None and list(manifest.quants) == ["Q4_K_M"] and manifest.evaluations == {}
+
+
+@pytest.mark.parametrize(("stage", "kept"), [("evaluate BF16", True), ("datasets", True), ("speed BF16", False)])
+def test_what_a_stage_can_resume_from_is_kept(
+    stage: str, kept: bool, local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine(behaviours={stage: interrupted}))
+    with pytest.raises(KeyboardInterrupt):
+        builder.run(notes)
+    assert bool(list(builder.store.folder.glob("stages/.*/out/files/half.gguf"))) == kept
+
+
+def test_a_half_evaluation_is_not_taken_for_a_part_of_the_download(
+    hub_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        measured(hub_source, FakeEngine(behaviours={"evaluate BF16": interrupted})).run(notes)
+    again = measured(hub_source, FakeEngine())
+    again.find_finished()
+    assert again.partial_bytes() == 0
+
+
+# ---- what is published -------------------------------------------------------------------------------
+
+
+def test_report_and_plots_are_published_beside_the_files_and_in_the_manifest(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine())
+    builder.run(notes)
+    assert builder.measured is not None
+    assert builder.measured.folder == builder.store.folder / "eval" / "trial"
+    assert {p.name for p in builder.measured.folder.rglob("*")} == {"report.json", "report.md", "plots", "size.svg"}
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None and manifest.evaluations == {"trial": builder.measured.report}
+    assert [m.file.label for m in builder.measured.report.measurements] == ["BF16", "Q4_K_M"]
+
+
+def test_the_report_of_another_suite_stands_beside_the_first(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    measured(local_source, FakeEngine()).run(notes)
+    builder = measured(local_source, FakeEngine(), suite=SUITE.model_copy(update={"name": "../my suite"}))
+    builder.run(notes)
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None and manifest.evaluations.keys() == {"trial", "../my suite"}
+    assert {p.name for p in (builder.store.folder / "eval").iterdir()} == {"trial", "my-suite"}
+
+
+def test_a_newer_report_replaces_the_older_one_whole(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine())
+    builder.run(notes)
+    folder = builder.store.folder / "eval" / "trial"
+    (folder / "stale.svg").write_text("of an older report")
+    (folder / "report.md").write_text("edited")
+    measured(local_source, FakeEngine()).run(notes)
+    assert not (folder / "stale.svg").exists() and (folder / "report.md").read_text() == "# tiny"
+    assert (builder.output("report") / "report.md").read_text() == "# tiny"
+    assert [p.name for p in folder.parent.iterdir()] == ["trial"]
+
+
+def test_a_run_killed_while_it_publishes_leaves_no_half_report(
+    local_source: Source, measured: MakeMeasured, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = measured(local_source, FakeEngine())
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", _copies_until("size.svg", shutil.copyfile))
+        with pytest.raises(KeyboardInterrupt):
+            builder.run(notes)
+    assert not (builder.store.folder / "eval" / "trial").exists()
+    engine = FakeEngine()
+    measured(local_source, engine).run(notes)
+    assert engine.ran == [] and (builder.store.folder / "eval" / "trial" / "plots" / "size.svg").exists()
+
+
+def test_a_report_that_is_none_ends_with_an_error_and_not_in_the_manifest(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine(behaviours={"report": writes("report.json")}))
+    with pytest.raises(QuantyardError, match="is not a report"):
+        builder.run(notes)
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None and manifest.evaluations == {} and not (builder.store.folder / "eval").exists()
+
+
+def test_a_manifest_of_before_there_were_evaluations_is_still_read(
+    local_source: Source, measured: MakeMeasured, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    builder = make_builder(local_source, FakeEngine())
+    builder.run(notes)
+    path = builder.store.folder / "manifest.json"
+    old = json.loads(path.read_text())
+    del old["evaluations"]
+    path.write_text(json.dumps(old))
+    measured(local_source, FakeEngine()).run(notes)
+    manifest = read_manifest(path)
+    assert manifest is not None and "trial" in manifest.evaluations and "convert" in manifest.stages
+
+
+def _copies_until(name: str, copy: Callable[..., Any]) -> Callable[..., Any]:
+    def behave(source: Path, target: Path) -> Any:
+        if Path(source).name == name:
+            raise KeyboardInterrupt
+        return copy(source, target)
+
+    return behave
+
+
+def _times(folder: Path) -> dict[str, int]:
+    paths = (p for p in folder.rglob("*") if not p.name.startswith(".lock"))
+    return {os.fspath(p): p.stat().st_mtime_ns for p in paths}
