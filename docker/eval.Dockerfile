@@ -144,7 +144,8 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/s
 # HOME: the uid of a stage has no entry in /etc/passwd, and the engine mounts a tmpfs on /tmp, the only place that
 # can be written to beside /out; so the libraries' caches are there. MPLBACKEND: no display, and no search for one.
 # GOMP_SPINCOUNT: a thread that waits for another soon sleeps (OpenMP's own choice where cores are short). Else one
-# that waits keeps the one waited for off its core: beside other work all is several times slower.
+# that waits keeps the one waited for off its core: beside other work all is several times slower,
+# alone nothing is faster.
 ENV PYTHONPATH=/opt/quantyard/lib:/opt/quantyard/src \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \

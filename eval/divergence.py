@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
 from eval.kl_divergence import DivergenceRows, Segment, comparison, perplexity, segments
-from eval.model import LOG, NO_TOKEN, GgufModel
+from eval.model import NO_TOKEN, GgufModel
 from eval.perplexity_text import Text, chunks, read_text, windows
 from eval.prefix_tree import Request
 from eval.scorer import Scorer
@@ -26,7 +26,6 @@ from pipeline.evaluation import Divergence, DivergenceRequest, DivergenceSetting
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
-_PARSE_SPECIAL: Final = False
 OnProgress = Callable[[int], None]  # chunks or windows read
 
 
@@ -87,10 +86,10 @@ def same_chunks(models: Sequence[GgufModel], text: str, settings: DivergenceSett
         StageFailure: `bad-text` (2) if the text is too short, `vocabulary` (2) if the models' tokens differ.
     """
     baseline, *others = models
-    tokens = _plain_tokens(baseline, text)
+    tokens = baseline.tokenize(text, add_special=True, parse_special=False)  # as llama-perplexity does
     for model in others:
         _refuse_other_vocabulary(baseline, model)
-        if _plain_tokens(model, text) != tokens:
+        if model.tokenize(text, add_special=True, parse_special=False) != tokens:
             raise _other_tokens(model, "they cut the text into different tokens")
     return chunks(tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None)
 
@@ -123,18 +122,6 @@ def _decode(context: Context, chunk: Ints, part: Segment) -> Rows:
     positions = np.arange(part.start, part.end, dtype=np.int32)
     sequence, one = np.zeros_like(positions), np.ones_like(positions)
     return context.decode(chunk[part.start : part.end], positions, positions >= part.first, sequence, one)
-
-
-def _plain_tokens(model: GgufModel, text: str) -> list[int]:
-    """Tokens as llama-perplexity has them: BOS if the model adds it, special tokens in the text are mere text."""
-    data = text.encode()
-    room = len(data) + 8  # no token is shorter than a byte, but for what the vocabulary adds at the ends
-    tokens = (llama_cpp.llama_token * room)()
-    add_special = True
-    count = llama_cpp.llama_tokenize(model.vocab, data, len(data), tokens, room, add_special, _PARSE_SPECIAL)
-    if count < 0:
-        raise LOG.failure("llama.cpp does not tokenize the text.", "tokenize", "Report it.")
-    return list(tokens[:count])
 
 
 def _refuse_other_vocabulary(baseline: GgufModel, model: GgufModel) -> None:

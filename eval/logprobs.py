@@ -41,7 +41,7 @@ class LogSoftmax:
             largest = part[np.arange(len(part)), first]
             np.subtract(part, largest[:, None], out=scratch)
             np.exp(scratch, out=scratch)
-            out[start : start + len(part)] = np.log(scratch.sum(axis=1)) + largest
+            out[start : start + len(part)] = np.log(scratch.sum(axis=1).astype(np.float64)) + largest
             likeliest[start : start + len(part)] = first
         if not np.isfinite(out).all():
             raise _not_finite()

@@ -23,7 +23,6 @@ from pipeline.stage import StageFailure
 
 NO_TOKEN: Final = -1  # LLAMA_TOKEN_NULL
 _LOG_LINES: Final = 20
-_PARSE_SPECIAL: Final = True
 
 
 class _Log:
@@ -135,13 +134,13 @@ class GgufModel:
         """Whether this token ends a generation (EOS, end of turn)."""
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of a text; special tokens written in it are parsed, BOS added only if asked for and wanted."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Token ids of a text; BOS is added only if asked for and wanted, special tokens in the text are parsed."""
         data = text.encode()
         room = len(data) + 8
         for _ in range(2):  # a negative count says how much room it needs
             tokens = (llama_cpp.llama_token * room)()
-            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, _PARSE_SPECIAL)
+            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, parse_special)
             if count >= 0:
                 return list(tokens[:count])
             room = -count

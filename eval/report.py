@@ -133,7 +133,7 @@ def _measurement(inputs: Inputs, baseline: Evaluation | None, margin: float) -> 
         raise StageFailure(ExitCode.BAD_REQUEST, "report-unpaired", str(error), error.hint) from error
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=scores(evaluation), comparisons=compared,
-        divergence=inputs.divergence, speed=inputs.speed,
+        divergence=inputs.divergence, speed=inputs.speed, n_truncated=evaluation.n_truncated,
     )  # fmt: skip
 
 

@@ -237,6 +237,10 @@ def _not_measured(report: EvalReport) -> str:
             missing.append(f"{name} (the suite asks for none)")
         elif without:
             missing.append(f"{name} of {', '.join(without)}")
+    missing += [
+        f"the beginning of {m.n_truncated} requests of {m.file.label}: they are longer than what the model was given"
+        for m in report.measurements if m.n_truncated
+    ]  # fmt: skip
     return "## Not measured\n\n" + "\n".join(f"- {what}" for what in missing) if missing else ""
 
 

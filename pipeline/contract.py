@@ -12,7 +12,7 @@ import hashlib
 import json
 from enum import IntEnum
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -57,7 +57,9 @@ class FileEntry(Frozen):
 
 
 class StageRequest(Frozen):
-    """Base of the requests. `not_in_key` names the settings that cannot change the stage's bytes."""
+    """Base of the requests. `not_in_key` names the settings that cannot change the stage's bytes ("runtime.threads":
+    one inside another).
+    """
 
     contract: Literal[1] = CONTRACT_VERSION
     stage: str
@@ -193,4 +195,6 @@ def digest_of_files(files: tuple[FileEntry, ...]) -> str:
 
 def digest_of_request(request: StageRequest) -> str:
     """The part of a stage's key that its request decides."""
-    return digest_of(request.model_dump(mode="json", exclude=set(request.not_in_key)))
+    parts = (name.partition(".") for name in request.not_in_key)
+    exclude: dict[str, Any] = {name: {inner} if inner else True for name, _, inner in parts}
+    return digest_of(request.model_dump(mode="json", exclude=exclude))

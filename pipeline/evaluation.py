@@ -99,6 +99,7 @@ class EvaluateRequest(StageRequest):
     seed: int = DEFAULT_SEED
     allow_unsafe_code: bool = False
     runtime: Runtime = Runtime()
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 
 class DivergenceRequest(StageRequest):
@@ -112,6 +113,7 @@ class DivergenceRequest(StageRequest):
     baseline_file: RelativePath | None = None
     settings: DivergenceSettings = DivergenceSettings()
     runtime: Runtime = Runtime()
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 
 class SpeedRequest(StageRequest):
@@ -230,7 +232,7 @@ class Divergence(Frozen):
     """Perplexity of one file and its divergence from the baseline over the same tokens.
 
     Definition of llama.cpp's tools/perplexity: chunks of `n_ctx` tokens, the second half of each is scored.
-    `rolling_perplexity` is lm-eval's: every token once, with as much context as fits. KL divergences are of the
+    `rolling_perplexity` is lm-eval's: every token once, in windows of `n_ctx`. KL divergences are of the
     baseline's distribution from the file's, in nats; Δp is the change of the probability of the right token.
     """
 
@@ -312,6 +314,7 @@ class Measurement(Frozen):
     comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
     divergence: Divergence | None = None
     speed: Speed | None = None
+    n_truncated: int = 0  # requests cut from the left to what the model holds
 
 
 class EvalReport(Frozen):

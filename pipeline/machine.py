@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,13 @@ def _siblings(cpu: int) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far, mapped files included."""
+    """Largest resident memory of this process so far, mapped files included.
+
+    VmHWM where there is a /proc: what getrusage says survives exec, so it may be the parent's.
+    """
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes
 

@@ -66,7 +66,7 @@ def measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOp
     from pipeline.suites import adjusted, find_suite  # imported late: no build should wait for a YAML parser
 
     loaded = find_suite(measure.suite)
-    suite = adjusted(loaded.suite, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed)
+    suite = adjusted(loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed)
     hashes = HashCache(request.artifacts / ".hashes.json")
     return MeasureOptions(
         suite=suite, files=loaded.local,

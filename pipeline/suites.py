@@ -2,7 +2,7 @@
 
     loaded = find_suite("quick")                        # smoke, quick, standard, full
     loaded = find_suite("my/suite.yaml")                # or a file
-    suite = adjusted(loaded.suite, limit=50)            # what the command line changes
+    suite = adjusted(loaded, limit=50)                  # what the command line changes
 
 A suite file holds the fields of `pipeline.evaluation.Suite`, all of them optional, with three liberties: `name`
 defaults to the file's (to the folder's for a `suite.yaml`), a task without settings is just its name, and
@@ -77,26 +77,38 @@ def find_suite(text: str) -> LoadedSuite:
 
 
 def adjusted(
-    suite: Suite, tasks: tuple[str, ...] | None = None, limit: int | None = None, num_fewshot: int | None = None,
-    seed: int | None = None,
+    loaded: LoadedSuite, tasks: tuple[str, ...] | None = None, limit: int | None = None,
+    num_fewshot: int | None = None, seed: int | None = None,
 ) -> Suite:
     """The suite as the command line wants it: other tasks (those of the suite keep their settings), and one limit,
     number of examples or seed for all of them. None leaves things as they are.
 
+    What was changed becomes part of its name, so that its report never takes the place of the whole suite's.
+
     Raises:
         BadSuite: a value that cannot be, no task, or one twice.
     """
+    suite = loaded.suite
     known = {entry.task: entry for entry in suite.tasks}
     chosen = suite.tasks if tasks is None else tuple(known.get(name) or TaskEntry(task=name) for name in tasks)
     changes = {"limit": limit, "num_fewshot": num_fewshot}
     given = {key: value for key, value in changes.items() if value is not None}
     data = suite.model_dump() | {"tasks": [entry.model_dump() | given for entry in chosen]}
-    data["needs_network"] = suite.needs_network or any(entry.task not in known for entry in chosen)
-    adjusted = _validated(data | ({} if seed is None else {"seed": seed}), "The command line")
+    if tasks is not None:
+        data["needs_network"] = _needs_network(suite, loaded.origin.parent, tasks)
+    marks = [*(tasks or ()), *(f"{key}-{value}" for key, value in given.items())]
+    marks += [] if seed is None else [f"seed-{seed}"]
+    data["name"] = "+".join([suite.name, *marks])
+    changed = _validated(data | ({} if seed is None else {"seed": seed}), "The command line")
     if tasks is not None and not chosen:
         raise BadSuite("No task is named.", "Name at least one, or leave TASKS out.")
     _check_twice(chosen, "The command line")
-    return adjusted
+    return changed
+
+
+def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
+    """Whether any of these tasks reads a data set that is not in the suite's own folder."""
+    return suite.include_path is None or not are_all_local(folder / suite.include_path, tasks)
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------
@@ -124,13 +136,9 @@ def _read(path: Path, folder: Path) -> Suite:
         raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", _HELP)
     if suite.include_path is not None:
         _check_inside(folder, suite.include_path, f"{path.name}: include_path")
-    local = suite.include_path is not None and are_all_local(folder / suite.include_path, _names(suite))
-    needs_network = data.get("needs_network") is True or not (local or not suite.tasks)
+    names = [entry.task for entry in suite.tasks]
+    needs_network = data.get("needs_network") is True or (bool(names) and _needs_network(suite, folder, names))
     return suite.model_copy(update={"needs_network": needs_network})
-
-
-def _names(suite: Suite) -> list[str]:
-    return [entry.task for entry in suite.tasks]
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ SHARED_QUESTIONS = REPO_DIR.parent / "shared" / "data" / "ARC-Challenge.json"
 SMOKE_QUESTIONS = REPO_DIR / "eval" / "suites" / "smoke" / "questions.jsonl"
 MODEL_NAME = "SmolLM2-135M-Instruct"
 TURNS = 3
-N_SERVER, N_HF, N_HF_SHOTS, N_PLAIN, N_SHOTS, N_TREE = 3, 60, 24, 60, 24, 300
+N_SERVER, N_HF, N_HF_SHOTS, N_PLAIN, N_SHOTS, N_TREE = 3, 40, 12, 40, 24, 100
 LETTERS = "ABCDEFGH"
 Pair = tuple[str, str]
 
@@ -336,7 +336,9 @@ def main() -> NoReturn:
     rows: list[Row] = []
     for name in args.only.split(",") if args.only else MEASUREMENTS:
         print(f"{name} …", file=sys.stderr)
-        rows += MEASUREMENTS[name](bench)
+        found = MEASUREMENTS[name](bench)
+        print(*map(_line, found), sep="\n", file=sys.stderr)
+        rows += found
     _print(args, bench, rows)
     sys.exit(0 if all(row.holds for row in rows) else 1)
 
@@ -378,9 +380,12 @@ def _print(args: argparse.Namespace, bench: Bench, rows: Sequence[Row]) -> None:
         print(json.dumps(value, indent=1))
         return
     print(f"{bench.gguf.name}, {len(bench.questions)} questions, {bench.threads} threads")
-    for row in rows:
-        sign, mark = ("≤" if row.at_most else "≥"), ("ok  " if row.holds else "FAIL")
-        print(f"{mark} {row.what:<58} {row.measured:7.2f} x  {sign} {row.limit:<6} {row.detail}")
+    print(*map(_line, rows), sep="\n")
+
+
+def _line(row: Row) -> str:
+    sign, mark = ("≤" if row.at_most else "≥"), ("ok  " if row.holds else "FAIL")
+    return f"{mark} {row.what:<58} {row.measured:7.2f} x  {sign} {row.limit:<6} {row.detail}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from eval.context import Context, ContextSettings
-from eval.divergence import _plain_tokens, read_side_by_side, rolling_perplexity, rolling_windows, same_chunks
+from eval.divergence import read_side_by_side, rolling_perplexity, rolling_windows, same_chunks
 from eval.kl_divergence import comparison, perplexity
 from eval.model import GgufModel
 from eval.perplexity_text import OUR_PROSE, Text, read_text
@@ -133,7 +133,7 @@ def test_chunks_are_scored_as_plain_decoding_scores_them(
 
 
 def test_the_text_is_cut_as_llama_perplexity_cuts_it(tiny_model: GgufModel) -> None:
-    tokens = _plain_tokens(tiny_model, PROSE.whole)
+    tokens = tiny_model.tokenize(PROSE.whole, add_special=True, parse_special=False)
     cut = same_chunks([tiny_model], PROSE.whole, DivergenceSettings(n_ctx=100))
     assert cut.shape == (len(tokens) // 100, 100)
     assert cut[:, 1:].ravel().tolist() == [t for i, t in enumerate(tokens[: cut.size]) if i % 100]
@@ -143,7 +143,7 @@ def test_the_text_is_cut_as_llama_perplexity_cuts_it(tiny_model: GgufModel) -> N
 
 def test_special_tokens_written_in_the_text_are_mere_text(tiny_model: GgufModel) -> None:
     assert len(tiny_model.tokenize("<|im_end|>", add_special=False)) == 1
-    assert len(_plain_tokens(tiny_model, "<|im_end|>")) > 1
+    assert len(tiny_model.tokenize("<|im_end|>", add_special=False, parse_special=False)) > 1
 
 
 def test_rolling_perplexity_scores_every_token_of_every_document_once(tiny_model: GgufModel) -> None:

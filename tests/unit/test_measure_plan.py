@@ -176,7 +176,7 @@ def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
 
 def test_what_the_user_names_becomes_options(tmp_path: Path) -> None:
     options = _options(tmp_path, SUITE="smoke", LIMIT="7", SEED="3", BASELINE="q8_0", THREADS="2", N_GPU_LAYERS="-1")
-    assert options.suite.name == "smoke" and not options.suite.needs_network and options.suite.seed == 3
+    assert options.suite.name == "smoke+limit-7+seed-3" and not options.suite.needs_network
     assert {entry.limit for entry in options.suite.tasks} == {7}
     assert options.runtime == Runtime(threads=2, n_gpu_layers=-1, max_length=0)
     assert options.machine.endswith("cores") and options.files is None and options.datasets is None

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import BadRequest
 from pipeline.evaluation import Suite, TaskEntry
 from pipeline.settings import REPO_DIR
-from pipeline.suites import BUILTIN, BadSuite, adjusted, find_suite
+from pipeline.suites import BUILTIN, BadSuite, LoadedSuite, adjusted, find_suite
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
 TASK = """\
@@ -257,22 +257,31 @@ def test_a_link_among_the_tasks_must_not_lead_out(folder: Path) -> None:
 # ---- The command line --------------------------------------------------------------------------------------------
 
 SUITE = Suite(name="s", tasks=(TaskEntry(task="a", limit=9, num_fewshot=2), TaskEntry(task="b")), needs_network=False)
+LOADED = LoadedSuite(SUITE, None, Path("s.yaml"))
 
 
 def test_nothing_given_changes_nothing() -> None:
-    assert adjusted(SUITE) == SUITE
+    assert adjusted(LOADED) == SUITE
 
 
 def test_limit_examples_and_seed_hold_for_every_task() -> None:
-    changed = adjusted(SUITE, limit=5, num_fewshot=0, seed=3)
+    changed = adjusted(LOADED, limit=5, num_fewshot=0, seed=3)
     assert [(t.limit, t.num_fewshot) for t in changed.tasks] == [(5, 0), (5, 0)] and changed.seed == 3
     assert not changed.needs_network
 
 
+def test_a_changed_suite_has_a_name_of_its_own() -> None:
+    assert adjusted(LOADED, limit=5, seed=3).name == "s+limit-5+seed-3"
+    assert adjusted(LOADED, tasks=("b",), num_fewshot=0).name == "s+b+num_fewshot-0"
+
+
 def test_chosen_tasks_keep_their_settings_and_foreign_ones_need_a_network() -> None:
-    assert adjusted(SUITE, tasks=("a",)) == SUITE.model_copy(update={"tasks": SUITE.tasks[:1]})
-    more = adjusted(SUITE, tasks=("b", "arc_easy"))
-    assert more.tasks == (TaskEntry(task="b"), TaskEntry(task="arc_easy")) and more.needs_network
+    smoke = find_suite("smoke")
+    chosen = adjusted(smoke, tasks=("smoke_questions", "smoke_prose"))
+    assert chosen.tasks == (smoke.suite.tasks[0], TaskEntry(task="smoke_prose")) and not chosen.needs_network
+    more = adjusted(LOADED, tasks=("a", "arc_easy"))
+    assert more.tasks == (SUITE.tasks[0], TaskEntry(task="arc_easy")) and more.needs_network
+    assert adjusted(smoke, tasks=("arc_easy",)).needs_network
 
 
 @pytest.mark.parametrize(
@@ -280,4 +289,4 @@ def test_chosen_tasks_keep_their_settings_and_foreign_ones_need_a_network() -> N
 )
 def test_what_cannot_be_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(BadSuite):
-        adjusted(SUITE, **change)  # type: ignore[arg-type]
+        adjusted(LOADED, **change)  # type: ignore[arg-type]
