@@ -31,7 +31,7 @@ doctor: .ready ## check this machine, with a remedy for each finding
 demo: .ready .base-image ## the tour: build and measure a real 135M model with no account anywhere
 	@$(RUN) demo
 
-images: .ready ## build the builder image now, or set up .venv-local with ENGINE=local
+images: .ready ## build the images now, or set up .venv-local with ENGINE=local
 	@$(RUN) images
 
 base-images: ## make stand-ins for the base images where their registry cannot be reached
@@ -55,7 +55,7 @@ lint: ## types and style
 	@.venv/bin/ruff check . && .venv/bin/mypy
 
 clean: ## remove the virtual environments; artifacts stay
-	@rm -rf .venv .venv-local
+	@rm -rf .venv .venv-local .venv-bench
 
 .PHONY: .ready .base-image
 .ready:

@@ -6,6 +6,7 @@ Without a daemon they are skipped; with REQUIRE_DOCKER=1 that is a failure.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from pipeline.demo import DEMO_NAME
+from pipeline.demo import demo_folder
+from pipeline.engines.choose import choose_engine
 from pipeline.errors import EngineError
-from pipeline.settings import REPO_DIR
+from pipeline.progress import LineReporter
+from pipeline.settings import REPO_DIR, read_request
 
 BUILD_TIMEOUT_S = 1800
 
@@ -113,17 +117,21 @@ def local_tools() -> None:
 
 @pytest.fixture(scope="session")
 def demo_model(request: pytest.FixtureRequest) -> Path:
-    """SmolLM2-135M-Instruct in Hugging Face format, as `make demo` makes it, kept between test runs."""
+    """SmolLM2-135M-Instruct in Hugging Face format and built, as `make demo` does before it measures; kept between
+    test runs.
+    """
     try:
         request.getfixturevalue("builder_image")
         name = "docker"
     except pytest.skip.Exception:
         request.getfixturevalue("local_tools")
         name = "local"
-    artifacts = REPO_DIR / "artifacts"
-    done = run("demo", ENGINE=name, ARTIFACTS=str(artifacts))
-    assert done.returncode == 0, done.stderr
-    return artifacts / "demo" / DEMO_NAME
+    asked = {"ENGINE": name, "ARTIFACTS": str(REPO_DIR / "artifacts")}
+    settings = read_request(argparse.Namespace(), os.environ | asked)
+    engine, _ = choose_engine(settings.engine, settings.surroundings, settings.images)
+    folder = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
+    run_json("build", MODEL=str(folder), QUANT="Q4_K_M,Q8_0", **asked)
+    return folder
 
 
 @pytest.fixture(scope="session")

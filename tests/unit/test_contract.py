@@ -13,6 +13,7 @@ from pipeline.contract import (
     digest_of_files,
     digest_of_request,
 )
+from pipeline.evaluation import EvaluateRequest, Runtime, SpeedRequest
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", ".", "./x", "a\\b", "a\0b", "a/./b"])
@@ -48,3 +49,16 @@ def test_the_order_of_files_does_not_change_their_digest() -> None:
 def test_an_unknown_field_of_a_request_is_refused() -> None:
     with pytest.raises(ValidationError):
         VerifyRequest.model_validate({"quant": "Q4_K_M", "surprise": 1})
+
+
+def test_a_setting_inside_another_can_stay_out_of_the_key() -> None:
+    one, other, gpu = (
+        EvaluateRequest(label="Q", tasks=(), runtime=runtime)
+        for runtime in (Runtime(threads=1), Runtime(threads=8), Runtime(n_gpu_layers=9))
+    )
+    assert digest_of_request(one) == digest_of_request(other) != digest_of_request(gpu)
+
+
+def test_threads_are_part_of_what_a_speed_is() -> None:
+    one, other = (SpeedRequest(label="Q", machine="m", runtime=Runtime(threads=n)) for n in (1, 2))
+    assert digest_of_request(one) != digest_of_request(other)

@@ -1,0 +1,138 @@
+"""The demo model measured against its baseline, on both engines, with the worked example of the documentation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.evaluation import EvalReport
+from pipeline.manifest import read_manifest
+from pipeline.settings import REPO_DIR
+from tests.conftest import run, run_json
+
+EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
+STAGES = [
+    "convert", "quantize Q4_K_M", "verify Q4_K_M", "evaluate BF16", "evaluate Q4_K_M", "divergence BF16",
+    "divergence Q4_K_M", "speed BF16", "speed Q4_K_M", "report",
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of `eval`, and how to type it again."""
+
+    asked: dict[str, str]
+    made: dict[str, Any]
+
+    @property
+    def report(self) -> EvalReport:
+        return EvalReport.model_validate(self.made["report"])
+
+
+@pytest.fixture(scope="module")
+def measured_before() -> dict[str, Measured]:
+    """What was measured already, by engine."""
+    return {}
+
+
+@pytest.fixture
+def measured(
+    engine: str, demo_model: Path, measured_before: dict[str, Measured], tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
+    """The example's tasks, a little text and a little speed."""
+    if engine not in measured_before:
+        folder = tmp_path_factory.mktemp(f"eval-{engine}")
+        shutil.copytree(EXAMPLE, folder / "suite")
+        suite = folder / "suite" / "suite.yaml"
+        text = suite.read_text().split("divergence:")[0]
+        small = "divergence: {n_chunks: 1, n_ctx: 128}\nspeed: {repeats: 2, prompt_tokens: 64, generated_tokens: 8}\n"
+        suite.write_text(text + small)
+        asked = {
+            "MODEL": str(demo_model), "QUANT": "Q4_K_M", "SUITE": str(suite), "ENGINE": engine,
+            "ARTIFACTS": str(folder / "artifacts"),
+        }
+        measured_before[engine] = Measured(asked, run_json("eval", **asked))
+    return measured_before[engine]
+
+
+def test_one_command_builds_and_measures_the_quant_beside_its_baseline(measured: Measured) -> None:
+    assert measured.made["ran"] == STAGES
+    baseline, quant = measured.report.measurements
+    assert (baseline.file.label, quant.file.label) == ("BF16", "Q4_K_M")
+    assert quant.file.size_bytes < baseline.file.size_bytes and quant.file.sha256
+    assert {c.task for c in quant.comparisons} == {"shop_questions", "shop_orders"}
+    assert all(c.verdict for c in quant.comparisons) and not baseline.comparisons
+
+
+def test_the_measurement_checked_itself_on_both_files(measured: Measured) -> None:
+    for measurement in measured.report.measurements:
+        check = measurement.self_check
+        assert check is not None and check.known_answers_right >= 12
+        assert check.packed_difference <= 1.5 * check.noise and check.rolling_difference < 1e-3
+
+
+def test_divergence_and_speed_are_in_the_report(measured: Measured) -> None:
+    baseline, quant = measured.report.measurements
+    assert baseline.divergence is not None and baseline.divergence.mean_kld is None
+    assert quant.divergence is not None and quant.divergence.mean_kld is not None
+    assert 0 < quant.divergence.mean_kld.value < 1
+    for measurement in (baseline, quant):
+        assert measurement.speed is not None and measurement.speed.generated_tokens_per_s > 0
+        assert measurement.speed.peak_memory_bytes > measurement.file.size_bytes / 2
+
+
+def test_report_plots_and_lm_evals_own_results_are_kept(measured: Measured) -> None:
+    folder = Path(measured.made["report_folder"])
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"report.json", "report.md", "plots/accuracy-light.svg", "plots/divergence-dark.png"} <= files
+    stages = Path(measured.made["manifest"]).parent / "stages"
+    results = [json.loads(path.read_text()) for path in stages.glob("evaluate-*/files/*/*/results_*.json")]
+    assert {name for result in results for name in result["results"]} == {"shop_questions", "shop_orders"}
+    assert list(stages.glob("evaluate-*/files/*/*/samples_*.jsonl"))
+
+
+def test_the_manifest_holds_the_report(measured: Measured) -> None:
+    manifest = read_manifest(Path(measured.made["manifest"]))
+    assert manifest is not None and manifest.evaluations[measured.made["suite"]] == measured.report
+
+
+def test_the_same_command_again_measures_nothing(measured: Measured) -> None:
+    assert run_json("eval", **measured.asked)["ran"] == []
+
+
+def test_another_margin_draws_the_report_again_and_nothing_else(measured: Measured) -> None:
+    suite = Path(measured.asked["SUITE"])
+    text = suite.read_text()
+    suite.write_text(text + "margin: 0.05\n")
+    try:
+        assert run_json("eval", **measured.asked)["ran"] == ["report"]
+    finally:
+        suite.write_text(text)
+
+
+def test_a_task_with_a_typo_ends_it_before_anything_is_converted(
+    engine: str, demo_model: Path, tmp_path: Path
+) -> None:
+    asked = {"MODEL": str(demo_model), "ENGINE": engine, "ARTIFACTS": str(tmp_path), "SUITE": "smoke"}
+    done = run("eval", TASKS="smoke_questons", **asked)
+    assert done.returncode == 2
+    assert "Did you mean 'smoke_questions'" in done.stderr
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_a_suite_that_is_none_of_ours_names_the_nearest(demo_model: Path) -> None:
+    done = run("eval", MODEL=str(demo_model), SUITE="smok", ENGINE="local")
+    assert done.returncode == 2 and "Did you mean 'smoke'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("demo_model")
+def test_the_demo_ends_with_the_smoke_evaluation(engine: str) -> None:
+    made = run_json("demo", ENGINE=engine)
+    labels = [m["file"]["label"] for m in made["report"]["measurements"]]
+    assert labels == ["BF16", "Q4_K_M", "Q8_0"] and made["suite"] == "smoke"
