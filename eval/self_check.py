@@ -28,25 +28,25 @@ NOISE_FACTOR: Final = 1.5
 ROLLING_TOLERANCE: Final = 1e-3  # nats per token: the same tokens, asked for in another way
 _MIN_RIGHT: Final = 0.75  # of the known answers; guessing gets 0.5 and reaches this once in 50 times
 
-# To add a known answer: a context that every language model can continue, the right continuation and a wrong one
-# of the same kind. Off by one token, the right one is no likelier than the wrong one.
+# To add a known answer: a text that every language model can continue, its next word, and its last word again.
+# A score that belongs to the neighbouring token prefers the last word: that is what comes next one token earlier.
 KNOWN_ANSWERS: Final = (
-    ("1 2 3 4 5 6 7 8 9", " 10", " 3"),
-    ("10 20 30 40 50 60", " 70", " 15"),
-    ("A B C D E F G H", " I", " T"),
-    ("a b c d e f g", " h", " q"),
-    ("red blue red blue red blue red", " blue", " seven"),
-    ("left right left right left right left", " right", " table"),
-    ("dog dog dog dog dog dog", " dog", " chair"),
-    ("yes no yes no yes no yes", " no", " under"),
-    ("Monday, Tuesday, Wednesday,", " Thursday", " banana"),
-    ("one two three four five", " six", " car"),
-    ("x = 1\nx = 1\nx = 1\nx =", " 1", " q"),
-    ("The cat and the dog. The cat and the", " dog", " of"),
-    ("Once upon a", " time", " of"),
-    ("one, two, three, one, two,", " three", " stone"),
-    ("hot cold hot cold hot", " cold", " ninety"),
-    ("She opened the door and went", " in", " tin"),
+    ("2 4 6 8 10 12", " 14", " 12"),
+    ("10 11 12 13 14 15 16", " 17", " 16"),
+    ("A B C D E F G H", " I", " H"),
+    ("a b c d e f g", " h", " g"),
+    ("January, February, March, April, May", " June", " May"),
+    ("The sun is hot. The sun is hot. The sun is", " hot", " is"),
+    ("My name is Tom. My name is Tom. My name is", " Tom", " is"),
+    ("We went to the beach. We went to the beach. We went to the", " beach", " the"),
+    ("It was a dark night. It was a dark night. It was a", " dark", " a"),
+    ("He paid for the bread. He paid for the bread. He paid for the", " bread", " the"),
+    ("The capital of France is Paris. The capital of France is", " Paris", " is"),
+    ("The dog ran after the cat. The dog ran after the", " cat", " the"),
+    ("x = 1; y = 2; x = 1; y =", " 2", " ="),
+    ("def add(a, b): return a + b; def add(a, b): return", " a", " return"),
+    ("Once upon a", " time", " a"),
+    ("She opened the door and looked", " at", " looked"),
 )
 # Continuations of several tokens behind prefixes that branch: what packing has to get right.
 _STEMS: Final = (
