@@ -31,7 +31,6 @@ from pipeline.contract import ExitCode, FetchRequest, FileEntry
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
 
 PARTIAL = ".partial"
-TOKEN_FILE = "HF_TOKEN"  # noqa: S105  (a name)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def fetch(stage: Stage, request: FetchRequest) -> Outcome:
     constants.HF_HUB_DISABLE_TELEMETRY = True  # else building headers asks the Hub for a list of its own, 3 s at worst
     total = sum(entry.size_bytes for entry in request.files)
     meter = Meter(lambda done: stage.progress(done, total, "bytes"))
-    token = _token(stage.secrets_dir)
+    token = stage.secret("HF_TOKEN")
     line = Line(_headers(token), meter, threading.Event(), stage.log)
     try:
         _fetch_all(_Job(stage, request, line))
@@ -75,11 +74,6 @@ def _check_paths(files_dir: Path, files: tuple[FileEntry, ...]) -> None:
         if not inside or path.split("/")[0] == PARTIAL or paths.count(path) > 1:
             message = f"The request lists {path!r}, which cannot be written: outside its folder, reserved or twice."
             raise StageFailure(ExitCode.BAD_REQUEST, "bad-request", message)
-
-
-def _token(secrets_dir: Path) -> str | None:
-    path = secrets_dir / TOKEN_FILE
-    return (path.read_text().strip() or None) if path.is_file() else None
 
 
 def _headers(token: str | None) -> Mapping[str, str]:

@@ -135,7 +135,7 @@ RUN --network=none \
 # Only what a stage may import: the eval package, and of the pipeline what both sides share (images.SHARED).
 COPY eval/ /opt/quantyard/src/eval/
 COPY pipeline/__init__.py pipeline/contract.py pipeline/stage.py pipeline/evaluation.py pipeline/machine.py \
-     pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py \
+     pipeline/units.py pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py \
      /opt/quantyard/src/pipeline/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from eval.model import NO_TOKEN, GgufModel
+from eval.model import GgufModel
 from pipeline.contract import ExitCode
 from pipeline.stage import StageFailure
 
@@ -25,7 +26,7 @@ class ChatTemplate:
             hint = "Measure it without: apply_chat_template: false in the suite."
             raise StageFailure(ExitCode.BAD_REQUEST, "chat-template", message, hint)
         self.text = text
-        self._special = [_text_of(model, model.eos), _text_of(model, model.bos)]
+        self._special = (model.special_text(model.eos), model.special_text(model.bos))
 
     def render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         """The conversation's text, up to where the assistant begins, or open-ended after the last message.
@@ -47,17 +48,20 @@ class ChatTemplate:
             raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "chat-template", message, hint) from error
 
     def _render(self, messages: Messages, add_generation_prompt: bool) -> str:
-        formatter = Jinja2ChatFormatter(self.text, *self._special, add_generation_prompt=add_generation_prompt)
         if add_generation_prompt:
-            return str(formatter(messages=_plain(messages)).prompt)
+            return str(self._formatters[True](messages=_plain(messages)).prompt)
         *before, last = _plain(messages)
         open_end = {**last, "content": last["content"].rstrip() + _MARK}
-        return str(formatter(messages=[*before, open_end]).prompt).partition(_MARK)[0]
+        return str(self._formatters[False](messages=[*before, open_end]).prompt).partition(_MARK)[0]
+
+    @cached_property
+    def _formatters(self) -> dict[bool, Any]:
+        """The template, compiled: with the assistant's beginning and without."""
+        return {
+            prompted: Jinja2ChatFormatter(self.text, *self._special, add_generation_prompt=prompted)
+            for prompted in (True, False)
+        }
 
 
 def _plain(messages: Messages) -> list[Any]:
     return [dict(message) for message in messages]
-
-
-def _text_of(model: GgufModel, token: int) -> str:
-    return "" if token == NO_TOKEN else model.text_of([token], special=True)

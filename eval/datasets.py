@@ -24,7 +24,6 @@ from pipeline.evaluation import DatasetsRequest, TaskEntry
 from pipeline.stage import Outcome, Stage, StageFailure, is_out_of_space, run_stage
 
 PARTIAL = ".partial"
-TOKEN_FILE = "HF_TOKEN"  # noqa: S105  (a name)
 WAITS_S: tuple[float | None, ...] = (1.0, 5.0, None)  # before each further try; None: give up
 
 
@@ -34,7 +33,7 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> Outcome:
     offline.set_up(partial, nltk_data, request.endpoint, online=True)
     from eval.tasks import code_of_tasks, count_tasks, include_dir, load_tasks
 
-    recorder = Recorder(stage, _token(stage.secrets_dir))
+    recorder = Recorder(stage, stage.secret("HF_TOKEN"))
     offline.replace_loader(recorder.load)
     entries = [TaskEntry(task=name) for name in request.tasks]
     folder = include_dir(stage, request.include_path)
@@ -173,11 +172,6 @@ def _rows(loaded: Any) -> dict[str, int]:
     """Split → rows. A data set of one split alone is called `all`."""
     splits = loaded.items() if isinstance(loaded, dict) else (("all", loaded),)
     return {str(split): len(rows) for split, rows in splits}
-
-
-def _token(secrets_dir: Path) -> str | None:
-    path = secrets_dir / TOKEN_FILE
-    return (path.read_text().strip() or None) if path.is_file() else None
 
 
 def _watch_nltk(folder: Path) -> None:

@@ -167,7 +167,7 @@ def rolling_windows(model: GgufModel, text: Text, settings: DivergenceSettings) 
 
 def rolling_perplexity(model: GgufModel, requests: Sequence[Request], threads: int, on_window: OnProgress) -> float:
     """The exponential of the mean negative log-probability per token over the windows."""
-    scorer = Scorer(model, ContextSettings(0, threads=threads))  # it opens a context as long as the windows
+    scorer = Scorer(model, threads)  # it opens a context as long as the windows
     scores = scorer.score(requests, lambda done, _total: on_window(done))
     return perplexity(-scores.logprobs).value
 

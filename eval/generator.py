@@ -11,12 +11,10 @@ only the sizes of the batches, and so the last bits of the logits: greedy texts 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -30,7 +28,6 @@ SLOTS: Final = 32  # the demo model on a CPU gains nothing beyond 16, and loses 
 CELLS: Final = 16_384  # of memory, for all slots; a longer request gets what it needs
 _KEPT: Final = 0  # the sequence that holds the path of the prompt admitted last
 _WORTH_WAITING: Final = 16  # tokens that the next step could share: fewer are decoded again rather than waited for
-_LONGEST_PIECE: Final = 256  # bytes, to begin with
 
 Ints = npt.NDArray[np.int32]
 OnProgress = Callable[[int, int], None]  # prompts finished, of how many
@@ -50,16 +47,17 @@ class Generator:
     """Generates; opens a context as large as the prompts need."""
 
     def __init__(
-        self, model: GgufModel, settings: ContextSettings, n_slots: int = SLOTS, n_cells: int = CELLS
+        self, model: GgufModel, threads: int = 0, n_slots: int = SLOTS, n_cells: int = CELLS
     ) -> None:
-        """Of `settings`, threads and flash attention count.
+        """Nothing is opened yet.
 
         Args:
+            threads: 0: one per physical core.
             n_slots: sequences at once, at most 255.
             n_cells: tokens that memory holds at once; exceeded for a request that alone needs more.
         """
         self._model = model
-        self._settings = settings
+        self._threads = threads
         self._n_slots = min(n_slots, MAX_SEQUENCES - 1) if model.shares_memory else 1
         self._n_cells = n_cells
         self.n_tokens_decoded = 0  # over all calls
@@ -85,7 +83,7 @@ class Generator:
         n_slots = min(self._n_slots, len(jobs))
         cells = max(sizes[0], min(self._n_cells, sum(sizes[:n_slots])))
         n_seq_max = n_slots + 1 if self._model.shares_memory else 1
-        return ContextSettings(cells, n_seq_max, self._settings.threads, self._settings.flash_attention)
+        return ContextSettings(cells, n_seq_max, self._threads)
 
 
 def _check(prompts: Sequence[Prompt]) -> None:
@@ -272,11 +270,7 @@ class _Part:
 
 
 class _Pieces:
-    """The bytes of tokens as llama-server writes them: one by one, so none depends on its place in the text.
-
-    `llama_detokenize` would drop the first space of a SentencePiece text, and spaces before punctuation with some
-    vocabularies, which a continuation must keep.
-    """
+    """The bytes of tokens, each asked for once."""
 
     def __init__(self, model: GgufModel) -> None:
         self.model = model
@@ -285,15 +279,6 @@ class _Pieces:
     def of(self, token: int) -> tuple[bytes, bytes]:
         """What the token adds to a text, and the name of a special token, which adds nothing."""
         if token not in self._known:
-            piece = self._render(token, special=False)
-            self._known[token] = piece, b"" if piece else self._render(token, special=True)
+            piece = self.model.piece(token, special=False)
+            self._known[token] = piece, b"" if piece else self.model.piece(token, special=True)
         return self._known[token]
-
-    def _render(self, token: int, *, special: bool) -> bytes:
-        room = _LONGEST_PIECE
-        while True:  # a negative count says how much room it needs
-            buffer = ctypes.create_string_buffer(room)
-            count = llama_cpp.llama_token_to_piece(self.model.vocab, token, buffer, room, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 import httpx2
@@ -17,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.contract import ExitCode
-from pipeline.stage import StageFailure
+from pipeline.stage import StageFailure, causes
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _AGAIN = "Type the same command again later: what has arrived is kept."
@@ -93,21 +92,11 @@ def _is_network(error: Exception) -> bool:
     return any(_find(error, kind) is not None for kind in kinds)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
 def _find(error: BaseException, kind: type[E]) -> E | None:
-    return next((cause for cause in _causes(error) if isinstance(cause, kind)), None)
+    return next((cause for cause in causes(error) if isinstance(cause, kind)), None)
 
 
 def _text(error: BaseException) -> str:
     """What the innermost cause says, in one line."""
-    last = list(_causes(error))[-1]
+    last = list(causes(error))[-1]
     return " ".join(str(last).split()) or type(last).__name__

@@ -20,9 +20,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.contract import ExitCode
+from eval.logprobs import NOT_FINITE, unusable_logits
 from pipeline.evaluation import Estimate
-from pipeline.stage import StageFailure
 
 PERCENTILES: Final = (50, 90, 95, 99, 99.9, 100)
 _BLOCK_FLOATS: Final = 1 << 18  # two blocks of 1 MiB of scratch: they stay in the cache
@@ -149,20 +148,16 @@ def _distribution(x: Rows, targets: Ints, p: Rows) -> _Distribution:
     total = p.sum(axis=1, dtype=np.float64)
     log_sum = np.log(total) + largest
     if not np.isfinite(log_sum).all():
-        raise _unusable("The model's logits are not finite (NaN or infinity), so it has no probabilities.")
+        raise unusable_logits(NOT_FINITE)
     return _Distribution(total, log_sum, log_sum - x[each, targets], top)
 
 
 def _checked(kld: Doubles) -> Doubles:
     """Divergences that are finite and not negative; rounding may leave -1e-8."""
     if not np.isfinite(kld).all():
-        raise _unusable("The model rules out a token that the baseline does not, so their divergence is infinite.")
+        what = "The model rules out a token that the baseline does not, so their divergence is infinite."
+        raise unusable_logits(what)
     return np.maximum(kld, 0.0)
-
-
-def _unusable(message: str) -> StageFailure:
-    hint = "Values overflow in this precision: try another quant or OUTTYPE=f32, and run make build to verify the file."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "nan-logits", message, hint)
 
 
 # ---- one number for all tokens -----------------------------------------------------------------------

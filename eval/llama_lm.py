@@ -20,7 +20,6 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from eval.chat import ChatTemplate
-from eval.context import ContextSettings
 from eval.generator import Generator, Prompt, Sampling
 from eval.model import NO_TOKEN, GgufModel
 from eval.prefix_tree import Request
@@ -59,9 +58,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         self.model = path if isinstance(path, GgufModel) else GgufModel.load(Path(path), n_gpu_layers)
         self._max_length = max_length or min(self.model.n_ctx_train, DEFAULT_MAX_LENGTH)
         self._seed = seed
-        settings = ContextSettings(n_ctx=self._max_length, threads=threads)
-        self.scorer = Scorer(self.model, settings)
-        self.generator = Generator(self.model, settings)
+        self.scorer = Scorer(self.model, threads)
+        self.generator = Generator(self.model, threads)
         self.n_requests = 0
         self.n_truncated = 0
         self.on_progress: Callable[[int, int], None] = lambda _done, _total: None  # requests of one call
@@ -185,8 +183,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
 
     def _prompt(self, context: str, options: dict[str, Any]) -> Prompt:
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(options, self.max_gen_toks))
-        eos = self.model.text_of([self.eot_token_id], special=True) if self.eot_token_id != NO_TOKEN else None
-        stop = handle_stop_sequences(kwargs["until"], eos)
+        stop = handle_stop_sequences(kwargs["until"], self.model.special_text(self.eot_token_id))
         max_tokens = kwargs["max_gen_toks"]
         room = self.max_length - max_tokens
         if room <= 0:

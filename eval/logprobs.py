@@ -12,6 +12,8 @@ from pipeline.stage import StageFailure
 
 _BLOCK_FLOATS: Final = 1 << 19  # 2 MiB of scratch: it stays in the cache
 
+NOT_FINITE: Final = "The model's logits are not finite (NaN or infinity), so it has no probabilities."
+
 Rows = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
@@ -44,7 +46,7 @@ class LogSoftmax:
             out[start : start + len(part)] = np.log(scratch.sum(axis=1).astype(np.float64)) + largest
             likeliest[start : start + len(part)] = first
         if not np.isfinite(out).all():
-            raise _not_finite()
+            raise unusable_logits(NOT_FINITE)
         return out, likeliest
 
     def of_tokens(self, rows: Rows, row_of: npt.NDArray[np.intp], tokens: npt.NDArray[np.int32]) -> Doubles:
@@ -52,7 +54,7 @@ class LogSoftmax:
         return np.asarray(rows[row_of, tokens] - self.normalizers(rows)[row_of], np.float64)
 
 
-def _not_finite() -> StageFailure:
-    message = "The model's logits are not finite (NaN or infinity), so it has no probabilities."
+def unusable_logits(message: str) -> StageFailure:
+    """The failure for logits that are no distribution."""
     hint = "Values overflow in this precision: try another quant or OUTTYPE=f32, and run make build to verify the file."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "nan-logits", message, hint)

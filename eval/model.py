@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,7 @@ from pipeline.stage import StageFailure
 
 NO_TOKEN: Final = -1  # LLAMA_TOKEN_NULL
 _LOG_LINES: Final = 20
+_LONGEST_PIECE: Final = 256  # bytes, to begin with
 
 
 class _Log:
@@ -146,22 +146,23 @@ class GgufModel:
             room = -count
         raise LOG.failure(f"llama.cpp does not tokenize {text[:60]!r}.", "tokenize", "Report it.")
 
-    def text_of(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of these tokens; special tokens are left out unless asked for."""
-        data = self.bytes_of(tokens, special=special)
-        return data.decode(errors="replace")
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The UTF-8 bytes of one token as llama-server writes it, maybe half a character; special ones if asked for.
 
-    def bytes_of(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
-        """The UTF-8 bytes of these tokens, which may end in half a character."""
-        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
-        room = 16 * len(tokens) + 16
-        for _ in range(2):
+        `llama_detokenize` would drop the first space of a SentencePiece text, and spaces before punctuation with some
+        vocabularies, which a continuation must keep.
+        """
+        room = _LONGEST_PIECE
+        while True:  # a negative count says how much room it needs
             buffer = ctypes.create_string_buffer(room)
-            count = llama_cpp.llama_detokenize(self.vocab, ids, len(tokens), buffer, room, False, special)
+            count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
-        raise LOG.failure(f"llama.cpp does not detokenize {list(tokens)[:8]}.", "tokenize", "Report it.")
+
+    def special_text(self, token: int) -> str:
+        """How a special token is written in texts, such as `</s>`; "" for `NO_TOKEN`."""
+        return "" if token == NO_TOKEN else self.piece(token, special=True).decode(errors="replace")
 
     def facts(self, label: str, sha256: Sha256 | None = None) -> FileFacts:
         """The file in a report: its size on disk, bits per weight over all tensors."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import pipeline.units
+
 DASH: Final = "—"  # what was not measured
 MINUS: Final = "\N{MINUS SIGN}"
 
 
 def human_bytes(n: int) -> str:
-    """105453920 → "105 MB": three digits, in powers of 1000; a dash for none."""
-    if n <= 0:
-        return DASH
-    size, units = float(n), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{digits(size)} {units[0]}"
+    """105453920 → "105 MB": three digits; a dash for none."""
+    return pipeline.units.human_bytes(n) if n > 0 else DASH
 
 
 def digits(x: float, n: int = 3) -> str:

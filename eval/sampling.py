@@ -16,8 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.contract import ExitCode
-from pipeline.stage import StageFailure
+from eval.logprobs import unusable_logits
 
 _NUCLEUS_START: Final = 256  # likeliest tokens that top-p looks at first; nearly always enough
 _NUCLEUS_GROWTH: Final = 8
@@ -137,8 +136,7 @@ def _best(logits: Row) -> int:
     best = int(logits.argmax())
     if not math.isfinite(logits[best]):
         message = f"The model's logits are not finite (token {best} has {logits[best]}), so there is no next token."
-        hint = "Values overflow in this precision: try another quant or OUTTYPE=f32, and run make build to verify it."
-        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "nan-logits", message, hint)
+        raise unusable_logits(message)
     return best
 
 

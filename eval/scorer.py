@@ -42,12 +42,11 @@ class Scores:
 
 
 class Scorer:
-    """Scores requests; opens a context as large as they need."""
+    """Scores requests; opens a context as large as they need. `threads` 0: one per physical core."""
 
-    def __init__(self, model: GgufModel, settings: ContextSettings) -> None:
+    def __init__(self, model: GgufModel, threads: int = 0) -> None:
         self._model = model
-        self._settings = settings
-        self.n_threads = settings.threads or physical_cores()
+        self.n_threads = threads or physical_cores()
         self._softmax = LogSoftmax(model.n_vocab)
         self.n_tokens_decoded = 0  # over all calls
         self.n_tokens_requested = 0  # what one-by-one decoding would have read
@@ -65,8 +64,7 @@ class Scorer:
         plan = make_plan(requests, Limits(BATCH_TOKENS, cells, MAX_SEQUENCES - 1, share))
         self.n_tokens_requested += sum(len(request.tokens) for request in requests)
         n_seq_max = MAX_SEQUENCES if share else 1
-        settings = ContextSettings(cells, n_seq_max, self.n_threads, self._settings.flash_attention)
-        with Context(self._model, settings) as context:
+        with Context(self._model, ContextSettings(cells, n_seq_max, self.n_threads)) as context:
             scores = _Run(context, plan, self._softmax, on_progress, len(requests)).run()
             self.n_tokens_decoded += context.n_tokens_decoded
         return scores

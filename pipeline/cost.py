@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import NotEnoughDisk
-from pipeline.estimate import human_bytes, serve_memory_bytes
+from pipeline.estimate import serve_memory_bytes
 from pipeline.plan import BuildPlan
+from pipeline.units import human_bytes
 
 SERVE_CONTEXT_TOKENS = 4096
 _RESERVE_BYTES = 64 * 1024 * 1024  # results, manifest, the file system's own needs

@@ -13,8 +13,8 @@ from typing import Literal
 
 from pipeline.cost import nearest_folder
 from pipeline.errors import EngineError, QuantyardError
-from pipeline.estimate import human_bytes
 from pipeline.settings import REPO_DIR, BuildRequest
+from pipeline.units import human_bytes
 
 _COMMAND_TIMEOUT_S = 20
 _LITTLE_DISK_BYTES = 20 * 10**9

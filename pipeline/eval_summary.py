@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.build import Measured
-from pipeline.estimate import human_bytes
 from pipeline.evaluation import Comparison, EvalReport, Interval, Measurement, Score
+from pipeline.units import human_bytes
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
 _NOTHING = "–"  # noqa: RUF001  (a dash in a table)

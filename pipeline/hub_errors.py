@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import socket
-from collections.abc import Iterator
 
 import httpx2
 from huggingface_hub import HfApi
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.errors import HubError, HubUnreachable, QuantyardError, RepoGated, RepoNotFound, RevisionNotFound
+from pipeline.stage import causes
 
 _REFS_SHOWN = 8
 
@@ -96,13 +96,13 @@ def _repo_not_found(api: HfApi, repo_id: str) -> RepoNotFound:
 
 
 def _unreachable(error: Exception, endpoint: str) -> HubUnreachable:
-    causes = list(_causes(error))
-    if any("CERTIFICATE_VERIFY_FAILED" in str(c) for c in causes):
+    chain = list(causes(error))
+    if any("CERTIFICATE_VERIFY_FAILED" in str(c) for c in chain):
         hint = "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file"
         return HubUnreachable(f"The certificate of {endpoint} is not trusted.", hint, str(error))
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachable("HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE.")
-    if any(isinstance(c, socket.gaierror) for c in causes):
+    if any(isinstance(c, socket.gaierror) for c in chain):
         fact, hint = f"The name of {endpoint} cannot be resolved.", "Check the network, HF_ENDPOINT and HTTPS_PROXY."
     elif isinstance(error, httpx2.ProxyError):
         fact, hint = f"The proxy on the way to {endpoint} refuses.", "Check HTTPS_PROXY and NO_PROXY."
@@ -117,10 +117,3 @@ def _unreachable(error: Exception, endpoint: str) -> HubUnreachable:
         fact = f"{endpoint} answers, but not as a Hub does ({type(error).__name__})."
         hint = "Check HF_ENDPOINT, and that no login page of the network is in between."
     return HubUnreachable(fact, hint, str(error))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__

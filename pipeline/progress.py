@@ -22,7 +22,7 @@ from rich.text import Text
 
 from pipeline import contract
 from pipeline.contract import StageResult
-from pipeline.estimate import human_bytes
+from pipeline.units import human_bytes
 
 _PACED = ("questions", "chunks", "repeats")  # of these people want to know how many a second
 _TASKS_SAID = 3  # a line is no table

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,11 @@ class Stage:
         path = self.in_dir / "inputs.json"
         known = json.loads(path.read_bytes()) if path.is_file() else {}
         return tuple(FileEntry.model_validate(entry) for entry in known.get(name, ()))
+
+    def secret(self, name: str) -> str | None:
+        """A secret that was handed over as a file; None where there is none."""
+        path = self.secrets_dir / name
+        return (path.read_text().strip() or None) if path.is_file() else None
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
         """Print one progress line; at most ten a second, but always the last one."""
@@ -180,12 +185,17 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
 
 def is_out_of_space(error: BaseException) -> bool:
     """Whether this error, or what caused it, is a full disk."""
+    return any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes(error))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what led to it, to the first of all."""
+    seen: set[int] = set()  # a library may have tied its errors to a ring
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def out_of_space(stage: Stage) -> StageError:

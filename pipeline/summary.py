@@ -11,9 +11,9 @@ from rich.table import Table
 
 from pipeline.build import BuiltFile
 from pipeline.cost import SERVE_CONTEXT_TOKENS, Cost
-from pipeline.estimate import human_bytes
 from pipeline.plan import BuildPlan, Measuring, Step
 from pipeline.quants import Quant
+from pipeline.units import human_bytes
 
 if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
     from pipeline.doctor import Finding

@@ -75,14 +75,25 @@ def docker_client() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def builder_image(docker_client: Any) -> str:
-    """The builder image, built if it is not; its name."""
+def images(docker_client: Any) -> dict[str, str]:
+    """What `make images` says of the images, built if they are not: `builder_image`, `eval_image` …"""
     done = run("images", ENGINE="docker")
     if done.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
-        pytest.skip(f"no builder image: {done.stderr}")
+        pytest.skip(f"no images: {done.stderr}")
     assert done.returncode == 0, done.stderr
-    described = dict(line.split("=", 1) for line in done.stdout.splitlines())
-    return described["builder_image"]
+    return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+
+@pytest.fixture(scope="session")
+def builder_image(images: dict[str, str]) -> str:
+    """The builder image's id."""
+    return images["builder_image"]
+
+
+@pytest.fixture(scope="session")
+def eval_image(images: dict[str, str]) -> str:
+    """The eval image's id."""
+    return images["eval_image"]
 
 
 @pytest.fixture(params=["docker", "local"])

@@ -31,6 +31,7 @@ from pipeline.engines.secrets import secrets_folder
 from pipeline.errors import EngineError
 from pipeline.images import ImageSettings, bake, recipe
 from pipeline.plan import StageSpec
+from pipeline.stage import causes
 from pipeline.store import Artifact, Workspace
 
 _LABEL = "quantyard.out"  # a container's label: the folder it writes to
@@ -55,7 +56,8 @@ def connect(timeout_s: float = 60) -> docker.DockerClient:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except _DaemonError as error:
-        message = f"No Docker daemon answers: {_first_line(_root(error))}."
+        *_, root = causes(error)  # the SDK wraps a missing socket in four errors
+        message = f"No Docker daemon answers: {_first_line(root)}."
         hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
         raise EngineError(message, hint) from error
     return client
@@ -286,13 +288,6 @@ def _out_of_memory(spec: StageSpec) -> StageResult:
     hint = "Give it more: MEMORY=16GiB, or close other programs."
     error = StageError(kind="out-of-memory", message="It was killed because memory ran out.", hint=hint)
     return StageResult(stage=spec.row.name, exit_code=ExitCode.RESOURCES, error=error)
-
-
-def _root(error: BaseException) -> BaseException:
-    """What it all began with: the SDK wraps a missing socket in four errors."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return error
 
 
 def _first_line(error: BaseException) -> str:

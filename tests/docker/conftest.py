@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.conftest import run
 
 WAIT_S = 120.0
 
@@ -51,13 +48,3 @@ def stage_container(docker_client: Any) -> Callable[[str, Path], Any]:
         raise AssertionError(f"no container of {stage} within {WAIT_S} s")
 
     return wait_for
-
-
-@pytest.fixture(scope="session")
-def eval_image(docker_client: Any) -> str:
-    """The eval image, built if it is not; its id."""
-    done = run("images", ENGINE="docker")
-    if done.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
-        pytest.skip(f"no eval image: {done.stderr}")
-    assert done.returncode == 0, done.stderr
-    return dict(line.split("=", 1) for line in done.stdout.splitlines())["eval_image"]

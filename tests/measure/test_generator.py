@@ -7,13 +7,13 @@ texts must still be equal, and *every* token that was chosen must be within the 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
-
-pytest.importorskip("llama_cpp")
 
 from eval import generator as generator_module
 from eval.context import Context, ContextSettings
@@ -21,7 +21,7 @@ from eval.generator import Generator, Prompt, Sampling, _Pieces
 from eval.model import GgufModel
 from eval.sampling import Sampler
 
-ONE_THREAD = ContextSettings(n_ctx=0, threads=1)  # the tests of other folders may run beside
+ONE_THREAD = 1  # the tests of other folders may run beside
 NOISE_NATS = 0.01  # logits of one token, float32; a wrong prefix or position moves them by several
 QUESTIONS = [
     "The capital of France is", "Once upon a time, there was a", "Water boils at", "def fibonacci(n):",
@@ -198,10 +198,17 @@ def test_unicode_comes_out_whole(model: GgufModel) -> None:
     assert generate(model, [prompt(model, echo, 40, ("café",))]) == [" 日本語 "]
 
 
+def detokenized(model: GgufModel, tokens: list[int]) -> bytes:
+    """What llama.cpp itself makes of the whole."""
+    ids, buffer = (llama_cpp.llama_token * len(tokens))(*tokens), ctypes.create_string_buffer(1024)
+    count = llama_cpp.llama_detokenize(model.vocab, ids, len(tokens), buffer, len(buffer), False, False)
+    return buffer.raw[:count]
+
+
 def test_pieces_join_to_what_the_model_writes(model: GgufModel) -> None:
     text = "Naïve 😀 日本語, it's 'quoted' . Yes ?\n\n\tdone<|im_end|>"
     tokens, pieces = model.tokenize(text, add_special=False), _Pieces(model)
-    assert b"".join(pieces.of(token)[0] for token in tokens) == model.bytes_of(tokens)
+    assert b"".join(pieces.of(token)[0] for token in tokens) == detokenized(model, tokens)
     assert pieces.of(tokens[-1]) == (b"", b"<|im_end|>")
 
 

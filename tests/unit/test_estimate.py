@@ -10,13 +10,13 @@ from pipeline.errors import BadRequest
 from pipeline.estimate import (
     TensorShape,
     gguf_size_bytes,
-    human_bytes,
     kv_cache_bytes,
     outtype_for,
     params_size_bytes,
     serve_memory_bytes,
 )
 from pipeline.quants import QUANTS, Quant, find
+from pipeline.units import human_bytes
 
 GIB, MIB = 2**30, 2**20
 
