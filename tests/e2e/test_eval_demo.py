@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from pipeline.evaluation import EvalReport
 from pipeline.manifest import read_manifest
 from pipeline.settings import REPO_DIR
-from tests.conftest import run, run_json
+from tests.conftest import run, run_json, start
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
 STAGES = [
@@ -113,6 +114,35 @@ def test_another_margin_draws_the_report_again_and_nothing_else(measured: Measur
         assert run_json("eval", **measured.asked)["ran"] == ["report"]
     finally:
         suite.write_text(text)
+
+
+def test_a_killed_run_goes_on_with_the_task_it_was_killed_in(measured: Measured) -> None:
+    again = measured.asked | {"LIMIT": "9"}  # other questions, so other stages, of files that are built already
+    stages = Path(measured.made["manifest"]).parent / "stages"
+    before = set(stages.glob("*evaluate-BF16-*"))
+    process = start("eval", **again)
+    try:
+        task, asked_at = _first_finished_task(stages, before)
+    finally:
+        process.kill()
+        process.communicate()
+    made = run_json("eval", **again)
+    assert "evaluate Q4_K_M" in made["ran"] and "report" in made["ran"]
+    (kept,) = (path for path in stages.glob(f"evaluate-BF16-*/files/{task}/entry.json")
+               if path.parents[2] not in before)
+    assert kept.stat().st_mtime_ns == asked_at, "a task that was finished is not asked again"
+
+
+def _first_finished_task(stages: Path, before: set[Path]) -> tuple[str, int]:
+    """Name and time of the first task that a new evaluation of the baseline finishes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for folder in set(stages.glob("*evaluate-BF16-*")) - before:
+            for path in folder.rglob("entry.json"):
+                if not any(part.startswith(".shop") for part in path.parts):
+                    return path.parent.name, path.stat().st_mtime_ns
+        time.sleep(0.02)
+    raise AssertionError("no task was finished within 120 s")
 
 
 def test_a_task_with_a_typo_ends_it_before_anything_is_converted(
