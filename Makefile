@@ -5,7 +5,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python -m pipeline
 .DEFAULT_GOAL := help
-.PHONY: help build eval eval-help serve contract image lora publish release verify gate report chat plan quants doctor demo images base-images build-help test test-fast lint clean
+.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-fast lint clean
 export PYTHON
 
 help: ## this list
@@ -18,6 +18,9 @@ build: .ready ## fetch, convert, quantize, verify: MODEL=org/name|folder|file.gg
 
 eval: .ready ## what quantization cost: MODEL=… QUANT=… [SUITE=smoke|quick|standard|full|file.yaml] [BASELINE=BF16]
 	@$(RUN) eval
+
+matrix: .ready ## every useful quant in one run, compared: MODEL=… [QUANTS=Q2_K,Q4_K_M,…] [SUITE=…]
+	@$(RUN) matrix
 
 serve: .ready ## serve what was built last on 127.0.0.1:8080: docker compose up, or ENGINE=local
 	@$(RUN) serve
@@ -40,6 +43,12 @@ release: .ready ## build → eval → contract → gate → card → publish: MO
 verify: .ready ## check what was published against its manifest: REPO=me/name-GGUF or FILE=path [REBUILD=1]
 	@$(RUN) verify
 
+choose: .ready ## the best of the measured files: MODEL=… RAM=8GiB [MIN_TPS=20] [MAX_KLD=0.05] [CONTEXT_SIZE=8192]
+	@$(RUN) choose
+
+tune: .ready ## a mix of tensor types for a size or a divergence: MODEL=… TARGET_SIZE=4GiB|Q4_K_M or TARGET_KLD=0.05
+	@$(RUN) tune
+
 gate: .ready ## hold the budgets against what was measured: MODEL=… QUANT=… [GATE=gate.yaml]
 	@$(RUN) gate
 
@@ -49,11 +58,17 @@ report: .ready ## the card and the page of what was measured: MODEL=… QUANT=�
 chat: ## talk to the model that is served
 	@scripts/setup-venv.sh client .venv-client && .venv-client/bin/python -m server.chat
 
-plan: .ready ## what a build would run, download and need; with SUITE=… an eval; does nothing
+plan: .ready ## what a build would run, need and take; with SUITE=… an eval, with QUANTS=… a matrix; does nothing
 	@$(RUN) plan
+
+rates: .ready ## time the stages on this machine once, a few minutes, so that plans tell how long they take
+	@$(RUN) rates
 
 quants: .ready ## every quantization type, and when to choose it
 	@$(RUN) quants
+
+models: .ready ## the models that MODEL knows by a short name, and what to know of each
+	@$(RUN) models
 
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor

@@ -107,12 +107,15 @@ class BindingsRuntime:
             raise self._failure("does not load the model", "verify-load")
         self._vocab = self._llama.llama_model_get_vocab(self._model)
 
-    def _open_context(self) -> Any:
+    def _context_params(self) -> Any:
         params = self._llama.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = CONTEXT_TOKENS
         if self._threads:
             params.n_threads = params.n_threads_batch = self._threads
-        context = self._llama.llama_init_from_model(self._model, params)
+        return params
+
+    def _open_context(self) -> Any:
+        context = self._llama.llama_init_from_model(self._model, self._context_params())
         if not context:
             raise self._failure("loads the model but cannot open a context on it", "verify-load")
         return context

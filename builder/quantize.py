@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pydantic import JsonValue
+
+from builder.imatrix import Floats, Imatrix, check_fits, read_imatrix
 from builder.tool import ToolRun, refuse_exhausted, run_tool
 from builder.tools import tools_of
 from pipeline.contract import ExitCode, QuantizeRequest
-from pipeline.gguf_header import GgufError, read_model
+from pipeline.ggml_types import TYPE_BY_NAME
+from pipeline.gguf_header import GgufError, GgufHeader, read_model
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from pipeline.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve
 
+_OPTIONS = {f"{OUTPUT}.weight": "--output-tensor-type", f"{EMBEDDING}.weight": "--token-embedding-type"}
 _TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _BUILD_LINE = re.compile(r"^(?:main: build = |version: )(.+)")
 
@@ -24,19 +32,30 @@ def quantize(stage: Stage, request: QuantizeRequest) -> Outcome:
     """Quantize `/in/source/<source_file>` to `/out/files/model.gguf`.
 
     Raises:
-        StageFailure: 2 if the source is quantized already or the type needs an importance matrix,
-            3 if llama.cpp cannot quantize the model, 5 if disk or memory ran out.
+        StageFailure: 2 if the source is quantized already, if the type needs an importance matrix and there is none,
+            or if `/in/imatrix/<imatrix_file>` is no matrix of this model; 3 if llama.cpp cannot quantize the model,
+            5 if disk or memory ran out.
     """
     source, target = stage.in_dir / "source" / request.source_file, stage.files_dir / "model.gguf"
-    _refuse_requantizing(source, request)
+    model = _refuse_requantizing(source, request)
+    imatrix = None
+    if request.imatrix_file is not None:
+        imatrix = read_imatrix(stage.in_dir / "imatrix" / request.imatrix_file)
+        check_fits(imatrix, model)
+    types = _recipe_types(model, request)
     log = _Log(stage)
     if tools_of(stage).llama_bin is not None:
-        run = _with_program(stage, request, source, target, log)
+        run = _with_program(stage, request, source, target, imatrix, types, log)
     else:
-        run = _with_bindings(request, source, target, log)
+        run = _with_bindings(request, source, target, imatrix, types, log)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, request, run)
-    return Outcome(facts={"quant": request.quant}, tools={"llama.cpp": log.version}, argv=(run.argv,))
+    facts: dict[str, JsonValue] = {"quant": request.label}
+    if types:
+        facts["recipe_tensors"] = len(types)
+    if imatrix is not None:
+        facts |= {"imatrix_chunks": imatrix.n_chunks, "imatrix_tensors": len(imatrix.entries)}
+    return Outcome(facts=facts, tools={"llama.cpp": log.version}, argv=(run.argv,))
 
 
 class _Log:
@@ -55,7 +74,7 @@ class _Log:
             self.version = match[1].strip()
 
 
-def _refuse_requantizing(source: Path, request: QuantizeRequest) -> None:
+def _refuse_requantizing(source: Path, request: QuantizeRequest) -> GgufHeader:
     try:
         model = read_model(source)
     except GgufError as error:
@@ -64,19 +83,55 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> None:
         message = f"{source.name} is quantized already; quantizing it again loses more than its size says."
         hint = "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1."
         raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, hint)
+    return model
 
 
-def _with_program(stage: Stage, request: QuantizeRequest, source: Path, target: Path, log: _Log) -> ToolRun:
+def _recipe_types(model: GgufHeader, request: QuantizeRequest) -> dict[str, str]:
+    """The type of each tensor that the recipe names; nothing without a recipe."""
+    try:
+        return resolve(model.tensors, request.tensor_types, request.output_type, request.token_embedding_type)
+    except PatternProblem as problem:
+        message = f"The recipe {request.recipe} does not fit this model. {problem.message}"
+        raise StageFailure(ExitCode.BAD_REQUEST, "recipe", message, problem.hint) from problem
+
+
+def _with_program(
+    stage: Stage, request: QuantizeRequest, source: Path, target: Path, imatrix: Imatrix | None,
+    types: Mapping[str, str], log: _Log,
+) -> ToolRun:
     tools = tools_of(stage)
     assert tools.llama_bin is not None
     argv = [str(tools.llama_bin / "llama-quantize")]
     argv += ["--allow-requantize"] if request.allow_requantize else []
+    argv += ["--imatrix", str(imatrix.path)] if imatrix else []
+    argv += _type_options(types)
     argv += [str(source), str(target), request.quant]
     argv += [str(request.threads)] if request.threads else []
     return run_tool(argv, tools.clean_env, log)
 
 
-def _with_bindings(request: QuantizeRequest, source: Path, target: Path, log: _Log) -> ToolRun:
+def _type_options(types: Mapping[str, str]) -> list[str]:
+    """Each tensor by its whole name: llama-quantize takes the first pattern that is found anywhere in a name.
+
+    Neither of the two options of one tensor falls back where rows do not fit, so `types` must fit already.
+    """
+    options = []
+    for name, kind in types.items():
+        if name in _OPTIONS:
+            options += [_OPTIONS[name], kind.lower()]
+        else:
+            options += ["--tensor-type", f"{exactly(name)}={kind.lower()}"]
+    return options
+
+
+def exactly(name: str) -> str:
+    """A regular expression for this tensor alone, as C++ reads it."""
+    return f"^{name.replace('.', '[.]')}$"
+
+
+def _with_bindings(
+    request: QuantizeRequest, source: Path, target: Path, imatrix: Imatrix | None, types: Mapping[str, str], log: _Log
+) -> ToolRun:
     import ctypes
 
     import llama_cpp
@@ -93,18 +148,60 @@ def _with_bindings(request: QuantizeRequest, source: Path, target: Path, log: _L
     params.nthread = request.threads
     params.allow_requantize = request.allow_requantize
     params.only_copy = request.quant == "COPY"
+    named = [(exactly(name).encode(), TYPE_BY_NAME[kind].id) for name, kind in types.items() if name not in _OPTIONS]
+    if types:
+        params.output_tensor_type = _id_of(types, OUTPUT, params.output_tensor_type)
+        params.token_embedding_type = _id_of(types, EMBEDDING, params.token_embedding_type)
+        params.tt_overrides = _overrides(llama_cpp, named)
+    values = _importances(imatrix) if imatrix else []
+    if values:
+        params.imatrix = _imatrix_data(llama_cpp, values)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-    argv = ("llama_model_quantize", str(source), str(target), request.quant, str(request.threads))
+    given = [*(("--imatrix", str(imatrix.path)) if imatrix else ()), *_type_options(types)]
+    argv = ("llama_model_quantize", *given, str(source), str(target), request.quant, str(request.threads))
     return ToolRun(argv, int(code), "\n".join(log.lines))
+
+
+def _id_of(types: Mapping[str, str], kind: str, otherwise: int) -> int:
+    name = f"{kind}.weight"
+    return TYPE_BY_NAME[types[name]].id if name in types else otherwise
+
+
+def _overrides(llama_cpp: Any, named: list[tuple[bytes, int]]) -> Any:
+    """Pattern and type of each tensor in C: an array that ends with an empty row. It points into `named`."""
+    if not hasattr(llama_cpp, "llama_model_tensor_override"):
+        message = f"llama-cpp-python {llama_cpp.__version__} cannot give tensors types of their own."
+        raise StageFailure(ExitCode.BAD_REQUEST, "recipe", message, "Type: ENGINE=docker, or: make images ENGINE=local")
+    rows = (llama_cpp.llama_model_tensor_override * (len(named) + 1))()
+    for row, (pattern, kind) in zip(rows, named, strict=False):
+        row.pattern, row.type = pattern, kind
+    return rows
+
+
+def _importances(imatrix: Imatrix) -> list[tuple[bytes, Floats]]:
+    """The matrix as llama.cpp takes it: for each weight its name and the mean square of each input."""
+    return [(name.encode(), entry.importance()) for name, entry in imatrix.entries.items()]
+
+
+def _imatrix_data(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
+    """The same in C: an array that ends with an empty row. It points into `values`, which must live as long."""
+    import ctypes
+
+    rows = (llama_cpp.llama_model_imatrix_data * (len(values) + 1))()
+    for row, (name, data) in zip(rows, values, strict=False):
+        row.name, row.size = name, data.size
+        row.data = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return rows
 
 
 def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailure:
     refuse_exhausted(run, stage.out_dir, "llama-quantize")
     if "importance matrix" in run.tail.lower() or "imatrix" in run.tail.lower():
-        message = f"{request.quant} needs an importance matrix, and none was given."
-        hint = "Choose another quant: make quants"
+        what = "this one does not cover all that must be" if request.imatrix_file else "none was given"
+        message = f"{request.label} needs an importance matrix, and {what}."
+        hint = "Let one be made, IMATRIX=auto, or choose another quant: make quants"
         return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, hint, run.tail)
-    message = f"llama.cpp cannot quantize this model to {request.quant} (exit code {run.exit_code})."
+    message = f"llama.cpp cannot quantize this model to {request.label} (exit code {run.exit_code})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantize-failed", message, "Its last lines are below.", run.tail)
 
 

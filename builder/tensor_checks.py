@@ -7,7 +7,7 @@ the speed of reading the file, in a few megabytes whatever the model's size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ggml_types import FALLBACKS, TYPE_BY_NAME, Scale, ScaleKind, TensorType
+from pipeline.ggml_types import TYPE_BY_NAME, Scale, ScaleKind, TensorType
 from pipeline.gguf_header import GgufHeader, TensorInfo
+from pipeline.tensor_patterns import type_for_row
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024  # stays in the processor's cache, which is faster than larger reads
 _MAX_NAMED: Final = 5
@@ -120,17 +121,26 @@ def type_counts(tensors: Sequence[TensorInfo]) -> dict[str, int]:
     return dict(Counter(tensor.type.name for tensor in tensors).most_common())
 
 
-def compare_tensors(source: GgufHeader, quantized: GgufHeader, quant: str) -> list[str]:
+def compare_tensors(source: GgufHeader, quantized: GgufHeader, quant: str | None) -> list[str]:
     """What in `quantized` is not as quantizing `source` to `quant` must leave it, as sentences; [] when all is.
 
-    Shapes that differ in trailing ones are the same: llama-quantize drops them.
+    `quant` None: nothing is promised of its types. Shapes that differ in trailing ones are the same: llama-quantize
+    drops them.
     """
     before = {tensor.name: tensor for tensor in source.tensors}
     after = {tensor.name: tensor for tensor in quantized.tensors}
     wrong = [*_missing(before, after, "missing from"), *_missing(after, before, "not in the source, but in")]
     for name in before.keys() & after.keys():
         wrong += _compare_tensor(before[name], after[name], quant)
-    return sorted(wrong) + _broken_promise(quantized, quant)
+    return sorted(wrong) + (_broken_promise(quantized, quant) if quant else [])
+
+
+def broken_recipe(types: Mapping[str, str], quantized: GgufHeader) -> list[str]:
+    """Which tensors have not the type that a recipe gives them (`types`, by name), as sentences; [] when all have."""
+    return [
+        f"Tensor {tensor.name} is {tensor.type.name}, and the recipe says {types[tensor.name]}."
+        for tensor in quantized.tensors if types.get(tensor.name, tensor.type.name) != tensor.type.name
+    ]
 
 
 def is_worth_comparing(tensor: TensorInfo) -> bool:
@@ -146,7 +156,7 @@ def _missing(has: dict[str, TensorInfo], lacks: dict[str, TensorInfo], what: str
     return [f"{len(names)} tensors are {what} the quantized file: {', '.join(names[:_MAX_NAMED])}{more}."]
 
 
-def _compare_tensor(before: TensorInfo, after: TensorInfo, quant: str) -> list[str]:
+def _compare_tensor(before: TensorInfo, after: TensorInfo, quant: str | None) -> list[str]:
     if _trimmed(before.shape) != _trimmed(after.shape):
         return [f"Tensor {before.name} has the shape {after.shape}, its source {before.shape}."]
     if not is_worth_comparing(before):
@@ -158,8 +168,8 @@ def _compare_tensor(before: TensorInfo, after: TensorInfo, quant: str) -> list[s
     return []
 
 
-def _widest(before: TensorInfo, quant: str) -> float:
-    promised = [TYPE_BY_NAME[name].bits_per_weight for name in PROMISED_TYPES.get(quant, ())]
+def _widest(before: TensorInfo, quant: str | None) -> float:
+    promised = [TYPE_BY_NAME[name].bits_per_weight for name in PROMISED_TYPES.get(quant or "", ())]
     return max([before.type.bits_per_weight, *promised])
 
 
@@ -174,14 +184,6 @@ def _broken_promise(quantized: GgufHeader, quant: str) -> list[str]:
 
 def _keeps(tensor: TensorInfo, promised: str) -> bool:
     return tensor.type.name == type_for_row(promised, tensor.shape[0])
-
-
-def type_for_row(promised: str, row_length: int) -> str:
-    """The type llama.cpp gives a tensor with rows of so many weights when it wants `promised`."""
-    if row_length % TYPE_BY_NAME[promised].block_size == 0:
-        return promised
-    fallback = FALLBACKS.get(promised, "F16")
-    return fallback if row_length % TYPE_BY_NAME[fallback].block_size == 0 else "F16"
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,10 +18,11 @@ from pydantic import JsonValue, ValidationError
 
 from builder.compare import compare_chats, compare_ids, tokenizer_differences
 from builder.llama_runtime import LlamaRuntime, open_runtime
-from builder.tensor_checks import compare_tensors, nonfinite_blocks, type_counts
+from builder.tensor_checks import broken_recipe, compare_tensors, nonfinite_blocks, type_counts
 from pipeline.contract import ExitCode, Reference, VerifyRequest
 from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from pipeline.tensor_patterns import PatternProblem, resolve
 
 PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
 _ONE_THREAD_BELOW_BYTES: Final = 1 << 30
@@ -39,7 +40,7 @@ def verify(stage: Stage, request: VerifyRequest) -> Outcome:
     model = _read(stage.in_dir / "model" / request.model_file)
     source = _read(stage.in_dir / "source" / request.source_file)
     reference = _reference(stage) if request.has_reference else None
-    _check_structure(source, model, request.quant)
+    _check_structure(source, model, request)
     with open_runtime(stage, model.paths[0], _threads(request, model)) as runtime:
         _check_blocks(stage, model, source)
         facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
@@ -73,15 +74,24 @@ def _threads(request: VerifyRequest, model: GgufHeader) -> int:
     return request.threads or (1 if model.tensor_bytes < _ONE_THREAD_BELOW_BYTES else 0)
 
 
-def _check_structure(source: GgufHeader, model: GgufHeader, quant: str) -> None:
-    """Same architecture, same tensors, types as the quant's name promises."""
-    wrong = compare_tensors(source, model, quant)
+def _check_structure(source: GgufHeader, model: GgufHeader, request: VerifyRequest) -> None:
+    """Same architecture, same tensors, types as the recipe says, or else as the quant's name promises."""
+    types = _recipe_types(source, request)
+    wrong = compare_tensors(source, model, None if types else request.quant) + broken_recipe(types, model)
     if model.architecture != source.architecture:
         wrong.insert(0, f"The architecture is {model.architecture!r}, in the source {source.architecture!r}.")
     if wrong:
         message = f"{wrong[0]} ({len(wrong)} differences from the source in all.)"
         detail = "\n".join(wrong[:20])
         raise StageFailure(ExitCode.BUG, "verify-tensors", message, _REPORT, detail)
+
+
+def _recipe_types(source: GgufHeader, request: VerifyRequest) -> dict[str, str]:
+    """What the recipe makes of each tensor it names; nothing without one."""
+    try:
+        return resolve(source.tensors, request.tensor_types, request.output_type, request.token_embedding_type)
+    except PatternProblem as problem:
+        raise StageFailure(ExitCode.BAD_REQUEST, "recipe", problem.message, problem.hint) from problem
 
 
 def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:

@@ -49,7 +49,7 @@ RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
 COPY builder/ /opt/quantyard/src/builder/
 COPY pipeline/__init__.py pipeline/contract.py pipeline/stage.py \
      pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py pipeline/safetensors_header.py \
-     /opt/quantyard/src/pipeline/
+     pipeline/tensor_patterns.py /opt/quantyard/src/pipeline/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
 
@@ -81,7 +81,7 @@ ARG BASE_DIGEST=""
 ARG IMAGE_TAG=""
 ARG RECIPE=""
 LABEL org.opencontainers.image.title="Quantyard builder" \
-      org.opencontainers.image.description="Fetch, convert, quantize and verify language models as GGUF" \
+      org.opencontainers.image.description="Fetch, convert, calibrate, quantize and verify language models as GGUF" \
       org.opencontainers.image.version="${IMAGE_TAG}" \
       org.opencontainers.image.revision="" \
       org.opencontainers.image.base.name="${BASE}" \

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import llama_cpp
 import numpy as np
+from pydantic import JsonValue
 
 from eval.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
-from eval.kl_divergence import DivergenceRows, Segment, comparison, perplexity, segments
+from eval.kl_divergence import DivergenceRows, Doubles, Segment, TokenValues, comparison, perplexity, segments
 from eval.model import NO_TOKEN, GgufModel
 from eval.perplexity_text import Text, chunks, read_text, windows
 from eval.prefix_tree import Request
@@ -30,7 +31,7 @@ OnProgress = Callable[[int], None]  # chunks or windows read
 
 
 def divergence(stage: Stage, request: DivergenceRequest) -> Outcome:
-    """Measure `/in/model/<model_file>`, against `/in/baseline/<baseline_file>` if there is one.
+    """Measure `/in/model/<model_file>` and the files beside it, against `/in/baseline/<baseline_file>` if there is one.
 
     Raises:
         StageFailure: 2 if the text is unusable, too short, or read as other tokens by the baseline, or if a chunk is
@@ -39,41 +40,75 @@ def divergence(stage: Stage, request: DivergenceRequest) -> Outcome:
     started = time.monotonic()
     text = read_text(stage.in_dir / "suite", request.settings.text)
     with _models(stage, request) as models:
-        found = _measure(stage, request, models, text)
-    found = found.model_copy(update={"duration_s": time.monotonic() - started})
-    (stage.files_dir / "divergence.json").write_text(found.model_dump_json(indent=2) + "\n")
-    facts = {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value if found.mean_kld else None}
-    return Outcome(facts=facts, tools={"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"})
+        measured = _measure(stage, request, models, text)
+    took_s = (time.monotonic() - started) / len(measured)
+    for found in measured:
+        folder = stage.files_dir / found.label if request.is_joined else stage.files_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        timed = found.model_copy(update={"duration_s": took_s})
+        (folder / "divergence.json").write_text(timed.model_dump_json(indent=2) + "\n")
+    facts = {found.label: facts_of(found) for found in measured}
+    tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
+    return Outcome(facts=facts if request.is_joined else facts[request.label], tools=tools)
+
+
+def facts_of(found: Divergence) -> dict[str, JsonValue]:
+    """What is said of it in one line."""
+    return {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value if found.mean_kld else None}
 
 
 @contextmanager
 def _models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel]]:
-    """The baseline, if there is one, and the model."""
+    """The baseline, if there is one, and the models in the order of the request."""
     paths = [stage.in_dir / "model" / request.model_file]
+    paths += [stage.in_dir / f"model-{member.label}" / member.model_file for member in request.beside]
     if request.baseline_file is not None:
         paths.insert(0, stage.in_dir / "baseline" / request.baseline_file)
     with ExitStack() as stack:
         yield [stack.enter_context(GgufModel.load(path, request.runtime.n_gpu_layers)) for path in paths]
 
 
-def _measure(stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: Text) -> Divergence:
-    settings, model, threads = request.settings, models[-1], request.runtime.threads
-    _refuse_long(model, settings)
-    cut, rolling = same_chunks(models, text.whole, settings), rolling_windows(model, text, settings)
-    n_units = len(cut) + len(rolling)
+def _measure(
+    stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: Text
+) -> list[Divergence]:
+    """Of every model that was asked for; the baseline decodes the chunks once, whatever the number of the others."""
+    settings, threads = request.settings, request.runtime.threads
+    for model in models:
+        _refuse_long(model, settings)
+    cut = same_chunks(models, text.whole, settings)
+    asked = _asked(request, models)
+    windows_of = [rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
+    n_units, n_read = len(cut) + sum(len(found) for found in windows_of), 0
 
     def report(done: int) -> None:
-        stage.progress(done, n_units, "chunks")
+        stage.progress(n_read + done, n_units, "chunks")
 
     rows = read_side_by_side(models, cut, threads, report)
-    rolling_ppl = rolling_perplexity(model, rolling, threads, lambda done: report(len(cut) + done))
-    values, baseline_nll = rows.models(), rows.baseline_nll()
-    nll = values[-1].nll if values else baseline_nll
-    compared: dict[str, Any] = comparison(values[-1], baseline_nll) if values else {}
-    return Divergence(
-        label=request.label, text=text.name, n_ctx=settings.n_ctx, n_chunks=len(cut), n_tokens=len(nll),
-        perplexity=perplexity(nll), rolling_perplexity=rolling_ppl, **compared,
-    )
+    n_read, rolled = len(cut), dict[str, float]()
+    for (label, model), found in zip(asked, windows_of, strict=False):  # none, or one for each
+        rolled[label] = rolling_perplexity(model, found, threads, report)
+        n_read += len(found)
+    values, baseline_nll = {id(m): v for m, v in zip(models[1:], rows.models(), strict=True)}, rows.baseline_nll()
+    common = {"text": text.name, "n_ctx": settings.n_ctx, "n_chunks": len(cut), "n_tokens": len(baseline_nll)}
+    return [
+        _result(label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common)
+        for label, model in asked
+    ]
+
+
+def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tuple[str, GgufModel]]:
+    """The models whose divergence is wanted, under their labels."""
+    labels = [request.label, *(member.label for member in request.beside)]
+    if request.baseline_file is not None:
+        labels.insert(0, request.baseline_label)
+    return [(label, model) for label, model in zip(labels, models, strict=True) if label]
+
+
+def _result(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
+    """`values` None: it is what the others are compared with."""
+    compared: dict[str, Any] = comparison(values, baseline_nll) if values else {}
+    nll = values.nll if values else baseline_nll
+    return Divergence(label=label, perplexity=perplexity(nll), **common, **compared)
 
 
 # ---- chunks: llama-perplexity's definition -----------------------------------------------------------

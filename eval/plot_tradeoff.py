@@ -12,23 +12,25 @@ from matplotlib.ticker import MaxNLocator
 from eval.plot_style import BASELINE, Mark, Theme, headline, label_points, new_figure, plain_log
 from eval.statistics import Z
 from pipeline.evaluation import EvalReport, Measurement, Score
+from pipeline.front import Entry, beaten_by
 from pipeline.headlines import headlines
 from pipeline.numbers import digits
 
 _FRONT, _BEATEN = Mark("o", "blue"), Mark("o", "muted", hollow=True)
 _MAX_BESIDE_BASELINE: Final = 3
-_READ: Final = "Left is smaller. The line joins the files that no other beats on both; hollow ones are beaten."
+_READ: Final = "Left is smaller. The line joins the files no other beats in size, quality and speed. Hollow: beaten."
 
 
 @dataclass(frozen=True)
 class Point:
-    """One file: its size, its quality with the ends of the interval."""
+    """One file: its size, its quality with the ends of the interval, and how fast it generates."""
 
     label: str
     size: float
     value: float
     low: float
     high: float
+    tokens_per_s: float | None
     is_baseline: bool = False
 
 
@@ -37,14 +39,11 @@ def is_accuracy(score: Score) -> bool:
     return score.higher_is_better and 0 <= score.result.low <= score.result.high <= 1
 
 
-def pareto(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
-    """The points that no other beats: none is as small and better, or smaller and as good. From small to large."""
+def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
+    """The points that no other beats in size, quality and speed, from small to large."""
     sign = 1 if lower_is_better else -1
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.size, sign * p.value)):
-        if not front or sign * point.value < sign * front[-1].value:
-            front.append(point)
-    return front
+    beaten = beaten_by(Entry(p.label, p.size, sign * p.value, p.tokens_per_s) for p in points)
+    return sorted((p for p in points if not beaten[p.label]), key=lambda p: (p.size, sign * p.value))
 
 
 def tradeoff(report: EvalReport, theme: Theme) -> Any:
@@ -77,19 +76,19 @@ def _divergence_points(report: EvalReport) -> _Panel | None:
     unit = _scale(report)[0]
     klds = [
         Point(m.file.label, m.file.size_bytes / unit, k.value, max(k.value - Z * k.stderr, k.value / 10),
-              k.value + Z * k.stderr)
+              k.value + Z * k.stderr, _speed(m))
         for m in report.measurements if m.divergence and (k := m.divergence.mean_kld) and k.value > 0
     ]  # fmt: skip
     if len(klds) > 1:
         return klds, "Mean KL divergence, nats per token", True, True
     changes = [
         Point(m.file.label, m.file.size_bytes / unit, _change(r.value), _change(r.value - Z * r.stderr),
-              _change(r.value + Z * r.stderr))
+              _change(r.value + Z * r.stderr), _speed(m))
         for m in report.measurements if m.divergence and (r := m.divergence.ln_perplexity_ratio)
     ]  # fmt: skip
     first = report.measurements[0]
     others = [p for p in changes if p.label != first.file.label]
-    baseline = Point(first.file.label, first.file.size_bytes / unit, 0.0, 0.0, 0.0, is_baseline=True)
+    baseline = Point(first.file.label, first.file.size_bytes / unit, 0.0, 0.0, 0.0, _speed(first), is_baseline=True)
     return ([baseline, *others], "Change of perplexity, %", True, False) if others else None
 
 
@@ -105,7 +104,8 @@ def _accuracy_points(report: EvalReport) -> _Panel | None:
     if not shown or not others:
         return None
     unit, base = _scale(report)[0], sum(s.result.value for s in shown) / len(shown)
-    start = Point(first.file.label, first.file.size_bytes / unit, 100 * base, 100 * base, 100 * base, is_baseline=True)
+    score = (100 * base,) * 3
+    start = Point(first.file.label, first.file.size_bytes / unit, *score, _speed(first), is_baseline=True)
     points = [_accuracy_point(m, {(s.task, s.metric) for s in shown}, base, unit) for m in others]
     known = [point for point in points if point]
     name = f"Mean accuracy over {len(shown)} task{'s' * (len(shown) > 1)}, %"
@@ -120,15 +120,20 @@ def _accuracy_point(m: Measurement, shown: set[tuple[str, str]], base: float, un
     value = base + sum(d.value for d in deltas) / len(deltas)
     below = math.sqrt(sum((d.value - d.low) ** 2 for d in deltas)) / len(deltas)
     above = math.sqrt(sum((d.high - d.value) ** 2 for d in deltas)) / len(deltas)
-    return Point(m.file.label, m.file.size_bytes / unit, 100 * value, 100 * (value - below), 100 * (value + above))
+    score = (100 * value, 100 * (value - below), 100 * (value + above))
+    return Point(m.file.label, m.file.size_bytes / unit, *score, _speed(m))
+
+
+def _speed(m: Measurement) -> float | None:
+    return m.speed.generated_tokens_per_s if m.speed else None
 
 
 def _panel(axes: Any, theme: Theme, points: Sequence[Point], lower_is_better: bool, log: bool) -> None:
     inside = _inside(points)
-    front = pareto(inside, lower_is_better)
-    axes.plot([p.size for p in front], [p.value for p in front], color=theme.blue, linewidth=1.2, alpha=0.6, zorder=1)
+    best = front(inside, lower_is_better)
+    axes.plot([p.size for p in best], [p.value for p in best], color=theme.blue, linewidth=1.2, alpha=0.6, zorder=1)
     for point in inside:
-        mark = BASELINE if point.is_baseline else _FRONT if point in front else _BEATEN
+        mark = BASELINE if point.is_baseline else _FRONT if point in best else _BEATEN
         colour = getattr(theme, mark.colour)
         axes.vlines(point.size, point.low, point.high, color=colour, linewidth=1.4, zorder=2)
         axes.plot(point.size, point.value, linestyle="none", zorder=3, **mark.style(theme))
@@ -153,6 +158,6 @@ def _label(axes: Any, theme: Theme, points: Sequence[Point], lower_is_better: bo
     names = [(p.size, p.value, p.label) for p in inside]
     names += [(ends[1], p.value, f"{p.label}, {digits(p.size)} {unit}") for p in points if p not in inside]
     lines = [[(p.size, p.low), (p.size, p.high)] for p in inside]
-    lines.append([(p.size, p.value) for p in pareto(inside, lower_is_better)])
+    lines.append([(p.size, p.value) for p in front(inside, lower_is_better)])
     lines += [[(end, p.value) for end in ends] for p in points if p.is_baseline]
     label_points(axes, theme, names, lines)

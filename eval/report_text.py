@@ -101,7 +101,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str
 
 def _files(report: EvalReport) -> str:
     head = (
-        "file", "size", "bits per weight", "PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token",
+        "file", "size", "bits per weight", "PPL", "rolling PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token",
         "prompt t/s", "generation t/s", "peak memory",
     )  # fmt: skip
     rows = [_file_row(m) for m in report.measurements]
@@ -114,7 +114,8 @@ def _file_row(m: Measurement) -> list[str]:
     d, s, file = m.divergence, m.speed, m.file
     return [
         file.label, human_bytes(file.size_bytes), f"{file.bits_per_weight:.2f}" if file.bits_per_weight else DASH,
-        digits(d.perplexity.value, 4) if d else DASH, ppl_change(d) if d else DASH,
+        digits(d.perplexity.value, 4) if d else DASH,
+        digits(d.rolling_perplexity, 4) if d and d.rolling_perplexity else DASH, ppl_change(d) if d else DASH,
         digits(d.mean_kld.value) if d and d.mean_kld else DASH,
         digits(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
         percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipeline.evaluation import Comparison, Divergence, EvalReport, Measurement, Verdict
+from pipeline.front import entries_of, metric_of, standings
 from pipeline.headlines import headlines
 from pipeline.numbers import DASH, digits, human_bytes, percent, signed
 
@@ -15,7 +16,11 @@ _MAX_NAMED: Final = 3
 
 def plain_words(report: EvalReport) -> str:
     """One item per file beside the baseline; empty where there is none."""
-    lines = [f"- **{m.file.label}** {_sentences(report, m)}" for m in report.measurements[1:]]
+    stands = standings(entries_of(report), metric_of(report))
+    lines = [
+        f"- **{m.file.label}** {_sentences(report, m)}{_standing(stands.get(m.file.label))}"
+        for m in report.measurements[1:]
+    ]
     return "## In plain words\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -35,6 +40,11 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
         ratio = m.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
         parts.append(f"It generates {digits(ratio, 2)} times as fast.")
     return " ".join(parts) or "has nothing to compare."
+
+
+def _standing(said: str | None) -> str:
+    """Only where there is something to say: the others are on the front."""
+    return f" It is {said}." if said else ""
 
 
 def _headline_comparisons(report: EvalReport, m: Measurement) -> list[Comparison]:

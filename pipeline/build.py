@@ -1,58 +1,47 @@
-"""Runs a plan: each step that is not finished yet, in order, and keeps what it makes."""
+"""Runs a plan: each step that is not finished yet, in order or side by side, and keeps what it makes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from pipeline.contract import ExitCode, FileEntry, Progress, StageResult
-from pipeline.contract_steps import label_of, read_contract
+from pipeline.contract import ExitCode, FileEntry, StageResult
 from pipeline.engines import Engine
 from pipeline.errors import StageFailed
-from pipeline.evaluation import EvalReport
-from pipeline.images import code_version
-from pipeline.machine import cpu_name
-from pipeline.manifest import Manifest, QuantRecord, SourceRecord, StageRecord, read_manifest
-from pipeline.measure import REPORT, folder_name, read_report
-from pipeline.plan import BuildPlan, External, StageSpec, Step, Target, spec_of
+from pipeline.finished import Finished
+from pipeline.join import Joined, can_join, join, result_of
+from pipeline.machine import memory_bytes
+from pipeline.measure import file_of, is_pointless, without
+from pipeline.plan import BuildPlan, StageSpec, Step
+from pipeline.rates import Taken
+from pipeline.records import BuiltFile, Measured, Records
+from pipeline.reporter import Reporter
+from pipeline.schedule import SIDE_BY_SIDE, Crew, Ended, InOrder, Room, Stopwatch, room_of, stretches
 from pipeline.serving import ContractReport
-from pipeline.store import Artifact, FinishedStage, ModelStore
-
-
-class Reporter(Protocol):
-    """What the build tells the person who waits."""
-
-    def begin(self, label: str, number: int, of: int) -> None:
-        """A step starts."""
-
-    def progress(self, progress: Progress) -> None:
-        """A step is part of the way."""
-
-    def end(self, label: str, result: StageResult) -> None:
-        """A step has finished."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
+from pipeline.store import Artifact, FinishedStage, ModelStore, Workspace
 
 
 @dataclass(frozen=True)
-class BuiltFile:
-    """One GGUF the build ends with."""
+class _Run:
+    """One step on its way."""
 
-    quant: str
-    path: Path
-    record: QuantRecord
+    step: Step
+    spec: StageSpec
+    space: Workspace
+    inputs: Mapping[str, Artifact]
+    resumed: bool  # from what a run that was stopped had left
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The report a measuring ends with, and the folder where it and its plots are."""
+class _Kept:
+    """One step that has ended well, and is in the store."""
 
-    report: EvalReport
-    folder: Path
+    run: _Run
+    result: StageResult
+    finished: FinishedStage
 
 
 @dataclass
@@ -63,25 +52,40 @@ class Builder:
     engine: Engine
     store: ModelStore
     repo_dir: Path
+    memory_bytes: int | None = None  # what a stage may take; None: what the machine has
+    room: Room | None = None  # for steps that run side by side; None: what the machine has
+    keep_going: bool = False  # whether a quant that fails leaves the others alone
     ran: list[str] = field(default_factory=list)
     measured: Measured | None = None
     contracts: list[ContractReport] = field(default_factory=list)
-    _finished: dict[str, FinishedStage] = field(default_factory=dict)
-    _specs: dict[str, StageSpec] = field(default_factory=dict)
+    failures: dict[str, StageFailed] = field(default_factory=dict)  # by the step's label
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    taken: list[Taken] = field(default_factory=list)  # how long each step took that ran from its beginning
+    _alone: set[str] = field(default_factory=set)
+    _lost: set[str] = field(default_factory=set)  # the files that failed
+    _finished: Finished = field(init=False)
+    _built: dict[str, BuiltFile] = field(default_factory=dict)  # by the quant's name
+
+    def __post_init__(self) -> None:
+        self._finished = Finished(self.engine, self.store, self.repo_dir)
+
+    @property
+    def _records(self) -> Records:
+        return Records(self.plan, self.engine, self.store)
+
+    @property
+    def its_room(self) -> Room:
+        """What steps that run side by side may take together."""
+        return self.room or room_of(self.memory_bytes or memory_bytes(), os.cpu_count() or 1)
 
     def find_finished(self) -> dict[str, FinishedStage]:
-        """The steps that need not run, by label. A step counts only if all that it reads from does too."""
-        for step in self.plan.steps:
-            spec = self._spec(step)
-            if spec is not None and (found := self.store.finished(spec.label, spec.key)):
-                self._finished[step.label] = found
-        return self._finished
+        """The steps that need not run, by label."""
+        self._finished.find(self.plan)
+        return self._finished.steps
 
     def partial_bytes(self) -> int:
         """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
-        waiting = (s for s in self.plan.steps if s.row.resumable and s.size_bytes and s.label not in self._finished)
-        specs = [self._specs[step.label] for step in waiting if step.label in self._specs]
-        return sum(self.store.partial_bytes(spec.label, spec.key) for spec in specs)
+        return self._finished.partial_bytes(self.plan)
 
     def run(self, reporter: Reporter) -> list[BuiltFile]:
         """Run what is left, and publish every file as soon as it is verified, and the report when it is there.
@@ -91,20 +95,91 @@ class Builder:
             EngineError: the engine failed.
         """
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
-            self._finished.clear()
+            self._finished.steps.clear()
             self.find_finished()
             self._prepare_images(reporter)
-            self._record_finished()
-            verified = {target.verified_by: target for target in self.plan.targets}
-            built = []
-            for number, step in enumerate(self.plan.steps, 1):
-                if step.label not in self._finished:
-                    self._run_step(step, number, reporter)
-                if step.label in verified:
-                    built.append(self._publish_target(verified[step.label]))
-            self._publish_report()
-            self._keep_contracts()
-            return built
+            self._records.finished(self._finished.steps, self._finished.specs)
+            for steps in stretches(self.plan.steps):
+                if steps[0].row.name in SIDE_BY_SIDE:
+                    self._run_beside(steps, reporter)
+                else:
+                    self._run_alone(steps[0], reporter)
+            self.measured = self._records.publish_report(self._finished.steps)
+            self.contracts = self._records.publish_contracts(self._finished.steps)
+            order = [step.label for step in self.plan.steps]
+            self.ran.sort(key=order.index)
+            return [self._built[target.quant.name] for target in self.plan.targets if target.quant.name in self._built]
+
+    def _run_alone(self, step: Step, reporter: Reporter) -> None:
+        """Make a step finished, if that can be."""
+        possible = without(step, self._lost)
+        if step.label in self._finished or possible is None or is_pointless(self.plan, step, self._lost):
+            return
+        try:
+            self._run_step(possible, reporter)
+        except StageFailed as failed:
+            self._lose(step, failed)
+            reporter.fail(step.label, f"[{step.label}] failed: {failed.message}")
+
+    def _lose(self, step: Step, failed: StageFailed) -> None:
+        """With `keep_going`, go on without this step's file."""
+        if not self.keep_going or not file_of(step):
+            raise failed
+        self.failures[step.label] = failed
+        self._lost.add(file_of(step))
+
+    def _run_beside(self, steps: Sequence[Step], reporter: Reporter) -> None:
+        """Make these steps finished, as many at a time as there is room for. After a failure that ends the build no
+        further one is begun, and what runs is waited for: so it need not run again.
+        """
+        waiting, failed = list(steps), dict[str, BaseException]()
+        said = InOrder([step.label for step in steps])
+        try:
+            with Crew[_Kept](self.its_room, self.engine.stop) as crew:
+                while True:
+                    if not failed:
+                        self._begin_ready(waiting, crew, said, reporter)
+                    if crew.is_idle:
+                        break
+                    self._settle(crew.wait(), said, reporter, failed)
+        finally:
+            said.rest()
+        for step in steps:
+            if step.label in failed:
+                raise failed[step.label]
+        assert not waiting, f"{waiting[0].label}: its inputs are not finished"
+
+    def _begin_ready(self, waiting: list[Step], crew: Crew[_Kept], said: InOrder, reporter: Reporter) -> None:
+        """Begin what can be, in the plan's order: where one does not fit yet, none behind it is begun before."""
+        for step in tuple(waiting):
+            lost = without(step, self._lost) is None
+            if not lost and not self._finished.is_ready(step):
+                continue
+            if lost or step.label in self._finished or self._finished.is_made(step):
+                self._publish_of(step)
+                said.put(step.label)
+            elif crew.fits(size_bytes := self._finished.size_bytes(step)):
+                crew.start(step.label, size_bytes, partial(self._work, self._begin(step, reporter), reporter))
+            else:
+                return
+            waiting.remove(step)
+
+    def _settle(
+        self, ended: Ended[_Kept], said: InOrder, reporter: Reporter, failed: dict[str, BaseException]
+    ) -> None:
+        """Keep what one of several has left, or its error. Only this thread writes the manifest."""
+        self.watch.end(ended.label)
+        step, error = next(step for step in self.plan.steps if step.label == ended.label), ended.error
+        if ended.value is not None:
+            self._keep(ended.value)
+            said.put(step.label, partial(reporter.end, step.label, ended.value.result))
+        elif isinstance(error, StageFailed) and self.keep_going and file_of(step):
+            self._lose(step, error)
+            said.put(step.label, partial(reporter.fail, step.label, f"[{step.label}] failed: {error.message}"))
+        elif isinstance(error, Exception):
+            failed[step.label] = error
+        else:
+            raise error or KeyboardInterrupt
 
     def _prepare_images(self, reporter: Reporter) -> None:
         todo = [step for step in self.plan.steps if step.label not in self._finished]
@@ -115,134 +190,114 @@ class Builder:
 
     def output(self, label: str) -> Path:
         """The folder that a finished step left."""
-        return self._finished[label].artifact.folder
+        return self._finished.steps[label].artifact.folder
 
     def outputs(self, label: str) -> tuple[FileEntry, ...]:
         """The files in it."""
-        return self._finished[label].artifact.files
+        return self._finished.steps[label].artifact.files
 
-    def _spec(self, step: Step) -> StageSpec | None:
-        inputs: dict[str, str] = {}
-        for name, origin in step.inputs.items():
-            if isinstance(origin, External):
-                inputs[name] = origin.artifact.digest
-            elif origin.step in self._finished:
-                inputs[name] = self._finished[origin.step].artifact.digest
-            else:
-                return None
-        image = self.engine.identity(step.row.image)
-        if image is None and not step.row.pinned:
-            return None
-        spec = spec_of(step, inputs, code_version(self.repo_dir, step.row.code), image or "")
-        self._specs[step.label] = spec
-        return spec
-
-    def _run_step(self, step: Step, number: int, reporter: Reporter) -> None:
-        spec = self._spec(step)
-        assert spec is not None, f"{step.label}: its inputs are not finished"
-        if found := self.store.finished(spec.label, spec.key):  # made under another plan with the same inputs
-            self._finished[step.label] = found
+    def _run_step(self, step: Step, reporter: Reporter) -> None:
+        if self._finished.is_made(step):
             return
-        reporter.begin(step.label, number, len(self.plan.steps))
-        inputs = self._inputs(step)
-        space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
+        joined = self._joined(step)
+        if joined is not None and self._run_joined(joined, reporter):
+            return
+        run = self._begin(step, reporter)
         try:
-            result = self.engine.run(spec, space, inputs, reporter.progress)
+            kept = self._work(run, reporter)
+        finally:
+            self.watch.end(step.label)
+        self._keep(kept)
+        reporter.end(step.label, kept.result)
+
+    def _begin(self, step: Step, reporter: Reporter) -> _Run:
+        self._say_begin(step, step, reporter)
+        spec, inputs = self._finished.specs[step.label], self._finished.inputs(step)
+        resumed = step.row.resumable and self.store.partial_bytes(spec.label, spec.key) > 0
+        space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
+        return _Run(step, spec, space, inputs, resumed)
+
+    def _say_begin(self, step: Step, first: Step, reporter: Reporter) -> None:
+        number = next(n for n, each in enumerate(self.plan.steps, 1) if each.label == first.label)
+        reporter.begin(step.label, number, len(self.plan.steps))
+        self.watch.begin(step.label)
+
+    def _work(self, run: _Run, reporter: Reporter) -> _Kept:
+        """Run it to its end, and put what it leaves into the store. May be called from any thread."""
+        spec = run.spec
+        try:
+            result = self.engine.run(spec, run.space, run.inputs, partial(reporter.progress, spec.label))
             if result.exit_code is not ExitCode.DONE:
-                raise StageFailed(step.label, result)
-            self._finished[step.label] = self.store.finish(spec.label, spec.key, space, result)
+                raise StageFailed(spec.label, result)
+            return _Kept(run, result, self.store.finish(spec.label, spec.key, run.space, result))
         except BaseException:
-            if not step.row.resumable:
+            if not run.step.row.resumable:
                 self.store.discard(spec.label, spec.key)
             raise
+
+    def _keep(self, kept: _Kept) -> None:
+        step = kept.run.step
+        self._finished.steps[step.label] = kept.finished
         self.ran.append(step.label)
-        self._record(step, spec, result)
+        if not kept.run.resumed:
+            seconds, beside = self.watch.taken_s[step.label], step.label in self.watch.beside
+            asked = kept.result.facts.get("n_questions") if step.row.name == "evaluate" else None
+            n_questions = asked if isinstance(asked, int) else 0
+            self.taken.append(Taken(step.label, kept.run.spec.key, seconds, beside, n_questions=n_questions))
+        self._records.stage(step, kept.run.spec, kept.result)
+        self._publish_of(step)
+
+    def _joined(self, step: Step) -> Joined | None:
+        """The steps that are ready to run with this one, in one go."""
+        if not can_join(step) or step.label in self._alone:
+            return None
+        others = [
+            other for other in self.plan.steps
+            if other.row == step.row and other is not step
+            and other.label not in self._finished and self._finished.spec(other)
+        ]
+        if not others:
+            return None
+        sizes = {each.label: self._finished.inputs(each)["model"].size_bytes for each in (step, *others)}
+        baseline = next((i["baseline"].size_bytes for i in map(self._finished.inputs, others) if "baseline" in i), 0)
+        return join(step, others, sizes | {"": baseline}, self.memory_bytes or memory_bytes())
+
+    def _run_joined(self, joined: Joined, reporter: Reporter) -> bool:
+        """Run them, and keep for each what it would have left alone. False: one of them spoils it, so each has to run
+        alone.
+        """
+        step, inputs = joined.step, self._finished.inputs(joined.step)
+        spec = self._finished.spec(step)
+        assert spec is not None, "its members are ready"
+        self._say_begin(step, joined.members[0], reporter)
+        space = self.store.begin(spec.label, spec.key, spec.request, inputs, resumable=False)
+        try:
+            result = self.engine.run(spec, space, inputs, partial(reporter.progress, step.label))
+            if result.exit_code is not ExitCode.DONE:
+                if not self.keep_going:
+                    raise StageFailed(step.label, result)
+                self._alone |= {member.label for member in joined.members}
+                return False
+            for member in joined.members:
+                self._keep_member(member, space, result)
+        finally:
+            self.watch.end(step.label)
+            self.store.discard(spec.label, spec.key)
+        n, seconds, keys = len(joined.members), self.watch.taken_s[step.label], self._finished.specs
+        self.taken += [Taken(m.label, keys[m.label].key, seconds / n, n_together=n) for m in joined.members]
         reporter.end(step.label, result)
+        return True
 
-    def _inputs(self, step: Step) -> Mapping[str, Artifact]:
-        return {
-            name: origin.artifact if isinstance(origin, External) else self._finished[origin.step].artifact
-            for name, origin in step.inputs.items()
-        }
+    def _keep_member(self, step: Step, joined: Workspace, result: StageResult) -> None:
+        spec, (made, alone) = self._finished.specs[step.label], result_of(step, result)
+        space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
+        self.store.fill(space, joined.out_dir / "files" / made.path, alone)
+        self._finished.steps[step.label] = self.store.finish(spec.label, spec.key, space, alone)
+        self.ran.append(step.label)
+        self._records.stage(step, spec, alone)
 
-    def _manifest(self) -> Manifest:
-        source = self.plan.source
-        record = SourceRecord(
-            kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
-            commit=source.model.commit, license=source.license, files=list(source.files),
-            gguf_file=source.gguf_file, dtypes=dict(source.dtypes), card=source.card,
-        )
-        manifest = read_manifest(self.store.folder / "manifest.json")
-        if manifest is None:
-            self.store.set_aside("manifest.json")  # it may be damaged, and hold hours of measuring all the same
-            manifest = Manifest(source=record)
-        # What a model's card says may have changed since; its commit is the same.
-        manifest.source = manifest.source.model_copy(update={"license": source.license, "card": source.card})
-        return manifest
-
-    def _record(self, step: Step, spec: StageSpec, result: StageResult) -> None:
-        manifest = self._manifest()
-        manifest.stages[step.label] = self._record_of(step, spec, result, datetime.now(UTC))
-        self._write(manifest)
-
-    def _record_of(self, step: Step, spec: StageSpec, result: StageResult, finished_at: datetime) -> StageRecord:
-        return StageRecord(
-            key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
-            outputs=list(result.outputs), facts=result.facts, tools=result.tools,
-            argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
-            ran_by=self.engine.describe(step.row.image), cpu=cpu_name(), finished_at=finished_at,
-        )
-
-    def _record_finished(self) -> None:
-        """Where another plan has made a step of the same label since, the record must be of this plan's again."""
-        manifest, steps = self._manifest(), [step for step in self.plan.steps if step.label in self._finished]
-        recorded = [s for s in steps if s.label in manifest.stages and self.engine.identity(s.row.image)]
-        others = [s for s in recorded if manifest.stages[s.label].key != self._specs[s.label].key]
-        for step in others:
-            finished = self._finished[step.label]
-            made_at = datetime.fromtimestamp(finished.artifact.folder.stat().st_mtime, UTC)
-            spec = self._specs[step.label]
-            manifest.stages[step.label] = self._record_of(step, spec, finished.result, made_at)
-        if others:
-            self._write(manifest)
-
-    def _write(self, manifest: Manifest) -> None:
-        self.store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")
-
-    def _publish_report(self) -> None:
-        if self.plan.measuring is None:
-            return
-        suite, finished = self.plan.measuring.suite.name, self._finished[REPORT]
-        self.measured = Measured(read_report(finished), self.store.publish_folder(finished, folder_name(suite)))
-        manifest = self._manifest()
-        if manifest.evaluations.get(suite) != self.measured.report:
-            manifest.evaluations[suite] = self.measured.report
-            self._write(manifest)
-
-    def _keep_contracts(self) -> None:
-        found = {quant: read_contract(self.output(label_of(quant))) for quant in self.plan.contracts}
-        self.contracts = list(found.values())
-        manifest = self._manifest()
-        if manifest.contracts != manifest.contracts | found:
-            manifest.contracts |= found
-            self._write(manifest)
-
-    def _publish_target(self, target: Target) -> BuiltFile:
-        facts = self._finished[target.verified_by].result.facts
-        name, origin = target.file.path, target.file.origin
-        if isinstance(origin, External):
-            made, path = origin.artifact, origin.artifact.folder / name
-        else:
-            made = self._finished[origin.step].artifact
-            path = self.store.publish(made.folder / name, f"{self.plan.source.model.name}-{target.quant.name}.gguf")
-        entry = next(f for f in made.files if f.path == name)
-        record = QuantRecord(
-            file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
-            bits_per_weight=float(str(facts["bits_per_weight"])), made_by=target.made_by,
-            verified_by=target.verified_by,
-        )
-        manifest = self._manifest()
-        if manifest.quants.get(target.quant.name) != record:
-            manifest.quants[target.quant.name] = record
-            self._write(manifest)
-        return BuiltFile(target.quant.name, path, record)
+    def _publish_of(self, step: Step) -> None:
+        """The file that this step was the last to check."""
+        for target in self.plan.targets:
+            if target.verified_by == step.label and step.label in self._finished:
+                self._built[target.quant.name] = self._records.publish(target, self._finished.steps)

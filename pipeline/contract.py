@@ -44,6 +44,14 @@ def _relative(path: str) -> str:
     return path
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 RelativePath = Annotated[str, AfterValidator(_relative)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -95,16 +103,54 @@ class ConvertRequest(StageRequest):
     allow_pickle: bool = False
 
 
+class CalibrateRequest(StageRequest):
+    """Make `/out/files/imatrix.gguf`, the importance matrix of the GGUF in `/in/source`, and beside it
+    `calibration.txt`, the text that was read: the files in `/in/text` one after the other, or Quantyard's own.
+    """
+
+    stage: Literal["calibrate"] = "calibrate"
+    source_file: RelativePath = "model.gguf"
+    text_files: tuple[RelativePath, ...] = ()  # (): Quantyard's own text
+    n_ctx: Annotated[int, Field(ge=64)] = 512  # tokens of a chunk; llama-imatrix's default
+    n_chunks: Annotated[int, Field(ge=0)] = 0  # 0: the whole text
+    save_every: Annotated[int, Field(ge=1)] = 20  # chunks between two saves, at most so many are lost to a kill
+    threads: Annotated[int, Field(ge=0)] = 0
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+
 class QuantizeRequest(StageRequest):
-    """Quantize the GGUF in `/in/source` to `/out/files/model.gguf`."""
+    """Quantize the GGUF in `/in/source` to `/out/files/model.gguf`, with the matrix in `/in/imatrix` if there is one.
+
+    A request without a matrix says nothing of it, so that its key is what it was before there were any; the same goes
+    for a recipe, which changes the types that `quant` gives.
+    """
 
     stage: Literal["quantize"] = "quantize"
     quant: str
     ftype: int  # llama_ftype, include/llama.h
     source_file: RelativePath = "model.gguf"
+    imatrix_file: Annotated[RelativePath | None, Field(exclude_if=_is_none)] = None
+    recipe: Annotated[str, Field(exclude_if=_is_empty)] = ""  # its name; what it says is in the next three
+    tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_empty)] = {}  # see `tensor_patterns.py`
+    output_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    token_embedding_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
     allow_requantize: bool = False
     threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores
-    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads", "recipe"})
+
+    @property
+    def label(self) -> str:
+        """What the file is called: the recipe's name, else the quant's."""
+        return self.recipe or self.quant
+
+
+class RoundingRequest(StageRequest):
+    """Measure how far each of these types rounds the weights of the GGUF in `/in/source`; see builder/rounding.py."""
+
+    stage: Literal["rounding"] = "rounding"
+    source_file: RelativePath = "model.gguf"
+    types: tuple[str, ...]
+    rows: Annotated[int, Field(ge=1)] = 256  # of each tensor, at most
 
 
 class VerifyRequest(StageRequest):
@@ -117,6 +163,9 @@ class VerifyRequest(StageRequest):
     model_file: RelativePath = "model.gguf"
     source_file: RelativePath = "model.gguf"
     has_reference: bool = True
+    tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_empty)] = {}  # of the recipe it was made by
+    output_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    token_embedding_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
     allow_mismatch: bool = False  # record what differs from the Hugging Face tokenizer and template, and pass
     threads: Annotated[int, Field(ge=0)] = 0
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
@@ -127,6 +176,16 @@ class DequantizeRequest(StageRequest):
 
     stage: Literal["dequantize"] = "dequantize"
     source_file: RelativePath
+
+
+class RandomModelRequest(StageRequest):
+    """Make a model of random weights in Hugging Face format, to time the other stages with; see `make rates`."""
+
+    stage: Literal["random_model"] = "random_model"
+    layers: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=128, multiple_of=128)]  # of a row; two attention heads are the least
+    vocab_size: Annotated[int, Field(ge=1000)] = 16_000  # tokens; about as many as our text is good for
+    seed: Annotated[int, Field(ge=0)] = 1234
 
 
 class LoraRequest(StageRequest):

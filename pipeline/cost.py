@@ -1,15 +1,17 @@
-"""What a plan will cost, before anything is spent: download, disk at its peak, file sizes, memory to serve."""
+"""What a plan will cost, before anything is spent: download, disk at its peak, file sizes, memory, time."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import NotEnoughDisk
 from pipeline.estimate import serve_memory_bytes
-from pipeline.plan import BuildPlan
+from pipeline.fit import files_to_choose, fitting
+from pipeline.plan import BuildPlan, External, Step
+from pipeline.rates import Forecast
 from pipeline.units import human_bytes
 
 SERVE_CONTEXT_TOKENS = 4096
@@ -34,30 +36,81 @@ class Cost:
     disk_free_bytes: int
     files: tuple[FileCost, ...]
     downloads_datasets: bool = False  # their size is not known before they are here
+    stage_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # by label, where it can be told
+    time: Forecast = field(default_factory=Forecast)
+    trial_s: float = 0.0  # that IMATRIX=auto takes beside what the plan shows
+    fitting: tuple[str, ...] = ()  # where not all files fit the disk: which do, by their quants' names
 
-    def check_disk(self, artifacts: Path) -> None:
+    @property
+    def fits(self) -> bool:
+        """Whether the disk is large enough."""
+        return not self.disk_needed_bytes or self.disk_needed_bytes + _RESERVE_BYTES <= self.disk_free_bytes
+
+    def check_disk(self, artifacts: Path, fewer: str = "") -> None:
         """Stop before a byte is downloaded.
 
+        Args:
+            fewer: what to type for some of the files, up to their names: `make matrix MODEL=org/name QUANTS=`.
+
         Raises:
-            NotEnoughDisk: the plan needs more than is free.
+            NotEnoughDisk: the plan needs more than is free; the hint names the files that fit.
         """
-        if self.disk_needed_bytes and self.disk_needed_bytes + _RESERVE_BYTES > self.disk_free_bytes:
-            needed, free = human_bytes(self.disk_needed_bytes), human_bytes(self.disk_free_bytes)
-            message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
-            raise NotEnoughDisk(message, "Free some space, ask for fewer quants, or use another disk: ARTIFACTS=/path")
+        if self.fits:
+            return
+        needed, free = human_bytes(self.disk_needed_bytes), human_bytes(self.disk_free_bytes)
+        message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
+        elsewhere = "Free some space, or use another disk: ARTIFACTS=/path"
+        if self.fitting and fewer:
+            raise NotEnoughDisk(message, f"These fit:  {fewer}{','.join(self.fitting)}\n{elsewhere}")
+        raise NotEnoughDisk(message, elsewhere)
 
 
-def cost_of(plan: BuildPlan, finished: Collection[str], partial_bytes: int, artifacts: Path) -> Cost:
+def cost_of(
+    plan: BuildPlan, finished: Collection[str], partial_bytes: int, artifacts: Path, time: Forecast | None = None
+) -> Cost:
     """The cost of the steps that are not finished; `partial_bytes` of a download are here already."""
     left = [step for step in plan.steps if step.label not in finished]
     download_bytes = sum(s.size_bytes for s in left if s.row.network)
     files = tuple(_file_cost(plan, t.quant.name, t.size_bytes) for t in plan.targets)
-    return Cost(
+    cost = Cost(
         download_bytes=max(0, download_bytes - partial_bytes),
         disk_needed_bytes=max(0, sum(s.size_bytes for s in left) - partial_bytes),
         disk_free_bytes=shutil.disk_usage(nearest_folder(artifacts)).free,
         files=files, downloads_datasets=any(s.row.name == "datasets" for s in left),
+        stage_memory_bytes=_stage_memory(plan, left), time=time or Forecast(),
     )
+    return cost if cost.fits else replace(cost, fitting=_fitting(plan, finished, cost))
+
+
+def _fitting(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[str, ...]:
+    sizes = files_to_choose(plan, finished)
+    needed_by_all_bytes = cost.disk_needed_bytes - sum(sizes.values())
+    return fitting(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
+
+
+def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
+    """What each step keeps in memory for quick work: the files it maps, and for those that decode also a context.
+    Mapped files can be read again, so with less a stage is slow before it fails.
+    """
+    base_bytes = _base_bytes(plan)
+    sizes = {target.quant.name: target.size_bytes for target in plan.targets}
+    known = {}
+    for step in steps:
+        size_bytes = sizes.get(step.label.partition(" ")[2], base_bytes)
+        if step.row.name in ("quantize", "verify", "divergence"):
+            known[step.label] = size_bytes + (base_bytes if size_bytes != base_bytes else 0)
+        elif step.row.name in ("evaluate", "speed", "contract"):
+            cost = _file_cost(plan, "", size_bytes)
+            known[step.label] = cost.serve_memory_bytes or size_bytes
+    return known
+
+
+def _base_bytes(plan: BuildPlan) -> int:
+    """Size of what the quants are made of."""
+    if isinstance(plan.base.origin, External):
+        return plan.base.origin.artifact.size_bytes
+    label = plan.base.origin.step
+    return next((step.size_bytes for step in plan.steps if step.label == label), 0)
 
 
 def _file_cost(plan: BuildPlan, quant: str, size_bytes: int) -> FileCost:

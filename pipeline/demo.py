@@ -12,11 +12,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from pipeline.build import Builder, Reporter
+from pipeline.build import Builder
 from pipeline.engines import Engine
 from pipeline.errors import HubError
 from pipeline.hub.read import HubAccess
 from pipeline.plan import BuildPlan, External, ModelFile, dequantize_step
+from pipeline.reporter import Reporter
 from pipeline.requests import BuildRequest
 from pipeline.settings import REPO_DIR, read_pins
 from pipeline.source import find_source

@@ -5,6 +5,7 @@
     │   ├── UnknownQuant
     │   ├── BadSource                     a model id, folder or file that cannot be one
     │   └── NeedsPermission               allowed only when asked for (pickle, requantizing)
+    ├── NotScored                     3   a model that gives no probabilities of text, so that nothing can be measured
     ├── HubError                      4   the network or the Hub
     │   ├── HubUnreachable
     │   ├── RepoNotFound                  missing, or private without a token that may read it
@@ -100,6 +101,12 @@ class RepoEmpty(HubError):
 
 class RevisionNotFound(HubError):
     """The repo has no such branch, tag or commit."""
+
+
+class NotScored(QuantyardError):
+    """The model gives no probabilities of text: found out before its weights are downloaded."""
+
+    exit_code = ExitCode.UNSUPPORTED_MODEL
 
 
 class OutOfResources(QuantyardError):

@@ -16,10 +16,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.gguf_header import TensorInfo
 from pipeline.mixture import BLOCKS, Place, tensor_type
-from pipeline.quants import Quant
+from pipeline.quants import Quant, find
+from pipeline.tensor_patterns import PatternProblem, resolve, type_for_row
 
 if TYPE_CHECKING:
     from pipeline.contract import OutType
@@ -120,10 +123,26 @@ def gguf_size_bytes(
     """
     model = _model(tensors, _text_config(config))
     given = quant.needs_imatrix if imatrix is None else imatrix
-    data = sum(n * _weight_bytes(weight, model, quant, imatrix=given) for weight, n in model.weights.items())
+    named, stock = _told_by_recipe(model, quant), find(quant.base)
+    data = sum(n * _weight_bytes(weight, model, stock, named, imatrix=given) for weight, n in model.weights.items())
     vocab = _number(model.config, *_VOCAB) or 0
     headers = sum(1 if weight.is_expert else n for weight, n in model.weights.items())  # experts are merged
     return data + _BYTES_FIXED + _BYTES_PER_TOKEN * vocab + _BYTES_PER_TENSOR * headers
+
+
+def main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False) -> str:
+    """The tensor type that most weights of a GGUF of this quant have. It is not always the one that the quant is
+    called by: rows that its blocks do not fit get another.
+
+    Raises:
+        BadRequest: llama-quantize would refuse the quant for these row lengths.
+    """
+    model, stock, counts = _model(tensors, _text_config(config)), find(quant.base), Counter[str]()
+    named = _told_by_recipe(model, quant)
+    for weight, n in model.weights.items():
+        if not _is_left_out(weight, model):
+            counts[_type(weight, model, stock, named, imatrix=imatrix)] += n * weight.count
+    return counts.most_common(1)[0][0]
 
 
 def params_size_bytes(n_params: int, quant: Quant) -> int:
@@ -162,15 +181,58 @@ def _weight(tensor: TensorShape, text: Config) -> _Weight:
     )
 
 
-def _weight_bytes(weight: _Weight, model: _Model, quant: Quant, *, imatrix: bool) -> int:
-    if weight.category == "skip" or (weight.category == "output" and model.tied):
+def _weight_bytes(
+    weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
+) -> int:
+    if _is_left_out(weight, model):
         return 0
-    kind = weight.fixed_type or (model.copy_of if quant.name == "COPY" else None)
-    if kind is None:
-        where = "output" if weight.category == "embed" and model.tied else weight.category
-        kind = tensor_type(quant, where, weight.row_length, _place(weight, model, imatrix=imatrix))
-    per_block, block_bytes = BLOCKS[kind]
+    per_block, block_bytes = BLOCKS[_type(weight, model, quant, named, imatrix=imatrix)]
     return weight.count * block_bytes // per_block
+
+
+def _is_left_out(weight: _Weight, model: _Model) -> bool:
+    return weight.category == "skip" or (weight.category == "output" and model.tied)
+
+
+def _type(
+    weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
+) -> str:
+    kind = weight.fixed_type or (model.copy_of if quant.name == "COPY" else None)
+    if kind is not None:
+        return kind
+    where = "output" if weight.category == "embed" and model.tied else weight.category
+    told = named.get((_kind_of(weight), weight.layer))
+    place = _place(weight, model, imatrix=imatrix)
+    return (told and type_for_row(told, weight.row_length)) or tensor_type(quant, where, weight.row_length, place)
+
+
+# Category → the GGUF's name for its tensors, as recipes know them.
+_KINDS = {
+    "q": "attn_q", "k": "attn_k", "v": "attn_v", "attn_out": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
+    "down": "ffn_down", "embed": "token_embd", "output": "output",
+}  # fmt: skip
+
+
+def _kind_of(weight: _Weight) -> str:
+    return _KINDS.get(weight.category, weight.category) + ("_exps" if weight.is_expert else "")
+
+
+def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
+    """The types that a recipe gives, by kind and layer; nothing where there is none, or its patterns cannot be placed
+    before the conversion has named the tensors.
+    """
+    if quant.recipe is None:
+        return {}
+    recipe, kinds = quant.recipe, {(_kind_of(w), w.layer) for w in model.weights if w.fixed_type is None}
+    names = {f"{k}.weight" if k in ("token_embd", "output") else f"blk.{i}.{k}.weight": (k, i) for k, i in kinds}
+    if model.tied:
+        names = {name: at for name, at in names.items() if name != "output.weight"}
+    tensors = [TensorInfo(name, (256, 2), 0, 0, 0, Path()) for name in names]
+    try:
+        types = resolve(tensors, recipe.tensors, recipe.output, recipe.token_embedding)
+    except PatternProblem:
+        return {}
+    return {names[name]: kind for name, kind in types.items()}
 
 
 def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> Place:

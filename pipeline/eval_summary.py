@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.build import Measured
 from pipeline.evaluation import Comparison, EvalReport, Interval, Measurement, Score
+from pipeline.front import beaten_by, entries_of
+from pipeline.records import Measured
 from pipeline.units import human_bytes
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
 _NOTHING = "–"  # noqa: RUF001  (a dash in a table)
 
 
-def files_table(report: EvalReport) -> Table:
-    """One row per file: size, perplexity, divergence, speed and memory."""
-    table = _table("file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory")
-    for measurement in report.measurements:
-        facts = measurement.file
-        label = f"{facts.label} (baseline)" if facts.label == report.baseline else facts.label
-        size = (human_bytes(facts.size_bytes), f"{facts.bits_per_weight:.2f}")
-        table.add_row(escape(label), *size, *_divergence_cells(measurement), *_speed_cells(measurement))
+def files_table(report: EvalReport, width: int = 200) -> Table:
+    """One row per file, the baseline's first, then the largest: size, perplexity, divergence, speed and memory; of
+    several files, which are on the front.
+
+    Args:
+        width: of the terminal, in characters; what has no room there is left out.
+    """
+    marks = _front_marks(report)
+    names = [*_COLUMNS, *(["front"] if marks else [])]
+    order = sorted(report.measurements, key=lambda m: (m.file.label != report.baseline, -m.file.size_bytes))
+    rows = [dict(zip(names, _file_cells(report, m, marks), strict=False)) for m in order]
+    whole = _filled(names, rows)
+    return whole if _width(whole) <= width else _filled([name for name in names if name not in _LEFT_OUT], rows)
+
+
+_COLUMNS: Final = (
+    "file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory",
+)  # fmt: skip
+_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt")  # of a narrow one; they are in the report, though
+
+
+def _filled(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    table = _table(*names)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
+
+
+def _width(table: Table) -> int:
+    """Characters that it takes where nothing is cut off."""
+    console = Console(width=1000)
+    return console.measure(table).maximum
+
+
+def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]) -> tuple[str, ...]:
+    facts = found.file
+    label = f"{facts.label} (baseline)" if facts.label == report.baseline else facts.label
+    size = (human_bytes(facts.size_bytes), f"{facts.bits_per_weight:.2f}")
+    mark = marks.get(facts.label, "")
+    return (escape(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
+
+
+def _front_marks(report: EvalReport) -> dict[str, str]:
+    """As in the plot: filled for the front, hollow for what another file beats. Of one file there is nothing to say."""
+    beaten = beaten_by(entries_of(report))
+    return {label: "○" if winners else "●" for label, winners in beaten.items()} if len(beaten) > 1 else {}
 
 
 def _divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
@@ -109,7 +149,8 @@ def measured_json(measured: Measured) -> dict[str, Any]:
     """What was measured, for programs: the whole report, and every file that was published with it."""
     report = measured.report
     return {
-        "suite": report.suite.name, "baseline": report.baseline, "report": report.model_dump(mode="json"),
+        "suite": report.suite.name, "baseline": report.baseline,
+        "beaten_by": beaten_by(entries_of(report)), "report": report.model_dump(mode="json"),
         "report_folder": str(measured.folder), "report_files": [str(path) for path in _published(measured.folder)],
     }
 

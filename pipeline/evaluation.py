@@ -37,6 +37,7 @@ class DivergenceSettings(Frozen):
     text: RelativePath | None = None  # a plain text file beside the suite
     n_ctx: Annotated[int, Field(ge=64)] = 512  # tokens of a chunk; llama-perplexity's default
     n_chunks: Annotated[int, Field(ge=0)] = 0  # 0: the whole text
+    rolling: bool = False  # lm-eval's perplexity of the same text too, for as much time again
 
 
 class SpeedSettings(Frozen):
@@ -105,9 +106,20 @@ class EvaluateRequest(StageRequest):
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 
+class DivergenceMember(Frozen):
+    """One more file that is read in step with the others; its input is `model-<label>`."""
+
+    label: str
+    model_file: RelativePath
+
+
 class DivergenceRequest(StageRequest):
     """Perplexity of `/in/model` and its divergence from `/in/baseline`, if there is one, on the text (`/in/suite`
     or our prose). Leaves `divergence.json` (a `Divergence`).
+
+    Several such requests can be one run, in which the baseline is decoded once for all: `beside` names the others, and
+    `baseline_label` asks for the baseline's own perplexity too. Then each leaves `<label>/divergence.json`. What is
+    kept is always one file's, under the key of its own request.
     """
 
     stage: Literal["divergence"] = "divergence"
@@ -116,7 +128,14 @@ class DivergenceRequest(StageRequest):
     baseline_file: RelativePath | None = None
     settings: DivergenceSettings = DivergenceSettings()
     runtime: Runtime = Runtime()
-    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
+    beside: tuple[DivergenceMember, ...] = ()
+    baseline_label: str = ""
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads", "beside", "baseline_label"})
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether this is the run of several requests."""
+        return bool(self.beside or self.baseline_label)
 
 
 class SpeedRequest(StageRequest):
@@ -245,7 +264,7 @@ class Divergence(Frozen):
     n_chunks: int
     n_tokens: int  # scored
     perplexity: Estimate
-    rolling_perplexity: float  # per token, of the text's documents
+    rolling_perplexity: float | None = None  # per token, of the text's documents; None: not asked for
     baseline_perplexity: Estimate | None = None
     ln_perplexity_ratio: Estimate | None = None  # ln(PPL / baseline PPL), with the correlation of both
     mean_kld: Estimate | None = None

@@ -23,8 +23,8 @@ from pipeline.errors import EngineError
 _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
-    "builder": ("contract", "stage", *_HEADERS, "safetensors_header"),
-    "eval": ("contract", "stage", "evaluation", "headlines", "machine", "numbers", "units", *_HEADERS),
+    "builder": ("contract", "stage", *_HEADERS, "safetensors_header", "tensor_patterns"),
+    "eval": ("contract", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units", *_HEADERS),
     "server": ("contract", "stage", "serving"),
 }
 

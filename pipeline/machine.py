@@ -33,6 +33,11 @@ def _siblings(cpu: int) -> str:
         return str(cpu)
 
 
+def memory_bytes() -> int:
+    """All of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far, mapped files included.
 
@@ -49,7 +54,7 @@ def hardware(threads: int) -> dict[str, JsonValue]:
     """For the report: CPU, cores, threads used, memory."""
     return {
         "cpu": cpu_name(), "physical_cores": physical_cores(),
-        "threads": threads, "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "threads": threads, "memory_bytes": memory_bytes(),
     }
 
 

@@ -65,6 +65,18 @@ class StageRecord(_Record):
     finished_at: datetime
 
 
+class ImatrixRecord(_Record):
+    """The importance matrix that a file was made with: where it lies beside the models, and what the stage was given.
+
+    The digest of `given` is the stage's input `imatrix`. A matrix that we made comes with the text it was made of.
+    """
+
+    file: RelativePath
+    size_bytes: int
+    sha256: str
+    given: list[FileEntry]
+
+
 class QuantRecord(_Record):
     """One GGUF: the file, and what was found out about it."""
 
@@ -75,6 +87,7 @@ class QuantRecord(_Record):
     made_by: str  # label in `stages`; "": the source itself is the file
     verified_by: str
     parts: list[FileEntry] = []  # where it is published in parts; size and hash above are the whole's
+    imatrix: ImatrixRecord | None = None
 
     @property
     def files(self) -> list[FileEntry]:
@@ -94,6 +107,11 @@ class Manifest(_Record):
     contracts: dict[str, ContractReport] = {}  # by the quant's name
     gate: GateReport | None = None  # the last one
     stated_license: str = ""  # by who publishes, where the source's own is not enough
+
+    @property
+    def imatrices(self) -> dict[str, ImatrixRecord]:
+        """Each importance matrix once, by the name of its file."""
+        return {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from pipeline.contract import FileEntry, digest_of_files
-from pipeline.errors import BadRequest, QuantyardError
+from pipeline.errors import BadRequest, NotScored, QuantyardError
 from pipeline.evaluation import (
     DatasetsRequest,
     DivergenceRequest,
@@ -29,6 +29,7 @@ from pipeline.evaluation import (
     SpeedRequest,
     Suite,
 )
+from pipeline.gguf_header import why_not_generate
 from pipeline.machine import cpu_name
 from pipeline.plan import STAGES, BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
 from pipeline.quants import QUANTS, Quant
@@ -102,7 +103,9 @@ def add_measuring(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
 
     Raises:
         BadRequest: the source is quantized already, and no BASELINE is given.
+        NotScored: a model that cannot be measured.
     """
+    refuse_unscored(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
     baseline, file = _baseline(plan, options)
     files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
     datasets = _datasets(options)
@@ -114,6 +117,23 @@ def add_measuring(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
     )
+
+
+def refuse_unscored(source: Source, deed: str, instead: str) -> None:
+    """What needs the probabilities of text is refused before weights are downloaded, where the model cannot give them.
+
+    Args:
+        deed: what was to be done with it, such as "measured".
+        instead: what to type in its place.
+
+    Raises:
+        NotScored: its config.json or GGUF header says that it is such a model.
+    """
+    reason = "it is an encoder-decoder" if source.config.get("is_encoder_decoder") is True else None
+    if source.gguf is not None:
+        reason = why_not_generate(source.gguf)
+    if reason:
+        raise NotScored(f"{source.title} cannot be {deed}: {reason}, and gives no probabilities of text.", instead)
 
 
 def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
@@ -206,6 +226,34 @@ def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
         label=label, model_file=file.path, settings=settings, runtime=options.runtime, machine=options.machine
     )
     return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0)
+
+
+def file_of(step: Step) -> str:
+    """The quant, or the baseline, that a step is about alone; "" for what all of them need."""
+    return step.label.partition(" ")[2]
+
+
+def without(step: Step, lost: Collection[str]) -> Step | None:
+    """The step without the files that were lost; None if nothing is left of it. A report needs the baseline and one
+    more.
+    """
+    if file_of(step) in lost:
+        return None
+    if not lost or not isinstance(step.request, ReportRequest):
+        return step
+    labels = tuple(label for label in step.request.labels if label not in lost)
+    if step.request.baseline in lost or len(labels) == 1:
+        return None
+    inputs = {name: origin for name, origin in step.inputs.items() if name.partition("-")[2] not in lost}
+    return replace(step, request=step.request.model_copy(update={"labels": labels}), inputs=inputs)
+
+
+def is_pointless(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
+    """Whether a step would measure the baseline for nothing: every file that was to be compared with it is lost."""
+    if plan.measuring is None or step.row.name not in ("evaluate", "divergence", "speed"):
+        return False
+    compared = plan.measuring.labels[1:]
+    return bool(compared) and set(compared) <= set(lost)
 
 
 def folder_name(suite: str) -> str:

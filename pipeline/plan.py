@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -69,9 +70,12 @@ STAGES: Mapping[str, StageRow] = {
             "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True
         ),
         StageRow("convert", "builder"),
+        StageRow("calibrate", "builder", timeout_s=48 * HOUR_S, resumable=True),
         StageRow("quantize", "builder"),
+        StageRow("rounding", "builder", timeout_s=2 * HOUR_S),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
         StageRow("dequantize", "builder", timeout_s=1 * HOUR_S),
+        StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S),
         StageRow("lora", "builder", timeout_s=1 * HOUR_S),
         StageRow("split", "builder", timeout_s=2 * HOUR_S),
         StageRow("datasets", "eval", network=True, secrets=("HF_TOKEN",), timeout_s=12 * HOUR_S, resumable=True),
@@ -189,6 +193,7 @@ class BuildOptions:
     threads: int
     workers: int
     endpoint: str | None
+    imatrix: bool = False  # there will be an importance matrix; calibration.py puts it into the plan
 
 
 def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
@@ -197,7 +202,8 @@ def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
     Raises:
         BadRequest: a quant that cannot be made without an importance matrix.
     """
-    _refuse_without_imatrix(options.quants)
+    if not options.imatrix:
+        _refuse_without_imatrix(options.quants)
     steps: list[Step] = []
     origin = _origin(source, options, steps)
     outtype, reason = source.outtype(options.outtype)
@@ -216,7 +222,8 @@ def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
     """llama-quantize would refuse too, but after the download."""
     if names := [quant.name for quant in quants if quant.needs_imatrix]:
         message = f"{', '.join(names)} cannot be made without an importance matrix, and there is none."
-        raise BadRequest(message, "Choose another quant: make quants")
+        hint = "Let one be made, IMATRIX=auto; give one, IMATRIX=file.gguf; or choose another quant: make quants"
+        raise BadRequest(message, hint)
 
 
 def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
@@ -238,8 +245,9 @@ def _target(
     made = base
     if not source.is_already(quant, outtype):
         request = QuantizeRequest(
-            quant=quant.name, ftype=quant.ftype, source_file=base.path,
-            allow_requantize=options.allow_requantize, threads=options.threads,
+            quant=quant.base, ftype=quant.ftype, source_file=base.path,
+            allow_requantize=options.allow_requantize, threads=options.threads, **recipe_fields(quant),
+            recipe=quant.recipe.name if quant.recipe else "",
         )
         label = f"quantize {quant.name}"
         steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes))
@@ -248,14 +256,25 @@ def _target(
     return Target(quant, made, steps[-1].label, size_bytes)
 
 
+def recipe_fields(quant: Quant) -> dict[str, Any]:
+    """What a request says of the recipe; nothing for a plain quant."""
+    if quant.recipe is None:
+        return {}
+    recipe = quant.recipe
+    return {
+        "tensor_types": dict(recipe.tensors), "output_type": recipe.output,
+        "token_embedding_type": recipe.token_embedding,
+    }
+
+
 def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile, base: ModelFile) -> Step:
     inputs = {"model": made.origin, "source": base.origin}
     has_reference = source.kind == "huggingface"
     if has_reference:
         inputs["reference"] = base.origin  # convert leaves reference.json beside model.gguf
     request = VerifyRequest(
-        quant=quant.name, model_file=made.path, source_file=base.path, has_reference=has_reference,
-        allow_mismatch=options.allow_mismatch, threads=options.threads,
+        quant=quant.base, model_file=made.path, source_file=base.path, has_reference=has_reference,
+        allow_mismatch=options.allow_mismatch, threads=options.threads, **recipe_fields(quant),
     )
     return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0)
 

@@ -43,7 +43,7 @@ class _Amount(ProgressColumn):
 
 
 class LiveReporter:
-    """Bars: one for the stages, one for the stage that runs."""
+    """Bars: one for the stages, one for each stage that runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -52,7 +52,7 @@ class LiveReporter:
             TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )
         self._stages: TaskID | None = None
-        self._stage: TaskID | None = None
+        self._running: dict[str, TaskID] = {}  # by label
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -65,21 +65,29 @@ class LiveReporter:
         """Show the step's bar, pulsing until its first progress."""
         if self._stages is None:
             self._stages = self._bars.add_task("stages", total=of, unit="stages")
-        self._bars.update(self._stages, completed=number - 1)
-        self._stage = self._bars.add_task(label, total=None, unit="")
+        self._bars.update(self._stages, completed=max(0, number - 1 - len(self._running)))
+        self._running[label] = self._bars.add_task(label, total=None, unit="")
 
-    def progress(self, progress: contract.Progress) -> None:
+    def progress(self, label: str, progress: contract.Progress) -> None:
         """Move the step's bar."""
-        if self._stage is not None:
-            self._bars.update(self._stage, completed=progress.done, total=progress.total, unit=progress.unit)
+        if (bar := self._running.get(label)) is not None:
+            self._bars.update(bar, completed=progress.done, total=progress.total, unit=progress.unit)
 
     def end(self, label: str, result: StageResult) -> None:
         """Replace the step's bar by a line that stays."""
-        if self._stage is not None:
-            self._bars.remove_task(self._stage)
+        self._remove(label)
+        self.note(ending(label, result))
+
+    def fail(self, label: str, text: str) -> None:
+        """Likewise."""
+        self._remove(label)
+        self.note(text)
+
+    def _remove(self, label: str) -> None:
+        if (bar := self._running.pop(label, None)) is not None:
+            self._bars.remove_task(bar)
         if self._stages is not None:
             self._bars.advance(self._stages)
-        self.note(ending(label, result))
 
     def note(self, text: str) -> None:
         """A line above the bars."""
@@ -101,12 +109,17 @@ class LineReporter:
     def begin(self, label: str, number: int, of: int) -> None:
         """Nothing: the stage's one line comes when it has ended."""
 
-    def progress(self, progress: contract.Progress) -> None:
+    def progress(self, label: str, progress: contract.Progress) -> None:
         """Nothing, likewise."""
 
     def end(self, label: str, result: StageResult) -> None:
         """The stage's line."""
         self.note(ending(label, result))
+
+    def fail(self, label: str, text: str) -> None:
+        """Its line, likewise."""
+        del label  # the text names it
+        self.note(text)
 
     def note(self, text: str) -> None:
         """One line."""
@@ -134,7 +147,7 @@ def _measured(result: StageResult) -> str:
     facts = result.facts
     found = {
         "evaluate": [_number(facts, "n_questions", "{:.0f} questions"), *_scores(facts.get("tasks"))],
-        "divergence": [_number(facts, "perplexity", "PPL {:.3f}"), _number(facts, "mean_kld", "mean KLD {:.4f}")],
+        "divergence": _divergences(facts),
         "speed": [
             _number(facts, "prompt_tokens_per_s", "prompt {:.1f} t/s"),
             _number(facts, "generated_tokens_per_s", "generated {:.1f} t/s"),
@@ -142,6 +155,14 @@ def _measured(result: StageResult) -> str:
         "report": _verdicts(facts.get("files")),
     }
     return ", ".join(text for text in found.get(result.stage, []) if text)
+
+
+def _divergences(facts: Mapping[str, JsonValue]) -> list[str]:
+    """Of one file, or of each that was read in step."""
+    several = [(label, found) for label, found in facts.items() if isinstance(found, dict)]
+    if several:
+        return [f"{label} {' '.join(filter(None, _divergences(found)))}" for label, found in several]
+    return [_number(facts, "perplexity", "PPL {:.3f}"), _number(facts, "mean_kld", "mean KLD {:.4f}")]
 
 
 def _number(facts: Mapping[str, JsonValue], name: str, form: str) -> str:

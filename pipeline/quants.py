@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import BadRequest, UnknownQuant
+
+if TYPE_CHECKING:
+    from pipeline.recipes.recipe import Recipe
 
 LIST_THEM = "List them: make quants"
 
@@ -31,6 +36,7 @@ class Quant:
             A model whose rows are no multiple of 256 may get through, with larger fallback types.
         use: when to choose it, one line.
         alias_of: the full name, for a shorthand.
+        recipe: what it changes of `base`, where it is made by a recipe; see `of_recipe`.
     """
 
     name: str
@@ -39,6 +45,17 @@ class Quant:
     needs_imatrix: bool
     use: str
     alias_of: str | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def base(self) -> str:
+        """What llama-quantize is told: the name, or what the recipe starts from."""
+        return self.recipe.base if self.recipe else self.name
+
+    @property
+    def uses_imatrix(self) -> bool:
+        """Whether a matrix can change its bytes: these formats round every weight the same, whatever matters."""
+        return self.name not in ("F32", "COPY", "BF16", "F16", "Q8_0")
 
 
 PLAIN, IMATRIX = False, True  # the column needs_imatrix
@@ -104,6 +121,15 @@ NICKNAMES = {
 _BY_NAME = {quant.name: quant for quant in QUANTS}
 _BY_LETTERS = {quant.name.replace("_", ""): quant.alias_of or quant.name for quant in QUANTS}
 
+# To prefer another quant: put it where it belongs. The usual choice, the nearest to the original, what lies between
+# the two, then what is smaller than the usual choice.
+USEFUL: Final = ("Q4_K_M", "Q8_0", "Q5_K_M", "Q6_K", "IQ4_XS", "Q4_K_S", "Q5_K_S", "Q3_K_M", "IQ3_M", "Q2_K")
+
+
+def rank(name: str) -> int:
+    """How far behind in `USEFUL` a quant is; what is not in it comes after all."""
+    return USEFUL.index(name) if name in USEFUL else len(USEFUL)
+
 
 def find(name: str) -> Quant:
     """The quant of this name, in any case; a shorthand gives what it stands for.
@@ -127,8 +153,19 @@ def nearest(name: str) -> str | None:
     return known[found[0]] if found else None
 
 
-def parse_list(text: str) -> tuple[Quant, ...]:
+def of_recipe(recipe: Recipe) -> Quant:
+    """A recipe as a quant like any other, under its own name."""
+    base = find(recipe.base)
+    needs_imatrix = base.needs_imatrix or recipe.needs_imatrix
+    return replace(base, name=recipe.name, needs_imatrix=needs_imatrix, use=recipe.description, recipe=recipe)
+
+
+def parse_list(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUANT") -> tuple[Quant, ...]:
     """The quants of "Q4_K_M,Q8_0": separated by commas or spaces, duplicates dropped, order kept.
+
+    Args:
+        recipes: the user's own; ours are found by their names like any quant.
+        setting: what the user has typed it as.
 
     Raises:
         BadRequest: no name in it.
@@ -136,5 +173,20 @@ def parse_list(text: str) -> tuple[Quant, ...]:
     """
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not names:
-        raise BadRequest("QUANT is empty.", hint="Name at least one: QUANT=Q4_K_M. " + LIST_THEM)
-    return tuple(dict.fromkeys(find(name) for name in names))
+        raise BadRequest(f"{setting} is empty.", hint=f"Name at least one: {setting}=Q4_K_M. {LIST_THEM}")
+    return tuple({quant.name: quant for quant in (_find_any(name, recipes) for name in names)}.values())
+
+
+def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
+    try:
+        return find(name)
+    except UnknownQuant:
+        from pipeline.recipes.recipe import find_recipe, meant_recipe  # imported late: they need a YAML parser
+
+        recipe = find_recipe(name, recipes)
+        if recipe is None:
+            if meant := meant_recipe(name, recipes):
+                hint = f"{LIST_THEM}; recipes: docs/recipes.md"
+                raise UnknownQuant(f"Unknown quant {name!r}. Did you mean {meant!r}?", hint) from None
+            raise
+        return of_recipe(recipe)

@@ -73,6 +73,30 @@ class CheckRequest:
 
 
 @dataclass(frozen=True)
+class ChooseRequest:
+    """What the file that `choose` names must keep, and how it will be served."""
+
+    quants: tuple[str, ...] = ()  # from these alone; empty: all that were measured
+    ram_bytes: int | None = None  # this machine's
+    min_tokens_per_s: float = 0.0  # generated
+    max_kld: float | None = None  # mean KL divergence, nats
+    context_tokens: int = 0  # 0: as the model was trained, at most 8,192
+    parallel: int = 4  # requests answered at once
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What a search of tensor types is to reach: a size or a divergence, and how closely it looks."""
+
+    target_bytes: int | None = None
+    target_quant: str = ""  # the size that this stock quant has
+    target_kld: float | None = None  # mean KL divergence, nats
+    parts: int = 3  # of the depth, each with types of its own
+    chunks: int = 16  # of 512 tokens that a probe reads; 0: the whole text
+    types: tuple[str, ...] = ()  # of tensors, to choose from; (): all of the search's own
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """One command's whole request. What a command has no use for is None."""
 
@@ -97,5 +121,11 @@ class BuildRequest:
     pack: PackRequest | None
     publish: PublishRequest | None
     check: CheckRequest | None
+    choose: ChooseRequest | None
+    matrix_quants: str  # "": as the preset says, or one of each size
     adapter: str
     base: str  # "": what the adapter names
+    tune: TuneRequest | None = None
+    imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
+    chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text
+    calibration: tuple[Path, ...] = ()  # texts to make the matrix of; (): our own

@@ -39,7 +39,7 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
         BadRequest: there is none.
     """
     where = model_file or root / FOLDER
-    found = sorted(where.glob("*.gguf")) if where.is_dir() else [where]
+    found = sorted(set(where.glob("*.gguf")) - set(where.glob("*.imatrix*.gguf"))) if where.is_dir() else [where]
     if not found or not all(path.is_file() for path in found):
         what = f"MODEL_FILE={model_file} is no GGUF" if model_file else "Nothing is built yet"
         raise BadRequest(f"{what}.", "Build a model: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")

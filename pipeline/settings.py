@@ -17,14 +17,16 @@ from pathlib import Path
 from pipeline.engines import Surroundings
 from pipeline.errors import BadRequest, UnknownQuant
 from pipeline.images import RECIPES, ImageSettings
-from pipeline.quants import Quant, find, parse_list
+from pipeline.quants import Quant, find, of_recipe, parse_list
 from pipeline.requests import (
     BuildRequest,
     CheckRequest,
+    ChooseRequest,
     MeasureRequest,
     PackRequest,
     PublishRequest,
     ServeRequest,
+    TuneRequest,
 )
 from pipeline.values import flag, integer, one_of, optional, readable, size
 
@@ -32,6 +34,7 @@ REPO_DIR = Path(__file__).resolve().parent.parent
 _PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
 # Where a CA is named for this machine's own programs, the containers need it just the same.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+_PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -48,9 +51,13 @@ class Setting:
 
 # To add a setting: add a row, and a line to the table in README.md (a test compares the two).
 SETTINGS = (
-    Setting("MODEL", "", "org/name[@revision], a folder in Hugging Face format, or a .gguf file"),
+    Setting("MODEL", "", "org/name[@revision], a folder in Hugging Face format, a .gguf, or a name of `make models`"),
     Setting("QUANT", "Q4_K_M", "one or more quantization types, comma-separated; `make quants` lists them"),
+    Setting("RECIPE", "", "recipes of mixed precision, file.yaml[,…], to make beside QUANT, or in its place"),
     Setting("OUTTYPE", "auto", "what to convert to: auto (bf16 unless it would lose bits), bf16, f16, f32, q8_0"),
+    Setting("IMATRIX", "", "importance matrix: none, auto (used where better; a matrix' default), or a file.gguf"),
+    Setting("CALIBRATION", "", "text files to make the matrix of, comma-separated; default: our own text"),
+    Setting("CHUNKS", "", "chunks of 512 tokens that are read of it; 0, or not given: all (tune: 16)"),
     Setting("ENGINE", "auto", "auto (docker if a daemon answers), docker, or local"),
     Setting("ARTIFACTS", "artifacts", "the folder that keeps everything that is made"),
     Setting("GGUF_FILE", "", "which file of a repo that holds several GGUFs"),
@@ -85,7 +92,7 @@ SETTINGS = (
     Setting("BASE", "", "the model it was trained on: org/name[@revision], or a folder; default: as the adapter says"),
     Setting("MODEL_FILE", "", "what to serve: a .gguf or a folder of several; default: what was built last"),
     Setting("PORT", "8080", "the port to serve on, on the loopback interface"),
-    Setting("CONTEXT_SIZE", "0", "tokens of context to serve with; 0: what fits the model and the machine"),
+    Setting("CONTEXT_SIZE", "0", "tokens of context to serve with; 0: what fits; `choose`: as trained, up to 8192"),
     Setting("REPO", "", "where to publish, or what to verify: me/name-GGUF"),
     Setting("GATE", "", "budgets that must hold before anything is published, a file.yaml; default: ours"),
     Setting("DRY_RUN", "", "1: show what would be published where, and send nothing", flag=True),
@@ -99,6 +106,15 @@ SETTINGS = (
     Setting("COSIGN_KEY", "", "private key to sign the registry's artifact with, by cosign"),
     Setting("FILE", "", "a GGUF, or a folder of a release, to verify"),
     Setting("REBUILD", "", "1: let `verify` repeat the recorded steps and compare every byte", flag=True),
+    Setting("QUANTS", "", "the types of a matrix, comma-separated; default: as the preset says, or one of each size"),
+    Setting("RAM", "", "memory of the machine that will serve, such as 8GiB; default: this machine's"),
+    Setting("MIN_TPS", "0", "the file must generate so many tokens/s, where it was measured"),
+    Setting("MAX_KLD", "", "the file's mean KL divergence from the baseline must not be above this, in nats"),
+    Setting("TARGET_SIZE", "", "tune: the file must not be larger, such as 4GiB, or Q4_K_M: as large as that one"),
+    Setting("TARGET_KLD", "", "tune: its mean KL divergence must not be above this, in nats"),
+    Setting("PARTS", "3", "tune: into how many parts the depth is cut, each with types of its own"),
+    Setting("TYPES", "", "tune: tensor types to choose from, such as Q4_K,Q6_K; by default all that it knows"),
+    Setting("PARALLEL", "4", "requests answered at once when serving"),
     Setting("MAX_LENGTH", "0", "longest request in tokens; 0: what the model was trained for, at most 4096"),
 )
 
@@ -118,6 +134,9 @@ PUBLISHING = (
     "COSIGN_KEY",
 )  # fmt: skip
 CHECKING = ("REPO", "FILE", "REBUILD")
+COMPARING = ("QUANTS",)
+TUNING = ("TARGET_SIZE", "TARGET_KLD", "PARTS", "TYPES")
+CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL")
 
 
 def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
@@ -150,7 +169,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     hf_token = values["HF_TOKEN"] or _stored_token(environment)
     return BuildRequest(
-        model=values["MODEL"], quants=parse_list(values["QUANT"]),
+        model=values["MODEL"], quants=_quants(values, args, environment),
         outtype=one_of("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
         engine=one_of("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
@@ -168,7 +187,13 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         pack=PackRequest(values["TAG"], flag("PUSH", values)) if hasattr(args, "TAG") else None,
         publish=_publish(values, environment) if hasattr(args, "GATE") else None,
         check=_check(values) if hasattr(args, "REBUILD") else None,
+        choose=_choose(values, getattr(args, "QUANT", None) or environment.get("QUANT", ""))
+        if hasattr(args, "MIN_TPS") else None,
+        tune=_tune(values) if hasattr(args, "TARGET_KLD") else None,
+        matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
         adapter=values["ADAPTER"], base=values["BASE"],
+        imatrix=_imatrix(values), chunks=_chunks(values, 0),
+        calibration=tuple(Path(name.strip()) for name in values["CALIBRATION"].split(",") if name.strip()),
     )
 
 
@@ -183,9 +208,61 @@ def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> Publi
     )
 
 
+def _imatrix(values: Mapping[str, str]) -> str:
+    text = values["IMATRIX"] or ("auto" if values["CALIBRATION"] else "")
+    return text.lower() if text.lower() in ("auto", "none") else text
+
+
+def _chunks(values: Mapping[str, str], default: int) -> int:
+    return integer("CHUNKS", values, 0, 10_000) if values["CHUNKS"] else default
+
+
 def _check(values: Mapping[str, str]) -> CheckRequest:
     file = Path(values["FILE"]).expanduser().absolute() if values["FILE"] else None
     return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag("REBUILD", values))
+
+
+def _choose(values: Mapping[str, str], quants: str) -> ChooseRequest:
+    return ChooseRequest(
+        quants=tuple(quant.name for quant in parse_list(quants)) if quants else (),
+        ram_bytes=size("RAM", values["RAM"], 2**20, "1 MiB") if values["RAM"] else None,
+        min_tokens_per_s=_decimal("MIN_TPS", values),
+        max_kld=_decimal("MAX_KLD", values) if values["MAX_KLD"] else None,
+        context_tokens=integer("CONTEXT_SIZE", values, 0, 2**24), parallel=integer("PARALLEL", values, 1, 256),
+    )
+
+
+def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Quant, ...]:
+    """QUANT, which may name recipes, and RECIPE; without QUANT the recipes alone."""
+    if not values["RECIPE"]:
+        return parse_list(values["QUANT"])
+    from pipeline.recipes.recipe import read_recipe, refuse_doubles  # imported late: it needs a YAML parser
+
+    own = [read_recipe(Path(name.strip()).expanduser()) for name in values["RECIPE"].split(",") if name.strip()]
+    refuse_doubles(own)
+    asked = getattr(args, "QUANT", None) or environment.get("QUANT")
+    found = {quant.name: quant for quant in (*(parse_list(asked, own) if asked else ()), *map(of_recipe, own))}
+    return tuple(found.values())
+
+
+def _tune(values: Mapping[str, str]) -> TuneRequest:
+    target = values["TARGET_SIZE"]
+    quant = find(target).name if target and not target[0].isdigit() else ""
+    kld = _decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
+    if kld == 0:
+        raise BadRequest("TARGET_KLD=0 is reached by the unquantized model alone.", "Type: TARGET_KLD=0.05")
+    return TuneRequest(
+        target_bytes=size("TARGET_SIZE", target, 1, "1 byte") if target and not quant else None,
+        target_quant=quant, target_kld=kld, parts=integer("PARTS", values, 1, 100),
+        chunks=_chunks(values, 16),
+        types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),
+    )
+
+
+def _decimal(name: str, values: Mapping[str, str]) -> float:
+    if not re.fullmatch(r"\d{1,9}(\.\d+)?|\.\d+", values[name]):
+        raise BadRequest(f"{name}={values[name]} is not a number of at least 0.", f"Write it like this: {name}=0.05")
+    return float(values[name])
 
 
 def _serve(values: Mapping[str, str]) -> ServeRequest:

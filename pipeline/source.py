@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pipeline.contract import FileEntry, OutType, digest_of_files
 from pipeline.errors import BadSource, NeedsPermission
-from pipeline.estimate import TensorShape, gguf_size_bytes, kv_cache_bytes, outtype_for, params_size_bytes
+from pipeline.estimate import TensorShape, gguf_size_bytes, kv_cache_bytes, main_type, outtype_for, params_size_bytes
 from pipeline.gguf_header import GgufError, GgufHeader, read_model
 from pipeline.hub.files import select_files
 from pipeline.hub.read import HubAccess, HubRepo, parse_repo_id, read_config, resolve, tensor_shapes
 from pipeline.manifest import SourceCard, read_manifest
+from pipeline.presets import Preset, find_preset, refuse_unsupported, split_name
 from pipeline.quants import QUANTS, Quant, find
 from pipeline.safetensors_header import SafetensorsError, read_folder
 from pipeline.source_card import card_of_gguf, card_of_readme
@@ -45,6 +46,7 @@ class Source:
     tensors: tuple[TensorShape, ...] | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     card: SourceCard = field(default_factory=SourceCard)
+    preset: Preset | None = None  # if it was named by a preset
 
     @property
     def size_bytes(self) -> int:
@@ -81,6 +83,8 @@ class Source:
 
     def is_already(self, quant: Quant, outtype: OutType) -> bool:
         """Whether the conversion, or the GGUF itself, is this quant already, so that nothing is left to quantize."""
+        if quant.recipe is not None:
+            return False
         if self.kind == "gguf" and (quant.name == "COPY" or sum(f.path.endswith(".gguf") for f in self.files) > 1):
             return False  # shards are joined
         if self.gguf is not None:
@@ -99,6 +103,10 @@ class Source:
             return gguf_size_bytes(self.tensors, self.config, quant)
         return params_size_bytes(self.n_params, quant)
 
+    def main_type(self, quant: Quant) -> str:
+        """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
+        return main_type(self.tensors, self.config, quant) if self.tensors else ""
+
     def kv_cache_bytes(self, context_tokens: int) -> int | None:
         """Size of the KV cache at this context; None when the configuration does not tell."""
         return kv_cache_bytes(self.config, context_tokens)
@@ -107,13 +115,13 @@ class Source:
 def find_source(
     model: str, access: HubAccess, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None
 ) -> Source:
-    """Resolve MODEL: a GGUF file, a folder, or a Hub repo id.
+    """Resolve MODEL: a GGUF file, a folder, a Hub repo id, or the name of a preset.
 
     A path wins over a repo id only if it says that it is one (`./`, `/`, `~`, `.gguf`) or is a folder with
-    a config.json.
+    a config.json. What has no slash and is no path is a preset.
 
     Raises:
-        BadSource, NeedsPermission: a local source that cannot be built from.
+        BadSource, NeedsPermission: a local source that cannot be built from, or no preset of this name.
         HubError: the Hub said no.
     """
     if "\0" in model or not model.strip() or model.startswith("-"):
@@ -125,7 +133,20 @@ def find_source(
         return _gguf(path.absolute(), hashes)
     if _says_path(model) and not (model.startswith("..") and model.count("/") == 1):
         raise BadSource(f"There is no file or folder {model}.", "Give a path that exists, or a Hub id: MODEL=org/name")
-    return _hub(model, access, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    repo, preset = _on_hub(model)
+    wanted = gguf_file or (preset.gguf_file if preset else None)
+    return replace(_hub(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)
+
+
+def _on_hub(model: str) -> tuple[str, Preset | None]:
+    """`org/name[@revision]`, and the preset that says so where its name was typed."""
+    if "/" in model:
+        return model, None
+    name, typed = split_name(model)
+    preset = find_preset(name)
+    refuse_unsupported(preset)
+    revision = preset.revision if typed is None else typed
+    return preset.repo if revision is None else f"{preset.repo}@{revision}", preset
 
 
 def _says_path(model: str) -> bool:
@@ -212,8 +233,11 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
 
 
 def recall_source(artifacts: Path, model: str) -> Source | None:
-    """The source that an earlier build recorded, for `org/name@<whole commit>`; None for anything less exact."""
-    repo_id, commit = parse_repo_id(model)
+    """The source that an earlier build recorded, for `org/name@<whole commit>` or a preset of a whole commit; None
+    for anything less exact.
+    """
+    repo, preset = _on_hub(model)
+    repo_id, commit = parse_repo_id(repo)
     if commit is None or not _COMMIT.match(commit):
         return None
     org, name = repo_id.split("/", 1)
@@ -225,7 +249,7 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
     return Source(
         model=model_id, kind=known.kind, title=f"{known.title}, as recorded (the Hub is out of reach)",
         files=tuple(known.files), repo_id=repo_id, revision=commit, license=known.license, gguf_file=known.gguf_file,
-        dtypes=known.dtypes, card=known.card,
+        dtypes=known.dtypes, card=known.card, preset=preset,
     )
 
 

@@ -3,6 +3,7 @@
     stages/<label>-<key12>/      one finished stage: request.json, result.json, files/
     stages/.<label>-<key12>/     one unfinished stage; it never counts
     <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
+    <name>.imatrix.gguf          the importance matrix that files were made with
     eval/<suite>/                a copy of what the last report on this suite left
     manifest.json                what was made, from what, by what
     release/                     what would be published: models as hard links, card, page
@@ -113,8 +114,14 @@ class ModelStore:
             return "another process"
 
     def finished(self, label: str, key: str) -> FinishedStage | None:
-        """The finished stage of this key, or None if it has not been run to its end."""
-        folder = self._final(label, key)
+        """The finished stage of this key, or None if it has not been run to its end. The key alone says what was made:
+        under another label it is the same.
+        """
+        others = (self.folder / "stages").glob(f"[!.]*-{key[:12]}")
+        folders = dict.fromkeys((self._final(label, key), *sorted(others)))
+        return next((found for folder in folders if (found := self._read(folder))), None)
+
+    def _read(self, folder: Path) -> FinishedStage | None:
         try:
             result = StageResult.model_validate_json((folder / "result.json").read_bytes())
         except (OSError, ValidationError):
@@ -141,6 +148,14 @@ class ModelStore:
         known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
         (space.in_dir / "inputs.json").write_text(json.dumps(known) + "\n")  # a stage need not hash 40 GB again
         return space
+
+    def fill(self, space: Workspace, file: Path, result: StageResult) -> None:
+        """Give a workspace the one file and the result that another run made for it."""
+        (output,) = result.outputs
+        target = space.out_dir / "files" / output.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+        (space.out_dir / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
 
     def finish(self, label: str, key: str, space: Workspace, result: StageResult) -> FinishedStage:
         """Make a stage count: check that its outputs are there, sync them, rename."""
@@ -179,6 +194,15 @@ class ModelStore:
         except OSError:  # a file system without hard links
             temporary.symlink_to(os.path.relpath(source, self.folder))
         temporary.rename(target)
+        return target
+
+    def publish_copy(self, source: Path, name: str) -> Path:
+        """The same for a file of the user's, who may change it later: a copy."""
+        target, temporary = self.folder / name, self.folder / f".{name}.tmp"
+        if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
+            temporary.rename(target)
         return target
 
     def publish_folder(self, finished: FinishedStage, name: str) -> Path:

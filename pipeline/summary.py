@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.build import BuiltFile
 from pipeline.cost import SERVE_CONTEXT_TOKENS, Cost
+from pipeline.numbers import digits, duration, percent
 from pipeline.plan import BuildPlan, Measuring, Step
+from pipeline.presets import Preset
 from pipeline.quants import Quant
+from pipeline.rate_book import Sample
+from pipeline.rates import Compared, Forecast, StepTime
+from pipeline.records import BuiltFile
 from pipeline.serving import ContractReport
 from pipeline.units import human_bytes
 
@@ -23,17 +27,32 @@ if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docke
 def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str, reason: str) -> str:
     """The plan, one fact a line."""
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
-    facts = [("Model", escape(f"{plan.source.title}{license_}")), ("Engine", f"{engine} ({reason})")]
+    facts = [("Model", escape(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
+    facts.append(("Engine", f"{engine} ({reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
     if plan.measuring is not None:
         facts.append(("Measures", _measuring_text(plan.measuring)))
-    facts += [("Stages", _step_text(step, step.label in finished)) for step in plan.steps]
+    facts += [("Stages", _step_text(step, step.label in finished, cost)) for step in plan.steps]
+    facts += _time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
+    if cost.trial_s >= 1:
+        facts.append(("", f"and {duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well"))
     facts.append(("Download", _download_text(cost)))
     needed = human_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
     facts.append(("Disk", f"{needed} more at the peak, {human_bytes(cost.disk_free_bytes)} free"))
+    if not cost.fits and len(cost.files) > 1:
+        facts.append(("Disk", f"[red]too small for all; these fit: {', '.join(cost.fitting) or 'none'}[/]"))
     facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
     return columns(facts)
+
+
+def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
+    """What to know of a model that was named by a preset, one line each."""
+    if preset is None:
+        return []
+    gated = ["Gated: accept its terms on the Hub, and set HF_TOKEN."] if preset.gated else []
+    notes = [*gated, *([preset.licence_note] if preset.licence_note else [])]
+    return [("Licence", escape(note)) for note in notes] + [("Note", escape(caveat)) for caveat in preset.caveats]
 
 
 def columns(facts: Sequence[tuple[str, str]]) -> str:
@@ -57,9 +76,52 @@ def _download_text(cost: Cost) -> str:
     return " and ".join(parts) or "nothing"
 
 
-def _step_text(step: Step, done: bool) -> str:
-    size = f", about {human_bytes(step.size_bytes)}" if step.size_bytes and not done else ""
-    return f"[green]done[/]    {step.label}" if done else f"[yellow]to run[/]  {step.label}{size}"
+def _step_text(step: Step, done: bool, cost: Cost) -> str:
+    if done:
+        return f"[green]done[/]    {step.label}"
+    time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
+    parts = [f"about {human_bytes(step.size_bytes)}"] if step.size_bytes else []
+    parts += [f"{_seconds(time)}"] if time else []
+    parts += [f"{human_bytes(memory_bytes, binary=True)} of memory"] if memory_bytes else []
+    return ", ".join([f"[yellow]to run[/]  {step.label}", *parts])
+
+
+def _seconds(time: StepTime) -> str:
+    """What was never run here in this way is marked: ~8 s."""
+    return f"{'~' if time.rough else ''}{duration(max(1.0, time.seconds))}"
+
+
+def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
+    """How long all of it will take; what is not known yet is said by the name of its stage."""
+    if not left:
+        return []
+    unknown = ", ".join(dict.fromkeys(label.partition(" ")[0] for label in time.unknown))
+    remedy = [("", "Time this machine, a few minutes, once:  make rates")] if time.would_gain else []
+    if not time.steps:
+        return [("Time", "not known yet: none of this has run on this machine"), *remedy]
+    rough = "; ~ is from other models, types or settings" if any(step.rough for step in time.steps.values()) else ""
+    missing = f", and {unknown}: not known yet" if unknown else ""
+    said = f"about {duration(max(1.0, time.seconds))}{missing} (from past runs on this machine{rough})"
+    return [("Time", said), *remedy]
+
+
+def rates_text(samples: Sequence[Sample], seconds: float) -> str:
+    """What `make rates` ends with."""
+    kinds = ", ".join(dict.fromkeys(sample.kind for sample in samples))
+    return (
+        f"Timed {len(samples)} stages in {duration(seconds)}: {kinds}.\n"
+        "Plans tell how long they take now; the first real run makes them more exact:  make plan MODEL=org/name"
+    )
+
+
+def time_text(compared: Compared) -> str:
+    """Plan and run, at the end of one."""
+    n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
+    worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
+    stages = f"A stage was off by {percent(compared.median_error, 0)} (median of {n}), most {worst}: " if n > 1 else ""
+    by = f"{stages}{compared.errors[worst]:+.0%}." if n > 1 else ""
+    planned, taken = duration(compared.planned_s), duration(compared.taken_s)
+    return f"Planned {planned}, took {taken} ({whole:+.0%}). {by}".rstrip()
 
 
 def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
@@ -75,12 +137,20 @@ def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: st
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "engine": engine, "outtype": plan.outtype,
         "stages": [
-            {"label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes}
+            {
+                "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,
+                "memory_bytes": cost.stage_memory_bytes.get(s.label),
+                "seconds": cost.time.steps[s.label].seconds if s.label in cost.time.steps else None,
+            }
             for s in plan.steps
         ],
+        "seconds": cost.time.seconds if cost.time.steps else None, "time_not_known": list(cost.time.unknown),
+        "trial_seconds": cost.trial_s,
         "download_bytes": cost.download_bytes, "disk_needed_bytes": cost.disk_needed_bytes,
-        "disk_free_bytes": cost.disk_free_bytes, "files": [file.__dict__ for file in cost.files],
+        "disk_free_bytes": cost.disk_free_bytes, "fitting": None if cost.fits else list(cost.fitting),
+        "files": [file.__dict__ for file in cost.files],
         "suite": measuring and measuring.suite.name, "baseline": measuring and measuring.baseline,
+        "preset": plan.source.preset and preset_json(plan.source.preset),
     }
 
 
@@ -126,6 +196,31 @@ def quants_table(quants: Sequence[Quant]) -> Table:
 def quant_json(quant: Quant) -> dict[str, Any]:
     """One quantization type, for programs."""
     return dict(quant.__dict__)
+
+
+def presets_text(presets: Sequence[Preset]) -> str:
+    """Every preset: a line of facts, then which quants and why, then what to know of it."""
+    widths = [max(len(_preset_row(p)[i]) for p in presets) for i in range(3)]
+    return "\n".join(_preset_text(preset, widths) for preset in presets)
+
+
+def _preset_row(preset: Preset) -> tuple[str, str, str, str]:
+    billions = preset.n_params >= 999_500_000
+    weights = f"{digits(preset.n_params / 1e9)} B" if billions else f"{digits(preset.n_params / 1e6)} M"
+    return preset.name, weights, preset.licence_text, preset.repo
+
+
+def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
+    name, weights, licence, repo = _preset_row(preset)
+    head = f"[bold]{name:<{widths[0]}}[/]  {weights:>{widths[1]}}  {licence:<{widths[2]}}  {repo}"
+    made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
+    notes = [made, *([preset.licence_note] if preset.licence_note else []), *preset.caveats]
+    return "\n".join([head, *(f"    {escape(note)}" for note in notes)])
+
+
+def preset_json(preset: Preset) -> dict[str, Any]:
+    """One preset, for programs."""
+    return preset.model_dump(mode="json")
 
 
 _MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}

@@ -35,7 +35,7 @@ known() {
             base=$(setting LLAMA_CPP_IMAGE):$(setting LLAMA_CPP_TAG)
             tags=full suite=$(setting STANDIN_SUITE) tmp_mib=5500 docker_mib=2500
             # python3-pip: ours are installed with it; libgomp1: the binaries' threads
-            packages=ca-certificates,python3-pip,curl,llama.cpp-tools,llama.cpp-tools-extra,python3-gguf,python3-torch,python3-transformers,python3-sentencepiece,libgomp1
+            packages=ca-certificates,python3-pip,curl,llama.cpp-tools,llama.cpp-tools-extra,python3-gguf,python3-torch,python3-transformers,python3-sentencepiece,python3-protobuf,libgomp1
             recorded="llama.cpp-tools llama.cpp-tools-extra libllama0 libggml0 python3 python3-gguf python3-torch python3-transformers"
             ;;
         server)

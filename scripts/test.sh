@@ -18,6 +18,7 @@ if [[ ${SLOW-} == 1 ]]; then
     set -- -m "" "$@"
     scripts/setup-local.sh bench
 fi
+set -- --durations=40 --durations-min=5 "$@"  # where the time goes
 code=0
 .venv/bin/python -m pytest --ignore=tests/measure "$@" || code=$?
 # After the others, which leave the demo model that these need.

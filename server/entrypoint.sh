@@ -56,10 +56,10 @@ check_numbers() {
     done
 }
 
-# models_in PATH: its GGUFs, one a line; of a model in several parts the first alone.
+# models_in PATH: its GGUFs, one a line; of a model in several parts the first alone, and no importance matrix.
 models_in() {
     if [ -d "$1" ]; then
-        find -L "$1" -maxdepth 2 -name '*.gguf' ! -name '*-of-*' -o -name '*-00001-of-*.gguf' | sort
+        find -L "$1" -maxdepth 2 -name '*.gguf' ! -name '*-of-*' ! -name '*.imatrix*' -o -name '*-00001-of-*.gguf' | sort
     else
         echo "$1"
     fi

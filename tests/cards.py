@@ -9,7 +9,7 @@ from pipeline.evaluation import Interval, TaskEntry
 from pipeline.gate_report import BudgetResult, GateReport
 from pipeline.licence import Licence
 from pipeline.manifest import Manifest
-from tests.manifests import manifest_of
+from tests.manifests import manifest_of, with_imatrix
 
 LEGAL = "Some licence\n\n    <!-- quantyard:files -->\n\n````\n---\nwith everything that could end a block.\n"
 PLOTS = tuple(f"plots/{name}-{theme}.svg" for name in ("tradeoff", "speed") for theme in ("light", "dark"))
@@ -38,11 +38,11 @@ def gate() -> GateReport:
 def whole() -> Manifest:
     """A release with everything that a card can show."""
     found = manifest_of()
-    quantized = found.stages["quantize Q4_K_M"]
     verified = found.stages["verify Q4_K_M"].model_copy(update={"facts": {"probes": 565, "chats": 10}})
-    calibrated = quantized.model_copy(update={"inputs": {"imatrix": "d" * 64}})
-    stages = found.stages | {"verify Q4_K_M": verified, "quantize Q4_K_M": calibrated}
-    return found.model_copy(update={"gate": gate(), "stages": stages})
+    mixed = {"recipe": "careful", "tensor_types": {"ffn_down": "Q6_K"}, "output_type": "Q8_0"}
+    recipe = found.stages["quantize Q8_0"].model_copy(update={"request": {"quant": "Q8_0", **mixed}})
+    stages = found.stages | {"verify Q4_K_M": verified, "quantize Q8_0": recipe}
+    return with_imatrix(found.model_copy(update={"gate": gate(), "stages": stages}), "Q4_K_M")
 
 
 def standard(**entry: Any) -> Manifest:

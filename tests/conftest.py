@@ -139,6 +139,17 @@ def local_tools() -> None:
 
 
 @pytest.fixture(scope="session")
+def some_engine(request: pytest.FixtureRequest) -> str:
+    """Docker where a daemon answers, else local: for what does not depend on which."""
+    try:
+        request.getfixturevalue("builder_image")
+    except pytest.skip.Exception:
+        request.getfixturevalue("local_tools")
+        return "local"
+    return "docker"
+
+
+@pytest.fixture(scope="session")
 def demo_model(request: pytest.FixtureRequest) -> Path:
     """SmolLM2-135M-Instruct in Hugging Face format and built, as `make demo` does before it measures; kept between
     test runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -88,6 +89,13 @@ def _flipped(rng: np.random.Generator, right: np.ndarray, loss: float) -> np.nda
 def simulated(quants: Sequence[tuple[str, float, float]], *, title: str, n_params: float, n_tasks: int = 12,
               skill: float = 0.0, seed: int = 7, divergence: bool = True, speed: bool = True) -> EvalReport:
     """A report of a model: `quants` are (label, bits per weight, mean KLD), the baseline's first with 0."""
+    return _simulated(tuple(quants), title, n_params, n_tasks, skill, seed, divergence, speed)
+
+
+@cache
+def _simulated(quants: tuple[tuple[str, float, float], ...], title: str, n_params: float, n_tasks: int, skill: float,
+               seed: int, divergence: bool, speed: bool) -> EvalReport:
+    """Once for each: hundreds of tests ask for the same few, and the intervals of one take a quarter of a second."""
     rng = np.random.default_rng(seed)
     base = {task: (rng.random(n) < min(0.97, p + skill)).astype(float) for task, _, n, p in TASKS[:n_tasks]}
     docs = np.stack([-rng.uniform(900, 4000, 62), rng.uniform(300, 1400, 62).round()], axis=1)

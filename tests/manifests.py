@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from pipeline.contract import FileEntry
+from pipeline.contract import FileEntry, digest_of_files
 from pipeline.evaluation import EvalReport
-from pipeline.manifest import Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
+from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
 from pipeline.serving import CheckRecord, ContractReport, SchemaRate
 from tests.evaluations import SMALL, simulated
 
@@ -48,6 +48,25 @@ def manifest_of(
                 for m in measured[1:]},
         evaluations={suite: report}, contracts={label: contract_report(label) for label in labels},
     )  # fmt: skip
+
+
+def with_imatrix(manifest: Manifest, *quants: str, made: bool = True) -> Manifest:
+    """The manifest, these files having been made with one importance matrix: of our text, or given (`made` False)."""
+    entries = [FileEntry(path="imatrix.gguf", size_bytes=4_000_000, sha256=sha256_of("imatrix"))]
+    entries += [FileEntry(path="calibration.txt", size_bytes=600_000, sha256=sha256_of("text"))] if made else []
+    digest, stages, files = digest_of_files(tuple(entries)), dict(manifest.stages), dict(manifest.quants)
+    if made:
+        facts = {"text": "Quantyard's own", "text_sha256": sha256_of("text"), "chunks": 234, "chunk_tokens": 512}
+        stages["calibrate"] = _stage("calibrate", {}, {"llama.cpp": "b7640"}).model_copy(
+            update={"outputs": entries, "facts": facts})
+    record = ImatrixRecord(file=f"{NAME}.imatrix.gguf", size_bytes=4_000_000,
+                           sha256=sha256_of("imatrix"), given=entries)
+    for quant in quants:
+        stage = stages[f"quantize {quant}"]
+        request = stage.request | {"imatrix_file": "imatrix.gguf"}
+        stages[f"quantize {quant}"] = stage.model_copy(update={"inputs": {"imatrix": digest}, "request": request})
+        files[quant] = files[quant].model_copy(update={"imatrix": record})
+    return manifest.model_copy(update={"stages": stages, "quants": files})
 
 
 def _quant(title: str, label: str, size_bytes: int, bits_per_weight: float) -> QuantRecord:

@@ -192,9 +192,9 @@ def simulated() -> Manifest:
     return manifest_of(BUILT, n_tasks=5, suite=SUITE, title="Lagoon")
 
 
-def tiny(quant: str, n_tensors: int = 3) -> bytes:
+def tiny(quant: str, n_tensors: int = 3, made_with: str = "") -> bytes:
     """A GGUF whose header says that it is of this type."""
-    tensors = [TensorSpec(f"blk.{i}.weight", (256, 4), "F32", f"{quant}".encode().ljust(4096)) for i in
+    tensors = [TensorSpec(f"blk.{i}.weight", (256, 4), "F32", f"{quant}{made_with}".encode().ljust(4096)) for i in
                range(n_tensors)]  # fmt: skip
     return gguf({"general.architecture": "llama", "general.file_type": find(quant).ftype or 0}, tensors)
 

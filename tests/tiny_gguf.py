@@ -1,4 +1,5 @@
-"""Tiny GGUFs with random weights and the demo model's vocabulary: a llama, one with a sliding window, a recurrent one.
+"""Tiny GGUFs with random weights and the demo model's vocabulary: a llama, one with a sliding window, a recurrent one,
+a mixture of experts.
 
 They load in milliseconds, so that memory and architectures can be tested which no demo model has.
 """
@@ -12,19 +13,21 @@ import gguf
 import numpy as np
 
 HIDDEN, WIDE, HEADS, CONTEXT = 64, 128, 2, 2048
+EXPERTS, USED = 5, 2  # the last is never used
 
 
 def write_tiny(demo: Path, path: Path, architecture: str = "llama", n_layers: int = 2, window: int = 0) -> Path:
-    """Write one; `architecture` is llama, gemma2 (which has a sliding window), mamba or bert-like metadata."""
+    """Write one; `architecture` is llama, gemma2 (it has a sliding window), mamba, or experts (a llama with them)."""
     reader = gguf.GGUFReader(demo)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, "llama" if architecture == "experts" else architecture)
     writer.add_name(f"tiny {architecture}")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(n_layers)
     _copy_vocabulary(reader, writer)
     n_vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
-    {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba}[architecture](writer, n_layers, n_vocab, window)
+    kinds = {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba, "experts": _experts}
+    kinds[architecture](writer, n_layers, n_vocab, window)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -70,14 +73,37 @@ def _llama(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
         _block(weights, f"blk.{layer}.")
 
 
+def _experts(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
+    _attention(writer)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_expert_count(EXPERTS)
+    writer.add_expert_used_count(USED)
+    weights = _Weights(writer)
+    weights.add("token_embd.weight", n_vocab, HIDDEN)
+    weights.ones("output_norm.weight", HIDDEN)
+    for layer in range(n_layers):
+        name = f"blk.{layer}."
+        _attention_block(weights, name)
+        # Of v, -v, w, -w and nothing, two are always above nothing.
+        v, w = np.random.default_rng(layer).standard_normal((2, HIDDEN)).astype(np.float32)
+        writer.add_tensor(name + "ffn_gate_inp.weight", np.stack([v, -v, w, -w, np.zeros_like(v)]))
+        for part in ("ffn_gate_exps", "ffn_up_exps"):
+            weights.add(f"{name}{part}.weight", EXPERTS, WIDE, HIDDEN)
+        weights.add(name + "ffn_down_exps.weight", EXPERTS, HIDDEN, WIDE)
+
+
 def _block(weights: _Weights, name: str) -> None:
+    _attention_block(weights, name)
+    for part in ("ffn_gate", "ffn_up"):
+        weights.add(f"{name}{part}.weight", WIDE, HIDDEN)
+    weights.add(name + "ffn_down.weight", HIDDEN, WIDE)
+
+
+def _attention_block(weights: _Weights, name: str) -> None:
     weights.ones(name + "attn_norm.weight", HIDDEN)
     weights.ones(name + "ffn_norm.weight", HIDDEN)
     for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
         weights.add(f"{name}{part}.weight", HIDDEN, HIDDEN)
-    for part in ("ffn_gate", "ffn_up"):
-        weights.add(f"{name}{part}.weight", WIDE, HIDDEN)
-    weights.add(name + "ffn_down.weight", HIDDEN, WIDE)
 
 
 def _gemma2(writer: Any, n_layers: int, n_vocab: int, window: int) -> None:

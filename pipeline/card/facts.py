@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pipeline.card.blocks import Block, Items
+from pipeline.card.making import apart, made
 from pipeline.card.numbers import task_name
 from pipeline.card.subject import Subject
-from pipeline.card.text import Safe, code, fenced, joined, link, text
+from pipeline.card.text import Safe, code, joined, text
 from pipeline.evaluation import EvalReport, TaskEntry
-from pipeline.manifest import StageRecord
 from pipeline.numbers import duration, human_bytes
 
 _MAX_NAMED: Final = 20
-# Folders of a container. Any other path is of the machine that ran the stage, and stays there.
-_IN_IMAGES: Final = re.compile(r"/(?:in|out|app|opt|usr)/")
 
 
 def lists(subject: Subject) -> Iterator[Block]:
@@ -27,7 +24,8 @@ def lists(subject: Subject) -> Iterator[Block]:
         "contract-findings": ("contract findings", _contract_findings(subject)),
         "measured": ("how it was measured", _measured(subject)),
         "not-measured": ("what was not measured", _not_measured(subject)),
-        "made": ("how it was made", _made(subject)),
+        "apart": ("what sets files apart", apart(subject)),
+        "made": ("how it was made", made(subject)),
     }
     yield from (Items(name, title, tuple(items)) for name, (title, lines) in found.items() if (items := list(lines)))
 
@@ -176,73 +174,3 @@ def _context(report: EvalReport) -> Iterator[Safe]:
     if longest := max([*texts, *(s.n_ctx for s in speeds)], default=0):
         yield Safe(f"Long context: divergence and speed were measured within {longest:,} tokens, and a longer context "
                    "takes more memory than the table says.")  # fmt: skip
-
-
-# ---- how it was made ---------------------------------------------------------------------------------
-
-
-def _made(subject: Subject) -> Iterator[Safe]:
-    source = subject.manifest.source
-    where = link(code(source.repo_id), subject.source_url) if source.repo_id else code(subject.title)
-    kind = "commit" if source.repo_id else "local files, digest"
-    yield Safe(f"Source: {where}, {kind} {code(source.commit)}.")
-    runs = [run for name in ("fetch", "convert", "calibrate", "quantize") for run in subject.stages(name)]
-    yield from _calibration(runs)
-    for key, stage in runs:
-        yield from _run(key, stage)
-    yield from _verified(subject)
-    yield from _images(subject)
-
-
-def _calibration(runs: list[tuple[str, StageRecord]]) -> Iterator[Safe]:
-    """Every run's record says whether an importance matrix was given."""
-    found = {digest for _, stage in runs for name, digest in stage.inputs.items() if "imatrix" in name}
-    data = {digest for key, stage in runs if key.startswith("calibrate") for digest in stage.inputs.values()}
-    yield Safe(f"Importance matrix: {joined(', ', map(code, sorted(found))) or 'none'}. "
-               f"Calibration data: {joined(', ', map(code, sorted(data))) or 'none'}.")  # fmt: skip
-
-
-def _run(key: str, stage: StageRecord) -> Iterator[Safe]:
-    tools = joined(", ", [Safe(f"{text(name)} {text(version)}") for name, version in stage.tools.items()])
-    head = Safe(f"{text(key)}: {joined(', on ', [tools, text(stage.cpu)])}.")
-    commands = "\n".join(shlex.join(_portable(arg) for arg in argv) for argv in stage.argv)
-    block = fenced(commands, "sh").replace("\n", "\n  ") if commands else ""
-    yield Safe(f"{head}\n\n  {block}\n" if block else head)
-
-
-def _portable(argument: str) -> str:
-    """A path of the host tells where somebody keeps their files: its last part is enough."""
-    flag, equals, value = argument.rpartition("=")
-    if value.startswith(("/", "~", "file:")) and not _IN_IMAGES.match(value):
-        return f"{flag}{equals}…/" + value.rstrip("/").rsplit("/", 1)[-1]
-    return argument
-
-
-def _verified(subject: Subject) -> Iterator[Safe]:
-    for key, stage in subject.stages("verify"):
-        facts = stage.facts
-        parts = [Safe(f"{text(facts[name])} {what}") for name, what in
-                 (("probes", "tokenizer probes"), ("chats", "conversations")) if name in facts]  # fmt: skip
-        allowed = facts.get("mismatches_allowed")
-        differs = Safe(f" **Differs from the source, and was allowed to: {text(allowed, 400)}.**") if allowed else ""
-        tried = f" ({joined(', ', parts)})" if parts else ""
-        yield Safe(f"{text(key)}: passed{tried}.{differs}")
-
-
-def _images(subject: Subject) -> Iterator[Safe]:
-    """Each image once, with the base that it was made on."""
-    seen: dict[str, None] = {}
-    for name in ("fetch", "convert", "calibrate", "quantize", "verify", "evaluate", "contract"):
-        for _, stage in subject.stages(name):
-            seen.update(dict.fromkeys(_image_lines(stage.ran_by)))
-    yield from map(Safe, seen)
-
-
-def _image_lines(ran_by: Mapping[str, str]) -> Iterator[str]:
-    images = {key: value for key, value in ran_by.items() if key.endswith("_image") and key != "base_image"}
-    base = f" on {code(ran_by['base_image'])} {code(ran_by.get('base_digest', ''))}" if "base_image" in ran_by else ""
-    for key, digest in images.items():
-        yield f"{text(key.removesuffix('_image'))} image {code(digest)}{base}."
-    if not images and ran_by:
-        told = joined(", ", [Safe(f"{text(key)} {text(value)}") for key, value in list(ran_by.items())[:_MAX_NAMED]])
-        yield f"Run by {told}."

@@ -12,7 +12,8 @@ from pipeline.evaluation import EvalReport, Measurement, Score
 from pipeline.gate_report import BudgetResult, Outcome
 from pipeline.headlines import headlines
 from pipeline.hub.files import parse_repo_id
-from pipeline.manifest import Manifest, QuantRecord, StageRecord
+from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
+from pipeline.quants import rank
 
 if TYPE_CHECKING:
     from pipeline.licence import Licence
@@ -75,6 +76,12 @@ class Subject:
         return dict(sorted(chosen.items(), key=lambda item: (-item[1].size_bytes, item[0])))
 
     @property
+    def imatrices(self) -> tuple[ImatrixRecord, ...]:
+        """The importance matrices that these files were made with, each once."""
+        found = {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
+        return tuple(found[name] for name in sorted(found))
+
+    @property
     def report(self) -> EvalReport | None:
         """The evaluation to show."""
         return self.manifest.evaluations.get(self.context.suite)
@@ -110,10 +117,13 @@ class Subject:
 
     @property
     def usual(self) -> str:
-        """The file that the examples name: nearest to 4.85 bits, of those that passed. "" where there is none."""
+        """The file that the examples name: the most useful of those that passed, and of types that no one ranks the
+        nearest to 4.85 bits. "" where there is none.
+        """
         failed = {result.quant for result in self.gate("failed")}
         labels = [label for label in self.quants if label not in failed] or list(self.quants)
-        return min(labels, key=lambda label: abs(self.quants[label].bits_per_weight - USUAL_BITS), default="")
+        far = {label: abs(self.quants[label].bits_per_weight - USUAL_BITS) for label in labels}
+        return min(labels, key=lambda label: (rank(label), far[label]), default="")
 
     @property
     def title(self) -> str:

@@ -182,4 +182,5 @@ def _gate_row(found: BudgetResult) -> tuple[Safe, ...]:
 def _hashes(subject: Subject) -> Table | None:
     files = [file for record in subject.quants.values() for file in record.files]
     rows = [(code(file.path), Safe(f"{file.size_bytes:,}"), code(file.sha256 or "")) for file in files]
+    rows += [(code(m.file), Safe(f"{m.size_bytes:,}"), code(m.sha256)) for m in subject.imatrices]
     return table("hashes", "hashes table", ("file", "bytes", "SHA-256"), rows)

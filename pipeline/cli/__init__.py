@@ -19,7 +19,19 @@ from rich.markup import escape
 from pipeline.cli.output import people, print_json
 from pipeline.contract import ExitCode
 from pipeline.errors import Interrupted, OutOfResources, QuantyardError
-from pipeline.settings import ADAPTING, CHECKING, MEASURING, PACKING, PUBLISHING, SERVING, SETTINGS, add_options
+from pipeline.settings import (
+    ADAPTING,
+    CHECKING,
+    CHOOSING,
+    COMPARING,
+    MEASURING,
+    PACKING,
+    PUBLISHING,
+    SERVING,
+    SETTINGS,
+    TUNING,
+    add_options,
+)
 from pipeline.stage import is_out_of_space
 
 _MACHINE = (
@@ -74,11 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_NOT_BUILDING = {*MEASURING, *SERVING, *PACKING, *ADAPTING, *PUBLISHING, *CHECKING}
+_NOT_BUILDING = {*MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING}
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *_MACHINE)
 _EVALUATING = (*_BUILDING, *MEASURING)
 _LORA = (*ADAPTING, "ALLOW_PICKLE", "WORKERS", "JSON", *_MACHINE)
+_CHOOSE = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "CONTEXT_SIZE", "JSON", *_MACHINE, *CHOOSING)
 _PUBLISH = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "JSON", *_MACHINE, *PUBLISHING)
 # To add a command: add a row, a target to the Makefile and a line to README.md (tests compare the three).
 # The second column: module and function, imported only when the command is typed. The last: which settings are its
@@ -97,8 +110,13 @@ COMMANDS: tuple[tuple[str, str, str, Sequence[str] | None], ...] = (
         (*_SERVE, *SERVING),
     ),
     (
-        "plan", "build.plan", "Show what a build (with SUITE: an eval) would run, download and need, and do nothing.",
-        _EVALUATING,
+        "plan", "build.plan",
+        "Show what a build (with SUITE: an eval; with QUANTS: a matrix) would run, need and take, and do nothing.",
+        (*_EVALUATING, *COMPARING),
+    ),
+    (
+        "matrix", "matrix.matrix", "Make and measure many quants in one run; one that fails leaves the others alone.",
+        (*_EVALUATING, *COMPARING),
     ),
     (
         "publish", "release.publish", "Publish what was built and measured: to the Hub, to a registry, or both.",
@@ -112,9 +130,23 @@ COMMANDS: tuple[tuple[str, str, str, Sequence[str] | None], ...] = (
         "verify", "verify.verify", "Check a published repo, a folder or a file against its manifest.",
         (*CHECKING, "MODEL", "ALLOW_PICKLE", "THREADS", "JSON", *_MACHINE),
     ),
+    (
+        "choose", "choose.choose_file", "Name the best of the files that were measured, for a memory and a speed.",
+        _CHOOSE,
+    ),
+    (
+        "tune", "tune.tune", "Search the types of a model's tensors for a size or a divergence; make and measure it.",
+        ("MODEL", "OUTTYPE", "CALIBRATION", "CHUNKS", "GGUF_FILE", "ALLOW_PICKLE", "ALLOW_MISMATCH", "THREADS",
+         "WORKERS", "JSON", *TUNING, *_MACHINE),
+    ),
+    (
+        "rates", "rates.rates", "Time the stages on a model of random weights, so that plans can tell their time.",
+        ("THREADS", "JSON", *_MACHINE),
+    ),
     ("gate", "release.gate", "Hold the budgets against what was measured; publish nothing.", _PUBLISH),
     ("report", "release.report", "Write the card and the page of what was measured, and show the page.", _PUBLISH),
     ("quants", "build.quants", "List every quantization type, and when to choose it.", ("JSON",)),
+    ("models", "build.models", "List the models that MODEL knows by a short name.", ("JSON",)),
     ("doctor", "build.doctor", "Check this machine, with a remedy for each finding.", ("JSON", *_MACHINE)),
     (
         "demo", "build.demo", "The tour: build and measure a real 135M model with no account anywhere.",

@@ -8,15 +8,19 @@ import sys
 from dataclasses import replace
 
 from pipeline import eval_summary, summary
-from pipeline.build import Builder, BuiltFile, Measured
+from pipeline.build import Builder
+from pipeline.cli.matrix import matrix_request
 from pipeline.cli.output import data, people, print_json, print_line, reporter_for
-from pipeline.cli.run import built_for, engine_of, plan_of, prepare, request_of, run_plan
+from pipeline.cli.release import write_report
+from pipeline.cli.run import built_for, engine_of, for_fewer, foreseen, plan_of, request_of, run_plan
 from pipeline.contract_steps import add_contract
 from pipeline.errors import BadRequest
 from pipeline.hub.read import HubAccess
 from pipeline.images import IMAGES
 from pipeline.manifest import read_manifest
+from pipeline.presets import presets
 from pipeline.quants import QUANTS, parse_list
+from pipeline.records import BuiltFile, Measured
 from pipeline.requests import BuildRequest, MeasureRequest, PublishRequest
 from pipeline.settings import REPO_DIR
 from pipeline.store import HashCache
@@ -105,15 +109,17 @@ def _run_build(request: BuildRequest) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     request = request_of(args)
-    if request.measure is not None and not request.measure.suite:
+    if request.matrix_quants:
+        request = matrix_request(request)
+    elif request.measure is not None and not request.measure.suite:
         request = replace(request, measure=None)
     engine, reason = engine_of(request)
-    builder, finished, cost = prepare(request, plan_of(request), engine)
+    builder, finished, cost = foreseen(request, plan_of(request), engine)
     if request.json:
         print_json(summary.plan_json(builder.plan, finished, cost, engine.name))
         return
     data().print(summary.plan_text(builder.plan, finished, cost, engine.name, reason), soft_wrap=True)
-    cost.check_disk(request.artifacts)
+    cost.check_disk(request.artifacts, for_fewer(request))
 
 
 def quants(args: argparse.Namespace) -> None:
@@ -121,6 +127,13 @@ def quants(args: argparse.Namespace) -> None:
         print_json({"quants": [summary.quant_json(quant) for quant in QUANTS]})
     else:
         data().print(summary.quants_table(QUANTS))
+
+
+def models(args: argparse.Namespace) -> None:
+    if request_of(args).json:
+        print_json({"models": [summary.preset_json(preset) for preset in presets()]})
+    else:
+        data().print(summary.presets_text(presets()), soft_wrap=True)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -137,7 +150,6 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    from pipeline.cli.release import write_report
     from pipeline.demo import DEMO_NAME, demo_folder
 
     request = request_of(args)
@@ -183,7 +195,7 @@ def _print_measured(measured: Measured) -> None:
     console = people()
     console.print(eval_summary.where_text(measured), soft_wrap=True)
     out = data()
-    out.print(eval_summary.files_table(measured.report))
+    out.print(eval_summary.files_table(measured.report, out.width))
     if table := eval_summary.tasks_table(measured.report):
         out.print()
         out.print(table)

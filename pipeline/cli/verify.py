@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cli.output import data, people, print_json, reporter_for
@@ -16,7 +17,7 @@ from pipeline.hub.read import HubAccess
 from pipeline.manifest import read_manifest
 from pipeline.release import summary as say
 from pipeline.release.check import Check, Subject, check, find_subject, worst
-from pipeline.release.rebuild import check_source, compare_rebuilt, rebuild_request
+from pipeline.release.rebuild import check_source, compare_rebuilt, rebuild_request, with_recorded_imatrices
 from pipeline.requests import BuildRequest, CheckRequest
 
 _DOWNLOADS = "verified"  # a folder of the store
@@ -58,7 +59,8 @@ def _rebuilt(request: BuildRequest, subject: Subject) -> Iterator[Check]:
         again = rebuild_request(request, subject, Path(folder))
         plan = plan_of(again)
         check_source(subject, plan.source.model)
-        builder, built = run_plan(again, plan)
+        plan = with_recorded_imatrices(plan, subject, Path(folder) / ".imatrices")
+        builder, built = run_plan(replace(again, imatrix="none"), plan)  # they are in the plan already
         manifest = read_manifest(builder.store.folder / "manifest.json")
         assert manifest is not None
         yield from compare_rebuilt(subject, {file.quant: file.record for file in built}, manifest.stages)

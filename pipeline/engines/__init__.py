@@ -28,7 +28,7 @@ class Surroundings:
 
 
 class Engine(Protocol):
-    """Runs stages, one at a time."""
+    """Runs stages, several at a time if asked to from several threads."""
 
     name: str
 
@@ -50,3 +50,6 @@ class Engine(Protocol):
             EngineError: the stage could not be started, or its process vanished.
             KeyboardInterrupt: passed on, after the stage was stopped and removed.
         """
+
+    def stop(self) -> None:
+        """Stop every stage that runs now, from another thread; its `run` raises, or returns what the stage left."""

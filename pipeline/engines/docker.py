@@ -75,6 +75,7 @@ class DockerEngine:
         self._around = surroundings
         self._images = images
         self._client = connect()
+        self._running: set[str] = set()  # ids of containers
         self._identities: dict[str, str] = {}  # asking the daemon for each step would take longer than the rest
 
     def identity(self, image: str) -> str | None:
@@ -118,13 +119,20 @@ class DockerEngine:
             self._remove_orphans(space)
             with secrets_folder(spec, self._around) as secrets:
                 container = self._create(spec, self._mounts(spec, space, inputs, secrets), space)
+                self._running.add(container.id)
                 try:
                     return self._follow(spec, space, container, on_progress)
                 finally:
                     self._remove(container.id)
+                    self._running.discard(container.id)
         except _DaemonError as error:
             message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
+
+    def stop(self) -> None:
+        """Remove the container of every stage that runs."""
+        for container_id in tuple(self._running):
+            self._remove(container_id)
 
     def _base_digest(self, image: str) -> str | None:
         """The base image's digest on this machine: the registry's where it came from one, else its id."""

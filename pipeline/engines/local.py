@@ -40,6 +40,7 @@ class LocalEngine:
         self._venv = surroundings.repo_dir / ".venv-local"
         self._python = self._venv / "bin" / "python"
         self._converters = self._venv / "share" / "llama.cpp"
+        self._running: set[subprocess.Popen[bytes]] = set()
 
     def identity(self, image: str) -> str | None:
         """Digest of the packages in `.venv-local`; None until it is set up."""
@@ -84,9 +85,16 @@ class LocalEngine:
             argv, env=self._environment(spec, space), cwd=space.out_dir, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
+        self._running.add(process)
         try:
             return self._follow(spec, space, process, on_progress)
         finally:
+            _stop(process)
+            self._running.discard(process)
+
+    def stop(self) -> None:
+        """Stop the process of every stage that runs."""
+        for process in tuple(self._running):
             _stop(process)
 
     def _link_inputs(self, space: Workspace, inputs: Mapping[str, Artifact]) -> None:

@@ -31,6 +31,7 @@ def download_release(access: HubAccess, name: str, root: Path) -> Path:
         folder = root / repo_id / commit[:12]
         manifest = _manifest(access, repo_id, commit, folder, names)
         wanted = [entry.path for record in manifest.quants.values() for entry in record.files]
+        wanted += manifest.imatrices
         _fetch(access, repo_id, commit, folder, (path for path in (_CARD, *wanted) if path in names))
     except QuantyardError:
         raise

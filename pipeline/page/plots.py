@@ -1,30 +1,26 @@
 """The plots of the comparison page, laid out: `report.html.jinja` writes what is here as SVG.
 
 All coordinates are pixels of the drawing, y downwards. A drawing is at most as wide as a phone, so that its letters
-stay readable there; the largest plot is laid out twice, and the page shows the one that fits.
+stay readable there. The largest plot is in `tradeoff.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
-from pipeline.evaluation import CONFIDENCE, Comparison, EvalReport, Interval
+from pipeline.evaluation import Comparison, EvalReport
 from pipeline.headlines import headlines, is_perplexity
-from pipeline.numbers import digits, human_bytes, signed
+from pipeline.numbers import digits, human_bytes
 from pipeline.page.marks import MARK_OF
-from pipeline.page.scales import CHAR_PX, Box, Placed, Scale, place_names, segments, short, spanning
-from pipeline.page.tables import Subject, change_places
+from pipeline.page.scales import CHAR_PX, Scale, short, spanning
+from pipeline.page.tables import Subject
 from pipeline.page.tasks import delta_text, delta_unit, is_right_or_wrong, value_text
 
 NARROW_PX: Final = 344
-WIDE_PX: Final = 720
 ROW_PX: Final = 21
 MAX_PANELS: Final = 36
-_Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 @dataclass(frozen=True)
@@ -37,131 +33,6 @@ class Spot:
     low: float
     high: float
     said: tuple[str, ...]
-    on_front: bool = True
-    size_bytes: int = 0
-    value: float = 0.0
-
-
-# ---- size against quality ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Quality:
-    """One way to say what a file lost; lower is better."""
-
-    number: int
-    label: str
-    size_bytes: int
-    of: Interval
-    said: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A plot of size against quality at one width."""
-
-    form: str  # wide or narrow
-    width: float
-    height: float
-    frame: Box
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    spots: tuple[Spot, ...]
-    names: tuple[tuple[int, Placed], ...]
-    front: tuple[tuple[float, float], ...]
-    zero: float | None
-
-
-@dataclass(frozen=True)
-class Tradeoff:
-    """A plot of size against quality. `aside`: what it cannot show, a sentence."""
-
-    key: str
-    name: str
-    title: str
-    unit: str
-    aside: str
-    drawings: tuple[Drawing, ...]
-
-
-def tradeoffs(files: Sequence[Subject]) -> tuple[Tradeoff, ...]:
-    """Mean KL divergence and change of perplexity against size, as far as they were measured."""
-    klds, changes = _klds(files), _changes(files)
-    shown = [q for q in klds if q.of.value > 0]  # a log scale has no place for rounding's zeros
-    unseen = ", ".join(q.label for q in klds if q not in shown)
-    baseline = next((s for s in files if s.is_baseline), None)
-    at_zero = f"{baseline.label} itself, {human_bytes(baseline.size_bytes)}, is 0 by definition" if baseline else ""
-    aside = f"{at_zero} and has no place on a log scale{f'; nor has {unseen}, at 0 or below' if unseen else ''}."
-    found = []
-    if shown:
-        found.append(_tradeoff("kld", "Mean KLD", "Mean KL divergence, nats per token", aside, shown, log=True))
-    if changes:
-        found.append(_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", f"{at_zero}: the dashed line.", changes))
-    return tuple(found)
-
-
-def pareto(found: Sequence[Quality]) -> list[Quality]:
-    """Those that no other beats (as small and better, or smaller and as good), from small to large."""
-    front: list[Quality] = []
-    for q in sorted(found, key=lambda q: (q.size_bytes, q.of.value)):
-        if not front or q.of.value < front[-1].of.value:
-            front.append(q)
-    return front
-
-
-def _klds(files: Sequence[Subject]) -> list[Quality]:
-    found = []
-    for s in files:
-        kld = s.divergence.mean_kld if s.divergence else None
-        if kld is not None and s.size_bytes and math.isfinite(kld.value + kld.stderr):
-            of = Interval(value=kld.value, low=kld.value - _Z * kld.stderr, high=kld.value + _Z * kld.stderr)
-            said = f"mean KLD {digits(of.value)} ({digits(of.low)} to {digits(of.high)})"
-            found.append(Quality(s.number, s.label, s.size_bytes, of, (human_bytes(s.size_bytes), said)))
-    return found
-
-
-def _changes(files: Sequence[Subject]) -> list[Quality]:
-    found = []
-    for s in files:
-        change = s.divergence.ppl_change if s.divergence else None
-        if change is not None and s.size_bytes and math.isfinite(change.high):
-            value, low, high = (100 * x for x in (change.value, change.low, change.high))
-            of, places = Interval(value=value, low=low, high=high), change_places(change.value)
-            said = f"ΔPPL {signed(value, places)} % ({signed(low, places)} to {signed(high, places)})"
-            found.append(Quality(s.number, s.label, s.size_bytes, of, (human_bytes(s.size_bytes), said)))
-    return found
-
-
-def _tradeoff(key: str, name: str, title: str, aside: str, found: list[Quality], *, log: bool = False) -> Tradeoff:
-    scale, unit = (1e9, "GB") if max(q.size_bytes for q in found) >= 2e9 else (1e6, "MB")
-    drawings = (
-        _drawing("wide", WIDE_PX, 420, found, scale, log),
-        _drawing("narrow", NARROW_PX, 340, found, scale, log),
-    )
-    return Tradeoff(key, name, title, unit, aside, drawings)
-
-
-def _drawing(form: str, width: float, height: float, found: list[Quality], unit: float, log: bool) -> Drawing:
-    frame = Box(52, 12, width - 12, height - 34)
-    floor = min(q.of.value for q in found) / 10 if log else 0.0
-    ends = [max(end, floor) if log else end for q in found for end in (q.of.low, q.of.high)] + ([] if log else [0.0])
-    x = Scale(*spanning([q.size_bytes / unit for q in found], 0.14), frame.left, frame.right)
-    y = Scale(*spanning(ends, 0.12, log=log), frame.bottom, frame.top, log=log)
-    front = pareto(found)
-    spots = tuple(
-        Spot(q.number, x(q.size_bytes / unit), y(q.of.value), y(max(q.of.low, floor) if log else q.of.low),
-             y(q.of.high), (q.label, *q.said), q in front, q.size_bytes, q.of.value)
-        for q in found
-    )  # fmt: skip
-    line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front)
-    zero = None if log else y(0.0)
-    lines = [*segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
-    lines += [(frame.left, zero, frame.right, zero)] if zero is not None else []
-    names = place_names([(s.x, s.y, short(s.said[0], 130)) for s in spots], lines, frame)
-    return Drawing(
-        form, width, height, frame, x.ticks(max(3, int(width / 90))), y.ticks(7), spots,
-        tuple((s.number, name) for s, name in zip(spots, names, strict=True)), line, zero,
-    )  # fmt: skip
 
 
 # ---- one row per file --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +19,10 @@ from pipeline.headlines import headlines
 from pipeline.manifest import Manifest
 from pipeline.page.facts import facts, plain_words
 from pipeline.page.marks import MARK_OF, SHAPES, VERDICTS
-from pipeline.page.plots import MAX_PANELS, forest, speed, tradeoffs
+from pipeline.page.plots import MAX_PANELS, forest, speed
 from pipeline.page.tables import Subject, checks_table, files_table, gate_table, subjects
 from pipeline.page.tasks import scores_table, tasks_table
+from pipeline.page.tradeoff import tradeoffs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -67,6 +69,7 @@ def _content(manifest: Manifest, report: EvalReport, files: tuple[Subject, ...])
     }  # fmt: skip
 
 
+@cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

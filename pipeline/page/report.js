@@ -77,17 +77,17 @@
   }
 
   // ---- which files are shown, and which one is picked out
+  const costs = ({ dataset: { x, y, speed } }) => [Number(x), Number(y), -speed];
+  const beats = (one, other) => one.every((cost, i) => cost <= other[i]) && one.some((cost, i) => cost < other[i]);
   const front = (svg) => {
     const line = one(".front", svg);
     if (!line) return;
     const points = all(".point", svg).filter((point) => !hidden.has(point.dataset.file));
     points.sort((a, b) => a.dataset.x - b.dataset.x || a.dataset.y - b.dataset.y);
-    let best = Infinity;
     const kept = points.filter((point) => {
-      const better = Number(point.dataset.y) < best;
-      point.classList.toggle("beaten", !better);
-      if (better) best = Number(point.dataset.y);
-      return better;
+      const beaten = points.some((other) => beats(costs(other), costs(point)));
+      point.classList.toggle("beaten", beaten);
+      return !beaten;
     });
     line.setAttribute("points", kept.map((point) => point.dataset.at).join(" "));
   };

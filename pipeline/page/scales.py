@@ -135,7 +135,9 @@ def place_names(
     for i, (x, y, text) in enumerate(points):
         others = [(px, py) for j, (px, py, _) in enumerate(points) if j != i]
         places = _places(x, y, text)
-        best = min(places, key=lambda p: _cost(p.box, (x, y), others, taken, frame))
+        reach = _around(places)
+        near = [box for box in taken if box.overlap(reach) > 0]
+        best = min(places, key=lambda p: _cost(p.box, (x, y), others, near, frame))
         placed.append(best)
         taken.append(best.box)
     return placed
@@ -152,6 +154,15 @@ def _places(x: float, y: float, text: str) -> list[Placed]:
             anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
             found.append(Placed(text, round(at, 1), round(top + LINE_PX - 4, 1), anchor, box, is_far=reach > 16))
     return found
+
+
+def _around(places: Sequence[Placed]) -> Box:
+    """The box that holds them all."""
+    boxes = [place.box for place in places]
+    return Box(
+        min(box.left for box in boxes), min(box.top for box in boxes),
+        max(box.right for box in boxes), max(box.bottom for box in boxes),
+    )  # fmt: skip
 
 
 def _cost(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pipeline.card.render import CardContext, card_differences
+from pipeline.contract import digest_of_files
 from pipeline.errors import BadRequest, HubError, HubUnreachable
-from pipeline.gguf_header import GgufError, read_model
+from pipeline.gguf_header import GgufError, read_header, read_model
 from pipeline.hub.read import HubAccess, resolve
 from pipeline.licence import Licence, check_licence
-from pipeline.manifest import Manifest, QuantRecord, parse_manifest
+from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord, parse_manifest
 from pipeline.quants import QUANTS
 from pipeline.stage import sha256_of
 
@@ -43,6 +44,7 @@ class Subject:
     folder: Path
     manifest: Manifest
     quants: tuple[str, ...]
+    imatrices: tuple[str, ...] = ()
 
 
 def find_subject(path: Path) -> Subject:
@@ -58,10 +60,12 @@ def find_subject(path: Path) -> Subject:
     if not manifest.quants:
         raise BadRequest(f"{folder / MANIFEST} knows no model.", "Build one: make build MODEL=org/name")
     if path.is_dir():
-        return Subject(folder, manifest, tuple(manifest.quants))
+        return Subject(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
+    if path.name in manifest.imatrices:
+        return Subject(folder, manifest, (), (path.name,))
     named = [quant for quant, record in manifest.quants.items() if path.name in {entry.path for entry in record.files}]
     if not named:
-        known = ", ".join(record.file for record in manifest.quants.values())
+        known = ", ".join([*(record.file for record in manifest.quants.values()), *manifest.imatrices])
         message = f"{folder / MANIFEST} does not know {path.name}, only {known}."
         raise BadRequest(message, f"Those are checked by: make verify FILE={folder}")
     return Subject(folder, manifest, tuple(named))
@@ -88,6 +92,9 @@ def check(subject: Subject, access: HubAccess, repo_id: str, on_file: Callable[[
             yield Check(entry.path, *_compare(subject.folder / entry.path, entry.size_bytes, str(entry.sha256)))
         yield _check_type(subject.folder, quant, record)
         yield _check_story(subject.manifest, quant, record)
+    for name in subject.imatrices:
+        on_file(name)
+        yield from _check_imatrix(subject.folder / name, subject.manifest.imatrices[name])
     yield _check_source(subject.manifest, access)
     yield _check_card(subject, repo_id)
 
@@ -116,6 +123,18 @@ def _check_type(folder: Path, quant: str, record: QuantRecord) -> Check:
     return Check(what, "failed", f"its header says {found}, the manifest {quant}")
 
 
+def _check_imatrix(path: Path, record: ImatrixRecord) -> Iterator[Check]:
+    yield Check(record.file, *_compare(path, record.size_bytes, record.sha256))
+    what = f"type of {record.file}"
+    try:
+        kind = read_header(path).metadata.get("general.type")
+    except (GgufError, OSError) as error:
+        yield Check(what, "failed", f"is no GGUF that can be read: {error}")
+        return
+    state: State = "ok" if kind == "imatrix" else "failed"
+    yield Check(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, and no imatrix")
+
+
 def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> Check:
     """What made the file, verified it and measured it are all about the same bytes."""
     problems = list(_contradictions(manifest, quant, record))
@@ -135,12 +154,29 @@ def _contradictions(manifest: Manifest, quant: str, record: QuantRecord) -> Iter
         yield f"no record of {record.made_by}"
     elif made is not None and record.sha256 not in {output.sha256 for output in made.outputs}:
         yield f"{record.made_by} made a file with another hash"
+    if made is not None and (why := _other_imatrix(made, record.imatrix)):
+        yield f"{record.made_by} {why}"
+    if record.imatrix and record.imatrix != manifest.imatrices[record.imatrix.file]:
+        yield f"{record.imatrix.file} is another importance matrix for another file"
     if record.verified_by not in manifest.stages:
         yield f"no record of {record.verified_by}"
     for name, report in manifest.evaluations.items():
         measured = next((m.file.sha256 for m in report.measurements if m.file.label == quant), None)
         if measured not in (None, record.sha256):
             yield f"the suite {name} measured a file with another hash"
+
+
+def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
+    """Where the importance matrix is not the one that made the file; "" where it is, or there was none."""
+    used = made.inputs.get("imatrix")
+    if recorded is None:
+        return "took an importance matrix of which there is no record" if used else ""
+    if used != digest_of_files(tuple(recorded.given)):
+        return f"took another importance matrix than {recorded.file}" if used else "took no importance matrix"
+    names = {entry.path: (entry.size_bytes, entry.sha256) for entry in recorded.given}
+    given = names.get(str(made.request.get("imatrix_file")))
+    same = given == (recorded.size_bytes, recorded.sha256)
+    return "" if same else f"took an importance matrix with another hash than {recorded.file}"
 
 
 def _check_source(manifest: Manifest, access: HubAccess) -> Check:

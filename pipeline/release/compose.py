@@ -149,16 +149,19 @@ def plots_of(release: Release) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Every file of a release: the models by quant, licence texts, and what tells of them."""
+    """Every file of a release: the models by quant, the importance matrices they were made with, licence texts, and
+    what tells of them.
+    """
 
     models: Mapping[str, tuple[PublishedFile, ...]]
+    imatrices: tuple[PublishedFile, ...]
     legal: tuple[PublishedFile, ...]
     words: tuple[PublishedFile, ...]
 
     @property
     def files(self) -> tuple[PublishedFile, ...]:
         """All of them, the models first."""
-        return (*(file for files in self.models.values() for file in files), *self.legal, *self.words)
+        return (*(file for files in self.models.values() for file in files), *self.imatrices, *self.legal, *self.words)
 
 
 def compose(
@@ -174,4 +177,5 @@ def compose(
         *report_files(release),
         *(made(path, text) for path, text in eval_results(manifest, context).items()),
     )
-    return Bundle({quant: parts.get(quant) or (whole(release, quant),) for quant in release.quants}, legal, words)
+    models = {quant: parts.get(quant) or (whole(release, quant),) for quant in release.quants}
+    return Bundle(models, release.imatrices, legal, words)

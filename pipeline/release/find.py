@@ -4,6 +4,7 @@ A release stands in a repo as it stands in the model's folder of the store:
 
     README.md, LICENSE …                the card, and what the licence asks to travel
     <name>-<QUANT>.gguf                 or its parts
+    <name>.imatrix.gguf                 the importance matrix that files were made with
     manifest.json                       how it was made, what was measured
     report.html                         every file beside the baseline
     eval/<suite>/                       the report, its plots, lm-eval's own results
@@ -44,6 +45,7 @@ class Release:
     folder: Path  # of the model in the store
     suite: str
     paths: Mapping[str, Path]  # of each quant's file
+    imatrices: tuple[PublishedFile, ...] = ()
 
     @property
     def report(self) -> EvalReport:
@@ -81,18 +83,30 @@ def find_release(
         raise BadRequest(f"{', '.join(missing)} is not built.", f"Build, measure and publish: {_AGAIN}")
     paths = {quant: _unchanged(folder, source, manifest.quants[quant], hashes) for quant in quants}
     chosen = _choose_suite(manifest, quants, suite)
-    return Release(_only(manifest, quants, chosen), folder, chosen, paths)
+    only = _only(manifest, quants, chosen)
+    return Release(only, folder, chosen, paths, tuple(_imatrices(only, folder, hashes)))
 
 
 def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
     """The file's path; it holds what it held when it was verified."""
     path = (folder if record.made_by or source is None else source) / record.file
+    _refuse_changed(path, record.sha256, hashes)
+    return path
+
+
+def _imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
+    """Each importance matrix that a file of the release was made with."""
+    for name, record in manifest.imatrices.items():
+        _refuse_changed(folder / name, record.sha256, hashes)
+        yield kept(name, folder / name, record.sha256)
+
+
+def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
     if not path.is_file():
         raise BadRequest(f"{path} is gone.", f"Make it again: {_AGAIN}")
-    if (found := hashes.sha256(path, sha256_of)) != record.sha256:
-        message = f"{path} was changed after it was verified: SHA-256 {found}, recorded {record.sha256}."
+    if (found := hashes.sha256(path, sha256_of)) != sha256:
+        message = f"{path} was changed after it was verified: SHA-256 {found}, recorded {sha256}."
         raise BadRequest(message, f"Remove it and make it again: {_AGAIN}")
-    return path
 
 
 def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from pipeline.build import Reporter
 from pipeline.contract import ExitCode, FileEntry, Progress, StageResult
+from pipeline.reporter import Reporter
 
 _STAGE = "publish"
 _SMALL_BYTES = 2**20  # plots and texts are there before anybody has read their names
@@ -28,7 +28,7 @@ class UploadProgress:
         if path not in self._began:
             self._began[path] = time.monotonic()
             self.reporter.begin(path, len(self._began), max(self.n_files, len(self._began)))
-        self.reporter.progress(Progress(stage=_STAGE, done=done_bytes, total=total_bytes, unit="bytes"))
+        self.reporter.progress(path, Progress(stage=_STAGE, done=done_bytes, total=total_bytes, unit="bytes"))
         if done_bytes >= total_bytes:
             self._end(path, total_bytes)
 

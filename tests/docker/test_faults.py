@@ -45,10 +45,11 @@ def _finishes(model: Path, artifacts: Path) -> bool:
     return Path(made["files"][0]["path"]).exists()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("how", [
-    pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(("how", "stage"), [
+    pytest.param(signal.SIGINT, "convert", id="ctrl-c-convert"),
+    pytest.param(signal.SIGINT, "quantize", id="ctrl-c-quantize", marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, "verify", id="terminated-verify", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_an_interrupted_build_removes_its_container_and_the_next_run_finishes(
     how: signal.Signals, stage: str, tiny_model: Path, builder_image: str, tmp_path: Path, stage_container: WaitFor
 ) -> None:

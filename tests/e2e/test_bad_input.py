@@ -24,17 +24,6 @@ from tests.gguf_files import SMALL, SMALL_METADATA, TensorSpec, gguf, preamble, 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens: whoever asks the Hub for a bad name gets exit code 4
 
 
-@pytest.fixture(scope="module")
-def some_engine(request: pytest.FixtureRequest) -> str:
-    """Docker where a daemon answers, else local: bad input is bad on both."""
-    try:
-        request.getfixturevalue("builder_image")
-    except pytest.skip.Exception:
-        request.getfixturevalue("local_tools")
-        return "local"
-    return "docker"
-
-
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model, to be spoiled."""

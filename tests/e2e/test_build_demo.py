@@ -5,8 +5,11 @@ One build per engine is shared by all tests here: converting takes most of the t
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
+from rich.console import Console
 
+from pipeline.demo import demo_folder
+from pipeline.engines.choose import choose_engine
 from pipeline.gguf_header import TensorInfo, read_model
+from pipeline.progress import LineReporter
 from pipeline.safetensors_header import SafetensorsTensor, read_file
+from pipeline.settings import REPO_DIR, read_pins, read_request
 from pipeline.stage import sha256_of
 from tests.conftest import run, run_json
 
@@ -260,3 +268,17 @@ def _same_bits(path: Path, before: SafetensorsTensor, after: TensorInfo) -> bool
 
 def _sorted_rows(matrix: npt.NDArray[Any]) -> list[bytes]:
     return sorted(row.tobytes() for row in matrix)
+
+
+@pytest.mark.slow
+def test_the_demo_folder_is_the_same_to_the_byte_whichever_engine_makes_it(
+    demo_model: Path, local_tools: None, tmp_path: Path
+) -> None:
+    gguf = demo_model.parent / Path(read_pins(REPO_DIR / "versions.env")["DEMO_FILE"]).name
+    (tmp_path / "demo").mkdir()
+    shutil.copy(gguf, tmp_path / "demo")  # it need not be downloaded again
+    settings = read_request(argparse.Namespace(), os.environ | {"ENGINE": "local", "ARTIFACTS": str(tmp_path)})
+    engine, _ = choose_engine(settings.engine, settings.surroundings, settings.images)
+    again = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
+    hashes = [{path.name: sha256_of(path) for path in folder.iterdir()} for folder in (demo_model, again)]
+    assert hashes[0] == hashes[1]

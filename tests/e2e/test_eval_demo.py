@@ -162,7 +162,7 @@ def test_a_suite_that_is_none_of_ours_names_the_nearest(demo_model: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("demo_model")
-def test_the_demo_ends_with_the_smoke_evaluation(engine: str) -> None:
-    made = run_json("demo", ENGINE=engine)
+def test_the_demo_ends_with_the_smoke_evaluation(some_engine: str) -> None:
+    made = run_json("demo", ENGINE=some_engine)
     labels = [m["file"]["label"] for m in made["report"]["measurements"]]
     assert labels == ["BF16", "Q4_K_M", "Q8_0"] and made["suite"] == "smoke"

@@ -44,19 +44,28 @@ class Done:
     progress: list[dict[str, Any]]
     stderr: str
     found: Divergence | None
+    files: Path
 
 
 @pytest.fixture
 def run_divergence(tmp_path: Path) -> Callable[..., Done]:
     """Runs the stage as the engines do: a process, folders in and out."""
 
-    def run(model: Path, baseline: Path | None = None, text: bytes | None = None, **settings: Any) -> Done:
+    def run(
+        model: Path, baseline: Path | None = None, text: bytes | None = None, beside: dict[str, Path] | None = None,
+        baseline_label: str = "", **settings: Any,
+    ) -> Done:
         folder = Path(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
         request: dict[str, Any] = {"label": "Q", "runtime": {"threads": ONE_THREAD}, "model_file": model.name}
         _link(model, folder / "in" / "model")
         if baseline is not None:
             _link(baseline, folder / "in" / "baseline")
             request["baseline_file"] = baseline.name
+        members = beside or {}
+        for label, file in members.items():
+            _link(file, folder / "in" / f"model-{label}")
+        request["beside"] = [{"label": label, "model_file": file.name} for label, file in members.items()]
+        request["baseline_label"] = baseline_label
         if text is not None:
             (folder / "in" / "suite").mkdir()
             (folder / "in" / "suite" / "text.txt").write_bytes(text)
@@ -69,7 +78,10 @@ def run_divergence(tmp_path: Path) -> Callable[..., Done]:
         assert done.returncode == result.exit_code, done.stderr
         left = folder / "out" / "files" / "divergence.json"
         found = Divergence.model_validate_json(left.read_text()) if left.exists() else None
-        return Done(result, [json.loads(line) for line in done.stdout.splitlines()], done.stderr, found)
+        return Done(
+            result, [json.loads(line) for line in done.stdout.splitlines()], done.stderr, found,
+            folder / "out" / "files",
+        )
 
     return run
 
@@ -214,8 +226,39 @@ def test_the_stage_leaves_a_divergence_and_its_facts(
     assert found.mean_kld is not None and found.mean_kld.value > 0
     assert done.result.facts == {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value}
     assert done.result.tools["llama.cpp"].startswith("llama-cpp-python ")
-    assert done.progress[-1] == {"event": "progress", "stage": "divergence", "done": 6, "total": 6, "unit": "chunks"}
+    assert done.progress[-1] == {"event": "progress", "stage": "divergence", "done": 3, "total": 3, "unit": "chunks"}
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_lm_evals_perplexity_is_read_where_it_is_asked_for(
+    run_divergence: Callable[..., Done], tiny: Path, tiny_model: GgufModel
+) -> None:
+    asked, plain = (run_divergence(tiny, n_ctx=128, n_chunks=3, rolling=rolling) for rolling in (True, False))
+    assert asked.found is not None and plain.found is not None
+    windows = rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128, n_chunks=3))
+    expected = rolling_perplexity(tiny_model, windows, ONE_THREAD, lambda _done: None)
+    assert asked.found.rolling_perplexity == expected and plain.found.rolling_perplexity is None
+    assert asked.found.perplexity == plain.found.perplexity and asked.progress[-1]["total"] == 6
+
+
+def test_files_read_in_step_have_the_values_that_each_has_alone(
+    run_divergence: Callable[..., Done], tiny: Path, other: Path
+) -> None:
+    alone = {"B": run_divergence(tiny, n_chunks=2).found, "Q": run_divergence(other, tiny, n_chunks=2).found}
+    done = run_divergence(
+        other, tiny, n_chunks=2, beside={"R": tiny}, baseline_label="B"
+    )
+    found = {name: _found(done, name) for name in ("B", "Q", "R")}
+    for name, before in alone.items():
+        assert before is not None
+        same = {"label": name, "duration_s": 0.0}
+        assert found[name].model_copy(update=same) == before.model_copy(update=same)
+    assert found["R"].mean_kld is not None and found["R"].mean_kld.value < 1e-6  # the baseline itself
+    assert done.result.facts.keys() == {"B", "Q", "R"} and done.progress[-1]["done"] == done.progress[-1]["total"]
+
+
+def _found(done: Done, label: str) -> Divergence:
+    return Divergence.model_validate_json((done.files / label / "divergence.json").read_text())
 
 
 def test_without_a_baseline_perplexity_is_all_there_is(

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("matplotlib")
 
 from matplotlib.text import Annotation, Text
 
 from eval.plot_style import MARKS, THEMES, Theme, settle, styled
-from eval.plot_tradeoff import Point, pareto
 from eval.plots import PLOTS, draw
 from pipeline.evaluation import EvalReport, ReportRequest, Suite, TaskEntry
 from tests.evaluations import LARGE, SMALL, evaluation, outcome, right_or_wrong, simulated
@@ -181,20 +178,6 @@ def _contrast(one: str, two: str) -> float:
 
     low, high = sorted((luminance(one), luminance(two)))
     return (high + 0.05) / (low + 0.05)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=12), st.booleans())
-def test_the_front_holds_exactly_the_files_that_no_other_beats(pairs: list[tuple[int, int]], lower: bool) -> None:
-    points = [Point(str(i), size, value, value, value) for i, (size, value) in enumerate(pairs)]
-    front = {(p.size, p.value) for p in pareto(points, lower)}
-    sign = 1 if lower else -1
-    unbeaten = {
-        (p.size, p.value) for p in points
-        if not any(o.size <= p.size and sign * o.value <= sign * p.value and (o.size, o.value) != (p.size, p.value)
-                   for o in points)
-    }  # fmt: skip
-    assert front == unbeaten
 
 
 def test_the_stage_leaves_report_text_and_plots_and_says_what_it_found(tmp_path: Path) -> None:

@@ -102,6 +102,17 @@ def test_a_file_is_taken_out_everywhere_by_its_name_and_comes_back(browser: Brow
     assert browser.one(".wide .front").get_attribute("points").split() == line.split()
 
 
+def test_a_file_is_no_longer_hollow_once_what_beats_it_is_taken_out(browser: Browser, page: Page) -> None:
+    browser.open(page(manifest_of(LARGE)))
+    winner = browser.texts(".chip").index("IQ4_XS")
+    hollow = "[...document.querySelectorAll('.wide .point.beaten')].map(e => e.dataset.said.split('\\n')[0])"
+    assert set(browser.run(hollow)) == {"Q4_0"}
+    browser.one(f'.chip[data-file="{winner}"]').click()
+    assert browser.run(hollow) == []
+    browser.one("#all-files").click()
+    assert set(browser.run(hollow)) == {"Q4_0"}
+
+
 def test_a_point_tells_its_values_on_hover(browser: Browser, page: Page) -> None:
     from selenium.webdriver import ActionChains
 

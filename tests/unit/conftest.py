@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,22 @@ from pipeline.evaluation import Runtime, Suite, TaskEntry
 from pipeline.measure import MeasureOptions, add_measuring
 from pipeline.plan import BuildOptions, make_plan
 from pipeline.quants import parse_list
+from pipeline.schedule import Room
 from pipeline.settings import REPO_DIR
 from pipeline.source import Source
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact, ModelId, ModelStore
 from tests.unit.fake_engine import FakeEngine
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """A command tells its own process of certificates and proxies; the next test is another process' worth."""
+    before = dict(os.environ)
+    yield
+    if before != dict(os.environ):
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Notes:
@@ -31,11 +43,14 @@ class Notes:
     def begin(self, label: str, number: int, of: int) -> None:
         self.lines.append(f"begin {label}")
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, label: str, progress: Progress) -> None:
         self.lines.append(f"progress {progress.done}")
 
     def end(self, label: str, result: StageResult) -> None:
         self.lines.append(f"end {label}")
+
+    def fail(self, label: str, text: str) -> None:
+        self.lines.append(text)
 
     def note(self, text: str) -> None:
         self.lines.append(text)
@@ -68,6 +83,7 @@ def hub_source(local_source: Source) -> Source:
 
 MakeBuilder = Callable[..., Builder]
 MakeMeasured = Callable[..., Builder]
+ONE_AT_A_TIME = Room(slots=1, memory_bytes=0)  # what runs side by side is the subject of test_schedule.py
 SUITE = Suite(name="trial", tasks=(TaskEntry(task="arc_easy", limit=200),))
 OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime(), machine="a CPU, 2 cores")
 
@@ -79,7 +95,8 @@ def make_builder(tmp_path: Path) -> MakeBuilder:
             quants=parse_list(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
             allow_mismatch=False, threads=0, workers=4, endpoint=None,
         )
-        return Builder(make_plan(source, options), engine, ModelStore(tmp_path / "artifacts", source.model), REPO_DIR)
+        store = ModelStore(tmp_path / "artifacts", source.model)
+        return Builder(make_plan(source, options), engine, store, REPO_DIR, room=ONE_AT_A_TIME)
 
     return make
 

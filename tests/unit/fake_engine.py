@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.contract import ExitCode, FileEntry, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress
-from pipeline.evaluation import ReportRequest
+from pipeline.evaluation import DivergenceRequest, ReportRequest
 from pipeline.plan import StageSpec
 from pipeline.serving import CheckRecord, ContractReport, ContractRequest
 from pipeline.stage import sha256_of
@@ -38,6 +39,21 @@ def _done(spec: StageSpec, space: Workspace, names: tuple[str, ...]) -> StageRes
     return StageResult(
         stage=spec.row.name, exit_code=ExitCode.DONE, outputs=entries, facts={"bits_per_weight": 4.5}
     )
+
+
+def diverges(spec: StageSpec, space: Workspace) -> StageResult:
+    """The divergence of one file, or of all that are read in step."""
+    request = spec.request
+    assert isinstance(request, DivergenceRequest)
+    labels = [request.label, *(member.label for member in request.beside)]
+    labels += [request.baseline_label] if request.baseline_label else []
+    names = [f"{label}/divergence.json" for label in labels] if request.is_joined else ["divergence.json"]
+    for name in names:
+        (space.out_dir / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (space.out_dir / "files" / name).write_text(f"{name} of {spec.label}")
+    result = _done(spec, space, tuple(names))
+    facts = {label: {"perplexity": 9.0, "mean_kld": 0.01} for label in labels}
+    return result.model_copy(update={"facts": facts if request.is_joined else facts[request.label]})
 
 
 def reports(spec: StageSpec, space: Workspace) -> StageResult:
@@ -92,7 +108,7 @@ def interrupted(spec: StageSpec, space: Workspace) -> StageResult:
 
 _DEFAULTS: Mapping[str, Behaviour] = {
     "verify": writes(), "datasets": writes("questions.arrow"), "evaluate": writes("evaluation.json"),
-    "divergence": writes("divergence.json"), "speed": writes("speed.json"), "report": reports,
+    "divergence": diverges, "speed": writes("speed.json"), "report": reports,
     "contract": keeps_contract(),
 }  # fmt: skip
 
@@ -107,6 +123,7 @@ class FakeEngine:
     prepared: list[str] = field(default_factory=list)
     told: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)  # inputs.json of each stage
     name: str = "fake"
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def identity(self, image: str) -> str | None:
         return self.image or ("image-built" if image in self.prepared else None)
@@ -116,6 +133,9 @@ class FakeEngine:
 
     def describe(self, image: str) -> dict[str, str]:
         return {"engine": "fake"}
+
+    def stop(self) -> None:
+        self.stopped.set()
 
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress

@@ -194,6 +194,26 @@ def _unfinished(folder: Path) -> list[Path]:
     return list((folder / "stages").glob(".*"))
 
 
+def test_a_quant_that_fails_leaves_the_others_alone_if_that_is_wanted(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    engine = FakeEngine(behaviours={"quantize Q4_K_M": fails(ExitCode.RESOURCES)})
+    builder = make_builder(local_source, engine, "Q4_K_M,Q8_0")
+    builder.keep_going = True
+    built = builder.run(notes)
+    assert [file.quant for file in built] == ["Q8_0"]
+    assert list(builder.failures) == ["quantize Q4_K_M"] and "verify Q4_K_M" not in engine.ran
+
+
+def test_what_all_quants_need_ends_the_build_whatever_is_wanted(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    builder = make_builder(local_source, FakeEngine(behaviours={"convert": fails(ExitCode.UNSUPPORTED_MODEL)}))
+    builder.keep_going = True
+    with pytest.raises(StageFailed):
+        builder.run(notes)
+
+
 def test_the_manifest_tells_of_the_file_that_is_there_whatever_was_made_in_between(
     local_source: Source, make_builder: MakeBuilder, notes: Notes
 ) -> None:

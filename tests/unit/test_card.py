@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from markdown_it import MarkdownIt
 
-from pipeline.card.blocks import blocks_in
+from pipeline.card.blocks import blocks_in, cells
 from pipeline.card.metadata import OWN_TAGS
 from pipeline.card.render import CardContext, card_differences, eval_results, render_card
 from pipeline.card.results import BENCHMARKS
@@ -21,7 +21,8 @@ from pipeline.errors import BadRequest
 from pipeline.licence import Licence
 from pipeline.manifest import Manifest, SourceCard
 from tests.cards import CONTEXT, LEGAL, gate, standard, whole
-from tests.manifests import NAME, manifest_of
+from tests.evaluations import LARGE
+from tests.manifests import NAME, manifest_of, sha256_of, with_imatrix
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,64 @@ def test_what_was_never_evaluated_or_tested_says_so() -> None:
     assert card_differences(found, manifest, replace(CONTEXT, suite="")) == []
 
 
-def test_the_card_says_from_which_imatrix_or_that_there_was_none(card: str) -> None:
-    assert f"Importance matrix: `{'d' * 64}`" in card
-    assert "Importance matrix: none. Calibration data: none." in render_card(manifest_of(), CONTEXT)
+def test_the_card_says_which_files_an_imatrix_made_and_of_which_text(card: str) -> None:
+    (line, *_) = dict(blocks_in(card))["apart"]
+    assert f"`Q4_K_M`: made with the importance matrix `{NAME}.imatrix.gguf`, of Quantyard's own text (" in line
+    assert sha256_of("text") in line and "234 chunks of 512 tokens" in line
+    hashes = "\n".join(dict(blocks_in(card))["hashes"])
+    assert f"| `{NAME}.imatrix.gguf` | 4,000,000 | `{sha256_of('imatrix')}` |" in hashes
+    assert "calibrate: llama" in card and "Importance matrix: none" not in card
+
+
+def test_the_users_calibration_text_is_named_and_one_that_was_overwritten_since_by_its_hash(manifest: Manifest) -> None:
+    made = manifest.stages["calibrate"]
+    facts = made.facts | {"text": "a_b.txt"}
+    of_users = made.model_copy(update={"request": {"text_files": ["a_b.txt"]}, "facts": facts})
+    found = render_card(manifest.model_copy(update={"stages": manifest.stages | {"calibrate": of_users}}), CONTEXT)
+    assert r"of the text a\_b&#46;txt (SHA-256" in found
+    later = made.model_copy(update={"outputs": made.outputs[:1]})
+    found = render_card(manifest.model_copy(update={"stages": manifest.stages | {"calibrate": later}}), CONTEXT)
+    assert f"of a text with the SHA-256 `{sha256_of('text')}`" in found
+
+
+def test_an_imatrix_that_was_given_is_said_to_be_made_elsewhere() -> None:
+    found = render_card(with_imatrix(manifest_of(), "Q4_K_M", "Q8_0", made=False), CONTEXT)
+    assert dict(blocks_in(found))["apart"] == [
+        f"- `Q8_0`, `Q4_K_M`: made with the importance matrix `{NAME}.imatrix.gguf`, made elsewhere."
+    ]
+
+
+def test_without_an_imatrix_the_card_says_none_and_of_one_that_was_not_kept_its_digest() -> None:
+    plain = render_card(manifest_of(), CONTEXT)
+    assert "Importance matrix: none. Calibration data: none." in plain and "apart" not in dict(blocks_in(plain))
+    manifest = manifest_of()
+    used = manifest.stages["quantize Q4_K_M"].model_copy(update={"inputs": {"imatrix": "d" * 64}})
+    lost = manifest.model_copy(update={"stages": manifest.stages | {"quantize Q4_K_M": used}})
+    assert f"Importance matrix: not kept, digest `{'d' * 64}`." in render_card(lost, CONTEXT)
+
+
+def test_an_imatrix_that_proved_of_no_use_is_not_on_the_card() -> None:
+    manifest = with_imatrix(manifest_of(), "Q4_K_M")
+    found = render_card(manifest, replace(CONTEXT, quants=("Q8_0",)))
+    assert "Importance matrix: none." in found and "calibrate" not in found and "imatrix" not in found
+
+
+def test_a_file_of_a_recipe_says_what_the_recipe_is(card: str) -> None:
+    (_, line) = dict(blocks_in(card))["apart"]
+    assert line == "- `Q8_0`: a mix of tensor types, Q8\\_0 but for `ffn_down` Q6\\_K, `output` Q8\\_0."
+
+
+def test_a_card_of_six_files_is_complete_and_ordered_by_size_whatever_order_they_were_made_in() -> None:
+    six = [LARGE[0], *(LARGE[i] for i in (3, 8, 1, 5, 2, 7))]
+    manifest = manifest_of(six)
+    blocks = dict(blocks_in(render_card(manifest, CONTEXT)))
+    sizes = {label: record.size_bytes for label, record in manifest.quants.items()}
+    large_first = sorted(sizes, key=lambda label: -sizes[label])
+    assert [cells(row)[0].strip("`") for row in blocks["files"][3:]] == large_first
+    assert [cells(row)[1].strip("`") for row in blocks["choice"][2:]] == large_first[::-1]
+    assert [cells(row)[0].strip("`") for row in blocks["speed"][3:]] == large_first
+    assert len(blocks["hashes"]) == len(blocks["verdicts"]) == 2 + 6
+    assert not any("—" in cells(row) for row in blocks["files"][3:])
 
 
 def test_a_mismatch_that_was_allowed_is_on_the_card() -> None:

@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run as cli_run
-from pipeline.contract import ExitCode, FileEntry, Progress, StageResult
+from pipeline.contract import ExitCode, Progress, StageResult
 from pipeline.contract_steps import label_of
-from pipeline.evaluation import EvalReport, ReportRequest
 from pipeline.manifest import SCHEMA_VERSION
-from pipeline.plan import StageSpec
-from pipeline.quants import find
 from pipeline.release.check import Check
 from pipeline.release.progress import UploadProgress
 from pipeline.release.summary import checks_text
-from pipeline.stage import sha256_of
-from pipeline.store import Workspace
 from tests.hub_server import HubServer
-from tests.manifests import contract_report
-from tests.released import REPO, SUITE, Yard, lay_out, simulated, tiny
-from tests.unit.fake_engine import FakeEngine, fails, keeps_contract, reports, writes
+from tests.released import REPO, SUITE, Yard, lay_out
+from tests.unit.fake_engine import FakeEngine, fails, keeps_contract, writes
+from tests.unit.release_engine import engine_of
 
 
 @pytest.fixture
@@ -115,52 +109,9 @@ def test_a_suite_of_the_users_own_is_found_by_its_file(yard: Yard) -> None:
 # ---- release, on the fake engine ---------------------------------------------------------------------
 
 
-def _model(spec: StageSpec, space: Workspace) -> StageResult:
-    """A real GGUF of the type asked for."""
-    quant = spec.label.partition(" ")[2] or "BF16"
-    result = writes("model.gguf", "reference.json")(spec, space)
-    path = space.out_dir / "files" / "model.gguf"
-    path.write_bytes(tiny(find(quant).name))
-    entry = FileEntry(path="model.gguf", size_bytes=path.stat().st_size, sha256=sha256_of(path))
-    return result.model_copy(update={"outputs": (entry, *result.outputs[1:])})
-
-
-def _report(spec: StageSpec, space: Workspace) -> StageResult:
-    """What was measured of those very files."""
-    request = spec.request
-    assert isinstance(request, ReportRequest)
-    result, path = reports(spec, space), space.out_dir / "files" / "report.json"
-    files = space.out_dir.parents[1].glob("quantize-*/files/model.gguf")
-    hashes = {file.parents[1].name.rsplit("-", 1)[0].removeprefix("quantize-"): sha256_of(file) for file in files}
-    found = simulated().evaluations[SUITE]
-    measured = tuple(
-        m.model_copy(update={"file": m.file.model_copy(update={"sha256": hashes.get(m.file.label)})})
-        for m in found.measurements if m.file.label in request.labels
-    )
-    told = EvalReport.model_validate(found.model_dump() | {"measurements": measured, "suite": request.suite})
-    path.write_text(told.model_dump_json())
-    entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=sha256_of(path))
-    return result.model_copy(update={"outputs": (entry, *result.outputs[1:])})
-
-
-def _contract(spec: StageSpec, space: Workspace) -> StageResult:
-    """One promise that the model cannot keep, beside those that it does."""
-    result, path = keeps_contract()(spec, space), space.out_dir / "files" / "report.json"
-    path.write_text(contract_report(spec.label.partition(" ")[2]).model_dump_json())
-    entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=sha256_of(path))
-    return result.model_copy(update={"outputs": (entry,)})
-
-
 @pytest.fixture
 def engine(yard: Yard) -> FakeEngine:
-    """An engine that builds and measures; nothing of the model is there yet."""
-    for path in yard.folder.iterdir():
-        if path.is_file():
-            path.unlink()
-    labels, tests = ("convert", "quantize Q8_0", "quantize Q4_K_M"), (label_of("Q8_0"), label_of("Q4_K_M"))
-    made = FakeEngine(behaviours=dict.fromkeys(labels, _model) | {"report": _report} | dict.fromkeys(tests, _contract))
-    yard.monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (made, "asked for"))
-    return made
+    return engine_of(yard)
 
 
 def test_release_builds_measures_tests_judges_and_publishes(yard: Yard, engine: FakeEngine) -> None:
@@ -257,11 +208,14 @@ class _Told:
     def begin(self, label: str, number: int, of: int) -> None:
         self.lines.append(f"begin {label} {number}/{of}")
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, label: str, progress: Progress) -> None:
         self.lines.append(f"{progress.done}/{progress.total} {progress.unit}")
 
     def end(self, label: str, result: StageResult) -> None:
         self.lines.append(f"end {label} {result.outputs[0].size_bytes}")
+
+    def fail(self, label: str, text: str) -> None:
+        self.lines.append(text)
 
     def note(self, text: str) -> None:
         self.lines.append(text)

@@ -26,8 +26,8 @@ def test_a_measuring_runs_its_stages_in_order_around_the_build(
     measured(local_source, engine, "Q4_K_M,Q8_0").run(notes)
     assert engine.ran == [
         "datasets", "convert", "quantize Q4_K_M", "verify Q4_K_M", "quantize Q8_0", "verify Q8_0",
-        "evaluate BF16", "evaluate Q4_K_M", "evaluate Q8_0", "divergence BF16", "divergence Q4_K_M",
-        "divergence Q8_0", "speed BF16", "speed Q4_K_M", "speed Q8_0", "report",
+        "evaluate BF16", "evaluate Q4_K_M", "evaluate Q8_0", "divergence BF16, Q4_K_M, Q8_0",
+        "speed BF16", "speed Q4_K_M", "speed Q8_0", "report",
     ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_a_model_that_is_built_is_only_measured(
     builder.run(notes)
     assert engine.prepared == ["eval"]
     assert {label.split()[0] for label in engine.ran} == {"datasets", "evaluate", "divergence", "speed", "report"}
-    assert builder.ran == engine.ran
+    assert set(builder.ran) - set(engine.ran) == {"divergence BF16", "divergence Q4_K_M"}  # as one run
 
 
 def test_a_further_quant_alone_is_built_measured_and_reported(
@@ -75,6 +75,35 @@ def test_a_further_quant_alone_is_built_measured_and_reported(
     assert engine.ran == [
         "quantize Q6_K", "verify Q6_K", "evaluate Q6_K", "divergence Q6_K", "speed Q6_K", "report"
     ]  # fmt: skip
+
+
+def test_files_read_in_step_are_kept_one_by_one_and_a_failed_run_keeps_none(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    together = "divergence BF16, Q4_K_M, Q8_0"
+    with pytest.raises(StageFailed):
+        measured(local_source, FakeEngine(behaviours={together: fails(ExitCode.BUG)}), "Q4_K_M,Q8_0").run(notes)
+    engine = FakeEngine()
+    builder = measured(local_source, engine, "Q4_K_M,Q8_0")
+    builder.run(notes)
+    assert engine.ran[0] == together
+    kept = [path.name.rpartition("-")[0] for path in (builder.store.folder / "stages").glob("divergence-*")]
+    assert sorted(kept) == ["divergence-BF16", "divergence-Q4_K_M", "divergence-Q8_0"]
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None
+    assert {"divergence BF16", "divergence Q4_K_M", "divergence Q8_0"} <= manifest.stages.keys()
+    assert manifest.stages["divergence Q8_0"].request["beside"] == []
+
+
+def test_what_memory_does_not_hold_is_read_in_several_runs(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    engine = FakeEngine()
+    builder = measured(local_source, engine, "Q4_K_M,Q8_0")
+    builder.memory_bytes = 1
+    builder.run(notes)
+    ran = [label for label in engine.ran if label.startswith("divergence")]
+    assert ran == ["divergence BF16, Q4_K_M", "divergence Q8_0"]
 
 
 def test_another_margin_is_a_matter_of_the_report_alone(
@@ -104,7 +133,7 @@ def test_every_image_that_a_stage_needs_is_built_before_the_first_stage(
 
 
 @pytest.mark.parametrize(
-    "stage", ["datasets", "evaluate BF16", "evaluate Q4_K_M", "divergence Q4_K_M", "speed BF16", "report"]
+    "stage", ["datasets", "evaluate BF16", "evaluate Q4_K_M", "divergence BF16, Q4_K_M", "speed BF16", "report"]
 )
 def test_a_measuring_killed_at_any_stage_goes_on_there(
     stage: str, local_source: Source, measured: MakeMeasured, notes: Notes
@@ -115,7 +144,8 @@ def test_a_measuring_killed_at_any_stage_goes_on_there(
     assert not (killed.store.folder / "eval").exists()
     engine = FakeEngine()
     measured(local_source, engine).run(notes)
-    labels = [step.label for step in killed.plan.steps]
+    labels = [step.label for step in killed.plan.steps if not step.label.startswith("divergence")]
+    labels.insert(labels.index("speed BF16"), "divergence BF16, Q4_K_M")
     assert engine.ran == labels[labels.index(stage) :]
 
 
@@ -241,3 +271,36 @@ def _copies_until(name: str, copy: Callable[..., Any]) -> Callable[..., Any]:
 def _times(folder: Path) -> dict[str, int]:
     paths = (p for p in folder.rglob("*") if not p.name.startswith(".lock"))
     return {os.fspath(p): p.stat().st_mtime_ns for p in paths}
+
+
+@pytest.mark.parametrize("stage", ["quantize Q8_0", "verify Q8_0", "evaluate Q8_0", "speed Q8_0"])
+def test_the_report_is_of_the_quants_that_did_not_fail(
+    stage: str, local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    engine = FakeEngine(behaviours={stage: fails(ExitCode.BUG)})
+    builder = measured(local_source, engine, "Q4_K_M,Q8_0")
+    builder.keep_going = True
+    builder.run(notes)
+    assert list(builder.failures) == [stage] and builder.measured is not None
+    assert [m.file.label for m in builder.measured.report.measurements] == ["BF16", "Q4_K_M"]
+
+
+def test_a_file_that_spoils_the_run_of_all_is_found_by_reading_each_alone(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    bad = {"divergence BF16, Q4_K_M, Q8_0": fails(ExitCode.BUG), "divergence Q8_0": fails(ExitCode.BUG)}
+    engine = FakeEngine(behaviours=bad)
+    builder = measured(local_source, engine, "Q4_K_M,Q8_0")
+    builder.keep_going = True
+    builder.run(notes)
+    assert list(builder.failures) == ["divergence Q8_0"] and builder.measured is not None
+    assert [m.file.label for m in builder.measured.report.measurements] == ["BF16", "Q4_K_M"]
+
+
+def test_without_the_baseline_there_is_nothing_to_report(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine(behaviours={"evaluate BF16": fails(ExitCode.BUG)}))
+    builder.keep_going = True
+    builder.run(notes)
+    assert list(builder.failures) == ["evaluate BF16"] and builder.measured is None

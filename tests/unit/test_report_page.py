@@ -14,10 +14,9 @@ import pytest
 
 from pipeline.contract import FileEntry
 from pipeline.errors import BadRequest
-from pipeline.evaluation import EvalReport, Interval
+from pipeline.evaluation import EvalReport
 from pipeline.gate_report import BudgetResult, GateReport
 from pipeline.manifest import Manifest, SourceCard
-from pipeline.page.plots import Quality, pareto
 from pipeline.page.render import TEMPLATES, render_page
 from pipeline.page.scales import Box, Scale, place_names
 from tests.evaluations import LARGE
@@ -273,15 +272,6 @@ def test_every_colour_is_one_of_the_table() -> None:
 
 
 # ---- layout ------------------------------------------------------------------------------------------
-
-
-def test_the_front_holds_the_files_that_no_other_beats() -> None:
-    def quality(size: int, value: float) -> Quality:
-        return Quality(size, str(size), size, Interval(value=value, low=value, high=value), ())
-
-    best = [quality(1, 0.9), quality(3, 0.5), quality(7, 0.1)]
-    beaten = [quality(2, 0.95), quality(5, 0.5), quality(8, 0.1)]
-    assert pareto([*beaten, *best]) == best
 
 
 def test_ticks_are_round_and_lie_inside() -> None:

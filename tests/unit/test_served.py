@@ -63,6 +63,12 @@ def test_a_model_in_several_parts_is_not_served_by_its_first_alone(tmp_path: Pat
     assert not list((tmp_path / "served").glob("*.gguf"))
 
 
+def test_an_importance_matrix_in_a_folder_is_no_model_to_serve(tmp_path: Path) -> None:
+    folder = tmp_path / "release"
+    quant, *_ = [model(folder, f"tiny{end}.gguf") for end in ("-Q4_K_M", ".imatrix", ".imatrix-0a1b")]
+    assert served_files(tmp_path, folder) == [quant]
+
+
 def test_nothing_built_and_a_wrong_file_say_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="Nothing is built yet") as caught:
         served_files(tmp_path, None)

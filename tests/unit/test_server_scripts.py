@@ -66,6 +66,14 @@ def test_the_kv_cache_of_a_token_is_what_llama_cpp_allocates(tmp_path: Path) -> 
     assert shell('kv_bytes_per_token "$1"', gguf(tmp_path, given_lengths)) == str(30 * 3 * (128 + 96) * 2)
 
 
+def test_an_importance_matrix_beside_a_model_is_not_served(tmp_path: Path) -> None:
+    model = gguf(tmp_path, LLAMA)
+    (tmp_path / "m.imatrix.gguf").write_bytes(gguf_bytes({"general.type": "imatrix"}, SMALL_TENSORS))
+    given = {"PATH": os.environ["PATH"], "MODEL": str(tmp_path), "API_KEY": "off", "LLAMA_SERVER": "echo"}
+    done = subprocess.run([SCRIPTS / "entrypoint.sh"], env=given, capture_output=True, text=True, check=True)
+    assert f"--model {model} --alias m " in done.stdout and "--models-dir" not in done.stdout
+
+
 @pytest.mark.parametrize(("memory", "tokens"), [(64 * 2**30, 32_768), (200 * 2**20, 4550), (2**20, 512)])
 def test_the_context_fits_training_memory_and_reason(tmp_path: Path, memory: int, tokens: int) -> None:
     script = f'memory_bytes() {{ echo {memory}; }}; context_for "$1" 4'

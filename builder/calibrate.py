@@ -1,0 +1,186 @@
+"""The stage `calibrate`: which inputs of each weight matter, measured by llama-imatrix on a recorded text.
+
+The text is read in legs of `save_every` chunks. A leg starts from the sums that the one before left, so that after a
+kill only the current leg is read again, and the sums are to the last bit those of one run: llama.cpp adds them up in
+the same order. (Its own partial saves would not do: it writes them in the middle of a chunk, when some tensors have
+seen it and others have not.) Legs lie in `/out/files/.partial`, named by the text they read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from pydantic import JsonValue
+
+from builder.calibration_text import bad_text, our_text, users_text
+from builder.imatrix import Imatrix, check_fits, coverage, read_imatrix
+from builder.imatrix_tool import Leg, MatrixReader, not_finite, open_reader
+from builder.llama_runtime import open_runtime
+from pipeline.contract import CalibrateRequest, ExitCode
+from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
+
+PARTIAL: Final = ".partial"
+MATRIX: Final = "imatrix.gguf"
+TEXT: Final = "calibration.txt"
+_LEAST_CHUNKS: Final = 2  # llama-imatrix refuses less, also of what is left behind the chunks it skips
+
+
+def calibrate(stage: Stage, request: CalibrateRequest) -> Outcome:
+    """Make the matrix of `/in/source/<source_file>`; what an earlier run left of it is used.
+
+    Raises:
+        StageFailure: 2 if the text cannot be used or llama-imatrix is not here, 3 if the model gives no usable
+            statistics, 5 if disk or memory ran out.
+    """
+    model = _read_model(stage, request)
+    text = _write_text(stage, request, model)
+    work = _Work(stage, request, model, text)
+    matrix = work.run()
+    facts = _facts(request, text, matrix, model) | {"perplexity": work.perplexity()}
+    matrix.path.replace(stage.files_dir / MATRIX)
+    shutil.rmtree(stage.files_dir / PARTIAL)
+    facts["imatrix_sha256"] = stage.known_sha256[MATRIX] = sha256_of(stage.files_dir / MATRIX)
+    return Outcome(facts=facts, tools={"llama.cpp": text.llama_cpp}, argv=tuple(work.argv))
+
+
+# ---- the model and the text --------------------------------------------------------------------------
+
+
+def _read_model(stage: Stage, request: CalibrateRequest) -> GgufHeader:
+    path = stage.in_dir / "source" / request.source_file
+    try:
+        model = read_model(path)
+    except GgufError as error:
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{path.name} is not a usable GGUF: {error}") from error
+    if why := why_not_generate(model):
+        message = f"{path.name} cannot be calibrated: {why}."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, "Build without a matrix: IMATRIX=none")
+    return model
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is read: the file, its hash, its length in tokens of this model."""
+
+    path: Path
+    sha256: str
+    n_tokens: int
+    dialogues: int  # in the model's own template
+    llama_cpp: str  # the build
+
+
+def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _Text:
+    """Put the text beside the matrix: it is part of how that was made."""
+    with open_runtime(stage, model.paths[0], request.threads) as runtime:
+        if request.text_files:
+            text, dialogues = users_text([stage.in_dir / "text" / name for name in request.text_files]), 0
+        else:
+            text, dialogues = our_text(runtime)
+        n_tokens, build = len(runtime.tokenize(text, add_special=True)), runtime.version()
+    least = _LEAST_CHUNKS * request.n_ctx
+    if n_tokens < least:
+        message = f"The calibration text has {n_tokens:,} tokens, and two chunks of {request.n_ctx} need {least:,}."
+        raise bad_text(message, "Give a longer text, best 50,000 words or more, or leave CALIBRATION out for ours.")
+    path = stage.files_dir / TEXT
+    path.write_text(text, encoding="utf-8")  # no newline at the end: llama-imatrix would cut one off
+    return _Text(path, sha256_of(path), n_tokens, dialogues, build)
+
+
+# ---- the legs ----------------------------------------------------------------------------------------
+
+
+def legs(n_tokens: int, n_ctx: int, n_chunks: int, save_every: int) -> list[tuple[int, int]]:
+    """First chunk and end of each leg. The last is longer where llama-imatrix would find too little left to start."""
+    whole = n_tokens // n_ctx
+    end = min(n_chunks or whole, whole)
+    starts = [at for at in range(0, end, save_every) if not at or (at + _LEAST_CHUNKS) * n_ctx < n_tokens]
+    return list(pairwise([*starts, end]))
+
+
+@dataclass
+class _Work:
+    """The legs of one text; `argv` is what ran, or had run before."""
+
+    stage: Stage
+    request: CalibrateRequest
+    model: GgufHeader
+    text: _Text
+    argv: list[tuple[str, ...]] = field(default_factory=list)
+    _ppl: list[tuple[int, float]] = field(default_factory=list)  # chunks, perplexity
+
+    @property
+    def _folder(self) -> Path:
+        return self.stage.files_dir / PARTIAL / self.text.sha256[:16]
+
+    def run(self) -> Imatrix:
+        """The matrix after the last leg."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        request, before = self.request, None
+        todo = legs(self.text.n_tokens, request.n_ctx, request.n_chunks, request.save_every)
+        with open_reader(self.stage, self.model.paths[0], request) as reader:
+            for start, end in todo:
+                leg = Leg(start, end, before, self._matrix(end))
+                self.argv.append(reader.leg_argv(self.text.path, leg))
+                if not self._is_finished(end):
+                    self._read(reader, leg)
+                self._ppl.append((end - start, json.loads(self._note(end).read_text())["perplexity"]))
+                before = leg.out
+                self.stage.progress(end, todo[-1][1], "chunks")
+        assert before is not None
+        matrix = read_imatrix(before)
+        check_fits(matrix, self.model)
+        return matrix
+
+    def _matrix(self, end: int) -> Path:
+        return self._folder / f"upto-{end:06d}.gguf"
+
+    def _note(self, end: int) -> Path:
+        return self._folder / f"upto-{end:06d}.json"
+
+    def _is_finished(self, end: int) -> bool:
+        """Whether an earlier run left this leg, and whole."""
+        try:
+            read_imatrix(self._matrix(end))
+            json.loads(self._note(end).read_text())
+        except (StageFailure, OSError, ValueError):
+            return False
+        return True
+
+    def _read(self, reader: MatrixReader, leg: Leg) -> None:
+        arriving = self._folder / f"arriving-{leg.end:06d}.gguf"
+        perplexity = reader.read(self.text.path, replace(leg, out=arriving))
+        if not math.isfinite(perplexity):
+            raise not_finite(f"the perplexity of chunks {leg.start} to {leg.end - 1} is {perplexity}")
+        self._note(leg.end).write_text(json.dumps({"perplexity": perplexity}))
+        arriving.replace(leg.out)
+
+    def perplexity(self) -> float:
+        """Of the text that was read, as llama-perplexity counts it."""
+        n_chunks = sum(n for n, _ in self._ppl)
+        return math.exp(sum(n * math.log(perplexity) for n, perplexity in self._ppl) / n_chunks)
+
+
+def _facts(
+    request: CalibrateRequest, text: _Text, matrix: Imatrix, model: GgufHeader
+) -> dict[str, JsonValue]:
+    return {
+        "text": ", ".join(request.text_files) or "Quantyard's own", "text_sha256": text.sha256,
+        "text_tokens": text.n_tokens, "dialogues_in_template": text.dialogues, "chunks": matrix.n_chunks,
+        "chunk_tokens": matrix.chunk_tokens, **coverage(matrix, model),
+    }
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(CalibrateRequest, calibrate)
+
+
+if __name__ == "__main__":
+    main()

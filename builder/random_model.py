@@ -1,0 +1,141 @@
+"""The stage `random_model`: a language model of random weights in Hugging Face format, to time the other stages with.
+
+How long a stage takes depends on the shapes and types of the weights, not on their values. So a model that says
+nothing of sense is made in seconds, anywhere, and is then built and measured as any other. Its tokenizer is learned
+from our calibration text: the time of an evaluation grows with the tokens of its questions.
+
+One thing it must know, or no evaluation would start (see eval/self_check.py): that a text goes on with another word
+than its last. Input and output share one embedding, large beside what the layers add, and the last norm turns the
+sign: so the token that was read last is the least likely to come next.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.calibration_text import OUR_TEXT
+from builder.tool import refuse_exhausted, run_tool
+from builder.tools import tools_of
+from pipeline.contract import ExitCode, RandomModelRequest
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+
+HEAD: Final = 64  # weights of an attention head, as most small models have
+_SCALE: Final = 0.02  # the usual spread of fresh weights
+_EMBEDDING_SCALE: Final = 0.2  # in ten layers the other weights add about as much to what a token began as
+_LAST_NORM: Final = "model.norm.weight"
+_CONTEXT: Final = 4096  # tokens
+
+# Runs in the converter's Python, which has sentencepiece on both engines.
+_SCRIPT: Final = """
+import sys, sentencepiece
+text, target, size = sys.argv[1:]
+sentencepiece.SentencePieceTrainer.train(
+    input=text, model_prefix=target, model_type="bpe", vocab_size=int(size), byte_fallback=True, num_threads=1,
+    max_sentence_length=100000, minloglevel=2)
+"""
+
+
+def random_model(stage: Stage, request: RandomModelRequest) -> Outcome:
+    """Write the model to `/out/files`: bf16 safetensors, tokenizer, configuration. The same request, the same weights.
+
+    Raises:
+        StageFailure: 70 if no tokenizer of that many tokens can be learned, 5 if disk or memory ran out.
+    """
+    _write_tokenizer(stage, request.vocab_size)
+    (stage.files_dir / "config.json").write_text(json.dumps(_config(request), indent=2) + "\n")
+    count = _write_weights(stage.files_dir / "model.safetensors", request)
+    return Outcome(facts={"n_params": count})
+
+
+def _write_tokenizer(stage: Stage, size: int) -> None:
+    """`tokenizer.model`, and what transformers wants beside it."""
+    scratch, target = stage.scratch_dir / "text.txt", stage.files_dir / "tokenizer"
+    scratch.write_text("\n".join(_lines()), encoding="utf-8")
+    tools = tools_of(stage)
+    argv = (str(tools.converter_python), "-c", _SCRIPT, str(scratch), str(target), str(size))
+    run = run_tool(argv, tools.clean_env, lambda _line: None)
+    if run.exit_code != 0:
+        refuse_exhausted(run, stage.out_dir, "sentencepiece")
+        message = f"sentencepiece could not learn {size:,} tokens from our text."
+        raise StageFailure(ExitCode.BUG, "tokenizer", message, "Please report this.", run.tail)
+    target.with_suffix(".vocab").unlink()
+    said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (stage.files_dir / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
+
+
+def _lines() -> Iterator[str]:
+    for line in OUR_TEXT.read_text(encoding="utf-8").splitlines():
+        document = json.loads(line)
+        texts = [m["content"] for m in document["messages"]] if "messages" in document else [document["text"]]
+        yield from (part for text in texts for part in text.splitlines() if part.strip())
+
+
+def _config(request: RandomModelRequest) -> dict[str, Any]:
+    heads = request.width // HEAD
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
+        "hidden_size": request.width, "intermediate_size": 3 * request.width, "num_hidden_layers": request.layers,
+        "num_attention_heads": heads, "num_key_value_heads": heads // 2, "vocab_size": request.vocab_size,
+        "max_position_embeddings": _CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+
+
+def shapes(request: RandomModelRequest) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint, rows first."""
+    width, wide, keys = request.width, 3 * request.width, request.width // HEAD // 2 * HEAD
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (request.vocab_size, width)}
+    for layer in range(request.layers):
+        name = f"model.layers.{layer}."
+        found |= {f"{name}{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")}
+        attention = {"q": (width, width), "k": (keys, width), "v": (keys, width), "o": (width, width)}
+        found |= {f"{name}self_attn.{part}_proj.weight": shape for part, shape in attention.items()}
+        feed = {"gate": (wide, width), "up": (wide, width), "down": (width, wide)}
+        found |= {f"{name}mlp.{part}_proj.weight": shape for part, shape in feed.items()}
+    return found | {_LAST_NORM: (width,)}
+
+
+def _write_weights(path: Path, request: RandomModelRequest) -> int:
+    """The safetensors file: length of the header, header, tensors. Returns the number of weights."""
+    found, header, at = shapes(request), dict[str, Any](), 0
+    for name, shape in found.items():
+        end = at + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        _write_tensors(stream, found, request.seed)
+    return at // 2
+
+
+def _write_tensors(stream: IO[bytes], found: dict[str, tuple[int, ...]], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for name, shape in found.items():
+        if len(shape) == 1:
+            weights = np.full(shape, -1 if name == _LAST_NORM else 1, np.float32)
+        else:
+            spread = np.float32(_EMBEDDING_SCALE if "embed" in name else _SCALE)
+            weights = random.standard_normal(shape, np.float32) * spread
+        stream.write(bf16(weights).tobytes())
+
+
+def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper half of each float, which is what bfloat16 is."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(RandomModelRequest, random_model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The stage `rounding`: how far each type rounds the weights of each tensor, by ggml itself, on a sample of their rows.
+
+A search of tensor types rests on it. The errors cannot be taken from a table: weights that were quantized once lie on
+a grid, and the type of that grid keeps them as they are where others, with more bits, do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from builder.tools import tools_of
+from pipeline.contract import ExitCode, RoundingRequest
+from pipeline.ggml_types import TYPE_BY_NAME
+from pipeline.gguf_header import GgufError, GgufHeader, TensorInfo, read_model
+from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from pipeline.tensor_patterns import may_change, type_for_row
+
+ERRORS: Final = "rounding.json"
+_LIBRARY: Final = "libggml-base.*"
+_SYSTEM: Final = Path("/usr/lib")  # where Debian's packages put it
+_HINT: Final = "Make the tools again: make images"
+_LEAST: Final = 1e-9  # an error that is nothing but float32's own
+
+Floats = npt.NDArray[np.float32]
+
+
+def rounding(stage: Stage, request: RoundingRequest) -> Outcome:
+    """Write `rounding.json`: tensor → type → squared error of its weights, as a share of their squares.
+
+    Raises:
+        StageFailure: 2 if the source cannot be read or is quantized, 3 if ggml is not to be found.
+    """
+    header = _read(stage.in_dir / "source" / request.source_file)
+    ggml, found = _opened(_library(stage)), {}
+    tensors = [tensor for tensor in header.tensors if may_change(tensor)]
+    for number, tensor in enumerate(tensors, 1):
+        weights = sample(ggml, tensor, request.rows)
+        kinds = dict.fromkeys(type_for_row(kind, tensor.shape[0]) for kind in request.types)
+        found[tensor.name] = {kind: ggml.error(weights, kind) for kind in kinds}
+        stage.progress(number, len(tensors), "tensors")
+    (stage.files_dir / ERRORS).write_text(json.dumps(found, indent=1) + "\n")
+    return Outcome(facts={"tensors": len(found), "rows": request.rows})
+
+
+def _read(path: Path) -> GgufHeader:
+    try:
+        header = read_model(path)
+    except (GgufError, FileNotFoundError) as error:
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{error}.", "Give an unquantized GGUF.") from error
+    if header.is_quantized:
+        message = f"{path.name} is quantized already: what rounding did to its weights cannot be told any more."
+        raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, "Give the GGUF it was made of.")
+    return header
+
+
+def _library(stage: Stage) -> Path:
+    """What the image's tools are linked with, or what llama-cpp-python brings."""
+    for folder in _folders(stage):
+        if found := sorted(folder.glob(_LIBRARY)):
+            return found[0]
+    if name := ctypes.util.find_library("ggml-base"):
+        return Path(name)
+    message = "ggml's library (libggml-base) is not here, so nothing can tell how it rounds."
+    raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT)
+
+
+def _opened(library: Path) -> Ggml:
+    try:
+        return Ggml(library)
+    except (OSError, AttributeError) as error:  # it does not load, or has not these functions
+        message = f"{library} is no ggml that can be used: {error}."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT) from error
+
+
+def _folders(stage: Stage) -> Iterator[Path]:
+    if llama_bin := tools_of(stage).llama_bin:
+        yield llama_bin
+        yield from sorted(_SYSTEM.glob("*-linux-gnu*"))
+    elif (spec := find_spec("llama_cpp")) and spec.origin:
+        yield Path(spec.origin).parent / "lib"
+
+
+class _Traits(ctypes.Structure):
+    """ggml_type_traits (ggml.h), as far as it is needed."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p), ("block", ctypes.c_int64), ("interleave", ctypes.c_int64),
+        ("size", ctypes.c_size_t), ("is_quantized", ctypes.c_bool), ("to_float", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class Ggml:
+    """The two functions of ggml that round weights and read them back. Neither needs `ggml_init`: the tables that some
+    types are rounded with are made by `ggml_quantize_chunk` itself. It ends the process where a type needs a matrix.
+
+    Raises:
+        OSError: the library does not load, or keeps what it says of types in another order than is known here.
+        AttributeError: it has not these functions.
+    """
+
+    def __init__(self, library: Path) -> None:
+        self._ggml = ctypes.CDLL(str(library))
+        self._ggml.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+        self._ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self._ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+        known = TYPE_BY_NAME["Q8_0"]
+        traits = self._ggml.ggml_get_type_traits(known.id).contents
+        if (traits.block, traits.size) != (known.block_size, known.type_size_bytes):
+            raise OSError("its ggml_type_traits is not the one of ggml.h that is known here")
+
+    def floats(self, data: npt.NDArray[np.uint8], kind: int, n: int) -> Floats:
+        """`n` weights of a type as float32."""
+        if kind == TYPE_BY_NAME["F32"].id:
+            return data.view(np.float32)
+        out = np.empty(n, np.float32)
+        address = self._ggml.ggml_get_type_traits(kind).contents.to_float
+        convert = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(address)
+        convert(data.ctypes.data, out.ctypes.data, n)
+        return out
+
+    def error(self, weights: Floats, kind: str) -> float:
+        """The squared error of rounding these rows to a type, as a share of their squares."""
+        total = float(np.square(weights, dtype=np.float64).sum())
+        if not total:
+            return _LEAST
+        row = TYPE_BY_NAME[kind]
+        out = np.empty(weights.size // row.block_size * row.type_size_bytes, np.uint8)
+        rows, length = weights.shape
+        self._ggml.ggml_quantize_chunk(row.id, weights.ctypes.data, out.ctypes.data, 0, rows, length, None)
+        read = self.floats(out, row.id, weights.size).reshape(weights.shape)
+        wrong = float(np.square(read - weights, dtype=np.float64).sum())
+        return max(wrong / total, _LEAST)
+
+
+def sample(ggml: Any, tensor: TensorInfo, rows: int) -> Floats:
+    """At most so many rows of a tensor, from all of it, as float32."""
+    length = tensor.shape[0]
+    n_rows = tensor.n_params // length
+    row_bytes = tensor.size_bytes // n_rows
+    stored = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (n_rows, row_bytes))
+    chosen = np.ascontiguousarray(stored[:: -(-n_rows // rows)])
+    found: Floats = ggml.floats(chosen.reshape(-1), tensor.type_id, len(chosen) * length)
+    return np.ascontiguousarray(found.reshape(len(chosen), length))
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(RoundingRequest, rounding)
+
+
+if __name__ == "__main__":
+    main()

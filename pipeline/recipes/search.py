@@ -1,0 +1,86 @@
+"""The search: which type each group gets, so that the divergence is least for a size, or the size for a divergence.
+
+The divergence of a mix is taken as the sum of its groups' (errors of different tensors are independent, and small ones
+add up), so it is a knapsack with one choice of each group. It is solved by dynamic programming and not greedily: the
+best step by divergence per byte is not always part of the best whole, the embeddings of a small model being as large
+as all the rest. Only mixes that no other beats in both are carried from group to group; of those within one
+`_GRAIN`-th of the largest size of each other the best is, which is all that is not exact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_GRAIN: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Option:
+    """One type of one group: its bytes, and its part of the divergence, nats."""
+
+    type: str
+    size_bytes: int
+    kld: float
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A type for each group, in their order; size of the whole file, expected mean KL divergence in nats."""
+
+    size_bytes: int
+    kld: float
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Partial:
+    size_bytes: int
+    kld: float
+    option: Option | None
+    before: _Partial | None
+
+    def types(self) -> tuple[str, ...]:
+        if self.option is None or self.before is None:
+            return ()
+        return (*self.before.types(), self.option.type)
+
+
+def front(groups: Sequence[Sequence[Option]], fixed_bytes: int) -> list[Mix]:
+    """All mixes worth having, smallest first: each further one is larger and diverges less.
+
+    Args:
+        groups: the options of each group.
+        fixed_bytes: what the file holds beside them.
+    """
+    grain = (fixed_bytes + sum(max(o.size_bytes for o in options) for options in groups)) / _GRAIN
+    kept = [_Partial(fixed_bytes, 0.0, None, None)]
+    for options in groups:
+        each = [_Partial(p.size_bytes + o.size_bytes, p.kld + o.kld, o, p) for p in kept for o in options]
+        kept = _undominated(each, grain)
+    return [Mix(p.size_bytes, p.kld, p.types()) for p in kept]
+
+
+def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
+    kept: list[_Partial] = []
+    for partial in sorted(partials, key=lambda p: (p.size_bytes, p.kld)):
+        if kept and partial.kld >= kept[-1].kld:
+            continue
+        # The smallest of all stays: it is what a target that no mix reaches is told.
+        if len(kept) > 1 and int(partial.size_bytes / grain) == int(kept[-1].size_bytes / grain):
+            kept.pop()
+        kept.append(partial)
+    return kept
+
+
+def within_size(mixes: Sequence[Mix], size_bytes: int) -> Mix | None:
+    """The best mix that is not larger; None where all are."""
+    at = bisect_right([mix.size_bytes for mix in mixes], size_bytes)
+    return mixes[at - 1] if at else None
+
+
+def within_kld(mixes: Sequence[Mix], kld: float) -> Mix | None:
+    """The smallest mix that is not expected to diverge more; None where all do."""
+    return next((mix for mix in mixes if mix.kld <= kld), None)

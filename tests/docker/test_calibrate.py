@@ -1,0 +1,234 @@
+"""The stage `calibrate` and what is made with its matrix: with the image's own llama-imatrix, on a tiny model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from builder.imatrix import Imatrix, check_fits, read_imatrix
+from pipeline.build import Builder
+from pipeline.contract import CalibrateRequest, QuantizeRequest, StageRequest, VerifyRequest
+from pipeline.engines.choose import choose_engine
+from pipeline.errors import EngineError, StageFailed
+from pipeline.gguf_header import read_header, read_model
+from pipeline.hub.read import HubAccess
+from pipeline.plan import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from pipeline.progress import LineReporter
+from pipeline.settings import REPO_DIR, read_request
+from pipeline.source import Source, find_source
+from pipeline.store import Artifact, HashCache, ModelStore
+from tests.conftest import run_json
+from tests.tiny_gguf import write_tiny
+
+SAVE_EVERY = 20
+N_CHUNKS = 60
+
+
+@dataclass(frozen=True)
+class Yard:
+    """Runs stages on one GGUF, each yard in a store of its own."""
+
+    engine: str
+    source: Source
+    artifacts: Path
+
+    @property
+    def base(self) -> ModelFile:
+        assert self.source.local is not None
+        return ModelFile(External(self.source.local), self.source.gguf_file or "")
+
+    def run(self, steps: Sequence[Step]) -> Builder:
+        """Run the steps; the builder, for what they left."""
+        environment = os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
+        request = read_request(argparse.Namespace(), environment)
+        engine, _ = choose_engine(request.engine, request.surroundings, request.images)
+        plan = BuildPlan(self.source, tuple(steps), self.base, (), "auto", "")
+        builder = Builder(plan, engine, ModelStore(self.artifacts, self.source.model), REPO_DIR)
+        builder.run(LineReporter(Console(stderr=True)))
+        return builder
+
+    def step(self, label: str, request: StageRequest, **inputs: Origin) -> Step:
+        return Step(label, STAGES[request.stage], request, {"source": self.base.origin, **inputs}, 0)
+
+    def calibrate(self, **changes: Any) -> Step:
+        inputs = {name: changes.pop(name) for name in ("text",) if name in changes}
+        asked: dict[str, Any] = {"n_chunks": N_CHUNKS, "save_every": SAVE_EVERY, "threads": 1} | changes
+        return self.step("calibrate", CalibrateRequest(source_file=self.base.path, **asked), **inputs)
+
+    def made(self, **changes: Any) -> Imatrix:
+        """The matrix of such a calibration."""
+        return read_imatrix(self.run([self.calibrate(**changes)]).output("calibrate") / "imatrix.gguf")
+
+    def quantize(self, quant: str, ftype: int, matrix: Origin | None, file: str = "imatrix.gguf") -> Step:
+        request = QuantizeRequest(
+            quant=quant, ftype=ftype, source_file=self.base.path, threads=1, imatrix_file=file if matrix else None
+        )
+        inputs = {"imatrix": matrix} if matrix else {}
+        return self.step(f"quantize {quant}", request, **inputs)
+
+
+@pytest.fixture(scope="module")
+def tiny_source(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """The tiny model as an unquantized GGUF."""
+    artifacts = tmp_path_factory.mktemp("tiny")
+    made = run_json("build", MODEL=str(tiny_model), QUANT="BF16", ARTIFACTS=str(artifacts), ENGINE="docker")
+    return _source(Path(made["files"][0]["path"]).resolve(), artifacts)
+
+
+def _source(gguf: Path, artifacts: Path) -> Source:
+    hashes = HashCache(artifacts / ".hashes.json")
+    return find_source(str(gguf), HubAccess(None, None), hashes, allow_pickle=False, gguf_file=None)
+
+
+@pytest.fixture(scope="module")
+def yard(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory, builder_image: str) -> Yard:
+    """One for all: what two tests ask for is made once."""
+    return Yard("docker", tiny_source, tmp_path_factory.mktemp("yard") / "artifacts")
+
+
+def _values(path: Path) -> dict[str, bytes]:
+    """The numbers of a GGUF: each tensor's bytes."""
+    data = path.read_bytes()
+    return {t.name: data[t.offset : t.offset + t.size_bytes] for t in read_header(path).tensors}
+
+
+def test_a_matrix_covers_the_model_and_says_how_it_was_made(yard: Yard) -> None:
+    builder = yard.run([yard.calibrate()])
+    matrix = read_imatrix(builder.output("calibrate") / "imatrix.gguf")
+    check_fits(matrix, read_model(yard.base.origin.artifact.folder / yard.base.path))  # type: ignore[union-attr]
+    facts = builder.find_finished()["calibrate"].result.facts
+    assert (matrix.n_chunks, facts["chunks"], facts["chunk_tokens"]) == (N_CHUNKS, N_CHUNKS, 512)
+    assert {name.split(".")[2] for name in matrix.entries} == {
+        "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+    }  # fmt: skip
+    text = (builder.output("calibrate") / "calibration.txt").read_text()
+    assert facts["dialogues_in_template"] and "<|im_start|>user\n" in text
+    assert "token_embd.weight" in str(facts["note"]) and float(str(facts["perplexity"])) > 1
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
+    yard: Yard, tmp_path: Path, stage_container: Callable[[str, Path], Any]
+) -> None:
+    whole = yard.run([yard.calibrate()]).output("calibrate") / "imatrix.gguf"
+    other = Yard("docker", yard.source, tmp_path / "killed")
+    killer = threading.Thread(target=_kill_after_first_leg, args=(stage_container, other.artifacts))
+    killer.start()
+    with pytest.raises((EngineError, StageFailed)):
+        other.run([other.calibrate()])
+    killer.join()
+    saved = sorted(path.name for path in other.artifacts.rglob("upto-*.gguf"))
+    assert saved in (["upto-000020.gguf"], ["upto-000020.gguf", "upto-000040.gguf"])
+    resumed = other.run([other.calibrate()]).output("calibrate") / "imatrix.gguf"
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert not list(other.artifacts.rglob(".partial"))
+
+
+def _kill_after_first_leg(stage_container: Callable[[str, Path], Any], artifacts: Path) -> None:
+    container = stage_container("calibrate", artifacts)
+    while not list(artifacts.rglob("upto-000020.gguf")):
+        time.sleep(0.02)
+    container.kill()
+
+
+def test_legs_add_up_to_the_numbers_of_one_run(yard: Yard) -> None:
+    legs = yard.run([yard.calibrate()]).output("calibrate") / "imatrix.gguf"
+    once = yard.run([yard.calibrate(save_every=1000)]).output("calibrate") / "imatrix.gguf"
+    assert _values(legs) == _values(once)
+
+
+def test_files_made_with_a_matrix_verify_and_differ_from_those_made_without(yard: Yard) -> None:
+    plain = yard.run([yard.quantize("Q4_K_M", 15, None)]).output("quantize Q4_K_M") / "model.gguf"
+    steps = [yard.calibrate()]
+    for quant, ftype in (("Q4_K_M", 15), ("IQ2_XS", 20)):
+        steps.append(yard.quantize(quant, ftype, Output("calibrate")))
+        request = VerifyRequest(quant=quant, source_file=yard.base.path, has_reference=False, threads=1)
+        steps.append(yard.step(f"verify {quant}", request, model=Output(f"quantize {quant}")))
+    builder = yard.run(steps)
+    given = builder.output("quantize Q4_K_M") / "model.gguf"
+    assert _values(given).keys() == _values(plain).keys() and _values(given) != _values(plain)
+    assert read_header(given).metadata["quantize.imatrix.chunks_count"] == N_CHUNKS
+
+
+def test_a_matrix_of_another_model_ends_the_build_before_quantizing(yard: Yard, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    made = yard.run([yard.calibrate(n_chunks=2)]).output("calibrate") / "imatrix.gguf"
+    other.write_bytes(made.read_bytes().replace(b"blk.0.ffn_up.weight", b"blk.9.ffn_up.weight"))
+    source = Artifact("d" * 64, (), tmp_path, whole_folder=True)
+    with pytest.raises(StageFailed, match=r"of another model: it covers blk\.9\.ffn_up\.weight") as failed:
+        yard.run([yard.quantize("Q4_K_M", 15, External(source), "other.gguf")])
+    assert failed.value.code == 2 and "IMATRIX=auto" in failed.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("Far too short. " * 40, "two chunks of 512 need 1,024"), ("\0" * 5000, "is binary")]
+)
+def test_a_users_text_that_cannot_be_used_is_refused(content: str, says: str, yard: Yard, tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "mine.txt").write_text(content)
+    text = External(Artifact("e" * 64, (), folder))
+    with pytest.raises(StageFailed, match=says) as failed:
+        yard.run([yard.calibrate(text_files=("mine.txt",), text=text)])
+    assert failed.value.code == 2 and failed.value.hint
+
+
+@pytest.mark.slow
+def test_the_local_engine_quantizes_with_a_matrix_to_the_same_numbers(
+    yard: Yard, local_tools: None, tmp_path: Path
+) -> None:
+    matrix = yard.run([yard.calibrate()]).output("calibrate")
+    given = External(Artifact("f" * 64, (), matrix))
+    made = [
+        Yard(engine, yard.source, tmp_path / engine).run([yard.quantize("Q4_K_M", 15, given)])
+        for engine in ("docker", "local")
+    ]
+    docker, local = (builder.output("quantize Q4_K_M") / "model.gguf" for builder in made)
+    assert _values(docker) == _values(local)
+    assert np.isfinite(np.frombuffer(_values(local)["output_norm.weight"], np.float32)).all()
+
+
+@pytest.fixture(scope="module")
+def experts_source(demo_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """A mixture of experts, the last of which no token reaches."""
+    folder = tmp_path_factory.mktemp("experts")
+    return _source(write_tiny(demo_q4, folder / "experts.gguf", "experts"), folder)
+
+
+@pytest.mark.parametrize("source", ["tiny_source", "experts_source"])
+def test_both_engines_make_the_same_matrix(
+    source: str, request: pytest.FixtureRequest, tmp_path: Path, builder_image: str, local_tools: None
+) -> None:
+    docker, local = (
+        Yard(engine, request.getfixturevalue(source), tmp_path / engine).made(n_chunks=5, save_every=3)
+        for engine in ("docker", "local")
+    )
+    assert docker.entries.keys() == local.entries.keys()
+    assert (docker.n_chunks, docker.chunk_tokens) == (local.n_chunks, local.chunk_tokens)
+    for name, entry in docker.entries.items():
+        # A token whose best experts are nearly equal may reach another one: the kernels add in another order.
+        assert np.allclose(entry.counts, local.entries[name].counts, atol=2)
+        assert np.allclose(entry.importance(), local.entries[name].importance(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("engine", ["docker", "local"])
+def test_an_expert_that_no_token_reached_is_told_and_the_model_quantized_all_the_same(
+    engine: str, request: pytest.FixtureRequest, experts_source: Source, tmp_path: Path
+) -> None:
+    request.getfixturevalue("builder_image" if engine == "docker" else "local_tools")
+    yard = Yard(engine, experts_source, tmp_path)
+    quantize = yard.quantize("IQ4_NL", 25, Output("calibrate"))
+    facts = yard.run([yard.calibrate(n_chunks=3), quantize]).find_finished()["calibrate"].result.facts
+    assert facts["experts_without"] == {
+        f"blk.{layer}.ffn_{part}_exps.weight": 1 for layer in (0, 1) for part in ("gate", "up", "down")
+    }
+    assert "6 of 30 experts" in str(facts["note"]) and "CALIBRATION" in str(facts["note"])

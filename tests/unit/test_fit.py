@@ -1,0 +1,167 @@
+"""A plan that cannot fit the disk: which of its files do, and how that is said."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pipeline import cli, cost
+from pipeline.cli import matrix as cli_matrix
+from pipeline.cli import run as cli_run
+from pipeline.contract import ExitCode
+from pipeline.fit import files_to_choose, fitting
+from pipeline.quants import QUANTS, USEFUL, find
+from pipeline.settings import REPO_DIR
+from pipeline.source import Source
+from tests.unit.conftest import MakeMeasured, Notes
+from tests.unit.fake_engine import FakeEngine
+
+ALL = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
+SIZES = {"Q2_K": 3, "Q3_K_M": 4, "Q4_K_M": 5, "Q5_K_M": 6, "Q6_K": 7, "Q8_0": 9}
+
+
+# ---- the rule ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("room", "names"),
+    [
+        (34, "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"),
+        (27, "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q8_0"),
+        (24, "Q3_K_M,Q4_K_M,Q5_K_M,Q8_0"), (23, "Q2_K,Q4_K_M,Q5_K_M,Q8_0"), (14, "Q2_K,Q4_K_M,Q5_K_M"),
+        (12, "Q2_K,Q3_K_M,Q4_K_M"), (9, "Q3_K_M,Q4_K_M"), (5, "Q4_K_M"), (4, "Q3_K_M"), (3, "Q2_K"),
+        (2, ""), (-1, ""),
+    ],
+)  # fmt: skip
+def test_as_many_as_fit_are_named_and_among_those_the_most_useful(room: int, names: str) -> None:
+    assert ",".join(fitting(SIZES, room)) == names
+
+
+def test_no_choice_of_more_files_fits_and_none_of_as_many_is_more_useful() -> None:
+    rng = random.Random(3)
+    for _ in range(200):
+        sizes = {name: rng.randint(0, 9) for name in rng.sample(USEFUL, 6)}
+        room = rng.randint(0, 40)
+        possible = [c for n in range(7) for c in itertools.combinations(sizes, n) if sum(sizes[x] for x in c) <= room]
+        most = max(map(len, possible))
+        best = min((c for c in possible if len(c) == most), key=lambda c: sorted(map(USEFUL.index, c)))
+        assert set(fitting(sizes, room)) == set(best)
+
+
+def test_what_no_table_knows_comes_last_in_the_order_given() -> None:
+    assert fitting({"mine": 5, "other": 5, "Q2_K": 5}, 10) == ("mine", "Q2_K")
+
+
+def test_the_table_of_useful_quants_names_quants_that_need_no_matrix() -> None:
+    assert [name for name in USEFUL if find(name) not in QUANTS or find(name).needs_imatrix] == []
+
+
+def test_the_documentation_has_the_same_order() -> None:
+    text = " ".join((REPO_DIR / "docs" / "plan.md").read_text().split())
+    assert f"in this order: {', '.join(USEFUL)}, then the rest" in text
+
+
+def test_a_baseline_of_ones_own_is_no_choice_and_finished_files_take_nothing_more(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine(), "Q4_K_M,Q6_K", baseline=find("Q8_0"))
+    left = files_to_choose(builder.plan, ())
+    assert list(left) == ["Q4_K_M", "Q6_K"] and left["Q4_K_M"] < left["Q6_K"]
+    assert files_to_choose(builder.plan, {"quantize Q4_K_M"})["Q4_K_M"] == 0
+
+
+# ---- the commands ------------------------------------------------------------------------------------
+
+
+class Usage(NamedTuple):
+    """What shutil.disk_usage returns."""
+
+    total: int
+    used: int
+    free: int
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs a command where so many bytes are free, beside the reserve; its exit code and what it said."""
+    monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(cli_matrix, "write_report", lambda *_: tmp_path / "report.html")
+
+    def go(command: str, free: int, engine: FakeEngine, *argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+        usage = Usage(10**12, 0, free + cost._RESERVE_BYTES)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+        fixed = ["--model=org/x", f"--artifacts={tmp_path / 'artifacts'}", "--imatrix=none"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command, *fixed, *argv])
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return go
+
+
+def _needed(run: Run, quants: str, **more: str) -> int:
+    """Bytes that a matrix of these quants takes."""
+    options = [f"--{name}={text}" for name, text in more.items()]
+    code, out, _err = run("plan", 10**9, FakeEngine(), f"--quants={quants}", "--suite=smoke", "--json", *options)
+    assert code == 0
+    return int(json.loads(out)["disk_needed_bytes"])
+
+
+def test_a_matrix_too_large_for_the_disk_runs_nothing_and_names_the_command_that_fits(run: Run) -> None:
+    engine, free = FakeEngine(), _needed(run, "Q4_K_M,Q8_0")
+    code, _out, err = run("matrix", free, engine, f"--quants={ALL}", "--suite=smoke")
+    assert code == ExitCode.RESOURCES and engine.ran == []
+    assert "of disk, and" in err and "are free in" in err
+    (line,) = (line for line in err.splitlines() if line.startswith("These fit:"))
+    command = line.partition("make ")[2]
+    assert command.startswith("matrix MODEL=org/x SUITE=smoke IMATRIX=none QUANTS=")
+    fits = command.rpartition("=")[2]
+    code, _out, err = run("matrix", free, engine, f"--quants={fits}", "--suite=smoke")
+    assert code == 0 and "Q4_K_M" in fits, err
+
+
+def test_one_byte_less_than_a_matrix_needs_is_too_little_and_as_much_is_enough(run: Run) -> None:
+    free = _needed(run, "Q4_K_M,Q8_0")
+    asked = ("--quants=Q4_K_M,Q8_0", "--suite=smoke")
+    assert run("matrix", free - 1, FakeEngine(), *asked)[0] == ExitCode.RESOURCES
+    assert run("matrix", free, FakeEngine(), *asked)[0] == 0
+
+
+def test_where_not_one_file_fits_no_command_is_offered(run: Run) -> None:
+    code, _out, err = run("matrix", 1, FakeEngine(), f"--quants={ALL}", "--suite=smoke")
+    assert code == ExitCode.RESOURCES and "These fit" not in err and "ARTIFACTS=/path" in err
+
+
+def test_plan_says_which_files_fit_and_ends_with_the_same_exit_code(run: Run) -> None:
+    free = _needed(run, "Q4_K_M,Q8_0")
+    code, out, err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke")
+    assert code == ExitCode.RESOURCES and "too small for all; these fit: " in out and "make matrix MODEL=org/x" in err
+    code, out, _err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke", "--json")
+    assert code == 0 and "Q4_K_M" in json.loads(out)["fitting"]
+    assert json.loads(run("plan", 10**9, FakeEngine(), f"--quants={ALL}", "--json")[1])["fitting"] is None
+
+
+def test_a_build_of_several_files_names_the_quants_that_fit_too(run: Run) -> None:
+    free = _needed(run, "Q4_K_M,Q8_0")
+    code, _out, err = run("build", free, FakeEngine(), f"--quant={ALL}")
+    assert code == ExitCode.RESOURCES and "These fit:  QUANT=" in err
+
+
+def test_with_both_versions_of_each_file_a_matrix_takes_more_and_says_so_before_the_trial(run: Run) -> None:
+    plain, both = _needed(run, ALL), _needed(run, ALL, imatrix="auto")
+    engine = FakeEngine()
+    asked: tuple[Any, ...] = (f"--quants={ALL}", "--suite=smoke", "--imatrix=auto")
+    code, _out, err = run("matrix", both - 1, engine, *asked)
+    assert plain < both and code == ExitCode.RESOURCES and engine.ran == [] and "These fit:" in err

@@ -1,0 +1,120 @@
+"""The front: which files no other one beats, in numbers, in words, and the same on report, page and terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.report_words import plain_words
+from pipeline.evaluation import EvalReport
+from pipeline.front import Entry, beaten_by, beats, entries_of, fast_alone, metric_of, standings
+from pipeline.page.render import render_page
+from tests.evaluations import LARGE, simulated
+from tests.manifests import manifest_of
+
+# In LARGE, Q4_0 is larger than IQ4_XS (4.67 and 4.46 bits), worse (0.058 and 0.041), and so slower.
+BEATEN, WINNER = "Q4_0", "IQ4_XS"
+
+
+def report(**options: bool) -> EvalReport:
+    return simulated(LARGE, title="Lagoon", n_params=1.1e9, n_tasks=2, **options)
+
+
+# ---- the definition ----------------------------------------------------------------------------------
+
+
+def test_one_advantage_is_enough_to_be_on_the_front() -> None:
+    one, other = Entry("a", 10, 0.5, 20.0), Entry("b", 10, 0.5, 20.1)
+    assert beats(other, one) and not beats(one, other)
+    assert not beats(one, one), "equals do not beat each other"
+    assert beaten_by([one, other, Entry("c", 9, 0.6, 1.0)]) == {"a": ("b",), "b": (), "c": ()}
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.integers(1, 5)] * 3), min_size=1, max_size=12))
+def test_what_is_beaten_has_a_winner_on_the_front_and_the_front_none(rows: list[tuple[int, int, int]]) -> None:
+    entries = [Entry(str(i), size, loss, speed) for i, (size, loss, speed) in enumerate(rows)]
+    found = beaten_by(entries)
+    front = {label for label, winners in found.items() if not winners}
+    assert front
+    for (size, loss, speed), winners in zip(rows, found.values(), strict=True):
+        dominating = {
+            str(i) for i, row in enumerate(rows)
+            if row[0] <= size and row[1] <= loss and row[2] >= speed and row != (size, loss, speed)
+        }  # fmt: skip
+        assert set(winners) == dominating
+        assert not winners or front & set(winners)
+
+
+def test_without_a_speed_of_all_size_and_quality_decide() -> None:
+    fast, slow = Entry("fast", 10, 0.5, 30.0), Entry("slow", 9, 0.5, 10.0)
+    assert beaten_by([fast, slow]) == {"fast": (), "slow": ()}
+    assert fast_alone([fast, slow]) == ("fast",)
+    unknown = Entry("unknown", 20, 0.1)
+    assert beaten_by([fast, slow, unknown]) == {"fast": ("slow",), "slow": (), "unknown": ()}
+    assert fast_alone([fast, slow, unknown]) == ()
+
+
+# ---- in words ----------------------------------------------------------------------------------------
+
+
+def test_what_beats_a_file_is_told_with_both_numbers() -> None:
+    found = report()
+    assert metric_of(found) == "mean KLD"
+    said = standings(entries_of(found), metric_of(found))
+    assert said == {BEATEN: f"beaten by {WINNER}: 4.5 % smaller, mean KLD 0.0410 against 0.0580, 4.7 % faster"}
+
+
+def test_many_winners_are_named_together_and_speed_alone_is_said_so() -> None:
+    entries = [Entry("a", 1, 1, 9.0), Entry("b", 2, 1, 9.0), Entry("c", 3, 1, 9.0), Entry("d", 4, 2, 10.0)]
+    said = standings(entries, "mean KLD")
+    assert said["c"] == "beaten by a and b: no larger, no worse, no slower"
+    assert said["d"] == "on the front for its speed alone"
+    assert "a" not in said
+
+
+def test_without_divergence_perplexity_tells_and_without_either_there_is_no_front() -> None:
+    assert entries_of(report(divergence=False)) == ()
+    bare = [m.model_copy(update={"divergence": m.divergence and m.divergence.model_copy(update={"mean_kld": None})})
+            for m in report().measurements]  # fmt: skip
+    only_ppl = report().model_copy(update={"measurements": tuple(bare)})
+    assert metric_of(only_ppl) == "ΔPPL"
+    assert standings(entries_of(only_ppl), "ΔPPL")[BEATEN].startswith(f"beaten by {WINNER}: 4.5 % smaller, ΔPPL +3.3")
+
+
+def test_a_file_without_a_finite_quality_beats_nothing_and_is_beaten_by_nothing() -> None:
+    data = report().model_dump()
+    data["measurements"][-1]["divergence"]["mean_kld"]["value"] = float("nan")
+    broken = EvalReport.model_validate(data)
+    assert data["measurements"][-1]["file"]["label"] not in beaten_by(entries_of(broken))
+
+
+# ---- the same everywhere -----------------------------------------------------------------------------
+
+
+def _hollow(page: str, form: str) -> set[str]:
+    """The names of the hollow points of the plots of this width; without the script."""
+    drawings = re.findall(rf'<svg class="plot {form}".*?</svg>', page, re.DOTALL)
+    return set(re.findall(r'class="spot point beaten".*?<title>(\S+)\n', drawings[0], re.DOTALL))
+
+
+@pytest.mark.parametrize("form", ["wide", "narrow"])
+def test_report_and_page_name_the_beaten_files_alike(form: str) -> None:
+    manifest = manifest_of(LARGE)
+    (found,) = manifest.evaluations.values()
+    beaten = {label for label, winners in beaten_by(entries_of(found)).items() if winners}
+    page = render_page(manifest, found.suite.name)
+    assert beaten == {BEATEN} == _hollow(page, form)
+    said = standings(entries_of(found), metric_of(found))[BEATEN]
+    assert f"<b><bdi>{BEATEN}</bdi></b> is {said}." in page
+    assert f"It is {said}." in plain_words(found)
+
+
+def test_a_page_on_which_no_file_is_beaten_says_so() -> None:
+    quants: Sequence[tuple[str, float, float]] = LARGE[:3]
+    manifest = manifest_of(quants)
+    assert "No file is beaten by another." in render_page(manifest, next(iter(manifest.evaluations)))

@@ -1,0 +1,367 @@
+"""Steps side by side: which, how many, in which order it is said, and how they end when something goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.build import Builder
+from pipeline.contract import ExitCode, Progress, StageResult
+from pipeline.engines import OnProgress
+from pipeline.errors import EngineError, QuantyardError, StageFailed
+from pipeline.manifest import read_manifest
+from pipeline.plan import StageSpec
+from pipeline.progress import LiveReporter
+from pipeline.records import placed
+from pipeline.schedule import InOrder, Room, Stopwatch, room_of
+from pipeline.source import Source
+from pipeline.store import Artifact, ModelStore, Workspace
+from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
+from tests.unit.fake_engine import FakeEngine, fails, interrupted
+
+QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
+WIDE = Room(slots=4, memory_bytes=10**12)
+
+
+@dataclass
+class SlowEngine(FakeEngine):
+    """Each stage takes its time, and can be stopped; what ran at the same time is remembered."""
+
+    delay_s: float = 0.03
+    delays_s: dict[str, float] = field(default_factory=dict)
+    log: Path | None = None  # a line for each stage that begins, for who looks from another process
+    running: set[str] = field(default_factory=set)
+    together: list[frozenset[str]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def run(
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
+    ) -> StageResult:
+        self.running.add(spec.label)
+        self.together.append(frozenset(self.running))
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(f"{spec.label}\n")
+        try:
+            if self.stopped.wait(self.delays_s.get(spec.label, self.delay_s)):
+                raise EngineError(f"{spec.label} was stopped.")
+            return super().run(spec, space, inputs, on_progress)
+        finally:
+            self.running.discard(spec.label)
+            self.ended.append(spec.label)
+
+
+def _unfinished(store: ModelStore) -> list[str]:
+    return [path.name for path in (store.folder / "stages").iterdir() if path.name.startswith(".")]
+
+
+def _assert_whole(store: ModelStore) -> None:
+    """All that looks finished is: each stage's files are those its result names, and the manifest can be read."""
+    for folder in (store.folder / "stages").glob("[!.]*"):
+        result = StageResult.model_validate_json((folder / "result.json").read_bytes())
+        for entry in result.outputs:
+            assert (folder / "files" / entry.path).stat().st_size == entry.size_bytes
+    if (store.folder / "manifest.json").exists():
+        assert read_manifest(store.folder / "manifest.json") is not None
+    assert not list(store.folder.glob("*unreadable*"))
+
+
+# ---- what runs at the same time ----------------------------------------------------------------------
+
+
+def test_small_quants_run_side_by_side_and_what_measures_runs_alone(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    engine = SlowEngine(delays_s={f"quantize {quant}": 0.3 for quant in QUANTS.split(",")})
+    builder = measured(local_source, engine, QUANTS)
+    builder.room = WIDE
+    built = builder.run(notes)
+    assert [file.quant for file in built] == QUANTS.split(",")
+    assert max(map(len, engine.together)) == 4
+    for labels in engine.together:
+        alone = {label for label in labels if label.split()[0] not in ("quantize", "verify")}
+        assert not alone or len(labels) == 1, labels
+
+
+@pytest.mark.parametrize("room", [Room(slots=1, memory_bytes=10**12), Room(slots=4, memory_bytes=1)])
+def test_large_files_are_made_one_at_a_time(
+    room: Room, local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    engine = SlowEngine(delay_s=0.005)
+    builder = make_builder(local_source, engine, QUANTS)
+    builder.room = room
+    builder.run(notes)
+    assert {len(labels) for labels in engine.together} == {1}
+    assert engine.ran == builder.ran
+
+
+def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    engine = SlowEngine(delay_s=0.01, delays_s={"quantize Q2_K": 1.5})
+    builder = make_builder(local_source, engine, QUANTS)
+    builder.room = Room(2, 10**12)
+    builder.run(notes)
+    for quant in QUANTS.split(","):
+        assert engine.ended.index(f"quantize {quant}") < engine.ended.index(f"verify {quant}")
+    assert engine.ended.index("verify Q3_K_M") < engine.ended.index("quantize Q4_K_M")
+    assert engine.ended.index("verify Q8_0") < engine.ended.index("quantize Q2_K"), "it held nothing up"
+
+
+def test_room_is_for_as_many_steps_as_cores_but_a_few_at_most_and_for_half_the_memory() -> None:
+    assert room_of(16 * 2**30, 2) == Room(2, 8 * 2**30)
+    assert room_of(16 * 2**30, 64).slots == 4
+    room = Room(2, 100)
+    assert room.fits(0, 0, 1000) and room.fits(1, 60, 40)
+    assert not room.fits(1, 60, 41) and not room.fits(2, 0, 1)
+
+
+# ---- the order in which it is said and kept ----------------------------------------------------------
+
+
+def _outcome(builder: Builder, notes: Notes) -> tuple[list[str], list[str], list[str], list[str]]:
+    builder.run(notes)
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None
+    said = [line for line in notes.lines if line.startswith("end")]
+    return said, builder.ran, list(manifest.stages), list(manifest.quants)
+
+
+def test_whichever_ends_first_the_lines_and_the_manifest_keep_the_plans_order(
+    local_source: Source, make_builder: MakeBuilder
+) -> None:
+    labels = ["convert", *(f"{stage} {quant}" for quant in QUANTS.split(",") for stage in ("quantize", "verify"))]
+    for seed in range(3):
+        rng = random.Random(seed)
+        engine = SlowEngine(image=f"image-{seed}", delays_s={label: rng.random() / 20 for label in labels})
+        builder = make_builder(local_source, engine, QUANTS)
+        builder.room = WIDE
+        said, ran, stages, quants = _outcome(builder, Notes())
+        assert said == [f"end {label}" for label in labels]
+        assert (ran, stages, quants) == (labels, labels, QUANTS.split(","))
+
+
+def test_a_record_takes_its_place_in_the_plan_and_leaves_the_others_where_they_are() -> None:
+    order = ["convert", "quantize A", "verify A", "quantize B", "report"]
+    records = {"lora": 1, "convert": 1, "quantize B": 1}
+    assert list(placed(records, "verify A", 2, order)) == ["lora", "convert", "verify A", "quantize B"]
+    assert list(placed(records, "report", 2, order))[-1] == "report"
+    assert list(placed(records, "lora", 2, order)) == list(records)
+    assert list(placed({"quantize B": 1}, "convert", 2, order)) == ["convert", "quantize B"]
+    assert list(placed({"other": 1}, "convert", 2, order)) == ["other", "convert"]
+
+
+def test_things_are_said_in_order_and_the_rest_at_the_end() -> None:
+    said: list[str] = []
+    order = InOrder(["a", "b", "c", "d"])
+    order.put("c", lambda: said.append("c"))
+    assert said == []
+    order.put("a", lambda: said.append("a"))
+    order.put("d", lambda: said.append("d"))
+    assert said == ["a"]
+    order.rest()
+    assert said == ["a", "c", "d"]
+
+
+def test_what_runs_at_the_same_time_shares_it_so_that_the_parts_add_up() -> None:
+    now = [0.0]
+    watch = Stopwatch(clock=lambda: now[0])
+    for at, act, label in ((0, watch.begin, "a"), (4, watch.begin, "b"), (10, watch.end, "a"), (12, watch.end, "b"),
+                           (20, watch.begin, "c"), (25, watch.end, "c")):  # fmt: skip
+        now[0] = at
+        act(label)
+    assert watch.taken_s == {"a": 7, "b": 5, "c": 5}
+    assert watch.beside == {"a", "b"}
+
+
+def test_bars_show_every_stage_that_runs_each_with_its_own_progress() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    reporter = LiveReporter(console)
+    reporter.begin("quantize Q4_K_M", 2, 5)
+    reporter.begin("quantize Q8_0", 4, 5)
+    reporter.progress("quantize Q8_0", Progress(stage="quantize", done=30, total=272, unit="tensors"))
+    reporter.progress("quantize Q4_K_M", Progress(stage="quantize", done=99, total=272, unit="tensors"))
+    reporter.progress("quantize Q6_K", Progress(stage="quantize", done=1, total=272, unit="tensors"))
+    assert _shown(reporter) == {"stages": 2, "quantize Q4_K_M": 99, "quantize Q8_0": 30}
+    reporter.fail("quantize Q8_0", "[quantize Q8_0] failed: no")
+    reporter.end("quantize Q4_K_M", StageResult(stage="quantize", exit_code=ExitCode.DONE))
+    assert _shown(reporter) == {"stages": 4}
+
+
+def _shown(reporter: LiveReporter) -> dict[str, float]:
+    return {task.description: task.completed for task in reporter._bars.tasks}
+
+
+# ---- failures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_a_quant_that_fails_leaves_the_others_alone_if_that_is_wanted(
+    slots: int, local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    broken = {"quantize Q3_K_M": fails(ExitCode.RESOURCES), "verify Q6_K": fails(ExitCode.UNSUPPORTED_MODEL)}
+    builder = measured(local_source, SlowEngine(behaviours=broken), QUANTS)
+    builder.room, builder.keep_going = Room(slots, 10**12), True
+    built = builder.run(notes)
+    assert [file.quant for file in built] == ["Q2_K", "Q4_K_M", "Q5_K_M", "Q8_0"]
+    assert list(builder.failures) == ["quantize Q3_K_M", "verify Q6_K"]
+    failed = [line for line in notes.lines if "failed" in line]
+    assert [line.split("]")[0] for line in failed] == ["[quantize Q3_K_M", "[verify Q6_K"]
+    assert builder.measured is not None and len(builder.measured.report.measurements) == 5
+    assert _unfinished(builder.store) == []
+    _assert_whole(builder.store)
+
+
+def test_otherwise_what_runs_is_kept_nothing_more_is_begun_and_the_plans_first_failure_is_raised(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    broken = {"quantize Q2_K": fails(ExitCode.RESOURCES), "quantize Q3_K_M": fails(ExitCode.UNSUPPORTED_MODEL)}
+    engine = SlowEngine(behaviours=broken, delays_s={"quantize Q2_K": 0.2, "quantize Q4_K_M": 0.4})
+    builder = make_builder(local_source, engine, QUANTS)
+    builder.room = Room(3, 10**12)
+    with pytest.raises(StageFailed) as caught:
+        builder.run(notes)
+    assert caught.value.code == ExitCode.RESOURCES, "Q3_K_M failed before it, and comes after it"
+    assert set(engine.ended) == {"convert", "quantize Q2_K", "quantize Q3_K_M", "quantize Q4_K_M"}
+    assert _unfinished(builder.store) == []
+    again = make_builder(local_source, engine := SlowEngine(), QUANTS)
+    again.run(notes)
+    assert "quantize Q4_K_M" not in engine.ran and "convert" not in engine.ran
+
+
+def test_an_engine_that_fails_under_one_stage_ends_the_build_with_its_error(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    def daemon_gone(spec: StageSpec, space: Workspace) -> StageResult:
+        raise EngineError("The daemon is gone.")
+
+    builder = make_builder(local_source, SlowEngine(behaviours={"verify Q4_K_M": daemon_gone}), QUANTS)
+    builder.room = WIDE
+    with pytest.raises(EngineError, match="daemon is gone"):
+        builder.run(notes)
+    assert _unfinished(builder.store) == []
+
+
+# ---- stopped -----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_every_stage_that_runs_and_leaves_nothing_half(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")})
+    builder = make_builder(local_source, engine, QUANTS)
+    builder.room = WIDE
+    began = time.monotonic()
+    press = threading.Thread(target=_press_when(lambda: len(engine.running) == 4))
+    press.start()
+    with pytest.raises(KeyboardInterrupt):
+        builder.run(notes)
+    press.join()
+    assert time.monotonic() - began < 20
+    assert engine.running == set() and len(engine.ended) == 5, "convert, and four that were stopped"
+    assert _unfinished(builder.store) == []
+    _assert_whole(builder.store)
+    make_builder(local_source, SlowEngine(delay_s=0), QUANTS).run(notes)
+
+
+def _press_when(ready: Callable[[], bool]) -> Callable[[], None]:
+    def press() -> None:
+        while not ready():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return press
+
+
+def test_an_interrupt_that_one_stage_passes_on_stops_the_others(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    slow = {f"quantize {quant}": 60.0 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0.05}
+    engine = SlowEngine(behaviours={"quantize Q3_K_M": interrupted}, delays_s=slow)
+    builder = make_builder(local_source, engine, QUANTS)
+    builder.room = WIDE
+    with pytest.raises(KeyboardInterrupt):
+        builder.run(notes)
+    assert engine.running == set() and _unfinished(builder.store) == []
+
+
+def test_a_stage_that_was_finished_but_not_yet_recorded_is_recorded_by_the_next_run(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes
+) -> None:
+    builder = make_builder(local_source, FakeEngine(), QUANTS)
+    builder.run(notes)
+    path = builder.store.folder / "manifest.json"
+    whole = json.loads(path.read_text())
+    cut = whole | {"stages": {label: s for label, s in whole["stages"].items() if label != "verify Q4_K_M"}}
+    path.write_text(json.dumps(cut))
+    make_builder(local_source, engine := FakeEngine(), QUANTS).run(notes)
+    assert engine.ran == []
+    assert list(json.loads(path.read_text())["stages"]) == list(whole["stages"])
+
+
+def test_killed_twenty_times_the_store_is_never_corrupt_and_no_finished_stage_runs_again(
+    local_source: Source, measured: MakeMeasured, notes: Notes, tmp_path: Path
+) -> None:
+    log, rng, slots, n_kills = tmp_path / "log", random.Random(6), 3, 20
+    log.touch()
+
+    def run() -> None:
+        engine = SlowEngine(delay_s=0.08, log=log)
+        builder = measured(local_source, engine, QUANTS)
+        builder.room = Room(slots, 10**12)
+        builder.run(Notes())
+
+    store = measured(local_source, FakeEngine(), QUANTS).store
+    fork, n_killed = multiprocessing.get_context("fork"), 0
+    for _ in range(n_kills):
+        process = fork.Process(target=run)
+        process.start()
+        process.join(rng.uniform(0.05, 0.25))
+        n_killed += process.is_alive()
+        process.kill()
+        process.join()
+        if (store.folder / "stages").exists():
+            _assert_whole(store)
+    builder = measured(local_source, SlowEngine(delay_s=0, log=log), QUANTS)
+    built = builder.run(notes)
+    manifest = read_manifest(store.folder / "manifest.json")
+    assert [file.quant for file in built] == QUANTS.split(",") and manifest is not None
+    plain = {step.label for step in builder.plan.steps if step.row.name != "divergence"}
+    assert plain <= set(manifest.stages)
+    begun = log.read_text().splitlines()
+    n_again = len(begun) - len(set(begun))
+    assert n_killed >= n_kills // 2, "most of them hit a run"
+    assert n_again <= slots * n_killed, "a kill costs what ran at that moment"
+    half = [path for path in (store.folder / "stages").glob(".*/out") if not path.parent.name.startswith(".divergence")]
+    assert half == [], "of a joined run that was killed, a folder stays that no other run will ask for"
+
+
+def test_a_disk_that_fails_under_the_manifest_stops_the_others_too(
+    local_source: Source, make_builder: MakeBuilder, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0})
+    builder = make_builder(local_source, engine, QUANTS)
+    builder.room = WIDE
+    write = ModelStore.write
+
+    def full(store: ModelStore, name: str, text: str) -> None:
+        if "quantize Q3_K_M" in text:
+            raise QuantyardError("The disk is full.")
+        write(store, name, text)
+
+    monkeypatch.setattr(ModelStore, "write", full)
+    with pytest.raises(QuantyardError, match="disk is full"):
+        builder.run(notes)
+    assert engine.running == set() and _unfinished(builder.store) == []
