@@ -4,7 +4,7 @@
 How to run:
 
     make demo                                 # once: it makes the model
-    .venv/bin/python scripts/bench_tune.py    # about 25 minutes on 2 cores, 4 GB of disk
+    .venv/bin/python scripts/bench_tune.py    # about half an hour on 2 cores, 4 GB of disk
 
     --target X     the stock quant whose size is the budget (default: Q4_K_M)
     --model DIR    another model than the demo's
