@@ -241,7 +241,9 @@ def _converted(demo: Demo) -> Path:
 
 
 def _times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(".lock")}
+    """Of all but the locks, and the book of rates: a plan reads in it what the manifests of the store tell."""
+    own = (".lock", ".rates")
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(own)}
 
 
 def _ggml_name(name: str) -> str:
