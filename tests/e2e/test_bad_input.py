@@ -85,7 +85,8 @@ def test_an_unknown_quant_gets_the_nearest_name(asked: str, nearest: str, refuse
         ("org/name@", "names no revision"), ("org/name@../x", "names no revision"),
         ("org/name@a b", "names no revision"),
         ("org/name@--upload-pack=x", "names no revision"), ("https://huggingface.co/org/name", "MODEL=org/name"),
-        ("org/name?x=1", "is not a model id"), ("org/%2e%2e", "is not a model id"), ("org\\name", "no file and no preset"),
+        ("org/name?x=1", "is not a model id"), ("org/%2e%2e", "is not a model id"),
+        ("org\\name", "no file and no preset"),
         ("ｏｒｇ/name", "is not a model id"), ("o" * 100 + "/name", "is not a model id"),
     ],
 )  # fmt: skip
