@@ -15,18 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from pipeline.contract import CalibrateRequest, QuantizeRequest
-from pipeline.errors import QuantyardError
 from pipeline.evaluation import Divergence, DivergenceRequest, Interval, Runtime
+from pipeline.intervals import kld_difference
+from pipeline.left import read_left
 from pipeline.plan import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
 from pipeline.quants import Quant, find
 from pipeline.store import Artifact
 
 CALIBRATE: Final = "calibrate"  # the step's label
 MATRIX: Final = "imatrix.gguf"
-_Z: Final = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -169,21 +167,13 @@ def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
 
 
 def decide(quant: str, given: Divergence, plain: Divergence) -> Decision:
-    """Which version to keep: the one with the matrix only if its mean KLD is lower beyond chance.
-
-    Both read the same tokens, so their errors go together and the true interval is narrower than this one, which
-    takes them as independent: what it calls a difference is one.
-    """
+    """Which version to keep: the one with the matrix only if its mean KLD is lower beyond chance."""
+    found = kld_difference(given, plain)
     assert given.mean_kld is not None, "it was held against a baseline"
     assert plain.mean_kld is not None, "it was held against a baseline"
-    if (given.text, given.n_tokens) != (plain.text, plain.n_tokens):
-        raise QuantyardError(f"{quant}: its two versions did not read the same text.", "Please report this.")
-    value = given.mean_kld.value - plain.mean_kld.value
-    half = _Z * (given.mean_kld.stderr**2 + plain.mean_kld.stderr**2) ** 0.5
-    found = Interval(value=value, low=value - half, high=value + half)
     values = f"mean KLD {given.mean_kld.value:.4f} with the matrix, {plain.mean_kld.value:.4f} without"
     if found.high < 0:
-        return Decision(quant, True, f"better with: {values} ({value / plain.mean_kld.value:+.1%})", found)
+        return Decision(quant, True, f"better with: {values} ({found.value / plain.mean_kld.value:+.1%})", found)
     verdict = "worse with" if found.low > 0 else "no difference to see"
     return Decision(quant, False, f"{verdict}: {values}", found)
 
@@ -218,9 +208,4 @@ def read_divergence(folder: Path) -> Divergence:
     Raises:
         QuantyardError: it is none.
     """
-    path = folder / "divergence.json"
-    try:
-        return Divergence.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        message = f"{path} is not a divergence: {error}"
-        raise QuantyardError(message, "Please report this, with the lines above.") from error
+    return read_left(folder / "divergence.json", Divergence, "is not a divergence")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from pipeline.errors import QuantyardError
+from pipeline.left import read_left
 from pipeline.plan import STAGES, BuildPlan, Step
 from pipeline.serving import ContractReport, ContractRequest
 
@@ -36,8 +34,4 @@ def read_contract(folder: Path) -> ContractReport:
     Raises:
         QuantyardError: it is not one.
     """
-    try:
-        return ContractReport.model_validate_json((folder / "report.json").read_bytes())
-    except (OSError, ValidationError) as error:
-        message = f"{folder / 'report.json'} is not a contract report: {error}"
-        raise QuantyardError(message, "Please report this, with the lines above.") from error
+    return read_left(folder / "report.json", ContractReport, "is not a contract report")

@@ -117,9 +117,10 @@ class ModelStore:
         """The finished stage of this key, or None if it has not been run to its end. The key alone says what was made:
         under another label it is the same.
         """
-        others = (self.folder / "stages").glob(f"[!.]*-{key[:12]}")
-        folders = dict.fromkeys((self._final(label, key), *sorted(others)))
-        return next((found for folder in folders if (found := self._read(folder))), None)
+        if found := self._read(self._final(label, key)):
+            return found
+        others = sorted((self.folder / "stages").glob(f"[!.]*-{key[:12]}"))
+        return next((found for folder in others if (found := self._read(folder))), None)
 
     def _read(self, folder: Path) -> FinishedStage | None:
         try:

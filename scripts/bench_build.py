@@ -41,9 +41,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,6 +88,19 @@ class Build:
     folder: Path  # of the model, inside its artifacts
 
 
+@contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Let `work` run in a thread of its own; it is to end when the event is set, which is at the end of the block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 @dataclass
 class Watch:
     """Samples a process and a folder while the process runs."""
@@ -96,22 +109,18 @@ class Watch:
     folder: Path
     peak_disk_bytes: int = 0
     peak_rss_bytes: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Sample until the block ends."""
-        thread = threading.Thread(target=self._sample, daemon=True)
-        thread.start()
         try:
-            yield
+            with beside(self._sample):
+                yield
         finally:
-            self._stop.set()
-            thread.join()
             self.peak_disk_bytes = max(self.peak_disk_bytes, disk_bytes(self.folder))
 
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
+    def _sample(self, stop: threading.Event) -> None:
+        while not stop.wait(SAMPLE_S):
             self.peak_rss_bytes = max(self.peak_rss_bytes, high_water_bytes(self.pid))
             self.peak_disk_bytes = max(self.peak_disk_bytes, disk_bytes(self.folder))
 

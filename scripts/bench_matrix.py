@@ -47,9 +47,9 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -59,7 +59,7 @@ sys.path.insert(0, str(REPO_DIR))
 from pipeline.manifest import read_manifest  # noqa: E402 (the path above comes first)
 from pipeline.plan import STAGES  # noqa: E402
 from pipeline.schedule import SIDE_BY_SIDE  # noqa: E402
-from scripts.bench_build import cannot, say, timed, timed_lines  # noqa: E402
+from scripts.bench_build import beside, cannot, say, timed, timed_lines  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402
 
 DEMO = REPO_DIR / "artifacts" / "demo" / "SmolLM2-135M-Instruct"
@@ -97,18 +97,10 @@ class Cores:
     folder: Path
     busy: int = 0  # ticks
     total: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Sample until the block ends."""
-        thread = threading.Thread(target=self._sample, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
+        return beside(self._sample)
 
     @property
     def share(self) -> float:
@@ -117,9 +109,9 @@ class Cores:
             cannot("No quantize stage was seen at work; is there a /proc/stat?")
         return self.busy / self.total
 
-    def _sample(self) -> None:
+    def _sample(self, stop: threading.Event) -> None:
         before, running = ticks(), False
-        while not self._stop.wait(SAMPLE_S):
+        while not stop.wait(SAMPLE_S):
             now = ticks()
             if running:
                 self.busy += now[0] - before[0]
@@ -169,6 +161,7 @@ class Bench:
         """The command line."""
         asked = [f"--model={self.model}", f"--engine={self.engine}", f"--artifacts={self.scratch / store}"]
         asked.append(f"--{'quants' if command == 'matrix' else 'quant'}={','.join(quants)}")
+        asked += ["--imatrix=none"]
         asked += [f"--suite={self.suite}", f"--limit={self.limit}"] if command != "build" else []
         return [sys.executable, "-m", "pipeline", command, *asked]
 

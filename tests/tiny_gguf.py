@@ -44,8 +44,12 @@ def _copy_vocabulary(reader: Any, writer: Any) -> None:
 
 
 class _Weights:
-    def __init__(self, writer: Any) -> None:
+    """The weights of one model; each begins with the embeddings."""
+
+    def __init__(self, writer: Any, n_vocab: int) -> None:
         self._writer, self._rng = writer, np.random.default_rng(11)
+        self.add("token_embd.weight", n_vocab, HIDDEN)
+        self.ones("output_norm.weight", HIDDEN)
 
     def add(self, name: str, *shape: int, scale: float = 0.3) -> None:
         """A random matrix, rows first as numpy has it."""
@@ -66,9 +70,7 @@ def _attention(writer: Any) -> None:
 def _llama(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
     _attention(writer)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
-    weights = _Weights(writer)
-    weights.add("token_embd.weight", n_vocab, HIDDEN)
-    weights.ones("output_norm.weight", HIDDEN)
+    weights = _Weights(writer, n_vocab)
     for layer in range(n_layers):
         _block(weights, f"blk.{layer}.")
 
@@ -78,9 +80,7 @@ def _experts(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(USED)
-    weights = _Weights(writer)
-    weights.add("token_embd.weight", n_vocab, HIDDEN)
-    weights.ones("output_norm.weight", HIDDEN)
+    weights = _Weights(writer, n_vocab)
     for layer in range(n_layers):
         name = f"blk.{layer}."
         _attention_block(weights, name)
@@ -113,9 +113,7 @@ def _gemma2(writer: Any, n_layers: int, n_vocab: int, window: int) -> None:
     writer.add_sliding_window(window)
     writer.add_attn_logit_softcapping(50.0)
     writer.add_final_logit_softcapping(30.0)
-    weights = _Weights(writer)
-    weights.add("token_embd.weight", n_vocab, HIDDEN)
-    weights.ones("output_norm.weight", HIDDEN)
+    weights = _Weights(writer, n_vocab)
     for layer in range(n_layers):
         _block(weights, f"blk.{layer}.")
         weights.ones(f"blk.{layer}.post_attention_norm.weight", HIDDEN)
@@ -131,9 +129,7 @@ def _mamba(writer: Any, n_layers: int, n_vocab: int, _window: int) -> None:
     writer.add_ssm_inner_size(inner)
     writer.add_ssm_state_size(state)
     writer.add_ssm_time_step_rank(rank)
-    weights = _Weights(writer)
-    weights.add("token_embd.weight", n_vocab, HIDDEN)
-    weights.ones("output_norm.weight", HIDDEN)
+    weights = _Weights(writer, n_vocab)
     for layer in range(n_layers):
         name = f"blk.{layer}."
         weights.ones(name + "attn_norm.weight", HIDDEN)

@@ -7,14 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from pipeline.choose.candidates import Candidate
 from pipeline.front import beaten_by
-from pipeline.gate.intervals import quantile
-
-CONFIDENCE: Final = 0.95
-_Z: Final = quantile(CONFIDENCE)
+from pipeline.intervals import Z, difference
 
 
 @dataclass(frozen=True)
@@ -82,19 +79,15 @@ def nearest(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
     return min(candidates, key=lambda c: max(miss.excess for miss in misses(c, budget)))
 
 
-def difference_stderr(one: Candidate, other: Candidate) -> float:
-    """Standard error of the difference of two qualities, as if the texts were drawn apart: rather too wide."""
-    return math.hypot(one.quality.stderr, other.quality.stderr)
-
-
 def is_tie(one: Candidate, other: Candidate) -> bool:
     """Whether the difference in quality is within its 95 % interval."""
-    return abs(one.quality.value - other.quality.value) <= _Z * difference_stderr(one, other)
+    found = difference(one.quality, other.quality)
+    return found.low <= 0 <= found.high
 
 
 def half_width(found: Candidate) -> float:
     """Half of the 95 % interval of its quality."""
-    return _Z * found.quality.stderr
+    return Z * found.quality.stderr
 
 
 def _take(fitting: Sequence[Candidate]) -> tuple[Candidate, tuple[Candidate, ...]]:

@@ -9,16 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.choose.candidates import Candidate, Field, eval_command
-from pipeline.choose.pick import Budget, Choice, Miss, difference_stderr, half_width, is_tie, misses
+from pipeline.choose.pick import Budget, Choice, Miss, half_width, is_tie, misses
 from pipeline.errors import BadRequest
-from pipeline.evaluation import CONFIDENCE
 from pipeline.front import beaten_by
-from pipeline.gate.intervals import quantile
+from pipeline.intervals import difference
 from pipeline.numbers import DASH, digits, percent, signed
 from pipeline.summary import columns
 from pipeline.units import human_bytes
 
-_Z: Final = quantile(CONFIDENCE)
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 
 
@@ -155,7 +153,8 @@ def _reason(field: Field, choice: Choice) -> str:
 
 
 def _gap(field: Field, one: Candidate, other: Candidate) -> str:
-    gap, half = abs(one.quality.value - other.quality.value), _Z * difference_stderr(one, other)
+    found = difference(one.quality, other.quality)
+    gap, half = abs(found.value), found.high - found.value
     if field.metric == "ΔPPL":
         return f"{100 * gap:.2f} ± {100 * half:.2f} %"
     return f"{digits(gap, 2)} ± {digits(half, 2)}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pipeline import eval_summary, summary
 from pipeline.build import Builder
-from pipeline.cli.matrix import matrix_request
+from pipeline.cli.matrix import matrix_plan
 from pipeline.cli.output import data, people, print_json, print_line, reporter_for
 from pipeline.cli.release import write_report
 from pipeline.cli.run import built_for, engine_of, for_fewer, foreseen, plan_of, request_of, run_plan
@@ -109,12 +109,11 @@ def _run_build(request: BuildRequest) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     request = request_of(args)
-    if request.matrix_quants:
-        request = matrix_request(request)
-    elif request.measure is not None and not request.measure.suite:
+    if request.measure is not None and not request.measure.suite and not request.matrix_quants:
         request = replace(request, measure=None)
     engine, reason = engine_of(request)
-    builder, finished, cost = foreseen(request, plan_of(request), engine)
+    request, planned = matrix_plan(request) if request.matrix_quants else (request, plan_of(request))
+    builder, finished, cost = foreseen(request, planned, engine)
     if request.json:
         print_json(summary.plan_json(builder.plan, finished, cost, engine.name))
         return

@@ -16,11 +16,12 @@ from pipeline.choose.words import unknown_memory
 from pipeline.cli.choose import budget_of
 from pipeline.cli.output import data, people, print_json
 from pipeline.cli.release import write_report
-from pipeline.cli.run import built_for, plan_of, request_of
+from pipeline.cli.run import built_for, plan_of, request_of, source_of
 from pipeline.errors import BadRequest, StageFailed
 from pipeline.manifest import read_manifest
+from pipeline.plan import BuildPlan
 from pipeline.quants import parse_list
-from pipeline.records import BuiltFile, Measured
+from pipeline.records import BuiltFile
 from pipeline.requests import BuildRequest, ChooseRequest, MeasureRequest, PublishRequest
 from pipeline.summary import columns
 
@@ -30,14 +31,14 @@ _SUITE = "quick"
 
 def matrix(args: argparse.Namespace) -> None:
     """One conversion for all, one baseline for all; a quant that fails leaves the others alone."""
-    request = matrix_request(request_of(args))
-    builder, built = built_for(request, plan_of(request), keep_going=True)
+    request, plan = matrix_plan(request_of(args))
+    builder, built = built_for(request, plan, keep_going=True)
     failed = list(builder.failures.values())
     if builder.measured is None:  # then there is nothing to compare
         if len(failed) > 1:
             people().print(say.failures_text(builder.failures, others=False), soft_wrap=True)
         raise failed[0]
-    page = _write_page(request, builder.measured, built)
+    page = _write_page(request, builder, built)
     if request.json:
         print_json(_json(builder, built, page))
     else:
@@ -47,28 +48,30 @@ def matrix(args: argparse.Namespace) -> None:
         sys.exit(failed[0].code)
 
 
-def matrix_request(request: BuildRequest) -> BuildRequest:
-    """QUANTS decides; else what the preset recommends, else one of each size. Recipes of RECIPE come beside them."""
+def matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan]:
+    """The request with its quants, and its plan. QUANTS decides; else what the preset recommends, else one of each
+    size. Recipes of RECIPE come beside them.
+    """
+    source = source_of(request)
     asked = request.measure or MeasureRequest()
     measure = replace(asked, suite=asked.suite or _SUITE)
     request = replace(request, measure=measure, imatrix=request.imatrix or "auto")
-    names = request.matrix_quants
-    if not names:
-        preset = plan_of(replace(request, measure=None)).source.preset
-        names = ",".join(preset.quants) if preset else _QUANTS
+    names = request.matrix_quants or (",".join(source.preset.quants) if source.preset else _QUANTS)
     own = tuple(quant for quant in request.quants if quant.recipe)
     quants = parse_list(names, [quant.recipe for quant in own if quant.recipe], setting="QUANTS")
-    return replace(request, quants=tuple(dict.fromkeys((*quants, *own))), matrix_quants=names)
+    request = replace(request, quants=tuple(dict.fromkeys((*quants, *own))), matrix_quants=names)
+    return request, plan_of(request, source)
 
 
 # ---- what it ends with -------------------------------------------------------------------------------
 
 
-def _write_page(request: BuildRequest, measured: Measured, built: list[BuiltFile]) -> Path:
+def _write_page(request: BuildRequest, builder: Builder, built: list[BuiltFile]) -> Path:
     """The page of what was made. LIMIT, TASKS and the like make another suite of it, whose name tells."""
     quants = tuple(quant for quant in request.quants if quant.name in {file.quant for file in built})
-    measure = replace(request.measure or MeasureRequest(), suite=measured.report.suite.name)
-    return write_report(replace(request, quants=quants, measure=measure), PublishRequest())
+    assert builder.measured is not None, "the caller has looked"
+    measure = replace(request.measure or MeasureRequest(), suite=builder.measured.report.suite.name)
+    return write_report(replace(request, quants=quants, measure=measure), PublishRequest(), builder.plan)
 
 
 def _print(request: BuildRequest, builder: Builder, built: list[BuiltFile], page: Path) -> None:

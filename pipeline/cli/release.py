@@ -93,9 +93,9 @@ def _end(gate: GateReport, *, allow_fail: bool = False) -> None:
         sys.exit(closed.code)
 
 
-def write_report(request: BuildRequest, asked: PublishRequest) -> Path:
-    """The page's path; the card is beside it. Both as they would be published."""
-    plan = _built_plan(request)
+def write_report(request: BuildRequest, asked: PublishRequest, plan: BuildPlan | None = None) -> Path:
+    """The page's path; the card is beside it. Both as they would be published. `plan`: what was just built."""
+    plan = plan or _built_plan(request)
     found = _judged(request, asked, plan, load_budgets(asked.gate))
     return write_release(found.folder, _composed(request, asked, plan, found).files) / PAGE
 

@@ -171,11 +171,13 @@ def prepare(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Bui
     return builder, finished, cost_of(plan, finished, builder.partial_bytes(), request.artifacts, time)
 
 
-def plan_of(request: BuildRequest) -> BuildPlan:
-    """The plan of the build, and of the measuring if it was asked for. A baseline is built like any quant."""
-    if not request.model:
-        raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
-    source = _source_of(request)
+def plan_of(request: BuildRequest, source: Source | None = None) -> BuildPlan:
+    """The plan of the build, and of the measuring if it was asked for. A baseline is built like any quant.
+
+    Args:
+        source: what MODEL is, where that has been looked up.
+    """
+    source = source or source_of(request)
     baseline = request.measure and request.measure.baseline
     quants = tuple(dict.fromkeys((baseline, *request.quants))) if baseline else request.quants
     refuse_requantizing(source, quants, request.outtype, allowed=request.allow_requantize)
@@ -186,6 +188,18 @@ def plan_of(request: BuildRequest) -> BuildPlan:
     )
     plan = make_plan(source, options)
     return add_measuring(plan, measure_options(request, request.measure)) if request.measure else plan
+
+
+def source_of(request: BuildRequest) -> Source:
+    """What MODEL is. A command asks once: on the Hub it may be another commit the next time.
+
+    Raises:
+        BadRequest: MODEL is not given.
+        BadSource, HubError: it cannot be built from, or not be found.
+    """
+    if not request.model:
+        raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
+    return _source_of(request)
 
 
 def _source_of(request: BuildRequest) -> Source:

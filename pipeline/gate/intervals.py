@@ -7,30 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
-from typing import Final
 
-from pipeline.evaluation import CONFIDENCE, Comparison, Estimate, Interval
-
-_REPORT_Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)  # of the intervals in a report
-
-
-def quantile(confidence: float) -> float:
-    """The z of a two-sided confidence, 0 to 1."""
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
-
-
-def normal(found: Estimate, z: float) -> Interval:
-    """A mean and its standard error as an interval."""
-    half = z * found.stderr
-    return Interval(value=found.value, low=found.value - half, high=found.value + half)
+from pipeline.evaluation import Comparison, Interval
+from pipeline.intervals import Z
 
 
 def accuracy_loss(found: Comparison, z: float) -> Interval:
     """Points lost, -100 to 100. The comparison's own 95 % interval, wider or narrower as z is than its 1.96: exact
     for a confidence of 95 %, near enough for others.
     """
-    value, scale = 0.0 - 100 * found.delta.value, z / _REPORT_Z  # 0.0 -: no -0
+    value, scale = 0.0 - 100 * found.delta.value, z / Z  # 0.0 -: no -0
     low = value - 100 * scale * (found.delta.high - found.delta.value)
     high = value + 100 * scale * (found.delta.value - found.delta.low)
     return Interval(value=value, low=max(low, -100.0), high=min(high, 100.0))

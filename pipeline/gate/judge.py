@@ -17,9 +17,10 @@ from pipeline.errors import BadRequest
 from pipeline.evaluation import Comparison, EvalReport, Interval, Measurement
 from pipeline.gate import words
 from pipeline.gate.budgets import Budget, Budgets, family_of, is_pattern, load_budgets, most_specific
-from pipeline.gate.intervals import accuracy_loss, mapped, more, more_answers, more_questions, normal, quantile, wilson
+from pipeline.gate.intervals import accuracy_loss, mapped, more, more_answers, more_questions, wilson
 from pipeline.gate_report import BudgetResult, GateReport, Outcome
 from pipeline.headlines import entry_of, rank_of
+from pipeline.intervals import normal, quantile
 from pipeline.manifest import Manifest
 
 __all__ = ["Budgets", "judge", "load_budgets"]

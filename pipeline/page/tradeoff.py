@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
-from pipeline.evaluation import CONFIDENCE, Interval
+from pipeline.evaluation import Interval
 from pipeline.front import Entry, beaten_by, standings
+from pipeline.intervals import normal
 from pipeline.numbers import digits, human_bytes, signed
 from pipeline.page.plots import NARROW_PX, Spot
 from pipeline.page.scales import Box, Placed, Scale, place_names, segments, short, spanning
 from pipeline.page.tables import Subject, change_places
 
 WIDE_PX: Final = 720
-_Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _klds(files: Sequence[Subject]) -> list[Quality]:
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
         if kld is not None and s.size_bytes and math.isfinite(kld.value + kld.stderr):
-            of = Interval(value=kld.value, low=kld.value - _Z * kld.stderr, high=kld.value + _Z * kld.stderr)
+            of = normal(kld)
             said = f"mean KLD {digits(of.value)} ({digits(of.low)} to {digits(of.high)})"
             found.append(_quality(s, of, said, digits(of.value)))
     return found

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from pipeline.calibration_files import OUR_TEXT, check_texts
 from pipeline.contract import FileEntry, digest_of_files
-from pipeline.stage import sha256_of
 from pipeline.store import Artifact, write_file
 
 NAME: Final = "tuning.txt"
@@ -44,10 +43,11 @@ def _text(document: dict[str, Any]) -> str:
 def _kept(text: str, artifacts: Path) -> Artifact:
     """The text as an input of stages, in a folder named by what it holds."""
     data = text.encode()
-    folder = artifacts / ".tuning" / hashlib.sha256(data).hexdigest()[:12]
+    sha256 = hashlib.sha256(data).hexdigest()
+    folder = artifacts / ".tuning" / sha256[:12]
     path = folder / NAME
     if not (path.is_file() and path.read_bytes() == data):
         folder.mkdir(parents=True, exist_ok=True)
         write_file(path, data)
-    files = (FileEntry(path=NAME, size_bytes=len(data), sha256=sha256_of(path)),)
+    files = (FileEntry(path=NAME, size_bytes=len(data), sha256=sha256),)
     return Artifact(digest_of_files(files), files, folder)

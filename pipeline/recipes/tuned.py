@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.errors import BadRequest, QuantyardError
+from pipeline.errors import BadRequest
 from pipeline.evaluation import Divergence, DivergenceRequest, Interval, Runtime
+from pipeline.intervals import kld_difference, normal
 from pipeline.numbers import digits
 from pipeline.plan import STAGES, BuildPlan, Step
 from pipeline.recipes.search import Mix, within_kld, within_size
 from pipeline.recipes.sizes import nearest_stock
 from pipeline.requests import TuneRequest
 from pipeline.units import human_bytes
-
-_Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Measured:
         """Mean KL divergence from the unquantized model, nats, 95 %."""
         found = self.divergence.mean_kld
         assert found is not None, "it was held against a baseline"
-        return Interval(value=found.value, low=found.value - _Z * found.stderr, high=found.value + _Z * found.stderr)
+        return normal(found)
 
 
 @dataclass(frozen=True)
@@ -134,17 +133,9 @@ class Gain:
 
 
 def gain_of(tuned: Measured, stock: Measured) -> Gain:
-    """Both read the same tokens, so their errors go together and the true interval is narrower than this one, which
-    takes them as independent: what it calls better is better.
+    """What a search has gained.
 
     Raises:
-        QuantyardError: they did not read the same text.
+        QuantyardError: the two did not read the same text.
     """
-    one, other = tuned.divergence, stock.divergence
-    if (one.text, one.n_tokens) != (other.text, other.n_tokens):
-        raise QuantyardError(f"{tuned.quant} and {stock.quant} did not read the same text.", "Please report this.")
-    assert one.mean_kld is not None, "it was held against a baseline"
-    assert other.mean_kld is not None, "likewise"
-    value = one.mean_kld.value - other.mean_kld.value
-    half = _Z * (one.mean_kld.stderr**2 + other.mean_kld.stderr**2) ** 0.5
-    return Gain(tuned, stock, Interval(value=value, low=value - half, high=value + half))
+    return Gain(tuned, stock, kld_difference(tuned.divergence, stock.divergence))

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
-from pipeline.errors import BadRequest, QuantyardError
+from pipeline.errors import BadRequest
 from pipeline.gguf_header import TensorInfo
+from pipeline.left import read_left
 from pipeline.tensor_patterns import type_for_row
 
 # Tensor → type → squared error of its weights, as a share of their squares; the stage `rounding` measures it.
@@ -37,12 +36,7 @@ def read_errors(folder: Path) -> Errors:
     Raises:
         QuantyardError: it is none.
     """
-    path = folder / "rounding.json"
-    try:
-        return TypeAdapter(dict[str, dict[str, float]]).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        message = f"{path} does not tell how weights are rounded: {error}"
-        raise QuantyardError(message, "Please report this, with the lines above.") from error
+    return read_left(folder / "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded")
 
 
 def ladder_of(asked: Sequence[str]) -> tuple[str, ...]:

@@ -50,17 +50,18 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made_before() -> dict[str, Made]:
-    """What was made already, by engine."""
+def made_before() -> dict[str, Made | None]:
+    """What was made already, by engine; None: that failed, and need not fail for each test again."""
     return {}
 
 
 @pytest.fixture
 def made(
-    engine: str, demo_model: Path, made_before: dict[str, Made], tmp_path_factory: pytest.TempPathFactory
+    engine: str, demo_model: Path, made_before: dict[str, Made | None], tmp_path_factory: pytest.TempPathFactory
 ) -> Made:
     """From nothing, in a store of its own."""
     if engine not in made_before:
+        made_before[engine] = None
         folder = tmp_path_factory.mktemp(f"matrix-{engine}")
         shutil.copytree(REPO_DIR / "eval" / "suites" / "smoke", folder / "smoke")
         (folder / "trial.yaml").write_text(SUITE)
@@ -70,7 +71,9 @@ def made(
         }
         planned = run_json("plan", IMATRIX="auto", **asked)
         made_before[engine] = Made(QUANTS[engine], asked, planned, run_json("matrix", **asked))
-    return made_before[engine]
+    made = made_before[engine]
+    assert made is not None, "see the first of these tests"
+    return made
 
 
 @pytest.mark.slow

@@ -392,7 +392,7 @@ def test_the_matrix_is_used_only_where_the_file_is_better_beyond_chance(
     found = decide("Q4_K_M", _found("Q4_K_M", *given), _found("Q4_K_M-plain", *plain))
     assert (found.with_imatrix, found.reason.startswith(why)) == (keeps, True)
     assert found.difference is not None
-    half = 1.96 * (given[1] ** 2 + plain[1] ** 2) ** 0.5
+    half = 1.959964 * (given[1] ** 2 + plain[1] ** 2) ** 0.5
     assert found.difference.value == pytest.approx(given[0] - plain[0])
     assert found.difference.high - found.difference.value == pytest.approx(half)
 

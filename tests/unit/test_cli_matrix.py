@@ -119,7 +119,7 @@ def test_limits_make_another_suite_and_the_page_is_of_that_one(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[BuildRequest] = []
-    monkeypatch.setattr(cli_matrix, "write_report", lambda request, _: asked.append(request) or tmp_path / "r.html")
+    monkeypatch.setattr(cli_matrix, "write_report", lambda request, *_: asked.append(request) or tmp_path / "r.html")
     assert run(FakeEngine(), "--quants=Q8_0", "--limit=10") == 0
     (request,) = asked
     assert request.measure is not None

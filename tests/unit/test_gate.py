@@ -13,11 +13,12 @@ from eval.statistics import paired_proportions_interval, proportion_interval
 from pipeline.errors import BadRequest
 from pipeline.evaluation import Comparison, Estimate, EvalReport, Interval, Measurement
 from pipeline.gate.budgets import DEFAULT, FAMILIES, BadBudgets, Budget, family_of
-from pipeline.gate.intervals import accuracy_loss, more_answers, more_questions, quantile, wilson
+from pipeline.gate.intervals import accuracy_loss, more_answers, more_questions, wilson
 from pipeline.gate.judge import _JUDGES, judge, load_budgets
 from pipeline.gate.words import NAMES
 from pipeline.gate_report import BudgetResult, GateReport
 from pipeline.headlines import headlines
+from pipeline.intervals import quantile
 from pipeline.manifest import Manifest
 from pipeline.quants import QUANTS
 from tests.manifests import contract_report, manifest_of, sha256_of

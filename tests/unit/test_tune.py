@@ -214,7 +214,7 @@ def test_a_gain_is_claimed_only_where_its_interval_leaves_zero_out(kld: float, s
     gain = gain_of(
         Measured("T", 100, divergence("T", kld, stderr)), Measured("Q4_K_M", 110, divergence("Q4_K_M", 0.04, 0.001))
     )
-    half = 1.96 * (stderr**2 + 0.001**2) ** 0.5
+    half = 1.959964 * (stderr**2 + 0.001**2) ** 0.5
     assert gain.verdict.startswith(verdict)
     assert (gain.difference.low, gain.difference.high) == pytest.approx((kld - 0.04 - half, kld - 0.04 + half))
     assert gain.relative.value == pytest.approx(kld / 0.04 - 1)
