@@ -41,12 +41,15 @@ class Sample(_Record):
     mostly: str = ""  # see `Work`
     asked: int = 0
     limits: Limits = ()
+    n_together: int = 1
     stand_in: bool = False  # of the random model of `make rates`
 
     @property
     def work(self) -> Work:
         """What took this time."""
-        return Work(self.kind, self.amount, self.variant, self.family, self.mostly, self.asked, self.limits)
+        return Work(
+            self.kind, self.amount, self.variant, self.family, self.mostly, self.asked, self.limits, self.n_together
+        )
 
 
 class Harvest(_Record):

@@ -133,9 +133,9 @@ def _expect(samples: Iterable[Sample], work: Work | None, engine: str, threads: 
         near = [sample for sample in alike if test(sample)]
         near = ([s for s in near if not s.stand_in] or near)[-_RECENT:]
         if near:
-            points = [(s.amount, _as_if(s, beside)) for s in near]
-            at, slope = line(points, fixed_s, is_measured=start is not None)
-            return StepTime(at + slope * work.amount, rough or any(s.stand_in for s in near))
+            at, slope = line([_run(s, beside) for s in near], fixed_s, is_measured=start is not None)
+            share = at / work.n_together + slope * work.amount
+            return StepTime(share, rough or any(s.stand_in for s in near))
     return None
 
 
@@ -148,12 +148,16 @@ def _tests(work: Work, engine: str, threads: int, beside: bool) -> Iterator[tupl
         """The same quant made of the same types."""
         return s.family == work.family and (s.mostly == work.mostly or not (s.mostly and work.mostly))
 
-    yield False, lambda s: here(s) and same(s) and (s.asked, s.beside) == (work.asked, beside)
+    def company(s: Sample) -> bool:
+        """Whether it ran side by side as this will; of the random models both sizes are worth more than that."""
+        return s.stand_in or s.beside == beside
+
+    yield False, lambda s: here(s) and same(s) and s.asked == work.asked and company(s)
     yield False, lambda s: here(s) and same(s) and s.asked == work.asked
     yield True, lambda s: here(s) and same(s)
     yield True, lambda s: here(s) and (s.mostly, kin(s.work)) == (work.mostly, kin(work))
     yield True, lambda s: here(s) and kin(s.work) == kin(work)
-    yield True, lambda s: here(s) and s.beside == beside
+    yield True, lambda s: here(s) and company(s)
     yield True, here
     yield True, lambda s: s.engine == engine
     yield True, lambda _: True
@@ -162,16 +166,15 @@ def _tests(work: Work, engine: str, threads: int, beside: bool) -> Iterator[tupl
 def _measured_start(samples: Sequence[Sample], beside: bool) -> float | None:
     """Seconds that do not grow with the model, seen where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
-    each = ([(s.amount, _as_if(s, beside)) for s in samples if s.family == family] for family in families)
+    each = ([_run(s, beside) for s in samples if s.family == family] for family in families)
     starts = [found[0] for points in each if (found := fit(points))]
     return median(starts) if starts else None
 
 
-def _as_if(sample: Sample, beside: bool) -> float:
-    """Its seconds had it run side by side with others, or alone."""
-    if sample.beside == beside:
-        return sample.seconds
-    return sample.seconds * _BESIDE if beside else sample.seconds / _BESIDE
+def _run(sample: Sample, beside: bool) -> tuple[float, float]:
+    """Work and seconds of the whole run that it was of, had that run side by side with others, or alone."""
+    factor = 1.0 if sample.beside == beside else _BESIDE if beside else 1 / _BESIDE
+    return sample.amount * sample.n_together, sample.seconds * sample.n_together * factor
 
 
 # ---- after: what it took -----------------------------------------------------------------------------

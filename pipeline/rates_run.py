@@ -28,8 +28,9 @@ from pipeline.store import HashCache, ModelId, ModelStore
 
 RANDOM: Final = "random_model"  # the step's label
 SUITE: Final = "smoke"  # it needs no network
-# Short, and in the proportion of the suites' own, with the warm-up: ten tokens are read for each that is written.
-_SPEED: Final = SpeedSettings(prompt_tokens=128, generated_tokens=20, repeats=1)
+# In the proportion of the suites' own, with the warm-up: ten tokens are read for each that is written; and for as long
+# as it takes that the large model is seen to need more than the start of the stage, a second.
+_SPEED: Final = SpeedSettings(prompt_tokens=512, generated_tokens=80, repeats=1)
 _DIVERGENCE: Final = DivergenceSettings(n_chunks=1)
 _CALIBRATION_CHUNKS: Final = 4  # of 512 tokens
 # Its tokenizer has seen little text: 1.2 times the tokens of a real one on our prose, 1.4 times on the questions of

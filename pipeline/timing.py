@@ -39,6 +39,7 @@ class Work:
     mostly: str = ""  # the tensor type that most of its weights have; "": not known
     asked: int = 0  # questions of an evaluation
     limits: Limits = ()  # and what of each task was asked for
+    n_together: int = 1  # steps that are one run and share its time: `amount` is the share of one
 
 
 def work_of(
@@ -70,7 +71,8 @@ def _divergence(request: Request, n_params: int, n_together: int, with_baseline:
     rolling = bool(settings.get("rolling", True))  # once more in lm-eval's windows; it was no choice at first
     passes = 1 + rolling + with_baseline / n_together
     tokens = (settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
-    return Work("divergence", n_params * tokens * passes, settings["text"] or "", request["label"])
+    amount = n_params * tokens * passes
+    return Work("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
 
 
 def _evaluate(request: Request, n_params: int, n_questions: int) -> Work:

@@ -16,7 +16,7 @@ from pipeline.evaluation import DivergenceRequest, DivergenceSettings, EvaluateR
 from pipeline.harvest import harvest, known_times
 from pipeline.plan import BuildPlan, Step
 from pipeline.rate_book import BOOK, Book, Sample, read_book
-from pipeline.rates import Conditions, Forecast, StepTime, Taken, compare, forecast, keep_times, learn
+from pipeline.rates import Conditions, Forecast, StepTime, Taken, compare, forecast, keep_times, learn, works_of
 from pipeline.schedule import Room
 from pipeline.source import Source
 from pipeline.timing import Work, asked_of, kin, line, work_of
@@ -174,6 +174,31 @@ def test_a_start_that_was_measured_counts_more_than_a_guess(plan: BuildPlan) -> 
     amount = _work(plan, "speed BF16").amount
     found = forecast(plan, (), Book(samples=[*sizes, seen]), ALONE).steps["speed BF16"]
     assert found.seconds == pytest.approx(9 + amount / 100_000)
+
+
+def test_the_start_of_a_run_is_shared_by_its_steps_however_many_they_are(plan: BuildPlan) -> None:
+    """A run takes 6 s and 1 s for each 1,000 of work: of two steps before, of three now."""
+    runs = {1000.0: 2, 9000.0: 2}  # work of one step, and how many steps
+    samples = [
+        _sample("divergence", 6 / n + amount / 1000, amount, variant=_divergence(plan).variant, n_together=n)
+        for amount, n in runs.items()
+    ]
+    labels = [f"divergence {name}" for name in ("BF16", "Q4_K_M", "Q8_0")]
+    found = forecast(plan, (), Book(samples=samples), ALONE).steps
+    assert sum(found[label].seconds for label in labels) == pytest.approx(6 + 3 * _divergence(plan).amount / 1000)
+
+
+def _divergence(plan: BuildPlan) -> Work:
+    found = works_of(plan, [step for step in plan.steps if step.row.name == "divergence"], Book())["divergence Q8_0"]
+    assert found is not None
+    return found
+
+
+def test_the_random_models_tell_by_both_sizes_even_if_one_ran_side_by_side(plan: BuildPlan) -> None:
+    small, large = (_sample("verify", 1.6, 100, stand_in=True), _sample("verify", 2.4, 900, stand_in=True, beside=True))
+    found = forecast(plan, (), Book(samples=[small, large]), ALONE).steps["verify Q8_0"]
+    alone = large.seconds / 0.8
+    assert found.seconds == pytest.approx(1.6 + (alone - 1.6) / 800 * (_work(plan, "verify Q8_0").amount - 100))
 
 
 def _work(plan: BuildPlan, label: str) -> Work:
