@@ -4,11 +4,11 @@
 How to run:
 
     make demo                                 # once: it makes the model
-    .venv/bin/python scripts/bench_tune.py    # about half an hour on 2 cores, 4 GB of disk
+    .venv/bin/python scripts/bench_tune.py    # a quarter of an hour on 2 cores, 4 GB of disk
 
     --target X     the stock quant whose size is the budget (default: Q4_K_M)
     --model DIR    another model than the demo's
-    --parts N      parts of the depth (default: 3)     --chunks N   of the search's text (default: 16)
+    --parts N      parts of the depth (default: 2)     --chunks N   of the search's text (default: 4)
     --types A,B    tensor types of the second search (default: Q4_K,Q6_K, of which Q4_K_M is made; "": no second)
     --no-recipes   the search alone                    --json       one object on stdout
 
@@ -42,7 +42,8 @@ from typing import Any, NoReturn
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from pipeline.recipes.recipe import shipped  # noqa: E402 (the path above comes first)
+from pipeline.intervals import Z  # noqa: E402 (the path above comes first)
+from pipeline.recipes.recipe import shipped  # noqa: E402
 
 DEMO = REPO_DIR / "artifacts" / "demo" / "SmolLM2-135M-Instruct"
 
@@ -67,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="Q4_K_M")
     parser.add_argument("--model", type=Path, default=DEMO)
-    parser.add_argument("--parts", type=int, default=3)
-    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--types", default="Q4_K,Q6_K")
     parser.add_argument("--no-recipes", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -111,7 +112,7 @@ def _text(found: dict[str, Any]) -> str:
 
 def _file(label: str, file: dict[str, Any]) -> str:
     kld = file["mean_kld"]
-    half = 1.96 * kld["stderr"] if "stderr" in kld else kld["high"] - kld["value"]
+    half = Z * kld["stderr"] if "stderr" in kld else kld["high"] - kld["value"]
     return f"{label:<16} {file['size_bytes']:>13,} bytes   mean KLD {kld['value']:.5f} ± {half:.5f}"
 
 

@@ -12,7 +12,7 @@ from pipeline.build import Builder
 from pipeline.cli.matrix import matrix_plan
 from pipeline.cli.output import data, people, print_json, print_line, reporter_for
 from pipeline.cli.release import write_report
-from pipeline.cli.run import built_for, engine_of, for_fewer, foreseen, plan_of, request_of, run_plan
+from pipeline.cli.run import built_for, engine_of, foreseen, plan_of, quants_setting, request_of, run_plan
 from pipeline.contract_steps import add_contract
 from pipeline.errors import BadRequest
 from pipeline.hub.read import HubAccess
@@ -118,7 +118,7 @@ def plan(args: argparse.Namespace) -> None:
         print_json(summary.plan_json(builder.plan, finished, cost, engine.name))
         return
     data().print(summary.plan_text(builder.plan, finished, cost, engine.name, reason), soft_wrap=True)
-    cost.check_disk(request.artifacts, for_fewer(request))
+    cost.check_disk(request.artifacts, quants_setting(request))
 
 
 def quants(args: argparse.Namespace) -> None:

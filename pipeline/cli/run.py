@@ -64,18 +64,14 @@ def run_plan(
     plan = calibrated(request, plan, engine, keep_going=keep_going)
     builder, finished, cost = prepare(request, plan, engine)
     console.print(summary.plan_text(plan, finished, cost, engine.name, reason), soft_wrap=True)
-    cost.check_disk(request.artifacts, for_fewer(request))
+    cost.check_disk(request.artifacts, quants_setting(request))
     builder.keep_going = keep_going
     return builder, _run_timed(request, builder, cost)
 
 
-def for_fewer(request: BuildRequest) -> str:
-    """What to type for fewer quants, up to their names."""
-    if not request.matrix_quants:
-        return "QUANT="
-    suite = f" SUITE={request.measure.suite}" if request.measure and request.measure.suite else ""
-    imatrix = "" if request.imatrix in ("", "auto") else f" IMATRIX={request.imatrix}"
-    return f"make matrix MODEL={request.model}{suite}{imatrix} QUANTS="
+def quants_setting(request: BuildRequest) -> str:
+    """The setting that names the files."""
+    return "QUANTS" if request.matrix_quants else "QUANT"
 
 
 def _run_timed(request: BuildRequest, builder: Builder, cost: Cost) -> list[BuiltFile]:
@@ -99,7 +95,7 @@ def calibrated(request: BuildRequest, plan: BuildPlan, engine: Engine, *, keep_g
     if calibration is None or tried is None:
         return _with_matrix(plan, calibration)
     all_of_it = trial_and_rest(tried, _with_matrix(plan, calibration))
-    prepare(request, all_of_it, engine)[2].check_disk(request.artifacts, for_fewer(request))
+    prepare(request, all_of_it, engine)[2].check_disk(request.artifacts, quants_setting(request))
     found = decisions(plan, _trial(request, tried, engine, keep_going=keep_going).output)
     for decision in found.values():
         people().print(f"{decision.quant}: {decision.reason}", markup=False, soft_wrap=True)

@@ -119,15 +119,14 @@ def _needed(run: Run, quants: str, **more: str) -> int:
     return int(json.loads(out)["disk_needed_bytes"])
 
 
-def test_a_matrix_too_large_for_the_disk_runs_nothing_and_names_the_command_that_fits(run: Run) -> None:
+def test_a_matrix_too_large_for_the_disk_runs_nothing_and_names_the_files_that_fit(run: Run) -> None:
     engine, free = FakeEngine(), _needed(run, "Q4_K_M,Q8_0")
     code, _out, err = run("matrix", free, engine, f"--quants={ALL}", "--suite=smoke")
     assert code == ExitCode.RESOURCES and engine.ran == []
     assert "of disk, and" in err and "are free in" in err
-    (line,) = (line for line in err.splitlines() if line.startswith("These fit:"))
-    command = line.partition("make ")[2]
-    assert command.startswith("matrix MODEL=org/x SUITE=smoke IMATRIX=none QUANTS=")
-    fits = command.rpartition("=")[2]
+    (line,) = (line for line in err.splitlines() if line.startswith("These fit;"))
+    setting, _, fits = line.rpartition("  ")[2].partition("=")
+    assert setting == "QUANTS"
     code, _out, err = run("matrix", free, engine, f"--quants={fits}", "--suite=smoke")
     assert code == 0 and "Q4_K_M" in fits, err
 
@@ -147,7 +146,7 @@ def test_where_not_one_file_fits_no_command_is_offered(run: Run) -> None:
 def test_plan_says_which_files_fit_and_ends_with_the_same_exit_code(run: Run) -> None:
     free = _needed(run, "Q4_K_M,Q8_0")
     code, out, err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke")
-    assert code == ExitCode.RESOURCES and "too small for all; these fit: " in out and "make matrix MODEL=org/x" in err
+    assert code == ExitCode.RESOURCES and "too small for all; these fit: " in out and "type the same with:  QUANTS=" in err
     code, out, _err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke", "--json")
     assert code == 0 and "Q4_K_M" in json.loads(out)["fitting"]
     assert json.loads(run("plan", 10**9, FakeEngine(), f"--quants={ALL}", "--json")[1])["fitting"] is None
@@ -156,7 +155,7 @@ def test_plan_says_which_files_fit_and_ends_with_the_same_exit_code(run: Run) ->
 def test_a_build_of_several_files_names_the_quants_that_fit_too(run: Run) -> None:
     free = _needed(run, "Q4_K_M,Q8_0")
     code, _out, err = run("build", free, FakeEngine(), f"--quant={ALL}")
-    assert code == ExitCode.RESOURCES and "These fit:  QUANT=" in err
+    assert code == ExitCode.RESOURCES and "These fit; type the same with:  QUANT=" in err
 
 
 def test_with_both_versions_of_each_file_a_matrix_takes_more_and_says_so_before_the_trial(run: Run) -> None:
@@ -164,4 +163,4 @@ def test_with_both_versions_of_each_file_a_matrix_takes_more_and_says_so_before_
     engine = FakeEngine()
     asked: tuple[Any, ...] = (f"--quants={ALL}", "--suite=smoke", "--imatrix=auto")
     code, _out, err = run("matrix", both - 1, engine, *asked)
-    assert plain < both and code == ExitCode.RESOURCES and engine.ran == [] and "These fit:" in err
+    assert plain < both and code == ExitCode.RESOURCES and engine.ran == [] and "These fit; " in err
