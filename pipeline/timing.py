@@ -155,6 +155,7 @@ FIXED_S: Final[Mapping[str, float]] = {
     "divergence": 2.0, "speed": 2.0, "report": 4.0, "contract": 5.0,
 }  # fmt: skip
 _FAR_APART: Final = 3  # times as much work: less tells no start from noise
+_MOST_START: Final = 0.95  # of the seconds of the most work: something grows, even where noise hides it
 Points = Sequence[tuple[float, float]]  # (work, seconds)
 
 
@@ -171,16 +172,20 @@ def line(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[
 
     if fitted := fit(points):
         return fitted
-    start = min(fixed_s, (0.95 if is_measured else 0.5) * fmean(seconds for _, seconds in points))
+    start = min(fixed_s, (_MOST_START if is_measured else 0.5) * fmean(seconds for _, seconds in points))
     return start, median((seconds - start) / work for work, seconds in points if work > 0)
 
 
 def fit(points: Points) -> tuple[float, float] | None:
-    """Start and slope by least squares; None where the sizes do not differ enough, or no start and growth come out."""
+    """Start and slope by least squares; None where the sizes do not differ enough. Where a start below nothing or no
+    growth comes out, the slope is that of the most work beyond the nearest start there can be.
+    """
     from statistics import linear_regression
 
     works = [work for work, _ in points]
     if max(works) < _FAR_APART * min(works):
         return None
-    slope, start = linear_regression(works, [seconds for _, seconds in points])
-    return (start, slope) if slope > 0 and start >= 0 else None
+    slope, found = linear_regression(works, [seconds for _, seconds in points])
+    most, seconds = max(points)
+    start = min(max(found, 0.0), _MOST_START * seconds)
+    return start, slope if start == found else (seconds - start) / most

@@ -146,7 +146,8 @@ def test_where_not_one_file_fits_no_command_is_offered(run: Run) -> None:
 def test_plan_says_which_files_fit_and_ends_with_the_same_exit_code(run: Run) -> None:
     free = _needed(run, "Q4_K_M,Q8_0")
     code, out, err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke")
-    assert code == ExitCode.RESOURCES and "too small for all; these fit: " in out and "type the same with:  QUANTS=" in err
+    assert code == ExitCode.RESOURCES
+    assert "too small for all; these fit: " in out and "type the same with:  QUANTS=" in err
     code, out, _err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke", "--json")
     assert code == 0 and "Q4_K_M" in json.loads(out)["fitting"]
     assert json.loads(run("plan", 10**9, FakeEngine(), f"--quants={ALL}", "--json")[1])["fitting"] is None

@@ -95,8 +95,9 @@ def test_sizes_that_differ_give_a_line_and_one_size_a_start_that_does_not_grow()
     assert (start, slope) == (pytest.approx(10), pytest.approx(0.02))
     assert line([(1000, 3), (1000, 5), (1000, 4)], fixed_s=1) == (1, pytest.approx(0.003))
     assert line([(1000, 0.5)], fixed_s=1) == (0.25, pytest.approx(0.00025)), "never more than half of what was seen"
-    start, slope = line([(100, 50), (1000, 10)], fixed_s=1)
-    assert start == 1 and slope > 0, "quicker because larger is chance"
+    found = line([(100, 50), (1000, 10)], fixed_s=1)
+    assert found == (9.5, pytest.approx(0.5 / 1000)), "quicker because larger is chance: nearly all is the start"
+    assert line([(100, 1), (1000, 30)], fixed_s=1) == (0, 30 / 1000), "no stage starts before it began"
 
 
 def _asked(plan: BuildPlan, limit: int | None) -> BuildPlan:
