@@ -203,7 +203,7 @@ def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> Publi
         repo_id=values["REPO"], gate=readable("GATE", values), dry_run=flag("DRY_RUN", values),
         allow_fail=flag("ALLOW_FAIL", values), license=values["LICENSE"], public=flag("PUBLIC", values),
         branch=values["HUB_BRANCH"], pull_request=flag("HUB_PR", values),
-        split_above_bytes=size("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte"),
+        split_above_bytes=size("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),
         oci=values["OCI"], cosign_key=readable("COSIGN_KEY", values), docker_config=docker / "config.json",
     )
 
@@ -252,7 +252,7 @@ def _tune(values: Mapping[str, str]) -> TuneRequest:
     if kld == 0:
         raise BadRequest("TARGET_KLD=0 is reached by the unquantized model alone.", "Type: TARGET_KLD=0.05")
     return TuneRequest(
-        target_bytes=size("TARGET_SIZE", target, 1, "1 byte") if target and not quant else None,
+        target_bytes=size("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
         target_quant=quant, target_kld=kld, parts=integer("PARTS", values, 1, 100),
         chunks=_chunks(values, 16),
         types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),

@@ -263,6 +263,7 @@ def demo_end(name: str, quants: str, folder: Path, page: Path) -> str:
         "  make plan    MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
         "  make build   MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
         "  make eval    MODEL=org/name QUANT=Q4_K_M,Q8_0 what quantization cost: more questions, real tasks\n"
+        "  make matrix  MODEL=org/name                   one quant of each size in one run, and which of them to take\n"
         "  make release MODEL=org/name QUANT=Q4_K_M,Q8_0 REPO=me/name-GGUF   all of it, judged and published\n"
         "  make quants                                   every type, and when to choose it"
     )

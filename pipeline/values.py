@@ -11,8 +11,8 @@ from pipeline.errors import BadRequest
 _ON = {"1", "true", "yes", "on"}
 _OFF = {"", "0", "false", "no", "off"}
 _INTEGER = re.compile(r"^-?[0-9]+$")
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?$", re.IGNORECASE)
-_SIZE_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$", re.IGNORECASE)
+_POWERS = ("", "K", "M", "G", "T")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -57,10 +57,13 @@ def readable(name: str, values: Mapping[str, str]) -> Path | None:
     return path
 
 
-def size(name: str, text: str, least_bytes: int, least: str) -> int:
-    """16GiB, 16G and 16GB are the same: powers of 1024."""
+def size(name: str, text: str, least_bytes: int, least: str, *, of_file: bool = False) -> int:
+    """16GiB, 16G and 16GB of memory are the same, powers of 1024; of a file the last two are powers of 1000, as our
+    tables and the Hub show them.
+    """
     match = _SIZE.match(text.strip())
-    size_bytes = int(float(match[1]) * _SIZE_UNIT[match[2].upper()]) if match else 0
+    step = 1000 if match and of_file and not match[3] else 1024
+    size_bytes = int(float(match[1]) * step ** _POWERS.index(match[2].upper())) if match else 0
     if size_bytes < least_bytes:
         raise BadRequest(f"{name}={text} is not a size of at least {least}.", f"Write it like this: {name}=16GiB")
     return size_bytes

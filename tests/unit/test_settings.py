@@ -69,6 +69,12 @@ def test_memory_is_read_as_people_write_it(text: str, size_bytes: int) -> None:
     assert _read(MEMORY=text).surroundings.memory_bytes == size_bytes
 
 
+@pytest.mark.parametrize(("text", "size_bytes"), [("105MB", 105 * 10**6), ("4g", 4 * 10**9), ("1.5GiB", 3 * 2**29)])
+def test_the_size_of_a_file_is_read_as_tables_show_it(text: str, size_bytes: int) -> None:
+    assert _read(TARGET_SIZE=text).tune.target_bytes == size_bytes
+    assert _read(SPLIT_ABOVE=text).publish.split_above_bytes == size_bytes
+
+
 def test_the_token_is_never_an_option() -> None:
     with pytest.raises(SystemExit):
         _read("--hf-token", "hf_secret")
