@@ -46,11 +46,11 @@ class Cost:
         """Whether the disk is large enough."""
         return not self.disk_needed_bytes or self.disk_needed_bytes + _RESERVE_BYTES <= self.disk_free_bytes
 
-    def check_disk(self, artifacts: Path, setting: str = "QUANT") -> None:
+    def check_disk(self, artifacts: Path, setting: str = "") -> None:
         """Stop before a byte is downloaded.
 
         Args:
-            setting: which names the files that are asked for.
+            setting: which names the files that are asked for; "" where none does, as in a search.
 
         Raises:
             NotEnoughDisk: the plan needs more than is free; the hint names the files that fit.
@@ -60,7 +60,7 @@ class Cost:
         needed, free = human_bytes(self.disk_needed_bytes), human_bytes(self.disk_free_bytes)
         message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
         elsewhere = "Free some space, or use another disk: ARTIFACTS=/path"
-        if self.fitting:
+        if self.fitting and setting:
             these = f"These fit; type the same with:  {setting}={','.join(self.fitting)}"
             raise NotEnoughDisk(message, f"{these}\n{elsewhere}")
         raise NotEnoughDisk(message, elsewhere)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Final, Literal
 
@@ -47,9 +48,7 @@ class Sample(_Record):
     @property
     def work(self) -> Work:
         """What took this time."""
-        return Work(
-            self.kind, self.amount, self.variant, self.family, self.mostly, self.asked, self.limits, self.n_together
-        )
+        return Work(**{each.name: getattr(self, each.name) for each in fields(Work)})
 
 
 class Harvest(_Record):

@@ -16,6 +16,7 @@ from pipeline import cli, cost
 from pipeline.cli import matrix as cli_matrix
 from pipeline.cli import run as cli_run
 from pipeline.contract import ExitCode
+from pipeline.errors import NotEnoughDisk
 from pipeline.fit import files_to_choose, fitting
 from pipeline.quants import QUANTS, USEFUL, find
 from pipeline.settings import REPO_DIR
@@ -157,6 +158,16 @@ def test_a_build_of_several_files_names_the_quants_that_fit_too(run: Run) -> Non
     free = _needed(run, "Q4_K_M,Q8_0")
     code, _out, err = run("build", free, FakeEngine(), f"--quant={ALL}")
     assert code == ExitCode.RESOURCES and "These fit; type the same with:  QUANT=" in err
+
+
+def test_where_no_setting_names_the_files_none_is_offered(run: Run, tmp_path: Path) -> None:
+    short = cost.Cost(10**9, 10**9, 0, (), fitting=("Q4_K_M",))
+    with pytest.raises(NotEnoughDisk) as error:
+        short.check_disk(tmp_path)
+    assert "These fit" not in error.value.hint and "ARTIFACTS=/path" in error.value.hint
+    with pytest.raises(NotEnoughDisk) as error:
+        short.check_disk(tmp_path, "QUANTS")
+    assert "type the same with:  QUANTS=Q4_K_M" in error.value.hint
 
 
 def test_with_both_versions_of_each_file_a_matrix_takes_more_and_says_so_before_the_trial(run: Run) -> None:
