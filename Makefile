@@ -5,7 +5,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python -m pipeline
 .DEFAULT_GOAL := help
-.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-fast lint clean
+.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-all test-fast lint clean
 export PYTHON
 
 help: ## this list
@@ -90,6 +90,9 @@ eval-help: .ready ## every variable that `make eval` takes
 
 test: ## the tests: unit, docker (if a daemon answers), end to end; SLOW=1 for the slow ones too
 	@scripts/test.sh
+
+test-all: ## every test: the slow ones, and every hostile case in place of a sample
+	@SLOW=1 HOSTILE=all scripts/test.sh
 
 test-fast: ## the unit tests alone: no network, no containers
 	@scripts/setup-venv.sh test
