@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import IntEnum
-from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from pipeline.names import one_name, relative_path
 
 CONTRACT_VERSION: Final = 1
 
@@ -37,13 +38,6 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _relative(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or "." in path.split("/"):
-        raise ValueError(f"{path!r} is not a relative path inside its folder")
-    return path
-
-
 def _is_none(value: object) -> bool:
     return value is None
 
@@ -52,7 +46,13 @@ def _is_empty(value: object) -> bool:
     return not value
 
 
-RelativePath = Annotated[str, AfterValidator(_relative)]
+def _without_slash(value: object) -> object:
+    return value.removesuffix("/") if isinstance(value, str) else value
+
+
+RelativePath = Annotated[str, AfterValidator(relative_path)]
+RelativeFolder = Annotated[RelativePath, BeforeValidator(_without_slash)]  # people write tasks/
+FileName = Annotated[str, AfterValidator(one_name)]  # of a file or a folder, not a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

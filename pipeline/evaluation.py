@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.contract import Frozen, RelativePath, Sha256, StageRequest
+from pipeline.contract import Frozen, RelativeFolder, RelativePath, Sha256, StageRequest
 
 REPORT_VERSION: Final = 1
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
@@ -54,7 +54,7 @@ class Suite(Frozen):
     name: str
     description: str = ""
     tasks: tuple[TaskEntry, ...] = ()
-    include_path: RelativePath | None = None  # folder of local lm-eval tasks, beside the suite file
+    include_path: RelativeFolder | None = None  # folder of local lm-eval tasks, beside the suite file
     needs_network: bool = True  # False: every task is local, so no data set has to be fetched
     apply_chat_template: bool = False  # put questions into the GGUF's own chat template
     seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
@@ -82,7 +82,7 @@ class DatasetsRequest(StageRequest):
 
     stage: Literal["datasets"] = "datasets"
     tasks: tuple[str, ...]
-    include_path: RelativePath | None = None
+    include_path: RelativeFolder | None = None
     allow_unsafe_code: bool = False
     endpoint: str | None = None
     not_in_key: ClassVar[frozenset[str]] = frozenset({"endpoint"})
@@ -98,7 +98,7 @@ class EvaluateRequest(StageRequest):
     label: str  # the quant's name, or the baseline's type
     model_file: RelativePath = "model.gguf"
     tasks: tuple[TaskEntry, ...]
-    include_path: RelativePath | None = None
+    include_path: RelativeFolder | None = None
     apply_chat_template: bool = False
     seed: int = DEFAULT_SEED
     allow_unsafe_code: bool = False

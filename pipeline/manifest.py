@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline import __version__
-from pipeline.contract import FileEntry, RelativePath
+from pipeline.contract import FileEntry, FileName, RelativePath, Sha256
 from pipeline.errors import BadRequest
 from pipeline.evaluation import EvalReport
 from pipeline.gate_report import GateReport
+from pipeline.names import shown
+from pipeline.plain_json import load_json
 from pipeline.serving import ContractReport
 
 SCHEMA_VERSION: Final = 1
+MAX_BYTES: Final = 16 * 2**20  # of a manifest; those of a hundred files have a tenth of it
+_LONGEST_KEY: Final = 60  # characters, that are shown whole
+_Size = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -44,7 +48,7 @@ class SourceRecord(_Record):
     commit: str
     license: str | None
     files: list[FileEntry]
-    gguf_file: str | None = None
+    gguf_file: RelativePath | None = None
     dtypes: dict[str, int] = {}
     card: SourceCard = SourceCard()
 
@@ -52,7 +56,7 @@ class SourceRecord(_Record):
 class StageRecord(_Record):
     """One stage that ran, in full: enough to run it again and compare."""
 
-    key: str
+    key: Sha256  # a part of it names a folder
     request: dict[str, JsonValue]
     inputs: dict[str, str]
     outputs: list[FileEntry]
@@ -71,18 +75,18 @@ class ImatrixRecord(_Record):
     The digest of `given` is the stage's input `imatrix`. A matrix that we made comes with the text it was made of.
     """
 
-    file: RelativePath
-    size_bytes: int
-    sha256: str
+    file: FileName
+    size_bytes: _Size
+    sha256: Sha256
     given: list[FileEntry]
 
 
 class QuantRecord(_Record):
     """One GGUF: the file, and what was found out about it."""
 
-    file: RelativePath
-    size_bytes: int
-    sha256: str
+    file: FileName
+    size_bytes: _Size
+    sha256: Sha256
     bits_per_weight: float
     made_by: str  # label in `stages`; "": the source itself is the file
     verified_by: str
@@ -101,8 +105,8 @@ class Manifest(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     quantyard: str = __version__
     source: SourceRecord
-    stages: dict[str, StageRecord] = {}
-    quants: dict[str, QuantRecord] = {}
+    stages: dict[FileName, StageRecord] = {}  # by label, which names a folder
+    quants: dict[FileName, QuantRecord] = {}
     evaluations: dict[str, EvalReport] = {}  # by the suite's name
     contracts: dict[str, ContractReport] = {}  # by the quant's name
     gate: GateReport | None = None  # the last one
@@ -133,17 +137,21 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
         ValueError: it is none.
         BadRequest: a newer Quantyard wrote it.
     """
-    try:
-        value = json.loads(text)
-    except RecursionError as error:  # brackets nested thousands deep
-        raise ValueError("it is nested too deeply") from error
+    value = load_json(text, MAX_BYTES)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        by = f"{version}, by Quantyard {value.get('quantyard')}; this is {__version__} and knows {SCHEMA_VERSION}"
+        by = f"{version}, by Quantyard {shown(str(value.get('quantyard')))}"
+        by += f"; this is {__version__} and knows {SCHEMA_VERSION}"
         raise BadRequest(f"{name} is a manifest of version {by}.", "Update Quantyard: git pull")
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(_place(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
+def _place(part: int | str) -> str:
+    """One step of the way to a value; a key of others' may be anything."""
+    text = str(part)
+    return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown(text, _LONGEST_KEY)

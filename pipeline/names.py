@@ -1,0 +1,77 @@
+"""Names that others gave, before one of them becomes the name of a file or a folder here.
+
+A name is one component: no path, nothing that a terminal obeys, no longer than every file system takes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_NAME_BYTES: Final = 255  # what ext4, XFS, APFS and NTFS take
+MAX_PATH_BYTES: Final = 1024
+_SAFE_NAME_CHARACTERS: Final = 96  # as long as a name on the Hub; endings are put behind it
+# C0 and DEL, C1, other line ends, and what turns the direction of writing.
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def fault_of_name(name: str) -> str:
+    """Why this is no name of one file or folder; "" where it is one."""
+    if not name:
+        return "it is empty"
+    if name in (".", ".."):
+        return f"{name!r} is a folder itself"
+    if "/" in name or "\\" in name:
+        return "it is a path"
+    if _UNPRINTABLE.search(name):
+        return "it holds a control character"
+    try:
+        size_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        return "it holds half a character (a surrogate)"
+    return f"it is {size_bytes:,} bytes long, and {MAX_NAME_BYTES} are possible" if size_bytes > MAX_NAME_BYTES else ""
+
+
+def fault_of_path(path: str) -> str:
+    """Why this is no path of a file inside a folder; "" where it is one."""
+    if "\\" in path:
+        return "it holds a backslash"
+    if len(path) > MAX_PATH_BYTES:
+        return f"it is {len(path):,} characters long, and {MAX_PATH_BYTES:,} are possible"
+    if path and "" in path.split("/"):
+        return "it begins or ends with a slash, or has two in a row"
+    faults = (fault_of_name(part) for part in path.split("/"))
+    return next((fault for fault in faults if fault), "")
+
+
+def one_name(text: str) -> str:
+    """The text, which is one name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if fault := fault_of_name(text):
+        raise ValueError(f"{shown(text)} is no name of a file: {fault}")
+    return text
+
+
+def relative_path(text: str) -> str:
+    """The text, which is a path of names inside its folder, separated by single slashes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if fault := fault_of_path(text):
+        raise ValueError(f"{shown(text)} is not a relative path inside its folder: {fault}")
+    return text
+
+
+def safe_name(text: str, otherwise: str = "model") -> str:
+    """A name made of any text: ASCII letters, digits, dots, dashes; never hidden, never an option, not long."""
+    return _UNSAFE.sub("-", text).strip("-.")[:_SAFE_NAME_CHARACTERS].rstrip("-.") or otherwise
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """A text of others' for a message: in quotes, on one line, what a terminal obeys escaped, its beginning alone."""
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text):,} characters)"
