@@ -23,9 +23,11 @@ from pipeline.errors import EngineError
 _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
-    "builder": ("contract", "stage", *_HEADERS, "safetensors_header", "tensor_patterns"),
-    "eval": ("contract", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units", *_HEADERS),
-    "server": ("contract", "stage", "serving"),
+    "builder": ("contract", "names", "stage", *_HEADERS, "safetensors_header", "tensor_patterns"),
+    "eval": (
+        "contract", "names", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units", *_HEADERS,
+    ),
+    "server": ("contract", "names", "stage", "serving"),
 }
 
 
