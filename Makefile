@@ -96,7 +96,7 @@ test-all: ## every test: the slow ones, and every hostile case in place of a sam
 
 test-fast: ## the unit tests alone: no network, no containers
 	@scripts/setup-venv.sh test
-	@.venv/bin/python -m pytest tests/unit -q
+	@.venv/bin/python -m pytest tests/unit -q -n auto
 
 lint: ## types and style
 	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint

@@ -27,6 +27,7 @@ from pipeline.errors import EngineError
 from pipeline.progress import LineReporter
 from pipeline.settings import REPO_DIR, read_request
 
+pytest_plugins = ["tests.phases"]
 BUILD_TIMEOUT_S = 1800
 
 

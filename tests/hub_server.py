@@ -44,6 +44,7 @@ class Fault:
     ignore_range: bool = False
     cut_after: int | None = None  # bytes of an upload read before the connection closes
     said: str = "injected"  # the error in the body of the answer
+    together: threading.Barrier | None = None  # no byte of the body is sent before as many bodies are asked for
 
 
 @dataclass
@@ -138,7 +139,7 @@ class HubServer:
         self, path: str, *, times: int | None = 1, status: int | None = None, retry_after: int | None = None,
         error_code: str | None = None, error_message: str | None = None, truncate_after: int | None = None,
         corrupt: bool = False, bytes_per_s: int | None = None, ignore_range: bool = False, cut_after: int | None = None,
-        said: str = "injected",
+        said: str = "injected", together: threading.Barrier | None = None,
     ) -> None:
         """Make the next `times` answers for `path` go wrong (None: all).
 
@@ -148,7 +149,7 @@ class HubServer:
         headers = {"Retry-After": retry_after, "X-Error-Code": error_code, "X-Error-Message": error_message}
         fault = Fault(
             times, status, {k: str(v) for k, v in headers.items() if v is not None},
-            truncate_after, corrupt, bytes_per_s, ignore_range, cut_after, said,
+            truncate_after, corrupt, bytes_per_s, ignore_range, cut_after, said, together,
         )
         self._faults.setdefault(path, []).append(fault)
 
@@ -332,6 +333,8 @@ class _Handler(WriteSide, BaseHTTPRequestHandler):
             self._send(blob.blocks(start, end), fault or Fault(0))
 
     def _send(self, blocks: Iterator[bytes], fault: Fault) -> None:
+        if fault.together:
+            fault.together.wait()
         for block in _spoiled(blocks, fault):
             self.wfile.write(block)
             self.entry.body_bytes += len(block)
