@@ -12,11 +12,13 @@ from pipeline.contract import FileEntry, digest_of_files
 from pipeline.errors import BadRequest
 from pipeline.gguf_header import GgufError, read_header
 from pipeline.overlap import find_overlap, texts_of_json
+from pipeline.own_files import kind_of, read_named
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact, HashCache
 
 OUR_TEXT: Final = Path(__file__).parents[1] / "builder" / "calibration" / "text.jsonl"
 _LEAST_BYTES: Final = 2 * 512  # two chunks, at a byte a token
+_MOST_BYTES: Final = 256 * 2**20  # read at once; the usual text has under one
 
 
 
@@ -47,7 +49,7 @@ def calibration_of(
 
 def _matrix(path: Path, hashes: HashCache) -> Artifact:
     """Whether it is of this model, `quantize` will tell: only it has the model."""
-    if not path.is_file():
+    if kind_of(path) != "file":
         raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
     try:
         kind = read_header(path).metadata.get("general.type")
@@ -79,9 +81,11 @@ def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
 
 def _read(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_named(path, _MOST_BYTES)
     except OSError as error:
         raise _bad_file(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _bad_file(path, f"cannot be used: {error}") from error
     if b"\0" in data:
         raise _bad_file(path, f"is binary: byte {data.index(0):,} is 0")
     try:

@@ -6,7 +6,6 @@ The base model's weights are never fetched: what the converter wants to know of 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,9 +18,11 @@ from pipeline.contract import FetchRequest, FileEntry, LoraRequest, digest_of_fi
 from pipeline.errors import BadRequest, BadSource, NeedsPermission, QuantyardError
 from pipeline.hub.files import LEGAL_FILES, SIDE_FILES
 from pipeline.hub.read import CONFIG_LIMIT_BYTES, HubAccess, parse_repo_id, read_config_file, resolve
+from pipeline.names import safe_name
+from pipeline.own_files import find_file, kind_of, list_files, path_of, read_named
 from pipeline.plan import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
 from pipeline.requests import BuildRequest
-from pipeline.source import Source
+from pipeline.source import SIDE_LIMIT, Source
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact, HashCache, ModelId
 
@@ -57,8 +58,10 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     allowed = request.allow_pickle
     kind = _Kind("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
     adapter = _find(kind, request.adapter, access, hashes)
-    base = _find(_Kind("BASE", _BASE_CONFIG, _base_files), request.base or _named_base(adapter, access), access, hashes)
-    return _plan(adapter, base, request)
+    wanted = _Kind("BASE", _BASE_CONFIG, _base_files)
+    if request.base:
+        return _plan(adapter, _find(wanted, request.base, access, hashes), request)
+    return _plan(adapter, _hub(wanted, _named_base(adapter, access), access), request)
 
 
 def publish_lora(builder: Builder) -> Path:
@@ -98,11 +101,12 @@ def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step])
 
 def _find(kind: _Kind, text: str, access: HubAccess, hashes: HashCache) -> Source:
     """A path wins over a repo id only if it says that it is one, or is a folder that holds the marker."""
-    path = Path(text).expanduser()
+    path = path_of(text)
+    found = kind_of(path)
     says_path = text.startswith(("/", "./", "../", "~"))
-    if path.is_dir() and (says_path or (path / kind.marker).exists()):
+    if found == "folder" and (says_path or kind_of(path / kind.marker)):
         return _folder(kind, path.absolute(), hashes)
-    if path.is_file() or text.endswith(".gguf"):
+    if found == "file" or text.endswith(".gguf"):
         hint = f"Give the folder that holds {kind.marker}, or a Hub id: {kind.setting}=org/name"
         raise BadSource(f"{kind.setting}={text} is a file, not a folder.", hint)
     if says_path:
@@ -112,15 +116,24 @@ def _find(kind: _Kind, text: str, access: HubAccess, hashes: HashCache) -> Sourc
 
 
 def _folder(kind: _Kind, path: Path, hashes: HashCache) -> Source:
-    listed = tuple(FileEntry(path=p.name, size_bytes=p.stat().st_size) for p in sorted(path.iterdir()) if p.is_file())
+    listed = tuple(file for file in list_files(path) if "/" not in file.path)
     chosen = kind.choose(f"{kind.setting}={path}", listed)
-    files = tuple(f.model_copy(update={"sha256": hashes.sha256(path / f.path, sha256_of)}) for f in chosen)
-    digest = digest_of_files(files)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).strip("-.") or LORA
-    return Source(
-        model=ModelId("local", name, digest), kind="huggingface", title=str(path), files=files,
-        local=Artifact(digest, files, path, whole_folder=False),  # its weights, or a training's state, stay outside
+    places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen}
+    files = tuple(
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
     )
+    digest = digest_of_files(files)
+    return Source(
+        model=ModelId("local", safe_name(path.name, LORA), digest), kind="huggingface", title=str(path), files=files,
+        # The base's weights, or a training's state, stay outside.
+        local=Artifact(digest, files, path, whole_folder=False, places=places),
+    )
+
+
+def _limit(name: str) -> int | None:
+    """How large a file can be, bytes; None: weights may be as large as they are."""
+    return None if name in (_WEIGHTS, _PICKLE) else SIDE_LIMIT
 
 
 def _hub(kind: _Kind, text: str, access: HubAccess) -> Source:
@@ -174,7 +187,7 @@ def _matching(files: Files, patterns: tuple[str, ...]) -> Files:
 
 
 def _named_base(adapter: Source, access: HubAccess) -> str:
-    """What the adapter says it was trained on."""
+    """What the adapter says it was trained on: a model of the Hub. A folder is BASE's alone to name."""
     config = _local_config(adapter.local.folder) if adapter.local else _hub_config(adapter, access)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not (isinstance(name, str) and name):
@@ -188,7 +201,7 @@ def _named_base(adapter: Source, access: HubAccess) -> str:
 
 def _local_config(folder: Path) -> Mapping[str, object]:
     path = folder / ADAPTER_CONFIG
-    return _parsed(str(path), path.stat().st_size, path.read_bytes)
+    return _parsed(str(path), path.stat().st_size, lambda: read_named(path, CONFIG_LIMIT_BYTES))
 
 
 def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:

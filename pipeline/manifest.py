@@ -140,18 +140,18 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
     value = load_json(text, MAX_BYTES)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        by = f"{version}, by Quantyard {shown(str(value.get('quantyard')))}"
+        by = f"{version}, by Quantyard {_brief(value.get('quantyard'))}"
         by += f"; this is {__version__} and knows {SCHEMA_VERSION}"
         raise BadRequest(f"{name} is a manifest of version {by}.", "Update Quantyard: git pull")
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(_place(part) for part in first["loc"])
+        where = ".".join(_brief(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
 
 
-def _place(part: int | str) -> str:
-    """One step of the way to a value; a key of others' may be anything."""
-    text = str(part)
+def _brief(value: object) -> str:
+    """A key or value of others', which may be anything."""
+    text = str(value)
     return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown(text, _LONGEST_KEY)

@@ -31,6 +31,7 @@ from pipeline.evaluation import (
 )
 from pipeline.gguf_header import why_not_generate
 from pipeline.machine import cpu_name
+from pipeline.own_files import find_file, list_files
 from pipeline.plan import STAGES, BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
 from pipeline.quants import QUANTS, Quant
 from pipeline.requests import BuildRequest, MeasureRequest
@@ -82,18 +83,16 @@ def brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
     """The data sets of an air-gapped site: the folder `files` that a datasets stage left elsewhere.
 
     Raises:
-        BadRequest: there is nothing in it.
+        BadRequest: there is nothing in it, or a link in it leads out of it.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not paths:
+    names = [file.path for file in list_files(folder, every=True)]
+    if not names:
         hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
         raise BadRequest(f"DATASETS={folder} is not a folder with files in it.", hint)
+    places = {name: find_file(folder, name) for name in names}
     files = tuple(
-        FileEntry(
-            path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size,
-            sha256=hashes.sha256(path, sha256_of),
-        )
-        for path in paths
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
     )
     return Artifact(digest_of_files(files), files, folder)
 

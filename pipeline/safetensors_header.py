@@ -60,22 +60,26 @@ class SafetensorsFile:
     size: int
 
 
-def read_folder(folder: Path) -> tuple[SafetensorsFile, ...]:
+def read_folder(folder: Path, names: Sequence[str] | None = None) -> tuple[SafetensorsFile, ...]:
     """Check every `*.safetensors` of a folder, or those its index names.
+
+    Args:
+        names: the files of it that are opened, an index among them; None: all.
 
     Raises:
         SafetensorsError: no such file, one is missing or malformed, two hold the same tensor, or the index
             and the files disagree.
         OSError: a file cannot be read.
     """
-    index = _read_index(folder / INDEX_NAME)
-    names = sorted(set(index.values())) if index else sorted(p.name for p in folder.glob("*.safetensors"))
-    if not names:
+    here = set(names if names is not None else (p.name for p in folder.iterdir() if p.is_file()))
+    index = _read_index(folder / INDEX_NAME) if INDEX_NAME in here else {}
+    wanted = sorted(set(index.values()) or {name for name in here if name.endswith(".safetensors")})
+    if not wanted:
         raise SafetensorsError(f"{folder.name} holds no *.safetensors file")
-    for name in names:
-        if not (folder / name).is_file():
+    for name in wanted:
+        if name not in here:
             raise SafetensorsError(f"{name} is missing, but {INDEX_NAME} names it")
-    files = tuple(read_file(folder / name) for name in names)
+    files = tuple(read_file(folder / name) for name in wanted)
     _check_together(files, index)
     return files
 
@@ -205,9 +209,7 @@ def _check_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_star
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """The index's tensor → file map; {} where there is no index."""
-    if not path.is_file():
-        return {}
+    """The index's tensor → file map."""
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise SafetensorsError(f"{path.name} is larger than {_MAX_INDEX_BYTES} bytes")
     weight_map = _json_object(path.read_bytes(), path.name, "text").get("weight_map")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,11 @@ from pipeline.contract import FileEntry, OutType, digest_of_files
 from pipeline.errors import BadSource, NeedsPermission
 from pipeline.estimate import TensorShape, gguf_size_bytes, kv_cache_bytes, main_type, outtype_for, params_size_bytes
 from pipeline.gguf_header import GgufError, GgufHeader, read_model
-from pipeline.hub.files import select_files
-from pipeline.hub.read import HubAccess, HubRepo, parse_repo_id, read_config, resolve, tensor_shapes
+from pipeline.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_files
+from pipeline.hub.read import CONFIG_LIMIT_BYTES, HubAccess, HubRepo, parse_repo_id, read_config, resolve, tensor_shapes
 from pipeline.manifest import SourceCard, read_manifest
+from pipeline.names import fault_of_name, safe_name, shown
+from pipeline.own_files import find_file, kind_of, leads_out, list_files, path_of, read_named
 from pipeline.presets import Preset, find_preset, refuse_unsupported, split_name
 from pipeline.quants import QUANTS, Quant, find
 from pipeline.safetensors_header import SafetensorsError, read_folder
@@ -24,8 +27,9 @@ from pipeline.stage import sha256_of
 from pipeline.store import Artifact, HashCache, ModelId
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_README_LIMIT = 1_000_000  # characters
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_TEXT_LIMIT = 16 * 2**20  # bytes of a README or a licence
+SIDE_LIMIT = 512 * 2**20  # bytes of a tokenizer; the largest have some 50 MB
+_WEIGHTS = (".safetensors", ".gguf", *PICKLE_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,16 @@ def find_source(
         HubError: the Hub said no.
     """
     if "\0" in model or not model.strip() or model.startswith("-"):
-        raise BadSource(f"{model!r} is not a model.", "Name one: make build MODEL=org/name")
-    path = Path(model).expanduser()
-    if path.is_dir() and (_says_path(model) or (path / "config.json").exists()):
+        raise BadSource(f"{shown(model)} is not a model.", "Name one: make build MODEL=org/name")
+    path = path_of(model)
+    kind = kind_of(path)
+    if kind == "folder" and (_says_path(model) or kind_of(path / "config.json")):
         return _folder(path.absolute(), hashes, allow_pickle=allow_pickle, gguf_file=gguf_file)
-    if path.is_file():
+    if kind == "file":
         return _gguf(path.absolute(), hashes)
     if _says_path(model) and not (model.startswith("..") and model.count("/") == 1):
-        raise BadSource(f"There is no file or folder {model}.", "Give a path that exists, or a Hub id: MODEL=org/name")
+        hint = "Give a path that exists, or a Hub id: MODEL=org/name"
+        raise BadSource(f"There is no file or folder {shown(model, 300)}.", hint)
     repo, preset = _on_hub(model)
     wanted = gguf_file or (preset.gguf_file if preset else None)
     return replace(_hub(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)
@@ -154,54 +160,73 @@ def _says_path(model: str) -> bool:
 
 
 def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
-    if not (path / "config.json").is_file():
+    listed = list_files(path)
+    if not any(file.path == "config.json" for file in listed):
         hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
         raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
-    listed = tuple(
-        FileEntry(path=p.relative_to(path).as_posix(), size_bytes=p.stat().st_size)
-        for p in sorted(path.rglob("*")) if p.is_file() and ".cache" not in p.parts
-    )
     chosen = select_files(str(path), listed, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)
     # What can be refused by a header is, before many GB are read for their hashes.
     config = _config(path)
-    tensors = _local_tensors(path) if any(f.path.endswith(".safetensors") for f in chosen.files) else None
+    weights = [name for name in places if name.endswith(".safetensors")]
+    tensors = _local_tensors(path, list(places)) if weights else None
     files = tuple(
-        f.model_copy(update={"sha256": hashes.sha256(path / f.path, sha256_of)}) for f in chosen.files
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
     )
     digest = digest_of_files(files)
-    license_, card = card_of_readme(_readme(path))
+    license_, card = card_of_readme(_readme(places.get("README.md")))
     return Source(
-        model=ModelId("local", _safe_name(path.name), digest), kind="huggingface", title=str(path), files=files,
-        license=license_, local=Artifact(digest, files, path), dtypes=_dtypes(tensors or ()), tensors=tensors,
-        config=config, card=card,
+        model=ModelId("local", safe_name(path.name), digest), kind="huggingface", title=str(path), files=files,
+        license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
+        dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
     )
 
 
-def _readme(folder: Path) -> str:
-    try:
-        return (folder / "README.md").read_text(errors="replace")[:_README_LIMIT]
-    except OSError:
-        return ""
+def _limit(name: str) -> int | None:
+    """How large this file of a model can be, bytes; None: weights may be as large as they are."""
+    if name.endswith(_WEIGHTS):
+        return None
+    if name == "config.json":
+        return CONFIG_LIMIT_BYTES
+    return _TEXT_LIMIT if any(fnmatchcase(name, pattern) for pattern in LEGAL_FILES) else SIDE_LIMIT
+
+
+def _readme(place: Path | None) -> str:
+    return read_named(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
 
 
 def _gguf(path: Path, hashes: HashCache) -> Source:
+    if fault := fault_of_name(path.name):
+        raise BadSource(f"{shown(path.name)} cannot name a model's file: {fault}.", "Rename it.")
     try:
         gguf = read_model(path)
     except GgufError as error:
         raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
-    parts = gguf.paths
+    places = {shard.name: _shard(path, shard) for shard in gguf.paths}
     files = tuple(
-        FileEntry(path=p.name, size_bytes=p.stat().st_size, sha256=hashes.sha256(p, sha256_of)) for p in parts
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
     )
     digest = digest_of_files(files)
     name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
     license_, card = card_of_gguf(gguf.metadata, path)
+    local = Artifact(digest, files, path.parent, whole_folder=False, places=places)
     return Source(
-        model=ModelId("local", _safe_name(name), digest), kind="gguf", title=str(path), files=files, license=license_,
-        local=Artifact(digest, files, path.parent, whole_folder=False), gguf_file=path.name, gguf=gguf, card=card,
+        model=ModelId("local", safe_name(name), digest), kind="gguf", title=str(path), files=files, license=license_,
+        local=local, gguf_file=path.name, gguf=gguf, card=card,
     )
+
+
+def _shard(first: Path, shard: Path) -> Path:
+    """Where a file really is: the first wherever it leads, since the user named it; the others where that one is, or
+    beside it.
+    """
+    if shard == first or not leads_out(first.resolve().parent, shard):
+        return shard.resolve()
+    return find_file(first.parent, shard.name)
 
 
 def refuse_requantizing(source: Source, quants: tuple[Quant, ...], outtype: OutType, *, allowed: bool) -> None:
@@ -257,9 +282,9 @@ def _title(repo: HubRepo) -> str:
     return f"{repo.repo_id} at {repo.commit[:12]}"
 
 
-def _local_tensors(path: Path) -> tuple[TensorShape, ...]:
+def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     try:
-        files = read_folder(path)
+        files = read_folder(path, names)
     except SafetensorsError as error:
         raise BadSource(str(error), "The file is damaged: download or copy it again.") from error
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
@@ -277,13 +302,9 @@ def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
 
 def _config(path: Path) -> Mapping[str, object]:
     try:
-        config = json.loads((path / "config.json").read_bytes())
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
+        config = json.loads(read_named(path / "config.json", CONFIG_LIMIT_BYTES))
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise BadSource(f"{path / 'config.json'} is not valid JSON: {error}", "Download the model again.") from error
     if not isinstance(config, dict):
         raise BadSource(f"{path / 'config.json'} holds no JSON object.", "Download the model again.")
     return config
-
-
-def _safe_name(name: str) -> str:
-    return _UNSAFE.sub("-", name).strip("-.") or "model"

@@ -17,32 +17,42 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from pipeline.contract import ExitCode, FileEntry, StageRequest, StageResult, digest_of_files
-from pipeline.errors import QuantyardError
+from pipeline.errors import BadSource, QuantyardError
+from pipeline.names import shown
 
 _WAIT_STEP_S = 0.5
+_MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of files
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A set of files named by one digest, and where this machine keeps it.
 
-    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it.
+    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it. `places` is where
+    those of a folder of links really are, by path.
     """
 
     digest: str
     files: tuple[FileEntry, ...]
     folder: Path
     whole_folder: bool = True
+    places: Mapping[str, Path] = field(default_factory=dict, compare=False)
+
+    def place_of(self, path: str) -> Path:
+        """Where this file of it really is."""
+        return self.places.get(path, self.folder / path)
 
     @property
     def size_bytes(self) -> int:
@@ -52,11 +62,21 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ModelId:
-    """Which model, at which state: a Hub commit, or the digest of a local source's files."""
+    """Which model, at which state: a Hub commit, or the digest of a local source's files. Each part names a folder.
+
+    Raises:
+        BadSource: one of them cannot.
+    """
 
     org: str
     name: str
     commit: str
+
+    def __post_init__(self) -> None:
+        """Whatever these were made of: no path, no hidden name, no option."""
+        for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
+            if not pattern.fullmatch(part):
+                raise BadSource(f"{shown(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
 
     @property
     def folder(self) -> Path:

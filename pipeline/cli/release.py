@@ -29,7 +29,7 @@ from pipeline.release.compose import (
     licence_of,
     licence_so_far,
 )
-from pipeline.release.find import Release, find_release, keep_gate, legal_files, legal_folder
+from pipeline.release.find import Release, find_release, keep_gate, legal_files
 from pipeline.release.folder import write_release
 from pipeline.release.progress import UploadProgress
 from pipeline.release.send import Sender
@@ -188,5 +188,5 @@ def _composed(request: BuildRequest, asked: PublishRequest, plan: BuildPlan, fou
     """Everything that is published, models above the limit in parts."""
     splitting = split_plan(found, plan.source, asked.split_above_bytes)
     parts = parts_of(run_plan(request, splitting)[0], found) if splitting else {}
-    legal = legal_files(legal_folder(found, plan.source), plan.source.files)
+    legal = legal_files(found, plan.source)
     return compose(found, asked, licence_so_far(plan.source.license, plan.source.card, asked), legal, parts)

@@ -219,7 +219,7 @@ class DockerEngine:
                 mount_point = space.in_dir / name / entry.path
                 mount_point.parent.mkdir(parents=True, exist_ok=True)
                 mount_point.touch()
-                mounts.append(_bind(artifact.folder / entry.path, f"/in/{name}/{entry.path}"))
+                mounts.append(_bind(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
         if spec.row.network and self._around.ca_bundle:
             mounts.append(_bind(self._around.ca_bundle, _CA_IN_CONTAINER))
         mounts += [_bind(path, f"/run/secrets/{path.name}") for path in secrets.iterdir()]

@@ -105,7 +105,7 @@ class LocalEngine:
             for entry in artifact.files:
                 link = space.in_dir / name / entry.path
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(artifact.folder / entry.path)
+                link.symlink_to(artifact.place_of(entry.path))
 
     def _environment(self, spec: StageSpec, space: Workspace) -> dict[str, str]:
         home = space.out_dir.parent / "home"

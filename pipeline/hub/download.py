@@ -27,7 +27,7 @@ def download_release(access: HubAccess, name: str, root: Path) -> Path:
     try:
         info = hub.patiently(lambda: api.model_info(repo_id, revision=revision, timeout=hub.REQUEST_TIMEOUT_S))
         names = {sibling.rfilename for sibling in info.siblings or []}
-        commit = str(info.sha)
+        commit = hub.commit_of(info, api.endpoint)
         folder = root / repo_id / commit[:12]
         manifest = _manifest(access, repo_id, commit, folder, names)
         wanted = [entry.path for record in manifest.quants.values() for entry in record.files]

@@ -7,6 +7,7 @@ pays for it.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ValidationError
 
 from pipeline.contract import FileEntry
-from pipeline.errors import HubUnreachable, QuantyardError, RepoEmpty, RepoRenamed
+from pipeline.errors import HubError, HubUnreachable, QuantyardError, RepoEmpty, RepoRenamed
 from pipeline.estimate import TensorShape
 from pipeline.hub.files import Selection, parse_repo_id, select_files
 from pipeline.manifest import SourceCard
+from pipeline.names import shown
 from pipeline.source_card import card_of_hub
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ HEADER_LIMIT_BYTES = 32 * 1024 * 1024
 CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
 # Files that are in every repo from its first day.
 EMPTY_REPO_FILES = frozenset({".gitattributes", ".gitignore", "README.md", "LICENSE"})
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 T = TypeVar("T")
 
 
@@ -146,10 +149,23 @@ def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) ->
         message = f"{repo_id} is empty: {', '.join(s.rfilename for s in siblings) or 'no files'}."
         raise RepoEmpty(message, f"See {endpoint}/{repo_id}/tree/{revision or 'main'}; name a repo that holds a model.")
     return HubRepo(
-        repo_id=repo_id, revision=revision or "main", commit=info.sha, files=_files(siblings, endpoint),
-        gated=bool(info.gated), private=bool(info.private), license=_license(info),
+        repo_id=repo_id, revision=revision or "main", commit=commit_of(info, endpoint),
+        files=_files(siblings, endpoint), gated=bool(info.gated), private=bool(info.private), license=_license(info),
         dtypes=dict(info.safetensors.parameters) if info.safetensors else {}, card=card_of_hub(info),
     )
+
+
+def commit_of(info: ModelInfo, endpoint: str) -> str:
+    """The commit that an answer names. It becomes a part of addresses and the name of a folder.
+
+    Raises:
+        HubError: it is none.
+    """
+    sha = str(info.sha)
+    if not _COMMIT.fullmatch(sha):
+        message = f"{endpoint} answers that {shown(str(info.id))} is at commit {shown(sha)}, which is none."
+        raise HubError(message, "A commit has 40 hex digits: set another HF_ENDPOINT, or tell who runs this one.")
+    return sha
 
 
 def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:

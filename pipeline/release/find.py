@@ -211,19 +211,18 @@ def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
             yield made(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
 
 
-def legal_files(source: Path | None, files: Sequence[FileEntry]) -> tuple[PublishedFile, ...]:
-    """The licence texts of the source, as it has them; `source` None: it is not here."""
-    names = [] if source is None else licence_files(entry.path for entry in files)
-    paths = [source / name for name in names if source is not None]
-    return tuple(kept(path.name, path, sha256_of(path)) for path in paths if path.is_file())
-
-
-def legal_folder(release: Release, source: Source) -> Path | None:
-    """Where the files of the source are: its own folder, or what was fetched."""
+def legal_files(release: Release, source: Source) -> tuple[PublishedFile, ...]:
+    """The licence texts of the source, as it has them; none where it is not here. Where a link of a local source leads
+    was found out when the source was read.
+    """
+    names = licence_files(entry.path for entry in source.files)
     if source.local is not None:
-        return source.local.folder
-    fetched = release.manifest.stages.get("fetch")
-    return stage_folder(release.folder, "fetch", fetched.key) / "files" if fetched else None
+        places = {name: source.local.place_of(name) for name in names}
+    else:
+        fetched = release.manifest.stages.get("fetch")
+        folder = stage_folder(release.folder, "fetch", fetched.key) / "files" if fetched else None
+        places = {name: folder / name for name in names if folder is not None}
+    return tuple(kept(name, place, sha256_of(place)) for name, place in places.items() if place.is_file())
 
 
 def keep_gate(store: ModelStore, judged: Manifest) -> None:
