@@ -14,7 +14,7 @@ import subprocess
 import tomllib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from pipeline.errors import EngineError
 _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
-    "builder": ("contract", "names", "stage", *_HEADERS, "safetensors_header", "tensor_patterns"),
+    "builder": ("contract", "names", "printable", "stage", *_HEADERS, "safetensors_header", "tensor_patterns"),
     "eval": (
-        "contract", "names", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units", *_HEADERS,
+        "contract", "names", "printable", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units",
+        *_HEADERS,
     ),
-    "server": ("contract", "names", "stage", "serving"),
+    "server": ("contract", "names", "printable", "stage", "serving"),
 }
 
 
@@ -58,7 +59,7 @@ class ImageSettings:
 
     bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
     extra_ca: Path | None
-    proxies: Mapping[str, str]
+    proxies: Mapping[str, str] = field(repr=False)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.contract import OutType
@@ -113,7 +113,7 @@ class BuildRequest:
     workers: int
     json: bool
     endpoint: str | None
-    hf_token: str | None
+    hf_token: str | None = field(repr=False)
     surroundings: Surroundings
     images: ImageSettings
     measure: MeasureRequest | None  # None: nothing

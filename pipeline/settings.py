@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.engines import Surroundings
 from pipeline.errors import BadRequest, UnknownQuant
 from pipeline.images import RECIPES, ImageSettings
+from pipeline.printable import has_user_info
 from pipeline.quants import Quant, find, of_recipe, parse_list
 from pipeline.requests import (
     BuildRequest,
@@ -28,10 +29,21 @@ from pipeline.requests import (
     ServeRequest,
     TuneRequest,
 )
-from pipeline.values import flag, integer, one_of, optional, readable, size
+from pipeline.values import (
+    endpoint,
+    flag,
+    integer,
+    one_of,
+    optional,
+    plain,
+    proxy,
+    readable,
+    size,
+    token,
+    with_password,
+)
 
 REPO_DIR = Path(__file__).resolve().parent.parent
-_PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
 # Where a CA is named for this machine's own programs, the containers need it just the same.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 _PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
@@ -47,6 +59,7 @@ class Setting:
     help: str
     flag: bool = False
     secret: bool = False  # never an option: command lines are visible to every user of the machine
+    private: bool = False  # may hold a password, and is shown nowhere
 
 
 # To add a setting: add a row, and a line to the table in README.md (a test compares the two).
@@ -71,7 +84,9 @@ SETTINGS = (
     Setting("EXTRA_CA", "", "PEM file with the CA of a TLS-inspecting proxy; SSL_CERT_FILE and the like count too"),
     Setting("HF_TOKEN", "", "Hub token for gated and private models; `hf auth login` works too", secret=True),
     Setting("HF_ENDPOINT", "", "another Hub address, such as a mirror"),
-    Setting("HTTPS_PROXY", "", "proxy for stages with a network; HTTP_PROXY, ALL_PROXY, NO_PROXY likewise"),
+    Setting(
+        "HTTPS_PROXY", "", "proxy for stages with a network; HTTP_PROXY, ALL_PROXY, NO_PROXY likewise", private=True
+    ),
     Setting("LLAMA_CPP_IMAGE", "", "base image of the builder; default in versions.env"),
     Setting("LLAMA_CPP_TAG", "", "its tag; default in versions.env"),
     Setting("LLAMA_CPP_SERVER_TAG", "", "the tag of the server image's base, as server-cuda; default in versions.env"),
@@ -159,15 +174,19 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         BadRequest: a value that cannot be.
     """
     values = {s.name: _value(s, args, environment) for s in SETTINGS}
+    for setting in SETTINGS:
+        if not (setting.secret or setting.private):
+            plain(setting.name, values[setting.name])
+    for name in ("OCI", "TAG", "LLAMA_CPP_IMAGE", "EVAL_BASE_IMAGE"):  # addresses without https://
+        if has_user_info(values[name]):
+            raise with_password(name)
     pins = read_pins(REPO_DIR / "versions.env")
-    proxies = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
-    if values["HTTPS_PROXY"]:
-        proxies["HTTPS_PROXY"] = values["HTTPS_PROXY"]
+    proxies = _proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
     extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
     artifacts = Path(values["ARTIFACTS"]).expanduser().absolute()
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
-    hf_token = values["HF_TOKEN"] or _stored_token(environment)
+    hf_token = token("HF_TOKEN", values["HF_TOKEN"]) or _stored_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, args, environment),
         outtype=one_of("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
@@ -176,7 +195,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         allow_pickle=flag("ALLOW_PICKLE", values), allow_requantize=flag("ALLOW_REQUANTIZE", values),
         allow_mismatch=flag("ALLOW_MISMATCH", values),
         threads=integer("THREADS", values, 0, 1024), workers=integer("WORKERS", values, 1, 32),
-        json=flag("JSON", values), endpoint=values["HF_ENDPOINT"].rstrip("/") or None, hf_token=hf_token,
+        json=flag("JSON", values), endpoint=endpoint(values["HF_ENDPOINT"]), hf_token=hf_token,
         surroundings=Surroundings(
             repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
@@ -298,14 +317,24 @@ def _value(setting: Setting, args: argparse.Namespace, environment: Mapping[str,
     return str(given)
 
 
+def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:
+    if "@" in option:
+        message = "The option --https-proxy holds a user's name or password, and every user of this machine sees it."
+        raise BadRequest(message, "Set the variable HTTPS_PROXY in its place.")
+    found = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
+    if values["HTTPS_PROXY"]:
+        found["HTTPS_PROXY"] = values["HTTPS_PROXY"]
+    return {name: url if name.upper() == "NO_PROXY" else proxy(name, url) for name, url in found.items()}
+
+
 def _stored_token(environment: Mapping[str, str]) -> str | None:
     """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
     path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
     try:
-        return path.read_text().strip() or None
-    except OSError:
+        return token(str(path), path.read_text().strip())
+    except (OSError, UnicodeDecodeError):
         return None
 
 

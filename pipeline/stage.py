@@ -26,6 +26,7 @@ from typing import NoReturn, TypeVar
 from pydantic import JsonValue, ValidationError
 
 from pipeline.contract import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
+from pipeline.printable import redacted
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 _PROGRESS_EVERY_S = 0.1
@@ -48,8 +49,8 @@ class Stage:
     name: str
     in_dir: Path
     out_dir: Path
-    secrets_dir: Path
     environment: Mapping[str, str]  # read here once; nothing else in a stage asks for it
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # what stdin's first line handed over
     known_sha256: dict[str, str] = field(default_factory=dict)  # outputs whose hash the stage already knows
     _last_progress: float = 0.0
 
@@ -72,9 +73,8 @@ class Stage:
         return tuple(FileEntry.model_validate(entry) for entry in known.get(name, ()))
 
     def secret(self, name: str) -> str | None:
-        """A secret that was handed over as a file; None where there is none."""
-        path = self.secrets_dir / name
-        return (path.read_text().strip() or None) if path.is_file() else None
+        """A secret that was handed over; None where there is none."""
+        return self.secrets.get(name) or None
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
         """Print one progress line; at most ten a second, but always the last one."""
@@ -87,7 +87,7 @@ class Stage:
 
     def log(self, message: str) -> None:
         """Print one line for people."""
-        print(f"[{self.name}] {message}", file=sys.stderr, flush=True)
+        print(redacted(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,13 @@ def sha256_of(path: Path) -> str:
 def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoReturn:
     """Run one stage as this process, and exit with its code."""
     args = _parse_argv()
+    secrets = _read_secrets() if args.secrets_on_stdin else {}
+    # What opens connections reads proxies from the environment; nobody outside sees what a process adds to its own.
+    os.environ.update((name, url) for name, url in secrets.items() if name.upper().endswith("_PROXY"))
     if args.die_with_stdin:
         threading.Thread(target=_die_with_stdin, daemon=True).start()
     name = str(request_type.model_fields["stage"].default)
-    stage = Stage(name, args.in_dir, args.out_dir, args.secrets_dir, dict(os.environ))
+    stage = Stage(name, args.in_dir, args.out_dir, dict(os.environ), secrets)
     started = time.monotonic()
     try:
         request = request_type.model_validate_json((stage.in_dir / "request.json").read_bytes())
@@ -135,9 +138,17 @@ def _parse_argv() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="One stage of Quantyard; the orchestrator starts it.")
     parser.add_argument("--in", dest="in_dir", type=Path, default=Path("/in"))
     parser.add_argument("--out", dest="out_dir", type=Path, default=Path("/out"))
-    parser.add_argument("--secrets", dest="secrets_dir", type=Path, default=Path("/run/secrets"))
+    parser.add_argument("--secrets-on-stdin", action="store_true", help="a JSON object is the first line of stdin")
     parser.add_argument("--die-with-stdin", action="store_true", help="end as soon as stdin closes")
     return parser.parse_args()
+
+
+def _read_secrets() -> dict[str, str]:
+    """The first line of stdin, and not a byte more: what follows belongs to `_die_with_stdin`."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
+        line += byte
+    return {str(name): str(value) for name, value in json.loads(line or b"{}").items()}
 
 
 def _die_with_stdin() -> None:
@@ -178,9 +189,14 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
         hint = "Give it more memory: MEMORY=16GiB, or close other programs."
         code, what = ExitCode.RESOURCES, StageError(kind="out-of-memory", message="Memory ran out.", hint=hint)
     else:
-        traceback.print_exception(error)
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
         code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
-    return StageResult(stage=stage.name, exit_code=code, duration_s=duration_s, error=what)
+    return StageResult(stage=stage.name, exit_code=code, duration_s=duration_s, error=_without_passwords(what))
+
+
+def _without_passwords(error: StageError) -> StageError:
+    words = {name: redacted(getattr(error, name)) for name in ("message", "hint", "detail")}
+    return error.model_copy(update=words)
 
 
 def is_out_of_space(error: BaseException) -> bool:

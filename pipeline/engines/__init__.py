@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,8 +21,9 @@ class Surroundings:
     """What the machine and the user give every stage: decided at the edge, the same for both engines."""
 
     repo_dir: Path  # where the stage packages are
-    hf_token: str | None = None
-    proxies: Mapping[str, str] | None = None  # HTTPS_PROXY, NO_PROXY …, for stages with a network
+    hf_token: str | None = field(default=None, repr=False)
+    # HTTPS_PROXY, NO_PROXY …, for stages with a network
+    proxies: Mapping[str, str] | None = field(default=None, repr=False)
     ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
     memory_bytes: int | None = None  # None: all of the machine but a reserve
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.engines import Engine, EngineName, Surroundings
 from pipeline.engines.local import LocalEngine
+from pipeline.engines.secrets import clear_leftovers
 from pipeline.errors import EngineError
 from pipeline.images import ImageSettings
 
@@ -14,6 +15,7 @@ def choose_engine(name: EngineName, around: Surroundings, images: ImageSettings)
     Raises:
         EngineError: docker was asked for, and no daemon answers.
     """
+    clear_leftovers()
     if name == "local":
         return LocalEngine(around), "asked for"
     from pipeline.engines.docker import DockerEngine  # imported late: the SDK costs 0.2 s that `local` need not pay

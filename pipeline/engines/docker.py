@@ -27,7 +27,7 @@ import docker
 from pipeline.contract import ExitCode, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress, Surroundings
 from pipeline.engines.output import read_result, report_line
-from pipeline.engines.secrets import secrets_folder
+from pipeline.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from pipeline.errors import EngineError
 from pipeline.images import ImageSettings, bake, recipe
 from pipeline.plan import StageSpec
@@ -117,14 +117,13 @@ class DockerEngine:
         """Run the stage in a container that is removed whatever happens."""
         try:
             self._remove_orphans(space)
-            with secrets_folder(spec, self._around) as secrets:
-                container = self._create(spec, self._mounts(spec, space, inputs, secrets), space)
-                self._running.add(container.id)
-                try:
-                    return self._follow(spec, space, container, on_progress)
-                finally:
-                    self._remove(container.id)
-                    self._running.discard(container.id)
+            container = self._create(spec, self._mounts(spec, space, inputs), space)
+            self._running.add(container.id)
+            try:
+                return self._follow(spec, space, container, on_progress)
+            finally:
+                self._remove(container.id)
+                self._running.discard(container.id)
         except _DaemonError as error:
             message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
@@ -168,7 +167,7 @@ class DockerEngine:
             raise EngineError(message, "Type the same command again.")
         config: dict[str, Any] = {
             "image": self._tag(spec.row.image, base),
-            "command": ["python3", "-m", spec.row.module, "--die-with-stdin"],
+            "command": ["python3", "-m", spec.row.module, SECRETS_ON_STDIN, "--die-with-stdin"],
             "labels": {_LABEL: str(space.out_dir), "quantyard.stage": spec.row.name, "quantyard.key": spec.key},
             "user": self._user(),
             "environment": self._environment(spec),
@@ -201,14 +200,12 @@ class DockerEngine:
         env = {"HOME": _TMP, "TMPDIR": _TMP, "LANG": "C.UTF-8"}
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= dict(self._around.proxies or {})
+        env |= open_proxies(self._around)
         if self._around.ca_bundle:
             env |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), _CA_IN_CONTAINER)
         return env
 
-    def _mounts(
-        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], secrets: Path
-    ) -> list[Mount]:
+    def _mounts(self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact]) -> list[Mount]:
         mounts = [_bind(space.in_dir, "/in"), _bind(space.out_dir, "/out", read_only=False)]
         for name, artifact in inputs.items():
             (space.in_dir / name).mkdir(exist_ok=True)  # /in is read-only, so Docker cannot make the mount point
@@ -222,7 +219,6 @@ class DockerEngine:
                 mounts.append(_bind(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
         if spec.row.network and self._around.ca_bundle:
             mounts.append(_bind(self._around.ca_bundle, _CA_IN_CONTAINER))
-        mounts += [_bind(path, f"/run/secrets/{path.name}") for path in secrets.iterdir()]
         return mounts
 
     def _network(self, spec: StageSpec) -> str:
@@ -243,6 +239,8 @@ class DockerEngine:
         try:
             container.start()
             timer.start()
+            with suppress(OSError):  # a container that is gone already; why, it says below
+                _socket(connection).sendall(secrets_line(spec, self._around))
             started = time.monotonic()
             for stream, line in _lines(connection):
                 if stream != _STDOUT or not report_line(line, on_progress):
@@ -286,11 +284,14 @@ def _is_loopback(url: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
+def _socket(connection: Any) -> Any:
+    return connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001  (a SocketIO hides it)
+
+
 def _lines(connection: Any) -> Iterator[tuple[int, str]]:
     """Whole lines of the attached container, each with the stream it came from."""
     rest: dict[int, bytes] = {}
-    raw = connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001  (a SocketIO hides it)
-    raw.settimeout(None)  # a stage may be silent for hours
+    _socket(connection).settimeout(None)  # a stage may be silent for hours
     for stream, block in frames_iter(connection, tty=False):
         *whole, rest[stream] = (rest.get(stream, b"") + block).split(b"\n")
         yield from ((stream, line.decode(errors="replace")) for line in whole if line.strip())

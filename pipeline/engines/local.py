@@ -15,12 +15,11 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from pipeline.contract import StageResult
 from pipeline.engines import OnNote, OnProgress, Surroundings
 from pipeline.engines.output import read_result, report_line
-from pipeline.engines.secrets import secrets_folder
+from pipeline.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from pipeline.errors import EngineError
 from pipeline.plan import StageSpec
 from pipeline.store import Artifact, Workspace
@@ -75,18 +74,15 @@ class LocalEngine:
     ) -> StageResult:
         """Run the stage as a process group that is stopped whatever happens."""
         self._link_inputs(space, inputs)
-        with secrets_folder(spec, self._around) as secrets:
-            return self._run(spec, space, secrets, on_progress)
-
-    def _run(self, spec: StageSpec, space: Workspace, secrets: Path, on_progress: OnProgress) -> StageResult:
         argv = [str(self._python), "-m", spec.row.module, "--in", str(space.in_dir), "--out", str(space.out_dir)]
-        argv += ["--secrets", str(secrets), "--die-with-stdin"]
+        argv += [SECRETS_ON_STDIN, "--die-with-stdin"]
         process = subprocess.Popen(
             argv, env=self._environment(spec, space), cwd=space.out_dir, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         self._running.add(process)
         try:
+            _hand_over(process, secrets_line(spec, self._around))
             return self._follow(spec, space, process, on_progress)
         finally:
             _stop(process)
@@ -121,7 +117,7 @@ class LocalEngine:
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= dict(self._around.proxies or {})
+        env |= open_proxies(self._around)
         if self._around.ca_bundle:
             env |= {name: str(self._around.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
         return env
@@ -146,6 +142,13 @@ class LocalEngine:
         finally:
             timer.cancel()
         return read_result(spec.label, space.out_dir, exit_code, "\n".join(tail))
+
+
+def _hand_over(process: subprocess.Popen[bytes], secrets: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):  # it is gone already; why, it says on stderr
+        process.stdin.write(secrets)
+        process.stdin.flush()
 
 
 def _text(line: bytes) -> str:

@@ -95,12 +95,9 @@ class Bench:
     def run(self, *tasks: str, token: str | None = None, **request: Any) -> Run:
         given = {"tasks": tasks, "endpoint": self.hub.endpoint} | request
         write(self.folder, "in/request.json", DatasetsRequest.model_validate(given).model_dump_json())
-        write(self.folder, "secrets/none", "")
-        if token:
-            write(self.folder, "secrets/HF_TOKEN", token + "\n")
         self.out.mkdir(exist_ok=True)
-        secrets = self.folder / "secrets"
-        done = self.python("-m", "eval.datasets", "--in", self.folder / "in", "--out", self.out, "--secrets", secrets)
+        argv = ("-m", "eval.datasets", "--in", self.folder / "in", "--out", self.out, "--secrets-on-stdin")
+        done = self.python(*argv, said=json.dumps({"HF_TOKEN": token} if token else {}) + "\n")
         result = StageResult.model_validate_json((self.out / "result.json").read_bytes())
         assert result.exit_code == done.returncode
         return Run(result, done.stdout, done.stderr)
@@ -114,11 +111,11 @@ class Bench:
         with read_only(self.files):
             return self.python("-c", ASK, arguments)
 
-    def python(self, *argv: object) -> subprocess.CompletedProcess[str]:
+    def python(self, *argv: object, said: str = "") -> subprocess.CompletedProcess[str]:
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPO_DIR), "HOME": str(self.folder / "home")}
         return subprocess.run(
             [sys.executable, *map(str, argv)], cwd=self.folder, env=environment | self.environment, text=True,
-            capture_output=True, timeout=300,
+            input=said, capture_output=True, timeout=300,
         )
 
 

@@ -22,7 +22,7 @@ from tests.rounding import NORMAL, check_errors, weights, write_model
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    made = Stage("rounding", tmp_path / "in", tmp_path / "out", tmp_path, {})
+    made = Stage("rounding", tmp_path / "in", tmp_path / "out", {})
     made.files_dir.mkdir(parents=True)
     (made.in_dir / "source").mkdir(parents=True)
     write_model(made.in_dir / "source" / "model.gguf")
@@ -53,7 +53,7 @@ def test_every_type_that_needs_no_matrix_can_be_rounded_to(kind: str) -> None:
 
 
 def ggml() -> Ggml:
-    return Ggml(_library(Stage("rounding", Path(), Path(), Path(), {})))
+    return Ggml(_library(Stage("rounding", Path(), Path(), {})))
 
 
 @pytest.mark.parametrize("kind", [*LADDER, "F16", "BF16"])

@@ -140,7 +140,7 @@ def test_importance_is_the_mean_square_and_one_where_nothing_was_seen(tmp_path: 
     ],
 )
 def test_the_matrix_of_another_model_is_refused_before_quantizing(known: Known, says: str, tmp_path: Path) -> None:
-    stage = Stage("quantize", tmp_path / "in", tmp_path / "out", tmp_path, {})
+    stage = Stage("quantize", tmp_path / "in", tmp_path / "out", {})
     for name in ("source", "imatrix"):
         (stage.in_dir / name).mkdir(parents=True)
     (stage.in_dir / "source" / "model.gguf").write_bytes(gguf(META, WEIGHTS))

@@ -57,16 +57,16 @@ class Bench:
     def start(self, token: str | None = None) -> subprocess.Popen[str]:
         (self.folder / "in").mkdir(exist_ok=True)
         (self.folder / "in" / "request.json").write_text(self.request().model_dump_json())
-        secrets = self.folder / "secrets"
-        secrets.mkdir(exist_ok=True)
-        if token:
-            (secrets / "HF_TOKEN").write_text(token + "\n")
         command = [sys.executable, "-m", "builder.fetch", "--in", self.folder / "in", "--out", self.out]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
-        return subprocess.Popen(
-            [*map(str, command), "--secrets", str(secrets)], cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        process = subprocess.Popen(
+            [*map(str, command), "--secrets-on-stdin"], cwd=self.folder, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"HF_TOKEN": token} if token else {}) + "\n")
+        process.stdin.flush()
+        return process
 
     def run(self, token: str | None = None) -> Run:
         process = self.start(token)

@@ -222,7 +222,7 @@ def stage(tmp_path: Path) -> Stage:
     """A stage with an adapter, a base model and a converter that is there."""
     converter = tmp_path / "convert_lora_to_gguf.py"
     converter.touch()
-    made = Stage("lora", tmp_path / "in", tmp_path / "out", tmp_path, {"LLAMA_LORA_CONVERTER": str(converter)})
+    made = Stage("lora", tmp_path / "in", tmp_path / "out", {"LLAMA_LORA_CONVERTER": str(converter)})
     made.files_dir.mkdir(parents=True)
     write_adapter(made.in_dir / "adapter", attention_pairs(1, 64, 32))
     (made.in_dir / "base").mkdir()

@@ -125,7 +125,7 @@ def test_a_stage_is_told_the_hash_of_every_file_it_reads(
 
 
 def test_a_stage_reads_what_it_is_told_and_does_without(tmp_path: Path) -> None:
-    stage = Stage("evaluate", tmp_path, tmp_path, tmp_path, {})
+    stage = Stage("evaluate", tmp_path, tmp_path, {})
     assert stage.input_files("model") == ()
     entry = FileEntry(path="model.gguf", size_bytes=3, sha256="a" * 64)
     (tmp_path / "inputs.json").write_text(json.dumps({"model": [entry.model_dump()]}))

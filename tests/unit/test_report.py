@@ -27,7 +27,7 @@ def _request(suite: Suite = SUITE, labels: tuple[str, ...] = ("BF16", "Q4_K_M"))
 
 
 def _stage(folder: Path) -> Stage:
-    return Stage("report", folder / "in", folder / "out", folder / "secrets", {})
+    return Stage("report", folder / "in", folder / "out", {})
 
 
 def _leave(stage: Stage, name: str, file: str, what: BaseModel) -> None:

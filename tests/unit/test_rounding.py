@@ -27,7 +27,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr(stage_module.ctypes.util, "find_library", lambda _name: None)
     monkeypatch.setattr(stage_module, "_SYSTEM", tmp_path / "usr")
-    made = Stage("rounding", tmp_path / "in", tmp_path / "out", tmp_path, {"LLAMA_BIN": str(tmp_path / "bin")})
+    made = Stage("rounding", tmp_path / "in", tmp_path / "out", {"LLAMA_BIN": str(tmp_path / "bin")})
     made.files_dir.mkdir(parents=True)
     (made.in_dir / "source").mkdir(parents=True)
     write_model(made.in_dir / "source" / "model.gguf")

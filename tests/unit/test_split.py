@@ -32,7 +32,7 @@ TENSORS = tuple(_tensor(f"blk.{i}.weight") for i in range(N_TENSORS))
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
     """A stage without llama.cpp's programs, and a model of 4.8 MB as its input."""
-    made = Stage("split", tmp_path / "in", tmp_path / "out", tmp_path, {})
+    made = Stage("split", tmp_path / "in", tmp_path / "out", {})
     made.files_dir.mkdir(parents=True)
     (made.in_dir / "source").mkdir(parents=True)
     (made.in_dir / "source" / "model.gguf").write_bytes(gguf(SMALL_METADATA, TENSORS))

@@ -95,7 +95,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (tmp_path / "in/reference").mkdir()
         (tmp_path / "in/reference/reference.json").write_text(json.dumps(make_reference(FakeTokenizer())))
         monkeypatch.setattr(verify_module, "open_runtime", lambda *_: runtime or FakeRuntime())
-        stage = Stage("verify", tmp_path / "in", tmp_path / "out", tmp_path, {})
+        stage = Stage("verify", tmp_path / "in", tmp_path / "out", {})
         return verify(stage, VerifyRequest(**{"quant": "Q4_K_M"} | request))
 
     return run_verify
@@ -187,7 +187,7 @@ def test_a_lost_tensor_is_our_bug(run: Run) -> None:
 def test_a_file_that_is_no_gguf_fails_at_its_header(run: Run, tmp_path: Path) -> None:
     run()
     (tmp_path / "in/model/model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0))
-    stage = Stage("verify", tmp_path / "in", tmp_path / "out", tmp_path, {})
+    stage = Stage("verify", tmp_path / "in", tmp_path / "out", {})
     with pytest.raises(StageFailure, match="claims 1152921504606846976 tensors") as caught:
         verify(stage, VerifyRequest(quant="Q4_K_M"))
     assert caught.value.error.kind == "verify-header"
