@@ -26,9 +26,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
 
-from builder.download import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
+from pipeline.bounded_http import BadAnswer
 from pipeline.contract import ExitCode, FetchRequest, FileEntry
+from pipeline.hub_client import use_bounded_client
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
+from pipeline.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
 
 PARTIAL = ".partial"
 
@@ -46,7 +48,7 @@ class _Job:
 def fetch(stage: Stage, request: FetchRequest) -> Outcome:
     """Download what is not there yet, `request.workers` files at once; the first failure stops the rest."""
     _check_paths(stage.files_dir, request.files)
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # else building headers asks the Hub for a list of its own, 3 s at worst
+    use_bounded_client()
     total = sum(entry.size_bytes for entry in request.files)
     meter = Meter(lambda done: stage.progress(done, total, "bytes"))
     token = stage.secret("HF_TOKEN")
@@ -173,6 +175,8 @@ def _unreachable(error: Exception, request: FetchRequest) -> tuple[str, str, str
         return "offline", "HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE."
     if isinstance(error, httpx2.ProxyError):
         return "proxy", f"The proxy does not let us through: {error}.", "Check HTTPS_PROXY and NO_PROXY."
+    if isinstance(error, BadAnswer):
+        return "bad-answer", f"The download is refused: {error}.", "Check HF_ENDPOINT, and what is between here and it."
     message = f"The download from {endpoint} failed: {str(error) or type(error).__name__}."
     hint = "Check the network, HTTPS_PROXY and HF_ENDPOINT, then type the same command again: what has arrived is kept."
     return "unreachable", message, hint

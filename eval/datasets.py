@@ -31,6 +31,9 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> Outcome:
     """Build every task of the request, and keep what its data sets were."""
     partial, nltk_data = stage.files_dir / PARTIAL, stage.files_dir / offline.NLTK_DATA
     offline.set_up(partial, nltk_data, request.endpoint, online=True)
+    from pipeline.hub_client import use_bounded_client
+
+    use_bounded_client()
     from eval.tasks import code_of_tasks, count_tasks, include_dir, load_tasks
 
     recorder = Recorder(stage, stage.secret("HF_TOKEN"))

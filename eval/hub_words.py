@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from pipeline.bounded_http import BadAnswer
 from pipeline.contract import ExitCode
 from pipeline.stage import StageFailure, causes
 
@@ -28,7 +29,7 @@ def is_transient(error: Exception) -> bool:
     """Whether trying again may help."""
     if refused := _find(error, HfHubHTTPError):
         return refused.response.status_code in _TRANSIENT
-    if "CERTIFICATE_VERIFY_FAILED" in _text(error) or _find(error, httpx2.ProxyError):
+    if "CERTIFICATE_VERIFY_FAILED" in _text(error) or _find(error, httpx2.ProxyError) or _find(error, BadAnswer):
         return False
     return _is_network(error)
 
@@ -74,6 +75,8 @@ def _refused(error: HfHubHTTPError, path: str, has_token: bool) -> tuple[str, st
 
 def _unreachable(error: Exception, path: str) -> tuple[str, str, str]:
     endpoint, text = constants.ENDPOINT, _text(error)
+    if bad := _find(error, BadAnswer):
+        return "bad-answer", f"The data set {path} is refused: {bad}.", "Check HF_ENDPOINT, and what is between."
     if "CERTIFICATE_VERIFY_FAILED" in text:
         message = f"The certificate of {endpoint} is not trusted: {text}"
         return "certificate", message, "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file."

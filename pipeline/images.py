@@ -21,11 +21,16 @@ from pathlib import Path
 from pipeline.errors import EngineError
 
 _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
+_HUB = ("bounded_http", "hub_answers", "hub_client", "plain_json")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
-    "builder": ("contract", "names", "printable", "stage", *_HEADERS, "safetensors_header", "tensor_patterns"),
+    "builder": (
+        "contract", "names", "printable", "stage", *_HUB, "transfer", *_HEADERS, "safetensors_header",
+        "tensor_patterns",
+    ),
     "eval": (
         "contract", "names", "printable", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units",
+        *_HUB,
         *_HEADERS,
     ),
     "server": ("contract", "names", "printable", "stage", "serving"),

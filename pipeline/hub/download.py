@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from pipeline.contract import FileEntry
 from pipeline.errors import BadRequest, QuantyardError
 from pipeline.hub import read as hub
-from pipeline.hub.read import HubAccess, parse_repo_id
-from pipeline.manifest import Manifest, parse_manifest
+from pipeline.hub.read import HubAccess, HubRepo, parse_repo_id
+from pipeline.manifest import MAX_BYTES, Manifest, parse_manifest
+from pipeline.stage import sha256_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 _MANIFEST, _CARD = "manifest.json", "README.md"
+_PART: Final = ".part"  # behind the name of a file on its way
 
 
 def download_release(access: HubAccess, name: str, root: Path) -> Path:
@@ -25,34 +33,47 @@ def download_release(access: HubAccess, name: str, root: Path) -> Path:
     repo_id, revision = parse_repo_id(name)
     api = hub.hub_api(access)
     try:
-        info = hub.patiently(lambda: api.model_info(repo_id, revision=revision, timeout=hub.REQUEST_TIMEOUT_S))
-        names = {sibling.rfilename for sibling in info.siblings or []}
-        commit = hub.commit_of(info, api.endpoint)
-        folder = root / repo_id / commit[:12]
-        manifest = _manifest(access, repo_id, commit, folder, names)
+        repo = hub.described(api, repo_id, revision)
+        folder, files = root / repo_id / repo.commit[:12], {entry.path: entry for entry in repo.files}
+        manifest = _manifest(api, repo, folder, files)
         wanted = [entry.path for record in manifest.quants.values() for entry in record.files]
-        wanted += manifest.imatrices
-        _fetch(access, repo_id, commit, folder, (path for path in (_CARD, *wanted) if path in names))
+        for path in dict.fromkeys((_CARD, *wanted, *manifest.imatrices)):
+            if path in files:
+                _fetch(api, repo, folder, files[path])
     except QuantyardError:
         raise
-    except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
+    except Exception as error:  # the client raises a dozen kinds; every one of them is about the Hub
         raise hub_errors.explain(error, api, repo_id, revision) from error
     return folder
 
 
-def _manifest(access: HubAccess, repo_id: str, commit: str, folder: Path, names: set[str]) -> Manifest:
-    if _MANIFEST not in names:
-        message = f"{repo_id} has no {_MANIFEST}: it was not published by Quantyard."
+def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileEntry]) -> Manifest:
+    title = f"{repo.repo_id}/{_MANIFEST}"
+    if _MANIFEST not in files:
+        message = f"{repo.repo_id} has no {_MANIFEST}: it was not published by Quantyard."
         raise BadRequest(message, "Its files can only be checked by who knows what they should be.")
-    _fetch(access, repo_id, commit, folder, (_MANIFEST,))
+    if files[_MANIFEST].size_bytes > MAX_BYTES:
+        message = f"{title} is larger than it can be: {files[_MANIFEST].size_bytes:,} bytes."
+        raise BadRequest(message, "Ask who published it.")
+    _fetch(api, repo, folder, files[_MANIFEST])
     try:
-        return parse_manifest((folder / _MANIFEST).read_bytes(), f"{repo_id}/{_MANIFEST}")
+        return parse_manifest((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
-        message = f"{repo_id}/{_MANIFEST} is no manifest of Quantyard: {str(error).splitlines()[0]}."
+        message = f"{title} is no manifest of Quantyard: {str(error).splitlines()[0]}."
         raise BadRequest(message, "Ask who published it.") from error
 
 
-def _fetch(access: HubAccess, repo_id: str, commit: str, folder: Path, paths: Iterable[str]) -> None:
-    api = hub.hub_api(access)
-    for path in paths:
-        api.hf_hub_download(repo_id, path, revision=commit, local_dir=folder)
+def _fetch(api: HfApi, repo: HubRepo, folder: Path, entry: FileEntry) -> None:
+    """One file, whole, of the size and the SHA-256 that the Hub tells; one that is there already stays."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    from pipeline.transfer import Line, Meter, download
+
+    path = folder / entry.path
+    if entry.sha256 and path.is_file() and sha256_of(path) == entry.sha256:
+        return
+    headers = build_hf_headers(token=api.token, library_name="quantyard")
+    line = Line(headers, Meter(lambda _: None), threading.Event(), lambda _: None)
+    part = path.with_name(f"{path.name}{_PART}")
+    download(hub.file_url(api, repo.repo_id, repo.commit, entry.path), entry, part, line)
+    part.replace(path)

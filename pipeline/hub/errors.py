@@ -17,8 +17,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from pipeline.bounded_http import BadAnswer
 from pipeline.errors import HubError, HubUnreachable, QuantyardError, RepoGated, RepoNotFound, RevisionNotFound
+from pipeline.hub.files import is_revision
+from pipeline.hub_client import AskedToWait
 from pipeline.stage import causes
+from pipeline.transfer import EndedEarly, WrongContent
 
 _REFS_SHOWN = 8
 
@@ -67,7 +71,7 @@ def _refs(api: HfApi, repo_id: str) -> list[str]:
         refs = api.list_repo_refs(repo_id)
     except Exception:  # the list only makes the message better
         return []
-    return [ref.name for ref in (*refs.branches, *refs.tags)]
+    return [ref.name for ref in (*refs.branches, *refs.tags) if is_revision(ref.name)]  # what can be typed as it is
 
 
 def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str) -> QuantyardError:
@@ -95,9 +99,22 @@ def _repo_not_found(api: HfApi, repo_id: str) -> RepoNotFound:
     return RepoNotFound(message, f"Check the name at {api.endpoint}/{repo_id}; if it is private, set HF_TOKEN.")
 
 
+def bad_answer(error: BadAnswer) -> HubUnreachable:
+    """An answer that was not taken, by the name of the host that gave it."""
+    if isinstance(error, AskedToWait):
+        return HubUnreachable(f"{error}.", "Wait until then, and type the same command again.")
+    hint = "Check HF_ENDPOINT, and that no login page or proxy of the network is in between; or try again later."
+    return HubUnreachable(f"{error}.", hint)
+
+
 def unreachable(error: Exception, endpoint: str) -> HubUnreachable:
     """No answer, or none that a Hub would give."""
     chain = list(causes(error))
+    if bad := next((c for c in chain if isinstance(c, BadAnswer)), None):
+        return bad_answer(bad)
+    if isinstance(error, WrongContent | EndedEarly):
+        hint = "Check HF_ENDPOINT and HTTPS_PROXY, or try later."
+        return HubUnreachable(f"What {endpoint} sends is not the file it lists: {error}.", hint)
     if any("CERTIFICATE_VERIFY_FAILED" in str(c) for c in chain):
         hint = "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file"
         return HubUnreachable(f"The certificate of {endpoint} is not trusted.", hint, str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -70,6 +71,7 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 _NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+#=-]{0,254}")
 _LISTED_AT_MOST = 12
+_LONGEST_NAME = 120  # characters of a file's name in a message
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
     repo_id, at, revision = text.partition("@")
     if not _is_repo_id(repo_id):
         raise BadSource(f"{text!r} is not a model id: {_fault(repo_id)}.", "Type org/name: make build MODEL=org/name")
-    if at and not _is_revision(revision):
+    if at and not is_revision(revision):
         message = f"{text!r} names no revision that git could have: {revision!r}."
         raise BadSource(message, f"A branch, tag or commit follows the @: make build MODEL={repo_id}@main")
     return repo_id, revision if at else None
@@ -112,7 +114,8 @@ def _is_repo_id(text: str) -> bool:
     return len(parts) == 2 and legal and not text.endswith(".git") and len(text) <= 96
 
 
-def _is_revision(text: str) -> bool:
+def is_revision(text: str) -> bool:
+    """Whether git could have a branch, tag or commit of this name, and a shell takes it as it is."""
     clean = not any(bad in text for bad in ("..", "//", "/.")) and not text.endswith(("/", ".", ".lock"))
     return clean and _REVISION.fullmatch(text) is not None
 
@@ -245,7 +248,7 @@ def _best_gguf(title: str, models: dict[str, list[str]]) -> tuple[str, str]:
 
 def _refuse_several(title: str, models: list[str]) -> NoReturn:
     message = f"{title} holds {len(models)} GGUF models and none that stands out: {_list(sorted(models))}."
-    raise BadSource(message, f"Choose one: GGUF_FILE={min(models)}")
+    raise BadSource(message, f"Choose one: GGUF_FILE={shlex.quote(min(models))}")
 
 
 def _refuse_no_weights(title: str, names: Iterable[str]) -> NoReturn:
@@ -267,6 +270,6 @@ def _count(items: list[str]) -> str:
 
 def _list(items: Iterable[str]) -> str:
     """The first of them, and how many more there are."""
-    shown = list(items)
+    shown = [item if len(item) <= _LONGEST_NAME else f"{item[:_LONGEST_NAME]}…" for item in items]
     more = len(shown) - _LISTED_AT_MOST
     return ", ".join(shown[:_LISTED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

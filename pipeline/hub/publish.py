@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -71,7 +72,7 @@ def preview(
     check_target(target)
     release = Release(hub.hub_api(access), target, tuple(files))
     try:
-        with errors.explained(release.api, target.repo_id), hub_upload.limited_client():
+        with errors.explained(release.api, target.repo_id), hub_upload.silent_client():
             seen = look(release)
             changes = changes_of(release, record_of(release, seen.head)) if seen else all_of(release, "new")
     except HubUnreachable:
@@ -89,7 +90,7 @@ def read_published(access: HubAccess, target: HubTarget, path: str, limit_bytes:
     """
     check_target(target)
     release = Release(hub.hub_api(access), target, ())
-    with errors.explained(release.api, target.repo_id), hub_upload.limited_client():
+    with errors.explained(release.api, target.repo_id), hub_upload.silent_client():
         seen = look(release)
         found = record_of(release, seen.head, [path]).get(path) if seen else None
         if seen is None or found is None:
@@ -122,7 +123,7 @@ def publish(
         raise errors.needs_token(api.endpoint)
     with errors.explained(api, target.repo_id), ExitStack() as stack:
         operations = {file.path: hub_upload.opened(file, on_progress, stack) for file in files}
-        stack.enter_context(hub_upload.limited_client())
+        stack.enter_context(hub_upload.silent_client())
         release = Release(api, target, tuple(files), _writer(api))
         hub_upload.check_card(api, files)
         return _publish(release, operations, message)
@@ -212,13 +213,19 @@ def _offered(release: Release) -> tuple[str, str] | None:
         return None
     ask = release.api.get_repo_discussions
     found = patiently(
-        lambda: list(ask(release.repo_id, author=release.me, discussion_type="pull_request", discussion_status="open"))
+        lambda: list(
+            islice(
+                ask(release.repo_id, author=release.me, discussion_type="pull_request", discussion_status="open"),
+                _OFFERS_READ,
+            )
+        )
     )
-    for offer in found[:_OFFERS_READ]:
+    for offer in found:
         info = patiently(lambda number=offer.num: info_of(release, f"refs/pr/{number}"))  # type: ignore[misc]
-        changes = changes_of(release, record_of(release, str(info.sha)))
+        commit = hub.commit_of(info, release.api.endpoint)
+        changes = changes_of(release, record_of(release, commit))
         if all(change.state == "unchanged" for change in changes):
-            return str(info.sha), offer.url
+            return commit, offer.url
     return None
 
 
@@ -277,6 +284,8 @@ def _read_back(release: Release, commit: str) -> None:
             size, sha256 = 0, "nothing"
         elif found.lfs:
             size, sha256 = found.lfs.size, found.lfs.sha256
+        elif found.size != file.size_bytes:  # nothing to read, and the Hub might send as much as it says
+            size, sha256 = found.size, "others"
         else:
             size, sha256 = found.size, hashlib.sha256(download(release, commit, found)).hexdigest()
         if (size, sha256) != (file.size_bytes, file.sha256):

@@ -119,17 +119,8 @@ def differs(repo_id: str, commit: str, path: str, what: str, endpoint: str) -> U
 
 def bad_card(response: httpx2.Response) -> UploadRefused:
     """The Hub's own check of README.md."""
-    found = "; ".join(str(e.get("message")) for e in response.json().get("errors", []))
+    found = "; ".join(e["message"] for e in response.json().get("errors", [])) or "it does not say why"
     return UploadRefused(f"The Hub does not accept the card's metadata: {plain(found)}.", "Correct it in the manifest.")
-
-
-def retry_after_s(response: httpx2.Response) -> float:
-    """Seconds until the Hub wants to be asked again; 0: it does not say."""
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-
-    limit = parse_ratelimit_headers(response.headers)
-    asked = str(response.headers.get("Retry-After", "")).strip()
-    return float(asked) if asked.isdigit() else limit.reset_in_seconds if limit and not limit.remaining else 0.0
 
 
 def asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnreachable:
@@ -169,11 +160,14 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> QuantyardError:
     import httpx2
     from huggingface_hub.errors import DisabledRepoError, GatedRepoError, HfHubHTTPError, RevisionNotFoundError
 
+    from pipeline.bounded_http import BadAnswer
     from pipeline.hub import errors as hub_errors
 
     path, cause = _uploading(error)
     if isinstance(cause, QuantyardError):
         ours = cause
+    elif isinstance(cause, BadAnswer):
+        ours = hub_errors.bad_answer(cause)
     elif isinstance(cause, GatedRepoError):
         ours = hub_errors.gated(api, repo_id)
     elif isinstance(cause, DisabledRepoError):
@@ -201,6 +195,8 @@ def _uploading(error: Exception) -> tuple[str, Exception]:
 
 
 def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> QuantyardError:
+    from pipeline.hub_client import asked_to_wait_s
+
     status, words = error.response.status_code, plain(error.server_message or "")
     tokens = f"{api.endpoint}/settings/tokens"
     if _host(error.response) != urlsplit(str(api.endpoint)).netloc and status < 500:
@@ -221,7 +217,7 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
         message = f"{repo_id} changes faster than we can publish (answer {status}). Nothing was published."
         return RepoChanged(message, AGAIN)
     if status == 429:
-        return asked_to_wait(error.response, retry_after_s(error.response))
+        return asked_to_wait(error.response, asked_to_wait_s(error.response.headers))
     if status >= 500:
         what = f"while {path} was sent" if path else f"to a request for {repo_id}"
         return HubUnreachable(f"{_host(error.response)} answers {status} {what}, also after waiting.", AGAIN)

@@ -6,13 +6,12 @@ pays for it.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,6 +21,7 @@ from pipeline.estimate import TensorShape
 from pipeline.hub.files import Selection, parse_repo_id, select_files
 from pipeline.manifest import SourceCard
 from pipeline.names import shown
+from pipeline.plain_json import load_json
 from pipeline.source_card import card_of_hub
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ TRIES = 4
 LONGEST_WAIT_S = 60  # somebody is looking at the screen
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 HEADER_WORKERS = 8
+HEADERS_S = 120.0  # to ask for the headers of a model's files
+_LONGEST_LICENCE, _LICENCES_READ = 100, 10  # characters of a name; names
+_MAX_LENGTH = 2**40  # of a tensor, along one dimension
 HEADER_LIMIT_BYTES = 32 * 1024 * 1024
 CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
 # Files that are in every repo from its first day.
@@ -96,11 +99,18 @@ def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> Hub
     return repo
 
 
+def described(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
+    """The repo as the Hub describes it, by whatever name it has now; whether its files may be read is not asked."""
+    return _repo(patiently(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
+
+
 def hub_api(access: HubAccess) -> HfApi:
     """huggingface_hub's client; without a token it asks as a visitor, whoever is logged in on this machine."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # else its first request asks for a list of agents, 3 s at worst
+    from pipeline.hub_client import use_bounded_client
+
+    use_bounded_client()
     endpoint = access.endpoint.rstrip("/") if access.endpoint else None
     return HfApi(endpoint=endpoint, token=access.token or False, library_name="quantyard")
 
@@ -114,6 +124,7 @@ def patiently(call: Callable[[], T]) -> T:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+    # Not for a bad answer, which is none of these: it would come again.
     for failed in range(1, TRIES + 1):
         try:
             return call()
@@ -127,11 +138,15 @@ def patiently(call: Callable[[], T]) -> T:
 
 def wait_s(error: Exception, failed: int) -> float | None:
     """Seconds until the next try; None: it would not help."""
+    from pipeline.bounded_http import BadAnswer, retry_after_s
+
     response = getattr(error, "response", None)
+    if isinstance(error, BadAnswer):
+        return None
     if failed >= TRIES or (response is not None and response.status_code not in TRANSIENT_STATUS):
         return None
-    asked = "" if response is None else response.headers.get("Retry-After", "").strip()
-    pause_s = float(asked) if asked.isdigit() else 2.0 ** (failed - 1)
+    asked_s = None if response is None else retry_after_s(response.headers)
+    pause_s = 2.0 ** (failed - 1) if asked_s is None else asked_s
     return pause_s if pause_s <= LONGEST_WAIT_S else None
 
 
@@ -173,7 +188,7 @@ def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
     for file in siblings:
         size = file.lfs.size if file.lfs else file.size
         if size is None:
-            message = f"{endpoint} does not tell the size of {file.rfilename}."
+            message = f"{endpoint} does not tell the size of {shown(file.rfilename)}."
             raise HubUnreachable(message, "A mirror that knows no file sizes cannot be used: set another HF_ENDPOINT.")
         try:
             sha256 = file.lfs.sha256 if file.lfs else None
@@ -189,10 +204,10 @@ def _license(info: ModelInfo) -> str | None:
     found = getattr(card, "license", None) if card else None
     if found == "other" and card is not None:
         found = getattr(card, "license_name", None) or found
-    if isinstance(found, list):
-        found = ", ".join(str(name) for name in found)
+    listed = found if isinstance(found, list) else [found]
+    names = [name for name in listed if isinstance(name, str) and 0 < len(name) <= _LONGEST_LICENCE]
     tagged = (t.removeprefix("license:") for t in info.tags or [] if t.startswith("license:"))
-    return str(found) if found else next(tagged, None)
+    return ", ".join(names[:_LICENCES_READ]) if names else next(tagged, None)
 
 
 def _try_reading(api: HfApi, repo: HubRepo) -> None:
@@ -224,23 +239,35 @@ def tensor_shapes(
         api = hub_api(access)
         chosen = select_files(repo.repo_id, repo.files).files if files is None else files
         paths = [f.path for f in chosen if f.path.endswith(".safetensors")]
+        until = time.monotonic() + HEADERS_S
         with ThreadPoolExecutor(HEADER_WORKERS) as pool:
-            found = pool.map(lambda path: _header(api, repo, path), paths)
+            found = pool.map(lambda path: _header(api, repo, path, until), paths)
             return tuple(tensor for header in found for tensor in header) or None
     except Exception:
         return None
 
 
-def _header(api: HfApi, repo: HubRepo, path: str) -> list[TensorShape]:
+def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorShape]:
     """The tensors of one safetensors file: 8 bytes of length (little endian), then JSON."""
+    from pipeline.hub_answers import load_answer
+
+    if time.monotonic() > until:
+        raise TimeoutError(f"{path}: the plan has waited long enough for headers")
     url = file_url(api, repo.repo_id, repo.commit, path)
     first = patiently(lambda: read_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
     length = int.from_bytes(first[:8], "little")
     if not 2 <= length <= HEADER_LIMIT_BYTES:
         raise ValueError(f"{path}: a header of {length} bytes")
     rest = b"" if len(first) >= 8 + length else patiently(lambda: read_range(api, url, len(first), 8 + length))
-    header = json.loads((first + rest)[8 : 8 + length])
-    return [TensorShape(n, tuple(t["shape"]), t["dtype"]) for n, t in header.items() if n != "__metadata__"]
+    header = load_answer((first + rest)[8 : 8 + length])
+    return [_shape(name, said) for name, said in header.items() if name != "__metadata__"]
+
+
+def _shape(name: str, said: Mapping[str, Any]) -> TensorShape:
+    shape, dtype = said["shape"], said["dtype"]
+    if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n <= _MAX_LENGTH for n in shape):
+        raise ValueError(f"{name}: a tensor that cannot be")
+    return TensorShape(name, tuple(shape), dtype)
 
 
 def read_range(api: HfApi, url: str, start: int, end: int) -> bytes:
@@ -248,23 +275,21 @@ def read_range(api: HfApi, url: str, start: int, end: int) -> bytes:
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+    from pipeline.bounded_http import READING, Reading
+
     headers = build_hf_headers(token=api.token, library_name="quantyard", headers={"Accept-Encoding": "identity"})
     headers["Range"] = f"bytes={start}-{end - 1}"
-    content = b""
-    with get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as response:
-        hf_raise_for_status(response)
-        skip = start if response.status_code == 200 else 0  # the server ignores ranges
-        for block in response.iter_bytes():
-            content += block
-            if len(content) >= skip + end - start:
-                break
-    return content[skip : skip + end - start]
+    asked: dict[str, object] = {READING: Reading(end, is_cut=True)}
+    response = get_session().get(url, headers=headers, timeout=REQUEST_TIMEOUT_S, extensions=asked)
+    hf_raise_for_status(response)
+    skip = start if response.status_code == 200 else 0  # the server ignores ranges
+    return response.content[skip : skip + end - start]
 
 
 def read_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
     """The model's config.json at this commit; empty when it cannot be had (the plan then says less)."""
     try:
-        config = json.loads(read_config_file(access, repo.repo_id, repo.commit, "config.json"))
+        config = load_json(read_config_file(access, repo.repo_id, repo.commit, "config.json"), CONFIG_LIMIT_BYTES)
     except Exception:
         return {}
     return config if isinstance(config, dict) else {}

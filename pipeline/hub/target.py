@@ -123,7 +123,7 @@ def look(release: Release) -> Seen | None:
         raise RepoRenamed(f"{release.repo_id} is called {info.id} now.", f"Type: REPO={info.id}")
     if info.disabled:
         raise hub_errors.disabled(release.api, release.repo_id)
-    return Seen(str(info.sha), str(info.gated or ""), has_branch)
+    return Seen(hub.commit_of(info, release.api.endpoint), str(info.gated or ""), has_branch)
 
 
 def record_of(release: Release, commit: str, paths: Sequence[str] | None = None) -> Record:

@@ -19,15 +19,10 @@ from pipeline.hub import publish_errors as errors
 from pipeline.release.files import PublishedFile
 
 if TYPE_CHECKING:
-    import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi
 
 OnProgress = Callable[[str, int, int], None]
 
-CONNECT_TIMEOUT_S = 20.0
-WRITE_TIMEOUT_S = 60.0  # until a part of the body goes on
-ANSWER_TIMEOUT_S = 300.0  # a commit of many large files takes minutes
-LONGEST_WAIT_S = 330  # the Hub counts requests in windows of five minutes
 IN_MEMORY_BYTES = 10_000_000  # what is larger, the Hub takes by LFS only
 # The Hub leaves out what the repo's .gitignore names, without a word, unless it is given another one.
 NOTHING_IGNORED = "# everything is published\n"
@@ -147,39 +142,18 @@ def check_card(api: HfApi, files: Sequence[PublishedFile]) -> None:
 
 
 @contextmanager
-def limited_client() -> Iterator[None]:
-    """huggingface_hub with time limits, and silent: its log would show signed addresses."""
-    from huggingface_hub import set_client_factory
+def silent_client() -> Iterator[None]:
+    """huggingface_hub without a word of its own: its log would show signed addresses."""
     from huggingface_hub.utils import logging
-    from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     verbosity, without_bars = logging.get_verbosity(), are_progress_bars_disabled()
     logging.set_verbosity(ERROR)
-    set_client_factory(lambda: _limited(default_client_factory()))
     try:
         with warnings.catch_warnings(action="ignore"):
             disable_progress_bars()
             yield
     finally:
-        set_client_factory(default_client_factory)
         logging.set_verbosity(verbosity)
         if not without_bars:
             enable_progress_bars()
-
-
-def _limited(client: httpx2.Client) -> httpx2.Client:
-    import httpx2
-
-    client.timeout = httpx2.Timeout(
-        connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S, read=ANSWER_TIMEOUT_S, pool=CONNECT_TIMEOUT_S
-    )
-    client.event_hooks["response"].append(_refuse_long_waits)
-    return client
-
-
-def _refuse_long_waits(response: httpx2.Response) -> None:
-    """The client would sleep for as long as it is told to, several times over."""
-    asked_s = errors.retry_after_s(response)
-    if response.is_error and asked_s > LONGEST_WAIT_S:
-        raise errors.asked_to_wait(response, asked_s)

@@ -10,18 +10,23 @@ OciError                      exit code 4: the registry said no, or nothing
 
 from __future__ import annotations
 
-import json
+import base64
 import ssl
 from typing import TYPE_CHECKING
 
 from pipeline.contract import ExitCode
 from pipeline.errors import QuantyardError
+from pipeline.plain_json import JsonProblem, load_json
 
 if TYPE_CHECKING:
     import httpx2
 
+    from pipeline.bounded_http import BadAnswer
+
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_WORDS = 300  # characters
+_LONGEST_ERROR_BYTES = 256 * 1024
+_ERRORS_READ = 10
 
 
 class OciError(QuantyardError):
@@ -67,6 +72,18 @@ def unreachable(registry: str, error: Exception) -> RegistryUnreachable:
     return RegistryUnreachable(message, f"Check its name and your network: curl -I https://{registry}/v2/")
 
 
+def bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
+    """An answer that was not taken: too much, too slow, or malformed."""
+    message = f"The registry {registry} gives an answer that is none: {plain(str(error))}."
+    return RegistryRefused(message, "See that no proxy or login page answers in its place, and ask its owner.")
+
+
+def kept_too_much(registry: str, kept_bytes: int, sent_bytes: int) -> RegistryRefused:
+    """A registry that has more of a file than it was sent."""
+    message = f"The registry {registry} says that it has kept {kept_bytes:,} bytes; it was sent {sent_bytes:,}."
+    return RegistryRefused(message, "See that no proxy answers in its place, and try again.")
+
+
 def refusal(response: httpx2.Response, registry: str, repository: str, *, logged_in: bool) -> OciError:
     """What an answer that is no success means."""
     status, words = response.status_code, said(response)
@@ -98,11 +115,24 @@ def changed(path: str, what: str) -> ArtifactChanged:
 def said(response: httpx2.Response) -> str:
     """The registry's own words, as ": CODE: message"; empty if it has none."""
     try:
-        errors = json.loads(response.read())["errors"]
-        words = "; ".join(f"{e.get('code', '')}: {e.get('message', '')}" for e in errors)
-    except (ValueError, LookupError, TypeError, AttributeError):
+        found = load_json(response.read(), _LONGEST_ERROR_BYTES)
+    except JsonProblem:
         return ""
+    errors = found.get("errors") if isinstance(found, dict) else None
+    kept = [each for each in errors[:_ERRORS_READ] if isinstance(each, dict)] if isinstance(errors, list) else []
+    words = "; ".join(f"{each.get('code', '')}: {each.get('message', '')}" for each in kept)
+    for secret in _secrets_of(response.request.headers.get("Authorization", "")):
+        words = words.replace(secret, "(the login)")
     return f": {plain(words)}" if words else ""
+
+
+def _secrets_of(authorization: str) -> list[str]:
+    """What a registry was given, as it was sent and as the user knows it."""
+    scheme, _, given = authorization.partition(" ")
+    secrets = [given]
+    if scheme == "Basic":
+        secrets.append(base64.b64decode(given).decode("utf-8", "replace").partition(":")[2])
+    return [secret for secret in secrets if secret]
 
 
 def plain(text: str) -> str:

@@ -11,19 +11,22 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urljoin, urlsplit
 
+from pipeline.names import shown
 from pipeline.oci.errors import (
     TRANSIENT_STATUS,
     LoginNeeded,
     OciError,
     RegistryRefused,
+    bad_answer,
     plain,
     refusal,
     unreachable,
 )
 from pipeline.oci.login import DOCKER_HUB, Credentials
+from pipeline.plain_json import JsonProblem, load_json
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,7 +37,9 @@ ANSWER_TIMEOUT_S = 600.0  # a registry may hash many GB before it answers the la
 TRIES = 4
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0  # somebody is looking at the screen
-_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+MAX_ANSWER_BYTES = 4 * 1024 * 1024  # what the protocol lets a manifest have
+_CHALLENGE = re.compile(r'([a-z_]{1,20})="([^"]{0,4000})"', re.IGNORECASE)
+_TOKEN = re.compile(r"[!-~]{1,16384}")
 Content = Callable[[], bytes | Iterable[bytes]]  # called again where a request has to be sent again
 
 
@@ -58,9 +63,11 @@ class Registry:
     def __enter__(self) -> Self:
         import httpx2
 
+        from pipeline.bounded_http import Border, guard
+
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
         # No proxy stands between this machine and itself.
-        self._http = httpx2.Client(timeout=timeout, trust_env=not is_loopback(self.name))
+        self._http = guard(httpx2.Client(timeout=timeout, trust_env=not is_loopback(self.name)), Border())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,8 +98,10 @@ class Registry:
             return None
         if response.is_redirect:  # to where the bytes are, which HEAD would not always be let see
             return -1
-        self.expect(response, 200)
-        return int(response.headers.get("Content-Length", -1))
+        from pipeline.bounded_http import count_of
+
+        size = count_of(self.expect(response, 200).headers.get("Content-Length"))
+        return -1 if size is None else size
 
     def put_manifest(self, tag: str, manifest: bytes) -> None:
         """Give these bytes a name."""
@@ -151,11 +160,15 @@ class Registry:
 
     def endure(self, failed: int, error: Exception) -> None:
         """Wait before the next try: 1, 2, 4 … s, or as long as the registry asks for; after `TRIES` it is an error."""
+        from pipeline.bounded_http import BadAnswer, retry_after_s
+
+        if isinstance(error, BadAnswer):
+            raise bad_answer(self.name, error) from error
         response = error.response if isinstance(error, TransientAnswer) else None
         if failed >= TRIES:
             raise (self._refusal(response) if response else unreachable(self.name, error)) from error
-        asked = response.headers.get("Retry-After", "").strip() if response else ""
-        time.sleep(min(LONGEST_WAIT_S, float(asked) if asked.isdigit() else FIRST_WAIT_S * 2.0 ** (failed - 1)))
+        asked_s = retry_after_s(response.headers) if response else None
+        time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (failed - 1) if asked_s is None else asked_s))
 
     def send(
         self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
@@ -172,7 +185,13 @@ class Registry:
         more = {"Authorization": self._authorization} if self._authorization and self._is_own(url) else {}
         # A token is for the registry alone; where it keeps its bytes, the address itself is the permission.
         body = content() if content else b"" if method in ("POST", "PUT", "PATCH") else None
-        return self._http.request(method, url, content=body, headers={**(headers or {}), **more})
+        return self._ask(method, url, content=body, headers={**(headers or {}), **more})
+
+    def _ask(self, method: str, url: str, **more: Any) -> httpx2.Response:
+        from pipeline.bounded_http import READING, Reading
+
+        extensions: dict[str, object] = {READING: Reading(MAX_ANSWER_BYTES)}
+        return self._http.request(method, url, extensions=extensions, **more)
 
     def _is_own(self, url: str) -> bool:
         return _origin(url) == _origin(self.address)
@@ -191,26 +210,51 @@ class Registry:
     def _fetch_token(self, challenge: Mapping[str, str]) -> bool:
         """A token for pulling and pushing here: the challenge of a HEAD would name pulling alone."""
         realm, login = challenge.get("realm", ""), self.credentials
-        if urlsplit(realm).scheme != "https" and not is_loopback(urlsplit(realm).netloc):
-            message = f"The registry {self.name} wants the login sent to {plain(realm)[:120]}, with no encryption."
-            raise LoginNeeded(message, "Ask its owner to set its token service to https.")
+        self._check_realm(realm)
         asked = {"scope": f"repository:{self.repository}:pull,push"}
         asked |= {"service": challenge["service"]} if "service" in challenge else {}
         if login and login.identity_token:
             more = {"grant_type": "refresh_token", "refresh_token": login.identity_token, "client_id": "quantyard"}
-            response = self._http.post(realm, data=asked | more)
+            response = self._ask("POST", realm, data=asked | more)
         else:
             headers = {"Authorization": _basic(login)} if login else {}
-            response = self._http.get(realm, params=asked, headers=headers)
+            response = self._ask("GET", realm, params=asked, headers=headers)
         if response.status_code in (400, 401, 403):
             return False
-        try:
-            token = self.expect(response, 200).json()
-            self._authorization = f"Bearer {token.get('token') or token['access_token']}"
-        except (ValueError, LookupError, AttributeError):
-            message = f"The registry {self.name} gives no token: {urlsplit(realm).netloc} answers something else."
-            raise RegistryRefused(message, "Try later.") from None
+        self._authorization = f"Bearer {self._token_in(self.expect(response, 200).content, realm)}"
         return True
+
+    def _token_in(self, content: bytes, realm: str) -> str:
+        try:
+            said = load_json(content, MAX_ANSWER_BYTES)
+        except JsonProblem as problem:
+            said, why = None, str(problem)
+        else:
+            why = "it holds no token"
+        token = (said.get("token") or said.get("access_token")) if isinstance(said, dict) else None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            message = f"The registry {self.name} gives no token: what {urlsplit(realm).netloc} answers is none ({why})."
+            raise RegistryRefused(plain(message) + ".", "Try later, or ask its owner.")
+        return token
+
+    def _check_realm(self, realm: str) -> None:
+        """Who gives tokens is named by the registry, and gets the login: only with encryption, and only its own."""
+        import httpx2
+
+        from pipeline.bounded_http import fault_of_address
+
+        fault = fault_of_address(realm, httpx2.URL(self.address), is_redirect=False) if "://" in realm else "no address"
+        if fault:
+            message = f"The registry {self.name} names {fault} as its token service: {shown(realm)}."
+            raise RegistryRefused(message, "Ask its owner to set it to an https address.")
+        there = urlsplit(realm)
+        if there.scheme != "https" and not is_loopback(there.netloc):
+            message = f"The registry {self.name} wants the login sent to {plain(realm)[:120]}, with no encryption."
+            raise LoginNeeded(message, "Ask its owner to set its token service to https.")
+        if self.credentials and not _belongs(realm, self.address):
+            message = f"The registry {self.name} wants the login sent to {plain(there.netloc)[:120]}, another's host."
+            hint = f"Ask its owner for a token service of its own domain; or push without: docker logout {self.name}"
+            raise LoginNeeded(message, hint)
 
     def _url(self, kind: str, name: str) -> str:
         return f"{self.address}/{self.repository}/{kind}/{quote(name, safe=':')}"
@@ -218,11 +262,20 @@ class Registry:
 
 def is_loopback(netloc: str) -> bool:
     """Whether host[:port] is this machine, by its very name: what a resolver says is not asked."""
-    host = urlsplit(f"//{netloc}").hostname or ""
     try:
+        host = urlsplit(f"//{netloc}").hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _belongs(realm: str, address: str) -> bool:
+    """Whether a token service is the registry's own: its very address, or by https its host or one of its domain."""
+    (host, port), (own_host, own_port) = _origin(realm), _origin(address)
+    if urlsplit(realm).scheme != "https":
+        return (host, port) == (own_host, own_port)
+    domains = [name.rpartition(".")[0].rpartition(".")[2] + "." + name.rpartition(".")[2] for name in (host, own_host)]
+    return host == own_host or (domains[0] == domains[1] and not host.replace(".", "").isdigit() and ":" not in host)
 
 
 def _basic(login: Credentials) -> str:
@@ -231,8 +284,9 @@ def _basic(login: Credentials) -> str:
 
 def _origin(url: str) -> tuple[str, int]:
     """Host and port; a registry behind a proxy may say http where it is reached by https."""
-    there = urlsplit(url)
     try:
-        return there.hostname or "", there.port or 443
+        there = urlsplit(url)
+        host, port = there.hostname or "", there.port or 443
     except ValueError:  # no port has such a number; and so it is nobody we know
         return "", 0
+    return host, port

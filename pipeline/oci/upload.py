@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.oci.errors import ArtifactChanged, changed
+from pipeline.oci.errors import ArtifactChanged, changed, kept_too_much
 from pipeline.oci.registry import Registry, TransientAnswer
 from pipeline.release.files import PublishedFile
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 64 * 1024 * 1024  # proxies limit a request, and what a cut may cost is one of these
 _BLOCK_BYTES = 1024 * 1024
-_RANGE = re.compile(r"^(?:bytes=)?0-(\d+)$")
+_RANGE = re.compile(r"^(?:bytes=)?0-([0-9]{1,18})$")
 
 
 class Upload:
@@ -75,14 +75,17 @@ class Upload:
 
     def _go_back_to_what_arrived(self) -> None:
         """Ask the registry how much it has; begin anew where it cannot tell."""
+        from pipeline.bounded_http import count_of
+
         status = self._registry.send("GET", self._location) if self._location else None
         found = _RANGE.match(status.headers.get("Range", "")) if status and status.status_code == 204 else None
         if status and found and int(found[1]):  # "0-0" is one byte or none
             self._arrived, self._location = int(found[1]) + 1, self._registry.location(status)
+            if self._arrived > self._hashed:
+                raise kept_too_much(self._registry.name, self._arrived, self._hashed)
             return
         response = self._registry.start_upload()
-        least = response.headers.get("OCI-Chunk-Min-Length", "")
-        self._chunk_bytes = max(CHUNK_BYTES, int(least) if least.isdigit() else 0)
+        self._chunk_bytes = max(CHUNK_BYTES, count_of(response.headers.get("OCI-Chunk-Min-Length")) or 0)
         self._arrived, self._location = 0, self._registry.location(response)
 
     def _send_chunk(self) -> None:

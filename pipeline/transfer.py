@@ -1,9 +1,10 @@
-"""One file of a Hub repo, downloaded in as many pieces as the network makes of it.
+"""One file of a Hub repo, downloaded in as many pieces as the network makes of it, on the host or in the stage `fetch`.
 
 huggingface_hub's own `hf_hub_download` (2.4) writes to a name that is new in every process and deletes it when
 it fails, so a killed download starts again from zero; and it resumes a failing connection without end. So the
-loop is ours, over huggingface_hub's client, headers and errors. That client (httpx2) reads HTTPS_PROXY, NO_PROXY
-and SSL_CERT_FILE itself; SSL_CERT_FILE takes the place of the system's authorities rather than adding to them.
+loop is ours, over huggingface_hub's client (bounded: hub_client.py), headers and errors. That client (httpx2)
+reads HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE itself; SSL_CERT_FILE takes the place of the system's authorities
+rather than adding to them.
 A redirect to another host (the CDN) is followed without the token.
 """
 
@@ -12,10 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
@@ -23,11 +22,12 @@ from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # public by its documentation
 
+from pipeline.bounded_http import BadAnswer, TooSlow, retry_after_s
 from pipeline.contract import FileEntry
+from pipeline.hub_client import LONGEST_WAIT_S, use_bounded_client
 
 TRIES = 5
 WORTH_BYTES = 1024 * 1024  # a try that brought this much starts the count of tries anew
-LONGEST_WAIT_S = 600.0  # the Hub's rate-limit window is 300 s
 PIECE_BYTES = 16 * 1024**3  # CDNs refuse bodies over 50 GB, so larger files come in ranges
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524})
@@ -86,7 +86,7 @@ class Meter:
 class Line:
     """What all downloads of one stage share."""
 
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)  # the token is among them
     meter: Meter
     stop: threading.Event
     log: Callable[[str], None]
@@ -154,6 +154,7 @@ def download(url: str, entry: FileEntry, path: Path, line: Line) -> str:
         Stopped: `line.stop` was set.
         OSError: it could not be written.
     """
+    use_bounded_client()
     part = _Part(path, entry, line.meter)
     try:
         with part.stream:
@@ -213,6 +214,8 @@ def pause_s(error: Exception, failed: int) -> float | None:
     """Seconds to wait before the next try after `failed` failures in a row; None: give up."""
     if failed >= TRIES or is_certificate_error(error):
         return None
+    if isinstance(error, BadAnswer) and not isinstance(error, TooSlow):  # a slow line may be a better one soon
+        return None
     if not isinstance(error, HfHubHTTPError):
         return 0.5 * 2.0 ** (failed - 1)
     if error.response.status_code == 416:
@@ -223,17 +226,6 @@ def pause_s(error: Exception, failed: int) -> float | None:
     if asked_s is not None and asked_s > LONGEST_WAIT_S:
         return None
     return 0.5 * 2.0 ** (failed - 1) if asked_s is None else asked_s
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait (Retry-After: a number or an HTTP date), or None."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def is_certificate_error(error: BaseException) -> bool:
