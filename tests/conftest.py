@@ -7,11 +7,11 @@ Without a daemon they are skipped; with REQUIRE_DOCKER=1 that is a failure.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
-import shutil
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +21,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline import cli
 from pipeline.demo import demo_folder
 from pipeline.engines.choose import choose_engine
 from pipeline.errors import EngineError
 from pipeline.progress import LineReporter
 from pipeline.settings import REPO_DIR, read_request
+from tests.tiny_model import write_tiny_model
 
 pytest_plugins = ["tests.phases"]
 BUILD_TIMEOUT_S = 1800
@@ -55,6 +57,21 @@ def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command(*argv), env=os.environ | environment, cwd=REPO_DIR, text=True, timeout=BUILD_TIMEOUT_S,
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
     )
+
+
+def run_here(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, a second quicker: for one of many cases of a kind, whose others `run` tries."""
+    before, on_sigterm, said, out = dict(os.environ), signal.getsignal(signal.SIGTERM), io.StringIO(), io.StringIO()
+    os.environ.update(environment)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), contextlib.chdir(REPO_DIR):
+            cli.main(argv)
+    except SystemExit as ended:
+        return subprocess.CompletedProcess(argv, int(ended.code or 0), out.getvalue(), said.getvalue())
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def run_json(*argv: str, **environment: str) -> dict[str, Any]:
@@ -178,46 +195,5 @@ def demo_q4(demo_model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of one thin layer with random weights and the demo's tokenizer: converts in seconds, 7 MB."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        if (demo_model / name).exists():
-            shutil.copy(demo_model / name, folder / name)
-    config = json.loads((demo_model / "config.json").read_text())
-    config |= {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 32,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    write_safetensors(folder / "model.safetensors", _tiny_shapes(config))
-    return folder
-
-
-def _tiny_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, wide, kv = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    layer = "model.layers.0."
-    return {
-        "model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,),
-        layer + "input_layernorm.weight": (hidden,), layer + "post_attention_layernorm.weight": (hidden,),
-        layer + "self_attn.q_proj.weight": (hidden, hidden), layer + "self_attn.k_proj.weight": (kv, hidden),
-        layer + "self_attn.v_proj.weight": (kv, hidden), layer + "self_attn.o_proj.weight": (hidden, hidden),
-        layer + "mlp.gate_proj.weight": (wide, hidden), layer + "mlp.up_proj.weight": (wide, hidden),
-        layer + "mlp.down_proj.weight": (hidden, wide),
-    }
-
-
-def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Random bfloat16 tensors of these shapes, as one safetensors file."""
-    import numpy as np
-
-    rng, header, blocks, at = np.random.default_rng(7), {}, [], 0
-    for name, shape in shapes.items():
-        values = (rng.standard_normal(shape) * 0.05).astype(np.float32)
-        block = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + len(block)]}
-        blocks.append(block)
-        at += len(block)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blocks))
+    """A model that converts in seconds."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", demo_model)

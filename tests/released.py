@@ -25,12 +25,12 @@ from pipeline.settings import REPO_DIR
 from pipeline.source import Source, find_source
 from pipeline.stage import sha256_of
 from pipeline.store import HashCache, stage_folder
-from tests.conftest import write_safetensors
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request
 from tests.manifests import manifest_of
 from tests.manifests import sha256_of as hash_of
+from tests.tiny_model import write_safetensors
 
 REPO = "me/Lagoon-GGUF"
 SOURCE_REPO = "org/Lagoon"

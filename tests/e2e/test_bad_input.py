@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pipeline.settings import REPO_DIR
-from tests.conftest import run, start
+from tests.conftest import run, run_here, start
 from tests.gguf_files import SMALL, SMALL_METADATA, TensorSpec, gguf, preamble, string, tensor_info, value
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens: whoever asks the Hub for a bad name gets exit code 4
@@ -30,17 +30,22 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "spoiled"))
 
 
+Done = subprocess.CompletedProcess[str]
 Refused = Callable[..., str]
 
 
 @pytest.fixture
 def refused(some_engine: str, tmp_path: Path) -> Refused:
-    """Builds what must be refused, with this exit code and these words; returns what was said."""
+    """Builds what must be refused, with this exit code and these words; returns what was said. `command=run` types
+    it as a user does, once for each way that a command ends.
+    """
 
-    def build(model: Path | str, *words: str, code: int = 2, **variables: str) -> str:
+    def build(
+        model: Path | str, *words: str, code: int = 2, command: Callable[..., Done] = run_here, **variables: str
+    ) -> str:
         artifacts = tmp_path / "artifacts"
         surroundings = {"ENGINE": some_engine, "ARTIFACTS": str(artifacts), "HF_ENDPOINT": NOWHERE, "QUANT": "Q8_0"}
-        done = run("build", **{**surroundings, "MODEL": str(model), **variables})
+        done = command("build", **{**surroundings, "MODEL": str(model), **variables})
         _assert_refused(done, code, *words)
         _assert_nothing_kept(artifacts)
         return done.stderr
@@ -48,7 +53,7 @@ def refused(some_engine: str, tmp_path: Path) -> Refused:
     return build
 
 
-def _assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+def _assert_refused(done: Done, code: int, *words: str) -> None:
     assert done.returncode == code, done.stderr
     assert "error: " in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
     assert [word for word in words if word not in done.stderr] == [], done.stderr
@@ -62,7 +67,7 @@ def _assert_nothing_kept(artifacts: Path) -> None:
 
 
 def test_no_model_at_all_names_the_way_to_give_one(refused: Refused) -> None:
-    refused("", "MODEL is not given", "make build MODEL=org/name", "make demo")
+    refused("", "MODEL is not given", "make build MODEL=org/name", "make demo", command=run)
 
 
 @pytest.mark.parametrize(("asked", "nearest"), [("Q4_KM", "Q4_K_M"), ("q8-0", "Q8_0"), ("Q4_K_M,IQ4XS", "IQ4_XS")])
@@ -147,7 +152,8 @@ def test_absurd_numbers_in_a_config_cost_a_plan_neither_memory_nor_its_temper(
 
 def test_an_unsupported_architecture_is_exit_code_3_and_named(refused: Refused, model: Path) -> None:
     _change_config(model, architectures=["NoSuchForCausalLM"])
-    refused(model, "does not support the architecture NoSuchForCausalLM", "LLAMA_CPP_TAG=", code=3)
+    words = ("does not support the architecture NoSuchForCausalLM", "LLAMA_CPP_TAG=")
+    refused(model, *words, code=3, command=run)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def test_a_missing_shard_is_counted(refused: Refused, model: Path) -> None:
 def test_a_model_without_its_tokenizer_is_refused(refused: Refused, model: Path) -> None:
     for path in model.glob("tokenizer*"):
         path.unlink()
-    refused(model, "okenizer", code=3)
+    refused(model, "okenizer", code=3, command=run)  # a stage finds it
 
 
 # ---- safetensors -----------------------------------------------------------------------------------
