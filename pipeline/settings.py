@@ -148,6 +148,8 @@ PUBLISHING = (
     "REPO", "GATE", "DRY_RUN", "ALLOW_FAIL", "LICENSE", "PUBLIC", "HUB_BRANCH", "HUB_PR", "SPLIT_ABOVE", "OCI",
     "COSIGN_KEY",
 )  # fmt: skip
+# What a build may be allowed, and a rebuild therefore too.
+ALLOWING = ("ALLOW_PICKLE", "ALLOW_REQUANTIZE", "ALLOW_MISMATCH")
 CHECKING = ("REPO", "FILE", "REBUILD")
 COMPARING = ("QUANTS",)
 TUNING = ("TARGET_SIZE", "TARGET_KLD", "PARTS", "TYPES")

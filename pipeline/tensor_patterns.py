@@ -17,7 +17,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, NoReturn
 
 from pipeline.ggml_types import FALLBACKS, TYPE_BY_NAME
 from pipeline.gguf_header import TensorInfo
@@ -109,22 +109,28 @@ def _layered(known: Mapping[str, TensorInfo]) -> dict[str, tuple[int, str]]:
 
 
 def _deciding(places: Mapping[str, tuple[int, str]], types: Mapping[str, str]) -> dict[str, str]:
-    """Of each tensor that a pattern names, the pattern that decides."""
+    """Of each tensor that a pattern names, the pattern that decides. What a pattern names is the bits of an integer: a
+    recipe of hundreds of patterns, which may come with somebody's release, takes a second and no minutes.
+    """
     n_layers = 1 + max((layer for layer, _ in places.values()), default=0)
     named = {pattern: _named(pattern, places, n_layers) for pattern in types}
-    found = {}
-    for name in set().union(*named.values()):
-        by = [pattern for pattern, names in named.items() if name in names]
-        found[name] = _most_specific(name, by, named, types)
+    found, known = {}, dict[tuple[str, ...], str | None]()
+    for number, name in enumerate(places):
+        by = tuple(pattern for pattern, bits in named.items() if bits >> number & 1)
+        if by and by not in known:
+            known[by] = _most_specific(by, named, types)
+        if by:
+            found[name] = known[by] or _refuse_unclear(name, by, types)
     return found
 
 
-def _named(pattern: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> frozenset[str]:
+def _named(pattern: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> int:
     layers, kind = _matcher(pattern, n_layers)
-    names = frozenset(name for name, (i, k) in places.items() if i in layers and fnmatchcase(k, kind))
-    if not names:
+    kinds = {k for k in {k for _, k in places.values()} if fnmatchcase(k, kind)}
+    bits = sum(1 << number for number, (i, k) in enumerate(places.values()) if i in layers and k in kinds)
+    if not bits:
         raise PatternProblem(f"No tensor of this model is named by {pattern!r}.", _meant(kind, places, n_layers))
-    return names
+    return bits
 
 
 def _meant(kind: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> str:
@@ -135,13 +141,19 @@ def _meant(kind: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> s
     return f"Did you mean {' or '.join(near)}?" if near else f"It has these: {', '.join(kinds)}"
 
 
-def _most_specific(
-    name: str, patterns: Sequence[str], named: Mapping[str, frozenset[str]], types: Mapping[str, str]
-) -> str:
+def _most_specific(patterns: Sequence[str], named: Mapping[str, int], types: Mapping[str, str]) -> str | None:
+    """The pattern whose tensors are named by every pattern of another type too, and are fewer; None: there is none."""
+    sizes = {pattern: named[pattern].bit_count() for pattern in patterns}
     for pattern in patterns:
         others = [other for other in patterns if types[other] != types[pattern]]
-        if all(named[pattern] < named[other] for other in others):
+        if all(sizes[pattern] < sizes[other] for other in others) and all(
+            named[pattern] & named[other] == named[pattern] for other in others
+        ):
             return pattern
+    return None
+
+
+def _refuse_unclear(name: str, patterns: Sequence[str], types: Mapping[str, str]) -> NoReturn:
     one, other = patterns[0], next(p for p in patterns if types[p] != types[patterns[0]])
     message = f"The tensor {name} is named by {one!r} ({types[one]}) and {other!r} ({types[other]})"
     hint = "Let the two name different tensors, or let one name only tensors that the other names too."

@@ -21,6 +21,7 @@ from pipeline.contract import ExitCode
 from pipeline.errors import Interrupted, OutOfResources, QuantyardError
 from pipeline.settings import (
     ADAPTING,
+    ALLOWING,
     CHECKING,
     CHOOSING,
     COMPARING,
@@ -128,7 +129,7 @@ COMMANDS: tuple[tuple[str, str, str, Sequence[str] | None], ...] = (
     ),
     (
         "verify", "verify.verify", "Check a published repo, a folder or a file against its manifest.",
-        (*CHECKING, "MODEL", "ALLOW_PICKLE", "THREADS", "JSON", *_MACHINE),
+        (*CHECKING, "MODEL", *ALLOWING, "THREADS", "JSON", *_MACHINE),
     ),
     (
         "choose", "choose.choose_file", "Name the best of the files that were measured, for a memory and a speed.",

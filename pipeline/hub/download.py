@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.contract import FileEntry
 from pipeline.errors import BadRequest, QuantyardError
+from pipeline.foreign_manifest import parse_foreign
 from pipeline.hub import read as hub
 from pipeline.hub.read import HubAccess, HubRepo, parse_repo_id
-from pipeline.manifest import MAX_BYTES, Manifest, parse_manifest
+from pipeline.manifest import MAX_BYTES, Manifest
 from pipeline.stage import sha256_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
         raise BadRequest(message, "Ask who published it.")
     _fetch(api, repo, folder, files[_MANIFEST])
     try:
-        return parse_manifest((folder / _MANIFEST).read_bytes(), title)
+        return parse_foreign((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
         message = f"{title} is no manifest of Quantyard: {str(error).splitlines()[0]}."
         raise BadRequest(message, "Ask who published it.") from error

@@ -8,7 +8,7 @@ before it writes anything.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -19,11 +19,13 @@ from pipeline.contract import Frozen
 from pipeline.errors import BadRequest, UnknownQuant
 from pipeline.ggml_types import TYPE_BY_NAME
 from pipeline.gguf_header import TensorInfo
-from pipeline.plain_yaml import YamlProblem, load_plain
+from pipeline.own_files import read_named
+from pipeline.plain_yaml import MAX_BYTES, load_plain
 from pipeline.quants import QUANTS, find
 from pipeline.tensor_patterns import PatternProblem, check_pattern, resolve
 
 FOLDER: Final = Path(__file__).parent
+_LONGEST_PATTERN: Final = 200  # characters
 _UNQUANTIZED: Final = ("F32", "COPY", "BF16", "F16")
 # What a tensor can be given; left out is what holds activations or counts, and what llama-quantize does not write.
 _NO_WEIGHTS: Final = ("I8", "I16", "I32", "I64", "F64", "F32", "Q8_1", "Q8_K", "NVFP4")
@@ -84,6 +86,8 @@ class Recipe(Frozen):
     @classmethod
     def _names_patterns_and_types(cls, value: dict[str, str]) -> dict[str, str]:
         for pattern in value:
+            if len(pattern) > _LONGEST_PATTERN:
+                raise ValueError(f"a pattern has {len(pattern):,} characters, and {_LONGEST_PATTERN} are possible")
             try:
                 check_pattern(pattern)
             except PatternProblem as problem:
@@ -149,19 +153,28 @@ def read_recipe(path: Path) -> Recipe:
         BadRequest: it cannot be read, or says something that cannot be.
     """
     try:
-        value = load_plain(path.read_bytes())
+        value = load_plain(read_named(path, MAX_BYTES))
     except OSError as error:
         raise BadRequest(f"The recipe {path} cannot be read: {error.strerror}.", "Type: RECIPE=file.yaml") from error
-    except YamlProblem as error:
+    except ValueError as error:  # too large, or a YamlProblem
         raise BadRequest(f"The recipe {path} is no YAML that can be used: {error}.", _HINT) from error
     if not isinstance(value, dict):
         raise BadRequest(f"The recipe {path} has no fields.", _HINT)
+    return recipe_of(value, str(path))
+
+
+def recipe_of(value: Mapping[str, object], title: str) -> Recipe:
+    """The recipe of these fields, whoever wrote them.
+
+    Raises:
+        BadRequest: one says what cannot be.
+    """
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        raise BadRequest(f"The recipe {path}: {_words(error)}.", _HINT) from error
+        raise BadRequest(f"The recipe {title}: {_words(error)}.", _HINT) from error
     except UnknownQuant as error:
-        raise BadRequest(f"The recipe {path}: base: {error.message}", error.hint) from error
+        raise BadRequest(f"The recipe {title}: base: {error.message}", error.hint) from error
 
 
 def _words(error: ValidationError) -> str:

@@ -14,17 +14,23 @@ from typing import Final, Literal
 
 from pipeline.card.render import CardContext, card_differences
 from pipeline.contract import digest_of_files
-from pipeline.errors import BadRequest, HubError, HubUnreachable
+from pipeline.errors import BadRequest, BadSource, HubError, HubUnreachable
+from pipeline.foreign_manifest import parse_foreign
 from pipeline.gguf_header import GgufError, read_header, read_model
 from pipeline.hub.read import HubAccess, resolve
 from pipeline.licence import Licence, check_licence
-from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord, parse_manifest
+from pipeline.manifest import MAX_BYTES, ImatrixRecord, Manifest, QuantRecord, StageRecord
+from pipeline.names import shown
+from pipeline.own_files import find_file, kind_of, read_named
 from pipeline.quants import QUANTS
 from pipeline.stage import sha256_of
 
 State = Literal["ok", "failed", "not checked"]
 MANIFEST: Final = "manifest.json"
 _CARD: Final = "README.md"
+_CARD_BYTES: Final = 4 * 2**20
+_LISTED: Final = 12  # names in a message
+_PATH_SHOWN: Final = 300  # characters
 _NAME_ON_CARD: Final = re.compile(r"^model-index:\n- name: '?([\w.-]+)'?$", re.MULTILINE)
 
 
@@ -53,20 +59,23 @@ def find_subject(path: Path) -> Subject:
     Raises:
         BadRequest: there is no such file, or no manifest beside it that knows of it.
     """
-    if not path.exists():
-        raise BadRequest(f"There is no file or folder {path}.", "Give one that exists: make verify FILE=path")
-    folder = path if path.is_dir() else path.parent
+    kind = kind_of(path)
+    if not kind:
+        what = shown(str(path), _PATH_SHOWN)
+        raise BadRequest(f"There is no file or folder {what}.", "Give one that exists: make verify FILE=path")
+    folder = path if kind == "folder" else path.parent
     manifest = _manifest_in(folder)
     if not manifest.quants:
         raise BadRequest(f"{folder / MANIFEST} knows no model.", "Build one: make build MODEL=org/name")
-    if path.is_dir():
+    if kind == "folder":
         return Subject(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
     if path.name in manifest.imatrices:
         return Subject(folder, manifest, (), (path.name,))
     named = [quant for quant, record in manifest.quants.items() if path.name in {entry.path for entry in record.files}]
     if not named:
-        known = ", ".join([*(record.file for record in manifest.quants.values()), *manifest.imatrices])
-        message = f"{folder / MANIFEST} does not know {path.name}, only {known}."
+        known = [*(record.file for record in manifest.quants.values()), *manifest.imatrices]
+        told = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
+        message = f"{folder / MANIFEST} does not know {path.name}, only {told}."
         raise BadRequest(message, f"Those are checked by: make verify FILE={folder}")
     return Subject(folder, manifest, tuple(named))
 
@@ -74,7 +83,8 @@ def find_subject(path: Path) -> Subject:
 def _manifest_in(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        read_from = find_file(folder, MANIFEST) if kind_of(path) else path
+        return parse_foreign(read_named(read_from, MAX_BYTES), str(path))
     except OSError as error:
         hint = "Download it from where the file is from, or give the repo: make verify REPO=me/name-GGUF"
         raise BadRequest(f"{path} cannot be read: {error.strerror}.", hint) from error
@@ -89,19 +99,23 @@ def check(subject: Subject, access: HubAccess, repo_id: str, on_file: Callable[[
         record = subject.manifest.quants[quant]
         on_file(record.file)
         for entry in record.files:
-            yield Check(entry.path, *_compare(subject.folder / entry.path, entry.size_bytes, str(entry.sha256)))
+            yield Check(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
         yield _check_type(subject.folder, quant, record)
         yield _check_story(subject.manifest, quant, record)
     for name in subject.imatrices:
         on_file(name)
-        yield from _check_imatrix(subject.folder / name, subject.manifest.imatrices[name])
+        yield from _check_imatrix(subject.folder, subject.manifest.imatrices[name])
     yield _check_source(subject.manifest, access)
     yield _check_card(subject, repo_id)
 
 
-def _compare(path: Path, size_bytes: int, sha256: str) -> tuple[State, str]:
-    if not path.is_file():
+def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
+    if not kind_of(folder / name):
         return "failed", "is not there"
+    try:
+        path = find_file(folder, name)
+    except BadSource as error:
+        return "failed", error.message
     if (size := path.stat().st_size) != size_bytes:
         return "failed", f"has {size:,} bytes, the manifest says {size_bytes:,}"
     if (found := sha256_of(path)) != sha256:
@@ -113,7 +127,7 @@ def _check_type(folder: Path, quant: str, record: QuantRecord) -> Check:
     """The header is this machine's own reading, whatever name and manifest say."""
     what = f"type of {record.file}"
     try:
-        header = read_model(folder / record.files[0].path)
+        header = read_model(_its_file(folder, record.files[0].path))
     except (GgufError, OSError) as error:
         return Check(what, "failed", f"is no GGUF that can be read: {error}")
     found = next((q.name for q in QUANTS if q.ftype == header.file_type), str(header.file_type))
@@ -123,11 +137,24 @@ def _check_type(folder: Path, quant: str, record: QuantRecord) -> Check:
     return Check(what, "failed", f"its header says {found}, the manifest {quant}")
 
 
-def _check_imatrix(path: Path, record: ImatrixRecord) -> Iterator[Check]:
-    yield Check(record.file, *_compare(path, record.size_bytes, record.sha256))
+def _its_file(folder: Path, name: str) -> Path:
+    """The file under its own name, by which its other parts are found.
+
+    Raises:
+        GgufError: it is none that may be opened.
+    """
+    try:
+        find_file(folder, name)
+    except BadSource as error:
+        raise GgufError(error.message) from error
+    return folder / name
+
+
+def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[Check]:
+    yield Check(record.file, *_compare(folder, record.file, record.size_bytes, record.sha256))
     what = f"type of {record.file}"
     try:
-        kind = read_header(path).metadata.get("general.type")
+        kind = read_header(_its_file(folder, record.file)).metadata.get("general.type")
     except (GgufError, OSError) as error:
         yield Check(what, "failed", f"is no GGUF that can be read: {error}")
         return
@@ -200,13 +227,15 @@ def _check_source(manifest: Manifest, access: HubAccess) -> Check:
 
 def _check_card(subject: Subject, repo_id: str) -> Check:
     """Its numbers, one by one; what people wrote around them is theirs."""
-    path = subject.folder / _CARD
-    if not path.is_file():
+    if not kind_of(subject.folder / _CARD):
         return Check("card", "not checked", f"there is no {_CARD}")
     manifest = subject.manifest
     if not manifest.evaluations:
         return Check("card", "not checked", "nothing was measured")
-    text = path.read_text(errors="replace")
+    try:
+        text = read_named(find_file(subject.folder, _CARD, _CARD_BYTES), _CARD_BYTES).decode(errors="replace")
+    except BadSource as error:
+        return Check("card", "failed", error.message)
     context = CardContext(
         repo_id=_repo_on(text) or repo_id.partition("@")[0] or "me/model-GGUF", suite=next(iter(manifest.evaluations)),
         licence=licence_in(manifest),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import BadRequest, HubUnreachable
+from pipeline.foreign_manifest import parse_foreign
 from pipeline.hub.publish import FileChange, HubPublication, HubTarget, preview, publish, read_published
 from pipeline.hub.read import HubAccess
-from pipeline.manifest import parse_manifest
+from pipeline.manifest import MAX_BYTES
 from pipeline.oci.artifact import OciModel, model_of, oci_digest
 from pipeline.oci.login import docker_login
 from pipeline.oci.signing import push_signed
@@ -17,7 +18,6 @@ from pipeline.release.compose import MANIFEST, Bundle, Destination
 from pipeline.release.files import made
 from pipeline.release.find import Release
 
-_MANIFEST_LIMIT = 64 * 2**20  # bytes
 Progress = Callable[[str, int, int], None]
 
 
@@ -94,8 +94,8 @@ class Sender:
 
     def _published_before(self, hub: HubTarget) -> list[str]:
         try:
-            text = read_published(self.access, hub, MANIFEST, _MANIFEST_LIMIT)
-            known = parse_manifest(text, MANIFEST).quants if text else {}
+            text = read_published(self.access, hub, MANIFEST, MAX_BYTES)
+            known = parse_foreign(text, MANIFEST).quants if text else {}
         except (HubUnreachable, ValueError):  # nobody can be asked, or it is not ours
             return []
         others = {quant: record for quant, record in known.items() if quant not in self.release.quants}

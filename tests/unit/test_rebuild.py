@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import BadRequest
+from pipeline.errors import BadRequest, NeedsPermission
 from pipeline.manifest import Manifest, QuantRecord, StageRecord
 from pipeline.release.check import Subject
-from pipeline.release.rebuild import check_source, compare_rebuilt, rebuild_request
+from pipeline.release.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
 from pipeline.requests import BuildRequest
 from pipeline.settings import read_request
 from pipeline.store import ModelId
@@ -56,10 +56,15 @@ def test_a_rebuild_is_of_the_recorded_commit_and_files_in_a_store_of_its_own(
 @pytest.mark.parametrize(("label", "what"), [
     ("convert", "allow_pickle"), ("quantize Q4_K_M", "allow_requantize"), ("verify Q8_0", "allow_mismatch"),
 ])  # fmt: skip
-def test_what_the_build_was_allowed_the_rebuild_is(request_: BuildRequest, label: str, what: str) -> None:
-    again = rebuild_request(request_, subject(asked(manifest_of(), label, **{what: True})), Path("x"))
-    allowed = {name for name in ("allow_pickle", "allow_requantize", "allow_mismatch") if getattr(again, name)}
-    assert allowed == {what}
+def test_what_the_build_was_allowed_the_rebuild_is_only_if_the_user_says_so_again(
+    request_: BuildRequest, label: str, what: str
+) -> None:
+    made = subject(asked(manifest_of(), label, **{what: True}))
+    with pytest.raises(NeedsPermission) as refused:
+        rebuild_request(request_, made, Path("x"))
+    assert f"{what.upper()}=1" in refused.value.message and f"REBUILD=1 {what.upper()}=1" in refused.value.hint
+    again = rebuild_request(replace(request_, **{what: True}), made, Path("x"))  # type: ignore[arg-type]
+    assert {name for name in PERMISSIONS if getattr(again, name)} == {what}
 
 
 @pytest.mark.parametrize("outtype", ["f16", "f32", "q8_0", "auto"])
@@ -94,7 +99,7 @@ def test_the_very_source_that_is_recorded_is_accepted() -> None:
 
 @pytest.mark.parametrize(("model", "says"), [
     (ModelId("local", NAME, "f" * 64), f"digest {'f' * 12}, recorded {COMMIT[:12]}"),
-    (ModelId("local", "Other", COMMIT), f"MODEL is called Other, and was called {NAME} when it was built"),
+    (ModelId("local", "Other", COMMIT), f"MODEL is called Other, and was called '{NAME}' when it was built"),
 ])  # fmt: skip
 def test_another_source_or_name_is_refused(model: ModelId, says: str) -> None:
     with pytest.raises(BadRequest, match=says) as refused:
