@@ -28,6 +28,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pipeline.contract import ExitCode, StageResult
+from pipeline.printable import one_line
 
 ENGINE_EXIT_CODE = 1
 
@@ -153,7 +154,7 @@ class StageFailed(QuantyardError):
         error = result.error
         super().__init__(
             f"{stage}: {error.message}" if error else f"{stage} ended with exit code {int(result.exit_code)}.",
-            hint=error.hint if error else "",
+            hint=one_line(error.hint) if error else "",
             detail=error.detail if error else "",
         )
         self.stage = stage

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.evaluation import Comparison, EvalReport, Interval, Measurement, Score
 from pipeline.front import beaten_by, entries_of
 from pipeline.records import Measured
+from pipeline.styled import escape
 from pipeline.units import human_bytes
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}

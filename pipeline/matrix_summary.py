@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from pipeline.choose.candidates import Field
 from pipeline.choose.pick import Budget, Choice
 from pipeline.choose.words import choice_line
@@ -14,6 +12,7 @@ from pipeline.errors import StageFailed
 from pipeline.evaluation import EvalReport
 from pipeline.front import beaten_by, entries_of, metric_of, standings
 from pipeline.records import BuiltFile
+from pipeline.styled import escape
 from pipeline.summary import columns
 
 _Fact = tuple[str, str]

@@ -38,6 +38,11 @@ def one_line(value: object) -> str:
     return _ONE_LINE.sub(_escape, str(value))
 
 
+def with_unseen(text: str, sign: str) -> str:
+    """The text with this sign in place of everything that acts or hides."""
+    return _LINES.sub(sign, text)
+
+
 def redacted(text: str) -> str:
     """`http://me:secret@host` as `http://me:***@host`; a name alone may be a token and goes too, and the Hub's go."""
     return _TOKEN.sub(f"hf_{_HIDDEN}", _USER_INFO.sub(_without_password, text))

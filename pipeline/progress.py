@@ -22,6 +22,7 @@ from rich.text import Text
 
 from pipeline import contract
 from pipeline.contract import StageResult
+from pipeline.printable import one_line
 from pipeline.units import human_bytes
 
 _PACED = ("questions", "chunks", "repeats")  # of these people want to know how many a second
@@ -48,7 +49,7 @@ class LiveReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description:<20}"), BarColumn(bar_width=28), _Amount(), TimeElapsedColumn(),
+            TextColumn("{task.description:<20}", markup=False), BarColumn(bar_width=28), _Amount(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )
         self._stages: TaskID | None = None
@@ -66,7 +67,7 @@ class LiveReporter:
         if self._stages is None:
             self._stages = self._bars.add_task("stages", total=of, unit="stages")
         self._bars.update(self._stages, completed=max(0, number - 1 - len(self._running)))
-        self._running[label] = self._bars.add_task(label, total=None, unit="")
+        self._running[label] = self._bars.add_task(one_line(label), total=None, unit="")
 
     def progress(self, label: str, progress: contract.Progress) -> None:
         """Move the step's bar."""
@@ -76,7 +77,8 @@ class LiveReporter:
     def end(self, label: str, result: StageResult) -> None:
         """Replace the step's bar by a line that stays."""
         self._remove(label)
-        self.note(ending(label, result))
+        for line in ending(label, result):
+            self.note(line)
 
     def fail(self, label: str, text: str) -> None:
         """Likewise."""
@@ -91,7 +93,7 @@ class LiveReporter:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(one_line(text), markup=False, highlight=False)
 
 
 class LineReporter:
@@ -114,7 +116,8 @@ class LineReporter:
 
     def end(self, label: str, result: StageResult) -> None:
         """The stage's line."""
-        self.note(ending(label, result))
+        for line in ending(label, result):
+            self.note(line)
 
     def fail(self, label: str, text: str) -> None:
         """Its line, likewise."""
@@ -123,15 +126,15 @@ class LineReporter:
 
     def note(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def ending(label: str, result: StageResult) -> str:
-    """The line a finished stage leaves: `[convert] 271 MB in 10.2 s`. What was let pass is said here too."""
+def ending(label: str, result: StageResult) -> list[str]:
+    """The line a finished stage leaves: `[convert] 271 MB in 10.2 s`. What was let pass has lines of its own."""
     did = _measured(result) or _made(result)
     allowed = result.facts.get("mismatches_allowed")
     let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
-    return "\n".join([f"[{label}] {did} in {result.duration_s:.1f} s", *let_pass])
+    return [f"[{label}] {did} in {result.duration_s:.1f} s", *let_pass]
 
 
 def _made(result: StageResult) -> str:

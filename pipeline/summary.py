@@ -6,18 +6,19 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cost import SERVE_CONTEXT_TOKENS, Cost
 from pipeline.numbers import digits, duration, percent
 from pipeline.plan import BuildPlan, Measuring, Step
 from pipeline.presets import Preset
+from pipeline.printable import one_line
 from pipeline.quants import Quant
 from pipeline.rate_book import Sample
 from pipeline.rates import Compared, Forecast, StepTime
 from pipeline.records import BuiltFile
 from pipeline.serving import ContractReport
+from pipeline.styled import escape
 from pipeline.units import human_bytes
 
 if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
@@ -41,7 +42,7 @@ def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: st
     needed = human_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
     facts.append(("Disk", f"{needed} more at the peak, {human_bytes(cost.disk_free_bytes)} free"))
     if not cost.fits and len(cost.files) > 1:
-        facts.append(("Disk", f"[red]too small for all; these fit: {', '.join(cost.fitting) or 'none'}[/]"))
+        facts.append(("Disk", f"[red]too small for all; these fit: {escape(', '.join(cost.fitting)) or 'none'}[/]"))
     facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
     return columns(facts)
 
@@ -78,12 +79,12 @@ def _download_text(cost: Cost) -> str:
 
 def _step_text(step: Step, done: bool, cost: Cost) -> str:
     if done:
-        return f"[green]done[/]    {step.label}"
+        return f"[green]done[/]    {escape(step.label)}"
     time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
     parts = [f"about {human_bytes(step.size_bytes)}"] if step.size_bytes else []
     parts += [f"{_seconds(time)}"] if time else []
     parts += [f"{human_bytes(memory_bytes, binary=True)} of memory"] if memory_bytes else []
-    return ", ".join([f"[yellow]to run[/]  {step.label}", *parts])
+    return ", ".join([f"[yellow]to run[/]  {escape(step.label)}", *parts])
 
 
 def _seconds(time: StepTime) -> str:
@@ -95,7 +96,7 @@ def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
     """How long all of it will take; what is not known yet is said by the name of its stage."""
     if not left:
         return []
-    unknown = ", ".join(dict.fromkeys(label.partition(" ")[0] for label in time.unknown))
+    unknown = escape(", ".join(dict.fromkeys(label.partition(" ")[0] for label in time.unknown)))
     remedy = [("", "Time this machine, a few minutes, once:  make rates")] if time.would_gain else []
     if not time.steps:
         return [("Time", "not known yet: none of this has run on this machine"), *remedy]
@@ -128,7 +129,7 @@ def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
     memory = "memory to serve: not known yet" if memory_bytes is None else (
         f"about {human_bytes(memory_bytes, binary=True)} of memory to serve {SERVE_CONTEXT_TOKENS} tokens of context"
     )
-    return f"{quant}  about {human_bytes(size_bytes)}, {memory}"
+    return f"{escape(quant)}  about {human_bytes(size_bytes)}, {memory}"
 
 
 def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str) -> dict[str, Any]:
@@ -159,7 +160,8 @@ def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool, measured: bo
     did = "built, verified and measured" if measured else "built and verified"
     head = did.capitalize() if ran else f"Nothing to do: {did} before"
     facts = [
-        (f.quant, f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight") for f in built
+        (escape(f.quant), f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight")
+        for f in built
     ]
     facts.append(("manifest", escape(str(folder / "manifest.json"))))
     return f"[bold green]{head}[/]\n{columns(facts)}"
@@ -285,4 +287,5 @@ def _contract_text(report: ContractReport) -> str:
     verdict = "keeps its contract" if report.passed else f"breaks its contract in {n_broken} of {n} checks"
     marks = {"passed": "ok  ", "failed": "FAIL", "not supported": "n/a "}
     lines = [f"  {marks[check.status]} {check.name:<24} {check.finding}" for check in report.checks]
-    return "\n".join([f"{report.label} ({report.server}) {verdict} in {report.duration_s:.0f} s", *lines])
+    head = f"{report.label} ({report.server}) {verdict} in {report.duration_s:.0f} s"
+    return "\n".join(one_line(line) for line in (head, *lines))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO, TypeVar
 
+from pipeline.printable import printable, redacted
 from server.client import (
     DEFAULT_KEY_FILE,
     DEFAULT_URL,
@@ -103,6 +104,7 @@ class Terminal:
 
     def __init__(self, source: TextIO, out: TextIO, notes: TextIO, *, color: bool) -> None:
         self._source, self._out, self._notes = source, out, notes
+        self._last = ""  # the sign that was said last
         self.is_live = source.isatty() and out.isatty()
         self._color = color and self.is_live
         if self.is_live:
@@ -123,12 +125,15 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A piece of an answer, at once."""
-        self._out.write(text)
+        shown = printable(self._last + text)  # what joins letters is judged by the sign before it
+        self._out.write(shown[len(printable(self._last)) :])
         self._out.flush()
+        self._last = text[-1:] or self._last
 
     def note(self, text: str) -> None:
         """A line that is no answer."""
-        self._notes.write(f"{_DIM}{text}{_PLAIN}\n" if self._color else f"{text}\n")
+        shown = printable(redacted(text))
+        self._notes.write(f"{_DIM}{shown}{_PLAIN}\n" if self._color else f"{shown}\n")
         self._notes.flush()
 
 
@@ -248,7 +253,7 @@ def _chat(settings: Settings) -> None:
 
 
 def _say_last(message: str, code: int) -> int:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(redacted(message)) + "\n")
     return code
 
 

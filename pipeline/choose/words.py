@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.choose.candidates import Candidate, Field, eval_command
@@ -14,6 +13,7 @@ from pipeline.errors import BadRequest
 from pipeline.front import beaten_by
 from pipeline.intervals import difference
 from pipeline.numbers import DASH, digits, percent, signed
+from pipeline.styled import escape
 from pipeline.summary import columns
 from pipeline.units import human_bytes
 

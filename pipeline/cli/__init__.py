@@ -9,16 +9,16 @@ import argparse
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from textwrap import indent
+from typing import IO, NoReturn
 
-from rich.markup import escape
-
-from pipeline.cli.output import people, print_json
+from pipeline.cli.faults import ours_of
+from pipeline.cli.output import forget_output, harmless, is_read, people, prepare_output, print_json, write_through
 from pipeline.contract import ExitCode
-from pipeline.errors import Interrupted, OutOfResources, QuantyardError
+from pipeline.errors import Interrupted, QuantyardError
 from pipeline.settings import (
     ADAPTING,
     ALLOWING,
@@ -33,7 +33,7 @@ from pipeline.settings import (
     TUNING,
     add_options,
 )
-from pipeline.stage import is_out_of_space
+from pipeline.styled import escape
 
 _MACHINE = (
     "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
@@ -44,30 +44,34 @@ _MACHINE = (
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command, and exit with its code."""
     signal.signal(signal.SIGTERM, _stop)
+    prepare_output()
     args = _parser().parse_args(argv)
     try:
         find_command(args.command)(args)
+        write_through()
+    except BrokenPipeError as error:
+        if not is_read():
+            _not_read()
+        _fail(ours_of(error), args)
     except KeyboardInterrupt:
         stopped = Interrupted("Stopped.", "Finished stages are kept; type the same command to go on.")
         _fail(stopped, args)
     except QuantyardError as error:
         _fail(error, args)
     except Exception as error:
-        _fail(_unexpected(error), args)
+        _fail(ours_of(error), args)
     sys.exit(ExitCode.DONE)
+
+
+def _not_read() -> NoReturn:
+    """Whoever read our output has enough. Not 0: what was not read may have been a failure."""
+    forget_output()
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _stop(*_: object) -> NoReturn:
     """SIGTERM ends a command as Ctrl-C does, also where a shell has made it deaf to that (`make build &`)."""
     raise KeyboardInterrupt
-
-
-def _unexpected(error: Exception) -> QuantyardError:
-    """A full disk may show anywhere; everything else that was not foreseen is our bug."""
-    if is_out_of_space(error):
-        return OutOfResources(f"The disk is full: {error}", "Free some space, then type the same command again.")
-    hint = "This should never happen: please report it, with the lines above."
-    return QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc())
 
 
 def find_command(name: str) -> Callable[[argparse.Namespace], None]:
@@ -77,8 +81,15 @@ def find_command(name: str) -> Callable[[argparse.Namespace], None]:
     return found
 
 
+class _Parser(argparse.ArgumentParser):
+    """As argparse's, but what it repeats of a command line acts on no terminal."""
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        super()._print_message(harmless(message), file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quantyard", description="Open language models in, verified GGUF files out.")
+    parser = _Parser(prog="quantyard", description="Open language models in, verified GGUF files out.")
     commands = parser.add_subparsers(metavar="command", required=True)
     for name, command, text, settings in COMMANDS:
         sub = commands.add_parser(name, help=text, description=text)
@@ -158,13 +169,20 @@ COMMANDS: tuple[tuple[str, str, str, Sequence[str] | None], ...] = (
 
 
 def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
+    with suppress(OSError):  # what takes no words gets none; the exit code says it
+        _say(error, args)
+    forget_output()
+    sys.exit(error.code)
+
+
+def _say(error: QuantyardError, args: argparse.Namespace) -> None:
     console = people()
     if getattr(args, "JSON", None) or os.environ.get("JSON") == "1":
         said = {"message": error.message, "hint": error.hint, "detail": error.detail, "exit_code": error.code}
         print_json({"error": said})
-    if error.detail:
-        console.print(error.detail, markup=False, style="dim", soft_wrap=True)
+        write_through()
+    if error.detail:  # indented: it may be a stage's word, and no line of it is to look like one of ours
+        console.print(indent(harmless(error.detail), "  "), markup=False, style="dim", soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
     if error.hint:
         console.print(error.hint, markup=False, soft_wrap=True)
-    sys.exit(error.code)

@@ -7,8 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rich.markup import escape
-
 from pipeline.cli.output import data, people, print_json, print_line, reporter_for
 from pipeline.cli.run import built_for, plan_of, request_of, run_plan
 from pipeline.contract_steps import add_contract
@@ -36,6 +34,7 @@ from pipeline.release.send import Sender
 from pipeline.release.split_steps import parts_of, split_plan
 from pipeline.requests import BuildRequest, MeasureRequest, PublishRequest
 from pipeline.store import HashCache, ModelStore
+from pipeline.styled import escape
 
 _SUITE = "quick"
 

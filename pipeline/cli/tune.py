@@ -39,6 +39,7 @@ from pipeline.recipes.tuned import Goal, Measured, find_mix, gain_of, goal_of, h
 from pipeline.recipes.types import HIGH, ladder_of, read_errors
 from pipeline.records import BuiltFile
 from pipeline.requests import BuildRequest, TuneRequest
+from pipeline.styled import escape
 
 _ROUNDS = 3  # of correcting what is expected of a mix by what one has shown
 
@@ -165,7 +166,7 @@ def _run(request: BuildRequest, plan: BuildPlan, what: str) -> Builder:
     builder, finished, cost = prepare(request, plan, engine)
     left = [step for step in plan.steps if step.label not in finished]
     if left:
-        console.print(f"[bold]{what}[/]: {len(left)} of {len(plan.steps)} steps to run", soft_wrap=True)
+        console.print(f"[bold]{escape(what)}[/]: {len(left)} of {len(plan.steps)} steps to run", soft_wrap=True)
     cost.check_disk(request.artifacts)
     with reporter_for(console) as reporter:
         builder.run(reporter)

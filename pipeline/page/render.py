@@ -23,18 +23,15 @@ from pipeline.page.plots import MAX_PANELS, forest, speed
 from pipeline.page.tables import Subject, checks_table, files_table, gate_table, subjects
 from pipeline.page.tasks import scores_table, tasks_table
 from pipeline.page.tradeoff import tradeoffs
+from pipeline.printable import with_unseen
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES: Final = Path(__file__).parent
 FILE_NAME: Final = "report.html"
-# What makes text run backwards or hides it; a name that needs these does not need them here.
-_UNSEEN: Final = dict.fromkeys(
-    (*range(9), 0xB, 0xC, *range(0xE, 0x20), *range(0x7F, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029,
-     *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF),
-    "\N{REPLACEMENT CHARACTER}",
-)  # fmt: skip
+# In place of what makes text run backwards or hides it; a name that needs these does not need them here.
+_UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 def render_page(manifest: Manifest, suite: str) -> str:
@@ -81,7 +78,7 @@ def _environment() -> Environment:
 
 def _seen(value: Any) -> Any:
     """Text of the manifest with every character in sight; what the template wrote itself stays as it is."""
-    return value.translate(_UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return with_unseen(value, _UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _policy(css: str, script: str) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from pipeline.gate_report import GateReport
 from pipeline.hub.publish import FileChange, HubPublication, HubTarget
 from pipeline.release.check import Check
 from pipeline.release.compose import HUB, Destination
 from pipeline.release.send import Intention, OciPublication, Published
+from pipeline.styled import escape
 from pipeline.summary import columns
 from pipeline.units import human_bytes
 

@@ -6,12 +6,14 @@ Run it: python -m server.examples.client_profile "Call Anna Price at (503) 555-0
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.printable import printable
 from server.client import DEFAULT_KEY_FILE, DEFAULT_URL, Client, ClientError, Sampling
 from server.structured import over_http
 
@@ -49,8 +51,8 @@ def main() -> None:
         client = Client(args.base_url, args.key_file)
         found = over_http(client, ClientProfile, question(args.note), SAMPLING)
     except ClientError as error:
-        sys.exit(str(error))
-    sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+        sys.exit(printable(str(error)))
+    sys.stdout.write(json.dumps(found.model_dump(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any, Final
 import bm25s
 import Stemmer
 
+from pipeline.printable import printable
 from server.client import DEFAULT_KEY_FILE, DEFAULT_URL, GREEDY, Client, ClientError, Message
 
 DOCUMENTS: Final = Path(__file__).parent / "documents"
@@ -120,9 +121,10 @@ def main() -> None:
         index = Index(read_passages(args.documents))
         found = answer(Client(args.base_url, args.key_file), index, args.question)
     except (ClientError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     sources = "".join(f"  {source}\n" for source in found.sources)
-    sys.stdout.write(found.text + "\n" + (f"\nSources:\n{sources}" if sources else ""))
+    said = found.text + "\n" + (f"\nSources:\n{sources}" if sources else "")
+    sys.stdout.write(printable(said))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LABELS = ("convert", "quantize Q4_K_M", "verify Q4_K_M", "divergence BF16, Q4_K_
 
 def line(label: str) -> str:
     stage = label.partition(" ")[0]
-    return ending(label, StageResult(stage=stage, exit_code=ExitCode.DONE, duration_s=1.0)) + "\n"
+    return "\n".join(ending(label, StageResult(stage=stage, exit_code=ExitCode.DONE, duration_s=1.0))) + "\n"
 
 
 def run(wall_s: float, divergence_s: float = 1.0) -> Run:
