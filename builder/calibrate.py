@@ -21,7 +21,9 @@ from pydantic import JsonValue
 from builder.calibration_text import bad_text, our_text, users_text
 from builder.imatrix import Imatrix, check_fits, coverage, read_imatrix
 from builder.imatrix_tool import Leg, MatrixReader, not_finite, open_reader
-from builder.llama_runtime import open_runtime
+from builder.llama_runtime import LlamaRuntime, open_runtime
+from pipeline.bounded import OverLimit
+from pipeline.chat_template import template_failure
 from pipeline.contract import CalibrateRequest, ExitCode
 from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
@@ -78,11 +80,11 @@ class _Text:
 
 def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _Text:
     """Put the text beside the matrix: it is part of how that was made."""
-    with open_runtime(stage, model.paths[0], request.threads) as runtime:
+    with open_runtime(stage, model, request.threads) as runtime:
         if request.text_files:
             text, dialogues = users_text([stage.in_dir / "text" / name for name in request.text_files]), 0
         else:
-            text, dialogues = our_text(runtime)
+            text, dialogues = _our_text(runtime)
         n_tokens, build = len(runtime.tokenize(text, add_special=True)), runtime.version()
     least = _LEAST_CHUNKS * request.n_ctx
     if n_tokens < least:
@@ -91,6 +93,13 @@ def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _
     path = stage.files_dir / TEXT
     path.write_text(text, encoding="utf-8")  # no newline at the end: llama-imatrix would cut one off
     return _Text(path, sha256_of(path), n_tokens, dialogues, build)
+
+
+def _our_text(runtime: LlamaRuntime) -> tuple[str, int]:
+    try:
+        return our_text(runtime)
+    except OverLimit as error:
+        raise template_failure(str(error)) from error
 
 
 # ---- the legs ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from builder.llama_runtime import ChatRefused, Messages
+from pipeline.chat_template import ChatRefused, Messages
 from pipeline.contract import ExitCode
 from pipeline.stage import StageFailure
 

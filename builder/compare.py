@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from builder.llama_runtime import ChatRefused, LlamaRuntime
+from builder.llama_runtime import LlamaRuntime
+from pipeline.bounded import OverLimit
+from pipeline.chat_template import ChatRefused, template_failure
 from pipeline.contract import ChatReference, ExitCode, Reference
 from pipeline.gguf_header import GgufHeader
 from pipeline.stage import StageFailure
@@ -62,11 +64,26 @@ def _ids_from(ids: list[int], other: list[int]) -> str:
     return f"[{'… ' if start else ''}{shown}{' …' if len(ids) > start + _SHOWN_IDS else ''}]"
 
 
+def check_template(runtime: LlamaRuntime) -> None:
+    """Whether whoever serves this file gets past its chat template; no permission lets one pass that stops the server.
+
+    Raises:
+        StageFailure: `chat-template`.
+    """
+    try:
+        runtime.check_template()
+    except ChatRefused as error:
+        raise template_failure("is none that llama.cpp accepts", detail=str(error)) from error
+    except OverLimit as error:
+        raise template_failure(str(error)) from error
+
+
 def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader) -> int:
     """Render every conversation; returns how many there were, 0 for a model without a template.
 
     Raises:
-        StageFailure: `verify-chat-template`, naming the first conversation that differs.
+        StageFailure: `verify-chat-template`, naming the first conversation that differs, or `chat-template`, the one
+            on which the template breaks a limit.
     """
     if not reference.chat_template:
         return 0
@@ -79,6 +96,8 @@ def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader
             text = runtime.render_chat(chat.messages)
         except ChatRefused as error:
             raise _wrong_chat(chat, f"llama.cpp refuses it: {error}") from error
+        except OverLimit as error:
+            raise template_failure(str(error), chat.name) from error
         if not same_chat(chat.text, text, reference.bos_token, has_date=has_date):
             raise _wrong_chat(chat, first_difference(chat.text, text))
     return len(reference.chats)

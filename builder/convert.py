@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
+from builder.reference import OVER_LIMIT, RENDERS
 from builder.tool import ToolRun, refuse_exhausted, run_tool
 from builder.tools import tools_of
+from pipeline.bounded import how_it_ended
+from pipeline.chat_template import template_failure
 from pipeline.contract import ConvertRequest, ExitCode, Reference
 from pipeline.gguf_header import read_model
 from pipeline.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
@@ -25,6 +29,7 @@ from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_REFERENCE_TIMEOUT_S = 900.0  # of the whole script; the slowest real tokenizers take a minute to load
 _UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 
 # What the default loses nothing of. To add a source dtype: add a row.
@@ -145,16 +150,36 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
     path, script = stage.files_dir / "reference.json", Path(__file__).with_name("reference.py")
     tools = tools_of(stage)
     argv = [str(tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
-    run = run_tool(argv, tools.clean_env, lambda _line: None)
+    conversations: list[str] = []
+
+    def on_line(line: str) -> None:
+        if line.startswith(RENDERS):
+            conversations[:] = [line.removeprefix(RENDERS)]
+
+    run = run_tool(argv, tools.clean_env, on_line, _REFERENCE_TIMEOUT_S)
     if run.exit_code != 0:
-        refuse_exhausted(run, stage.out_dir, "The tokenizer")
-        message = "The model's own tokenizer cannot be loaded without running code from its repo."
-        hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
-        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.tail)
+        raise _no_reference(stage, run, *conversations)
     try:
         return Reference.model_validate_json(path.read_bytes()).tokenizer_class
     except ValidationError as error:
-        raise StageFailure(ExitCode.BUG, "reference", f"reference.json is not valid: {error}") from error
+        message = f"The model's own tokenizer gives answers that are none: {error.errors()[0]['msg']}."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, "Its files may be damaged.") from error
+
+
+def _no_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFailure:
+    """Why the script ended: the template where it was at one, else the tokenizer."""
+    if run.exit_code == OVER_LIMIT:
+        return template_failure(run.tail.splitlines()[-1], conversation)
+    if conversation and run.exit_code < 0:
+        return template_failure(how_it_ended(run.exit_code), conversation)
+    if run.exit_code == -signal.SIGXCPU:
+        message = f"The model's own tokenizer does not answer within {_REFERENCE_TIMEOUT_S / 60:.0f} minutes."
+        hint = "Its patterns may take time without end on some texts; such a tokenizer is not used."
+        return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint)
+    refuse_exhausted(run, stage.out_dir, "The tokenizer")
+    message = "The model's own tokenizer cannot be loaded without running code from its repo."
+    hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.tail)
 
 
 def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:

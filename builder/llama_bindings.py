@@ -13,7 +13,8 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from builder.llama_runtime import CONTEXT_TOKENS, ChatRefused, Messages, not_finite
+from builder.llama_runtime import CONTEXT_TOKENS, not_finite
+from pipeline.chat_template import ChatRefused, ChatTemplate, Messages
 from pipeline.contract import ExitCode
 from pipeline.stage import StageFailure
 
@@ -31,7 +32,7 @@ class BindingsRuntime:
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._model: Any = None
         self._context: Any = None
-        self._formatter: Any = None
+        self._template: ChatTemplate | None = None
 
     def __enter__(self) -> Self:
         self._llama: Any = importlib.import_module("llama_cpp")
@@ -42,6 +43,8 @@ class BindingsRuntime:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._template:
+            self._template.close()
         if self._context:
             self._llama.llama_free(self._context)
         if self._model:
@@ -73,14 +76,17 @@ class BindingsRuntime:
 
     def render_chat(self, messages: Messages) -> str:
         """See `LlamaRuntime`."""
+        if self._template is None:
+            self._template = self._own_template()
+        return self._template.render(messages, add_generation_prompt=True)
+
+    def check_template(self) -> None:
+        """See `LlamaRuntime`. What one short conversation leads to, unless the template refuses it."""
         try:
-            if self._formatter is None:
-                self._formatter = self._chat_formatter()
-            return str(self._formatter(messages=list(messages)).prompt)
-        except StageFailure:
-            raise
-        except Exception as error:  # templates raise what they like
-            raise ChatRefused(f"{type(error).__name__}: {error}") from error
+            self.render_chat([{"role": "user", "content": "Hello"}])
+        except ChatRefused as error:
+            if "TemplateSyntaxError" in str(error):
+                raise
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
         """See `LlamaRuntime`. Looks at every logit of every position of each prompt.
@@ -133,13 +139,12 @@ class BindingsRuntime:
         n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
         return np.ctypeslib.as_array(self._llama.llama_get_logits(self._context), (len(tokens), n_vocab))
 
-    def _chat_formatter(self) -> Any:
+    def _own_template(self) -> ChatTemplate:
         template = self._llama.llama_model_chat_template(self._model, None)
         if not template:
             raise ChatRefused("the GGUF has no chat template")
-        formats = importlib.import_module("llama_cpp.llama_chat_format")
         bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
-        return formats.Jinja2ChatFormatter(template.decode(), self._token_text(eos), self._token_text(bos))
+        return ChatTemplate(template.decode(errors="replace"), self._token_text(bos), self._token_text(eos))
 
     def _token_text(self, token: int) -> str:
         if token < 0:

@@ -6,19 +6,21 @@ whether logits are finite. Which one is used follows from `Tools.llama_bin` alon
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from builder.llama_server import Server
+from builder.template_server import TemplateServer, error_text
 from builder.tools import tools_of
+from pipeline.chat_template import ChatRefused, Messages
 from pipeline.contract import ExitCode
+from pipeline.gguf_header import GgufHeader
 from pipeline.stage import Stage, StageFailure
 
-Messages = Sequence[dict[str, str]]
 CONTEXT_TOKENS: Final = 512  # plenty for a prompt of some words, and cheap for any model
+_HARMLESS_TEMPLATE: Final = "chatml"  # llama.cpp's own, by name
 _GENERATED_TOKENS: Final = 2  # the first row comes from the prompt alone, the second from a cached prompt
 
 
@@ -44,7 +46,16 @@ class LlamaRuntime(Protocol):
         """The conversation as the GGUF's own chat template renders it, up to where the assistant begins.
 
         Raises:
-            ChatRefused: llama.cpp cannot run the template, or the template raises.
+            ChatRefused: there is none, llama.cpp cannot run it, or it raises.
+            OverLimit: it takes too long or too much.
+        """
+
+    def check_template(self) -> None:
+        """Whether llama.cpp can be started with the GGUF's templates, as whoever serves it does. None are fine.
+
+        Raises:
+            ChatRefused: it does not accept them.
+            OverLimit: they take too long or too much.
         """
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
@@ -55,18 +66,17 @@ class LlamaRuntime(Protocol):
         """
 
 
-class ChatRefused(Exception):
-    """llama.cpp does not render this conversation; the message says why."""
-
-
-def open_runtime(stage: Stage, model: Path, threads: int) -> LlamaRuntime:
+def open_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
     """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
     llama_bin = tools_of(stage).llama_bin
     if llama_bin is None:
         from builder.llama_bindings import BindingsRuntime
 
-        return BindingsRuntime(model, threads)
-    return ServerRuntime(llama_bin / "llama-server", model, threads)
+        return BindingsRuntime(model.paths[0], threads)
+    binary = llama_bin / "llama-server"
+    has_template = any(key.startswith("tokenizer.chat_template") for key in model.metadata)
+    templates = TemplateServer(binary, model, stage.scratch_dir) if has_template else None
+    return ServerRuntime(binary, model.paths[0], threads, templates)
 
 
 def not_finite(prompt: str) -> StageFailure:
@@ -79,22 +89,36 @@ def not_finite(prompt: str) -> StageFailure:
 class ServerRuntime:
     """llama-server on the loopback interface: started on entry, killed on exit.
 
+    The model's own chat template never comes near it: `templates` renders that, beside it and within limits.
     Entry does not wait for the model: what the caller does before its first question runs beside the loading.
     """
 
-    def __init__(self, binary: Path, model: Path, threads: int) -> None:
+    def __init__(self, binary: Path, model: Path, threads: int, templates: TemplateServer | None) -> None:
         # Only what old and new servers know. --no-repack: a repacked copy would cost time and twice the memory.
-        flags = ["--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--no-warmup", "--jinja", "--no-repack"]
+        flags = ["--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--no-warmup", "--no-repack"]
+        flags += ["--jinja", "--chat-template", _HARMLESS_TEMPLATE]
         if threads:
             flags += ["--threads", str(threads)]
         self._server = Server([str(binary), "--model", str(model), *flags])
+        self._templates = templates
 
     def __enter__(self) -> Self:
-        self._server.start()
+        try:
+            self._server.start()
+            if self._templates:
+                self._templates.start()
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self._server.stop()
+        if self._templates:
+            self._templates.stop()
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -113,10 +137,14 @@ class ServerRuntime:
 
     def render_chat(self, messages: Messages) -> str:
         """See `LlamaRuntime`."""
-        status, answer = self._server.ask("POST", "/apply-template", {"messages": list(messages)})
-        if status != 200:
-            raise ChatRefused(_error_text(answer))
-        return str(answer["prompt"])
+        if self._templates is None:
+            raise ChatRefused("the GGUF has no chat template")
+        return self._templates.render(messages)
+
+    def check_template(self) -> None:
+        """See `LlamaRuntime`."""
+        if self._templates:
+            self._templates.check()
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
         """See `LlamaRuntime`. The server shows only the rows it samples from: the prompt's last and those after.
@@ -136,18 +164,12 @@ class ServerRuntime:
         body = {"prompt": self.tokenize(prompt, add_special=True), "n_predict": _GENERATED_TOKENS, "n_probs": 1}
         status, answer = self._server.ask("POST", "/completion", body | {"temperature": 0, "cache_prompt": False})
         if status != 200:  # newer servers refuse to sample from NaN
-            raise self._server.failure(f"does not generate text: {_error_text(answer)}", "verify-logits")
+            raise self._server.failure(f"does not generate text: {error_text(answer)}", "verify-logits")
         rows = answer.get("completion_probabilities", [])
         return [row["top_logprobs"][0]["logprob"] if row.get("top_logprobs") else row.get("logprob") for row in rows]
 
     def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         status, answer = self._server.ask("POST", path, body)
         if status != 200:
-            raise self._server.failure(f"answers {path} with {status}: {_error_text(answer)}", "verify-load")
+            raise self._server.failure(f"answers {path} with {status}: {error_text(answer)}", "verify-load")
         return answer
-
-
-def _error_text(answer: dict[str, Any]) -> str:
-    error = answer.get("error", answer)
-    message = error.get("message") if isinstance(error, dict) else None
-    return str(message) if message else json.dumps(error)

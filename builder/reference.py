@@ -6,8 +6,11 @@ A script, not a stage: it runs in the converter's Python, which has transformers
 neither pydantic nor this package. So it imports only the standard library and transformers, reads the probes
 from the file beside it, and writes what `pipeline.contract.Reference` accepts.
 
-Exit codes are those of the contract: 0, or 3 when transformers cannot load the tokenizer without running code
-that came with the model.
+The template is a program that others wrote, so it is rendered within the limits of `pipeline/bounded.py`. Each
+conversation is named on stdout before it is rendered: a process that was ended cannot say with which one.
+
+Exit codes: 0; 3, transformers cannot load the tokenizer without running code that came with the model; 9, the template
+breaks a limit, and the last line says which; or the process is ended by a signal.
 """
 
 from __future__ import annotations
@@ -17,10 +20,21 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 UNSUPPORTED_MODEL = 3
+OVER_LIMIT = 9
+RENDERS = "rendering "  # begins the line that names a conversation
+_BOUNDED = runpy.run_path(str(Path(__file__).parents[1] / "pipeline" / "bounded.py"))
+_MAX_TEMPLATE = 1 << 20  # characters
+_MAX_TEXT = 1 << 20  # of a rendered conversation
+_MAX_REASON = 500
+
+
+class OverLimit(Exception):
+    """The template breaks a limit; the message says what it does."""
 
 
 def main() -> int:
@@ -35,7 +49,12 @@ def main() -> int:
     except Exception as error:  # transformers raises whatever the folder's files lead it to
         print(f"transformers cannot load the tokenizer: {type(error).__name__}: {error}", file=sys.stderr)
         return UNSUPPORTED_MODEL
-    args.out.write_text(json.dumps(reference(tokenizer), ensure_ascii=True), encoding="utf-8")
+    try:
+        text = json.dumps(reference(tokenizer, _BOUNDED["limit_from_here"]), ensure_ascii=True)
+    except OverLimit as error:
+        print(error)
+        return OVER_LIMIT
+    args.out.write_text(text, encoding="utf-8")
     return 0
 
 
@@ -53,12 +72,18 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
-def reference(tokenizer: Any) -> dict[str, Any]:
-    """Everything `verify` compares: the ids of every probe, and the text of every conversation."""
+def reference(tokenizer: Any, limit: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Everything `verify` compares: the ids of every probe, and the text of every conversation.
+
+    `limit` is called before each conversation, to give what renders it its seconds and megabytes.
+    """
     probes = runpy.run_path(str(Path(__file__).with_name("probes.py")))
     texts = [*probes["PROBES"], *probes["special_token_probes"](special_tokens(tokenizer))]
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    chats, refused = render(tokenizer, probes["CONVERSATIONS"]) if has_template else ([], {})
+    texts = [text for text in texts if _is_text(text)]
+    template = getattr(tokenizer, "chat_template", None)
+    has_template = bool(template)
+    _refuse_large(template)
+    chats, refused = render(tokenizer, probes["CONVERSATIONS"], limit) if has_template else ([], {})
     return {
         "tokenizer_class": type(tokenizer).__name__,
         "bos_token": tokenizer.bos_token,
@@ -84,19 +109,42 @@ def encode(tokenizer: Any, text: str, *, add_special: bool) -> list[int]:
 
 
 def render(
-    tokenizer: Any, conversations: dict[str, list[dict[str, str]]]
+    tokenizer: Any, conversations: dict[str, list[dict[str, str]]], limit: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The text of each conversation, and why the template refuses the others (no system role, for one)."""
+    """The text of each conversation, and why the template refuses the others (no system role, for one).
+
+    Raises:
+        OverLimit: one takes too much memory, or becomes too long. One that takes too long ends the process.
+    """
     chats: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     for name, messages in conversations.items():
+        print(f"{RENDERS}{name}", flush=True)
+        limit()
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            text.encode()  # a lone surrogate is no text
+        except MemoryError as error:
+            raise OverLimit(_BOUNDED["too_much"]()) from error
         except Exception as error:  # templates raise what they like
-            refused[name] = f"{type(error).__name__}: {error}"
-        else:
-            chats.append({"name": name, "messages": messages, "text": text})
+            refused[name] = f"{type(error).__name__}: {error}"[:_MAX_REASON].encode(errors="replace").decode()
+            continue
+        if len(text) > _MAX_TEXT:
+            raise OverLimit(_BOUNDED["TOO_LARGE"])
+        chats.append({"name": name, "messages": messages, "text": text})
     return chats, refused
+
+
+def _refuse_large(template: Any) -> None:
+    """A template, or several by name."""
+    for text in template.values() if isinstance(template, dict) else [template]:
+        if isinstance(text, str) and len(text) > _MAX_TEMPLATE:
+            raise OverLimit(f"has {len(text):,} characters, more than the {_MAX_TEMPLATE:,} allowed")
+
+
+def _is_text(text: str) -> bool:
+    """Not where a lone surrogate stands in it, as a special token's name in JSON may have one."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 if __name__ == "__main__":

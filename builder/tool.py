@@ -6,6 +6,7 @@ import errno
 import shutil
 import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,16 +30,27 @@ class ToolRun:
     tail: str
 
 
-def run_tool(argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None]) -> ToolRun:
-    """Run `argv` with exactly the environment `env`; every line of stdout and stderr goes to `on_line`."""
+def run_tool(
+    argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None], timeout_s: float | None = None
+) -> ToolRun:
+    """Run `argv` with exactly the environment `env`; every line of stdout and stderr goes to `on_line`.
+
+    After `timeout_s` it is ended by SIGXCPU, as one that has used up its CPU time.
+    """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     with subprocess.Popen(
         list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
-        for line in _lines(process.stdout):
-            tail.append(line)
-            on_line(line)
+        timer = threading.Timer(timeout_s or 0, process.send_signal, [signal.SIGXCPU])
+        if timeout_s:
+            timer.start()
+        try:
+            for line in _lines(process.stdout):
+                tail.append(line)
+                on_line(line)
+        finally:
+            timer.cancel()
     return ToolRun(tuple(argv), process.returncode, "\n".join(tail))
 
 

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
-from builder.compare import compare_chats, compare_ids, tokenizer_differences
+from builder.compare import check_template, compare_chats, compare_ids, tokenizer_differences
 from builder.llama_runtime import LlamaRuntime, open_runtime
 from builder.tensor_checks import broken_recipe, compare_tensors, nonfinite_blocks, type_counts
 from pipeline.contract import ExitCode, Reference, VerifyRequest
@@ -34,15 +34,16 @@ def verify(stage: Stage, request: VerifyRequest) -> Outcome:
     """Check `/in/model` against `/in/source` and `/in/reference/reference.json`.
 
     Raises:
-        StageFailure: kinds `verify-header`, `verify-tensors`, `verify-load`, `verify-tokenizer`,
+        StageFailure: kinds `verify-header`, `verify-tensors`, `verify-load`, `chat-template`, `verify-tokenizer`,
             `verify-chat-template` and `verify-logits`, in the order of the checks.
     """
     model = _read(stage.in_dir / "model" / request.model_file)
     source = _read(stage.in_dir / "source" / request.source_file)
     reference = _reference(stage) if request.has_reference else None
     _check_structure(source, model, request)
-    with open_runtime(stage, model.paths[0], _threads(request, model)) as runtime:
+    with open_runtime(stage, model, _threads(request, model)) as runtime:
         _check_blocks(stage, model, source)
+        check_template(runtime)
         facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
         facts["logits"] = _check_logits(runtime, model)
         return Outcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
@@ -138,7 +139,7 @@ def _check_texts(
         try:
             facts[name] = check()
         except StageFailure as failure:
-            if not request.allow_mismatch:
+            if not request.allow_mismatch or failure.error.kind == "chat-template":
                 raise
             mismatches.append(failure.error.message)
     return {**facts, "mismatches_allowed": mismatches}

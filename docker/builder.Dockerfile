@@ -50,6 +50,7 @@ COPY builder/ /opt/quantyard/src/builder/
 COPY pipeline/__init__.py pipeline/contract.py pipeline/names.py pipeline/printable.py pipeline/stage.py \
      pipeline/bounded_http.py pipeline/hub_answers.py pipeline/hub_client.py pipeline/plain_json.py pipeline/transfer.py \
      pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py pipeline/safetensors_header.py \
+     pipeline/bounded.py pipeline/chat_template.py pipeline/template_worker.py \
      pipeline/tensor_patterns.py /opt/quantyard/src/pipeline/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src

@@ -136,7 +136,9 @@ RUN --network=none \
 COPY eval/ /opt/quantyard/src/eval/
 COPY pipeline/__init__.py pipeline/contract.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/evaluation.py pipeline/front.py \
      pipeline/bounded_http.py pipeline/hub_answers.py pipeline/hub_client.py pipeline/plain_json.py \
-     pipeline/headlines.py pipeline/machine.py pipeline/numbers.py pipeline/units.py pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py \
+     pipeline/headlines.py pipeline/machine.py pipeline/numbers.py pipeline/units.py pipeline/plain_yaml.py pipeline/task_yaml.py \
+     pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py \
+     pipeline/bounded.py pipeline/chat_template.py pipeline/template_worker.py \
      /opt/quantyard/src/pipeline/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
-import yaml
 from lm_eval.tasks._index import Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from pipeline.contract import ExitCode
+from pipeline.plain_yaml import OnFunction, YamlProblem, load_plain
 from pipeline.stage import StageFailure
+from pipeline.task_yaml import read_task
 
 Index = dict[str, Any]  # name → lm_eval.tasks._index.Entry
 _NO_YAML = frozenset({".py", ".pyc", ".md", ".jpg", ".png", ".json", ".tsv", ".txt", ".sh", ".lark"})
@@ -88,19 +89,23 @@ def local_index(folder: Path) -> Index:
     """The tasks defined under one folder. Unlike lm-eval's own, it does not skip in silence what it cannot read."""
     index: Index = {}
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.as_posix()):
-        config = _local_config(path)
+        config = local_config(path, folder)
         if config.keys() & {"task", "group", "class"}:  # else it is there to be included
             TaskIndex.process_cfg(config, path, index)
     return index
 
 
-def _local_config(path: Path) -> dict[str, Any]:
+def local_config(path: Path, top: Path, on_function: OnFunction = str) -> dict[str, Any]:
+    """A task's file under the folder `top`, read without trust; `on_function` makes something of each `!function`.
+
+    Raises:
+        StageFailure: it is no task.
+    """
     try:
-        config: dict[str, Any] = load_yaml(path, resolve_func=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        message = f"{path.name} is not a task of lm-eval: {' '.join(str(error).split())}"
-        raise StageFailure(ExitCode.BAD_REQUEST, "bad-task", message) from error
-    return config
+        return read_task(path, top, on_function)
+    except YamlProblem as problem:
+        message = f"{path.name} is not a task of lm-eval: {problem}."
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-task", message) from problem
 
 
 def _builtin_dir() -> Path:
@@ -126,7 +131,10 @@ def _includers() -> Mapping[Path, frozenset[Path]]:
 
 
 def _included(folder: Path, value: str) -> Iterator[Path]:
-    items = value.strip() if _PLAIN.fullmatch(value) else yaml.safe_load(value)  # most are plain, and YAML is slow
+    try:
+        items = value.strip() if _PLAIN.fullmatch(value) else load_plain(value)  # most are plain, and YAML is slow
+    except YamlProblem:
+        return
     for item in items if isinstance(items, list) else [items]:
         yield Path(os.path.normpath(folder / str(item)))
 

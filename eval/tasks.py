@@ -12,6 +12,7 @@ YAML they stand in, refusals where lm-eval would ask or warn, and errors that na
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,8 +136,23 @@ class _Builder:
             yield built
 
     def _config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-        config: dict[str, Any] = self._own_config(entry, overrides)
+        if self._include_dir and entry.yaml_path and entry.yaml_path.is_relative_to(self._include_dir):
+            config = self._local_config(entry, self._include_dir, overrides)
+        else:
+            config = self._own_config(entry, overrides)
         return _with_absolute_files(config, entry.yaml_path.parent) if entry.yaml_path else config
+
+    def _local_config(self, entry: Any, top: Path, overrides: dict[str, Any] | None) -> dict[str, Any]:
+        """As lm-eval makes it, of what our own reader has read: lm-eval's would trust the file."""
+        from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+        from eval.task_index import local_config
+
+        path: Path = entry.yaml_path
+        read = local_config(path, top, lambda name: _import_func_in_yml(name, path.parent))
+        config: dict[str, Any] = self._own_config(dataclasses.replace(entry, yaml_path=None, cfg=read), overrides)
+        config["metadata"]["config_source"] = str(path)
+        return config
 
     def _task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         self._on_task(entry.name)

@@ -22,16 +22,16 @@ from pipeline.errors import EngineError
 
 _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
 _HUB = ("bounded_http", "hub_answers", "hub_client", "plain_json")
+_TEMPLATES = ("bounded", "chat_template", "template_worker")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
     "builder": (
-        "contract", "names", "printable", "stage", *_HUB, "transfer", *_HEADERS, "safetensors_header",
+        "contract", "names", "printable", "stage", *_HUB, "transfer", *_HEADERS, *_TEMPLATES, "safetensors_header",
         "tensor_patterns",
     ),
     "eval": (
         "contract", "names", "printable", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units",
-        *_HUB,
-        *_HEADERS,
+        "plain_yaml", "task_yaml", *_HUB, *_HEADERS, *_TEMPLATES,
     ),
     "server": ("contract", "names", "printable", "stage", "serving"),
 }

@@ -10,37 +10,30 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.errors import BadRequest
+from pipeline.plain_yaml import YamlProblem
+from pipeline.task_yaml import read_task
 
 # The same as in eval/offline.py; tests/measure/test_tasks.py compares them.
 FILE_READERS = frozenset({"json", "csv", "parquet", "text", "arrow", "xml"})
+HELP = "docs/your-own-questions.md shows a suite that works."
+_MAX_DEPTH = 20
+_MAX_MEMBERS = 20_000  # of groups, counted with those of their groups; lm-eval would build as many
 Configs = Mapping[str, dict[str, Any]]  # task or group → its YAML
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # a library without types
-    """YAML as lm-eval writes it: `!function module.name` is kept as text, never imported."""
-
-
-_Loader.add_multi_constructor("!", lambda _loader, suffix, node: f"!{suffix} {node.value}")
 
 
 def are_all_local(folder: Path, names: Iterable[str]) -> bool:
     """Whether all these tasks and groups are defined under `folder` and read nothing but files there.
 
     Raises:
-        BadRequest: a YAML file there does not parse.
+        BadRequest: a YAML file there does not parse, or groups stand for too many tasks.
     """
     configs = _configs(folder)
+    counted: dict[str, int] = {}
+    names = tuple(names)
+    if sum(_members(name, configs, counted) for name in names) > _MAX_MEMBERS:
+        raise BadRequest(f"The suite's groups stand for more than {_MAX_MEMBERS:,} tasks.", HELP)
     return all(_is_local(name, configs) for name in names)
-
-
-def yaml_problem(error: Exception) -> str:
-    """What is wrong with the YAML and on which line, counted from 1."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
 
 
 def _configs(folder: Path) -> Configs:
@@ -56,25 +49,30 @@ def _configs(folder: Path) -> Configs:
     return configs
 
 
-def _load(path: Path, top: Path, depth: int = 0) -> dict[str, Any]:
-    """One file with what it includes; its own keys win."""
+def _load(path: Path, top: Path) -> dict[str, Any]:
+    """One file with what it includes; `!function module.name` is kept as text, never imported."""
     try:
-        data = yaml.load(path.read_bytes(), _Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BadRequest(f"{path.name} is not valid YAML: {yaml_problem(error)}.") from error
-    if not isinstance(data, dict):
-        raise BadRequest(f"{path.name} is no task: it holds no mapping.")
-    merged: dict[str, Any] = {}
-    for name in _list(data.pop("include", None)):
-        included = path.parent / name
-        if not included.is_file():
-            raise BadRequest(f"{path.name} includes {name}, which is not there.")
-        if not included.resolve().is_relative_to(top.resolve()):
-            raise BadRequest(f"{path.name} includes {name}, which lies outside of {top.name}.")
-        if depth > 8:
-            raise BadRequest(f"{path.name} includes itself.")
-        merged |= _load(included, top, depth + 1)
-    return merged | data
+        return read_task(path, top, lambda name: f"!function {name}")
+    except YamlProblem as problem:
+        raise BadRequest(f"{problem}.", HELP) from problem
+
+
+def _members(name: str, configs: Configs, counted: dict[str, int], depth: int = 0) -> int:
+    """How many tasks a name stands for; groups of groups double quickly, so each is counted once.
+
+    Raises:
+        BadRequest: groups are nested too deep.
+    """
+    config = configs.get(name)
+    if config is None or not isinstance(config.get("group"), str):
+        return 1
+    if depth > _MAX_DEPTH:
+        raise BadRequest(f"The group {name!r} is nested deeper than {_MAX_DEPTH} groups.", HELP)
+    if name not in counted:
+        counted[name] = 1  # where it holds itself
+        members = (member for member in _list(config.get("task")) if isinstance(member, str))
+        counted[name] = min(_MAX_MEMBERS + 1, sum(_members(one, configs, counted, depth + 1) for one in members))
+    return counted[name]
 
 
 def _is_local(name: str, configs: Configs, above: frozenset[str] = frozenset()) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipeline.gguf_values import GgufArray
 from pipeline.manifest import SourceCard
-from pipeline.plain_yaml import MAX_BYTES, YamlProblem, load_plain
+from pipeline.plain_yaml import MAX_BYTES, YamlProblem, front_matter, load_plain
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -97,12 +97,9 @@ def _licence(value: Any) -> str | None:
 
 def _front_matter(text: str) -> dict[str, Any]:
     """The mapping between the first two lines of ---; empty where there is none that can be used."""
-    lines = text[: 2 * _FRONT_MATTER_BYTES].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").lstrip().splitlines()
-    ends = [number for number, line in enumerate(lines) if line.rstrip() == "---"]
-    if len(ends) < 2 or ends[0] != 0:
-        return {}
+    found = front_matter(text, 2 * _FRONT_MATTER_BYTES)
     try:  # untyped, else the language `no` would be false and a licence 1.0 a number
-        data = load_plain("\n".join(lines[1 : ends[1]]), typed=False, max_bytes=_FRONT_MATTER_BYTES)
+        data = load_plain(found or "", typed=False, max_bytes=_FRONT_MATTER_BYTES)
     except YamlProblem:
         return {}
     return data if isinstance(data, dict) else {}

@@ -22,19 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.contract import FileEntry, digest_of_files
 from pipeline.errors import BadRequest
 from pipeline.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
-from pipeline.local_tasks import are_all_local, yaml_problem
+from pipeline.local_tasks import HELP, are_all_local
+from pipeline.plain_yaml import YamlProblem, read_plain
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact
 
 SUITES_DIR = Path(__file__).parents[1] / "eval" / "suites"
 BUILTIN = ("smoke", "quick", "standard", "full")  # smallest first; eval/suites/<name>.yaml
-_HELP = "docs/your-own-questions.md shows a suite that works."
 _PARTS: Mapping[str, type[BaseModel]] = {"divergence": DivergenceSettings, "speed": SpeedSettings}
 
 
@@ -133,7 +132,7 @@ def _read(path: Path, folder: Path) -> Suite:
     suite = _validated(data, path.name)
     _check_twice(suite.tasks, path.name)
     if not (suite.tasks or suite.divergence or suite.speed):
-        raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", _HELP)
+        raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", HELP)
     if suite.include_path is not None:
         _check_inside(folder, suite.include_path, f"{path.name}: include_path")
     names = [entry.task for entry in suite.tasks]
@@ -143,13 +142,13 @@ def _read(path: Path, folder: Path) -> Suite:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BadSuite(f"{path.name} is not valid YAML: {yaml_problem(error)}.", _HELP) from error
+        data = read_plain(path)
+    except YamlProblem as problem:
+        raise BadSuite(f"{path.name} is not valid YAML: {problem}.", HELP) from problem
     except OSError as error:
         raise BadSuite(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(data, dict) or not data:
-        raise BadSuite(f"{path.name} holds no suite: it has to be a mapping with the key tasks.", _HELP)
+        raise BadSuite(f"{path.name} holds no suite: it has to be a mapping with the key tasks.", HELP)
     return data
 
 
@@ -159,7 +158,7 @@ def _tasks(value: Any, where: str) -> list[Any]:
     tasks = [{"task": item} if isinstance(item, str) else item for item in value or []]
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
-            raise BadSuite(f"{where}: task {number} is {task!r}, neither a name nor settings with the key task.", _HELP)
+            raise BadSuite(f"{where}: task {number} is {task!r}, neither a name nor settings with the key task.", HELP)
         _check_keys(task, TaskEntry, f"{where}: task {number}")
     return tasks
 
@@ -191,7 +190,7 @@ def _validated(data: dict[str, Any], where: str) -> Suite:
         first = error.errors()[0]
         place = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
         message = f"{where}: {place} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
-        raise BadSuite(message, _HELP) from error
+        raise BadSuite(message, HELP) from error
 
 
 def _check_twice(tasks: Iterable[TaskEntry], where: str) -> None:
@@ -234,7 +233,7 @@ def _task_files(folder: Path, include_path: str) -> list[Path]:
         raise BadSuite(f"include_path {include_path} is a file.", "It names the folder that holds the tasks' YAML.")
     paths = [p for p in top.rglob("*") if p.is_file() and not _is_clutter(p.relative_to(top))]
     if not any(path.suffix == ".yaml" for path in paths):
-        raise BadSuite(f"include_path {include_path} holds no task: no .yaml file.", _HELP)
+        raise BadSuite(f"include_path {include_path} holds no task: no .yaml file.", HELP)
     for path in paths:
         _check_inside(folder, path.relative_to(folder).as_posix(), "include_path")  # a link may lead out
     return paths

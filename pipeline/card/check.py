@@ -12,7 +12,9 @@ from pipeline.card.metadata import metadata
 from pipeline.card.subject import Subject
 from pipeline.card.tables import tables
 from pipeline.card.text import clean
+from pipeline.plain_yaml import YamlProblem, front_matter, load_plain
 
+_FRONT_MATTER_BYTES: Final = 512 * 1024  # every score of every file stands in it
 _FIELDS: Final = ("base_model", "base_model_relation", "license", "license_name", "license_link", "model-index")
 
 
@@ -96,14 +98,10 @@ def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
 
 
 def _metadata_of(card: str) -> dict[str, Any] | None:
-    """The front matter as the Hub finds it."""
-    import yaml
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
-    found = REGEX_YAML_BLOCK.search(card)
+    """The front matter. It comes with the release, so it is read without trust."""
     try:
-        data = yaml.safe_load(found[2]) if found else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+        data = load_plain(front_matter(card, 2 * _FRONT_MATTER_BYTES) or "", max_bytes=_FRONT_MATTER_BYTES)
+    except YamlProblem:
         return None
     return data if isinstance(data, dict) else None
 

@@ -13,8 +13,8 @@ import pytest
 from builder.calibration.grammar import BadGrammarError, Writer, read_rules
 from builder.calibration.make_text import SHARES, TEXT_FILE, as_jsonl
 from builder.calibration_text import our_text, users_text
-from builder.llama_runtime import ChatRefused, Messages
 from pipeline.calibration_files import check_texts
+from pipeline.chat_template import ChatRefused, Messages
 from pipeline.overlap import evaluation_files
 from pipeline.stage import StageFailure
 

@@ -8,16 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from builder.llama_runtime import ChatRefused, ServerRuntime
+from builder.llama_runtime import ServerRuntime
+from builder.template_server import TemplateServer
+from pipeline.bounded import OverLimit, grant_more
+from pipeline.chat_template import ChatRefused
 from pipeline.contract import ExitCode
+from pipeline.gguf_header import read_header
 from pipeline.stage import StageFailure
+from tests.gguf_files import SMALL
 
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys
 mode = open(os.path.join(os.path.dirname(__file__), "mode")).read()
+if "template.gguf" not in " ".join(sys.argv) and mode.startswith("template-"):
+    mode = "good"
 print("loading the model", file=sys.stderr, flush=True)
 if mode == "no-load":
     sys.exit("unknown architecture")
+if mode == "template-bad":
+    sys.exit("0.1 E common_chat_templates_init: error: Unexpected token")
+if mode == "template-loops":
+    while True:
+        pass
+if mode == "template-bomb":
+    sys.exit("terminate called after throwing an instance of 'std::bad_alloc'")
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,7 +79,9 @@ def _runtime(folder: Path, mode: str) -> ServerRuntime:
     binary.write_text(_SERVER.format(python=sys.executable))
     binary.chmod(0o755)
     (folder / "mode").write_text(mode)
-    return ServerRuntime(binary, folder / "model.gguf", threads=1)
+    (folder / "model.gguf").write_bytes(SMALL)
+    header = read_header(folder / "model.gguf")
+    return ServerRuntime(binary, folder / "model.gguf", 1, TemplateServer(binary, header, folder))
 
 
 def test_the_server_is_asked_for_ids_text_and_logits_once_it_is_healthy(tmp_path: Path) -> None:
@@ -96,6 +112,30 @@ def test_a_template_the_server_cannot_run_is_refused_with_its_words(tmp_path: Pa
         runtime.render_chat([{"role": "user", "content": "hi"}])
 
 
+def test_a_template_that_llama_cpp_does_not_accept_is_told_from_a_model_that_does_not_load(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "template-bad") as runtime:
+        assert runtime.tokenize("a", add_special=False) == [97]
+        with pytest.raises(ChatRefused, match="Unexpected token"):
+            runtime.check_template()
+
+
+def test_a_template_that_eats_all_memory_is_not_told_as_memory_of_the_model(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "template-bomb") as runtime, pytest.raises(OverLimit, match="MiB of memory"):
+        runtime.check_template()
+
+
+def test_a_template_that_runs_without_end_is_ended_and_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.template_server.grant_more", lambda pid: grant_more(pid, 1))
+    with _runtime(tmp_path, "template-loops") as runtime:
+        with pytest.raises(OverLimit, match="runs longer than"):
+            runtime.check_template()
+        assert runtime._templates is not None
+        pid = runtime._templates._server.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not (tmp_path / "template.gguf").exists()
+
+
 def test_a_model_that_does_not_load_carries_the_end_of_the_log(tmp_path: Path) -> None:
     with _runtime(tmp_path, "no-load") as runtime, pytest.raises(StageFailure) as caught:
         runtime.tokenize("a", add_special=False)
@@ -115,5 +155,5 @@ def test_a_server_that_dies_while_it_answers_is_a_failure_with_its_exit_code(tmp
 
 
 def test_a_missing_binary_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StageFailure, match="does not start"), ServerRuntime(tmp_path / "none", tmp_path, threads=0):
+    with pytest.raises(StageFailure, match="does not start"), ServerRuntime(tmp_path / "none", tmp_path, 0, None):
         pass

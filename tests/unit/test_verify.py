@@ -14,9 +14,11 @@ import pytest
 from builder import verify as verify_module
 from builder.compare import compare_ids, first_difference, same_chat, tokenizer_differences
 from builder.dequantize import PRE_TOKENIZERS, restore_tokenizer
-from builder.llama_runtime import ChatRefused, Messages, not_finite
+from builder.llama_runtime import not_finite
 from builder.reference import reference as make_reference
 from builder.verify import verify
+from pipeline.bounded import OverLimit
+from pipeline.chat_template import ChatRefused, Messages
 from pipeline.contract import ExitCode, Reference, VerifyRequest
 from pipeline.gguf_header import GgufHeader, read_header, why_not_generate
 from pipeline.stage import Outcome, Stage, StageFailure
@@ -46,9 +48,11 @@ class FakeRuntime:
     """Stands for llama.cpp, and agrees with `FakeTokenizer` unless told otherwise."""
 
     def __init__(
-        self, ids: Mapping[str, list[int]] | None = None, chat: str | None = None, *, finite: bool = True
+        self, ids: Mapping[str, list[int]] | None = None, chat: str | None = None, *, finite: bool = True,
+        template: Exception | None = None,
     ) -> None:
         self.ids, self.chat, self.finite, self.is_open = ids or {}, chat, finite, False
+        self.template = template
 
     def __enter__(self) -> Self:
         self.is_open = True
@@ -71,6 +75,10 @@ class FakeRuntime:
         if self.chat is not None:
             raise ChatRefused(self.chat)
         return FakeTokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)[3:]
+
+    def check_template(self) -> None:
+        if self.template is not None:
+            raise self.template
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
         if not self.finite:
@@ -105,6 +113,13 @@ def _failure(run: Run, **wrong: Any) -> StageFailure:
     with pytest.raises(StageFailure) as caught:
         run(**wrong)
     return caught.value
+
+
+@pytest.mark.parametrize("wrong", [OverLimit("runs longer than 10 s"), ChatRefused("Unknown statement: include")])
+def test_a_template_that_would_stop_a_server_is_refused_whatever_is_allowed(run: Run, wrong: Exception) -> None:
+    failure = _failure(run, runtime=FakeRuntime(template=wrong), allow_mismatch=True)
+    assert (failure.exit_code, failure.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "chat-template")
+    assert "The chat template" in failure.error.message and "memory=" not in failure.error.hint.lower()
 
 
 def test_a_faithful_model_passes_and_everything_checked_is_counted(run: Run) -> None:
