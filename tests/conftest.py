@@ -11,10 +11,13 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from tests.tiny_model import write_tiny_model
 
 pytest_plugins = ["tests.phases"]
 BUILD_TIMEOUT_S = 1800
+DEMO_QUANTS = "Q4_K_M,Q8_0"
 
 
 def command(*argv: str) -> list[str]:
@@ -139,6 +143,7 @@ def engine(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@cache
 def _docker_answers() -> bool:
     from pipeline.engines.docker import connect
 
@@ -167,23 +172,78 @@ def some_engine(request: pytest.FixtureRequest) -> str:
     return "docker"
 
 
-@pytest.fixture(scope="session")
-def demo_model(request: pytest.FixtureRequest) -> Path:
-    """SmolLM2-135M-Instruct in Hugging Face format and built, as `make demo` does before it measures; kept between
-    test runs.
-    """
+@dataclass(frozen=True)
+class Demo:
+    """A build of the demo's `DEMO_QUANTS` from nothing, in a store of its own: the plan before it and its answer."""
+
+    engine: str
+    model: Path
+    artifacts: Path
+    plan: dict[str, Any]
+    made: dict[str, Any]
+
+    def again(self, **variables: str) -> dict[str, Any]:
+        """Another build into the same artifacts."""
+        asked = {"MODEL": str(self.model), "QUANT": DEMO_QUANTS, "ENGINE": self.engine}
+        return run_json("build", **{**asked, "ARTIFACTS": str(self.artifacts), **variables})
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        value = json.loads(Path(self.made["manifest"]).read_text())
+        assert isinstance(value, dict)
+        return value
+
+    def file(self, quant: str) -> Path:
+        return next(Path(f["path"]) for f in self.made["files"] if f["quant"] == quant)
+
+    def lend(self, artifacts: Path, *kinds: str) -> None:
+        """Give another store its finished stages of these kinds (`convert`), as hard links; what they would make is
+        then there already. A store writes into no file of a finished stage.
+        """
+        for folder in self.artifacts.glob("local/*/*/stages/[!.]*"):
+            target = artifacts / folder.relative_to(self.artifacts)
+            if folder.name.partition("-")[0] in kinds and not target.exists():
+                shutil.copytree(folder, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
     try:
-        request.getfixturevalue("builder_image")
-        name = "docker"
-    except pytest.skip.Exception:
-        request.getfixturevalue("local_tools")
-        name = "local"
-    asked = {"ENGINE": name, "ARTIFACTS": str(REPO_DIR / "artifacts")}
+        os.link(source, target)
+    except OSError:  # the folders of tests are on another file system
+        shutil.copy2(source, target)
+
+
+@pytest.fixture(scope="session")
+def demo_source(some_engine: str) -> Path:
+    """SmolLM2-135M-Instruct in Hugging Face format, as `make demo` makes it; kept between test runs."""
+    asked = {"ENGINE": some_engine, "ARTIFACTS": str(REPO_DIR / "artifacts")}
     settings = read_request(argparse.Namespace(), os.environ | asked)
     engine, _ = choose_engine(settings.engine, settings.surroundings, settings.images)
-    folder = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
-    run_json("build", MODEL=str(folder), QUANT="Q4_K_M,Q8_0", **asked)
-    return folder
+    return demo_folder(settings, engine, LineReporter(Console(stderr=True)))
+
+
+@pytest.fixture(scope="session")
+def built_demo(demo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Demo]:
+    """The build of an engine, made once per test run: converting takes most of the time of a build."""
+
+    @cache
+    def build(engine: str) -> Demo:
+        artifacts = tmp_path_factory.mktemp(f"artifacts-{engine}")
+        asked = {"MODEL": str(demo_source), "QUANT": DEMO_QUANTS, "ENGINE": engine, "ARTIFACTS": str(artifacts)}
+        plan = run_json("plan", **asked)
+        return Demo(engine, demo_source, artifacts, plan, run_json("build", **asked))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def demo_model(some_engine: str, demo_source: Path, built_demo: Callable[[str], Demo]) -> Path:
+    """The same, and built in the project's own artifacts, as `make demo` does before it measures."""
+    own = REPO_DIR / "artifacts"
+    if not list((own / "local" / demo_source.name).glob("*/*-Q8_0.gguf")):
+        built_demo(some_engine).lend(own, "convert", "quantize", "verify")
+    run_json("build", MODEL=str(demo_source), QUANT=DEMO_QUANTS, ENGINE=some_engine, ARTIFACTS=str(own))
+    return demo_source
 
 
 @pytest.fixture(scope="session")

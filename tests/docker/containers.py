@@ -18,5 +18,5 @@ def stops(container: Any, within_s: float = 15) -> bool:
             return True
         if container.status in ("exited", "dead"):
             return True
-        time.sleep(0.1)
+        time.sleep(0.01)
     return False

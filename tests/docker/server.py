@@ -66,7 +66,7 @@ def wait_for(condition: Any, timeout_s: float, explain: Any = lambda: "") -> Non
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s:\n{explain()}"
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def serve(docker_client: Any, builder_image: str) -> Callable[..., Any]:
                 container.reload()
                 assert container.status != "exited", server.log()[-2000:]
                 assert time.monotonic() < deadline, server.log()[-2000:]
-                time.sleep(0.2)
+                time.sleep(0.02)
             yield server
         finally:
             container.remove(force=True, v=True)

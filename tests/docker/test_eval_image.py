@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.images import SHARED
 from pipeline.settings import REPO_DIR
-from tests.conftest import run_json
+from tests.conftest import Demo, run_json
 
 HARDENED = (
     "--network", "none", "--read-only", "--tmpfs", "/tmp:rw,nosuid,nodev,noexec,size=1g", "--cap-drop", "ALL",
@@ -97,10 +98,12 @@ def test_llama_cpp_uses_avx2_and_never_amx_whatever_this_cpu_advertises(eval_ima
 
 
 def test_a_quantized_model_decodes_in_it(
-    eval_image: str, builder_image: str, demo_model: Path, tmp_path: Path
+    eval_image: str, builder_image: str, built_demo: Callable[[str], Demo], tmp_path: Path
 ) -> None:
     """Quantized on purpose: it is their kernels that die of an illegal instruction where AMX is but a promise."""
-    made = run_json("build", MODEL=str(demo_model), QUANT="Q4_0,Q4_K_M", ENGINE="docker", ARTIFACTS=str(tmp_path))
+    demo = built_demo("docker")
+    demo.lend(tmp_path, "convert", "quantize", "verify")
+    made = run_json("build", MODEL=str(demo.model), QUANT="Q4_0,Q4_K_M", ENGINE="docker", ARTIFACTS=str(tmp_path))
     code = """if True:
         import json, llama_cpp
         model = llama_cpp.Llama("/in/model.gguf", n_ctx=256, n_threads=2, logits_all=True, verbose=False)

@@ -1,6 +1,6 @@
 """The demo model through every stage, on both engines.
 
-One build per engine is shared by all tests here: converting takes most of the time.
+One build per engine is shared by all tests here, and lends its conversion to those of the other modules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from pipeline.progress import LineReporter
 from pipeline.safetensors_header import SafetensorsTensor, read_file
 from pipeline.settings import REPO_DIR, read_pins, read_request
 from pipeline.stage import sha256_of
-from tests.conftest import run, run_json
+from tests.conftest import DEMO_QUANTS, Demo, run, run_json
 
-QUANTS = "Q4_K_M,Q8_0"
 # ggml's name of each tensor of a layer of a llama in Hugging Face format.
 LAYER_NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -41,48 +40,10 @@ TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "l
 PERMUTED = ("attn_q.weight", "attn_k.weight")  # the converter reorders their rows for llama.cpp's rotary embedding
 
 
-@dataclass(frozen=True)
-class Demo:
-    """A build of `QUANTS` from the demo folder: the plan before it, its answer, and how to go on from it."""
-
-    engine: str
-    model: Path
-    artifacts: Path
-    plan: dict[str, Any]
-    made: dict[str, Any]
-
-    def again(self, **variables: str) -> dict[str, Any]:
-        """Another build into the same artifacts."""
-        given = {"MODEL": str(self.model), "QUANT": QUANTS, "ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
-        return run_json("build", **{**given, **variables})
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        value = json.loads(Path(self.made["manifest"]).read_text())
-        assert isinstance(value, dict)
-        return value
-
-    def file(self, quant: str) -> Path:
-        return next(Path(f["path"]) for f in self.made["files"] if f["quant"] == quant)
-
-
-@pytest.fixture(scope="module")
-def demos() -> dict[str, Demo]:
-    """What was built already, by engine."""
-    return {}
-
-
 @pytest.fixture
-def demo(
-    engine: str, demo_model: Path, demos: dict[str, Demo], tmp_path_factory: pytest.TempPathFactory
-) -> Demo:
-    """The shared build of this engine."""
-    if engine not in demos:
-        artifacts = tmp_path_factory.mktemp(f"artifacts-{engine}")
-        asked = {"MODEL": str(demo_model), "QUANT": QUANTS, "ENGINE": engine, "ARTIFACTS": str(artifacts)}
-        plan = run_json("plan", **asked)
-        demos[engine] = Demo(engine, demo_model, artifacts, plan, run_json("build", **asked))
-    return demos[engine]
+def demo(engine: str, built_demo: Callable[[str], Demo]) -> Demo:
+    """The build of this engine."""
+    return built_demo(engine)
 
 
 def test_a_build_runs_every_stage_that_the_plan_names(demo: Demo) -> None:
@@ -170,7 +131,7 @@ def test_the_same_build_again_runs_nothing_and_changes_no_file(demo: Demo) -> No
 def test_a_further_quant_runs_its_own_two_stages_alone(demo: Demo) -> None:
     stages = demo.artifacts.rglob("stages/*")
     before = {path: path.stat().st_mtime_ns for path in stages}
-    made = demo.again(QUANT=f"{QUANTS},Q6_K")
+    made = demo.again(QUANT=f"{DEMO_QUANTS},Q6_K")
     assert made["ran"] == ["quantize Q6_K", "verify Q6_K"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {"Q4_K_M", "Q8_0", "Q6_K"} <= demo.manifest["quants"].keys()
@@ -185,7 +146,7 @@ def test_the_type_the_model_was_converted_to_needs_no_quantizing(demo: Demo) -> 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(demo: Demo) -> None:
     done = run(
-        "build", MODEL=str(demo.model), QUANT=QUANTS, ENGINE=demo.engine, ARTIFACTS=str(demo.artifacts), JSON="1"
+        "build", MODEL=str(demo.model), QUANT=DEMO_QUANTS, ENGINE=demo.engine, ARTIFACTS=str(demo.artifacts), JSON="1"
     )
     value, end = json.JSONDecoder().raw_decode(done.stdout)
     assert done.returncode == 0 and isinstance(value, dict)
@@ -203,7 +164,7 @@ def test_a_failure_in_json_is_one_object_too(demo: Demo) -> None:
 
 
 def test_without_json_stdout_is_the_paths_alone(demo: Demo) -> None:
-    done = run("build", MODEL=str(demo.model), QUANT=QUANTS, ENGINE=demo.engine, ARTIFACTS=str(demo.artifacts))
+    done = run("build", MODEL=str(demo.model), QUANT=DEMO_QUANTS, ENGINE=demo.engine, ARTIFACTS=str(demo.artifacts))
     assert done.returncode == 0
     assert done.stdout.splitlines() == [f["path"] for f in demo.made["files"]]
 
@@ -274,14 +235,14 @@ def _sorted_rows(matrix: npt.NDArray[Any]) -> list[bytes]:
 
 @pytest.mark.slow
 def test_the_demos_weights_are_the_same_to_the_byte_whichever_engine_makes_them(
-    demo_model: Path, local_tools: None, tmp_path: Path
+    demo_source: Path, local_tools: None, tmp_path: Path
 ) -> None:
-    gguf = demo_model.parent / Path(read_pins(REPO_DIR / "versions.env")["DEMO_FILE"]).name
+    gguf = demo_source.parent / Path(read_pins(REPO_DIR / "versions.env")["DEMO_FILE"]).name
     (tmp_path / "demo").mkdir()
     shutil.copy(gguf, tmp_path / "demo")  # it need not be downloaded again
     settings = read_request(argparse.Namespace(), os.environ | {"ENGINE": "local", "ARTIFACTS": str(tmp_path)})
     engine, _ = choose_engine(settings.engine, settings.surroundings, settings.images)
     again = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
     # The tokenizer's files are as the engine's transformers writes them.
-    assert sha256_of(demo_model / "model.safetensors") == sha256_of(again / "model.safetensors")
-    assert {path.name for path in demo_model.iterdir()} == {path.name for path in again.iterdir()}
+    assert sha256_of(demo_source / "model.safetensors") == sha256_of(again / "model.safetensors")
+    assert {path.name for path in demo_source.iterdir()} == {path.name for path in again.iterdir()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 from pipeline.evaluation import EvalReport
 from pipeline.manifest import read_manifest
 from pipeline.settings import REPO_DIR
-from tests.conftest import run, run_json, start
+from tests.conftest import Demo, run, run_json, start
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
-STAGES = [
-    "convert", "quantize Q4_K_M", "verify Q4_K_M", "evaluate BF16", "evaluate Q4_K_M", "divergence BF16",
+STAGES = [  # the conversion was there
+    "quantize Q4_K_M", "verify Q4_K_M", "evaluate BF16", "evaluate Q4_K_M", "divergence BF16",
     "divergence Q4_K_M", "speed BF16", "speed Q4_K_M", "report",
 ]
 
@@ -43,18 +44,20 @@ def measured_before() -> dict[str, Measured]:
 
 @pytest.fixture
 def measured(
-    engine: str, demo_model: Path, measured_before: dict[str, Measured], tmp_path_factory: pytest.TempPathFactory
-) -> Measured:
+    engine: str, built_demo: Callable[[str], Demo], measured_before: dict[str, Measured],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Measured:  # fmt: skip
     """The example's tasks, a little text and a little speed."""
     if engine not in measured_before:
-        folder = tmp_path_factory.mktemp(f"eval-{engine}")
+        demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"eval-{engine}")
+        demo.lend(folder / "artifacts", "convert")
         shutil.copytree(EXAMPLE, folder / "suite")
         suite = folder / "suite" / "suite.yaml"
         text = suite.read_text().split("divergence:")[0]
         small = "divergence: {n_chunks: 1, n_ctx: 128}\nspeed: {repeats: 2, prompt_tokens: 64, generated_tokens: 8}\n"
         suite.write_text(text + small)
         asked = {
-            "MODEL": str(demo_model), "QUANT": "Q4_K_M", "SUITE": str(suite), "ENGINE": engine,
+            "MODEL": str(demo.model), "QUANT": "Q4_K_M", "SUITE": str(suite), "ENGINE": engine,
             "ARTIFACTS": str(folder / "artifacts"),
         }
         measured_before[engine] = Measured(asked, run_json("eval", **asked))

@@ -1,4 +1,4 @@
-"""`make matrix` from nothing on each engine: the demo's quants with an importance matrix, in one command; and what it
+"""`make matrix` on each engine: the demo's quants with an importance matrix, in one command; and what it
 says, worked out again by hand from its report.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline.evaluation import EvalReport
 from pipeline.numbers import digits
-from tests.conftest import REPO_DIR, run, run_json
+from tests.conftest import REPO_DIR, Demo, run, run_json
 
 QUANTS = {  # one engine makes six
     "docker": ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), "local": ("Q2_K", "Q4_K_M", "Q8_0"),
@@ -57,16 +58,18 @@ def made_before() -> dict[str, Made | None]:
 
 @pytest.fixture
 def made(
-    engine: str, demo_model: Path, made_before: dict[str, Made | None], tmp_path_factory: pytest.TempPathFactory
-) -> Made:
-    """From nothing, in a store of its own."""
+    engine: str, built_demo: Callable[[str], Demo], made_before: dict[str, Made | None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Made:  # fmt: skip
+    """In a store of its own, in which there is the conversion alone."""
     if engine not in made_before:
         made_before[engine] = None
-        folder = tmp_path_factory.mktemp(f"matrix-{engine}")
+        demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"matrix-{engine}")
+        demo.lend(folder / "artifacts", "convert")
         shutil.copytree(REPO_DIR / "eval" / "suites" / "smoke", folder / "smoke")
         (folder / "trial.yaml").write_text(SUITE)
         asked = {
-            "MODEL": str(demo_model), "QUANTS": ",".join(QUANTS[engine]), "SUITE": str(folder / "trial.yaml"),
+            "MODEL": str(demo.model), "QUANTS": ",".join(QUANTS[engine]), "SUITE": str(folder / "trial.yaml"),
             "CHUNKS": "4", "ENGINE": engine, "ARTIFACTS": str(folder / "artifacts"),
         }
         planned = run_json("plan", IMATRIX="auto", **asked)

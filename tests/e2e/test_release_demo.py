@@ -1,11 +1,10 @@
-"""`make release` of the demo model, from nothing to a repo, a card and an artifact in a registry; then `verify`."""
+"""`make release` of the demo model, to a repo, a card and an artifact in a registry; then `verify`."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from pipeline.measure import folder_name
 from pipeline.suites import SUITES_DIR
-from tests.conftest import run, run_json
+from tests.conftest import Demo, run, run_json
 from tests.docker.registry import Registry, registry, registry_program
 from tests.hub_server import HubServer
 
@@ -36,7 +35,6 @@ class Released:
     said: dict[str, Any]
     hub: HubServer
     registry: Registry
-    took_s: float
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +59,25 @@ def released_before() -> dict[str, Released]:
 
 @pytest.fixture
 def released(
-    engine: str, demo_model: Path, hub: HubServer, registry_here: Registry, released_before: dict[str, Released],
-    tmp_path_factory: pytest.TempPathFactory,
+    engine: str, built_demo: Callable[[str], Demo], hub: HubServer, registry_here: Registry,
+    released_before: dict[str, Released], tmp_path_factory: pytest.TempPathFactory,
 ) -> Released:  # fmt: skip
-    """From nothing: a store of its own, some of the suite `smoke`, one quant."""
+    """From the conversion, in a store of its own: some of the suite `smoke`, one quant."""
     if engine not in released_before:
-        folder = tmp_path_factory.mktemp(f"release-{engine}")
+        demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"release-{engine}")
+        demo.lend(folder / "artifacts", "convert")
         (folder / "gate.yaml").write_text(GATE)
         shutil.copytree(SUITES_DIR / "smoke", folder / "smoke")
         text = (SUITES_DIR / "smoke.yaml").read_text()
         (folder / "little.yaml").write_text(text.split("divergence:")[0] + LITTLE)
         asked = {
-            "MODEL": str(demo_model), "QUANT": "Q4_K_M", "SUITE": str(folder / "little.yaml"), "ENGINE": engine,
+            "MODEL": str(demo.model), "QUANT": "Q4_K_M", "SUITE": str(folder / "little.yaml"), "ENGINE": engine,
             "ARTIFACTS": str(folder / "artifacts"), "REPO": f"{REPO}-{engine}", "GATE": str(folder / "gate.yaml"),
             "OCI": f"{registry_here.address}/me/smol-{engine}", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.writer,
             "NO_PROXY": hub.host, "no_proxy": hub.host, "LIMIT": "20",
         }
-        began = time.monotonic()
         said = run_json("release", **asked)
-        released_before[engine] = Released(asked, said, hub, registry_here, time.monotonic() - began)
+        released_before[engine] = Released(asked, said, hub, registry_here)
     return released_before[engine]
 
 
@@ -89,7 +87,7 @@ def _model_folder(released: Released) -> Path:
 
 
 @pytest.mark.slow
-def test_one_command_goes_from_nothing_to_a_repo_with_card_page_and_manifest(released: Released) -> None:
+def test_one_command_goes_from_a_model_to_a_repo_with_card_page_and_manifest(released: Released) -> None:
     repo = released.hub.repos[released.asked["REPO"]]
     assert repo.private and released.said["hub"]["created"] and released.said["gate"]["outcome"] == "passed"
     names = {change["path"] for change in released.said["files"]}

@@ -65,7 +65,7 @@ def _wait(server: Server) -> None:
                 return
         except httpx2.TransportError:
             pass
-        time.sleep(0.2)
+        time.sleep(0.02)
     pytest.fail(f"llama-server is not ready after {READY_WITHIN_S} s: {server.container.logs().decode()[-2000:]}")
 
 

@@ -71,5 +71,5 @@ def _wait_until_ready(served: Served, container: Any) -> None:
         with contextlib.suppress(httpx2.TransportError):
             if Wire(served.address, served.key).get("/health").status == 200:
                 return
-        time.sleep(0.1)
+        time.sleep(0.02)
     pytest.fail(f"llama-server is not ready after {LOAD_TIMEOUT_S} s: {container.logs(tail=20).decode()}")
