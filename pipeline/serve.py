@@ -1,6 +1,7 @@
 """`make serve`: what was built last behind an OpenAI API, on the loopback interface.
 
-With Docker that is compose.yaml. Without, llama-cpp-python's own server, with the same file, key and client.
+With Docker that is compose.yaml. Without, llama-cpp-python's own server behind the same checks, with the same file,
+key and client (server/local_server.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.errors import BadRequest, EngineError
 from pipeline.requests import BuildRequest
 from pipeline.served import api_key, served_files
 from pipeline.serving import bindings_config
+from pipeline.settings import REPO_DIR
 
 HOST = "127.0.0.1"
 
@@ -47,8 +49,9 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
             n_gpu_layers=serve.n_gpu_layers, verbose=False,
         )
         config.write_text(json.dumps(told))
-        argv = [str(python), "-m", "llama_cpp.server", "--config_file", str(config)]
-        code = _run(argv, request.artifacts, environment)
+        # -P: no module of the working directory stands in for a library
+        argv = [str(python), "-P", "-m", "server.local_server", str(config)]
+        code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
     if code not in (0, -signal.SIGINT, -signal.SIGTERM):
         names = ", ".join(path.name for path in files)
         message = f"llama_cpp.server ended with exit code {code} while it served {names}; its lines above say why."

@@ -214,8 +214,6 @@ def _json_schema(session: Session) -> Outcome:
 
 
 def _asked(session: Session, case: Case, form: str) -> Verdict:
-    if case.fatal_to and session.server.startswith(case.fatal_to):
-        return Verdict("refused", f"not asked: it ends {session.server}")
     asked = {"max_tokens": _SCHEMA_TOKENS, "response_format": _response_format(form, case.schema)}
     return _judged(session.chat(f"{case.prompt} Answer in JSON.", **asked), case.schema)
 

@@ -43,18 +43,16 @@ class Session:
 
     @cached_property
     def props(self) -> dict[str, Any]:
-        """What llama-server says of itself; {} elsewhere."""
+        """What the server says of itself; {} if it does not."""
         answer = self.wire.get("/props")
         return answer.body if answer.status == 200 else {}
 
     @cached_property
     def server(self) -> str:
-        """Which program answers, with its version."""
+        """Which program answers, with its version; the local server says it in one word."""
         if build := self.props.get("build_info"):
             return f"llama-server {build}"
-        info = self.wire.get("/openapi.json").body.get("info", {})
-        is_bindings = "llama.cpp Python API" in str(info.get("title", ""))
-        return f"llama-cpp-python {info.get('version', '')}" if is_bindings else "unknown"
+        return str(self.props.get("server", "unknown"))
 
     @property
     def n_ctx(self) -> int | None:

@@ -201,7 +201,7 @@ class ServedModel:
         told = bindings_config([launch.model], self.port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
         _write_private(config, json.dumps(told))
         # -P: no module of the working directory stands in for a library
-        return (sys.executable, "-P", "-m", "llama_cpp.server", "--config_file", str(config)), {}
+        return (sys.executable, "-P", "-m", "server.local_server", str(config)), {}
 
     def _entrypoint_variables(self, key_file: Path) -> dict[str, str]:
         """Context and slots are left to it: what is tried is what will be served."""
@@ -267,10 +267,9 @@ class ServedModel:
 
 
 def _is_ready(wire: Wire) -> bool:
-    """Whether the model is loaded; llama-cpp-python's server has no /health, and listens only once it is."""
+    """Whether the model is loaded."""
     try:
-        status = wire.get("/health").status
-        return status == 200 or (status == 404 and wire.get("/v1/models").status == 200)
+        return wire.get("/health").status == 200
     except httpx2.TransportError:
         return False
 

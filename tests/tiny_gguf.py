@@ -1,5 +1,5 @@
-"""Tiny GGUFs with random weights and the demo model's vocabulary: a llama, one with a sliding window, a recurrent one,
-a mixture of experts.
+"""Tiny GGUFs with random weights and the demo model's vocabulary, or one of bytes: a llama, one with a sliding window,
+a recurrent one, a mixture of experts.
 
 They load in milliseconds, so that memory and architectures can be tested which no demo model has.
 """
@@ -16,16 +16,18 @@ HIDDEN, WIDE, HEADS, CONTEXT = 64, 128, 2, 2048
 EXPERTS, USED = 5, 2  # the last is never used
 
 
-def write_tiny(demo: Path, path: Path, architecture: str = "llama", n_layers: int = 2, window: int = 0) -> Path:
-    """Write one; `architecture` is llama, gemma2 (it has a sliding window), mamba, or experts (a llama with them)."""
-    reader = gguf.GGUFReader(demo)
+def write_tiny(
+    demo: Path | None, path: Path, architecture: str = "llama", n_layers: int = 2, window: int = 0
+) -> Path:
+    """Write one; `architecture` is llama, gemma2 (it has a sliding window), mamba, or experts (a llama with them).
+    Without a demo model its tokens are the 256 bytes.
+    """
     writer = gguf.GGUFWriter(path, "llama" if architecture == "experts" else architecture)
     writer.add_name(f"tiny {architecture}")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(n_layers)
-    _copy_vocabulary(reader, writer)
-    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
+    n_vocab = _add_bytes(writer) if demo is None else _copy_vocabulary(gguf.GGUFReader(demo), writer)
     kinds = {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba, "experts": _experts}
     kinds[architecture](writer, n_layers, n_vocab, window)
     writer.write_header_to_file()
@@ -35,12 +37,29 @@ def write_tiny(demo: Path, path: Path, architecture: str = "llama", n_layers: in
     return path
 
 
-def _copy_vocabulary(reader: Any, writer: Any) -> None:
+def _add_bytes(writer: Any) -> int:
+    """GPT-2's alphabet of bytes, some runs of blanks as real vocabularies have them, and an end; how many."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in plain)
+    tokens = [chr(byte) for byte in plain] + [chr(256 + at) for at, _byte in enumerate(others)]
+    tokens += [blank * length for blank in "\u0120-" for length in (2, 4, 8, 16, 32)] + ["<|end|>"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL])
+    writer.add_token_merges([f"{blank * n} {blank * n}" for blank in "\u0120-" for n in (1, 2, 4, 8, 16)])
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_chat_template("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+    return len(tokens)
+
+
+def _copy_vocabulary(reader: Any, writer: Any) -> int:
     for name, field in reader.fields.items():
         if name.startswith("tokenizer."):
             kind = field.types[0]
             inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), kind, inner)
+    return len(reader.fields["tokenizer.ggml.tokens"].data)
 
 
 class _Weights:

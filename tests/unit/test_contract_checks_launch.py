@@ -32,10 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         Handler.seen += 1
-        if mode == "no-health":
-            status = 404 if self.path == "/health" else 200
-        else:
-            status = 503 if Handler.seen < 3 else 200
+        status = 503 if Handler.seen < 3 else 200
         data = json.dumps({{"argv": sys.argv[1:], "environment": dict(os.environ)}}).encode()
         self.send_response(status)
         self.end_headers()
@@ -73,11 +70,6 @@ def test_a_server_is_ready_once_its_health_says_so_and_gone_afterwards(tmp_path:
         os.kill(process.pid, 0)
 
 
-def test_a_server_without_health_is_ready_once_it_lists_its_models(tmp_path: Path) -> None:
-    with ServedModel(_launch(tmp_path, "no-health")) as served:
-        assert Wire(served.address, None).get("/health").status == 404
-
-
 @pytest.mark.parametrize("entrypoint", [True, False])
 def test_the_key_is_in_a_private_file_and_nowhere_else(tmp_path: Path, entrypoint: bool) -> None:
     with ServedModel(_launch(tmp_path, "good", entrypoint=entrypoint)) as served:
@@ -106,7 +98,7 @@ def test_without_either_the_bindings_serve_with_the_key_in_a_private_file(tmp_pa
     served = ServedModel(Launch(tmp_path / "m.gguf", tmp_path, {}, 2, 2048))
     argv, variables = served._command(tmp_path / "api-key")
     config = tmp_path / "server.json"
-    assert argv[-2:] == ("--config_file", str(config)) and served.key not in " ".join(argv) and variables == {}
+    assert argv[-2:] == ("server.local_server", str(config)) and served.key not in " ".join(argv) and variables == {}
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     written = json.loads(config.read_text())
     assert written["api_key"] == served.key and written["models"][0]["n_ctx"] == 2048

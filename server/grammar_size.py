@@ -1,0 +1,212 @@
+"""How much work a grammar or a pattern is for a parser that has no limits of its own: measured without running it.
+
+GBNF and regular expressions are read into the same small tree: choices of sequences of parts, each with how often it
+may come. What a reference stands for counts at the place where it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+_GBNF: Final = re.compile(
+    r"""(?P<skip>[\s]+|\#[^\n]*)|(?P<rule>[A-Za-z0-9_-]+)\s*::=|(?P<ref>[A-Za-z0-9_-]+)|(?P<text>"(?:\\.|[^"\\])*")
+    |(?P<class>\[(?:\\.|[^\]\\])*\])|(?P<token>!?<[^>\n]*>)|(?P<any>\.)|(?P<open>\()|(?P<close>\))|(?P<or>\|)
+    |(?P<times>[*+?]|\{\s*\d*\s*(?:,\s*\d*\s*)?\})""",
+    re.VERBOSE | re.DOTALL,
+)
+_REGEX: Final = re.compile(
+    r"""(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<open>\((?:\?(?:[:=!]|<[=!]))?)|(?P<close>\))|(?P<or>\|)
+    |(?P<times>(?:[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\}|\{\s*,\s*\d+\s*\})[?+]?)|(?P<any>\\.|.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_LARGE: Final = 1 << 40  # products stop here
+
+
+class NotRead(ValueError):
+    """A text that is no grammar, or no pattern."""
+
+
+@dataclass
+class Part:
+    """A piece of a sequence, and how often it may come; `high` None: without end."""
+
+    choices: list[list[Part]] | None = None  # of a group
+    ref: str | None = None
+    chars: str = ""  # a text in its quotes, a class in its brackets, or "."
+    low: int = 1
+    high: int | None = 1
+
+    @property
+    def times(self) -> int:
+        return max(1, self.low) if self.high is None else self.high
+
+
+@dataclass
+class Read:
+    """A text as a tree; of a pattern the one rule is called ""."""
+
+    rules: dict[str, list[list[Part]]] = field(default_factory=dict)
+    depth: int = 0  # groups, one within the other
+    n_optional: int = 0
+    n_rules: int = 0
+
+
+def read_grammar(text: str) -> Read:
+    """GBNF.
+
+    Raises:
+        NotRead: at which character it stops to be one.
+    """
+    return _read(text, _GBNF, Read(), [])
+
+
+def read_pattern(text: str) -> Read:
+    """A regular expression. Raises: the same."""
+    read = Read(n_rules=1)
+    top: list[list[Part]] = [[]]
+    read.rules[""] = top
+    return _read(text, _REGEX, read, [top])
+
+
+def _read(text: str, syntax: re.Pattern[str], read: Read, open_groups: list[list[list[Part]]]) -> Read:
+    at = 0
+    while at < len(text):
+        found = syntax.match(text, at)
+        if found is None:
+            raise NotRead(f"character {at} is not understood: {text[at : at + 20]!r}")
+        kind, at = str(found.lastgroup), found.end()
+        if kind == "rule":
+            if len(open_groups) > 1:
+                raise NotRead(f"a group is not closed before rule {found['rule'][:40]!r}")
+            read.n_rules += 1
+            open_groups = [read.rules.setdefault(found["rule"], [])]
+            open_groups[0].append([])
+        elif kind != "skip":
+            _take(kind, found, read, open_groups)
+    if len(open_groups) > 1:
+        raise NotRead("a group is not closed")
+    return read
+
+
+def _take(kind: str, found: re.Match[str], read: Read, open_groups: list[list[list[Part]]]) -> None:
+    if not open_groups:
+        raise NotRead("it does not begin with a rule")
+    sequence = open_groups[-1][-1]
+    if kind == "open":
+        sequence.append(Part(choices=[[]]))
+        open_groups.append(sequence[-1].choices or [])
+        read.depth = max(read.depth, len(open_groups) - 1)
+    elif kind == "close":
+        if len(open_groups) == 1:
+            raise NotRead("a group is closed that is not open")
+        open_groups.pop()
+    elif kind == "or":
+        open_groups[-1].append([])
+    elif kind == "times":
+        if not sequence:
+            raise NotRead(f"nothing stands before {found['times']!r}")
+        _repeat(sequence, *_bounds(found["times"]))
+        read.n_optional += sequence[-1].low == 0
+    elif kind == "ref":
+        sequence.append(Part(ref=found["ref"]))
+    else:
+        sequence.append(Part(chars=found[0]))
+
+
+def _repeat(sequence: list[Part], low: int, high: int | None) -> None:
+    """Of a part that has a number already, as in `a*{3}`, it becomes a group."""
+    last = sequence[-1]
+    if (last.low, last.high) != (1, 1):
+        sequence[-1] = last = Part(choices=[[last]])
+    last.low, last.high = low, high
+
+
+def _bounds(times: str) -> tuple[int, int | None]:
+    if times[0] != "{":
+        return {"*": (0, None), "+": (1, None), "?": (0, 1)}[times[0]]
+    first, comma, second = times.rstrip("?+").strip("{} ").partition(",")
+    low = _number(first)
+    if not comma:
+        return low, low
+    return low, _number(second) if second.strip() else None
+
+
+def _number(digits: str) -> int:
+    digits = digits.strip()
+    return min(int(digits or 0), _LARGE) if len(digits) < 20 else _LARGE
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one part, sequence or rule comes to, with everything that it refers to."""
+
+    may_be_empty: bool = False
+    ways: int = 1  # places at which a text may go on in it at once
+    run: int = 0  # optional parts in a row
+    repeats: int = 1  # repetitions within repetitions, multiplied
+
+    def with_most_of(self, other: Size) -> Size:
+        """The same, but no smaller in what does not add up."""
+        repeats = max(self.repeats, other.repeats)
+        return Size(self.may_be_empty, max(self.ways, other.ways), max(self.run, other.run), repeats)
+
+
+@dataclass
+class Sizes:
+    """The size of every rule of what was read.
+
+    Raises:
+        RecursionError: references lead on and on.
+    """
+
+    read: Read
+    _of: dict[str, Size] = field(default_factory=dict)
+
+    def all(self) -> Size:
+        """The most of each, over all rules."""
+        most = Size()
+        for name in self.read.rules:
+            most = most.with_most_of(self._rule(name))
+        return most
+
+    def _rule(self, name: str) -> Size:
+        if name not in self._of:
+            self._of[name] = Size()  # what refers to itself adds nothing to itself
+            self._of[name] = self._choice(self.read.rules.get(name, []))
+        return self._of[name]
+
+    def _choice(self, choices: list[list[Part]]) -> Size:
+        sizes = [self._sequence(sequence) for sequence in choices]
+        most = Size()
+        for size in sizes:
+            most = most.with_most_of(size)
+        may_be_empty = any(size.may_be_empty for size in sizes)
+        return Size(may_be_empty, min(_LARGE, sum(size.ways for size in sizes))).with_most_of(most)
+
+    def _sequence(self, parts: list[Part]) -> Size:
+        """Parts that may be left out add up to the next that may not."""
+        most, ways, run, may_be_empty = Size(), 0, 0, True
+        for part in parts:
+            size = self._part(part)
+            ways, run = ways + size.ways, run + size.run if size.may_be_empty else size.run
+            most = Size(False, ways, run).with_most_of(most).with_most_of(size)
+            if not size.may_be_empty:
+                ways, run, may_be_empty = 0, 0, False
+        return Size(may_be_empty, max(ways, most.ways), most.run, most.repeats)
+
+    def _part(self, part: Part) -> Size:
+        one = self._one(part)
+        may_be_empty = one.may_be_empty or part.low == 0
+        copies = part.times if one.may_be_empty else 1  # of what cannot be empty, one follows the other
+        run = max(one.run, int(may_be_empty)) * copies
+        repeats = min(_LARGE, one.repeats * max(1, part.times))
+        return Size(may_be_empty, min(_LARGE, one.ways * max(1, copies)), min(_LARGE, run), repeats)
+
+    def _one(self, part: Part) -> Size:
+        if part.choices is not None:
+            return self._choice(part.choices)
+        if part.ref is not None:
+            return self._rule(part.ref)
+        return Size(may_be_empty=part.chars == '""')

@@ -1,0 +1,158 @@
+"""What a JSON schema asks of what turns it into a grammar, measured along every reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from server.grammar_size import NotRead, Sizes, read_pattern
+
+Measure = tuple[str, float]  # a name in request_limits.json, and the value to hold against it
+_NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_DEFINITIONS: Final = ("$defs", "definitions")
+_ONE: Final = (
+    "items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains", "not",
+    "if", "then", "else", "propertyNames",
+)  # fmt: skip
+_BRANCHES: Final = ("anyOf", "oneOf", "allOf")
+_LISTED: Final = (*_BRANCHES, "prefixItems", "items")
+_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+class SchemaError(ValueError):
+    """A schema that no grammar can be made of, whatever its size."""
+
+
+def measure_schema(schema: Any, most_expanded: int) -> Iterator[Measure]:
+    """Every value of a schema that has a limit.
+
+    Args:
+        schema: any JSON; how deep it is has been checked.
+        most_expanded: schemas that are looked at with every reference followed; the one after them is yielded, and
+            nothing more.
+
+    Raises:
+        SchemaError: a reference leads nowhere, elsewhere, or to itself with nothing between.
+        RecursionError: references lead on and on.
+    """
+    n_branches = 0
+    for one in _parts(schema):
+        n_branches += sum(len(one[name]) for name in _BRANCHES if isinstance(one.get(name), list))
+        n_branches += len(one["type"]) if isinstance(one.get("type"), list) else 0
+        yield from _of_one(one)
+    yield "schema_unions", n_branches
+    expansion = _Expansion(schema, most_expanded)
+    yield from expansion.follow(schema, 1)
+    yield "schema_expanded", expansion.n
+
+
+def _children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple[str, Any]]:
+    """Every schema in a schema, with the keyword it stands under."""
+    for name in _NAMED:
+        if isinstance(named := schema.get(name), dict) and (definitions or name not in _DEFINITIONS):
+            yield from ((name, inner) for inner in named.values())
+    for name in _LISTED:
+        if isinstance(listed := schema.get(name), list):
+            yield from ((name, inner) for inner in listed)
+    yield from ((name, schema[name]) for name in _ONE if isinstance(schema.get(name), dict))
+
+
+def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """The schema and every one in it, definitions too; no reference is followed."""
+    left = [schema]
+    while left:
+        if isinstance(one := left.pop(), dict):
+            yield one
+            left.extend(inner for _name, inner in _children(one, definitions=True))
+
+
+def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict):
+        yield "schema_properties", len(properties)
+        asked = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+        yield "schema_optional", len(properties.keys() - asked)
+        yield from (("schema_string_chars", len(name)) for name in properties)
+    if isinstance(options := schema.get("enum"), list):
+        yield "schema_enum", len(options)
+        yield from (("schema_string_chars", len(one)) for one in options if isinstance(one, str))
+    if isinstance(constant := schema.get("const"), str):
+        yield "schema_string_chars", len(constant)
+    yield from (("schema_length", value) for value in _numbers(schema, "minLength", "maxLength"))
+    yield from (("schema_number", abs(value)) for value in _numbers(schema, *_NUMBERS))
+    if isinstance(pattern := schema.get("pattern"), str):
+        yield from _of_pattern(pattern)
+
+
+def _of_pattern(pattern: str) -> Iterator[Measure]:
+    yield "pattern_chars", len(pattern)
+    try:
+        read = read_pattern(pattern)
+    except NotRead as error:
+        raise SchemaError(f"a pattern: {error}") from None
+    yield "pattern_depth", read.depth
+    size = Sizes(read).all()
+    yield "pattern_repeats", size.repeats
+    yield "pattern_optional", max(read.n_optional, size.run)
+
+
+def _numbers(schema: Mapping[str, Any], *names: str) -> Iterator[float]:
+    for name in names:
+        value = schema.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield value
+
+
+@dataclass
+class _Expansion:
+    """A walk along every reference, each path for itself, a cycle once."""
+
+    root: Any
+    most: int
+    n: int = 0
+    _way: list[int] = field(default_factory=list)  # schemas that references led to, from the root to here
+    _in_place: list[int] = field(default_factory=list)  # those of them that are one and the same place of an answer
+
+    def __post_init__(self) -> None:
+        self._way.append(id(self.root))
+        self._in_place.append(id(self.root))
+
+    def follow(self, schema: Any, n_items: float) -> Iterator[Measure]:
+        """Args: n_items: how often it may stand in an answer, for the arrays around it."""
+        if not isinstance(schema, dict) or self.n > self.most:
+            return
+        self.n += 1
+        items = max((1, *_numbers(schema, "minItems", "maxItems")))
+        yield "schema_items", n_items * items
+        if isinstance(reference := schema.get("$ref"), str):
+            yield from self._refer(self._target(reference), n_items)
+        for name, inner in _children(schema, definitions=False):
+            if name in _BRANCHES:
+                yield from self.follow(inner, n_items)
+                continue
+            outside, self._in_place = self._in_place, []
+            yield from self.follow(inner, n_items * items if name in {"items", "prefixItems", "contains"} else n_items)
+            self._in_place = outside
+
+    def _refer(self, target: Any, n_items: float) -> Iterator[Measure]:
+        if id(target) in self._in_place:
+            raise SchemaError("a reference leads to itself")
+        if id(target) in self._way:
+            return
+        self._way.append(id(target))
+        self._in_place.append(id(target))
+        yield from self.follow(target, n_items)
+        self._in_place.pop()
+        self._way.pop()
+
+    def _target(self, reference: str) -> Any:
+        if not reference.startswith("#"):
+            raise SchemaError(f"a reference leads elsewhere: {reference[:80]!r}")
+        found = self.root
+        for step in reference[1:].strip("/").split("/") if reference != "#" else ():
+            key = step.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, dict) or key not in found:
+                raise SchemaError(f"a reference leads nowhere: {reference[:80]!r}")
+            found = found[key]
+        return found

@@ -1,0 +1,182 @@
+"""The checks in front of the local server's application, as an ASGI application around one that notes what it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import server.guard as module
+from server.guard import Guard, Message, Receive, Send, is_over
+
+KEY = "the-right-key"
+CHAT = "/v1/chat/completions"
+BODY = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
+
+
+@dataclass
+class Application:
+    """Answers 200, and keeps what reached it."""
+
+    seen: list[tuple[str, dict[bytes, bytes], bytes]] = field(default_factory=list)
+    is_over: bool | None = None
+    waits: bool = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        body = (await receive())["body"]
+        self.seen.append((scope["path"], dict(scope["headers"]), body))
+        if self.waits:
+            assert (await receive())["type"] == "http.disconnect"
+        self.is_over = is_over()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def ask(
+    guard: Guard, method: str = "POST", path: str = CHAT, pieces: Iterable[bytes | None] = (BODY,),
+    key: str | None = KEY, leaves: bool = False, **headers: str,
+) -> tuple[int, dict[str, Any], dict[bytes, bytes]]:  # fmt: skip
+    """Status, body and headers of one request; a piece that is None never comes."""
+    told = {"authorization": f"Bearer {key}"} if key is not None else {}
+    named = [(n.replace("_", "-").encode(), v.encode()) for n, v in (told | headers).items()]
+    sent: list[Message] = []
+    left = list(pieces)
+
+    async def receive() -> Message:
+        if left and left[0] is not None:
+            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+        if left or not leaves:
+            await asyncio.sleep(30)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Message = {"type": "http", "method": method, "path": path, "headers": named}
+    asyncio.run(guard(scope, receive, send))
+    start, body = sent[0], b"".join(message.get("body", b"") for message in sent[1:])
+    return start["status"], json.loads(body or b"{}"), dict(start["headers"])
+
+
+@pytest.fixture
+def application() -> Application:
+    return Application()
+
+
+@pytest.fixture
+def guard(application: Application) -> Guard:
+    return Guard(application, KEY, "the-model", {"server": "it"})
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", "Bearer " + KEY])
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/props", "/nowhere", "/extras/detokenize"])
+def test_without_the_key_nothing_is_told_apart(
+    guard: Guard, application: Application, key: str | None, path: str
+) -> None:
+    status, body, headers = ask(guard, path=path, key=key)
+    assert status == 401 and body["error"]["type"] == "authentication_error" and not application.seen
+    assert headers[b"www-authenticate"] == b"Bearer"
+
+
+def test_without_the_key_no_body_is_read(guard: Guard) -> None:
+    assert ask(guard, key="wrong", pieces=(None,))[0] == 401
+
+
+def test_the_health_is_open_and_says_nothing_else(guard: Guard) -> None:
+    assert ask(guard, "GET", "/health", key=None)[:2] == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/openapi.json", 404), ("GET", "/docs", 404), ("POST", "/extras/detokenize", 404),
+        ("POST", "/v1/engines/copilot-codex/completions", 404), ("POST", "/v1/embeddings", 404),
+        ("DELETE", CHAT, 405), ("GET", CHAT, 405), ("POST", "/v1/models", 405), ("POST", "/v1//models", 404),
+    ],
+)  # fmt: skip
+def test_only_what_is_promised_is_reached(
+    guard: Guard, application: Application, method: str, path: str, status: int
+) -> None:
+    answer = ask(guard, method, path)
+    assert answer[0] == status and answer[1]["error"]["code"] == status and not application.seen
+
+
+def test_the_application_sees_what_was_checked_and_no_origin(guard: Guard, application: Application) -> None:
+    twice = b'{"messages": [], "n": 1000, "n": 1}'
+    headers = {"origin": "http://elsewhere.example", "content_type": "application/json", "content_length": "35"}
+    assert ask(guard, pieces=(twice,), **headers)[0] == 200
+    (path, seen, body), = application.seen
+    assert path == CHAT and json.loads(body) == {"messages": [], "n": 1, "model": "the-model"}
+    assert b"origin" not in seen and int(seen[b"content-length"]) == len(body)
+
+
+def test_a_body_in_pieces_is_one(guard: Guard, application: Application) -> None:
+    assert ask(guard, pieces=(BODY[:9], b"", BODY[9:]))[0] == 200
+    assert json.loads(application.seen[0][2])["messages"][0]["content"] == "Hi"
+
+
+def test_a_body_that_is_too_large_is_refused_with_both_sizes(guard: Guard, application: Application) -> None:
+    piece = b"a" * (1 << 20)
+    status, body, _ = ask(guard, pieces=[piece] * 50)
+    assert status == 413 and not application.seen
+    assert "52428800 bytes" in body["error"]["message"] and "8388608" in body["error"]["message"]
+
+
+def test_a_body_that_stops_coming_is_refused(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_S", 0.05)
+    assert ask(guard, pieces=(BODY[:9], None))[0] == 408
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content_type": "text/plain"}, 415), ({"content_type": "multipart/form-data; boundary=b"}, 415),
+        ({"content_encoding": "gzip"}, 415), ({"content_type": "application/json; charset=utf-8"}, 200), ({}, 200),
+        ({"content_type": "application/x-www-form-urlencoded"}, 200),
+        ({"content_type": "application/x-www-form-urlencoded", "origin": "http://elsewhere.example"}, 415),
+    ],
+)  # fmt: skip
+def test_a_body_says_that_it_is_json(guard: Guard, headers: dict[str, str], status: int) -> None:
+    assert ask(guard, **headers)[0] == status
+
+
+def test_what_the_rules_or_the_parser_refuse_does_not_reach_the_application(application: Application) -> None:
+    guard = Guard(application, KEY, refusal=lambda asked: "no grammar" if "grammar" in asked else "")
+    assert ask(guard, pieces=(b'{"n": 1000}',))[0] == 400
+    assert ask(guard, pieces=(b'{"grammar": ""}',))[1]["error"]["message"] == "no grammar"
+    large = json.dumps({"input": "a" * (1 << 21)}).encode()
+    assert ask(guard, path="/extras/tokenize", pieces=(large,))[0] == 400
+    assert not application.seen
+
+
+def test_too_many_requests_at_once_are_told_to_come_later(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REQUESTS", 0)
+    status, body, headers = ask(guard)
+    assert status == 429 and body["error"]["type"] == "rate_limit_error" and int(headers[b"retry-after"]) > 0
+    monkeypatch.setattr(module, "REQUESTS", 1)
+    assert [ask(guard)[0] for _ in range(3)] == [200, 200, 200]
+
+
+def test_nothing_more_is_computed_for_a_client_that_left(guard: Guard, application: Application) -> None:
+    ask(guard)
+    assert application.is_over is False
+    application.waits = True
+    ask(guard, leaves=True)
+    assert application.is_over is True
+
+
+def test_an_answer_that_comes_too_late_is_an_error(
+    guard: Guard, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUEST_S", 0.05)
+    application.waits = True
+    status, body, _ = ask(guard)
+    assert status == 504 and body["error"]["type"] == "timeout_error" and application.is_over is True
+
+
+def test_without_a_key_of_its_own_everybody_is_let_in(application: Application) -> None:
+    assert ask(Guard(application, None), key=None)[0] == 200

@@ -1,0 +1,159 @@
+"""What a request to the local server may ask for, held against the table that the proxy is held against too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.contract_checks import TOOL_PARAMETERS
+from server.contract_schemas import CASES
+from server.grammar_size import NotRead, Sizes, read_grammar, read_pattern
+from server.request_rules import (
+    LIMITS,
+    LIMITS_FILE,
+    TooMuch,
+    check_grammar,
+    check_request,
+    check_schema,
+    check_text,
+    parse_body,
+)
+from tests.hostile.api_requests import HOSTILE, JSON_GRAMMAR, ORDINARY, SUM_GRAMMAR, Case
+
+OF_THE_BODY = [case for case in (*ORDINARY, *HOSTILE) if case.method == "POST" and case.status in {200, 400}]
+
+
+def _refusal(case: Case) -> str:
+    try:
+        asked = parse_body(case.sent())
+        check_request(asked)
+        if case.path == "/tokenize":
+            check_text(asked["content"])
+    except TooMuch as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("case", OF_THE_BODY, ids=str)
+def test_every_request_of_the_table_passes_or_is_refused_as_it_says(case: Case) -> None:
+    refusal = _refusal(case)
+    assert bool(refusal) == (case.status == 400), refusal
+    assert len(refusal) < 300 and refusal.isprintable()
+
+
+@pytest.mark.parametrize("schema", [*(case.schema for case in CASES), TOOL_PARAMETERS])
+def test_every_schema_that_the_contract_promises_passes(schema: Any) -> None:
+    check_schema(schema)
+
+
+def test_the_limits_are_those_of_the_file_that_the_proxy_reads() -> None:
+    told = json.loads(LIMITS_FILE.read_text())
+    assert {name: (limit.most, limit.what) for name, limit in LIMITS.items()} == {
+        name: (limit["most"], limit["what"]) for name, limit in told.items()
+    }
+
+
+# What asks for exactly as much of a limit as it is told.
+_ASKS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "answers": lambda n: {"n": n}, "tokens": lambda n: {"max_tokens": n}, "probabilities": lambda n: {"n_probs": n},
+    "messages": lambda n: {"messages": [{}] * n}, "tools": lambda n: {"tools": [{}] * n},
+    "prompts": lambda n: {"prompt": ["a"] * n}, "stops": lambda n: {"stop": ["a"] * n},
+    "stop_chars": lambda n: {"stop": "a" * n}, "biases": lambda n: {"logit_bias": dict.fromkeys(map(str, range(n)), 1)},
+    "samplers": lambda n: {"samplers": ["a"] * n},
+    "grammar_rules": lambda n: {"grammar": "\n".join(f'r{at} ::= "a"' for at in range(n))},
+    "grammar_depth": lambda n: {"grammar": "root ::= " + "(" * n + '"a"' + ")" * n},
+    "grammar_repeats": lambda n: {"grammar": f'root ::= "a"{{{n}}}'},
+    "grammar_optional_run": lambda n: {"grammar": "root ::= " + '"a"? ' * n},
+    "grammar_choices": lambda n: {"grammar": "root ::= " + "|".join(['"a"'] * n)},
+    "schema_properties": lambda n: _properties(n, required=True),
+    "schema_optional": lambda n: _properties(n, required=False),
+    "schema_enum": lambda n: {"json_schema": {"enum": list(range(n))}},
+    "schema_unions": lambda n: {"json_schema": {"anyOf": [{}] * n}},
+    "schema_string_chars": lambda n: {"json_schema": {"const": "a" * n}},
+    "schema_length": lambda n: {"json_schema": {"type": "string", "maxLength": n}},
+    "schema_items": lambda n: {"json_schema": {"items": {}, "maxItems": n}},
+    "schema_number": lambda n: {"json_schema": {"minimum": -n}},
+    "pattern_chars": lambda n: {"json_schema": {"pattern": "a" * n}},
+    "pattern_depth": lambda n: {"json_schema": {"pattern": "(" * n + "a" + ")" * n}},
+    "pattern_repeats": lambda n: {"json_schema": {"pattern": f"a{{{n}}}"}},
+    "pattern_optional": lambda n: {"json_schema": {"pattern": "a?b" * n}},
+}  # fmt: skip
+
+
+def _properties(n: int, *, required: bool) -> dict[str, Any]:
+    names = [str(at) for at in range(n)]
+    return {"json_schema": {"properties": {name: {} for name in names}, "required": names if required else []}}
+
+
+@pytest.mark.parametrize("name", _ASKS)
+def test_a_limit_takes_its_most_and_nothing_more(name: str) -> None:
+    most = LIMITS[name].most
+    check_request(_ASKS[name](most))
+    with pytest.raises(TooMuch, match=f"at most {most} are taken"):
+        check_request(_ASKS[name](most + 1))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        '"a"', "root ::= (", 'root ::= "a', "root ::= [a", "root ::= )", "root ::= *", "root ::= (a\nb ::= c)",
+        'root ::= "a" %', "root ::= [b-a]", "root ::= [^\\x00-\\U0010FFFF]", "root ::= a\n" + "\n".join(
+            f"a{n} ::= a{n + 1}" for n in range(500)) + "\na500 ::= a0",
+    ],
+)  # fmt: skip
+def test_what_is_no_grammar_or_matches_nothing_is_refused(grammar: str) -> None:
+    with pytest.raises(TooMuch, match=r"^grammar: "):
+        check_grammar(grammar)
+
+
+@pytest.mark.parametrize(
+    "grammar", [JSON_GRAMMAR, SUM_GRAMMAR, 'root ::= "(" root ")" | "x"', 'root ::= "a"{2,} [^"\\]]*']
+)
+def test_grammars_that_are_told_apart_by_their_first_character_pass(grammar: str) -> None:
+    check_grammar(grammar)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= "a" root | [a-c] root | "x"', 'root ::= b root | "ab"\nb ::= "a"?', 'root ::= "x" ("a" root | "ab")',
+        'root ::= "x" ("a" root)? "a"', 'root ::= . root | [^b] root | ""', 'root ::= "\\x61" root | "a"',
+    ],
+)  # fmt: skip
+def test_a_recursive_rule_whose_choices_begin_alike_is_refused(grammar: str) -> None:
+    with pytest.raises(TooMuch, match=r"begin alike|begins with itself"):
+        check_grammar(grammar)
+
+
+def test_what_a_rule_holds_counts_wherever_the_rule_stands() -> None:
+    size = Sizes(read_grammar('root ::= a{10}\na ::= b b b\nb ::= "x"?')).all()
+    assert (size.run, size.ways, size.repeats) == (30, 30, 10)
+    assert Sizes(read_pattern("^(( ?){4}){4}$")).all().run == 16
+    assert Sizes(read_grammar('root ::= "a"{0,2000}')).all().run == 1  # each has its place after the last
+
+
+def test_a_comment_or_a_quoted_bracket_is_no_part() -> None:
+    read = read_grammar('# ((((\nroot ::= "((" [(] # ))\n')
+    assert read.depth == 0 and read.n_rules == 1
+
+
+def test_a_reference_counts_each_time_and_a_cycle_once() -> None:
+    check_schema({"$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/a"})
+    check_schema({"properties": {"x": {"$ref": "#"}}})
+    with pytest.raises(TooMuch, match="leads nowhere"):
+        check_schema({"$ref": "#/$defs/none"})
+
+
+def test_keywords_count_where_they_are_keywords_alone() -> None:
+    named = {"maxLength": {"type": "integer"}, "$ref": {"type": "string"}}
+    check_schema({"properties": named, "default": {"enum": [1] * 400}})
+    with pytest.raises(TooMuch, match="maxLength"):
+        check_schema({"properties": {"enum": {"items": {"additionalProperties": {"maxLength": 10**7}}}}})
+
+
+def test_what_cannot_be_read_names_where() -> None:
+    with pytest.raises(NotRead, match="character 9"):
+        read_grammar("root ::= %")
