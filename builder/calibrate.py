@@ -25,6 +25,7 @@ from builder.llama_runtime import LlamaRuntime, open_runtime
 from pipeline.bounded import OverLimit
 from pipeline.chat_template import template_failure
 from pipeline.contract import CalibrateRequest, ExitCode
+from pipeline.finite_json import dumps
 from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
 
@@ -167,7 +168,7 @@ class _Work:
         perplexity = reader.read(self.text.path, replace(leg, out=arriving))
         if not math.isfinite(perplexity):
             raise not_finite(f"the perplexity of chunks {leg.start} to {leg.end - 1} is {perplexity}")
-        self._note(leg.end).write_text(json.dumps({"perplexity": perplexity}))
+        self._note(leg.end).write_text(dumps({"perplexity": perplexity}))
         arriving.replace(leg.out)
 
     def perplexity(self) -> float:

@@ -24,6 +24,7 @@ from builder.calibration_text import OUR_TEXT
 from builder.tool import refuse_exhausted, run_tool
 from builder.tools import tools_of
 from pipeline.contract import ExitCode, RandomModelRequest
+from pipeline.finite_json import dumps
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage
 
 HEAD: Final = 64  # weights of an attention head, as most small models have
@@ -49,7 +50,7 @@ def random_model(stage: Stage, request: RandomModelRequest) -> Outcome:
         StageFailure: 70 if no tokenizer of that many tokens can be learned, 5 if disk or memory ran out.
     """
     _write_tokenizer(stage, request.vocab_size)
-    (stage.files_dir / "config.json").write_text(json.dumps(_config(request), indent=2) + "\n")
+    (stage.files_dir / "config.json").write_text(dumps(_config(request), indent=2) + "\n")
     count = _write_weights(stage.files_dir / "model.safetensors", request)
     return Outcome(facts={"n_params": count})
 
@@ -67,7 +68,7 @@ def _write_tokenizer(stage: Stage, size: int) -> None:
         raise StageFailure(ExitCode.BUG, "tokenizer", message, "Please report this.", run.tail)
     target.with_suffix(".vocab").unlink()
     said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (stage.files_dir / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
+    (stage.files_dir / "tokenizer_config.json").write_text(dumps(said, indent=2) + "\n")
 
 
 def _lines() -> Iterator[str]:
@@ -109,7 +110,7 @@ def _write_weights(path: Path, request: RandomModelRequest) -> int:
         end = at + 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    text = json.dumps(header).encode()
+    text = dumps(header).encode()
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         _write_tensors(stream, found, request.seed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from builder.tools import tools_of
 from pipeline.contract import ExitCode, RoundingRequest
+from pipeline.finite_json import dumps
 from pipeline.ggml_types import TYPE_BY_NAME
 from pipeline.gguf_header import GgufError, GgufHeader, TensorInfo, read_model
 from pipeline.stage import Outcome, Stage, StageFailure, run_stage
@@ -47,7 +47,7 @@ def rounding(stage: Stage, request: RoundingRequest) -> Outcome:
         kinds = dict.fromkeys(type_for_row(kind, tensor.shape[0]) for kind in request.types)
         found[tensor.name] = {kind: ggml.error(weights, kind) for kind in kinds}
         stage.progress(number, len(tensors), "tensors")
-    (stage.files_dir / ERRORS).write_text(json.dumps(found, indent=1) + "\n")
+    (stage.files_dir / ERRORS).write_text(dumps(found, indent=1) + "\n")
     return Outcome(facts={"tensors": len(found), "rows": request.rows})
 
 

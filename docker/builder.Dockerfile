@@ -47,7 +47,7 @@ RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
 # ---- code ------------------------------------------------------------------------------------------
 # Only what a stage may import: the builder package, and of the pipeline what both sides share (images.SHARED).
 COPY builder/ /opt/quantyard/src/builder/
-COPY pipeline/__init__.py pipeline/contract.py pipeline/names.py pipeline/printable.py pipeline/stage.py \
+COPY pipeline/__init__.py pipeline/contract.py pipeline/finite_json.py pipeline/names.py pipeline/printable.py pipeline/stage.py \
      pipeline/bounded_http.py pipeline/hub_answers.py pipeline/hub_client.py pipeline/plain_json.py pipeline/transfer.py \
      pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py pipeline/safetensors_header.py \
      pipeline/bounded.py pipeline/chat_template.py pipeline/template_worker.py \

@@ -6,7 +6,7 @@ FROM ${BUILDER} AS contract
 
 USER root
 COPY server/ /opt/quantyard/src/server/
-COPY pipeline/__init__.py pipeline/contract.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/serving.py \
+COPY pipeline/__init__.py pipeline/contract.py pipeline/finite_json.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/serving.py \
      /opt/quantyard/src/pipeline/
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
 

@@ -134,7 +134,7 @@ RUN --network=none \
 # ---- code ------------------------------------------------------------------------------------------
 # Only what a stage may import: the eval package, and of the pipeline what both sides share (images.SHARED).
 COPY eval/ /opt/quantyard/src/eval/
-COPY pipeline/__init__.py pipeline/contract.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/evaluation.py pipeline/front.py \
+COPY pipeline/__init__.py pipeline/contract.py pipeline/finite_json.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/evaluation.py pipeline/front.py \
      pipeline/bounded_http.py pipeline/hub_answers.py pipeline/hub_client.py pipeline/plain_json.py \
      pipeline/headlines.py pipeline/machine.py pipeline/numbers.py pipeline/units.py pipeline/plain_yaml.py pipeline/task_yaml.py \
      pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -54,7 +55,9 @@ def _chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
 
 
 def _metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
-    """Metrics with a value for each question. Those of a whole corpus (BLEU, F1 over all) stay in lm-eval's results."""
+    """Metrics with a value for each question, all of them finite. Others, such as those of a whole corpus (BLEU, F1
+    over all), stay in lm-eval's results.
+    """
     found, better = results["results"][task], results["higher_is_better"][task]
     by_filter: dict[str, list[Any]] = {}
     for sample in results["samples"][task]:
@@ -63,12 +66,14 @@ def _metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
         for metric in samples[0]["metrics"]:
             value = found.get(f"{metric},{name}")
             per_question = _per_question(metric, [sample[metric] for sample in samples])
-            if not isinstance(value, float | int) or per_question is None or not _is_mean(per_question, value):
+            if not isinstance(value, float | int) or per_question is None:
+                continue
+            if not np.isfinite([value, *np.ravel(per_question)]).all() or not _is_mean(per_question, value):
                 continue
             stderr = found.get(f"{metric}_stderr,{name}")
             yield MetricOutcome(
                 name=metric, filter=name, value=float(value),
-                stderr=float(stderr) if isinstance(stderr, float | int) else None,
+                stderr=float(stderr) if isinstance(stderr, float | int) and math.isfinite(stderr) else None,
                 higher_is_better=bool(better.get(metric, True)), per_question=per_question,
             )
 

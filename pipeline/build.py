@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from pipeline.contract import ExitCode, FileEntry, StageResult
 from pipeline.engines import Engine
-from pipeline.errors import StageFailed
+from pipeline.errors import ResultRefused, StageFailed
 from pipeline.finished import Finished
 from pipeline.join import Joined, can_join, join, result_of
 from pipeline.machine import memory_bytes
@@ -22,6 +22,7 @@ from pipeline.reporter import Reporter
 from pipeline.schedule import SIDE_BY_SIDE, Crew, Ended, InOrder, Room, Stopwatch, room_of, stretches
 from pipeline.serving import ContractReport
 from pipeline.store import Artifact, FinishedStage, ModelStore, Workspace
+from pipeline.taking import FILES
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Builder:
     failures: dict[str, StageFailed] = field(default_factory=dict)  # by the step's label
     watch: Stopwatch = field(default_factory=Stopwatch)
     taken: list[Taken] = field(default_factory=list)  # how long each step took that ran from its beginning
+    _note: Callable[[str], None] = lambda _text: None
     _alone: set[str] = field(default_factory=set)
     _lost: set[str] = field(default_factory=set)  # the files that failed
     _finished: Finished = field(init=False)
@@ -71,7 +73,7 @@ class Builder:
 
     @property
     def _records(self) -> Records:
-        return Records(self.plan, self.engine, self.store)
+        return Records(self.plan, self.engine, self.store, self._note)
 
     @property
     def its_room(self) -> Room:
@@ -95,8 +97,11 @@ class Builder:
             EngineError: the engine failed.
         """
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
+            self._note = reporter.note
             self._finished.steps.clear()
             self.find_finished()
+            for problem in self.store.changed:
+                reporter.note(f"made again: {problem}")
             self._prepare_images(reporter)
             self._records.finished(self._finished.steps, self._finished.specs)
             for steps in stretches(self.plan.steps):
@@ -229,9 +234,10 @@ class Builder:
             result = self.engine.run(spec, run.space, run.inputs, partial(reporter.progress, spec.label))
             if result.exit_code is not ExitCode.DONE:
                 raise StageFailed(spec.label, result)
-            return _Kept(run, result, self.store.finish(spec.label, spec.key, run.space, result))
-        except BaseException:
-            if not run.step.row.resumable:
+            finished = self.store.finish(spec.label, spec.key, run.space, result, spec.leaves)
+            return _Kept(run, finished.result, finished)
+        except BaseException as error:
+            if not run.step.row.resumable or isinstance(error, ResultRefused):
                 self.store.discard(spec.label, spec.key)
             raise
 
@@ -278,6 +284,7 @@ class Builder:
                     raise StageFailed(step.label, result)
                 self._alone |= {member.label for member in joined.members}
                 return False
+            result = self.store.take(spec.label, space, result, spec.leaves)
             for member in joined.members:
                 self._keep_member(member, space, result)
         finally:
@@ -291,10 +298,11 @@ class Builder:
     def _keep_member(self, step: Step, joined: Workspace, result: StageResult) -> None:
         spec, (made, alone) = self._finished.specs[step.label], result_of(step, result)
         space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
-        self.store.fill(space, joined.out_dir / "files" / made.path, alone)
-        self._finished.steps[step.label] = self.store.finish(spec.label, spec.key, space, alone)
+        self.store.give(space, joined.kept_dir / FILES / made.path, alone)
+        finished = self.store.finish(spec.label, spec.key, space, alone, spec.leaves)
+        self._finished.steps[step.label] = finished
         self.ran.append(step.label)
-        self._records.stage(step, spec, alone)
+        self._records.stage(step, spec, finished.result)
 
     def _publish_of(self, step: Step) -> None:
         """The file that this step was the last to check."""

@@ -208,4 +208,4 @@ def read_divergence(folder: Path) -> Divergence:
     Raises:
         QuantyardError: it is none.
     """
-    return read_left(folder / "divergence.json", Divergence, "is not a divergence")
+    return read_left(folder, "divergence.json", Divergence, "is not a divergence")

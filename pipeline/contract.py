@@ -15,9 +15,13 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
+from pipeline.finite_json import MAX_INT, only_finite
 from pipeline.names import one_name, relative_path
 
 CONTRACT_VERSION: Final = 1
+MAX_OUTPUTS: Final = 20_000  # files of one stage
+_MAX_TEXT: Final = 20_000  # characters of an error's message or detail
+_MAX_DURATION_S: Final = 1e9
 
 
 class ExitCode(IntEnum):
@@ -33,9 +37,22 @@ class ExitCode(IntEnum):
 
 
 class Frozen(BaseModel):
-    """Base of everything that crosses the border: immutable, and strict about unknown fields."""
+    """Base of everything that crosses the border: immutable, strict about unknown fields, and no number in it is NaN
+    or infinite.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _cut(text: object) -> object:
+    """The end of a text that is too long: a tool's last lines say most."""
+    return f"… {text[-_MAX_TEXT:]}" if isinstance(text, str) and len(text) > _MAX_TEXT + 2 else text
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no exit code")  # noqa: TRY004  (pydantic's way)
+    return value
 
 
 def _is_none(value: object) -> bool:
@@ -54,13 +71,17 @@ RelativePath = Annotated[str, AfterValidator(relative_path)]
 RelativeFolder = Annotated[RelativePath, BeforeValidator(_without_slash)]  # people write tasks/
 FileName = Annotated[str, AfterValidator(one_name)]  # of a file or a folder, not a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(only_finite)]
+Cut = Annotated[str, BeforeValidator(_cut)]
+_Count = Annotated[int, Field(ge=0, lt=MAX_INT)]
+_Word = Annotated[str, Field(max_length=1000)]
 
 
 class FileEntry(Frozen):
     """One file of an artifact: where it is inside it, how large it is, and what it holds."""
 
     path: RelativePath
-    size_bytes: Annotated[int, Field(ge=0)]
+    size_bytes: _Count
     sha256: Sha256 | None = None  # None: the source does not say (small files of a Hub repo)
 
 
@@ -230,23 +251,25 @@ class Reference(Frozen):
 class StageError(Frozen):
     """Why a stage failed: fact and value in `message`, what to do next in `hint`."""
 
-    kind: str
-    message: str
-    hint: str = ""
-    detail: str = ""  # the last lines of the failed tool's stderr
+    kind: _Word
+    message: Cut
+    hint: Cut = ""
+    detail: Cut = ""  # the last lines of the failed tool's stderr
 
 
 class StageResult(Frozen):
-    """What a stage answers. `outputs` are paths under `/out/files`."""
+    """What a stage answers. `outputs` are paths under `/out/files`; whoever takes them computes their SHA-256 anew, so
+    a stage says one only where it knows it anyway.
+    """
 
     contract: Literal[1] = CONTRACT_VERSION
-    stage: str
-    exit_code: ExitCode
-    outputs: tuple[FileEntry, ...] = ()
-    facts: dict[str, JsonValue] = {}
-    tools: dict[str, str] = {}  # tool → version
-    argv: tuple[tuple[str, ...], ...] = ()  # the commands it ran
-    duration_s: float = 0.0
+    stage: _Word
+    exit_code: Annotated[ExitCode, BeforeValidator(_no_truth)]
+    outputs: Annotated[tuple[FileEntry, ...], Field(max_length=MAX_OUTPUTS)] = ()
+    facts: JsonObject = {}
+    tools: Annotated[dict[_Word, _Word], Field(max_length=100)] = {}  # tool → version
+    argv: Annotated[tuple[tuple[str, ...], ...], Field(max_length=1000)] = ()  # the commands it ran
+    duration_s: Annotated[float, Field(ge=0, le=_MAX_DURATION_S)] = 0.0
     error: StageError | None = None
 
 
@@ -254,15 +277,15 @@ class Progress(Frozen):
     """One line of a stage's stdout."""
 
     event: Literal["progress"] = "progress"
-    stage: str
-    done: int
-    total: int | None
+    stage: _Word
+    done: _Count
+    total: _Count | None
     unit: Literal["bytes", "tensors", "checks", "questions", "chunks", "repeats"]
 
 
 def digest_of(value: JsonValue) -> str:
     """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -32,6 +32,6 @@ def read_contract(folder: Path) -> ContractReport:
     """The report that the stage left in this folder.
 
     Raises:
-        QuantyardError: it is not one.
+        ResultRefused: it is not one.
     """
-    return read_left(folder / "report.json", ContractReport, "is not a contract report")
+    return read_left(folder, "report.json", ContractReport, "is not a contract report")

@@ -4,7 +4,8 @@
     ├── BadRequest                    2   the user asked for something that cannot be
     │   ├── UnknownQuant
     │   ├── BadSource                     a model id, folder or file that cannot be one
-    │   └── NeedsPermission               allowed only when asked for (pickle, requantizing)
+    │   ├── NeedsPermission               allowed only when asked for (pickle, requantizing)
+    │   └── ResultRefused                 what a stage left is not what it was asked for, or not what it says
     ├── NotScored                     3   a model that gives no probabilities of text, so that nothing can be measured
     ├── HubError                      4   the network or the Hub
     │   ├── HubUnreachable
@@ -72,6 +73,21 @@ class BadSource(BadRequest):
 
 class NeedsPermission(BadRequest):
     """Possible, but only when asked for by name."""
+
+
+class ResultRefused(BadRequest):
+    """A stage's answer, or a file that it left, is not what it may be. Nothing of it was kept.
+
+    A stage works on the model's files, so this is refused input: most likely one of them has got the better of a tool.
+    """
+
+    def __init__(self, label: str, problem: str, detail: str = "") -> None:
+        hint = (
+            "Nothing of it was kept. Do not trust this model's files: one of them may have taken over the tool that "
+            "read them. If you do trust them, the disk or Quantyard itself is at fault: please report it."
+        )
+        super().__init__(f"{label}: what the stage left is refused: {problem}.", hint, detail)
+        self.problem = problem
 
 
 class HubError(QuantyardError):

@@ -10,9 +10,9 @@ import math
 from statistics import NormalDist
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from pipeline.contract import Frozen, RelativeFolder, RelativePath, Sha256, StageRequest
+from pipeline.contract import Frozen, JsonObject, RelativeFolder, RelativePath, Sha256, StageRequest
 
 REPORT_VERSION: Final = 1
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
@@ -247,7 +247,7 @@ class Evaluation(Frozen):
     n_truncated: int = 0  # requests cut from the left to what the model holds
     duration_s: float
     versions: dict[str, str]
-    hardware: dict[str, JsonValue]
+    hardware: JsonObject
 
 
 class Divergence(Frozen):
@@ -276,11 +276,16 @@ class Divergence(Frozen):
 
     @property
     def ppl_change(self) -> Interval | None:
-        """PPL / baseline PPL - 1 with its 95 % interval (0.01: 1 % more); None for the baseline."""
+        """PPL / baseline PPL - 1 with its 95 % interval (0.01: 1 % more); None for the baseline, and where no number
+        can hold it.
+        """
         if self.ln_perplexity_ratio is None:
             return None
         value, half = self.ln_perplexity_ratio.value, _Z * self.ln_perplexity_ratio.stderr
-        change, low, high = (math.expm1(x) for x in (value, value - half, value + half))
+        try:
+            change, low, high = (math.expm1(x) for x in (value, value - half, value + half))
+        except OverflowError:
+            return None
         return Interval(value=change, low=low, high=high)
 
 
@@ -357,6 +362,6 @@ class EvalReport(Frozen):
     baseline: str
     measurements: tuple[Measurement, ...]  # the baseline's first
     versions: dict[str, str] = {}
-    hardware: dict[str, JsonValue] = {}
+    hardware: JsonObject = {}
     n_questions: int = 0
     duration_s: float = 0.0

@@ -78,17 +78,13 @@ def metric_of(report: EvalReport) -> Metric:
 
 
 def quality_of(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
-    """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 of the baseline.
-
-    None where it was not measured, or the file is so broken that there is no number.
-    """
+    """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 of the baseline. None where it was not measured."""
     divergence = found.divergence
     if divergence is None:
         return None
     if found.file.label == report.baseline:
         return _OF_BASELINE
-    quality = divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
-    return quality if quality and math.isfinite(quality.value) and math.isfinite(quality.stderr) else None
+    return divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
 
 
 def entries_of(report: EvalReport) -> tuple[Entry, ...]:

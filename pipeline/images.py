@@ -20,20 +20,18 @@ from pathlib import Path
 
 from pipeline.errors import EngineError
 
+_FRAME = ("contract", "finite_json", "names", "printable", "stage")
 _HEADERS = ("gguf_header", "gguf_values", "ggml_types")
 _HUB = ("bounded_http", "hub_answers", "hub_client", "plain_json")
 _TEMPLATES = ("bounded", "chat_template", "template_worker")
 # The modules of `pipeline` that a package's stages may import, and that its image therefore holds.
 SHARED: Mapping[str, tuple[str, ...]] = {
-    "builder": (
-        "contract", "names", "printable", "stage", *_HUB, "transfer", *_HEADERS, *_TEMPLATES, "safetensors_header",
-        "tensor_patterns",
-    ),
+    "builder": (*_FRAME, *_HUB, "transfer", *_HEADERS, *_TEMPLATES, "safetensors_header", "tensor_patterns"),
     "eval": (
-        "contract", "names", "printable", "stage", "evaluation", "front", "headlines", "machine", "numbers", "units",
-        "plain_yaml", "task_yaml", *_HUB, *_HEADERS, *_TEMPLATES,
+        *_FRAME, "evaluation", "front", "headlines", "machine", "numbers", "units", "plain_yaml", "task_yaml", *_HUB,
+        *_HEADERS, *_TEMPLATES,
     ),
-    "server": ("contract", "names", "printable", "stage", "serving"),
+    "server": (*_FRAME, "serving"),
 }
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import __version__
-from pipeline.contract import FileEntry, FileName, RelativePath, Sha256
+from pipeline.contract import FileEntry, FileName, JsonObject, RelativePath, Sha256
 from pipeline.errors import BadRequest
 from pipeline.evaluation import EvalReport
+from pipeline.finite_json import dumps
 from pipeline.gate_report import GateReport
 from pipeline.names import shown
 from pipeline.plain_json import load_json
@@ -24,7 +26,7 @@ _Size = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class SourceCard(_Record):
@@ -57,10 +59,10 @@ class StageRecord(_Record):
     """One stage that ran, in full: enough to run it again and compare."""
 
     key: Sha256  # a part of it names a folder
-    request: dict[str, JsonValue]
+    request: JsonObject
     inputs: dict[str, str]
     outputs: list[FileEntry]
-    facts: dict[str, JsonValue]
+    facts: JsonObject
     tools: dict[str, str]
     argv: list[list[str]]
     duration_s: float
@@ -155,3 +157,25 @@ def _brief(value: object) -> str:
     """A key or value of others', which may be anything."""
     text = str(value)
     return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown(text, _LONGEST_KEY)
+
+
+def salvaged(text: bytes, source: SourceRecord) -> tuple[Manifest, list[str]]:
+    """A new manifest with every record of a damaged one that is whole, and what is lost: ["quants Q4_K_M"]."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    manifest = Manifest(source=source)
+    if not isinstance(value, dict):
+        return manifest, ["everything"]
+    lost, told = list[str](), source.model_dump(mode="json")
+    for group in ("stages", "quants", "evaluations", "contracts"):
+        records = value.get(group)
+        for name, record in records.items() if isinstance(records, dict) else ():
+            try:
+                part = parse_manifest(dumps({"source": told, group: {name: record}}).encode(), "")
+            except (ValueError, BadRequest, RecursionError):
+                lost.append(f"{group} {name}")
+            else:
+                getattr(manifest, group).update(getattr(part, group))
+    return manifest, lost

@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from pipeline.contract import FileEntry, digest_of_files
-from pipeline.errors import BadRequest, NotScored, QuantyardError
+from pipeline.errors import BadRequest, NotScored
 from pipeline.evaluation import (
     DatasetsRequest,
     DivergenceRequest,
@@ -30,6 +28,7 @@ from pipeline.evaluation import (
     Suite,
 )
 from pipeline.gguf_header import why_not_generate
+from pipeline.left import read_left
 from pipeline.machine import cpu_name
 from pipeline.own_files import find_file, list_files
 from pipeline.plan import STAGES, BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
@@ -264,11 +263,6 @@ def read_report(finished: FinishedStage) -> EvalReport:
     """The report that the stage left.
 
     Raises:
-        QuantyardError: it is not one, or could not be read again from the manifest.
+        ResultRefused: it is not one.
     """
-    path = finished.artifact.folder / "report.json"
-    try:
-        report = EvalReport.model_validate_json(path.read_bytes())
-        return EvalReport.model_validate_json(report.model_dump_json())  # NaN becomes null, and would not return
-    except (OSError, ValidationError) as error:
-        raise QuantyardError(f"{path} is not a report: {error}", "Please report this, with the lines above.") from error
+    return read_left(finished.artifact.folder, "report.json", EvalReport, "is not a report")

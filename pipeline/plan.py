@@ -25,6 +25,7 @@ from pipeline.contract import (
 )
 from pipeline.errors import BadRequest
 from pipeline.evaluation import Suite
+from pipeline.leaves import Leaves, LeavesOf, divergences, fetched, named, nothing, shards
 from pipeline.quants import Quant
 from pipeline.source import Source
 from pipeline.store import Artifact
@@ -49,6 +50,7 @@ class StageRow:
     resumable: bool = False
     pinned: bool = False
     package: str = ""
+    leaves: LeavesOf = nothing  # which files, by its request
 
     @property
     def code(self) -> str:
@@ -61,31 +63,49 @@ class StageRow:
         return f"{self.code}.{self.name}"
 
 
-# To add a stage: add a row here, a request in contract.py (or evaluation.py, serving.py) and a module
-# `<package>/<name>.py` with a `main()`.
+# What a folder in Hugging Face format may hold; and what lm-eval and its data sets leave, whose names are not ours.
+_MODEL_FILES = r"[^/]+\.(json|safetensors|txt|model|jinja|md)|additional_chat_templates/[^/]+\.jinja"
+_DATASETS_FILES = r"(sets|nltk_data)/.+"
+_EVALUATE_FILES = r"[^./][^/]*/.+"
+_PLOTS = r"plots/[^/]+\.(svg|png)"
+
+# To add a stage: add a row here with the files that it must and may leave, a request in contract.py (or evaluation.py,
+# serving.py), a module `<package>/<name>.py` with a `main()`, and in facts.py what is read of its facts.
 STAGES: Mapping[str, StageRow] = {
     row.name: row
     for row in (
         StageRow(
-            "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True
+            "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True,
+            leaves=fetched,
         ),
-        StageRow("convert", "builder"),
-        StageRow("calibrate", "builder", timeout_s=48 * HOUR_S, resumable=True),
-        StageRow("quantize", "builder"),
-        StageRow("rounding", "builder", timeout_s=2 * HOUR_S),
+        StageRow("convert", "builder", leaves=named("model.gguf", "reference.json")),
+        StageRow(
+            "calibrate", "builder", timeout_s=48 * HOUR_S, resumable=True,
+            leaves=named("imatrix.gguf", "calibration.txt"),
+        ),
+        StageRow("quantize", "builder", leaves=named("model.gguf")),
+        StageRow("rounding", "builder", timeout_s=2 * HOUR_S, leaves=named("rounding.json")),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
-        StageRow("dequantize", "builder", timeout_s=1 * HOUR_S),
-        StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S),
-        StageRow("lora", "builder", timeout_s=1 * HOUR_S),
-        StageRow("split", "builder", timeout_s=2 * HOUR_S),
-        StageRow("datasets", "eval", network=True, secrets=("HF_TOKEN",), timeout_s=12 * HOUR_S, resumable=True),
-        StageRow("evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True),
-        StageRow("divergence", "eval", timeout_s=12 * HOUR_S),
-        StageRow("speed", "eval", timeout_s=1 * HOUR_S),
-        StageRow("report", "eval", timeout_s=0.5 * HOUR_S),
-        StageRow("contract", "contract", timeout_s=2 * HOUR_S, package="server"),
+        StageRow("dequantize", "builder", timeout_s=1 * HOUR_S, leaves=named("config.json", may=_MODEL_FILES)),
+        StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S, leaves=named("config.json", may=_MODEL_FILES)),
+        StageRow("lora", "builder", timeout_s=1 * HOUR_S, leaves=named("adapter.gguf")),
+        StageRow("split", "builder", timeout_s=2 * HOUR_S, leaves=shards),
+        StageRow(
+            "datasets", "eval", network=True, secrets=("HF_TOKEN",), timeout_s=12 * HOUR_S, resumable=True,
+            leaves=named("datasets.json", may=_DATASETS_FILES),
+        ),
+        StageRow(
+            "evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True,
+            leaves=named("evaluation.json", may=_EVALUATE_FILES),
+        ),
+        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=divergences),
+        StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=named("speed.json")),
+        StageRow(
+            "report", "eval", timeout_s=0.5 * HOUR_S, leaves=named("report.json", "report.md", may=_PLOTS)
+        ),
+        StageRow("contract", "contract", timeout_s=2 * HOUR_S, package="server", leaves=named("report.json")),
     )
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,11 @@ class StageSpec:
     request: StageRequest
     inputs: Mapping[str, str]
     key: str
+
+    @property
+    def leaves(self) -> Leaves:
+        """Which files it must leave, and may."""
+        return self.row.leaves(self.request)
 
 
 def spec_of(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:

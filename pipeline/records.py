@@ -4,7 +4,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,9 @@ from pipeline.contract import QuantizeRequest, StageResult
 from pipeline.contract_steps import label_of, read_contract
 from pipeline.engines import Engine
 from pipeline.evaluation import EvalReport
+from pipeline.facts import bits_per_weight
 from pipeline.machine import cpu_name
-from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, SourceRecord, StageRecord, read_manifest
+from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, SourceRecord, StageRecord, parse_manifest, salvaged
 from pipeline.measure import REPORT, folder_name, read_report
 from pipeline.plan import BuildPlan, External, StageSpec, Step, Target
 from pipeline.serving import ContractReport
@@ -48,6 +49,7 @@ class Records:
     plan: BuildPlan
     engine: Engine
     store: ModelStore
+    on_note: Callable[[str], None] = lambda _text: None
 
     def read(self) -> Manifest:
         """The manifest as it is, or a new one."""
@@ -57,12 +59,30 @@ class Records:
             commit=source.model.commit, license=source.license, files=list(source.files),
             gguf_file=source.gguf_file, dtypes=dict(source.dtypes), card=source.card,
         )
-        manifest = read_manifest(self.store.folder / "manifest.json")
-        if manifest is None:
-            self.store.set_aside("manifest.json")  # it may be damaged, and hold hours of measuring all the same
+        path = self.store.folder / "manifest.json"
+        try:
+            manifest = parse_manifest(path.read_bytes(), str(path))
+        except FileNotFoundError:
             manifest = Manifest(source=record)
+        except (OSError, ValueError) as error:
+            manifest = self._after_damage(path, error, record)
         # What a model's card says may have changed since; its commit is the same.
         manifest.source = manifest.source.model_copy(update={"license": source.license, "card": source.card})
+        return manifest
+
+    def _after_damage(self, path: Path, error: Exception, source: SourceRecord) -> Manifest:
+        """What is whole of a manifest that cannot be read, which is kept beside it; the user is told."""
+        try:
+            manifest, lost = salvaged(path.read_bytes(), source)
+        except OSError:
+            manifest, lost = Manifest(source=source), ["everything"]
+        aside = self.store.set_aside(path.name)
+        self.write(manifest)
+        self.on_note(
+            f"warning: {path} cannot be read: {error}. It is kept as {aside.name if aside else 'nothing'}, and a new "
+            f"one was begun. Lost from the new one: {', '.join(lost) or 'nothing'}. What the store still holds is "
+            "recorded again by the command that made it."
+        )
         return manifest
 
     def write(self, manifest: Manifest) -> None:
@@ -77,7 +97,7 @@ class Records:
 
     def publish(self, target: Target, finished: Mapping[str, FinishedStage]) -> BuiltFile:
         """Give a verified file its final name."""
-        facts = finished[target.verified_by].result.facts
+        bits = bits_per_weight(finished[target.verified_by].result)
         name, origin = target.file.path, target.file.origin
         if isinstance(origin, External):
             made, path = origin.artifact, origin.artifact.folder / name
@@ -87,7 +107,7 @@ class Records:
         entry = next(f for f in made.files if f.path == name)
         record = QuantRecord(
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
-            bits_per_weight=float(str(facts["bits_per_weight"])), made_by=target.made_by,
+            bits_per_weight=bits, made_by=target.made_by,
             verified_by=target.verified_by, imatrix=self._imatrix(target, finished),
         )
         self._quant(target.quant.name, record)

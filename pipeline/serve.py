@@ -6,7 +6,6 @@ key and client (server/local_server.py).
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import BadRequest, EngineError
+from pipeline.finite_json import dumps
 from pipeline.requests import BuildRequest
 from pipeline.served import api_key, served_files
 from pipeline.serving import bindings_config
@@ -48,7 +48,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
             [path.resolve() for path in files], serve.port, key, n_ctx=serve.context_size, threads=request.threads,
             n_gpu_layers=serve.n_gpu_layers, verbose=False,
         )
-        config.write_text(json.dumps(told))
+        config.write_text(dumps(told))
         # -P: no module of the working directory stands in for a library
         argv = [str(python), "-P", "-m", "server.local_server", str(config)]
         code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})

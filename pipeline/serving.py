@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.contract import Frozen, RelativePath, StageRequest
+from pipeline.contract import Frozen, JsonObject, RelativePath, StageRequest
 
 CONTRACT_REPORT_VERSION: Final = 1
 CheckStatus = Literal["passed", "failed", "not supported"]
@@ -84,7 +84,7 @@ class CheckRecord(Frozen):
     status: CheckStatus
     finding: str  # one line, with values
     duration_s: float
-    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    facts: JsonObject = Field(default_factory=dict)
 
 
 class ContractReport(Frozen):

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -29,6 +29,7 @@ from pipeline.contract import ExitCode, FileEntry, Progress, StageError, StageRe
 from pipeline.printable import redacted
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
+_NOT_FINITE = "finite_number"  # pydantic's name of the error
 _PROGRESS_EVERY_S = 0.1
 R = TypeVar("R", bound=StageRequest)
 
@@ -102,9 +103,15 @@ class Outcome:
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file, read in blocks."""
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
+        return sha256_of_open(stream.fileno())
+
+
+def sha256_of_open(descriptor: int) -> str:
+    """SHA-256 (hex) of an open file from its beginning, read in blocks."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK_BYTES))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while n := os.readv(descriptor, [block]):
+        digest.update(block[:n])
     return digest.hexdigest()
 
 
@@ -130,8 +137,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoR
     except BaseException as error:
         result = _failed(stage, error, time.monotonic() - started)
     shutil.rmtree(stage.out_dir / "scratch", ignore_errors=True)
-    _write_result(stage, result)
-    sys.exit(result.exit_code)
+    sys.exit(_write_result(stage, result))
 
 
 def _parse_argv() -> argparse.Namespace:
@@ -159,28 +165,22 @@ def _die_with_stdin() -> None:
 
 
 def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
-    """Hash every output, and write it through to the disk at the same time: the store will want both."""
+    """What is there. Who takes it hashes it and writes it through to the disk; a hash that is known is said."""
     files = sorted(p for p in stage.files_dir.rglob("*") if p.is_file())
-    entries = []
-    with ThreadPoolExecutor(1) as beside:
-        synced = [beside.submit(_sync, path) for path in files]
-        for path in files:
-            name = path.relative_to(stage.files_dir).as_posix()
-            sha256 = stage.known_sha256.get(name) or sha256_of(path)
-            entries.append(FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256))
-    for sync in synced:
-        sync.result()  # a disk that fails only now fails the stage
-    return tuple(entries)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    names = [path.relative_to(stage.files_dir).as_posix() for path in files]
+    return tuple(
+        FileEntry(path=name, size_bytes=path.stat().st_size, sha256=stage.known_sha256.get(name))
+        for name, path in zip(names, files, strict=True)
+    )
 
 
 def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResult:
     if isinstance(error, StageFailure):
         code, what = error.exit_code, error.error
+    elif isinstance(error, ValidationError) and (field := _not_finite(error)):
+        message = f"What was computed of this model is not a finite number: {field}."
+        hint = "Its weights may be broken: try another checkpoint."
+        code, what = ExitCode.UNSUPPORTED_MODEL, StageError(kind="not-finite", message=message, hint=hint)
     elif isinstance(error, ValidationError | json.JSONDecodeError):
         code, what = ExitCode.BAD_REQUEST, StageError(kind="bad-request", message=f"The request is not valid: {error}")
     elif is_out_of_space(error):
@@ -197,6 +197,12 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
 def _without_passwords(error: StageError) -> StageError:
     words = {name: redacted(getattr(error, name)) for name in ("message", "hint", "detail")}
     return error.model_copy(update=words)
+
+
+def _not_finite(error: ValidationError) -> str:
+    """The field that was to hold NaN or infinity; "" where that is not what is wrong."""
+    found = (".".join(map(str, one["loc"])) for one in error.errors() if one["type"] == _NOT_FINITE)
+    return next(found, "")
 
 
 def is_out_of_space(error: BaseException) -> bool:
@@ -221,9 +227,15 @@ def out_of_space(stage: Stage) -> StageError:
     return StageError(kind="out-of-disk", message=message, hint="Free some space, then type the same command again.")
 
 
-def _write_result(stage: Stage, result: StageResult) -> None:
+def _write_result(stage: Stage, result: StageResult) -> ExitCode:
+    """Write it, whole or not at all; how the stage ends. On a full disk its exit code is all that it can say."""
+    partial = stage.out_dir / ".result.json.partial"
     try:
-        (stage.out_dir / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
-    except OSError as error:  # a full disk: the last words go to stderr, the exit code says the rest
-        print(f"[{stage.name}] cannot write result.json: {error}", file=sys.stderr)
-        print(result.model_dump_json(), file=sys.stderr)
+        partial.write_text(result.model_dump_json(indent=2) + "\n")
+        partial.replace(stage.out_dir / "result.json")
+    except OSError as error:
+        stage.log(f"result.json cannot be written: {error.strerror}")
+        with suppress(OSError):
+            partial.unlink()
+        return ExitCode.RESOURCES if is_out_of_space(error) else ExitCode.BUG
+    return result.exit_code

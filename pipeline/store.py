@@ -1,6 +1,6 @@
 """The artifact store: what stages made, under `artifacts/<org>/<name>/<commit12>/`.
 
-    stages/<label>-<key12>/      one finished stage: request.json, result.json, files/
+    stages/<label>-<key12>/      one finished stage: request.json, result.json, stamps.json, files/
     stages/.<label>-<key12>/     one unfinished stage; it never counts
     <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
     <name>.imatrix.gguf          the importance matrix that files were made with
@@ -9,7 +9,9 @@
     release/                     what would be published: models as hard links, card, page
 
 A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one
-rename makes them count. So a stage that was killed at any moment leaves nothing that looks finished.
+rename makes them count. So a stage that was killed at any moment leaves nothing that looks finished. The folder is one
+that the stage itself could never write to: its files are moved there once they are checked (`taking.py`), the rest of
+what it left goes away.
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
-from pipeline.contract import ExitCode, FileEntry, StageRequest, StageResult, digest_of_files
+from pipeline.contract import FileEntry, StageRequest, StageResult, digest_of_files
 from pipeline.errors import BadSource, QuantyardError
+from pipeline.finite_json import dumps
+from pipeline.leaves import Leaves
 from pipeline.names import shown
+from pipeline.safe_files import SafeFolder, Unsafe, copy_open, remove_tree
+from pipeline.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
+from pipeline.stamps import STAMPS, holds_the_same, is_unchanged, read_stamps, stamps_text
+from pipeline.taking import FILES, left_bytes, take_files, tame_left
 
 _WAIT_STEP_S = 0.5
 _MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
@@ -94,10 +101,18 @@ class FinishedStage:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where one unfinished stage works: `/in` and `/out` as the stage will see them."""
+    """Where one unfinished stage works: `/in` and `/out` as the stage will see them, and beside them `kept`, which it
+    never sees.
+    """
 
     in_dir: Path
     out_dir: Path
+    request: StageRequest
+
+    @property
+    def kept_dir(self) -> Path:
+        """Where its checked files go."""
+        return self.out_dir.with_name("kept")
 
 
 class ModelStore:
@@ -107,6 +122,7 @@ class ModelStore:
         self.root = root
         self.folder = root / model.folder
         self._lock_path = root / model.org / model.name / ".lock"
+        self.changed: list[str] = []  # finished stages that no longer count, and why
 
     @contextmanager
     def locked(self, on_wait: Callable[[str], None]) -> Iterator[None]:
@@ -144,51 +160,87 @@ class ModelStore:
 
     def _read(self, folder: Path) -> FinishedStage | None:
         try:
-            result = StageResult.model_validate_json((folder / "result.json").read_bytes())
-        except (OSError, ValidationError):
+            with SafeFolder.opened(folder) as stage, stage.folder(FILES) as files:
+                result = parse_result(stage.read(RESULT, MAX_RESULT_BYTES))
+                if problem := self._changed_in(folder, files, result, stage.stat(RESULT).st_mtime_ns):
+                    self.changed += [problem] if problem not in self.changed else []
+                    return None
+        except (OSError, ValueError):
             return None
-        files = folder / "files"
-        if not all(_is_there(files, entry) for entry in result.outputs):
-            return None  # somebody removed or changed a file: make it again
-        return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, files))
+        return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, folder / FILES))
+
+    def _changed_in(self, folder: Path, files: SafeFolder, result: StageResult, made_ns: int) -> str:
+        """What somebody removed or changed since the stage left it; "" for nothing. What only looks changed, such as a
+        copy of the store, is hashed once and trusted from then on.
+        """
+        stamps, hashed = read_stamps(folder), False
+        for entry in result.outputs:
+            try:
+                unchanged = is_unchanged(files, entry, stamps, made_ns)
+                if not unchanged and not holds_the_same(files, entry):
+                    return f"{folder.name}: {entry.path} was changed after it was made"
+            except Unsafe as error:
+                return f"{folder.name}: {error}"
+            hashed |= not unchanged
+        if hashed:
+            with suppress(OSError):  # a store that cannot be written to is hashed each time
+                write_file(folder / STAMPS, stamps_text(files, result.outputs).encode())
+        return ""
 
     def begin(
         self, label: str, key: str, request: StageRequest, inputs: Mapping[str, Artifact], resumable: bool
     ) -> Workspace:
-        """A folder to work in. What a killed run left there is kept only if the stage can resume from it."""
+        """A folder to work in. What a killed run left there is kept only if the stage can resume from it, and of that
+        only what is a plain file.
+        """
         partial = self._partial(label, key)
-        if not resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        space = Workspace(partial / "in", partial / "out")
-        shutil.rmtree(space.in_dir, ignore_errors=True)
+        space = Workspace(partial / "in", partial / "out", request)
+        if resumable:
+            for path in (space.in_dir, space.kept_dir):
+                remove_tree(path)
+            tame_left(space.out_dir)
+        else:
+            remove_tree(partial)
         space.in_dir.mkdir(parents=True)
         space.out_dir.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            (space.out_dir / "result.json").unlink()
-        (space.in_dir / "request.json").write_text(request.model_dump_json(indent=2) + "\n")
+        (space.in_dir / "request.json").write_text(_text_of(request))
         known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
-        (space.in_dir / "inputs.json").write_text(json.dumps(known) + "\n")  # a stage need not hash 40 GB again
+        (space.in_dir / "inputs.json").write_text(dumps(known) + "\n")  # a stage need not hash 40 GB again
         return space
 
-    def fill(self, space: Workspace, file: Path, result: StageResult) -> None:
-        """Give a workspace the one file and the result that another run made for it."""
+    def take(self, label: str, space: Workspace, result: StageResult, leaves: Leaves) -> StageResult:
+        """Take the files out of the stage's folder into `kept`, checked; the result with their SHA-256.
+
+        Raises:
+            ResultRefused: they are not what the result says, or not what the stage may leave.
+            OutOfResources: the disk is full.
+        """
+        remove_tree(space.kept_dir)
+        return take_files(label, space.out_dir, space.kept_dir, result, leaves)
+
+    def give(self, space: Workspace, file: Path, result: StageResult) -> None:
+        """Give a workspace the one file that another run made for it, and that was taken from there."""
         (output,) = result.outputs
-        target = space.out_dir / "files" / output.path
+        target = space.out_dir / FILES / output.path
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
-        (space.out_dir / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
 
-    def finish(self, label: str, key: str, space: Workspace, result: StageResult) -> FinishedStage:
-        """Make a stage count: check that its outputs are there, sync them, rename."""
-        self._check_outputs(space, result)
-        shutil.copyfile(space.in_dir / "request.json", space.out_dir / "request.json")
-        for path in (*(space.out_dir / "files" / f.path for f in result.outputs), space.out_dir / "result.json"):
-            _sync(path)
+    def finish(self, label: str, key: str, space: Workspace, result: StageResult, leaves: Leaves) -> FinishedStage:
+        """Make a stage count: take its files, sync, rename.
+
+        Raises:
+            ResultRefused, OutOfResources: see `take`.
+        """
+        taken, kept = self.take(label, space, result, leaves), space.kept_dir
+        write_file(kept / "request.json", _text_of(space.request).encode())
+        write_file(kept / RESULT, _text_of(taken).encode())
+        with SafeFolder.opened(kept / FILES) as files:
+            write_file(kept / STAMPS, stamps_text(files, taken.outputs).encode())
         final = self._final(label, key)
-        shutil.rmtree(final, ignore_errors=True)
-        space.out_dir.rename(final)
+        remove_tree(final)
+        kept.rename(final)
         _sync(final.parent)
-        shutil.rmtree(self._partial(label, key), ignore_errors=True)
+        remove_tree(self._partial(label, key))
         finished = self.finished(label, key)
         if finished is None:
             raise QuantyardError(f"{label}: the files vanished from {final} while they were being kept.")
@@ -196,12 +248,12 @@ class ModelStore:
 
     def discard(self, label: str, key: str) -> None:
         """Remove what an unfinished stage left."""
-        shutil.rmtree(self._partial(label, key), ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(self._partial(label, key))
 
     def partial_bytes(self, label: str, key: str) -> int:
         """Size of what an unfinished stage left to resume from."""
-        files = (self._partial(label, key) / "out" / "files").rglob("*")
-        return sum(path.stat().st_size for path in files if path.is_file())
+        return left_bytes(self._partial(label, key) / "out")
 
     def publish(self, source: Path, name: str) -> Path:
         """Give one output of a stage its final name beside the manifest: a hard link, so that no byte is copied."""
@@ -233,11 +285,13 @@ class ModelStore:
             return target
         temporary, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
         shutil.rmtree(temporary, ignore_errors=True)
-        for entry in finished.artifact.files:
-            path = temporary / entry.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(finished.artifact.folder / entry.path, path)
-            _sync(path)
+        with SafeFolder.opened(finished.artifact.folder) as files:
+            for entry in finished.artifact.files:
+                path = temporary / entry.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with files.file(entry.path) as source:
+                    copy_open(source, path)
+                _sync(path)
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
@@ -250,18 +304,18 @@ class ModelStore:
         """Write a small file of this model."""
         write_file(self.folder / name, text.encode())
 
-    def set_aside(self, name: str) -> None:
-        """Keep a file that cannot be read under another name, if it is there: nothing is written over it."""
+    def set_aside(self, name: str) -> Path | None:
+        """Keep a file that cannot be read under another name, if it is there: nothing is written over it. Its new
+        place.
+        """
         path = self.folder / name
-        if path.exists():
-            path.rename(path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}{path.suffix}"))
-
-    def _check_outputs(self, space: Workspace, result: StageResult) -> None:
-        for entry in result.outputs:
-            if not _is_there(space.out_dir / "files", entry):
-                raise QuantyardError(f"{result.stage} named an output that is not there: {entry.path}.")
-        if result.exit_code is not ExitCode.DONE:
-            raise QuantyardError(f"{result.stage} did not end well, so it cannot count as finished.")
+        if not path.exists():
+            return None
+        aside, number = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}{path.suffix}"), 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}-{number}{path.suffix}")
+        return path.rename(aside)
 
     def _final(self, label: str, key: str) -> Path:
         return stage_folder(self.folder, label, key)
@@ -307,14 +361,12 @@ class HashCache:
     def _save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._known, indent=0))
+        temporary.write_text(dumps(self._known, indent=0))
         temporary.rename(self._path)
 
 
-def _is_there(folder: Path, entry: FileEntry) -> bool:
-    """Whether this file is really in the folder. A link is not: what it points at is not the stage's own."""
-    path = folder / entry.path
-    return path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size_bytes
+def _text_of(record: StageRequest | StageResult) -> str:
+    return record.model_dump_json(indent=2) + "\n"
 
 
 def _is_copy(folder: Path, artifact: Artifact) -> bool:

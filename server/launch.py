@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 import httpx2
 
 from pipeline.contract import ExitCode
+from pipeline.finite_json import dumps
 from pipeline.serving import bindings_config
 from pipeline.stage import StageFailure
 
@@ -199,7 +200,7 @@ class ServedModel:
         config = self.launch.folder / "server.json"
         launch = self.launch
         told = bindings_config([launch.model], self.port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
-        _write_private(config, json.dumps(told))
+        _write_private(config, dumps(told))
         # -P: no module of the working directory stands in for a library
         return (sys.executable, "-P", "-m", "server.local_server", str(config)), {}
 

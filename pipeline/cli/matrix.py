@@ -23,7 +23,7 @@ from pipeline.plan import BuildPlan
 from pipeline.quants import parse_list
 from pipeline.records import BuiltFile
 from pipeline.requests import BuildRequest, ChooseRequest, MeasureRequest, PublishRequest
-from pipeline.summary import columns
+from pipeline.summary import columns, trusted_fact
 
 _QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
 _SUITE = "quick"
@@ -84,7 +84,8 @@ def _print(request: BuildRequest, builder: Builder, built: list[BuiltFile], page
         out.print(f"\n{front}", soft_wrap=True)
     facts = _choice_facts(request, builder, built)
     facts += say.where_facts(page, measured.folder, builder.store.folder / "manifest.json")
-    people().print(columns([*facts, *say.imatrix_facts(built)]), soft_wrap=True)
+    facts += say.imatrix_facts(built) + ([] if builder.ran else [trusted_fact(built[0].path)])
+    people().print(columns(facts), soft_wrap=True)
 
 
 def _choice_facts(request: BuildRequest, builder: Builder, built: list[BuiltFile]) -> list[tuple[str, str]]:

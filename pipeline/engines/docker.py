@@ -11,7 +11,6 @@ import os
 import socket as sockets
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,8 @@ from docker.utils.socket import frames_iter
 import docker
 from pipeline.contract import ExitCode, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress, Surroundings
-from pipeline.engines.output import read_result, report_line
+from pipeline.engines.lines import Lines
+from pipeline.engines.output import Listener, read_result, took_too_long
 from pipeline.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from pipeline.errors import EngineError
 from pipeline.images import ImageSettings, bake, recipe
@@ -43,7 +43,6 @@ _BUILD_TIMES = {
 _PIDS = 2048
 _RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage dies and not the host
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
-_TAIL_LINES = 15
 _STDOUT = 1
 _TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
 _DaemonError = (docker.errors.DockerException, requests.exceptions.RequestException)
@@ -119,11 +118,15 @@ class DockerEngine:
             self._remove_orphans(space)
             container = self._create(spec, self._mounts(spec, space, inputs), space)
             self._running.add(container.id)
+            listener = Listener(spec.row.name, on_progress)
             try:
-                return self._follow(spec, space, container, on_progress)
+                state = self._follow(spec, container, listener)
             finally:
                 self._remove(container.id)
                 self._running.discard(container.id)
+            if state.get("OOMKilled"):
+                return _out_of_memory(spec)
+            return read_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
         except _DaemonError as error:
             message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
@@ -229,13 +232,12 @@ class DockerEngine:
         urls = [getattr(spec.request, "endpoint", None) or "", *proxies]
         return "host" if any(_is_loopback(url) for url in urls) else "bridge"
 
-    def _follow(self, spec: StageSpec, space: Workspace, container: Any, on_progress: OnProgress) -> StageResult:
-        """Start the container, read what it says until it ends, and take its result."""
+    def _follow(self, spec: StageSpec, container: Any, listener: Listener) -> dict[str, Any]:
+        """Start the container, and listen to it until it ends; how it ended."""
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         connection = self._client.api.attach_socket(container.id, params=params)
         timer = threading.Timer(spec.row.timeout_s, self._remove, [container.id])
         timer.daemon = True
-        stderr: deque[str] = deque(maxlen=_TAIL_LINES)
         try:
             container.start()
             timer.start()
@@ -243,15 +245,11 @@ class DockerEngine:
                 _socket(connection).sendall(secrets_line(spec, self._around))
             started = time.monotonic()
             for stream, line in _lines(connection):
-                if stream != _STDOUT or not report_line(line, on_progress):
-                    stderr.append(line)
-            state = self._wait(container, spec, time.monotonic() - started)
+                (listener.on_stdout if stream == _STDOUT else listener.on_stderr)(line)
+            return self._wait(container, spec, time.monotonic() - started)
         finally:
             timer.cancel()
             connection.close()
-        if state.get("OOMKilled"):
-            return _out_of_memory(spec)
-        return read_result(spec.label, space.out_dir, int(state["ExitCode"]), "\n".join(stderr))
 
     def _wait(self, container: Any, spec: StageSpec, ran_s: float) -> dict[str, Any]:
         try:
@@ -259,8 +257,7 @@ class DockerEngine:
             container.reload()
         except docker.errors.NotFound as error:
             if ran_s >= spec.row.timeout_s:
-                message = f"{spec.label} took longer than its limit of {spec.row.timeout_s / 3600:.0f} hours."
-                raise EngineError(message, "Try a smaller model or a faster machine.") from error
+                raise took_too_long(spec) from error
             message = f"{spec.label}: its container was removed from outside."
             raise EngineError(message, "Type the same command again; finished stages are kept.") from error
         return dict(container.attrs["State"])
@@ -289,13 +286,13 @@ def _socket(connection: Any) -> Any:
 
 
 def _lines(connection: Any) -> Iterator[tuple[int, str]]:
-    """Whole lines of the attached container, each with the stream it came from."""
-    rest: dict[int, bytes] = {}
+    """Lines of the attached container, each with the stream it came from."""
+    streams: dict[int, Lines] = {}
     _socket(connection).settimeout(None)  # a stage may be silent for hours
     for stream, block in frames_iter(connection, tty=False):
-        *whole, rest[stream] = (rest.get(stream, b"") + block).split(b"\n")
-        yield from ((stream, line.decode(errors="replace")) for line in whole if line.strip())
-    yield from ((stream, line.decode(errors="replace")) for stream, line in rest.items() if line.strip())
+        yield from ((stream, line) for line in streams.setdefault(stream, Lines()).feed(block))
+    for stream, lines in streams.items():
+        yield from ((stream, line) for line in lines.end())
 
 
 def _out_of_memory(spec: StageSpec) -> StageResult:

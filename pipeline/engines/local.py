@@ -12,13 +12,15 @@ import os
 import signal
 import subprocess
 import threading
-from collections import deque
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import IO
 
 from pipeline.contract import StageResult
 from pipeline.engines import OnNote, OnProgress, Surroundings
-from pipeline.engines.output import read_result, report_line
+from pipeline.engines.lines import Lines
+from pipeline.engines.output import Listener, read_result, took_too_long
 from pipeline.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from pipeline.errors import EngineError
 from pipeline.plan import StageSpec
@@ -26,6 +28,7 @@ from pipeline.store import Artifact, Workspace
 
 _STOP_S = 5.0
 _TAIL_LINES = 15
+_BLOCK_BYTES = 64 * 1024
 _INSTALLED = "import importlib.metadata as m; print(*sorted(f'{d.name}=={d.version}' for d in m.distributions()))"
 
 
@@ -81,12 +84,13 @@ class LocalEngine:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         self._running.add(process)
+        listener = Listener(spec.row.name, on_progress)
         try:
             _hand_over(process, secrets_line(spec, self._around))
-            return self._follow(spec, space, process, on_progress)
+            exit_code = self._follow(spec, process, listener)
         finally:
-            _stop(process)
             self._running.discard(process)
+        return read_result(spec, space.out_dir, exit_code, listener.tail)
 
     def stop(self) -> None:
         """Stop the process of every stage that runs."""
@@ -122,26 +126,26 @@ class LocalEngine:
             env |= {name: str(self._around.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
         return env
 
-    def _follow(
-        self, spec: StageSpec, space: Workspace, process: subprocess.Popen[bytes], on_progress: OnProgress
-    ) -> StageResult:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        stderr = process.stderr
-        reader = threading.Thread(target=lambda: tail.extend(_text(line) for line in stderr), daemon=True)
-        reader.start()
+    def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: Listener) -> int:
+        """Listen to it until it ends; its exit code. What it started ends with it, or is not listened to any longer."""
+        ears = (_Ear(process, process.stdout, listener.on_stdout), _Ear(process, process.stderr, listener.on_stderr))
         timer = threading.Timer(spec.row.timeout_s, _stop, [process])
         timer.daemon = True
-        timer.start()
+        for thread in (*ears, timer):
+            thread.start()
+        started = time.monotonic()
         try:
-            for line in process.stdout:
-                report_line(_text(line), on_progress)
             exit_code = process.wait()
-            reader.join(timeout=_STOP_S)
         finally:
             timer.cancel()
-        return read_result(spec.label, space.out_dir, exit_code, "\n".join(tail))
+            _stop(process)
+            for ear in ears:
+                ear.stop()
+        if error := next((ear.error for ear in ears if ear.error is not None), None):
+            raise error
+        if exit_code < 0 and time.monotonic() - started >= spec.row.timeout_s:
+            raise took_too_long(spec)
+        return exit_code
 
 
 def _hand_over(process: subprocess.Popen[bytes], secrets: bytes) -> None:
@@ -151,8 +155,44 @@ def _hand_over(process: subprocess.Popen[bytes], secrets: bytes) -> None:
         process.stdin.flush()
 
 
-def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip()
+class _Ear(threading.Thread):
+    """Listens to one stream of a process. What goes wrong is kept for the thread that waits, and ends the process: with
+    nobody listening it would wait for ever.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], stream: IO[bytes] | None, on_line: Callable[[str], None]
+    ) -> None:
+        super().__init__(daemon=True)
+        assert stream is not None
+        self._process, self._stream, self._on_line = process, stream, on_line
+        self._stopped = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Listen until the stream ends."""
+        try:
+            self._listen()
+        except BaseException as error:
+            self.error = error
+            _stop(self._process)
+
+    def stop(self) -> None:
+        """The process has ended: hear the rest, but wait for nobody who still holds the stream."""
+        self.join(timeout=_STOP_S)
+        self._stopped.set()
+
+    def _listen(self) -> None:
+        lines = Lines()
+        while block := os.read(self._stream.fileno(), _BLOCK_BYTES):
+            for line in lines.feed(block):
+                self._hear(line)
+        for line in lines.end():
+            self._hear(line)
+
+    def _hear(self, line: str) -> None:
+        if not self._stopped.is_set():
+            self._on_line(line)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -22,13 +22,13 @@ def accuracy_loss(found: Comparison, z: float) -> Interval:
     return Interval(value=value, low=max(low, -100.0), high=min(high, 100.0))
 
 
-def mapped(found: Interval, function: Callable[[float], float]) -> Interval:
-    """The interval in another unit, by a rising function; infinite where that leaves the range of numbers."""
+def mapped(found: Interval, function: Callable[[float], float]) -> Interval | None:
+    """The interval in another unit, by a rising function; None where that leaves the range of numbers."""
     try:
         value, low, high = (function(x) for x in (found.value, found.low, found.high))
     except OverflowError:
-        value = low = high = math.inf
-    return Interval(value=value, low=low, high=high)
+        return None
+    return Interval(value=value, low=low, high=high) if math.isfinite(high) else None
 
 
 def wilson(right: int, n: int, z: float) -> Interval:

@@ -227,8 +227,8 @@ def _is_share(found: Comparison) -> bool:
 # ---- limits ------------------------------------------------------------------------------------------
 
 
-def _within(file: _File, name: str, limit: float, found: Interval, needed: str, task: str = "") -> BudgetResult:
-    if not all(math.isfinite(x) for x in (found.value, found.low, found.high)):
+def _within(file: _File, name: str, limit: float, found: Interval | None, needed: str, task: str = "") -> BudgetResult:
+    if found is None:
         return file.result(name, limit, "failed", words.no_number(name, limit, task), task=task)
     over = name.startswith("max_")
     inside = found.high <= limit if over else found.low >= limit

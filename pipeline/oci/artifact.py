@@ -208,7 +208,7 @@ def _count(n_params: int) -> str:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _digest(content: bytes) -> str:

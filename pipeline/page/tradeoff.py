@@ -5,7 +5,6 @@ All coordinates are pixels of the drawing, y downwards. It is laid out twice, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -100,7 +99,7 @@ def _klds(files: Sequence[Subject]) -> list[Quality]:
     found = []
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
-        if kld is not None and s.size_bytes and math.isfinite(kld.value + kld.stderr):
+        if kld is not None and s.size_bytes:
             of = normal(kld)
             said = f"mean KLD {digits(of.value)} ({digits(of.low)} to {digits(of.high)})"
             found.append(_quality(s, of, said, digits(of.value)))
@@ -111,7 +110,7 @@ def _changes(files: Sequence[Subject]) -> list[Quality]:
     found = []
     for s in files:
         change = s.divergence.ppl_change if s.divergence else None
-        if change is not None and s.size_bytes and math.isfinite(change.high):
+        if change is not None and s.size_bytes:
             value, low, high = (100 * x for x in (change.value, change.low, change.high))
             of, places = Interval(value=value, low=low, high=high), change_places(change.value)
             said = f"ΔPPL {signed(value, places)} % ({signed(low, places)} to {signed(high, places)})"

@@ -36,7 +36,7 @@ def read_errors(folder: Path) -> Errors:
     Raises:
         QuantyardError: it is none.
     """
-    return read_left(folder / "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded")
+    return read_left(folder, "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded")
 
 
 def ladder_of(asked: Sequence[str]) -> tuple[str, ...]:

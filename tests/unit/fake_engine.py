@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.contract import ExitCode, FileEntry, StageError, StageResult
+from pipeline.contract import ExitCode, FetchRequest, FileEntry, StageError, StageResult
 from pipeline.engines import OnNote, OnProgress
 from pipeline.evaluation import DivergenceRequest, ReportRequest
 from pipeline.plan import StageSpec
@@ -31,6 +31,16 @@ def writes(*names: str) -> Behaviour:
         return _done(spec, space, names)
 
     return behave
+
+
+def fetches(spec: StageSpec, space: Workspace) -> StageResult:
+    """The files that were asked for, of their sizes. What is in them nobody knows."""
+    assert isinstance(spec.request, FetchRequest)
+    for entry in spec.request.files:
+        path = space.out_dir / "files" / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}".ljust(entry.size_bytes))
+    return _done(spec, space, tuple(entry.path for entry in spec.request.files))
 
 
 def _done(spec: StageSpec, space: Workspace, names: tuple[str, ...]) -> StageResult:
@@ -107,8 +117,10 @@ def interrupted(spec: StageSpec, space: Workspace) -> StageResult:
 
 
 _DEFAULTS: Mapping[str, Behaviour] = {
-    "verify": writes(), "datasets": writes("questions.arrow"), "evaluate": writes("evaluation.json"),
-    "divergence": diverges, "speed": writes("speed.json"), "report": reports,
+    "fetch": fetches, "convert": writes("model.gguf", "reference.json"),
+    "calibrate": writes("imatrix.gguf", "calibration.txt"), "rounding": writes("rounding.json"),
+    "lora": writes("adapter.gguf"), "verify": writes(), "datasets": writes("datasets.json"),
+    "evaluate": writes("evaluation.json"), "divergence": diverges, "speed": writes("speed.json"), "report": reports,
     "contract": keeps_contract(),
 }  # fmt: skip
 
@@ -143,7 +155,7 @@ class FakeEngine:
         self.ran.append(spec.label)
         assert all(artifact.folder.is_dir() for artifact in inputs.values())
         self.told[spec.label] = json.loads((space.in_dir / "inputs.json").read_text())
-        default = _DEFAULTS.get(spec.row.name, writes("model.gguf", "reference.json"))
+        default = _DEFAULTS.get(spec.row.name, writes("model.gguf"))
         result = self.behaviours.get(spec.label, default)(spec, space)
         (space.out_dir / "result.json").write_text(result.model_dump_json())
         return result

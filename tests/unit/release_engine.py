@@ -22,7 +22,8 @@ def _model(spec: StageSpec, space: Workspace) -> StageResult:
     quant = spec.label.partition(" ")[2] or "BF16"
     with_matrix = isinstance(spec.request, QuantizeRequest) and spec.request.imatrix_file
     matrix = str(json.loads((space.in_dir / "inputs.json").read_text())["imatrix"]) if with_matrix else ""
-    result = writes("model.gguf", "reference.json")(spec, space)
+    names = ("model.gguf",) if quant != "BF16" else ("model.gguf", "reference.json")
+    result = writes(*names)(spec, space)
     path = space.out_dir / "files" / "model.gguf"
     path.write_bytes(tiny(find(quant).name, made_with=matrix))
     entry = FileEntry(path="model.gguf", size_bytes=path.stat().st_size, sha256=sha256_of(path))

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.build import Builder
 from pipeline.contract import ExitCode
-from pipeline.errors import BadRequest, NeedsPermission, QuantyardError, StageFailed
+from pipeline.errors import BadRequest, NeedsPermission, ResultRefused, StageFailed
 from pipeline.manifest import read_manifest
 from pipeline.quants import parse_list
 from pipeline.source import Source, refuse_requantizing
@@ -66,14 +66,14 @@ def test_the_converted_type_itself_is_verified_and_not_quantized(
 
 
 def test_another_image_runs_the_stages_again(local_source: Source, make_builder: MakeBuilder, notes: Notes) -> None:
-    make_builder(local_source, FakeEngine(behaviours={"convert": writes("model.gguf", "other")})).run(notes)
+    make_builder(local_source, FakeEngine()).run(notes)
     engine = FakeEngine(image="image-2")
     make_builder(local_source, engine).run(notes)
     assert "convert" in engine.ran
 
 
 def test_a_download_survives_another_image(hub_source: Source, make_builder: MakeBuilder, notes: Notes) -> None:
-    make_builder(hub_source, FakeEngine(behaviours={"fetch": writes("config.json")})).run(notes)
+    make_builder(hub_source, FakeEngine()).run(notes)
     engine = FakeEngine(image="image-2")
     make_builder(hub_source, engine).run(notes)
     assert "fetch" not in engine.ran and "convert" in engine.ran
@@ -130,12 +130,12 @@ def test_a_stage_that_names_a_file_it_did_not_leave_does_not_count(
     local_source: Source, make_builder: MakeBuilder, notes: Notes
 ) -> None:
     def lies(spec, space):  # type: ignore[no-untyped-def]
-        result = writes("model.gguf")(spec, space)
+        result = writes("model.gguf", "reference.json")(spec, space)
         (space.out_dir / "files" / "model.gguf").unlink()
         return result
 
     builder = make_builder(local_source, FakeEngine(behaviours={"convert": lies}))
-    with pytest.raises(QuantyardError, match=r"not there: model\.gguf"):
+    with pytest.raises(ResultRefused, match=r"model\.gguf is not there"):
         builder.run(notes)
     assert not _unfinished(builder.store.folder) and not list((builder.store.folder / "stages").glob("convert*"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from eval.report_words import plain_words
 from pipeline.evaluation import EvalReport
@@ -86,11 +88,12 @@ def test_without_divergence_perplexity_tells_and_without_either_there_is_no_fron
     assert standings(entries_of(only_ppl), "ΔPPL")[BEATEN].startswith(f"beaten by {WINNER}: 4.5 % smaller, ΔPPL +3.3")
 
 
-def test_a_file_without_a_finite_quality_beats_nothing_and_is_beaten_by_nothing() -> None:
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_report_with_a_quality_that_is_no_finite_number_is_none(number: float) -> None:
     data = report().model_dump()
-    data["measurements"][-1]["divergence"]["mean_kld"]["value"] = float("nan")
-    broken = EvalReport.model_validate(data)
-    assert data["measurements"][-1]["file"]["label"] not in beaten_by(entries_of(broken))
+    data["measurements"][-1]["divergence"]["mean_kld"]["value"] = number
+    with pytest.raises(ValidationError, match="finite number"):
+        EvalReport.model_validate(data)
 
 
 # ---- the same everywhere -----------------------------------------------------------------------------

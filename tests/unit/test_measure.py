@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.contract import ExitCode
-from pipeline.errors import QuantyardError, StageFailed
+from pipeline.errors import ResultRefused, StageFailed
 from pipeline.manifest import read_manifest
+from pipeline.safe_files import copy_open
 from pipeline.source import Source
 from tests.unit.conftest import SUITE, MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
@@ -226,7 +226,7 @@ def test_a_run_killed_while_it_publishes_leaves_no_half_report(
 ) -> None:
     builder = measured(local_source, FakeEngine())
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfile", _copies_until("size.svg", shutil.copyfile))
+        patch.setattr("pipeline.store.copy_open", _copies_until("size.svg", copy_open))
         with pytest.raises(KeyboardInterrupt):
             builder.run(notes)
     assert not (builder.store.folder / "eval" / "trial").exists()
@@ -238,8 +238,8 @@ def test_a_run_killed_while_it_publishes_leaves_no_half_report(
 def test_a_report_that_is_none_ends_with_an_error_and_not_in_the_manifest(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
-    builder = measured(local_source, FakeEngine(behaviours={"report": writes("report.json")}))
-    with pytest.raises(QuantyardError, match="is not a report"):
+    builder = measured(local_source, FakeEngine(behaviours={"report": writes("report.json", "report.md")}))
+    with pytest.raises(ResultRefused, match="is not a report"):
         builder.run(notes)
     manifest = read_manifest(builder.store.folder / "manifest.json")
     assert manifest is not None and manifest.evaluations == {} and not (builder.store.folder / "eval").exists()
@@ -260,8 +260,8 @@ def test_a_manifest_of_before_there_were_evaluations_is_still_read(
 
 
 def _copies_until(name: str, copy: Callable[..., Any]) -> Callable[..., Any]:
-    def behave(source: Path, target: Path) -> Any:
-        if Path(source).name == name:
+    def behave(source: int, target: Path) -> Any:
+        if target.name == name:
             raise KeyboardInterrupt
         return copy(source, target)
 

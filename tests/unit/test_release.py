@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import run as cli_run
-from pipeline.contract import FileEntry
+from pipeline.contract import FileEntry, SplitRequest, StageResult
 from pipeline.errors import BadRequest
 from pipeline.evaluation import Suite, TaskEntry
 from pipeline.manifest import Manifest, StageRecord, parse_manifest
+from pipeline.plan import StageSpec
 from pipeline.release.files import made
 from pipeline.release.find import Release, find_release, public_manifest, report_files
 from pipeline.release.folder import write_release
 from pipeline.settings import REPO_DIR
 from pipeline.stage import sha256_of
-from pipeline.store import HashCache, ModelStore
+from pipeline.store import HashCache, ModelStore, Workspace
 from tests.hub_server import HubServer
 from tests.released import SUITE, TASKS, Yard, lay_out, tiny
 from tests.unit.fake_engine import FakeEngine, writes
@@ -230,8 +231,13 @@ def test_files_above_the_limit_are_published_in_parts_that_verify_accepts(yard: 
     assert (states[names[0]], states[names[1]], told["state"]) == ("ok", "ok", "ok")
 
 
+def _splits(spec: StageSpec, space: Workspace) -> StageResult:
+    assert isinstance(spec.request, SplitRequest)
+    return writes(f"{spec.request.prefix}-00001-of-00001.gguf")(spec, space)
+
+
 def test_splitting_again_runs_nothing(yard: Yard) -> None:
-    engine = FakeEngine(behaviours={"split Q4_K_M": writes("a.gguf"), "split Q8_0": writes("b.gguf")})
+    engine = FakeEngine(behaviours={"split Q4_K_M": _splits, "split Q8_0": _splits})
     yard.monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
     for _ in range(2):
         assert yard.publish("--split-above=1", "--dry-run").code == 0

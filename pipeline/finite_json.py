@@ -1,0 +1,52 @@
+"""Numbers that may be written: never NaN, never infinity, in JSON of ours and in what crosses the border to a stage.
+
+`plain_json.py` reads what others wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final, TypeVar
+
+_MAX_DEPTH: Final = 32  # of lists and objects in each other
+MAX_INT: Final = 2**63
+_MAX_NUMBER: Final = 1e100  # no measure is larger, and sums and products of a few stay finite
+T = TypeVar("T")
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """The value as JSON.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False)
+
+
+def only_finite(value: T) -> T:
+    """The value itself, for a field of a pydantic model.
+
+    Raises:
+        ValueError: it holds a number that is not finite, is beyond 64 bits or any measure, or is nested too deeply.
+            Names the place.
+    """
+    todo: list[tuple[object, str, int]] = [(value, "", 0)]
+    while todo:
+        one, where, depth = todo.pop()
+        if isinstance(one, dict | list | tuple):
+            if depth >= _MAX_DEPTH:
+                raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
+            pairs = one.items() if isinstance(one, dict) else enumerate(one)
+            todo += [(inner, f"{where}.{str(key)[:40]}".lstrip("."), depth + 1) for key, inner in pairs]
+        elif problem := _problem_of(one):
+            raise ValueError(f"{where or 'it'} is {problem}")
+    return value
+
+
+def _problem_of(one: object) -> str:
+    if isinstance(one, float) and not math.isfinite(one):
+        return f"{one}, which is not a finite number"
+    if isinstance(one, float) and abs(one) > _MAX_NUMBER:
+        return f"{one}, which is beyond any measure"
+    return "an integer beyond 64 bits" if isinstance(one, int) and not -MAX_INT <= one < MAX_INT else ""
