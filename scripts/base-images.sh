@@ -8,15 +8,16 @@
 #            6 minutes, 0.7 GB downloaded, 1.8 GB kept
 #   server   the same STANDIN_SUITE, llama-server alone: about 2 minutes, 0.2 GB kept
 #   eval     the release that the tag ends with, and its Python: about 1 minute, 0.2 GB kept
+#   proxy    the same STANDIN_SUITE as the server's, nginx and its module njs: about 1 minute, 0.1 GB kept
 # Debian's packages lack one file of upstream's, convert_lora_to_gguf.py, which `make lora` runs. It comes out of the
 # source of llama-cpp-python that pyproject.toml pins; a stand-in that it cannot be had for, or does not start in, is
 # made without it.
 #
-# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server …]
+# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy …]
 #   --if-unreachable  try `docker pull` first; make a stand-in only if the network is the reason it fails
 #   --force           make it again although the tag is there
 #   --rootfs FILE     take this root file system (from `mmdebstrap … FILE`) and download no package; for one image
-#   builder|eval|server  whose base; without it all. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
+#   builder|eval|server|proxy  whose base; without it all. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
 #                     EVAL_BASE_IMAGE and so on) says versions.env; the environment wins
 #   LLAMA_CPP_SDIST=FILE  the source of llama-cpp-python, where it cannot be downloaded
 # Exit codes:  0 the images are there · 1 a step failed · 2 wrong usage, or no stand-in for this tag
@@ -25,7 +26,7 @@ cd "$(dirname "$0")/.."
 
 NETWORK_ERROR='no such host|dial tcp|timeout|timed out|connection re|network is unreachable|no route to host|proxyconnect|TLS handshake|x509|certificate|deadline exceeded|EOF|server misbehaving|403 Forbidden|50[234] '
 
-IMAGES="builder eval server"
+IMAGES="builder eval server proxy"
 # To add a stand-in: name it above, and add a case here and a function layout_… that prints what its Dockerfile
 # adds to the packages. tags is a pattern; tmp_mib must hold the tree, its downloads and the tar, all at once;
 # the version of the first package recorded is the image's.
@@ -51,12 +52,18 @@ known() {
             packages=ca-certificates,python3-pip,netbase,tzdata
             recorded="python3 python3-pip libc6 libstdc++6"
             ;;
+        proxy)
+            base=$(setting PROXY_IMAGE):$(setting PROXY_TAG)
+            tags='1.*' suite=$(setting STANDIN_SUITE) tmp_mib=600 docker_mib=300
+            packages=nginx,libnginx-mod-http-js,curl # curl: the healthcheck's, as upstream's image has it
+            recorded="nginx libnginx-mod-http-js libc6"
+            ;;
     esac
 }
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
-usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server …]"; exit 2; }
+usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy …]"; exit 2; }
 setting() { local given=${!1-}; echo "${given:-$(sed -n "s/^$1=//p" versions.env)}"; } # setting NAME
 
 main() {
@@ -210,6 +217,22 @@ RUN for name in python python3; do ln -s /usr/bin/python3 /usr/local/bin/\$name;
  && python3 -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "${1%%-*}" and "not Python ${1%%-*}: " + sys.version)'
 ENV LANG=C.UTF-8
 CMD ["python3"]
+DOCKERFILE
+}
+
+# Debian's modules lie where upstream's do; its packages would load them all, upstream's image loads none. The test of a
+# configuration with the module runs last: a stand-in that cannot do what the proxy needs never gets the tag.
+layout_proxy() {
+    cat <<'DOCKERFILE'
+RUN rm -rf /etc/nginx/modules-enabled /var/lib/apt/lists/* /var/cache/apt \
+ && ln -sf /dev/stdout /var/log/nginx/access.log \
+ && ln -sf /dev/stderr /var/log/nginx/error.log \
+ && printf 'load_module /usr/lib/nginx/modules/ngx_http_js_module.so;\nevents {}\nhttp {}\n' >/tmp/test.conf \
+ && nginx -t -c /tmp/test.conf \
+ && rm /tmp/test.conf
+EXPOSE 80
+STOPSIGNAL SIGQUIT
+CMD ["nginx", "-g", "daemon off;"]
 DOCKERFILE
 }
 

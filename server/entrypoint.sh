@@ -24,7 +24,8 @@ die() { say "error: $1"; shift; for line; do say "$line"; done; exit 2; }
 main() {
     MODEL=${MODEL:-/model} PORT=${PORT:-8080} HOST=${HOST:-0.0.0.0} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
     check_numbers
-    set -- --host "$HOST" --port "$PORT" --metrics --no-slots --jinja --kv-unified "$@"
+    # threads to begin with, whatever the machine; more come with the connections, which compose.yaml's proxy limits
+    set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --kv-unified "$@"
     models=$(models_in "$MODEL")
     check_models "$models"
     if [ "$(echo "$models" | wc -l)" -gt 1 ]; then

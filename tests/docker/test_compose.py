@@ -16,39 +16,30 @@ import requests
 from pipeline.settings import REPO_DIR, read_pins
 from tests.adapters import attention_pairs, write_adapter
 from tests.conftest import run
+from tests.docker.compose_project import PROFILES, Project
 from tests.docker.server import HARDENED, wait_for
 
 Compose = Callable[..., subprocess.CompletedProcess[str]]
-FILES = ("compose.yaml", ".env", ".env.example", ".dockerignore", "docker", "server")
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """What of a fresh clone compose needs, with the folders that git keeps."""
-    for name in FILES:
-        copy = shutil.copytree if (REPO_DIR / name).is_dir() else shutil.copy
-        copy(REPO_DIR / name, tmp_path / name)
-    for name in ("served", "keys"):
-        (tmp_path / "artifacts" / name).mkdir(parents=True)
-    return tmp_path
+def copied(tmp_path: Path) -> Iterator[Project]:
+    """A copy of the project, taken down at the end."""
+    made = Project(tmp_path)
+    yield made
+    made.down()
 
 
 @pytest.fixture
-def compose(project: Path) -> Iterator[Compose]:
-    """`docker compose …` in that copy, under a name of its own; taken down at the end."""
-    environment = {
-        "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "THREADS": "1", "CONTEXT_SIZE": "2048",
-        "COMPOSE_PROJECT_NAME": f"qy-{project.name[:20]}",
-    }
+def project(copied: Project) -> Path:
+    """Its folder."""
+    return copied.folder
 
-    def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["docker", "compose", *argv], cwd=project, env=environment | variables, text=True, capture_output=True,
-            check=False, timeout=300,
-        )
 
-    yield run
-    run("--profile", "cpu", "--profile", "cuda", "--profile", "monitoring", "down", "--volumes", "--timeout", "5")
+@pytest.fixture
+def compose(copied: Project) -> Compose:
+    """`docker compose …` in it."""
+    return copied.compose
 
 
 @pytest.fixture
@@ -66,12 +57,12 @@ def services(compose: Compose, *argv: str, **variables: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("argv", "variables", "started"), [
-    ((), {}, {"keys", "server"}),
-    (("--profile", "cpu"), {}, {"keys", "server"}),
-    (("--profile", "cuda"), {}, {"keys", "server-cuda"}),
-    ((), {"COMPOSE_PROFILES": "cuda"}, {"keys", "server-cuda"}),
-    (("--profile", "cpu", "--profile", "monitoring"), {}, {"keys", "server", "prometheus"}),
-    ((), {"COMPOSE_PROFILES": "cuda,monitoring"}, {"keys", "server-cuda", "prometheus"}),
+    ((), {}, {"keys", "server", "proxy"}),
+    (("--profile", "cpu"), {}, {"keys", "server", "proxy"}),
+    (("--profile", "cuda"), {}, {"keys", "server-cuda", "proxy"}),
+    ((), {"COMPOSE_PROFILES": "cuda"}, {"keys", "server-cuda", "proxy"}),
+    (("--profile", "cpu", "--profile", "monitoring"), {}, {"keys", "server", "proxy", "prometheus"}),
+    ((), {"COMPOSE_PROFILES": "cuda,monitoring"}, {"keys", "server-cuda", "proxy", "prometheus"}),
 ])  # fmt: skip
 def test_a_profile_starts_its_server_alone(
     docker_client: Any, compose: Compose, argv: tuple[str, ...], variables: dict[str, str], started: set[str]
@@ -87,16 +78,16 @@ def test_the_gpu_is_reserved_for_the_cuda_server_alone(docker_client: Any, compo
     assert "deploy" not in services(compose)["server"]
 
 
-@pytest.mark.parametrize("service", ["server", "server-cuda", "keys", "prometheus"])
+@pytest.mark.parametrize("service", ["server", "server-cuda", "proxy", "keys", "prometheus"])
 def test_every_service_is_hardened_as_the_tests_of_the_image_are(
     docker_client: Any, compose: Compose, service: str
 ) -> None:
-    found = services(compose, "--profile", "cpu", "--profile", "cuda", "--profile", "monitoring")[service]
+    found = services(compose, *PROFILES)[service]
     for name in ("read_only", "cap_drop", "security_opt", "pids_limit"):
-        assert found[name] == HARDENED[name]
+        assert found[name] == HARDENED[name] or (name, found[name]) == ("pids_limit", 2048)
     if service != "keys":
         assert found["user"] == HARDENED["user"] and "cap_add" not in found
-        assert all(port["host_ip"] == "127.0.0.1" for port in found["ports"])
+        assert all(port["host_ip"] == "127.0.0.1" for port in found.get("ports", ()))
     else:
         assert found["network_mode"] == "none" and found["cap_add"] == ["CHOWN", "DAC_OVERRIDE"]
 
@@ -104,21 +95,35 @@ def test_every_service_is_hardened_as_the_tests_of_the_image_are(
 def test_what_compose_builds_on_is_what_versions_env_pins(docker_client: Any, compose: Compose) -> None:
     pins = read_pins(REPO_DIR / "versions.env")
     base = f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_SERVER_TAG']}"
-    found = services(compose, "--profile", "cpu", "--profile", "cuda", "--profile", "monitoring")
+    found = services(compose, *PROFILES)
     assert found["server"]["build"]["args"]["BASE"] == found["keys"]["build"]["args"]["BASE"] == base
     assert found["server-cuda"]["build"]["args"]["BASE"] == f"{base}-cuda"
     assert found["prometheus"]["image"] == f"{pins['PROMETHEUS_IMAGE']}:{pins['PROMETHEUS_TAG']}"
+    assert found["proxy"]["image"] == f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"
 
 
-def test_every_variable_is_in_the_example_with_its_default(project: Path) -> None:
+@pytest.mark.parametrize("service", ["server", "server-cuda"])
+def test_only_the_proxy_reaches_the_model_and_the_model_reaches_nobody(
+    docker_client: Any, compose: Compose, service: str
+) -> None:
+    done = compose(*PROFILES, "config", "--format", "json", BIND_ADDRESS="0.0.0.0", PORT="8099")  # noqa: S104
+    found = json.loads(done.stdout)
+    assert found["networks"]["model"]["internal"] is True
+    model = found["services"][service]
+    assert set(model["networks"]) == {"model"} and "ports" not in model and model["restart"] == "unless-stopped"
+    port = found["services"]["proxy"]["ports"][0]
+    assert (port["host_ip"], port["published"], port["target"]) == ("0.0.0.0", "8099", 8080)  # noqa: S104
+
+
+def test_every_variable_is_in_the_example_with_its_default() -> None:
     import re
 
-    used = dict(re.findall(r"\$\{([A-Z_]+):[-+]([^}]*)\}", (project / "compose.yaml").read_text()))
-    shown = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (project / ".env.example").read_text(), re.MULTILINE))
+    used = dict(re.findall(r"\$\{([A-Z_]+):[-+]([^}]*)\}", (REPO_DIR / "compose.yaml").read_text()))
+    shown = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (REPO_DIR / ".env.example").read_text(), re.MULTILINE))
     assert set(used) | {"COMPOSE_PROFILES"} == set(shown)
     for name, default in shown.items():
         if default and name != "COMPOSE_PROFILES":
-            assert default in (project / "compose.yaml").read_text()
+            assert default in (REPO_DIR / "compose.yaml").read_text()
 
 
 def test_up_answers_a_chat_with_the_key_it_made(server_image: str, compose: Compose, gguf: Path, project: Path) -> None:
@@ -210,9 +215,9 @@ def test_a_port_that_is_taken_is_named(server_image: str, compose: Compose, gguf
         assert done.returncode != 0 and port in done.stderr and "in use" in done.stderr
 
 
-def test_prometheus_asks_the_port_and_path_that_the_server_has(project: Path) -> None:
+def test_prometheus_asks_the_port_and_path_that_the_server_has() -> None:
     import yaml
 
-    job = yaml.safe_load((project / "server" / "prometheus.yml").read_text())["scrape_configs"][0]
+    job = yaml.safe_load((REPO_DIR / "server" / "prometheus.yml").read_text())["scrape_configs"][0]
     assert job["metrics_path"] == "/metrics" and job["authorization"]["credentials_file"] == "/run/keys/api-key"
     assert [config["targets"] for config in job["static_configs"]] == [["server:8080"], ["server-cuda:8080"]]

@@ -338,7 +338,7 @@ HOSTILE: Final = (
         "Content-Type": "application/x-www-form-urlencoded", "Origin": "http://elsewhere.example"}),
 )  # fmt: skip
 
-# Routes that are nobody's: what changes the server, or shows what others ask.
+# Routes that are nobody's, answered with 404, 405 for the method, or 400: what changes the server, or shows what others ask.
 CLOSED: Final = tuple(
     Case(f"{method} {path}", path, (lambda: b"") if method == "GET" else dict, 404, method)
     for method, path in (

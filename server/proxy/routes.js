@@ -1,0 +1,74 @@
+// Who may ask what, told by the header alone: the routes that are promised, and the key.
+import fs from 'fs';
+
+const KEY_FILE = '/run/keys/api-key';
+const LARGE_BYTES = 262144;
+
+// To add a route: a row. `open`: no key is asked for. What is not here is answered with 404.
+const ROUTES = {
+    '/health': {GET: 'model', open: true},
+    '/v1/health': {GET: 'model', open: true},
+    '/v1/models': {GET: 'model'},
+    '/models': {GET: 'model'},
+    '/metrics': {GET: 'model'},
+    '/props': {GET: 'model'},
+    '/v1/chat/completions': {POST: 'inner'},
+    '/chat/completions': {POST: 'inner'},
+    '/v1/completions': {POST: 'inner'},
+    '/completions': {POST: 'inner'},
+    '/completion': {POST: 'inner'},
+    '/v1/responses': {POST: 'inner'},
+    '/responses': {POST: 'inner'},
+    '/v1/messages': {POST: 'inner'},
+    '/v1/messages/count_tokens': {POST: 'inner'},
+    '/v1/embeddings': {POST: 'inner'},
+    '/embeddings': {POST: 'inner'},
+    '/v1/rerank': {POST: 'inner'},
+    '/tokenize': {POST: 'inner'},
+    '/detokenize': {POST: 'inner'},
+    '/apply-template': {POST: 'inner'},
+};
+// The files of llama-server's web page; it has none of them where the page is off.
+const PAGE = /^\/(index\.html|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webmanifest)|_app\/[A-Za-z0-9_\/.-]+\.(js|css|json|woff2?))?$/;
+const PAGE_ROUTE = {GET: 'model', open: true};
+const THIS_MACHINE = /^(localhost|127(\.\d{1,3}){3}|\[::1\]|host\.docker\.internal)(:\d+)?$/i;
+
+// The upstream that answers, or the status that refuses.
+function way(r) {
+    const route = Object.hasOwn(ROUTES, r.uri) ? ROUTES[r.uri] : PAGE.test(r.uri) ? PAGE_ROUTE : undefined;
+    if (process.env.API_KEY === 'off') {
+        // a page elsewhere whose name was made to mean this machine is kept out by that name
+        if (!THIS_MACHINE.test(r.headersIn.Host || '')) return '403';
+    } else if (!(route && route.open) && !hasKey(r)) {
+        return '401';
+    }
+    if (!route) return '404';
+    return route[r.method === 'HEAD' ? 'GET' : r.method] || '405';
+}
+
+function hasKey(r) {
+    const bearer = /^Bearer (.+)$/.exec(r.headersIn.Authorization || '');
+    const given = bearer ? bearer[1] : r.headersIn['X-Api-Key'];
+    if (!given) return false;
+    try {
+        const keys = fs.readFileSync(KEY_FILE, 'utf8').split('\n').filter((line) => line && line[0] !== '#');
+        return keys.includes(given);
+    } catch (error) {
+        r.error(`${KEY_FILE} cannot be read: ${error.message}`);
+        return false;
+    }
+}
+
+// Of the query only the model's name, with which several are told apart.
+function query(r) {
+    const name = r.variables.arg_model;
+    return name ? `?model=${name}` : '';
+}
+
+function large(r) {
+    const length = r.headersIn['Content-Length'];
+    const isLarge = length === undefined ? 'Transfer-Encoding' in r.headersIn : Number(length) > LARGE_BYTES;
+    return isLarge ? r.variables.remote_addr : '';
+}
+
+export default {way, query, large};

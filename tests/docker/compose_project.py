@@ -1,0 +1,52 @@
+"""compose.yaml as a user types it, in a copy of the project."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from pipeline.settings import REPO_DIR
+
+FILES: Final = ("compose.yaml", ".env", ".env.example", ".dockerignore", "docker", "server")
+PROFILES: Final = ("--profile", "cpu", "--profile", "cuda", "--profile", "monitoring")
+Done = subprocess.CompletedProcess[str]
+
+
+class Project:
+    """What of a fresh clone compose needs, with the folders that git keeps; its containers have a name of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._environment = {
+            "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "THREADS": "1", "CONTEXT_SIZE": "2048",
+            "COMPOSE_PROJECT_NAME": f"qy-{folder.name[:20]}",
+        }
+        if (folder / "compose.yaml").exists():
+            return
+        for name in FILES:
+            copy = shutil.copytree if (REPO_DIR / name).is_dir() else shutil.copy
+            copy(REPO_DIR / name, folder / name)
+        for name in ("served", "keys"):
+            (folder / "artifacts" / name).mkdir(parents=True)
+
+    def compose(self, *argv: str, **variables: str) -> Done:
+        """`docker compose …` in it."""
+        return subprocess.run(
+            ["docker", "compose", *argv], cwd=self.folder, env=self._environment | variables, text=True,
+            capture_output=True, check=False, timeout=300,
+        )  # fmt: skip
+
+    def key(self) -> str:
+        """The API key that was made on first use."""
+        return (self.folder / "artifacts" / "keys" / "api-key").read_text().strip()
+
+    def container(self, service: str) -> str:
+        """The id of a service's container."""
+        return self.compose("ps", "--all", "--quiet", service).stdout.strip()
+
+    def down(self) -> None:
+        """Remove every container, network and volume of it."""
+        self.compose(*PROFILES, "down", "--volumes", "--timeout", "5")
