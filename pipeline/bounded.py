@@ -1,7 +1,7 @@
 """Runs what others wrote, such as a chat template, in a process of its own that has so many seconds and megabytes.
 
-    worker = Worker(python_argv("worker.py"))          # answers one line of JSON with one line of JSON
-    answer = worker.ask(question)                      # OverLimit: what it did, in words
+    worker = Worker([sys.executable, "-I", "worker.py"])  # answers each line of JSON with one of its own
+    answer = worker.ask(question)                         # OverLimit: what it did, in words
 
 As a script it gives any program its limits: `python bounded.py CPU_S MEMORY_BYTES PROGRAM ARGUMENT…`.
 
@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,6 @@ SLACK_S: Final = 60.0  # by the clock, for all answers of one program together, 
 MEAN_S: Final = 0.25  # real templates take milliseconds
 MEMORY_BYTES: Final = 1 << 30
 MAX_ANSWER_BYTES: Final = 16 << 20
-TOO_LONG: Final = f"runs longer than {CPU_S} s"
 TOO_SLOW: Final = f"gives no answer within {CLOCK_S:.0f} s"
 TOO_SLOW_IN_ALL: Final = f"takes more than {MEAN_S} s for each of many conversations"
 TOO_LARGE: Final = f"writes more than {MAX_ANSWER_BYTES >> 20} MiB"
@@ -45,15 +44,20 @@ class OverLimit(Exception):
     """It took more than it may, or broke what ran it; the message goes on after its name: `runs longer than 10 s`."""
 
 
+def too_long(cpu_s: int = CPU_S) -> str:
+    """The words for one that runs on."""
+    return f"runs longer than {cpu_s} s"
+
+
 def too_much(memory_bytes: int = MEMORY_BYTES) -> str:
     """The words for one that wants more memory than that."""
     return f"needs more than {memory_bytes >> 20:,} MiB of memory"
 
 
-def how_it_ended(exit_code: int, memory_bytes: int = MEMORY_BYTES) -> str:
+def how_it_ended(exit_code: int, memory_bytes: int = MEMORY_BYTES, cpu_s: int = CPU_S) -> str:
     """The words for a process of this exit code (negative: the signal) that should have answered."""
     if exit_code == -signal.SIGXCPU:
-        return TOO_LONG
+        return too_long(cpu_s)
     if exit_code in (-signal.SIGKILL, -signal.SIGABRT):
         return too_much(memory_bytes)
     name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
@@ -119,8 +123,9 @@ class Budget:
 class Worker:
     """A process that answers lines of JSON; it is started by the first question, and again after it was ended."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        self._argv, self._env = list(argv), env
+    def __init__(self, argv: Sequence[str], cpu_s: int = CPU_S) -> None:
+        """`argv` is given the seconds for each answer as its last argument, and has to keep to them."""
+        self._argv, self._cpu_s = [*argv, str(cpu_s)], cpu_s
         self._process: subprocess.Popen[bytes] | None = None
         self._budget = Budget()
 
@@ -150,7 +155,7 @@ class Worker:
                 process.wait(timeout=1)
             code = process.poll()
             self.close()
-            raise OverLimit(TOO_LARGE if code is None else how_it_ended(code)) from error
+            raise OverLimit(TOO_LARGE if code is None else how_it_ended(code, cpu_s=self._cpu_s)) from error
         except BaseException:
             self.close()
             raise
@@ -158,8 +163,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
-            self._argv, env=self._env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            bufsize=0,
+            self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
         return self._process
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pipeline.bounded import OverLimit, Worker
+from pipeline.bounded import CPU_S, OverLimit, Worker
 from pipeline.contract import ExitCode
 from pipeline.stage import StageFailure
 
@@ -48,11 +48,11 @@ def refuse_large(template: str) -> None:
 class ChatTemplate:
     """One template, rendered by Jinja as transformers does it, in a process of its own."""
 
-    def __init__(self, text: str, bos_token: str, eos_token: str) -> None:
+    def __init__(self, text: str, bos_token: str, eos_token: str, cpu_s: int = CPU_S) -> None:
         refuse_large(text)
         self.text = text
         self._names = {"bos_token": bos_token, "eos_token": eos_token}
-        self._worker = Worker([sys.executable, "-I", str(_WORKER)])
+        self._worker = Worker([sys.executable, "-I", str(_WORKER)], cpu_s)
         self._is_told = False
 
     def close(self) -> None:

@@ -160,6 +160,8 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
 
     try:
         value = json.loads(text, object_pairs_hook=once)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a character is no text, though JSON can write it
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, an integer of 5,000 digits
         raise SafetensorsError(f"{file} has a {what} that is not JSON: {error}") from error
     if not isinstance(value, dict):

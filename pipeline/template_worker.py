@@ -77,10 +77,11 @@ def _answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answer until stdin closes."""
+    """Answer until stdin closes. The one argument is the seconds for each answer."""
+    cpu_s = int(sys.argv[1])
     state: dict[str, Any] = {}
     for line in sys.stdin:
-        _BOUNDED["limit_from_here"]()
+        _BOUNDED["limit_from_here"](cpu_s)
         sys.stdout.write(json.dumps(_answer(state, json.loads(line))) + "\n")
         sys.stdout.flush()
 
