@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 MAX_STRING_BYTES: Final = 16 * 1024 * 1024  # a chat template is the longest; real ones stay under 100 kB
 MAX_METADATA_BYTES: Final = 64 * 1024 * 1024  # of all strings kept together
 MAX_ITEMS: Final = 1_000_000  # metadata keys, or tensors; the largest models have some thousands
+_LONGEST_ERROR: Final = 500  # characters; a key may have millions
 _READ_BYTES: Final = 1024 * 1024
 _LENGTH: Final = struct.Struct("<Q")
 _STRING_TYPE: Final = 8
@@ -67,7 +68,7 @@ class GgufCursor:
 
     def error(self, what: str) -> GgufError:
         """The error to raise: the file's name, then `what` is wrong with it."""
-        return GgufError(f"{self.path.name} {what}")
+        return GgufError(f"{self.path.name} {what if len(what) <= _LONGEST_ERROR else what[:_LONGEST_ERROR] + '…'}")
 
     def take(self, n_bytes: int, what: str) -> bytes:
         """The next bytes; `what` names them in the error when the file ends before."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeGuard
 
+from pipeline.names import shown
+
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 INDEX_NAME: Final = "model.safetensors.index.json"
 _MAX_INDEX_BYTES: Final = 100_000_000
@@ -155,7 +157,7 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise SafetensorsError(f"{file} has {twice!r} twice in its {what}")
+            raise SafetensorsError(f"{file} has {shown(twice)} twice in its {what}")
         return found
 
     try:
@@ -170,7 +172,7 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
 
 
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> SafetensorsTensor:
-    problem = f"{path.name} describes its tensor {name!r} wrongly"
+    problem = f"{path.name} describes its tensor {shown(name)} wrongly"
     if not isinstance(entry, dict):
         raise SafetensorsError(f"{problem}: {entry!r:.80} is no JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -181,8 +183,8 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> Safetensor
     tensor = SafetensorsTensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
     bits = _n_values(tensor.shape) * DTYPE_BITS[dtype]
     if bits != 8 * (tensor.end - tensor.start):
-        have = tensor.end - tensor.start
-        raise SafetensorsError(f"{problem}: {dtype} {list(shape)} takes {bits // 8} bytes, its offsets hold {have}")
+        takes, have = f"{dtype} {list(shape)!r:.80} takes {bits // 8} bytes", tensor.end - tensor.start
+        raise SafetensorsError(f"{problem}: {takes}, its offsets hold {have}")
     return tensor
 
 
@@ -202,7 +204,7 @@ def _check_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_star
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != end:
             what = "overlaps the one before it" if tensor.start < end else "leaves a gap before it"
-            raise SafetensorsError(f"{path.name} is malformed: its tensor {name!r} {what}")
+            raise SafetensorsError(f"{path.name} is malformed: its tensor {shown(name)} {what}")
         end = tensor.end
     if end > size:
         raise SafetensorsError(f"{path.name} is truncated: {size} bytes, {end} expected")
@@ -219,7 +221,8 @@ def _read_index(path: Path) -> dict[str, str]:
         raise SafetensorsError(f"{path.name} has no weight_map")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or {"/", "\\", "\0"} & set(file):
-            raise SafetensorsError(f"{path.name} places the tensor {tensor!r} in {file!r:.80}, which is no file of it")
+            where = f"in {file!r:.80}, which is no file of it"
+            raise SafetensorsError(f"{path.name} places the tensor {shown(tensor)} {where}")
     return weight_map
 
 
@@ -228,14 +231,14 @@ def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str]) -> 
     for file in files:
         for name in file.tensors:
             if name in place:
-                raise SafetensorsError(f"{file.path.name} repeats the tensor {name!r} of {place[name]}")
+                raise SafetensorsError(f"{file.path.name} repeats the tensor {shown(name)} of {place[name]}")
             place[name] = file.path.name
     for name, expected in index.items():
         if place.get(name) != expected:
-            raise SafetensorsError(f"{expected} lacks the tensor {name!r}, which {INDEX_NAME} places there")
+            raise SafetensorsError(f"{expected} lacks the tensor {shown(name)}, which {INDEX_NAME} places there")
     if index and len(index) != len(place):
         extra = next(name for name in place if name not in index)
-        raise SafetensorsError(f"{place[extra]} holds the tensor {extra!r}, which {INDEX_NAME} does not name")
+        raise SafetensorsError(f"{place[extra]} holds the tensor {shown(extra)}, which {INDEX_NAME} does not name")
 
 
 def _counts_as(dtype: str) -> str:

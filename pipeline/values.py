@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import BadRequest
+from pipeline.own_files import kind_of
 from pipeline.printable import has_user_info, one_line
 
 _ON = {"1", "true", "yes", "on"}
@@ -118,6 +119,8 @@ def readable(name: str, values: Mapping[str, str]) -> Path | None:
     if not values[name]:
         return None
     path = Path(values[name]).expanduser().absolute()
+    if kind_of(path) == "other":  # a pipe would be waited for
+        raise BadRequest(f"{name}={values[name]} is not a file.", f"Give a file that can be read: {name}=path")
     try:
         path.open("rb").close()
     except OSError as error:
