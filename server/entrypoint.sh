@@ -10,6 +10,7 @@
 #   CONTEXT_SIZE PARALLEL THREADS N_GPU_LAYERS     see defaults.sh
 #   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own 8 GiB would
 #                   fill a container slowly until it is killed
+#   START_TIMEOUT   seconds until llama-server has to be up; default 120, and one for each 20 MiB of the model
 #   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server
 #
 # Exit codes: llama-server's · 2 what was given cannot be served · 5 memory ran out
@@ -49,7 +50,7 @@ main() {
 
 check_numbers() {
     value=""
-    for name in PORT CONTEXT_SIZE PARALLEL THREADS CACHE_MIB; do
+    for name in PORT CONTEXT_SIZE PARALLEL THREADS CACHE_MIB START_TIMEOUT; do
         eval "value=\${$name:-0}"
         case $value in
             *[!0-9]* | ??????????*) die "$name=$value is not a whole number." "Give a number, or leave it out." ;;
@@ -108,8 +109,10 @@ run() {
     say "$*"
     unset LLAMA_ARG_HOST # upstream's image sets it; it would warn of what the command line says
     export LLAMA_ARG_CORS_ORIGINS="${LLAMA_ARG_CORS_ORIGINS-}" LLAMA_ARG_CORS_CREDENTIALS="${LLAMA_ARG_CORS_CREDENTIALS-0}"
+    late=/tmp/late-$$
     "$@" &
     child=$! stopping=""
+    watch_start "$child" &
     trap 'stopping=1; kill -TERM "$child" 2>/dev/null' TERM INT
     code=0
     wait "$child" || code=$?
@@ -122,7 +125,28 @@ run() {
     exit "$code"
 }
 
+# watch_start PID: ends a server that does not come up. It renders the chat template before it says that it is there, and
+# a template may run without end.
+watch_start() {
+    case $HOST in 0.0.0.0 | 127.* | localhost) ;; *) return 0 ;; esac
+    command -v curl >/dev/null || return 0
+    kib=$(du -Lck "${models%/*}"/*.gguf 2>/dev/null | tail -n 1 | cut -f 1)
+    end=$(($(date +%s) + ${START_TIMEOUT:-$((120 + ${kib:-0} / 20480))}))
+    until curl --silent --fail --output /dev/null --max-time 5 --noproxy '*' "http://127.0.0.1:$PORT/health"; do
+        kill -0 "$1" 2>/dev/null || return 0
+        [ "$(date +%s)" -lt "$end" ] || { : >"$late"; kill -KILL "$1"; return 0; }
+        sleep 1
+    done
+}
+
 explain() {
+    if [ -e "$late" ]; then
+        rm -f "$late"
+        say "error: llama-server did not come up in time, and was ended. If the model is not on a very slow disk, then"
+        say "its chat template runs without end: take another file, or build it here (make build names such a template)."
+        say "For a slow disk: START_TIMEOUT=3600"
+        exit 2
+    fi
     case $1 in
         0) ;;
         137)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from pipeline.bounded import Budget, OverLimit, Worker
 from pipeline.chat_template import ChatRefused, ChatTemplate
 from pipeline.contract import ExitCode
 from pipeline.engines.docker import connect
+from pipeline.settings import REPO_DIR
 from pipeline.stage import Stage, StageFailure
 from tests.conftest import run
 from tests.gguf_files import TensorSpec, Value, gguf
@@ -308,3 +311,40 @@ def test_a_build_of_a_model_whose_template_runs_without_end_is_refused_by_its_na
     assert done.returncode == ExitCode.UNSUPPORTED_MODEL, done.stderr
     assert "chat template runs longer than 10 s on the conversation 'user'" in done.stderr, done.stderr
     assert "MEMORY=" not in done.stderr
+
+
+# ---- served files --------------------------------------------------------------------------------------------------
+
+_UP = """#!{python}
+import http.server, sys, time
+time.sleep(1)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)
+end = time.monotonic() + 6
+server.timeout = 0.2
+while time.monotonic() < end:
+    server.handle_request()
+"""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the server image has curl")
+@pytest.mark.parametrize(("program", "code"), [("#!/bin/sh\nwhile :; do :; done\n", 2), (_UP, 0)])
+def test_a_served_file_that_never_comes_up_is_ended_and_named(tmp_path: Path, program: str, code: int) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf(_VOCABULARY, _TENSORS))
+    (tmp_path / "server").write_text(program.format(python=sys.executable))
+    (tmp_path / "server").chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {
+        "PATH": os.environ["PATH"], "MODEL": str(tmp_path / "m.gguf"), "API_KEY": "off", "HOST": "127.0.0.1",
+        "PORT": port, "LLAMA_SERVER": str(tmp_path / "server"), "START_TIMEOUT": "3",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["sh", str(REPO_DIR / "server" / "entrypoint.sh")], env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    assert ("its chat template runs without end" in done.stderr) == (code == 2)
