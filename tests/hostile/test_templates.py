@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from builder.calibrate import _our_text
 from builder.convert import _ask_tokenizer
 from pipeline.bounded import Budget, OverLimit, Worker
 from pipeline.chat_template import ChatRefused, ChatTemplate
@@ -142,6 +143,16 @@ def test_a_worker_that_does_not_answer_is_an_answer(code: str) -> None:
     with pytest.raises(OverLimit):
         worker.ask({})
     worker.close()
+
+
+def test_calibration_names_the_template_too() -> None:
+    class Runtime:
+        def render_chat(self, messages: object) -> str:
+            raise OverLimit("runs longer than 10 s")
+
+    with pytest.raises(StageFailure, match="chat template runs longer than 10 s") as caught:
+        _our_text(Runtime())  # type: ignore[arg-type]
+    assert caught.value.exit_code == ExitCode.UNSUPPORTED_MODEL
 
 
 def test_evaluation_names_the_template_too(monkeypatch: pytest.MonkeyPatch) -> None:
