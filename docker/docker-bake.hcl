@@ -18,9 +18,12 @@ variable "LLAMA_CPP_TAG" { default = "" }
 variable "LLAMA_CPP_SERVER_TAG" { default = "" }
 variable "EVAL_BASE_IMAGE" { default = "" }
 variable "EVAL_BASE_TAG" { default = "" }
+variable "PROXY_IMAGE" { default = "" }
+variable "PROXY_TAG" { default = "" }
 
 # ---- choices of the caller -------------------------------------------------------------------------
 variable "BASE" { default = "" }        # the base image by digest, in place of image:tag; for one image at a time
+variable "PROXY" { default = "" }       # the proxy's image, in place of image:tag
 variable "BASE_DIGEST" { default = "" } # what the tag stood for; recorded as a label
 variable "IMAGE_PREFIX" { default = "quantyard/" } # "registry.example/team/" to push
 variable "IMAGE_TAG" { default = "latest" }
@@ -138,6 +141,9 @@ target "contract" {
   target     = "contract"
   tags       = ["${IMAGE_PREFIX}contract:${IMAGE_TAG}"]
   contexts   = { builder = "target:builder" }
+  args = {
+    PROXY = PROXY != "" ? PROXY : "${required("PROXY_IMAGE", PROXY_IMAGE)}:${required("PROXY_TAG", PROXY_TAG)}"
+  }
 }
 
 target "contract-release" {

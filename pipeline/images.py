@@ -63,6 +63,7 @@ class ImageSettings:
     bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
     extra_ca: Path | None
     proxies: Mapping[str, str] = field(repr=False)
+    reverse_proxy: str = ""  # its image: what the contract test's takes the proxy from
 
 
 @cache
@@ -103,7 +104,7 @@ def bake_environment(repo_dir: Path, image: str, base_digest: str, settings: Ima
     """What docker-bake.hcl reads, for one image."""
     return dict(os.environ) | dict(settings.proxies) | {
         "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": recipe(repo_dir, image),
-        "EXTRA_CA": str(settings.extra_ca or ""), "BUILDKIT_PROGRESS": "plain",
+        "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
     }
 
 

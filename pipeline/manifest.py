@@ -15,7 +15,7 @@ from pipeline.errors import BadRequest
 from pipeline.evaluation import EvalReport
 from pipeline.finite_json import dumps
 from pipeline.gate_report import GateReport
-from pipeline.names import one_name, shown
+from pipeline.names import shown
 from pipeline.plain_json import load_json
 from pipeline.serving import ContractReport
 
@@ -107,8 +107,8 @@ class Manifest(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     quantyard: str = __version__
     source: SourceRecord
-    stages: dict[str, StageRecord] = {}  # by label
-    quants: dict[str, QuantRecord] = {}
+    stages: dict[FileName, StageRecord] = {}  # by label, which names a folder
+    quants: dict[FileName, QuantRecord] = {}
     evaluations: dict[str, EvalReport] = {}  # by the suite's name
     contracts: dict[str, ContractReport] = {}  # by the quant's name
     gate: GateReport | None = None  # the last one
@@ -146,14 +146,11 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
         by += f"; this is {__version__} and knows {SCHEMA_VERSION}"
         raise BadRequest(f"{name} is a manifest of version {by}.", "Update Quantyard: git pull")
     try:
-        manifest = Manifest.model_validate(value)
+        return Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(_brief(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
-    for label in (*manifest.stages, *manifest.quants):  # each names a folder or a file
-        one_name(label)
-    return manifest
 
 
 def _brief(value: object) -> str:

@@ -188,6 +188,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
     artifacts = Path(values["ARTIFACTS"]).expanduser().absolute()
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
+    reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
     hf_token = token("HF_TOKEN", values["HF_TOKEN"]) or _stored_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, args, environment),
@@ -202,7 +203,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
             repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
         ),
-        images=ImageSettings(bases=bases, extra_ca=extra_ca, proxies=proxies),
+        images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
         measure=_measure(values) if hasattr(args, "SUITE") else None,
         serve=_serve(values) if hasattr(args, "PORT") else None,
         pack=PackRequest(values["TAG"], flag("PUSH", values)) if hasattr(args, "TAG") else None,

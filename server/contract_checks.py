@@ -17,6 +17,14 @@ from typing import Final
 from pydantic import JsonValue
 
 from pipeline.serving import CheckStatus, SchemaRate
+from server.contract_abuse import (
+    closed_routes,
+    hostile_grammars,
+    hostile_schemas,
+    large_body,
+    large_tokenize,
+    slow_clients,
+)
 from server.contract_schemas import CASES, Case, Schema, Verdict, judge_answer, rate_of, say_rate, why_invalid
 from server.contract_session import (
     CHAT,
@@ -353,6 +361,13 @@ def _concurrency(session: Session) -> Outcome:
     return _passed(finding, total_s=total_s, slowest_s=slowest_s, clients=_CLIENTS)
 
 
+# ---- clients that mean harm --------------------------------------------------------------------------
+
+
+def _abuse(check: Callable[[Session], str]) -> Callable[[Session], Outcome]:
+    return lambda session: _passed(check(session))
+
+
 # ---- the table ---------------------------------------------------------------------------------------
 
 
@@ -385,4 +400,10 @@ CHECKS: Final = (
     Check("malformed", "a body that is no request is refused, with the reason", _malformed),
     Check("unknown-path", "a path that is not there is 404", _unknown_path),
     Check("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
+    Check("slow-clients", "connections that say nothing keep nobody out, and end in seconds", _abuse(slow_clients)),
+    Check("large-body", "a body that is too large is refused", _abuse(large_body)),
+    Check("closed-routes", "what changes a server, or shows what others ask, is nobody's", _abuse(closed_routes)),
+    Check("hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(hostile_grammars)),
+    Check("hostile-schemas", "a schema that would is refused too", _abuse(hostile_schemas)),
+    Check("large-tokenize", "a text that is too large to tokenize is refused", _abuse(large_tokenize)),
 )

@@ -1,7 +1,8 @@
 """A server of one model: its process, started on loopback with a key in a file, and plain HTTP to any server.
 
 Which program serves is decided by the stage's environment: SERVER_ENTRYPOINT (that of the image that will serve),
-else llama-server in LLAMA_BIN, else llama-cpp-python's server. The key is never an argument nor in the environment.
+else llama-server in LLAMA_BIN, else llama-cpp-python's server. Before the first stands the proxy that will stand before
+it (`launch_proxy`), where the image has it. The key is never an argument nor in the environment.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipeline.contract import ExitCode
 from pipeline.finite_json import dumps
 from pipeline.serving import bindings_config
 from pipeline.stage import StageFailure
+from server.launch_proxy import ProxyFiles
 
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.1
@@ -97,7 +99,7 @@ class Wire:
 
     def get(self, path: str) -> Answer:
         """One GET."""
-        return self._ask("GET", path, None)
+        return self.send("GET", path, None)
 
     def post(self, path: str, body: object) -> Answer:
         """One POST of a JSON value."""
@@ -105,9 +107,10 @@ class Wire:
 
     def post_text(self, path: str, text: str) -> Answer:
         """One POST of a text that says it is JSON."""
-        return self._ask("POST", path, text)
+        return self.send("POST", path, text)
 
-    def _ask(self, method: str, path: str, text: str | None) -> Answer:
+    def send(self, method: str, path: str, text: str | None) -> Answer:
+        """One request of any method; None: without a body."""
         headers = {"Content-Type": "application/json"}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -151,7 +154,7 @@ class ServedModel:
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     port: int = field(default_factory=free_port)
     argv: tuple[str, ...] = ()
-    _process: subprocess.Popen[bytes] | None = None
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # the server, then what stands before it
 
     @property
     def address(self) -> str:
@@ -171,49 +174,57 @@ class ServedModel:
 
     def check_alive(self, during: str = "its start") -> None:
         """Raise the failure that ended the process, if it has ended. `during`: what it was about."""
-        if self._process is None or self._process.poll() is not None:
+        if not self._processes or any(process.poll() is not None for process in self._processes):
             raise self._failure(during)
 
     def _start(self) -> None:
-        key_file = self.launch.folder / "api-key"
+        proxy = ProxyFiles.of(self.launch.environment)
+        key_file = proxy.key_file if proxy else self.launch.folder / "api-key"
         _write_private(key_file, self.key + "\n")
-        self.argv, variables = self._command(key_file)
-        environment = {name: value for name, value in self.launch.environment.items() if name in _PASSED_ON} | variables
+        port = free_port() if proxy else self.port
+        self.argv, variables = self._command(key_file, port)
+        self._run(self.argv, variables)
+        if proxy:
+            self._run(proxy.command(self.launch.folder, self.port, port), {})
+
+    def _run(self, argv: tuple[str, ...], variables: Mapping[str, str]) -> None:
+        passed_on = {name: value for name, value in self.launch.environment.items() if name in _PASSED_ON}
         try:
-            with self._log_path.open("wb") as log:
-                self._process = subprocess.Popen(
-                    self.argv, env=environment, cwd=self.launch.folder, stdin=subprocess.DEVNULL,
+            with self._log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    argv, env=passed_on | dict(variables), cwd=self.launch.folder, stdin=subprocess.DEVNULL,
                     stdout=log, stderr=log, process_group=0,
                 )  # fmt: skip
+            self._processes.append(process)
         except OSError as error:
             message = f"The server does not start: {error}."
             hint = "Build the images again: make images"
             raise StageFailure(ExitCode.BUG, "serve-start", message, hint) from error
 
-    def _command(self, key_file: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _command(self, key_file: Path, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """The program that serves, and what it is told in its environment."""
         environment = self.launch.environment
         if entrypoint := environment.get("SERVER_ENTRYPOINT"):
-            return tuple(shlex.split(entrypoint)), self._entrypoint_variables(key_file)
+            return tuple(shlex.split(entrypoint)), self._entrypoint_variables(key_file, port)
         if folder := environment.get("LLAMA_BIN"):
-            return self._llama_server(Path(folder) / "llama-server", key_file), {}
+            return self._llama_server(Path(folder) / "llama-server", key_file, port), {}
         config = self.launch.folder / "server.json"
         launch = self.launch
-        told = bindings_config([launch.model], self.port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
+        told = bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
         _write_private(config, dumps(told))
         # -P: no module of the working directory stands in for a library
         return (sys.executable, "-P", "-m", "server.local_server", str(config)), {}
 
-    def _entrypoint_variables(self, key_file: Path) -> dict[str, str]:
+    def _entrypoint_variables(self, key_file: Path, port: int) -> dict[str, str]:
         """Context and slots are left to it: what is tried is what will be served."""
-        named = {"MODEL": self.launch.model, "PORT": self.port, "API_KEY_FILE": key_file, "HOST": _HOST}
+        named = {"MODEL": self.launch.model, "PORT": port, "API_KEY_FILE": key_file, "HOST": _HOST}
         threads = {"THREADS": self.launch.threads} if self.launch.threads else {}
         return {name: str(value) for name, value in (named | threads).items()}
 
-    def _llama_server(self, program: Path, key_file: Path) -> tuple[str, ...]:
+    def _llama_server(self, program: Path, key_file: Path, port: int) -> tuple[str, ...]:
         launch = self.launch
         flags: dict[str, object] = {
-            "--model": launch.model, "--alias": launch.model.stem, "--host": _HOST, "--port": self.port,
+            "--model": launch.model, "--alias": launch.model.stem, "--host": _HOST, "--port": port,
             "--api-key-file": key_file, "--parallel": launch.parallel, "--ctx-size": launch.n_ctx * launch.parallel,
         }  # fmt: skip
         if launch.threads:
@@ -232,7 +243,7 @@ class ServedModel:
             time.sleep(_POLL_S)
 
     def _failure(self, during: str) -> StageFailure:
-        code = self._process.poll() if self._process is not None else None
+        code = next((code for process in self._processes if (code := process.poll()) is not None), None)
         tail = self._log_tail()
         words = tail.lower()
         message = f"The server ended with exit code {code} during {during}."
@@ -247,14 +258,13 @@ class ServedModel:
         return StageFailure(ExitCode.BUG, "serve-start", message, hint, tail)
 
     def _stop(self) -> None:
-        """End the process and what it started: asked first, then made to."""
-        if self._process is None:
-            return
-        for wish in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, wish)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_TIMEOUT_S)
+        """End the processes and what they started: asked first, then made to."""
+        for process in reversed(self._processes):
+            for wish in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, wish)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_TIMEOUT_S)
 
     @property
     def _log_path(self) -> Path:

@@ -1,8 +1,11 @@
-"""Real servers of the demo model, in containers: one llama-server as it is, others with templates that know tools."""
+"""Real servers of the demo model, in containers: one as the contract test starts it, others with templates that know
+tools.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -17,6 +20,16 @@ from server.launch import Wire, free_port
 from tests.conftest import run_json
 
 LOAD_TIMEOUT_S = 120.0
+# What the stage does before its checks, in the image that it runs in: the proxy, and llama-server behind it.
+SERVE = """
+import json, os, pathlib, time
+from server.launch import Launch, ServedModel
+folder = pathlib.Path("/tmp/served")
+folder.mkdir()
+with ServedModel(Launch(pathlib.Path("/demo.gguf"), folder, os.environ, threads=1)) as served:
+    print(json.dumps({"address": served.address, "key": served.key}), flush=True)
+    time.sleep(3600)
+"""
 TEMPLATES = Path(__file__).parent  # the chat templates beside this file
 
 
@@ -36,11 +49,24 @@ def demo_gguf(demo_model: Path, builder_image: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(
-    docker_client: Any, builder_image: str, demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    with llama_server(docker_client, builder_image, demo_gguf, tmp_path_factory.mktemp("keys")) as server:
-        yield server
+def served(docker_client: Any, images: dict[str, str], demo_gguf: Path) -> Iterator[Served]:
+    container = docker_client.containers.run(
+        images["contract_image"], ["python3", "-c", SERVE], detach=True, network_mode="host", read_only=True,
+        tmpfs={"/tmp": "mode=1777"}, volumes={str(demo_gguf): {"bind": "/demo.gguf", "mode": "ro"}},
+    )
+    try:
+        yield Served(**json.loads(_first_line(container)))
+    finally:
+        container.remove(force=True)
+
+
+def _first_line(container: Any) -> str:
+    deadline = time.monotonic() + LOAD_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if "\n" in (said := container.logs(stderr=False).decode()):
+            return said.splitlines()[0]
+        time.sleep(0.2)
+    pytest.fail(f"the server is not ready after {LOAD_TIMEOUT_S} s: {container.logs(tail=20).decode()}")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""The contract of a real llama-server with the demo model: every promise kept, and what is not there named."""
+"""The contract of a real llama-server with the demo model, behind the proxy: every promise kept, and what is not there
+named.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pipeline.serving import CheckRecord, ContractReport
 from server.contract import run_checks
 from tests.serve_contract.conftest import Served
 
-LIMIT_S = 240.0  # about 60 s on two idle cores
+LIMIT_S = 240.0  # about 75 s on two idle cores
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -21,7 +22,6 @@ from pipeline.card.render import CardContext, _environment, card_differences, re
 from pipeline.card.text import clean, code, fenced, html, link, text
 from pipeline.licence import Licence
 from pipeline.manifest import Manifest, SourceCard
-from pipeline.names import fault_of_name
 from pipeline.plan import STAGES
 from tests.cards import CONTEXT, PLOTS, whole
 from tests.manifests import manifest_of
@@ -41,7 +41,7 @@ _DEFINED = Manifest.model_json_schema()["$defs"].values()
 _FIELDS = set(Manifest.model_fields).union(*(definition.get("properties", {}) for definition in _DEFINED))
 _CLOSED = {
     "kind", "verdict", "status", "outcome", "finished_at", "gated", "path", "include_path", "kld_percentiles",
-    "schema_version", "key", "sha256", "commit", "engine", "model_file", "quantyard", "languages", "pipeline_tag",
+    "schema_version", "sha256", "commit", "engine", "model_file", "quantyard", "languages", "pipeline_tag",
 }  # fmt: skip
 
 
@@ -61,10 +61,8 @@ def _spoiled(value: Any, words: str) -> Any:
 
 
 def _legal(key: str, item: Any, words: str) -> str:
-    """What a manifest takes: the name of a file is one name, short and without control characters."""
-    if key != "file" or not isinstance(item, str):
-        return words
-    return "".join(c for c in words if c != "." and not fault_of_name(c))[:40]
+    """What a manifest takes: the name of a file is a path inside a folder."""
+    return re.sub(r"[\\/\0.]", "", words) if key == "file" and isinstance(item, str) else words
 
 
 def _key(key: str, words: str) -> str:

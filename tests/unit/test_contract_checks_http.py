@@ -16,6 +16,7 @@ from server.contract_checks import CHECKS
 from server.contract_schemas import CASES
 from server.contract_session import Session
 from server.launch import Wire
+from server.request_rules import LIMITS, check_request, check_text
 
 KEY = "the-right-key"
 N_CTX = 512
@@ -33,6 +34,8 @@ FAULTS = {
     "seeds": "no seeds", "embeddings": "bare 500", "malformed": "bare 500", "unknown-path": "never 404",
     "oversized": "sizes unsaid", "health": "health locked", "models": "no models", "chat": "no role",
     "completion": "empty text", "concurrency": "answers crossed", "tool-calls": "tools ignored",
+    "slow-clients": "connections kept", "large-body": "any size", "closed-routes": "open routes",
+    "hostile-grammars": "nothing checked", "hostile-schemas": "nothing checked", "large-tokenize": "nothing checked",
 }  # fmt: skip
 
 
@@ -41,6 +44,16 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: FakeServer
+
+    def setup(self) -> None:
+        self.timeout = None if self.server.fault == "connections kept" else 0.3
+        super().setup()
+
+    def do_DELETE(self) -> None:
+        self.not_found()
+
+    def do_PUT(self) -> None:
+        self.send(200, {}) if self.server.fault == "open routes" else self.not_found()
 
     def do_GET(self) -> None:
         if self.path == "/health":
@@ -55,7 +68,13 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(200, known[self.path]) if self.path in known else self.not_found()
 
     def do_POST(self) -> None:
-        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        try:
+            text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        except TimeoutError:
+            self.close_connection = True
+            return None
+        if len(text) > LIMITS["body_bytes"].most and self.server.fault != "any size":
+            return self.refuse(413, "too large")
         routes: dict[str, Callable[[dict[str, Any]], None]] = {
             "/v1/chat/completions": self.answer, "/v1/completions": self.answer, "/tokenize": self.tokenize,
             "/v1/embeddings": self.embed,
@@ -67,8 +86,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(text)
             assert isinstance(body, dict) and not isinstance(body.get("messages"), str)
-        except (ValueError, AssertionError):
-            return self.refuse(400, "no request")
+            if self.server.fault != "nothing checked":
+                check_request(body)
+                check_text(body.get("content"))
+        except (ValueError, AssertionError) as error:
+            return self.refuse(400, f"no request: {error}")
         return routes[self.path](body)
 
     def is_known(self) -> bool:
@@ -187,9 +209,12 @@ def fake() -> Iterator[FakeServer]:
 
 
 @pytest.fixture(autouse=True)
-def few_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those whose valid answers the fake server knows."""
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schemas whose valid answers the fake server knows, few slow clients, and little patience with them."""
     monkeypatch.setattr("server.contract_checks.CASES", tuple(case for case in CASES if case.name in VALID))
+    monkeypatch.setattr("server.contract_abuse.HALF_OPEN", 10)
+    monkeypatch.setattr("server.contract_abuse.SLOW_BODIES", 4)
+    monkeypatch.setattr("server.contract_abuse.ENDED_WITHIN_S", 2.0)
 
 
 def _record(server: FakeServer, name: str) -> CheckRecord:

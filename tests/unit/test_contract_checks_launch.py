@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.contract import ExitCode
+from pipeline.settings import REPO_DIR
 from pipeline.stage import StageFailure
 from server.launch import Launch, ServedModel, Wire
+from server.launch_proxy import proxy_config
 
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys, time
@@ -63,8 +67,7 @@ def _launch(folder: Path, mode: str, *, entrypoint: bool = False, load_timeout_s
 def test_a_server_is_ready_once_its_health_says_so_and_gone_afterwards(tmp_path: Path) -> None:
     with ServedModel(_launch(tmp_path, "good")) as served:
         assert Wire(served.address, served.key).get("/health").status == 200
-        process = served._process
-        assert process is not None
+        (process,) = served._processes
         served.check_alive()
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
@@ -96,7 +99,7 @@ def test_an_entrypoint_is_told_by_its_environment_and_decides_the_rest(tmp_path:
 
 def test_without_either_the_bindings_serve_with_the_key_in_a_private_file(tmp_path: Path) -> None:
     served = ServedModel(Launch(tmp_path / "m.gguf", tmp_path, {}, 2, 2048))
-    argv, variables = served._command(tmp_path / "api-key")
+    argv, variables = served._command(tmp_path / "api-key", served.port)
     config = tmp_path / "server.json"
     assert argv[-2:] == ("server.local_server", str(config)) and served.key not in " ".join(argv) and variables == {}
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
@@ -129,8 +132,7 @@ def test_a_server_that_is_never_ready_fails_at_the_deadline(tmp_path: Path) -> N
 def test_a_death_during_a_check_names_the_check(tmp_path: Path) -> None:
     with ServedModel(_launch(tmp_path, "good")) as served:
         Wire(served.address, served.key).get("/die")
-        assert served._process is not None
-        served._process.wait(10)
+        served._processes[0].wait(10)
         with pytest.raises(StageFailure, match="exit code 9 during the check 'stop'"):
             served.check_alive("the check 'stop'")
 
@@ -139,3 +141,51 @@ def test_a_missing_program_says_so(tmp_path: Path) -> None:
     environment = {"SERVER_ENTRYPOINT": str(tmp_path / "none")}
     with pytest.raises(StageFailure, match="does not start"), ServedModel(Launch(tmp_path, tmp_path, environment)):
         pass
+
+
+_PROXY = """#!{python}
+import http.server, re, sys, urllib.request
+config = open(sys.argv[sys.argv.index("-c") + 1]).read()
+port, model = re.search(r"listen 127.0.0.1:(\\d+) ", config)[1], re.search(r"server 127.0.0.1:(\\d+) ", config)[1]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        try:
+            urllib.request.urlopen("http://127.0.0.1:" + model + self.path, timeout=5).read()
+            self.send_response(200)
+        except OSError:
+            self.send_response(503)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+
+
+def test_a_proxy_stands_before_the_server_where_the_image_has_one(tmp_path: Path) -> None:
+    launch = _launch(tmp_path, "good", entrypoint=True)
+    program, key_file = tmp_path / "nginx", tmp_path / "proxy-key"
+    program.write_text(_PROXY.format(python=sys.executable))
+    program.chmod(0o755)
+    proxy = {"PROXY_NGINX": str(program), "PROXY_ROOT": "/opt/proxy", "PROXY_KEY_FILE": str(key_file)}
+    with ServedModel(replace(launch, environment={**launch.environment, **proxy})) as served:
+        server, before = served._processes
+        assert key_file.read_text().strip() == served.key and stat.S_IMODE(key_file.stat().st_mode) == 0o600
+        assert Wire(served.address, None).get("/health").status == 200
+        before.kill()
+        before.wait(10)
+        with pytest.raises(StageFailure, match="during the check 'stop'"):
+            served.check_alive("the check 'stop'")
+    assert server.poll() is not None
+
+
+def test_the_proxys_configuration_is_that_of_the_compose_file_but_for_where_things_are() -> None:
+    text = (REPO_DIR / "server" / "proxy" / "nginx.conf").read_text()
+    told = proxy_config(text, "/opt/proxy", 18080, 18081)
+    changed = [(old, new) for old, new in zip(text.splitlines(), told.splitlines(), strict=True) if old != new]
+    assert len(changed) == 6
+    assert all(re.search(r"load_module|listen 8080|model:8080|resolver|errors\.conf", old) for old, _new in changed)
+    with pytest.raises(StageFailure, match="0 times, not 1"):
+        proxy_config(told, "/opt/proxy", 1, 2)
