@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pipeline.contract import FileEntry, digest_of_files
 from pipeline.evaluation import EvalReport
 from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
+from pipeline.names import safe_name
 from pipeline.serving import CheckRecord, ContractReport, SchemaRate
 from tests.evaluations import SMALL, simulated
 
@@ -71,8 +72,8 @@ def with_imatrix(manifest: Manifest, *quants: str, made: bool = True) -> Manifes
 
 def _quant(title: str, label: str, size_bytes: int, bits_per_weight: float) -> QuantRecord:
     return QuantRecord(
-        file=f"{title}-{label}.gguf", size_bytes=size_bytes, sha256=sha256_of(label), bits_per_weight=bits_per_weight,
-        made_by=f"quantize {label}", verified_by=f"verify {label}",
+        file=f"{safe_name(title)}-{label}.gguf", size_bytes=size_bytes, sha256=sha256_of(label),
+        bits_per_weight=bits_per_weight, made_by=f"quantize {label}", verified_by=f"verify {label}",
     )
 
 

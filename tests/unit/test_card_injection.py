@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -22,6 +21,7 @@ from pipeline.card.render import CardContext, _environment, card_differences, re
 from pipeline.card.text import clean, code, fenced, html, link, text
 from pipeline.licence import Licence
 from pipeline.manifest import Manifest, SourceCard
+from pipeline.names import fault_of_name
 from pipeline.plan import STAGES
 from tests.cards import CONTEXT, PLOTS, whole
 from tests.manifests import manifest_of
@@ -41,12 +41,19 @@ _DEFINED = Manifest.model_json_schema()["$defs"].values()
 _FIELDS = set(Manifest.model_fields).union(*(definition.get("properties", {}) for definition in _DEFINED))
 _CLOSED = {
     "kind", "verdict", "status", "outcome", "finished_at", "gated", "path", "include_path", "kld_percentiles",
-    "schema_version", "sha256", "commit", "engine", "model_file", "quantyard", "languages", "pipeline_tag",
+    "schema_version", "sha256", "key", "commit", "engine", "model_file", "quantyard", "languages", "pipeline_tag",
 }  # fmt: skip
 
 
+_LABELS = {"BF16", *whole().quants}
+_WORDS_BYTES = 80  # twice around a name, which has room for 255
+
+
 def _around(found: str, words: str) -> str:
-    """In front and behind; the sign in between keeps it from being a name or an address by chance."""
+    """In front and behind; the sign in between keeps it from being a name or an address by chance. What files and
+    stages are known by stays a name.
+    """
+    words = _name(words) if found in _LABELS else words
     return f"{words} {found} §{words}"
 
 
@@ -61,8 +68,13 @@ def _spoiled(value: Any, words: str) -> Any:
 
 
 def _legal(key: str, item: Any, words: str) -> str:
-    """What a manifest takes: the name of a file is a path inside a folder."""
-    return re.sub(r"[\\/\0.]", "", words) if key == "file" and isinstance(item, str) else words
+    """What a manifest takes: a file is called by a name."""
+    return _name(words) if key == "file" and isinstance(item, str) else words
+
+
+def _name(words: str) -> str:
+    """What of them may stand in a name."""
+    return "".join(c for c in words if not fault_of_name(c)).encode()[:_WORDS_BYTES].decode(errors="ignore")
 
 
 def _key(key: str, words: str) -> str:

@@ -377,7 +377,7 @@ def test_hostile_words_of_a_source_become_no_markup(
     tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     readme = f"---\nlicense: other\nlicense_name: {words}\ntags: [{words}]\nlanguage: [{words}]\n---\n{words}\n"
-    name = "La<b>goon {{ 7 * 191 }}\n---\nlicense: mit"
+    name = "La<b>goon {{ 7 * 191 }} --- license: mit"
     yard = lay_out(tmp_path, hub, monkeypatch, readme=readme, name=name, legal={"LICENSE": f"``` {words}"})
     assert "names no" in (said := yard.publish("--license=<b>").err) and "<b>" in said
     assert yard.publish("--license=apache-2.0").code == 0
