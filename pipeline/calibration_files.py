@@ -12,7 +12,7 @@ from pipeline.contract import FileEntry, digest_of_files
 from pipeline.errors import BadRequest
 from pipeline.gguf_header import GgufError, read_header
 from pipeline.overlap import find_overlap, texts_of_json
-from pipeline.own_files import kind_of, read_named
+from pipeline.own_files import kind_of, path_of, read_named
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact, HashCache
 
@@ -39,8 +39,8 @@ def calibration_of(
     if imatrix == "none":
         return None
     if imatrix != "auto":
-        return Calibration(matrix=_matrix(Path(imatrix).expanduser().absolute(), hashes), threads=threads)
-    paths = [path.expanduser().absolute() for path in text_files]
+        return Calibration(matrix=_matrix(path_of(imatrix).absolute(), hashes), threads=threads)
+    paths = [path_of(str(path)).absolute() for path in text_files]
     check_texts(paths, evaluation)
     artifact = _text_artifact(paths, hashes) if paths else None
     names = tuple(path.relative_to(artifact.folder).as_posix() for path in paths) if artifact else ()

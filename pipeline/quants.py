@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import BadRequest, UnknownQuant
+from pipeline.names import shown
 
 if TYPE_CHECKING:
     from pipeline.recipes.recipe import Recipe
@@ -141,7 +142,7 @@ def find(name: str) -> Quant:
     if quant is None:
         near = nearest(name)
         advice = f"Did you mean {near!r}?" if near else "The usual choice is 'Q4_K_M'."
-        raise UnknownQuant(f"Unknown quant {name.strip()!r}. {advice}", hint=LIST_THEM)
+        raise UnknownQuant(f"Unknown quant {shown(name.strip())}. {advice}", hint=LIST_THEM)
     return _BY_NAME[quant.alias_of or quant.name]
 
 
@@ -187,6 +188,6 @@ def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
         if recipe is None:
             if meant := meant_recipe(name, recipes):
                 hint = f"{LIST_THEM}; recipes: docs/recipes.md"
-                raise UnknownQuant(f"Unknown quant {name!r}. Did you mean {meant!r}?", hint) from None
+                raise UnknownQuant(f"Unknown quant {shown(name)}. Did you mean {meant!r}?", hint) from None
             raise
         return of_recipe(recipe)

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.engines import Surroundings
 from pipeline.errors import BadRequest, UnknownQuant
 from pipeline.images import RECIPES, ImageSettings
+from pipeline.own_files import kind_of, path_of, read_named
 from pipeline.printable import has_user_info
 from pipeline.quants import Quant, find, of_recipe, parse_list
 from pipeline.requests import (
@@ -47,6 +48,7 @@ REPO_DIR = Path(__file__).resolve().parent.parent
 # Where a CA is named for this machine's own programs, the containers need it just the same.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 _PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
+_MAX_PEM_BYTES = 16 * 2**20  # of a bundle; all of the world's authorities have a quarter of a MiB
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -185,7 +187,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
     pins = read_pins(REPO_DIR / "versions.env")
     proxies = _proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
     extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
-    artifacts = Path(values["ARTIFACTS"]).expanduser().absolute()
+    artifacts = path_of(values["ARTIFACTS"]).absolute()
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
@@ -220,7 +222,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
 
 
 def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
-    docker = Path(environment.get("DOCKER_CONFIG") or "~/.docker").expanduser()
+    docker = path_of(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(
         repo_id=values["REPO"], gate=readable("GATE", values), dry_run=flag("DRY_RUN", values),
         allow_fail=flag("ALLOW_FAIL", values), license=values["LICENSE"], public=flag("PUBLIC", values),
@@ -240,7 +242,7 @@ def _chunks(values: Mapping[str, str], default: int) -> int:
 
 
 def _check(values: Mapping[str, str]) -> CheckRequest:
-    file = Path(values["FILE"]).expanduser().absolute() if values["FILE"] else None
+    file = path_of(values["FILE"]).absolute() if values["FILE"] else None
     return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag("REBUILD", values))
 
 
@@ -260,7 +262,7 @@ def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Ma
         return parse_list(values["QUANT"])
     from pipeline.recipes.recipe import read_recipe, refuse_doubles  # imported late: it needs a YAML parser
 
-    own = [read_recipe(Path(name.strip()).expanduser()) for name in values["RECIPE"].split(",") if name.strip()]
+    own = [read_recipe(path_of(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
     refuse_doubles(own)
     asked = getattr(args, "QUANT", None) or environment.get("QUANT")
     found = {quant.name: quant for quant in (*(parse_list(asked, own) if asked else ()), *map(of_recipe, own))}
@@ -269,7 +271,7 @@ def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Ma
 
 def _tune(values: Mapping[str, str]) -> TuneRequest:
     target = values["TARGET_SIZE"]
-    quant = find(target).name if target and not target[0].isdigit() else ""
+    quant = _named_quant("TARGET_SIZE", target).name if target and not target[0].isdigit() else ""
     kld = _decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
     if kld == 0:
         raise BadRequest("TARGET_KLD=0 is reached by the unquantized model alone.", "Type: TARGET_KLD=0.05")
@@ -282,13 +284,14 @@ def _tune(values: Mapping[str, str]) -> TuneRequest:
 
 
 def _decimal(name: str, values: Mapping[str, str]) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d+)?|\.\d+", values[name]):
-        raise BadRequest(f"{name}={values[name]} is not a number of at least 0.", f"Write it like this: {name}=0.05")
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,18})?|\.[0-9]{1,18}", values[name]):
+        message = f"{name}={values[name][:80]} is not a number of at least 0."
+        raise BadRequest(message, f"Write it like this: {name}=0.05")
     return float(values[name])
 
 
 def _serve(values: Mapping[str, str]) -> ServeRequest:
-    path = Path(values["MODEL_FILE"]).expanduser().absolute() if values["MODEL_FILE"] else None
+    path = path_of(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
     return ServeRequest(
         model_file=path, port=integer("PORT", values, 1, 65_535),
         context_size=integer("CONTEXT_SIZE", values, 0, 2**24),
@@ -298,7 +301,7 @@ def _serve(values: Mapping[str, str]) -> ServeRequest:
 
 def _measure(values: Mapping[str, str]) -> MeasureRequest:
     return MeasureRequest(
-        suite=values["SUITE"], baseline=_baseline(values["BASELINE"]),
+        suite=values["SUITE"], baseline=_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
         tasks=tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", values["TASKS"]) if name)),
         limit=optional("LIMIT", values, 1, 10**9), num_fewshot=optional("NUM_FEWSHOT", values, 0, 1000),
         seed=optional("SEED", values, 0, 2**32 - 1), datasets=_datasets(values["DATASETS"]),
@@ -334,7 +337,7 @@ def _stored_token(environment: Mapping[str, str]) -> str | None:
     """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
-    path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    path = path_of(environment.get("HF_TOKEN_PATH") or f"{home}/token")
     try:
         return token(str(path), path.read_text().strip())
     except (OSError, UnicodeDecodeError):
@@ -349,15 +352,15 @@ def _spellings(names: Sequence[str]) -> list[str]:
     return [*names, *(name.lower() for name in names)]
 
 
-def _baseline(text: str) -> Quant | None:
+def _named_quant(name: str, text: str) -> Quant:
     try:
-        return find(text) if text else None
+        return find(text)
     except UnknownQuant as error:
-        raise UnknownQuant(f"BASELINE={text}: {error.message}", error.hint) from error
+        raise UnknownQuant(f"{name}={text[:80]}: {error.message}", error.hint) from error
 
 
 def _datasets(text: str) -> Path | None:
-    path = Path(text).expanduser().absolute() if text else None
+    path = path_of(text).absolute() if text else None
     if path is not None and not path.is_dir():
         hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
         raise BadRequest(f"DATASETS={text} is not a folder.", hint)
@@ -371,10 +374,17 @@ def _memory(text: str) -> int | None:
 def _extra_ca(text: str) -> Path | None:
     if not text:
         return None
-    path = Path(text).expanduser().absolute()
-    if not path.is_file() or b"-----BEGIN" not in path.read_bytes():
+    path = path_of(text).absolute()
+    if kind_of(path) != "file" or b"-----BEGIN" not in _bundle_bytes(path):
         raise BadRequest(f"EXTRA_CA={text} is not a PEM file.", "Give the file with the proxy's certificate.")
     return path
+
+
+def _bundle_bytes(path: Path) -> bytes:
+    try:
+        return read_named(path, _MAX_PEM_BYTES)
+    except ValueError:
+        return b""
 
 
 def _ca_bundle(extra_ca: Path | None, artifacts: Path) -> Path | None:

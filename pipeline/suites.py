@@ -28,6 +28,7 @@ from pipeline.contract import FileEntry, digest_of_files
 from pipeline.errors import BadRequest
 from pipeline.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from pipeline.local_tasks import HELP, are_all_local
+from pipeline.own_files import path_of
 from pipeline.plain_yaml import YamlProblem, read_plain
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact
@@ -66,7 +67,7 @@ def find_suite(text: str) -> LoadedSuite:
     if text.strip().lower() in BUILTIN:
         path = SUITES_DIR / f"{text.strip().lower()}.yaml"
         return LoadedSuite(_read(path, SUITES_DIR), None, path)
-    path = Path(text).expanduser()
+    path = path_of(text)
     if path.is_dir() or path.suffix not in (".yaml", ".yml"):
         raise _unknown(text, path)
     if not path.is_file():

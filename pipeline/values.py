@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import BadRequest
-from pipeline.own_files import kind_of
+from pipeline.own_files import kind_of, path_of
 from pipeline.printable import has_user_info, one_line
 
 _ON = {"1", "true", "yes", "on"}
@@ -118,13 +118,13 @@ def readable(name: str, values: Mapping[str, str]) -> Path | None:
     """A file that is there and can be read: found out before hours of work, not after."""
     if not values[name]:
         return None
-    path = Path(values[name]).expanduser().absolute()
+    path = path_of(values[name]).absolute()
     if kind_of(path) == "other":  # a pipe would be waited for
-        raise BadRequest(f"{name}={values[name]} is not a file.", f"Give a file that can be read: {name}=path")
+        raise BadRequest(f"{name}={_cut(values[name])} is not a file.", f"Give a file that can be read: {name}=path")
     try:
         path.open("rb").close()
     except OSError as error:
-        message = f"{name}={values[name]} cannot be read: {error.strerror}."
+        message = f"{name}={_cut(values[name])} cannot be read: {error.strerror}."
         raise BadRequest(message, f"Give a file that can be read: {name}=path") from error
     return path
 

@@ -35,6 +35,7 @@ from pipeline.settings import (
 )
 from pipeline.styled import escape
 
+_MOST_SHOWN = 8_000  # characters of a message
 _MACHINE = (
     "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
     "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "LLAMA_CPP_SERVER_TAG",
@@ -175,6 +176,11 @@ def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
     sys.exit(error.code)
 
 
+def _cut(text: str) -> str:
+    """As much of a text as a screen takes; of what is longer the end, where a tool says why."""
+    return text if len(text) <= _MOST_SHOWN else f"…{text[-_MOST_SHOWN:]}"
+
+
 def _say(error: QuantyardError, args: argparse.Namespace) -> None:
     console = people()
     if getattr(args, "JSON", None) or os.environ.get("JSON") == "1":
@@ -182,7 +188,7 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
         print_json({"error": said})
         write_through()
     if error.detail:  # indented: it may be a stage's word, and no line of it is to look like one of ours
-        console.print(indent(harmless(error.detail), "  "), markup=False, style="dim", soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+        console.print(indent(harmless(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(_cut(error.message))}", soft_wrap=True)
     if error.hint:
-        console.print(error.hint, markup=False, soft_wrap=True)
+        console.print(_cut(error.hint), markup=False, soft_wrap=True)

@@ -38,8 +38,8 @@ from pipeline.engines.local import LocalEngine
 from pipeline.plan import STAGES, StageSpec
 from pipeline.store import Workspace
 told = json.loads(sys.stdin.readline())
-space = Workspace(Path(told["folder"]) / "in", Path(told["folder"]) / "out")
 request = FetchRequest.model_validate(told["request"])
+space = Workspace(Path(told["folder"]) / "in", Path(told["folder"]) / "out", request)
 around = Surroundings(Path(told["repo"]), told["token"], {"HTTPS_PROXY": told["proxy"], "NO_PROXY": "127.0.0.1"})
 spec = StageSpec("fetch", STAGES["fetch"], request, {}, "0" * 64)
 print(LocalEngine(around).run(spec, space, {}, lambda progress: None).model_dump_json())

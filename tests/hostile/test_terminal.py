@@ -77,6 +77,7 @@ def shown(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture
 def yard(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, shown: str) -> Yard:
+    monkeypatch.chdir(tmp_path)  # ARTIFACTS may be any name
     return lay_out(tmp_path, hub, monkeypatch)
 
 
@@ -380,9 +381,9 @@ def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
         makers |= {name} if calls & {"Console", "rich.console.Console", "rich.print", "BorderConsole"} else set()
         writers |= {name} if calls & {"sys.stdout.write", "sys.stderr.write", "os.write", "print"} else set()
         markers |= {name} if "rich.markup" in path.read_text() else set()
-    # Of a table's width alone is asked; the frame of a stage writes to the engine, which reads lines.
+    # Of a table's width alone is asked; a stage and its workers write to who started them, who reads lines.
     assert makers == {"pipeline/cli/output.py", "pipeline/eval_summary.py"}
-    assert writers == {"pipeline/cli/output.py", "pipeline/stage.py"}
+    assert writers == {"pipeline/cli/output.py", "pipeline/stage.py", "pipeline/template_worker.py"}
     assert markers == {"pipeline/styled.py"}
 
 
