@@ -2,7 +2,8 @@
 
 `--phase=units` takes what needs Python alone: its tests are safe side by side, so scripts/test.sh spreads them over
 the cores. `--phase=parts` takes the rest, one after the other: real images, environments and servers, whose tests
-share a demo model and watch the machine. The tests in hostile/ are known by the fixtures they use.
+share a demo model and watch the machine. The tests in hostile/ are known by the fixtures they use, or by the
+marker `parts`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_unit(item: pytest.Item) -> bool:
     folder = item.path.relative_to(TESTS).parts[0]
-    return folder == "unit" or (folder == "hostile" and not PARTS & set(getattr(item, "fixturenames", ())))
+    if folder == "hostile":
+        return item.get_closest_marker("parts") is None and not PARTS & set(getattr(item, "fixturenames", ()))
+    return folder == "unit"
 
 
 @pytest.hookimpl(wrapper=True)
