@@ -213,6 +213,8 @@ class _Guard(httpx2.BaseTransport):
             if fault := fault_of_address(said, request.url, is_redirect=response.is_redirect):
                 raise BadAnswer(host, f"leads to {fault}: {shown(said)}")
         _plain_waits(headers)
+        if not headers.get("Set-Cookie", "").isascii():
+            headers.pop("Set-Cookie")  # it could not be sent back
         self._border.clean(request, response.status_code, headers)
         if request.method != "HEAD" and "Content-Encoding" in headers:  # it is unpacked here
             headers.pop("Content-Encoding")

@@ -118,6 +118,8 @@ class HubBorder(Border):
         except WrongForm as wrong:
             fault = f"answers, but not as a Hub does: {shown(request.url.path)} gives {wrong}"
             raise BadAnswer(host_of(request), fault) from None
+        if (secret := secret_of(request)) and secret.encode() in found:
+            raise BadAnswer(host_of(request), "sends the token back, where none belongs")
         if path.endswith("/info/lfs/objects/batch"):
             _check_uploads(request, found)
         return found

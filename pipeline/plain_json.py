@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 from pipeline.names import shown
 
 MAX_DEPTH: Final = 64
+MAX_VALUES: Final = 1_000_000  # each takes a hundred bytes of memory, however few it has here
 _MAX_DIGITS: Final = 20  # of an integer; 2**64 has as many
 
 
@@ -24,11 +25,13 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     """The one value in `data`, which is UTF-8.
 
     Raises:
-        JsonProblem: too large, no JSON, nested too deep, or with a repeated key, a number that is not finite or is
-            longer than 64 bits hold, or a surrogate.
+        JsonProblem: too large, too many values, no JSON, nested too deep, or with a repeated key, a number that is
+            not finite or is longer than 64 bits hold, or a surrogate.
     """
     if len(data) > max_bytes:
         raise JsonProblem(f"it has {len(data):,} bytes, and {max_bytes:,} are read")
+    if (n_values := sum(data.count(mark) for mark in (b",", b"[", b"{"))) > MAX_VALUES:
+        raise JsonProblem(f"it has {n_values:,} values, and {MAX_VALUES:,} are read")
     try:
         text = data.decode()
         hooks: dict[str, Any] = {

@@ -27,6 +27,7 @@ from pipeline.contract import FileEntry
 from pipeline.hub_client import LONGEST_WAIT_S, use_bounded_client
 
 TRIES = 5
+FIRST_WAIT_S = 0.5  # and then twice as long each time
 WORTH_BYTES = 1024 * 1024  # a try that brought this much starts the count of tries anew
 PIECE_BYTES = 16 * 1024**3  # CDNs refuse bodies over 50 GB, so larger files come in ranges
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
@@ -217,7 +218,7 @@ def pause_s(error: Exception, failed: int) -> float | None:
     if isinstance(error, BadAnswer) and not isinstance(error, TooSlow):  # a slow line may be a better one soon
         return None
     if not isinstance(error, HfHubHTTPError):
-        return 0.5 * 2.0 ** (failed - 1)
+        return FIRST_WAIT_S * 2.0 ** (failed - 1)
     if error.response.status_code == 416:
         return 0.0
     if error.response.status_code not in TRANSIENT_STATUS:
@@ -225,7 +226,7 @@ def pause_s(error: Exception, failed: int) -> float | None:
     asked_s = retry_after_s(error.response.headers)
     if asked_s is not None and asked_s > LONGEST_WAIT_S:
         return None
-    return 0.5 * 2.0 ** (failed - 1) if asked_s is None else asked_s
+    return FIRST_WAIT_S * 2.0 ** (failed - 1) if asked_s is None else asked_s
 
 
 def is_certificate_error(error: BaseException) -> bool:

@@ -249,8 +249,6 @@ def tensor_shapes(
 
 def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorShape]:
     """The tensors of one safetensors file: 8 bytes of length (little endian), then JSON."""
-    from pipeline.hub_answers import load_answer
-
     if time.monotonic() > until:
         raise TimeoutError(f"{path}: the plan has waited long enough for headers")
     url = file_url(api, repo.repo_id, repo.commit, path)
@@ -259,7 +257,7 @@ def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorSh
     if not 2 <= length <= HEADER_LIMIT_BYTES:
         raise ValueError(f"{path}: a header of {length} bytes")
     rest = b"" if len(first) >= 8 + length else patiently(lambda: read_range(api, url, len(first), 8 + length))
-    header = load_answer((first + rest)[8 : 8 + length])
+    header = load_json((first + rest)[8 : 8 + length], HEADER_LIMIT_BYTES)
     return [_shape(name, said) for name, said in header.items() if name != "__metadata__"]
 
 
