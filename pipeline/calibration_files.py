@@ -11,6 +11,7 @@ from pipeline.calibration import Calibration
 from pipeline.contract import FileEntry, digest_of_files
 from pipeline.errors import BadRequest
 from pipeline.gguf_header import GgufError, read_header
+from pipeline.names import fault_of_path, shown
 from pipeline.overlap import find_overlap, texts_of_json
 from pipeline.own_files import kind_of, path_of, read_named
 from pipeline.stage import sha256_of
@@ -107,6 +108,9 @@ def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
 
 
 def _artifact(folder: Path, paths: Sequence[Path], hashes: HashCache) -> Artifact:
+    for path in paths:
+        if fault := fault_of_path(path.relative_to(folder).as_posix()):
+            raise BadRequest(f"{shown(str(path))} cannot be given to a stage: {fault}.", "Rename it.")
     files = tuple(
         FileEntry(
             path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size,

@@ -28,7 +28,8 @@ from pipeline.contract import FileEntry, digest_of_files
 from pipeline.errors import BadRequest
 from pipeline.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from pipeline.local_tasks import HELP, are_all_local
-from pipeline.own_files import path_of
+from pipeline.names import fault_of_path, shown
+from pipeline.own_files import leads_out, path_of
 from pipeline.plain_yaml import YamlProblem, read_plain
 from pipeline.stage import sha256_of
 from pipeline.store import Artifact
@@ -209,7 +210,9 @@ def _check_inside(folder: Path, relative: str, where: str) -> Path:
     path = folder / relative
     if not path.exists():
         raise BadSuite(f"{where}: there is no {relative} in {folder}.", "Paths are relative to the suite's file.")
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if fault := fault_of_path(relative.removesuffix("/")):
+        raise BadSuite(f"{where}: {shown(relative)} cannot be used: {fault}.", "Rename it.")
+    if leads_out(folder, path):
         raise BadSuite(f"{where}: {relative} leads out of {folder}.", "Put it beside the suite's file.")
     return path
 
