@@ -17,9 +17,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.contract import ConvertRequest
+from pipeline.engines import Surroundings
+from pipeline.engines.local import LocalEngine
 from pipeline.hub.read import HubAccess
 from pipeline.source import Source, find_source
-from pipeline.store import HashCache
+from pipeline.store import HashCache, Workspace
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
@@ -141,6 +144,20 @@ def test_a_snapshot_of_the_cache_is_the_model_that_it_links_to(folder: Path, tmp
     assert found.local is not None and not found.local.whole_folder
     blobs = snapshot.parents[1] / "blobs"
     assert {found.local.place_of(entry.path).parent for entry in found.files} == {blobs}
+
+
+def test_the_local_engine_gives_a_stage_the_files_of_a_snapshot_by_their_names(folder: Path, tmp_path: Path) -> None:
+    """Not the folder: what else comes to lie in it later is never seen. The docker engine: tests/docker."""
+    local = source(cached(folder, tmp_path / "cache"), tmp_path).local
+    assert local is not None
+    space = Workspace(tmp_path / "in", tmp_path / "out", ConvertRequest(name="Lagoon"))
+    space.in_dir.mkdir()
+    LocalEngine(Surroundings(tmp_path))._link_inputs(space, {"source": local})
+    given = space.in_dir / "source"
+    assert {path.name: path.read_bytes() for path in given.iterdir()} == {
+        entry.path: (folder / entry.path).read_bytes() for entry in local.files
+    }
+    assert {path.resolve().parent.name for path in given.iterdir()} == {"blobs"}
 
 
 def test_links_within_a_folder_and_a_link_that_the_user_names_are_followed(folder: Path, tmp_path: Path) -> None:
