@@ -144,8 +144,11 @@ class Costs {
             : part.kind === 'group' ? this.ofOptions(part.options)
             : {isEmpty: Boolean(part.isEmpty), choices: 1, run: 0, repeats: 1};
         if (part.least === 0) this.optional++;
-        const repeats = inner.repeats * Math.max(part.least, part.most, 1);
-        const cost = {...inner, isEmpty: inner.isEmpty || part.least === 0, repeats};
+        const times = Math.max(part.least, part.most, 1);
+        const isEmpty = inner.isEmpty || part.least === 0;
+        const copies = inner.isEmpty ? times : 1; // of what may match nothing, each may be left out for itself
+        const run = isEmpty ? Math.max(1, inner.run) * copies : 0;
+        const cost = {...inner, isEmpty, run, choices: inner.choices * copies, repeats: inner.repeats * times};
         if (!inner.isOpen) part.cost = cost;
         return cost;
     }

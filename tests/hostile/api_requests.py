@@ -231,6 +231,10 @@ HOSTILE: Final = (
         grammar="root ::= " + " ".join(["r"] * 100) + '\nr ::= "a"?')),
     _is_refused("a grammar of 100 empty options in a row", text(grammar="root ::= " + '("a" | ) ' * 100)),
     _is_refused("a grammar of 100 repeats from nothing in a row", text(grammar="root ::= " + '"a"{0,3} ' * 100)),
+    _is_refused("a grammar of 20 optional blanks in a row", text(grammar="root ::= " + '" "? ' * 20)),
+    _is_refused("a grammar of an optional blank 40 times", text(grammar='root ::= (" "?){40}')),
+    _is_refused("a grammar of an optional rule up to 40 times", text(grammar='root ::= r{1,40}\nr ::= " "?')),
+    _is_refused("a grammar of optional blanks in repeats in repeats", text(grammar='root ::= ((" "?){4}){0,10}')),
     _is_refused("a grammar of 1,000 words", text(grammar="root ::= " + " | ".join(f'"w{n}"' for n in range(1000)))),
     _is_refused("a grammar of 32 x 32 words", text(grammar="root ::= " + " | ".join(["r"] * 32) + "\nr ::= " + " | ".join(
         f'"w{n}"' for n in range(32)))),
@@ -272,6 +276,7 @@ HOSTILE: Final = (
     _is_refused("a schema with a const of 1 MB", schema({"const": "a" * 1_000_000}), CHAT),
     _is_refused("a schema of 20,000 values", schema({"type": "object", "description": "", "examples": list(range(20_000))}), CHAT),
     _is_refused("a pattern of 200 optional letters", schema({"type": "string", "pattern": "^" + "a?" * 200 + "$"}), CHAT),
+    _is_refused("a pattern of an optional blank 40 times", schema({"type": "string", "pattern": "^( ?){40}$"}), CHAT),
     _is_refused("a pattern of repeats in repeats", schema({"type": "string", "pattern": "^((a{0,100}){0,100}){0,100}$"}), CHAT),
     _is_refused("a pattern of 500 brackets", schema({"type": "string", "pattern": "^" + "(" * 500 + "a" + ")" * 500 + "$"}), CHAT),
     _is_refused("a pattern that repeats 100,000 times", schema({"type": "string", "pattern": "^a{100000}$"}), CHAT),
