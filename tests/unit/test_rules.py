@@ -106,3 +106,18 @@ def test_every_module_is_in_the_readmes_map() -> None:
     scripts = [p for p in (REPO_DIR / "scripts").iterdir() if p.is_file()]
     paths = [p.relative_to(REPO_DIR).as_posix() for p in (*modules, *scripts)]
     assert [path for path in paths if f"`{path}`" not in README] == []
+
+
+# Files of the model's own in other words: what stands in them is the model's business.
+_OF_THE_MODEL = {"builder/dequantize.py", "builder/lora.py", "builder/lora_base.py", "builder/reference.py"}
+
+
+def test_no_file_that_we_write_as_json_can_hold_a_number_that_is_not_finite() -> None:
+    careless = set()
+    for path in _modules(*OURS):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        writes = [call for call in calls if ast.unparse(call.func).endswith((".write_text", ".write_bytes"))]
+        dumps = [call for write in writes for call in ast.walk(write) if isinstance(call, ast.Call)]
+        if any(ast.unparse(call.func) == "json.dumps" and "allow_nan" not in ast.unparse(call) for call in dumps):
+            careless.add(path.relative_to(REPO_DIR).as_posix())
+    assert careless <= _OF_THE_MODEL, "take finite_json.dumps"
