@@ -22,7 +22,7 @@ _MOST_RUNS: Final = 100
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Sample(_Record):
@@ -71,7 +71,7 @@ class RunRecord(_Record):
 class Book(BaseModel):
     """All that is known."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     version: Literal[2] = 2  # 1 had other measures of evaluations and divergences
     samples: list[Sample] = []

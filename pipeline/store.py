@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.contract import FileEntry, StageRequest, StageResult, digest_of_files
 from pipeline.errors import BadSource, QuantyardError
+from pipeline.facts import check_facts
 from pipeline.finite_json import dumps
 from pipeline.leaves import Leaves
 from pipeline.names import shown
@@ -162,6 +163,7 @@ class ModelStore:
         try:
             with SafeFolder.opened(folder) as stage, stage.folder(FILES) as files:
                 result = parse_result(stage.read(RESULT, MAX_RESULT_BYTES))
+                check_facts(result)
                 if problem := self._changed_in(folder, files, result, stage.stat(RESULT).st_mtime_ns):
                     self.changed += [problem] if problem not in self.changed else []
                     return None
@@ -195,9 +197,10 @@ class ModelStore:
         """
         partial = self._partial(label, key)
         space = Workspace(partial / "in", partial / "out", request)
-        if resumable:
-            for path in (space.in_dir, space.kept_dir):
-                remove_tree(path)
+        if resumable and not partial.is_symlink():
+            for path in partial.glob("*"):
+                if path != space.out_dir:
+                    remove_tree(path)
             tame_left(space.out_dir)
         else:
             remove_tree(partial)

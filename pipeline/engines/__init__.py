@@ -49,6 +49,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the stage could not be started, or its process vanished.
+            ResultRefused: its answer is none, or not its own.
             KeyboardInterrupt: passed on, after the stage was stopped and removed.
         """
 

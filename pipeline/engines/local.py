@@ -89,6 +89,7 @@ class LocalEngine:
             _hand_over(process, secrets_line(spec, self._around))
             exit_code = self._follow(spec, process, listener)
         finally:
+            _stop(process)
             self._running.discard(process)
         return read_result(spec, space.out_dir, exit_code, listener.tail)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from pipeline.manifest import QuantRecord, read_manifest
 from pipeline.plan import StageSpec
 from pipeline.serving import CheckRecord
 from pipeline.source import Source
+from pipeline.stage import Stage
+from pipeline.stage import _failed as failed
 from pipeline.store import Workspace
 from pipeline.summary import built_text
 from tests.unit.conftest import MakeBuilder, Notes, local_source, make_builder, notes
@@ -82,6 +85,13 @@ def test_a_fact_of_the_wrong_type_is_the_stages_fault_and_ends_with_its_name(
     assert refused.value.code == 2 and not list(builder.store.folder.glob("*.gguf"))
     manifest = read_manifest(builder.store.folder / "manifest.json")
     assert manifest is not None and set(manifest.stages) == {"convert", "quantize Q4_K_M"} and manifest.quants == {}
+
+
+def test_a_number_that_a_stage_cannot_write_down_is_the_models_fault(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        Interval(value=math.nan, low=0, high=0)
+    result = failed(Stage("speed", tmp_path, tmp_path, {}), wrong.value, 0.1)
+    assert result.exit_code == 3 and result.error is not None and "not a finite number: value" in result.error.message
 
 
 # ---- manifests ---------------------------------------------------------------------------------------------------

@@ -208,6 +208,19 @@ def test_a_hard_link_that_a_killed_run_left_is_not_written_through(tmp_path: Pat
     assert not (_begin(store) / "files" / "model.gguf").exists()
 
 
+@pytest.mark.parametrize("name", ["in", "kept", "home"])
+def test_what_lies_beside_the_folder_of_a_killed_run_is_made_anew(name: str, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store", ModelId("org", "name", COMMIT))
+    beside = _left(store).with_name(name)
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "request.json").write_text("theirs")
+    if beside.exists():
+        beside.rename(tmp_path / "moved")
+    beside.symlink_to(tmp_path / "host")
+    assert (_begin(store) / "files" / ".partial" / "good").exists() and not beside.is_symlink()
+    assert (tmp_path / "host" / "request.json").read_text() == "theirs"
+
+
 @pytest.mark.parametrize("what", ["out is a link", "files is a link", "too deep"])
 def test_where_nothing_can_be_kept_of_a_killed_run_it_begins_anew(what: str, tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "store", ModelId("org", "name", COMMIT))
