@@ -121,8 +121,8 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is in .venv
 
     def _end(self, refused: Refused) -> None:
         response = h11.Response(status_code=refused.status, headers=refused.headers())
-        for event in (response, h11.Data(data=refused.body()), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        events = (response, h11.Data(data=refused.body()), h11.EndOfMessage())
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
 
 

@@ -1,5 +1,5 @@
-"""What each choice of a grammar begins with: a recursive rule whose choices begin alike doubles the parser's work with
-every character, and a rule that begins with itself has none to begin with.
+"""What each choice of a grammar begins with: a rule that calls itself in two ways that begin alike doubles the parser's
+work with every character, and one that begins with itself has no character to begin with.
 """
 
 from __future__ import annotations
@@ -22,17 +22,33 @@ def check_beginnings(read: Read) -> None:
     """Refuse what cannot be told by what it begins with.
 
     Raises:
-        NotRead: a rule begins with itself, a recursive one has choices that begin alike, or a class holds no character.
+        NotRead: a rule begins with itself, or calls itself in two ways that begin alike; a class holds no character.
         RecursionError: rules lead on and on.
     """
     beginnings = _Beginnings(read)
-    recursive = _recursive(read)
+    circles = _circles(read)
     for name, choices in read.rules.items():
         beginnings.of_rule(name)
-        for group in _groups(choices) if name in recursive else ():
-            _check_told_apart(name, [beginnings.of_sequence(sequence) for sequence in group])
-            for sequence in group:
-                beginnings.check_optional(name, sequence)
+        circle = {other for other, number in circles.items() if number == circles[name]}
+        if not circle.intersection(_references(choices)):
+            continue  # it does not lead back to itself
+        for group in _groups(choices):
+            deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
+            _check_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
+            for sequence in deeper:
+                beginnings.check_optional(name, sequence, circle)
+
+
+def _leads_back(part: Part, circle: set[str]) -> bool:
+    return part.ref in circle if part.choices is None else not circle.isdisjoint(_references(part.choices))
+
+
+def _leads_deeper(sequence: list[Part], circle: set[str]) -> bool:
+    """Whether a rule of the circle stands in it before something else: what stands last needs nothing to be kept."""
+    return any(
+        _leads_back(part, circle) and (at < len(sequence) - 1 or (part.low, part.high) != (1, 1))
+        for at, part in enumerate(sequence)
+    )
 
 
 @dataclass
@@ -75,11 +91,13 @@ class _Beginnings:
             ranges, may_be_empty = _first(part.chars), part.chars == '""'
         return ranges, may_be_empty or part.low == 0
 
-    def check_optional(self, name: str, parts: list[Part]) -> None:
-        """What may be left out must not begin like what follows."""
+    def check_optional(self, name: str, parts: list[Part], circle: set[str]) -> None:
+        """Of two parts that lead back, one that may be left out must not begin like what follows."""
         for at, part in enumerate(parts):
-            if self._of_part(part)[1]:
-                _check_told_apart(name, [self._of_part(part)[0], self.of_sequence(parts[at + 1 :])])
+            rest = parts[at + 1 :]
+            is_open = self._of_part(part)[1] and _leads_back(part, circle)
+            if is_open and any(_leads_back(other, circle) for other in rest):
+                _check_told_apart(name, [self._of_part(part)[0], self.of_sequence(rest)])
 
 
 def _groups(choices: list[list[Part]]) -> Iterator[list[list[Part]]]:
@@ -93,15 +111,15 @@ def _groups(choices: list[list[Part]]) -> Iterator[list[list[Part]]]:
 def _check_told_apart(name: str, beginnings: list[Ranges]) -> None:
     ordered = sorted(one for ranges in beginnings for one in ranges)
     if any(first[1] >= second[0] for first, second in pairwise(ordered)):
-        raise NotRead(f"choices of the recursive rule {name[:40]!r} begin alike")
+        raise NotRead(f"rule {name[:40]!r} calls itself in two ways that begin alike")
 
 
-def _recursive(read: Read) -> set[str]:
-    """The rules that lead back to themselves, by their strong components (Tarjan, SIAM J. Comput. 1, 1972, 146)."""
+def _circles(read: Read) -> dict[str, int]:
+    """A number for each rule, the same for rules that lead to each other (Tarjan, SIAM J. Comput. 1, 1972, 146)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
-    found: set[str] = set()
+    circles: dict[str, int] = {}
 
     def visit(name: str) -> None:
         order[name] = lowest[name] = len(order)
@@ -110,19 +128,17 @@ def _recursive(read: Read) -> set[str]:
             if other not in order:
                 visit(other)
                 lowest[name] = min(lowest[name], lowest[other])
-            elif other in stack:
+            elif other not in circles:
                 lowest[name] = min(lowest[name], order[other])
-            if other == name:
-                found.add(name)
         if lowest[name] == order[name]:
-            component = stack[stack.index(name) :]
-            del stack[stack.index(name) :]
-            found.update(component if len(component) > 1 else ())
+            at = stack.index(name)
+            circles.update(dict.fromkeys(stack[at:], order[name]))
+            del stack[at:]
 
     for name in read.rules:
         if name not in order:
             visit(name)
-    return found
+    return circles
 
 
 def _references(choices: list[list[Part]]) -> Iterator[str]:

@@ -110,20 +110,27 @@ def test_what_is_no_grammar_or_matches_nothing_is_refused(grammar: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "grammar", [JSON_GRAMMAR, SUM_GRAMMAR, 'root ::= "(" root ")" | "x"', 'root ::= "a"{2,} [^"\\]]*']
-)
-def test_grammars_that_are_told_apart_by_their_first_character_pass(grammar: str) -> None:
+    "grammar",
+    [
+        JSON_GRAMMAR, SUM_GRAMMAR, 'root ::= "(" root ")" | "x"', 'root ::= "a"{2,} [^"\\]]*',
+        'root ::= item "," root | item\nitem ::= [a-z]+', 'root ::= "a" root | [a-c] root | "x"',
+        'root ::= "(" root ")" | "[" root "]" | [a-z]+', 'root ::= "x" ("a" root)? "a"',
+    ],
+)  # fmt: skip
+def test_grammars_that_ordinary_clients_write_pass(grammar: str) -> None:
     check_grammar(grammar)
 
 
 @pytest.mark.parametrize(
     "grammar",
     [
-        'root ::= "a" root | [a-c] root | "x"', 'root ::= b root | "ab"\nb ::= "a"?', 'root ::= "x" ("a" root | "ab")',
-        'root ::= "x" ("a" root)? "a"', 'root ::= . root | [^b] root | ""', 'root ::= "\\x61" root | "a"',
+        'root ::= "a" root "b" | [a-c] root "c" | "x"', 'root ::= b root | "ab"\nb ::= "a"?',
+        'root ::= "x" ("a" root "b" | "a" root "c" | "ab")', 'root ::= ("a" root "b")? ("a" root "c")? "x"',
+        'root ::= . root "x" | [^b] root "y" | "b"', 'root ::= "\\x61" root "b" | "a" root "c" | "d"',
+        'root ::= a "b" | a "c" | "x"\na ::= "a" root', 'root ::= "a" root* "b" | "a" root+ "c" | "x"',
     ],
 )  # fmt: skip
-def test_a_recursive_rule_whose_choices_begin_alike_is_refused(grammar: str) -> None:
+def test_a_rule_that_calls_itself_in_two_ways_that_begin_alike_is_refused(grammar: str) -> None:
     with pytest.raises(TooMuch, match=r"begin alike|begins with itself"):
         check_grammar(grammar)
 
