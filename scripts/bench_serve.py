@@ -264,7 +264,7 @@ MEASUREMENTS: dict[str, Callable[[Side, Side, Path], list[Row]]] = {
 def main() -> NoReturn:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=_demo_file())
+    parser.add_argument("--model", type=Path, default=demo_file())
     parser.add_argument("--only", default=",".join(MEASUREMENTS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -288,7 +288,8 @@ def main() -> NoReturn:
     sys.exit(0 if all(row.holds for row in rows) else 1)
 
 
-def _demo_file() -> Path | None:
+def demo_file() -> Path | None:
+    """The demo's Q4_K_M, as its last build published it; None where there is none."""
     found = (REPO_DIR / "artifacts").glob(DEMO_FILES)
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 

@@ -1,8 +1,8 @@
 // What a body asks for, checked before llama-server reads it: the JSON itself, numbers and lists, grammars and schemas.
 // The limits, and what each counts: ../request_limits.json and tests/hostile/api_requests.py.
-import {Refused, atMost} from 'limits.js';
+import {Refused, atMost, mostOf} from 'limits.js';
 import {checkGrammar} from 'grammar.js';
-import {checkSchema} from 'schema.js';
+import {checkSchemas} from 'schema.js';
 
 const TYPE = /^application\/([a-z0-9.+-]+\+)?json\s*(;|$)/i;
 const FORM = /^application\/x-www-form-urlencoded\s*(;|$)/i; // what curl -d sends
@@ -72,10 +72,11 @@ function isUtf8(bytes) {
 // Levels and values, before anything is built of them. Strings are skipped by the search for their end.
 function checkShape(text) {
     let depth = 0, values = 1;
+    const steps = {left: 4 * mostOf('json_values')};
     STRUCTURE.lastIndex = 0;
     for (let found; (found = STRUCTURE.exec(text)); ) {
         switch (found[0]) {
-            case '"': STRUCTURE.lastIndex = endOfString(text, found.index) + 1; break;
+            case '"': STRUCTURE.lastIndex = endOfString(text, found.index, steps) + 1; break;
             case '[': case '{': atMost('json_depth', ++depth); break;
             case ']': case '}': depth--; break;
         }
@@ -83,9 +84,11 @@ function checkShape(text) {
     }
 }
 
-function endOfString(text, start) {
+// `steps`: how many quotation marks are still looked at; a body has no more than its values need.
+function endOfString(text, start, steps) {
     let end = start;
     for (;;) {
+        if (--steps.left < 0) throw new Refused('The body has too many quotation marks.', 'Send less at once.');
         end = text.indexOf('"', end + 1);
         if (end < 0) return text.length;
         let slashes = 0;
@@ -114,7 +117,7 @@ function checkBody(path, body) {
     atMost('biases', count(body.logit_bias));
     atMost('samplers', Math.max(count(body.samplers), count(body.dry_sequence_breakers)));
     if (body.grammar !== undefined && body.grammar !== null) checkGrammar(body.grammar);
-    for (const schema of schemas(body)) checkSchema(schema);
+    checkSchemas(schemas(body));
 }
 
 function number(limit, name, body) {

@@ -9,9 +9,15 @@ function checkGrammar(text) {
     atMost('grammar_chars', text.length);
     const rules = parse(text);
     atMost('grammar_rules', rules.size);
-    const costs = new Costs(rules);
+    checkRules(rules, 'grammar');
+}
+
+// `kind`: whose limits count, a grammar's or a pattern's.
+function checkRules(rules, kind) {
+    const costs = new Costs(rules, kind);
     for (const name of rules.keys()) costs.ofRule(name);
-    atMost('grammar_optional', costs.optional);
+    atMost(`${kind}_optional`, costs.optional);
+    atMost(`${kind}_written`, costs.written);
     checkRecursion(rules, costs);
 }
 
@@ -88,10 +94,12 @@ function repeat(sequence, [least, most]) {
 // Of each rule: whether it may match nothing; `choices`, the literals that may come first; `run`, its optional parts in a
 // row; `repeats`, the product of its repetitions.
 class Costs {
-    constructor(rules) {
+    constructor(rules, kind) {
         this.rules = rules;
+        this.kind = kind;
         this.known = new Map();
         this.optional = 0;
+        this.written = 0; // repetitions written out
     }
 
     ofRule(name) {
@@ -109,40 +117,45 @@ class Costs {
     }
 
     ofOptions(options) {
-        const sum = {isEmpty: false, choices: 0, run: 0, repeats: 1, leads: false};
+        const sum = {isEmpty: false, choices: 0, run: 0, loops: 0, repeats: 1};
         for (const sequence of options) {
             const cost = this.ofSequence(sequence);
             sum.choices += cost.choices;
             sum.isEmpty = sum.isEmpty || cost.isEmpty;
             sum.run = Math.max(sum.run, cost.run);
+            sum.loops = Math.max(sum.loops, cost.loops);
             sum.repeats = Math.max(sum.repeats, cost.repeats);
         }
-        atMost('grammar_choices', sum.choices);
+        atMost(`${this.kind}_choices`, sum.choices);
         return sum;
     }
 
     // From the last part to the first: what may come at each place.
     ofSequence(sequence) {
-        let choices = 0, run = 0, isEmpty = true, longest = 0, repeats = 1;
+        let choices = 0, run = 0, loops = 0, isEmpty = true, longest = 0, most = 0, repeats = 1;
         for (let at = sequence.length - 1; at >= 0; at--) {
             const part = sequence[at], cost = this.ofPart(part);
             choices = cost.choices + (cost.isEmpty ? choices : 0);
             run = cost.isEmpty ? Math.max(1, cost.run) + run : 0;
+            loops = cost.isEmpty ? loops + (part.most === 1 ? cost.loops || 0 : 1) : 0;
+            most = Math.max(most, loops);
             isEmpty = isEmpty && cost.isEmpty;
             longest = Math.max(longest, run);
             repeats = Math.max(repeats, cost.repeats);
-            atMost('grammar_choices', choices);
-            atMost('grammar_optional_run', run);
-            atMost('grammar_repeats', repeats);
+            atMost(`${this.kind}_choices`, choices);
+            atMost(`${this.kind}_optional_run`, run);
+            atMost(`${this.kind}_loops`, loops);
+            atMost(`${this.kind}_repeats`, repeats);
         }
-        return {choices, run: isEmpty ? run : 0, isEmpty, repeats};
+        return {choices, run: isEmpty ? run : 0, loops: isEmpty ? loops : 0, isEmpty, repeats};
     }
 
     ofPart(part) {
         if (part.cost) return part.cost;
         const inner = part.kind === 'ref' ? this.ofRule(part.name)
             : part.kind === 'group' ? this.ofOptions(part.options)
-            : {isEmpty: Boolean(part.isEmpty), choices: 1, run: 0, repeats: 1};
+            : {isEmpty: Boolean(part.isEmpty), choices: 1 + Math.floor((part.first || '').length / 32), run: 0, repeats: 1};
+        if (part.isRepeated) this.written += Math.max(part.least, part.most);
         if (part.least === 0) this.optional++;
         const times = Math.max(part.least, part.most, 1);
         const isEmpty = inner.isEmpty || part.least === 0;
@@ -164,6 +177,9 @@ function checkRecursion(rules, costs) {
     const circles = circlesOf(rules);
     const firsts = new Firsts(rules, costs);
     for (const [name, options] of rules) {
+        eachChoice(options, (choice) => choice.forEach((sequence) => sequence.forEach((part) => {
+            if (part.kind !== 'char' && part.most !== 1) checkLoop(part, name, rules, costs, firsts);
+        })));
         const isInside = (part) => part.kind === 'ref' ? circles.get(part.name) === circles.get(name)
             : part.kind === 'group' && part.options.some((sequence) => sequence.some(isInside));
         if (!isRecursive(name, options, circles)) continue;
@@ -173,6 +189,40 @@ function checkRecursion(rules, costs) {
                 isInside(part) && (at < sequence.length - 1 || part.isRepeated)));
             if (deeper.length > 1) firsts.mustDiffer(name, deeper);
         });
+    }
+}
+
+// What is repeated must not be nothing, nor begin alike in two ways: llama.cpp follows every way through every token.
+function checkLoop(part, name, rules, costs, firsts) {
+    const options = part.kind === 'ref' ? rules.get(part.name) : part.options;
+    if (costs.ofOptions(options).isEmpty) {
+        throw new Refused(`The rule ${name.slice(0, 60)} repeats what may be nothing.`, 'Let the inner part be something.');
+    }
+    for (const inner of options) {
+        const loop = inner.length === 1 && inner[0].most !== 1 && inner[0].isRepeated;
+        if (loop) throw new Refused(`The rule ${name.slice(0, 60)} repeats a repetition.`, 'Repeat it once.');
+    }
+    if (options.length < 2) return;
+    const words = options.map((sequence) => sequence.length === 1 && sequence[0].kind === 'char' && sequence[0].most === 1
+        && sequence[0].first[0] === '"' ? sequence[0].first.slice(1, -1) : null);
+    if (!words.includes(null)) checkWords(words, name);
+    else firsts.mustDiffer(name, options);
+}
+
+// Words may begin alike, as long as what is left of the longer one begins none.
+function checkWords(words, name) {
+    const starts = new Set(words.map((word) => word[0]));
+    const all = new Set();
+    for (const word of words) {
+        if (all.has(word)) throw new Refused(`The rule ${name.slice(0, 60)} repeats a choice of one word twice.`, 'Name it once.');
+        all.add(word);
+    }
+    for (const word of words) {
+        for (let end = 1; end < word.length; end++) {
+            if (all.has(word.slice(0, end)) && starts.has(word[end])) {
+                throw new Refused(`The rule ${name.slice(0, 60)} repeats words of which one may be others.`, 'Put something between.');
+            }
+        }
     }
 }
 
@@ -241,7 +291,7 @@ class Firsts {
         for (const sequence of sequences) {
             const ranges = this.of([sequence], new Set());
             if (ranges.some((one) => seen.some((other) => one[0] <= other[1] && other[0] <= one[1]))) {
-                throw new Refused(`The rule ${name.slice(0, 60)} of the grammar calls itself in two ways that begin alike.`,
+                throw new Refused(`The rule ${name.slice(0, 60)} calls itself, or repeats, in two ways that begin alike.`,
                     'Let each begin with another character.');
             }
             seen.push(...ranges);
@@ -304,4 +354,4 @@ function characters(text) {
     return found;
 }
 
-export {checkGrammar};
+export {checkGrammar, checkRules};

@@ -18,4 +18,6 @@ function atMost(limit, value, name) {
     throw new Refused(`${name ? `${name}: ` : ''}${found}${what}; at most ${most} are taken.`, 'Ask for less.');
 }
 
-export {Refused, atMost};
+const mostOf = (limit) => LIMITS[limit].most;
+
+export {Refused, atMost, mostOf};

@@ -1,45 +1,53 @@
-// A regular expression in a schema, which llama-server makes a grammar of: how large that would be.
+// A regular expression in a schema, which llama-server makes a grammar of: read as one, and held to what a grammar is.
 import {atMost} from 'limits.js';
+import {checkRules} from 'grammar.js';
 
-const TOKEN = /\\[^]|\[(?:[^\]\\]|\\[^])*\]|\(\?[:=!<]*|[()]|(\{(\d*)(,?)(\d*)\}|[*+?])\??|[^]/gy;
+const TOKEN = /\\[^]|\[(?:[^\]\\]|\\[^])*\]|\(\?[:=!<]*|[()|]|(\{(\d*)(,?)(\d*)\}|[*+?])\??|[^]/g;
+const CLASSES = {d: '0-9', w: 'A-Za-z0-9_', s: ' \\t\\n\\r'};
 
 function checkPattern(text) {
     atMost('pattern_chars', text.length);
-    // of each open group: the product of repetitions within and that of its last part; the same of its optional parts
-    const groups = [{most: 1, last: 1, optional: 0, lastOptional: 0}];
+    let options = [[]];
+    const open = [];
+    const last = () => options[options.length - 1];
     for (const [token, times, least, comma, most] of text.matchAll(TOKEN)) {
-        const group = groups[groups.length - 1];
-        if (token[0] === '(' ) {
-            groups.push({most: 1, last: 1, optional: 0, lastOptional: 0});
-            atMost('pattern_depth', groups.length - 1);
-        } else if (token === ')') {
-            if (groups.length > 1) {
-                const inner = groups.pop(), outer = groups[groups.length - 1];
-                add(outer, inner.most);
-                addOptional(outer, 0, inner.optional);
-            }
+        if (token[0] === '(') {
+            open.push(options);
+            atMost('pattern_depth', open.length);
+            options = [[]];
+        } else if (token === ')' && open.length) {
+            const group = {kind: 'group', options, least: 1, most: 1};
+            options = open.pop();
+            last().push(group);
+        } else if (token === '|') {
+            options.push([]);
         } else if (times) {
-            const counts = times[0] === '{' ? [Number(least), comma && most ? Number(most) : Number(least)] : [times[0] === '+' ? 1 : 0, 1];
-            const copies = Math.max(1, ...counts); // each may leave out for itself what is optional in it
-            addOptional(group, group.lastOptional, group.lastOptional * copies + (counts[0] === 0 ? 1 : 0));
-            add(group, group.last * copies);
-        } else {
-            group.last = 1;
-            group.lastOptional = 0;
+            repeat(last(), times[0], [Number(least), comma ? Number(most) : Number(least)]);
+        } else if (!'^$'.includes(token)) {
+            last().push({kind: 'char', first: chars(token), least: 1, most: 1});
         }
     }
+    while (open.length) {
+        const inner = options;
+        options = open.pop();
+        last().push({kind: 'group', options: inner, least: 1, most: 1});
+    }
+    checkRules(new Map([['root', options]]), 'pattern');
 }
 
-function add(group, product) {
-    atMost('pattern_repeats', product);
-    group.last = product;
-    group.most = Math.max(group.most, product);
+function repeat(sequence, mark, counts) {
+    if (!sequence.length) return;
+    const part = sequence.pop();
+    const [least, most] = {'*': [0, 0], '+': [1, 0], '?': [0, 1]}[mark] || counts;
+    const inner = part.least === 1 && part.most === 1 ? part : {kind: 'group', options: [[part]]};
+    sequence.push({...inner, least, most, isRepeated: true});
 }
 
-function addOptional(group, before, optional) {
-    group.optional += optional - before;
-    group.lastOptional = optional;
-    atMost('pattern_optional', group.optional);
+function chars(token) {
+    if (token === '.') return '[^\\n]';
+    if (token[0] === '[') return token.replace(/\\([dws])/g, (_, name) => CLASSES[name]);
+    if (token[0] === '\\') return CLASSES[token[1]] ? `[${CLASSES[token[1]]}]` : /[DWS]/.test(token[1]) ? '.' : `"${token}"`;
+    return `"${token}"`;
 }
 
 export {checkPattern};

@@ -9,9 +9,15 @@ const LENGTHS = ['minLength', 'maxLength', 'minProperties', 'maxProperties'];
 const ITEMS = ['minItems', 'maxItems'];
 const BOUNDS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'];
 
-function checkSchema(root) {
-    measure(root);
-    new Schema(root).check(root);
+// Every schema of a request.
+function checkSchemas(roots) {
+    let optional = 0;
+    for (const root of roots) {
+        measure(root);
+        const schema = new Schema(root);
+        schema.check(root);
+        atMost('schema_optional_all', optional += schema.optional);
+    }
 }
 
 // Its size as data, whatever it means.
@@ -31,6 +37,8 @@ class Schema {
     constructor(root) {
         this.root = root;
         this.unions = 0;
+        this.enums = 0;
+        this.optional = 0;
         this.known = new Map(); // node → {size, items}
     }
 
@@ -75,11 +83,14 @@ class Schema {
             const names = Object.keys(node.properties);
             const required = new Set(Array.isArray(node.required) ? node.required : []);
             atMost('schema_properties', names.length);
-            atMost('schema_optional', names.filter((name) => !required.has(name)).length);
+            const optional = names.filter((name) => !required.has(name)).length;
+            atMost('schema_optional', optional);
+            this.optional += optional;
             for (const name of names) atMost('schema_string_chars', name.length);
         }
         if (Array.isArray(node.enum)) {
             atMost('schema_enum', node.enum.length);
+            atMost('schema_enums', this.enums += node.enum.length);
             for (const value of node.enum) constant(value);
         }
         if ('const' in node) constant(node.const);
@@ -124,4 +135,4 @@ function constant(value) {
     atMost('schema_string_chars', JSON.stringify(value).length);
 }
 
-export {checkSchema};
+export {checkSchemas};

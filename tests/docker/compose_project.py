@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,13 @@ from pipeline.settings import REPO_DIR
 FILES: Final = ("compose.yaml", ".env", ".env.example", ".dockerignore", "docker", "server")
 PROFILES: Final = ("--profile", "cpu", "--profile", "cuda", "--profile", "monitoring")
 Done = subprocess.CompletedProcess[str]
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Project:

@@ -23,6 +23,9 @@ largest value that passes, and `what`, the words of the error. What they count:
                             `response_format.json_schema`, `tools[].function.parameters`, `tools[].parameters`,
                             `tools[].input_schema`, `text.format.schema`. Values and levels as in JSON; expanded: schemas
                             met when references are followed, each path for itself, a cycle once
+    …_loops, …_written      parts in a row that may be nothing and repeat; all numbers of repetitions, added up. Like
+                            `ambiguous`, the compose file's proxy keeps these alone
+    schema_enums, schema_optional_all   over a whole schema, and over all schemas of a request; the proxy's alone
     schema_number           |minimum|, |maximum|, |exclusiveMinimum|, |exclusiveMaximum|
     pattern_…               `pattern` in a schema, a regular expression
 
@@ -323,7 +326,7 @@ HOSTILE: Final = (
         {"type": 2, "value": "(a*)*b"}])),
     _is_refused("a parser of llama-server's own", text(chat_parser="{}")),
     _is_refused("2 MB to tokenize", lambda: {"content": "a" * 2_000_000}, "/tokenize"),
-    _is_refused("a million values", lambda: {"tokens": [1] * 1_000_000}, "/detokenize"),
+    _is_refused("300,000 values", lambda: {"tokens": [1] * 300_000}, "/detokenize"),
     _is_refused("50 MB to tokenize", lambda: {"content": "a b " * 12_500_000}, "/tokenize", 413),
     # JSON
     _is_refused("JSON of 100,000 brackets", lambda: b"[" * 100_000, CHAT),
