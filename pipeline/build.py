@@ -15,7 +15,7 @@ from pipeline.finished import Finished
 from pipeline.join import Joined, can_join, join, result_of
 from pipeline.machine import memory_bytes
 from pipeline.measure import file_of, is_pointless, without
-from pipeline.plan import BuildPlan, StageSpec, Step
+from pipeline.plan import STAGES, BuildPlan, StageSpec, Step
 from pipeline.rates import Taken
 from pipeline.records import BuiltFile, Measured, Records
 from pipeline.reporter import Reporter
@@ -98,6 +98,7 @@ class Builder:
         """
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
             self._note = reporter.note
+            self.store.clear_unfinished([row.name for row in STAGES.values() if row.resumable])
             self._finished.steps.clear()
             self.find_finished()
             for problem in self.store.changed:

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +253,19 @@ class ModelStore:
         """Remove what an unfinished stage left."""
         with suppress(OSError):
             remove_tree(self._partial(label, key))
+
+    def clear_unfinished(self, resumable: Collection[str]) -> None:
+        """Remove what killed runs left that nothing can go on from: of stages that begin anew, and of finished ones.
+        For who holds the lock, since nobody else works here then.
+
+        Args:
+            resumable: names of the stages that go on with what they had.
+        """
+        for partial in (self.folder / "stages").glob(".*-*"):
+            stage = partial.name[1:].partition("-")[0]
+            if stage not in resumable or partial.with_name(partial.name[1:]).exists():
+                with suppress(OSError):
+                    remove_tree(partial)
 
     def partial_bytes(self, label: str, key: str) -> int:
         """Size of what an unfinished stage left to resume from."""

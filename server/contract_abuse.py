@@ -23,7 +23,6 @@ ENDED_WITHIN_S: Final = 30.0  # a connection that says nothing, or stops
 ANSWERED_WITHIN_S: Final = 30.0  # an ordinary request of one token beside or after it all, on a slow machine
 _CONNECT_TIMEOUT_S: Final = 10.0
 _TOO_LARGE: Final = (50_000_000, 413)  # bytes of a body, and the status
-_TOO_LONG: Final = 2_000_000  # characters to tokenize
 
 # To close a route: its method and path. What changes a server, or shows what others ask, is nobody's.
 _CLOSED: Final = (
@@ -122,9 +121,10 @@ def _forms(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def large_tokenize(session: Session) -> str:
-    text, most = "a b " * (_TOO_LONG // 4), LIMITS["text_bytes"].most
-    for path in ("/tokenize", "/extras/tokenize"):
-        answer = session.wire.post(path, {"content": text, "input": text})
+    most = LIMITS["text_bytes"].most
+    text = "a b " * (most // 4 + 1)
+    for path, field in (("/tokenize", "content"), ("/extras/tokenize", "input")):
+        answer = session.wire.post(path, {field: text})
         if answer.status != 404:
             _need_refused(f"{len(text)} characters", answer)
             return f"400 for {len(text)} characters, at most {most} bytes are taken; {_afterwards(session)}"
