@@ -1,5 +1,7 @@
-"""What each choice of a grammar begins with: a rule that calls itself in two ways that begin alike doubles the parser's
-work with every character, and one that begins with itself has no character to begin with.
+"""What each choice of a grammar begins with.
+
+A rule that calls itself in two ways that begin alike doubles the parser's work with every character, and one that
+begins with itself has no character to begin with.
 """
 
 from __future__ import annotations
@@ -18,25 +20,29 @@ _CHAR: Final = re.compile(r"\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa
 _NAMED: Final = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def check_beginnings(read: Read) -> None:
+def check_beginnings(read: Read) -> Beginnings:
     """Refuse what cannot be told by what it begins with.
+
+    Returns:
+        What everything begins with.
 
     Raises:
         NotRead: a rule begins with itself, or calls itself in two ways that begin alike; a class holds no character.
         RecursionError: rules lead on and on.
     """
-    beginnings = _Beginnings(read)
+    beginnings = Beginnings(read)
     circles = _circles(read)
     for name, choices in read.rules.items():
         beginnings.of_rule(name)
         circle = {other for other, number in circles.items() if number == circles[name]}
         if not circle.intersection(_references(choices)):
             continue  # it does not lead back to itself
-        for group in _groups(choices):
+        for group in groups_of(choices):
             deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
-            _check_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
+            check_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
             for sequence in deeper:
                 beginnings.check_optional(name, sequence, circle)
+    return beginnings
 
 
 def _leads_back(part: Part, circle: set[str]) -> bool:
@@ -52,7 +58,9 @@ def _leads_deeper(sequence: list[Part], circle: set[str]) -> bool:
 
 
 @dataclass
-class _Beginnings:
+class Beginnings:
+    """The characters that rules, sequences and parts begin with."""
+
     read: Read
     _of: dict[str, tuple[Ranges, bool] | None] = field(default_factory=dict)  # None: being worked out
 
@@ -76,42 +84,43 @@ class _Beginnings:
     def _of_parts(self, parts: list[Part]) -> tuple[Ranges, bool]:
         ranges: list[tuple[int, int]] = []
         for part in parts:
-            found, may_be_empty = self._of_part(part)
+            found, may_be_empty = self.of_part(part)
             ranges.extend(found)
             if not may_be_empty:
                 return _merged(ranges), False
         return _merged(ranges), True
 
-    def _of_part(self, part: Part) -> tuple[Ranges, bool]:
+    def of_part(self, part: Part) -> tuple[Ranges, bool]:
         if part.choices is not None:
             ranges, may_be_empty = self._of_choices(part.choices)
         elif part.ref is not None:
             ranges, may_be_empty = self.of_rule(part.ref)
         else:
-            ranges, may_be_empty = _first(part.chars), part.chars == '""'
+            ranges, may_be_empty = first_of(part.chars), part.chars == '""'
         return ranges, may_be_empty or part.low == 0
 
     def check_optional(self, name: str, parts: list[Part], circle: set[str]) -> None:
         """Of two parts that lead back, one that may be left out must not begin like what follows."""
         for at, part in enumerate(parts):
             rest = parts[at + 1 :]
-            is_open = self._of_part(part)[1] and _leads_back(part, circle)
+            is_open = self.of_part(part)[1] and _leads_back(part, circle)
             if is_open and any(_leads_back(other, circle) for other in rest):
-                _check_told_apart(name, [self._of_part(part)[0], self.of_sequence(rest)])
+                check_told_apart(name, [self.of_part(part)[0], self.of_sequence(rest)])
 
 
-def _groups(choices: list[list[Part]]) -> Iterator[list[list[Part]]]:
+def groups_of(choices: list[list[Part]]) -> Iterator[list[list[Part]]]:
     yield choices
     for sequence in choices:
         for part in sequence:
             if part.choices is not None:
-                yield from _groups(part.choices)
+                yield from groups_of(part.choices)
 
 
-def _check_told_apart(name: str, beginnings: list[Ranges]) -> None:
+def check_told_apart(name: str, beginnings: list[Ranges]) -> None:
+    """Refuse beginnings that share a character."""
     ordered = sorted(one for ranges in beginnings for one in ranges)
     if any(first[1] >= second[0] for first, second in pairwise(ordered)):
-        raise NotRead(f"rule {name[:40]!r} calls itself in two ways that begin alike")
+        raise NotRead(f"rule {name[:40]!r} calls itself, or repeats, in two ways that begin alike")
 
 
 def _circles(read: Read) -> dict[str, int]:
@@ -142,14 +151,14 @@ def _circles(read: Read) -> dict[str, int]:
 
 
 def _references(choices: list[list[Part]]) -> Iterator[str]:
-    for group in _groups(choices):
+    for group in groups_of(choices):
         yield from (part.ref for sequence in group for part in sequence if part.ref is not None)
 
 
-def _first(chars: str) -> Ranges:
+def first_of(chars: str) -> Ranges:
     """The code points that a text, a class or "." may begin with; none for an empty text."""
     if chars.startswith('"'):
-        first = next(_points(chars[1:-1]), None)
+        first = next(points_of(chars[1:-1]), None)
         return () if first is None else ((first, first),)
     if chars.startswith("["):
         return _of_class(chars)
@@ -158,7 +167,7 @@ def _first(chars: str) -> Ranges:
 
 def _of_class(chars: str) -> Ranges:
     is_negated = chars.startswith("[^")
-    points = list(_points(chars[2 if is_negated else 1 : -1], dash=-1))
+    points = list(points_of(chars[2 if is_negated else 1 : -1], dash=-1))
     ranges, at = [], 0
     while at < len(points):
         is_range = at + 2 < len(points) and points[at + 1] == -1
@@ -172,7 +181,7 @@ def _of_class(chars: str) -> Ranges:
     return found
 
 
-def _points(chars: str, dash: int = ord("-")) -> Iterator[int]:
+def points_of(chars: str, dash: int = ord("-")) -> Iterator[int]:
     for two, four, eight, named, plain in _CHAR.findall(chars):
         if digits := two or four or eight:
             yield int(digits, 16)

@@ -22,6 +22,8 @@ _REGEX: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _LARGE: Final = 1 << 40  # products stop here
+_CLASSES: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": r" \t\n\r"}  # of regular expressions, as GBNF writes them
+_CHARS_A_WAY: Final = 32  # of a text or a class: looking through so many costs as much as another way to go on
 
 
 class NotRead(ValueError):
@@ -50,7 +52,9 @@ class Read:
     rules: dict[str, list[list[Part]]] = field(default_factory=dict)
     depth: int = 0  # groups, one within the other
     n_optional: int = 0
+    n_written: int = 0  # repetitions, added up
     n_rules: int = 0
+    is_pattern: bool = False
 
 
 def read_grammar(text: str) -> Read:
@@ -64,7 +68,7 @@ def read_grammar(text: str) -> Read:
 
 def read_pattern(text: str) -> Read:
     """A regular expression. Raises: the same."""
-    read = Read(n_rules=1)
+    read = Read(n_rules=1, is_pattern=True)
     top: list[list[Part]] = [[]]
     read.rules[""] = top
     return _read(text, _REGEX, read, [top])
@@ -109,10 +113,26 @@ def _take(kind: str, found: re.Match[str], read: Read, open_groups: list[list[li
             raise NotRead(f"nothing stands before {found['times']!r}")
         _repeat(sequence, *_bounds(found["times"]))
         read.n_optional += sequence[-1].low == 0
+        read.n_written += max(sequence[-1].low, sequence[-1].high or 0)
     elif kind == "ref":
         sequence.append(Part(ref=found["ref"]))
+    elif read.is_pattern:
+        sequence.extend(Part(chars=chars) for chars in _as_gbnf(found[0]))
     else:
         sequence.append(Part(chars=found[0]))
+
+
+def _as_gbnf(piece: str) -> list[str]:
+    """A character or class of a regular expression in GBNF; an anchor is nothing."""
+    if piece in {"^", "$"}:
+        return []
+    if piece == ".":
+        return [r"[^\n]"]
+    if piece[0] == "[" and len(piece) > 1:
+        return [re.sub(r"\\([dws])", lambda found: _CLASSES[found[1]], piece)]
+    if piece[0] == "\\" and piece[1:] in _CLASSES:
+        return [f"[{_CLASSES[piece[1:]]}]"]
+    return ["." if piece in {r"\D", r"\W", r"\S"} else f'"{piece}"']
 
 
 def _repeat(sequence: list[Part], low: int, high: int | None) -> None:
@@ -146,11 +166,15 @@ class Size:
     ways: int = 1  # places at which a text may go on in it at once
     run: int = 0  # optional parts in a row
     repeats: int = 1  # repetitions within repetitions, multiplied
+    loops: int = 0  # parts in a row that may be nothing or repeat
+    open_loops: int = 0  # the same, if nothing else is in it
 
     def with_most_of(self, other: Size) -> Size:
         """The same, but no smaller in what does not add up."""
-        repeats = max(self.repeats, other.repeats)
-        return Size(self.may_be_empty, max(self.ways, other.ways), max(self.run, other.run), repeats)
+        repeats, loops = max(self.repeats, other.repeats), max(self.loops, other.loops)
+        open_loops = max(self.open_loops, other.open_loops)
+        ways, run = max(self.ways, other.ways), max(self.run, other.run)
+        return Size(self.may_be_empty, ways, run, repeats, loops, open_loops)
 
 
 @dataclass
@@ -187,14 +211,16 @@ class Sizes:
 
     def _sequence(self, parts: list[Part]) -> Size:
         """Parts that may be left out add up to the next that may not."""
-        most, ways, run, may_be_empty = Size(), 0, 0, True
+        most, ways, run, loops, may_be_empty = Size(), 0, 0, 0, True
         for part in parts:
             size = self._part(part)
             ways, run = ways + size.ways, run + size.run if size.may_be_empty else size.run
-            most = Size(False, ways, run).with_most_of(most).with_most_of(size)
+            loops = loops + size.open_loops if size.may_be_empty else 0
+            most = Size(False, ways, run, loops=loops).with_most_of(most).with_most_of(size)
             if not size.may_be_empty:
                 ways, run, may_be_empty = 0, 0, False
-        return Size(may_be_empty, max(ways, most.ways), most.run, most.repeats)
+        open_loops = loops if may_be_empty else 0
+        return Size(may_be_empty, max(ways, most.ways), most.run, most.repeats, most.loops, open_loops)
 
     def _part(self, part: Part) -> Size:
         one = self._one(part)
@@ -202,11 +228,13 @@ class Sizes:
         copies = part.times if one.may_be_empty else 1  # of what cannot be empty, one follows the other
         run = max(one.run, int(may_be_empty)) * copies
         repeats = min(_LARGE, one.repeats * max(1, part.times))
-        return Size(may_be_empty, min(_LARGE, one.ways * max(1, copies)), min(_LARGE, run), repeats)
+        loops = 0 if not may_be_empty else one.open_loops if part.high == 1 else 1
+        ways = min(_LARGE, one.ways * max(1, copies))
+        return Size(may_be_empty, ways, min(_LARGE, run), repeats, max(loops, one.loops), loops)
 
     def _one(self, part: Part) -> Size:
         if part.choices is not None:
             return self._choice(part.choices)
         if part.ref is not None:
             return self._rule(part.ref)
-        return Size(may_be_empty=part.chars == '""')
+        return Size(may_be_empty=part.chars == '""', ways=1 + len(part.chars) // _CHARS_A_WAY)

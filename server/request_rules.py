@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from server.grammar_beginnings import check_beginnings
-from server.grammar_size import NotRead, Sizes, read_grammar
-from server.schema_size import SchemaError, measure_schema
+from server.grammar_loops import check_loops
+from server.grammar_runs import TooManyWays, check_runs
+from server.grammar_size import NotRead, Read, Sizes, read_grammar, read_pattern
+from server.schema_size import SchemaError, measure_schema, patterns_of
 
 LIMITS_FILE: Final = Path(__file__).parent / "request_limits.json"
 
@@ -34,7 +36,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
 _LEAST_TOKENS: Final = -2
 _TOKENS: Final = (
     "max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "repeat_last_n", "dry_penalty_last_n",
-    "n_keep", "n_discard", "top_k", "min_keep", "min_tokens",
+    "penalty_last_n", "n_keep", "n_discard", "top_k", "min_keep", "min_tokens",
 )  # fmt: skip
 _COUNTS: Final = {
     **dict.fromkeys(_TOKENS, "tokens"), **dict.fromkeys(("n", "n_cmpl", "best_of"), "answers"),
@@ -107,8 +109,10 @@ def check_request(asked: Mapping[str, Any]) -> None:
     _check_texts(asked)
     if (grammar := asked.get("grammar")) is not None:
         check_grammar(grammar)
+    n_optional = 0
     for schema in schemas_of(asked):
-        check_schema(schema)
+        n_optional += check_schema(schema)
+        _hold("schema_optional_all", n_optional)
 
 
 def _check_count(name: str, value: Any, limit: str) -> None:
@@ -144,31 +148,60 @@ def check_grammar(grammar: Any) -> None:
     try:
         read = read_grammar(grammar)
         _hold("grammar_rules", read.n_rules)
-        _hold("grammar_depth", read.depth)
-        size = Sizes(read).all()
-        _hold("grammar_optional", read.n_optional)
-        _hold("grammar_repeats", size.repeats)
-        _hold("grammar_optional_run", size.run)
-        _hold("grammar_choices", size.ways)
-        check_beginnings(read)
+        _check_work(read, "grammar")
     except NotRead as error:
         raise TooMuch(f"grammar: {error}") from None
     except RecursionError:
         raise TooMuch("grammar: its rules lead on and on") from None
 
 
-def check_schema(schema: Any) -> None:
-    """Hold a JSON schema against the limits of schemas. Raises: the same."""
+def check_pattern(pattern: str) -> None:
+    """Hold a regular expression against the limits of patterns. Raises: the same."""
+    _hold("pattern_chars", len(pattern))
+    try:
+        _check_work(read_pattern(pattern), "pattern")
+    except NotRead as error:
+        raise TooMuch(f"a pattern: {error}") from None
+
+
+def _check_work(read: Read, kind: str) -> None:
+    """`kind`: whose limits count, a grammar's or a pattern's."""
+    _hold(f"{kind}_depth", read.depth)
+    size = Sizes(read).all()
+    _hold(f"{kind}_optional", read.n_optional)
+    _hold(f"{kind}_optional_run", size.run)
+    _hold(f"{kind}_repeats", size.repeats)
+    _hold(f"{kind}_choices", size.ways)
+    _hold(f"{kind}_loops", size.loops)
+    _hold(f"{kind}_written", read.n_written)
+    check_loops(read, check_beginnings(read))
+    try:
+        check_runs(read, LIMITS[f"{kind}_run_ways"].most)
+    except TooManyWays as error:
+        _hold(f"{kind}_run_ways", error.ways)
+
+
+def check_schema(schema: Any) -> int:
+    """Hold a JSON schema against the limits of schemas. Raises: the same.
+
+    Returns:
+        Its properties that are not required.
+    """
     depth, n_values = measure_json(schema)
     _hold("schema_depth", depth)
     _hold("schema_values", n_values)
+    n_optional = 0
     try:
         for limit, value in measure_schema(schema, LIMITS["schema_expanded"].most):
             _hold(limit, value)
+            n_optional += int(value) if limit == "schema_optional" else 0
+        for pattern in patterns_of(schema):
+            check_pattern(pattern)
     except SchemaError as error:
         raise TooMuch(f"a JSON schema: {error}") from None
     except RecursionError:
         raise TooMuch("a JSON schema: its references lead on and on") from None
+    return n_optional
 
 
 def schemas_of(asked: Mapping[str, Any]) -> Iterator[Any]:

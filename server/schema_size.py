@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-from server.grammar_size import NotRead, Sizes, read_pattern
 
 Measure = tuple[str, float]  # a name in request_limits.json, and the value to hold against it
 _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -36,15 +35,22 @@ def measure_schema(schema: Any, most_expanded: int) -> Iterator[Measure]:
         SchemaError: a reference leads nowhere, elsewhere, or to itself with nothing between.
         RecursionError: references lead on and on.
     """
-    n_branches = 0
+    n_branches = n_options = 0
     for one in _parts(schema):
+        n_options += len(one["enum"]) if isinstance(one.get("enum"), list) else 0
         n_branches += sum(len(one[name]) for name in _BRANCHES if isinstance(one.get(name), list))
         n_branches += len(one["type"]) if isinstance(one.get("type"), list) else 0
         yield from _of_one(one)
     yield "schema_unions", n_branches
+    yield "schema_enums", n_options
     expansion = _Expansion(schema, most_expanded)
     yield from expansion.follow(schema, 1)
     yield "schema_expanded", expansion.n
+
+
+def patterns_of(schema: Any) -> Iterator[str]:
+    """The regular expressions in it."""
+    yield from (one["pattern"] for one in _parts(schema) if isinstance(one.get("pattern"), str))
 
 
 def _children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple[str, Any]]:
@@ -76,25 +82,16 @@ def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
         yield from (("schema_string_chars", len(name)) for name in properties)
     if isinstance(options := schema.get("enum"), list):
         yield "schema_enum", len(options)
-        yield from (("schema_string_chars", len(one)) for one in options if isinstance(one, str))
-    if isinstance(constant := schema.get("const"), str):
-        yield "schema_string_chars", len(constant)
+        yield from (("schema_string_chars", _n_chars(one)) for one in options)
+    if "const" in schema:
+        yield "schema_string_chars", _n_chars(schema["const"])
     yield from (("schema_length", value) for value in _numbers(schema, "minLength", "maxLength"))
     yield from (("schema_number", abs(value)) for value in _numbers(schema, *_NUMBERS))
-    if isinstance(pattern := schema.get("pattern"), str):
-        yield from _of_pattern(pattern)
 
 
-def _of_pattern(pattern: str) -> Iterator[Measure]:
-    yield "pattern_chars", len(pattern)
-    try:
-        read = read_pattern(pattern)
-    except NotRead as error:
-        raise SchemaError(f"a pattern: {error}") from None
-    yield "pattern_depth", read.depth
-    size = Sizes(read).all()
-    yield "pattern_repeats", size.repeats
-    yield "pattern_optional", max(read.n_optional, size.run)
+def _n_chars(value: Any) -> int:
+    """As it is written, a string without its quotation marks."""
+    return len(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def _numbers(schema: Mapping[str, Any], *names: str) -> Iterator[float]:

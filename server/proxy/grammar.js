@@ -1,6 +1,9 @@
 // A grammar in GBNF, read just far enough to tell what it would cost llama.cpp: a grammar may be small and still have
 // more ways to go on than any machine can follow.
 import {Refused, atMost} from 'limits.js';
+import {checkBeginnings} from 'beginnings.js';
+import {checkLoops} from 'loops.js';
+import {checkRuns} from 'runs.js';
 
 const TOKEN = /\s+|#[^\n]*|([A-Za-z0-9_-]+)(\s*::=)?|("(?:[^"\\]|\\[^])*")|(\[(?:[^\]\\]|\\[^])*\])|(!?<[^>]*>)|([().|*+?])|(\{[\d,\s]*\})/y;
 
@@ -18,7 +21,9 @@ function checkRules(rules, kind) {
     for (const name of rules.keys()) costs.ofRule(name);
     atMost(`${kind}_optional`, costs.optional);
     atMost(`${kind}_written`, costs.written);
-    checkRecursion(rules, costs);
+    const firsts = checkBeginnings(rules, costs);
+    checkLoops(rules, costs, firsts);
+    checkRuns(rules, kind);
 }
 
 // ---- the rules: an option is a list of parts; a part is {kind: char, ref or group, least, most} ---------------
@@ -165,193 +170,6 @@ class Costs {
         if (!inner.isOpen) part.cost = cost;
         return cost;
     }
-}
-
-// ---- recursion -----------------------------------------------------------------------------------------------
-
-// A rule that calls itself first never ends; one with two ways into itself that begin alike doubles what llama.cpp has to
-// follow with every letter.
-function checkRecursion(rules, costs) {
-    const left = new Map(); // rule → whether its beginnings are all known
-    for (const name of rules.keys()) checkLeft(name, rules, costs, left);
-    const circles = circlesOf(rules);
-    const firsts = new Firsts(rules, costs);
-    for (const [name, options] of rules) {
-        eachChoice(options, (choice) => choice.forEach((sequence) => sequence.forEach((part) => {
-            if (part.kind !== 'char' && part.most !== 1) checkLoop(part, name, rules, costs, firsts);
-        })));
-        const isInside = (part) => part.kind === 'ref' ? circles.get(part.name) === circles.get(name)
-            : part.kind === 'group' && part.options.some((sequence) => sequence.some(isInside));
-        if (!isRecursive(name, options, circles)) continue;
-        eachChoice(options, (choice) => {
-            // what comes last needs nothing to be kept for afterwards
-            const deeper = choice.filter((sequence) => sequence.some((part, at) =>
-                isInside(part) && (at < sequence.length - 1 || part.isRepeated)));
-            if (deeper.length > 1) firsts.mustDiffer(name, deeper);
-        });
-    }
-}
-
-// What is repeated must not be nothing, nor begin alike in two ways: llama.cpp follows every way through every token.
-function checkLoop(part, name, rules, costs, firsts) {
-    const options = part.kind === 'ref' ? rules.get(part.name) : part.options;
-    if (costs.ofOptions(options).isEmpty) {
-        throw new Refused(`The rule ${name.slice(0, 60)} repeats what may be nothing.`, 'Let the inner part be something.');
-    }
-    for (const inner of options) {
-        const loop = inner.length === 1 && inner[0].most !== 1 && inner[0].isRepeated;
-        if (loop) throw new Refused(`The rule ${name.slice(0, 60)} repeats a repetition.`, 'Repeat it once.');
-    }
-    if (options.length < 2) return;
-    const words = options.map((sequence) => sequence.length === 1 && sequence[0].kind === 'char' && sequence[0].most === 1
-        && sequence[0].first[0] === '"' ? sequence[0].first.slice(1, -1) : null);
-    if (!words.includes(null)) checkWords(words, name);
-    else firsts.mustDiffer(name, options);
-}
-
-// Words may begin alike, as long as what is left of the longer one begins none.
-function checkWords(words, name) {
-    const starts = new Set(words.map((word) => word[0]));
-    const all = new Set();
-    for (const word of words) {
-        if (all.has(word)) throw new Refused(`The rule ${name.slice(0, 60)} repeats a choice of one word twice.`, 'Name it once.');
-        all.add(word);
-    }
-    for (const word of words) {
-        for (let end = 1; end < word.length; end++) {
-            if (all.has(word.slice(0, end)) && starts.has(word[end])) {
-                throw new Refused(`The rule ${name.slice(0, 60)} repeats words of which one may be others.`, 'Put something between.');
-            }
-        }
-    }
-}
-
-function isRecursive(name, options, circles) {
-    let found = false;
-    eachChoice(options, (choice) => choice.forEach((sequence) => sequence.forEach((part) => {
-        found = found || (part.kind === 'ref' && circles.get(part.name) === circles.get(name));
-    })));
-    return found;
-}
-
-function eachChoice(options, visit) {
-    visit(options);
-    for (const sequence of options) {
-        for (const part of sequence) if (part.kind === 'group') eachChoice(part.options, visit);
-    }
-}
-
-// Rules that call each other in a circle have the same number, as Tarjan finds them.
-function circlesOf(rules) {
-    const index = new Map(), low = new Map(), circle = new Map(), stack = [];
-    const visit = (name) => {
-        index.set(name, index.size);
-        low.set(name, index.get(name));
-        stack.push(name);
-        eachChoice(rules.get(name), (choice) => choice.forEach((sequence) => sequence.forEach((part) => {
-            if (part.kind !== 'ref' || circle.has(part.name)) return;
-            if (!index.has(part.name)) visit(part.name);
-            low.set(name, Math.min(low.get(name), low.get(part.name)));
-        })));
-        if (low.get(name) !== index.get(name)) return;
-        for (let member; member !== name;) circle.set(member = stack.pop(), index.get(name));
-    };
-    for (const name of rules.keys()) if (!index.has(name)) visit(name);
-    return circle;
-}
-
-function checkLeft(name, rules, costs, left) {
-    if (left.get(name)) return;
-    if (left.has(name)) {
-        throw new Refused(`The rule ${name.slice(0, 60)} of the grammar begins with itself.`, 'Begin it with something else.');
-    }
-    left.set(name, false);
-    const follow = (options) => {
-        for (const sequence of options) {
-            for (const part of sequence) {
-                if (part.kind === 'group') follow(part.options);
-                if (part.kind === 'ref') checkLeft(part.name, rules, costs, left);
-                if (!costs.ofPart(part).isEmpty) break;
-            }
-        }
-    };
-    follow(rules.get(name));
-    left.set(name, true);
-}
-
-// The characters that sequences may begin with.
-class Firsts {
-    constructor(rules, costs) {
-        this.rules = rules;
-        this.costs = costs;
-    }
-
-    mustDiffer(name, sequences) {
-        const seen = [];
-        for (const sequence of sequences) {
-            const ranges = this.of([sequence], new Set());
-            if (ranges.some((one) => seen.some((other) => one[0] <= other[1] && other[0] <= one[1]))) {
-                throw new Refused(`The rule ${name.slice(0, 60)} calls itself, or repeats, in two ways that begin alike.`,
-                    'Let each begin with another character.');
-            }
-            seen.push(...ranges);
-        }
-    }
-
-    of(options, seen) {
-        const found = [];
-        for (const sequence of options) {
-            for (const part of sequence) {
-                if (part.kind === 'char') found.push(...ranges(part.first));
-                if (part.kind === 'group') found.push(...this.of(part.options, seen));
-                if (part.kind === 'ref' && !seen.has(part.name)) {
-                    seen.add(part.name);
-                    found.push(...this.of(this.rules.get(part.name), seen));
-                }
-                if (!this.costs.ofPart(part).isEmpty) break;
-            }
-        }
-        return found;
-    }
-}
-
-const ESCAPES = {n: 10, r: 13, t: 9};
-const ANY = [0, 0x10ffff];
-
-// Of "literal": its first character; of [a-z]: its ranges; of anything else: all there are.
-function ranges(text) {
-    if (text === '') return [];
-    if (text[0] !== '"' && text[0] !== '[') return [ANY];
-    const points = characters(text.slice(1, -1));
-    if (text[0] === '"') return [[points[0].value, points[0].value]];
-    const isNot = points.length > 0 && points[0].value === 0x5e && !points[0].isEscaped;
-    const found = [];
-    for (let at = isNot ? 1 : 0; at < points.length; at++) {
-        const isRange = points[at + 1]?.value === 0x2d && !points[at + 1].isEscaped && at + 2 < points.length;
-        found.push([points[at].value, points[isRange ? at + 2 : at].value]);
-        if (isRange) at += 2;
-    }
-    return isNot ? complement(found) : found;
-}
-
-function complement(found) {
-    const rest = [];
-    let from = 0;
-    for (const [first, last] of found.sort((one, other) => one[0] - other[0])) {
-        if (first > from) rest.push([from, first - 1]);
-        from = Math.max(from, last + 1);
-    }
-    return [...rest, [from, ANY[1]]];
-}
-
-function characters(text) {
-    const found = [], pattern = /\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([^]))|([^])/gu;
-    for (const [, two, four, eight, escaped, plain] of text.matchAll(pattern)) {
-        const hex = two || four || eight;
-        const value = hex ? parseInt(hex, 16) : escaped ? ESCAPES[escaped] ?? escaped.codePointAt(0) : plain.codePointAt(0);
-        found.push({value, isEscaped: !plain});
-    }
-    return found;
 }
 
 export {checkGrammar, checkRules};

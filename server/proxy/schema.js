@@ -132,7 +132,7 @@ class Schema {
 }
 
 function constant(value) {
-    atMost('schema_string_chars', JSON.stringify(value).length);
+    atMost('schema_string_chars', (typeof value === 'string' ? value : JSON.stringify(value)).length);
 }
 
 export {checkSchemas};

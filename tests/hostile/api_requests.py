@@ -18,16 +18,19 @@ largest value that passes, and `what`, the words of the error. What they count:
     grammar_…               `grammar`, a text in GBNF. A repetition {m,n} counts its larger number, * + ? count 1; the product
                             is taken from the outermost group inwards, through rules. Optional: ? * {0,…}, a rule or group
                             that may match nothing. Ways to go on: the literals and classes that may come next at a place,
-                            through rules. A recursive rule must be told by what it begins with (see `ambiguous`).
+                            through rules. A recursive rule must be told by what it begins with.
     schema_…                every JSON schema: `json_schema`, `response_format.schema`, `response_format.json_schema.schema`,
                             `response_format.json_schema`, `tools[].function.parameters`, `tools[].parameters`,
                             `tools[].input_schema`, `text.format.schema`. Values and levels as in JSON; expanded: schemas
                             met when references are followed, each path for itself, a cycle once
-    …_loops, …_written      parts in a row that may be nothing and repeat; all numbers of repetitions, added up. Like
-                            `ambiguous`, the compose file's proxy keeps these alone
-    schema_enums, schema_optional_all   over a whole schema, and over all schemas of a request; the proxy's alone
+    …_loops, …_written      parts in a row that may be nothing and repeat; all numbers of repetitions, added up
+    …_run_ways              ways through a run of one character, the largest number over all characters and lengths up to 64
+    schema_enums, schema_optional_all   over a whole schema, and over all schemas of a request
     schema_number           |minimum|, |maximum|, |exclusiveMinimum|, |exclusiveMaximum|
     pattern_…               `pattern` in a schema, a regular expression
+
+A choice must not name a word twice. What is repeated must be something, no repetition itself, and its ways, if shorter than 4
+characters, must be told apart by their first character or be words. A class must hold a character.
 
 Refused whatever their values: fields that only llama-server's own front sends to its back (`grammar_triggers`,
 `grammar_lazy`, `preserved_tokens`, `chat_parser`), since they reach parsers unchecked.
@@ -134,6 +137,19 @@ ident ::= [a-z] [a-z0-9_]* ws
 num   ::= [0-9]+ ws
 ws    ::= [ \t\n]*
 """
+JAPANESE_GRAMMAR: Final = r"""root ::= jp-char+ ([ \t\n] jp-char+)*
+jp-char ::= hiragana | katakana | punctuation | cjk
+hiragana ::= [ぁ-ゟ]
+katakana ::= [ァ-ヿ]
+punctuation ::= [、-〾]
+cjk ::= [一-鿿]
+"""
+CHESS_GRAMMAR: Final = r"""root ::= "1. " move " " move "\n" ([1-9] [0-9]? ". " move " " move "\n")+
+move ::= (pawn | nonpawn | castle) [+#]?
+nonpawn ::= [NBKQR] [a-h]? [1-8]? "x"? [a-h] [1-8]
+pawn ::= ([a-h] "x")? [a-h] [1-8] ("=" [NBKQR])?
+castle ::= "O-O" "-O"?
+"""
 TREE: Final[Json] = {
     "$ref": "#/$defs/node", "$defs": {"node": {
         "type": "object", "required": ["name"],
@@ -191,6 +207,12 @@ ORDINARY: Final = (
     Case("a schema with the words of a schema as names", CHAT, schema({"type": "object", "required": ["pattern"], "properties": {
         "pattern": {"type": "string"}, "enum": {"type": "integer"}, "$ref": {"type": "string"}, "maxLength": {"type": "integer"},
     }})),
+    *(Case(f"a schema with the pattern {pattern}", CHAT, schema({"type": "string", "pattern": pattern})) for pattern in (
+        r"^[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}$", r"^(\+\d{1,2}\s)?\(?\d{3}\)?[\s.-]\d{3}[\s.-]\d{4}$",
+        r"^([a-z]+\.)*[a-z]+$", r"^(([a-z]+|[0-9]+)-)+x$", r"^([a-z]|[0-9])+$", r"^\d+(\.\d+)?([eE][+-]?\d+)?$",
+        r"^#([0-9a-f]{3}|[0-9a-f]{6})$", r"^(the |then )+end$", "^(mon|tue|wed|thu|fri|sat|sun)$", "^(0|1){32}$",
+        r"^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)$", r"^([0-9A-F]{2}:){5}[0-9A-F]{2}$",
+    )),
     Case("a schema beside the messages", CHAT, chat(json_schema=WEATHER)),
     Case("a tool", CHAT, tool(WEATHER)),
     Case("a tool without parameters", CHAT, chat(tools=[{"type": "function", "function": {"name": "now"}}])),
@@ -198,7 +220,16 @@ ORDINARY: Final = (
     Case("llama.cpp's grammar of JSON", TEXT, text(grammar=JSON_GRAMMAR)),
     Case("llama.cpp's grammar of arithmetic", TEXT, text(grammar=SUM_GRAMMAR)),
     Case("a grammar of a list", TEXT, text(grammar='root ::= item+\nitem ::= "- " [^\\r\\n]+ "\\n"')),
+    Case("llama.cpp's grammar of Japanese", TEXT, text(grammar=JAPANESE_GRAMMAR)),
+    Case("llama.cpp's grammar of chess", TEXT, text(grammar=CHESS_GRAMMAR)),
     Case("an empty grammar", TEXT, text(grammar="")),
+    Case("a grammar of days", TEXT, text(grammar='root ::= day (", " day){0,6}\nday ::= "mon" | "tue" | "wed" | "thu" | "fri"')),
+    Case("a grammar of 32 bits", TEXT, text(grammar='root ::= ("0" | "1"){32}')),
+    Case("a grammar of words that begin alike", TEXT, text(grammar='root ::= ("the " | "then " | "there ")+ "end"')),
+    Case("a grammar of three lists of letters", TEXT, text(grammar="root ::= [a-z]* [a-z]* [a-z]*")),
+    Case("a grammar of an IP address", TEXT, text(grammar='root ::= [0-9]{1,3} ("." [0-9]{1,3}){3}')),
+    Case("a grammar of statements", TEXT, text(
+        grammar='root ::= (let | call)*\nlet ::= name " = " name ";"\ncall ::= name "(); "\nname ::= [a-z]+')),
     Case("a message as Anthropic's client sends it", "/v1/messages", lambda: {
         "model": "m", "max_tokens": 4, "messages": said("Hi."), "system": "Be brief.", "stop_sequences": ["END"],
     }),
@@ -224,6 +255,20 @@ def _is_refused(name: str, body: Callable[[], Json | bytes], path: str = TEXT, s
 
 
 _PAREN: Final = 30_000
+# Few letters, and more ways through a token than can be followed.
+AMBIGUOUS_GRAMMARS: Final = (
+    'root ::= ("-" | "-" | "-" | "-"){8} "x"', 'root ::= ([a-z] | [a-m]){12} "9"', 'root ::= (("-" | [-_])){12} "x"',
+    'root ::= r{12} "x"\nr ::= s\ns ::= "-" | [-_]', "root ::= " + '("-" | "-") ' * 20 + '"x"', "root ::= " + '("-" | [-_]) ' * 20,
+    "root ::= " + "r " * 20 + '"x"\nr ::= "-" | s\ns ::= [-_]', 'root ::= ("-" ("-" | [-_]))* "x"', 'root ::= ("-" "-"*)* "x"',
+    'root ::= ([a-z]* "a")* "9"', 'root ::= "-" root | [-_] root | "x"', 'root ::= ("-" | [-_]) root | "x"',
+    "root ::= " + "[a-z]+ " * 12, 'root ::= ("ab" | "ab"){8}', "root ::= " + '("ab" | "ab") ' * 12, 'root ::= ("-" | "--"){20}',
+    'root ::= ("\\x2d" | "-"){12}', 'root ::= ("-"{1,3} "-"){12} "x"', 'root ::= x{12}\nx ::= "a" [b] | "a" [a-c]',
+)  # fmt: skip
+AMBIGUOUS_PATTERNS: Final = (
+    "^(a|a|a){12}b$", "^([a-z]|[a-m]){12}9$", r"^(\w|\d){12}-$", "^" + "(a|a)" * 20 + "$", "^" + "(-|[-+])" * 20 + "x$",
+    "^((a|[ab])b?){20}c$", "^(aa|aa){12}b$", "^(a|a|a|aa|aaa)*$", "^(a*)*$", "^(a+)+$", "^([a-z]|[a-f])*$",
+    "^" + "[a-z]*" * 20 + "$", "^" + "(a|)" * 100 + "$", "^" + "[a-z]+" * 12 + "$",
+)  # fmt: skip
 HOSTILE: Final = (
     # grammars
     _is_refused("a grammar of 30,000 brackets", text(grammar=lambda: "root ::= " + "(" * _PAREN + '"a"' + ")" * _PAREN)),
@@ -250,6 +295,11 @@ HOSTILE: Final = (
     _is_refused("a grammar that calls itself first in two steps", text(grammar='root ::= x\nx ::= y "a" | "b"\ny ::= "c"? x')),
     _is_refused("an ambiguous grammar that doubles with every letter", text(
         grammar='root ::= x\nx ::= "a" x "b" | "a" x "c" | "a"')),
+    *(_is_refused(f"an ambiguous grammar: {grammar[:60]!r}", text(grammar=grammar)) for grammar in AMBIGUOUS_GRAMMARS),
+    _is_refused("a class of no character", text(grammar='root ::= "a" [b-a]')),
+    _is_refused("a class of no character that may be left out", text(grammar='root ::= [^\\x00-\\U0010FFFF]* "a"')),
+    _is_refused("a grammar of 10 loops in a row", text(grammar="root ::= " + " ".join(f'"{n}"*' for n in range(10)))),
+    _is_refused("a grammar of 100 repeats of 1,000", text(grammar="root ::= " + '"a"{1000} "b" ' * 100)),
     _is_refused("a grammar of 1 MB", text(grammar=lambda: 'root ::= "' + "a" * 1_000_000 + '"')),
     _is_refused("a grammar of 5,000 rules", text(grammar='root ::= "a"\n' + "".join(f'r{n} ::= "a"\n' for n in range(5000)))),
     _is_refused("a grammar that is no text", text(grammar=["root"])),
@@ -284,6 +334,15 @@ HOSTILE: Final = (
     _is_refused("a pattern of 500 brackets", schema({"type": "string", "pattern": "^" + "(" * 500 + "a" + ")" * 500 + "$"}), CHAT),
     _is_refused("a pattern that repeats 100,000 times", schema({"type": "string", "pattern": "^a{100000}$"}), CHAT),
     _is_refused("a pattern of 1 MB", schema({"type": "string", "pattern": "^" + "a" * 1_000_000 + "$"}), CHAT),
+    *(_is_refused(f"an ambiguous pattern: {pattern[:60]}", schema({"type": "string", "pattern": pattern}), CHAT)
+      for pattern in AMBIGUOUS_PATTERNS),
+    _is_refused("a pattern of 700 words", schema({"pattern": "^(" + "|".join(f"ab{n}" for n in range(700)) + ")$"}), CHAT),
+    _is_refused("a pattern of 100 repeats of 1,000", schema({"pattern": "^" + "[a-z]{1,1000}-" * 100 + "$"}), CHAT),
+    _is_refused("a schema of 10 enums of 100", schema({"properties": {
+        str(number): {"enum": list(range(100))} for number in range(10)}}), CHAT),
+    _is_refused("10 tools of 90 optional properties", chat(tools=[{"type": "function", "function": {
+        "name": f"f{number}", "parameters": fields_of(90, required=False)}} for number in range(10)]), CHAT),
+    _is_refused("a schema with a const of 10,000 values", schema({"const": [0] * 4_500}), CHAT),
     _is_refused("a pattern in a definition", schema({"$defs": {"a": {"type": "string", "pattern": "^" + "a?" * 200 + "$"}},
                                                    "$ref": "#/$defs/a"}), CHAT),
     # the same in every place where a schema may be

@@ -12,6 +12,7 @@ import pytest
 
 import server.guard as module
 from server.guard import Guard, Message, Receive, Send, is_over
+from server.request_rules import LIMITS
 
 KEY = "the-right-key"
 CHAT = "/v1/chat/completions"
@@ -123,7 +124,10 @@ def test_a_body_that_is_too_large_is_refused_with_both_sizes(guard: Guard, appli
     piece = b"a" * (1 << 20)
     status, body, _ = ask(guard, pieces=[piece] * 50)
     assert status == 413 and not application.seen
-    assert "52428800 bytes" in body["error"]["message"] and "8388608" in body["error"]["message"]
+    most = LIMITS["body_bytes"].most
+    assert "52428800 bytes" in body["error"]["message"] and str(most) in body["error"]["message"]
+    assert ask(guard, pieces=[BODY.ljust(most)])[0] == 200
+    assert ask(guard, pieces=[BODY.ljust(most), b" "])[0] == 413
 
 
 def test_a_body_that_stops_coming_is_refused(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +152,7 @@ def test_what_the_rules_or_the_parser_refuse_does_not_reach_the_application(appl
     guard = Guard(application, KEY, refusal=lambda asked: "no grammar" if "grammar" in asked else "")
     assert ask(guard, pieces=(b'{"n": 1000}',))[0] == 400
     assert ask(guard, pieces=(b'{"grammar": ""}',))[1]["error"]["message"] == "no grammar"
-    large = json.dumps({"input": "a" * (1 << 21)}).encode()
+    large = json.dumps({"input": "a" * (LIMITS["text_bytes"].most + 1)}).encode()
     assert ask(guard, path="/extras/tokenize", pieces=(large,))[0] == 400
     assert not application.seen
 

@@ -21,7 +21,7 @@ from server.request_rules import (
     check_text,
     parse_body,
 )
-from tests.hostile.api_requests import HOSTILE, JSON_GRAMMAR, ORDINARY, SUM_GRAMMAR, Case
+from tests.hostile.api_requests import HOSTILE, JSON_GRAMMAR, ORDINARY, SUM_GRAMMAR, Case, nested
 
 OF_THE_BODY = [case for case in (*ORDINARY, *HOSTILE) if case.method == "POST" and case.status in {200, 400}]
 
@@ -67,7 +67,26 @@ _ASKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "grammar_depth": lambda n: {"grammar": "root ::= " + "(" * n + '"a"' + ")" * n},
     "grammar_repeats": lambda n: {"grammar": f'root ::= "a"{{{n}}}'},
     "grammar_optional_run": lambda n: {"grammar": "root ::= " + '"a"? ' * n},
-    "grammar_choices": lambda n: {"grammar": "root ::= " + "|".join(['"a"'] * n)},
+    "grammar_chars": lambda n: {"grammar": 'root ::= "a"'.ljust(n)},
+    "grammar_optional": lambda n: {"grammar": "root ::= " + '"a"? "b" ' * n},
+    "grammar_choices": lambda n: {"grammar": "root ::= " + "|".join(f'"{at}"' for at in range(n))},
+    "grammar_loops": lambda n: {"grammar": "root ::= " + " ".join(f'"{at}"*' for at in range(n))},
+    "grammar_written": lambda n: {"grammar": "root ::= " + " ".join(f'"a"{{{times}}} "b"' for times in _parts(n))},
+    "grammar_run_ways": lambda n: {"grammar": f"root ::= {_ambiguous(n)}"},
+    "schema_values": lambda n: {"json_schema": {"examples": [0] * (n - 2)}},
+    "schema_depth": lambda n: {"json_schema": nested(n - 1, lambda inner: {"items": inner}, {})},
+    "schema_enums": lambda n: {"json_schema": {"prefixItems": [{"enum": [0] * at} for at in _parts(n, 250)]}},
+    "schema_optional_all": lambda n: {"tools": [{"parameters": _properties(at, required=False)["json_schema"]}
+                                                for at in _parts(n, 100)]},
+    "schema_expanded": lambda n: {"json_schema": {
+        "$defs": {"a": {"anyOf": [{}] * 99}, "b": {"items": {"$ref": "#/$defs/a"}}},
+        "prefixItems": [{"$ref": "#/$defs/b"}] * 190 + [{}] * (n - 1 - 190 * 103),
+    }},
+    "pattern_optional_run": lambda n: {"json_schema": {"pattern": "".join(f"{chr(97 + at)}?" for at in range(n))}},
+    "pattern_loops": lambda n: {"json_schema": {"pattern": "".join(f"{at}*" for at in range(n))}},
+    "pattern_written": lambda n: {"json_schema": {"pattern": "b".join(f"a{{{times}}}" for times in _parts(n))}},
+    "pattern_choices": lambda n: {"json_schema": {"pattern": "|".join(chr(0x4E00 + at) for at in range(n))}},
+    "pattern_run_ways": lambda n: {"json_schema": {"pattern": _ambiguous(n).replace('"', "").replace(" ", "")}},
     "schema_properties": lambda n: _properties(n, required=True),
     "schema_optional": lambda n: _properties(n, required=False),
     "schema_enum": lambda n: {"json_schema": {"enum": list(range(n))}},
@@ -76,16 +95,50 @@ _ASKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "schema_length": lambda n: {"json_schema": {"type": "string", "maxLength": n}},
     "schema_items": lambda n: {"json_schema": {"items": {}, "maxItems": n}},
     "schema_number": lambda n: {"json_schema": {"minimum": -n}},
-    "pattern_chars": lambda n: {"json_schema": {"pattern": "a" * n}},
+    "pattern_chars": lambda n: {"json_schema": {"pattern": ("ab" * n)[:n]}},
     "pattern_depth": lambda n: {"json_schema": {"pattern": "(" * n + "a" + ")" * n}},
     "pattern_repeats": lambda n: {"json_schema": {"pattern": f"a{{{n}}}"}},
     "pattern_optional": lambda n: {"json_schema": {"pattern": "a?b" * n}},
 }  # fmt: skip
 
 
+def _parts(n: int, most: int = 1000) -> list[int]:
+    """Numbers of at most so much that add up to n."""
+    return [most] * (n // most) + [n % most] * bool(n % most)
+
+
+def _ambiguous(n: int) -> str:
+    """As many ways through a run of "a" in a row: 2^14 of them, or one more."""
+    choices = '("a" | [ab])' * (n.bit_length() - 1)
+    return choices if n.bit_count() == 1 else f'{choices} | "{"a" * (n.bit_length() - 1)}"'
+
+
 def _properties(n: int, *, required: bool) -> dict[str, Any]:
     names = [str(at) for at in range(n)]
     return {"json_schema": {"properties": {name: {} for name in names}, "required": names if required else []}}
+
+
+def test_every_limit_is_kept_and_no_other_is_named() -> None:
+    assert set(_ASKS) | set(_OF_BODIES) | {"body_bytes"} == set(LIMITS)  # test_local_guard.py holds that one
+    text = "".join(path.read_text() for path in LIMITS_FILE.parent.glob("*.py"))
+    for name in LIMITS:
+        kind, _, rest = name.partition("_")
+        assert f'"{name}"' in text or f'f"{{kind}}_{rest}"' in text, f"{name} ({kind}) is nowhere"
+
+
+_OF_BODIES: dict[str, Callable[[int], bytes]] = {
+    "json_depth": lambda n: b'{"a": ' + b"[" * (n - 1) + b"]" * (n - 1) + b"}",
+    "json_values": lambda n: json.dumps({"a": [0] * (n - 2)}).encode(),
+    "text_bytes": lambda n: json.dumps({"content": "é" * (n // 2) + "a" * (n % 2)}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", _OF_BODIES)
+def test_a_limit_of_the_body_takes_its_most_and_nothing_more(name: str) -> None:
+    most = LIMITS[name].most
+    check_text(parse_body(_OF_BODIES[name](most)).get("content"))
+    with pytest.raises(TooMuch, match=f"at most {most} are taken"):
+        check_text(parse_body(_OF_BODIES[name](most + 1)).get("content"))
 
 
 @pytest.mark.parametrize("name", _ASKS)
@@ -113,7 +166,7 @@ def test_what_is_no_grammar_or_matches_nothing_is_refused(grammar: str) -> None:
     "grammar",
     [
         JSON_GRAMMAR, SUM_GRAMMAR, 'root ::= "(" root ")" | "x"', 'root ::= "a"{2,} [^"\\]]*',
-        'root ::= item "," root | item\nitem ::= [a-z]+', 'root ::= "a" root | [a-c] root | "x"',
+        'root ::= item "," root | item\nitem ::= [a-z]+', 'root ::= "a" root | [b-d] root | "x"',
         'root ::= "(" root ")" | "[" root "]" | [a-z]+', 'root ::= "x" ("a" root)? "a"',
     ],
 )  # fmt: skip
