@@ -65,6 +65,12 @@ function "base" {
   result = BASE != "" ? BASE : "${required(image_name, image)}:${required(tag_name, tag)}"
 }
 
+# Who builds one image on BASE need not name a proxy, unless it is the one image that has it.
+function "proxy" {
+  params = []
+  result = PROXY != "" || BASE != "" ? PROXY : "${required("PROXY_IMAGE", PROXY_IMAGE)}:${required("PROXY_TAG", PROXY_TAG)}"
+}
+
 group "default" { targets = ["builder", "eval", "server", "contract"] }
 group "release" { targets = ["builder-release", "eval-release", "server-release", "contract-release"] }
 
@@ -142,7 +148,7 @@ target "contract" {
   tags       = ["${IMAGE_PREFIX}contract:${IMAGE_TAG}"]
   contexts   = { builder = "target:builder" }
   args = {
-    PROXY = PROXY != "" ? PROXY : "${required("PROXY_IMAGE", PROXY_IMAGE)}:${required("PROXY_TAG", PROXY_TAG)}"
+    PROXY = proxy()
   }
 }
 

@@ -158,7 +158,8 @@ def fault_of_address(text: str, sender: httpx2.URL, *, is_redirect: bool) -> str
         return "what is no address on the web"
     if parts.username is not None or parts.password is not None:
         return "an address with a user's name in it"
-    if is_redirect and (sender.scheme, there.scheme) == ("https", "http"):
+    leaves_tls = (sender.scheme, there.scheme) == ("https", "http")
+    if is_redirect and leaves_tls and there.host != sender.host:  # a host may end TLS in front of its own storage
         return "an address without encryption"
     return ""
 

@@ -160,11 +160,10 @@ def _says_path(model: str) -> bool:
 
 
 def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
-    listed = list_files(path)
-    if not any(file.path == "config.json" for file in listed):
+    if not kind_of(path / "config.json"):  # before the folder is walked, which may be the whole disk
         hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
         raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
-    chosen = select_files(str(path), listed, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    chosen = select_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
     places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)

@@ -86,7 +86,7 @@ def test_an_unknown_quant_gets_the_nearest_name(asked: str, nearest: str, refuse
         ("/", "no config.json"),
         ("org/my model", "it holds a space"), ("org /name", "it holds a space"), (" ", "is not a model"),
         ("name", "no file and no preset"), ("org/..", "it is a path"), ("org/na..me", "'..'"),
-        ("org/name\n", "a space or a control character"), ("org/name.git", "is not a model id"),
+        ("org/name\n", "a character that cannot be shown"), ("org/name.git", "is not a model id"),
         ("org/name@", "names no revision"), ("org/name@../x", "names no revision"),
         ("org/name@a b", "names no revision"),
         ("org/name@--upload-pack=x", "names no revision"), ("https://huggingface.co/org/name", "MODEL=org/name"),
