@@ -47,7 +47,11 @@ def bench_python() -> Path:
 
 
 @pytest.fixture(scope="module")
-def files(demo_gguf: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Files:  # noqa: F811
+def files(
+    demo_model: Path, demo_gguf: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory  # noqa: F811
+) -> Files:
+    """The demo's, which is built where it is not."""
+    del demo_model
     text = tmp_path_factory.mktemp("text") / "prose.txt"
     text.write_text(read_text(Path("/nowhere"), None).whole)
     return Files(demo_gguf("BF16"), demo_gguf("Q4_K_M"), text)

@@ -155,16 +155,6 @@ def test_calibration_names_the_template_too() -> None:
     assert caught.value.exit_code == ExitCode.UNSUPPORTED_MODEL
 
 
-def test_evaluation_names_the_template_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llama_cpp")
-    from eval.chat import ChatTemplate as OfModel
-
-    model = SimpleNamespace(chat_template=TEMPLATES["a long text"][0], bos=1, eos=2, special_text=lambda token: "")
-    with pytest.raises(StageFailure, match="needs more than 1,024 MiB of memory") as caught:
-        OfModel(model).render(HELLO, add_generation_prompt=True)
-    assert (caught.value.exit_code, caught.value.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "chat-template")
-
-
 # ---- the converter's Python ----------------------------------------------------------------------------------------
 
 _TRANSFORMERS = """
