@@ -151,6 +151,10 @@ class Store:
         }  # fmt: skip
         return {"files": files | {q: r["sha256"] for q, r in manifest["quants"].items()}, "measured": measured}
 
+    def has(self, label: str) -> bool:
+        """Whether this stage is finished."""
+        return label in {label_of(folder.name) for folder in self.witness.stages()}
+
     def kill(self, label: str, after_s: float) -> set[str] | None:
         """Kill the run so long after the stage began; the kinds of stage that ran, or None if it had ended before."""
         began, process = time.time(), start("matrix", **self.asked)
@@ -213,9 +217,11 @@ class Tally:
         try:
             for label in self._chosen():
                 for _ in range(min(PER_ROUND, self.wanted - self.kills[kind_of(label)])):
+                    if store.has(label):
+                        break  # the last kill came too late for it: the next run would go on to the end
                     ran = store.kill(label, self.usual.seconds[label] * self.rng.random())
                     if ran is None:
-                        break  # the stage was finished before, with the kill that missed it
+                        break  # it was the last stage, and the run ended first
                     hit = ran or {"between"}
                     self.kills.update(hit)
                     self.n_kills += 1

@@ -97,8 +97,10 @@ def served(model: Path) -> Iterator[tuple[Way, Way]]:
             if done.returncode != 0:
                 print(done.stderr, file=sys.stderr)
                 sys.exit(2)
-            form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-            argv = ["docker", "inspect", "--format", form, project.container("server")]
+            # Its own network has no way to it from here.
+            server, form = project.container("server"), "{{.NetworkSettings.Networks.bridge.IPAddress}}"
+            subprocess.run(["docker", "network", "connect", "bridge", server], capture_output=True, check=True)
+            argv = ["docker", "inspect", "--format", form, server]
             address = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
             yield Way("127.0.0.1", port, project.key()), Way(address, 8080, project.key())
         finally:
