@@ -38,6 +38,11 @@ def one_line(value: object) -> str:
     return _ONE_LINE.sub(_escape, str(value))
 
 
+def words_of(text: str) -> str:
+    """The words of a server's message, on one line with single spaces, without anything that cannot be shown."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def with_unseen(text: str, sign: str) -> str:
     """The text with this sign in place of everything that acts or hides."""
     return _LINES.sub(sign, text)

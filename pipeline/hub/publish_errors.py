@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RevisionNotFound
+from pipeline.printable import words_of
 from pipeline.release.files import PublishedFile
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _host(response: httpx2.Response) -> str:
 
 def plain(text: str) -> str:
     """What a server says, on one line, without what could move a terminal's cursor, and short."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = words_of(text)
     return line if len(line) <= _LONGEST_WORDS else line[:_LONGEST_WORDS] + " …"
 
 

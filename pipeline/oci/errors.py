@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.contract import ExitCode
 from pipeline.errors import QuantyardError
 from pipeline.plain_json import JsonProblem, load_json
+from pipeline.printable import words_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -137,5 +138,4 @@ def _secrets_of(authorization: str) -> list[str]:
 
 def plain(text: str) -> str:
     """One line without control characters, cut where it grows long, with no full stop at its end."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line[:_LONGEST_WORDS].rstrip(". ")
+    return words_of(text)[:_LONGEST_WORDS].rstrip(". ")
