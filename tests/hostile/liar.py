@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.bounded_http import Bounds
 
+E = TypeVar("E", bound=Exception)
 Handler = BaseHTTPRequestHandler
 # As the product's own bounds, but that a test can wait for them.
 QUICK = Bounds(
@@ -24,6 +26,7 @@ QUICK = Bounds(
 )
 ENDLESS_BLOCKS = 4_000  # of 64 KiB each: what no client may take
 BLOCK = b" " * 65_536
+SOON_S = 8.0  # deadlines are 0.3 s here; the rest is a busy machine, and a silent server asked four times
 
 
 @dataclass(frozen=True)
@@ -193,3 +196,16 @@ def any_error(status: int) -> list[Lie]:
 
 def _gzip(head: bytes) -> bytes:
     return head.removesuffix(b"\r\n") + b"Content-Encoding: gzip\r\n\r\n"
+
+
+def error_of(call: Callable[[], object], kind: type[E], *, may_pass: bool) -> E | None:
+    """The error of this kind that the call ends with soon; None where it may pass, and does."""
+    begun = time.monotonic()
+    try:
+        call()
+    except kind as error:
+        return error
+    finally:
+        assert time.monotonic() - begun < SOON_S
+    assert may_pass, "the lie was believed"
+    return None
