@@ -3,7 +3,7 @@
 # What each variable means: make build-help, or README.md.
 
 PYTHON ?= python3
-RUN = .venv/bin/python -m pipeline
+RUN = .venv/bin/python -m quantyard
 .DEFAULT_GOAL := help
 .PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-all test-fast lint clean
 export PYTHON
@@ -56,7 +56,7 @@ report: .ready ## the card and the page of what was measured: MODEL=… QUANT=�
 	@$(RUN) report
 
 chat: ## talk to the model that is served
-	@scripts/setup-venv.sh client .venv-client && .venv-client/bin/python -m server.chat
+	@scripts/setup-venv.sh client .venv-client && .venv-client/bin/python -m server.client.chat
 
 plan: .ready ## what a build would run, need and take; with SUITE=… an eval, with QUANTS=… a matrix; does nothing
 	@$(RUN) plan

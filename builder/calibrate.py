@@ -18,16 +18,16 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from builder.calibration_text import bad_text, our_text, users_text
-from builder.imatrix import Imatrix, check_fits, coverage, read_imatrix
-from builder.imatrix_tool import Leg, MatrixReader, not_finite, open_reader
-from builder.llama_runtime import LlamaRuntime, open_runtime
-from pipeline.bounded import OverLimit
-from pipeline.chat_template import template_failure
-from pipeline.contract import CalibrateRequest, ExitCode
-from pipeline.finite_json import dumps
-from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
+from builder.imatrix.calibration_text import bad_text, our_text, users_text
+from builder.imatrix.matrix import Imatrix, check_fits, coverage, read_imatrix
+from builder.imatrix.tool_reader import Leg, MatrixReader, not_finite, open_reader
+from builder.llama.server_runtime import LlamaRuntime, open_runtime
+from quantyard.formats.finite_json import dumps
+from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
+from quantyard.protocol.base import CalibrateRequest, ExitCode
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
+from quantyard.sandbox.bounded_process import OverLimit
+from quantyard.sandbox.chat_template import template_failure
 
 PARTIAL: Final = ".partial"
 MATRIX: Final = "imatrix.gguf"

@@ -16,15 +16,16 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from builder.reference import OVER_LIMIT, RENDERS
-from builder.tool import ToolRun, refuse_exhausted, run_tool
-from builder.tools import tools_of
-from pipeline.bounded import how_it_ended
-from pipeline.chat_template import template_failure
-from pipeline.contract import ConvertRequest, ExitCode, Reference
-from pipeline.gguf_header import read_model
-from pipeline.safetensors_header import SafetensorsError, SafetensorsFile, find_nonfinite, read_folder, source_dtype
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from builder.checks.hf_reference import OVER_LIMIT, RENDERS
+from builder.checks.nonfinite import find_nonfinite
+from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
+from builder.llama.toolchain import tools_of
+from quantyard.formats.gguf import read_model
+from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_folder, source_dtype
+from quantyard.protocol.base import ConvertRequest, ExitCode, Reference
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.sandbox.bounded_process import how_it_ended
+from quantyard.sandbox.chat_template import template_failure
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
@@ -147,7 +148,7 @@ def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: 
 
 def _ask_tokenizer(stage: Stage, source: Path) -> str:
     """Write `reference.json`, what the Hugging Face side says; returns the tokenizer's class name."""
-    path, script = stage.files_dir / "reference.json", Path(__file__).with_name("reference.py")
+    path, script = stage.files_dir / "reference.json", Path(__file__).parent / "checks" / "hf_reference.py"
     tools = tools_of(stage)
     argv = [str(tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
     conversations: list[str] = []

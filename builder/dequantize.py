@@ -14,11 +14,11 @@ from typing import Any, Final, NoReturn
 
 from pydantic import JsonValue
 
-from builder.tool import refuse_exhausted, run_tool
-from builder.tools import tools_of
-from pipeline.contract import DequantizeRequest, ExitCode
-from pipeline.gguf_header import GgufError, GgufHeader, read_model
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from builder.llama.run_tool import refuse_exhausted, run_tool
+from builder.llama.toolchain import tools_of
+from quantyard.formats.gguf import GgufError, GgufHeader, read_model
+from quantyard.protocol.base import DequantizeRequest, ExitCode
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _EACH_DIGIT: Final = {"type": "Digits", "individual_digits": True}

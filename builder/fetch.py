@@ -26,11 +26,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
 
-from pipeline.bounded_http import BadAnswer
-from pipeline.contract import ExitCode, FetchRequest, FileEntry
-from pipeline.hub_client import use_bounded_client
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage, sha256_of
-from pipeline.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
+from quantyard.network.bounded_http import BadAnswer
+from quantyard.network.hub_client import use_bounded_client
+from quantyard.network.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
+from quantyard.protocol.base import ExitCode, FetchRequest, FileEntry
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
 
 PARTIAL = ".partial"
 

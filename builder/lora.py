@@ -16,13 +16,14 @@ from typing import Final
 
 from pydantic import JsonValue, ValidationError
 
-from builder.lora_adapter import MERGE, Adapter, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
-from builder.tool import ToolRun, refuse_exhausted, run_tool
-from builder.tools import Tools, tools_of
-from pipeline.contract import ExitCode, LoraRequest
-from pipeline.gguf_header import GgufError, GgufHeader, TensorInfo, read_header
-from pipeline.safetensors_header import SafetensorsError, find_nonfinite, read_file
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from builder.checks.lora_adapter import MERGE, Adapter, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
+from builder.checks.nonfinite import find_nonfinite
+from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
+from builder.llama.toolchain import Tools, tools_of
+from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_header
+from quantyard.formats.safetensors import SafetensorsError, read_file
+from quantyard.protocol.base import ExitCode, LoraRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
@@ -103,7 +104,7 @@ def _shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
 
 def _ask_base(stage: Stage, tools: Tools, folder: Path, pickle: Path | None) -> BaseSide:
     """What the converter calls the base model, and the shapes of its tensors."""
-    path, script = stage.scratch_dir / "base.json", Path(__file__).with_name("lora_base.py")
+    path, script = stage.scratch_dir / "base.json", Path(__file__).parent / "checks" / "lora_base.py"
     argv = [str(tools.converter_python), str(script), "--converter", str(tools.lora_converter)]
     argv += ["--folder", str(folder), "--out", str(path), *(["--pickle", str(pickle)] if pickle else [])]
     run = run_tool(argv, tools.clean_env, lambda _line: None)

@@ -14,14 +14,14 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from builder.imatrix import Floats, Imatrix, check_fits, read_imatrix
-from builder.tool import ToolRun, refuse_exhausted, run_tool
-from builder.tools import tools_of
-from pipeline.contract import ExitCode, QuantizeRequest
-from pipeline.ggml_types import TYPE_BY_NAME
-from pipeline.gguf_header import GgufError, GgufHeader, read_model
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
-from pipeline.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve
+from builder.imatrix.matrix import Floats, Imatrix, check_fits, read_imatrix
+from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
+from builder.llama.toolchain import tools_of
+from quantyard.formats.ggml_types import TYPE_BY_NAME
+from quantyard.formats.gguf import GgufError, GgufHeader, read_model
+from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve
+from quantyard.protocol.base import ExitCode, QuantizeRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _OPTIONS = {f"{OUTPUT}.weight": "--output-tensor-type", f"{EMBEDDING}.weight": "--token-embedding-type"}
 _TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")

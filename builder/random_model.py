@@ -4,7 +4,7 @@ How long a stage takes depends on the shapes and types of the weights, not on th
 nothing of sense is made in seconds, anywhere, and is then built and measured as any other. Its tokenizer is learned
 from our calibration text: the time of an evaluation grows with the tokens of its questions.
 
-One thing it must know, or no evaluation would start (see eval/self_check.py): that a text goes on with another word
+One thing it must know, or no evaluation would start (see analysis/self_check.py): that a text goes on with another word
 than its last. Input and output share one embedding, large beside what the layers add, and the last norm turns the
 sign: so the token that was read last is the least likely to come next.
 """
@@ -20,12 +20,12 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.calibration_text import OUR_TEXT
-from builder.tool import refuse_exhausted, run_tool
-from builder.tools import tools_of
-from pipeline.contract import ExitCode, RandomModelRequest
-from pipeline.finite_json import dumps
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from builder.imatrix.calibration_text import OUR_TEXT
+from builder.llama.run_tool import refuse_exhausted, run_tool
+from builder.llama.toolchain import tools_of
+from quantyard.formats.finite_json import dumps
+from quantyard.protocol.base import ExitCode, RandomModelRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 HEAD: Final = 64  # weights of an attention head, as most small models have
 _SCALE: Final = 0.02  # the usual spread of fresh weights

@@ -16,13 +16,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from builder.tools import tools_of
-from pipeline.contract import ExitCode, RoundingRequest
-from pipeline.finite_json import dumps
-from pipeline.ggml_types import TYPE_BY_NAME
-from pipeline.gguf_header import GgufError, GgufHeader, TensorInfo, read_model
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
-from pipeline.tensor_patterns import may_change, type_for_row
+from builder.llama.toolchain import tools_of
+from quantyard.formats.finite_json import dumps
+from quantyard.formats.ggml_types import TYPE_BY_NAME
+from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_model
+from quantyard.formats.tensor_patterns import may_change, type_for_row
+from quantyard.protocol.base import ExitCode, RoundingRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 ERRORS: Final = "rounding.json"
 _LIBRARY: Final = "libggml-base.*"

@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from builder.tool import refuse_exhausted, run_tool
-from builder.tools import Tools, tools_of
-from pipeline.contract import ExitCode, SplitRequest
-from pipeline.gguf_header import DEFAULT_ALIGNMENT_BYTES, GgufError, GgufHeader, MetadataValue, TensorInfo, read_model
-from pipeline.gguf_values import GgufArray
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from builder.llama.run_tool import refuse_exhausted, run_tool
+from builder.llama.toolchain import Tools, tools_of
+from quantyard.formats.gguf import DEFAULT_ALIGNMENT_BYTES, GgufError, GgufHeader, MetadataValue, TensorInfo, read_model
+from quantyard.formats.gguf_values import GgufArray
+from quantyard.protocol.base import ExitCode, SplitRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _UNIT_BYTES: Final = 1_000_000  # llama-gguf-split's M
 _SPLIT_KEYS_BYTES: Final = 256  # three keys, their values and the padding after them

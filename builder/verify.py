@@ -16,13 +16,13 @@ from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
-from builder.compare import check_template, compare_chats, compare_ids, tokenizer_differences
-from builder.llama_runtime import LlamaRuntime, open_runtime
-from builder.tensor_checks import broken_recipe, compare_tensors, nonfinite_blocks, type_counts
-from pipeline.contract import ExitCode, Reference, VerifyRequest
-from pipeline.gguf_header import GgufError, GgufHeader, read_model, why_not_generate
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
-from pipeline.tensor_patterns import PatternProblem, resolve
+from builder.checks.tensors import broken_recipe, compare_tensors, nonfinite_blocks, type_counts
+from builder.checks.text_parity import check_template, compare_chats, compare_ids, tokenizer_differences
+from builder.llama.server_runtime import LlamaRuntime, open_runtime
+from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
+from quantyard.formats.tensor_patterns import PatternProblem, resolve
+from quantyard.protocol.base import ExitCode, Reference, VerifyRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
 _ONE_THREAD_BELOW_BYTES: Final = 1 << 30

@@ -45,13 +45,14 @@ RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
     python3 -m compileall -q --invalidation-mode unchecked-hash /app/conversion /app/gguf-py || true
 
 # ---- code ------------------------------------------------------------------------------------------
-# Only what a stage may import: the builder package, and of the pipeline what both sides share (images.SHARED).
+# Only what a stage may import: the builder package, and the rooms that both sides share (engines/images.py: SHARED).
 COPY builder/ /opt/quantyard/src/builder/
-COPY pipeline/__init__.py pipeline/contract.py pipeline/finite_json.py pipeline/names.py pipeline/printable.py pipeline/stage.py \
-     pipeline/bounded_http.py pipeline/hub_answers.py pipeline/hub_client.py pipeline/plain_json.py pipeline/transfer.py \
-     pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py pipeline/safetensors_header.py \
-     pipeline/bounded.py pipeline/chat_template.py pipeline/template_worker.py \
-     pipeline/tensor_patterns.py /opt/quantyard/src/pipeline/
+COPY quantyard/__init__.py /opt/quantyard/src/quantyard/
+COPY quantyard/formats/ /opt/quantyard/src/quantyard/formats/
+COPY quantyard/formatting/ /opt/quantyard/src/quantyard/formatting/
+COPY quantyard/network/ /opt/quantyard/src/quantyard/network/
+COPY quantyard/protocol/ /opt/quantyard/src/quantyard/protocol/
+COPY quantyard/sandbox/ /opt/quantyard/src/quantyard/sandbox/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
 

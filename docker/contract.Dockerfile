@@ -16,15 +16,18 @@ RUN loader=$(echo /opt/proxy/usr/lib/*/ld-linux-*.so.*); \
     chmod 0755 /opt/proxy/nginx; \
     /opt/proxy/nginx -v
 COPY server/ /opt/quantyard/src/server/
-COPY pipeline/__init__.py pipeline/contract.py pipeline/finite_json.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/serving.py \
-     /opt/quantyard/src/pipeline/
+COPY quantyard/__init__.py /opt/quantyard/src/quantyard/
+COPY quantyard/formats/ /opt/quantyard/src/quantyard/formats/
+COPY quantyard/formatting/ /opt/quantyard/src/quantyard/formatting/
+COPY quantyard/protocol/ /opt/quantyard/src/quantyard/protocol/
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
 
 # Where the proxy's files look for one another; the key is written when a test begins, to a tmpfs.
-RUN ln -s /opt/quantyard/src/server /etc/quantyard; \
+RUN mkdir /etc/quantyard; \
+    ln -s /opt/quantyard/src/server/proxy /opt/quantyard/src/server/limits/request_limits.json /etc/quantyard/; \
     mkdir -p /run/keys; \
     ln -s /tmp/proxy-key /run/keys/api-key
-ENV SERVER_ENTRYPOINT=/opt/quantyard/src/server/entrypoint.sh \
+ENV SERVER_ENTRYPOINT=/opt/quantyard/src/server/image/entrypoint.sh \
     PROXY_NGINX=/opt/proxy/nginx \
     PROXY_ROOT=/opt/proxy \
     PROXY_KEY_FILE=/tmp/proxy-key

@@ -132,14 +132,16 @@ RUN --network=none \
     python3 -m compileall -q -j 0 -x '/tests/' --invalidation-mode unchecked-hash /opt/quantyard/lib || true
 
 # ---- code ------------------------------------------------------------------------------------------
-# Only what a stage may import: the eval package, and of the pipeline what both sides share (images.SHARED).
+# Only what a stage may import: the eval package, and the rooms that both sides share (engines/images.py: SHARED).
 COPY eval/ /opt/quantyard/src/eval/
-COPY pipeline/__init__.py pipeline/contract.py pipeline/finite_json.py pipeline/names.py pipeline/printable.py pipeline/stage.py pipeline/evaluation.py pipeline/front.py \
-     pipeline/bounded_http.py pipeline/hub_answers.py pipeline/hub_client.py pipeline/plain_json.py \
-     pipeline/headlines.py pipeline/machine.py pipeline/numbers.py pipeline/units.py pipeline/plain_yaml.py pipeline/task_yaml.py \
-     pipeline/gguf_header.py pipeline/gguf_values.py pipeline/ggml_types.py \
-     pipeline/bounded.py pipeline/chat_template.py pipeline/template_worker.py \
-     /opt/quantyard/src/pipeline/
+COPY quantyard/__init__.py /opt/quantyard/src/quantyard/
+COPY quantyard/formats/ /opt/quantyard/src/quantyard/formats/
+COPY quantyard/formatting/ /opt/quantyard/src/quantyard/formatting/
+COPY quantyard/hardware/ /opt/quantyard/src/quantyard/hardware/
+COPY quantyard/metrics/ /opt/quantyard/src/quantyard/metrics/
+COPY quantyard/network/ /opt/quantyard/src/quantyard/network/
+COPY quantyard/protocol/ /opt/quantyard/src/quantyard/protocol/
+COPY quantyard/sandbox/ /opt/quantyard/src/quantyard/sandbox/
 # Compiled here because the stage's file system is read-only; unchecked, so a start reads no source.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/src
 

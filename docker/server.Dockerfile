@@ -7,7 +7,7 @@ FROM ${BASE} AS server
 
 # ---- code ------------------------------------------------------------------------------------------
 USER root
-COPY --chmod=0755 server/entrypoint.sh server/defaults.sh server/make-key.sh server/healthcheck.sh /opt/quantyard/server/
+COPY --chmod=0755 server/image/ /opt/quantyard/server/
 
 # ---- runtime ---------------------------------------------------------------------------------------
 # LLAMA_ARG_HOST and the like of upstream are left behind: the entrypoint says everything on the command line.

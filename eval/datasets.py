@@ -2,7 +2,7 @@
 
 The only stage of a measurement with a network. It builds the tasks exactly as `evaluate` will, with a recorder in
 the place of `datasets.load_dataset`: what a task asks for is fetched at the commit of now, kept as Arrow files, and
-handed to the task from there. So a task that can be built here can be built offline. See eval/offline.py for what
+handed to the task from there. So a task that can be built here can be built offline. See eval/tasks/offline.py for what
 is left in /out/files. Downloads on their way lie in /out/files/.partial, so that the next run goes on from there.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from eval import offline
-from eval.offline import FetchedSet, FetchedSets
-from pipeline.contract import ExitCode
-from pipeline.evaluation import DatasetsRequest, TaskEntry
-from pipeline.stage import Outcome, Stage, StageFailure, is_out_of_space, run_stage
+from eval.tasks import offline
+from eval.tasks.offline import FetchedSet, FetchedSets
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import DatasetsRequest, TaskEntry
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, is_out_of_space, run_stage
 
 PARTIAL = ".partial"
 WAITS_S: tuple[float | None, ...] = (1.0, 5.0, None)  # before each further try; None: give up
@@ -31,10 +31,10 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> Outcome:
     """Build every task of the request, and keep what its data sets were."""
     partial, nltk_data = stage.files_dir / PARTIAL, stage.files_dir / offline.NLTK_DATA
     offline.set_up(partial, nltk_data, request.endpoint, online=True)
-    from pipeline.hub_client import use_bounded_client
+    from quantyard.network.hub_client import use_bounded_client
 
     use_bounded_client()
-    from eval.tasks import code_of_tasks, count_tasks, include_dir, load_tasks
+    from eval.tasks.load import code_of_tasks, count_tasks, include_dir, load_tasks
 
     recorder = Recorder(stage, stage.secret("HF_TOKEN"))
     offline.replace_loader(recorder.load)
@@ -144,7 +144,7 @@ class Recorder:
 
     def _tried(self, path: str, act: Callable[[], Any]) -> Any:
         """Do it, again where that may help, and say in our words why it failed."""
-        from eval.hub_words import explain, is_transient
+        from eval.tasks.dataset_errors import explain, is_transient
 
         for wait_s in WAITS_S:
             try:

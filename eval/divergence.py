@@ -16,15 +16,15 @@ import llama_cpp
 import numpy as np
 from pydantic import JsonValue
 
-from eval.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
-from eval.kl_divergence import DivergenceRows, Doubles, Segment, TokenValues, comparison, perplexity, segments
-from eval.model import NO_TOKEN, GgufModel
-from eval.perplexity_text import Text, chunks, read_text, windows
-from eval.prefix_tree import Request
-from eval.scorer import Scorer
-from pipeline.contract import ExitCode
-from pipeline.evaluation import Divergence, DivergenceRequest, DivergenceSettings
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from eval.analysis.chunks import Text, chunks, read_text, windows
+from eval.analysis.kl_divergence import DivergenceRows, Doubles, Segment, TokenValues, comparison, perplexity, segments
+from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
+from eval.llama.model import NO_TOKEN, GgufModel
+from eval.llama.prefix_tree import Request
+from eval.llama.scorer import Scorer
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
 OnProgress = Callable[[int], None]  # chunks or windows read

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import JsonValue
 
-from eval import offline
-from pipeline.contract import Frozen
-from pipeline.evaluation import EvaluateRequest, Evaluation, TaskOutcome
-from pipeline.machine import hardware
-from pipeline.stage import Outcome, Stage, run_stage
+from eval.tasks import offline
+from quantyard.hardware.machine import hardware
+from quantyard.protocol.base import Frozen
+from quantyard.protocol.evaluation import EvaluateRequest, Evaluation, TaskOutcome
+from quantyard.protocol.runner import Outcome, Stage, run_stage
 
 if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.go_offline comes first
-    from eval.llama_lm import LlamaLM
-    from eval.tasks import LeafTask
+    from eval.llama.lm import LlamaLM
+    from eval.tasks.load import LeafTask
 
 _DONE: Final = "entry.json"
 _BOOTSTRAP_ITERATIONS: Final = 1000  # lm-eval's own, for the few metrics it has no formula for; ours are in compare.py
@@ -71,9 +71,9 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> Outcome:
     datasets = stage.in_dir / "datasets"
     offline.go_offline(datasets if datasets.is_dir() else None, stage.scratch_dir)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    from eval.llama_lm import LlamaLM
-    from eval.self_check import self_check
-    from eval.tasks import include_dir, load_tasks
+    from eval.analysis.self_check import self_check
+    from eval.llama.lm import LlamaLM
+    from eval.tasks.load import include_dir, load_tasks
 
     started = time.monotonic()
     model = stage.in_dir / "model" / request.model_file
@@ -134,7 +134,7 @@ def _entry(
 def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    from eval.outcomes import outcomes_of, write_results
+    from eval.tasks.outcomes import outcomes_of, write_results
 
     started = time.monotonic()
     before = (lm.n_requests, *lm.tokens(), lm.n_truncated)

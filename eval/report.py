@@ -14,10 +14,11 @@ from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from eval.compare import NotComparable, compare, scores
-from eval.report_text import markdown
-from pipeline.contract import ExitCode, Frozen
-from pipeline.evaluation import (
+from eval.analysis.paired import NotComparable, compare, scores
+from eval.rendering.markdown import markdown
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.protocol.base import ExitCode, Frozen
+from quantyard.protocol.evaluation import (
     Divergence,
     EvalReport,
     Evaluation,
@@ -26,8 +27,7 @@ from pipeline.evaluation import (
     ReportRequest,
     Speed,
 )
-from pipeline.headlines import headlines
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _Input = TypeVar("_Input", bound=Frozen)
 _AGAIN = "Run the measurement again: type the same command."
@@ -50,7 +50,7 @@ def report(stage: Stage, request: ReportRequest) -> Outcome:
         StageFailure: 2 if an input is missing or unreadable (kinds `report-labels`, `report-input`), or if two files
             were not asked the same questions (`report-unpaired`).
     """
-    from eval.plots import draw  # the only part that needs matplotlib
+    from eval.rendering.plots import draw  # the only part that needs matplotlib
 
     result = build(request, [_inputs(stage, request, label) for label in _labels(request)])
     (stage.files_dir / "report.json").write_text(result.model_dump_json(indent=2) + "\n")

@@ -17,12 +17,12 @@ from typing import Final
 import llama_cpp
 import numpy as np
 
-from eval.context import Context, ContextSettings, Ints
-from eval.model import GgufModel
-from pipeline.contract import ExitCode
-from pipeline.evaluation import DEFAULT_SEED, Runtime, Speed, SpeedRequest, SpeedSettings
-from pipeline.machine import peak_memory_bytes
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
+from eval.llama.context import Context, ContextSettings, Ints
+from eval.llama.model import GgufModel
+from quantyard.hardware.machine import peak_memory_bytes
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, Speed, SpeedRequest, SpeedSettings
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _WARM_UP_TOKENS: Final = 4  # written before the first repeat
 _FACTS: Final = ("prompt_tokens_per_s", "generated_tokens_per_s", "peak_memory_bytes")

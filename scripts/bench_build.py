@@ -50,8 +50,8 @@ from typing import NoReturn
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from pipeline.demo import DEMO_NAME  # noqa: E402  (found only after the line above)
-from pipeline.manifest import Manifest, StageRecord, read_manifest  # noqa: E402
+from quantyard.store.manifest import Manifest, StageRecord, read_manifest  # noqa: E402
+from quantyard.workflows.demo import DEMO_NAME  # noqa: E402  (found only after the line above)
 
 SIX_QUANTS = "Q3_K_M,Q4_0,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
 REPEATS = 3  # of each bare tool
@@ -137,7 +137,7 @@ class Bench:
     def argv(self, quants: Sequence[str], artifacts: Path) -> list[str]:
         """The command line of one build."""
         options = {"model": self.model, "quant": ",".join(quants), "engine": self.engine, "artifacts": artifacts}
-        return [sys.executable, "-m", "pipeline", "build", *(f"--{name}={value}" for name, value in options.items())]
+        return [sys.executable, "-m", "quantyard", "build", *(f"--{name}={value}" for name, value in options.items())]
 
     def build(self, name: str, quants: Sequence[str]) -> Build:
         """A build of these quants into artifacts of its own."""

@@ -55,11 +55,11 @@ try:
     import numpy as np
     from lm_eval.api.instance import Instance
 
-    from eval.context import Context, ContextSettings
-    from eval.llama_lm import LlamaLM
-    from eval.logprobs import LogSoftmax
-    from eval.prefix_tree import Request
-    from pipeline.machine import hardware
+    from eval.llama.context import Context, ContextSettings
+    from eval.llama.lm import LlamaLM
+    from eval.llama.logprobs import LogSoftmax
+    from eval.llama.prefix_tree import Request
+    from quantyard.hardware.machine import hardware
     from scripts.bench_table import Row
 except ImportError as error:
     sys.exit(f"{error}. Type: scripts/setup-local.sh bench; then run this with .venv-bench/bin/python")
@@ -301,7 +301,7 @@ def _many(model: Path, n: int, threads: int) -> dict[str, float]:
 
 def ask_many(model: Path, n: int, threads: int) -> None:
     """The child of `over_many`: four choices a question, as lm-eval holds them; prints time and peak memory."""
-    from pipeline.machine import peak_memory_bytes
+    from quantyard.hardware.machine import peak_memory_bytes
 
     lm = LlamaLM(model, threads=threads)
     lm.loglikelihood(instances([("a question", " answer")]))

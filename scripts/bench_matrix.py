@@ -56,9 +56,9 @@ from pathlib import Path
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from pipeline.manifest import read_manifest  # noqa: E402 (the path above comes first)
-from pipeline.plan import STAGES  # noqa: E402
-from pipeline.schedule import SIDE_BY_SIDE  # noqa: E402
+from quantyard.execution.scheduler import SIDE_BY_SIDE  # noqa: E402
+from quantyard.plan.steps import STAGES  # noqa: E402
+from quantyard.store.manifest import read_manifest  # noqa: E402 (the path above comes first)
 from scripts.bench_build import beside, cannot, say, timed, timed_lines  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402
 
@@ -163,7 +163,7 @@ class Bench:
         asked.append(f"--{'quants' if command == 'matrix' else 'quant'}={','.join(quants)}")
         asked += ["--imatrix=none"]
         asked += [f"--suite={self.suite}", f"--limit={self.limit}"] if command != "build" else []
-        return [sys.executable, "-m", "pipeline", command, *asked]
+        return [sys.executable, "-m", "quantyard", command, *asked]
 
     def alone(self, quant: str) -> tuple[Run, Run]:
         """A build of one quant in an empty store, and the measuring after it."""
@@ -234,7 +234,7 @@ class Found:
 
 def measure(bench: Bench) -> Found:
     """The one run between the first half of the single ones and the second, should the machine's speed drift."""
-    timed([sys.executable, "-m", "pipeline", "images", f"--engine={bench.engine}"])
+    timed([sys.executable, "-m", "quantyard", "images", f"--engine={bench.engine}"])
     alone = [bench.alone(quant) for quant in bench.quants[::2]]
     cores = Cores(bench.scratch / "built")
     with cores.watching():

@@ -38,25 +38,26 @@ from unittest import mock
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from pipeline.build import Builder  # noqa: E402  (found only after the line above)
-from pipeline.contract import Progress, StageResult  # noqa: E402
-from pipeline.demo import DEMO_NAME  # noqa: E402
-from pipeline.engines import Surroundings  # noqa: E402
-from pipeline.engines.choose import choose_engine  # noqa: E402
-from pipeline.errors import QuantyardError  # noqa: E402
-from pipeline.finite_json import dumps  # noqa: E402
-from pipeline.hub.read import HubAccess  # noqa: E402
-from pipeline.images import ImageSettings  # noqa: E402
-from pipeline.plan import BuildOptions, make_plan  # noqa: E402
-from pipeline.quants import parse_list  # noqa: E402
-from pipeline.settings import read_pins  # noqa: E402
-from pipeline.source import find_source  # noqa: E402
-from pipeline.store import HashCache, ModelStore  # noqa: E402
+from quantyard.cli.settings import read_pins  # noqa: E402
+from quantyard.engines import Surroundings  # noqa: E402
+from quantyard.engines.images import ImageSettings  # noqa: E402
+from quantyard.engines.registry import choose_engine  # noqa: E402
+from quantyard.errors import QuantyardError  # noqa: E402
+from quantyard.execution.runner import Builder  # noqa: E402  (found only after the line above)
+from quantyard.formats.finite_json import dumps  # noqa: E402
+from quantyard.hub.client import HubAccess  # noqa: E402
+from quantyard.plan.steps import BuildOptions, make_plan  # noqa: E402
+from quantyard.protocol.base import Progress, StageResult  # noqa: E402
+from quantyard.quants.catalog import parse_list  # noqa: E402
+from quantyard.sources.resolve import find_source  # noqa: E402
+from quantyard.store.artifacts import HashCache, ModelStore  # noqa: E402
+from quantyard.workflows.demo import DEMO_NAME  # noqa: E402
 
 LIMIT = 0.03
 CHECKS = (
-    "pipeline.store.ModelStore.finish", "pipeline.store.ModelStore.take", "pipeline.engines.docker.read_result",
-    "pipeline.engines.local.read_result",
+    "quantyard.store.artifacts.ModelStore.finish", "quantyard.store.artifacts.ModelStore.take",
+    "quantyard.engines.docker.read_result",
+    "quantyard.engines.local.read_result",
 )  # fmt: skip
 
 

@@ -42,8 +42,8 @@ from typing import Any, NoReturn
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from pipeline.intervals import Z  # noqa: E402 (the path above comes first)
-from pipeline.recipes.recipe import shipped  # noqa: E402
+from quantyard.metrics.intervals import Z  # noqa: E402 (the path above comes first)
+from quantyard.quants.recipe import shipped  # noqa: E402
 
 DEMO = REPO_DIR / "artifacts" / "demo" / "SmolLM2-135M-Instruct"
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _quantyard(*argv: str) -> dict[str, Any]:
     run = subprocess.run(
-        [sys.executable, "-m", "pipeline", *argv, "--json"], cwd=REPO_DIR, env=os.environ, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "quantyard", *argv, "--json"], cwd=REPO_DIR, env=os.environ, stdout=subprocess.PIPE,
         text=True, check=False,
     )
     if run.returncode != 0:

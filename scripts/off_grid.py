@@ -25,7 +25,7 @@ import numpy.typing as npt
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from pipeline.safetensors_header import SafetensorsTensor, read_file  # noqa: E402 (the path above comes first)
+from quantyard.formats.safetensors import SafetensorsTensor, read_file  # noqa: E402 (the path above comes first)
 
 WEIGHTS, SEED, BLOCK = "model.safetensors", 7, 32
 LEVELS, EMBEDDING_LEVELS = 15, 254  # steps between the least and the largest of a block: Q4_1, Q8_0

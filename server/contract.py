@@ -14,13 +14,13 @@ from typing import Final, NoReturn
 
 import httpx2
 
-from pipeline.contract import ExitCode
-from pipeline.serving import CheckRecord, ContractReport, ContractRequest, SchemaRate
-from pipeline.stage import Outcome, Stage, StageFailure, run_stage
-from server.contract_checks import CHECKS, Check
-from server.contract_checks import Outcome as Checked
-from server.contract_session import Broken, Session
-from server.launch import Launch, ServedModel, Wire
+from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from server.api_checks.checks import CHECKS, Check
+from server.api_checks.checks import Outcome as Checked
+from server.api_checks.launch import Launch, ServedModel, Wire
+from server.api_checks.session import Broken, Session
 
 REPORT_FILE: Final = "report.json"
 OnProgress = Callable[[int, int], None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.card.render import CardContext
-from pipeline.evaluation import Interval, TaskEntry
-from pipeline.gate_report import BudgetResult, GateReport
-from pipeline.licence import Licence
-from pipeline.manifest import Manifest
+from quantyard.card.render import CardContext
+from quantyard.protocol.evaluation import Interval, TaskEntry
+from quantyard.protocol.gate import BudgetResult, GateReport
+from quantyard.sources.licence import Licence
+from quantyard.store.manifest import Manifest
 from tests.manifests import manifest_of, with_imatrix
 
 LEGAL = "Some licence\n\n    <!-- quantyard:files -->\n\n````\n---\nwith everything that could end a block.\n"

@@ -24,12 +24,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import cli
-from pipeline.demo import demo_folder
-from pipeline.engines.choose import choose_engine
-from pipeline.errors import EngineError
-from pipeline.progress import LineReporter
-from pipeline.settings import REPO_DIR, read_request
+from quantyard import cli
+from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.engines.registry import choose_engine
+from quantyard.errors import EngineError
+from quantyard.execution.progress import LineReporter
+from quantyard.workflows.demo import demo_folder
 from tests.tiny_model import write_tiny_model
 
 pytest_plugins = ["tests.phases"]
@@ -39,7 +39,7 @@ DEMO_QUANTS = "Q4_K_M,Q8_0"
 
 def command(*argv: str) -> list[str]:
     """The command line of Quantyard, as a list to run."""
-    return [sys.executable, "-m", "pipeline", *argv]
+    return [sys.executable, "-m", "quantyard", *argv]
 
 
 def start(*argv: str, **environment: str) -> subprocess.Popen[str]:
@@ -90,7 +90,7 @@ def run_json(*argv: str, **environment: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def docker_client() -> Iterator[Any]:
     """A client of the real daemon."""
-    from pipeline.engines.docker import connect
+    from quantyard.engines.docker import connect
 
     try:
         client = connect(timeout_s=20)
@@ -145,7 +145,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @cache
 def _docker_answers() -> bool:
-    from pipeline.engines.docker import connect
+    from quantyard.engines.docker import connect
 
     try:
         connect(timeout_s=20).close()

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from eval.compare import compare, scores
-from pipeline.evaluation import (
+from eval.analysis.paired import compare, scores
+from quantyard.protocol.evaluation import (
     Divergence,
     Estimate,
     EvalReport,

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.ggml_types import TYPE_BY_NAME
+from quantyard.formats.ggml_types import TYPE_BY_NAME
 
 Value = str | int | float | bool | list[str] | list[int]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.contract import StageResult
-from pipeline.manifest import read_manifest
-from pipeline.stage import sha256_of
+from quantyard.protocol.base import StageResult
+from quantyard.protocol.runner import sha256_of
+from quantyard.store.manifest import read_manifest
 
 GONE_WITHIN_S = 20.0
 

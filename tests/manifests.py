@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from pipeline.contract import FileEntry, digest_of_files
-from pipeline.evaluation import EvalReport
-from pipeline.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
-from pipeline.names import safe_name
-from pipeline.serving import CheckRecord, ContractReport, SchemaRate
+from quantyard.formats.names import safe_name
+from quantyard.protocol.api_tests import CheckRecord, ContractReport, SchemaRate
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
 from tests.evaluations import SMALL, simulated
 
 NAME = "Lagoon-1B-Instruct"

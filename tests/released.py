@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
-from pipeline.contract import FileEntry
-from pipeline.hub.read import HubAccess
-from pipeline.manifest import Manifest, SourceRecord, StageRecord
-from pipeline.quants import find
-from pipeline.settings import REPO_DIR
-from pipeline.source import Source, find_source
-from pipeline.stage import sha256_of
-from pipeline.store import HashCache, stage_folder
+from quantyard import cli
+from quantyard.cli.settings import REPO_DIR
+from quantyard.hub.client import HubAccess
+from quantyard.protocol.base import FileEntry
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import find
+from quantyard.sources.resolve import Source, find_source
+from quantyard.store.artifacts import HashCache, stage_folder
+from quantyard.store.manifest import Manifest, SourceRecord, StageRecord
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request
@@ -163,7 +163,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, root: Path, hub: HubServer) -> None:
     for name in ("HF_HOME", "DOCKER_CONFIG"):
         monkeypatch.setenv(name, str(root / "nobody"))
     monkeypatch.setenv("HF_TOKEN", hub.writer)
-    monkeypatch.setattr("pipeline.hub.read.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)
 
 
 def _write_source(folder: Path, readme: str, legal: Mapping[str, str]) -> None:

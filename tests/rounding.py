@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from builder.rounding import Floats
-from pipeline.recipes.types import LADDER
+from quantyard.tune.type_errors import LADDER
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 
 SEED: Final = 23

@@ -13,9 +13,9 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.printable import printable
-from server.client import DEFAULT_KEY_FILE, DEFAULT_URL, Client, ClientError, Sampling
-from server.structured import over_http
+from quantyard.formatting.printable import printable
+from server.client.client import DEFAULT_KEY_FILE, DEFAULT_URL, Client, ClientError, Sampling
+from server.client.structured import over_http
 
 NOTE: Final = "Spoke with Anna Price this morning. Reach her at 503-555-0142; her office is in Portland, zip 97205."
 # Short values, so that a small model comes to an end; the schema holds all the rest.

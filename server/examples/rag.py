@@ -18,8 +18,8 @@ from typing import Any, Final
 import bm25s
 import Stemmer
 
-from pipeline.printable import printable
-from server.client import DEFAULT_KEY_FILE, DEFAULT_URL, GREEDY, Client, ClientError, Message
+from quantyard.formatting.printable import printable
+from server.client.client import DEFAULT_KEY_FILE, DEFAULT_URL, GREEDY, Client, ClientError, Message
 
 DOCUMENTS: Final = Path(__file__).parent / "documents"
 _MOST_PASSAGES: Final = 2

@@ -1,5 +1,5 @@
 // What a body asks for, checked before llama-server reads it: the JSON itself, numbers and lists, grammars and schemas.
-// The limits, and what each counts: ../request_limits.json and tests/hostile/api_requests.py.
+// The limits, and what each counts: ../limits/request_limits.json and tests/hostile/api_requests.py.
 import {Refused, atMost, mostOf} from 'limits.js';
 import {checkGrammar} from 'grammar.js';
 import {checkSchemas} from 'schema.js';

@@ -1,5 +1,5 @@
 // What a grammar or a pattern repeats, and between what it chooses: llama.cpp follows every way through every token.
-// server/grammar_loops.py keeps the same rules.
+// server/limits/grammar_loops.py keeps the same rules.
 import {Refused} from 'limits.js';
 import {characters, eachChoice} from 'beginnings.js';
 

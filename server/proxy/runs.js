@@ -1,6 +1,6 @@
 // In how many ways a grammar or a pattern reads one character many times in a row, counted and not estimated. Vocabularies have
 // such tokens ("--------", blanks), and llama.cpp follows each way through them for itself: where ways multiply, they do so
-// here, whether by choices that overlap, loops in a row or rules that call themselves. server/grammar_runs.py counts the same.
+// here, whether by choices that overlap, loops in a row or rules that call themselves. server/limits/grammar_runs.py counts the same.
 import {Refused, atMost, mostOf} from 'limits.js';
 import {characters, eachChoice, ranges} from 'beginnings.js';
 

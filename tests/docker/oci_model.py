@@ -9,10 +9,10 @@ import gguf
 import numpy as np
 import pytest
 
-from pipeline.oci.artifact import OciModel, OciReference, model_of, parse_reference
-from pipeline.oci.upload import CHUNK_BYTES
-from pipeline.release.files import kept, made
-from pipeline.stage import sha256_of
+from quantyard.protocol.runner import sha256_of
+from quantyard.publish.files import kept, made
+from quantyard.publish.registry.artifact import OciModel, OciReference, model_of, parse_reference
+from quantyard.publish.registry.upload import CHUNK_BYTES
 from tests.docker.registry import Registry
 from tests.manifests import manifest_of
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from eval.perplexity_text import read_text
-from pipeline.evaluation import Divergence
-from pipeline.settings import REPO_DIR
+from eval.analysis.chunks import read_text
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.evaluation import Divergence
 from tests.measure.conftest import demo_gguf  # noqa: F401  (a fixture)
 
 N_CTX, N_CHUNKS = 512, 12

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from builder.imatrix import Imatrix, check_fits, read_imatrix
-from pipeline.build import Builder
-from pipeline.contract import CalibrateRequest, QuantizeRequest, StageRequest, VerifyRequest
-from pipeline.engines.choose import choose_engine
-from pipeline.errors import EngineError, StageFailed
-from pipeline.gguf_header import read_header, read_model
-from pipeline.hub.read import HubAccess
-from pipeline.plan import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
-from pipeline.progress import LineReporter
-from pipeline.settings import REPO_DIR, read_request
-from pipeline.source import Source, find_source
-from pipeline.store import Artifact, HashCache, ModelStore
+from builder.imatrix.matrix import Imatrix, check_fits, read_imatrix
+from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.engines.registry import choose_engine
+from quantyard.errors import EngineError, StageFailed
+from quantyard.execution.progress import LineReporter
+from quantyard.execution.runner import Builder
+from quantyard.formats.gguf import read_header, read_model
+from quantyard.hub.client import HubAccess
+from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.protocol.base import CalibrateRequest, QuantizeRequest, StageRequest, VerifyRequest
+from quantyard.sources.resolve import Source, find_source
+from quantyard.store.artifacts import Artifact, HashCache, ModelStore
 from tests.conftest import run_json
 from tests.tiny_gguf import write_tiny
 

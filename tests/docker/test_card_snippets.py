@@ -17,7 +17,7 @@ import pytest
 import requests
 import yaml
 
-from pipeline.card.render import render_card
+from quantyard.card.render import render_card
 from tests.cards import CONTEXT
 from tests.docker.server import wait_for
 from tests.manifests import manifest_of

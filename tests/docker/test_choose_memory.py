@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.choose.candidates import Candidate, find_field, memory_at
-from pipeline.choose.kv_cache import ContextUse, kv_bytes, state_bytes
-from pipeline.choose.kv_layers import ModelLayers, read_layers
-from pipeline.gguf_header import read_model
-from pipeline.manifest import read_manifest
+from quantyard.choose.candidates import Candidate, find_field, memory_at
+from quantyard.formats.gguf import read_model
+from quantyard.memory.kv_cache import ContextUse, kv_bytes, state_bytes
+from quantyard.memory.layers import ModelLayers, read_layers
+from quantyard.store.manifest import read_manifest
 from tests.measure.conftest import ARTIFACTS, DEMO_NAME, demo_gguf  # noqa: F401  (a fixture)
 from tests.tiny_gguf import write_tiny
 

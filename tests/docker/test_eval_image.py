@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.images import SHARED
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
+from quantyard.engines.images import SHARED
 from tests.conftest import Demo, run_json
 
 HARDENED = (
@@ -34,7 +34,8 @@ def _answer(image: str, code: str, *options: str) -> Any:
 
 
 @pytest.mark.parametrize("module", [
-    "lm_eval.evaluator", "llama_cpp", "matplotlib.pyplot", "scipy.stats", "pipeline.evaluation", "pipeline.stage",
+    "lm_eval.evaluator", "llama_cpp", "matplotlib.pyplot", "scipy.stats", "quantyard.protocol.evaluation",
+    "quantyard.protocol.runner",
 ])
 def test_what_measuring_needs_is_imported_without_a_word(eval_image: str, module: str) -> None:
     done = _python(eval_image, f"import {module}")
@@ -54,11 +55,10 @@ def test_of_ours_it_holds_the_eval_package_and_what_is_shared(eval_image: str) -
     code = """if True:
         import json, pathlib
         src = pathlib.Path("/opt/quantyard/src")
-        print(json.dumps({d.name: sorted(p.stem for p in d.glob("*.py")) for d in src.iterdir()}))"""
-    held = _answer(eval_image, code)
-    assert set(held) == {"eval", "pipeline"}
-    assert held["pipeline"] == sorted(["__init__", *SHARED["eval"]])
-    assert held["eval"] == sorted(p.stem for p in (REPO_DIR / "eval").glob("*.py"))
+        print(json.dumps(sorted(str(p.relative_to(src)) for p in src.rglob("*.py"))))"""
+    folders = ["eval", *(f"quantyard/{room}" for room in SHARED["eval"])]
+    ours = (path for folder in folders for path in (REPO_DIR / folder).rglob("*.py"))
+    assert _answer(eval_image, code) == sorted(["quantyard/__init__.py", *(str(p.relative_to(REPO_DIR)) for p in ours)])
 
 
 def test_by_itself_it_runs_as_nobody_and_starts_nothing(eval_image: str, docker_client: Any) -> None:

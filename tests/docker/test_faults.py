@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import Builder
-from pipeline.engines import Surroundings
-from pipeline.engines.docker import DockerEngine
-from pipeline.errors import StageFailed
-from pipeline.hub.read import HubAccess
-from pipeline.images import ImageSettings
-from pipeline.plan import BuildOptions, make_plan
-from pipeline.quants import parse_list
-from pipeline.settings import REPO_DIR, read_pins
-from pipeline.source import find_source
-from pipeline.store import HashCache, ModelStore
+from quantyard.cli.settings import REPO_DIR, read_pins
+from quantyard.engines import Surroundings
+from quantyard.engines.docker import DockerEngine
+from quantyard.engines.images import ImageSettings
+from quantyard.errors import StageFailed
+from quantyard.execution.runner import Builder
+from quantyard.hub.client import HubAccess
+from quantyard.plan.steps import BuildOptions, make_plan
+from quantyard.quants.catalog import parse_list
+from quantyard.sources.resolve import find_source
+from quantyard.store.artifacts import HashCache, ModelStore
 from tests.conftest import run, run_json, start
 from tests.docker.containers import stops
 from tests.unit.conftest import Notes

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
 from tests.conftest import run
 from tests.docker.registry import Registry, registry, registry_program
 from tests.docker.server import LIGHT, Served
@@ -124,7 +124,7 @@ def test_new_server_settings_send_no_model_bytes_again(
         copy = shutil.copytree if (REPO_DIR / name).is_dir() else shutil.copy
         project.mkdir(exist_ok=True)
         copy(REPO_DIR / name, project / name)
-    with (project / "server" / "entrypoint.sh").open("a") as script:
+    with (project / "server" / "image" / "entrypoint.sh").open("a") as script:
         script.write("# another release of the server\n")
     gguf = project / "gguf"
     gguf.mkdir()

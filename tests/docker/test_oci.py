@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipeline.oci.artifact import CONFIG_TYPE, GGUF_TYPE, OciModel, oci_digest, parse_reference, push
-from pipeline.oci.errors import LoginNeeded, OciError, RegistryUnreachable
-from pipeline.oci.login import docker_login
-from pipeline.oci.upload import CHUNK_BYTES
-from pipeline.release.files import kept
-from pipeline.stage import sha256_of
+from quantyard.protocol.runner import sha256_of
+from quantyard.publish.files import kept
+from quantyard.publish.registry.artifact import CONFIG_TYPE, GGUF_TYPE, OciModel, oci_digest, parse_reference, push
+from quantyard.publish.registry.errors import LoginNeeded, OciError, RegistryUnreachable
+from quantyard.publish.registry.login import docker_login
+from quantyard.publish.registry.upload import CHUNK_BYTES
 from tests.docker.oci_model import at, gguf_model, needs, silent
 from tests.docker.registry import Registry, registry, registry_program
 from tests.docker.server import wait_for

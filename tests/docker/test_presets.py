@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from pipeline.presets import Preset, presets
+from quantyard.sources.presets import Preset, presets
 
 # As a stage runs it: none of the image's own Python paths, which lead to other versions of its libraries.
 CONVERTER = 'env -i PATH="$PATH" HOME=/tmp "$CONVERTER_PYTHON" "$LLAMA_CONVERTER" --print-supported-models 2>&1'

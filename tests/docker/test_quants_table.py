@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from pipeline.quants import QUANTS
+from quantyard.quants.catalog import QUANTS
 
 ROW = re.compile(r"^ *(?:(\d+)  or  |          )(\w+) *: ", re.MULTILINE)  # "  15  or  Q4_K_M  :  4.58G, …"
 
@@ -25,7 +25,7 @@ def help_rows(builder_image: str) -> dict[str, int | None]:
 def test_every_type_of_the_image_is_in_the_table(help_rows: dict[str, int | None]) -> None:
     assert help_rows, "llama-quantize --help lists no types: has its layout changed?"
     missing = sorted(set(help_rows) - {quant.name for quant in QUANTS})
-    assert not missing, f"add to pipeline/quants.py: {missing}"
+    assert not missing, f"add to quantyard/quants/catalog.py: {missing}"
 
 
 def test_every_type_of_the_table_is_in_the_image(help_rows: dict[str, int | None]) -> None:

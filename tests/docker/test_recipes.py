@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.gguf_header import GgufHeader, read_model
-from pipeline.manifest import read_manifest
-from pipeline.recipes.groups import groups_of
-from pipeline.recipes.probes import recipe_of
-from pipeline.recipes.sizes import Sizes, stock_sizes
-from pipeline.recipes.types import LADDER
-from pipeline.recipes.words import recipe_text
-from pipeline.tensor_patterns import resolve, type_for_row
+from quantyard.cli.render.tuning import recipe_text
+from quantyard.formats.gguf import GgufHeader, read_model
+from quantyard.formats.tensor_patterns import resolve, type_for_row
+from quantyard.store.manifest import read_manifest
+from quantyard.tune.exact_sizes import Sizes, stock_sizes
+from quantyard.tune.sensitivity import recipe_of
+from quantyard.tune.tensor_groups import groups_of
+from quantyard.tune.type_errors import LADDER
 from tests.conftest import run, run_json
 
 Build = Callable[..., dict[str, GgufHeader]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.contract import RoundingRequest
-from pipeline.hub.read import HubAccess
-from pipeline.recipes.types import LADDER
-from pipeline.source import find_source
-from pipeline.store import HashCache
+from quantyard.hub.client import HubAccess
+from quantyard.protocol.base import RoundingRequest
+from quantyard.sources.resolve import find_source
+from quantyard.store.artifacts import HashCache
+from quantyard.tune.type_errors import LADDER
 from tests.docker.test_calibrate import Yard
 from tests.rounding import check_errors, write_model
 

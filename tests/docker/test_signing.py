@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipeline.errors import BadRequest, EngineError
-from pipeline.oci.artifact import OciModel, OciReference, push
-from pipeline.oci.signing import check_key, push_signed, sign
+from quantyard.errors import BadRequest, EngineError
+from quantyard.publish.registry.artifact import OciModel, OciReference, push
+from quantyard.publish.registry.signing import check_key, push_signed, sign
 from tests.docker.oci_model import at, gguf_model, needs, silent
 from tests.docker.registry import Registry, registry, registry_program
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.build import Builder
-from pipeline.contract import SplitRequest, VerifyRequest
-from pipeline.engines.choose import choose_engine
-from pipeline.errors import StageFailed
-from pipeline.gguf_header import read_header, read_model
-from pipeline.hub.read import HubAccess
-from pipeline.plan import STAGES, BuildPlan, External, ModelFile, Output, Step
-from pipeline.progress import LineReporter
-from pipeline.settings import REPO_DIR, read_request
-from pipeline.source import find_source
-from pipeline.store import HashCache, ModelStore
+from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.engines.registry import choose_engine
+from quantyard.errors import StageFailed
+from quantyard.execution.progress import LineReporter
+from quantyard.execution.runner import Builder
+from quantyard.formats.gguf import read_header, read_model
+from quantyard.hub.client import HubAccess
+from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Output, Step
+from quantyard.protocol.base import SplitRequest, VerifyRequest
+from quantyard.sources.resolve import find_source
+from quantyard.store.artifacts import HashCache, ModelStore
 from tests.conftest import run_json
 
 LIMIT_BYTES = 50_000_000

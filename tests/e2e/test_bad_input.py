@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
 from tests.conftest import run, run_here, start
 from tests.gguf_files import SMALL, SMALL_METADATA, TensorSpec, gguf, preamble, string, tensor_info, value
 
@@ -140,7 +140,7 @@ def test_absurd_numbers_in_a_config_cost_a_plan_neither_memory_nor_its_temper(
     _change_config(model, **{name: number})
     code = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30));"
-        "sys.argv[0] = 'quantyard'; runpy.run_module('pipeline', run_name='__main__')"
+        "sys.argv[0] = 'quantyard'; runpy.run_module('quantyard', run_name='__main__')"
     )
     options = ["--model", str(model), "--engine", some_engine, "--artifacts", str(tmp_path / "artifacts")]
     done = subprocess.run(

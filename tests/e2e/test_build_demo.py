@@ -20,13 +20,13 @@ import pytest
 from gguf import GGUFReader
 from rich.console import Console
 
-from pipeline.demo import demo_folder
-from pipeline.engines.choose import choose_engine
-from pipeline.gguf_header import TensorInfo, read_model
-from pipeline.progress import LineReporter
-from pipeline.safetensors_header import SafetensorsTensor, read_file
-from pipeline.settings import REPO_DIR, read_pins, read_request
-from pipeline.stage import sha256_of
+from quantyard.cli.settings import REPO_DIR, read_pins, read_request
+from quantyard.engines.registry import choose_engine
+from quantyard.execution.progress import LineReporter
+from quantyard.formats.gguf import TensorInfo, read_model
+from quantyard.formats.safetensors import SafetensorsTensor, read_file
+from quantyard.protocol.runner import sha256_of
+from quantyard.workflows.demo import demo_folder
 from tests.conftest import DEMO_QUANTS, Demo, run, run_json
 
 # ggml's name of each tensor of a layer of a llama in Hugging Face format.

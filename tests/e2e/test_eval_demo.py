@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluation import EvalReport
-from pipeline.manifest import read_manifest
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.store.manifest import read_manifest
 from tests.conftest import Demo, run, run_json, start
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluation import EvalReport
-from pipeline.numbers import digits
+from quantyard.formatting.numbers import digits
+from quantyard.protocol.evaluation import EvalReport
 from tests.conftest import REPO_DIR, Demo, run, run_json
 
 QUANTS = {  # one engine makes six

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from pipeline.rate_book import read_book
-from pipeline.rates_run import TRIALS
+from quantyard import cli
+from quantyard.forecast.benchmark import TRIALS
+from quantyard.forecast.samples import read_book
 from tests.conftest import run_json
 
 QUESTIONS = 192  # of the suite `smoke`
@@ -34,7 +34,7 @@ def test_a_machine_that_was_timed_foresees_every_stage_of_a_matrix(
         "ARTIFACTS": str(tmp_path),
     }  # fmt: skip
     assert run_json("plan", **asked)["seconds"] is None
-    monkeypatch.setattr("pipeline.cli.rates.TRIALS", TRIALS[:1])
+    monkeypatch.setattr("quantyard.cli.rates.TRIALS", TRIALS[:1])
     with pytest.raises(SystemExit) as ended:
         cli.main(["rates", "--engine=docker", f"--artifacts={tmp_path}"])
     assert ended.value.code == 0

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.measure import folder_name
-from pipeline.suites import SUITES_DIR
+from quantyard.plan.evaluation import folder_name
+from quantyard.plan.suites import SUITES_DIR
 from tests.conftest import Demo, run, run_json
 from tests.docker.registry import Registry, registry, registry_program
 from tests.hub_server import HubServer

@@ -1,6 +1,6 @@
 """Requests to a served model: what ordinary clients send and must be answered, and what hostile ones send and must not.
 
-One table for every server that Quantyard starts. The limits are in server/request_limits.json, where each has `most`, the
+One table for every server that Quantyard starts. The limits are in server/limits/request_limits.json, where each has `most`, the
 largest value that passes, and `what`, the words of the error. What they count:
 
     body_bytes              the body as it is sent; refused with 413, everything else of a body with 400

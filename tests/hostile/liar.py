@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from itertools import islice, repeat
 from typing import Any, TypeVar
 
-from pipeline.bounded_http import Bounds
+from quantyard.network.bounded_http import Bounds
 
 E = TypeVar("E", bound=Exception)
 Handler = BaseHTTPRequestHandler

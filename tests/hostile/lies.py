@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pipeline.build import Builder
-from pipeline.contract import Progress, StageResult
-from pipeline.engines import Engine
-from pipeline.errors import QuantyardError
-from pipeline.manifest import read_manifest
-from pipeline.plan import BuildPlan, External, ModelFile, dequantize_step
-from pipeline.settings import REPO_DIR
-from pipeline.source import Source
-from pipeline.store import Artifact, ModelId, ModelStore
+from quantyard.cli.settings import REPO_DIR
+from quantyard.engines import Engine
+from quantyard.errors import QuantyardError
+from quantyard.execution.runner import Builder
+from quantyard.plan.steps import BuildPlan, External, ModelFile, dequantize_step
+from quantyard.protocol.base import Progress, StageResult
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact, ModelId, ModelStore
+from quantyard.store.manifest import read_manifest
 from tests.hostile import lying_stage
 from tests.hostile.lying_stage import LIES, SECRET
 

@@ -18,22 +18,23 @@ from typing import Final
 
 import pytest
 
-from builder.lora_adapter import read_adapter_config
-from pipeline.bounded import OverLimit
-from pipeline.card.check import _metadata_of
-from pipeline.chat_template import ChatRefused, ChatTemplate
-from pipeline.contract import Reference
-from pipeline.errors import BadRequest
-from pipeline.gate.budgets import load_budgets
-from pipeline.gguf_header import GgufError, read_model
-from pipeline.manifest import parse_manifest
-from pipeline.plain_yaml import YamlProblem, load_plain
-from pipeline.recipes.recipe import read_recipe
-from pipeline.safetensors_header import SafetensorsError, find_nonfinite, read_folder, source_dtype
-from pipeline.settings import REPO_DIR
-from pipeline.source_card import card_of_gguf, card_of_readme
-from pipeline.stage import StageFailure
-from pipeline.suites import find_suite
+from builder.checks.lora_adapter import read_adapter_config
+from builder.checks.nonfinite import find_nonfinite
+from quantyard.card.check import _metadata_of
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import BadRequest
+from quantyard.formats.gguf import GgufError, read_model
+from quantyard.formats.safetensors import SafetensorsError, read_folder, source_dtype
+from quantyard.formats.strict_yaml import YamlProblem, load_plain
+from quantyard.gate.budgets import load_budgets
+from quantyard.hub.model_card import card_of_gguf, card_of_readme
+from quantyard.plan.suites import find_suite
+from quantyard.protocol.base import Reference
+from quantyard.protocol.runner import StageFailure
+from quantyard.quants.recipe import read_recipe
+from quantyard.sandbox.bounded_process import OverLimit
+from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
+from quantyard.store.manifest import parse_manifest
 from tests.gguf_files import SMALL
 from tests.hostile.sampling import rounds
 from tests.manifests import manifest_of
@@ -195,7 +196,7 @@ def test_references() -> None:
 
 
 def _yaml_files() -> list[bytes]:
-    folders = ("eval/suites", "pipeline/gate", "pipeline/recipes", "docs/examples/own-questions")
+    folders = ("eval/suites", "quantyard/gate", "quantyard/recipes", "docs/examples/own-questions")
     return [path.read_bytes() for folder in folders for path in sorted((REPO_DIR / folder).rglob("*.yaml"))]
 
 
@@ -213,8 +214,8 @@ def test_yaml_files_of_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine.yaml"
     readers: dict[str, tuple[str, Callable[[], object]]] = {
         "suite": ("eval/suites/quick.yaml", lambda: find_suite(str(path))),
-        "budgets": ("pipeline/gate/default.yaml", lambda: load_budgets(path)),
-        "recipe": ("pipeline/recipes", lambda: read_recipe(path)),
+        "budgets": ("quantyard/gate/default.yaml", lambda: load_budgets(path)),
+        "recipe": ("quantyard/recipes", lambda: read_recipe(path)),
     }
     place, read_file = readers[name]
     seed = next(iter(sorted((REPO_DIR / place).glob("*.yaml")))) if (REPO_DIR / place).is_dir() else REPO_DIR / place

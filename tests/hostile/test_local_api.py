@@ -17,9 +17,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from pipeline.serving import bindings_config
-from pipeline.settings import REPO_DIR
-from server.launch import Answer, Wire, free_port
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.api_tests import bindings_config
+from server.api_checks.launch import Answer, Wire, free_port
 from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, ORDINARY, TEXT, Case
 from tests.hostile.sampling import sampled
 from tests.tiny_gguf import write_tiny
@@ -77,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = folder / "server.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [python, "-P", "-m", "server.local_server", str(config)], env={**os.environ, "PYTHONPATH": str(REPO_DIR)},
+            [python, "-P", "-m", "server.local.server", str(config)], env={**os.environ, "PYTHONPATH": str(REPO_DIR)},
             stdout=stream, stderr=stream,
         )  # fmt: skip
     try:

@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import bounded_http
-from pipeline.bounded_http import Bounds
-from pipeline.cli import main
-from pipeline.errors import HubError, QuantyardError
-from pipeline.hub.download import download_release
-from pipeline.hub.publish import HubTarget, preview, publish, read_published
-from pipeline.hub.read import HubAccess, read_config, resolve, tensor_shapes, whoami
-from pipeline.release.files import PublishedFile, made
+from quantyard.cli import main
+from quantyard.errors import HubError, QuantyardError
+from quantyard.hub.client import HubAccess, read_config, resolve, tensor_shapes, whoami
+from quantyard.hub.download import download_release
+from quantyard.network import bounded_http
+from quantyard.network.bounded_http import Bounds
+from quantyard.publish.files import PublishedFile, made
+from quantyard.publish.hub.commit import HubTarget, preview, publish, read_published
 from tests import hub_server
 from tests.hostile import liar
 from tests.hostile.liar import QUICK, SOON_S, Lie, error_of, says
@@ -70,8 +70,8 @@ def stage(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> Stage:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between two tries
-    monkeypatch.setattr("pipeline.transfer.FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr("pipeline.hub.read.REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("quantyard.network.transfer.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("quantyard.hub.client.REQUEST_TIMEOUT_S", 1.0)
     monkeypatch.setattr(bounded_http, "BOUNDS", QUICK)
     server.heal()
     server.repos.clear()
@@ -415,7 +415,7 @@ def test_a_deadline_moves_on_with_the_bytes(stage: Stage, monkeypatch: pytest.Mo
 def test_every_page_of_a_list_is_at_the_same_host_and_there_is_a_last_one(stage: Stage) -> None:
     from huggingface_hub import HfApi
 
-    from pipeline.hub_client import use_bounded_client
+    from quantyard.network.hub_client import use_bounded_client
 
     use_bounded_client()
     api = HfApi(endpoint=stage.hub.endpoint, token=stage.hub.writer)

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import bounded_http
-from pipeline.bounded_http import Bounds
-from pipeline.oci import registry as oci_registry
-from pipeline.oci import upload as oci_upload
-from pipeline.oci.artifact import OciModel, OciReference, push
-from pipeline.oci.errors import OciError, RegistryRefused
-from pipeline.oci.login import Credentials
-from pipeline.release.files import kept, made
+from quantyard.network import bounded_http
+from quantyard.network.bounded_http import Bounds
+from quantyard.publish.files import kept, made
+from quantyard.publish.registry import client as oci_registry
+from quantyard.publish.registry import upload as oci_upload
+from quantyard.publish.registry.artifact import OciModel, OciReference, push
+from quantyard.publish.registry.errors import OciError, RegistryRefused
+from quantyard.publish.registry.login import Credentials
 from tests.hostile import liar
 from tests.hostile.liar import QUICK, Lie, error_of, says
 from tests.hostile.sampling import rounds, sampled

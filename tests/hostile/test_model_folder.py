@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.contract import ConvertRequest
-from pipeline.engines import Surroundings
-from pipeline.engines.local import LocalEngine
-from pipeline.hub.read import HubAccess
-from pipeline.source import Source, find_source
-from pipeline.store import HashCache, Workspace
+from quantyard.engines import Surroundings
+from quantyard.engines.local import LocalEngine
+from quantyard.hub.client import HubAccess
+from quantyard.protocol.base import ConvertRequest
+from quantyard.sources.resolve import Source, find_source
+from quantyard.store.artifacts import HashCache, Workspace
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
@@ -292,7 +292,7 @@ def test_a_huge_file_of_a_model_is_refused_by_its_size(name: str, yard: Yard, fo
 def test_a_folder_of_very_many_files_is_refused(
     yard: Yard, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.own_files.MAX_FILES", 20)
+    monkeypatch.setattr("quantyard.files.own_files.MAX_FILES", 20)
     for number in range(30):
         (folder / f"{number}.txt").touch()
     refused(yard, folder, "holds more than 20 files")

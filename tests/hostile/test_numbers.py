@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.contract import StageResult
-from pipeline.errors import ResultRefused
-from pipeline.evaluation import Estimate, Interval
-from pipeline.finite_json import dumps, only_finite
-from pipeline.gate_report import BudgetResult
-from pipeline.manifest import QuantRecord, read_manifest
-from pipeline.plan import StageSpec
-from pipeline.serving import CheckRecord
-from pipeline.source import Source
-from pipeline.stage import Stage
-from pipeline.stage import _failed as failed
-from pipeline.store import Workspace
-from pipeline.summary import built_text
+from quantyard.cli.render.build import built_text
+from quantyard.errors import ResultRefused
+from quantyard.formats.finite_json import dumps, only_finite
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.api_tests import CheckRecord
+from quantyard.protocol.base import StageResult
+from quantyard.protocol.evaluation import Estimate, Interval
+from quantyard.protocol.gate import BudgetResult
+from quantyard.protocol.runner import Stage
+from quantyard.protocol.runner import _failed as failed
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Workspace
+from quantyard.store.manifest import QuantRecord, read_manifest
 from tests.unit.conftest import MakeBuilder, Notes, local_source, make_builder, notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.faults import ours_of
-from pipeline.engines.local import LocalEngine
-from pipeline.errors import EngineError
-from pipeline.settings import REPO_DIR
+from quantyard.cli.faults import ours_of
+from quantyard.cli.settings import REPO_DIR
+from quantyard.engines.local import LocalEngine
+from quantyard.errors import EngineError
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
 from tests.released import Said, Yard, lay_out
@@ -210,7 +210,7 @@ def test_a_fault_that_led_to_another_error_counts_and_our_own_bug_stays_ours() -
 
 
 def _process(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    whole = {**os.environ, "ENGINE": "local", "QUANTYARD": f"{sys.executable} -m pipeline", **environment}
+    whole = {**os.environ, "ENGINE": "local", "QUANTYARD": f"{sys.executable} -m quantyard", **environment}
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], cwd=REPO_DIR, env=whole, text=True, capture_output=True,
         timeout=120, check=False,

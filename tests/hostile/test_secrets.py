@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engines import Surroundings
-from pipeline.engines.secrets import clear_leftovers, open_proxies, secrets_line
-from pipeline.errors import BadRequest
-from pipeline.plan import STAGES, StageSpec
-from pipeline.settings import REPO_DIR, read_request
+from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.engines import Surroundings
+from quantyard.engines.secrets import clear_leftovers, open_proxies, secrets_line
+from quantyard.errors import BadRequest
+from quantyard.plan.steps import STAGES, StageSpec
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
 from tests.released import PASSES, REPO, Yard, lay_out
@@ -32,11 +32,11 @@ PROXY = f"http://me:{WORD}@127.0.0.1:9"
 _FETCHES = """
 import json, sys
 from pathlib import Path
-from pipeline.contract import FetchRequest
-from pipeline.engines import Surroundings
-from pipeline.engines.local import LocalEngine
-from pipeline.plan import STAGES, StageSpec
-from pipeline.store import Workspace
+from quantyard.protocol.base import FetchRequest
+from quantyard.engines import Surroundings
+from quantyard.engines.local import LocalEngine
+from quantyard.plan.steps import STAGES, StageSpec
+from quantyard.store.artifacts import Workspace
 told = json.loads(sys.stdin.readline())
 request = FetchRequest.model_validate(told["request"])
 space = Workspace(Path(told["folder"]) / "in", Path(told["folder"]) / "out", request)
@@ -75,7 +75,7 @@ def _fetching(hub: HubServer, root: Path) -> subprocess.Popen[str]:
     python = root / "repo" / ".venv-local" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    for package in ("pipeline", "builder"):
+    for package in ("quantyard", "builder"):
         (root / "repo" / package).symlink_to(REPO_DIR / package)
     files = [{"path": n, "size_bytes": b.size_bytes, "sha256": b.sha256 if b.lfs else None} for n, b in
              repo.files.items()]  # fmt: skip

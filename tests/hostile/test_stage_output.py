@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.contract import DequantizeRequest, ExitCode, FileEntry, Progress, StageResult
-from pipeline.engines import Engine, Surroundings
-from pipeline.engines.lines import MAX_LINE_BYTES, Lines
-from pipeline.engines.local import LocalEngine
-from pipeline.engines.output import Listener
-from pipeline.errors import QuantyardError, ResultRefused
-from pipeline.leaves import named
-from pipeline.stage_result import parse_result
-from pipeline.store import ModelId, ModelStore
+from quantyard.engines import Engine, Surroundings
+from quantyard.engines.lines import MAX_LINE_BYTES, Lines
+from quantyard.engines.local import LocalEngine
+from quantyard.engines.stage_io import Listener
+from quantyard.errors import QuantyardError, ResultRefused
+from quantyard.protocol.allowed_outputs import named
+from quantyard.protocol.base import DequantizeRequest, ExitCode, FileEntry, Progress, StageResult
+from quantyard.protocol.stage_result import parse_result
+from quantyard.store.artifacts import ModelId, ModelStore
 from tests.hostile.lies import Attack, names
 from tests.hostile.sampling import rounds, sampled
 

@@ -17,12 +17,12 @@ import pytest
 
 from builder.calibrate import _our_text
 from builder.convert import _ask_tokenizer
-from pipeline.bounded import Budget, OverLimit, Worker
-from pipeline.chat_template import ChatRefused, ChatTemplate
-from pipeline.contract import ExitCode
-from pipeline.engines.docker import connect
-from pipeline.settings import REPO_DIR
-from pipeline.stage import Stage, StageFailure
+from quantyard.cli.settings import REPO_DIR
+from quantyard.engines.docker import connect
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import Stage, StageFailure
+from quantyard.sandbox.bounded_process import Budget, OverLimit, Worker
+from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
 from tests.conftest import run
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.hostile.sampling import WHOLE, sampled
@@ -125,7 +125,7 @@ def test_a_template_longer_than_any_real_one_is_not_even_read() -> None:
 
 def test_many_conversations_that_each_take_long_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 10_000, 5))
-    monkeypatch.setattr("pipeline.bounded.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr("quantyard.sandbox.bounded_process.time", SimpleNamespace(monotonic=lambda: next(now)))
     budget = Budget()
     for _ in range(12):
         with budget.one_more():
@@ -345,7 +345,8 @@ def test_a_served_file_that_never_comes_up_is_ended_and_named(tmp_path: Path, pr
         "PORT": port, "LLAMA_SERVER": str(tmp_path / "server"), "START_TIMEOUT": "3",
     }  # fmt: skip
     done = subprocess.run(
-        ["sh", str(REPO_DIR / "server" / "entrypoint.sh")], env=variables, capture_output=True, text=True, timeout=60
+        ["sh", str(REPO_DIR / "server" / "image" / "entrypoint.sh")], env=variables, capture_output=True, text=True,
+        timeout=60,
     )
     assert done.returncode == code, done.stderr
     assert ("its chat template runs without end" in done.stderr) == (code == 2)

@@ -21,14 +21,14 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import cli
-from pipeline.cli import output
-from pipeline.contract import ExitCode, Progress, StageError, StageResult
-from pipeline.plan import StageSpec
-from pipeline.progress import LineReporter, LiveReporter
-from pipeline.settings import REPO_DIR
-from pipeline.store import Workspace
-from server.chat import Terminal, _say_last
+from quantyard import cli
+from quantyard.cli import output
+from quantyard.cli.settings import REPO_DIR
+from quantyard.execution.progress import LineReporter, LiveReporter
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
+from quantyard.store.artifacts import Workspace
+from server.client.chat import Terminal, _say_last
 from tests.gguf_files import TensorSpec, gguf
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
@@ -376,15 +376,17 @@ def _calls(path: Path) -> Iterator[str]:
 
 def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
     makers, writers, markers = set(), set(), set()
-    for path in (REPO_DIR / "pipeline").rglob("*.py"):
+    for path in (REPO_DIR / "quantyard").rglob("*.py"):
         name, calls = path.relative_to(REPO_DIR).as_posix(), set(_calls(path))
         makers |= {name} if calls & {"Console", "rich.console.Console", "rich.print", "BorderConsole"} else set()
         writers |= {name} if calls & {"sys.stdout.write", "sys.stderr.write", "os.write", "print"} else set()
         markers |= {name} if "rich.markup" in path.read_text() else set()
     # Of a table's width alone is asked; a stage and its workers write to who started them, who reads lines.
-    assert makers == {"pipeline/cli/output.py", "pipeline/eval_summary.py"}
-    assert writers == {"pipeline/cli/output.py", "pipeline/stage.py", "pipeline/template_worker.py"}
-    assert markers == {"pipeline/styled.py"}
+    assert makers == {"quantyard/cli/output.py", "quantyard/cli/render/evaluation.py"}
+    assert writers == {
+        "quantyard/cli/output.py", "quantyard/protocol/runner.py", "quantyard/sandbox/template_worker.py",
+    }
+    assert markers == {"quantyard/cli/render/styled.py"}
 
 
 def test_every_command_prints_through_the_border() -> None:

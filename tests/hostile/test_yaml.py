@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.card.check import _metadata_of
-from pipeline.errors import BadRequest
-from pipeline.gate.budgets import load_budgets
-from pipeline.local_tasks import are_all_local
-from pipeline.plain_yaml import YamlProblem, load_plain
-from pipeline.recipes.recipe import read_recipe
-from pipeline.settings import REPO_DIR
-from pipeline.source_card import card_of_readme
-from pipeline.suites import find_suite
+from quantyard.card.check import _metadata_of
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import BadRequest
+from quantyard.formats.strict_yaml import YamlProblem, load_plain
+from quantyard.gate.budgets import load_budgets
+from quantyard.hub.model_card import card_of_readme
+from quantyard.plan.local_tasks import are_all_local
+from quantyard.plan.suites import find_suite
+from quantyard.quants.recipe import read_recipe
 from tests.hostile.sampling import sampled
 
 SECONDS = 10.0  # for one file; reading the largest that is allowed takes a second on an idle core
@@ -127,7 +127,7 @@ def test_plain_values_are_read_as_yaml_has_them() -> None:
 def test_the_largest_file_that_is_allowed_takes_little_memory() -> None:
     """In a process of its own, where 300 MB are all there is."""
     code = (
-        "import resource; from pipeline.plain_yaml import load_plain\n"
+        "import resource; from quantyard.formats.strict_yaml import load_plain\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (300 << 20,) * 2)\n"
         "assert len(load_plain('[' + '1, ' * 19000 + ']')) == 19000"
     )

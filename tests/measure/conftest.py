@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.demo import DEMO_NAME
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
+from quantyard.workflows.demo import DEMO_NAME
 
 ARTIFACTS = REPO_DIR / "artifacts"
 # These run in .venv-bench (scripts/test.sh); elsewhere there is nothing to import.

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 
-from eval.llama_lm import LlamaLM
-from pipeline.demo import DEMO_NAME
-from pipeline.settings import REPO_DIR
+from eval.llama.lm import LlamaLM
+from quantyard.cli.settings import REPO_DIR
+from quantyard.workflows.demo import DEMO_NAME
 
 SMOKE = REPO_DIR / "eval" / "suites" / "smoke"
 N_QUESTIONS, N_TEXTS, MAX_LENGTH = 100, 4, 512

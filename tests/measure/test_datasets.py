@@ -19,9 +19,9 @@ pytest.importorskip("lm_eval")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import ExitCode, StageResult
-from pipeline.evaluation import DatasetsRequest
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.evaluation import DatasetsRequest
 from tests.hub_server import HubServer
 
 ARC = "datasets/allenai/ai2_arc"
@@ -53,9 +53,9 @@ from pathlib import Path
 from eval import offline
 folder, scratch, include, names = json.loads(sys.argv[1])
 offline.go_offline(Path(folder) if folder else None, Path(scratch))
-from eval.tasks import load_tasks
-from pipeline.evaluation import TaskEntry
-from pipeline.stage import StageFailure
+from eval.tasks.load import load_tasks
+from quantyard.protocol.evaluation import TaskEntry
+from quantyard.protocol.runner import StageFailure
 try:
     leaves = load_tasks([TaskEntry(task=n, num_fewshot=2) for n in names], Path(include) if include else None)
 except StageFailure as failure:

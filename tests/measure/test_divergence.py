@@ -18,15 +18,15 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from eval.context import Context, ContextSettings
+from eval.analysis.chunks import OUR_PROSE, Text, read_text
+from eval.analysis.kl_divergence import comparison, perplexity
 from eval.divergence import read_side_by_side, rolling_perplexity, rolling_windows, same_chunks
-from eval.kl_divergence import comparison, perplexity
-from eval.model import GgufModel
-from eval.perplexity_text import OUR_PROSE, Text, read_text
-from pipeline.contract import ExitCode, StageResult
-from pipeline.evaluation import Divergence, DivergenceSettings
-from pipeline.settings import REPO_DIR
-from pipeline.stage import StageFailure
+from eval.llama.context import Context, ContextSettings
+from eval.llama.model import GgufModel
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.evaluation import Divergence, DivergenceSettings
+from quantyard.protocol.runner import StageFailure
 from tests.tiny_gguf import write_tiny
 
 ONE_THREAD = 1  # the tests of other folders may run beside

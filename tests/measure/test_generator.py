@@ -15,11 +15,11 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from eval import generator as generator_module
-from eval.context import Context, ContextSettings
-from eval.generator import Generator, Prompt, Sampling, _Pieces
-from eval.model import GgufModel
-from eval.sampling import Sampler
+from eval.llama import generator as generator_module
+from eval.llama.context import Context, ContextSettings
+from eval.llama.generator import Generator, Prompt, Sampling, _Pieces
+from eval.llama.model import GgufModel
+from eval.llama.sampling import Sampler
 
 ONE_THREAD = 1  # the tests of other folders may run beside
 NOISE_NATS = 0.01  # logits of one token, float32; a wrong prefix or position moves them by several

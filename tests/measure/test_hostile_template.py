@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.chat import ChatTemplate
-from pipeline.contract import ExitCode
-from pipeline.stage import StageFailure
+from eval.llama.chat import ChatTemplate
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
 from tests.hostile.test_templates import HELLO, TEMPLATES
 
 

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 
-from eval import context as context_module
-from eval import llama_lm as llama_lm_module
-from eval import scorer as scorer_module
-from eval.llama_lm import LlamaLM
-from eval.prefix_tree import Request
-from eval.self_check import NOISE_FACTOR, check_requests, plain_logprobs, self_check
-from pipeline.contract import ExitCode
-from pipeline.stage import StageFailure
+from eval.analysis.self_check import NOISE_FACTOR, check_requests, plain_logprobs, self_check
+from eval.llama import context as context_module
+from eval.llama import lm as llama_lm_module
+from eval.llama import scorer as scorer_module
+from eval.llama.lm import LlamaLM
+from eval.llama.prefix_tree import Request
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

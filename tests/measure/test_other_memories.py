@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 
-from eval.llama_lm import LlamaLM
-from eval.self_check import check_requests, plain_logprobs
+from eval.analysis.self_check import check_requests, plain_logprobs
+from eval.llama.lm import LlamaLM
 from tests.tiny_gguf import write_tiny
 
 WINDOW = 16

@@ -17,9 +17,9 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.text import Annotation, Text
 
-from eval.plot_style import MARKS, THEMES, Theme, settle, styled
-from eval.plots import PLOTS, draw
-from pipeline.evaluation import EvalReport, ReportRequest, Suite, TaskEntry
+from eval.rendering.plots import PLOTS, draw
+from eval.rendering.style import MARKS, THEMES, Theme, settle, styled
+from quantyard.protocol.evaluation import EvalReport, ReportRequest, Suite, TaskEntry
 from tests.evaluations import LARGE, SMALL, evaluation, outcome, right_or_wrong, simulated
 
 REPORTS = {
@@ -155,7 +155,7 @@ def test_each_plot_comes_as_svg_and_png_on_light_and_dark(small: EvalReport, tmp
 def test_drawn_again_in_another_process_every_file_is_the_same_to_the_byte(small: EvalReport, tmp_path: Path) -> None:
     source = tmp_path / "report.json"
     source.write_text(small.model_dump_json())
-    subprocess.run([sys.executable, "-m", "eval.plots", str(source), str(tmp_path / "again")], check=True)
+    subprocess.run([sys.executable, "-m", "eval.rendering.plots", str(source), str(tmp_path / "again")], check=True)
     first = {path.name: path.read_bytes() for path in draw(small, tmp_path / "first")}
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == first
 

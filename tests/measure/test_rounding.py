@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from builder.rounding import ERRORS, Ggml, _library, rounding
-from pipeline.contract import RoundingRequest
-from pipeline.ggml_types import TYPE_BY_NAME
-from pipeline.recipes.recipe import NEED_IMATRIX, TYPES
-from pipeline.recipes.types import LADDER
-from pipeline.stage import Stage
+from quantyard.formats.ggml_types import TYPE_BY_NAME
+from quantyard.protocol.base import RoundingRequest
+from quantyard.protocol.runner import Stage
+from quantyard.quants.recipe import NEED_IMATRIX, TYPES
+from quantyard.tune.type_errors import LADDER
 from tests.rounding import NORMAL, check_errors, weights, write_model
 
 

@@ -14,13 +14,13 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from eval.context import Context, ContextSettings
-from eval.model import GgufModel
+from eval.llama.context import Context, ContextSettings
+from eval.llama.model import GgufModel
 from eval.speed import Times, measure
-from pipeline.contract import ExitCode, StageResult
-from pipeline.evaluation import Speed, SpeedSettings
-from pipeline.machine import physical_cores
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
+from quantyard.hardware.machine import physical_cores
+from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.evaluation import Speed, SpeedSettings
 from tests.tiny_gguf import write_tiny
 
 Demo = Callable[[str], Path]

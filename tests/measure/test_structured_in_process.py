@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
+from server.client.structured import AnswerCut, InProcess, NotConstrained
 from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, question
-from server.structured import AnswerCut, InProcess, NotConstrained
 from tests.serve.profiles import check_profile
 
 HOT = replace(SAMPLING, temperature=1.5)

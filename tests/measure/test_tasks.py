@@ -15,13 +15,13 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from eval import offline
-from pipeline import local_tasks
-from pipeline.contract import ExitCode
-from pipeline.evaluation import TaskEntry
-from pipeline.settings import REPO_DIR
-from pipeline.stage import StageFailure
-from pipeline.suites import BUILTIN, find_suite
+from eval.tasks import offline
+from quantyard.cli.settings import REPO_DIR
+from quantyard.plan import local_tasks
+from quantyard.plan.suites import BUILTIN, find_suite
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import TaskEntry
+from quantyard.protocol.runner import StageFailure
 
 SMOKE = REPO_DIR / "eval" / "suites" / "smoke"
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions" / "tasks"
@@ -59,7 +59,7 @@ def write(folder: Path, name: str, text: str) -> None:
 
 
 def load(folder: Path | None, *names: str | TaskEntry, **options: Any) -> tuple[Any, ...]:
-    from eval.tasks import load_tasks
+    from eval.tasks.load import load_tasks
 
     entries = [TaskEntry(task=name) if isinstance(name, str) else name for name in names]
     return load_tasks(entries, folder, **options)
@@ -114,8 +114,8 @@ def test_the_answers_of_the_example_are_spread_over_the_choices() -> None:
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "smoke"])
 def test_every_task_of_a_suite_of_ours_is_one_of_lm_evals_and_safe(name: str) -> None:
-    from eval.task_index import index_for
-    from eval.tasks import _refuse
+    from eval.tasks.index import index_for
+    from eval.tasks.load import _refuse
 
     names = [entry.task for entry in find_suite(name).suite.tasks]
     index = index_for(names, None)
@@ -141,7 +141,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["TASK", "PY_TASK", "GROUP", "TAG"])
 def test_the_quick_index_is_a_part_of_lm_evals(kind: str, full: dict[str, Any]) -> None:
-    from eval.task_index import index_for, members
+    from eval.tasks.index import index_for, members
 
     of_kind = sorted(name for name, entry in full.items() if entry.kind.name == kind)
     for name in random.Random(3).sample(of_kind, min(60, len(of_kind))):
@@ -154,14 +154,14 @@ def test_the_quick_index_is_a_part_of_lm_evals(kind: str, full: dict[str, Any]) 
 
 @pytest.mark.slow
 def test_several_suites_at_once_are_the_same_part(full: dict[str, Any]) -> None:
-    from eval.task_index import index_for
+    from eval.tasks.index import index_for
 
     names = {entry.task for suite in BUILTIN[1:] for entry in find_suite(suite).suite.tasks}
     assert all(same(entry, full[name]) for name, entry in index_for(names, None).items())
 
 
 def test_local_names_are_found_without_reading_lm_evals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval import task_index
+    from eval.tasks.load import index as task_index
 
     monkeypatch.setattr(task_index, "_texts", lambda: pytest.fail("lm-eval's files were read"))
     assert set(task_index.index_for(["mine"], folder)) == {"mine"}
@@ -174,7 +174,7 @@ def test_a_local_task_wins_over_one_of_lm_evals(folder: Path) -> None:
 
 
 def test_tasks_are_counted_by_the_members_of_their_groups() -> None:
-    from eval.tasks import count_tasks
+    from eval.tasks.load import count_tasks
 
     assert count_tasks([TaskEntry(task="mmlu"), TaskEntry(task="piqa")]) == 58
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.manifest import Manifest
-from pipeline.page.render import render_page
+from quantyard.report_page.render import render_page
+from quantyard.store.manifest import Manifest
 
 
 class Browser:

@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from pipeline.manifest import Manifest
+from quantyard.store.manifest import Manifest
 from tests.evaluations import LARGE, SMALL
 from tests.manifests import manifest_of
 from tests.page.conftest import Browser

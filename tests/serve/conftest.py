@@ -12,8 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from pipeline.settings import REPO_DIR
-from server.client import Client
+from quantyard.cli.settings import REPO_DIR
+from server.client.client import Client
 
 KEY = "key-of-the-clients-tests"
 READY_WITHIN_S = 120

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import REPO_DIR
-from server.client import GREEDY, AnswerBroken, Client, KeyRefused, PromptTooLong, Sampling, UnknownModel
+from quantyard.cli.settings import REPO_DIR
+from server.client.client import GREEDY, AnswerBroken, Client, KeyRefused, PromptTooLong, Sampling, UnknownModel
 from server.examples.rag import Index, answer, read_passages
 from tests.serve.conftest import Server
 
@@ -85,7 +85,7 @@ def test_answers_from_documents_name_their_sources(server: Server) -> None:
 def _chat(server: Server, lines: str, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {"BASE_URL": server.url, "KEY_FILE": str(server.key_file), "TEMPERATURE": "0", "MAX_TOKENS": "40"}
     return subprocess.run(
-        [sys.executable, "-m", "server.chat"], input=lines, env=os.environ | own | environment, cwd=REPO_DIR,
+        [sys.executable, "-m", "server.client.chat"], input=lines, env=os.environ | own | environment, cwd=REPO_DIR,
         text=True, capture_output=True, timeout=120,
     )
 
@@ -123,7 +123,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(server: Server) -> None:
 
     parent, child = pty.openpty()
     own = {"BASE_URL": server.url, "KEY_FILE": str(server.key_file), "MAX_TOKENS": "1000", "NO_COLOR": "1"}
-    argv = [sys.executable, "-m", "server.chat"]
+    argv = [sys.executable, "-m", "server.client.chat"]
     ends: dict[str, Any] = {"stdin": child, "stdout": child, "stderr": child}
     running = subprocess.Popen(argv, env=os.environ | own, cwd=REPO_DIR, start_new_session=True, **ends)
     try:

@@ -11,10 +11,10 @@ import httpx2
 import pytest
 from pydantic import BaseModel, Field
 
-from server.client import PromptTooLong, Sampling
+from server.client.client import PromptTooLong, Sampling
+from server.client.regex_subset import normalise
+from server.client.structured import AnswerCut, AnswerInvalid, over_http
 from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, question
-from server.patterns import normalise
-from server.structured import AnswerCut, AnswerInvalid, over_http
 from tests.serve.conftest import KEY, Server
 from tests.serve.profiles import check_profile
 

@@ -16,14 +16,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from server.launch import Wire, free_port
+from server.api_checks.launch import Wire, free_port
 from tests.conftest import run_json
 
 LOAD_TIMEOUT_S = 120.0
 # What the stage does before its checks, in the image that it runs in: the proxy, and llama-server behind it.
 SERVE = """
 import json, os, pathlib, time
-from server.launch import Launch, ServedModel
+from server.api_checks.launch import Launch, ServedModel
 folder = pathlib.Path("/tmp/served")
 folder.mkdir()
 with ServedModel(Launch(pathlib.Path("/demo.gguf"), folder, os.environ, threads=1)) as served:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from pipeline.serving import CheckRecord, ContractReport
+from quantyard.protocol.api_tests import CheckRecord, ContractReport
 from server.contract import run_checks
 from tests.serve_contract.conftest import Served
 

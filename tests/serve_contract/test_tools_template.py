@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.serving import CheckRecord
+from quantyard.protocol.api_tests import CheckRecord
+from server.api_checks.checks import CHECKS
+from server.api_checks.launch import Wire
+from server.api_checks.session import Session
 from server.contract import run_check
-from server.contract_checks import CHECKS
-from server.contract_session import Session
-from server.launch import Wire
 from tests.serve_contract.conftest import llama_server
 
 Checked = Callable[[str], CheckRecord]

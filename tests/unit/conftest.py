@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import Builder
-from pipeline.contract import FileEntry, OutType, Progress, StageResult, digest_of_files
-from pipeline.evaluation import Runtime, Suite, TaskEntry
-from pipeline.measure import MeasureOptions, add_measuring
-from pipeline.plan import BuildOptions, make_plan
-from pipeline.quants import parse_list
-from pipeline.schedule import Room
-from pipeline.settings import REPO_DIR
-from pipeline.source import Source
-from pipeline.stage import sha256_of
-from pipeline.store import Artifact, ModelId, ModelStore
+from quantyard.cli.settings import REPO_DIR
+from quantyard.execution.runner import Builder
+from quantyard.execution.scheduler import Room
+from quantyard.plan.evaluation import MeasureOptions, add_measuring
+from quantyard.plan.steps import BuildOptions, make_plan
+from quantyard.protocol.base import FileEntry, OutType, Progress, StageResult, digest_of_files
+from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import parse_list
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact, ModelId, ModelStore
 from tests.unit.fake_engine import FakeEngine
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.contract import ExitCode, FetchRequest, FileEntry, StageError, StageResult
-from pipeline.engines import OnNote, OnProgress
-from pipeline.evaluation import DivergenceRequest, ReportRequest
-from pipeline.plan import StageSpec
-from pipeline.serving import CheckRecord, ContractReport, ContractRequest
-from pipeline.stage import sha256_of
-from pipeline.store import Artifact, Workspace
+from quantyard.engines import OnNote, OnProgress
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
+from quantyard.protocol.base import ExitCode, FetchRequest, FileEntry, StageError, StageResult
+from quantyard.protocol.evaluation import DivergenceRequest, ReportRequest
+from quantyard.protocol.runner import sha256_of
+from quantyard.store.artifacts import Artifact, Workspace
 from tests.unit.fake_report import report_of
 
 Behaviour = Callable[[StageSpec, Workspace], StageResult]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation import (
+from quantyard.protocol.evaluation import (
     Comparison,
     Divergence,
     Estimate,

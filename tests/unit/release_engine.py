@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-from pipeline.cli import run as cli_run
-from pipeline.contract import FileEntry, QuantizeRequest, StageResult
-from pipeline.contract_steps import label_of
-from pipeline.evaluation import EvalReport, ReportRequest
-from pipeline.plan import StageSpec
-from pipeline.quants import find
-from pipeline.stage import sha256_of
-from pipeline.store import Workspace
+from quantyard.cli import run as cli_run
+from quantyard.plan.api_tests import label_of
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import FileEntry, QuantizeRequest, StageResult
+from quantyard.protocol.evaluation import EvalReport, ReportRequest
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import find
+from quantyard.store.artifacts import Workspace
 from tests.manifests import contract_report
 from tests.released import SUITE, Yard, simulated, tiny
 from tests.unit.fake_engine import FakeEngine, keeps_contract, reports, writes

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contract import ExitCode, StageResult
-from pipeline.progress import ending
+from quantyard.execution.progress import ending
+from quantyard.protocol.base import ExitCode, StageResult
 from scripts.bench_matrix import Cores, Found, Run, stage_of, whole_walls
 
 LABELS = ("convert", "quantize Q4_K_M", "verify Q4_K_M", "divergence BF16, Q4_K_M", "report")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from pipeline.bounded_http import fault_of_address
+from quantyard.network.bounded_http import fault_of_address
 
 HUB = httpx2.URL("https://hub.example/api/models/me/it")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import Builder
-from pipeline.contract import ExitCode
-from pipeline.errors import BadRequest, NeedsPermission, ResultRefused, StageFailed
-from pipeline.manifest import read_manifest
-from pipeline.quants import parse_list
-from pipeline.source import Source, refuse_requantizing
+from quantyard.errors import BadRequest, NeedsPermission, ResultRefused, StageFailed
+from quantyard.execution.runner import Builder
+from quantyard.protocol.base import ExitCode
+from quantyard.quants.catalog import parse_list
+from quantyard.sources.resolve import Source, refuse_requantizing
+from quantyard.store.manifest import read_manifest
 from tests.unit.conftest import MakeBuilder, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 

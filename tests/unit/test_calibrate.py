@@ -13,10 +13,17 @@ import pytest
 from pydantic import JsonValue
 
 from builder.calibrate import legs
-from builder.imatrix import check_fits, coverage, read_imatrix
+from builder.imatrix.matrix import check_fits, coverage, read_imatrix
 from builder.quantize import quantize
-from pipeline.build import Builder
-from pipeline.calibration import (
+from quantyard.cli.settings import REPO_DIR
+from quantyard.engines import OnProgress
+from quantyard.errors import BadRequest
+from quantyard.execution.runner import Builder
+from quantyard.formats.gguf import GgufHeader, read_header
+from quantyard.plan.calibration_inputs import calibration_of, check_texts
+from quantyard.plan.contamination import evaluation_files, find_overlap
+from quantyard.plan.evaluation import add_measuring
+from quantyard.plan.imatrix import (
     CALIBRATE,
     Calibration,
     decide,
@@ -26,27 +33,20 @@ from pipeline.calibration import (
     trial_plan,
     with_imatrix,
 )
-from pipeline.calibration_files import calibration_of, check_texts
-from pipeline.contract import (
+from quantyard.plan.steps import BuildOptions, BuildPlan, External, Output, StageSpec, make_plan
+from quantyard.protocol.base import (
     ExitCode,
     FileEntry,
     QuantizeRequest,
     StageResult,
     digest_of_request,
 )
-from pipeline.engines import OnProgress
-from pipeline.errors import BadRequest
-from pipeline.evaluation import Divergence, DivergenceRequest, DivergenceSettings, Estimate
-from pipeline.gguf_header import GgufHeader, read_header
-from pipeline.manifest import read_manifest
-from pipeline.measure import add_measuring
-from pipeline.overlap import evaluation_files, find_overlap
-from pipeline.plan import BuildOptions, BuildPlan, External, Output, StageSpec, make_plan
-from pipeline.quants import QUANTS, parse_list
-from pipeline.settings import REPO_DIR
-from pipeline.source import Source
-from pipeline.stage import Stage, StageFailure, sha256_of
-from pipeline.store import Artifact, HashCache, ModelStore, Workspace
+from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings, Estimate
+from quantyard.protocol.runner import Stage, StageFailure, sha256_of
+from quantyard.quants.catalog import QUANTS, parse_list
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact, HashCache, ModelStore, Workspace
+from quantyard.store.manifest import read_manifest
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.unit.conftest import OPTIONS, SUITE, Notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes
@@ -274,7 +274,7 @@ def test_eight_words_in_a_row_are_found_in_every_form_of_data_set(name: str, con
 
 
 def test_words_that_two_blocks_of_a_large_file_share_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.overlap._BLOCK_CHARACTERS", 1500)
+    monkeypatch.setattr("quantyard.plan.contamination._BLOCK_CHARACTERS", 1500)
     (tmp_path / "large.txt").write_text("filler " * 210 + EIGHT + " more" * 300)
     assert find_overlap([EIGHT], [tmp_path / "large.txt"]) is not None
 

@@ -12,11 +12,11 @@ import pytest
 
 from builder.calibration.grammar import BadGrammarError, Writer, read_rules
 from builder.calibration.make_text import SHARES, TEXT_FILE, as_jsonl
-from builder.calibration_text import our_text, users_text
-from pipeline.calibration_files import check_texts
-from pipeline.chat_template import ChatRefused, Messages
-from pipeline.overlap import evaluation_files
-from pipeline.stage import StageFailure
+from builder.imatrix.calibration_text import our_text, users_text
+from quantyard.plan.calibration_inputs import check_texts
+from quantyard.plan.contamination import evaluation_files
+from quantyard.protocol.runner import StageFailure
+from quantyard.sandbox.chat_template import ChatRefused, Messages
 
 DOCUMENTS: list[dict[str, Any]] = [json.loads(line) for line in TEXT_FILE.read_text().splitlines()]
 

@@ -12,14 +12,14 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from markdown_it import MarkdownIt
 
-from pipeline.card.blocks import blocks_in, cells
-from pipeline.card.metadata import OWN_TAGS
-from pipeline.card.render import CardContext, card_differences, eval_results, render_card
-from pipeline.card.results import BENCHMARKS
-from pipeline.contract import FileEntry
-from pipeline.errors import BadRequest
-from pipeline.licence import Licence
-from pipeline.manifest import Manifest, SourceCard
+from quantyard.card.blocks import blocks_in, cells
+from quantyard.card.hub_results import BENCHMARKS
+from quantyard.card.metadata import OWN_TAGS
+from quantyard.card.render import CardContext, card_differences, eval_results, render_card
+from quantyard.errors import BadRequest
+from quantyard.protocol.base import FileEntry
+from quantyard.sources.licence import Licence
+from quantyard.store.manifest import Manifest, SourceCard
 from tests.cards import CONTEXT, LEGAL, gate, standard, whole
 from tests.evaluations import LARGE
 from tests.manifests import NAME, manifest_of, sha256_of, with_imatrix

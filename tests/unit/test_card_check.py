@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.card.blocks import blocks_in, cells
-from pipeline.card.render import card_differences, render_card
-from pipeline.manifest import Manifest
+from quantyard.card.blocks import blocks_in, cells
+from quantyard.card.render import card_differences, render_card
+from quantyard.store.manifest import Manifest
 from tests.cards import CONTEXT, standard, whole
 from tests.evaluations import LARGE
 from tests.manifests import NAME, manifest_of

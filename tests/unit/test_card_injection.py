@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline.card.metadata import OWN_TAGS
-from pipeline.card.render import CardContext, _environment, card_differences, render_card
-from pipeline.card.text import clean, code, fenced, html, link, text
-from pipeline.licence import Licence
-from pipeline.manifest import Manifest, SourceCard
-from pipeline.names import fault_of_name
-from pipeline.plan import STAGES
+from quantyard.card.escaping import clean, code, fenced, html, link, text
+from quantyard.card.metadata import OWN_TAGS
+from quantyard.card.render import CardContext, _environment, card_differences, render_card
+from quantyard.formats.names import fault_of_name
+from quantyard.plan.steps import STAGES
+from quantyard.sources.licence import Licence
+from quantyard.store.manifest import Manifest, SourceCard
 from tests.cards import CONTEXT, PLOTS, whole
 from tests.manifests import manifest_of
 

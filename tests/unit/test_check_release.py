@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.manifest import SCHEMA_VERSION
-from pipeline.release.check import Check, worst
+from quantyard.publish.verify import Check, worst
+from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
 from tests.released import REPO, SOURCE_REPO, SUITE, Said, Yard, lay_out, tiny
@@ -163,7 +163,7 @@ def test_a_copy_keeps_the_type_of_what_it_was_copied_from(yard: Yard) -> None:
 
 
 def _facts(path: Path) -> Mapping[str, object]:
-    from pipeline.stage import sha256_of
+    from quantyard.protocol.runner import sha256_of
 
     return {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
 

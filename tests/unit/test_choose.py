@@ -18,21 +18,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import cli
-from pipeline.choose import words as say
-from pipeline.choose.candidates import Candidate, Field, find_field, memory_at, paths_of
-from pipeline.choose.kv_cache import ContextUse
-from pipeline.choose.pick import Budget, Choice, choose, is_tie, nearest
-from pipeline.choose.remedies import largest_context, remedies
-from pipeline.errors import BadRequest
-from pipeline.evaluation import Estimate, EvalReport
-from pipeline.front import beaten_by
-from pipeline.hub.read import HubAccess
-from pipeline.manifest import Manifest
-from pipeline.requests import ChooseRequest
-from pipeline.settings import add_options, read_request
-from pipeline.source import find_source
-from pipeline.store import HashCache
+from quantyard import cli
+from quantyard.choose.candidates import Candidate, Field, find_field, memory_at, paths_of
+from quantyard.choose.pick import Budget, Choice, choose, is_tie, nearest
+from quantyard.choose.suggestions import largest_context, remedies
+from quantyard.cli.render import choice as say
+from quantyard.cli.settings import add_options, read_request
+from quantyard.errors import BadRequest
+from quantyard.hub.client import HubAccess
+from quantyard.memory.kv_cache import ContextUse
+from quantyard.metrics.pareto import beaten_by
+from quantyard.protocol.evaluation import Estimate, EvalReport
+from quantyard.requests import ChooseRequest
+from quantyard.sources.resolve import find_source
+from quantyard.store.artifacts import HashCache
+from quantyard.store.manifest import Manifest
 from tests.evaluations import LARGE
 from tests.gguf_files import SMALL_TENSORS, Value, gguf
 from tests.manifests import NAME, manifest_of

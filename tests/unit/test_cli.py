@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
-from pipeline.cli import run as cli_run
-from pipeline.evaluation import EvalReport, Runtime, Suite, TaskEntry
-from pipeline.measure import MeasureOptions
-from pipeline.quants import QUANTS
-from pipeline.requests import BuildRequest, MeasureRequest
-from pipeline.settings import MEASURING
-from pipeline.source import Source
+from quantyard import cli
+from quantyard.cli import run as cli_run
+from quantyard.cli.settings import MEASURING
+from quantyard.plan.evaluation import MeasureOptions
+from quantyard.protocol.evaluation import EvalReport, Runtime, Suite, TaskEntry
+from quantyard.quants.catalog import QUANTS
+from quantyard.requests import BuildRequest, MeasureRequest
+from quantyard.sources.resolve import Source
 from tests.unit.fake_engine import FakeEngine
 
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import cli, eval_summary, matrix_summary
-from pipeline.calibration_files import OUR_TEXT
-from pipeline.cli import matrix as cli_matrix
-from pipeline.cli import run as cli_run
-from pipeline.contract import ExitCode
-from pipeline.requests import BuildRequest
-from pipeline.settings import REPO_DIR
-from pipeline.source import Source
+from quantyard import cli
+from quantyard.cli import matrix as cli_matrix
+from quantyard.cli import run as cli_run
+from quantyard.cli.render import evaluation as eval_summary
+from quantyard.cli.render import matrix as matrix_summary
+from quantyard.cli.settings import REPO_DIR
+from quantyard.plan.calibration_inputs import OUR_TEXT
+from quantyard.protocol.base import ExitCode
+from quantyard.requests import BuildRequest
+from quantyard.sources.resolve import Source
 from tests.evaluations import LARGE, simulated
 from tests.gguf_files import gguf
 from tests.unit.fake_engine import FakeEngine, fails

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contract import ExitCode, Progress, StageResult
-from pipeline.contract_steps import label_of
-from pipeline.manifest import SCHEMA_VERSION
-from pipeline.release.check import Check
-from pipeline.release.progress import UploadProgress
-from pipeline.release.summary import checks_text
+from quantyard.cli.render.release import checks_text
+from quantyard.plan.api_tests import label_of
+from quantyard.protocol.base import ExitCode, Progress, StageResult
+from quantyard.publish.progress import UploadProgress
+from quantyard.publish.verify import Check
+from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_server import HubServer
 from tests.released import REPO, SUITE, Yard, lay_out
 from tests.unit.fake_engine import FakeEngine, fails, keeps_contract, writes

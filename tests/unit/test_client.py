@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server import chat
-from server.client import (
+from server.client import chat
+from server.client.client import (
     AnswerBroken,
     BadSampling,
     Client,

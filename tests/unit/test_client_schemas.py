@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, model_validator
 
-from server.client import Sampling
+from server.client.client import Sampling
+from server.client.schema_subset import FORMATS, SchemaRefused, wire_schema
+from server.client.structured import AnswerCut, AnswerInvalid, _Task, judge
 from server.examples.client_profile import ClientProfile
-from server.structured import AnswerCut, AnswerInvalid, _Task, judge
-from server.wire_schema import FORMATS, SchemaRefused, wire_schema
 
 
 def in_object(part: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.compare import NotComparable, compare, scores
-from pipeline.evaluation import Comparison, Evaluation, Suite, TaskEntry, TaskOutcome
-from pipeline.headlines import headlines
+from eval.analysis.paired import NotComparable, compare, scores
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.protocol.evaluation import Comparison, Evaluation, Suite, TaskEntry, TaskOutcome
 from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pipeline.contract import (
+from quantyard.protocol.base import (
     FetchRequest,
     FileEntry,
     QuantizeRequest,
@@ -13,7 +13,7 @@ from pipeline.contract import (
     digest_of_files,
     digest_of_request,
 )
-from pipeline.evaluation import EvaluateRequest, Runtime, SpeedRequest
+from quantyard.protocol.evaluation import EvaluateRequest, Runtime, SpeedRequest
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", ".", "./x", "a\\b", "a\0b", "a/./b"])

@@ -7,10 +7,10 @@ import json
 import pytest
 from jsonschema import Draft202012Validator
 
-from eval.statistics import proportion_interval
-from pipeline.serving import CheckRecord, ContractReport
-from server.contract_checks import CHECKS
-from server.contract_schemas import (
+from eval.analysis.statistics import proportion_interval
+from quantyard.protocol.api_tests import CheckRecord, ContractReport
+from server.api_checks.checks import CHECKS
+from server.api_checks.schemas import (
     CASES,
     SCHEMA_GATE,
     Case,
@@ -21,7 +21,7 @@ from server.contract_schemas import (
     why_invalid,
     wilson,
 )  # fmt: skip
-from server.contract_session import Broken, read_stream
+from server.api_checks.session import Broken, read_stream
 
 BY_NAME = {case.name: case.schema for case in CASES}
 WRONG = {

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.serving import CheckRecord
+from quantyard.protocol.api_tests import CheckRecord
+from server.api_checks.checks import CHECKS
+from server.api_checks.launch import Wire
+from server.api_checks.schemas import CASES
+from server.api_checks.session import Session
 from server.contract import GAPS, run_check, run_checks
-from server.contract_checks import CHECKS
-from server.contract_schemas import CASES
-from server.contract_session import Session
-from server.launch import Wire
-from server.request_rules import LIMITS, check_request, check_text
+from server.limits.request_rules import LIMITS, check_request, check_text
 
 KEY = "the-right-key"
 N_CTX = 512
@@ -211,10 +211,10 @@ def fake() -> Iterator[FakeServer]:
 @pytest.fixture(autouse=True)
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The schemas whose valid answers the fake server knows, few slow clients, and little patience with them."""
-    monkeypatch.setattr("server.contract_checks.CASES", tuple(case for case in CASES if case.name in VALID))
-    monkeypatch.setattr("server.contract_abuse.HALF_OPEN", 10)
-    monkeypatch.setattr("server.contract_abuse.SLOW_BODIES", 4)
-    monkeypatch.setattr("server.contract_abuse.ENDED_WITHIN_S", 2.0)
+    monkeypatch.setattr("server.api_checks.checks.CASES", tuple(case for case in CASES if case.name in VALID))
+    monkeypatch.setattr("server.api_checks.abuse.HALF_OPEN", 10)
+    monkeypatch.setattr("server.api_checks.abuse.SLOW_BODIES", 4)
+    monkeypatch.setattr("server.api_checks.abuse.ENDED_WITHIN_S", 2.0)
 
 
 def _record(server: FakeServer, name: str) -> CheckRecord:

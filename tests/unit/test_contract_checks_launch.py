@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contract import ExitCode
-from pipeline.settings import REPO_DIR
-from pipeline.stage import StageFailure
-from server.launch import Launch, ServedModel, Wire
-from server.launch_proxy import proxy_config
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+from server.api_checks.launch import Launch, ServedModel, Wire
+from server.api_checks.launch_proxy import proxy_config
 
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys, time
@@ -101,7 +101,7 @@ def test_without_either_the_bindings_serve_with_the_key_in_a_private_file(tmp_pa
     served = ServedModel(Launch(tmp_path / "m.gguf", tmp_path, {}, 2, 2048))
     argv, variables = served._command(tmp_path / "api-key", served.port)
     config = tmp_path / "server.json"
-    assert argv[-2:] == ("server.local_server", str(config)) and served.key not in " ".join(argv) and variables == {}
+    assert argv[-2:] == ("server.local.server", str(config)) and served.key not in " ".join(argv) and variables == {}
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     written = json.loads(config.read_text())
     assert written["api_key"] == served.key and written["models"][0]["n_ctx"] == 2048

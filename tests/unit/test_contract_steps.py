@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.contract import ExitCode
-from pipeline.contract_steps import add_contract
-from pipeline.errors import QuantyardError, StageFailed
-from pipeline.manifest import read_manifest
-from pipeline.source import Source
-from pipeline.summary import contract_text
+from quantyard.cli.render.build import contract_text
+from quantyard.errors import QuantyardError, StageFailed
+from quantyard.plan.api_tests import add_contract
+from quantyard.protocol.base import ExitCode
+from quantyard.sources.resolve import Source
+from quantyard.store.manifest import read_manifest
 from tests.unit.conftest import MakeBuilder, Notes
 from tests.unit.fake_engine import FakeEngine, fails, keeps_contract, writes
 

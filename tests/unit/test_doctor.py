@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor
-from pipeline.doctor import Finding, examine
-from pipeline.settings import add_options, read_request
+from quantyard.cli.settings import add_options, read_request
+from quantyard.workflows import doctor
+from quantyard.workflows.doctor import Finding, examine
 
 
 def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, Finding]:
@@ -47,10 +47,10 @@ class _Engine:
 
 
 def test_each_image_is_a_finding_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline.engines.docker
+    import quantyard.engines.docker
 
     monkeypatch.setattr(doctor, "_docker", lambda _request: Finding("Docker daemon", "ok", "27"))
-    monkeypatch.setattr(pipeline.engines.docker, "DockerEngine", _Engine)
+    monkeypatch.setattr(quantyard.engines.docker, "DockerEngine", _Engine)
     checks = ((doctor._docker, False), (doctor._builder_image, True), (doctor._eval_image, True))
     monkeypatch.setattr(doctor, "CHECKS", checks)
     findings = _examine(tmp_path, monkeypatch, EVAL_BASE_IMAGE="registry.example/python")

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import BadRequest
-from pipeline.estimate import (
+from quantyard.errors import BadRequest
+from quantyard.formatting.units import human_bytes
+from quantyard.quants.catalog import QUANTS, Quant, find
+from quantyard.quants.file_size import (
     TensorShape,
     gguf_size_bytes,
     kv_cache_bytes,
@@ -15,8 +17,6 @@ from pipeline.estimate import (
     params_size_bytes,
     serve_memory_bytes,
 )
-from pipeline.quants import QUANTS, Quant, find
-from pipeline.units import human_bytes
 
 GIB, MIB = 2**30, 2**20
 

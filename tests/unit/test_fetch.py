@@ -19,9 +19,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from pipeline.bounded_http import retry_after_s
-from pipeline.contract import ExitCode, FetchRequest, FileEntry, StageResult
-from pipeline.transfer import TRIES, is_certificate_error, pause_s
+from quantyard.network.bounded_http import retry_after_s
+from quantyard.network.transfer import TRIES, is_certificate_error, pause_s
+from quantyard.protocol.base import ExitCode, FetchRequest, FileEntry, StageResult
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request
 

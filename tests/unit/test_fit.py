@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline import cli, cost
-from pipeline.cli import matrix as cli_matrix
-from pipeline.cli import run as cli_run
-from pipeline.contract import ExitCode
-from pipeline.errors import NotEnoughDisk
-from pipeline.fit import files_to_choose, fitting
-from pipeline.quants import QUANTS, USEFUL, find
-from pipeline.settings import REPO_DIR
-from pipeline.source import Source
+from quantyard import cli
+from quantyard.cli import matrix as cli_matrix
+from quantyard.cli import run as cli_run
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import NotEnoughDisk
+from quantyard.forecast import cost
+from quantyard.forecast.disk import files_to_choose, fitting
+from quantyard.protocol.base import ExitCode
+from quantyard.quants.catalog import QUANTS, USEFUL, find
+from quantyard.sources.resolve import Source
 from tests.unit.conftest import MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine
 

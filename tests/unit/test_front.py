@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eval.report_words import plain_words
-from pipeline.evaluation import EvalReport
-from pipeline.front import Entry, beaten_by, beats, entries_of, fast_alone, metric_of, standings
-from pipeline.page.render import render_page
+from eval.rendering.sentences import plain_words
+from quantyard.metrics.pareto import Entry, beaten_by, beats, entries_of, fast_alone, metric_of, standings
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.report_page.render import render_page
 from tests.evaluations import LARGE, simulated
 from tests.manifests import manifest_of
 

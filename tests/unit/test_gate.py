@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from eval.statistics import paired_proportions_interval, proportion_interval
-from pipeline.errors import BadRequest
-from pipeline.evaluation import Comparison, Estimate, EvalReport, Interval, Measurement
-from pipeline.gate.budgets import DEFAULT, FAMILIES, BadBudgets, Budget, family_of
-from pipeline.gate.intervals import accuracy_loss, more_answers, more_questions, wilson
-from pipeline.gate.judge import _JUDGES, judge, load_budgets
-from pipeline.gate.words import NAMES
-from pipeline.gate_report import BudgetResult, GateReport
-from pipeline.headlines import headlines
-from pipeline.intervals import quantile
-from pipeline.manifest import Manifest
-from pipeline.quants import QUANTS
+from eval.analysis.statistics import paired_proportions_interval, proportion_interval
+from quantyard.errors import BadRequest
+from quantyard.gate.budgets import DEFAULT, FAMILIES, BadBudgets, Budget, family_of
+from quantyard.gate.findings import NAMES
+from quantyard.gate.judge import _JUDGES, judge, load_budgets
+from quantyard.gate.sample_size import accuracy_loss, more_answers, more_questions, wilson
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.metrics.intervals import quantile
+from quantyard.protocol.evaluation import Comparison, Estimate, EvalReport, Interval, Measurement
+from quantyard.protocol.gate import BudgetResult, GateReport
+from quantyard.quants.catalog import QUANTS
+from quantyard.store.manifest import Manifest
 from tests.manifests import contract_report, manifest_of, sha256_of
 
 QUANT = "Q4_K_M"

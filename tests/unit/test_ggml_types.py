@@ -5,9 +5,9 @@ from __future__ import annotations
 import gguf
 import pytest
 
-from builder.tensor_checks import PROMISED_TYPES
-from pipeline.ggml_types import TENSOR_TYPES, TYPE_BY_ID, TYPE_BY_NAME, TensorType
-from pipeline.quants import QUANTS
+from builder.checks.tensors import PROMISED_TYPES
+from quantyard.formats.ggml_types import TENSOR_TYPES, TYPE_BY_ID, TYPE_BY_NAME, TensorType
+from quantyard.quants.catalog import QUANTS
 
 # gguf 0.19.0 says 40 bytes; ggml-common.h, and later versions of the package, say 36. It never occurs in files.
 _WRONG_THERE = {gguf.GGMLQuantizationType.Q8_1}

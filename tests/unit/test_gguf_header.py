@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.gguf_header import GgufArray, GgufError, read_header, read_model
+from quantyard.formats.gguf import GgufArray, GgufError, read_header, read_model
 from tests.gguf_files import SMALL, SMALL_TENSORS, TensorSpec, gguf, preamble, string, tensor_info, value
 
 Write = Callable[[bytes], Path]

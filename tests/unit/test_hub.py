@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contract import FileEntry
-from pipeline.errors import (
+from quantyard.errors import (
     BadSource,
     HubError,
     HubUnreachable,
@@ -23,9 +22,10 @@ from pipeline.errors import (
     RepoRenamed,
     RevisionNotFound,
 )
-from pipeline.hub import read as hub
-from pipeline.hub.files import Selection
-from pipeline.hub.read import HubAccess, parse_repo_id, resolve, select_files
+from quantyard.hub import client as hub
+from quantyard.hub.client import HubAccess, parse_repo_id, resolve, select_files
+from quantyard.hub.files import Selection
+from quantyard.protocol.base import FileEntry
 from tests.hub_server import HubServer
 
 
@@ -56,7 +56,7 @@ def server() -> Iterator[HubServer]:
 def fake_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pipeline.hub.read.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)
     server.heal()
     server.repos.clear()
     server.renamed.clear()
@@ -229,7 +229,7 @@ def test_the_token_is_not_in_the_repr_of_an_access() -> None:
 def test_importing_the_module_does_not_import_huggingface_hub() -> None:
     import subprocess
 
-    code = "import sys, pipeline.hub.read; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, quantyard.hub.client; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadRequest, BadSource, HubError, HubUnreachable, RepoNotFound, RevisionNotFound
-from pipeline.hub.download import download_release
-from pipeline.hub.read import HubAccess
-from pipeline.manifest import SCHEMA_VERSION
+from quantyard.errors import BadRequest, BadSource, HubError, HubUnreachable, RepoNotFound, RevisionNotFound
+from quantyard.hub.client import HubAccess
+from quantyard.hub.download import download_release
+from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
 from tests.manifests import manifest_of
@@ -24,7 +24,7 @@ FILES = ("Lagoon-1B-Instruct-Q8_0.gguf", "Lagoon-1B-Instruct-Q4_K_M.gguf")
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pipeline.hub.read.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)
     with HubServer() as running:
         contents = {name: name.encode() * 100 for name in FILES}
         others = {"README.md": b"# card", "report.html": b"<html>", "theirs.bin": b"x" * 5000}

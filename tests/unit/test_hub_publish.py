@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RepoRenamed
-from pipeline.hub.publish import HubPublication, HubTarget, check_target, preview, publish, read_published
-from pipeline.hub.publish_errors import (
+from quantyard.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RepoRenamed
+from quantyard.hub.client import HubAccess
+from quantyard.publish.files import PublishedFile, kept, made
+from quantyard.publish.hub.commit import HubPublication, HubTarget, check_target, preview, publish, read_published
+from quantyard.publish.hub.errors import (
     MayNotWrite,
     NeedsToken,
     UploadRefused,
 )
-from pipeline.hub.read import HubAccess
-from pipeline.release.files import PublishedFile, kept, made
 from tests.hub_repo import Blob, Repo
 from tests.hub_server import HubServer, Request
 
@@ -45,8 +45,8 @@ def server() -> Iterator[HubServer]:
 def fake_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pipeline.hub.read.time.sleep", lambda seconds: None)  # the client's, too
-    monkeypatch.setattr("pipeline.hub.upload.IN_MEMORY_BYTES", 100_000)  # so that both GGUFs are read from disk
+    monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)  # the client's, too
+    monkeypatch.setattr("quantyard.publish.hub.upload.IN_MEMORY_BYTES", 100_000)  # both GGUFs are read from disk
     server.heal()
     server.repos.clear()
     server.renamed.clear()
@@ -615,9 +615,9 @@ def test_a_process_that_publishes_says_nothing_itself(fake_hub: HubServer, relea
     code = f"""
 from importlib.util import find_spec
 from pathlib import Path
-from pipeline.hub.publish import HubTarget, publish
-from pipeline.hub.read import HubAccess
-from pipeline.release.files import kept, made
+from quantyard.publish.hub.commit import HubTarget, publish
+from quantyard.hub.client import HubAccess
+from quantyard.publish.files import kept, made
 files = [kept("q4.gguf", Path({str(release[3].content)!r}), {release[3].sha256!r}), made("plot.png", {PLOT!r})]
 files.append(made("README.md", "---\\n---\\n# A card that the Hub has doubts about"))
 access = HubAccess({fake_hub.endpoint!r}, {fake_hub.writer!r})
@@ -750,5 +750,5 @@ def test_a_file_that_is_larger_than_it_can_be_is_not_read(fake_hub: HubServer, r
 
 
 def test_importing_the_module_does_not_import_huggingface_hub() -> None:
-    code = "import sys, pipeline.hub.publish; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, quantyard.publish.hub.commit; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

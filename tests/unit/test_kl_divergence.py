@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from eval import kl_divergence
-from eval.kl_divergence import DivergenceRows, TokenValues, comparison, mean_estimate, perplexity, segments
-from eval.perplexity_text import OUR_PROSE, chunks, read_text
-from pipeline.evaluation import Divergence
-from pipeline.settings import REPO_DIR
-from pipeline.stage import StageFailure
+from eval.analysis import kl_divergence
+from eval.analysis.chunks import OUR_PROSE, chunks, read_text
+from eval.analysis.kl_divergence import DivergenceRows, TokenValues, comparison, mean_estimate, perplexity, segments
+from quantyard.cli.settings import REPO_DIR
+from quantyard.protocol.evaluation import Divergence
+from quantyard.protocol.runner import StageFailure
 
 N_VOCAB = 50
 Rows = npt.NDArray[np.float32]
@@ -266,7 +266,7 @@ def test_a_text_that_cannot_be_read_says_why(tmp_path: Path, data: bytes | None,
 
 
 def test_the_numbers_need_no_llama_cpp() -> None:
-    code = "import sys, eval.kl_divergence, eval.perplexity_text as _; print([n in sys.modules for n in {heavy}])"
+    code = "import sys, eval.analysis.kl_divergence, eval.analysis.chunks; print([n in sys.modules for n in {heavy}])"
     code = code.format(heavy=("llama_cpp", "lm_eval", "scipy"))
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO_DIR, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[False, False, False]"

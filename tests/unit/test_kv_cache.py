@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.choose.kv_cache import (
+from quantyard.formats.gguf import read_model
+from quantyard.memory.kv_cache import (
     CacheType,
     ContextUse,
     cache_bytes,
@@ -16,8 +17,7 @@ from pipeline.choose.kv_cache import (
     mask_bytes,
     state_bytes,
 )
-from pipeline.choose.kv_layers import Layer, ModelLayers, read_layers
-from pipeline.gguf_header import read_model
+from quantyard.memory.layers import Layer, ModelLayers, read_layers
 from tests.gguf_files import SMALL_TENSORS, Value, gguf
 
 MIB = 2**20

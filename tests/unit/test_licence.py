@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from pipeline.errors import BadRequest, NeedsPermission
-from pipeline.licence import RULES, check_licence, licence_files
+from quantyard.errors import BadRequest, NeedsPermission
+from quantyard.sources.licence import RULES, check_licence, licence_files
 
 # Of the Hub's list, without its two words for "I do not know"; Quantyard's own rows are checked one by one below.
 HUB_TEXT = """

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from builder.llama_runtime import ServerRuntime
-from builder.template_server import TemplateServer
-from pipeline.bounded import OverLimit, grant_more
-from pipeline.chat_template import ChatRefused
-from pipeline.contract import ExitCode
-from pipeline.gguf_header import read_header
-from pipeline.stage import StageFailure
+from builder.llama.server_runtime import ServerRuntime
+from builder.llama.template_server import TemplateServer
+from quantyard.formats.gguf import read_header
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+from quantyard.sandbox.bounded_process import OverLimit, grant_more
+from quantyard.sandbox.chat_template import ChatRefused
 from tests.gguf_files import SMALL
 
 _SERVER = """#!{python}
@@ -125,7 +125,7 @@ def test_a_template_that_eats_all_memory_is_not_told_as_memory_of_the_model(tmp_
 
 
 def test_a_template_that_runs_without_end_is_ended_and_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.template_server.grant_more", lambda pid: grant_more(pid, 1))
+    monkeypatch.setattr("builder.llama.template_server.grant_more", lambda pid: grant_more(pid, 1))
     with _runtime(tmp_path, "template-loops") as runtime:
         with pytest.raises(OverLimit, match="runs longer than"):
             runtime.check_template()

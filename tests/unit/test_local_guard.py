@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import server.guard as module
-from server.guard import Guard, Message, Receive, Send, is_over
-from server.request_rules import LIMITS
+import server.local.guard as module
+from server.limits.request_rules import LIMITS
+from server.local.guard import Guard, Message, Receive, Send, is_over
 
 KEY = "the-right-key"
 CHAT = "/v1/chat/completions"

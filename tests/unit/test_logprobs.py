@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.logprobs import LogSoftmax
-from pipeline.stage import StageFailure
+from eval.llama.logprobs import LogSoftmax
+from quantyard.protocol.runner import StageFailure
 
 
 @given(st.integers(1, 40), st.integers(2, 70_000), st.integers(0, 2**31), st.floats(0.1, 300))

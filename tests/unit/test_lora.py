@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builder.checks.lora_adapter import Adapter, AdapterConfig, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
 from builder.lora import check_result, lora
-from builder.lora_adapter import Adapter, AdapterConfig, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
-from pipeline import cli
-from pipeline.build import Builder
-from pipeline.cli import run as cli_run
-from pipeline.contract import ExitCode, LoraRequest
-from pipeline.errors import BadRequest, BadSource, NeedsPermission, QuantyardError, RepoNotFound
-from pipeline.gguf_header import read_header
-from pipeline.hub.read import HubAccess
-from pipeline.lora import plan_lora, publish_lora
-from pipeline.plan import BuildPlan, External
-from pipeline.requests import BuildRequest
-from pipeline.settings import ADAPTING, REPO_DIR, read_request
-from pipeline.stage import Stage, StageFailure
-from pipeline.store import HashCache, ModelStore
+from quantyard import cli
+from quantyard.cli import run as cli_run
+from quantyard.cli.settings import ADAPTING, REPO_DIR, read_request
+from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError, RepoNotFound
+from quantyard.execution.runner import Builder
+from quantyard.formats.gguf import read_header
+from quantyard.hub.client import HubAccess
+from quantyard.plan.lora import plan_lora, publish_lora
+from quantyard.plan.steps import BuildPlan, External
+from quantyard.protocol.base import ExitCode, LoraRequest
+from quantyard.protocol.runner import Stage, StageFailure
+from quantyard.requests import BuildRequest
+from quantyard.store.artifacts import HashCache, ModelStore
 from tests.adapters import attention_pairs, safetensors, write_adapter
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.hub_server import HubServer

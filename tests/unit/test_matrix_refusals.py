@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from pipeline.cli import run as cli_run
-from pipeline.contract import ExitCode
+from quantyard import cli
+from quantyard.cli import run as cli_run
+from quantyard.protocol.base import ExitCode
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_server import HubServer
 from tests.unit.fake_engine import FakeEngine

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.contract import ExitCode
-from pipeline.errors import ResultRefused, StageFailed
-from pipeline.manifest import read_manifest
-from pipeline.safe_files import copy_open
-from pipeline.source import Source
+from quantyard.errors import ResultRefused, StageFailed
+from quantyard.files.safe_files import copy_open
+from quantyard.protocol.base import ExitCode
+from quantyard.sources.resolve import Source
+from quantyard.store.manifest import read_manifest
 from tests.unit.conftest import SUITE, MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 
@@ -226,7 +226,7 @@ def test_a_run_killed_while_it_publishes_leaves_no_half_report(
 ) -> None:
     builder = measured(local_source, FakeEngine())
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.store.copy_open", _copies_until("size.svg", copy_open))
+        patch.setattr("quantyard.store.artifacts.copy_open", _copies_until("size.svg", copy_open))
         with pytest.raises(KeyboardInterrupt):
             builder.run(notes)
     assert not (builder.store.folder / "eval" / "trial").exists()

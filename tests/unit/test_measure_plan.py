@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.build import Builder
-from pipeline.contract import FileEntry, OutType, digest_of_files
-from pipeline.errors import BadRequest
-from pipeline.evaluation import DivergenceSettings, Runtime
-from pipeline.hub.read import HubAccess
-from pipeline.measure import MeasureOptions, add_measuring, brought_datasets, measure_options
-from pipeline.plan import External
-from pipeline.quants import find
-from pipeline.settings import add_options, read_request
-from pipeline.source import Source, find_source
-from pipeline.stage import Stage, sha256_of
-from pipeline.store import Artifact, HashCache
+from quantyard.cli.settings import add_options, read_request
+from quantyard.errors import BadRequest
+from quantyard.execution.runner import Builder
+from quantyard.hub.client import HubAccess
+from quantyard.plan.evaluation import MeasureOptions, add_measuring, brought_datasets, measure_options
+from quantyard.plan.steps import External
+from quantyard.protocol.base import FileEntry, OutType, digest_of_files
+from quantyard.protocol.evaluation import DivergenceSettings, Runtime
+from quantyard.protocol.runner import Stage, sha256_of
+from quantyard.quants.catalog import find
+from quantyard.sources.resolve import Source, find_source
+from quantyard.store.artifacts import Artifact, HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.unit.conftest import OPTIONS, SUITE, MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import BadRequest
-from pipeline.gate_report import BudgetResult, GateReport, Outcome
-from pipeline.manifest import Manifest
-from pipeline.oci.artifact import (
+from quantyard.errors import BadRequest
+from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
+from quantyard.publish.files import made
+from quantyard.publish.registry.artifact import (
     CONFIG_TYPE,
     GGUF_TYPE,
     LICENCE_TYPE,
@@ -25,9 +25,9 @@ from pipeline.oci.artifact import (
     oci_manifest,
     parse_reference,
 )
-from pipeline.oci.errors import RegistryRefused
-from pipeline.oci.registry import Registry, is_loopback
-from pipeline.release.files import made
+from quantyard.publish.registry.client import Registry, is_loopback
+from quantyard.publish.registry.errors import RegistryRefused
+from quantyard.store.manifest import Manifest
 from tests.manifests import COMMIT, manifest_of, sha256_of
 
 SUITE = "standard"

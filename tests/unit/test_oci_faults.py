@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.oci import registry as oci_registry
-from pipeline.oci import upload as oci_upload
-from pipeline.oci.artifact import OciModel, OciReference, oci_digest, push
-from pipeline.oci.errors import (
+from quantyard.publish.files import PublishedFile, kept, made
+from quantyard.publish.registry import client as oci_registry
+from quantyard.publish.registry import upload as oci_upload
+from quantyard.publish.registry.artifact import OciModel, OciReference, oci_digest, push
+from quantyard.publish.registry.errors import (
     ArtifactChanged,
     LoginNeeded,
     OciError,
@@ -20,8 +21,7 @@ from pipeline.oci.errors import (
     RegistryRefused,
     RegistryUnreachable,
 )
-from pipeline.oci.login import Credentials
-from pipeline.release.files import PublishedFile, kept, made
+from quantyard.publish.registry.login import Credentials
 from tests.manifests import sha256_of
 from tests.unit.oci_server import SECRET, TOKEN, USER, Fault, OciServer, oci_server
 

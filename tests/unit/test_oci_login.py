@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import BadRequest
-from pipeline.oci.errors import LoginNeeded
-from pipeline.oci.login import Credentials, docker_login
+from quantyard.errors import BadRequest
+from quantyard.publish.registry.errors import LoginNeeded
+from quantyard.publish.registry.login import Credentials, docker_login
 
 Helper = Callable[[str, str], None]
 

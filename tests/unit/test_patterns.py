@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError
 
-from server.patterns import MAX_REPEATS, PatternRefused, normalise
+from server.client.regex_subset import MAX_REPEATS, PatternRefused, normalise
 
 COMMON = frozenset("abcdefxZ0123456789 .-_/")  # no escape in JSON, and every dialect agrees about them
 ATOMS = st.sampled_from([

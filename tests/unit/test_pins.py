@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.images import IMAGES
-from pipeline.settings import read_request
+from quantyard.cli.settings import read_request
+from quantyard.engines.images import IMAGES
 
 REPO = Path(__file__).resolve().parents[2]
 BAKE = REPO / "docker" / "docker-bake.hcl"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.prefix_tree import Limits, Plan, Request, make_plan
+from eval.llama.prefix_tree import Limits, Plan, Request, make_plan
 
 ROOMY = Limits(batch_tokens=512, cells=4096, sequences=255, share=True)
 

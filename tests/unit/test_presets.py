@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, summary
-from pipeline.cost import Cost
-from pipeline.errors import BadRequest, BadSource
-from pipeline.hub.files import parse_repo_id
-from pipeline.hub.read import HubAccess
-from pipeline.licence import RULES
-from pipeline.presets import Preset, find_preset, presets, read_presets, split_name
-from pipeline.quants import QUANTS, find
-from pipeline.source import Source, find_source, recall_source
-from pipeline.store import HashCache
+from quantyard import cli
+from quantyard.cli.render import build as summary
+from quantyard.errors import BadRequest, BadSource
+from quantyard.forecast.cost import Cost
+from quantyard.hub.client import HubAccess
+from quantyard.hub.files import parse_repo_id
+from quantyard.quants.catalog import QUANTS, find
+from quantyard.sources.licence import RULES
+from quantyard.sources.presets import Preset, find_preset, presets, read_presets, split_name
+from quantyard.sources.resolve import Source, find_source, recall_source
+from quantyard.store.artifacts import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
 from tests.unit.conftest import MakeBuilder, Notes
@@ -205,7 +206,7 @@ def test_what_cannot_be_built_is_refused_before_the_hub_is_asked(hub: HubServer,
 
 def _pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, commit: str) -> None:
     listed = read_presets(_file(folder, "short", commit=f'"{commit}"'))
-    monkeypatch.setattr("pipeline.presets.presets", lambda: listed)
+    monkeypatch.setattr("quantyard.sources.presets.presets", lambda: listed)
 
 
 def test_a_pinned_commit_is_the_one_that_is_built(

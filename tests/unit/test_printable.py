@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from pipeline.printable import has_user_info, one_line, printable, redacted
+from quantyard.formatting.printable import has_user_info, one_line, printable, redacted
 
 ACTING = {
     "escape": "\x1b", "bell": "\a", "backspace": "\b", "carriage return": "\r", "delete": "\x7f", "CSI of C1": "\x9b",

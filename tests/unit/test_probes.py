@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.probes import CONVERSATIONS, PROBES, PROBES_BY_GROUP, special_token_probes
+from builder.checks.tokenizer_probes import CONVERSATIONS, PROBES, PROBES_BY_GROUP, special_token_probes
 
 
 def test_there_are_at_least_220_different_probes() -> None:

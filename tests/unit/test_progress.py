@@ -6,8 +6,8 @@ import pytest
 from pydantic import JsonValue
 from rich.progress import Progress
 
-from pipeline.contract import ExitCode, FileEntry, StageResult
-from pipeline.progress import _Amount, ending
+from quantyard.execution.progress import _Amount, ending
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 
 _EVALUATE: dict[str, JsonValue] = {
     "n_questions": 160, "n_requests": 640, "requests_per_s": 41.3,

@@ -8,10 +8,10 @@ from typing import Final
 
 import pytest
 
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
 
 PROXY: Final = REPO_DIR / "server" / "proxy"
-LIMITS: Final = json.loads((REPO_DIR / "server" / "request_limits.json").read_text())
+LIMITS: Final = json.loads((REPO_DIR / "server" / "limits" / "request_limits.json").read_text())
 SCRIPTS: Final = sorted(PROXY.glob("*.js"))
 
 
@@ -47,7 +47,7 @@ def test_what_one_client_and_all_may_have_is_said_as_it_is_held() -> None:
         assert one[1] in text and everyone[1] in text
     pids = re.search(r"pids_limit: (\d+) # a thread for each request", (REPO_DIR / "compose.yaml").read_text())
     assert pids and int(pids[1]) >= 2 * int(everyone[1]) + 5 * 32  # router and children, each with 32 to begin with
-    assert "--threads-http 32 " in (REPO_DIR / "server" / "entrypoint.sh").read_text()
+    assert "--threads-http 32 " in (REPO_DIR / "server" / "image" / "entrypoint.sh").read_text()
 
 
 def test_the_readme_lists_the_routes() -> None:

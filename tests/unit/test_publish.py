@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.manifest import SCHEMA_VERSION
-from pipeline.stage import sha256_of
+from quantyard.protocol.runner import sha256_of
+from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
 from tests.released import LEGAL, PLOTS, README, REPO, SUITE, TASKS, Yard, lay_out

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import BadRequest, UnknownQuant
-from pipeline.ggml_types import FALLBACKS
-from pipeline.mixture import BASE_TYPES, BLOCKS, RULES, Place, tensor_type
-from pipeline.quants import NICKNAMES, QUANTS, find, parse_list
+from quantyard.errors import BadRequest, UnknownQuant
+from quantyard.formats.ggml_types import FALLBACKS
+from quantyard.quants.catalog import NICKNAMES, QUANTS, find, parse_list
+from quantyard.quants.tensor_types import BASE_TYPES, BLOCKS, RULES, Place, tensor_type
 
 # llama-quantize refused these, and only these, without an imatrix on a llama with rows of 256 and of 512.
 REFUSED_WITHOUT_IMATRIX = {

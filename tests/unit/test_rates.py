@@ -8,18 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import summary
-from pipeline.contract import ConvertRequest, QuantizeRequest, VerifyRequest
-from pipeline.cost import cost_of
-from pipeline.estimate import TensorShape
-from pipeline.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
-from pipeline.harvest import harvest, known_times
-from pipeline.plan import BuildPlan, Step
-from pipeline.rate_book import BOOK, Book, Sample, read_book
-from pipeline.rates import Conditions, Forecast, StepTime, Taken, compare, forecast, keep_times, learn, works_of
-from pipeline.schedule import Room
-from pipeline.source import Source
-from pipeline.timing import Work, asked_of, kin, line, work_of
+from quantyard.cli.render import build as summary
+from quantyard.execution.scheduler import Room
+from quantyard.forecast.cost import cost_of
+from quantyard.forecast.from_manifests import harvest, known_times
+from quantyard.forecast.samples import BOOK, Book, Sample, read_book
+from quantyard.forecast.time import (
+    Conditions,
+    Forecast,
+    StepTime,
+    Taken,
+    compare,
+    forecast,
+    keep_times,
+    learn,
+    works_of,
+)
+from quantyard.forecast.work import Work, asked_of, kin, line, work_of
+from quantyard.plan.steps import BuildPlan, Step
+from quantyard.protocol.base import ConvertRequest, QuantizeRequest, VerifyRequest
+from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
+from quantyard.quants.file_size import TensorShape
+from quantyard.sources.resolve import Source
 from tests.manifests import manifest_of
 from tests.unit.conftest import MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from builder.random_model import bf16, shapes
-from pipeline import cli
-from pipeline.cli import run as cli_run
-from pipeline.contract import ExitCode, RandomModelRequest, StageResult
-from pipeline.machine import cpu_name
-from pipeline.plan import StageSpec
-from pipeline.rate_book import Book, keep_book, read_book
-from pipeline.rates_run import TRIALS, Bench, trial_plan
-from pipeline.source import Source
-from pipeline.store import Workspace
+from quantyard import cli
+from quantyard.cli import run as cli_run
+from quantyard.forecast.benchmark import TRIALS, Bench, trial_plan
+from quantyard.forecast.samples import Book, keep_book, read_book
+from quantyard.hardware.machine import cpu_name
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, RandomModelRequest, StageResult
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Workspace
 from tests.unit.fake_engine import Behaviour, FakeEngine, fails, writes
 from tests.unit.test_rates import _sample
 
@@ -45,7 +45,7 @@ def _random_model(spec: StageSpec, space: Workspace) -> StageResult:
 
 
 def _rehashed(result: StageResult, files: Path) -> StageResult:
-    from pipeline.stage import sha256_of
+    from quantyard.protocol.runner import sha256_of
 
     outputs = tuple(
         entry.model_copy(update={"size_bytes": (files / entry.path).stat().st_size,
@@ -71,9 +71,9 @@ def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
 
     def go(engine: FakeEngine, *argv: str) -> int:
-        for module in ("pipeline.cli.run", "pipeline.cli.rates"):
+        for module in ("quantyard.cli.run", "quantyard.cli.rates"):
             monkeypatch.setattr(f"{module}.engine_of", lambda _request: (engine, "asked for"))
-        monkeypatch.setattr("pipeline.cli.build.engine_of", lambda _request: (engine, "asked for"))
+        monkeypatch.setattr("quantyard.cli.build.engine_of", lambda _request: (engine, "asked for"))
         with pytest.raises(SystemExit) as ended:
             cli.main([*argv, f"--artifacts={tmp_path / 'artifacts'}"])
         return int(ended.value.code or 0)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import BadRequest, NeedsPermission
-from pipeline.manifest import Manifest, QuantRecord, StageRecord
-from pipeline.release.check import Subject
-from pipeline.release.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
-from pipeline.requests import BuildRequest
-from pipeline.settings import read_request
-from pipeline.store import ModelId
+from quantyard.cli.settings import read_request
+from quantyard.errors import BadRequest, NeedsPermission
+from quantyard.publish.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
+from quantyard.publish.verify import Subject
+from quantyard.requests import BuildRequest
+from quantyard.store.artifacts import ModelId
+from quantyard.store.manifest import Manifest, QuantRecord, StageRecord
 from tests.manifests import COMMIT, manifest_of
 
 NAME = "Lagoon-1B-Instruct"

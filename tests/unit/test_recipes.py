@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from builder.tensor_checks import broken_recipe
-from pipeline.calibration import Calibration, trial_plan, with_imatrix
-from pipeline.contract import QuantizeRequest, VerifyRequest, digest_of_request
-from pipeline.errors import BadRequest, UnknownQuant
-from pipeline.estimate import TensorShape, gguf_size_bytes
-from pipeline.gguf_header import GgufHeader, TensorInfo, read_header
-from pipeline.plan import BuildOptions, make_plan
-from pipeline.quants import find, of_recipe, parse_list
-from pipeline.recipes.recipe import Recipe, read_recipe, shipped
-from pipeline.recipes.words import recipe_text
-from pipeline.release.check import Subject
-from pipeline.release.rebuild import rebuild_request
-from pipeline.settings import read_request
-from pipeline.source import Source
-from pipeline.tensor_patterns import PatternProblem, check_pattern, resolve
+from builder.checks.tensors import broken_recipe
+from quantyard.cli.render.tuning import recipe_text
+from quantyard.cli.settings import read_request
+from quantyard.errors import BadRequest, UnknownQuant
+from quantyard.formats.gguf import GgufHeader, TensorInfo, read_header
+from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve
+from quantyard.plan.imatrix import Calibration, trial_plan, with_imatrix
+from quantyard.plan.steps import BuildOptions, make_plan
+from quantyard.protocol.base import QuantizeRequest, VerifyRequest, digest_of_request
+from quantyard.publish.rebuild import rebuild_request
+from quantyard.publish.verify import Subject
+from quantyard.quants.catalog import find, of_recipe, parse_list
+from quantyard.quants.file_size import TensorShape, gguf_size_bytes
+from quantyard.quants.recipe import Recipe, read_recipe, shipped
+from quantyard.sources.resolve import Source
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.manifests import manifest_of
 

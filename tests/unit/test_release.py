@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run as cli_run
-from pipeline.contract import FileEntry, SplitRequest, StageResult
-from pipeline.errors import BadRequest
-from pipeline.evaluation import Suite, TaskEntry
-from pipeline.manifest import Manifest, StageRecord, parse_manifest
-from pipeline.plan import StageSpec
-from pipeline.release.files import made
-from pipeline.release.find import Release, find_release, public_manifest, report_files
-from pipeline.release.folder import write_release
-from pipeline.settings import REPO_DIR
-from pipeline.stage import sha256_of
-from pipeline.store import HashCache, ModelStore, Workspace
+from quantyard.cli import run as cli_run
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import BadRequest
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import FileEntry, SplitRequest, StageResult
+from quantyard.protocol.evaluation import Suite, TaskEntry
+from quantyard.protocol.runner import sha256_of
+from quantyard.publish.files import made
+from quantyard.publish.folder import write_release
+from quantyard.publish.release import Release, find_release, public_manifest, report_files
+from quantyard.store.artifacts import HashCache, ModelStore, Workspace
+from quantyard.store.manifest import Manifest, StageRecord, parse_manifest
 from tests.hub_server import HubServer
 from tests.released import SUITE, TASKS, Yard, lay_out, tiny
 from tests.unit.fake_engine import FakeEngine, writes

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.calibration import Calibration, with_imatrix
-from pipeline.contract import QuantizeRequest, digest_of_files
-from pipeline.manifest import ImatrixRecord, Manifest, parse_manifest, read_manifest
-from pipeline.source import Source
-from pipeline.stage import sha256_of
+from quantyard.plan.imatrix import Calibration, with_imatrix
+from quantyard.protocol.base import QuantizeRequest, digest_of_files
+from quantyard.protocol.runner import sha256_of
+from quantyard.sources.resolve import Source
+from quantyard.store.manifest import ImatrixRecord, Manifest, parse_manifest, read_manifest
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_server import HubServer
 from tests.released import REPO, Said, Yard, lay_out

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from eval.rendering.markdown import markdown
+from eval.rendering.sentences import plain_words
 from eval.report import Inputs, _inputs, _labels, build, summary
-from eval.report_text import markdown
-from eval.report_words import plain_words
-from pipeline.contract import ExitCode
-from pipeline.evaluation import EvalReport, Evaluation, ReportRequest, Suite, TaskEntry
-from pipeline.numbers import digits, duration, human_bytes, percent, signed
-from pipeline.stage import Stage, StageFailure
+from quantyard.formatting.numbers import digits, duration, human_bytes, percent, signed
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import EvalReport, Evaluation, ReportRequest, Suite, TaskEntry
+from quantyard.protocol.runner import Stage, StageFailure
 from tests.evaluations import LARGE, SMALL, evaluation, metric, outcome, right_or_wrong, simulated
 
 SUITE = Suite(name="smoke", tasks=(TaskEntry(task="arc"),))

@@ -11,13 +11,13 @@ from itertools import product
 
 import pytest
 
-from pipeline.contract import FileEntry
-from pipeline.errors import BadRequest
-from pipeline.evaluation import EvalReport
-from pipeline.gate_report import BudgetResult, GateReport
-from pipeline.manifest import Manifest, SourceCard
-from pipeline.page.render import TEMPLATES, render_page
-from pipeline.page.scales import Box, Scale, place_names
+from quantyard.errors import BadRequest
+from quantyard.protocol.base import FileEntry
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.gate import BudgetResult, GateReport
+from quantyard.report_page.axes import Box, Scale, place_names
+from quantyard.report_page.render import TEMPLATES, render_page
+from quantyard.store.manifest import Manifest, SourceCard
 from tests.evaluations import LARGE
 from tests.manifests import manifest_of
 

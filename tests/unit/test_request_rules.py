@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from server.contract_checks import TOOL_PARAMETERS
-from server.contract_schemas import CASES
-from server.grammar_size import NotRead, Sizes, read_grammar, read_pattern
-from server.request_rules import (
+from server.api_checks.checks import TOOL_PARAMETERS
+from server.api_checks.schemas import CASES
+from server.limits.grammar_size import NotRead, Sizes, read_grammar, read_pattern
+from server.limits.request_rules import (
     LIMITS,
     LIMITS_FILE,
     TooMuch,
@@ -120,7 +120,7 @@ def _properties(n: int, *, required: bool) -> dict[str, Any]:
 
 def test_every_limit_is_kept_and_no_other_is_named() -> None:
     assert set(_ASKS) | set(_OF_BODIES) | {"body_bytes"} == set(LIMITS)  # test_local_guard.py holds that one
-    text = "".join(path.read_text() for path in LIMITS_FILE.parent.glob("*.py"))
+    text = "".join(path.read_text() for path in LIMITS_FILE.parents[1].rglob("*.py"))
     for name in LIMITS:
         kind, _, rest = name.partition("_")
         assert f'"{name}"' in text or f'f"{{kind}}_{rest}"' in text, f"{name} ({kind}) is nowhere"

@@ -9,12 +9,12 @@ import pytest
 
 from builder import rounding as stage_module
 from builder.rounding import rounding
-from pipeline.contract import ExitCode, RoundingRequest
-from pipeline.errors import BadRequest, QuantyardError
-from pipeline.gguf_header import read_header
-from pipeline.recipes.recipe import NEED_IMATRIX
-from pipeline.recipes.types import LADDER, error_of, ladder_of, read_errors
-from pipeline.stage import Stage, StageFailure
+from quantyard.errors import BadRequest, QuantyardError
+from quantyard.formats.gguf import read_header
+from quantyard.protocol.base import ExitCode, RoundingRequest
+from quantyard.protocol.runner import Stage, StageFailure
+from quantyard.quants.recipe import NEED_IMATRIX
+from quantyard.tune.type_errors import LADDER, error_of, ladder_of, read_errors
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.rounding import write_model
 

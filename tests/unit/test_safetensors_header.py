@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.safetensors_header import SafetensorsError, find_nonfinite, read_file, read_folder, source_dtype
+from builder.checks.nonfinite import find_nonfinite
+from quantyard.formats.safetensors import SafetensorsError, read_file, read_folder, source_dtype
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "F8_E4M3": 1, "F64": 8}
 

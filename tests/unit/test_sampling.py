@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.sampling import Sampler, Sampling, Text, candidates, largest
-from pipeline.stage import StageFailure
+from eval.llama.sampling import Sampler, Sampling, Text, candidates, largest
+from quantyard.protocol.runner import StageFailure
 
 Row = npt.NDArray[np.float32]
 # Few distinct values, so that ties are common.

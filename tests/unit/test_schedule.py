@@ -17,17 +17,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.build import Builder
-from pipeline.contract import ExitCode, Progress, StageResult
-from pipeline.engines import OnProgress
-from pipeline.errors import EngineError, QuantyardError, StageFailed
-from pipeline.manifest import read_manifest
-from pipeline.plan import StageSpec
-from pipeline.progress import LiveReporter
-from pipeline.records import placed
-from pipeline.schedule import InOrder, Room, Stopwatch, room_of
-from pipeline.source import Source
-from pipeline.store import Artifact, ModelStore, Workspace
+from quantyard.engines import OnProgress
+from quantyard.errors import EngineError, QuantyardError, StageFailed
+from quantyard.execution.manifest_writer import placed
+from quantyard.execution.progress import LiveReporter
+from quantyard.execution.runner import Builder
+from quantyard.execution.scheduler import InOrder, Room, Stopwatch, room_of
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, Progress, StageResult
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact, ModelStore, Workspace
+from quantyard.store.manifest import read_manifest
 from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadRequest
-from pipeline.model_image import check_tag
-from pipeline.serve import serve_local
-from pipeline.served import api_key, offer, served_files
-from pipeline.settings import read_request
+from quantyard.cli.settings import read_request
+from quantyard.errors import BadRequest
+from quantyard.serve.model_image import check_tag
+from quantyard.serve.run import serve_local
+from quantyard.serve.served_files import api_key, offer, served_files
 
 
 def model(folder: Path, name: str) -> Path:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.settings import REPO_DIR
+from quantyard.cli.settings import REPO_DIR
 from tests.gguf_files import SMALL_TENSORS, Value
 from tests.gguf_files import gguf as gguf_bytes
 
-SCRIPTS = REPO_DIR / "server"
+SCRIPTS = REPO_DIR / "server" / "image"
 
 
 def shell(script: str, *argv: str, **variables: str) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadRequest
-from pipeline.quants import find
-from pipeline.requests import BuildRequest, MeasureRequest
-from pipeline.settings import MEASURING, add_options, read_request
+from quantyard.cli.settings import MEASURING, add_options, read_request
+from quantyard.errors import BadRequest
+from quantyard.quants.catalog import find
+from quantyard.requests import BuildRequest, MeasureRequest
 
 
 def _read(*argv: str, **environment: str) -> BuildRequest:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contract import FileEntry
-from pipeline.errors import BadSource, NeedsPermission
-from pipeline.hub.read import HubAccess
-from pipeline.quants import find, parse_list
-from pipeline.source import Source, find_source, recall_source, refuse_requantizing
-from pipeline.store import HashCache
+from quantyard.errors import BadSource, NeedsPermission
+from quantyard.hub.client import HubAccess
+from quantyard.protocol.base import FileEntry
+from quantyard.quants.catalog import find, parse_list
+from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
+from quantyard.store.artifacts import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.unit.conftest import MakeBuilder, Notes
 from tests.unit.fake_engine import FakeEngine

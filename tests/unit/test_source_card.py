@@ -12,9 +12,9 @@ from huggingface_hub.hf_api import ModelInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.gguf_values import GgufArray
-from pipeline.manifest import SourceCard
-from pipeline.source_card import MAX_ITEMS, card_of_gguf, card_of_hub, card_of_readme
+from quantyard.formats.gguf_values import GgufArray
+from quantyard.hub.model_card import MAX_ITEMS, card_of_gguf, card_of_hub, card_of_readme
+from quantyard.store.manifest import SourceCard
 
 README = """---
 license: other

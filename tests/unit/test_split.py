@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from builder.split import bytes_for_tensors, check_shards, split
-from pipeline.contract import ExitCode, SplitRequest
-from pipeline.gguf_header import GgufHeader, read_header, read_model
-from pipeline.stage import Stage, StageFailure
+from quantyard.formats.gguf import GgufHeader, read_header, read_model
+from quantyard.protocol.base import ExitCode, SplitRequest
+from quantyard.protocol.runner import Stage, StageFailure
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf, string
 
 LIMIT_BYTES = 2_200_000

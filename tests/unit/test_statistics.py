@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.statistics import (
+from eval.analysis.statistics import (
     Z,
     bits_change,
     bits_interval,
@@ -26,7 +26,7 @@ from eval.statistics import (
     settled,
     t_quantile,
 )
-from pipeline.evaluation import Interval
+from quantyard.protocol.evaluation import Interval
 
 flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).filter(lambda t: sum(t) > 0)
 

@@ -8,13 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.settings import REPO_DIR
-from pipeline.store import HashCache, ModelId, ModelStore
+from quantyard.cli.settings import REPO_DIR
+from quantyard.store.artifacts import HashCache, ModelId, ModelStore
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.store import ModelId, ModelStore
+from quantyard.store.artifacts import ModelId, ModelStore
 store = ModelStore(Path(sys.argv[1]), ModelId("org", "name", "c" * 40))
 with store.locked(lambda holder: None):
     print("held", flush=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadRequest
-from pipeline.evaluation import Suite, TaskEntry
-from pipeline.settings import REPO_DIR
-from pipeline.suites import BUILTIN, BadSuite, LoadedSuite, adjusted, find_suite
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import BadRequest
+from quantyard.plan.suites import BUILTIN, BadSuite, LoadedSuite, adjusted, find_suite
+from quantyard.protocol.evaluation import Suite, TaskEntry
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
 TASK = """\

@@ -11,10 +11,10 @@ import gguf as gguf_py
 import numpy as np
 import pytest
 
-from builder.tensor_checks import compare_tensors, nonfinite_blocks, type_counts
-from pipeline.ggml_types import TENSOR_TYPES, TYPE_BY_NAME, Scale, TensorType
-from pipeline.gguf_header import GgufHeader, read_header
-from pipeline.tensor_patterns import type_for_row
+from builder.checks.tensors import compare_tensors, nonfinite_blocks, type_counts
+from quantyard.formats.ggml_types import TENSOR_TYPES, TYPE_BY_NAME, Scale, TensorType
+from quantyard.formats.gguf import GgufHeader, read_header
+from quantyard.formats.tensor_patterns import type_for_row
 from tests.gguf_files import TensorSpec, gguf
 
 _NAN = {

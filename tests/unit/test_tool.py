@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.tool import ToolRun, refuse_exhausted, run_tool
-from pipeline.contract import ExitCode
-from pipeline.stage import StageFailure
+from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
 
 
 def test_a_progress_bar_is_read_line_by_line_and_the_last_lines_are_kept() -> None:

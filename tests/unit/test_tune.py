@@ -14,29 +14,29 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
-from pipeline.cli import run as cli_run
-from pipeline.cli import tune as cli_tune
-from pipeline.contract import ExitCode, FileEntry, QuantizeRequest, RoundingRequest, StageResult
-from pipeline.engines import OnProgress
-from pipeline.errors import BadRequest
-from pipeline.evaluation import Divergence, DivergenceRequest, Estimate
-from pipeline.gguf_header import GgufHeader, read_header
-from pipeline.plan import StageSpec
-from pipeline.quants import find
-from pipeline.recipes.groups import groups_of
-from pipeline.recipes.probes import Sensitivity as Found
-from pipeline.recipes.probes import fixed_bytes, options_of, recipe_of
-from pipeline.recipes.recipe import read_recipe
-from pipeline.recipes.search import Option, front, within_kld, within_size
-from pipeline.recipes.sizes import Sizes, nearest_stock, stock_sizes
-from pipeline.recipes.tuned import Goal, Measured, find_mix, gain_of, goal_of
-from pipeline.recipes.types import LADDER, distinct
-from pipeline.requests import TuneRequest
-from pipeline.source import Source
-from pipeline.stage import sha256_of
-from pipeline.store import Artifact, Workspace
-from pipeline.tensor_patterns import place_of, resolve
+from quantyard import cli
+from quantyard.cli import run as cli_run
+from quantyard.cli import tune as cli_tune
+from quantyard.engines import OnProgress
+from quantyard.errors import BadRequest
+from quantyard.formats.gguf import GgufHeader, read_header
+from quantyard.formats.tensor_patterns import place_of, resolve
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, FileEntry, QuantizeRequest, RoundingRequest, StageResult
+from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Estimate
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import find
+from quantyard.quants.recipe import read_recipe
+from quantyard.requests import TuneRequest
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact, Workspace
+from quantyard.tune.exact_sizes import Sizes, nearest_stock, stock_sizes
+from quantyard.tune.goal import Goal, Measured, find_mix, gain_of, goal_of
+from quantyard.tune.knapsack import Option, front, within_kld, within_size
+from quantyard.tune.sensitivity import Sensitivity as Found
+from quantyard.tune.sensitivity import fixed_bytes, options_of, recipe_of
+from quantyard.tune.tensor_groups import groups_of
+from quantyard.tune.type_errors import LADDER, distinct
 from tests.gguf_files import TensorSpec, gguf
 from tests.unit.fake_engine import FakeEngine
 

@@ -12,16 +12,16 @@ from typing import Any, Self
 import pytest
 
 from builder import verify as verify_module
-from builder.compare import compare_ids, first_difference, same_chat, tokenizer_differences
+from builder.checks.hf_reference import reference as make_reference
+from builder.checks.text_parity import compare_ids, first_difference, same_chat, tokenizer_differences
 from builder.dequantize import PRE_TOKENIZERS, restore_tokenizer
-from builder.llama_runtime import not_finite
-from builder.reference import reference as make_reference
+from builder.llama.server_runtime import not_finite
 from builder.verify import verify
-from pipeline.bounded import OverLimit
-from pipeline.chat_template import ChatRefused, Messages
-from pipeline.contract import ExitCode, Reference, VerifyRequest
-from pipeline.gguf_header import GgufHeader, read_header, why_not_generate
-from pipeline.stage import Outcome, Stage, StageFailure
+from quantyard.formats.gguf import GgufHeader, read_header, why_not_generate
+from quantyard.protocol.base import ExitCode, Reference, VerifyRequest
+from quantyard.protocol.runner import Outcome, Stage, StageFailure
+from quantyard.sandbox.bounded_process import OverLimit
+from quantyard.sandbox.chat_template import ChatRefused, Messages
 from tests.gguf_files import SMALL_METADATA, TensorSpec, Value, gguf
 
 SOURCE = (TensorSpec("blk.0.ffn_up.weight", (256, 2), "BF16"), TensorSpec("output_norm.weight", (7,), "F32"))

@@ -1,0 +1,1 @@
+"""Checks of what was converted and quantized."""

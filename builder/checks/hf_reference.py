@@ -1,0 +1,151 @@
+"""Asks the Hugging Face side what its tokenizer and chat template say, and writes it as JSON.
+
+    python builder/checks/hf_reference.py --folder DIR --out reference.json
+
+A script, not a stage: it runs in the converter's Python, which has transformers (4.57 to 5.x) and may have
+neither pydantic nor this package. So it imports only the standard library and transformers, reads the probes
+from the file beside it, and writes what `quantyard.protocol.base.Reference` accepts.
+
+The template is a program that others wrote, so it is rendered within the limits of `sandbox/bounded_process.py`. Each
+conversation is named on stdout before it is rendered: a process that was ended cannot say with which one.
+
+Exit codes: 0; 3, transformers cannot load the tokenizer without running code that came with the model; 9, the template
+breaks a limit, and the last line says which; or the process is ended by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+UNSUPPORTED_MODEL = 3
+OVER_LIMIT = 9
+RENDERS = "rendering "  # begins the line that names a conversation
+_BOUNDED = runpy.run_path(str(Path(__file__).parents[2] / "quantyard" / "sandbox" / "bounded_process.py"))
+_MAX_TEMPLATE = 1 << 20  # characters
+_MAX_TEXT = 1 << 20  # of a rendered conversation
+_MAX_REASON = 500
+
+
+class OverLimit(Exception):
+    """The template breaks a limit; the message says what it does."""
+
+
+def main() -> int:
+    """Write the reference of one folder; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Write what a folder's tokenizer and chat template say.")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    _hide_own_folder()
+    try:
+        tokenizer = load_tokenizer(args.folder)
+    except Exception as error:  # transformers raises whatever the folder's files lead it to
+        print(f"transformers cannot load the tokenizer: {type(error).__name__}: {error}", file=sys.stderr)
+        return UNSUPPORTED_MODEL
+    try:
+        text = json.dumps(reference(tokenizer, _BOUNDED["limit_from_here"]), ensure_ascii=True)
+    except OverLimit as error:
+        print(error)
+        return OVER_LIMIT
+    args.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _hide_own_folder() -> None:
+    """Python puts a script's folder first; a library that imports `stage` or `convert` must not find ours."""
+    own = str(Path(__file__).resolve().parent)
+    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != own]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, loaded without the network and without remote code."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then takes torch as not installed
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+
+def reference(tokenizer: Any, limit: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Everything `verify` compares: the ids of every probe, and the text of every conversation.
+
+    `limit` is called before each conversation, to give what renders it its seconds and megabytes.
+    """
+    probes = runpy.run_path(str(Path(__file__).with_name("tokenizer_probes.py")))
+    texts = [*probes["PROBES"], *probes["special_token_probes"](special_tokens(tokenizer))]
+    texts = [text for text in texts if _is_text(text)]
+    template = getattr(tokenizer, "chat_template", None)
+    has_template = bool(template)
+    _refuse_large(template)
+    chats, refused = render(tokenizer, probes["CONVERSATIONS"], limit) if has_template else ([], {})
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "bos_token": tokenizer.bos_token,
+        "probe_ids": {text: encode(tokenizer, text, add_special=False) for text in texts},
+        "probe_ids_with_special": {text: encode(tokenizer, text, add_special=True) for text in texts},
+        "chat_template": has_template,
+        "chats": chats,
+        "refused_chats": refused,
+    }
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The tokenizer's special tokens, those with a role (BOS, EOS, …) first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    others = [str(token) for _, token in sorted(added.items()) if getattr(token, "special", False)]
+    return [str(token) for token in (*tokenizer.all_special_tokens, *others)]
+
+
+def encode(tokenizer: Any, text: str, *, add_special: bool) -> list[int]:
+    """Token ids of a text, special tokens in it parsed."""
+    ids = tokenizer(text, add_special_tokens=add_special, return_attention_mask=False)["input_ids"]
+    return [int(token) for token in ids]
+
+
+def render(
+    tokenizer: Any, conversations: dict[str, list[dict[str, str]]], limit: Callable[[], None]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The text of each conversation, and why the template refuses the others (no system role, for one).
+
+    Raises:
+        OverLimit: one takes too much memory, or becomes too long. One that takes too long ends the process.
+    """
+    chats: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    for name, messages in conversations.items():
+        print(f"{RENDERS}{name}", flush=True)
+        limit()
+        try:
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            text.encode()  # a lone surrogate is no text
+        except MemoryError as error:
+            raise OverLimit(_BOUNDED["too_much"]()) from error
+        except Exception as error:  # templates raise what they like
+            refused[name] = f"{type(error).__name__}: {error}"[:_MAX_REASON].encode(errors="replace").decode()
+            continue
+        if len(text) > _MAX_TEXT:
+            raise OverLimit(_BOUNDED["TOO_LARGE"])
+        chats.append({"name": name, "messages": messages, "text": text})
+    return chats, refused
+
+
+def _refuse_large(template: Any) -> None:
+    """A template, or several by name."""
+    for text in template.values() if isinstance(template, dict) else [template]:
+        if isinstance(text, str) and len(text) > _MAX_TEMPLATE:
+            raise OverLimit(f"has {len(text):,} characters, more than the {_MAX_TEMPLATE:,} allowed")
+
+
+def _is_text(text: str) -> bool:
+    """Not where a lone surrogate stands in it, as a special token's name in JSON may have one."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

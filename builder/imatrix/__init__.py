@@ -1,0 +1,1 @@
+"""Importance matrices: computed, read and written."""

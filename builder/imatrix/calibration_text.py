@@ -1,0 +1,84 @@
+"""The text that a calibration reads: Quantyard's own with its dialogues in the model's chat template, or the user's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+from quantyard.sandbox.chat_template import ChatRefused, Messages
+
+OUR_TEXT: Final = Path(__file__).parents[1] / "calibration" / "text.jsonl"
+_BETWEEN: Final = "\n\n"
+
+
+class Renderer(Protocol):
+    """What puts a conversation into the model's template; a `LlamaRuntime` does."""
+
+    def render_chat(self, messages: Messages) -> str:
+        """The text up to where the assistant begins.
+
+        Raises:
+            ChatRefused: the template refuses the conversation, or there is none.
+        """
+
+
+def our_text(renderer: Renderer) -> tuple[str, int]:
+    """Quantyard's text, and how many of its dialogues are in the model's own template.
+
+    A template that refuses a system message gets the dialogue without it; one that refuses that too, and a model
+    without a template, read the dialogue as plain lines.
+    """
+    lines = OUR_TEXT.read_text(encoding="utf-8").splitlines()
+    documents = [_text(json.loads(line), renderer) for line in lines]
+    return _BETWEEN.join(text for text, _ in documents), sum(templated for _, templated in documents)
+
+
+def _text(document: dict[str, Any], renderer: Renderer) -> tuple[str, bool]:
+    messages = document.get("messages")
+    if messages is None:
+        return str(document["text"]), False
+    *before, last = messages  # the last answer follows the template's opening for it
+    for asked in _ways(before):
+        try:
+            return renderer.render_chat(asked) + str(last["content"]), True
+        except ChatRefused:
+            continue
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages), False
+
+
+def _ways(messages: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+    yield messages
+    if messages[0]["role"] == "system":
+        yield messages[1:]
+
+
+def users_text(paths: list[Path]) -> str:
+    """The user's files, one after the other.
+
+    Raises:
+        StageFailure: `bad-text` (2): one is binary, not UTF-8, or empty.
+    """
+    return _BETWEEN.join(_users_file(path) for path in paths)
+
+
+def _users_file(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start:,} is 0x{error.object[error.start]:02x}"
+        raise bad_text(f"The calibration file {path.name} is not UTF-8: {what}.") from error
+    if "\0" in text:
+        raise bad_text(f"The calibration file {path.name} is binary: byte {data.index(0):,} is 0.")
+    if not text.strip():
+        raise bad_text(f"The calibration file {path.name} is empty.")
+    return text.strip("\n")
+
+
+def bad_text(message: str, hint: str = "Give UTF-8 text, or leave CALIBRATION out for ours.") -> StageFailure:
+    """The failure for a text that cannot be used."""
+    return StageFailure(ExitCode.BAD_REQUEST, "bad-text", message, hint)

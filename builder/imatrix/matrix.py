@@ -1,0 +1,175 @@
+"""An importance matrix as llama-imatrix writes it (GGUF): what it covers, and whether it is of this model.
+
+For each weight `name` it holds `name.in_sum2`, the sums of squared inputs, shape (row length, matrices), and
+`name.counts`, how many tokens each matrix saw. Source: llama.cpp's tools/imatrix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_header
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+
+_SUMS: Final = ".in_sum2"
+_COUNTS: Final = ".counts"
+_BLOCK: Final = re.compile(r"^blk\.(\d+)\.")
+_NAMED: Final = 5  # tensors named in a note
+_HINT: Final = "Give the matrix that was made of this very model, or let it be made: IMATRIX=auto."
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the matrix knows of one weight."""
+
+    name: str
+    sums: TensorInfo
+    counts_at: TensorInfo
+
+    @cached_property
+    def counts(self) -> Floats:
+        """Tokens that each of its matrices saw, shape (matrices,): one, or one for each expert."""
+        return values_of(self.counts_at)
+
+    def importance(self) -> Floats:
+        """Mean squared inputs, shape (matrices * row length,); 1 where nothing was seen, as llama-quantize has it."""
+        sums, counts = values_of(self.sums).reshape(len(self.counts), -1), self.counts[:, None]
+        seen = counts > 0
+        return np.where(seen, sums / np.where(seen, counts, 1), 1).astype(np.float32).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """A whole matrix."""
+
+    path: Path
+    entries: dict[str, Entry]
+    n_chunks: int
+    chunk_tokens: int
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read and check a matrix.
+
+    Raises:
+        StageFailure: `bad-imatrix` (2): it is none, is in the old format, or holds values that are no numbers.
+    """
+    try:
+        header = read_header(path)
+    except FileNotFoundError as error:
+        raise _bad(f"{path.name} does not exist") from error
+    except GgufError as error:
+        hint = "The old format is converted by: llama-imatrix --in-file old.dat -o imatrix.gguf"
+        raise _bad(f"{path.name} is no importance matrix in GGUF format: {error}", hint) from error
+    if header.metadata.get("general.type") != "imatrix":
+        raise _bad(f"{path.name} is a GGUF of type {header.metadata.get('general.type', 'model')!r}, no matrix")
+    entries = dict(_entries(path, header))
+    if not entries:
+        raise _bad(f"{path.name} covers no tensor")
+    n_chunks, chunk_tokens = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
+    found = Imatrix(path, entries, int(str(n_chunks or 0)), int(str(chunk_tokens or 0)))
+    _refuse_not_finite(found)
+    return found
+
+
+def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, Entry]]:
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    for key, sums in tensors.items():
+        name = key.removesuffix(_SUMS)
+        if name == key:
+            continue
+        counts = tensors.get(name + _COUNTS)
+        if counts is None or sums.n_params % counts.n_params or {sums.type.name, counts.type.name} != {"F32"}:
+            raise _bad(f"{path.name} has no usable counts for {name}")
+        yield name, Entry(name, sums, counts)
+
+
+def _refuse_not_finite(matrix: Imatrix) -> None:
+    for entry in matrix.entries.values():
+        if not (np.isfinite(values_of(entry.sums)).all() and np.isfinite(entry.counts).all()):
+            raise _bad(f"{matrix.path.name} holds NaN or infinity for {entry.name}", "Make it again: IMATRIX=auto.")
+
+
+def check_fits(matrix: Imatrix, model: GgufHeader) -> None:
+    """Refuse the matrix of another model: other names, other sizes, or blocks that it knows nothing of.
+
+    Raises:
+        StageFailure: `other-imatrix` (2), with the first tensor that does not fit.
+    """
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    for name, entry in matrix.entries.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise _other(matrix, f"it covers {name}, which the model does not have")
+        expected = tensor.n_params // tensor.shape[1] if len(tensor.shape) > 1 else tensor.n_params
+        if entry.sums.n_params != expected:
+            raise _other(matrix, f"{name} has {entry.sums.n_params:,} values in it, and {expected:,} in the model")
+    if missing := sorted(_blocks(model) - {_block(name) for name in matrix.entries}):
+        raise _other(matrix, f"it covers no tensor of block {missing[0]}")
+
+
+def coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
+    """What the matrix covers, for a stage's facts; `note` says what the rest means."""
+    weights = [t.name for t in model.tensors if len(t.shape) > 1 and t.name.endswith(".weight")]
+    missing = [name for name in weights if name not in matrix.entries]
+    partial = {e.name: int((e.counts == 0).sum()) for e in matrix.entries.values() if (e.counts == 0).any()}
+    experts = sum(len(matrix.entries[name].counts) for name in partial)
+    facts: dict[str, JsonValue] = {"tensors": len(matrix.entries), "tensors_of_model": len(weights)}
+    notes = []
+    if missing:
+        facts["tensors_without"] = list(missing)
+        notes.append(f"{_named(missing)} {_are(missing)} not covered: quantized as without a matrix.")
+    if partial:
+        facts["experts_without"] = dict(partial)
+        notes.append(
+            f"{sum(partial.values())} of {experts} experts in {_named(list(partial))} saw no token: every weight of "
+            "theirs counts the same. A longer or more varied CALIBRATION text reaches more of them."
+        )
+    return facts | ({"note": " ".join(notes)} if notes else {})
+
+
+def _named(names: list[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _blocks(model: GgufHeader) -> set[int]:
+    """The numbers of the model's blocks; those that predict further tokens (NextN) are not run while calibrating."""
+    found = {_block(t.name) for t in model.tensors if len(t.shape) > 1} - {-1}
+    extra = model.metadata.get(f"{model.architecture}.nextn_predict_layers", 0)
+    return {block for block in found if block <= max(found) - (extra if isinstance(extra, int) else 0)}
+
+
+def _block(name: str) -> int:
+    match = _BLOCK.match(name)
+    return int(match[1]) if match else -1
+
+
+def values_of(tensor: TensorInfo) -> Floats:
+    """The values of a tensor in single precision, flat."""
+    return np.fromfile(tensor.path, np.float32, count=tensor.n_params, offset=tensor.offset)
+
+
+def _bad(what: str, hint: str = _HINT) -> StageFailure:
+    return StageFailure(ExitCode.BAD_REQUEST, "bad-imatrix", f"The importance matrix {what}.", hint)
+
+
+def _other(matrix: Imatrix, why: str) -> StageFailure:
+    message = f"The importance matrix {matrix.path.name} is of another model: {why}."
+    return StageFailure(ExitCode.BAD_REQUEST, "other-imatrix", message, _HINT)

@@ -1,0 +1,102 @@
+"""Adds chunks of a text to an importance matrix: with llama-imatrix, or on the local engine with llama-cpp-python."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
+from builder.llama.toolchain import tools_of
+from quantyard.protocol.base import CalibrateRequest, ExitCode
+from quantyard.protocol.runner import Stage, StageFailure
+
+_PPL: Final = re.compile(r"Final estimate: PPL = (\S+)")
+_NOT_FINITE: Final = re.compile(r"(\S*(?:nan|inf)) detected in (\S+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """The chunks from `start` to before `end`, added to the matrix `before`; what follows goes to `out`."""
+
+    start: int
+    end: int
+    before: Path | None
+    out: Path
+
+
+class MatrixReader(Protocol):
+    """Reads a text with a model."""
+
+    def leg_argv(self, text: Path, leg: Leg) -> tuple[str, ...]:
+        """What is run for a leg, for the manifest."""
+
+    def read(self, text: Path, leg: Leg) -> float:
+        """Write the matrix of a leg; returns the perplexity of its chunks, which may be no number.
+
+        Raises:
+            StageFailure: 3 if the model gives no usable statistics, 5 if disk or memory ran out.
+        """
+
+
+def open_reader(stage: Stage, model: Path, request: CalibrateRequest) -> AbstractContextManager[MatrixReader]:
+    """The reader of this image or host; enter it to use it."""
+    if tools_of(stage).llama_bin is None:
+        from builder.imatrix.bindings_reader import LocalReader
+
+        return LocalReader(model, request.threads, request.n_ctx)
+    return nullcontext(_ToolReader(stage, model, request.threads, request.n_ctx))
+
+
+def not_finite(what: str, detail: str = "") -> StageFailure:
+    """llama.cpp stops at the first value that is no number, and so do we: a matrix with one is worse than none."""
+    message = f"The model's activations overflow: {what}."
+    hint = "Convert with a wider range, OUTTYPE=bf16 or f32, or build without a matrix: IMATRIX=none"
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate-nan", message, hint, detail)
+
+
+@dataclass(frozen=True)
+class _ToolReader:
+    """llama-imatrix."""
+
+    stage: Stage
+    model: Path
+    threads: int
+    n_ctx: int
+
+    def leg_argv(self, text: Path, leg: Leg) -> tuple[str, ...]:
+        """Its command line."""
+        llama_bin, n_ctx = tools_of(self.stage).llama_bin, str(self.n_ctx)
+        assert llama_bin is not None
+        argv = [str(llama_bin / "llama-imatrix"), "--model", str(self.model), "--file", str(text)]
+        argv += ["--parse-special", "--no-escape", "--output-frequency", "1000000"]  # it is to save nothing midway
+        argv += ["--ctx-size", n_ctx, "--batch-size", n_ctx, "--ubatch-size", n_ctx]
+        argv += ["--chunks", str(leg.end - leg.start)]
+        argv += ["--chunk", str(leg.start), "--in-file", str(leg.before)] if leg.before else []
+        argv += ["--threads", str(self.threads)] if self.threads else []
+        return (*argv, "--output-file", str(leg.out))
+
+    def read(self, text: Path, leg: Leg) -> float:
+        """See `MatrixReader`."""
+        found: dict[str, str] = {}
+        run = run_tool(self.leg_argv(text, leg), tools_of(self.stage).clean_env, lambda line: _read_line(line, found))
+        if run.exit_code != 0 or not leg.out.exists():
+            raise self._failure(run, found)
+        return float(found.get("perplexity", "nan"))
+
+    def _failure(self, run: ToolRun, found: dict[str, str]) -> StageFailure:
+        if "not_finite" in found:
+            return not_finite(found["not_finite"], run.tail)
+        refuse_exhausted(run, self.stage.out_dir, "llama-imatrix")
+        message = f"llama-imatrix cannot read this model (exit code {run.exit_code})."
+        hint = "Its last lines are above. Build without a matrix: IMATRIX=none"
+        return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, hint, run.tail)
+
+
+def _read_line(line: str, found: dict[str, str]) -> None:
+    if match := _PPL.search(line):
+        found["perplexity"] = match[1]
+    elif match := _NOT_FINITE.search(line):
+        found["not_finite"] = f"{match[1]} in the inputs of {match[2]}"

@@ -1,0 +1,178 @@
+"""llama-cpp-python's low-level functions as a `LlamaRuntime`: what the local engine uses."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from builder.llama.server_runtime import CONTEXT_TOKENS, not_finite
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages
+
+_LOG_LINES: Final = 20
+_PARSE_SPECIAL: Final = True
+_CLEAR_DATA: Final = True
+
+
+class BindingsRuntime:
+    """The model loaded into this process, on the CPU."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        self._path = model
+        self._threads = threads
+        self._log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._model: Any = None
+        self._context: Any = None
+        self._template: ChatTemplate | None = None
+
+    def __enter__(self) -> Self:
+        self._llama: Any = importlib.import_module("llama_cpp")
+        # ctypes keeps no reference to a callback: this attribute does.
+        self._callback = self._llama.llama_log_callback(self._keep_log)
+        self._llama.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self._load()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._template:
+            self._template.close()
+        if self._context:
+            self._llama.llama_free(self._context)
+        if self._model:
+            self._llama.llama_model_free(self._model)
+        self._context = self._model = None
+        self._llama.llama_log_set(_silent(self._llama), ctypes.c_void_p(0))
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """See `LlamaRuntime`."""
+        return ("llama_model_load_from_file", str(self._path), str(self._threads))
+
+    def version(self) -> str:
+        """The version of llama-cpp-python, which pins its llama.cpp."""
+        return f"llama-cpp-python {self._llama.__version__}"
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See `LlamaRuntime`."""
+        data = text.encode()
+        room = len(data) + 8
+        for _ in range(2):  # a negative count is how much room it needs
+            tokens = (self._llama.llama_token * room)()
+            arguments = (self._vocab, data, len(data), tokens, room, add_special, _PARSE_SPECIAL)
+            count = self._llama.llama_tokenize(*arguments)
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+        raise self._failure(f"does not tokenize {text!r}", "verify-tokenizer")
+
+    def render_chat(self, messages: Messages) -> str:
+        """See `LlamaRuntime`."""
+        if self._template is None:
+            self._template = self._own_template()
+        return self._template.render(messages, add_generation_prompt=True)
+
+    def check_template(self) -> None:
+        """See `LlamaRuntime`. What one short conversation leads to, unless the template refuses it."""
+        try:
+            self.render_chat([{"role": "user", "content": "Hello"}])
+        except ChatRefused as error:
+            if "TemplateSyntaxError" in str(error):
+                raise
+
+    def finite_logits(self, prompts: Sequence[str]) -> int:
+        """See `LlamaRuntime`. Looks at every logit of every position of each prompt.
+
+        A NaN in one weight need not arrive here: kernels that quantize activations to 8 bits turn it into some
+        number. So finite logits do not stand in for the scan of every tensor.
+        """
+        if not self._context:
+            self._context = self._open_context()
+        rows = 0
+        for prompt in prompts:
+            logits = self._decode(self.tokenize(prompt, add_special=True)[:CONTEXT_TOKENS])
+            if not np.isfinite(logits).all():
+                raise not_finite(prompt)
+            rows += len(logits)
+        return rows
+
+    def _load(self) -> None:
+        params = self._llama.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.use_extra_bufts = False  # a repacked copy would cost time and twice the memory
+        self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
+        if not self._model:
+            raise self._failure("does not load the model", "verify-load")
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+
+    def _context_params(self) -> Any:
+        params = self._llama.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = CONTEXT_TOKENS
+        if self._threads:
+            params.n_threads = params.n_threads_batch = self._threads
+        return params
+
+    def _open_context(self) -> Any:
+        context = self._llama.llama_init_from_model(self._model, self._context_params())
+        if not context:
+            raise self._failure("loads the model but cannot open a context on it", "verify-load")
+        return context
+
+    def _decode(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Logits of all positions, shape (tokens, vocabulary). A view: valid until the next call."""
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), _CLEAR_DATA)
+        batch = self._llama.llama_batch_init(len(tokens), 0, 1)
+        try:
+            _fill(batch, tokens)
+            if self._llama.llama_decode(self._context, batch):
+                raise self._failure("cannot run the model", "verify-logits")
+        finally:
+            self._llama.llama_batch_free(batch)
+        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+        return np.ctypeslib.as_array(self._llama.llama_get_logits(self._context), (len(tokens), n_vocab))
+
+    def _own_template(self) -> ChatTemplate:
+        template = self._llama.llama_model_chat_template(self._model, None)
+        if not template:
+            raise ChatRefused("the GGUF has no chat template")
+        bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
+        return ChatTemplate(template.decode(errors="replace"), self._token_text(bos), self._token_text(eos))
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return str(self._llama.llama_vocab_get_text(self._vocab, token).decode(errors="replace"))
+
+    def _keep_log(self, _level: int, text: bytes, _user_data: object) -> None:
+        self._log.append(text.decode(errors="replace").rstrip("\n"))
+
+    def _failure(self, what: str, kind: str) -> StageFailure:
+        hint = "The log above says why; an architecture that llama.cpp does not know yet is the usual reason."
+        detail = "\n".join(self._log)
+        return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, f"llama.cpp {what}.", hint, detail)
+
+
+def _fill(batch: Any, tokens: list[int]) -> None:
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i] = token, i
+        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        batch.logits[i] = 1  # keep the logits of every position, not only of the last
+
+
+_SILENT: list[Any] = []
+
+
+def _silent(llama: Any) -> Any:
+    """A callback that drops everything and lives as long as the process: llama.cpp may log at its very end."""
+    if not _SILENT:
+        _SILENT.append(llama.llama_log_callback(lambda _level, _text, _user_data: None))
+    return _SILENT[0]

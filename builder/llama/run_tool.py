@@ -1,0 +1,80 @@
+"""Runs one tool of llama.cpp as a subprocess: its output line by line, and its last lines when it fails."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+
+_TAIL_LINES = 15
+_FULL_BYTES = 1024 * 1024  # with less than this left, whatever a tool says, the disk was full
+_DISK_WORDS = ("no space left", "failed to write")
+
+
+@dataclass(frozen=True)
+class ToolRun:
+    """How a tool ended: its exit code (negative: the signal that killed it) and its last lines of output."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    tail: str
+
+
+def run_tool(
+    argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None], timeout_s: float | None = None
+) -> ToolRun:
+    """Run `argv` with exactly the environment `env`; every line of stdout and stderr goes to `on_line`.
+
+    After `timeout_s` it is ended by SIGXCPU, as one that has used up its CPU time.
+    """
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with subprocess.Popen(
+        list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(timeout_s or 0, process.send_signal, [signal.SIGXCPU])
+        if timeout_s:
+            timer.start()
+        try:
+            for line in _lines(process.stdout):
+                tail.append(line)
+                on_line(line)
+        finally:
+            timer.cancel()
+    return ToolRun(tuple(argv), process.returncode, "\n".join(tail))
+
+
+def refuse_exhausted(run: ToolRun, out_dir: Path, tool: str) -> None:
+    """Tell whether a tool that failed ran out of something, before its failure is put down to the model.
+
+    Raises:
+        OSError: ENOSPC, which the frame words.
+        StageFailure: 5, it was killed for memory.
+    """
+    text = run.tail.lower()
+    if any(words in text for words in _DISK_WORDS) or shutil.disk_usage(out_dir).free < _FULL_BYTES:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if run.exit_code == -signal.SIGKILL or "memoryerror" in text:
+        message = f"{tool} was killed, most likely because memory ran out."
+        hint = "Give it more: MEMORY=16GiB, or close other programs."
+        raise StageFailure(ExitCode.RESOURCES, "out-of-memory", message, hint, run.tail)
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come. A progress bar ends its lines with a carriage return, so that counts as an end too."""
+    rest = b""
+    while block := stream.read1(65536):  # type: ignore[attr-defined]
+        *whole, rest = (rest + block).replace(b"\r", b"\n").split(b"\n")
+        yield from (text for line in whole if (text := line.decode(errors="replace").rstrip()))
+    if rest.strip():
+        yield rest.decode(errors="replace").rstrip()

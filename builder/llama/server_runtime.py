@@ -1,0 +1,175 @@
+"""Two ways to ask llama.cpp what it makes of a model: its server's binary, or llama-cpp-python.
+
+`verify` needs three answers, and both give them: the token ids of a text, the text of a conversation, and
+whether logits are finite. Which one is used follows from `Tools.llama_bin` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from builder.llama.server import Server
+from builder.llama.template_server import TemplateServer, error_text
+from builder.llama.toolchain import tools_of
+from quantyard.formats.gguf import GgufHeader
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import Stage, StageFailure
+from quantyard.sandbox.chat_template import ChatRefused, Messages
+
+CONTEXT_TOKENS: Final = 512  # plenty for a prompt of some words, and cheap for any model
+_HARMLESS_TEMPLATE: Final = "chatml"  # llama.cpp's own, by name
+_GENERATED_TOKENS: Final = 2  # the first row comes from the prompt alone, the second from a cached prompt
+
+
+class LlamaRuntime(Protocol):
+    """One loaded model. Every method raises `StageFailure` when the model does not load."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Free the model, whatever happened."""
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What was started, for the manifest: a command line, or the function that was called."""
+
+    def version(self) -> str:
+        """What llama.cpp calls this build."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids; special tokens in the text are parsed, BOS and EOS added only if asked for."""
+
+    def render_chat(self, messages: Messages) -> str:
+        """The conversation as the GGUF's own chat template renders it, up to where the assistant begins.
+
+        Raises:
+            ChatRefused: there is none, llama.cpp cannot run it, or it raises.
+            OverLimit: it takes too long or too much.
+        """
+
+    def check_template(self) -> None:
+        """Whether llama.cpp can be started with the GGUF's templates, as whoever serves it does. None are fine.
+
+        Raises:
+            ChatRefused: it does not accept them.
+            OverLimit: they take too long or too much.
+        """
+
+    def finite_logits(self, prompts: Sequence[str]) -> int:
+        """Run the model on each prompt; returns how many rows of logits were looked at.
+
+        Raises:
+            StageFailure: a logit is NaN or infinite.
+        """
+
+
+def open_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
+    """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
+    llama_bin = tools_of(stage).llama_bin
+    if llama_bin is None:
+        from builder.llama.bindings_runtime import BindingsRuntime
+
+        return BindingsRuntime(model.paths[0], threads)
+    binary = llama_bin / "llama-server"
+    has_template = any(key.startswith("tokenizer.chat_template") for key in model.metadata)
+    templates = TemplateServer(binary, model, stage.scratch_dir) if has_template else None
+    return ServerRuntime(binary, model.paths[0], threads, templates)
+
+
+def not_finite(prompt: str) -> StageFailure:
+    """The failure to raise when a prompt leads to NaN or infinite logits."""
+    message = f"The model loads, but its logits for the prompt {prompt!r} are not finite."
+    hint = "Values overflow in this precision: try OUTTYPE=bf16 or f32, or a quant with more bits."
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-logits", message, hint)
+
+
+class ServerRuntime:
+    """llama-server on the loopback interface: started on entry, killed on exit.
+
+    The model's own chat template never comes near it: `templates` renders that, beside it and within limits.
+    Entry does not wait for the model: what the caller does before its first question runs beside the loading.
+    """
+
+    def __init__(self, binary: Path, model: Path, threads: int, templates: TemplateServer | None) -> None:
+        # Only what old and new servers know. --no-repack: a repacked copy would cost time and twice the memory.
+        flags = ["--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--no-warmup", "--no-repack"]
+        flags += ["--jinja", "--chat-template", _HARMLESS_TEMPLATE]
+        if threads:
+            flags += ["--threads", str(threads)]
+        self._server = Server([str(binary), "--model", str(model), *flags])
+        self._templates = templates
+
+    def __enter__(self) -> Self:
+        try:
+            self._server.start()
+            if self._templates:
+                self._templates.start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._server.stop()
+        if self._templates:
+            self._templates.stop()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The server's command line."""
+        return self._server.argv
+
+    def version(self) -> str:
+        """The `build_info` of the server."""
+        _, answer = self._server.ask("GET", "/props")
+        return str(answer.get("build_info", "unknown"))
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See `LlamaRuntime`."""
+        tokens = self._ask("/tokenize", {"content": text, "add_special": add_special, "parse_special": True})["tokens"]
+        return [int(token) for token in tokens]
+
+    def render_chat(self, messages: Messages) -> str:
+        """See `LlamaRuntime`."""
+        if self._templates is None:
+            raise ChatRefused("the GGUF has no chat template")
+        return self._templates.render(messages)
+
+    def check_template(self) -> None:
+        """See `LlamaRuntime`."""
+        if self._templates:
+            self._templates.check()
+
+    def finite_logits(self, prompts: Sequence[str]) -> int:
+        """See `LlamaRuntime`. The server shows only the rows it samples from: the prompt's last and those after.
+
+        It computes the probabilities of a row over its whole vocabulary, so that one NaN or +Inf among the
+        logits makes each of them NaN, which JSON can only say as null.
+        """
+        rows = 0
+        for prompt in prompts:
+            found = self._logprobs(prompt)
+            if not found or any(logprob is None for logprob in found):
+                raise not_finite(prompt)
+            rows += len(found)
+        return rows
+
+    def _logprobs(self, prompt: str) -> list[float | None]:
+        body = {"prompt": self.tokenize(prompt, add_special=True), "n_predict": _GENERATED_TOKENS, "n_probs": 1}
+        status, answer = self._server.ask("POST", "/completion", body | {"temperature": 0, "cache_prompt": False})
+        if status != 200:  # newer servers refuse to sample from NaN
+            raise self._server.failure(f"does not generate text: {error_text(answer)}", "verify-logits")
+        rows = answer.get("completion_probabilities", [])
+        return [row["top_logprobs"][0]["logprob"] if row.get("top_logprobs") else row.get("logprob") for row in rows]
+
+    def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
+        status, answer = self._server.ask("POST", path, body)
+        if status != 200:
+            raise self._server.failure(f"answers {path} with {status}: {error_text(answer)}", "verify-load")
+        return answer

@@ -1,0 +1,123 @@
+"""llama-server with a model's chat template and nothing else of it: renders, within limits of time and memory.
+
+It does what the server does that people start later, so a template that this one does not survive stops that one too:
+llama-server compiles and renders the template before it says that it is healthy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from builder.llama.server import Server
+from builder.llama.template_model import write_template_model
+from quantyard.formats.gguf import GgufHeader
+from quantyard.protocol.runner import StageFailure
+from quantyard.sandbox.bounded_process import (
+    CLOCK_S,
+    TOO_LARGE,
+    TOO_SLOW,
+    Budget,
+    OverLimit,
+    grant_more,
+    how_it_ended,
+    limited,
+    too_much,
+)
+from quantyard.sandbox.chat_template import ChatRefused, Messages, refuse_large
+
+_MEMORY_BYTES: Final = 2 << 30  # the server itself takes a tenth of it
+_MAX_CHARACTERS: Final = 2 << 20  # of a rendered conversation
+_MAX_REASON: Final = 500
+_FLAGS: Final = (
+    "--ctx-size", "32", "--parallel", "1", "--no-warmup", "--jinja", "--threads", "1", "--threads-http", "2",
+)  # fmt: skip
+_OUT_OF_MEMORY: Final = ("bad_alloc", "length_error", "vector::_M_", "basic_string::_M_")
+_TEMPLATE: Final = re.compile(r"chat.template|jinja", re.IGNORECASE)
+T = TypeVar("T")
+
+
+class TemplateServer:
+    """Started on entry, killed on exit; the first question waits until it is up."""
+
+    def __init__(self, binary: Path, model: GgufHeader, folder: Path) -> None:
+        """`folder` is where the small model is written; it takes some megabytes until exit.
+
+        Raises:
+            StageFailure: the template is longer than any real one.
+        """
+        refuse_large(model.chat_template or "")
+        self._path = write_template_model(folder / "template.gguf", model)
+        command = limited([str(binary), "--model", str(self._path), *_FLAGS], _MEMORY_BYTES)
+        self._server, self._budget = Server(command, CLOCK_S), Budget()
+
+    def start(self) -> None:
+        """Start it; does not wait."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Kill it."""
+        self._server.stop()
+        self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Wait until the template is loaded.
+
+        Raises:
+            ChatRefused: llama.cpp does not accept the template, and would not start with it.
+            OverLimit: it takes too long or too much.
+            StageFailure: llama.cpp does not start for another reason, such as the vocabulary.
+        """
+        self._asked(lambda: self._server.ask("GET", "/health"))
+
+    def render(self, messages: Messages) -> str:
+        """The conversation's text, up to where the assistant begins.
+
+        Raises:
+            ChatRefused: llama.cpp cannot run the template, or the template raises.
+            OverLimit: it takes too long or too much.
+        """
+        body: dict[str, object] = {"messages": list(messages)}
+        status, answer = self._asked(lambda: self._server.ask("POST", "/apply-template", body))
+        if status != 200:
+            reason = error_text(answer)
+            if any(sign in reason for sign in _OUT_OF_MEMORY):
+                raise OverLimit(too_much(_MEMORY_BYTES))
+            raise ChatRefused(reason[:_MAX_REASON])
+        text = str(answer.get("prompt", ""))
+        if len(text) > _MAX_CHARACTERS:
+            raise OverLimit(TOO_LARGE)
+        return text
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        grant_more(self._server.pid)
+        try:
+            with self._budget.one_more():
+                return ask()
+        except StageFailure as failure:
+            code, log = self._server.exit_code(), self._server.log_tail()
+            if code is None:
+                raise OverLimit(TOO_SLOW) from failure
+            if code < 0:
+                raise OverLimit(how_it_ended(code, _MEMORY_BYTES)) from failure
+            if any(sign in log for sign in _OUT_OF_MEMORY):
+                raise OverLimit(too_much(_MEMORY_BYTES)) from failure
+            if _TEMPLATE.search(log):
+                raise ChatRefused(_reason(log)) from failure
+            raise
+
+
+def error_text(answer: dict[str, Any]) -> str:
+    """What llama-server's answer says went wrong."""
+    error = answer.get("error", answer)
+    message = error.get("message") if isinstance(error, dict) else None
+    return str(message) if message else json.dumps(error)
+
+
+def _reason(log: str) -> str:
+    """The line of the log that says what is wrong with the template; else all of its end."""
+    lines = [line.partition("rror: ")[2] for line in log.splitlines() if "rror: " in line]
+    return (lines[0] if lines else log)[:_MAX_REASON]

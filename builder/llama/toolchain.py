@@ -1,0 +1,37 @@
+"""Where llama.cpp's tools and its converter are, in this image or on this host."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantyard.protocol.runner import Stage
+
+_PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a stage of the builder runs."""
+
+    llama_bin: Path | None  # folder of llama-quantize and llama-server; None: use llama-cpp-python
+    converter: Path  # convert_hf_to_gguf.py
+    lora_converter: Path  # convert_lora_to_gguf.py; a stand-in for the base image may lack it
+    converter_python: Path  # the Python that has what the converter needs
+    clean_env: Mapping[str, str]  # all that a tool's process may see: no PYTHONPATH of ours, no token, no proxy
+
+
+def tools_of(stage: Stage) -> Tools:
+    """The tools, as the stage's environment names them."""
+    environment = stage.environment
+    llama_bin = environment.get("LLAMA_BIN")
+    return Tools(
+        llama_bin=Path(llama_bin) if llama_bin else None,
+        converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
+        lora_converter=Path(environment.get("LLAMA_LORA_CONVERTER", "/app/convert_lora_to_gguf.py")),
+        converter_python=Path(environment.get("CONVERTER_PYTHON", sys.executable)),
+        clean_env={name: environment[name] for name in _PASSED_ON if name in environment} | _OFFLINE,
+    )

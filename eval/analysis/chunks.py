@@ -1,0 +1,101 @@
+"""The text that both models read, and how it is cut: chunks as llama-perplexity has them, windows as lm-eval does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from eval.llama.prefix_tree import Request
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+
+OUR_PROSE: Final = "Quantyard's prose"
+_PROSE_FILE: Final = Path(__file__).parents[1] / "suites" / "smoke" / "prose.jsonl"
+_BETWEEN: Final = "\n\n"  # between documents of our prose
+_FORM_FEED: Final = "\f"  # between documents of a user's text
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, whole and as its documents.
+
+    A user's file is read whole, byte for byte what `llama-perplexity -f` reads; form feeds in it part documents,
+    and one without is one document.
+    """
+
+    name: str
+    whole: str
+    documents: tuple[str, ...]
+
+
+def read_text(suite_dir: Path, file: str | None) -> Text:
+    """The user's text beside the suite, or our prose.
+
+    Raises:
+        StageFailure: `bad-text` (2): no such file, not UTF-8, or empty.
+    """
+    if file is None:
+        return _our_prose()
+    try:
+        whole = (suite_dir / file).read_bytes().decode()
+    except OSError as error:
+        raise _bad(f"The text {file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start:,} is 0x{error.object[error.start]:02x}"
+        raise _bad(f"The text {file} is not UTF-8: {what}.") from error
+    documents = tuple(part for part in whole.split(_FORM_FEED) if part.strip())
+    if not documents:
+        raise _bad(f"The text {file} is empty.")
+    return Text(file, whole.removesuffix("\n"), documents)  # llama-perplexity drops the last newline too
+
+
+def _our_prose() -> Text:
+    lines = _PROSE_FILE.read_text(encoding="utf-8").splitlines()
+    documents = tuple(json.loads(line)["text"] for line in lines if line)
+    return Text(OUR_PROSE, _BETWEEN.join(documents), documents)
+
+
+def chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos: int | None) -> npt.NDArray[np.int32]:
+    """The first `n_chunks` chunks of the text (0: all), shape (chunks, n_ctx); each begins with `bos` if there is one.
+
+    Raises:
+        StageFailure: `bad-text` (2): the text is too short for one chunk.
+    """
+    n_whole = len(tokens) // n_ctx
+    if not n_whole:
+        message = f"The text has {len(tokens):,} tokens, and one chunk needs {n_ctx:,}."
+        raise _bad(message, "Give a longer text, or set a smaller `divergence: n_ctx` in the suite.")
+    n_read = min(n_chunks or n_whole, n_whole)
+    cut = np.asarray(tokens[: n_read * n_ctx], np.int32).reshape(n_read, n_ctx)
+    if bos is not None:
+        cut[:, 0] = bos
+    return cut
+
+
+def windows(documents: Sequence[Sequence[int]], n_ctx: int, n_windows: int, prefix: int) -> list[Request]:
+    """The first `n_windows` of lm-eval's rolling windows over the documents (0: all).
+
+    Each token of a document is scored once. The first window follows `prefix`; a full one after it follows the one
+    token before; the last, which is shorter, as many as fill it up. Source: lm_eval/utils.py, 0.4.13.
+    """
+    return list(islice(_windows(documents, n_ctx, prefix), n_windows or None))
+
+
+def _windows(documents: Sequence[Sequence[int]], n_ctx: int, prefix: int) -> Iterator[Request]:
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    for tokens in documents:
+        for window in get_rolling_token_windows(list(tokens), prefix, max_seq_len=n_ctx, context_len=1):
+            context, target = make_disjoint_window(window)
+            yield Request([*context, *target[:-1]], target)
+
+
+def _bad(message: str, hint: str = "Give a UTF-8 text file in the suite's `divergence: text`.") -> StageFailure:
+    return StageFailure(ExitCode.BAD_REQUEST, "bad-text", message, hint)

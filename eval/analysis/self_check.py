@@ -1,0 +1,186 @@
+"""A measurement that checks itself, on the very file and machine, before the first task.
+
+Three things can go wrong without a word: log-probabilities that belong to the neighbouring token, packing that
+changes what a sequence sees, and two ways of asking that disagree. Each has its check. What counts as equal is not
+a constant: the arithmetic's own noise is measured with an A/A control, the same plain decode of the same
+sequences with flash attention on and off, and packed scores may differ from plain ones by half as much again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from lm_eval.api.instance import Instance
+
+from eval.llama.context import Context, ContextSettings, FlashAttention
+from eval.llama.lm import LlamaLM
+from eval.llama.logprobs import LogSoftmax
+from eval.llama.prefix_tree import Request
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import SelfCheck
+from quantyard.protocol.runner import StageFailure
+
+NOISE_FACTOR: Final = 1.5
+ROLLING_TOLERANCE: Final = 1e-3  # nats per token: the same tokens, asked for in another way
+_MIN_RIGHT: Final = 0.75  # of the known answers; guessing gets 0.5 and reaches this once in 50 times
+
+# To add a known answer: a text that every language model can continue, its next word, and its last word again.
+# A score that belongs to the neighbouring token prefers the last word: that is what comes next one token earlier.
+KNOWN_ANSWERS: Final = (
+    ("2 4 6 8 10 12", " 14", " 12"),
+    ("10 11 12 13 14 15 16", " 17", " 16"),
+    ("A B C D E F G H", " I", " H"),
+    ("a b c d e f g", " h", " g"),
+    ("January, February, March, April, May", " June", " May"),
+    ("The sun is hot. The sun is hot. The sun is", " hot", " is"),
+    ("My name is Tom. My name is Tom. My name is", " Tom", " is"),
+    ("We went to the beach. We went to the beach. We went to the", " beach", " the"),
+    ("It was a dark night. It was a dark night. It was a", " dark", " a"),
+    ("He paid for the bread. He paid for the bread. He paid for the", " bread", " the"),
+    ("The capital of France is Paris. The capital of France is", " Paris", " is"),
+    ("The dog ran after the cat. The dog ran after the", " cat", " the"),
+    ("x = 1; y = 2; x = 1; y =", " 2", " ="),
+    ("def add(a, b): return a + b; def add(a, b): return", " a", " return"),
+    ("Once upon a", " time", " a"),
+    ("She opened the door and looked", " at", " looked"),
+)
+# Continuations of several tokens behind prefixes that branch: what packing has to get right.
+_STEMS: Final = (
+    "The river was high that morning, and the old bridge",
+    "The river was high that morning, and nobody in the village",
+    "To repair a bicycle wheel, first take off the tire and then",
+    "In winter the days are short, so the farmer",
+)
+_ENDINGS: Final = (
+    " had been closed since the day before.", " wanted to cross it alone.", " look for the hole with care.",
+    " began his work by the light of a lamp.", " went on as if nothing had happened at all.",
+)
+
+Doubles = npt.NDArray[np.float64]
+
+
+def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> SelfCheck:
+    """Check the measurement on this model.
+
+    Raises:
+        StageFailure: `self-check` (3 if the model's answers are at fault, 70 if our arithmetic is).
+    """
+    answers = _known_answers(lm)
+    on_progress(1, 3)
+    packed, plain, control = _three_ways(lm)
+    on_progress(2, 3)
+    found = SelfCheck(
+        known_answers=len(KNOWN_ANSWERS), known_answers_right=answers,
+        packed_difference=_rms(packed - plain), noise=_rms(control - plain),
+        rolling_difference=_rolling_difference(lm), n_tokens=len(plain),
+    )
+    on_progress(3, 3)
+    _judge(found)
+    return found
+
+
+def _known_answers(lm: LlamaLM) -> int:
+    pairs = [(context, text) for context, right, wrong in KNOWN_ANSWERS for text in (right, wrong)]
+    scores = [score for score, _greedy in lm.loglikelihood(_instances("loglikelihood", pairs))]
+    return sum(right > wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
+
+
+def _three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
+    """Log-probability of every token of the same requests: packed, plain, and plain with flash attention off."""
+    requests = check_requests(lm)
+    packed = lm.scorer.score(requests).logprobs
+    plain = plain_logprobs(lm, requests, "auto")
+    control = plain_logprobs(lm, requests, "off")
+    if np.array_equal(control, plain):  # this model has no flash attention: another order of the same sums
+        control = plain_logprobs(lm, requests, "auto", one_by_one=True)
+    return packed, plain, control
+
+
+def check_requests(lm: LlamaLM) -> list[Request]:
+    """Every stem with every ending."""
+    requests = []
+    for stem in _STEMS:
+        for ending in _ENDINGS:
+            context = lm.tok_encode(stem)
+            whole = lm.tok_encode(stem + ending)
+            requests.append(Request(whole[:-1], whole[len(context) :]))
+    return requests
+
+
+def plain_logprobs(
+    lm: LlamaLM, requests: Sequence[Request], flash_attention: FlashAttention, *, one_by_one: bool = False
+) -> Doubles:
+    """The same scores without packing: one sequence at a time, from an empty memory; nats, shape (targets,)."""
+    longest = max(len(request.tokens) for request in requests)
+    softmax = LogSoftmax(lm.model.n_vocab)
+    found = []
+    settings = ContextSettings(longest, 1, lm.scorer.n_threads, flash_attention)
+    with Context(lm.model, settings) as context:
+        for request in requests:
+            context.clear()
+            rows = _rows(context, request, one_by_one)
+            targets = np.asarray(request.targets, np.int32)
+            found.append(softmax.of_tokens(rows, np.arange(len(targets)), targets))
+    return np.concatenate(found)
+
+
+def _rows(context: Context, request: Request, one_by_one: bool) -> npt.NDArray[np.float32]:
+    tokens = np.asarray(request.tokens, np.int32)
+    if not one_by_one:
+        return np.concatenate(context.decode_one(tokens, n_rows=len(request.targets)))
+    rows = [context.decode_one(tokens[at : at + 1], start=at)[0] for at in range(len(tokens))]
+    return np.concatenate(rows[-len(request.targets) :])
+
+
+def _rolling_difference(lm: LlamaLM) -> float:
+    """Largest difference per token between a text as a continuation of nothing and as a rolling text."""
+    texts = [stem + ending for stem, ending in zip(_STEMS, _ENDINGS, strict=False)]
+    rolling = lm.loglikelihood_rolling(_instances("loglikelihood_rolling", [(text,) for text in texts]))
+    sums = lm.loglikelihood(_instances("loglikelihood", [("", text) for text in texts]))
+    lengths = [len(lm.tok_encode(text, add_special_tokens=False)) for text in texts]
+    return max(abs(a - b) / n for a, (b, _), n in zip(rolling, sums, lengths, strict=True))
+
+
+def _instances(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
+
+
+def _rms(values: Doubles) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    holds: bool
+    message: str
+    exit_code: ExitCode
+    hint: str
+
+
+def _judge(found: SelfCheck) -> None:
+    right, asked = found.known_answers_right, found.known_answers
+    ours = "The scores would be wrong, so nothing was measured. Report it, with the log."
+    rules = (
+        _Rule(
+            right >= _MIN_RIGHT * asked,
+            f"only {right} of {asked} well-known continuations came out likelier than wrong ones",
+            ExitCode.UNSUPPORTED_MODEL, "The file is broken, or is no model of ordinary text. Verify it: make build.",
+        ),
+        _Rule(
+            found.packed_difference <= NOISE_FACTOR * found.noise,
+            f"packed scores differ from plain ones by {found.packed_difference:.2g} nats a token, "
+            f"and the arithmetic's own noise is {found.noise:.2g}", ExitCode.BUG, ours,
+        ),
+        _Rule(
+            found.rolling_difference <= ROLLING_TOLERANCE,
+            f"a continuation's score and the rolling score of the same text differ by {found.rolling_difference:.2g} "
+            "nats a token", ExitCode.BUG, ours,
+        ),
+    )
+    for rule in rules:
+        if not rule.holds:
+            raise StageFailure(rule.exit_code, "self-check", f"The self-check failed: {rule.message}.", rule.hint)

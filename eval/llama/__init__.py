@@ -1,0 +1,1 @@
+"""The GGUF as a model of lm-evaluation-harness."""

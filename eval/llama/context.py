@@ -1,0 +1,161 @@
+"""A llama.cpp context: its memory, one batch that is filled again and again, and the logits it leaves.
+
+Logits are numpy views of llama.cpp's own buffer: no row is copied, and each is valid until the next decode.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from eval.llama.model import LOG, GgufModel, unfit
+from quantyard.hardware.machine import physical_cores
+
+MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
+PAD: Final = 256  # llama.cpp rounds a context up to this many cells
+BATCH_TOKENS: Final = 512  # llama.cpp's default physical batch: larger ones gain nothing on a CPU
+_ALL: Final = -1
+
+Rows = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+FlashAttention = Literal["auto", "on", "off"]
+_FLASH: Final = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO, "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """What a context is made for; `threads` 0: one per physical core."""
+
+    n_ctx: int  # cells of memory, shared by all sequences
+    n_seq_max: int = 1
+    threads: int = 0
+    flash_attention: FlashAttention = "auto"
+
+
+class Context:
+    """Decodes tokens of one model. Close it, or use it in a `with`."""
+
+    def __init__(self, model: GgufModel, settings: ContextSettings) -> None:
+        self.model = model
+        self.n_ctx = -(-settings.n_ctx // PAD) * PAD
+        self.n_seq_max = settings.n_seq_max
+        self.threads = settings.threads or physical_cores()
+        self.n_tokens_decoded = 0
+        self._handle = self._open(settings)
+        self._memory = llama_cpp.llama_get_memory(self._handle)
+        if not self._memory:
+            self.close()
+            raise unfit(model.path, "it keeps no memory of what it read")
+        self._batch = _Batch(BATCH_TOKENS)
+
+    def decode(
+        self, tokens: Ints, positions: Ints, wanted: npt.NDArray[np.bool_], first_seq: Ints, n_seqs: Ints
+    ) -> Rows:
+        """Run tokens, each belonging to the sequences `first_seq[i]` to `first_seq[i] + n_seqs[i] - 1`.
+
+        All arguments have the shape (n,), n at most `BATCH_TOKENS`.
+
+        Returns:
+            Logits of the wanted tokens in their order, shape (wanted, vocabulary); a view until the next call.
+
+        Raises:
+            StageFailure: `decode` (3) if llama.cpp cannot, for example because its memory is full.
+        """
+        batch = self._batch.fill(tokens, positions, wanted, first_seq, n_seqs)
+        code = llama_cpp.llama_decode(self._handle, batch)
+        if code:
+            what = f"llama.cpp cannot decode {len(tokens)} tokens (code {code}, {self.n_ctx} cells of memory)."
+            raise LOG.failure(what, "decode", "Try a smaller MAX_LENGTH; its last lines are below.")
+        self.n_tokens_decoded += len(tokens)
+        n_rows = int(np.count_nonzero(wanted))
+        if not n_rows:
+            return np.empty((0, self.model.n_vocab), np.float32)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._handle), (n_rows, self.model.n_vocab))
+
+    def decode_one(self, tokens: Ints, start: int = 0, n_rows: int = 1, seq: int = 0) -> list[Rows]:
+        """Run one sequence from position `start`; logits of its last `n_rows` tokens, copied, one array a batch."""
+        rows = []
+        for at in range(0, len(tokens), BATCH_TOKENS):
+            part = tokens[at : at + BATCH_TOKENS]
+            index = np.arange(at, at + len(part), dtype=np.int32)
+            ones = np.ones(len(part), np.int32)
+            view = self.decode(part, index + np.int32(start), index >= len(tokens) - n_rows, ones * np.int32(seq), ones)
+            rows.append(view.copy())
+        return rows
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        llama_cpp.llama_memory_clear(self._memory, False)
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Let `target` share the first `end` tokens of `source`; costs no memory in a unified cache."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def remove(self, seq: int, start: int = 0) -> None:
+        """Forget a sequence from position `start` on."""
+        llama_cpp.llama_memory_seq_rm(self._memory, seq, start, _ALL)
+
+    def close(self) -> None:
+        """Free the memory."""
+        if self._handle:
+            llama_cpp.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self, settings: ContextSettings) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_seq_max = settings.n_seq_max
+        params.n_threads = params.n_threads_batch = self.threads
+        params.kv_unified = True  # a token may belong to several sequences, and copies are free
+        params.swa_full = True  # a sliding window's cache is kept whole, so that a sequence may be longer than it
+        params.no_perf = True
+        params.flash_attn_type = _FLASH[settings.flash_attention]
+        handle = llama_cpp.llama_init_from_model(self.model.handle, params)
+        if not handle:
+            what = f"llama.cpp cannot open a context of {self.n_ctx} tokens on {self.model.path.name}."
+            raise LOG.failure(what, "context", "Memory may be short: try a smaller MAX_LENGTH.")
+        return handle
+
+
+class _Batch:
+    """A `llama_batch` over numpy arrays. Sequence ids of a token are a range, so one row 0, 1, 2 … serves all."""
+
+    def __init__(self, size: int) -> None:
+        self._tokens, self._positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        self._n_seqs, self._wanted = np.zeros(size, np.int32), np.zeros(size, np.int8)
+        self._ids = np.arange(MAX_SEQUENCES, dtype=np.int32)
+        self._seqs = np.zeros(size, np.uintp)  # pointers into _ids
+        self._struct = llama_cpp.llama_batch(
+            n_tokens=0, token=_pointer(self._tokens, ctypes.c_int32), embd=None,
+            pos=_pointer(self._positions, ctypes.c_int32), n_seq_id=_pointer(self._n_seqs, ctypes.c_int32),
+            seq_id=_pointer(self._seqs, ctypes.POINTER(ctypes.c_int32)), logits=_pointer(self._wanted, ctypes.c_int8),
+        )
+
+    def fill(self, tokens: Ints, positions: Ints, wanted: npt.NDArray[np.bool_], first: Ints, n_seqs: Ints) -> Any:
+        """The batch that holds these tokens."""
+        n = len(tokens)
+        self._tokens[:n], self._positions[:n], self._wanted[:n] = tokens, positions, wanted
+        self._n_seqs[:n] = n_seqs
+        self._seqs[:n] = self._ids.ctypes.data + first.astype(np.uintp) * self._ids.itemsize
+        self._struct.n_tokens = n
+        return self._struct
+
+
+def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(kind))

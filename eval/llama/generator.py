@@ -1,0 +1,284 @@
+"""Generates text for many prompts with one model: several sequences at once, each slot taking the next prompt at once.
+
+Every step decodes one batch: the next token of each running sequence, then as much of new prompts as fits beside
+them. Prompts are taken in sorted order, so that neighbours share the longest prefixes. Sequence 0 of the context
+keeps the path of the prompt admitted last, as in `scorer.py`; what the next one shares with it is copied, which
+costs nothing in a unified cache, and never decoded again. Models whose memory cannot be shared run one at a time.
+
+A result depends on its prompt, its settings and its place in the caller's list. Slots, order and neighbours change
+only the sizes of the batches, and so the last bits of the logits: greedy texts differ where two tokens tie so closely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
+from eval.llama.model import GgufModel
+from eval.llama.sampling import GREEDY, Sampler, Sampling, Text
+
+__all__ = ["Generator", "Prompt", "Sampling"]
+
+SLOTS: Final = 32  # the demo model on a CPU gains nothing beyond 16, and loses nothing either
+CELLS: Final = 16_384  # of memory, for all slots; a longer request gets what it needs
+_KEPT: Final = 0  # the sequence that holds the path of the prompt admitted last
+_WORTH_WAITING: Final = 16  # tokens that the next step could share: fewer are decoded again rather than waited for
+
+Ints = npt.NDArray[np.int32]
+OnProgress = Callable[[int, int], None]  # prompts finished, of how many
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Continue `tokens` by up to `max_tokens` tokens, or until one of the texts in `stop`."""
+
+    tokens: Sequence[int]
+    max_tokens: int
+    stop: tuple[str, ...] = ()  # empty strings are ignored
+    sampling: Sampling = GREEDY
+
+
+class Generator:
+    """Generates; opens a context as large as the prompts need."""
+
+    def __init__(
+        self, model: GgufModel, threads: int = 0, n_slots: int = SLOTS, n_cells: int = CELLS
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            threads: 0: one per physical core.
+            n_slots: sequences at once, at most 255.
+            n_cells: tokens that memory holds at once; exceeded for a request that alone needs more.
+        """
+        self._model = model
+        self._threads = threads
+        self._n_slots = min(n_slots, MAX_SEQUENCES - 1) if model.shares_memory else 1
+        self._n_cells = n_cells
+        self.n_tokens_decoded = 0  # over all calls
+
+    def generate(self, prompts: Sequence[Prompt], on_progress: OnProgress = lambda _done, _total: None) -> list[str]:
+        """The continuation of each prompt, without special tokens, cut before its first stop string.
+
+        Raises:
+            StageFailure: llama.cpp cannot decode, or the logits are not finite.
+            ValueError: a prompt without tokens, or a negative `max_tokens`.
+        """
+        _check(prompts)
+        jobs = _in_order(prompts, share=self._model.shares_memory)
+        if not jobs:
+            return [""] * len(prompts)
+        with Context(self._model, self._context_settings(jobs)) as context:
+            texts = _Run(context, jobs, len(prompts), on_progress).run()
+            self.n_tokens_decoded += context.n_tokens_decoded
+        return texts
+
+    def _context_settings(self, jobs: Sequence[_Job]) -> ContextSettings:
+        sizes = sorted((job.cells for job in jobs), reverse=True)
+        n_slots = min(self._n_slots, len(jobs))
+        cells = max(sizes[0], min(self._n_cells, sum(sizes[:n_slots])))
+        n_seq_max = n_slots + 1 if self._model.shares_memory else 1
+        return ContextSettings(cells, n_seq_max, self._threads)
+
+
+def _check(prompts: Sequence[Prompt]) -> None:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt.tokens):
+            raise ValueError(f"prompt {number} has no tokens; begin it with the model's BOS or EOS")
+        if prompt.max_tokens < 0:
+            raise ValueError(f"prompt {number} has max_tokens {prompt.max_tokens}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A prompt that waits for a slot."""
+
+    number: int  # in the caller's list
+    prompt: Prompt
+    tokens: Ints
+    common: int  # first tokens that it shares with the job before; never all, for its last row of logits is needed
+
+    @property
+    def cells(self) -> int:
+        """Memory it may come to need: the last generated token is never decoded."""
+        return len(self.tokens) + self.prompt.max_tokens - 1
+
+
+def _in_order(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
+    """Those with something to generate, sorted by their tokens."""
+    keys = [np.asarray(prompt.tokens, ">u4").tobytes() for prompt in prompts]  # big-endian bytes sort as tokens do
+    numbers = sorted((n for n, prompt in enumerate(prompts) if prompt.max_tokens), key=lambda n: keys[n])
+    jobs: list[_Job] = []
+    for number in numbers:
+        tokens = np.frombuffer(keys[number], ">u4").astype(np.int32)
+        common = _common(jobs[-1].tokens, tokens[:-1]) if share and jobs else 0
+        jobs.append(_Job(number, prompts[number], tokens, common))
+    return jobs
+
+
+def _common(before: Ints, here: Ints) -> int:
+    n = min(len(before), len(here))
+    differ = np.flatnonzero(before[:n] != here[:n])
+    return int(differ[0]) if len(differ) else n
+
+
+class _Run:
+    """One walk over sorted jobs."""
+
+    def __init__(self, context: Context, jobs: list[_Job], n_prompts: int, on_progress: OnProgress) -> None:
+        self._context, self._on_progress = context, on_progress
+        self._waiting = jobs[::-1]  # the next one last
+        self._share = context.n_seq_max > 1
+        self._free = list(range(context.n_seq_max - 1, 0, -1)) if self._share else [0]
+        self._running: list[_Slot] = []  # in the order of admission: only the last may still be reading its prompt
+        self._n_kept = 0  # tokens in sequence 0, all of the job admitted last
+        self._link_to_kept = 0  # how many of them the last running slot has too
+        self._pieces = _Pieces(context.model)
+        self._texts = [""] * n_prompts
+        self._n_left = len(jobs)
+
+    def run(self) -> list[str]:
+        """Step until every job is finished."""
+        while self._waiting or self._running:
+            self._step()
+            self._on_progress(len(self._texts) - self._n_left, len(self._texts))
+        return self._texts
+
+    def _step(self) -> None:
+        parts, room = [], BATCH_TOKENS
+        for slot in self._running:
+            parts.append(slot.take(room))
+            room -= len(parts[-1].tokens)
+        while room and (new := self._admit()):
+            parts.append(new.take(room))
+            room -= len(parts[-1].tokens)
+        complete = [part.slot for part in parts if part.complete]
+        for slot, logits in zip(complete, self._decode(parts), strict=True):
+            self._advance(slot, logits)
+
+    def _decode(self, parts: Sequence[_Part]) -> npt.NDArray[np.float32]:
+        """Logits after each complete part, shape (complete parts, vocabulary)."""
+        lengths = [len(part.tokens) for part in parts]
+        tokens = np.concatenate([part.tokens for part in parts])
+        positions = np.concatenate([np.arange(len(part.tokens), dtype=np.int32) + part.start for part in parts])
+        sequences = np.repeat(np.array([part.slot.seq for part in parts], np.int32), lengths)
+        wanted = np.zeros(len(tokens), np.bool_)
+        wanted[np.cumsum(lengths) - 1] = [part.complete for part in parts]
+        return self._context.decode(tokens, positions.astype(np.int32), wanted, sequences, np.ones_like(sequences))
+
+    def _admit(self) -> _Slot | None:
+        """Give the next job a slot, if one is free, memory suffices, and waiting a step would not save tokens."""
+        if not self._waiting or not self._free:
+            return None
+        job = self._waiting[-1]
+        shared = min(self._n_kept, job.common)
+        link = min(shared, self._link_to_kept)
+        used = sum(slot.job.cells - slot.link for slot in self._running) + job.cells - link
+        if used > self._context.n_ctx or job.common - shared >= _WORTH_WAITING:
+            return None
+        self._waiting.pop()
+        slot = _Slot(self._free.pop(), job, link, job.tokens[shared:], shared)
+        self._running.append(slot)
+        self._share_path(slot, shared)
+        return slot
+
+    def _share_path(self, slot: _Slot, shared: int) -> None:
+        """Copy what is in memory; sequence 0 then holds tokens of the new slot's prompt alone."""
+        self._link_to_kept = self._n_kept = shared
+        if self._share:
+            self._context.remove(_KEPT, shared)
+            if shared:
+                self._context.copy(_KEPT, slot.seq, shared)
+
+    def _advance(self, slot: _Slot, logits: npt.NDArray[np.float32]) -> None:
+        """One more token for a slot whose tokens are all in memory."""
+        if slot.n_read == len(slot.job.tokens) and slot is self._running[-1]:
+            self._keep_path(slot)
+        if slot.accept(slot.sampler.choose(logits), self._pieces):
+            return
+        self._texts[slot.job.number] = slot.text.cut()
+        self._n_left -= 1
+        self._release(slot)
+
+    def _keep_path(self, slot: _Slot) -> None:
+        if self._share:
+            self._context.remove(_KEPT)  # first: llama.cpp counts a cell twice that gets a sequence it has
+            self._context.copy(slot.seq, _KEPT, len(slot.job.tokens))
+            self._link_to_kept = self._n_kept = len(slot.job.tokens)
+
+    def _release(self, slot: _Slot) -> None:
+        """Forget a slot; the neighbours it linked share what both shared with it."""
+        at = self._running.index(slot)
+        del self._running[at]
+        if at < len(self._running):
+            self._running[at].link = min(self._running[at].link, slot.link)
+        else:
+            self._link_to_kept = min(self._link_to_kept, slot.link)
+        self._free.append(slot.seq)
+        if self._share:
+            self._context.remove(slot.seq)
+        else:
+            self._context.clear()
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A sequence that runs."""
+
+    seq: int  # in the context
+    job: _Job
+    link: int  # cells that it shares with the slot admitted before it that still runs
+    pending: Ints  # tokens to decode next: of the prompt, then the last one chosen
+    n_read: int  # tokens decoded or in the batch
+    n_generated: int = 0
+    sampler: Sampler = field(init=False)
+    text: Text = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sampler = Sampler(self.job.prompt.sampling, self.job.number)
+        self.text = Text(self.job.prompt.stop)
+
+    def take(self, room: int) -> _Part:
+        """Move up to `room` pending tokens into a batch."""
+        tokens, self.pending = self.pending[:room], self.pending[room:]
+        part = _Part(self, tokens, self.n_read, complete=not len(self.pending))
+        self.n_read += len(tokens)
+        return part
+
+    def accept(self, token: int, pieces: _Pieces) -> bool:
+        """Append a token; False if the text ends here."""
+        if pieces.model.ends_generation(token) or self.text.add(*pieces.of(token)):
+            return False
+        self.n_generated += 1
+        self.pending = np.array([token], np.int32)
+        return self.n_generated < self.job.prompt.max_tokens
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one slot has in a batch."""
+
+    slot: _Slot
+    tokens: Ints
+    start: int  # position of the first
+    complete: bool  # whether the slot's next token follows
+
+
+class _Pieces:
+    """The bytes of tokens, each asked for once."""
+
+    def __init__(self, model: GgufModel) -> None:
+        self.model = model
+        self._known: dict[int, tuple[bytes, bytes]] = {}
+
+    def of(self, token: int) -> tuple[bytes, bytes]:
+        """What the token adds to a text, and the name of a special token, which adds nothing."""
+        if token not in self._known:
+            piece = self.model.piece(token, special=False)
+            self._known[token] = piece, b"" if piece else self.model.piece(token, special=True)
+        return self._known[token]

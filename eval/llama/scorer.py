@@ -1,0 +1,201 @@
+"""Scores requests with one model: log-probability of every target token, and whether it was the likeliest.
+
+Decodes the plan of `prefix_tree.py`. Sequence 0 of the context is the path that is kept between groups, 1 to 255
+are the sequences of a group. In a unified cache a shared token is one cell that belongs to many sequences, so
+sharing costs neither memory nor time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
+from eval.llama.logprobs import LogSoftmax
+from eval.llama.model import GgufModel
+from eval.llama.prefix_tree import Group, Limits, Plan, Request, Targets, make_plan
+from quantyard.hardware.machine import physical_cores
+
+_KEPT: Final = 0  # the sequence that holds the path from the group before
+OnProgress = Callable[[int, int], None]  # requests scored, of how many
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of every target token, in the order of the requests: arrays of shape (targets,)."""
+
+    logprobs: npt.NDArray[np.float64]  # nats
+    greedy: npt.NDArray[np.bool_]  # no other token had a larger logit, nor an equal one with a smaller id
+    offsets: npt.NDArray[np.int64]  # request i has targets offsets[i] to offsets[i + 1]
+
+    def sums(self) -> list[tuple[float, bool]]:
+        """For each request: log-probability of its continuation in nats, and whether greedy decoding gives it."""
+        starts = self.offsets[:-1]
+        if not len(starts):
+            return []
+        totals = np.add.reduceat(self.logprobs, starts)
+        return list(zip(totals.tolist(), np.logical_and.reduceat(self.greedy, starts).tolist(), strict=True))
+
+
+class Scorer:
+    """Scores requests; opens a context as large as they need. `threads` 0: one per physical core."""
+
+    def __init__(self, model: GgufModel, threads: int = 0) -> None:
+        self._model = model
+        self.n_threads = threads or physical_cores()
+        self._softmax = LogSoftmax(model.n_vocab)
+        self.n_tokens_decoded = 0  # over all calls
+        self.n_tokens_requested = 0  # what one-by-one decoding would have read
+
+    def score(self, requests: Sequence[Request], on_progress: OnProgress = lambda _done, _total: None) -> Scores:
+        """Score them all, whatever their order.
+
+        Raises:
+            StageFailure: llama.cpp cannot decode, or the logits are not finite.
+            ValueError: a request that has nothing to score.
+        """
+        longest = max((len(request.tokens) for request in requests), default=0)
+        share = self._model.shares_memory
+        cells = longest + BATCH_TOKENS if share else longest
+        plan = make_plan(requests, Limits(BATCH_TOKENS, cells, MAX_SEQUENCES - 1, share))
+        self.n_tokens_requested += sum(len(request.tokens) for request in requests)
+        n_seq_max = MAX_SEQUENCES if share else 1
+        with Context(self._model, ContextSettings(cells, n_seq_max, self.n_threads)) as context:
+            scores = _Run(context, plan, self._softmax, on_progress, len(requests)).run()
+            self.n_tokens_decoded += context.n_tokens_decoded
+        return scores
+
+
+class _Run:
+    """One walk over a plan."""
+
+    def __init__(
+        self, context: Context, plan: Plan, softmax: LogSoftmax, on_progress: OnProgress, n_requests: int
+    ) -> None:
+        self._context, self._plan, self._softmax = context, plan, softmax
+        self._on_progress, self._n_requests = on_progress, n_requests
+        self._rows = _RowIndex(plan.targets)
+        n_targets = len(plan.targets.token)
+        self._logprobs = np.full(n_targets, np.nan)
+        self._greedy = np.zeros(n_targets, np.bool_)
+        self._n_scored = 0
+
+    def run(self) -> Scores:
+        """Every group in order."""
+        for group in self._plan.groups:
+            if self._context.n_seq_max == 1:
+                self._alone(group)
+            else:
+                self._together(group)
+            self._report()
+        assert self._n_scored == len(self._logprobs)
+        return Scores(self._logprobs, self._greedy, self._plan.targets.offsets)
+
+    def _together(self, group: Group) -> None:
+        """Decode what the group adds to the kept path, each token for all sequences that it belongs to."""
+        self._share_path(group)
+        nodes = _nodes_of(self._plan, group)
+        for start in range(0, len(nodes.tokens), BATCH_TOKENS):
+            self._decode(nodes, slice(start, start + BATCH_TOKENS))
+        self._keep_path(group)
+
+    def _alone(self, group: Group) -> None:
+        self._context.clear()
+        nodes = _nodes_of(self._plan, group)
+        alone = _Nodes(nodes.tokens, nodes.depth, nodes.sequence, np.zeros_like(nodes.first), nodes.count)
+        for start in range(0, len(nodes.tokens), BATCH_TOKENS):
+            self._decode(alone, slice(start, start + BATCH_TOKENS))
+
+    def _share_path(self, group: Group) -> None:
+        if not group.kept:
+            self._context.clear()
+            return
+        self._context.remove(_KEPT, group.kept)
+        common = group.kept
+        for number in range(group.first, group.last):
+            common = min(common, int(self._plan.common[number]))
+            if common:
+                self._context.copy(_KEPT, number - group.first + 1, common)
+
+    def _keep_path(self, group: Group) -> None:
+        """Let sequence 0 be the group's last path, and forget the others."""
+        last = group.last - group.first
+        self._context.remove(_KEPT)
+        self._context.copy(last, _KEPT, len(self._plan.sequences[group.last - 1]))
+        for sequence in range(1, last + 1):
+            self._context.remove(sequence)
+
+    def _decode(self, nodes: _Nodes, part: slice) -> None:
+        sequence, depth = nodes.sequence[part], nodes.depth[part]
+        targets, node_of = self._rows.at(sequence, depth)
+        wanted = np.zeros(len(depth), np.bool_)
+        wanted[node_of] = True
+        logits = self._context.decode(nodes.tokens[part], depth, wanted, nodes.first[part], nodes.count[part])
+        if not len(targets):
+            return
+        row_of = (np.cumsum(wanted) - 1)[node_of]
+        tokens = self._plan.targets.token[targets]
+        normalizers, likeliest = self._softmax.with_likeliest(logits)
+        self._logprobs[targets] = logits[row_of, tokens] - normalizers[row_of]
+        self._greedy[targets] = likeliest[row_of] == tokens
+        self._n_scored += len(targets)
+
+    def _report(self) -> None:
+        share = self._n_scored / max(1, len(self._logprobs))
+        self._on_progress(int(share * self._n_requests), self._n_requests)
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Tokens of a group that are not in memory yet, in the order of the walk; arrays of shape (nodes,)."""
+
+    tokens: npt.NDArray[np.int32]
+    depth: npt.NDArray[np.int32]
+    sequence: npt.NDArray[np.int32]  # of the plan: the one that decodes this node
+    first: npt.NDArray[np.int32]  # first sequence of the context that it belongs to
+    count: npt.NDArray[np.int32]  # how many it belongs to, neighbours all
+
+
+def _nodes_of(plan: Plan, group: Group) -> _Nodes:
+    """A sequence's additions lie on the path of the next ones for as long as those share that much."""
+    tokens, depths, owners, counts = [], [], [], []
+    shared = np.zeros(max(len(plan.sequences[j]) for j in range(group.first, group.last)), np.int32)
+    for number in range(group.last - 1, group.first - 1, -1):
+        start, end = int(plan.common[number]), len(plan.sequences[number])
+        shared[:end] += 1  # sequences from this one on that pass here at each depth …
+        depth = np.arange(start, end, dtype=np.int32)
+        tokens.append(plan.sequences[number][start:])
+        depths.append(depth)
+        owners.append(np.full(end - start, number, np.int32))
+        counts.append(shared[start:end].copy())
+        shared[start:] = 0  # … which those before it do not share beyond their common prefix
+    joined = [np.concatenate(parts[::-1]) for parts in (tokens, depths, owners, counts)]
+    return _Nodes(joined[0], joined[1], joined[2], joined[2] - np.int32(group.first) + np.int32(1), joined[3])
+
+
+class _RowIndex:
+    """Finds the targets of nodes: targets sorted by (sequence, depth)."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._key = _key(targets.sequence, targets.depth)
+        self._order = np.argsort(self._key, kind="stable")
+        self._key = self._key[self._order]
+
+    def at(
+        self, sequence: npt.NDArray[np.int32], depth: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Targets at these nodes, and the place of each one's node among them."""
+        keys = _key(sequence, depth)
+        low, high = np.searchsorted(self._key, keys, "left"), np.searchsorted(self._key, keys, "right")
+        counts = high - low
+        node_of = np.repeat(np.arange(len(keys)), counts)
+        first = np.repeat(low - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        return self._order[first + np.arange(len(node_of))], node_of
+
+
+def _key(sequence: npt.NDArray[np.int32], depth: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    return (sequence.astype(np.int64) << 32) | depth

@@ -1,0 +1,255 @@
+"""The report as Markdown: what a person reads first, and the card of a published model quotes.
+
+Written from the `EvalReport` alone. Shares and accuracies are shown in per cent and their differences in points;
+perplexities to four digits; an em dash stands for what was not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from eval.rendering.sentences import GOOD_TO_BAD, is_share, margin_text, plain_words, ppl_change
+from quantyard.formatting.numbers import DASH, digits, duration, human_bytes, percent, signed
+from quantyard.metrics.headline_metrics import headlines, is_perplexity
+from quantyard.protocol.evaluation import (
+    Comparison,
+    EvalReport,
+    Interval,
+    Measurement,
+    Score,
+    SelfCheck,
+)
+
+_HOW_TO_READ = """\
+Every file answered the same questions as the baseline, so differences are paired. *Lost* questions were right on the
+baseline and wrong here, *gained* ones the other way round. Intervals are 95 %: Wilson's for a score, Tango's for a
+difference of right-or-wrong answers, t intervals for real-valued scores, the delta method over documents for
+perplexities. p is McNemar's exact test.
+
+- **same**: the whole interval lies within ±{margin}.
+- **worse**, **better**: it does not, and it leaves out 0, with p < 0.05 where answers are right or wrong.
+- **too few questions**: neither yet; in brackets how many would settle it, if the rates stay as seen.
+- **no signal**: the baseline itself cannot be told from guessing, so nothing follows.
+
+Of comparisons between files that do not differ, up to one in twenty comes out as a difference. Questions are taken as
+independent; a group's row puts all questions of its tasks together."""
+_CHECKED = """\
+Before the first task. Differences are of log-probabilities, in nats a token; noise is what two ways of computing the
+same thing differ by."""
+
+
+def markdown(report: EvalReport) -> str:
+    """The whole report."""
+    parts = [_head(report), plain_words(report), _files(report), *_tasks(report), _self_check(report)]
+    reading = _HOW_TO_READ.format(margin=margin_text(report.suite.margin))
+    if any(m.comparisons for m in report.measurements):
+        parts.append(f"## How to read this\n\n{reading}")
+    parts.append(_not_measured(report))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# ---- the head ----------------------------------------------------------------------------------------
+
+
+def _head(report: EvalReport) -> str:
+    suite = report.suite
+    what = f"Suite **{suite.name}**"
+    if report.n_questions:
+        what += f", {report.n_questions:,} questions per file"
+    facts = [
+        f"{what}, against the baseline **{report.baseline}**. {_how(report)}",
+        f"Measured in {duration(report.duration_s)}." if report.duration_s else "",
+        _listed("Versions", report.versions.items()),
+        _listed("Hardware", report.hardware.items()),
+    ]
+    return f"# {report.title}: what quantization cost\n\n" + "  \n".join(fact for fact in facts if fact)
+
+
+def _how(report: EvalReport) -> str:
+    parts = []
+    if report.suite.tasks:
+        template = " in the model's chat template" if report.suite.apply_chat_template else ""
+        parts.append(f"Tasks by lm-evaluation-harness on llama.cpp{template}, seed {report.suite.seed}")
+    if first := next((m.divergence for m in report.measurements if m.divergence), None):
+        text = f"divergence over {first.n_tokens:,} tokens of {first.text}, in chunks of {first.n_ctx}"
+        parts.append(text if parts else text.capitalize())
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _listed(name: str, items: Iterable[tuple[str, object]]) -> str:
+    text = ", ".join(_fact(key, value) for key, value in items)
+    return f"{name}: {text}." if text else ""
+
+
+def _fact(key: str, value: object) -> str:
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{key.removesuffix('_bytes').replace('_', ' ')} {human_bytes(value)}"
+    return f"{key} {value}"
+
+
+# ---- tables ------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A Markdown table whose first `left` columns are text and the others numbers."""
+    rule = [":---" if i < left else "---:" for i in range(len(head))]
+    cells = ([cell.replace("|", r"\|") for cell in row] for row in (head, rule, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _files(report: EvalReport) -> str:
+    head = (
+        "file", "size", "bits per weight", "PPL", "rolling PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token",
+        "prompt t/s", "generation t/s", "peak memory",
+    )  # fmt: skip
+    rows = [_file_row(m) for m in report.measurements]
+    keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]
+    table = _table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
+    return f"## Files\n\n{table}"
+
+
+def _file_row(m: Measurement) -> list[str]:
+    d, s, file = m.divergence, m.speed, m.file
+    return [
+        file.label, human_bytes(file.size_bytes), f"{file.bits_per_weight:.2f}" if file.bits_per_weight else DASH,
+        digits(d.perplexity.value, 4) if d else DASH,
+        digits(d.rolling_perplexity, 4) if d and d.rolling_perplexity else DASH, ppl_change(d) if d else DASH,
+        digits(d.mean_kld.value) if d and d.mean_kld else DASH,
+        digits(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
+        percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,
+        digits(s.prompt_tokens_per_s) if s else DASH, digits(s.generated_tokens_per_s) if s else DASH,
+        human_bytes(s.peak_memory_bytes) if s else DASH,
+    ]  # fmt: skip
+
+
+def _tasks(report: EvalReport) -> list[str]:
+    """One section per file; metrics of the suite's entries, the subtasks of groups summed up in a line."""
+    sections = [_task_section(report, m) for m in report.measurements[1:] if m.comparisons]
+    return [f"## Tasks\n\n{sections[0]}", *sections[1:]] if sections else _scores_alone(report)
+
+
+def _task_section(report: EvalReport, m: Measurement) -> str:
+    shown = {score.task for score in headlines(report.suite, report.measurements[0].scores)}
+    chances = {(s.task, s.metric): s.chance for s in report.measurements[0].scores}
+    head = ("task", "metric", "verdict", "questions", report.baseline, m.file.label, "Δ (95 %)", "lost / gained", "p")
+    first: dict[str, str] = {}
+    rows, hidden = [], []
+    for c in m.comparisons:
+        if c.task not in shown:
+            hidden.append(c)
+        elif not (is_perplexity(c.metric) and c.task in first):
+            rows.append(_task_row(c, chances.get((c.task, c.metric))))
+            first.setdefault(c.task, c.metric)
+    text = f"### {m.file.label}\n\n{_table(head, rows, 3)}"
+    return f"{text}\n\n{_hidden(hidden)}" if hidden else text
+
+
+def _hidden(hidden: Sequence[Comparison]) -> str:
+    counts = Counter(c.verdict for c in hidden)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in GOOD_TO_BAD if counts[verdict])
+    return f"Within the groups, {len(hidden)} further comparisons ({told}) are in report.json."
+
+
+def _task_row(c: Comparison, chance: float | None) -> list[str]:
+    right_or_wrong = c.mcnemar_p is not None
+    value = [percent(x) if right_or_wrong else digits(x, 4) for x in (c.baseline, c.value)]
+    if c.verdict == "no signal" and chance is not None:
+        value[0] += f" (chance {percent(chance)})"
+    return [
+        c.task, c.metric, _verdict(c), f"{c.n:,}", *value, _delta(c),
+        f"{c.lost} / {c.gained}" if right_or_wrong else DASH, _p(c.mcnemar_p),
+    ]  # fmt: skip
+
+
+def _verdict(c: Comparison) -> str:
+    if c.questions_needed:
+        return f"too few questions ({_rounded_up(c.questions_needed)})"
+    return f"**{c.verdict}**" if c.verdict in ("worse", "better") else c.verdict
+
+
+def _rounded_up(n: int) -> str:
+    """Two digits are all such a forecast deserves."""
+    step = 10 ** max(0, len(str(n)) - 2)
+    return f"{math.ceil(n / step) * step:,}"
+
+
+def _delta(c: Comparison) -> str:
+    if c.mcnemar_p is not None:
+        return _spread(c.delta, 100, 1, "")
+    if is_perplexity(c.metric):
+        return _spread(c.delta, 100, 2 if abs(c.delta.value) < 0.01 else 1, " %")
+    size = max(abs(c.delta.low), abs(c.delta.high), 1e-9)
+    return _spread(c.delta, 1, max(0, 1 - math.floor(math.log10(size))), "")
+
+
+def _spread(interval: Interval, scale: float, places: int, unit: str) -> str:
+    value, low, high = (signed(scale * x, places) for x in (interval.value, interval.low, interval.high))
+    return f"{value}{unit} ({low} to {high})"
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return DASH
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _scores_alone(report: EvalReport) -> list[str]:
+    """A baseline measured on its own."""
+    shown = headlines(report.suite, report.measurements[0].scores)
+    if not shown:
+        return []
+    rows = [(s.task, s.metric, f"{s.n:,}", _score(s)) for s in shown]
+    return [f"## Tasks\n\n{_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
+
+
+def _score(s: Score) -> str:
+    r = s.result
+    if s.higher_is_better and is_share(r.value):
+        return f"{percent(r.value)} ({100 * r.low:.1f} to {100 * r.high:.1f})"
+    return f"{digits(r.value, 4)} ({digits(r.low, 4)} to {digits(r.high, 4)})"
+
+
+# ---- the end -----------------------------------------------------------------------------------------
+
+
+def _self_check(report: EvalReport) -> str:
+    rows = [_self_check_row(m.file.label, m.self_check) for m in report.measurements if m.self_check]
+    if not rows:
+        return ""
+    head = ("file", "known answers right", "packed vs plain", "continued vs rolling", "noise (A/A)")
+    return f"## The measurement checked itself\n\n{_CHECKED}\n\n{_table(head, rows, 1)}"
+
+
+def _self_check_row(label: str, check: SelfCheck) -> list[str]:
+    differences = (check.packed_difference, check.rolling_difference, check.noise)
+    return [label, f"{check.known_answers_right} of {check.known_answers}", *(f"{x:.2g}" for x in differences)]
+
+
+def _not_measured(report: EvalReport) -> str:
+    missing = []
+    if not any(m.scores for m in report.measurements):
+        missing.append("tasks (the suite has none)")
+    missing += _without_comparison(report)
+    for name, found in (("divergence", "divergence"), ("speed and memory", "speed")):
+        without = [m.file.label for m in report.measurements if getattr(m, found) is None]
+        if len(without) == len(report.measurements):
+            missing.append(f"{name} (the suite asks for none)")
+        elif without:
+            missing.append(f"{name} of {', '.join(without)}")
+    missing += [
+        f"the beginning of {m.n_truncated} requests of {m.file.label}: they are longer than what the model was given"
+        for m in report.measurements if m.n_truncated
+    ]  # fmt: skip
+    return "## Not measured\n\n" + "\n".join(f"- {what}" for what in missing) if missing else ""
+
+
+def _without_comparison(report: EvalReport) -> list[str]:
+    if len(report.measurements) == 1:
+        return ["the cost of quantization: no file beside the baseline"]
+    shown = {s.task for s in headlines(report.suite, report.measurements[0].scores)}
+    scored = {(s.task, s.metric): None for s in report.measurements[0].scores if s.task in shown}
+    compared = {(c.task, c.metric) for m in report.measurements[1:] for c in m.comparisons}
+    why = "its value does not follow from single questions, or there is only one"
+    return [f"a comparison of {task} by {metric}: {why}" for task, metric in scored if (task, metric) not in compared]

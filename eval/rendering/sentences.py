@@ -1,0 +1,102 @@
+"""The report in plain words: a sentence or three per file, for readers who skip tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.metrics.pareto import entries_of, metric_of, standings
+from quantyard.protocol.evaluation import Comparison, Divergence, EvalReport, Measurement, Verdict
+
+GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("better", "same", "worse", "too few questions", "no signal")
+_MAX_NAMED: Final = 3
+
+
+def plain_words(report: EvalReport) -> str:
+    """One item per file beside the baseline; empty where there is none."""
+    stands = standings(entries_of(report), metric_of(report))
+    lines = [
+        f"- **{m.file.label}** {_sentences(report, m)}{_standing(stands.get(m.file.label))}"
+        for m in report.measurements[1:]
+    ]
+    return "## In plain words\n\n" + "\n".join(lines) if lines else ""
+
+
+def _sentences(report: EvalReport, m: Measurement) -> str:
+    baseline = report.measurements[0]
+    parts = []
+    if m.file.size_bytes and baseline.file.size_bytes:
+        share = m.file.size_bytes / baseline.file.size_bytes
+        parts.append(f"is {human_bytes(m.file.size_bytes)}, {100 * share:.0f} % of the baseline.")
+    if shown := _headline_comparisons(report, m):
+        parts.append(_verdicts(shown))
+    if m.divergence and m.divergence.top1_agreement:
+        agreement, change = percent(m.divergence.top1_agreement.value), ppl_change(m.divergence)
+        perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
+        parts.append(f"It would pick the baseline's next token {agreement} of the time{perplexity}.")
+    if m.speed and baseline.speed:
+        ratio = m.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
+        parts.append(f"It generates {digits(ratio, 2)} times as fast.")
+    return " ".join(parts) or "has nothing to compare."
+
+
+def _standing(said: str | None) -> str:
+    """Only where there is something to say: the others are on the front."""
+    return f" It is {said}." if said else ""
+
+
+def _headline_comparisons(report: EvalReport, m: Measurement) -> list[Comparison]:
+    found = {(c.task, c.metric): c for c in m.comparisons}
+    keys = ((s.task, s.metric) for s in headlines(report.suite, report.measurements[0].scores))
+    return [found[key] for key in keys if key in found]
+
+
+def _verdicts(shown: Sequence[Comparison]) -> str:
+    """Of 6 tasks, it is the same on 3 and worse on 1 (arc_easy); 2 have too few questions to tell."""
+    groups: dict[str, list[Comparison]] = {}
+    for c in sorted(shown, key=lambda c: (GOOD_TO_BAD.index(c.verdict), -abs(c.delta.value))):
+        groups.setdefault(c.verdict, []).append(c)
+    told = [_told(name, which) for name, which in groups.items() if which[0].verdict in ("better", "same", "worse")]
+    open_ = [_left_open(which) for which in groups.values() if which[0].verdict in ("too few questions", "no signal")]
+    parts = ([f"it is {_and(told)}"] if told else []) + ([_and(open_)] if open_ else [])
+    return f"Of {len(shown)} task{'s' * (len(shown) > 1)}, {'; '.join(parts)}."
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _told(name: str, which: Sequence[Comparison]) -> str:
+    n = len(which)
+    if name == "same":
+        return f"the same on {n}"
+    names = [c.task for c in which[:_MAX_NAMED]] + ([f"{n - _MAX_NAMED} more"] if n > _MAX_NAMED else [])
+    return f"{name} on {n} ({', '.join(names)})"
+
+
+def _left_open(which: Sequence[Comparison]) -> str:
+    what = "no signal" if which[0].verdict == "no signal" else "too few questions to tell"
+    return f"{len(which)} {'has' if len(which) == 1 else 'have'} {what}"
+
+
+# ---- shared with the tables --------------------------------------------------------------------------
+
+
+def margin_text(margin: float) -> str:
+    """0.01 → "1 %"."""
+    return f"{100 * margin:g} %"
+
+
+def is_share(*values: float) -> bool:
+    """Whether these can be shares: 0 to 1."""
+    return all(0 <= value <= 1 for value in values)
+
+
+def ppl_change(d: Divergence) -> str:
+    """exp(ln ratio) - 1 with its 95 % interval."""
+    if (change := d.ppl_change) is None:
+        return DASH
+    places = 1 if abs(change.value) >= 0.01 else 2
+    return f"{signed(100 * change.value, places)} ± {50 * (change.high - change.low):.{places}f} %"

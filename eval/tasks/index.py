@@ -1,0 +1,172 @@
+"""Which files of lm-eval define the wanted tasks, without reading all 14,000 of them as YAML (10 s).
+
+A file can define a name only if the name stands in it as a whole word, or in a file it includes. So the files
+are searched as text (0.3 s), and only those that qualify are parsed, with lm-eval's own functions and in its
+order; the result is its full index, cut down. `tests/measure/test_tasks.py` compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from lm_eval.tasks._index import Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from quantyard.formats.strict_yaml import OnFunction, YamlProblem, load_plain
+from quantyard.formats.task_yaml import read_task
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+
+Index = dict[str, Any]  # name → lm_eval.tasks._index.Entry
+_NO_YAML = frozenset({".py", ".pyc", ".md", ".jpg", ".png", ".json", ".tsv", ".txt", ".sh", ".lark"})
+_INCLUDE = re.compile(rb"^include:(.*(?:\n\s*-.*)*)", re.MULTILINE)
+_NAME = re.compile(rb"""^(?:task|group):\s*["']?([\w.-]+)["']?\s*$""", re.MULTILINE)
+_PLAIN = re.compile(r"[\w./ -]+")
+_WORD = rb"[\w./-]"
+
+
+def index_for(names: Iterable[str], include_dir: Path | None) -> Index:
+    """The entries for these tasks, groups and tags, and everything they refer to. A name unknown to lm-eval is absent.
+
+    Raises:
+        StageFailure: a YAML file under `include_dir` cannot be read.
+    """
+    names = tuple(names)
+    local = local_index(include_dir) if include_dir else {}
+    index, wanted, seen = local, set(names), set[str]()
+    while new := wanted - seen:
+        seen |= new
+        index = {**_parsed(_candidates(seen - local.keys())), **local}
+        wanted = _reachable(names, index)
+    return {name: index[name] for name in wanted if name in index}
+
+
+def _reachable(names: Iterable[str], index: Index) -> set[str]:
+    """These names and all that groups and tags among them lead to, known or not."""
+    found: set[str] = set()
+    queue = list(names)
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            entry = index.get(name)
+            queue += list(members(entry)) if entry else []
+    return found
+
+
+def members(entry: Any) -> Iterator[str]:
+    """The names that a group or tag refers to; none for a task."""
+    if entry.kind is Kind.TAG:
+        yield from sorted(entry.tags)
+    elif entry.kind is Kind.GROUP:
+        yield from _in_group(entry.cfg)
+
+
+def _in_group(config: Mapping[str, Any]) -> Iterator[str]:
+    tasks = config.get("task")
+    for item in tasks if isinstance(tasks, list) else ():
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            yield from (str(item[key]) for key in ("task", "group") if isinstance(item.get(key), str))
+            yield from _in_group(item)  # a group defined in place
+
+
+def known_names(include_dir: Path | None) -> set[str]:
+    """Names of all tasks and groups, near enough for proposing one: read off the text, where they stand plainly."""
+    found = {match[1].decode() for text in _texts().values() for match in _NAME.finditer(text)}
+    return found | (local_index(include_dir).keys() if include_dir else set())
+
+
+def local_index(folder: Path) -> Index:
+    """The tasks defined under one folder. Unlike lm-eval's own, it does not skip in silence what it cannot read."""
+    index: Index = {}
+    for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.as_posix()):
+        config = local_config(path, folder)
+        if config.keys() & {"task", "group", "class"}:  # else it is there to be included
+            TaskIndex.process_cfg(config, path, index)
+    return index
+
+
+def local_config(path: Path, top: Path, on_function: OnFunction = str) -> dict[str, Any]:
+    """A task's file under the folder `top`, read without trust; `on_function` makes something of each `!function`.
+
+    Raises:
+        StageFailure: it is no task.
+    """
+    try:
+        return read_task(path, top, on_function)
+    except YamlProblem as problem:
+        message = f"{path.name} is not a task of lm-eval: {problem}."
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-task", message) from problem
+
+
+def _builtin_dir() -> Path:
+    return Path(lm_eval.tasks.__file__).resolve().parent
+
+
+@cache
+def _texts() -> Mapping[Path, bytes]:
+    """Every file that may be, or be included by, the definition of a built-in task."""
+    files = (path for path in _builtin_dir().rglob("*") if path.suffix not in _NO_YAML and path.is_file())
+    return {path: path.read_bytes() for path in files}
+
+
+@cache
+def _includers() -> Mapping[Path, frozenset[Path]]:
+    """File → the files that include it."""
+    found: dict[Path, set[Path]] = {}
+    for path, text in _texts().items():
+        for match in _INCLUDE.finditer(text):
+            for included in _included(path.parent, match[1].decode(errors="replace")):
+                found.setdefault(included, set()).add(path)
+    return {path: frozenset(by) for path, by in found.items()}
+
+
+def _included(folder: Path, value: str) -> Iterator[Path]:
+    try:
+        items = value.strip() if _PLAIN.fullmatch(value) else load_plain(value)  # most are plain, and YAML is slow
+    except YamlProblem:
+        return
+    for item in items if isinstance(items, list) else [items]:
+        yield Path(os.path.normpath(folder / str(item)))
+
+
+def _candidates(names: Iterable[str]) -> frozenset[Path]:
+    """The YAML files in which one of these names stands, and those that include such a file, however indirectly."""
+    hits = {path for name in names for path in _files_with(name)}
+    queue = list(hits)
+    while queue:
+        new = _includers().get(queue.pop(), frozenset()) - hits
+        hits |= new
+        queue += new
+    return frozenset(path for path in hits if path.suffix == ".yaml")
+
+
+@cache
+def _files_with(name: str) -> frozenset[Path]:
+    plain = name.encode()
+    word = re.compile(rb"(?<!%b)%b(?!%b)" % (_WORD, re.escape(plain), _WORD))
+    return frozenset(path for path, text in _texts().items() if plain in text and word.search(text))
+
+
+def _parsed(paths: Iterable[Path]) -> Index:
+    """As `TaskIndex.build` does it: files in order of their paths, the first of a name counts, broken ones skipped."""
+    index: Index = {}
+    for path in sorted(paths, key=lambda path: path.as_posix()):
+        with suppress(Exception):
+            TaskIndex.process_cfg(_config(path), path, index)
+    return index
+
+
+@cache
+def _config(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = load_yaml(path, resolve_func=False)
+    return config

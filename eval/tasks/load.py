@@ -1,0 +1,255 @@
+"""The tasks of a suite, ready to be asked: names resolved, data sets loaded, examples and seeds set.
+
+    offline.go_offline(datasets_dir, scratch)                     # first: see eval/tasks/offline.py
+    folder = include_dir(stage, request.include_path)
+    leaves = load_tasks(request.tasks, folder, seed=request.seed)
+    evaluate(lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, ...)
+
+`load_tasks` does what lm-eval's TaskManager and `simple_evaluate` do between a name and a task that can be asked,
+with its classes and in its order, and adds: a quick index (`eval/tasks/index.py`), data files named relative to the
+YAML they stand in, refusals where lm-eval would ask or warn, and errors that name the task and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.tasks import checks as task_checks
+from eval.tasks import errors as task_errors
+from eval.tasks import offline
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import DEFAULT_SEED, TaskEntry
+from quantyard.protocol.runner import Stage, StageFailure, is_out_of_space
+
+if TYPE_CHECKING:
+    from eval.tasks.index import Index
+
+_NO_VERSION = "Yaml"  # lm-eval's word for it
+OnTask = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LeafTask:
+    """One task (never a group), built and seeded.
+
+    Attributes:
+        name: lm-eval's name, unique in the suite.
+        entry: the line of the suite it came from; its `limit` is the one to use.
+        task: lm_eval.api.task.ConfigurableTask, or what a task's own class makes; `task.config` is its configuration.
+        output_type: one of those of `TaskOutcome`.
+        version: as the task says, "" if it does not.
+        num_fewshot: examples before each question; set in `task.config` already.
+    """
+
+    name: str
+    entry: TaskEntry
+    task: Any
+    output_type: str
+    version: str
+    num_fewshot: int
+
+
+def include_dir(stage: Stage, include_path: str | None) -> Path | None:
+    """Where a suite's own tasks are: in the input `suite`, or in our own `suites` for one of ours.
+
+    Raises:
+        StageFailure: they are not there.
+    """
+    if include_path is None:
+        return None
+    suite = stage.in_dir / "suite"
+    folder = (suite if suite.is_dir() else Path(__file__).parents[1] / "suites") / include_path
+    if not folder.is_dir():
+        message = f"The suite's include_path {include_path!r} is no folder."
+        raise StageFailure(ExitCode.BAD_REQUEST, "bad-request", message)
+    return folder
+
+
+def load_tasks(
+    entries: Sequence[TaskEntry], include_dir: Path | None = None, *, seed: int = DEFAULT_SEED,
+    allow_unsafe_code: bool = False, on_task: OnTask = lambda _name: None,
+) -> tuple[LeafTask, ...]:
+    """Build every task that these lines of a suite stand for, in order; `on_task` hears of each.
+
+    Data sets come from wherever `datasets.load_dataset` takes them: call `offline.go_offline` before.
+
+    Raises:
+        StageFailure: a name that is no task, a task named twice, one that cannot be used, or one that would run
+            code written by the model.
+    """
+    from eval.tasks.index import index_for
+
+    index = index_for((entry.task for entry in entries), include_dir)
+    for entry in entries:
+        if entry.task not in index:
+            raise _unknown(entry.task, include_dir)
+    _refuse(index, allow_unsafe_code=allow_unsafe_code)
+    builder = _Builder(index, include_dir, on_task)
+    leaves = [_leaf(entry, task, seed) for entry in entries for task in builder.build(entry.task)]
+    _check_twice(leaves)
+    return tuple(leaves)
+
+
+def count_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None) -> int:
+    """How many tasks `load_tasks` will build, groups counted by their members."""
+    from eval.tasks.index import index_for, members
+
+    index = index_for((entry.task for entry in entries), include_dir)
+    return sum(not any(members(entry)) for entry in index.values())
+
+
+def code_of_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None) -> frozenset[Path]:
+    """The Python files beside their YAML: what building these tasks may run."""
+    from eval.tasks.index import index_for
+
+    index = index_for((entry.task for entry in entries), include_dir)
+    folders = {entry.yaml_path.parent for entry in index.values() if entry.yaml_path}
+    return frozenset(path for folder in folders for path in folder.glob("*.py"))
+
+
+# ---- From a name to lm-eval's object ---------------------------------------------------------------------------
+
+
+class _Builder:
+    """lm-eval's TaskFactory, told what to do with each task before and when it fails."""
+
+    def __init__(self, index: Index, include_dir: Path | None, on_task: OnTask) -> None:
+        from lm_eval.tasks._factory import TaskFactory
+
+        self._index, self._include_dir, self._on_task = index, include_dir, on_task
+        self._factory = TaskFactory()
+        self._own_config, self._own_task = self._factory._load_full_config, self._factory._build_task  # noqa: SLF001
+        self._factory._load_full_config = self._config  # noqa: SLF001
+        self._factory._build_task = self._task  # noqa: SLF001
+
+    def build(self, name: str) -> Iterator[Any]:
+        """The tasks this name stands for."""
+        built = _explained(name, self._index[name], lambda entry: self._factory.build(entry, registry=self._index))
+        if isinstance(built, list):  # a tag
+            yield from built
+        elif hasattr(built, "get_all_tasks"):
+            yield from {task.task_name: task for task in built.get_all_tasks()}.values()
+        else:
+            yield built
+
+    def _config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        if self._include_dir and entry.yaml_path and entry.yaml_path.is_relative_to(self._include_dir):
+            config = self._local_config(entry, self._include_dir, overrides)
+        else:
+            config = self._own_config(entry, overrides)
+        return _with_absolute_files(config, entry.yaml_path.parent) if entry.yaml_path else config
+
+    def _local_config(self, entry: Any, top: Path, overrides: dict[str, Any] | None) -> dict[str, Any]:
+        """As lm-eval makes it, of what our own reader has read: lm-eval's would trust the file."""
+        from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+        from eval.tasks.index import local_config
+
+        path: Path = entry.yaml_path
+        read = local_config(path, top, lambda name: _import_func_in_yml(name, path.parent))
+        config: dict[str, Any] = self._own_config(dataclasses.replace(entry, yaml_path=None, cfg=read), overrides)
+        config["metadata"]["config_source"] = str(path)
+        return config
+
+    def _task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        self._on_task(entry.name)
+        return _explained(entry.name, entry, lambda entry: self._checked(entry, overrides))
+
+    def _checked(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        task = self._own_task(entry, overrides)
+        if self._include_dir and entry.yaml_path.is_relative_to(self._include_dir) and hasattr(task, "features"):
+            task_checks.check(task)
+        return task
+
+
+def _explained(name: str, entry: Any, build: Callable[[Any], Any]) -> Any:
+    try:
+        return build(entry)
+    except (StageFailure, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_space(error):
+            raise
+        raise task_errors.unusable(name, entry.yaml_path, error) from error
+
+
+def _with_absolute_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Data files named relative to the YAML, not to wherever the process happens to run; in inline tasks too."""
+    changed = dict(config)
+    path, options = config.get("dataset_path"), config.get("dataset_kwargs")
+    if path in offline.FILE_READERS and isinstance(options, dict):
+        found = {key: _absolute(options[key], folder) for key in ("data_files", "data_dir") if key in options}
+        changed["dataset_kwargs"] = {**options, **found}
+    elif isinstance(path, str) and (folder / path).is_dir():
+        changed["dataset_path"] = str(folder / path)
+    if isinstance(config.get("task"), list):
+        members = config["task"]
+        changed["task"] = [_with_absolute_files(m, folder) if isinstance(m, dict) else m for m in members]
+    return changed
+
+
+def _absolute(files: Any, folder: Path) -> Any:
+    """Paths in a string, a list or a mapping of splits."""
+    if isinstance(files, dict):
+        return {split: _absolute(value, folder) for split, value in files.items()}
+    if isinstance(files, list):
+        return [_absolute(value, folder) for value in files]
+    return files if not isinstance(files, str) or "://" in files else str(folder / files)
+
+
+def _leaf(entry: TaskEntry, task: Any, seed: int) -> LeafTask:
+    shots = _shots(entry, task)
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=seed)
+    if problem := task_checks.lacks_examples(task, shots):
+        message = f"The task {task.task_name!r} is asked with {shots} examples, but {problem}"
+        raise StageFailure(ExitCode.BAD_REQUEST, "no-examples", message, "Set num_fewshot for it in the suite.")
+    version = "" if task.VERSION in (None, _NO_VERSION) else str(task.VERSION)
+    return LeafTask(str(task.task_name), entry, task, str(task.get_config("output_type")), version, shots)
+
+
+def _shots(entry: TaskEntry, task: Any) -> int:
+    """As `simple_evaluate` decides: a task that says 0 examples keeps to it. A text is read without any."""
+    says = task.get_config("num_fewshot")
+    if task.get_config("output_type") == "loglikelihood_rolling":
+        return 0
+    return says or 0 if entry.num_fewshot is None or says == 0 else entry.num_fewshot
+
+
+# ---- What is refused -------------------------------------------------------------------------------------------
+
+
+def _unknown(name: str, include_dir: Path | None) -> StageFailure:
+    from eval.tasks.index import known_names
+
+    near = difflib.get_close_matches(name, known_names(include_dir), n=3, cutoff=0.6)
+    advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    message = f"Neither lm-eval nor the suite has a task {name!r}.{advice}"
+    return StageFailure(ExitCode.BAD_REQUEST, "unknown-task", message, "See lm-eval's task list, or mind include_path.")
+
+
+def _refuse(index: Index, *, allow_unsafe_code: bool) -> None:
+    """Before anything is downloaded: tasks that run what the model wrote, that show pictures or play sound."""
+    for name, entry in index.items():
+        config = entry.cfg or {}
+        if config.get("unsafe_code") and not allow_unsafe_code:
+            message = f"The task {name!r} runs code that the model writes."
+            hint = "Leave it out, or insist with ALLOW_UNSAFE_CODE=1: it runs in a container without a network."
+            raise StageFailure(ExitCode.BAD_REQUEST, "unsafe-code", message, hint)
+        if config.get("doc_to_image") or config.get("doc_to_audio"):
+            message = f"The task {name!r} needs a model that sees or hears."
+            raise StageFailure(ExitCode.BAD_REQUEST, "not-text", message, "Leave it out: only text is measured.")
+
+
+def _check_twice(leaves: Sequence[LeafTask]) -> None:
+    entry_of: dict[str, str] = {}
+    for leaf in leaves:
+        other = entry_of.setdefault(leaf.name, leaf.entry.task)
+        if other != leaf.entry.task:
+            message = f"The task {leaf.name!r} is asked for twice: by {other!r} and by {leaf.entry.task!r}."
+            raise StageFailure(ExitCode.BAD_REQUEST, "task-twice", message, "Take one of them out of the suite.")

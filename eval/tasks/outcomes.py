@@ -1,0 +1,119 @@
+"""What lm-eval found, in our words (`TaskOutcome`) and in its own files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from lm_eval.loggers import EvaluationTracker
+
+from quantyard.protocol.evaluation import EvaluateRequest, MetricOutcome, TaskOutcome
+
+if TYPE_CHECKING:
+    from eval.llama.lm import LlamaLM
+    from eval.tasks.load import LeafTask
+
+# Metrics whose value for a question is (loglikelihood, weight): lm_eval/api/metrics.py, weighted_perplexity and
+# bits_per_byte. `perplexity` (lambada) has the loglikelihood alone, each question weighing the same.
+_WEIGHTED: Final = frozenset({"word_perplexity", "byte_perplexity", "bits_per_byte"})
+_UNWEIGHTED: Final = frozenset({"perplexity"})
+_TOLERANCE: Final = 1e-6
+Value = float | tuple[float, float]
+
+
+def outcomes_of(results: Any, leaves: Sequence[LeafTask], duration_s: float) -> tuple[TaskOutcome, ...]:
+    """One outcome per task of one line of a suite; `duration_s` is shared out by questions."""
+    n_all = sum(_n(results, leaf.name) for leaf in leaves)
+    return tuple(_outcome(results, leaf, duration_s * _n(results, leaf.name) / max(1, n_all)) for leaf in leaves)
+
+
+def _n(results: Any, task: str) -> int:
+    return len({sample["doc_id"] for sample in results["samples"][task]})
+
+
+def _outcome(results: Any, leaf: LeafTask, duration_s: float) -> TaskOutcome:
+    samples = results["samples"][leaf.name]
+    first_filter = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    return TaskOutcome(
+        task=leaf.name, entry=leaf.entry.task, version=leaf.version,
+        output_type=leaf.output_type,  # type: ignore[arg-type]
+        num_fewshot=leaf.num_fewshot, n=len(first_filter), chance=_chance(leaf, first_filter),
+        doc_hashes=tuple(sample["doc_hash"] for sample in first_filter),
+        metrics=tuple(_metrics(results, leaf.name)), duration_s=duration_s,
+    )
+
+
+def _chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
+    """Mean of 1 / choices. A task with acc_mutual_info asks each choice twice."""
+    if leaf.output_type != "multiple_choice" or not samples:
+        return None
+    per_choice = 2 if "acc_mutual_info" in samples[0]["metrics"] else 1
+    return float(np.mean([per_choice / len(sample["arguments"]) for sample in samples]))
+
+
+def _metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
+    """Metrics with a value for each question, all of them finite. Others, such as those of a whole corpus (BLEU, F1
+    over all), stay in lm-eval's results.
+    """
+    found, better = results["results"][task], results["higher_is_better"][task]
+    by_filter: dict[str, list[Any]] = {}
+    for sample in results["samples"][task]:
+        by_filter.setdefault(sample["filter"], []).append(sample)
+    for name, samples in by_filter.items():
+        for metric in samples[0]["metrics"]:
+            value = found.get(f"{metric},{name}")
+            per_question = _per_question(metric, [sample[metric] for sample in samples])
+            if not isinstance(value, float | int) or per_question is None:
+                continue
+            if not np.isfinite([value, *np.ravel(per_question)]).all() or not _is_mean(per_question, value):
+                continue
+            stderr = found.get(f"{metric}_stderr,{name}")
+            yield MetricOutcome(
+                name=metric, filter=name, value=float(value),
+                stderr=float(stderr) if isinstance(stderr, float | int) and math.isfinite(stderr) else None,
+                higher_is_better=bool(better.get(metric, True)), per_question=per_question,
+            )
+
+
+def _per_question(metric: str, values: Sequence[Any]) -> tuple[Value, ...] | None:
+    try:
+        if metric in _WEIGHTED:
+            return tuple((float(loglikelihood), float(weight)) for loglikelihood, weight in values)
+        if metric in _UNWEIGHTED:
+            return tuple((float(value), 1.0) for value in values)
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):  # a metric of the corpus: its questions hold what it is computed from
+        return None
+
+
+def _is_mean(values: Sequence[Value], aggregate: float) -> bool:
+    """Whether lm-eval's value is the mean of the questions' values; a perplexity always is, of its kind."""
+    numbers = [value for value in values if isinstance(value, float)]
+    return len(numbers) < len(values) or abs(float(np.mean(numbers)) - aggregate) <= _TOLERANCE
+
+
+def write_results(results: Any, lm: LlamaLM, request: EvaluateRequest, folder: Path) -> None:
+    """Write lm-eval's own results and samples, with its own writer.
+
+    Raises:
+        OSError: it wrote nothing: it reports errors in its log alone.
+    """
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="llama-cpp", model_args=f"path={request.model_file}", system_instruction="",
+        chat_template=lm.chat_template(request.apply_chat_template), fewshot_as_multiturn=request.apply_chat_template,
+    )
+    samples = results.pop("samples")
+    results["config"] = {
+        "model": "llama-cpp", "model_args": f"path={request.model_file}", **lm.get_model_info(),
+        "limit": [entry.model_dump() for entry in request.tasks], "fewshot_seed": request.seed,
+    }
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, answers in samples.items():
+        tracker.save_results_samples(task_name=task, samples=answers)
+    if not list(folder.rglob("results_*.json")) or len(list(folder.rglob("samples_*.jsonl"))) != len(samples):
+        message = f"lm-eval could not write its results to {folder}"
+        raise OSError(message)

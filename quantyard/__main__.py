@@ -1,0 +1,5 @@
+"""`python -m quantyard`."""
+
+from quantyard.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""Reads a card back: which of its numbers is not the manifest's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Any, Final
+
+from quantyard.card.blocks import Block, Table, blocks_in, cells
+from quantyard.card.escaping import clean
+from quantyard.card.lists import lists
+from quantyard.card.metadata import metadata
+from quantyard.card.subject import Subject
+from quantyard.card.tables import tables
+from quantyard.formats.strict_yaml import YamlProblem, front_matter, load_plain
+
+_FRONT_MATTER_BYTES: Final = 512 * 1024  # every score of every file stands in it
+_FIELDS: Final = ("base_model", "base_model_relation", "license", "license_name", "license_link", "model-index")
+
+
+def differences(card: str, subject: Subject) -> list[str]:
+    """One line per difference; what somebody wrote around our blocks, or added to the metadata, is theirs."""
+    wanted = {block.name: block for block in (*tables(subject), *lists(subject))}
+    found = list(blocks_in(card))
+    names = {name for name, _ in found}
+    missing = [f"{block.title}: not on the card" for name, block in wanted.items() if name not in names]
+    unknown = [f"{clean(name)}: on the card, not in the manifest" for name, _ in found if name not in wanted]
+    told = [line for name, lines in found if name in wanted for line in _of_block(lines, wanted[name])]
+    return [*_of_metadata(card, subject), *told, *missing, *unknown]
+
+
+def _of_block(lines: list[str], block: Block) -> Iterator[str]:
+    return _of_table(lines, block) if isinstance(block, Table) else _of_lines(lines, block)
+
+
+def _of_table(lines: list[str], wanted: Table) -> Iterator[str]:
+    rows = [cells(line) for line in lines]
+    if not rows or rows[0] != list(wanted.head):
+        yield f"{wanted.title}: other columns than the manifest's"
+        return
+    on_card = _numbered(rows[2:])
+    expected = _numbered(wanted.rows)
+    for key, row in expected.items():
+        if key not in on_card:
+            yield f"{wanted.title}, {_shown(row[0])}: not on the card"
+        else:
+            yield from _of_row(wanted, on_card[key], row)
+    yield from (f"{wanted.title}, {_shown(key[0])}: not in the manifest" for key in on_card if key not in expected)
+
+
+def _numbered(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], Sequence[str]]:
+    """By the first cell; rows of one name by their order too."""
+    found: dict[tuple[str, int], Sequence[str]] = {}
+    for row in rows:
+        first = row[0] if row else ""
+        found[first, sum(key[0] == first for key in found)] = row
+    return found
+
+
+def _of_row(wanted: Table, on_card: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
+    if len(on_card) != len(expected):
+        yield f"{wanted.title}, {_shown(expected[0])}: {_both(f'{len(on_card)} cells', str(len(expected)))}"
+        return
+    for column, here, there in zip(wanted.head, on_card, expected, strict=True):
+        if here != there:
+            yield f"{wanted.title}, {_shown(expected[0])}, {column}: {_both(here, there)}"
+
+
+def _of_lines(lines: list[str], wanted: Block) -> Iterator[str]:
+    expected = [line.rstrip() for line in wanted.lines() if line.strip()]
+    for what, a, b, c, d in SequenceMatcher(None, lines, expected, autojunk=False).get_opcodes():
+        if what != "equal":
+            yield f"{wanted.title}: {_both(' '.join(lines[a:b]), ' '.join(expected[c:d]))}"
+
+
+def _of_metadata(card: str, subject: Subject) -> Iterator[str]:
+    expected: dict[str, Any] = metadata(subject).to_dict()  # type: ignore[no-untyped-call]
+    found = _metadata_of(card)
+    if found is None:
+        yield "metadata: none on the card that can be read"
+        return
+    for field in _FIELDS:
+        here, there = found.get(field), expected.get(field)
+        if here != there:
+            yield from _of_field(field, here, there)
+
+
+def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
+    """Down to the value that differs."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in dict.fromkeys([*there, *here]):
+            yield from _of_field(f"{path}.{clean(key, 60)}", here.get(key), there.get(key))
+    elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        for number, (one, two) in enumerate(zip(here, there, strict=True)):
+            yield from _of_field(f"{path}.{number}", one, two)
+    elif here != there:
+        yield f"metadata, {path}: {_both(str(here), str(there))}"
+
+
+def _metadata_of(card: str) -> dict[str, Any] | None:
+    """The front matter. It comes with the release, so it is read without trust."""
+    try:
+        data = load_plain(front_matter(card, 2 * _FRONT_MATTER_BYTES) or "", max_bytes=_FRONT_MATTER_BYTES)
+    except YamlProblem:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _both(here: str, there: str) -> str:
+    return f"{_shown(here) or 'nothing'} on the card, {_shown(there) or 'nothing'} in the manifest"
+
+
+def _shown(cell: str) -> str:
+    return clean(cell, 160).strip("`")

@@ -1,0 +1,140 @@
+"""Evaluation results in the Hub's own forms: `.eval_results/*.yaml`, and `model-index` for older readers.
+
+Only tasks that ask a data set of the Hub: what our own questions say means nothing on somebody's leaderboard.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from quantyard.card.escaping import clean
+from quantyard.card.subject import HUB, Subject
+from quantyard.protocol.evaluation import Score, TaskEntry
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, EvalResultEntry
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task of lm-eval that asks a data set of the Hub, and nothing else."""
+
+    task: str
+    dataset: str
+    task_id: str  # as the data set's eval.yaml names it; where it has none yet, the configuration
+    name: str  # for people
+    config: str
+    split: str
+    metric: str  # the one that others quote
+
+
+# To add a task: add a row. Data set, configuration and split are those of the task's YAML in lm-eval (test_split, else
+# validation_split); the id is `tasks[].id` of eval.yaml in the data set's repo.
+BENCHMARKS: Final = (
+    Benchmark("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "ARC Challenge", "ARC-Challenge", "test",
+              "acc_norm"),
+    Benchmark("arc_easy", "allenai/ai2_arc", "ARC-Easy", "ARC Easy", "ARC-Easy", "test", "acc_norm"),
+    Benchmark("boolq", "aps/super_glue", "boolq", "BoolQ", "boolq", "validation", "acc"),
+    Benchmark("commonsense_qa", "tau/commonsense_qa", "default", "CommonsenseQA", "default", "validation", "acc"),
+    Benchmark("gsm8k", "openai/gsm8k", "gsm8k", "GSM8K", "main", "test", "exact_match,strict-match"),
+    Benchmark("hellaswag", "Rowan/hellaswag", "default", "HellaSwag", "default", "validation", "acc_norm"),
+    Benchmark("lambada_openai", "EleutherAI/lambada_openai", "default", "LAMBADA", "default", "test", "acc"),
+    Benchmark("leaderboard_mmlu_pro", "TIGER-Lab/MMLU-Pro", "mmlu_pro", "MMLU-Pro", "default", "test", "acc"),
+    Benchmark("mmlu", "cais/mmlu", "all", "MMLU", "all", "test", "acc"),
+    Benchmark("openbookqa", "allenai/openbookqa", "main", "OpenBookQA", "main", "test", "acc_norm"),
+    Benchmark("piqa", "baber/piqa", "default", "PIQA", "default", "validation", "acc_norm"),
+    Benchmark("sciq", "allenai/sciq", "default", "SciQ", "default", "test", "acc_norm"),
+    Benchmark("truthfulqa_mc1", "truthfulqa/truthful_qa", "multiple_choice", "TruthfulQA MC1", "multiple_choice",
+              "validation", "acc"),
+    Benchmark("truthfulqa_mc2", "truthfulqa/truthful_qa", "multiple_choice", "TruthfulQA MC2", "multiple_choice",
+              "validation", "acc"),
+    Benchmark("winogrande", "allenai/winogrande", "winogrande_xl", "WinoGrande", "winogrande_xl", "validation", "acc"),
+)  # fmt: skip
+_BY_TASK: Final = {row.task: row for row in BENCHMARKS}
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class _Result:
+    label: str
+    row: Benchmark
+    score: Score
+    entry: TaskEntry
+
+    @property
+    def per_cent(self) -> float:
+        return round(100 * self.score.result.value, 2)
+
+    @property
+    def asked(self) -> str:
+        """How, in words: part of what the number means."""
+        shots = "" if self.entry.num_fewshot is None else f", {self.entry.num_fewshot}-shot"
+        limit = "" if self.entry.limit is None else f", the first {self.score.n} questions only"
+        return clean(f"{self.label}, {self.score.metric} in %{shots}{limit}")
+
+
+def eval_results(subject: Subject) -> dict[str, str]:
+    """{".eval_results/<task>-<quant>.yaml": text}; one file per score, since several scores of one benchmark may
+    not share one. A task of which only a part was asked is left out: a leaderboard compares whole benchmarks.
+    """
+    import yaml
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    found = {}
+    for result in _results(subject):
+        if result.entry.limit is None:
+            path = f".eval_results/{result.row.task}-{_UNSAFE.sub('-', result.label)[:40]}.yaml"
+            entries = eval_result_entries_to_yaml([_entry(subject, result)])
+            found[path] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000)
+    return found
+
+
+def _entry(subject: Subject, result: _Result) -> EvalResultEntry:
+    from huggingface_hub import EvalResultEntry
+
+    assert subject.report
+    version = subject.report.versions.get("lm-eval") or subject.report.versions.get("lm_eval", "")
+    return EvalResultEntry(
+        dataset_id=result.row.dataset, task_id=result.row.task_id, value=result.per_cent, date=_date(subject),
+        source_url=f"{HUB}/{subject.context.repo_id}", source_name="Quantyard",
+        notes=clean(f"{result.asked}, lm-eval {version} on llama.cpp".replace("lm-eval  ", "lm-eval ")),
+    )  # fmt: skip
+
+
+def _date(subject: Subject) -> str | None:
+    """When this suite's last task ended."""
+    found = [stage.finished_at for _, stage in subject.stages("evaluate")]
+    return max(found).date().isoformat() if found else None
+
+
+def model_index(subject: Subject) -> list[EvalResult]:
+    """One result per task, one metric per file."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type=result.row.dataset, dataset_name=result.row.name,
+            dataset_config=result.row.config, dataset_split=result.row.split, metric_type=_metric(result.score),
+            metric_value=result.per_cent, metric_name=result.asked,
+        )
+        for result in _results(subject)
+    ]  # fmt: skip
+
+
+def _metric(score: Score) -> str:
+    return score.metric.split(",", maxsplit=1)[0]
+
+
+def _results(subject: Subject) -> Iterator[_Result]:
+    """In the order of the suite; a task that the suite brings itself is none of the Hub's, whatever its name."""
+    if subject.report is None or subject.report.suite.include_path is not None:
+        return
+    for entry in subject.report.suite.tasks:
+        row = _BY_TASK.get(entry.task)
+        for label, measured in subject.measured.items() if row else ():
+            score = next((s for s in measured.scores if (s.task, s.metric) == (entry.task, row and row.metric)), None)
+            if row and score:
+                yield _Result(label, row, score, entry)

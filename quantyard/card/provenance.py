@@ -1,0 +1,121 @@
+"""The card's lists of how the files were made: what sets them apart, then source, commands and images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from quantyard.card.escaping import Safe, code, fenced, joined, link, text
+from quantyard.card.subject import Subject
+from quantyard.protocol.base import digest_of_files
+from quantyard.store.manifest import ImatrixRecord, StageRecord
+
+_MAX_NAMED: Final = 20
+# Folders of a container. Any other path is of the machine that ran the stage, and stays there.
+_IN_IMAGES: Final = re.compile(r"/(?:in|out|app|opt|usr)/")
+
+
+# ---- importance matrices and recipes -----------------------------------------------------------------
+
+
+def apart(subject: Subject) -> Iterator[Safe]:
+    """Which files were made with an importance matrix, and of which text that is; which follow a recipe."""
+    for found in subject.imatrices:
+        labels = [label for label, record in subject.quants.items() if record.imatrix == found]
+        yield Safe(f"{joined(', ', map(code, labels))}: made with the importance matrix {code(found.file)}, "
+                   f"{_text_of(subject, found)}.")  # fmt: skip
+    for label, record in subject.quants.items():
+        made_by = subject.manifest.stages.get(record.made_by)
+        if made_by is not None and made_by.request.get("recipe"):
+            yield Safe(f"{code(label)}: a mix of tensor types, {_recipe(made_by)}.")
+
+
+def _text_of(subject: Subject, found: ImatrixRecord) -> Safe:
+    """What a matrix was made of, where we made it and still know."""
+    made = subject.manifest.stages.get("calibrate")
+    if made is None or digest_of_files(tuple(made.outputs)) != digest_of_files(tuple(found.given)):
+        read = next((f for f in found.given if f.sha256 != found.sha256), None)
+        return Safe(f"of a text with the SHA-256 {code(read.sha256 or '')}" if read else "made elsewhere")
+    facts, names = made.facts, made.request.get("text_files")
+    which = f"of the text {text(facts.get('text'), 200)}" if names else "of Quantyard's own text"
+    return Safe(f"{which} (SHA-256 {code(str(facts.get('text_sha256')))}), "
+                f"{text(facts.get('chunks'))} chunks of {text(facts.get('chunk_tokens'))} tokens")  # fmt: skip
+
+
+def _recipe(stage: StageRecord) -> Safe:
+    """The recipe as the request has it: a base type, and what differs."""
+    asked = stage.request
+    types = asked.get("tensor_types")
+    rules = [Safe(f"{code(name)} {text(kind)}") for name, kind in types.items()] if isinstance(types, dict) else []
+    for key, name in (("output_type", "output"), ("token_embedding_type", "token_embd")):
+        rules += [Safe(f"{code(name)} {text(asked[key])}")] if asked.get(key) else []
+    rest = [text(f"and {len(rules) - _MAX_NAMED} more")] if len(rules) > _MAX_NAMED else []
+    return Safe(f"{text(asked.get('quant'))} but for {joined(', ', [*rules[:_MAX_NAMED], *rest])}")
+
+
+# ---- source, commands, images ------------------------------------------------------------------------
+
+
+def made(subject: Subject) -> Iterator[Safe]:
+    source = subject.manifest.source
+    where = link(code(source.repo_id), subject.source_url) if source.repo_id else code(subject.title)
+    kind = "commit" if source.repo_id else "local files, digest"
+    yield Safe(f"Source: {where}, {kind} {code(source.commit)}.")
+    if not subject.imatrices:
+        used = sorted({stage.inputs["imatrix"] for _, stage in subject.stages("quantize") if "imatrix" in stage.inputs})
+        told = f"not kept, digest {joined(', ', map(code, used))}" if used else "none"
+        yield Safe(f"Importance matrix: {told}. Calibration data: {'not known' if used else 'none'}.")
+    for name in ("fetch", "convert", "calibrate", "quantize"):
+        if name != "calibrate" or subject.imatrices:  # it may have been made for others, or found to be of no use
+            for key, stage in subject.stages(name):
+                yield from _run(key, stage)
+    yield from _verified(subject)
+    yield from _images(subject)
+
+
+def _run(key: str, stage: StageRecord) -> Iterator[Safe]:
+    tools = joined(", ", [Safe(f"{text(name)} {text(version)}") for name, version in stage.tools.items()])
+    head = Safe(f"{text(key)}: {joined(', on ', [tools, text(stage.cpu)])}.")
+    commands = "\n".join(shlex.join(_portable(arg) for arg in argv) for argv in stage.argv)
+    block = fenced(commands, "sh").replace("\n", "\n  ") if commands else ""
+    yield Safe(f"{head}\n\n  {block}\n" if block else head)
+
+
+def _portable(argument: str) -> str:
+    """A path of the host tells where somebody keeps their files: its last part is enough."""
+    flag, equals, value = argument.rpartition("=")
+    if value.startswith(("/", "~", "file:")) and not _IN_IMAGES.match(value):
+        return f"{flag}{equals}…/" + value.rstrip("/").rsplit("/", 1)[-1]
+    return argument
+
+
+def _verified(subject: Subject) -> Iterator[Safe]:
+    for key, stage in subject.stages("verify"):
+        facts = stage.facts
+        parts = [Safe(f"{text(facts[name])} {what}") for name, what in
+                 (("probes", "tokenizer probes"), ("chats", "conversations")) if name in facts]  # fmt: skip
+        allowed = facts.get("mismatches_allowed")
+        differs = Safe(f" **Differs from the source, and was allowed to: {text(allowed, 400)}.**") if allowed else ""
+        tried = f" ({joined(', ', parts)})" if parts else ""
+        yield Safe(f"{text(key)}: passed{tried}.{differs}")
+
+
+def _images(subject: Subject) -> Iterator[Safe]:
+    """Each image once, with the base that it was made on."""
+    seen: dict[str, None] = {}
+    for name in ("fetch", "convert", "calibrate", "quantize", "verify", "evaluate", "contract"):
+        for _, stage in subject.stages(name):
+            seen.update(dict.fromkeys(_image_lines(stage.ran_by)))
+    yield from map(Safe, seen)
+
+
+def _image_lines(ran_by: Mapping[str, str]) -> Iterator[str]:
+    images = {key: value for key, value in ran_by.items() if key.endswith("_image") and key != "base_image"}
+    base = f" on {code(ran_by['base_image'])} {code(ran_by.get('base_digest', ''))}" if "base_image" in ran_by else ""
+    for key, digest in images.items():
+        yield f"{text(key.removesuffix('_image'))} image {code(digest)}{base}."
+    if not images and ran_by:
+        told = joined(", ", [Safe(f"{text(key)} {text(value)}") for key, value in list(ran_by.items())[:_MAX_NAMED]])
+        yield f"Run by {told}."

@@ -1,0 +1,162 @@
+"""What a card is about: the manifest, the files of it that are published, and where they will be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from quantyard.errors import BadRequest
+from quantyard.hub.files import parse_repo_id
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.protocol.evaluation import EvalReport, Measurement, Score
+from quantyard.protocol.gate import BudgetResult, Outcome
+from quantyard.quants.catalog import rank
+from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
+
+if TYPE_CHECKING:
+    from quantyard.sources.licence import Licence
+
+HUB: Final = "https://huggingface.co"
+USUAL_BITS: Final = 4.85  # of Q4_K_M on an 8B model: what most people take
+# The one metric of a task that a reader wants to see first.
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class CardContext:
+    """What the card needs to know and no manifest tells. `plots` are paths in the repo, `…-light.svg`, `…-dark.svg`.
+
+    `suite` is the evaluation to show, "" for none; `quants` the files that are published, by default all.
+    """
+
+    repo_id: str
+    suite: str
+    licence: Licence
+    oci: str = ""
+    plots: tuple[str, ...] = ()
+    licence_text: str = ""
+    quants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A manifest and a context that fit each other."""
+
+    manifest: Manifest
+    context: CardContext
+
+    def __post_init__(self) -> None:
+        """Refuse to show the numbers of one file beside the name of another.
+
+        Raises:
+            BadRequest: an unknown suite or quant, a measurement of another file, or a repo name that is none.
+        """
+        if not _is_repo_id(self.context.repo_id):
+            message = f"{self.context.repo_id!r} is not the name of a repo."
+            raise BadRequest(message, "Name it like this: REPO=me/name-GGUF")
+        if missing := [label for label in self.context.quants if label not in self.manifest.quants]:
+            message = f"{', '.join(missing)} is not in the manifest."
+            raise BadRequest(message, f"Build it: make build MODEL=… QUANT={','.join(missing)}")
+        suite = self.context.suite
+        if suite and suite not in self.manifest.evaluations:
+            raise BadRequest(f"There is no evaluation by suite {suite!r}.", f"Measure: make eval MODEL=… SUITE={suite}")
+        for label, record in self.quants.items():
+            measured = self.measurement(label)
+            if measured and measured.file.sha256 and measured.file.sha256 != record.sha256:
+                message = f"The evaluation of {label} is of another file: {measured.file.sha256[:12]}…"
+                raise BadRequest(message, f"Measure this one, {record.sha256[:12]}…: make eval MODEL=… SUITE={suite}")
+
+    @cached_property
+    def quants(self) -> dict[str, QuantRecord]:
+        """The files that are published, the largest first."""
+        wanted = self.context.quants or tuple(self.manifest.quants)
+        chosen = {label: self.manifest.quants[label] for label in wanted}
+        return dict(sorted(chosen.items(), key=lambda item: (-item[1].size_bytes, item[0])))
+
+    @property
+    def imatrices(self) -> tuple[ImatrixRecord, ...]:
+        """The importance matrices that these files were made with, each once."""
+        found = {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
+        return tuple(found[name] for name in sorted(found))
+
+    @property
+    def report(self) -> EvalReport | None:
+        """The evaluation to show."""
+        return self.manifest.evaluations.get(self.context.suite)
+
+    @property
+    def baseline(self) -> Measurement | None:
+        """The file the others are compared with."""
+        if self.report is None:
+            return None
+        return next((m for m in self.report.measurements if m.file.label == self.report.baseline), None)
+
+    def measurement(self, label: str) -> Measurement | None:
+        """What was measured on one file."""
+        return next((m for m in self.report.measurements if m.file.label == label), None) if self.report else None
+
+    @property
+    def measured(self) -> dict[str, Measurement]:
+        """Of the published files, those that were measured."""
+        found = {label: self.measurement(label) for label in self.quants}
+        return {label: m for label, m in found.items() if m is not None}
+
+    @cached_property
+    def headlines(self) -> tuple[Score, ...]:
+        """The baseline's scores to show: one per entry of the suite, or per task where groups have no own score."""
+        if self.report is None or self.baseline is None:
+            return ()
+        return headlines(self.report.suite, self.baseline.scores)
+
+    def gate(self, outcome: Outcome) -> tuple[BudgetResult, ...]:
+        """What the gate found of the published files."""
+        gate = self.manifest.gate
+        return tuple(r for r in gate.results if r.outcome == outcome and r.quant in self.quants) if gate else ()
+
+    @property
+    def usual(self) -> str:
+        """The file that the examples name: the most useful of those that passed, and of types that no one ranks the
+        nearest to 4.85 bits. "" where there is none.
+        """
+        failed = {result.quant for result in self.gate("failed")}
+        labels = [label for label in self.quants if label not in failed] or list(self.quants)
+        far = {label: abs(self.quants[label].bits_per_weight - USUAL_BITS) for label in labels}
+        return min(labels, key=lambda label: (rank(label), far[label]), default="")
+
+    @property
+    def title(self) -> str:
+        """The model's name."""
+        source = self.manifest.source
+        if source.repo_id:
+            return source.repo_id.rsplit("/", 1)[-1]
+        return self.report.title if self.report else source.title.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def hub_source(self) -> str:
+        """The Hub's id of the source; "" where it is no repo of the Hub."""
+        return self.manifest.source.repo_id if _is_repo_id(self.manifest.source.repo_id) else ""
+
+    @property
+    def source_url(self) -> str:
+        """The source at its commit; "" where it has no address."""
+        commit = self.manifest.source.commit
+        if not self.hub_source:
+            return ""
+        return f"{HUB}/{self.hub_source}/tree/{commit}" if _COMMIT.fullmatch(commit) else f"{HUB}/{self.hub_source}"
+
+    def stages(self, name: str) -> list[tuple[str, StageRecord]]:
+        """The runs of one stage that have to do with the published files: (label, record)."""
+        keys = [name, *(f"{name} {label}" for label in self._labels())]
+        return [(key, self.manifest.stages[key]) for key in keys if key in self.manifest.stages]
+
+    def _labels(self) -> list[str]:
+        return [*([self.report.baseline] if self.report else []), *self.quants]
+
+
+def _is_repo_id(text: str) -> bool:
+    try:
+        return parse_repo_id(text) == (text, None)
+    except BadRequest:
+        return False

@@ -1,0 +1,186 @@
+"""The card's tables: files, speed, tasks, contract, gate, hashes. Rows are the published files, the largest first."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from quantyard.card import cells as numbers
+from quantyard.card.blocks import Block, Table, table
+from quantyard.card.cells import NOTHING
+from quantyard.card.escaping import Safe, code, text
+from quantyard.card.subject import Subject
+from quantyard.errors import UnknownQuant
+from quantyard.protocol.evaluation import Comparison, Measurement, Score, Verdict
+from quantyard.protocol.gate import BudgetResult
+from quantyard.quants.catalog import find
+
+_GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("same", "better", "worse", "too few questions", "no signal")
+NOT_COMPARED: Final = Safe("not comparable")
+
+
+def tables(subject: Subject) -> Iterator[Block]:
+    """Every table that has a row."""
+    found = [
+        _gate(subject, "gate-failed", "failed"), _gate(subject, "gate-open", "too few questions"),
+        _gate(subject, "gate-unmeasured", "not measured"),
+        _choice(subject), _files(subject), _speed(subject), _verdicts(subject), *task_tables(subject),
+        _contract(subject), _hashes(subject),
+    ]  # fmt: skip
+    yield from (block for block in found if block)
+
+
+def _choice(subject: Subject) -> Table | None:
+    """Which file for which memory, the smallest first."""
+    head = ("memory", "file", "size", "what it costs", "when to choose it")
+    rows = [
+        (_memory(subject.measurement(label)), code(label), numbers.size(record.size_bytes),
+         _cost(subject.measurement(label)), _use(label))
+        for label, record in reversed(subject.quants.items())
+    ]  # fmt: skip
+    return table("choice", "table of choices", head, rows, words=("file", "what it costs", "when to choose it"))
+
+
+def _memory(found: Measurement | None) -> Safe:
+    if found is None or found.speed is None:
+        return Safe("not measured")
+    return Safe(f"{numbers.speed(found)[2]}")
+
+
+def _cost(found: Measurement | None) -> Safe:
+    """The number that most people compare."""
+    change = numbers.ppl_change(found.divergence) if found and found.divergence else NOTHING
+    return change if change == NOTHING else Safe(f"perplexity {change}")
+
+
+def _use(label: str) -> Safe:
+    try:
+        return text(find(label).use)
+    except UnknownQuant:
+        return NOTHING
+
+
+def _files(subject: Subject) -> Table | None:
+    head = ("file", "size", "bits per weight", "PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token")
+    rows = [
+        (_name_of(subject, label), numbers.size(q.size_bytes), numbers.bits(q.bits_per_weight),
+         *_quality(subject.measurement(label)))
+        for label, q in subject.quants.items()
+    ]  # fmt: skip
+    base = subject.baseline
+    if base and base.file.label not in subject.quants:
+        facts = (numbers.size(base.file.size_bytes), numbers.bits(base.file.bits_per_weight))
+        rows.insert(0, (_name_of(subject, base.file.label), *facts, *_quality(base)))
+    return table("files", "files table", head, rows)
+
+
+def _quality(found: Measurement | None) -> tuple[Safe, ...]:
+    return numbers.quality(found.divergence if found else None)
+
+
+def _name_of(subject: Subject, label: str) -> Safe:
+    """A file in the first column of a table."""
+    is_baseline = subject.report is not None and label == subject.report.baseline
+    return Safe(f"{code(label)} (baseline)") if is_baseline else code(label)
+
+
+def _speed(subject: Subject) -> Table | None:
+    head = ("file", "prompt tokens/s", "generated tokens/s", "peak memory")
+    rows = [(_name_of(subject, label), *numbers.speed(m)) for label, m in subject.measured.items() if m.speed]
+    base = subject.baseline
+    if rows and base and base.speed and base.file.label not in subject.quants:
+        rows.insert(0, (_name_of(subject, base.file.label), *numbers.speed(base)))
+    return table("speed", "speed table", head, rows)
+
+
+# ---- tasks -------------------------------------------------------------------------------------------
+
+
+def _verdicts(subject: Subject) -> Table | None:
+    """How many tasks ended how, per file."""
+    shown = {(s.task, s.metric) for s in subject.headlines}
+    counts = {
+        label: Counter(c.verdict for c in m.comparisons if (c.task, c.metric) in shown)
+        for label, m in subject.measured.items() if m.comparisons
+    }  # fmt: skip
+    used = [verdict for verdict in _GOOD_TO_BAD if any(count[verdict] for count in counts.values())]
+    rows = [(code(label), *(Safe(count[verdict]) for verdict in used)) for label, count in counts.items()]
+    return table("verdicts", "verdicts table", ("file", *used), rows) if used else None
+
+
+def task_tables(subject: Subject) -> Iterator[Table]:
+    """One per published file that was measured; where it is the baseline, its scores alone."""
+    for number, (label, found) in enumerate(subject.measured.items(), 1):
+        name = f"tasks-{number}-{re.sub(r'[^A-Za-z0-9_.-]', '', label)[:40]}"
+        base = subject.baseline
+        if base is None or found is base:
+            head = ["task", "questions", str(text(label))]
+            rows: list[tuple[Safe, ...]] = [(_name(s), _n(s.n), numbers.score(s)) for s in subject.headlines]
+        else:
+            head = ["task", "questions", str(text(base.file.label)), str(text(label)), "Δ (95 %)", "verdict"]
+            rows = [_task_row(found, s) for s in subject.headlines]
+        if made := table(name, f"tasks of {text(label)}", head, rows, words=("verdict",)):
+            yield made
+
+
+def _task_row(found: Measurement, base: Score) -> tuple[Safe, ...]:
+    key = (base.task, base.metric)
+    compared = next((c for c in found.comparisons if (c.task, c.metric) == key), None)
+    if compared is None:
+        own = next((s for s in found.scores if (s.task, s.metric) == key), None)
+        return (_name(base), _n(base.n), numbers.score(base), numbers.score(own), NOTHING, NOT_COMPARED)
+    share = base.higher_is_better
+    return (_name(base), _n(compared.n), *_both(base, compared), numbers.delta(compared, share=share),
+            numbers.verdict(compared, base.chance))  # fmt: skip
+
+
+def _both(base: Score, compared: Comparison) -> tuple[Safe, Safe]:
+    """The baseline's value and the file's, of the questions that both were asked."""
+    at = (base.result.model_copy(update={"value": x}) for x in (compared.baseline, compared.value))
+    one, two = (numbers.score(base.model_copy(update={"result": result})) for result in at)
+    return one, two
+
+
+def _name(found: Score) -> Safe:
+    return numbers.task_name(found.task, found.metric)
+
+
+def _n(n: int) -> Safe:
+    return Safe(f"{n:,}")
+
+
+# ---- the rest ----------------------------------------------------------------------------------------
+
+
+def _contract(subject: Subject) -> Table | None:
+    head = ("file", "passed", "not supported", "failed", "answers that keep to their JSON schema")
+    rows = [
+        (code(label), *(Safe(len(found.with_status(status))) for status in ("passed", "not supported", "failed")),
+         numbers.conformance(found.schemas))
+        for label in subject.quants if (found := subject.manifest.contracts.get(label))
+    ]  # fmt: skip
+    return table("contract", "contract table", head, rows)
+
+
+def _gate(subject: Subject, name: str, outcome: str) -> Table | None:
+    found = [r for r in subject.manifest.gate.results if r.outcome == outcome] if subject.manifest.gate else []
+    rows = [_gate_row(result) for result in found if result.quant in subject.quants]
+    head = ("budget", "limit", "found", "interval", "finding")
+    return table(name, f"gate table ({outcome})", head, rows, words=("interval", "finding"), quoted=True)
+
+
+def _gate_row(found: BudgetResult) -> tuple[Safe, ...]:
+    budget = " ".join(part for part in (found.quant, found.budget, found.task) if part)
+    interval = numbers.between(found.interval)
+    if found.confidence is not None and found.interval:
+        interval = Safe(f"{interval} ({100 * found.confidence:g} %)")
+    return (text(budget), numbers.limit(found.limit), numbers.plain(found.value), interval, text(found.finding))
+
+
+def _hashes(subject: Subject) -> Table | None:
+    files = [file for record in subject.quants.values() for file in record.files]
+    rows = [(code(file.path), Safe(f"{file.size_bytes:,}"), code(file.sha256 or "")) for file in files]
+    rows += [(code(m.file), Safe(f"{m.size_bytes:,}"), code(m.sha256)) for m in subject.imatrices]
+    return table("hashes", "hashes table", ("file", "bytes", "SHA-256"), rows)

@@ -1,0 +1,201 @@
+"""The files that can be chosen: built, there, and measured as the very bytes they are; and why the others cannot.
+
+    memory = measured peak + what the context needs when served - what the context took when measured
+
+The first term is measured, the others are exact. Files are compared within one evaluation: the same text, the same
+machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from quantyard.errors import BadRequest
+from quantyard.formats.gguf import GgufError, GgufHeader, read_model
+from quantyard.memory.kv_cache import ContextUse, cache_bytes, mask_bytes
+from quantyard.memory.layers import ModelLayers, read_layers
+from quantyard.metrics.pareto import Entry, Metric, metric_of, quality_of
+from quantyard.plan.suites import BUILTIN
+from quantyard.protocol.evaluation import Estimate, EvalReport, Measurement, Speed
+from quantyard.store.manifest import Manifest, QuantRecord
+
+DEFAULT_CONTEXT: Final = 8192
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file with what was measured of it.
+
+    Attributes:
+        memory_bytes: at the wanted context; None where the context's share is not known exactly.
+        context_bytes: the context's share of it: KV cache and recurrent states; None likewise.
+        quality: mean KL divergence in nats, or ln(PPL / baseline PPL); the lower the better.
+        tokens_per_s: generated.
+    """
+
+    quant: str
+    path: Path
+    size_bytes: int
+    bits_per_weight: float
+    memory_bytes: int | None
+    context_bytes: int | None
+    quality: Estimate
+    tokens_per_s: float
+    speed: Speed
+    layers: ModelLayers | None
+
+    @property
+    def entry(self) -> Entry:
+        """What decides whether another file beats it."""
+        return Entry(self.quant, self.size_bytes, self.quality.value, self.tokens_per_s)
+
+
+@dataclass(frozen=True)
+class Field:
+    """All that can be chosen from, and what cannot: quant → why."""
+
+    name: str
+    report: EvalReport
+    metric: Metric
+    architecture: str
+    trained_context: int | None
+    use: ContextUse
+    candidates: tuple[Candidate, ...]
+    others: Mapping[str, str]
+
+
+def find_field(
+    manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, context_tokens: int, parallel: int
+) -> Field:
+    """What can be chosen from.
+
+    Args:
+        paths: the files in question: quant → where it is.
+        suite: whose evaluation; "": the one that holds most of them.
+        context_tokens: that the model will be served with; 0: as it was trained, at most `DEFAULT_CONTEXT`.
+
+    Raises:
+        BadRequest: none of them was measured.
+    """
+    report = _report(manifest, paths, suite)
+    metric = metric_of(report)
+    reasons = {quant: _why_not(manifest, report, metric, quant, path) for quant, path in paths.items()}
+    headers = {quant: _header(paths[quant]) for quant, reason in reasons.items() if not reason}
+    if not headers:
+        raise nothing_measured("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
+    first = next(iter(headers.values()))
+    use = ContextUse(_context(first, context_tokens), parallel)
+    found = tuple(_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
+    others = {quant: reason for quant, reason in reasons.items() if reason}
+    return Field(name, report, metric, first.architecture, first.context_length, use, found, others)
+
+
+def nothing_measured(why: str, quants: Sequence[str]) -> BadRequest:
+    """The error where there is nothing to choose from."""
+    hint = f"Measure them in one run: make eval MODEL=… QUANT={','.join(quants)}"
+    return BadRequest(f"Nothing to choose from: {why}.", hint)
+
+
+def eval_command(field: Field, model: str, *more: str) -> str:
+    """What to type to measure all files in one run, `more` of them too."""
+    suite = field.report.suite.name
+    quants = ",".join([*(c.quant for c in field.candidates), *field.others, *more])
+    return f"make eval MODEL={model} QUANT={quants} SUITE={suite if suite in BUILTIN else '…'}"
+
+
+def memory_at(found: Candidate, use: ContextUse) -> int | None:
+    """Bytes this file would take at another context."""
+    return None if found.layers is None else _memory(found.speed, found.layers, use)
+
+
+def _context(header: GgufHeader, asked: int) -> int:
+    return asked or min(header.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+
+def _report(manifest: Manifest, paths: Mapping[str, Path], suite: str) -> EvalReport:
+    """The evaluation that holds most of these files; of equals the one with most questions."""
+    reports = {name: r for name, r in manifest.evaluations.items() if suite in ("", name)}
+    if not reports:
+        what = f"the suite {suite} was not asked" if suite and manifest.evaluations else "nothing was measured"
+        what = f"{what} of the model's commit {manifest.source.commit[:12]}"
+        raise nothing_measured(what, list(paths))
+
+    def rank(report: EvalReport) -> tuple[int, int]:
+        fit = sum(not _why_not(manifest, report, metric_of(report), quant, path) for quant, path in paths.items())
+        return fit, report.n_questions
+
+    return max(reports.values(), key=rank)
+
+
+def _why_not(manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path) -> str:
+    """Why this file cannot be chosen; empty if it can."""
+    record, found = manifest.quants[quant], _measurement(report, quant)
+    if not path.is_file():
+        return f"is gone: {path}"
+    if not record.parts and path.stat().st_size != record.size_bytes:
+        return f"was changed after it was verified: {path}"
+    if found is None:
+        return f"was not measured with the suite {report.suite.name}"
+    if found.file.sha256 != record.sha256:
+        return f"was built again since it was measured with the suite {report.suite.name}"
+    if found.speed is None or quality_of(report, found, metric) is None:
+        return f"has no {'speed' if found.speed is None else metric} in the suite {report.suite.name}"
+    return ""
+
+
+def _measurement(report: EvalReport, quant: str) -> Measurement | None:
+    return next((m for m in report.measurements if m.file.label == quant), None)
+
+
+def _header(path: Path) -> GgufHeader:
+    try:
+        return read_model(path)
+    except GgufError as error:
+        raise BadRequest(f"{path} cannot be read: {error}.", "Remove it and make it again: make build") from error
+
+
+def _candidate(
+    manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse
+) -> Candidate:
+    found, record = _measurement(report, quant), manifest.quants[quant]
+    assert found is not None, "what is missing was said before"
+    quality, layers = quality_of(report, found, metric), read_layers(header)
+    assert found.speed is not None, "likewise"
+    assert quality is not None, "likewise"
+    return Candidate(
+        quant=quant, path=header.paths[0], size_bytes=record.size_bytes, bits_per_weight=record.bits_per_weight,
+        memory_bytes=_memory(found.speed, layers, use), context_bytes=cache_bytes(layers, use) if layers else None,
+        quality=quality, tokens_per_s=found.speed.generated_tokens_per_s, speed=found.speed, layers=layers,
+    )
+
+
+def _memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | None:
+    """The measured peak at the wanted context. Where the cache is not known, the peak counts where it was measured."""
+    measured = ContextUse(speed.n_ctx, whole_windows=True)
+    if layers is None:
+        return speed.peak_memory_bytes if (use.cells, use.sequences) == (measured.cells, 1) else None
+    return speed.peak_memory_bytes + _context_bytes(layers, use) - _context_bytes(layers, measured)
+
+
+def _context_bytes(layers: ModelLayers, use: ContextUse) -> int:
+    return cache_bytes(layers, use) + mask_bytes(layers, use)
+
+
+def paths_of(manifest: Manifest, folder: Path, source: Path | None, quants: Sequence[str]) -> dict[str, Path]:
+    """Where each file is; a GGUF that was only measured stays in its own folder.
+
+    Raises:
+        BadRequest: one of them is not built.
+    """
+    if missing := [quant for quant in quants if quant not in manifest.quants]:
+        built = ", ".join(manifest.quants) or "nothing"
+        hint = f"Build and measure: make eval MODEL=… QUANT={','.join([*manifest.quants, *missing])}"
+        raise BadRequest(f"{', '.join(missing)} is not built; there is {built}.", hint)
+    return {quant: _path(folder, source, manifest.quants[quant]) for quant in quants or manifest.quants}
+
+
+def _path(folder: Path, source: Path | None, record: QuantRecord) -> Path:
+    return (folder if record.made_by or source is None else source) / record.file

@@ -1,0 +1,98 @@
+"""Which file to take: of those within the budget the best by quality, and where the next smaller one is not
+measurably worse, that one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quantyard.choose.candidates import Candidate
+from quantyard.metrics.intervals import Z, difference
+from quantyard.metrics.pareto import beaten_by
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the file must keep: bytes of memory, generated tokens/s, mean KLD in nats (None: any)."""
+
+    memory_bytes: int
+    memory_reason: str
+    min_tokens_per_s: float = 0.0
+    max_kld: float | None = None
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A budget that a file does not keep; `excess` is by how much: 0.1 for a tenth."""
+
+    what: Literal["RAM", "MIN_TPS", "MAX_KLD"]
+    value: float
+    limit: float
+
+    @property
+    def excess(self) -> float:
+        """How far it is off, in parts of the limit."""
+        more, less = (self.limit, self.value) if self.what == "MIN_TPS" else (self.value, self.limit)
+        return more / less - 1 if less else math.inf
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The file to take; `equal` are larger ones whose quality is better by less than the interval."""
+
+    best: Candidate
+    equal: tuple[Candidate, ...]
+    runner_up: Candidate | None
+    fitting: tuple[Candidate, ...]
+
+
+def misses(found: Candidate, budget: Budget) -> tuple[Miss, ...]:
+    """The budgets that this file does not keep."""
+    assert found.memory_bytes is not None, "files of unknown memory are refused before"
+    missed = []
+    if found.memory_bytes > budget.memory_bytes:
+        missed.append(Miss("RAM", found.memory_bytes, budget.memory_bytes))
+    if found.tokens_per_s < budget.min_tokens_per_s:
+        missed.append(Miss("MIN_TPS", found.tokens_per_s, budget.min_tokens_per_s))
+    if budget.max_kld is not None and found.quality.value > budget.max_kld:
+        missed.append(Miss("MAX_KLD", found.quality.value, budget.max_kld))
+    return tuple(missed)
+
+
+def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice | None:
+    """The choice; None where nothing keeps the budget."""
+    fitting = tuple(c for c in candidates if not misses(c, budget))
+    if not fitting:
+        return None
+    best, equal = _take(fitting)
+    rest = [c for c in fitting if c not in (best, *equal)] or [c for c in fitting if c is not best]
+    beaten = beaten_by(c.entry for c in fitting)
+    front = [c for c in rest if not beaten[c.quant]]
+    return Choice(best, equal, _take(front or rest)[0] if rest else None, fitting)
+
+
+def nearest(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
+    """The file whose worst miss is the least."""
+    return min(candidates, key=lambda c: max(miss.excess for miss in misses(c, budget)))
+
+
+def is_tie(one: Candidate, other: Candidate) -> bool:
+    """Whether the difference in quality is within its 95 % interval."""
+    found = difference(one.quality, other.quality)
+    return found.low <= 0 <= found.high
+
+
+def half_width(found: Candidate) -> float:
+    """Half of the 95 % interval of its quality."""
+    return Z * found.quality.stderr
+
+
+def _take(fitting: Sequence[Candidate]) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """The smallest of those that are as good as the best, and the larger ones it stands for."""
+    top = min(fitting, key=lambda c: (c.quality.value, c.size_bytes))
+    ties = [c for c in fitting if c is top or is_tie(c, top)]
+    best = min(ties, key=lambda c: (c.size_bytes, c.quality.value))
+    return best, tuple(c for c in ties if c is not best and c.quality.value < best.quality.value)

@@ -1,0 +1,116 @@
+"""What would help where no file keeps the budget: less context, a smaller cache, another quant. Estimates say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from quantyard.choose.candidates import Candidate, Field, eval_command, memory_at
+from quantyard.choose.pick import Budget, misses, nearest
+from quantyard.errors import UnknownQuant
+from quantyard.formatting.units import human_bytes
+from quantyard.memory.kv_cache import CELL_STEP, can_be_quantized, kv_bytes
+from quantyard.quants.catalog import Quant, find
+
+# Those worth naming, the largest first: they need no importance matrix and suit any model.
+_USUAL: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K")
+
+
+def remedies(field: Field, budget: Budget, model: str) -> list[str]:
+    """Each a line that says what to type.
+
+    Args:
+        model: what the user typed after MODEL=.
+    """
+    missed = {miss.what for c in field.candidates for miss in misses(c, budget)}
+    return [
+        *(_for_memory(field, budget, model) if "RAM" in missed else ()),
+        *(_for_speed(field, budget, model) if "MIN_TPS" in missed else ()),
+        *(_for_quality(field, budget, model) if "MAX_KLD" in missed else ()),
+    ]
+
+
+def largest_context(found: Candidate, field: Field, budget: Budget) -> int:
+    """Tokens of context with which this file fits into the memory, in steps of 256; 0: with none."""
+    low, high = 0, field.use.cells // CELL_STEP
+    while low < high:
+        middle = -(-(low + high) // 2)
+        needed = memory_at(found, replace(field.use, tokens=middle * CELL_STEP))
+        low, high = (middle, high) if needed is not None and needed <= budget.memory_bytes else (low, middle - 1)
+    return low * CELL_STEP
+
+
+def _for_memory(field: Field, budget: Budget, model: str) -> Iterator[str]:
+    others = [c for c in field.candidates if {miss.what for miss in misses(c, budget)} == {"RAM"}]
+    for found in [nearest(others, budget)] if others else []:
+        if context := largest_context(found, field, budget):
+            yield f"Less context: {found.quant} fits with CONTEXT_SIZE={context}."
+        if text := _smaller_cache(found, field, budget):
+            yield text
+    smallest = min(field.candidates, key=lambda c: c.size_bytes)
+    assert smallest.memory_bytes is not None, "files of unknown memory are refused before"
+    over = smallest.memory_bytes - budget.memory_bytes
+    if over > 0 and (quant := _smaller(field, smallest, smallest.size_bytes - over)):
+        size = human_bytes(_size(smallest, quant))
+        how = eval_command(field, model, quant.name)
+        yield f"A smaller quant: {quant.name} is not measured yet (about {size}): {how}"
+
+
+def _smaller_cache(found: Candidate, field: Field, budget: Budget) -> str:
+    layers = found.layers
+    if layers is None or found.memory_bytes is None or not can_be_quantized(layers):
+        return ""
+    saved = kv_bytes(layers, field.use) - kv_bytes(layers, field.use, "q8_0")
+    if found.memory_bytes - saved > budget.memory_bytes:
+        return ""
+    how = "LLAMA_ARG_CACHE_TYPE_K=q8_0 and LLAMA_ARG_CACHE_TYPE_V=q8_0"
+    return (
+        f"A KV cache in 8 bits ({how} for the server): {found.quant} then takes "
+        f"{human_bytes(found.memory_bytes - saved, binary=True)}; what that does to quality was not measured."
+    )
+
+
+def _for_speed(field: Field, budget: Budget, model: str) -> Iterator[str]:
+    fastest = max(field.candidates, key=lambda c: c.tokens_per_s)
+    if fastest.tokens_per_s >= budget.min_tokens_per_s:
+        return
+    smallest = min(field.candidates, key=lambda c: c.size_bytes)
+    wanted = int(smallest.size_bytes * smallest.tokens_per_s / budget.min_tokens_per_s)  # bytes read per token decide
+    if quant := _smaller(field, smallest, wanted):
+        how = eval_command(field, model, quant.name)
+        yield f"A smaller quant may be fast enough: {quant.name} is not measured yet: {how}"
+    else:
+        yield "No quant of this model will be so fast on the machine that measured: measure on another, or with a GPU."
+
+
+def _for_quality(field: Field, budget: Budget, model: str) -> Iterator[str]:
+    best = min(field.candidates, key=lambda c: c.quality.value)
+    if budget.max_kld is None or best.quality.value <= budget.max_kld:
+        return
+    larger = [q for q in _unmeasured(field) if q.bits_per_weight > _bits(best)]
+    if larger:
+        yield f"A larger quant: {larger[-1].name} is not measured yet: {eval_command(field, model, larger[-1].name)}"
+
+
+def _smaller(field: Field, than: Candidate, wanted_bytes: int) -> Quant | None:
+    """The largest quant that was not measured and is about as small as wanted; None: there is none."""
+    return next((q for q in _unmeasured(field) if _size(than, q) <= min(wanted_bytes, than.size_bytes - 1)), None)
+
+
+def _unmeasured(field: Field) -> Sequence[Quant]:
+    measured = {c.quant for c in field.candidates}
+    return [find(name) for name in _USUAL if name not in measured]
+
+
+def _size(known: Candidate, quant: Quant) -> int:
+    """About: in proportion to the bits of a large model."""
+    return int(known.size_bytes * quant.bits_per_weight / _bits(known))
+
+
+def _bits(known: Candidate) -> float:
+    """As the table of quants has it; a quant of the user's own making has only its own."""
+    try:
+        return find(known.quant).bits_per_weight
+    except UnknownQuant:
+        return known.bits_per_weight

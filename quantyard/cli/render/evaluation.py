@@ -1,0 +1,159 @@
+"""What the measuring found, as tables for people and as JSON for programs. All of it comes from the report alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from quantyard.cli.render.styled import escape
+from quantyard.execution.manifest_writer import Measured
+from quantyard.formatting.units import human_bytes
+from quantyard.metrics.pareto import beaten_by, entries_of
+from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement, Score
+
+_COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
+_NOTHING = "–"  # noqa: RUF001  (a dash in a table)
+
+
+def files_table(report: EvalReport, width: int = 200) -> Table:
+    """One row per file, the baseline's first, then the largest: size, perplexity, divergence, speed and memory; of
+    several files, which are on the front.
+
+    Args:
+        width: of the terminal, in characters; what has no room there is left out.
+    """
+    marks = _front_marks(report)
+    names = [*_COLUMNS, *(["front"] if marks else [])]
+    order = sorted(report.measurements, key=lambda m: (m.file.label != report.baseline, -m.file.size_bytes))
+    rows = [dict(zip(names, _file_cells(report, m, marks), strict=False)) for m in order]
+    whole = _filled(names, rows)
+    return whole if _width(whole) <= width else _filled([name for name in names if name not in _LEFT_OUT], rows)
+
+
+_COLUMNS: Final = (
+    "file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory",
+)  # fmt: skip
+_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt")  # of a narrow one; they are in the report, though
+
+
+def _filled(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    table = _table(*names)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
+
+
+def _width(table: Table) -> int:
+    """Characters that it takes where nothing is cut off."""
+    console = Console(width=1000)
+    return console.measure(table).maximum
+
+
+def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]) -> tuple[str, ...]:
+    facts = found.file
+    label = f"{facts.label} (baseline)" if facts.label == report.baseline else facts.label
+    size = (human_bytes(facts.size_bytes), f"{facts.bits_per_weight:.2f}")
+    mark = marks.get(facts.label, "")
+    return (escape(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
+
+
+def _front_marks(report: EvalReport) -> dict[str, str]:
+    """As in the plot: filled for the front, hollow for what another file beats. Of one file there is nothing to say."""
+    beaten = beaten_by(entries_of(report))
+    return {label: "○" if winners else "●" for label, winners in beaten.items()} if len(beaten) > 1 else {}
+
+
+def _divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
+    found = measurement.divergence
+    if found is None:
+        return (_NOTHING,) * 4
+    change, kld, top1 = _NOTHING, _NOTHING, _NOTHING
+    if found.baseline_perplexity is not None:
+        change = f"{found.perplexity.value / found.baseline_perplexity.value - 1:+.2%}"
+    if found.mean_kld is not None:
+        kld = f"{found.mean_kld.value:.4f}"
+    if found.top1_agreement is not None:
+        top1 = f"{found.top1_agreement.value:.1%}"
+    return f"{found.perplexity.value:.3f}", change, kld, top1
+
+
+def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
+    found = measurement.speed
+    if found is None:
+        return (_NOTHING,) * 3
+    memory = human_bytes(found.peak_memory_bytes, binary=True)
+    return f"{found.prompt_tokens_per_s:.1f} t/s", f"{found.generated_tokens_per_s:.1f} t/s", memory
+
+
+def tasks_table(report: EvalReport) -> Table | None:
+    """One row per file, task and metric: the change against the baseline and what it means; None without tasks.
+
+    Where the baseline alone was measured, its scores.
+    """
+    compared = [(m.file.label, c) for m in report.measurements for c in m.comparisons]
+    if compared:
+        table = _table("file", "task", "metric", "n", "baseline", "value", "Δ", "95 % interval", "verdict", left=3)
+        for label, comparison in compared:
+            table.add_row(escape(label), *_comparison_cells(comparison))
+        return table
+    scores = [(m.file.label, s) for m in report.measurements for s in m.scores]
+    table = _table("file", "task", "metric", "n", "value", "95 % interval", left=3)
+    for label, score in scores:
+        table.add_row(escape(label), *_score_cells(score))
+    return table if scores else None
+
+
+def _comparison_cells(found: Comparison) -> tuple[str, ...]:
+    colour = _COLOURS[found.verdict]
+    verdict = f"{found.verdict}: {found.questions_needed} would do" if found.questions_needed else found.verdict
+    form = "+.2%" if found.metric.endswith("perplexity") else "+.4f"  # of perplexities the change is relative
+    return (
+        escape(found.task), escape(found.metric), str(found.n), f"{found.baseline:.4g}", f"{found.value:.4g}",
+        format(found.delta.value, form), _interval(found.delta, form),
+        f"[{colour}]{verdict}[/]" if colour else verdict,
+    )
+
+
+def _score_cells(found: Score) -> tuple[str, ...]:
+    value, interval = f"{found.result.value:.4g}", _interval(found.result, ".4g")
+    return escape(found.task), escape(found.metric), str(found.n), value, interval
+
+
+def _interval(interval: Interval, form: str) -> str:
+    return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A plain table; all columns but the first `left` and the verdict hold numbers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left or column == "verdict" else "right", no_wrap=True)
+    return table
+
+
+def where_text(measured: Measured) -> str:
+    """Where the report and its plots are."""
+    files = _published(measured.folder)
+    plots = [path for path in files if path.suffix in (".svg", ".png")]
+    lines = [f"[bold]{'report':<13}[/]{escape(str(measured.folder / 'report.md'))}"]
+    if plots:
+        lines.append(f"[bold]{'plots':<13}[/]{len(plots)} in {escape(str(plots[0].parent))}")
+    return "\n".join(lines)
+
+
+def measured_json(measured: Measured) -> dict[str, Any]:
+    """What was measured, for programs: the whole report, and every file that was published with it."""
+    report = measured.report
+    return {
+        "suite": report.suite.name, "baseline": report.baseline,
+        "beaten_by": beaten_by(entries_of(report)), "report": report.model_dump(mode="json"),
+        "report_folder": str(measured.folder), "report_files": [str(path) for path in _published(measured.folder)],
+    }
+
+
+def _published(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,81 @@
+"""What a matrix ends with: the front, what is beaten and by what, which file to take, where all of it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantyard.choose.candidates import Field
+from quantyard.choose.pick import Budget, Choice
+from quantyard.cli.render.build import columns
+from quantyard.cli.render.choice import choice_line
+from quantyard.cli.render.styled import escape
+from quantyard.errors import StageFailed
+from quantyard.execution.manifest_writer import BuiltFile
+from quantyard.metrics.pareto import beaten_by, entries_of, metric_of, standings
+from quantyard.protocol.evaluation import EvalReport
+
+_Fact = tuple[str, str]
+
+
+def front_text(report: EvalReport) -> str:
+    """The front, and a line for each file that another one beats; empty where nothing tells quality."""
+    entries = sorted(entries_of(report), key=lambda entry: -entry.size_bytes)
+    if not entries:
+        return ""
+    best = [label for label, winners in beaten_by(entries).items() if not winners]
+    facts = [("Front", f"{', '.join(best)}: no other file is at least as small, as good and as fast")]
+    facts += [(label, text) for label, text in standings(entries, metric_of(report)).items()]
+    return columns([(escape(name), escape(text)) for name, text in facts])
+
+
+def front_json(report: EvalReport) -> dict[str, list[str]]:
+    """Each file → those that beat it; none for a file of the front."""
+    return {label: list(winners) for label, winners in beaten_by(entries_of(report)).items()}
+
+
+def choice_facts(field: Field, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
+    """The file to take on this machine, and how to ask for another."""
+    if choice is None:
+        return [("Take", "no file fits into the memory of this machine"), _other_choice(model)]
+    return [("Take", escape(choice_line(field, budget, choice))), _other_choice(model)]
+
+
+def no_choice(why: str, model: str) -> list[_Fact]:
+    """The same where nothing can be chosen."""
+    return [("Take", escape(why)), _other_choice(model)]
+
+
+def _other_choice(model: str) -> _Fact:
+    return "", escape(f"for another memory and speed: make choose MODEL={model} RAM=8GiB MIN_TPS=20")
+
+
+def where_facts(page: Path, report: Path, manifest: Path) -> list[_Fact]:
+    """What to open."""
+    plots = len({path.stem.rsplit("-", 1)[0] for path in (report / "plots").glob("*.svg")})  # light and dark
+    drawn = f", {plots} plots beside it" if plots else ""
+    return [
+        ("Page", escape(str(page))), ("Card", escape(str(page.with_name("README.md")))),
+        ("Report", escape(f"{report / 'report.md'}{drawn}")), ("Manifest", escape(str(manifest))),
+    ]  # fmt: skip
+
+
+def imatrix_facts(built: Sequence[BuiltFile]) -> list[_Fact]:
+    """Which files were made with an importance matrix, and where that is."""
+    quants: dict[Path, list[str]] = {}
+    for file in built:
+        if file.record.imatrix:
+            quants.setdefault(file.path.with_name(file.record.imatrix.file), []).append(file.quant)
+    return [("Imatrix", escape(f"{path}, for {', '.join(names)}")) for path, names in quants.items()]
+
+
+def head_text(n_files: int, ran: bool) -> str:
+    """What became of them."""
+    files = f"{n_files} file{'s' * (n_files != 1)}"
+    return f"[bold green]{'' if ran else 'Nothing to do: '}{files} built, verified and measured[/]"
+
+
+def failures_text(failures: Mapping[str, StageFailed], others: bool) -> str:
+    """Which steps failed, and why. `others`: whether the rest is done."""
+    lines = [f"  [red]{escape(label)}[/]: {escape(f.message)} {escape(f.hint)}" for label, f in failures.items()]
+    return "\n".join([f"[bold red]{len(failures)} failed[/]{', the others are done' * others}:", *lines])

@@ -1,0 +1,98 @@
+"""What the commands of a release say: what would be published where, what was, and what the gate found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quantyard.cli.render.build import columns
+from quantyard.cli.render.styled import escape
+from quantyard.formatting.units import human_bytes
+from quantyard.protocol.gate import GateReport
+from quantyard.publish.bundle import HUB, Destination
+from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget
+from quantyard.publish.send import Intention, OciPublication, Published
+from quantyard.publish.verify import Check
+
+_MARKS = {
+    "passed": "[green]ok[/]    ", "failed": "[red]FAIL[/]  ", "too few questions": "[yellow]few[/]   ",
+    "not measured": "[yellow]none[/]  ", "not judged": "–       ",  # noqa: RUF001  (a dash)
+}  # fmt: skip
+_VERDICTS = {
+    "passed": "[green]passed[/]", "failed": "[red]failed[/]", "too few questions": "[yellow]too few questions[/]",
+    "not measured": "[yellow]not everything was measured[/]",
+}  # fmt: skip
+
+
+def gate_text(gate: GateReport) -> str:
+    """Every budget, a line each, and what follows."""
+    by = escape(f"budgets: {gate.budgets}, suite {gate.suite}")
+    head = f"[bold]{'Gate':<13}[/]{_VERDICTS[gate.outcome]} ({by})"
+    lines = [f"{'':<13}{_MARKS[r.outcome]}{escape(r.quant)}  {escape(r.finding)}" for r in gate.results]
+    return "\n".join([head, *lines])
+
+
+def intention_text(where: Destination, found: Intention, endpoint: str | None) -> str:
+    """What would be published where."""
+    facts: list[tuple[str, str]] = []
+    if where.hub:
+        facts.append(("Hub", escape(_hub_text(where.hub, found, endpoint or HUB))))
+        facts += [("Files", _change_text(change)) for change in found.changes]
+    for artifact in found.oci:
+        signed = ", signed" if artifact.signed else ""
+        facts.append(("Registry", escape(f"{artifact.reference}  {artifact.digest}{signed}")))
+    return columns(facts) + "\n[bold]Nothing was sent[/] (DRY_RUN=1)."
+
+
+def _hub_text(target: HubTarget, found: Intention, endpoint: str) -> str:
+    state = {
+        True: "exists; its visibility stays as it is", False: f"new, {'private' if target.private else 'public'}",
+        None: "the Hub was not asked: no token, or no network",
+    }[found.exists]
+    how = "a pull request" if target.pull_request else f"one commit on {target.branch or 'main'}"
+    gated = f", gated ({target.gated}) as its source" if target.gated else ""
+    return f"{endpoint}/{target.repo_id} ({state}{gated}), {how}"
+
+
+def _change_text(change: FileChange) -> str:
+    return f"{change.state:<10} {human_bytes(change.size_bytes):>8}  {escape(change.path)}"
+
+
+def published_text(done: Published) -> str:
+    """Where it is now, and how to use it."""
+    facts = [("Registry", escape(_oci_text(artifact))) for artifact in done.oci]
+    if done.hub:
+        sent = [change for change in done.hub.changes if change.state != "unchanged"]
+        what = f"{len(sent)} of {len(done.hub.changes)} files sent" if sent else "nothing to send: all of it is there"
+        facts.append(("Hub", escape(f"{done.hub.pull_request or done.hub.url} at {done.hub.commit[:12]}, {what}")))
+    return "[bold green]Published, and read back[/]\n" + columns(facts)
+
+
+def _oci_text(artifact: OciPublication) -> str:
+    return f"{artifact.reference}  {artifact.digest}{', signed' if artifact.signed else ''}"
+
+
+def release_json(
+    gate: GateReport | None, changes: Sequence[FileChange], oci: Sequence[OciPublication], hub: HubPublication | None
+) -> dict[str, Any]:
+    """The same for programs; sizes in bytes."""
+    told = hub and {"url": hub.url, "commit": hub.commit, "pull_request": hub.pull_request, "created": hub.created}
+    return {
+        "gate": gate and {"outcome": gate.outcome, **gate.model_dump(mode="json")}, "hub": told,
+        "files": [change.__dict__ for change in changes], "oci": [artifact.__dict__ for artifact in oci],
+    }
+
+
+_CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "not checked": "[yellow]not checked[/] "}
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """One line per check, and what follows."""
+    lines = [f"{_CHECKED[found.state]}{escape(found.what)}: {escape(found.finding)}" for found in checks]
+    n_failed = sum(found.state == "failed" for found in checks)
+    n_open = sum(found.state == "not checked" for found in checks)
+    verdict = f"[bold red]{n_failed} of {len(checks)} checks failed[/]: this is not what its manifest tells of."
+    if not n_failed:
+        left = f"; {n_open} could not be made here" if n_open else ""
+        verdict = f"[bold green]It is what its manifest tells of[/]{left}."
+    return "\n".join([*lines, verdict])

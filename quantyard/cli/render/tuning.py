@@ -1,0 +1,92 @@
+"""What a search says: its table, its result, and the recipe as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from quantyard.formatting.numbers import digits, human_bytes, percent, signed
+from quantyard.quants.recipe import Recipe
+from quantyard.tune.goal import Gain, Goal
+from quantyard.tune.knapsack import Mix
+from quantyard.tune.sensitivity import Sensitivity
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML that `read_recipe` reads; no type or pattern can be anything but plain text."""
+    lines = [f"name: {recipe.name}", f"base: {recipe.base}", f'description: "{_quoted(recipe.description)}"']
+    lines += [f"output: {recipe.output}"] if recipe.output else []
+    lines += [f"token_embedding: {recipe.token_embedding}"] if recipe.token_embedding else []
+    if recipe.tensors:
+        lines += ["tensors:", *(f'  "{pattern}": {kind}' for pattern, kind in recipe.tensors.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
+    """Each group: its weights, what it costs to make it low, and the type it got; the most sensitive first."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("group")
+    for name in ("weights", "KLD when low", "a weight (1e-9)"):
+        table.add_column(name, justify="right")
+    table.add_column("type")
+    rows = sorted(zip(found, mix.types, strict=True), key=lambda row: -row[0].kld / row[0].group.n_params)
+    for one, kind in rows:
+        n = one.group.n_params
+        table.add_row(one.group.name, f"{n / 1e6:.2f} M", digits(one.kld), digits(one.kld / n * 1e9), kind)
+    return table
+
+
+def files_table(gain: Gain) -> Table:
+    """Both files on the held-out text."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file")
+    for name in ("size", "mean KLD", "95 % interval", "p99 KLD", "same top token"):
+        table.add_column(name, justify="right")
+    for one in (gain.tuned, gain.stock):
+        found, agreement = one.divergence, one.divergence.top1_agreement
+        table.add_row(
+            one.quant, f"{one.size_bytes:,} bytes", digits(one.kld.value),
+            f"{digits(one.kld.low)} to {digits(one.kld.high)}", digits(found.kld_percentiles.get("99", 0.0)),
+            percent(agreement.value) if agreement else "",
+        )
+    return table
+
+
+def gain_text(gain: Gain, goal: Goal, mix: Mix) -> str:
+    """The result in words."""
+    tuned, stock, relative = gain.tuned, gain.stock, gain.relative
+    value, low, high = (signed(100 * share, 1) for share in (relative.value, relative.low, relative.high))
+    change = f"{value} % ({low} to {high} %)"
+    smaller = 1 - tuned.size_bytes / stock.size_bytes
+    size = f"{percent(abs(smaller))} {'smaller' if smaller >= 0 else 'larger'} than"
+    lines = [
+        f"Asked for: {goal.text}. {tuned.quant} has {human_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
+        f"Mean KLD on text that the search has not read: {gain.verdict}, {change} against {stock.quant}.",
+        f"Expected from the parts, on the text of the search: {digits(mix.kld)}.",
+    ]
+    if goal.kld is not None and tuned.kld.value > goal.kld:
+        lines.append(f"On the held-out text it misses the goal of {digits(goal.kld)}: the two texts differ.")
+    return "\n".join(lines)
+
+
+def tuned_json(gain: Gain, mix: Mix, found: Sequence[Sensitivity], recipe: Recipe, path: str) -> dict[str, Any]:
+    """All of it for programs; sizes in bytes, divergences in nats."""
+    files = {
+        one.quant: {"size_bytes": one.size_bytes, "mean_kld": one.kld.model_dump()}
+        for one in (gain.tuned, gain.stock)
+    }
+    return {
+        "recipe": recipe.model_dump(), "recipe_file": path, "expected_kld": mix.kld, "files": files,
+        "stock": gain.stock.quant, "difference": gain.difference.model_dump(), "verdict": gain.verdict,
+        "relative": gain.relative.model_dump(),
+        "groups": [
+            {"name": one.group.name, "weights": one.group.n_params, "kld_when_low": one.kld, "type": kind}
+            for one, kind in zip(found, mix.types, strict=True)
+        ],
+    }

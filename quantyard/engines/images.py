@@ -1,0 +1,134 @@
+"""The images stages run in: what one is made of, and how it is built.
+
+An image's *recipe* is the digest of everything we put into it. Together with the digest of its base image it
+says what the tools are; a rebuilt image of the same recipe on the same base is the same tool, so it is this
+pair, not the rebuilt image's own id, that stage keys hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tomllib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from quantyard.errors import EngineError
+
+# The rooms of `quantyard` that a package's stages may import, and that its image therefore holds, whole.
+SHARED: Mapping[str, tuple[str, ...]] = {
+    "builder": ("formats", "formatting", "network", "protocol", "sandbox"),
+    "eval": ("formats", "formatting", "hardware", "metrics", "network", "protocol", "sandbox"),
+    "server": ("formats", "formatting", "protocol"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made from, beside its Dockerfile, the bake file and its base."""
+
+    pin: tuple[str, str]  # of its base: the names in versions.env of image and tag
+    packages: tuple[str, ...] = ()  # whose code is in it; of the first the dependencies too
+    files: tuple[str, ...] = ()  # what else it is made of, as patterns
+
+
+# To add an image: see docker-bake.hcl, and add a row.
+RECIPES: Mapping[str, Recipe] = {
+    "builder": Recipe(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder",)),
+    "eval": Recipe(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",)),
+    "server": Recipe(("LLAMA_CPP_IMAGE", "LLAMA_CPP_SERVER_TAG"), files=("server/image/*.sh",)),
+    "contract": Recipe(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder", "server"), ("docker/builder.Dockerfile",)),
+}
+IMAGES = tuple(RECIPES)
+BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Which base images, and what a build needs to reach the network. Environment wins over versions.env."""
+
+    bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
+    extra_ca: Path | None
+    proxies: Mapping[str, str] = field(repr=False)
+    reverse_proxy: str = ""  # its image: what the contract test's takes the proxy from
+
+
+@cache
+def code_version(repo_dir: Path, package: str) -> str:
+    """SHA-256 of what a stage of this package runs and reads: the package, and what it shares with us."""
+    paths = (repo_dir / package).rglob("*")
+    # Of a suite's own file nothing but its requests reaches a stage, and those are in the key.
+    own = (p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.parent.name != "suites")
+    shared = (path for room in SHARED[package] for path in (repo_dir / "quantyard" / room).rglob("*.py"))
+    return _digest_of_paths(repo_dir, [*sorted(own), *sorted(shared)])
+
+
+@cache
+def recipe(repo_dir: Path, image: str) -> str:
+    """SHA-256 of what we put into an image, its base apart: recipe files, dependencies, code."""
+    made_of = RECIPES[image]
+    names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
+    text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
+    groups = tomllib.loads((repo_dir / "pyproject.toml").read_text())["dependency-groups"]
+    text += "".join(json.dumps(groups[package]) for package in made_of.packages[:1])
+    text += "".join(code_version(repo_dir, package) for package in made_of.packages)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def bake(
+    repo_dir: Path, image: str, tag: str, base_digest: str, settings: ImageSettings, on_line: Callable[[str], None]
+) -> None:
+    """Build an image with `docker buildx bake`; the Python SDK cannot build BuildKit files.
+
+    Raises:
+        EngineError: buildx is missing, or the build failed (with its last lines).
+    """
+    env = bake_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
+    run_docker(repo_dir, [*BAKE, "--load", image], env, f"The {image} image could not be built", on_line)
+
+
+def bake_environment(repo_dir: Path, image: str, base_digest: str, settings: ImageSettings) -> dict[str, str]:
+    """What docker-bake.hcl reads, for one image."""
+    return dict(os.environ) | dict(settings.proxies) | {
+        "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": recipe(repo_dir, image),
+        "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
+    }
+
+
+def run_docker(
+    repo_dir: Path, argv: Sequence[str], env: Mapping[str, str], failure: str,
+    on_line: Callable[[str], None] = lambda _line: None,
+) -> None:
+    """Run the docker command, quietly.
+
+    Raises:
+        EngineError: it is missing, or ended badly: `failure`, with its last lines.
+    """
+    tail: deque[str] = deque(maxlen=20)
+    try:
+        process = subprocess.Popen(
+            argv, cwd=repo_dir, env=dict(env), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise EngineError("The docker command is not installed.", "See what is missing: make doctor") from error
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line.rstrip())
+            on_line(line.rstrip())
+    if process.returncode != 0:
+        message = f"{failure} (exit code {process.returncode})."
+        raise EngineError(message, "Its last lines are above. See what is missing: make doctor", "\n".join(tail))
+
+
+def _digest_of_paths(repo_dir: Path, paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(repo_dir).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

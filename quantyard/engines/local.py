@@ -1,0 +1,208 @@
+"""The engine `local`: every stage is a process of this machine, for where no Docker daemon answers.
+
+The same stage modules run in `.venv-local`, with llama-cpp-python in place of llama.cpp's programs. There is no
+container around them: a stage sees the network and the user's files, so a hostile model file is held back by
+less. Use the docker engine for models you do not trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import IO
+
+from quantyard.engines import OnNote, OnProgress, Surroundings
+from quantyard.engines.lines import Lines
+from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
+from quantyard.engines.stage_io import Listener, read_result, took_too_long
+from quantyard.errors import EngineError
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import StageResult
+from quantyard.store.artifacts import Artifact, Workspace
+
+_STOP_S = 5.0
+_TAIL_LINES = 15
+_BLOCK_BYTES = 64 * 1024
+_INSTALLED = "import importlib.metadata as m; print(*sorted(f'{d.name}=={d.version}' for d in m.distributions()))"
+
+
+class LocalEngine:
+    """Runs stages as processes of this machine."""
+
+    name = "local"
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._around = surroundings
+        self._venv = surroundings.repo_dir / ".venv-local"
+        self._python = self._venv / "bin" / "python"
+        self._converters = self._venv / "share" / "llama.cpp"
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def identity(self, image: str) -> str | None:
+        """Digest of the packages in `.venv-local`; None until it is set up."""
+        del image  # every stage of this engine has the same tools
+        ready = self._venv / ".ready"
+        if not ready.exists():
+            return None
+        return "local+" + hashlib.sha256(ready.read_bytes()).hexdigest()
+
+    def prepare(self, image: str, on_note: OnNote) -> None:
+        """Set up `.venv-local` if it is not there, or not as pyproject.toml wants it."""
+        del image
+        script = self._around.repo_dir / "scripts" / "setup-local.sh"
+        if not (self._venv / ".ready").exists():
+            on_note("setting up .venv-local (compiles llama-cpp-python: 5 to 15 minutes, once)")
+        run = subprocess.run(
+            [str(script)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+        )
+        if run.returncode != 0:
+            tail = "\n".join((run.stdout + run.stderr).splitlines()[-_TAIL_LINES:])
+            message = "The tools of ENGINE=local could not be set up."
+            raise EngineError(message, "See what is missing: make doctor", tail)
+
+    def describe(self, image: str) -> dict[str, str]:
+        """Every package of `.venv-local`, for the manifest."""
+        del image
+        run = subprocess.run([str(self._python), "-c", _INSTALLED], capture_output=True, text=True, check=False)
+        return {"engine": "local", "packages": run.stdout.strip()}
+
+    def run(
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
+    ) -> StageResult:
+        """Run the stage as a process group that is stopped whatever happens."""
+        self._link_inputs(space, inputs)
+        argv = [str(self._python), "-m", spec.row.module, "--in", str(space.in_dir), "--out", str(space.out_dir)]
+        argv += [SECRETS_ON_STDIN, "--die-with-stdin"]
+        process = subprocess.Popen(
+            argv, env=self._environment(spec, space), cwd=space.out_dir, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        self._running.add(process)
+        listener = Listener(spec.row.name, on_progress)
+        try:
+            _hand_over(process, secrets_line(spec, self._around))
+            exit_code = self._follow(spec, process, listener)
+        finally:
+            _stop(process)
+            self._running.discard(process)
+        return read_result(spec, space.out_dir, exit_code, listener.tail)
+
+    def stop(self) -> None:
+        """Stop the process of every stage that runs."""
+        for process in tuple(self._running):
+            _stop(process)
+
+    def _link_inputs(self, space: Workspace, inputs: Mapping[str, Artifact]) -> None:
+        for name, artifact in inputs.items():
+            if artifact.whole_folder:
+                (space.in_dir / name).symlink_to(artifact.folder, target_is_directory=True)
+                continue
+            for entry in artifact.files:
+                link = space.in_dir / name / entry.path
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(artifact.place_of(entry.path))
+
+    def _environment(self, spec: StageSpec, space: Workspace) -> dict[str, str]:
+        home = space.out_dir.parent / "home"
+        home.mkdir(exist_ok=True)
+        env = {
+            "PATH": f"{self._venv / 'bin'}:{os.defpath}", "HOME": str(home), "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self._around.repo_dir),
+            "LLAMA_CONVERTER": str(self._converters / "convert_hf_to_gguf.py"),
+            "LLAMA_LORA_CONVERTER": str(self._converters / "convert_lora_to_gguf.py"),
+            "CONVERTER_PYTHON": str(self._python),
+            "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # no window opens for a plot
+            "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: threads that wait leave the core to others
+        }
+        if not spec.row.network:
+            return env | {"HF_HUB_OFFLINE": "1"}
+        env |= open_proxies(self._around)
+        if self._around.ca_bundle:
+            env |= {name: str(self._around.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
+        return env
+
+    def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: Listener) -> int:
+        """Listen to it until it ends; its exit code. What it started ends with it, or is not listened to any longer."""
+        ears = (_Ear(process, process.stdout, listener.on_stdout), _Ear(process, process.stderr, listener.on_stderr))
+        timer = threading.Timer(spec.row.timeout_s, _stop, [process])
+        timer.daemon = True
+        for thread in (*ears, timer):
+            thread.start()
+        started = time.monotonic()
+        try:
+            exit_code = process.wait()
+        finally:
+            timer.cancel()
+            _stop(process)
+            for ear in ears:
+                ear.stop()
+        if error := next((ear.error for ear in ears if ear.error is not None), None):
+            raise error
+        if exit_code < 0 and time.monotonic() - started >= spec.row.timeout_s:
+            raise took_too_long(spec)
+        return exit_code
+
+
+def _hand_over(process: subprocess.Popen[bytes], secrets: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):  # it is gone already; why, it says on stderr
+        process.stdin.write(secrets)
+        process.stdin.flush()
+
+
+class _Ear(threading.Thread):
+    """Listens to one stream of a process. What goes wrong is kept for the thread that waits, and ends the process: with
+    nobody listening it would wait for ever.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], stream: IO[bytes] | None, on_line: Callable[[str], None]
+    ) -> None:
+        super().__init__(daemon=True)
+        assert stream is not None
+        self._process, self._stream, self._on_line = process, stream, on_line
+        self._stopped = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Listen until the stream ends."""
+        try:
+            self._listen()
+        except BaseException as error:
+            self.error = error
+            _stop(self._process)
+
+    def stop(self) -> None:
+        """The process has ended: hear the rest, but wait for nobody who still holds the stream."""
+        self.join(timeout=_STOP_S)
+        self._stopped.set()
+
+    def _listen(self) -> None:
+        lines = Lines()
+        while block := os.read(self._stream.fileno(), _BLOCK_BYTES):
+            for line in lines.feed(block):
+                self._hear(line)
+        for line in lines.end():
+            self._hear(line)
+
+    def _hear(self, line: str) -> None:
+        if not self._stopped.is_set():
+            self._on_line(line)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop the stage and the tools it started: ask first, then kill."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

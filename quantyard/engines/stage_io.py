@@ -1,0 +1,128 @@
+"""What an engine reads of a stage: its progress lines, and in the end its result. Both are the word of a process that
+has worked on hostile files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from quantyard.engines import OnProgress
+from quantyard.errors import EngineError, ResultRefused
+from quantyard.files.safe_files import SafeFolder, Unsafe
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
+from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
+
+_MAX_PROGRESS_CHARS: Final = 1000
+_MOST_PER_S: Final = 50  # progress lines; a stage of ours prints ten
+_TAIL_LINES: Final = 15
+_FULL_BELOW_BYTES: Final = 64 * 1024
+_ENDED: Final = frozenset(int(code) for code in ExitCode if code is not ExitCode.DONE)
+
+
+class Listener:
+    """Listens to one stage: passes its progress on, and keeps the last of its other lines."""
+
+    def __init__(self, stage: str, on_progress: OnProgress) -> None:
+        self._stage, self._on_progress = stage, on_progress
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._second, self._heard = 0, 0
+
+    @property
+    def tail(self) -> str:
+        """The last lines that were no progress."""
+        return "\n".join(self._tail)
+
+    def on_stdout(self, line: str) -> None:
+        """One line of stdout: progress, or something for people."""
+        if line.startswith("{") and len(line) <= _MAX_PROGRESS_CHARS:
+            if self._is_flood():
+                return
+            if (progress := _progress(line)) is not None and progress.stage == self._stage:
+                self._on_progress(progress)
+                return
+        self.on_stderr(line)
+
+    def on_stderr(self, line: str) -> None:
+        """One line for people."""
+        self._tail.append(line)
+
+    def _is_flood(self) -> bool:
+        """Whether this second has brought more lines than anybody needs."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._heard = second, 0
+        self._heard += 1
+        return self._heard > _MOST_PER_S
+
+
+def _progress(line: str) -> Progress | None:
+    try:
+        return Progress.model_validate_json(line, strict=True)
+    except ValidationError:
+        return None
+
+
+def read_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
+    """The result a stage left, or one made from how it ended. Nothing of the stage may run any more.
+
+    Raises:
+        ResultRefused: what it left is no result, or not one of this stage, or it says to have ended otherwise.
+        EngineError: it was killed from outside.
+    """
+    if exit_code != ExitCode.DONE and exit_code not in _ENDED:
+        raise _killed(spec.label, exit_code, tail)
+    try:
+        with SafeFolder.opened(out_dir) as out:
+            is_there = RESULT in out.names()
+            text = out.read(RESULT, MAX_RESULT_BYTES) if is_there else b""
+        result = parse_result(text) if is_there else _without(spec, out_dir, exit_code, tail)
+    except Unsafe as error:
+        raise ResultRefused(spec.label, str(error), tail) from error
+    except ValueError as error:
+        raise ResultRefused(spec.label, f"its {RESULT}: {error}", tail) from error
+    if result.stage != spec.row.name:
+        raise ResultRefused(spec.label, f"its {RESULT} is that of the stage {result.stage!r}", tail)
+    if int(result.exit_code) != exit_code:
+        problem = f"its {RESULT} says exit code {int(result.exit_code)}, and its process ended with {exit_code}"
+        raise ResultRefused(spec.label, problem, tail)
+    return result
+
+
+def _without(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
+    """Made from how it ended. A stage that finds the disk full cannot even write that down."""
+    if exit_code == ExitCode.DONE:
+        raise ValueError("there is none, although its process ended well")
+    error = StageError(kind="no-result", message="It left no result; its last lines are below.", detail=tail)
+    if exit_code == ExitCode.RESOURCES:
+        error = _exhausted(out_dir, tail)
+    return StageResult(stage=spec.row.name, exit_code=ExitCode(exit_code), error=error)
+
+
+def _exhausted(out_dir: Path, tail: str) -> StageError:
+    hint = "Free some space, then type the same command again."
+    disk = os.statvfs(out_dir)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < _FULL_BELOW_BYTES or "No space left" in tail:
+        message = f"The disk is full: {free_bytes:,} bytes are left where artifacts are kept."
+        return StageError(kind="out-of-disk", message=message, hint=hint)
+    message = "Disk or memory ran out, and it could not say which."
+    return StageError(kind="out-of-resources", message=message, hint=hint, detail=tail)
+
+
+def took_too_long(spec: StageSpec) -> EngineError:
+    """For a stage that was stopped at its time limit."""
+    message = f"{spec.label} took longer than its limit of {spec.row.timeout_s / 3600:.1f} hours."
+    return EngineError(message, "Try a smaller model or a faster machine.")
+
+
+def _killed(label: str, exit_code: int, tail: str) -> EngineError:
+    how = "was killed from outside" if exit_code < 0 or exit_code > 128 else "ended in a way that no stage does"
+    message = f"{label} {how} (exit code {exit_code})."
+    return EngineError(message, "Type the same command again; finished stages are kept.", tail)

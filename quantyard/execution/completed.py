@@ -1,0 +1,80 @@
+"""Which steps of a plan are finished, by the keys that they have in the store; and what each of them reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantyard.engines import Engine
+from quantyard.engines.images import code_version
+from quantyard.plan.steps import BuildPlan, External, Output, StageSpec, Step, spec_of
+from quantyard.store.artifacts import Artifact, FinishedStage, ModelStore
+
+
+@dataclass
+class Finished:
+    """The finished steps of one plan, by label, and the specs of all whose inputs are there."""
+
+    engine: Engine
+    store: ModelStore
+    repo_dir: Path
+    steps: dict[str, FinishedStage] = field(default_factory=dict)
+    specs: dict[str, StageSpec] = field(default_factory=dict)
+
+    def __contains__(self, label: str) -> bool:
+        return label in self.steps
+
+    def find(self, plan: BuildPlan) -> None:
+        """Look for each step. A step counts only if all that it reads from does too."""
+        for step in plan.steps:
+            spec = self.spec(step)
+            if spec is not None and (found := self.store.finished(spec.label, spec.key)):
+                self.steps[step.label] = found
+
+    def spec(self, step: Step) -> StageSpec | None:
+        """What runs for a step; None while its inputs or its image are not there."""
+        inputs: dict[str, str] = {}
+        for name, origin in step.inputs.items():
+            if isinstance(origin, External):
+                inputs[name] = origin.artifact.digest
+            elif origin.step in self.steps:
+                inputs[name] = self.steps[origin.step].artifact.digest
+            else:
+                return None
+        image = self.engine.identity(step.row.image)
+        if image is None and not step.row.pinned:
+            return None
+        spec = spec_of(step, inputs, code_version(self.repo_dir, step.row.code), image or "")
+        self.specs[step.label] = spec
+        return spec
+
+    def is_made(self, step: Step) -> bool:
+        """Whether it need not run, now that its inputs are there: made under another plan with the same inputs."""
+        spec = self.spec(step)
+        assert spec is not None, f"{step.label}: its inputs are not finished"
+        if found := self.store.finished(spec.label, spec.key):
+            self.steps[step.label] = found
+        return found is not None
+
+    def is_ready(self, step: Step) -> bool:
+        """Whether all that it reads is there."""
+        return all(origin.step in self.steps for origin in step.inputs.values() if isinstance(origin, Output))
+
+    def inputs(self, step: Step) -> Mapping[str, Artifact]:
+        """What it reads, by the input's name."""
+        return {
+            name: origin.artifact if isinstance(origin, External) else self.steps[origin.step].artifact
+            for name, origin in step.inputs.items()
+        }
+
+    def size_bytes(self, step: Step) -> int:
+        """All that it reads and writes, each file once."""
+        read = {artifact.digest: artifact.size_bytes for artifact in self.inputs(step).values()}
+        return sum(read.values()) + step.size_bytes
+
+    def partial_bytes(self, plan: BuildPlan) -> int:
+        """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
+        waiting = (s for s in plan.steps if s.row.resumable and s.size_bytes and s.label not in self.steps)
+        specs = [self.specs[step.label] for step in waiting if step.label in self.specs]
+        return sum(self.store.partial_bytes(spec.label, spec.key) for spec in specs)

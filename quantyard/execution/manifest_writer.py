@@ -1,0 +1,220 @@
+"""The manifest while a plan runs, and the files beside it: what ended is recorded at once, at its place in the plan's
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from quantyard.engines import Engine
+from quantyard.hardware.machine import cpu_name
+from quantyard.plan.api_tests import label_of, read_contract
+from quantyard.plan.evaluation import REPORT, folder_name, read_report
+from quantyard.plan.steps import BuildPlan, External, StageSpec, Step, Target
+from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.base import QuantizeRequest, StageResult
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.facts import bits_per_weight
+from quantyard.store.artifacts import FinishedStage, ModelStore
+from quantyard.store.manifest import (
+    ImatrixRecord,
+    Manifest,
+    QuantRecord,
+    SourceRecord,
+    StageRecord,
+    parse_manifest,
+    salvaged,
+)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class BuiltFile:
+    """One GGUF the build ends with."""
+
+    quant: str
+    path: Path
+    record: QuantRecord
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The report a measuring ends with, and the folder where it and its plots are."""
+
+    report: EvalReport
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Records:
+    """The manifest of one model, as one plan changes it. Used by one thread."""
+
+    plan: BuildPlan
+    engine: Engine
+    store: ModelStore
+    on_note: Callable[[str], None] = lambda _text: None
+
+    def read(self) -> Manifest:
+        """The manifest as it is, or a new one."""
+        source = self.plan.source
+        record = SourceRecord(
+            kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
+            commit=source.model.commit, license=source.license, files=list(source.files),
+            gguf_file=source.gguf_file, dtypes=dict(source.dtypes), card=source.card,
+        )
+        path = self.store.folder / "manifest.json"
+        try:
+            manifest = parse_manifest(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            manifest = Manifest(source=record)
+        except (OSError, ValueError) as error:
+            manifest = self._after_damage(path, error, record)
+        # What a model's card says may have changed since; its commit is the same.
+        manifest.source = manifest.source.model_copy(update={"license": source.license, "card": source.card})
+        return manifest
+
+    def _after_damage(self, path: Path, error: Exception, source: SourceRecord) -> Manifest:
+        """What is whole of a manifest that cannot be read, which is kept beside it; the user is told."""
+        try:
+            manifest, lost = salvaged(path.read_bytes(), source)
+        except OSError:
+            manifest, lost = Manifest(source=source), ["everything"]
+        aside = self.store.set_aside(path.name)
+        self.write(manifest)
+        self.on_note(
+            f"warning: {path} cannot be read: {error}. It is kept as {aside.name if aside else 'nothing'}, and a new "
+            f"one was begun. Lost from the new one: {', '.join(lost) or 'nothing'}. What the store still holds is "
+            "recorded again by the command that made it."
+        )
+        return manifest
+
+    def write(self, manifest: Manifest) -> None:
+        """Keep it; a reader sees the old one or the new one."""
+        self.store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")
+
+    def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
+        """A step has ended well."""
+        manifest = self.read()
+        self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
+        self.write(manifest)
+
+    def publish(self, target: Target, finished: Mapping[str, FinishedStage]) -> BuiltFile:
+        """Give a verified file its final name."""
+        bits = bits_per_weight(finished[target.verified_by].result)
+        name, origin = target.file.path, target.file.origin
+        if isinstance(origin, External):
+            made, path = origin.artifact, origin.artifact.folder / name
+        else:
+            made = finished[origin.step].artifact
+            path = self.store.publish(made.folder / name, f"{self.plan.source.model.name}-{target.quant.name}.gguf")
+        entry = next(f for f in made.files if f.path == name)
+        record = QuantRecord(
+            file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
+            bits_per_weight=bits, made_by=target.made_by,
+            verified_by=target.verified_by, imatrix=self._imatrix(target, finished),
+        )
+        self._quant(target.quant.name, record)
+        return BuiltFile(target.quant.name, path, record)
+
+    def _imatrix(self, target: Target, finished: Mapping[str, FinishedStage]) -> ImatrixRecord | None:
+        """The importance matrix that the file was made with, put beside it: who has it can make the file again."""
+        step = next((step for step in self.plan.steps if step.label == target.made_by), None)
+        if step is None or "imatrix" not in step.inputs:
+            return None
+        assert isinstance(step.request, QuantizeRequest), "no other stage takes a matrix"
+        origin, ours = step.inputs["imatrix"], self.plan.source.model.name
+        artifact = origin.artifact if isinstance(origin, External) else finished[origin.step].artifact
+        entry = next(f for f in artifact.files if f.path == step.request.imatrix_file)
+        name = _imatrix_name(self.read(), ours, target.quant.name, entry.sha256 or "")
+        publish = self.store.publish_copy if isinstance(origin, External) else self.store.publish
+        publish(artifact.folder / entry.path, name)
+        return ImatrixRecord(
+            file=name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "", given=list(artifact.files)
+        )
+
+    def publish_report(self, finished: Mapping[str, FinishedStage]) -> Measured | None:
+        """The report on the plan's suite, if it is there: a copy of it for people, and the whole in the manifest."""
+        if self.plan.measuring is None or REPORT not in finished:
+            return None
+        suite = self.plan.measuring.suite.name
+        report = read_report(finished[REPORT])
+        measured = Measured(report, self.store.publish_folder(finished[REPORT], folder_name(suite)))
+        manifest = self.read()
+        if manifest.evaluations.get(suite) != measured.report:
+            manifest.evaluations[suite] = measured.report
+            self.write(manifest)
+        return measured
+
+    def publish_contracts(self, finished: Mapping[str, FinishedStage]) -> list[ContractReport]:
+        """What the contract tests of the plan found."""
+        tested = [quant for quant in self.plan.contracts if label_of(quant) in finished]
+        found = {quant: read_contract(finished[label_of(quant)].artifact.folder) for quant in tested}
+        manifest = self.read()
+        if manifest.contracts != manifest.contracts | found:
+            manifest.contracts |= found
+            self.write(manifest)
+        return list(found.values())
+
+    def finished(self, finished: Mapping[str, FinishedStage], specs: Mapping[str, StageSpec]) -> None:
+        """What was finished before this run is on record, and as this plan made it. Another plan may have made a step
+        of the same label since; or the run that finished it was killed before it could write.
+        """
+        manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished]
+        known = [step for step in steps if self.engine.identity(step.row.image)]
+        others = [step for step in known if _key(manifest, step.label) != specs[step.label].key]
+        for step in others:
+            found = finished[step.label]
+            made_at = datetime.fromtimestamp(found.artifact.folder.stat().st_mtime, UTC)
+            self._add(manifest, step, self._record_of(step, specs[step.label], found.result, made_at))
+        if others:
+            self.write(manifest)
+
+    def _quant(self, name: str, record: QuantRecord) -> None:
+        manifest = self.read()
+        if manifest.quants.get(name) != record:
+            order = [target.quant.name for target in self.plan.targets]
+            manifest.quants = placed(manifest.quants, name, record, order)
+            self.write(manifest)
+
+    def _add(self, manifest: Manifest, step: Step, record: StageRecord) -> None:
+        order = [each.label for each in self.plan.steps]
+        manifest.stages = placed(manifest.stages, step.label, record, order)
+
+    def _record_of(self, step: Step, spec: StageSpec, result: StageResult, finished_at: datetime) -> StageRecord:
+        return StageRecord(
+            key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
+            outputs=list(result.outputs), facts=result.facts, tools=result.tools,
+            argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
+            ran_by=self.engine.describe(step.row.image), cpu=cpu_name(), finished_at=finished_at,
+        )
+
+
+def _imatrix_name(manifest: Manifest, model: str, quant: str, sha256: str) -> str:
+    """One name for one matrix: another file of the model may have been made with another one."""
+    others = [record.imatrix for name, record in manifest.quants.items() if record.imatrix and name != quant]
+    if known := next((other.file for other in others if other.sha256 == sha256), None):
+        return known
+    name = f"{model}.imatrix.gguf"
+    return name if name not in {other.file for other in others} else f"{model}.imatrix-{sha256[:12]}.gguf"
+
+
+def _key(manifest: Manifest, label: str) -> str:
+    return manifest.stages[label].key if label in manifest.stages else ""
+
+
+def placed(records: Mapping[str, R], name: str, record: R, order: Sequence[str]) -> dict[str, R]:
+    """The records with this one at its place: its old one, else behind the last of those that `order` has before it.
+    So steps that run side by side leave the same manifest whichever ends first.
+    """
+    if name in records:
+        return {**records, name: record}
+    before = set(order[: order.index(name)]) if name in order else set(records)
+    names = list(records)
+    after = [at for at, each in enumerate(names) if each in before]
+    names.insert(after[-1] + 1 if after else 0 if set(names) & set(order) else len(names), name)
+    return {each: record if each == name else records[each] for each in names}

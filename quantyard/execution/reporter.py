@@ -1,0 +1,26 @@
+"""What whoever runs steps tells the person who waits."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from quantyard.protocol.base import Progress, StageResult
+
+
+class Reporter(Protocol):
+    """Lines or bars; see progress.py. Several steps may be on their way at the same time."""
+
+    def begin(self, label: str, number: int, of: int) -> None:
+        """A step starts."""
+
+    def progress(self, label: str, progress: Progress) -> None:
+        """A step is part of the way. May be called from any thread."""
+
+    def end(self, label: str, result: StageResult) -> None:
+        """A step has finished."""
+
+    def fail(self, label: str, text: str) -> None:
+        """A step has failed, and the others go on."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""

@@ -1,0 +1,312 @@
+"""Runs a plan: each step that is not finished yet, in order or side by side, and keeps what it makes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from quantyard.engines import Engine
+from quantyard.errors import ResultRefused, StageFailed
+from quantyard.execution.completed import Finished
+from quantyard.execution.manifest_writer import BuiltFile, Measured, Records
+from quantyard.execution.reporter import Reporter
+from quantyard.execution.scheduler import SIDE_BY_SIDE, Crew, Ended, InOrder, Room, Stopwatch, room_of, stretches
+from quantyard.execution.shared_baseline import Joined, can_join, join, result_of
+from quantyard.forecast.time import Taken
+from quantyard.hardware.machine import memory_bytes
+from quantyard.plan.evaluation import file_of, is_pointless, without
+from quantyard.plan.steps import STAGES, BuildPlan, StageSpec, Step
+from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult
+from quantyard.store.artifacts import Artifact, FinishedStage, ModelStore, Workspace
+from quantyard.store.take_outputs import FILES
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One step on its way."""
+
+    step: Step
+    spec: StageSpec
+    space: Workspace
+    inputs: Mapping[str, Artifact]
+    resumed: bool  # from what a run that was stopped had left
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One step that has ended well, and is in the store."""
+
+    run: _Run
+    result: StageResult
+    finished: FinishedStage
+
+
+@dataclass
+class Builder:
+    """One build: a plan, an engine and the store of one model. `ran`, `measured` and `contracts` say what `run` did."""
+
+    plan: BuildPlan
+    engine: Engine
+    store: ModelStore
+    repo_dir: Path
+    memory_bytes: int | None = None  # what a stage may take; None: what the machine has
+    room: Room | None = None  # for steps that run side by side; None: what the machine has
+    keep_going: bool = False  # whether a quant that fails leaves the others alone
+    ran: list[str] = field(default_factory=list)
+    measured: Measured | None = None
+    contracts: list[ContractReport] = field(default_factory=list)
+    failures: dict[str, StageFailed] = field(default_factory=dict)  # by the step's label
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    taken: list[Taken] = field(default_factory=list)  # how long each step took that ran from its beginning
+    _note: Callable[[str], None] = lambda _text: None
+    _alone: set[str] = field(default_factory=set)
+    _lost: set[str] = field(default_factory=set)  # the files that failed
+    _finished: Finished = field(init=False)
+    _built: dict[str, BuiltFile] = field(default_factory=dict)  # by the quant's name
+
+    def __post_init__(self) -> None:
+        self._finished = Finished(self.engine, self.store, self.repo_dir)
+
+    @property
+    def _records(self) -> Records:
+        return Records(self.plan, self.engine, self.store, self._note)
+
+    @property
+    def its_room(self) -> Room:
+        """What steps that run side by side may take together."""
+        return self.room or room_of(self.memory_bytes or memory_bytes(), os.cpu_count() or 1)
+
+    def find_finished(self) -> dict[str, FinishedStage]:
+        """The steps that need not run, by label."""
+        self._finished.find(self.plan)
+        return self._finished.steps
+
+    def partial_bytes(self) -> int:
+        """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
+        return self._finished.partial_bytes(self.plan)
+
+    def run(self, reporter: Reporter) -> list[BuiltFile]:
+        """Run what is left, and publish every file as soon as it is verified, and the report when it is there.
+
+        Raises:
+            StageFailed: a stage ended with an error; stages that finished before it stay finished.
+            EngineError: the engine failed.
+        """
+        with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
+            self._note = reporter.note
+            self.store.clear_unfinished([row.name for row in STAGES.values() if row.resumable])
+            self._finished.steps.clear()
+            self.find_finished()
+            for problem in self.store.changed:
+                reporter.note(f"made again: {problem}")
+            self._prepare_images(reporter)
+            self._records.finished(self._finished.steps, self._finished.specs)
+            for steps in stretches(self.plan.steps):
+                if steps[0].row.name in SIDE_BY_SIDE:
+                    self._run_beside(steps, reporter)
+                else:
+                    self._run_alone(steps[0], reporter)
+            self.measured = self._records.publish_report(self._finished.steps)
+            self.contracts = self._records.publish_contracts(self._finished.steps)
+            order = [step.label for step in self.plan.steps]
+            self.ran.sort(key=order.index)
+            return [self._built[target.quant.name] for target in self.plan.targets if target.quant.name in self._built]
+
+    def _run_alone(self, step: Step, reporter: Reporter) -> None:
+        """Make a step finished, if that can be."""
+        possible = without(step, self._lost)
+        if step.label in self._finished or possible is None or is_pointless(self.plan, step, self._lost):
+            return
+        try:
+            self._run_step(possible, reporter)
+        except StageFailed as failed:
+            self._lose(step, failed)
+            reporter.fail(step.label, f"[{step.label}] failed: {failed.message}")
+
+    def _lose(self, step: Step, failed: StageFailed) -> None:
+        """With `keep_going`, go on without this step's file."""
+        if not self.keep_going or not file_of(step):
+            raise failed
+        self.failures[step.label] = failed
+        self._lost.add(file_of(step))
+
+    def _run_beside(self, steps: Sequence[Step], reporter: Reporter) -> None:
+        """Make these steps finished, as many at a time as there is room for. After a failure that ends the build no
+        further one is begun, and what runs is waited for: so it need not run again.
+        """
+        waiting, failed = list(steps), dict[str, BaseException]()
+        said = InOrder([step.label for step in steps])
+        try:
+            with Crew[_Kept](self.its_room, self.engine.stop) as crew:
+                while True:
+                    if not failed:
+                        self._begin_ready(waiting, crew, said, reporter)
+                    if crew.is_idle:
+                        break
+                    self._settle(crew.wait(), said, reporter, failed)
+        finally:
+            said.rest()
+        for step in steps:
+            if step.label in failed:
+                raise failed[step.label]
+        assert not waiting, f"{waiting[0].label}: its inputs are not finished"
+
+    def _begin_ready(self, waiting: list[Step], crew: Crew[_Kept], said: InOrder, reporter: Reporter) -> None:
+        """Begin what can be, in the plan's order: where one does not fit yet, none behind it is begun before."""
+        for step in tuple(waiting):
+            lost = without(step, self._lost) is None
+            if not lost and not self._finished.is_ready(step):
+                continue
+            if lost or step.label in self._finished or self._finished.is_made(step):
+                self._publish_of(step)
+                said.put(step.label)
+            elif crew.fits(size_bytes := self._finished.size_bytes(step)):
+                crew.start(step.label, size_bytes, partial(self._work, self._begin(step, reporter), reporter))
+            else:
+                return
+            waiting.remove(step)
+
+    def _settle(
+        self, ended: Ended[_Kept], said: InOrder, reporter: Reporter, failed: dict[str, BaseException]
+    ) -> None:
+        """Keep what one of several has left, or its error. Only this thread writes the manifest."""
+        self.watch.end(ended.label)
+        step, error = next(step for step in self.plan.steps if step.label == ended.label), ended.error
+        if ended.value is not None:
+            self._keep(ended.value)
+            said.put(step.label, partial(reporter.end, step.label, ended.value.result))
+        elif isinstance(error, StageFailed) and self.keep_going and file_of(step):
+            self._lose(step, error)
+            said.put(step.label, partial(reporter.fail, step.label, f"[{step.label}] failed: {error.message}"))
+        elif isinstance(error, Exception):
+            failed[step.label] = error
+        else:
+            raise error or KeyboardInterrupt
+
+    def _prepare_images(self, reporter: Reporter) -> None:
+        todo = [step for step in self.plan.steps if step.label not in self._finished]
+        for image in dict.fromkeys(step.row.image for step in todo):
+            self.engine.prepare(image, reporter.note)
+        if todo:
+            self.find_finished()  # a key could not be known before its image was
+
+    def output(self, label: str) -> Path:
+        """The folder that a finished step left."""
+        return self._finished.steps[label].artifact.folder
+
+    def outputs(self, label: str) -> tuple[FileEntry, ...]:
+        """The files in it."""
+        return self._finished.steps[label].artifact.files
+
+    def _run_step(self, step: Step, reporter: Reporter) -> None:
+        if self._finished.is_made(step):
+            return
+        joined = self._joined(step)
+        if joined is not None and self._run_joined(joined, reporter):
+            return
+        run = self._begin(step, reporter)
+        try:
+            kept = self._work(run, reporter)
+        finally:
+            self.watch.end(step.label)
+        self._keep(kept)
+        reporter.end(step.label, kept.result)
+
+    def _begin(self, step: Step, reporter: Reporter) -> _Run:
+        self._say_begin(step, step, reporter)
+        spec, inputs = self._finished.specs[step.label], self._finished.inputs(step)
+        resumed = step.row.resumable and self.store.partial_bytes(spec.label, spec.key) > 0
+        space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
+        return _Run(step, spec, space, inputs, resumed)
+
+    def _say_begin(self, step: Step, first: Step, reporter: Reporter) -> None:
+        number = next(n for n, each in enumerate(self.plan.steps, 1) if each.label == first.label)
+        reporter.begin(step.label, number, len(self.plan.steps))
+        self.watch.begin(step.label)
+
+    def _work(self, run: _Run, reporter: Reporter) -> _Kept:
+        """Run it to its end, and put what it leaves into the store. May be called from any thread."""
+        spec = run.spec
+        try:
+            result = self.engine.run(spec, run.space, run.inputs, partial(reporter.progress, spec.label))
+            if result.exit_code is not ExitCode.DONE:
+                raise StageFailed(spec.label, result)
+            finished = self.store.finish(spec.label, spec.key, run.space, result, spec.leaves)
+            return _Kept(run, finished.result, finished)
+        except BaseException as error:
+            if not run.step.row.resumable or isinstance(error, ResultRefused):
+                self.store.discard(spec.label, spec.key)
+            raise
+
+    def _keep(self, kept: _Kept) -> None:
+        step = kept.run.step
+        self._finished.steps[step.label] = kept.finished
+        self.ran.append(step.label)
+        if not kept.run.resumed:
+            seconds, beside = self.watch.taken_s[step.label], step.label in self.watch.beside
+            asked = kept.result.facts.get("n_questions") if step.row.name == "evaluate" else None
+            n_questions = asked if isinstance(asked, int) else 0
+            self.taken.append(Taken(step.label, kept.run.spec.key, seconds, beside, n_questions=n_questions))
+        self._records.stage(step, kept.run.spec, kept.result)
+        self._publish_of(step)
+
+    def _joined(self, step: Step) -> Joined | None:
+        """The steps that are ready to run with this one, in one go."""
+        if not can_join(step) or step.label in self._alone:
+            return None
+        others = [
+            other for other in self.plan.steps
+            if other.row == step.row and other is not step
+            and other.label not in self._finished and self._finished.spec(other)
+        ]
+        if not others:
+            return None
+        sizes = {each.label: self._finished.inputs(each)["model"].size_bytes for each in (step, *others)}
+        baseline = next((i["baseline"].size_bytes for i in map(self._finished.inputs, others) if "baseline" in i), 0)
+        return join(step, others, sizes | {"": baseline}, self.memory_bytes or memory_bytes())
+
+    def _run_joined(self, joined: Joined, reporter: Reporter) -> bool:
+        """Run them, and keep for each what it would have left alone. False: one of them spoils it, so each has to run
+        alone.
+        """
+        step, inputs = joined.step, self._finished.inputs(joined.step)
+        spec = self._finished.spec(step)
+        assert spec is not None, "its members are ready"
+        self._say_begin(step, joined.members[0], reporter)
+        space = self.store.begin(spec.label, spec.key, spec.request, inputs, resumable=False)
+        try:
+            result = self.engine.run(spec, space, inputs, partial(reporter.progress, step.label))
+            if result.exit_code is not ExitCode.DONE:
+                if not self.keep_going:
+                    raise StageFailed(step.label, result)
+                self._alone |= {member.label for member in joined.members}
+                return False
+            result = self.store.take(spec.label, space, result, spec.leaves)
+            for member in joined.members:
+                self._keep_member(member, space, result)
+        finally:
+            self.watch.end(step.label)
+            self.store.discard(spec.label, spec.key)
+        n, seconds, keys = len(joined.members), self.watch.taken_s[step.label], self._finished.specs
+        self.taken += [Taken(m.label, keys[m.label].key, seconds / n, n_together=n) for m in joined.members]
+        reporter.end(step.label, result)
+        return True
+
+    def _keep_member(self, step: Step, joined: Workspace, result: StageResult) -> None:
+        spec, (made, alone) = self._finished.specs[step.label], result_of(step, result)
+        space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
+        self.store.give(space, joined.kept_dir / FILES / made.path, alone)
+        finished = self.store.finish(spec.label, spec.key, space, alone, spec.leaves)
+        self._finished.steps[step.label] = finished
+        self.ran.append(step.label)
+        self._records.stage(step, spec, finished.result)
+
+    def _publish_of(self, step: Step) -> None:
+        """The file that this step was the last to check."""
+        for target in self.plan.targets:
+            if target.verified_by == step.label and step.label in self._finished:
+                self._built[target.quant.name] = self._records.publish(target, self._finished.steps)

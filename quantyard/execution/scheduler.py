@@ -1,0 +1,170 @@
+"""Which steps of a plan run side by side, the threads they run in, and the time that each took.
+
+One thread decides and records; the others only run one stage each. What measures never runs beside anything: threads
+of llama.cpp that wait burn their core, and a speed measured beside other work is no speed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar
+
+from quantyard.plan.steps import Step
+
+# To let a stage run beside others: add its name. Never one whose result depends on how quick it was.
+SIDE_BY_SIDE: Final = ("quantize", "verify")
+_MOST: Final = 4  # each stage uses all cores for most of its time; a few fill each other's gaps, more only queue
+_MEMORY_SHARE: Final = 0.5  # of memory, for all files that are read and written at the same time
+_STOP_STEP_S: Final = 0.1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What steps that run at the same time may take together."""
+
+    slots: int
+    memory_bytes: int
+
+    def fits(self, n_running: int, running_bytes: int, size_bytes: int) -> bool:
+        """Whether one more step fits beside those that run. Alone, every step fits."""
+        if n_running == 0:
+            return True
+        return n_running < self.slots and running_bytes + size_bytes <= self.memory_bytes
+
+
+def room_of(memory_bytes: int, cores: int) -> Room:
+    """The room that a machine has: as many steps as cores, at most a few, their files in a share of the memory."""
+    return Room(min(cores, _MOST), int(memory_bytes * _MEMORY_SHARE))
+
+
+def stretches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
+    """The plan in its order, cut into neighbours that may run side by side, and single steps that run alone."""
+    for beside, group in groupby(steps, lambda step: step.row.name in SIDE_BY_SIDE):
+        if beside:
+            yield tuple(group)
+        else:
+            yield from ((step,) for step in group)
+
+
+@dataclass(frozen=True)
+class Ended(Generic[T]):
+    """How one job ended: what it returned, or what it raised."""
+
+    label: str
+    value: T | None
+    error: BaseException | None
+
+
+class Crew(Generic[T]):
+    """Jobs in threads. On leaving it early all of them are stopped, and waited for.
+
+    Args:
+        room: what they may take together.
+        stop: ends what the jobs wait for, from another thread; called until no job is left.
+    """
+
+    def __init__(self, room: Room, stop: Callable[[], None]) -> None:
+        self._room, self._stop = room, stop
+        self._running: dict[str, tuple[threading.Thread, int]] = {}
+        self._ended: SimpleQueue[Ended[T]] = SimpleQueue()
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stopping.set()
+        while any(thread.is_alive() for thread, _ in self._running.values()):
+            try:
+                self._stop()
+                for thread, _ in self._running.values():
+                    thread.join(_STOP_STEP_S)
+            except KeyboardInterrupt:  # pressed again: it is being done
+                continue
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job runs."""
+        return not self._running
+
+    def fits(self, size_bytes: int) -> bool:
+        """Whether there is room for a job of this size now."""
+        return self._room.fits(len(self._running), sum(size for _, size in self._running.values()), size_bytes)
+
+    def start(self, label: str, size_bytes: int, job: Callable[[], T]) -> None:
+        """Run a job beside the others."""
+        thread = threading.Thread(target=self._run, args=(label, job), name=label, daemon=True)
+        self._running[label] = (thread, size_bytes)
+        thread.start()
+
+    def wait(self) -> Ended[T]:
+        """The next job that ends."""
+        ended = self._ended.get()
+        self._running.pop(ended.label)[0].join()
+        return ended
+
+    def _run(self, label: str, job: Callable[[], T]) -> None:
+        try:
+            value = None if self._stopping.is_set() else job()
+        except BaseException as error:  # whatever it is, the thread that decides must hear of it
+            self._ended.put(Ended(label, None, error))
+        else:
+            self._ended.put(Ended(label, value, None))
+
+
+@dataclass
+class InOrder:
+    """Says things in the order of the plan, whichever of them is known first."""
+
+    labels: list[str]
+    _said: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    def put(self, label: str, say: Callable[[], None] | None = None) -> None:
+        """What there is to say of this label, perhaps nothing; said as soon as all before it has been."""
+        self._said[label] = say or (lambda: None)
+        while self.labels and self.labels[0] in self._said:
+            self._said.pop(self.labels.pop(0))()
+
+    def rest(self) -> None:
+        """Say what was held back for something that will not come."""
+        while self._said:
+            label = next(label for label in self.labels if label in self._said)
+            self.labels.remove(label)
+            self._said.pop(label)()
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that each step took of the whole: what runs at the same time shares it, so that they add up."""
+
+    taken_s: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    beside: set[str] = field(default_factory=set)  # what has run at the same time as something else
+    _running: list[str] = field(default_factory=list)
+    _since: float = 0.0
+
+    def begin(self, label: str) -> None:
+        """A step begins now."""
+        self._tick()
+        self._running.append(label)
+        self.taken_s[label] = 0.0
+        if len(self._running) > 1:
+            self.beside.update(self._running)
+
+    def end(self, label: str) -> None:
+        """It ends now, well or badly."""
+        self._tick()
+        self._running.remove(label)
+
+    def _tick(self) -> None:
+        now = self.clock()
+        for label in self._running:
+            self.taken_s[label] += (now - self._since) / len(self._running)
+        self._since = now

@@ -1,0 +1,1 @@
+"""Files read and moved without following what others put in their way."""

@@ -1,0 +1,165 @@
+"""Files of the user's that are read, by one rule about links.
+
+A file that the user names is read wherever its links lead: that is the user's own word. A file that is found in a
+folder must lie in that folder. The Hub's cache keeps a model as a folder of links, snapshots/<commit>/<file> →
+../../blobs/<hash>: there a file may lie among the blobs of the same repo too. What leads anywhere else is refused: a
+downloaded folder could name any file of the machine so, and it would be read, converted or published.
+
+Only regular files are opened: a pipe is waited for without end, and a device never ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from quantyard.errors import BadSource
+from quantyard.formats.names import fault_of_path, shown
+from quantyard.protocol.base import FileEntry
+
+MAX_FILES: Final = 50_000  # of a folder; the largest models have some hundreds
+_CACHED_REPO: Final = re.compile(r"(?:models|datasets|spaces)--.+")  # a folder of the Hub's cache
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)  # fmt: skip
+
+
+def path_of(text: str) -> Path:
+    """The path that was typed; `~name` of a user that there is not is a name like any other."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def kind_of(path: Path) -> Literal["file", "folder", "other", ""]:
+    """What is there, links followed; "" for nothing, and for what can be no path (too long, half characters)."""
+    try:
+        str(path).encode()
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
+    """The files below the folder, links among them, in the order of their names. Folders that are links are left out,
+    and so is a name that can be none here. Nothing is opened.
+
+    Args:
+        every: hidden folders too; and no folder that is a link may lead out.
+
+    Raises:
+        BadSource: a folder cannot be read, or leads out, or there are too many files.
+    """
+    found: list[FileEntry] = []
+    for entry in _walk(folder, every=every):
+        name = os.path.relpath(entry.path, folder)
+        if not fault_of_path(name):
+            found.append(FileEntry(path=name, size_bytes=_size_of(entry)))
+        if len(found) > MAX_FILES:
+            hint = "Give a folder that holds what is needed and nothing else."
+            raise BadSource(f"{folder} holds more than {MAX_FILES:,} files.", hint)
+    return tuple(sorted(found, key=lambda file: file.path))
+
+
+def _walk(folder: Path, *, every: bool) -> Iterator[os.DirEntry[str]]:
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if not _is_folder(entry):
+                        yield entry
+                    elif entry.is_symlink():
+                        if every and leads_out(folder, path := Path(entry.path)):
+                            raise _leads_out(path, path.resolve())
+                    elif every or not entry.name.startswith("."):
+                        waiting.append(entry.path)
+        except OSError as error:
+            message = f"{shown(str(error.filename), 300)} cannot be read: {error.strerror}."
+            raise BadSource(message, "Make it readable, or give another folder.") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a ring of links
+        return False
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link that leads nowhere
+        return 0
+
+
+def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
+    """Where this file of the folder really is.
+
+    Raises:
+        BadSource: it leads out of the folder, is no regular file, or is larger than it can be.
+    """
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+        status = real.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a ring of links
+        why = getattr(error, "strerror", None) or "its links lead round in a ring"
+        what = "is a link that leads nowhere" if path.is_symlink() else "cannot be read"
+        raise BadSource(f"{path} {what}: {why}.", "Put the file in its place, or remove the link.") from error
+    if not any(real.is_relative_to(root) for root in _homes(folder)):
+        raise _leads_out(path, real)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((word for test, word in _KINDS if test(status.st_mode)), "something else")
+        raise BadSource(f"{path} is {kind}, not a file.", "Put the file in its place, or remove it.")
+    if not os.access(real, os.R_OK):
+        hint = f"Make it readable: chmod +r {shlex.quote(str(real))}"
+        raise BadSource(f"{path} cannot be read: Permission denied.", hint)
+    if max_bytes is not None and status.st_size > max_bytes:
+        message = f"{path} has {status.st_size:,} bytes, and such a file has {max_bytes:,} at most."
+        raise BadSource(message, "Download or copy it again.")
+    return real
+
+
+def leads_out(folder: Path, path: Path) -> bool:
+    """Whether a path, which is there, lies neither in this folder nor in the Hub's cache of it."""
+    return not any(path.resolve().is_relative_to(home) for home in _homes(folder))
+
+
+def _homes(folder: Path) -> tuple[Path, ...]:
+    """Where files of this folder may lie: in it, and if it is in a snapshot of the Hub's cache, among its blobs."""
+    real = folder.resolve()
+    snapshots = (place for place in (real, *real.parents) if place.parent.name == "snapshots")
+    repos = (place.parents[1] for place in snapshots)
+    return (real, *(repo / "blobs" for repo in repos if _CACHED_REPO.fullmatch(repo.name)))
+
+
+def _leads_out(path: Path, real: Path) -> BadSource:
+    link, there = shlex.quote(str(path)), shlex.quote(str(real))
+    hint = f"If it belongs there, copy it in: rm {link} && cp {there} {link}. If not, remove the link."
+    return BadSource(f"{path} is a link that leads out of its folder, to {real}.", hint)
+
+
+def read_named(path: Path, max_bytes: int) -> bytes:
+    """A file that the user names, or whose place `find_file` told: all of it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is larger than `max_bytes`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(None, "it is not a file", str(path))
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes:,} bytes")
+    return content

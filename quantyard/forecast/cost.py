@@ -1,0 +1,127 @@
+"""What a plan will cost, before anything is spent: download, disk at its peak, file sizes, memory, time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from quantyard.errors import NotEnoughDisk
+from quantyard.forecast.disk import files_to_choose, fitting
+from quantyard.forecast.time import Forecast
+from quantyard.formatting.units import human_bytes
+from quantyard.plan.steps import BuildPlan, External, Step
+from quantyard.quants.file_size import serve_memory_bytes
+
+SERVE_CONTEXT_TOKENS = 4096
+_RESERVE_BYTES = 64 * 1024 * 1024  # results, manifest, the file system's own needs
+
+
+@dataclass(frozen=True)
+class FileCost:
+    """One GGUF: expected size, and memory to serve it at `SERVE_CONTEXT_TOKENS` (None: cannot be known yet)."""
+
+    quant: str
+    size_bytes: int
+    serve_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sizes in bytes. Nothing is removed while a build runs, so its peak is the sum of what is left to make."""
+
+    download_bytes: int
+    disk_needed_bytes: int
+    disk_free_bytes: int
+    files: tuple[FileCost, ...]
+    downloads_datasets: bool = False  # their size is not known before they are here
+    stage_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # by label, where it can be told
+    time: Forecast = field(default_factory=Forecast)
+    trial_s: float = 0.0  # that IMATRIX=auto takes beside what the plan shows
+    fitting: tuple[str, ...] = ()  # where not all files fit the disk: which do, by their quants' names
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk is large enough."""
+        return not self.disk_needed_bytes or self.disk_needed_bytes + _RESERVE_BYTES <= self.disk_free_bytes
+
+    def check_disk(self, artifacts: Path, setting: str = "") -> None:
+        """Stop before a byte is downloaded.
+
+        Args:
+            setting: which names the files that are asked for; "" where none does, as in a search.
+
+        Raises:
+            NotEnoughDisk: the plan needs more than is free; the hint names the files that fit.
+        """
+        if self.fits:
+            return
+        needed, free = human_bytes(self.disk_needed_bytes), human_bytes(self.disk_free_bytes)
+        message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
+        elsewhere = "Free some space, or use another disk: ARTIFACTS=/path"
+        if self.fitting and setting:
+            these = f"These fit; type the same with:  {setting}={','.join(self.fitting)}"
+            raise NotEnoughDisk(message, f"{these}\n{elsewhere}")
+        raise NotEnoughDisk(message, elsewhere)
+
+
+def cost_of(
+    plan: BuildPlan, finished: Collection[str], partial_bytes: int, artifacts: Path, time: Forecast | None = None
+) -> Cost:
+    """The cost of the steps that are not finished; `partial_bytes` of a download are here already."""
+    left = [step for step in plan.steps if step.label not in finished]
+    download_bytes = sum(s.size_bytes for s in left if s.row.network)
+    files = tuple(_file_cost(plan, t.quant.name, t.size_bytes) for t in plan.targets)
+    cost = Cost(
+        download_bytes=max(0, download_bytes - partial_bytes),
+        disk_needed_bytes=max(0, sum(s.size_bytes for s in left) - partial_bytes),
+        disk_free_bytes=shutil.disk_usage(nearest_folder(artifacts)).free,
+        files=files, downloads_datasets=any(s.row.name == "datasets" for s in left),
+        stage_memory_bytes=_stage_memory(plan, left), time=time or Forecast(),
+    )
+    return cost if cost.fits else replace(cost, fitting=_fitting(plan, finished, cost))
+
+
+def _fitting(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[str, ...]:
+    sizes = files_to_choose(plan, finished)
+    needed_by_all_bytes = cost.disk_needed_bytes - sum(sizes.values())
+    return fitting(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
+
+
+def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
+    """What each step keeps in memory for quick work: the files it maps, and for those that decode also a context.
+    Mapped files can be read again, so with less a stage is slow before it fails.
+    """
+    base_bytes = _base_bytes(plan)
+    sizes = {target.quant.name: target.size_bytes for target in plan.targets}
+    known = {}
+    for step in steps:
+        size_bytes = sizes.get(step.label.partition(" ")[2], base_bytes)
+        if step.row.name in ("quantize", "verify", "divergence"):
+            known[step.label] = size_bytes + (base_bytes if size_bytes != base_bytes else 0)
+        elif step.row.name in ("evaluate", "speed", "contract"):
+            cost = _file_cost(plan, "", size_bytes)
+            known[step.label] = cost.serve_memory_bytes or size_bytes
+    return known
+
+
+def _base_bytes(plan: BuildPlan) -> int:
+    """Size of what the quants are made of."""
+    if isinstance(plan.base.origin, External):
+        return plan.base.origin.artifact.size_bytes
+    label = plan.base.origin.step
+    return next((step.size_bytes for step in plan.steps if step.label == label), 0)
+
+
+def _file_cost(plan: BuildPlan, quant: str, size_bytes: int) -> FileCost:
+    kv_bytes = plan.source.kv_cache_bytes(SERVE_CONTEXT_TOKENS)
+    memory = None if kv_bytes is None else serve_memory_bytes(size_bytes, kv_bytes, plan.source.config)
+    return FileCost(quant, size_bytes, memory)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path, or the nearest of its parents that exists: what can be asked for its free space."""
+    while not path.exists():
+        path = path.parent
+    return path

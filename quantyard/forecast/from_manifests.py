@@ -1,0 +1,99 @@
+"""What the manifests of a store tell of past times: a store that was there before its rates were kept, or was copied.
+
+What a manifest does not tell is left out: stages that ran side by side (their clocks ran at the same time), and what
+was read in step with a file that is no longer on record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+from quantyard.forecast.samples import Book, Harvest, Sample, keep_book, read_book
+from quantyard.forecast.work import threads_of, work_of
+
+_ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # between a stage's own clock and ours: its container, its files
+Record = Mapping[str, Any]
+
+
+def known_times(artifacts: Path) -> Book:
+    """All that this store knows of past times; what manifests tell is read once."""
+    book = read_book(artifacts)
+    if harvest(book, artifacts):
+        keep_book(artifacts, book)
+    return book
+
+
+def harvest(book: Book, artifacts: Path) -> bool:
+    """Bring the book up to date with the manifests of the store; whether that changed it."""
+    before = dict(book.manifests)
+    for path in sorted(artifacts.glob("*/*/*/manifest.json")):
+        name, stat = path.relative_to(artifacts).as_posix(), path.stat()
+        mark = f"{stat.st_size}|{stat.st_mtime_ns}"
+        if name not in before or before[name].mark != mark:
+            book.manifests[name] = Harvest(mark=mark, samples=tuple(_samples_of(path)))
+    return book.manifests != before
+
+
+def _samples_of(path: Path) -> Iterator[Sample]:
+    """One for each record that can be understood: the store may be older than this code, or damaged."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        records = dict(manifest["stages"])
+        n_params = _n_params(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    for members in _runs(records):
+        for record in members:
+            try:
+                if n_params and not _overlapped(record, records):
+                    yield from _sample(record, members, n_params)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+
+def _n_params(manifest: Record) -> int:
+    counted = (record["facts"].get("n_params") for record in manifest["stages"].values())
+    return next((n for n in counted if isinstance(n, int)), sum(manifest["source"]["dtypes"].values()))
+
+
+def _runs(records: Mapping[str, Record]) -> list[list[Record]]:
+    """The records by the run they come from: divergences of one run have the very same share of its time."""
+    def run_of(record: Record) -> tuple[str, float]:
+        return str(record["request"]["stage"]), float(record["duration_s"])
+
+    return [list(group) for _, group in groupby(sorted(records.values(), key=run_of), run_of)]
+
+
+def _overlapped(record: Record, records: Mapping[str, Record]) -> bool:
+    """Whether another stage ran during a tenth of its time or more."""
+    if record["request"]["stage"] == "divergence":
+        return False
+    began, ended = _interval(record)
+    others = [_interval(other) for other in records.values() if other is not record]
+    return any(min(ended, end) - max(began, begin) > 0.1 * (ended - began) for begin, end in others)
+
+
+def _interval(record: Record) -> tuple[float, float]:
+    ended = datetime.fromisoformat(record["finished_at"]).timestamp()
+    return ended - float(record["duration_s"]), ended
+
+
+def _sample(record: Record, members: Sequence[Record], n_params: int) -> Iterator[Sample]:
+    request, engine = record["request"], str(record["ran_by"]["engine"])
+    together = len(members) if request["stage"] == "divergence" else 1
+    alone = all(member["request"].get("baseline_file") for member in members)
+    n_questions = int(record["facts"].get("n_questions", 0))
+    work = work_of(request, n_params, together, with_baseline=alone, n_questions=n_questions)
+    if work is None or not work.amount or record["duration_s"] <= 0:
+        return
+    seconds = record["duration_s"] + _ENGINE_S.get(engine, 0.0) / together
+    yield Sample(
+        key=record["key"], **asdict(work), seconds=seconds, engine=engine, threads=threads_of(request),
+        cpu=record["cpu"], beside=False, at=record["finished_at"],
+    )

@@ -1,0 +1,129 @@
+"""What is known of past times: `artifacts/.rates.json`, one sample for each stage that ran.
+
+Written by runs, by `make rates` and from manifests (see `harvest.py`); read by `rates.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quantyard.forecast.work import Limits, Work
+from quantyard.store.artifacts import write_file
+
+BOOK: Final = ".rates.json"
+_MOST_SAMPLES: Final = 2000
+_MOST_RUNS: Final = 100
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Sample(_Record):
+    """One stage that ran: its work, and the seconds it took of the whole (side by side, its share)."""
+
+    key: str
+    kind: str
+    amount: float
+    variant: str
+    family: str
+    seconds: float
+    engine: str
+    threads: int
+    cpu: str
+    beside: bool
+    at: str  # UTC, ISO 8601
+    mostly: str = ""  # see `Work`
+    asked: int = 0
+    limits: Limits = ()
+    n_together: int = 1
+    stand_in: bool = False  # of the random model of `make rates`
+
+    @property
+    def work(self) -> Work:
+        """What took this time."""
+        return Work(**{each.name: getattr(self, each.name) for each in fields(Work)})
+
+
+class Harvest(_Record):
+    """The samples of one manifest, and the size and time it had."""
+
+    mark: str
+    samples: tuple[Sample, ...]
+
+
+class RunRecord(_Record):
+    """How well a run was foreseen: seconds of the stages that were, and the median of their relative errors."""
+
+    at: str
+    n_stages: int
+    planned_s: float
+    taken_s: float
+    median_error: float
+
+
+class Book(BaseModel):
+    """All that is known."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    version: Literal[2] = 2  # 1 had other measures of evaluations and divergences
+    samples: list[Sample] = []
+    manifests: dict[str, Harvest] = {}
+    runs: list[RunRecord] = []
+
+    def replace_stand_ins(self, found: Sequence[Sample]) -> None:
+        """Those of the same CPUs and engines give way to these."""
+        places = {(sample.cpu, sample.engine) for sample in found}
+        self.samples = [s for s in self.samples if not (s.stand_in and (s.cpu, s.engine) in places)] + [*found]
+
+    @property
+    def all_samples(self) -> list[Sample]:
+        """Those of runs, and of manifests what no run has told more exactly; the oldest first."""
+        known = {sample.key for sample in self.samples}
+        told = (s for harvest in self.manifests.values() for s in harvest.samples if s.key not in known)
+        return sorted([*self.samples, *{sample.key: sample for sample in told}.values()], key=lambda s: s.at)
+
+    def n_questions(self, variant: str, limits: Limits) -> int:
+        """How many questions an evaluation will ask; 0 where that is not known.
+
+        Of a group of tasks each member asks as many as the limit says, so past runs tell by how many it is multiplied.
+        """
+        seen = {s.limits: s.asked for s in self.all_samples if s.kind == "evaluate" and s.variant == variant}
+        if limits in seen:
+            return seen[limits]
+        wanted, every = _total(limits), max((n for known, n in seen.items() if None in known), default=0)
+        if wanted is None:
+            return every
+        times = max((n / total for known, n in seen.items() if (total := _total(known))), default=1.0)
+        return round(min(wanted * max(1.0, times), every or math.inf))
+
+
+def _total(limits: Limits) -> int | None:
+    """Their sum; None where one says all."""
+    given = [limit for limit in limits if limit is not None]
+    return sum(given) if len(given) == len(limits) else None
+
+
+def read_book(artifacts: Path) -> Book:
+    """The book of this store; an empty one where there is none that can be read."""
+    try:
+        return Book.model_validate_json((artifacts / BOOK).read_bytes())
+    except (OSError, ValidationError):
+        return Book()
+
+
+def keep_book(artifacts: Path, book: Book) -> None:
+    """Write it. Where that fails it is only a plan that is less well foreseen."""
+    book.samples, book.runs = book.samples[-_MOST_SAMPLES:], book.runs[-_MOST_RUNS:]
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        write_file(artifacts / BOOK, book.model_dump_json().encode())
+    except OSError:
+        return

@@ -1,0 +1,252 @@
+"""How long a plan will take, from what the same stages took on this machine before; and what a run teaches.
+
+A step is foreseen by the samples of its like in `artifacts/.rates.json` (see `rate_book.py`). Those of another CPU are
+not used, those of the random model of `make rates` are rough. What was never run here is "not known yet".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from quantyard.errors import BadRequest
+from quantyard.execution.scheduler import SIDE_BY_SIDE, Room
+from quantyard.forecast.samples import Book, RunRecord, Sample, keep_book, read_book
+from quantyard.forecast.work import FIXED_S, Request, Work, asked_of, fit, kin, line, threads_of, work_of
+from quantyard.hardware.machine import cpu_name
+from quantyard.plan.steps import BuildPlan, Step
+from quantyard.quants.catalog import find
+
+UNTIMED: Final = ("fetch", "datasets", "split", "contract", "dequantize", "lora", "rounding")  # by `make rates`
+_RECENT: Final = 7  # of samples alike, how many the median is of
+_BESIDE: Final = 0.8  # a step's share of the time, side by side with others, to its time alone; until it is measured
+
+
+# ---- before: how long it will take -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What one step is expected to take, seconds. `rough`: from other types, threads or engines than it will have."""
+
+    seconds: float
+    rough: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the steps that are to run will take, by label; what is not known yet is in `unknown`."""
+
+    steps: Mapping[str, StepTime] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    would_gain: bool = False  # whether `make rates` would make some of that known
+
+    @property
+    def seconds(self) -> float:
+        """Of all that is known, one after the other or side by side as it will be."""
+        return sum(step.seconds for step in self.steps.values())
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where and how the steps will run."""
+
+    engine: str
+    room: Room
+    cpu: str = field(default_factory=cpu_name)
+
+
+def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Conditions) -> Forecast:
+    """The time of each step that is not finished."""
+    samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
+    left = [step for step in plan.steps if step.label not in finished]
+    works, beside = works_of(plan, left, book), _side_by_side(left, where.room)
+    found = {
+        step.label: _expect(samples, works[step.label], where.engine, _threads(step), step.label in beside)
+        for step in left
+    }
+    known = {label: time for label, time in found.items() if time is not None}
+    unknown = [step for step in left if step.label not in known]
+    timed = any(s.stand_in and s.engine == where.engine for s in samples)
+    would_gain = not timed and any(step.row.name not in UNTIMED for step in unknown)
+    return Forecast(known, tuple(step.label for step in unknown), would_gain)
+
+
+def works_of(
+    plan: BuildPlan, steps: Sequence[Step], book: Book, asked: Mapping[str, int] | None = None
+) -> dict[str, Work | None]:
+    """The work of these steps; divergences that will be one run share the baseline's.
+
+    Args:
+        book: knows how many questions there are.
+        asked: how many were asked, by label, once they have been.
+    """
+    joined = [step for step in steps if step.row.name == "divergence"]
+    alone = all(getattr(step.request, "baseline_file", None) for step in joined)
+    works = {}
+    for step in steps:
+        request, n = step.request.model_dump(mode="json"), max(1, len(joined))
+        n_questions = (asked or {}).get(step.label) or _n_questions(request, book)
+        work = work_of(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
+        works[step.label] = work and replace(work, mostly=_mostly(plan, work.family))
+    return works
+
+
+def _n_questions(request: Request, book: Book) -> int:
+    return book.n_questions(*asked_of(request)) if request["stage"] == "evaluate" else 0
+
+
+def _mostly(plan: BuildPlan, family: str) -> str:
+    """The tensor type that most weights of this file have; "" where that cannot be told."""
+    name = family.partition("+")[0].removesuffix("-plain")
+    try:
+        return plan.source.main_type(next((t.quant for t in plan.targets if t.quant.name == name), None) or find(name))
+    except BadRequest:
+        return ""
+
+
+def _threads(step: Step) -> int:
+    return threads_of(step.request.model_dump(mode="json"))
+
+
+def _side_by_side(steps: Sequence[Step], room: Room) -> set[str]:
+    """Those that will find company: of small files, where more than one is to be made."""
+    small = [s for s in steps if s.row.name in SIDE_BY_SIDE and room.fits(1, s.size_bytes, s.size_bytes)]
+    files = {step.label.partition(" ")[2] for step in small}
+    return {step.label for step in small} if len(files) > 1 else set()
+
+
+Test = Callable[[Sample], bool]
+
+
+def _expect(samples: Iterable[Sample], work: Work | None, engine: str, threads: int, beside: bool) -> StepTime | None:
+    if work is None or not work.amount:
+        return None
+    alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
+    start = _measured_start([s for s in alike if s.engine == engine], beside)
+    fixed_s = FIXED_S.get(work.kind, 0.0) if start is None else start
+    for rough, test in _tests(work, engine, threads, beside):
+        near = [sample for sample in alike if test(sample)]
+        near = ([s for s in near if not s.stand_in] or near)[-_RECENT:]
+        if near:
+            at, slope = line([_run(s, beside) for s in near], fixed_s, is_measured=start is not None)
+            share = at / work.n_together + slope * work.amount
+            return StepTime(share, rough or any(s.stand_in for s in near))
+    return None
+
+
+def _tests(work: Work, engine: str, threads: int, beside: bool) -> Iterator[tuple[bool, Test]]:
+    """Which samples tell, and whether roughly: the first that anything answers to counts, each asks for less."""
+    def here(s: Sample) -> bool:
+        return (s.engine, s.threads) == (engine, threads)
+
+    def same(s: Sample) -> bool:
+        """The same quant made of the same types."""
+        return s.family == work.family and (s.mostly == work.mostly or not (s.mostly and work.mostly))
+
+    def company(s: Sample) -> bool:
+        """Whether it ran side by side as this will; of the random models both sizes are worth more than that."""
+        return s.stand_in or s.beside == beside
+
+    yield False, lambda s: here(s) and same(s) and s.asked == work.asked and company(s)
+    yield False, lambda s: here(s) and same(s) and s.asked == work.asked
+    yield True, lambda s: here(s) and same(s)
+    yield True, lambda s: here(s) and (s.mostly, kin(s.work)) == (work.mostly, kin(work))
+    yield True, lambda s: here(s) and kin(s.work) == kin(work)
+    yield True, lambda s: here(s) and company(s)
+    yield True, here
+    yield True, lambda s: s.engine == engine
+    yield True, lambda _: True
+
+
+def _measured_start(samples: Sequence[Sample], beside: bool) -> float | None:
+    """Seconds that do not grow with the model, seen where one quant was made or measured in sizes far apart."""
+    families = {sample.family for sample in samples}
+    each = ([_run(s, beside) for s in samples if s.family == family] for family in families)
+    starts = [found[0] for points in each if (found := fit(points))]
+    return median(starts) if starts else None
+
+
+def _run(sample: Sample, beside: bool) -> tuple[float, float]:
+    """Work and seconds of the whole run that it was of, had that run side by side with others, or alone."""
+    factor = 1.0 if sample.beside == beside else _BESIDE if beside else 1 / _BESIDE
+    return sample.amount * sample.n_together, sample.seconds * sample.n_together * factor
+
+
+# ---- after: what it took -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One stage that ran from its beginning: seconds of the whole, and whether others ran at the same time."""
+
+    label: str
+    key: str
+    seconds: float
+    beside: bool = False
+    n_together: int = 1  # how many steps were one run with it, and shared its time
+    n_questions: int = 0  # of an evaluation
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Plan and run: seconds of all stages that were foreseen and ran, and the relative error of each by label."""
+
+    planned_s: float
+    taken_s: float
+    errors: Mapping[str, float]
+
+    @property
+    def median_error(self) -> float:
+        """The median of the stages' relative errors, 0.1 for 10 % too much or too little."""
+        return median(abs(error) for error in self.errors.values())
+
+
+def compare(planned: Forecast, taken: Sequence[Taken]) -> Compared | None:
+    """What was foreseen against what it took; None where nothing was both foreseen and run."""
+    both = [(planned.steps[t.label].seconds, t) for t in taken if t.label in planned.steps and t.seconds > 0]
+    if not both:
+        return None
+    errors = {t.label: seconds / t.seconds - 1 for seconds, t in both}
+    return Compared(sum(seconds for seconds, _ in both), sum(t.seconds for _, t in both), errors)
+
+
+def keep_times(
+    artifacts: Path, plan: BuildPlan, planned: Forecast, taken: Sequence[Taken], where: Conditions
+) -> Compared | None:
+    """Compare what ran with what was foreseen, and let the next plan know. The store may have learned since."""
+    book, compared = read_book(artifacts), compare(planned, taken)
+    if taken:
+        learn(book, plan, taken, where, compared)
+        keep_book(artifacts, book)
+    return compared
+
+
+def learn(
+    book: Book, plan: BuildPlan, taken: Sequence[Taken], where: Conditions, compared: Compared | None = None,
+    *, stand_in: bool = False,
+) -> None:
+    """Add what ran to the book, and how well it was foreseen. `stand_in`: the model was a random one."""
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    ran, asked = {t.label: t for t in taken}, {t.label: t.n_questions for t in taken}
+    joined = [step for step in plan.steps if step.label in ran and ran[step.label].n_together > 1]
+    for step in (step for step in plan.steps if step.label in ran):
+        work = works_of(plan, joined if step in joined else [step], book, asked)[step.label]
+        if work is not None and work.amount > 0:
+            book.samples.append(_sample(work, ran[step.label], _threads(step), where, at, stand_in))
+    if compared is not None:
+        book.runs.append(RunRecord(
+            at=at, n_stages=len(compared.errors), planned_s=compared.planned_s, taken_s=compared.taken_s,
+            median_error=compared.median_error,
+        ))  # fmt: skip
+
+
+def _sample(work: Work, taken: Taken, threads: int, where: Conditions, at: str, stand_in: bool) -> Sample:
+    return Sample(
+        key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads, cpu=where.cpu,
+        beside=taken.beside, at=at, stand_in=stand_in,
+    )

@@ -1,0 +1,191 @@
+"""How much work a step is, in a unit that its time grows with. A plan's steps and a manifest's records are weighed by
+the same functions: what both know is the request, and the number of the model's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import JsonValue
+
+from quantyard.protocol.base import digest_of
+
+Request = Mapping[str, Any]  # a stage's request as JSON
+Limits = tuple[int | None, ...]  # questions of each task of an evaluation; None: all
+
+_OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/calibration.md
+_OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
+# An evaluation begins with a self-check of about 1,350 tokens (self_check.py); a question of `smoke` decodes 14,
+# because what questions have in common is decoded once. Longer questions make it count for too much, and matter more.
+_SELF_CHECK: Final = 95  # questions
+_WARM_UP_TOKENS: Final = 4  # that the stage `speed` writes before the first repeat; it reads a whole prompt too
+_GENERATED_COST: Final = 4  # prompt tokens that take as long as generating one: 3 to 6 for small models on a CPU
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one step.
+
+    Times are compared only within one `kind` and `variant`. `family` and `mostly` change the speed too, but where
+    nothing is known of them the others' speed is a fair guess.
+    """
+
+    kind: str
+    amount: float
+    variant: str = ""
+    family: str = ""  # the quant
+    mostly: str = ""  # the tensor type that most of its weights have; "": not known
+    asked: int = 0  # questions of an evaluation
+    limits: Limits = ()  # and what of each task was asked for
+    n_together: int = 1  # steps that are one run and share its time: `amount` is the share of one
+
+
+def work_of(
+    request: Request, n_params: int, n_together: int = 1, *, with_baseline: bool = True, n_questions: int = 0
+) -> Work | None:
+    """The work of a stage with this request; None where nothing tells it.
+
+    Args:
+        request: as JSON.
+        n_params: weights of the model.
+        n_together: how many divergences are one run, in which the baseline is decoded once for all.
+        with_baseline: whether the baseline is decoded in that run and no member itself.
+        n_questions: how many an evaluation asks, which its request does not tell; 0: not known.
+    """
+    kind = str(request["stage"])
+    if kind == "evaluate":
+        return _evaluate(request, n_params, n_questions)
+    if kind == "divergence":
+        return _divergence(request, n_params, n_together, with_baseline)
+    rule = _RULES.get(kind)
+    return rule(request, n_params) if rule else None
+
+
+def _divergence(request: Request, n_params: int, n_together: int, with_baseline: bool) -> Work:
+    """Decoded tokens: the model's own, and its share of the baseline's, which reads the chunks alone."""
+    settings = request["settings"]
+    if n_together == 1:
+        with_baseline = request["baseline_file"] is not None
+    rolling = bool(settings.get("rolling", True))  # once more in lm-eval's windows; it was no choice at first
+    passes = 1 + rolling + with_baseline / n_together
+    tokens = (settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
+    amount = n_params * tokens * passes
+    return Work("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
+
+
+def _evaluate(request: Request, n_params: int, n_questions: int) -> Work:
+    """Questions; no work where nobody knows how many."""
+    variant, limits = asked_of(request)
+    amount = n_params * (n_questions + _SELF_CHECK) if n_questions else 0
+    return Work("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)
+
+
+def asked_of(request: Request) -> tuple[str, Limits]:
+    """What an evaluation asks, and how much of it: the same tasks with other limits are the same variant."""
+    tasks = request["tasks"]
+    plain: list[JsonValue] = [{name: value for name, value in task.items() if name != "limit"} for task in tasks]
+    variant = digest_of([plain, request["apply_chat_template"], request["include_path"]])[:12]
+    return variant, tuple(task["limit"] for task in tasks)
+
+
+def _speed(request: Request, n_params: int) -> Work:
+    settings = request["settings"]
+    read = (settings["repeats"] + 1) * settings["prompt_tokens"]
+    written = settings["repeats"] * settings["generated_tokens"] + _WARM_UP_TOKENS
+    return Work("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
+
+
+def _calibrate(request: Request, n_params: int) -> Work | None:
+    if request["n_chunks"]:
+        return Work("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
+    return None if request["text_files"] else Work("calibrate", n_params * _OWN_TEXT_TOKENS)
+
+
+def _quantize(request: Request, n_params: int) -> Work:
+    given = "+imatrix" if request.get("imatrix_file") else ""
+    return Work("quantize", n_params, "", request["quant"] + given)
+
+
+def _fetch(request: Request, _n_params: int) -> Work:
+    return Work("fetch", sum(file["size_bytes"] for file in request["files"]))
+
+
+def _datasets(request: Request, _n_params: int) -> Work:
+    return Work("datasets", 1, digest_of(list(request["tasks"]))[:12])
+
+
+def _weights(request: Request, n_params: int) -> Work:
+    return Work(request["stage"], n_params)
+
+
+# To teach it a stage: add a row. What is in no row is "not known yet".
+_RULES: Mapping[str, Callable[[Request, int], Work | None]] = {
+    "fetch": _fetch, "convert": _weights, "calibrate": _calibrate, "quantize": _quantize, "verify": _weights,
+    "dequantize": _weights, "split": _weights, "datasets": _datasets, "speed": _speed,
+    "contract": lambda request, n_params: Work("contract", n_params, "", request["label"]),
+    "report": lambda request, _n_params: Work("report", len(request["labels"])),
+}  # fmt: skip
+
+
+# The types that are made and decoded by the same kind of code: the first that is part of the name. IQ types of less
+# than 4 bits search a lattice for each block, IQ4 a table of 16 values; Q8_0 rounds, other old types search a scale.
+_KINDS: Final = ("IQ4", "IQ", "_K", "Q8", "BF", "F")
+_ROUNDING: Final = ("Q8", "BF", "F")  # a matrix does not change how they are made
+
+
+def kin(work: Work) -> str:
+    """What its time is most like: the kind of its types, and whether an importance matrix weighs the errors."""
+    kind = next((name for name in _KINDS if name in (work.mostly or work.family)), "old")
+    given = "" if kind in _ROUNDING else work.family.partition("+")[2]
+    return f"{kind}+{given}" if work.family else ""
+
+
+def threads_of(request: Request) -> int:
+    """The threads that were asked for; 0: as many as the stage wants."""
+    runtime = request.get("runtime")
+    return int(runtime["threads"] if runtime else request.get("threads") or 0)
+
+
+# Seconds of a stage that do not grow with the model: the container, Python, imports, probes, plots. Used where only
+# one size was seen, so that a model fifty times as large is not foreseen to spend fifty times as long on them.
+FIXED_S: Final[Mapping[str, float]] = {
+    "fetch": 1.0, "convert": 4.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0, "evaluate": 6.0,
+    "divergence": 2.0, "speed": 2.0, "report": 4.0, "contract": 5.0,
+}  # fmt: skip
+_FAR_APART: Final = 3  # times as much work: less tells no start from noise
+_MOST_START: Final = 0.95  # of the seconds of the most work: something grows, even where noise hides it
+Points = Sequence[tuple[float, float]]  # (work, seconds)
+
+
+def line(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
+    """Start and slope of seconds over work: the least squares where sizes differ enough, else `fixed_s` and the median
+    of what is left.
+
+    Args:
+        points: at least one.
+        fixed_s: a start that was measured on others may be nearly all that was seen here, one that is a guess half.
+        is_measured: which of the two.
+    """
+    from statistics import fmean, median
+
+    if fitted := fit(points):
+        return fitted
+    start = min(fixed_s, (_MOST_START if is_measured else 0.5) * fmean(seconds for _, seconds in points))
+    return start, median((seconds - start) / work for work, seconds in points if work > 0)
+
+
+def fit(points: Points) -> tuple[float, float] | None:
+    """Start and slope by least squares; None where the sizes do not differ enough. Where a start below nothing or no
+    growth comes out, the slope is that of the most work beyond the nearest start there can be.
+    """
+    from statistics import linear_regression
+
+    works = [work for work, _ in points]
+    if max(works) < _FAR_APART * min(works):
+        return None
+    slope, found = linear_regression(works, [seconds for _, seconds in points])
+    most, seconds = max(points)
+    start = min(max(found, 0.0), _MOST_START * seconds)
+    return start, slope if start == found else (seconds - start) / most

@@ -1,0 +1,1 @@
+"""File formats: GGUF, safetensors, ggml types, strict JSON and YAML, names."""

@@ -1,0 +1,106 @@
+"""JSON that others wrote, read without trust: bounded in size and depth, no key twice, no NaN, no half characters.
+
+`plain_yaml.py` is the same for YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+from quantyard.formats.names import shown
+
+MAX_DEPTH: Final = 64
+MAX_VALUES: Final = 1_000_000  # each takes a hundred bytes of memory, however few it has here
+_MAX_DIGITS: Final = 20  # of an integer; 2**64 has as many
+
+
+class JsonProblem(ValueError):
+    """No JSON that can be used; the message says why."""
+
+
+def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
+    """The one value in `data`, which is UTF-8.
+
+    Raises:
+        JsonProblem: too large, too many values, no JSON, nested too deep, or with a repeated key, a number that is
+            not finite or is longer than 64 bits hold, or a surrogate.
+    """
+    if len(data) > max_bytes:
+        raise JsonProblem(f"it has {len(data):,} bytes, and {max_bytes:,} are read")
+    if (n_values := sum(data.count(mark) for mark in (b",", b"[", b"{"))) > MAX_VALUES:
+        raise JsonProblem(f"it has {n_values:,} values, and {MAX_VALUES:,} are read")
+    try:
+        text = data.decode()
+        hooks: dict[str, Any] = {
+            "object_pairs_hook": _once, "parse_constant": _constant, "parse_int": _integer, "parse_float": _number,
+        }
+        value = json.loads(text, **hooks)
+    except RecursionError as error:  # brackets nested thousands deep
+        raise JsonProblem("it is nested too deeply") from error
+    except JsonProblem:
+        raise
+    except UnicodeDecodeError as error:
+        raise JsonProblem(f"it is not UTF-8: byte {error.start:,}") from error
+    except ValueError as error:
+        raise JsonProblem(f"it is not JSON: {error}") from error
+    _check_depth(value, max_depth)
+    if "\\u" in text:  # there is no other way for a surrogate
+        _check_texts(value)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise JsonProblem(f"it has the key {shown(twice)} twice")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise JsonProblem(f"it holds {name}, which is no number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise JsonProblem(f"it holds an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise JsonProblem(f"it holds {text[:40]}, which is no finite number")
+    return value
+
+
+def _check_depth(value: Any, max_depth: int) -> None:
+    """Level by level, without recursion."""
+    level = [value]
+    for _ in range(max_depth + 1):
+        level = [inner for each in level for inner in _inside(each) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise JsonProblem(f"it is nested too deeply: more than {max_depth} levels")
+
+
+def _check_texts(value: Any) -> None:
+    level = [value]
+    while level:
+        texts = [each for each in level if isinstance(each, str)] + [k for d in level if isinstance(d, dict) for k in d]
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise JsonProblem(f"it holds half a character (a surrogate): {shown(text)}") from error
+        level = [inner for each in level for inner in _inside(each)]
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        return iter(value.values())
+    return iter(value if isinstance(value, list) else ())

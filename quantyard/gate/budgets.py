@@ -1,0 +1,214 @@
+"""Budgets: what a file may cost and must do to be published. Ours are `default.yaml`; docs/gate.md argues them.
+
+    budgets = load_budgets(None)               # ours
+    budgets = load_budgets(Path("gate.yaml"))  # or a file that stands alone: nothing of ours is added
+    budgets.of("Q4_K_M").max_mean_kld
+
+A file holds `defaults:` and, under `quants:`, what differs for a family ("4-bit"), for names that a pattern matches
+("IQ4*") or for one quant ("Q4_K_M"). From the least to the most specific they are laid over each other, budget by
+budget: defaults, the family, patterns (the one with more letters later), the name. `null` lifts a budget.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError
+
+from quantyard.errors import BadRequest, UnknownQuant
+from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_plain
+from quantyard.protocol.base import Frozen
+from quantyard.quants.catalog import QUANTS, find, nearest
+
+DEFAULT: Final = Path(__file__).parent / "default.yaml"
+# To add a family: add a row; which types are in it, their names say (`family_of`).
+FAMILIES: Final = ("unquantized", "8-bit", "6-bit", "5-bit", "4-bit", "3-bit", "2-bit", "1-bit")
+_UNQUANTIZED: Final = frozenset({"F32", "F16", "BF16", "COPY", "unquantized"})
+_SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+_HELP: Final = "docs/gate.md shows a file that works."
+
+
+class BadBudgets(BadRequest):
+    """A file of budgets that does not exist, or is not right."""
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str) and not _SIZE.fullmatch(value.strip()):  # ByteSize alone takes "5,000" for 5 bytes
+        raise ValueError("write it like 5GB, 4GiB, or in bytes")
+    return value
+
+
+def _per_task(value: Any) -> Any:
+    return {"*": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+_AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class Budget(Frozen):
+    """The budgets of one file; None: none. To add one: add a field here, and a judge in `gate.py`.
+
+    `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific counts.
+    """
+
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every interval that is held against a budget
+    max_ppl_change: _AtLeast0 | None = None  # per cent
+    max_mean_kld: _AtLeast0 | None = None  # nats per token
+    max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_per_task)] = None
+    min_generated_tokens_per_s: _Above0 | None = None
+    min_prompt_tokens_per_s: _Above0 | None = None
+    max_size: Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"
+    min_schema_conformance: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the contract test's answers
+
+
+class _BudgetFile(Frozen):
+    defaults: Budget = Budget()
+    quants: dict[str, Budget] = {}  # noqa: RUF012  (pydantic copies it)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """A file of budgets. `name` is "default" or the file's; `sha256` is of its text, so that two can be told apart."""
+
+    name: str
+    sha256: str
+    defaults: Budget
+    quants: dict[str, Budget]  # by family, pattern or name, as in the file
+
+    def of(self, quant: str) -> Budget:
+        """What holds for this quant."""
+        layers = [self.defaults, *(self.quants[key] for key in sorted(self._keys(quant), key=_specificity))]
+        given = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}
+        return Budget.model_construct(**given)
+
+    def _keys(self, quant: str) -> Iterator[str]:
+        family = family_of(quant)
+        return (key for key in self.quants if key == family or fnmatchcase(quant, key))
+
+
+def family_of(quant: str) -> str:
+    """The family of a quant by its name: Q4_K_M and IQ4_XS are "4-bit"; "" where the name does not tell."""
+    if quant in _UNQUANTIZED:
+        return "unquantized"
+    bits = re.match(r"(?:[IT]?Q|MXFP)(\d)", quant)
+    return f"{bits[1]}-bit" if bits else ""
+
+
+def load_budgets(path: Path | None) -> Budgets:
+    """The budgets in a YAML file; None: ours.
+
+    Raises:
+        BadBudgets: there is no such file, or something in it is not right; the message says what.
+    """
+    file = path or DEFAULT
+    data = _read(file)
+    try:
+        content = load_plain(data)
+    except YamlProblem as error:
+        raise BadBudgets(f"{file.name} cannot be used: {error}.", _HELP) from error
+    found = _checked(content, file.name)
+    if not any(_sets_something(budget) for budget in (found.defaults, *found.quants.values())):
+        raise BadBudgets(f"{file.name} sets no budget, so that every file would pass.", _HELP)
+    name = path.name if path else "default"
+    return Budgets(name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical(found.quants, file.name))
+
+
+def most_specific(name: str, patterns: Iterable[str]) -> str | None:
+    """Of the patterns that match a name, the one with the most letters; of equals the last."""
+    return max((p for p in reversed([*patterns]) if fnmatchcase(name, p)), key=_specificity, default=None)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether it may stand for several names."""
+    return any(sign in text for sign in "*?[")
+
+
+def _specificity(key: str) -> tuple[bool, bool, int]:
+    """Families first, then patterns by their letters, then names."""
+    return key not in FAMILIES, not is_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
+
+
+# ---- reading -----------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise BadBudgets(f"There is no file {path}.", "Give a file of budgets: GATE=gate.yaml; or leave GATE out.")
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadBudgets(f"{path} cannot be read: {error.strerror}.", f"Type: ls -l {path}") from error
+
+
+def _checked(data: Any, where: str) -> _BudgetFile:
+    if not isinstance(data, dict) or not data:
+        raise BadBudgets(f"{where} holds no budgets: it has to be a mapping with the key defaults or quants.", _HELP)
+    data = {key: {} if value is None else value for key, value in data.items()}
+    _check_keys(data, _BudgetFile.model_fields, where)
+    quants = data.get("quants", {})
+    places = [("defaults", data.get("defaults", {}))]
+    places += [(f"quants: {key}", value) for key, value in quants.items()] if isinstance(quants, dict) else []
+    for place, budget in places:
+        if isinstance(budget, dict):
+            _check_keys(budget, Budget.model_fields, f"{where}: {place}")
+    try:  # as JSON, where strict takes no text for a number and no truth value either
+        return _BudgetFile.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise _bad_value(error, where) from error
+
+
+def _check_keys(data: dict[str, Any], allowed: Iterable[str], where: str) -> None:
+    for key in data:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+            advice = f" Did you mean {near[0]!r}?" if near else ""
+            raise BadBudgets(f"{where}: unknown key {key[:80]!r}.{advice}", f"Allowed are {', '.join(allowed)}.")
+
+
+def _bad_value(error: ValidationError, where: str) -> BadBudgets:
+    first = error.errors()[0]
+    place = ": ".join(str(part) for part in first["loc"])
+    message = f"{where}: {place} is {repr(first['input'])[:80]}: {first['msg'].removeprefix('Value error, ')}."
+    return BadBudgets(message, _HELP)
+
+
+def _sets_something(budget: Budget) -> bool:
+    return any(getattr(budget, name) not in (None, {}) for name in budget.model_fields_set - {"confidence"})
+
+
+def _canonical(quants: dict[str, Budget], where: str) -> dict[str, Budget]:
+    """With names as llama-quantize spells them; a name or pattern of no quant would never hold, so it is refused."""
+    found: dict[str, Budget] = {}
+    for key, budget in quants.items():
+        name = _key(key, where)
+        if name in found:
+            raise BadBudgets(f"{where}: quants names {name} twice, once as {key!r}.", "Write one of the two.")
+        found[name] = budget
+    return found
+
+
+def _key(key: str, where: str) -> str:
+    if key.lower() in FAMILIES:
+        return key.lower()
+    if is_pattern(key):
+        if any(fnmatchcase(quant.name, key.upper()) for quant in QUANTS):
+            return key.upper()
+        raise BadBudgets(f"{where}: no quant is called like {key[:80]!r}.", "List them: make quants")
+    try:
+        return find(key).name
+    except UnknownQuant as error:
+        near = next(iter(difflib.get_close_matches(key.lower(), FAMILIES, n=1)), None) or nearest(key)
+        advice = f" Did you mean {near!r}?" if near else ""
+        hint = f"Name a quant (make quants), a pattern like Q4* or a family: {', '.join(FAMILIES)}."
+        raise BadBudgets(f"{where}: unknown quant {key[:80]!r}.{advice}", hint) from error

@@ -1,0 +1,144 @@
+"""The gate's findings in plain words: value, interval, limit, and what to type where that can change them.
+
+They end up on the card, so no path of this machine may be in them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quantyard.formatting.numbers import digits, human_bytes, percent, signed
+from quantyard.plan.suites import BUILTIN
+from quantyard.protocol.evaluation import Comparison, Interval
+from quantyard.protocol.gate import Outcome
+from quantyard.store.manifest import Manifest
+
+NAMES: Final = {
+    "max_ppl_change": "the change of perplexity",
+    "max_mean_kld": "mean KLD",
+    "max_accuracy_loss": "the loss of accuracy",
+    "min_generated_tokens_per_s": "the speed of generation",
+    "min_prompt_tokens_per_s": "the speed of reading a prompt",
+    "max_size": "the size",
+    "min_schema_conformance": "the share of answers that keep their JSON schema",
+}
+
+
+def judged(
+    budget: str, task: str, found: Interval | float, limit: float, outcome: Outcome, needed: str = "", against: str = ""
+) -> str:
+    """"mean KLD 0.0464 (0.0446 to 0.0483) is above 0.04"."""
+    side = ("within" if outcome == "passed" else "above") if budget.startswith("max_") else (
+        "at least" if outcome == "passed" else "below")  # fmt: skip
+    what = f"{_name(budget, task)} {_with_interval(budget, found)}"
+    baseline = f", against the baseline {against}, which is quantized itself" if against else ""
+    if outcome == "too few questions":
+        way = "within" if budget.startswith("max_") else "at least"
+        return f"{what} may or may not be {way} {_limit(budget, limit)}{baseline}: {needed}"
+    return f"{what} is {side} {_limit(budget, limit)}{baseline}"
+
+
+def no_number(budget: str, limit: float, task: str) -> str:
+    """For a model so broken that the value is infinite, or none."""
+    return f"{_name(budget, task)} is no finite number, so it is not within {_limit(budget, limit)}"
+
+
+def is_baseline(budget: str) -> str:
+    """For the unquantized file itself."""
+    return f"{_name(budget, '')} is 0: this file is the baseline that the others are held against"
+
+
+def own_baseline(what: str, manifest: Manifest, quant: str) -> str:
+    """For a quantized file that was measured against itself."""
+    why = f"{what} is not known: {quant} itself was the baseline"
+    return f"{why}. Type: make eval MODEL={model(manifest)} QUANT={quant} BASELINE=BF16"
+
+
+def no_signal(found: Comparison, baseline: str) -> str:
+    """For a task that decides nothing."""
+    score = percent(found.baseline)
+    return f"on {found.task} the baseline {baseline} itself is no better than guessing ({score}), so nothing follows"
+
+
+def unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool) -> str:
+    """For what an evaluation with another suite, or any at all, would find."""
+    if evaluated:
+        why = f"{what} was not measured: the suite {suite} has nothing to measure it with"
+        return f"{why}. Type: {_eval(manifest, quant, 'standard')}"
+    again = suite if suite in BUILTIN else "…"
+    return f"{what} of this file was not measured with the suite {suite}. Type: {_eval(manifest, quant, again)}"
+
+
+def no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
+    """For a file that was never served to itself, or did not answer."""
+    why = "the contract test got no answer to a JSON schema" if tested else "the contract was not tested"
+    what = NAMES["min_schema_conformance"]
+    return f"{what} was not measured: {why}. Type: make contract MODEL={model(manifest)} QUANT={quant}"
+
+
+def tokens(needed: int | None, n: int) -> str:
+    """How long a text would tell."""
+    return _would_do(needed, "tokens of text", n, "the suite's divergence.text may be longer")
+
+
+def questions(needed: int | None, n: int, suite: str) -> str:
+    """How many questions of the task would."""
+    short = suite.partition("+")[0] in ("smoke", "quick")
+    return _would_do(needed, "questions", n, "SUITE=standard asks more" if short else "")
+
+
+def answers(needed: int | None, n: int) -> str:
+    """How many schemas would."""
+    return _would_do(needed, "answers", n)
+
+
+def model(manifest: Manifest) -> str:
+    """What to type after MODEL=; a folder's path stays at home."""
+    return manifest.source.repo_id or "…"
+
+
+def _would_do(needed: int | None, what: str, n: int, how: str = "") -> str:
+    if needed is None:
+        return f"it lies on the limit, and no number of {what} would tell"
+    return f"about {_round(needed):,} {what} would tell, there were {n:,}" + (f" ({how})" if how else "")
+
+
+def _round(n: int) -> int:
+    """Two digits, upwards: more would pretend."""
+    step = int("1".ljust(len(str(n)) - 1, "0"))
+    return -(-n // step) * step
+
+
+def _eval(manifest: Manifest, quant: str, suite: str) -> str:
+    return f"make eval MODEL={model(manifest)} QUANT={quant} SUITE={suite}"
+
+
+def _name(budget: str, task: str) -> str:
+    return f"{NAMES[budget]} on {task}" if task else NAMES[budget]
+
+
+def _with_interval(budget: str, found: Interval | float) -> str:
+    if not isinstance(found, Interval):
+        return _number(budget, found)
+    low, high = (_number(budget, x).partition(" ")[0] for x in (found.low, found.high))
+    return f"{_number(budget, found.value)} ({low} to {high})"
+
+
+def _number(budget: str, x: float) -> str:
+    if budget == "max_ppl_change":
+        return f"{signed(x, 2)} %"
+    if budget == "max_accuracy_loss":
+        return f"{signed(x, 1)} points"
+    if budget == "max_size":
+        return f"{human_bytes(int(x))} ({int(x):,} bytes)"
+    if budget == "min_schema_conformance":
+        return percent(x)
+    return f"{digits(x)} tokens/s" if budget.endswith("_per_s") else digits(x)
+
+
+def _limit(budget: str, x: float) -> str:
+    """As the user wrote it."""
+    if budget in ("max_size", "min_schema_conformance"):
+        return _number(budget, x)
+    units = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": ""}
+    return f"{x:.6g}{units.get(budget, ' tokens/s')}"

@@ -1,0 +1,246 @@
+"""The gate: every budget held against what was measured of every file that is to be published. It can say no.
+
+A measured value has an interval, and the interval is what is judged: passed when all of it is within the budget,
+failed when all of it is outside, and else there were too few questions (or too short a text) to tell. So no file
+passes by luck, and none fails by it. Size and speed are single values. What a budget asks for and nobody measured is
+"not measured", never passed; a measurement of another file counts as none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from quantyard.errors import BadRequest
+from quantyard.gate import findings as words
+from quantyard.gate.budgets import Budget, Budgets, family_of, is_pattern, load_budgets, most_specific
+from quantyard.gate.sample_size import accuracy_loss, mapped, more, more_answers, more_questions, wilson
+from quantyard.metrics.headline_metrics import entry_of, rank_of
+from quantyard.metrics.intervals import normal, quantile
+from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement
+from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
+from quantyard.store.manifest import Manifest
+
+__all__ = ["Budgets", "judge", "load_budgets"]
+
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is known of one file, and the budgets it has to keep."""
+
+    quant: str
+    manifest: Manifest
+    suite: str
+    budget: Budget
+    report: EvalReport | None
+    found: Measurement | None  # of these very bytes
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.report is not None and self.report.baseline == self.quant
+
+    @property
+    def z(self) -> float:
+        """How many standard errors an interval reaches to each side."""
+        return quantile(self.budget.confidence)
+
+    def unmeasured(self, budget: str, limit: float, what: str, task: str = "") -> BudgetResult:
+        """What follows from a budget for which there is no value."""
+        if self.is_baseline and self.found and budget in _RELATIVE:
+            finding = words.own_baseline(what, self.manifest, self.quant)
+        else:
+            evaluated = self.found is not None
+            finding = words.unmeasured(what, self.manifest, self.quant, self.suite, evaluated=evaluated)
+        return self.result(budget, limit, "not measured", finding, task=task)
+
+    def result(
+        self, budget: str, limit: float, outcome: Outcome, finding: str, *, task: str = "", value: float | None = None,
+        interval: Interval | None = None,
+    ) -> BudgetResult:
+        """The result; the confidence is told where there is an interval."""
+        confidence = self.budget.confidence if interval else None
+        return BudgetResult(
+            quant=self.quant, budget=budget, task=task, limit=limit, value=value, interval=interval,
+            confidence=confidence, outcome=outcome, finding=finding,
+        )
+
+
+def judge(manifest: Manifest, quants: Sequence[str], suite: str, budgets: Budgets) -> GateReport:
+    """Hold the budgets against these files of the manifest, as the evaluation with this suite measured them.
+
+    Raises:
+        BadRequest: a quant that is not built.
+    """
+    results = [result for quant in dict.fromkeys(quants) for result in _results(_file(manifest, quant, suite, budgets))]
+    return GateReport(budgets=budgets.name, sha256=budgets.sha256, suite=suite, results=tuple(results))
+
+
+def _file(manifest: Manifest, quant: str, suite: str, budgets: Budgets) -> _File:
+    record = manifest.quants.get(quant)
+    if record is None:
+        built = ", ".join(manifest.quants) or "none"
+        message = f"{quant} is not built; these are: {built}."
+        raise BadRequest(message, f"Type: make eval MODEL={words.model(manifest)} QUANT={quant}")
+    report = manifest.evaluations.get(suite)
+    of_label = [m for m in report.measurements if m.file.label == quant] if report else []
+    found = next((m for m in of_label if m.file.sha256 == record.sha256), None)
+    return _File(quant, manifest, suite, budgets.of(quant), report, found)
+
+
+def _results(file: _File) -> Iterator[BudgetResult]:
+    for name, judge_one in _JUDGES.items():
+        limit = getattr(file.budget, name)
+        if limit is not None:
+            yield from judge_one(file, name, limit)
+
+
+# ---- one budget --------------------------------------------------------------------------------------
+
+
+def _ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    divergence = file.found.divergence if file.found else None
+    ratio = divergence.ln_perplexity_ratio if divergence else None
+    if divergence is None or ratio is None:
+        yield _relative(file, name, limit)
+        return
+    interval = mapped(normal(ratio, file.z), lambda ln: 100 * math.expm1(ln))
+    distance = abs(math.log1p(limit / 100) - ratio.value)
+    tokens = more(divergence.n_tokens, file.z * ratio.stderr, distance)
+    yield _within(file, name, limit, interval, words.tokens(tokens, divergence.n_tokens))
+
+
+def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    divergence = file.found.divergence if file.found else None
+    kld = divergence.mean_kld if divergence else None
+    if divergence is None or kld is None:
+        yield _relative(file, name, limit)
+        return
+    tokens = more(divergence.n_tokens, file.z * kld.stderr, abs(limit - kld.value))
+    yield _within(file, name, limit, normal(kld, file.z), words.tokens(tokens, divergence.n_tokens))
+
+
+def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
+    """A loss against the baseline for a file that has none: it is the baseline, or nobody measured it.
+
+    Only an unquantized baseline has lost nothing: of a quantized one the same zero would say nothing.
+    """
+    if file.is_baseline and file.found and family_of(file.quant) == "unquantized":
+        return file.result(name, limit, "passed", words.is_baseline(name), task=task, value=0.0)
+    return file.unmeasured(name, limit, words.NAMES[name], task)
+
+
+def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
+    """Every task that the suite names, and every other one that the budget names.
+
+    A budget of which no task could be judged is not kept by that: then it is "not measured".
+    """
+    judged: set[str] = set()
+    for task, comparison in _tasks(file, limits).items():
+        pattern = most_specific(task, limits)
+        if pattern is None:
+            continue
+        result = _accuracy_of(file, name, limits[pattern], comparison)
+        judged |= {p for p in limits if result.outcome != "not judged" and most_specific(task, [p])}
+        yield result
+    for pattern in limits:
+        if pattern not in judged:
+            yield _relative(file, name, limits[pattern], "" if pattern == "*" else pattern)
+
+
+def _accuracy_of(file: _File, name: str, limit: float, found: Comparison) -> BudgetResult:
+    if found.verdict == "no signal":
+        assert file.report is not None
+        finding = words.no_signal(found, file.report.baseline)
+        return file.result(name, limit, "not judged", finding, task=found.task)
+    interval = accuracy_loss(found, file.z)
+    needed = more_questions(found, abs(limit - interval.value) / 100, (interval.high - interval.value) / 100, file.z)
+    return _within(file, name, limit, interval, words.questions(needed, found.n, file.suite), found.task)
+
+
+def _schema(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    contract = file.manifest.contracts.get(file.quant)
+    rate = contract.schemas if contract else None
+    if rate is None:
+        finding = words.no_schemas(file.manifest, file.quant, tested=contract is not None)
+        yield file.result(name, limit, "not measured", finding)
+        return
+    interval = wilson(rate.n_valid, rate.n, file.z)
+    needed = more_answers(rate.n, interval.value, limit, file.z)
+    yield _within(file, name, limit, interval, words.answers(needed, rate.n))
+
+
+def _size(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    yield _point(file, name, limit, file.manifest.quants[file.quant].size_bytes)
+
+
+def _speed(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    speed = file.found.speed if file.found else None
+    if speed is None:
+        yield file.unmeasured(name, limit, words.NAMES[name])
+        return
+    yield _point(file, name, limit, getattr(speed, name.removeprefix("min_")))
+
+
+_Judge = Callable[..., Iterator[BudgetResult]]
+# To add a budget: a row, its name in `words.NAMES`, and its field in `budgets.Budget`.
+_JUDGES: Final[Mapping[str, _Judge]] = {
+    "max_ppl_change": _ppl_change,
+    "max_mean_kld": _mean_kld,
+    "max_accuracy_loss": _accuracy,
+    "min_generated_tokens_per_s": _speed,
+    "min_prompt_tokens_per_s": _speed,
+    "max_size": _size,
+    "min_schema_conformance": _schema,
+}
+_RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss"})
+
+
+# ---- which tasks -------------------------------------------------------------------------------------
+
+
+def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
+    """One comparison per task: those the suite names, where groups have no score of their own their tasks, and those
+    named in the budget. Shares only, of which more is better: perplexities are no accuracy.
+    """
+    if file.found is None or file.report is None:
+        return {}
+    rising = {(s.task, s.metric) for s in file.found.scores if s.higher_is_better}
+    shares = [c for c in file.found.comparisons if (c.task, c.metric) in rising and _is_share(c)]
+    by_task: dict[str, Comparison] = {}
+    for comparison in sorted(shares, key=lambda c: rank_of(c.metric)):
+        by_task.setdefault(comparison.task, comparison)
+    entries = {entry.task for entry in file.report.suite.tasks}
+    measured = {entry_of(s.task) for s in file.found.scores}
+    wanted = {entry_of(task) for task in by_task} if not entries <= measured else entries
+    wanted |= {name for name in named if not is_pattern(name)}
+    order = dict.fromkeys(c.task for c in shares)
+    return {task: by_task[task] for task in order if entry_of(task) in wanted or task in wanted}
+
+
+def _is_share(found: Comparison) -> bool:
+    return 0 <= found.baseline <= 1 and 0 <= found.value <= 1 and "perplexity" not in found.metric
+
+
+# ---- limits ------------------------------------------------------------------------------------------
+
+
+def _within(file: _File, name: str, limit: float, found: Interval | None, needed: str, task: str = "") -> BudgetResult:
+    if found is None:
+        return file.result(name, limit, "failed", words.no_number(name, limit, task), task=task)
+    over = name.startswith("max_")
+    inside = found.high <= limit if over else found.low >= limit
+    outside = found.low > limit if over else found.high < limit
+    outcome: Outcome = "passed" if inside else "failed" if outside else "too few questions"
+    baseline = file.report.baseline if file.report and name in _RELATIVE else ""
+    against = baseline if family_of(baseline) not in ("unquantized", "") else ""
+    finding = words.judged(name, task, found, limit, outcome, needed, against)
+    return file.result(name, limit, outcome, finding, task=task, value=found.value, interval=found)
+
+
+def _point(file: _File, name: str, limit: float, value: float) -> BudgetResult:
+    inside = value <= limit if name.startswith("max_") else value >= limit
+    outcome: Outcome = "passed" if inside else "failed"
+    return file.result(name, limit, outcome, words.judged(name, "", value, limit, outcome), value=value)

@@ -1,0 +1,329 @@
+"""What the Hub says about a model, before a byte of it is downloaded.
+
+huggingface_hub takes half a second to import, so it is imported where it is used: a build from a folder never
+pays for it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from quantyard.errors import HubError, HubUnreachable, QuantyardError, RepoEmpty, RepoRenamed
+from quantyard.formats.names import shown
+from quantyard.formats.strict_json import load_json
+from quantyard.hub.files import Selection, parse_repo_id, select_files
+from quantyard.hub.model_card import card_of_hub
+from quantyard.protocol.base import FileEntry
+from quantyard.quants.file_size import TensorShape
+from quantyard.store.manifest import SourceCard
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+__all__ = [
+    "HubAccess", "HubRepo", "Selection", "parse_repo_id", "read_config", "resolve", "select_files", "tensor_shapes",
+]  # fmt: skip
+
+REQUEST_TIMEOUT_S = 20.0
+TRIES = 4
+LONGEST_WAIT_S = 60  # somebody is looking at the screen
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+HEADER_WORKERS = 8
+HEADERS_S = 120.0  # to ask for the headers of a model's files
+_LONGEST_LICENCE, _LICENCES_READ = 100, 10  # characters of a name; names
+_MAX_LENGTH = 2**40  # of a tensor, along one dimension
+HEADER_LIMIT_BYTES = 32 * 1024 * 1024
+CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
+# Files that are in every repo from its first day.
+EMPTY_REPO_FILES = frozenset({".gitattributes", ".gitignore", "README.md", "LICENSE"})
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """Which Hub (None: huggingface.co) and as whom (None: as a visitor)."""
+
+    endpoint: str | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the token, so that no log or traceback can show it."""
+        return f"HubAccess(endpoint={self.endpoint!r}, token={'set' if self.token else None})"
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A model repo at one commit (40 hex digits). `dtypes`: dtype → number of weights, empty when unknown."""
+
+    repo_id: str
+    revision: str
+    commit: str
+    files: tuple[FileEntry, ...]
+    gated: bool
+    private: bool
+    license: str | None
+    dtypes: dict[str, int]
+    card: SourceCard
+
+
+def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> HubRepo:
+    """Ask the Hub for one repo: its commit, its files with sizes and hashes, and whether they may be read.
+
+    Raises:
+        RepoNotFound, RepoGated, RepoRenamed, RepoEmpty, RevisionNotFound, HubUnreachable, HubError: see errors.py.
+    """
+    from quantyard.hub import errors as hub_errors
+
+    api = hub_api(access)
+    try:
+        info = patiently(lambda: _model_info(api, repo_id, revision))
+        _refuse_other_name(info, repo_id, revision)
+        if info.disabled:
+            raise hub_errors.disabled(api, repo_id)
+        repo = _repo(info, repo_id, revision, api.endpoint)
+        if repo.gated:
+            patiently(lambda: _try_reading(api, repo))
+    except QuantyardError:
+        raise
+    except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
+        raise hub_errors.explain(error, api, repo_id, revision) from error
+    return repo
+
+
+def described(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
+    """The repo as the Hub describes it, by whatever name it has now; whether its files may be read is not asked."""
+    return _repo(patiently(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
+
+
+def hub_api(access: HubAccess) -> HfApi:
+    """huggingface_hub's client; without a token it asks as a visitor, whoever is logged in on this machine."""
+    from huggingface_hub import HfApi
+
+    from quantyard.network.hub_client import use_bounded_client
+
+    use_bounded_client()
+    endpoint = access.endpoint.rstrip("/") if access.endpoint else None
+    return HfApi(endpoint=endpoint, token=access.token or False, library_name="quantyard")
+
+
+def _model_info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+    return api.model_info(repo_id, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat a call that failed for a moment: 1, 2 and 4 s later, or when the Hub asks for."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Not for a bad answer, which is none of these: it would come again.
+    for failed in range(1, TRIES + 1):
+        try:
+            return call()
+        except (HfHubHTTPError, httpx2.TimeoutException, httpx2.RemoteProtocolError, httpx2.ReadError) as error:
+            pause_s = wait_s(error, failed)
+            if pause_s is None:
+                raise
+            time.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def wait_s(error: Exception, failed: int) -> float | None:
+    """Seconds until the next try; None: it would not help."""
+    from quantyard.network.bounded_http import BadAnswer, retry_after_s
+
+    response = getattr(error, "response", None)
+    if isinstance(error, BadAnswer):
+        return None
+    if failed >= TRIES or (response is not None and response.status_code not in TRANSIENT_STATUS):
+        return None
+    asked_s = None if response is None else retry_after_s(response.headers)
+    pause_s = 2.0 ** (failed - 1) if asked_s is None else asked_s
+    return pause_s if pause_s <= LONGEST_WAIT_S else None
+
+
+def _refuse_other_name(info: ModelInfo, repo_id: str, revision: str | None) -> None:
+    """huggingface_hub follows the redirect of a renamed repo without a word: only the answer's id tells."""
+    if info.id == repo_id:
+        return
+    new = f"{info.id}@{revision}" if revision else info.id
+    raise RepoRenamed(f"{repo_id} is called {info.id} now.", f"Type: make build MODEL={new}")
+
+
+def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) -> HubRepo:
+    siblings = info.siblings or []
+    if not {s.rfilename for s in siblings} - EMPTY_REPO_FILES or not info.sha:
+        message = f"{repo_id} is empty: {', '.join(s.rfilename for s in siblings) or 'no files'}."
+        raise RepoEmpty(message, f"See {endpoint}/{repo_id}/tree/{revision or 'main'}; name a repo that holds a model.")
+    return HubRepo(
+        repo_id=repo_id, revision=revision or "main", commit=commit_of(info, endpoint),
+        files=_files(siblings, endpoint), gated=bool(info.gated), private=bool(info.private), license=_license(info),
+        dtypes=dict(info.safetensors.parameters) if info.safetensors else {}, card=card_of_hub(info),
+    )
+
+
+def commit_of(info: ModelInfo, endpoint: str) -> str:
+    """The commit that an answer names. It becomes a part of addresses and the name of a folder.
+
+    Raises:
+        HubError: it is none.
+    """
+    sha = str(info.sha)
+    if not _COMMIT.fullmatch(sha):
+        message = f"{endpoint} answers that {shown(str(info.id))} is at commit {shown(sha)}, which is none."
+        raise HubError(message, "A commit has 40 hex digits: set another HF_ENDPOINT, or tell who runs this one.")
+    return sha
+
+
+def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
+    entries = []
+    for file in siblings:
+        size = file.lfs.size if file.lfs else file.size
+        if size is None:
+            message = f"{endpoint} does not tell the size of {shown(file.rfilename)}."
+            raise HubUnreachable(message, "A mirror that knows no file sizes cannot be used: set another HF_ENDPOINT.")
+        try:
+            sha256 = file.lfs.sha256 if file.lfs else None
+            entries.append(FileEntry(path=file.rfilename, size_bytes=size, sha256=sha256))
+        except ValidationError:
+            continue  # a name that could lead out of its folder: never downloaded, so never listed
+    return tuple(entries)
+
+
+def _license(info: ModelInfo) -> str | None:
+    """From the model card, else from the Hub's tags; "other" gives way to the name of the licence."""
+    card = info.card_data
+    found = getattr(card, "license", None) if card else None
+    if found == "other" and card is not None:
+        found = getattr(card, "license_name", None) or found
+    listed = found if isinstance(found, list) else [found]
+    names = [name for name in listed if isinstance(name, str) and 0 < len(name) <= _LONGEST_LICENCE]
+    tagged = (t.removeprefix("license:") for t in info.tags or [] if t.startswith("license:"))
+    return ", ".join(names[:_LICENCES_READ]) if names else next(tagged, None)
+
+
+def _try_reading(api: HfApi, repo: HubRepo) -> None:
+    """The Hub describes a gated repo to everyone; only its largest file tells whether the terms are accepted."""
+    largest = max(repo.files, key=lambda f: f.size_bytes)
+    url = file_url(api, repo.repo_id, repo.commit, largest.path)
+    api.get_hf_file_metadata(url=url, token=api.token, timeout=REQUEST_TIMEOUT_S)
+
+
+def file_url(api: HfApi, repo_id: str, commit: str, path: str) -> str:
+    """Where a file is downloaded from."""
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(repo_id, path, revision=commit, endpoint=api.endpoint)
+
+
+def tensor_shapes(
+    access: HubAccess, repo: HubRepo, files: tuple[FileEntry, ...] | None = None
+) -> tuple[TensorShape, ...] | None:
+    """Name, shape and dtype of every tensor, from the safetensors headers alone (range requests, a few MB at most).
+
+    Args:
+        files: which files to read; by default those a build would use.
+
+    Returns:
+        The tensors, or None when anything stands in the way: the plan then estimates from the parameter count.
+    """
+    try:
+        api = hub_api(access)
+        chosen = select_files(repo.repo_id, repo.files).files if files is None else files
+        paths = [f.path for f in chosen if f.path.endswith(".safetensors")]
+        until = time.monotonic() + HEADERS_S
+        with ThreadPoolExecutor(HEADER_WORKERS) as pool:
+            found = pool.map(lambda path: _header(api, repo, path, until), paths)
+            return tuple(tensor for header in found for tensor in header) or None
+    except Exception:
+        return None
+
+
+def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorShape]:
+    """The tensors of one safetensors file: 8 bytes of length (little endian), then JSON."""
+    if time.monotonic() > until:
+        raise TimeoutError(f"{path}: the plan has waited long enough for headers")
+    url = file_url(api, repo.repo_id, repo.commit, path)
+    first = patiently(lambda: read_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
+    length = int.from_bytes(first[:8], "little")
+    if not 2 <= length <= HEADER_LIMIT_BYTES:
+        raise ValueError(f"{path}: a header of {length} bytes")
+    rest = b"" if len(first) >= 8 + length else patiently(lambda: read_range(api, url, len(first), 8 + length))
+    header = load_json((first + rest)[8 : 8 + length], HEADER_LIMIT_BYTES)
+    return [_shape(name, said) for name, said in header.items() if name != "__metadata__"]
+
+
+def _shape(name: str, said: Mapping[str, Any]) -> TensorShape:
+    shape, dtype = said["shape"], said["dtype"]
+    if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n <= _MAX_LENGTH for n in shape):
+        raise ValueError(f"{name}: a tensor that cannot be")
+    return TensorShape(name, tuple(shape), dtype)
+
+
+def read_range(api: HfApi, url: str, start: int, end: int) -> bytes:
+    """The bytes from `start` up to (not including) `end`, or fewer; never more, whatever the server sends."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    from quantyard.network.bounded_http import READING, Reading
+
+    headers = build_hf_headers(token=api.token, library_name="quantyard", headers={"Accept-Encoding": "identity"})
+    headers["Range"] = f"bytes={start}-{end - 1}"
+    asked: dict[str, object] = {READING: Reading(end, is_cut=True)}
+    response = get_session().get(url, headers=headers, timeout=REQUEST_TIMEOUT_S, extensions=asked)
+    hf_raise_for_status(response)
+    skip = start if response.status_code == 200 else 0  # the server ignores ranges
+    return response.content[skip : skip + end - start]
+
+
+def read_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
+    """The model's config.json at this commit; empty when it cannot be had (the plan then says less)."""
+    try:
+        config = load_json(read_config_file(access, repo.repo_id, repo.commit, "config.json"), CONFIG_LIMIT_BYTES)
+    except Exception:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def read_config_file(access: HubAccess, repo_id: str, commit: str, path: str) -> bytes:
+    """A small file at this commit; of a larger one the first `CONFIG_LIMIT_BYTES`.
+
+    Raises:
+        HubUnreachable, HubError: the Hub said no.
+    """
+    from quantyard.hub import errors as hub_errors
+
+    api = hub_api(access)
+    url = file_url(api, repo_id, commit, path)
+    try:
+        return patiently(lambda: read_range(api, url, 0, CONFIG_LIMIT_BYTES))
+    except Exception as error:
+        raise hub_errors.explain(error, api, repo_id, commit) from error
+
+
+def whoami(access: HubAccess) -> str | None:
+    """Whose token it is; None without one. Either way the Hub has answered.
+
+    Raises:
+        HubUnreachable, HubError: it did not, or the token is not valid.
+    """
+    from huggingface_hub import get_session
+
+    from quantyard.hub import errors as hub_errors
+
+    api = hub_api(access)
+    try:
+        if access.token:
+            return str(api.whoami()["name"])
+        get_session().head(api.endpoint, timeout=REQUEST_TIMEOUT_S)  # any answer will do, and one try
+    except Exception as error:
+        raise hub_errors.explain(error, api, "the Hub", None) from error
+    return None

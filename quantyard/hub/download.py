@@ -1,0 +1,80 @@
+"""Downloads a published release: its manifest first, then the files that the manifest names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from quantyard.errors import BadRequest, QuantyardError
+from quantyard.hub import client as hub
+from quantyard.hub.client import HubAccess, HubRepo, parse_repo_id
+from quantyard.hub.foreign_manifest import parse_foreign
+from quantyard.protocol.base import FileEntry
+from quantyard.protocol.runner import sha256_of
+from quantyard.store.manifest import MAX_BYTES, Manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_MANIFEST, _CARD = "manifest.json", "README.md"
+_PART: Final = ".part"  # behind the name of a file on its way
+
+
+def download_release(access: HubAccess, name: str, root: Path) -> Path:
+    """The folder that holds the release of `org/name[@revision]` now; what is there already is not fetched again.
+
+    Raises:
+        BadRequest: the name is none, or the repo has no manifest of ours.
+        HubError: the Hub said no.
+    """
+    from quantyard.hub import errors as hub_errors
+
+    repo_id, revision = parse_repo_id(name)
+    api = hub.hub_api(access)
+    try:
+        repo = hub.described(api, repo_id, revision)
+        folder, files = root / repo_id / repo.commit[:12], {entry.path: entry for entry in repo.files}
+        manifest = _manifest(api, repo, folder, files)
+        wanted = [entry.path for record in manifest.quants.values() for entry in record.files]
+        for path in dict.fromkeys((_CARD, *wanted, *manifest.imatrices)):
+            if path in files:
+                _fetch(api, repo, folder, files[path])
+    except QuantyardError:
+        raise
+    except Exception as error:  # the client raises a dozen kinds; every one of them is about the Hub
+        raise hub_errors.explain(error, api, repo_id, revision) from error
+    return folder
+
+
+def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileEntry]) -> Manifest:
+    title = f"{repo.repo_id}/{_MANIFEST}"
+    if _MANIFEST not in files:
+        message = f"{repo.repo_id} has no {_MANIFEST}: it was not published by Quantyard."
+        raise BadRequest(message, "Its files can only be checked by who knows what they should be.")
+    if files[_MANIFEST].size_bytes > MAX_BYTES:
+        message = f"{title} is larger than it can be: {files[_MANIFEST].size_bytes:,} bytes."
+        raise BadRequest(message, "Ask who published it.")
+    _fetch(api, repo, folder, files[_MANIFEST])
+    try:
+        return parse_foreign((folder / _MANIFEST).read_bytes(), title)
+    except ValueError as error:
+        message = f"{title} is no manifest of Quantyard: {str(error).splitlines()[0]}."
+        raise BadRequest(message, "Ask who published it.") from error
+
+
+def _fetch(api: HfApi, repo: HubRepo, folder: Path, entry: FileEntry) -> None:
+    """One file, whole, of the size and the SHA-256 that the Hub tells; one that is there already stays."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    from quantyard.network.transfer import Line, Meter, download
+
+    path = folder / entry.path
+    if entry.sha256 and path.is_file() and sha256_of(path) == entry.sha256:
+        return
+    headers = build_hf_headers(token=api.token, library_name="quantyard")
+    line = Line(headers, Meter(lambda _: None), threading.Event(), lambda _: None)
+    part = path.with_name(f"{path.name}{_PART}")
+    download(hub.file_url(api, repo.repo_id, repo.commit, entry.path), entry, part, line)
+    part.replace(path)

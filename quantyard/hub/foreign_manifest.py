@@ -1,0 +1,84 @@
+"""A manifest that came from elsewhere: its digests are compared, its parameters are proposals, and no more.
+
+Its names are those of files in its own folder, and each is of one file. What it would permit, it permits to nobody: see
+`release/rebuild.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from quantyard.errors import BadSource
+from quantyard.formats.names import shown
+from quantyard.hub.files import parse_repo_id
+from quantyard.store.manifest import Manifest, parse_manifest
+
+MAX_QUANTS: Final = 200
+MAX_PARTS: Final = 10_000  # of one model; as many as its header may tell of
+MAX_NAME_BYTES: Final = 240  # of a file, which has a longer name while it is on its way
+_QUANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")  # or a recipe's name
+_HUB_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_ENDING: Final = ".gguf"
+
+
+def parse_foreign(data: bytes, name: str) -> Manifest:
+    """The manifest of a release that was downloaded, or may have been; `name` is for people.
+
+    Raises:
+        ValueError: it is none, or names what is not a release's to name.
+        BadRequest: a newer Quantyard wrote it.
+    """
+    manifest = parse_manifest(data, name)
+    for fault in _faults(manifest):
+        raise ValueError(fault)
+    return manifest
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    yield from _of_source(manifest)
+    if len(manifest.quants) > MAX_QUANTS:
+        yield f"it tells of {len(manifest.quants):,} files, and {MAX_QUANTS} are possible"
+    for quant, record in manifest.quants.items():
+        if not _QUANT.fullmatch(quant):
+            yield f"{shown(quant)} is no name of a quant"
+        if len(record.parts) > MAX_PARTS:
+            yield f"{quant} has {len(record.parts):,} parts, and {MAX_PARTS:,} are possible"
+    yield from _of_names(manifest)
+
+
+def _of_source(manifest: Manifest) -> Iterator[str]:
+    """What it was made of is asked for at the Hub: an id and a commit, never a path of this machine."""
+    source = manifest.source
+    if not source.repo_id:
+        return
+    try:
+        parse_repo_id(source.repo_id)
+    except BadSource:
+        yield f"source.repo_id {shown(source.repo_id)} is no repo of the Hub"
+    if not _HUB_COMMIT.fullmatch(source.commit):
+        yield f"source.commit {shown(source.commit)} is no commit of the Hub: 40 hex digits"
+
+
+def _of_names(manifest: Manifest) -> Iterator[str]:
+    """Each is a GGUF in the folder itself; none is another's, also where a file system knows no upper case."""
+    owners: dict[str, str] = {}
+    for name, owner in _named(manifest):
+        if "/" in name or name.startswith(".") or not name.lower().endswith(_ENDING):
+            yield f"{shown(name)} ({owner}) is no file of a release: it is not called *{_ENDING}, or hidden, or a path"
+        if len(name.encode()) > MAX_NAME_BYTES:
+            yield f"{shown(name)} ({owner}) is longer than {MAX_NAME_BYTES} bytes"
+        if owners.setdefault(name.casefold(), owner) != owner:
+            yield f"{shown(name)} is the file of {owners[name.casefold()]} and of {owner}"
+
+
+def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Each name with what it is the file of."""
+    for quant, record in manifest.quants.items():
+        if not record.parts:
+            yield record.file, quant
+        for number, part in enumerate(record.parts, 1):
+            yield part.path, f"{quant}, part {number}"
+    for name in manifest.imatrices:
+        yield name, f"the importance matrix {shown(name)}"

@@ -1,0 +1,157 @@
+"""What a source says of itself: licence, languages, tags. From a README, from the Hub, or from a GGUF's metadata.
+
+All of it was written by others and ends up in our card, so nothing is believed: values are texts of bounded length
+and number without control characters, and what is broken or hostile is left out, without an error.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from quantyard.formats.gguf_values import GgufArray
+from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, front_matter, load_plain
+from quantyard.store.manifest import SourceCard
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+Gated = Literal["", "auto", "manual"]
+MAX_ITEMS: Final = 100  # languages, tags
+_FRONT_MATTER_BYTES: Final = 128 * 1024  # some hold hundreds of results; a parse takes 5 s at worst
+_MAX_TEXT: Final = 100  # characters of a name or tag
+_MAX_LINK: Final = 500
+_FIELDS: Final = ("license_name", "license_link", "language", "pipeline_tag", "tags")
+_ABSENT: Final = frozenset({"", "~", "null"})  # how YAML writes nothing
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,16}(?:[-_][A-Za-z0-9]{1,8}){0,3}")
+_TASK: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_LINK: Final = re.compile(r"(?:https?://)?[A-Za-z0-9._~/%?#&=+:@-]+")
+# To recognise one more task among a GGUF's tags: add the Hub's name of it.
+PIPELINE_TAGS: Final = frozenset({
+    "text-generation", "text2text-generation", "image-text-to-text", "image-to-text", "audio-text-to-text",
+    "video-text-to-text", "any-to-any", "feature-extraction", "sentence-similarity", "text-ranking",
+    "text-classification", "token-classification", "fill-mask", "question-answering", "summarization", "translation",
+    "automatic-speech-recognition", "text-to-speech",
+})  # fmt: skip
+
+
+def card_of_readme(text: str) -> tuple[str | None, SourceCard]:
+    """The licence and the card in a README's YAML front matter; None and an empty card where there is none to use."""
+    data = _front_matter(text)
+    asks = any(key.startswith("extra_gated_") for key in data)  # for terms to be accepted; how, only the Hub knew
+    return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else ""})
+
+
+def card_of_hub(info: ModelInfo) -> SourceCard:
+    """The card of a model as the Hub describes it. Its gate is the Hub's word, not the card's."""
+    data = {name: getattr(info.card_data, name, None) for name in _FIELDS}
+    return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated})
+
+
+def card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> tuple[str | None, SourceCard]:
+    """The licence and the card in a GGUF's metadata.
+
+    Args:
+        path: the file; languages and tags are arrays, which the header's reader leaves there.
+    """
+    tags = _strings(metadata.get("general.tags"), path)
+    data = {
+        "license": metadata.get("general.license"),
+        "license_name": metadata.get("general.license.name"),
+        "license_link": metadata.get("general.license.link"),
+        "language": _strings(metadata.get("general.languages"), path),
+        "pipeline_tag": next((tag for tag in tags if tag in PIPELINE_TAGS), None),
+        "tags": tags,
+    }
+    return _licence(data["license"]), _card(data)
+
+
+def _card(data: Mapping[str, Any]) -> SourceCard:
+    return SourceCard(
+        license_name=_text(data.get("license_name")),
+        license_link=_matching(_LINK, data.get("license_link"), _MAX_LINK),
+        gated=_gated(data.get("gated")),
+        languages=_texts(data.get("language"), lambda item: _matching(_LANGUAGE, "no" if item is False else item)),
+        pipeline_tag=_matching(_TASK, data.get("pipeline_tag")),
+        tags=_texts(data.get("tags"), _text),
+    )
+
+
+def _gated(value: Any) -> Gated:
+    """Any other word for yes is taken as "auto": the terms have to be accepted before anything is downloaded."""
+    if value == "manual":
+        return "manual"
+    return "auto" if value else ""
+
+
+def _licence(value: Any) -> str | None:
+    """Several are joined: then no single one holds, and the user has to say which."""
+    return ", ".join(_texts(value, _text)) or None
+
+
+# ---- the front matter --------------------------------------------------------------------------------
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    """The mapping between the first two lines of ---; empty where there is none that can be used."""
+    found = front_matter(text, 2 * _FRONT_MATTER_BYTES)
+    try:  # untyped, else the language `no` would be false and a licence 1.0 a number
+        data = load_plain(found or "", typed=False, max_bytes=_FRONT_MATTER_BYTES)
+    except YamlProblem:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+# ---- clean values ------------------------------------------------------------------------------------
+
+
+def _text(value: Any, limit: int = _MAX_TEXT) -> str:
+    """A short text of one line; "" for everything else."""
+    if not isinstance(value, str):
+        return ""
+    text = value.strip()
+    return text if len(text) <= limit and text.isprintable() and text not in _ABSENT else ""
+
+
+def _matching(pattern: re.Pattern[str], value: Any, limit: int = _MAX_TEXT) -> str:
+    text = _text(value, limit)
+    return text if pattern.fullmatch(text) else ""
+
+
+def _texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
+    """One or several, each once, in their order."""
+    items = value if isinstance(value, list | tuple) else [value]
+    found = dict.fromkeys(clean(item) for item in items[: 10 * MAX_ITEMS])
+    return [text for text in found if text][:MAX_ITEMS]
+
+
+# ---- arrays of a GGUF --------------------------------------------------------------------------------
+
+
+def _strings(value: Any, path: Path | None) -> list[str]:
+    """The texts of an array: given as a list, or still in the file. Empty where they cannot be read."""
+    if isinstance(value, list | tuple):
+        return [item for item in value if isinstance(item, str)]
+    if not isinstance(value, GgufArray) or path is None or value.element_type != "string":
+        return []
+    if value.length > MAX_ITEMS or value.size_bytes > MAX_BYTES:
+        return []
+    try:
+        with path.open("rb") as stream:
+            stream.seek(value.offset)
+            return _decoded(stream.read(value.size_bytes), value.length)
+    except (OSError, struct.error, UnicodeDecodeError):
+        return []
+
+
+def _decoded(data: bytes, n: int) -> list[str]:
+    """Each is its length in bytes (64 bits, little-endian), then UTF-8."""
+    texts, start = [], 0
+    for _ in range(n):
+        (length,) = struct.unpack_from("<Q", data, start)
+        texts.append(data[start + 8 : start + 8 + length].decode())
+        start += 8 + length
+    return texts

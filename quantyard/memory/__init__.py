@@ -1,0 +1,1 @@
+"""How much memory serving a model takes."""

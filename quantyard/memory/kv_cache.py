@@ -1,0 +1,102 @@
+"""The bytes of llama.cpp's memory for a context, exactly as it allocates them.
+
+Read from `llama_context` (padding), `llama_kv_cache`, `llama_kv_cache_iswa` (windows) and `llama_memory_recurrent`
+in llama.cpp's src/. `tests/docker/test_choose_memory.py` holds it against what llama-server says in its log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from quantyard.memory.layers import ModelLayers
+
+CELL_STEP: Final = 256  # a context is rounded up to so many tokens
+_BATCH_TOKENS: Final = 512  # llama.cpp's default physical batch; also the measuring's
+_ALIGNMENT_BYTES: Final = 32
+_STATE_BYTES: Final = 4  # recurrent states are f32, whatever the cache is
+_MASK_BYTES: Final = 2  # flash attention's mask is f16
+
+CacheType = Literal["f16", "q8_0", "q4_0"]
+# Elements and bytes of a block.
+_BLOCKS: Final[dict[CacheType, tuple[int, int]]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+
+
+@dataclass(frozen=True)
+class ContextUse:
+    """How a context is opened.
+
+    Attributes:
+        tokens: `--ctx-size`: of all sequences together.
+        sequences: `--parallel`: requests answered at once.
+        unified: one cache that all share (`--kv-unified`, as ours is served), or one for each.
+        whole_windows: keep a sliding window's cache whole (`--swa-full`), as measuring does.
+    """
+
+    tokens: int
+    sequences: int = 1
+    unified: bool = True
+    whole_windows: bool = False
+
+    @property
+    def streams(self) -> int:
+        """How many caches there are."""
+        return 1 if self.unified else self.sequences
+
+    @property
+    def cells(self) -> int:
+        """Tokens that each of them holds."""
+        return _padded(_padded(self.tokens, CELL_STEP) // self.streams, CELL_STEP)
+
+    @property
+    def batch(self) -> int:
+        """Tokens that are read at once."""
+        return min(self.tokens, _BATCH_TOKENS)
+
+    def window_cells(self, window: int) -> int:
+        """Tokens that the cache of a layer with a sliding window holds."""
+        if self.whole_windows:
+            return self.cells
+        return _padded(min(self.cells, window * (self.sequences if self.unified else 1) + self.batch), CELL_STEP)
+
+
+def cache_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
+    """Bytes of the KV cache and of recurrent states: "KV buffer size" and "RS buffer size" in llama-server's log."""
+    return kv_bytes(model, use, cache_type) + state_bytes(model, use)
+
+
+def kv_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
+    """Bytes of the KV cache alone."""
+    elements, block_bytes = _BLOCKS[cache_type]
+    total = 0
+    for layer in model.layers:
+        cells = use.streams * (use.window_cells(model.window) if layer.windowed else use.cells)
+        total += sum(cells * row // elements * block_bytes for row in (layer.k, layer.v))
+    return total
+
+
+def state_bytes(model: ModelLayers, use: ContextUse) -> int:
+    """Bytes of the recurrent states: the same at every context."""
+    recurrent = sum(layer.recurrent for layer in model.layers)
+    rows = max(1, use.sequences)
+    each = sum(_padded(rows * n * _STATE_BYTES, _ALIGNMENT_BYTES) for n in (model.r_state, model.s_state))
+    return recurrent * each
+
+
+def mask_bytes(model: ModelLayers, use: ContextUse) -> int:
+    """Bytes of the masks that tell flash attention which tokens to see: 1 KiB for each token of context.
+
+    The one part of a batch's working memory that grows with the context; the rest was measured.
+    """
+    kinds = {layer.windowed for layer in model.layers if layer.k}
+    cells = sum(use.window_cells(model.window) if windowed else use.cells for windowed in kinds)
+    return cells * use.batch * _MASK_BYTES
+
+
+def can_be_quantized(model: ModelLayers) -> bool:
+    """Whether llama.cpp takes a cache in 8 or 4 bits for this model, and it would be smaller."""
+    return all(layer.in_blocks for layer in model.layers) and any(layer.k for layer in model.layers)
+
+
+def _padded(n: int, step: int) -> int:
+    return -(-n // step) * step

@@ -1,0 +1,45 @@
+"""Which of the many scores a reader wants to see first; shared by the report, the card, the page and the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from quantyard.protocol.evaluation import Comparison, Score, Suite
+
+_HEADLINES: Final = ("acc_norm", "acc", "exact_match")
+Found = TypeVar("Found", Score, Comparison)
+
+
+def headlines(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:
+    """One score, or comparison, per entry of the suite, in the suite's order.
+
+    Falls back to one per task where a group's tasks have no metric in common.
+    """
+    entries = list(dict.fromkeys(entry.task for entry in suite.tasks))
+    by_task: dict[str, list[Found]] = {}
+    for score in found:
+        by_task.setdefault(score.task, []).append(score)
+    names = {name: entry_of(name) for name in by_task}
+    if set(entries) <= set(names.values()):
+        order = sorted((name for name in by_task if names[name] in entries), key=lambda n: entries.index(names[n]))
+    else:
+        order = list(by_task)
+    return tuple(min(by_task[name], key=lambda score: rank_of(score.metric)) for name in order)
+
+
+def entry_of(task: str) -> str:
+    """The suite's word for it: of "mmlu (57 tasks)" or "arc (5-shot)" what comes before."""
+    return task.rsplit(" (", 1)[0]
+
+
+def rank_of(metric: str) -> int:
+    """0 for the metric that a task is known by, more for the others."""
+    name = metric.split(",", maxsplit=1)[0]
+    return _HEADLINES.index(name) if name in _HEADLINES else len(_HEADLINES)
+
+
+def is_perplexity(metric: str) -> bool:
+    """Whether the delta of this metric's comparisons is relative."""
+    name = metric.split(",", maxsplit=1)[0]
+    return name.endswith("perplexity") or name == "bits_per_byte"

@@ -1,0 +1,136 @@
+"""The front of many files: those that no other one beats in size, quality and speed.
+
+The one definition of it: the report and its plot, the page, the terminal and `choose` ask here. Values count as they
+were measured, without intervals: whoever has the report can follow it by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from quantyard.formatting.numbers import digits, signed
+from quantyard.protocol.evaluation import Estimate, EvalReport, Measurement
+
+Metric = Literal["mean KLD", "ΔPPL"]
+_OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)  # the file that the others are held against
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file.
+
+    Attributes:
+        loss: what quantization cost, in whatever unit; the lower the better.
+        tokens_per_s: generated; None: not measured.
+        shown: the loss as people read it.
+    """
+
+    label: str
+    size_bytes: float
+    loss: float
+    tokens_per_s: float | None = None
+    shown: str = ""
+
+
+# ---- the definition ----------------------------------------------------------------------------------
+
+
+def beats(one: Entry, other: Entry) -> bool:
+    """Whether `one` is no larger, no worse and no slower than `other`, and better in one of them."""
+    mine, theirs = _costs(one), _costs(other)
+    return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+
+
+def beaten_by(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
+    """Each label → those that beat it; empty for a file of the front. Speed counts if it was measured of all."""
+    found = tuple(entries)
+    if any(e.tokens_per_s is None for e in found):
+        found = _without_speed(found)
+    return {e.label: tuple(o.label for o in found if beats(o, e)) for e in found}
+
+
+def fast_alone(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The files of the front that are there for their speed: another one is no larger and no worse."""
+    whole, slow = beaten_by(entries), beaten_by(_without_speed(entries))
+    return tuple(label for label, others in slow.items() if others and not whole[label])
+
+
+def _costs(entry: Entry) -> tuple[float, float, float]:
+    """The lower, the better."""
+    return entry.size_bytes, entry.loss, -(entry.tokens_per_s or 0.0)
+
+
+def _without_speed(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    return tuple(replace(e, tokens_per_s=None) for e in entries)
+
+
+# ---- the files of a report ---------------------------------------------------------------------------
+
+
+def metric_of(report: EvalReport) -> Metric:
+    """What quality is told by: KL divergence, or perplexity where that alone was measured."""
+    found = [m.divergence for m in report.measurements if m.divergence]
+    only_perplexity = any(d.ppl_change for d in found) and all(d.mean_kld is None for d in found)
+    return "ΔPPL" if only_perplexity else "mean KLD"
+
+
+def quality_of(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
+    """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 of the baseline. None where it was not measured."""
+    divergence = found.divergence
+    if divergence is None:
+        return None
+    if found.file.label == report.baseline:
+        return _OF_BASELINE
+    return divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
+
+
+def entries_of(report: EvalReport) -> tuple[Entry, ...]:
+    """The files beside the baseline whose size and quality were measured, in the report's order."""
+    metric = metric_of(report)
+    qualities = ((m, quality_of(report, m, metric)) for m in report.measurements)
+    return tuple(
+        Entry(m.file.label, m.file.size_bytes, quality.value, _speed(m), _shown(quality.value, metric))
+        for m, quality in qualities if quality and m.file.size_bytes and m.file.label != report.baseline
+    )  # fmt: skip
+
+
+def _speed(m: Measurement) -> float | None:
+    return m.speed.generated_tokens_per_s if m.speed else None
+
+
+def _shown(value: float, metric: Metric) -> str:
+    return digits(value) if metric == "mean KLD" else f"{signed(100 * math.expm1(value), 2)} %"
+
+
+# ---- in words ----------------------------------------------------------------------------------------
+
+
+def standings(entries: Sequence[Entry], metric: str) -> dict[str, str]:
+    """Each beaten file → "beaten by IQ4_XS: 4.5 % smaller, mean KLD 0.041 against 0.058, 4.7 % faster"; and what is
+    on the front for its speed alone. Of the other files of the front there is nothing to say.
+    """
+    by_label = {entry.label: entry for entry in entries}
+    said = {}
+    for label, others in beaten_by(entries).items():
+        if len(others) == 1:
+            said[label] = f"beaten by {others[0]}: {_against(by_label[others[0]], by_label[label], metric)}"
+        elif others:
+            said[label] = f"beaten by {', '.join(others[:-1])} and {others[-1]}: no larger, no worse, no slower"
+    return said | dict.fromkeys(fast_alone(entries), "on the front for its speed alone")
+
+
+def _against(winner: Entry, loser: Entry, metric: str) -> str:
+    smaller = 1 - winner.size_bytes / loser.size_bytes
+    parts = [f"{_percent(smaller)} smaller" if smaller else "as large"]
+    parts.append(f"{metric} {winner.shown} against {loser.shown}")
+    if winner.tokens_per_s and loser.tokens_per_s:
+        faster = winner.tokens_per_s / loser.tokens_per_s - 1
+        parts.append(f"{_percent(faster)} faster" if faster else "as fast")
+    return ", ".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{digits(100 * share, 2 if share < 0.1 else 1)} %"

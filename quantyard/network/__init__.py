@@ -1,0 +1,1 @@
+"""Bounded HTTP, the Hub's API and downloads."""

@@ -1,0 +1,302 @@
+"""The forms of the Hub's answers, as far as anything of ours reads them: checked where they enter, field by field.
+
+What is not named here is left out of the answer, so that nobody comes to rely on it unchecked. The names are the Hub's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+
+from quantyard.formats.names import shown
+from quantyard.formats.strict_json import JsonProblem, load_json
+from quantyard.network.bounded_http import without
+
+MAX_FILES: Final = 20_000
+_MAX_BYTES: Final = 64 * 1024 * 1024  # what was read is bounded already
+_LONGEST_WORDS: Final = 300  # characters of what the Hub says about an error
+
+Words = Annotated[str, Field(max_length=1000)]
+Path = Annotated[str, Field(min_length=1, max_length=1024)]
+RepoName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,96}(?:/[A-Za-z0-9_.-]{1,96})?$")]
+Size = Annotated[int, Field(ge=0, le=2**60)]
+Number = Annotated[int, Field(ge=0, le=10**9)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_ADDRESS: Final = re.compile(r"https?://[!-~]{1,8000}")
+Address = Annotated[str, Field(pattern=f"^{_ADDRESS.pattern}$")]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class _Blob(_Answer):
+    """A file's entry in LFS."""
+
+    size: Size
+    sha256: Sha256
+    pointerSize: Size = 0  # noqa: N815 - the Hub's name, like those below
+
+
+class _Sibling(_Answer):
+    rfilename: Path
+    size: Size | None = None
+    blobId: Words | None = None  # noqa: N815
+    lfs: _Blob | None = None
+
+
+class _Safetensors(_Answer):
+    parameters: dict[Words, Size]
+    total: Size = 0
+
+
+class Model(_Answer):
+    """/api/models/<id>/revision/<revision>."""
+
+    id: RepoName
+    sha: Words | None = None  # 40 hex digits: checked by `commit_of`
+    private: bool | None = None
+    gated: bool | Literal["auto", "manual"] | None = None
+    disabled: bool | None = None
+    tags: Annotated[list[Words], Field(max_length=10_000)] | None = None
+    pipeline_tag: Words | None = None
+    cardData: dict[str, JsonValue] | None = None  # noqa: N815 - cleaned by source_card.py
+    siblings: Annotated[list[_Sibling], Field(max_length=MAX_FILES)] | None = None
+    safetensors: _Safetensors | None = None
+
+    @model_validator(mode="after")
+    def _each_file_once(self) -> Self:
+        names = [sibling.rfilename for sibling in self.siblings or []]
+        if len(set(names)) != len(names):
+            raise ValueError("a file is listed twice")
+        return self
+
+
+class _Ref(_Answer):
+    name: Path
+    ref: Path
+    targetCommit: Words  # noqa: N815
+
+
+class Refs(_Answer):
+    """/api/models/<id>/refs."""
+
+    branches: Annotated[list[_Ref], Field(max_length=MAX_FILES)]
+    tags: Annotated[list[_Ref], Field(max_length=MAX_FILES)] = []
+    converts: list[_Ref] = []
+
+
+class _AccessToken(_Answer):
+    role: Words | None = None
+
+
+class _Auth(_Answer):
+    accessToken: _AccessToken = _AccessToken()  # noqa: N815
+
+
+class WhoAmI(_Answer):
+    """/api/whoami-v2."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    auth: _Auth = _Auth()
+
+
+class _Object(_Answer):
+    oid: Sha256
+    size: Size
+    pointerSize: Size = 0  # noqa: N815
+
+
+class _PathInfo(_Answer):
+    type: Literal["file", "directory"]
+    path: Path
+    size: Size = 0
+    oid: Words
+    lfs: _Object | None = None
+
+
+class _Author(_Answer):
+    name: Words = "deleted"
+
+
+class _RepoOf(_Answer):
+    name: RepoName
+    type: Words
+
+
+class _Discussion(_Answer):
+    title: Words
+    num: Number
+    author: _Author = _Author()
+    status: Words
+    isPullRequest: bool  # noqa: N815
+    createdAt: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]  # noqa: N815
+    repo: _RepoOf
+
+
+class Discussions(_Answer):
+    """/api/models/<id>/discussions, one page."""
+
+    discussions: Annotated[list[_Discussion], Field(max_length=1000)]
+    count: Number
+    start: Number
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        if not self.discussions and self.start < self.count:
+            raise ValueError("an empty page is followed by others")
+        return self
+
+
+class _Preupload(_Answer):
+    path: Path
+    uploadMode: Literal["lfs", "regular"]  # noqa: N815
+    shouldIgnore: bool = False  # noqa: N815
+    oid: Words | None = None
+
+
+class Preuploads(_Answer):
+    """/api/models/<id>/preupload/<revision>."""
+
+    files: Annotated[list[_Preupload], Field(max_length=MAX_FILES)]
+
+
+class _Action(_Answer):
+    href: Address
+    header: dict[Words, Annotated[str, Field(max_length=8000)]] | None = None
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> Self:
+        size = (self.header or {}).get("chunk_size")
+        if size is not None and not re.fullmatch(r"[1-9][0-9]{0,14}", size):
+            raise ValueError(f"a chunk_size of {shown(size)}")
+        return self
+
+
+class _Actions(_Answer):
+    upload: _Action | None = None
+    verify: _Action | None = None
+
+
+class _Trouble(_Answer):
+    code: Number
+    message: Annotated[str, Field(max_length=100_000)]
+
+
+class _Upload(_Answer):
+    oid: Sha256
+    size: Size
+    actions: _Actions | None = None
+    error: _Trouble | None = None
+
+
+class Batch(_Answer):
+    """<id>.git/info/lfs/objects/batch."""
+
+    objects: Annotated[list[_Upload], Field(max_length=MAX_FILES)]
+    transfer: Words | None = None
+
+
+class Committed(_Answer):
+    """/api/models/<id>/commit/<revision>."""
+
+    commitOid: Commit  # noqa: N815
+    commitUrl: Address  # noqa: N815
+    pullRequestUrl: Address | None = None  # noqa: N815
+
+
+class Created(_Answer):
+    """/api/repos/create."""
+
+    url: Address
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which answers have a form: `path` is of the whole path, behind what HF_ENDPOINT may have before it."""
+
+    methods: str
+    path: re.Pattern[str]
+    type: TypeAdapter[Any]
+
+
+def _form(methods: str, path: str, type_: Any) -> _Form:
+    return _Form(methods, re.compile(f".*{path}"), TypeAdapter(type_))
+
+
+_REPO = r"/api/models/[^/]+(?:/[^/]+)?"
+# To check one more kind of answer: add a row; the first that fits is taken.
+_FORMS: Final = (
+    _form("GET", f"{_REPO}/refs", Refs),
+    _form("POST", f"{_REPO}/paths-info/[^/]+", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
+    _form("POST", f"{_REPO}/preupload/[^/]+", Preuploads),
+    _form("POST", f"{_REPO}/commit/[^/]+", Committed),
+    _form("GET", f"{_REPO}/discussions", Discussions),
+    _form("GET", f"{_REPO}/revision/[^/]+", Model),
+    _form("GET", f"{_REPO}", Model),
+    _form("GET", "/api/whoami-v2", WhoAmI),
+    _form("POST", "/api/repos/create", Created),
+    _form("POST", r"\.git/info/lfs/objects/batch", Batch),
+)
+
+
+class WrongForm(ValueError):
+    """An answer that the Hub would not give; the message says what is wrong with it."""
+
+
+def checked(method: str, path: str, content: bytes) -> bytes:
+    """The answer to a request for this path (as it was sent, percent signs and all), with checked fields alone.
+
+    An answer of which no form is known is JSON that can be read safely, or no JSON at all.
+
+    Raises:
+        WrongForm: it has another form.
+    """
+    form = next((form for form in _FORMS if method in form.methods.split() and form.path.fullmatch(path)), None)
+    if form is None and content.lstrip()[:1] not in (b"{", b"["):
+        return content
+    try:
+        value = load_json(content, _MAX_BYTES)
+        if form is None:
+            return content
+        return form.type.dump_json(form.type.validate_python(value), exclude_none=True)
+    except ValidationError as error:
+        raise WrongForm(_first_fault(error)) from None
+    except JsonProblem as error:
+        raise WrongForm(f"{error}"[:_LONGEST_WORDS]) from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first field that is wrong, and how."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    what = f"{shown(place)}: {first['msg']}" if place else str(first["msg"])
+    return what[:_LONGEST_WORDS]
+
+
+def plain_error(content: bytes, secret: str = "") -> bytes:
+    """The body of an error with nothing in it but the Hub's words, cut short and without the secret."""
+    try:
+        said = load_json(content, _MAX_BYTES)
+    except JsonProblem:
+        return b"{}"
+    if not isinstance(said, dict):
+        return b"{}"
+    texts = {key: said.get(key) for key in ("error", "error_description")}
+    kept: dict[str, Any] = {key: without(secret, text) for key, text in texts.items() if isinstance(text, str)}
+    kept = {key: cut(text) for key, text in kept.items()}
+    if isinstance(url := said.get("url"), str) and _ADDRESS.fullmatch(url):
+        kept["url"] = url  # of a repo that exists already
+    if isinstance(errors := said.get("errors"), list):
+        messages = [each.get("message") for each in errors[:10] if isinstance(each, dict)]
+        kept["errors"] = [{"message": cut(without(secret, each))} for each in messages if isinstance(each, str)]
+    return TypeAdapter(dict[str, Any]).dump_json(kept)
+
+
+def cut(text: str) -> str:
+    """What others say, no longer than one reads."""
+    return text if len(text) <= _LONGEST_WORDS else f"{text[:_LONGEST_WORDS]} …"

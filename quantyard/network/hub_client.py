@@ -1,0 +1,144 @@
+"""huggingface_hub's client, at the Hub's border: every answer is bounded and checked before the library sees it.
+
+The library believes what it is told: it waits as long as a header says, reads what comes, follows where it is led and
+makes file names of tags. So none of that reaches it. Used wherever the Hub is asked: on the host, in the stage `fetch`
+and in the stage `datasets`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Final
+
+import httpx2
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils._http import default_client_factory
+
+from quantyard.formats.names import shown
+from quantyard.network.bounded_http import (
+    BadAnswer,
+    Border,
+    count_of,
+    fault_of_address,
+    guard,
+    host_of,
+    retry_after_s,
+    secret_of,
+    without,
+)
+from quantyard.network.hub_answers import Batch, WrongForm, checked, cut, plain_error
+
+CONNECT_TIMEOUT_S: Final = 20.0
+WRITE_TIMEOUT_S: Final = 60.0  # until a part of the body goes on
+ANSWER_TIMEOUT_S: Final = 300.0  # until an answer begins: a commit of many large files takes minutes
+LONGEST_WAIT_S: Final = 330.0  # the Hub counts requests in windows of five minutes
+MAX_PAGES: Final = 200  # of one list
+_API: Final = re.compile(r".*(?:/api/|\.git/info/lfs/).*")
+_TAG: Final = re.compile(r'(?:W/)?"?[A-Za-z0-9_.+=:-]{1,200}"?')
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_NEXT: Final = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
+_READY: Final[list[bool]] = []
+
+
+class AskedToWait(BadAnswer):
+    """It limits our requests, for longer than anybody would watch; the library would sleep for all of it."""
+
+
+def use_bounded_client() -> None:
+    """Let huggingface_hub ask by no other client than this from now on, in this process."""
+    if _READY:
+        return
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else its first request asks for a list of agents, 3 s at worst
+    constants.HF_HUB_DISABLE_XET = True  # a client of its own, which would go where the Hub says, unbounded
+    set_client_factory(bounded_client)
+    _READY.append(True)
+
+
+def bounded_client() -> httpx2.Client:
+    """A client for the Hub."""
+    client = default_client_factory()
+    client.timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S, write=WRITE_TIMEOUT_S)
+    return guard(client, HubBorder())
+
+
+class HubBorder(Border):
+    """What the Hub, or a host that says it is one, may answer."""
+
+    def __init__(self) -> None:
+        self._pages: Counter[str] = Counter()
+
+    def is_file(self, request: httpx2.Request) -> bool:
+        """All but the API's answers; also where the Hub sends its clients for them."""
+        return request.method == "GET" and not _API.fullmatch(request.url.path)
+
+    def clean(self, request: httpx2.Request, status: int, headers: httpx2.Headers) -> None:
+        """Leave nothing that the library would make a file name, a number or another address of unseen."""
+        if status >= 400 and (asked_s := asked_to_wait_s(headers)) > LONGEST_WAIT_S:
+            fault = f"wants fewer requests (answer {status}), and to be asked again in {asked_s:.0f} s"
+            raise AskedToWait(host_of(request), fault)
+        for name in ("ETag", "X-Linked-Etag"):
+            if name in headers and (not _TAG.fullmatch(headers[name]) or ".." in headers[name]):
+                headers.pop(name)
+        if "X-Repo-Commit" in headers and not _COMMIT.fullmatch(headers["X-Repo-Commit"]):
+            headers.pop("X-Repo-Commit")
+        if "X-Linked-Size" in headers and count_of(headers["X-Linked-Size"]) is None:
+            headers.pop("X-Linked-Size")
+        if "X-Error-Message" in headers:
+            headers["X-Error-Message"] = cut(without(secret_of(request), headers["X-Error-Message"]))
+        headers.pop("X-HF-Warning", None)  # it would be logged as it is
+        self._check_next(request, headers.get("Link", ""))
+
+    def _check_next(self, request: httpx2.Request, link: str) -> None:
+        """A list goes on at the same host, for the token goes along, and it ends."""
+        found = _NEXT.search(link)
+        if found is None:
+            return
+        try:
+            is_here = request.url.join(found[1]).origin == request.url.origin
+        except httpx2.InvalidURL:
+            is_here = False
+        if not is_here:
+            raise BadAnswer(host_of(request), f"says that its list goes on at {shown(found[1])}")
+        place = f"{host_of(request)}{request.url.path}"
+        self._pages[place] = self._pages[place] + 1 if "cursor" in request.url.params else 1
+        if self._pages[place] > MAX_PAGES:
+            raise BadAnswer(host_of(request), f"answers with a list of more than {MAX_PAGES} pages")
+
+    def content(self, request: httpx2.Request, status: int, content: bytes) -> bytes:
+        """An error's own words alone; of any other answer of the API, the fields that were checked."""
+        if status >= 400:
+            return plain_error(content, secret_of(request))
+        if not _API.fullmatch(request.url.path) or not 200 <= status < 300:
+            return content
+        path = request.url.raw_path.decode("ascii", "replace").partition("?")[0]
+        try:
+            found = checked(request.method, path, content)
+        except WrongForm as wrong:
+            fault = f"answers, but not as a Hub does: {shown(request.url.path)} gives {wrong}"
+            raise BadAnswer(host_of(request), fault) from None
+        if (secret := secret_of(request)) and secret.encode() in found:
+            raise BadAnswer(host_of(request), "sends the token back, where none belongs")
+        if path.endswith("/info/lfs/objects/batch"):
+            _check_uploads(request, found)
+        return found
+
+
+def _check_uploads(request: httpx2.Request, content: bytes) -> None:
+    """A file goes out with encryption if the question did, and the token goes back to the Hub alone."""
+    for each in Batch.model_validate_json(content).objects:
+        actions = [each.actions.upload, each.actions.verify] if each.actions else []
+        for address in (action.href for action in actions if action):
+            if fault := fault_of_address(address, request.url, is_redirect=True):
+                raise BadAnswer(host_of(request), f"wants a file sent to {fault}: {shown(address)}")
+        verify = each.actions.verify if each.actions else None
+        if verify and httpx2.URL(verify.href).origin != request.url.origin:
+            raise BadAnswer(host_of(request), f"wants the token sent to {shown(verify.href)}")
+
+
+def asked_to_wait_s(headers: httpx2.Headers) -> float:
+    """Seconds until the Hub wants to be asked again; 0: it does not say."""
+    limit = parse_ratelimit_headers(headers)
+    asked_s = retry_after_s(headers)
+    return asked_s if asked_s is not None else float(limit.reset_in_seconds) if limit and not limit.remaining else 0.0

@@ -1,0 +1,1 @@
+"""Which stages a command runs, with which requests."""

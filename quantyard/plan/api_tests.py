@@ -1,0 +1,37 @@
+"""Lays out the contract test of each file of a build, on top of its plan; reads what it found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from quantyard.plan.steps import STAGES, BuildPlan, Step
+from quantyard.protocol.api_tests import ContractReport, ContractRequest
+from quantyard.store.outputs import read_left
+
+
+def label_of(quant: str) -> str:
+    """The label of the step that tests this file."""
+    return f"contract {quant}"
+
+
+def add_contract(plan: BuildPlan, threads: int) -> BuildPlan:
+    """The plan with a contract test for each of its files."""
+    steps = [
+        Step(
+            label_of(target.quant.name), STAGES["contract"],
+            ContractRequest(label=target.quant.name, model_file=target.file.path, threads=threads),
+            {"model": target.file.origin}, 0,
+        )
+        for target in plan.targets
+    ]
+    return replace(plan, steps=(*plan.steps, *steps), contracts=tuple(t.quant.name for t in plan.targets))
+
+
+def read_contract(folder: Path) -> ContractReport:
+    """The report that the stage left in this folder.
+
+    Raises:
+        ResultRefused: it is not one.
+    """
+    return read_left(folder, "report.json", ContractReport, "is not a contract report")

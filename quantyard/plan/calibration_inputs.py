@@ -1,0 +1,121 @@
+"""What the user gives to calibrate with, checked before anything is run: a matrix, or texts to make one of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from quantyard.errors import BadRequest
+from quantyard.files.own_files import kind_of, path_of, read_named
+from quantyard.formats.gguf import GgufError, read_header
+from quantyard.formats.names import fault_of_path, shown
+from quantyard.plan.contamination import find_overlap, texts_of_json
+from quantyard.plan.imatrix import Calibration
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.runner import sha256_of
+from quantyard.store.artifacts import Artifact, HashCache
+
+OUR_TEXT: Final = Path(__file__).parents[2] / "builder" / "calibration" / "text.jsonl"
+_LEAST_BYTES: Final = 2 * 512  # two chunks, at a byte a token
+_MOST_BYTES: Final = 256 * 2**20  # read at once; the usual text has under one
+
+
+
+def calibration_of(
+    imatrix: str, text_files: Sequence[Path], hashes: HashCache, evaluation: Iterable[Path], threads: int = 0
+) -> Calibration | None:
+    """What IMATRIX (auto, none, or a file) and CALIBRATION (files of text) say; None for none.
+
+    Args:
+        evaluation: the files that no calibration text may share words with; see `overlap.evaluation_files`.
+
+    Raises:
+        BadRequest: a file that cannot be used, or both of them at odds.
+    """
+    if imatrix != "auto" and text_files:
+        message = f"CALIBRATION is a text to make a matrix of, and IMATRIX={imatrix} makes none."
+        raise BadRequest(message, "Type: IMATRIX=auto, or leave CALIBRATION out.")
+    if imatrix == "none":
+        return None
+    if imatrix != "auto":
+        return Calibration(matrix=_matrix(path_of(imatrix).absolute(), hashes), threads=threads)
+    paths = [path_of(str(path)).absolute() for path in text_files]
+    check_texts(paths, evaluation)
+    artifact = _text_artifact(paths, hashes) if paths else None
+    names = tuple(path.relative_to(artifact.folder).as_posix() for path in paths) if artifact else ()
+    return Calibration(text=artifact, text_files=names, threads=threads)
+
+
+def _matrix(path: Path, hashes: HashCache) -> Artifact:
+    """Whether it is of this model, `quantize` will tell: only it has the model."""
+    if kind_of(path) != "file":
+        raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
+    try:
+        kind = read_header(path).metadata.get("general.type")
+    except GgufError as error:
+        hint = "Convert an old one: llama-imatrix --in-file old.dat -o imatrix.gguf"
+        raise BadRequest(f"IMATRIX={path} is no importance matrix in GGUF format: {error}.", hint) from error
+    if kind != "imatrix":
+        raise BadRequest(f"IMATRIX={path} is a GGUF, but no importance matrix.", "Type: IMATRIX=auto to make one.")
+    return _artifact(path.parent, [path], hashes)
+
+
+def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
+    """Refuse a calibration text before anything is run: the user's files, or ours where there are none.
+
+    Raises:
+        BadRequest: a file is missing, binary, empty or tiny, or shares eight words in a row with the evaluation.
+    """
+    texts = {path: _read(path) for path in paths} or {OUR_TEXT: ""}
+    if paths and sum(len(text.encode()) for text in texts.values()) < _LEAST_BYTES:
+        size = sum(path.stat().st_size for path in paths)
+        message = f"CALIBRATION has {size:,} bytes of text, and two chunks need {_LEAST_BYTES:,} tokens."
+        raise BadRequest(message, "Give more, best 50,000 words, or leave CALIBRATION out for our own text.")
+    strings = texts.values() if paths else texts_of_json(OUR_TEXT.read_text(encoding="utf-8").splitlines())
+    if found := find_overlap(strings, evaluation):
+        named = ", ".join(str(path) for path in texts)
+        message = f"The calibration text ({named}) has words of the evaluation ({found.file}): “{found.words}”."
+        raise BadRequest(message, "Take that passage out: a file calibrated on its questions would score too well.")
+
+
+def _read(path: Path) -> str:
+    try:
+        data = read_named(path, _MOST_BYTES)
+    except OSError as error:
+        raise _bad_file(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _bad_file(path, f"cannot be used: {error}") from error
+    if b"\0" in data:
+        raise _bad_file(path, f"is binary: byte {data.index(0):,} is 0")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _bad_file(path, f"is not UTF-8: byte {error.start:,} is 0x{data[error.start]:02x}") from error
+    if not text.strip():
+        raise _bad_file(path, "is empty")
+    return text
+
+
+def _bad_file(path: Path, what: str) -> BadRequest:
+    return BadRequest(f"CALIBRATION={path} {what}.", "Give UTF-8 text, or leave CALIBRATION out for our own.")
+
+
+def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    return _artifact(folder, paths, hashes)
+
+
+def _artifact(folder: Path, paths: Sequence[Path], hashes: HashCache) -> Artifact:
+    for path in paths:
+        if fault := fault_of_path(path.relative_to(folder).as_posix()):
+            raise BadRequest(f"{shown(str(path))} cannot be given to a stage: {fault}.", "Rename it.")
+    files = tuple(
+        FileEntry(
+            path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size,
+            sha256=hashes.sha256(path, sha256_of),
+        )
+        for path in dict.fromkeys(paths)
+    )
+    return Artifact(digest_of_files(files), files, folder, whole_folder=False)

@@ -1,0 +1,105 @@
+"""Does a text share words with what an evaluation asks? A model calibrated on the questions would be measured on them.
+
+Two texts overlap where eight words in a row are the same, whatever their case and what stands between them. In a script
+without spaces every character is a word.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final, TextIO
+
+from pydantic import JsonValue
+
+WORDS: Final = 8
+_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+_BLOCK_CHARACTERS: Final = 4 * 1024 * 1024
+_OVERLAP_CHARACTERS: Final = 1024  # more than eight words
+_PLAIN: Final = (".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".arrow")
+_JSON: Final = (".json", ".jsonl")
+_SUITES: Final = Path(__file__).parents[2] / "eval" / "suites"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The first words in common, and the file of the evaluation that has them."""
+
+    words: str
+    file: Path
+
+
+def find_overlap(texts: Iterable[str], evaluation: Iterable[Path]) -> Overlap | None:
+    """The first eight words in a row that a text shares with a file of the evaluation; None if there are none."""
+    known = {hash(gram) for text in texts for gram in _grams([text])}
+    for path in evaluation:
+        for gram in _grams(_texts_of(path)):
+            if hash(gram) in known:
+                return Overlap(" ".join(gram), path)
+    return None
+
+
+def evaluation_files(artifacts: Path, *places: Path) -> list[Path]:
+    """What an evaluation reads, as far as it is on this machine: our suites' questions and prose, data sets that were
+    fetched into the store, and these files and folders (a user's suite, data sets brought from elsewhere).
+
+    Parquet is compressed and left out: nothing here can read it.
+    """
+    fetched = artifacts.glob("*/*/*/stages/datasets-*/files")
+    found = (
+        path for place in (_SUITES, *sorted(fetched), *places)
+        for path in ([place] if place.is_file() else sorted(place.rglob("*")))
+    )
+    return [path for path in found if path.suffix in (*_PLAIN, *_JSON) and path.is_file()]
+
+
+def _grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Each eight words in a row, none across two texts."""
+    for text in texts:
+        last: deque[str] = deque(maxlen=WORDS)
+        for match in _WORD.finditer(text):
+            last.append(match[0].lower())
+            if len(last) == WORDS:
+                yield tuple(last)
+
+
+def texts_of_json(lines: Iterable[str]) -> Iterator[str]:
+    """Every string value of the JSON on these lines; a line that is none counts as text."""
+    for line in lines:
+        try:
+            yield from _strings(json.loads(line))
+        except ValueError:
+            yield line
+
+
+def _strings(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_strings, value))
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(_strings, value.values()))
+
+
+def _texts_of(path: Path) -> Iterator[str]:
+    """The file's texts. Arrow keeps strings as they are, one behind the other, so that they can be read as text."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        if path.suffix == ".jsonl":
+            yield from texts_of_json(stream)
+        elif path.suffix == ".json":
+            yield from texts_of_json([stream.read()])
+        else:
+            yield from _blocks(stream)
+
+
+def _blocks(stream: TextIO) -> Iterator[str]:
+    """The text in blocks; each begins with the end of the one before, so that no eight words are cut apart."""
+    kept = ""
+    while block := stream.read(_BLOCK_CHARACTERS):
+        yield kept + block
+        kept = block[-_OVERLAP_CHARACTERS:]

@@ -1,0 +1,268 @@
+"""Lays out what measures the files of a build, on top of its plan.
+
+    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► speed <label>… ─► report
+
+The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is
+what the quants are made of, unless BASELINE names another file, which is then built and verified like any quant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from quantyard.errors import BadRequest, NotScored
+from quantyard.files.own_files import find_file, list_files
+from quantyard.formats.gguf import why_not_generate
+from quantyard.hardware.machine import cpu_name
+from quantyard.plan.steps import STAGES, BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.evaluation import (
+    DatasetsRequest,
+    DivergenceRequest,
+    EvalReport,
+    EvaluateRequest,
+    ReportRequest,
+    Runtime,
+    SpeedRequest,
+    Suite,
+)
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import QUANTS, Quant
+from quantyard.requests import BuildRequest, MeasureRequest
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact, FinishedStage, HashCache
+from quantyard.store.outputs import read_left
+
+REPORT: Final = "report"  # the label of the last step
+UNQUANTIZED: Final = ("F32", "F16", "BF16")
+_TYPE_UNKNOWN: Final = "unquantized"  # the baseline's label where only the conversion itself will tell its type
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is decided about the measuring, beside the plan of the build."""
+
+    suite: Suite
+    runtime: Runtime
+    machine: str  # CPU and cores, for what depends on them
+    files: Artifact | None = None  # the user's own suite: its tasks and text
+    datasets: Artifact | None = None  # data sets brought from elsewhere
+    baseline: Quant | None = None
+    allow_unsafe_code: bool = False
+    endpoint: str | None = None
+
+
+def measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
+    """Find the suite and the data sets that the user named.
+
+    Raises:
+        BadRequest: there is no such suite, or DATASETS is no folder of data sets.
+    """
+    from quantyard.plan.suites import adjusted, find_suite  # imported late: no build should wait for a YAML parser
+
+    loaded = find_suite(measure.suite)
+    suite = adjusted(loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed)
+    hashes = HashCache(request.artifacts / ".hashes.json")
+    return MeasureOptions(
+        suite=suite, files=loaded.local,
+        runtime=Runtime(threads=request.threads, n_gpu_layers=measure.n_gpu_layers, max_length=measure.max_length),
+        machine=f"{cpu_name()}, {os.cpu_count()} cores",
+        datasets=brought_datasets(measure.datasets, hashes) if measure.datasets and suite.needs_network else None,
+        baseline=measure.baseline, allow_unsafe_code=measure.allow_unsafe_code, endpoint=request.endpoint,
+    )
+
+
+def brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
+    """The data sets of an air-gapped site: the folder `files` that a datasets stage left elsewhere.
+
+    Raises:
+        BadRequest: there is nothing in it, or a link in it leads out of it.
+    """
+    names = [file.path for file in list_files(folder, every=True)]
+    if not names:
+        hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
+        raise BadRequest(f"DATASETS={folder} is not a folder with files in it.", hint)
+    places = {name: find_file(folder, name) for name in names}
+    files = tuple(
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
+    )
+    return Artifact(digest_of_files(files), files, folder)
+
+
+def add_measuring(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
+    """The plan with the steps that measure its files and compare them with the baseline.
+
+    Raises:
+        BadRequest: the source is quantized already, and no BASELINE is given.
+        NotScored: a model that cannot be measured.
+    """
+    refuse_unscored(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
+    baseline, file = _baseline(plan, options)
+    files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
+    datasets = _datasets(options)
+    measuring = _measuring_steps(options, baseline, files)
+    labels = tuple(files)
+    request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
+    inputs = {step.label.replace(" ", "-"): Output(step.label) for step in measuring}
+    report = Step(REPORT, STAGES["report"], request, inputs, 0)
+    return replace(
+        plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
+    )
+
+
+def refuse_unscored(source: Source, deed: str, instead: str) -> None:
+    """What needs the probabilities of text is refused before weights are downloaded, where the model cannot give them.
+
+    Args:
+        deed: what was to be done with it, such as "measured".
+        instead: what to type in its place.
+
+    Raises:
+        NotScored: its config.json or GGUF header says that it is such a model.
+    """
+    reason = "it is an encoder-decoder" if source.config.get("is_encoder_decoder") is True else None
+    if source.gguf is not None:
+        reason = why_not_generate(source.gguf)
+    if reason:
+        raise NotScored(f"{source.title} cannot be {deed}: {reason}, and gives no probabilities of text.", instead)
+
+
+def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
+    if options.baseline is not None:
+        return options.baseline.name, next(t.file for t in plan.targets if t.quant == options.baseline)
+    name = unquantized_name(plan)
+    if name is None:
+        what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
+        message = f"{what} is quantized already, and there is no unquantized file to compare with."
+        raise BadRequest(message, "Start from the 16-bit model, or say what to compare with, such as BASELINE=Q8_0.")
+    return name, plan.base
+
+
+def unquantized_name(plan: BuildPlan) -> str | None:
+    """The type of what the quants are made of, such as BF16; None if it is quantized."""
+    source = plan.source
+    if source.is_quantized or (source.kind == "huggingface" and plan.outtype == "q8_0"):
+        return None
+    if source.kind == "gguf":
+        return _gguf_type(source)
+    return _TYPE_UNKNOWN if plan.outtype == "auto" else plan.outtype.upper()
+
+
+def _gguf_type(source: Source) -> str:
+    if source.gguf is None:
+        return source.named_quant.name if source.named_quant else _TYPE_UNKNOWN
+    named = (q.name for q in QUANTS if q.name in UNQUANTIZED and q.ftype == source.gguf.file_type)
+    return next(named, _TYPE_UNKNOWN)
+
+
+def _datasets(options: MeasureOptions) -> tuple[Step, ...]:
+    """The step that fetches data sets; none where the suite needs none, or they were brought."""
+    suite = options.suite
+    if not suite.needs_network or options.datasets or not suite.tasks:
+        return ()
+    request = DatasetsRequest(
+        tasks=tuple(entry.task for entry in suite.tasks), include_path=suite.include_path,
+        allow_unsafe_code=options.allow_unsafe_code, endpoint=options.endpoint,
+    )
+    return (Step("datasets", STAGES["datasets"], request, _suite_input(options, suite.include_path), 0),)
+
+
+def _suite_input(options: MeasureOptions, path: str | None) -> dict[str, Origin]:
+    """The user's own files, for a stage that reads `path` of them."""
+    return {"suite": External(options.files)} if path is not None and options.files is not None else {}
+
+
+def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str, ModelFile]) -> list[Step]:
+    steps = [_evaluate(options, label, file) for label, file in files.items()]
+    if options.suite.divergence is not None:
+        steps += [_divergence(options, label, file, files[baseline]) for label, file in files.items()]
+    if options.suite.speed is not None:
+        steps += [_speed(options, label, file) for label, file in files.items()]
+    return steps
+
+
+def _evaluate(options: MeasureOptions, label: str, file: ModelFile) -> Step:
+    suite = options.suite
+    request = EvaluateRequest(
+        label=label, model_file=file.path, tasks=suite.tasks, include_path=suite.include_path,
+        apply_chat_template=suite.apply_chat_template, seed=suite.seed,
+        allow_unsafe_code=options.allow_unsafe_code, runtime=options.runtime,
+    )
+    inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, suite.include_path)
+    if options.datasets is not None:
+        inputs["datasets"] = External(options.datasets)
+    elif _datasets(options):
+        inputs["datasets"] = Output("datasets")
+    return Step(f"evaluate {label}", STAGES["evaluate"], request, inputs, 0)
+
+
+def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+    """Perplexity of one file; of all but the baseline itself also the divergence from it."""
+    settings = options.suite.divergence
+    assert settings is not None
+    inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, settings.text)
+    if file != baseline:
+        inputs["baseline"] = baseline.origin
+    request = DivergenceRequest(
+        label=label, model_file=file.path, baseline_file=baseline.path if file != baseline else None,
+        settings=settings, runtime=options.runtime,
+    )
+    return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0)
+
+
+def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
+    settings = options.suite.speed
+    assert settings is not None
+    request = SpeedRequest(
+        label=label, model_file=file.path, settings=settings, runtime=options.runtime, machine=options.machine
+    )
+    return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0)
+
+
+def file_of(step: Step) -> str:
+    """The quant, or the baseline, that a step is about alone; "" for what all of them need."""
+    return step.label.partition(" ")[2]
+
+
+def without(step: Step, lost: Collection[str]) -> Step | None:
+    """The step without the files that were lost; None if nothing is left of it. A report needs the baseline and one
+    more.
+    """
+    if file_of(step) in lost:
+        return None
+    if not lost or not isinstance(step.request, ReportRequest):
+        return step
+    labels = tuple(label for label in step.request.labels if label not in lost)
+    if step.request.baseline in lost or len(labels) == 1:
+        return None
+    inputs = {name: origin for name, origin in step.inputs.items() if name.partition("-")[2] not in lost}
+    return replace(step, request=step.request.model_copy(update={"labels": labels}), inputs=inputs)
+
+
+def is_pointless(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
+    """Whether a step would measure the baseline for nothing: every file that was to be compared with it is lost."""
+    if plan.measuring is None or step.row.name not in ("evaluate", "divergence", "speed"):
+        return False
+    compared = plan.measuring.labels[1:]
+    return bool(compared) and set(compared) <= set(lost)
+
+
+def folder_name(suite: str) -> str:
+    """Where the report on a suite is published, relative to the model's folder."""
+    return f"eval/{_UNSAFE.sub('-', suite).strip('-.') or 'suite'}"
+
+
+def read_report(finished: FinishedStage) -> EvalReport:
+    """The report that the stage left.
+
+    Raises:
+        ResultRefused: it is not one.
+    """
+    return read_left(finished.artifact.folder, "report.json", EvalReport, "is not a report")

@@ -1,0 +1,225 @@
+"""Importance matrices in a plan: where the matrix comes from, and whether a file is better with it.
+
+    trial:   fetch ─► convert ─► calibrate ─► quantize, quantize-plain … ─► divergence, divergence-plain …
+    after:   fetch ─► convert ─► calibrate ─► quantize ─► verify …              with what proved better
+
+IMATRIX=auto is two plans in one store. The trial makes each file with and without the matrix and measures both on text
+that neither has seen; the plan that follows uses what was better, and runs no step again that the trial has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from quantyard.errors import QuantyardError
+from quantyard.metrics.intervals import difference
+from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.protocol.base import CalibrateRequest, QuantizeRequest
+from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
+from quantyard.quants.catalog import Quant, find
+from quantyard.store.artifacts import Artifact
+from quantyard.store.outputs import read_left
+
+CALIBRATE: Final = "calibrate"  # the step's label
+MATRIX: Final = "imatrix.gguf"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where the matrix comes from: the user's (`matrix`), or made of `text`, or made of our own text."""
+
+    matrix: Artifact | None = None
+    text: Artifact | None = None
+    text_files: tuple[str, ...] = ()  # in the order in which they are read
+    threads: int = 0
+    n_chunks: int = 0  # 0: the whole text
+
+    @property
+    def is_made(self) -> bool:
+        """Whether `calibrate` has to make it."""
+        return self.matrix is None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether one file is made with the matrix. `difference`: mean KLD with it less that without, nats, 95 %."""
+
+    quant: str
+    with_imatrix: bool
+    reason: str
+    difference: Interval | None = None
+
+
+# ---- the steps ---------------------------------------------------------------------------------------
+
+
+def with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterable[str]) -> BuildPlan:
+    """The plan whose files of these quants are made with the matrix, and the step that makes it, if it is to be made.
+
+    Types that a matrix cannot change are left as they are.
+    """
+    chosen = {name for name in quants if _uses_imatrix(plan, name)}
+    changed = [_given(step, calibration) if _quant_of(step) in chosen else step for step in plan.steps]
+    at = next((number for number, step in enumerate(changed) if "imatrix" in step.inputs), None)
+    if at is not None and calibration.is_made:
+        changed.insert(at, calibrate_step(plan.base, calibration))
+    return replace(plan, steps=tuple(changed))
+
+
+def calibrate_step(base: ModelFile, calibration: Calibration) -> Step:
+    """The step that makes the matrix of the unquantized model."""
+    inputs: dict[str, Origin] = {"source": base.origin}
+    if calibration.text is not None:
+        inputs["text"] = External(calibration.text)
+    request = CalibrateRequest(
+        source_file=base.path, text_files=calibration.text_files, n_chunks=calibration.n_chunks,
+        threads=calibration.threads,
+    )
+    return Step(CALIBRATE, STAGES["calibrate"], request, inputs, 0)
+
+
+def _quant_of(step: Step) -> str:
+    """The quant, or recipe, that a step makes; "" for all other steps."""
+    return step.request.label if isinstance(step.request, QuantizeRequest) else ""
+
+
+def _known(plan: BuildPlan, name: str) -> Quant:
+    """The quant of this name; a recipe is known to the plan alone."""
+    return next((target.quant for target in plan.targets if target.quant.name == name), None) or find(name)
+
+
+def _uses_imatrix(plan: BuildPlan, name: str) -> bool:
+    return _known(plan, name).uses_imatrix
+
+
+def _needs_imatrix(plan: BuildPlan, name: str) -> bool:
+    return _known(plan, name).needs_imatrix
+
+
+def _given(step: Step, calibration: Calibration) -> Step:
+    matrix, name = Output(CALIBRATE), MATRIX
+    origin: Origin = matrix
+    if calibration.matrix is not None:
+        origin, name = External(calibration.matrix), calibration.matrix.files[0].path
+    request = step.request.model_copy(update={"imatrix_file": name})
+    return replace(step, request=request, inputs={**step.inputs, "imatrix": origin})
+
+
+# ---- auto: with and without --------------------------------------------------------------------------
+
+
+def on_trial(plan: BuildPlan) -> tuple[str, ...]:
+    """The quants of which both versions can be made: all but those that need a matrix, or never notice one."""
+    made = (_quant_of(step) for step in plan.steps)
+    return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
+
+
+def trial_plan(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
+    """The plan that makes and measures both versions of each file; None where there is nothing to choose.
+
+    It ends with no file: the plan of `decided` does. Divergences stand at its end, so that they can be read in step.
+    """
+    names = on_trial(plan)
+    if not names:
+        return None
+    given = with_imatrix(plan, calibration, names)
+    plain = {_quant_of(step): step for step in plan.steps if _quant_of(step) in names}
+    before = [s for s in given.steps if s.row.name in ("datasets", "fetch", "convert", CALIBRATE)]
+    both = [s for s in given.steps if _quant_of(s) in names]
+    both += [replace(step, label=plain_label("quantize", name)) for name, step in plain.items()]
+    measured = [_divergence(plan, calibration, step) for step in both]
+    return replace(plan, steps=(*before, *both, *measured), targets=(), measuring=None, contracts=())
+
+
+def trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
+    """All that a trial and the plan after it leave on disk: what is to be foreseen before either is begun.
+
+    Args:
+        given: the plan whose files are all made with the matrix.
+    """
+    known = {step.label for step in tried.steps}
+    return replace(given, steps=(*tried.steps, *(step for step in given.steps if step.label not in known)))
+
+
+def plain_label(stage: str, quant: str) -> str:
+    """The label of a step of the version without a matrix; the other has the usual one."""
+    return f"{stage}-plain {quant}"
+
+
+def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
+    """What a file of the trial is measured by: as the plan measures it, if it does, so that nothing is read twice."""
+    quant, is_plain = _quant_of(made), "imatrix" not in made.inputs
+    label = f"divergence {quant}"
+    step = next((s for s in plan.steps if s.label == label and s.inputs.get("baseline") == plan.base.origin), None)
+    if step is None:
+        request = DivergenceRequest(
+            label=quant, baseline_file=plan.base.path, runtime=Runtime(threads=calibration.threads)
+        )
+        step = Step(label, STAGES["divergence"], request, {"baseline": plan.base.origin}, 0)
+    step = replace(step, inputs={**step.inputs, "model": Output(made.label)})
+    if not is_plain:
+        return step
+    other = step.request.model_copy(update={"label": f"{quant}-plain"})
+    return replace(step, label=plain_label("divergence", quant), request=other)
+
+
+def decide(quant: str, given: Divergence, plain: Divergence) -> Decision:
+    """Which version to keep: the one with the matrix only if its mean KLD is lower beyond chance."""
+    found = kld_difference(given, plain)
+    assert given.mean_kld is not None, "it was held against a baseline"
+    assert plain.mean_kld is not None, "it was held against a baseline"
+    values = f"mean KLD {given.mean_kld.value:.4f} with the matrix, {plain.mean_kld.value:.4f} without"
+    if found.high < 0:
+        return Decision(quant, True, f"better with: {values} ({found.value / plain.mean_kld.value:+.1%})", found)
+    verdict = "worse with" if found.low > 0 else "no difference to see"
+    return Decision(quant, False, f"{verdict}: {values}", found)
+
+
+def decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, Decision]:
+    """What to do with each quant of the plan that a matrix can change, once its trial has run.
+
+    Args:
+        plan: without a matrix.
+        output: the folder that a finished step of the trial left, by label; see `Builder.output`. A KeyError means
+            that it did not finish: then there is no decision, and the file is made without.
+    """
+    found = {}
+    for name in filter(None, map(_quant_of, plan.steps)):
+        if _needs_imatrix(plan, name):
+            found[name] = Decision(name, True, "cannot be made without a matrix")
+        elif _uses_imatrix(plan, name):
+            with suppress(KeyError):
+                given, plain = output(f"divergence {name}"), output(plain_label("divergence", name))
+                found[name] = decide(name, read_divergence(given), read_divergence(plain))
+    return found
+
+
+def decided(plan: BuildPlan, calibration: Calibration, found: Mapping[str, Decision]) -> BuildPlan:
+    """The plan that makes each file as was decided."""
+    return with_imatrix(plan, calibration, [name for name, decision in found.items() if decision.with_imatrix])
+
+
+def read_divergence(folder: Path) -> Divergence:
+    """The record that the stage left in this folder.
+
+    Raises:
+        QuantyardError: it is none.
+    """
+    return read_left(folder, "divergence.json", Divergence, "is not a divergence")
+
+
+def kld_difference(one: Divergence, other: Divergence) -> Interval:
+    """Mean KL divergence of one file less that of another, nats.
+
+    Raises:
+        QuantyardError: they did not read the same text.
+    """
+    assert one.mean_kld is not None, "it was held against a baseline"
+    assert other.mean_kld is not None, "it was held against a baseline"
+    if (one.text, one.n_tokens) != (other.text, other.n_tokens):
+        raise QuantyardError(f"{one.label} and {other.label} did not read the same text.", "Please report this.")
+    return difference(one.mean_kld, other.mean_kld)

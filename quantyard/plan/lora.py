@@ -1,0 +1,225 @@
+"""Lays out `make lora`: a PEFT adapter and its base model's configuration in, one GGUF adapter out.
+
+The base model's weights are never fetched: what the converter wants to know of them is in its config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError
+from quantyard.execution.runner import Builder
+from quantyard.files.own_files import find_file, kind_of, list_files, path_of, read_named
+from quantyard.formats.names import safe_name
+from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, parse_repo_id, read_config_file, resolve
+from quantyard.hub.files import LEGAL_FILES, SIDE_FILES
+from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.protocol.base import FetchRequest, FileEntry, LoraRequest, digest_of_files
+from quantyard.protocol.runner import sha256_of
+from quantyard.requests import BuildRequest
+from quantyard.sources.resolve import SIDE_LIMIT, Source
+from quantyard.store.artifacts import Artifact, HashCache, ModelId
+
+LORA: Final = "lora"  # the step's label
+ADAPTER_CONFIG: Final = "adapter_config.json"
+_BASE_CONFIG: Final = "config.json"
+_WEIGHTS: Final = "adapter_model.safetensors"
+_PICKLE: Final = "adapter_model.bin"
+_RESULT: Final = "adapter.gguf"  # what the stage leaves
+_F32_TO_16_BIT: Final = 2  # the result is F32; most adapters hold 16 bits
+
+Files = tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the two inputs: the variable that names it, the file it is known by, and which files it needs."""
+
+    setting: str
+    marker: str
+    choose: Callable[[str, Files], Files]
+
+
+def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> BuildPlan:
+    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: `publish_lora` names the result.
+
+    Raises:
+        BadRequest: one of them is not given, is not what it should be, or must be asked for (pickle).
+        HubError: the Hub said no.
+    """
+    if not request.adapter:
+        raise BadRequest("ADAPTER is not given.", "Name one: make lora ADAPTER=org/name, or a folder in PEFT format.")
+    allowed = request.allow_pickle
+    kind = _Kind("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
+    adapter = _find(kind, request.adapter, access, hashes)
+    wanted = _Kind("BASE", _BASE_CONFIG, _base_files)
+    if request.base:
+        return _plan(adapter, _find(wanted, request.base, access, hashes), request)
+    return _plan(adapter, _hub(wanted, _named_base(adapter, access), access), request)
+
+
+def publish_lora(builder: Builder) -> Path:
+    """Give the finished adapter its name beside the manifest; its path."""
+    return builder.store.publish(builder.output(LORA) / _RESULT, f"{builder.plan.source.model.name}-lora.gguf")
+
+
+def lora_json(builder: Builder, path: Path) -> dict[str, Any]:
+    """What was made, for programs; sizes in bytes."""
+    source = builder.plan.source
+    return {
+        "adapter": source.title, "commit": source.model.commit, "ran": list(builder.ran), "path": str(path),
+        "size_bytes": path.stat().st_size, "manifest": str(builder.store.folder / "manifest.json"),
+    }
+
+
+def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
+    steps: list[Step] = []
+    inputs = {name: _origin(name, source, request, steps) for name, source in (("adapter", adapter), ("base", base))}
+    asked = LoraRequest(name=adapter.model.name, allow_pickle=request.allow_pickle)
+    steps.append(Step(LORA, STAGES[LORA], asked, inputs, _F32_TO_16_BIT * adapter.size_bytes))
+    source = replace(adapter, title=f"LoRA adapter {adapter.title}, for {base.title}")
+    result = ModelFile(Output(LORA), _RESULT)
+    return BuildPlan(source, tuple(steps), result, (), "f32", "loses nothing of an adapter, and every device has it")
+
+
+def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step]) -> Origin:
+    if source.local is not None:
+        return External(source.local)
+    fetch = FetchRequest(
+        repo_id=source.repo_id, commit=source.model.commit, files=source.files,
+        endpoint=request.endpoint, workers=request.workers,
+    )
+    steps.append(Step(f"fetch {name}", STAGES["fetch"], fetch, {}, source.size_bytes))
+    return Output(f"fetch {name}")
+
+
+def _find(kind: _Kind, text: str, access: HubAccess, hashes: HashCache) -> Source:
+    """A path wins over a repo id only if it says that it is one, or is a folder that holds the marker."""
+    path = path_of(text)
+    found = kind_of(path)
+    says_path = text.startswith(("/", "./", "../", "~"))
+    if found == "folder" and (says_path or kind_of(path / kind.marker)):
+        return _folder(kind, path.absolute(), hashes)
+    if found == "file" or text.endswith(".gguf"):
+        hint = f"Give the folder that holds {kind.marker}, or a Hub id: {kind.setting}=org/name"
+        raise BadSource(f"{kind.setting}={text} is a file, not a folder.", hint)
+    if says_path:
+        hint = f"Give a path that exists, or a Hub id: {kind.setting}=org/name"
+        raise BadSource(f"There is no folder {text}.", hint)
+    return _hub(kind, text, access)
+
+
+def _folder(kind: _Kind, path: Path, hashes: HashCache) -> Source:
+    listed = tuple(file for file in list_files(path) if "/" not in file.path)
+    chosen = kind.choose(f"{kind.setting}={path}", listed)
+    places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen}
+    files = tuple(
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
+    )
+    digest = digest_of_files(files)
+    return Source(
+        model=ModelId("local", safe_name(path.name, LORA), digest), kind="huggingface", title=str(path), files=files,
+        # The base's weights, or a training's state, stay outside.
+        local=Artifact(digest, files, path, whole_folder=False, places=places),
+    )
+
+
+def _limit(name: str) -> int | None:
+    """How large a file can be, bytes; None: weights may be as large as they are."""
+    return None if name in (_WEIGHTS, _PICKLE) else SIDE_LIMIT
+
+
+def _hub(kind: _Kind, text: str, access: HubAccess) -> Source:
+    with _words_of(kind):
+        repo_id, revision = parse_repo_id(text)
+        repo = resolve(access, repo_id, revision)
+    org, name = repo.repo_id.split("/", 1)
+    return Source(
+        model=ModelId(org, name, repo.commit), kind="huggingface", title=f"{repo.repo_id} at {repo.commit[:12]}",
+        files=kind.choose(f"{kind.setting}={repo.repo_id}", repo.files), repo_id=repo.repo_id,
+        revision=revision or "main", license=repo.license,
+    )
+
+
+@contextmanager
+def _words_of(kind: _Kind) -> Iterator[None]:
+    """What is said about a model is said about this variable."""
+    try:
+        yield
+    except QuantyardError as error:
+        error.hint = error.hint.replace("make build MODEL=", f"make lora {kind.setting}=")
+        error.message = f"{kind.setting}: {error.message}"
+        raise
+
+
+def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:
+    names = {f.path for f in files}
+    if ADAPTER_CONFIG not in names:
+        hint = "Name what PEFT's save_pretrained left; a whole model is built with make build."
+        raise BadSource(f"{title} has no {ADAPTER_CONFIG}, so it is no adapter in PEFT format.", hint)
+    if _WEIGHTS in names:
+        return _matching(files, (ADAPTER_CONFIG, _WEIGHTS, *LEGAL_FILES))
+    if _PICKLE not in names:
+        raise BadSource(f"{title} has no {_WEIGHTS}.", "The upload is not complete: try another revision.")
+    if not pickle_allowed:
+        message = f"The only weights of {title} are a pickle file, which can run code when read: {_PICKLE}."
+        raise NeedsPermission(message, "Allow it for a source you trust: ALLOW_PICKLE=1")
+    return _matching(files, (ADAPTER_CONFIG, _PICKLE, *LEGAL_FILES))
+
+
+def _base_files(title: str, files: Files) -> Files:
+    if not any(f.path == _BASE_CONFIG for f in files):
+        hint = "Name the model the adapter was trained on, in Hugging Face format: BASE=org/name or a folder."
+        raise BadSource(f"{title} has no {_BASE_CONFIG}, so it is not a model in Hugging Face format.", hint)
+    return _matching(files, SIDE_FILES)
+
+
+def _matching(files: Files, patterns: tuple[str, ...]) -> Files:
+    """Those at the top of the repo that a pattern names."""
+    return tuple(f for f in files if "/" not in f.path and any(fnmatchcase(f.path, p) for p in patterns))
+
+
+def _named_base(adapter: Source, access: HubAccess) -> str:
+    """What the adapter says it was trained on: a model of the Hub. A folder is BASE's alone to name."""
+    config = _local_config(adapter.local.folder) if adapter.local else _hub_config(adapter, access)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not (isinstance(name, str) and name):
+        message = f"{ADAPTER_CONFIG} of {adapter.title} names no base model."
+        raise BadRequest(message, "Name the model it was trained on: make lora ADAPTER=… BASE=org/name")
+    if name.startswith(("/", ".", "~")):  # a folder of the machine it was trained on
+        message = f"{ADAPTER_CONFIG} of {adapter.title} names a folder as its base model: {name}."
+        raise BadRequest(message, "Name the same model: make lora ADAPTER=… BASE=org/name, or BASE=folder")
+    return f"{name}@{revision}" if isinstance(revision, str) and revision else name
+
+
+def _local_config(folder: Path) -> Mapping[str, object]:
+    path = folder / ADAPTER_CONFIG
+    return _parsed(str(path), path.stat().st_size, lambda: read_named(path, CONFIG_LIMIT_BYTES))
+
+
+def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
+    """The adapter's configuration at its commit, read before the plan is made."""
+    entry = next(f for f in adapter.files if f.path == ADAPTER_CONFIG)
+    return _parsed(
+        f"{ADAPTER_CONFIG} of {adapter.title}", entry.size_bytes,
+        lambda: read_config_file(access, adapter.repo_id, adapter.model.commit, ADAPTER_CONFIG),
+    )
+
+
+def _parsed(title: str, size_bytes: int, read: Callable[[], bytes]) -> Mapping[str, object]:
+    if size_bytes > CONFIG_LIMIT_BYTES:
+        raise BadSource(f"{title} is larger than {CONFIG_LIMIT_BYTES:,} bytes.", "Is it what PEFT wrote?")
+    try:
+        config = json.loads(read())
+    except (ValueError, RecursionError) as error:
+        raise BadSource(f"{title} is not valid JSON: {error}", "Save or download the adapter again.") from error
+    if not isinstance(config, dict):
+        raise BadSource(f"{title} holds no JSON object.", "Save or download the adapter again.")
+    return config

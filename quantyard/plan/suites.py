@@ -1,0 +1,262 @@
+"""Suites: those that come with Quantyard, and a user's own YAML file, read and checked.
+
+    loaded = find_suite("quick")                        # smoke, quick, standard, full
+    loaded = find_suite("my/suite.yaml")                # or a file
+    suite = adjusted(loaded, limit=50)                  # what the command line changes
+
+A suite file holds the fields of `protocol.evaluation.Suite`, all of them optional, with three liberties: `name`
+defaults to the file's (to the folder's for a `suite.yaml`), a task without settings is just its name, and
+`divergence: false` or `speed: false` leaves that part out. Its `include_path` and `divergence.text` are paths beside
+the file, never outside its folder.
+
+Suites of ours lie in `eval/suites`, with their tasks beside them like a user's, but bring no files: an image has
+them. So a stage looks in the input `suite` if there is one, and else in its own `suites`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from quantyard.errors import BadRequest
+from quantyard.files.own_files import leads_out, path_of
+from quantyard.formats.names import fault_of_path, shown
+from quantyard.formats.strict_yaml import YamlProblem, read_plain
+from quantyard.plan.local_tasks import HELP, are_all_local
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
+from quantyard.protocol.runner import sha256_of
+from quantyard.store.artifacts import Artifact
+
+SUITES_DIR = Path(__file__).parents[2] / "eval" / "suites"
+BUILTIN = ("smoke", "quick", "standard", "full")  # smallest first; eval/suites/<name>.yaml
+_PARTS: Mapping[str, type[BaseModel]] = {"divergence": DivergenceSettings, "speed": SpeedSettings}
+
+
+class BadSuite(BadRequest):
+    """A suite that does not exist, or cannot be measured."""
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A suite, and where it came from.
+
+    Attributes:
+        suite: checked; `needs_network` tells whether data sets have to be fetched.
+        local: the files of a user's suite that stages need (its tasks, its text); None for a suite of ours, and for
+            one without files. Becomes the stages' input `suite`; its digest follows the files' content.
+        origin: the file, for messages.
+    """
+
+    suite: Suite
+    local: Artifact | None
+    origin: Path
+
+
+def find_suite(text: str) -> LoadedSuite:
+    """The suite of this name or in this file.
+
+    Raises:
+        BadSuite: no such suite, or one that is not right; the message says where.
+    """
+    if text.strip().lower() in BUILTIN:
+        path = SUITES_DIR / f"{text.strip().lower()}.yaml"
+        return LoadedSuite(_read(path, SUITES_DIR), None, path)
+    path = path_of(text)
+    if path.is_dir() or path.suffix not in (".yaml", ".yml"):
+        raise _unknown(text, path)
+    if not path.is_file():
+        raise BadSuite(f"There is no file {text}.", f"Give a suite that exists, or one of ours: {', '.join(BUILTIN)}.")
+    suite = _read(path, path.parent)
+    return LoadedSuite(suite, _local_files(suite, path.parent), path)
+
+
+def adjusted(
+    loaded: LoadedSuite, tasks: tuple[str, ...] | None = None, limit: int | None = None,
+    num_fewshot: int | None = None, seed: int | None = None,
+) -> Suite:
+    """The suite as the command line wants it: other tasks (those of the suite keep their settings), and one limit,
+    number of examples or seed for all of them. None leaves things as they are.
+
+    What was changed becomes part of its name, so that its report never takes the place of the whole suite's.
+
+    Raises:
+        BadSuite: a value that cannot be, no task, or one twice.
+    """
+    suite = loaded.suite
+    known = {entry.task: entry for entry in suite.tasks}
+    chosen = suite.tasks if tasks is None else tuple(known.get(name) or TaskEntry(task=name) for name in tasks)
+    changes = {"limit": limit, "num_fewshot": num_fewshot}
+    given = {key: value for key, value in changes.items() if value is not None}
+    data = suite.model_dump() | {"tasks": [entry.model_dump() | given for entry in chosen]}
+    if tasks is not None:
+        data["needs_network"] = _needs_network(suite, loaded.origin.parent, tasks)
+    marks = [*(tasks or ()), *(f"{key}-{value}" for key, value in given.items())]
+    marks += [] if seed is None else [f"seed-{seed}"]
+    data["name"] = "+".join([suite.name, *marks])
+    changed = _validated(data | ({} if seed is None else {"seed": seed}), "The command line")
+    if tasks is not None and not chosen:
+        raise BadSuite("No task is named.", "Name at least one, or leave TASKS out.")
+    _check_twice(chosen, "The command line")
+    return changed
+
+
+def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
+    """Whether any of these tasks reads a data set that is not in the suite's own folder."""
+    return suite.include_path is None or not are_all_local(folder / suite.include_path, tasks)
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------
+
+
+def _unknown(text: str, path: Path) -> BadSuite:
+    if path.is_dir() and (inside := sorted(path.glob("*.yaml"))):
+        return BadSuite(f"{text} is a folder.", f"Name the file in it: {inside[0]}")
+    near = difflib.get_close_matches(text.strip().lower(), BUILTIN, n=1, cutoff=0.5)
+    advice = f" Did you mean {near[0]!r}?" if near else ""
+    return BadSuite(f"Unknown suite {text!r}.{advice}", f"Ours are {', '.join(BUILTIN)}; or give a .yaml file.")
+
+
+def _read(path: Path, folder: Path) -> Suite:
+    """The suite in a file whose paths are relative to `folder`."""
+    data = _mapping(path)
+    _check_keys(data, Suite, path.name)
+    name = path.parent.absolute().name if path.stem == "suite" else path.stem
+    data = {"name": name, **data, "tasks": _tasks(data.get("tasks"), path.name)}
+    for part, model in _PARTS.items():
+        data[part] = _part(data, part, model, path.name)
+    suite = _validated(data, path.name)
+    _check_twice(suite.tasks, path.name)
+    if not (suite.tasks or suite.divergence or suite.speed):
+        raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", HELP)
+    if suite.include_path is not None:
+        _check_inside(folder, suite.include_path, f"{path.name}: include_path")
+    names = [entry.task for entry in suite.tasks]
+    needs_network = data.get("needs_network") is True or (bool(names) and _needs_network(suite, folder, names))
+    return suite.model_copy(update={"needs_network": needs_network})
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        data = read_plain(path)
+    except YamlProblem as problem:
+        raise BadSuite(f"{path.name} is not valid YAML: {problem}.", HELP) from problem
+    except OSError as error:
+        raise BadSuite(f"{path} cannot be read: {error.strerror}.") from error
+    if not isinstance(data, dict) or not data:
+        raise BadSuite(f"{path.name} holds no suite: it has to be a mapping with the key tasks.", HELP)
+    return data
+
+
+def _tasks(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) and value is not None:
+        raise BadSuite(f"{where}: tasks is no list.", "Write one task a line, each after '- '.")
+    tasks = [{"task": item} if isinstance(item, str) else item for item in value or []]
+    for number, task in enumerate(tasks, 1):
+        if not isinstance(task, dict):
+            raise BadSuite(f"{where}: task {number} is {task!r}, neither a name nor settings with the key task.", HELP)
+        _check_keys(task, TaskEntry, f"{where}: task {number}")
+    return tasks
+
+
+def _part(data: dict[str, Any], name: str, model: type[BaseModel], where: str) -> Any:
+    """The settings of one part: `false` and nothing leave it out, `true` and absence take the defaults."""
+    value = data.get(name, {})
+    if value is True:
+        return {}
+    if value is False or value is None:
+        return None
+    if isinstance(value, dict):
+        _check_keys(value, model, f"{where}: {name}")
+    return value
+
+
+def _check_keys(data: dict[Any, Any], model: type[BaseModel], where: str) -> None:
+    for key in data:
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.5)
+            advice = f" Did you mean {near[0]!r}?" if near else ""
+            raise BadSuite(f"{where}: unknown key {key!r}.{advice}", f"Allowed are {', '.join(model.model_fields)}.")
+
+
+def _validated(data: dict[str, Any], where: str) -> Suite:
+    try:  # as JSON, where strict still takes a list for a tuple
+        return Suite.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+        message = f"{where}: {place} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
+        raise BadSuite(message, HELP) from error
+
+
+def _check_twice(tasks: Iterable[TaskEntry], where: str) -> None:
+    seen: set[str] = set()
+    for entry in tasks:
+        if entry.task in seen:
+            raise BadSuite(f"{where} names the task {entry.task!r} twice.", "Results are kept by task: name it once.")
+        seen.add(entry.task)
+
+
+# ---- The files of a user's suite -------------------------------------------------------------------------------
+
+
+def _check_inside(folder: Path, relative: str, where: str) -> Path:
+    path = folder / relative
+    if not path.exists():
+        raise BadSuite(f"{where}: there is no {relative} in {folder}.", "Paths are relative to the suite's file.")
+    if fault := fault_of_path(relative.removesuffix("/")):
+        raise BadSuite(f"{where}: {shown(relative)} cannot be used: {fault}.", "Rename it.")
+    if leads_out(folder, path):
+        raise BadSuite(f"{where}: {relative} leads out of {folder}.", "Put it beside the suite's file.")
+    return path
+
+
+def _local_files(suite: Suite, folder: Path) -> Artifact | None:
+    """Everything below include_path, and the text; nothing else of what lies in the folder."""
+    paths = _task_files(folder, suite.include_path) if suite.include_path else []
+    if suite.divergence and suite.divergence.text:
+        paths.append(_text_file(folder, suite.divergence.text))
+    if not paths:
+        return None
+    files = tuple(
+        FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(set(paths))
+    )
+    return Artifact(digest_of_files(files), files, folder.absolute(), whole_folder=False)
+
+
+def _task_files(folder: Path, include_path: str) -> list[Path]:
+    top = folder / include_path
+    if not top.is_dir():
+        raise BadSuite(f"include_path {include_path} is a file.", "It names the folder that holds the tasks' YAML.")
+    paths = [p for p in top.rglob("*") if p.is_file() and not _is_clutter(p.relative_to(top))]
+    if not any(path.suffix == ".yaml" for path in paths):
+        raise BadSuite(f"include_path {include_path} holds no task: no .yaml file.", HELP)
+    for path in paths:
+        _check_inside(folder, path.relative_to(folder).as_posix(), "include_path")  # a link may lead out
+    return paths
+
+
+def _is_clutter(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def _text_file(folder: Path, name: str) -> Path:
+    path = _check_inside(folder, name, "divergence.text")
+    if not path.is_file():
+        raise BadSuite(f"divergence.text: {name} is no file.", "Name one plain text file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSuite(f"divergence.text: {name} is not text in UTF-8.", "Give a plain text file.") from error
+    if "\0" in text:
+        raise BadSuite(f"divergence.text: {name} holds binary data.", "Give a plain text file.")
+    if not text.strip():
+        raise BadSuite(f"divergence.text: {name} is empty.", "Give some thousands of words.")
+    return path

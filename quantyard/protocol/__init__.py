@@ -1,0 +1,1 @@
+"""What orchestrator and stages share: requests, results, measurements, the runner of a stage."""

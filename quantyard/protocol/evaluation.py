@@ -1,0 +1,367 @@
+"""What measuring says: suites, the requests of the stages of `eval`, what they leave, and the report at the end.
+
+Shared by both sides, like `contract.py`. Log-probabilities are natural logarithms (nats), sizes are bytes,
+speeds are tokens per second; an `Interval` is a 95 % confidence interval.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from quantyard.protocol.base import Frozen, JsonObject, RelativeFolder, RelativePath, Sha256, StageRequest
+
+REPORT_VERSION: Final = 1
+DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
+CONFIDENCE: Final = 0.95
+_Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+
+# ---- suites ------------------------------------------------------------------------------------------
+
+
+class TaskEntry(Frozen):
+    """One line of a suite: a task or group of lm-eval, or a local one from the suite's `include_path`."""
+
+    task: str
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None  # None: as the task says
+    limit: Annotated[int, Field(ge=1)] | None = None  # questions per (sub)task; None: all
+
+
+class DivergenceSettings(Frozen):
+    """The text both models read, and how. `text` None: the prose that comes with Quantyard."""
+
+    text: RelativePath | None = None  # a plain text file beside the suite
+    n_ctx: Annotated[int, Field(ge=64)] = 512  # tokens of a chunk; llama-perplexity's default
+    n_chunks: Annotated[int, Field(ge=0)] = 0  # 0: the whole text
+    rolling: bool = False  # lm-eval's perplexity of the same text too, for as much time again
+
+
+class SpeedSettings(Frozen):
+    """How speed is measured; llama-bench's pp512 and tg128, a little shorter."""
+
+    prompt_tokens: Annotated[int, Field(ge=1)] = 512
+    generated_tokens: Annotated[int, Field(ge=1)] = 64
+    repeats: Annotated[int, Field(ge=1)] = 5
+
+
+class Suite(Frozen):
+    """What is measured: tasks, divergence, speed. See `eval/suites/*.yaml` for those that come with Quantyard."""
+
+    name: str
+    description: str = ""
+    tasks: tuple[TaskEntry, ...] = ()
+    include_path: RelativeFolder | None = None  # folder of local lm-eval tasks, beside the suite file
+    needs_network: bool = True  # False: every task is local, so no data set has to be fetched
+    apply_chat_template: bool = False  # put questions into the GGUF's own chat template
+    seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
+    divergence: DivergenceSettings | None = DivergenceSettings()
+    speed: SpeedSettings | None = SpeedSettings()
+
+
+# ---- requests ----------------------------------------------------------------------------------------
+
+
+class Runtime(Frozen):
+    """How llama.cpp runs a model that is measured."""
+
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: one per physical core
+    n_gpu_layers: Annotated[int, Field(ge=-1)] = 0  # -1: all
+    max_length: Annotated[int, Field(ge=0)] = 0  # longest request in tokens; 0: the model's, at most 4096
+
+
+class DatasetsRequest(StageRequest):
+    """Fetch the data sets of these tasks into `/out/files`; inputs: `suite` if the suite brings tasks of its own.
+
+    The only stage of a measurement with a network.
+    """
+
+    stage: Literal["datasets"] = "datasets"
+    tasks: tuple[str, ...]
+    include_path: RelativeFolder | None = None
+    allow_unsafe_code: bool = False
+    endpoint: str | None = None
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"endpoint"})
+
+
+class EvaluateRequest(StageRequest):
+    """Run the suite's tasks on one GGUF; inputs: `model`, and `datasets` and `suite` where the suite needs them.
+
+    Leaves `evaluation.json` (an `Evaluation`) and, per task of the suite, lm-eval's own results and samples.
+    """
+
+    stage: Literal["evaluate"] = "evaluate"
+    label: str  # the quant's name, or the baseline's type
+    model_file: RelativePath = "model.gguf"
+    tasks: tuple[TaskEntry, ...]
+    include_path: RelativeFolder | None = None
+    apply_chat_template: bool = False
+    seed: int = DEFAULT_SEED
+    allow_unsafe_code: bool = False
+    runtime: Runtime = Runtime()
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
+
+
+class DivergenceMember(Frozen):
+    """One more file that is read in step with the others; its input is `model-<label>`."""
+
+    label: str
+    model_file: RelativePath
+
+
+class DivergenceRequest(StageRequest):
+    """Perplexity of `/in/model` and its divergence from `/in/baseline`, if there is one, on the text (`/in/suite`
+    or our prose). Leaves `divergence.json` (a `Divergence`).
+
+    Several such requests can be one run, in which the baseline is decoded once for all: `beside` names the others, and
+    `baseline_label` asks for the baseline's own perplexity too. Then each leaves `<label>/divergence.json`. What is
+    kept is always one file's, under the key of its own request.
+    """
+
+    stage: Literal["divergence"] = "divergence"
+    label: str
+    model_file: RelativePath = "model.gguf"
+    baseline_file: RelativePath | None = None
+    settings: DivergenceSettings = DivergenceSettings()
+    runtime: Runtime = Runtime()
+    beside: tuple[DivergenceMember, ...] = ()
+    baseline_label: str = ""
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads", "beside", "baseline_label"})
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether this is the run of several requests."""
+        return bool(self.beside or self.baseline_label)
+
+
+class SpeedRequest(StageRequest):
+    """Time `/in/model` on this machine. Leaves `speed.json` (a `Speed`)."""
+
+    stage: Literal["speed"] = "speed"
+    label: str
+    model_file: RelativePath = "model.gguf"
+    settings: SpeedSettings = SpeedSettings()
+    runtime: Runtime = Runtime()
+    machine: str  # CPU and cores: speed measured elsewhere is another measurement
+
+
+class ReportRequest(StageRequest):
+    """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `speed-<label>`.
+
+    Leaves `report.json` (an `EvalReport`), `report.md` and the plots.
+    """
+
+    stage: Literal["report"] = "report"
+    title: str  # the model's name
+    suite: Suite
+    baseline: str  # its label
+    labels: tuple[str, ...]  # the baseline's first
+
+
+# ---- what the stages leave ---------------------------------------------------------------------------
+
+
+class Interval(Frozen):
+    """A value and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Estimate(Frozen):
+    """A mean and its standard error."""
+
+    value: float
+    stderr: float
+
+
+class FileFacts(Frozen):
+    """The file that was measured."""
+
+    label: str
+    size_bytes: int
+    bits_per_weight: float  # all tensors, as llama.cpp counts it
+    n_params: int
+    architecture: str
+    sha256: Sha256 | None = None
+
+
+class SelfCheck(Frozen):
+    """What the measurement found when it checked itself on this file, before the first task.
+
+    Differences are root mean squares over `n_tokens` log-probabilities, in nats a token; the rolling one is the
+    largest over the check's texts, in nats a token.
+    """
+
+    known_answers: int  # pairs asked whose likelier continuation is known
+    known_answers_right: int
+    n_tokens: int
+    packed_difference: float  # packed scores against a plain decode of one sequence
+    noise: float  # the plain decode with flash attention on against off: the A/A control
+    rolling_difference: float  # a continuation's sum against the rolling score of the same text
+
+
+class MetricOutcome(Frozen):
+    """One metric of one task: lm-eval's aggregate, and its value for every question in order.
+
+    A value is a number, or for perplexities the pair (loglikelihood, weight in words or bytes).
+    """
+
+    name: str  # acc, acc_norm, exact_match, word_perplexity, bits_per_byte …
+    filter: str  # lm-eval's filter, usually "none"
+    value: float
+    stderr: float | None  # lm-eval's own
+    higher_is_better: bool
+    per_question: tuple[float | tuple[float, float], ...]
+
+
+class TaskOutcome(Frozen):
+    """One task (never a group) on one file."""
+
+    task: str
+    entry: str  # the suite's entry it came from: the task itself, or its group
+    version: str
+    output_type: Literal["loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until"]
+    num_fewshot: int
+    n: int  # questions
+    chance: float | None  # mean of 1 / choices; None where guessing has no such meaning
+    doc_hashes: tuple[str, ...]  # lm-eval's, to pair questions across files
+    metrics: tuple[MetricOutcome, ...]
+    duration_s: float
+
+
+class Evaluation(Frozen):
+    """What `evaluate` leaves for one file."""
+
+    file: FileFacts
+    self_check: SelfCheck
+    outcomes: tuple[TaskOutcome, ...]
+    n_requests: int
+    n_tokens_decoded: int  # equals the size of the prefix trees
+    n_tokens_requested: int  # what one-by-one decoding would have read
+    n_truncated: int = 0  # requests cut from the left to what the model holds
+    duration_s: float
+    versions: dict[str, str]
+    hardware: JsonObject
+
+
+class Divergence(Frozen):
+    """Perplexity of one file and its divergence from the baseline over the same tokens.
+
+    Definition of llama.cpp's tools/perplexity: chunks of `n_ctx` tokens, the second half of each is scored.
+    `rolling_perplexity` is lm-eval's: every token once, in windows of `n_ctx`. KL divergences are of the
+    baseline's distribution from the file's, in nats; Δp is the change of the probability of the right token.
+    """
+
+    label: str
+    text: str  # which text
+    n_ctx: int
+    n_chunks: int
+    n_tokens: int  # scored
+    perplexity: Estimate
+    rolling_perplexity: float | None = None  # per token, of the text's documents; None: not asked for
+    baseline_perplexity: Estimate | None = None
+    ln_perplexity_ratio: Estimate | None = None  # ln(PPL / baseline PPL), with the correlation of both
+    mean_kld: Estimate | None = None
+    kld_percentiles: dict[str, float] = {}  # "50", "90", "95", "99", "99.9", "100"
+    top1_agreement: Estimate | None = None  # share of tokens, 0 to 1
+    mean_delta_p: Estimate | None = None
+    rms_delta_p: Estimate | None = None
+    duration_s: float = 0.0
+
+    @property
+    def ppl_change(self) -> Interval | None:
+        """PPL / baseline PPL - 1 with its 95 % interval (0.01: 1 % more); None for the baseline, and where no number
+        can hold it.
+        """
+        if self.ln_perplexity_ratio is None:
+            return None
+        value, half = self.ln_perplexity_ratio.value, _Z * self.ln_perplexity_ratio.stderr
+        try:
+            change, low, high = (math.expm1(x) for x in (value, value - half, value + half))
+        except OverflowError:
+            return None
+        return Interval(value=change, low=low, high=high)
+
+
+class Speed(Frozen):
+    """Speed and memory of one file; medians of the repeats after a warm-up."""
+
+    label: str
+    prompt_tokens_per_s: float
+    generated_tokens_per_s: float
+    prompt_spread: float  # (largest - smallest) / median over the repeats
+    generated_spread: float
+    load_s: float
+    peak_memory_bytes: int  # resident, mapped weights included
+    threads: int
+    n_ctx: int
+    n_gpu_layers: int
+    settings: SpeedSettings
+
+
+# ---- the report --------------------------------------------------------------------------------------
+
+Verdict = Literal["same", "worse", "better", "too few questions", "no signal"]
+
+
+class Score(Frozen):
+    """One metric of one task on one file."""
+
+    task: str
+    metric: str
+    n: int
+    result: Interval
+    chance: float | None
+    higher_is_better: bool
+
+
+class Comparison(Frozen):
+    """One metric of one task: a file against the baseline, question by question.
+
+    `delta` is the file's value less the baseline's, in the metric's unit; for perplexities it is the relative change
+    (0.01: 1 % more).
+    """
+
+    task: str
+    metric: str
+    n: int
+    baseline: float
+    value: float
+    delta: Interval
+    lost: int  # questions right on the baseline and wrong here; 0 for metrics that are not right-or-wrong
+    gained: int
+    mcnemar_p: float | None  # exact, two-sided; None for metrics that are not right-or-wrong
+    verdict: Verdict
+    questions_needed: int | None = None  # how many would do, where there are too few
+
+
+class Measurement(Frozen):
+    """Everything measured on one file."""
+
+    file: FileFacts
+    self_check: SelfCheck | None = None
+    scores: tuple[Score, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
+    divergence: Divergence | None = None
+    speed: Speed | None = None
+    n_truncated: int = 0  # requests cut from the left to what the model holds
+
+
+class EvalReport(Frozen):
+    """What quantization cost: every file beside the baseline. Plots and the card are drawn from this alone."""
+
+    report_version: Literal[1] = REPORT_VERSION
+    title: str
+    suite: Suite
+    baseline: str
+    measurements: tuple[Measurement, ...]  # the baseline's first
+    versions: dict[str, str] = {}
+    hardware: JsonObject = {}
+    n_questions: int = 0
+    duration_s: float = 0.0

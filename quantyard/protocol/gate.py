@@ -1,0 +1,48 @@
+"""What a gate found: every budget, its value and interval, and what follows. In the manifest, and on the card."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from quantyard.protocol.base import Frozen
+from quantyard.protocol.evaluation import Interval
+
+GATE_REPORT_VERSION: Final = 1
+# Worst first: what one result is, the whole gate is. "not judged" decides nothing: of a task that the baseline itself
+# can only guess at, nothing follows (a budget of which nothing else was judged is "not measured" as well).
+Outcome = Literal["failed", "not measured", "too few questions", "passed", "not judged"]
+OUTCOMES: Final[tuple[Outcome, ...]] = ("failed", "not measured", "too few questions", "passed", "not judged")
+
+
+class BudgetResult(Frozen):
+    """One budget held against one file. `value`, `interval` and `limit` are in the budget's own unit."""
+
+    quant: str
+    budget: str  # its name in the YAML: max_mean_kld, max_accuracy_loss …
+    task: str = ""  # where a budget is held per task
+    limit: float
+    value: float | None = None  # None: not measured
+    interval: Interval | None = None
+    confidence: float | None = None  # of the interval, where a budget states its own
+    outcome: Outcome
+    finding: str  # one line for people: value, interval, limit, and what to type if that can change it
+
+
+class GateReport(Frozen):
+    """Every budget of every file that is to be published."""
+
+    version: Literal[1] = GATE_REPORT_VERSION
+    budgets: str  # "default", or the name of the user's file
+    sha256: str  # of the budgets' text, so that two gates can be told apart
+    suite: str  # whose evaluation was judged
+    results: tuple[BudgetResult, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of the results; passed where no budget applies."""
+        found = {result.outcome for result in self.results}
+        return next((outcome for outcome in OUTCOMES if outcome in found), "passed")
+
+    def with_outcome(self, outcome: Outcome) -> tuple[BudgetResult, ...]:
+        """The results that are so."""
+        return tuple(result for result in self.results if result.outcome == outcome)

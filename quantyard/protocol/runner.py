@@ -1,0 +1,241 @@
+"""The frame around every stage: reads the request, runs it, writes the result, chooses the exit code.
+
+Nothing else in a stage reads the environment or exits. Errors a stage raises on purpose are `StageFailure`;
+a full disk and exhausted memory are recognised here for all of them; anything else is our bug (70).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pydantic import JsonValue, ValidationError
+
+from quantyard.formatting.printable import redacted
+from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
+
+_HASH_BLOCK_BYTES = 4 * 1024 * 1024
+_NOT_FINITE = "finite_number"  # pydantic's name of the error
+_PROGRESS_EVERY_S = 0.1
+R = TypeVar("R", bound=StageRequest)
+
+
+class StageFailure(Exception):
+    """A failure the user can act on: exit code, kind, fact with its value, and what to do next."""
+
+    def __init__(self, exit_code: ExitCode, kind: str, message: str, hint: str = "", detail: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.error = StageError(kind=kind, message=message, hint=hint, detail=detail)
+
+
+@dataclass
+class Stage:
+    """One running stage: where its inputs and outputs are, and how it reports."""
+
+    name: str
+    in_dir: Path
+    out_dir: Path
+    environment: Mapping[str, str]  # read here once; nothing else in a stage asks for it
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # what stdin's first line handed over
+    known_sha256: dict[str, str] = field(default_factory=dict)  # outputs whose hash the stage already knows
+    _last_progress: float = 0.0
+
+    @property
+    def files_dir(self) -> Path:
+        """Where the stage's outputs go."""
+        return self.out_dir / "files"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Where it may write what nobody keeps; gone when the stage ends."""
+        folder = self.out_dir / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def input_files(self, name: str) -> tuple[FileEntry, ...]:
+        """The files of an input as the store knows them, hashes included; () where nobody said."""
+        path = self.in_dir / "inputs.json"
+        known = json.loads(path.read_bytes()) if path.is_file() else {}
+        return tuple(FileEntry.model_validate(entry) for entry in known.get(name, ()))
+
+    def secret(self, name: str) -> str | None:
+        """A secret that was handed over; None where there is none."""
+        return self.secrets.get(name) or None
+
+    def progress(self, done: int, total: int | None, unit: str) -> None:
+        """Print one progress line; at most ten a second, but always the last one."""
+        now = time.monotonic()
+        if done != total and now - self._last_progress < _PROGRESS_EVERY_S:
+            return
+        self._last_progress = now
+        line = Progress(stage=self.name, done=done, total=total, unit=unit)  # type: ignore[arg-type]
+        print(line.model_dump_json(), flush=True)
+
+    def log(self, message: str) -> None:
+        """Print one line for people."""
+        print(redacted(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage found out, beside the files it wrote."""
+
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    argv: tuple[tuple[str, ...], ...] = ()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return sha256_of_open(stream.fileno())
+
+
+def sha256_of_open(descriptor: int) -> str:
+    """SHA-256 (hex) of an open file from its beginning, read in blocks."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK_BYTES))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while n := os.readv(descriptor, [block]):
+        digest.update(block[:n])
+    return digest.hexdigest()
+
+
+def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoReturn:
+    """Run one stage as this process, and exit with its code."""
+    args = _parse_argv()
+    secrets = _read_secrets() if args.secrets_on_stdin else {}
+    # What opens connections reads proxies from the environment; nobody outside sees what a process adds to its own.
+    os.environ.update((name, url) for name, url in secrets.items() if name.upper().endswith("_PROXY"))
+    if args.die_with_stdin:
+        threading.Thread(target=_die_with_stdin, daemon=True).start()
+    name = str(request_type.model_fields["stage"].default)
+    stage = Stage(name, args.in_dir, args.out_dir, dict(os.environ), secrets)
+    started = time.monotonic()
+    try:
+        request = request_type.model_validate_json((stage.in_dir / "request.json").read_bytes())
+        stage.files_dir.mkdir(parents=True, exist_ok=True)
+        outcome = work(stage, request)
+        result = StageResult(
+            stage=stage.name, exit_code=ExitCode.DONE, outputs=_outputs(stage), facts=dict(outcome.facts),
+            tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started,
+        )
+    except BaseException as error:
+        result = _failed(stage, error, time.monotonic() - started)
+    shutil.rmtree(stage.out_dir / "scratch", ignore_errors=True)
+    sys.exit(_write_result(stage, result))
+
+
+def _parse_argv() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One stage of Quantyard; the orchestrator starts it.")
+    parser.add_argument("--in", dest="in_dir", type=Path, default=Path("/in"))
+    parser.add_argument("--out", dest="out_dir", type=Path, default=Path("/out"))
+    parser.add_argument("--secrets-on-stdin", action="store_true", help="a JSON object is the first line of stdin")
+    parser.add_argument("--die-with-stdin", action="store_true", help="end as soon as stdin closes")
+    return parser.parse_args()
+
+
+def _read_secrets() -> dict[str, str]:
+    """The first line of stdin, and not a byte more: what follows belongs to `_die_with_stdin`."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
+        line += byte
+    return {str(name): str(value) for name, value in json.loads(line or b"{}").items()}
+
+
+def _die_with_stdin() -> None:
+    """End this process and its tools when the orchestrator is gone, however it went: its end of stdin closes."""
+    while os.read(0, 1024):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
+    """What is there. Who takes it hashes it and writes it through to the disk; a hash that is known is said."""
+    files = sorted(p for p in stage.files_dir.rglob("*") if p.is_file())
+    names = [path.relative_to(stage.files_dir).as_posix() for path in files]
+    return tuple(
+        FileEntry(path=name, size_bytes=path.stat().st_size, sha256=stage.known_sha256.get(name))
+        for name, path in zip(names, files, strict=True)
+    )
+
+
+def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResult:
+    if isinstance(error, StageFailure):
+        code, what = error.exit_code, error.error
+    elif isinstance(error, ValidationError) and (field := _not_finite(error)):
+        message = f"What was computed of this model is not a finite number: {field}."
+        hint = "Its weights may be broken: try another checkpoint."
+        code, what = ExitCode.UNSUPPORTED_MODEL, StageError(kind="not-finite", message=message, hint=hint)
+    elif isinstance(error, ValidationError | json.JSONDecodeError):
+        code, what = ExitCode.BAD_REQUEST, StageError(kind="bad-request", message=f"The request is not valid: {error}")
+    elif is_out_of_space(error):
+        code, what = ExitCode.RESOURCES, out_of_space(stage)
+    elif isinstance(error, MemoryError):
+        hint = "Give it more memory: MEMORY=16GiB, or close other programs."
+        code, what = ExitCode.RESOURCES, StageError(kind="out-of-memory", message="Memory ran out.", hint=hint)
+    else:
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
+    return StageResult(stage=stage.name, exit_code=code, duration_s=duration_s, error=_without_passwords(what))
+
+
+def _without_passwords(error: StageError) -> StageError:
+    words = {name: redacted(getattr(error, name)) for name in ("message", "hint", "detail")}
+    return error.model_copy(update=words)
+
+
+def _not_finite(error: ValidationError) -> str:
+    """The field that was to hold NaN or infinity; "" where that is not what is wrong."""
+    found = (".".join(map(str, one["loc"])) for one in error.errors() if one["type"] == _NOT_FINITE)
+    return next(found, "")
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether this error, or what caused it, is a full disk."""
+    return any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes(error))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what led to it, to the first of all."""
+    seen: set[int] = set()  # a library may have tied its errors to a ring
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def out_of_space(stage: Stage) -> StageError:
+    """The error for a full disk, with what is left of it."""
+    free = os.statvfs(stage.out_dir)
+    message = f"The disk is full: {free.f_bavail * free.f_frsize:,} bytes are left where artifacts are kept."
+    return StageError(kind="out-of-disk", message=message, hint="Free some space, then type the same command again.")
+
+
+def _write_result(stage: Stage, result: StageResult) -> ExitCode:
+    """Write it, whole or not at all; how the stage ends. On a full disk its exit code is all that it can say."""
+    partial = stage.out_dir / ".result.json.partial"
+    try:
+        partial.write_text(result.model_dump_json(indent=2) + "\n")
+        partial.replace(stage.out_dir / "result.json")
+    except OSError as error:
+        stage.log(f"result.json cannot be written: {error.strerror}")
+        with suppress(OSError):
+            partial.unlink()
+        return ExitCode.RESOURCES if is_out_of_space(error) else ExitCode.BUG
+    return result.exit_code

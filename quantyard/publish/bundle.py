@@ -1,0 +1,181 @@
+"""`make publish`: what must hold before a release is published, and what it consists of.
+
+Everything that can be refused is refused before a byte is sent: the name, the licence, the gate, the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from quantyard.card.render import CardContext, eval_results, render_card
+from quantyard.errors import BadRequest, GateClosed, NeedsPermission
+from quantyard.gate.judge import Budgets, judge, load_budgets
+from quantyard.hub.client import HubAccess
+from quantyard.plan.evaluation import folder_name
+from quantyard.protocol.gate import GateReport
+from quantyard.publish.files import PublishedFile, made
+from quantyard.publish.hub.commit import HubTarget, check_target
+from quantyard.publish.hub.errors import needs_token
+from quantyard.publish.registry.artifact import OciReference, parse_reference
+from quantyard.publish.registry.signing import check_key
+from quantyard.publish.release import Release, public_manifest, report_files, whole
+from quantyard.report_page.render import render_page
+from quantyard.requests import PublishRequest
+from quantyard.sources.licence import Licence, check_licence
+from quantyard.store.manifest import SourceCard
+
+CARD: Final = "README.md"
+PAGE: Final = "report.html"
+MANIFEST: Final = "manifest.json"
+HUB: Final = "https://huggingface.co"
+_LICENCE_TEXT_LIMIT: Final = 100_000  # characters of it that the card quotes
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a release goes; at least one of the two."""
+
+    hub: HubTarget | None
+    oci: OciReference | None
+    budgets: Budgets
+
+
+def destination(publish: PublishRequest, access: HubAccess, card: SourceCard, n_quants: int) -> Destination:
+    """What can be refused by looking at the request alone is, before hours of work.
+
+    Raises:
+        BadRequest: no destination, a name that is none, budgets or a key that cannot be read, no token.
+    """
+    if not publish.repo_id and not publish.oci:
+        raise BadRequest("REPO is not given.", "Name it: REPO=me/name-GGUF, or a registry: OCI=registry/name")
+    where = Destination(_hub(publish, card), _oci(publish, n_quants), load_budgets(publish.gate))
+    if not publish.dry_run:
+        _check_means(publish, where, access)
+    return where
+
+
+def _hub(publish: PublishRequest, card: SourceCard) -> HubTarget | None:
+    if not publish.repo_id:
+        return None
+    target = HubTarget(
+        publish.repo_id, private=not publish.public, gated=card.gated, branch=publish.branch,
+        pull_request=publish.pull_request,
+    )
+    check_target(target)
+    return target
+
+
+def _oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
+    reference = parse_reference(publish.oci) if publish.oci else None
+    if reference and reference.tag and n_quants > 1:
+        message = f"OCI={publish.oci} is one tag, for {n_quants} files."
+        untagged = f"{reference.registry}/{reference.repository}"
+        raise BadRequest(message, f"Leave the tag out, and each file gets its own: OCI={untagged}")
+    return reference
+
+
+def _check_means(publish: PublishRequest, where: Destination, access: HubAccess) -> None:
+    """The token and the key: a release takes hours, and would end without them."""
+    if where.hub and not access.token:
+        raise needs_token(access.endpoint or HUB)
+    if where.oci and publish.cosign_key:
+        check_key(publish.cosign_key)
+
+
+def licence_of(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
+    """The licence that the release is published under.
+
+    Raises:
+        NeedsPermission: the source's is unknown or forbids it, and the user has not stated one.
+    """
+    return check_licence(source, publish.license, card.license_name)
+
+
+def licence_so_far(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
+    """The same for a preview, which may show that the licence is not known yet."""
+    try:
+        return licence_of(source, card, publish)
+    except NeedsPermission:
+        return Licence(source or "unknown", "source", ())
+
+
+def judged(release: Release, budgets: Budgets, licence: Licence) -> Release:
+    """The release with what the gate says of it, and with the licence where the user states it."""
+    gate = judge(release.manifest, release.quants, release.suite, budgets)
+    stated = licence.id if licence.stated_by == "user" else ""
+    return replace(release, manifest=release.manifest.model_copy(update={"gate": gate, "stated_license": stated}))
+
+
+_SAYS_NO: Final = {
+    "failed": "is exceeded", "not measured": "was not measured", "too few questions": "has too few questions to tell",
+}  # fmt: skip
+
+
+def check_gate(gate: GateReport, *, allow_fail: bool) -> None:
+    """Stop here if the gate says no.
+
+    Raises:
+        GateClosed: it does, and the user has not allowed it to.
+    """
+    if gate.outcome not in _SAYS_NO or allow_fail:
+        return
+    found = gate.with_outcome(gate.outcome)
+    first = f"{found[0].quant} {found[0].budget}{' ' + found[0].task if found[0].task else ''}"
+    which = f"{first} {_SAYS_NO[gate.outcome]}; {len(found)} of {len(gate.results)} budgets"
+    message = f"The gate ({gate.budgets}) says no: {which}."
+    hint = "Nothing was uploaded. Your own budgets: GATE=file.yaml. As it is, the card saying so: ALLOW_FAIL=1"
+    detail = "\n".join(f"{r.quant}: {r.finding}" for r in gate.results if r.outcome in _SAYS_NO)
+    raise GateClosed(gate.outcome, message, hint, detail)
+
+
+def card_context(
+    release: Release, publish: PublishRequest, licence: Licence, legal: Sequence[PublishedFile] = ()
+) -> CardContext:
+    """What the card says beside the manifest."""
+    texts = [file.read().decode(errors="replace") for file in legal if "README" not in file.path.upper()]
+    return CardContext(
+        repo_id=publish.repo_id or f"me/{release.name}-GGUF", suite=release.suite, licence=licence, oci=publish.oci,
+        plots=plots_of(release), licence_text="\n\n".join(texts)[:_LICENCE_TEXT_LIMIT],
+    )
+
+
+def plots_of(release: Release) -> tuple[str, ...]:
+    """The plots of the report, by their names in the release."""
+    folder = release.folder / folder_name(release.suite) / "plots"
+    return tuple(sorted(path.relative_to(release.folder).as_posix() for path in folder.glob("*.*")))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Every file of a release: the models by quant, the importance matrices they were made with, licence texts, and
+    what tells of them.
+    """
+
+    models: Mapping[str, tuple[PublishedFile, ...]]
+    imatrices: tuple[PublishedFile, ...]
+    legal: tuple[PublishedFile, ...]
+    words: tuple[PublishedFile, ...]
+
+    @property
+    def files(self) -> tuple[PublishedFile, ...]:
+        """All of them, the models first."""
+        return (*(file for files in self.models.values() for file in files), *self.imatrices, *self.legal, *self.words)
+
+
+def compose(
+    release: Release, publish: PublishRequest, licence: Licence, legal: tuple[PublishedFile, ...],
+    parts: Mapping[str, tuple[PublishedFile, ...]],
+) -> Bundle:
+    """Make the card, the page and the rest. `parts`: of the models that had to be split."""
+    context, manifest = card_context(release, publish, licence, legal), public_manifest(release, parts)
+    words = (
+        made(CARD, render_card(manifest, context)),
+        made(MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
+        made(PAGE, render_page(manifest, release.suite)),
+        *report_files(release),
+        *(made(path, text) for path, text in eval_results(manifest, context).items()),
+    )
+    models = {quant: parts.get(quant) or (whole(release, quant),) for quant in release.quants}
+    return Bundle(models, release.imatrices, legal, words)

@@ -1,0 +1,293 @@
+"""Publishing to the Hub: every file in one commit, on a branch or as a pull request, and read back afterwards.
+
+Nothing is ever deleted there. What the repo has already is not sent; what fails leaves its files as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from quantyard.errors import BadRequest, HubError, HubUnreachable
+from quantyard.hub import client as hub
+from quantyard.hub.client import HubAccess, patiently
+from quantyard.publish.files import PublishedFile
+from quantyard.publish.hub import errors
+from quantyard.publish.hub import upload as hub_upload
+from quantyard.publish.hub.target import (
+    MAIN,
+    FileChange,
+    HubTarget,
+    Record,
+    Release,
+    Seen,
+    all_of,
+    changes_of,
+    check_target,
+    download,
+    identity,
+    info_of,
+    look,
+    record_of,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+__all__ = ["FileChange", "HubPublication", "HubTarget", "check_target", "preview", "publish", "read_published"]
+
+_OFFERS_READ = 20  # pull requests of ours that are looked into
+
+
+@dataclass(frozen=True)
+class HubPublication:
+    """What was published: `commit` is the one that holds the files, `pull_request` the address of one or ""."""
+
+    url: str
+    commit: str
+    pull_request: str
+    created: bool
+    changes: tuple[FileChange, ...]
+
+
+def preview(
+    access: HubAccess, target: HubTarget, files: Sequence[PublishedFile]
+) -> tuple[bool | None, tuple[FileChange, ...]]:
+    """What publishing would do; nothing is written.
+
+    Returns:
+        Whether the repo exists (None: that cannot be asked, without a token or a network), and what becomes of each
+        file. A repo that the token may not see counts as one that does not exist.
+
+    Raises:
+        BadRequest: the target is none.
+        HubError: the Hub said no.
+    """
+    check_target(target)
+    release = Release(hub.hub_api(access), target, tuple(files))
+    try:
+        with errors.explained(release.api, target.repo_id), hub_upload.silent_client():
+            seen = look(release)
+            changes = changes_of(release, record_of(release, seen.head)) if seen else all_of(release, "new")
+    except HubUnreachable:
+        return None, all_of(release, "unknown")
+    if seen is None and not access.token:  # to a visitor, a private repo looks like a missing one
+        return None, all_of(release, "unknown")
+    return seen is not None, changes
+
+
+def read_published(access: HubAccess, target: HubTarget, path: str, limit_bytes: int) -> bytes | None:
+    """The file as it is on that branch (if there is no such branch yet, on main); None if there is none.
+
+    Raises:
+        HubError: the Hub said no, or the file is larger than `limit_bytes`.
+    """
+    check_target(target)
+    release = Release(hub.hub_api(access), target, ())
+    with errors.explained(release.api, target.repo_id), hub_upload.silent_client():
+        seen = look(release)
+        found = record_of(release, seen.head, [path]).get(path) if seen else None
+        if seen is None or found is None:
+            return None
+        if found.size > limit_bytes:
+            message = f"{path} in {target.repo_id} is larger than it can be: {found.size} bytes, not {limit_bytes}."
+            raise HubError(message, f"See {release.api.endpoint}/{target.repo_id}, or publish to another repo.")
+        return download(release, seen.head, found)
+
+
+def publish(
+    access: HubAccess, target: HubTarget, files: Sequence[PublishedFile], message: str,
+    on_progress: Callable[[str, int, int], None],
+) -> HubPublication:
+    """Publish these files in one commit, and read back what arrived.
+
+    Args:
+        message: the commit's, or the title of the pull request.
+        on_progress: told the path, the bytes sent and the size in bytes; goes back when a piece is sent again.
+
+    Raises:
+        NeedsToken, FileChanged, BadRequest: nothing was asked of the Hub.
+        MayNotWrite, NotGated, RepoChanged, UploadRefused, UploadDiffers: see publish_errors.py.
+        RepoRenamed, HubUnreachable, HubError: see errors.py.
+    """
+    check_target(target)
+    _check_files(files)
+    api = hub.hub_api(access)
+    if not access.token:
+        raise errors.needs_token(api.endpoint)
+    with errors.explained(api, target.repo_id), ExitStack() as stack:
+        operations = {file.path: hub_upload.opened(file, on_progress, stack) for file in files}
+        stack.enter_context(hub_upload.silent_client())
+        release = Release(api, target, tuple(files), _writer(api))
+        hub_upload.check_card(api, files)
+        return _publish(release, operations, message)
+
+
+def _publish(release: Release, operations: Mapping[str, CommitOperationAdd], message: str) -> HubPublication:
+    seen = look(release)
+    created = seen is None
+    with errors.left_behind() as left:
+        seen = _gate(release, seen or _create(release, left))
+        record = record_of(release, seen.head)
+        changes = changes_of(release, record)
+        wanted = [operations[change.path] for change in changes if change.state != "unchanged"]
+        commit, offer = (_offered(release) or ("", "")) if wanted else (seen.head, "")
+        if not commit:
+            commit, offer = _send(release, seen, record, wanted, message, left)
+    _read_back(release, commit)
+    branch = f"/tree/{quote(release.target.branch, safe='')}" if release.target.branch else ""
+    return HubPublication(f"{release.api.endpoint}/{release.repo_id}{branch}", commit, offer, created, changes)
+
+
+def _send(
+    release: Release, seen: Seen, record: Record, operations: Sequence[CommitOperationAdd], message: str,
+    left: list[str],
+) -> tuple[str, str]:  # fmt: skip
+    """Upload, and only then touch the repo; the commit, and the address of the pull request or ""."""
+    target, revision = release.target, release.target.branch if seen.has_branch else ""
+    hub_upload.send(release.api, release.repo_id, revision or MAIN, operations, create_pr=target.pull_request)
+    if not seen.has_branch:
+        make = release.api.create_branch
+        patiently(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
+        left.append(f"The branch {target.branch} was made, and stays as {MAIN} was.")
+    return _commit(release, replace(seen, has_branch=True), record, operations, message)
+
+
+def _commit(
+    release: Release, seen: Seen, record: Record, operations: Sequence[CommitOperationAdd], message: str
+) -> tuple[str, str]:
+    """One commit upon what was seen. If the repo has moved, or the answer was lost, look again before trying again."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    moved = False
+    for failed in range(1, hub.TRIES + 1):
+        try:
+            made = release.api.create_commit(
+                release.repo_id, operations, commit_message=message, revision=release.target.branch or MAIN,
+                create_pr=release.target.pull_request, parent_commit=seen.head, num_threads=1,
+            )  # fmt: skip
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            has_moved = isinstance(error, HfHubHTTPError) and error.response.status_code in errors.MOVED_STATUS
+            pause_s = 0.0 if has_moved else hub.wait_s(error, failed)
+            if pause_s is None or (has_moved and moved):
+                raise
+            moved = moved or has_moved
+            time.sleep(pause_s)
+            seen, arrived = _look_again(release, record)
+            if arrived:
+                return arrived
+        else:
+            return made.oid, made.pr_url or ""
+    raise AssertionError("the last try returns or raises")
+
+
+def _look_again(release: Release, record: Record) -> tuple[Seen, tuple[str, str] | None]:
+    """What to commit upon now; and our commit, if it has arrived although the Hub did not say so.
+
+    Raises:
+        RepoChanged: somebody else's commit touches our files.
+    """
+    seen = look(release)
+    if seen is None:
+        raise errors.changed_on_hub(release.repo_id, ["the repo itself is gone"])
+    now = record_of(release, seen.head)
+    if release.target.pull_request:
+        return seen, _offered(release)
+    if all(change.state == "unchanged" for change in changes_of(release, now)):
+        return seen, (seen.head, "")
+    if touched := [f.path for f in release.files if identity(now.get(f.path)) != identity(record.get(f.path))]:
+        raise errors.changed_on_hub(release.repo_id, touched)
+    return seen, None
+
+
+def _offered(release: Release) -> tuple[str, str] | None:
+    """Commit and address of an open pull request of ours that holds these very files."""
+    if not release.target.pull_request:
+        return None
+    ask = release.api.get_repo_discussions
+    found = patiently(
+        lambda: list(
+            islice(
+                ask(release.repo_id, author=release.me, discussion_type="pull_request", discussion_status="open"),
+                _OFFERS_READ,
+            )
+        )
+    )
+    for offer in found:
+        info = patiently(lambda number=offer.num: info_of(release, f"refs/pr/{number}"))  # type: ignore[misc]
+        commit = hub.commit_of(info, release.api.endpoint)
+        changes = changes_of(release, record_of(release, commit))
+        if all(change.state == "unchanged" for change in changes):
+            return commit, offer.url
+    return None
+
+
+def _writer(api: HfApi) -> str:
+    """Whose token it is."""
+    found = patiently(api.whoami)
+    token = found.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise errors.read_only(str(found.get("name")), api.endpoint)
+    return str(found.get("name"))
+
+
+def _check_files(files: Sequence[PublishedFile]) -> None:
+    paths = [file.path for file in files]
+    if not paths or len(set(paths)) != len(paths):
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        what = f"Two files are called {', '.join(twice)}" if twice else "There is nothing to publish"
+        raise BadRequest(f"{what}.", "Build a model first: make build MODEL=… QUANT=…")
+
+
+def _create(release: Release, left: list[str]) -> Seen:
+    target = release.target
+    patiently(lambda: release.api.create_repo(target.repo_id, private=target.private, exist_ok=True))
+    seen = look(release)
+    if seen is None:
+        raise errors.name_taken(target.repo_id)
+    who = "private" if target.private else "public"
+    left.append(f"The repo {target.repo_id} was made, and stays, empty and {who}.")
+    return seen
+
+
+def _gate(release: Release, seen: Seen) -> Seen:
+    """Gate the repo if it must be, while the files are not there; a stricter gate stays."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted, endpoint = release.target.gated, release.api.endpoint
+    if not wanted or seen.gated in (wanted, "manual"):
+        return seen
+    try:
+        patiently(lambda: release.api.update_repo_settings(release.repo_id, gated=wanted))
+    except HfHubHTTPError as error:
+        words = f" (answer {error.response.status_code}: {errors.plain(error.server_message or 'no reason given')})"
+        raise errors.not_gated(release.repo_id, wanted, words, endpoint) from error
+    now = look(release)
+    if now is None or now.gated != wanted:
+        raise errors.not_gated(release.repo_id, wanted, ", though the Hub says it did it", endpoint)
+    return now
+
+
+def _read_back(release: Release, commit: str) -> None:
+    """Hold what the Hub has against what was to be published: its own record of LFS files, and the others' bytes."""
+    record = record_of(release, commit)
+    for file in release.files:
+        found = record.get(file.path)
+        if found is None:
+            size, sha256 = 0, "nothing"
+        elif found.lfs:
+            size, sha256 = found.lfs.size, found.lfs.sha256
+        elif found.size != file.size_bytes:  # nothing to read, and the Hub might send as much as it says
+            size, sha256 = found.size, "others"
+        else:
+            size, sha256 = found.size, hashlib.sha256(download(release, commit, found)).hexdigest()
+        if (size, sha256) != (file.size_bytes, file.sha256):
+            what = f"{size} bytes and {sha256[:12]}, not {file.size_bytes} and {file.sha256[:12]}"
+            raise errors.differs(release.repo_id, commit, file.path, what, release.api.endpoint)

@@ -1,0 +1,173 @@
+"""The repo to publish to, as the Hub tells it: is it there, and what does it hold under our files' names?"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from quantyard.errors import BadRequest, BadSource, RepoRenamed
+from quantyard.hub import client as hub
+from quantyard.hub.client import patiently
+from quantyard.hub.files import parse_repo_id
+from quantyard.publish.files import PublishedFile
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo, RepoFile
+
+MAIN = "main"
+State = Literal["new", "changed", "unchanged", "unknown"]
+Record = Mapping[str, "RepoFile"]  # path → what the Hub says of the file
+
+
+@dataclass(frozen=True)
+class HubTarget:
+    """Where to publish. `private` counts when the repo is made; `gated` "": as it is."""
+
+    repo_id: str
+    private: bool = True
+    gated: Literal["", "auto", "manual"] = ""
+    branch: str = ""
+    pull_request: bool = False
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """What publishing does to one file of the repo."""
+
+    path: str
+    size_bytes: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The repo as it was when we looked; `head` is the commit to build on."""
+
+    head: str
+    gated: str
+    has_branch: bool
+
+
+@dataclass(frozen=True)
+class Release:
+    """What to publish where."""
+
+    api: HfApi
+    target: HubTarget
+    files: tuple[PublishedFile, ...]
+    me: str = ""
+
+    @property
+    def repo_id(self) -> str:
+        """As in REPO."""
+        return self.target.repo_id
+
+
+def check_target(target: HubTarget) -> None:
+    """Refuse what cannot be published to, without asking the Hub.
+
+    Raises:
+        BadRequest: no repo or branch can be called so, or a branch and a pull request are asked for at once.
+    """
+    hint = "Name it like this: REPO=me/name-GGUF"
+    if not target.repo_id:
+        raise BadRequest("REPO is not given.", hint)
+    try:
+        _, revision = parse_repo_id(target.repo_id)
+    except BadSource as error:
+        raise BadRequest(f"REPO is not the name of a repo: {error.message}", hint) from error
+    if revision is not None:
+        raise BadRequest(f"REPO={target.repo_id} names a revision.", f"{hint}; a branch is named by HUB_BRANCH.")
+    if target.branch and target.pull_request:
+        raise BadRequest("HUB_BRANCH and HUB_PR are both given.", "A pull request goes to main: leave one of them out.")
+    if target.branch:
+        _check_branch(target)
+
+
+def _check_branch(target: HubTarget) -> None:
+    try:
+        parse_repo_id(f"{target.repo_id}@{target.branch}")
+    except BadSource as error:
+        raise BadRequest(f"{target.branch!r} is not the name of a branch.", "Type: HUB_BRANCH=name") from error
+    if target.branch.startswith("refs/") or re.fullmatch(r"[0-9a-f]{40}", target.branch):
+        message = f"HUB_BRANCH={target.branch} is a reference or commit, not the name of a branch."
+        raise BadRequest(message, "Type: HUB_BRANCH=name")
+
+
+def info_of(release: Release, revision: str) -> ModelInfo:
+    """What the Hub says of the repo at a branch or commit."""
+    return release.api.model_info(release.repo_id, revision=revision, timeout=hub.REQUEST_TIMEOUT_S)
+
+
+def look(release: Release) -> Seen | None:
+    """The repo as it is now; None: there is none that the token may see."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    from quantyard.hub import errors as hub_errors
+
+    branch = release.target.branch or MAIN
+    try:
+        try:
+            info, has_branch = patiently(lambda: info_of(release, branch)), True
+        except RevisionNotFoundError:
+            info, has_branch = patiently(lambda: info_of(release, MAIN)), False
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None
+    if info.id != release.repo_id:  # a redirect was followed
+        raise RepoRenamed(f"{release.repo_id} is called {info.id} now.", f"Type: REPO={info.id}")
+    if info.disabled:
+        raise hub_errors.disabled(release.api, release.repo_id)
+    return Seen(hub.commit_of(info, release.api.endpoint), str(info.gated or ""), has_branch)
+
+
+def record_of(release: Release, commit: str, paths: Sequence[str] | None = None) -> Record:
+    """What the Hub has under the names of our files."""
+    from huggingface_hub.hf_api import RepoFile
+
+    asked = [file.path for file in release.files] if paths is None else list(paths)
+    found = patiently(lambda: release.api.get_paths_info(release.repo_id, asked, revision=commit))
+    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def all_of(release: Release, state: State) -> tuple[FileChange, ...]:
+    """The same for every file."""
+    return tuple(FileChange(file.path, file.size_bytes, state) for file in release.files)
+
+
+def changes_of(release: Release, record: Record) -> tuple[FileChange, ...]:
+    """What publishing would do to each file."""
+    return tuple(FileChange(file.path, file.size_bytes, _state(record.get(file.path), file)) for file in release.files)
+
+
+def _state(found: RepoFile | None, file: PublishedFile) -> State:
+    if found is None:
+        return "new"
+    if found.lfs:
+        same = (found.lfs.size, found.lfs.sha256) == (file.size_bytes, file.sha256)
+    else:
+        same = found.size == file.size_bytes and found.blob_id == _git_name(file.read())
+    return "unchanged" if same else "changed"
+
+
+def _git_name(content: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def identity(found: RepoFile | None) -> tuple[int, str] | None:
+    """Tells whether a file is still the same."""
+    return (found.size, found.blob_id) if found else None
+
+
+def download(release: Release, commit: str, found: RepoFile) -> bytes:
+    """A small file, whole; or one byte more, if it is larger than the Hub says."""
+    if not found.size:
+        return b""  # nothing is no range of bytes
+    url = hub.file_url(release.api, release.repo_id, commit, found.path)
+    return patiently(lambda: hub.read_range(release.api, url, 0, found.size + 1))

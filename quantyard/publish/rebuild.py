@@ -1,0 +1,221 @@
+"""`make verify REBUILD=1`: do the recorded steps give the same bytes again?
+
+They should on the same image and the same kind of CPU. Elsewhere a difference proves nothing: llama.cpp chooses its
+code by the CPU, and rounds accordingly.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from quantyard import __version__
+from quantyard.errors import BadRequest, NeedsPermission
+from quantyard.files.own_files import find_file, kind_of
+from quantyard.formats.names import fault_of_name, shown
+from quantyard.plan.imatrix import Calibration, with_imatrix
+from quantyard.plan.steps import BuildPlan
+from quantyard.protocol.base import FileEntry, OutType, digest_of_files
+from quantyard.protocol.runner import sha256_of
+from quantyard.publish.verify import Check, Subject
+from quantyard.quants.catalog import Quant, find, of_recipe
+from quantyard.quants.recipe import recipe_of
+from quantyard.requests import BuildRequest
+from quantyard.store.artifacts import Artifact, ModelId
+from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
+
+# What decides the bytes, in a record's `ran_by`, and what people call it.
+_MEANS: Final = {"engine": "engine", "base_digest": "base image", "packages": "set of packages"}
+# To add a permission that a build can be given: a row, what its stage is asked for → what the user types.
+PERMISSIONS: Final = {
+    "allow_pickle": "ALLOW_PICKLE", "allow_requantize": "ALLOW_REQUANTIZE", "allow_mismatch": "ALLOW_MISMATCH",
+}
+_OUTTYPES: Final[TypeAdapter[OutType]] = TypeAdapter(OutType)
+_SAID: Final = 60  # characters of a value that is no text
+
+
+def rebuild_request(request: BuildRequest, subject: Subject, artifacts: Path) -> BuildRequest:
+    """The build that made these files, from its source, in a store of its own.
+
+    What a manifest says was made elsewhere: it proposes parameters, which are held against our own tables, and never
+    gives a permission. Those are the user's words in this run alone.
+
+    Raises:
+        NeedsPermission: the files were made with a permission that the user has not given now.
+        BadRequest: a recorded parameter that cannot be; or the source was a local one, and MODEL does not say where it
+            is now.
+    """
+    source = subject.manifest.source
+    if not source.repo_id and not request.model:
+        message = f"It was built from a local model, {source.title}: MODEL must say where that is."
+        raise BadRequest(message, "Type: make verify FILE=… REBUILD=1 MODEL=folder")
+    quants = tuple(_quant(subject.manifest, quant) for quant in subject.quants)
+    asked = dict(_requests(subject))
+    _refuse_permissions(request, asked)
+    return replace(
+        request, artifacts=artifacts, measure=None, quants=quants,
+        model=f"{source.repo_id}@{source.commit}" if source.repo_id else request.model, gguf_file=source.gguf_file,
+        outtype=_outtype(asked.get("convert", {}).get("outtype", "auto")),
+        imatrix="auto" if _used(subject) else "none", calibration=(),
+    )
+
+
+def _requests(subject: Subject) -> Iterator[tuple[str, Mapping[str, JsonValue]]]:
+    """What each stage was asked for that will run again."""
+    for label in ("convert", *(f"{stage} {quant}" for quant in subject.quants for stage in ("quantize", "verify"))):
+        if record := subject.manifest.stages.get(label):
+            yield label, record.request
+
+
+def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, JsonValue]]) -> None:
+    """Whatever a stage was allowed, in whatever words, is not allowed again by having been so.
+
+    Raises:
+        NeedsPermission: some of it, as the message says.
+    """
+    used = {name for stage in asked.values() for name, value in stage.items() if name.startswith("allow_") and value}
+    if unknown := sorted(used - PERMISSIONS.keys()):
+        message = f"These files were made with {shown(unknown[0])}, which this Quantyard ({__version__}) does not know."
+        raise BadRequest(message, "Check them without making them again: leave REBUILD out.")
+    missing = [f"{setting}=1" for name, setting in PERMISSIONS.items() if name in used and not getattr(request, name)]
+    if missing:
+        message = f"These files were made with {' '.join(missing)}, as their manifest says; that allows it to nobody."
+        what = f"make verify {_subject_words(request)} REBUILD=1 {' '.join(missing)}"
+        raise NeedsPermission(message, f"If you trust the source, type: {what}")
+
+
+def _subject_words(request: BuildRequest) -> str:
+    """What is verified, as it was typed."""
+    asked = request.check
+    given = {"REPO": asked.repo_id, "FILE": str(asked.file or "")} if asked else {"FILE": ""}
+    words = [f"{name}={shlex.quote(value)}" for name, value in {**given, "MODEL": request.model}.items() if value]
+    return " ".join(words) or "FILE=…"
+
+
+def _outtype(value: JsonValue) -> OutType:
+    try:
+        return _OUTTYPES.validate_python(value, strict=True)
+    except ValidationError as error:
+        message = f"The manifest says that the model was converted to {_said(value)}, which is no type to convert to."
+        raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.") from error
+
+
+def _said(value: object) -> str:
+    return shown(value if isinstance(value, str) else repr(value)[:_SAID])
+
+
+def with_recorded_imatrices(plan: BuildPlan, subject: Subject, folder: Path) -> BuildPlan:
+    """The plan that gives each file the importance matrix it was made with.
+
+    Args:
+        folder: new, and ours: for copies under the names that the matrices had, since llama.cpp writes those into the
+            files.
+
+    Raises:
+        BadRequest: one of them is not here, not the recorded one, or had a name that can be none.
+    """
+    for number, (quant, name) in enumerate(_used(subject).items()):
+        made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
+        recorded = made.request.get("imatrix_file") if made else None
+        if not isinstance(recorded, str) or fault_of_name(recorded) or recorded.startswith("."):
+            message = f"The manifest calls the importance matrix of {quant} {_said(recorded)}, which is no file's name."
+            raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.")
+        matrix = _copied(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)
+        plan = with_imatrix(plan, Calibration(matrix=matrix), [quant])
+    return plan
+
+
+def _used(subject: Subject) -> dict[str, str]:
+    """Quant → the file of the importance matrix that it was made with."""
+    found = {quant: subject.manifest.quants[quant].imatrix for quant in subject.quants}
+    return {quant: record.file for quant, record in found.items() if record}
+
+
+def _copied(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
+    path = release / record.file
+    if not kind_of(path):
+        message = f"{path} is not there, and these files were made with that importance matrix."
+        raise BadRequest(message, "Download it beside them, or let all be downloaded: make verify REPO=… REBUILD=1")
+    real = find_file(release, record.file)
+    if (found := sha256_of(real)) != record.sha256:
+        message = f"{path} is not the importance matrix that these files were made with: SHA-256 {found}."
+        raise BadRequest(message, f"Download the one of SHA-256 {record.sha256} again.")
+    folder.mkdir(parents=True)  # nothing is in it that a name could lead through
+    shutil.copyfile(real, folder / name)
+    files = (FileEntry(path=name, size_bytes=record.size_bytes, sha256=record.sha256),)
+    return Artifact(digest_of_files(files), files, folder, whole_folder=False)
+
+
+def _quant(manifest: Manifest, name: str) -> Quant:
+    """The quant of a file; what a recipe said is in the request that made it.
+
+    Raises:
+        UnknownQuant, BadRequest: no type has this name, or the recipe cannot be one.
+    """
+    made_by = manifest.stages.get(manifest.quants[name].made_by)
+    asked = made_by.request if made_by else {}
+    if not asked.get("recipe"):
+        return find(name)
+    fields = {
+        "name": name, "base": asked.get("quant"), "description": "as its manifest tells it",
+        "tensors": asked.get("tensor_types", {}), "output": asked.get("output_type"),
+        "token_embedding": asked.get("token_embedding_type"),
+    }
+    return of_recipe(recipe_of(fields, f"recorded of {name}"))
+
+
+def check_source(subject: Subject, model: ModelId) -> None:
+    """Refuse to rebuild from another source than the recorded one. Its name counts: the converter writes it down.
+
+    Raises:
+        BadRequest: it is another.
+    """
+    recorded = subject.manifest.source.commit
+    if model.commit != recorded:
+        digests = f"digest {model.commit[:12]}, recorded {recorded[:12]}"
+        message = f"MODEL is not what these files were built from: {digests}."
+        raise BadRequest(message, "Give the very files that were built from.")
+    convert = subject.manifest.stages.get("convert")
+    if convert and convert.request.get("name") != model.name:
+        was = _said(convert.request.get("name"))
+        message = f"MODEL is called {model.name}, and was called {was} when it was built."
+        raise BadRequest(message, "Give the folder that name: the converter writes it into the file.")
+
+
+def compare_rebuilt(
+    subject: Subject, again: Mapping[str, QuantRecord], stages: Mapping[str, StageRecord]
+) -> Iterator[Check]:
+    """Each file beside its second making.
+
+    Args:
+        again: the records of the files that were made now, by quant.
+        stages: the records of what made them, by label.
+    """
+    for quant in subject.quants:
+        before, now = subject.manifest.quants[quant], again[quant]
+        what = f"rebuilt {before.file}"
+        if before.sha256 == now.sha256:
+            yield Check(what, "ok", "the same bytes")
+            continue
+        others = _other_means(subject.manifest.stages.get(before.made_by), stages.get(now.made_by))
+        found = f"other bytes: SHA-256 {now.sha256}, recorded {before.sha256}"
+        yield Check(what, "not checked" if others else "failed", f"{found}{_proves_nothing(others)}")
+
+
+def _proves_nothing(others: str) -> str:
+    return f". That proves nothing, since it was made with another {others}" if others else ", by the same means"
+
+
+def _other_means(before: StageRecord | None, now: StageRecord | None) -> str:
+    """Which of the things that decide the bytes are not the same now."""
+    if before is None or now is None:
+        return "record"
+    pairs: list[tuple[str | None, str | None, str]] = [(before.cpu, now.cpu, "CPU")]
+    pairs += [(before.ran_by.get(key), now.ran_by.get(key), what) for key, what in _MEANS.items()]
+    return ", ".join(what for then, here, what in pairs if then != here)

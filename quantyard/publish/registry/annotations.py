@@ -1,0 +1,138 @@
+"""What an artifact in a registry says about itself: where it is from, and what was measured. All of it strings, so
+numbers are plain decimals, intervals are "value [low, high]" at 95 %, and shares and changes are fractions (0.01: 1 %).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from quantyard.errors import BadRequest
+from quantyard.formatting.numbers import MINUS, digits
+from quantyard.protocol.evaluation import Comparison, Divergence, Estimate, Interval, Measurement, Speed
+from quantyard.protocol.gate import OUTCOMES
+from quantyard.publish.registry.errors import plain
+from quantyard.store.manifest import Manifest
+
+Pairs = Iterator[tuple[str, str]]
+
+
+def evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> dict[str, str]:
+    """`org.opencontainers.image.*` and `quantyard.*` of one file; what was not measured has no key.
+
+    Raises:
+        BadRequest: no such file, or this suite has not measured it.
+    """
+    found = measurement_of(manifest, quant, suite)
+    pairs = dict(_origin(manifest, quant))
+    pairs |= {"quantyard.suite": suite, "quantyard.baseline": manifest.evaluations[suite].baseline}
+    pairs |= dict(_divergence(found.divergence)) | dict(_speed(found.speed))
+    for comparison in found.comparisons:
+        pairs |= dict(_task(comparison))
+    pairs |= dict(_contract(manifest, quant)) | dict(_gate(manifest, quant, suite))
+    return {key: plain(value) for key, value in sorted(pairs.items()) if plain(value)}
+
+
+def measurement_of(manifest: Manifest, quant: str, suite: str) -> Measurement:
+    """What this suite measured on this very file.
+
+    Raises:
+        BadRequest: nothing, or another file of that name.
+    """
+    remedy = f"Type: make eval MODEL=… QUANT={quant} SUITE={suite}"
+    record, report = manifest.quants.get(quant), manifest.evaluations.get(suite)
+    if record is None:
+        there = ", ".join(manifest.quants) or "none"
+        raise BadRequest(f"There is no {quant} in the manifest: {there}.", f"Type: make build MODEL=… QUANT={quant}")
+    found = next((m for m in report.measurements if m.file.label == quant), None) if report else None
+    if found is None:
+        raise BadRequest(f"{record.file} has not been measured by the suite {suite}.", remedy)
+    if found.file.sha256 not in (None, record.sha256):
+        raise BadRequest(f"The suite {suite} has measured another {record.file} than this one.", remedy)
+    return found
+
+
+def made_at(manifest: Manifest, quant: str) -> datetime:
+    """When the file was made: the same for the same file, however often it is published."""
+    record = manifest.quants[quant]
+    return manifest.stages[record.made_by or record.verified_by].finished_at.astimezone(UTC)
+
+
+def rfc3339(when: datetime) -> str:
+    """2026-11-20T12:00:00Z."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _origin(manifest: Manifest, quant: str) -> Pairs:
+    source, record = manifest.source, manifest.quants[quant]
+    yield "org.opencontainers.image.title", PurePosixPath(record.file).stem
+    yield "org.opencontainers.image.created", rfc3339(made_at(manifest, quant))
+    yield "org.opencontainers.image.revision", source.commit
+    yield "org.opencontainers.image.licenses", manifest.stated_license or source.license or ""
+    if source.repo_id:  # a folder's path stays at home
+        yield "org.opencontainers.image.source", f"https://huggingface.co/{source.repo_id}"
+    yield "quantyard.version", manifest.quantyard
+    yield "quantyard.quant", quant
+    yield "quantyard.sha256", record.sha256
+    yield "quantyard.bits-per-weight", _number(record.bits_per_weight)
+
+
+def _divergence(found: Divergence | None) -> Pairs:
+    if found is None:
+        return
+    yield "quantyard.ppl", _number(found.perplexity.value)
+    yield "quantyard.baseline-ppl", _of(found.baseline_perplexity)
+    if found.ppl_change is not None:
+        yield "quantyard.ppl-change", _interval(found.ppl_change)
+    yield "quantyard.mean-kld", _of(found.mean_kld)
+    yield "quantyard.p99-kld", _number(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
+    yield "quantyard.top1-agreement", _of(found.top1_agreement)
+
+
+def _speed(found: Speed | None) -> Pairs:
+    if found is None:
+        return
+    yield "quantyard.prompt-tokens-per-s", _number(found.prompt_tokens_per_s)
+    yield "quantyard.generated-tokens-per-s", _number(found.generated_tokens_per_s)
+    yield "quantyard.peak-memory-bytes", str(found.peak_memory_bytes)
+
+
+def _task(found: Comparison) -> Pairs:
+    name = plain(f"quantyard.task.{found.task}.{found.metric}")
+    yield name, _number(found.value)
+    yield f"{name}.delta", f"{_interval(found.delta)} {found.verdict}"
+
+
+def _contract(manifest: Manifest, quant: str) -> Pairs:
+    report = manifest.contracts.get(quant)
+    if report is None:
+        return
+    failed = len(report.with_status("failed"))
+    yield "quantyard.contract", "passed" if report.passed else f"{failed} of {len(report.checks)} checks failed"
+    if report.schemas is not None:
+        rate = Interval(value=report.schemas.rate, low=report.schemas.low, high=report.schemas.high)
+        yield "quantyard.schema-rate", _interval(rate)
+
+
+def _gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
+    """The worst outcome among this file's budgets; a gate that judged another evaluation says nothing here."""
+    gate = manifest.gate
+    if gate is None or gate.suite != suite:
+        return
+    found = {result.outcome for result in gate.results if result.quant == quant}
+    yield "quantyard.gate", next((outcome for outcome in OUTCOMES if outcome in found), "passed")
+
+
+def _of(found: Estimate | None) -> str:
+    return _number(found.value) if found else ""
+
+
+def _interval(found: Interval) -> str:
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
+
+
+def _number(x: float) -> str:
+    """Four digits, with the minus that programs read."""
+    return digits(x, 4).replace(MINUS, "-")
+

@@ -1,0 +1,215 @@
+"""The same bytes in a registry: a GGUF as an OCI artifact that `docker model pull` understands.
+
+A layer is the file itself, neither packed nor compressed: its digest is the file's SHA-256. Media types and
+configuration are those of Docker's model-spec 0.1 (github.com/docker/model-spec), as its Model Runner reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from quantyard.errors import BadRequest
+from quantyard.formatting.units import human_bytes
+from quantyard.publish.files import PublishedFile, made
+from quantyard.publish.registry.annotations import evaluation_annotations, made_at, measurement_of, rfc3339
+from quantyard.publish.registry.client import MANIFEST_TYPE, Registry
+from quantyard.publish.registry.errors import RegistryRefused
+from quantyard.publish.registry.login import Credentials
+from quantyard.publish.registry.upload import Upload
+from quantyard.store.manifest import Manifest
+
+__all__ = [
+    "Credentials", "OciModel", "OciReference", "evaluation_annotations", "model_of", "oci_digest", "oci_manifest",
+    "parse_reference", "push",
+]  # fmt: skip
+
+CONFIG_TYPE = "application/vnd.docker.ai.model.config.v0.1+json"
+GGUF_TYPE = "application/vnd.docker.ai.gguf.v3"
+LICENCE_TYPE = "application/vnd.docker.ai.license"
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_HOST = r"(?:localhost|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)+|[a-zA-Z0-9-]+(?=:)|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{1,5}))?"
+_NAME, _TAG = rf"{_PART}(?:/{_PART})*", r"\w[\w.-]{0,127}"
+_REFERENCE = re.compile(rf"(?P<registry>{_HOST})/(?P<name>{_NAME})(?::(?P<tag>{_TAG}))?", re.ASCII)
+_LONGEST_NAME = 255  # characters of host and repository
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class OciReference:
+    """registry/repository:tag. The tag "" stands for the quant's name."""
+
+    registry: str
+    repository: str
+    tag: str = ""
+
+    def tag_of(self, quant: str) -> str:
+        """The tag that this quant gets here."""
+        return self.tag or quant
+
+    def at(self, digest: str) -> str:
+        """registry/repository@digest, which nobody can move."""
+        return f"{self.registry}/{self.repository}@{digest}"
+
+
+@dataclass(frozen=True)
+class OciModel:
+    """What one artifact holds and says."""
+
+    quant: str
+    parts: tuple[PublishedFile, ...]  # the GGUF, or its shards in order
+    licences: tuple[PublishedFile, ...]
+    architecture: str
+    n_params: int
+    created: datetime
+    annotations: Mapping[str, str]
+
+
+def parse_reference(text: str) -> OciReference:
+    """registry.example:5000/team/name[:tag], said in full: which registry is never guessed.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    found = _REFERENCE.fullmatch(text)
+    name = text.rpartition(":")[0] if found and found["tag"] else text
+    if found and len(name) <= _LONGEST_NAME and int(found["port"] or 0) <= _LAST_PORT:
+        return OciReference(found["registry"], found["name"], found["tag"] or "")
+    message = f"OCI={text} names no place in a registry{_why_none(text)}."
+    raise BadRequest(message, "Name it like this: OCI=registry.example/team/name")
+
+
+def _why_none(text: str) -> str:
+    host, slash, rest = text.partition("/")
+    if "://" in text:
+        return ": it is an address, with a scheme before the registry"
+    if "@" in text:
+        return ": a digest cannot be chosen"
+    if slash and not re.fullmatch(_HOST, host):
+        return f": {host} is no registry (Docker Hub is docker.io)"
+    if rest.partition(":")[0] != rest.partition(":")[0].lower():
+        return ": names in a registry are lower case"
+    return ""
+
+
+def model_of(
+    manifest: Manifest, quant: str, suite: str, parts: tuple[PublishedFile, ...], licences: tuple[PublishedFile, ...]
+) -> OciModel:
+    """The artifact of one quant, with what the suite has measured on it.
+
+    Raises:
+        BadRequest: it has measured nothing on this file.
+    """
+    facts = measurement_of(manifest, quant, suite).file
+    annotations = evaluation_annotations(manifest, quant, suite)
+    return OciModel(quant, parts, licences, facts.architecture, facts.n_params, made_at(manifest, quant), annotations)
+
+
+def oci_manifest(model: OciModel) -> tuple[bytes, bytes]:
+    """Configuration and manifest, as JSON: the same files and annotations give the same bytes."""
+    config = _json(_config(model))
+    layers = [_layer(file, GGUF_TYPE) for file in model.parts] + [_layer(f, LICENCE_TYPE) for f in model.licences]
+    manifest = {
+        "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers, "annotations": dict(model.annotations),
+        "config": {"mediaType": CONFIG_TYPE, "digest": _digest(config), "size": len(config)},
+    }
+    return config, _json(manifest)
+
+
+def oci_digest(model: OciModel) -> str:
+    """What the artifact will be called by, known before anything is pushed."""
+    return _digest(oci_manifest(model)[1])
+
+
+def push(
+    reference: OciReference, model: OciModel, credentials: Credentials | None,
+    on_progress: Callable[[str, int, int], None],
+) -> str:
+    """Send what is not there yet, the manifest last, and read it back.
+
+    Args:
+        credentials: None: as a visitor.
+        on_progress: called with a file's name, its bytes sent so far, and its size.
+
+    Returns:
+        The manifest's digest.
+
+    Raises:
+        OciError: see errors.py. Nothing is tagged then.
+    """
+    config, manifest = oci_manifest(model)
+    files = {f.sha256: f for f in (*model.parts, *model.licences, made("config.json", config))}
+    tag, digest = reference.tag_of(model.quant), _digest(manifest)
+    with Registry(reference.registry, reference.repository, credentials) as registry:
+        registry.greet()
+        for file in files.values():
+            _send(registry, file, on_progress)
+        registry.put_manifest(tag, manifest)
+        _read_back(registry, tag, digest, files)
+    return digest
+
+
+def _send(registry: Registry, file: PublishedFile, on_progress: Callable[[str, int, int], None]) -> None:
+    if registry.blob_size(f"sha256:{file.sha256}") is None:
+        Upload(registry, file, lambda sent: on_progress(file.path, sent, file.size_bytes)).run()
+    on_progress(file.path, file.size_bytes, file.size_bytes)
+
+
+def _read_back(registry: Registry, tag: str, digest: str, files: Mapping[str, PublishedFile]) -> None:
+    hint = "Somebody may have pushed the same tag just now, or a proxy answers for the registry: try again."
+    if (found := _digest(registry.manifest(tag))) != digest:
+        raise RegistryRefused(f"{registry.name} gives back {found[:19]}… for {tag}, not {digest[:19]}….", hint)
+    for sha256, file in files.items():
+        size = registry.blob_size(f"sha256:{sha256}")
+        if size not in (file.size_bytes, -1):
+            has = "none" if size is None else size
+            raise RegistryRefused(f"{registry.name} has {has} of the {file.size_bytes} bytes of {file.path}.", hint)
+
+
+def _config(model: OciModel) -> dict[str, object]:
+    """What Model Runner shows and chooses by. `created` is `createdAt` in the spec, but by that very word Model Runner
+    takes an artifact for one of another format (CNCF ModelPack).
+    """
+    described = {
+        "format": "gguf", "format_version": "3", "quantization": model.quant, "architecture": model.architecture,
+        "parameters": _count(model.n_params),
+        "size": human_bytes(sum(f.size_bytes for f in model.parts), binary=True).replace(" ", ""),
+    }
+    typed = [*_typed(model.parts, GGUF_TYPE), *_typed(model.licences, LICENCE_TYPE)]
+    return {
+        "config": described, "descriptor": {"created": rfc3339(model.created)},
+        "files": typed,  # the spec's word for what Model Runner reads in rootfs
+        "rootfs": {"type": "rootfs", "diff_ids": [file["diffID"] for file in typed]},
+    }
+
+
+def _typed(files: tuple[PublishedFile, ...], media_type: str) -> Iterator[dict[str, str]]:
+    for file in files:
+        yield {"diffID": f"sha256:{file.sha256}", "type": media_type}
+
+
+def _layer(file: PublishedFile, media_type: str) -> dict[str, object]:
+    """The file's name twice: for Model Runner, and for `oras pull`."""
+    named = {"org.cncf.model.filepath": file.path, "org.opencontainers.image.title": file.path}
+    digest = f"sha256:{file.sha256}"
+    return {"mediaType": media_type, "digest": digest, "size": file.size_bytes, "annotations": named}
+
+
+def _count(n_params: int) -> str:
+    """134515008 → "134.52M"."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if n_params >= size:
+            return f"{n_params / size:.2f}{unit}"
+    return str(n_params)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -1,0 +1,292 @@
+"""A registry, by OCI's distribution protocol over HTTP: blobs in pieces that can be taken up again, then manifests.
+
+TLS trusts what SSL_CERT_FILE names; plain HTTP is spoken to this machine alone, as docker does.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urljoin, urlsplit
+
+from quantyard.formats.names import shown
+from quantyard.formats.strict_json import JsonProblem, load_json
+from quantyard.publish.registry.errors import (
+    TRANSIENT_STATUS,
+    LoginNeeded,
+    OciError,
+    RegistryRefused,
+    bad_answer,
+    plain,
+    refusal,
+    unreachable,
+)
+from quantyard.publish.registry.login import DOCKER_HUB, Credentials
+
+if TYPE_CHECKING:
+    import httpx2
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONNECT_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 600.0  # a registry may hash many GB before it answers the last request of a blob
+TRIES = 4
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0  # somebody is looking at the screen
+MAX_ANSWER_BYTES = 4 * 1024 * 1024  # what the protocol lets a manifest have
+_CHALLENGE = re.compile(r'([a-z_]{1,20})="([^"]{0,4000})"', re.IGNORECASE)
+_TOKEN = re.compile(r"[!-~]{1,16384}")
+Content = Callable[[], bytes | Iterable[bytes]]  # called again where a request has to be sent again
+
+
+class TransientAnswer(Exception):
+    """The registry cannot just now; `response` says why."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        super().__init__(f"it answers {response.status_code}")
+        self.response = response
+
+
+@dataclass
+class Registry:
+    """One repository of a registry, as somebody."""
+
+    name: str  # host[:port]
+    repository: str
+    credentials: Credentials | None
+    _authorization: str = field(default="", repr=False)
+
+    def __enter__(self) -> Self:
+        import httpx2
+
+        from quantyard.network.bounded_http import Border, guard
+
+        timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
+        # No proxy stands between this machine and itself.
+        self._http = guard(httpx2.Client(timeout=timeout, trust_env=not is_loopback(self.name)), Border())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    @property
+    def address(self) -> str:
+        """Where its API is, with no slash at the end."""
+        host = "registry-1.docker.io" if self.name == DOCKER_HUB else self.name
+        return f"{'http' if is_loopback(self.name) else 'https'}://{host}/v2"
+
+    def greet(self) -> None:
+        """See whether this is a registry that lets us in.
+
+        Raises:
+            OciError: it is none, or does not.
+        """
+        response = self.patiently("GET", f"{self.address}/")
+        if response.status_code == 404:
+            message = f"{self.name} is no registry: {self.address}/ answers 404."
+            raise RegistryRefused(message, "Name it like this: registry.example/team/name")
+        self.expect(response, 200)
+
+    def blob_size(self, digest: str) -> int | None:
+        """Bytes of a blob that is there; -1: there, and it does not say. None: not there."""
+        response = self.patiently("HEAD", self._url("blobs", digest))
+        if response.status_code == 404:
+            return None
+        if response.is_redirect:  # to where the bytes are, which HEAD would not always be let see
+            return -1
+        from quantyard.network.bounded_http import count_of
+
+        size = count_of(self.expect(response, 200).headers.get("Content-Length"))
+        return -1 if size is None else size
+
+    def put_manifest(self, tag: str, manifest: bytes) -> None:
+        """Give these bytes a name."""
+        headers = {"Content-Type": MANIFEST_TYPE}
+        self.expect(self.patiently("PUT", self._url("manifests", tag), lambda: manifest, headers), 201, 200)
+
+    def manifest(self, name: str) -> bytes:
+        """The bytes that a tag or digest names now."""
+        response = self.patiently("GET", self._url("manifests", name), headers={"Accept": MANIFEST_TYPE})
+        return self.expect(response, 200).read()
+
+    def start_upload(self) -> httpx2.Response:
+        """Begin a blob; the answer's `location` is where to send it."""
+        return self.expect(self.send("POST", f"{self._url('blobs', 'uploads')}/"), 202)
+
+    def location(self, response: httpx2.Response) -> str:
+        """Where an answer says to go on: an absolute address, never less safe than the registry's own."""
+        said = urljoin(str(response.request.url), response.headers.get("Location", str(response.request.url)))
+        own, there = urlsplit(self.address), urlsplit(said)
+        if self._is_own(said):
+            return there._replace(scheme=own.scheme, netloc=own.netloc).geturl()
+        is_safe = there.scheme == "https" or (there.scheme == "http" and is_loopback(there.netloc))
+        if not is_safe or not _origin(said)[0]:
+            message = f"The registry {self.name} wants the upload sent to {plain(said)[:120]}, which is not safe."
+            raise RegistryRefused(message, "Ask its owner to set its external address to https.")
+        return said
+
+    def expect(self, response: httpx2.Response, *statuses: int) -> httpx2.Response:
+        """The response, if it is one of these; else what went wrong is raised."""
+        if response.status_code in statuses:
+            return response
+        if response.status_code in TRANSIENT_STATUS:
+            raise TransientAnswer(response)
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx2.Response) -> OciError:
+        return refusal(response, self.name, self.repository, logged_in=self.credentials is not None)
+
+    def patiently(
+        self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        """A request that may be sent again: after 1, 2 and 4 s, or when the registry asks for."""
+        import httpx2
+
+        for failed in range(1, TRIES + 1):
+            try:
+                response = self.send(method, url, content, headers)
+                if response.status_code not in TRANSIENT_STATUS:
+                    return response
+                raise TransientAnswer(response)
+            except (httpx2.TransportError, TransientAnswer) as error:
+                if isinstance(error, httpx2.ConnectError):  # there is nobody, or no TLS: asking again would not help
+                    raise unreachable(self.name, error) from error
+                self.endure(failed, error)
+        raise AssertionError("the last try returns or raises")
+
+    def endure(self, failed: int, error: Exception) -> None:
+        """Wait before the next try: 1, 2, 4 … s, or as long as the registry asks for; after `TRIES` it is an error."""
+        from quantyard.network.bounded_http import BadAnswer, retry_after_s
+
+        if isinstance(error, BadAnswer):
+            raise bad_answer(self.name, error) from error
+        response = error.response if isinstance(error, TransientAnswer) else None
+        if failed >= TRIES:
+            raise (self._refusal(response) if response else unreachable(self.name, error)) from error
+        asked_s = retry_after_s(response.headers) if response else None
+        time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (failed - 1) if asked_s is None else asked_s))
+
+    def send(
+        self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        """One request, sent a second time only if the registry asks who we are. `TransportError`s are the caller's."""
+        response = self._once(method, url, content, headers)
+        if response.status_code == 401 and self._is_own(url) and self._log_in(response):
+            response = self._once(method, url, content, headers)
+        return response
+
+    def _once(
+        self, method: str, url: str, content: Content | None, headers: Mapping[str, str] | None
+    ) -> httpx2.Response:
+        more = {"Authorization": self._authorization} if self._authorization and self._is_own(url) else {}
+        # A token is for the registry alone; where it keeps its bytes, the address itself is the permission.
+        body = content() if content else b"" if method in ("POST", "PUT", "PATCH") else None
+        return self._ask(method, url, content=body, headers={**(headers or {}), **more})
+
+    def _ask(self, method: str, url: str, **more: Any) -> httpx2.Response:
+        from quantyard.network.bounded_http import READING, Reading
+
+        extensions: dict[str, object] = {READING: Reading(MAX_ANSWER_BYTES)}
+        return self._http.request(method, url, extensions=extensions, **more)
+
+    def _is_own(self, url: str) -> bool:
+        return _origin(url) == _origin(self.address)
+
+    def _log_in(self, response: httpx2.Response) -> bool:
+        """Answer the registry's challenge; False: there is nothing to answer it with."""
+        for challenge in response.headers.get_list("WWW-Authenticate"):
+            scheme, _, rest = challenge.partition(" ")
+            if scheme.lower() == "bearer":
+                return self._fetch_token(dict(_CHALLENGE.findall(rest)))
+            if scheme.lower() == "basic" and self.credentials and self.credentials.username:
+                self._authorization = _basic(self.credentials)
+                return True
+        return False
+
+    def _fetch_token(self, challenge: Mapping[str, str]) -> bool:
+        """A token for pulling and pushing here: the challenge of a HEAD would name pulling alone."""
+        realm, login = challenge.get("realm", ""), self.credentials
+        self._check_realm(realm)
+        asked = {"scope": f"repository:{self.repository}:pull,push"}
+        asked |= {"service": challenge["service"]} if "service" in challenge else {}
+        if login and login.identity_token:
+            more = {"grant_type": "refresh_token", "refresh_token": login.identity_token, "client_id": "quantyard"}
+            response = self._ask("POST", realm, data=asked | more)
+        else:
+            headers = {"Authorization": _basic(login)} if login else {}
+            response = self._ask("GET", realm, params=asked, headers=headers)
+        if response.status_code in (400, 401, 403):
+            return False
+        self._authorization = f"Bearer {self._token_in(self.expect(response, 200).content, realm)}"
+        return True
+
+    def _token_in(self, content: bytes, realm: str) -> str:
+        try:
+            said = load_json(content, MAX_ANSWER_BYTES)
+        except JsonProblem as problem:
+            said, why = None, str(problem)
+        else:
+            why = "it holds no token"
+        token = (said.get("token") or said.get("access_token")) if isinstance(said, dict) else None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            message = f"The registry {self.name} gives no token: what {urlsplit(realm).netloc} answers is none ({why})."
+            raise RegistryRefused(plain(message) + ".", "Try later, or ask its owner.")
+        return token
+
+    def _check_realm(self, realm: str) -> None:
+        """Who gives tokens is named by the registry, and gets the login: only with encryption, and only its own."""
+        import httpx2
+
+        from quantyard.network.bounded_http import fault_of_address
+
+        fault = fault_of_address(realm, httpx2.URL(self.address), is_redirect=False) if "://" in realm else "no address"
+        if fault:
+            message = f"The registry {self.name} names {fault} as its token service: {shown(realm)}."
+            raise RegistryRefused(message, "Ask its owner to set it to an https address.")
+        there = urlsplit(realm)
+        if there.scheme != "https" and not is_loopback(there.netloc):
+            message = f"The registry {self.name} wants the login sent to {plain(realm)[:120]}, with no encryption."
+            raise LoginNeeded(message, "Ask its owner to set its token service to https.")
+        if self.credentials and not _belongs(realm, self.address):
+            message = f"The registry {self.name} wants the login sent to {plain(there.netloc)[:120]}, another's host."
+            hint = f"Ask its owner for a token service of its own domain; or push without: docker logout {self.name}"
+            raise LoginNeeded(message, hint)
+
+    def _url(self, kind: str, name: str) -> str:
+        return f"{self.address}/{self.repository}/{kind}/{quote(name, safe=':')}"
+
+
+def is_loopback(netloc: str) -> bool:
+    """Whether host[:port] is this machine, by its very name: what a resolver says is not asked."""
+    try:
+        host = urlsplit(f"//{netloc}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _belongs(realm: str, address: str) -> bool:
+    """Whether a token service is the registry's own: its very address, or by https its host or one of its domain."""
+    (host, port), (own_host, own_port) = _origin(realm), _origin(address)
+    if urlsplit(realm).scheme != "https":
+        return (host, port) == (own_host, own_port)
+    domains = [name.rpartition(".")[0].rpartition(".")[2] + "." + name.rpartition(".")[2] for name in (host, own_host)]
+    return host == own_host or (domains[0] == domains[1] and not host.replace(".", "").isdigit() and ":" not in host)
+
+
+def _basic(login: Credentials) -> str:
+    return "Basic " + base64.b64encode(f"{login.username}:{login.secret}".encode()).decode()
+
+
+def _origin(url: str) -> tuple[str, int]:
+    """Host and port; a registry behind a proxy may say http where it is reached by https."""
+    try:
+        there = urlsplit(url)
+        host, port = there.hostname or "", there.port or 443
+    except ValueError:  # no port has such a number; and so it is nobody we know
+        return "", 0
+    return host, port

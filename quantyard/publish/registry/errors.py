@@ -1,0 +1,141 @@
+"""What went wrong at a registry, in our words. Its own are shown too, but never trusted to be short or plain.
+
+OciError                      exit code 4: the registry said no, or nothing
+├── RegistryUnreachable
+├── LoginNeeded               no login, or one that the registry does not accept
+├── PushDenied                logged in, and not allowed to push there
+├── RegistryRefused           it takes no such artifact
+└── ArtifactChanged           exit code 2: what was sent is not what had been hashed
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from typing import TYPE_CHECKING
+
+from quantyard.errors import QuantyardError
+from quantyard.formats.strict_json import JsonProblem, load_json
+from quantyard.formatting.printable import words_of
+from quantyard.protocol.base import ExitCode
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from quantyard.network.bounded_http import BadAnswer
+
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_LONGEST_WORDS = 300  # characters
+_LONGEST_ERROR_BYTES = 256 * 1024
+_ERRORS_READ = 10
+
+
+class OciError(QuantyardError):
+    """A registry said no, or nothing."""
+
+    exit_code = ExitCode.NETWORK
+
+
+class RegistryUnreachable(OciError):
+    """No answer, or only server errors."""
+
+
+class LoginNeeded(OciError):
+    """The registry wants a login, or another one."""
+
+
+class PushDenied(OciError):
+    """Who is logged in may not push there."""
+
+
+class RegistryRefused(OciError):
+    """The registry answers, and does not take it."""
+
+
+class ArtifactChanged(OciError):
+    """A file is no longer what it was when its hash was taken."""
+
+    exit_code = ExitCode.BAD_REQUEST
+
+
+def unreachable(registry: str, error: Exception) -> RegistryUnreachable:
+    """The connection failed: no such registry, no TLS that can be trusted, or cut again and again."""
+    words = plain(str(error)) or type(error).__name__
+    message = f"The registry {registry} cannot be reached: {words}."
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, ssl.SSLError):
+        reason = reason.__cause__ or reason.__context__
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return RegistryUnreachable(message, "If your network inspects TLS, name its CA: EXTRA_CA=file.pem")
+    if reason is not None:
+        hint = "Plain HTTP is spoken to registries on this machine only; give this one a certificate."
+        return RegistryUnreachable(message, hint)
+    return RegistryUnreachable(message, f"Check its name and your network: curl -I https://{registry}/v2/")
+
+
+def bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
+    """An answer that was not taken: too much, too slow, or malformed."""
+    message = f"The registry {registry} gives an answer that is none: {plain(str(error))}."
+    return RegistryRefused(message, "See that no proxy or login page answers in its place, and ask its owner.")
+
+
+def kept_too_much(registry: str, kept_bytes: int, sent_bytes: int) -> RegistryRefused:
+    """A registry that has more of a file than it was sent."""
+    message = f"The registry {registry} says that it has kept {kept_bytes:,} bytes; it was sent {sent_bytes:,}."
+    return RegistryRefused(message, "See that no proxy answers in its place, and try again.")
+
+
+def refusal(response: httpx2.Response, registry: str, repository: str, *, logged_in: bool) -> OciError:
+    """What an answer that is no success means."""
+    status, words = response.status_code, said(response)
+    login = f"Type: docker login {registry}"
+    if status == 401:
+        how = "does not accept the login that docker keeps for it" if logged_in else "asks for a login"
+        return LoginNeeded(f"The registry {registry} {how}{words}.", login)
+    if status == 403:
+        message = f"The registry {registry} does not let you push to {repository}{words}."
+        return PushDenied(message, f"Ask its owner for the right to push, or be somebody else: docker login {registry}")
+    if status in TRANSIENT_STATUS:
+        return RegistryUnreachable(f"The registry {registry} answers {status} again and again{words}.", "Try later.")
+    if status == 404:
+        hint = "Check the name; some registries want a repository made in their web page before its first push."
+        return RegistryRefused(f"The registry {registry} does not know {repository}{words}.", hint)
+    if status == 413:
+        hint = "Ask its owner to raise the limit, or choose a smaller quant."
+        return RegistryRefused(f"The registry {registry}, or a proxy before it, takes no file this large{words}.", hint)
+    hint = "Ask its owner whether it takes OCI artifacts of any media type, and files of this size."
+    return RegistryRefused(f"The registry {registry} refuses what is pushed to {repository} ({status}){words}.", hint)
+
+
+def changed(path: str, what: str) -> ArtifactChanged:
+    """A file on disk is no longer the one that was measured; nothing was tagged."""
+    message = f"{path} is not the file that was measured any more: {what}; it is not published."
+    return ArtifactChanged(message, "Type the command again: what does not match its hash is made and measured anew.")
+
+
+def said(response: httpx2.Response) -> str:
+    """The registry's own words, as ": CODE: message"; empty if it has none."""
+    try:
+        found = load_json(response.read(), _LONGEST_ERROR_BYTES)
+    except JsonProblem:
+        return ""
+    errors = found.get("errors") if isinstance(found, dict) else None
+    kept = [each for each in errors[:_ERRORS_READ] if isinstance(each, dict)] if isinstance(errors, list) else []
+    words = "; ".join(f"{each.get('code', '')}: {each.get('message', '')}" for each in kept)
+    for secret in _secrets_of(response.request.headers.get("Authorization", "")):
+        words = words.replace(secret, "(the login)")
+    return f": {plain(words)}" if words else ""
+
+
+def _secrets_of(authorization: str) -> list[str]:
+    """What a registry was given, as it was sent and as the user knows it."""
+    scheme, _, given = authorization.partition(" ")
+    secrets = [given]
+    if scheme == "Basic":
+        secrets.append(base64.b64decode(given).decode("utf-8", "replace").partition(":")[2])
+    return [secret for secret in secrets if secret]
+
+
+def plain(text: str) -> str:
+    """One line without control characters, cut where it grows long, with no full stop at its end."""
+    return words_of(text)[:_LONGEST_WORDS].rstrip(". ")

@@ -1,0 +1,153 @@
+"""One blob on its way to a registry: in chunks, hashed while it is sent; after a cut it goes on with what the registry
+has kept. Some keep what arrived, some a whole chunk, and Docker's own forgets the blob: then it begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from quantyard.publish.files import PublishedFile
+from quantyard.publish.registry.client import Registry, TransientAnswer
+from quantyard.publish.registry.errors import ArtifactChanged, changed, kept_too_much
+
+if TYPE_CHECKING:
+    import httpx2
+
+CHUNK_BYTES = 64 * 1024 * 1024  # proxies limit a request, and what a cut may cost is one of these
+_BLOCK_BYTES = 1024 * 1024
+_RANGE = re.compile(r"^(?:bytes=)?0-([0-9]{1,18})$")
+
+
+class Upload:
+    """Sends one file to a registry that has not got it.
+
+    Args:
+        on_progress: called with the bytes of this file that were handed over so far.
+    """
+
+    def __init__(self, registry: Registry, file: PublishedFile, on_progress: Callable[[int], None]) -> None:
+        self._registry = registry
+        self._file = file
+        self._on_progress = on_progress
+        self._location = ""  # "": not begun
+        self._chunk_bytes = CHUNK_BYTES
+        self._arrived = 0  # bytes that the registry has confirmed
+        self._hash = hashlib.sha256()
+        self._hashed = 0  # bytes; a chunk that is sent twice is hashed once
+
+    def run(self) -> None:
+        """Send it. A connection may be cut: `TRIES` times in a row with no more arrived than before is the end.
+
+        Raises:
+            ArtifactChanged: it is not what its hash says; the registry was not told to keep it.
+            OciError: the registry refuses it, or does not answer.
+        """
+        import httpx2
+
+        failed, furthest, done = 0, 0, False
+        while not done:
+            try:
+                self._send_what_is_left()
+                done = True
+            except (httpx2.TransportError, TransientAnswer) as error:
+                failed = 1 if self._arrived > furthest else failed + 1
+                furthest = max(furthest, self._arrived)
+                self._registry.endure(failed, error)
+
+    def _send_what_is_left(self) -> None:
+        self._go_back_to_what_arrived()
+        while self._arrived < self._file.size_bytes:
+            self._send_chunk()
+        self._check_hash()
+        url = str(_with_digest(self._location, self._file.sha256))
+        response = self._registry.send("PUT", url, headers={"Content-Length": "0"})
+        if response.status_code == 404 and self._registry.blob_size(f"sha256:{self._file.sha256}") is not None:
+            return  # the answer to the try before was lost, not the blob
+        if response.status_code == 400 and b"DIGEST" in response.content and not self._is_still_itself():
+            raise changed(self._file.path, "the registry finds another hash in what it was sent")
+        self._registry.expect(response, 201, 204)
+
+    def _go_back_to_what_arrived(self) -> None:
+        """Ask the registry how much it has; begin anew where it cannot tell."""
+        from quantyard.network.bounded_http import count_of
+
+        status = self._registry.send("GET", self._location) if self._location else None
+        found = _RANGE.match(status.headers.get("Range", "")) if status and status.status_code == 204 else None
+        if status and found and int(found[1]):  # "0-0" is one byte or none
+            self._arrived, self._location = int(found[1]) + 1, self._registry.location(status)
+            if self._arrived > self._hashed:
+                raise kept_too_much(self._registry.name, self._arrived, self._hashed)
+            return
+        response = self._registry.start_upload()
+        self._chunk_bytes = max(CHUNK_BYTES, count_of(response.headers.get("OCI-Chunk-Min-Length")) or 0)
+        self._arrived, self._location = 0, self._registry.location(response)
+
+    def _send_chunk(self) -> None:
+        start = self._arrived
+        end = min(start + self._chunk_bytes, self._file.size_bytes)
+        headers = {
+            "Content-Type": "application/octet-stream", "Content-Length": str(end - start),
+            "Content-Range": f"{start}-{end - 1}",
+        }
+        try:
+            response = self._registry.send("PATCH", self._location, lambda: self._blocks(start, end), headers)
+        except ArtifactChanged:
+            self._cancel()
+            raise
+        self._location = self._registry.location(self._registry.expect(response, 202, 204))
+        self._arrived = end
+
+    def _blocks(self, start: int, end: int) -> Iterator[bytes]:
+        with _open(self._file) as content:
+            content.seek(start)
+            while start < end:
+                block = content.read(min(_BLOCK_BYTES, end - start))
+                if not block:
+                    raise changed(self._file.path, f"it ends after {start} bytes")
+                self._hash.update(block[max(0, self._hashed - start) :])
+                start += len(block)
+                self._hashed = max(self._hashed, start)
+                yield block
+                self._on_progress(start)
+
+    def _check_hash(self) -> None:
+        found = self._hash.hexdigest()
+        if found != self._file.sha256:
+            self._cancel()
+            raise changed(self._file.path, f"its SHA-256 is {found[:12]}…, not {self._file.sha256[:12]}…")
+
+    def _is_still_itself(self) -> bool:
+        """Whether the file on disk is what was to be sent: a part that was sent twice was hashed once."""
+        found = hashlib.sha256()
+        with _open(self._file) as content:
+            while block := content.read(_BLOCK_BYTES):
+                found.update(block)
+        return found.hexdigest() == self._file.sha256
+
+    def _cancel(self) -> None:
+        """Let the registry forget what it has; if it does not hear, it forgets by itself."""
+        import httpx2
+
+        with suppress(httpx2.HTTPError):
+            self._registry.send("DELETE", self._location)
+
+
+def _open(file: PublishedFile) -> BinaryIO:
+    if isinstance(file.content, Path):
+        try:
+            return file.content.open("rb")
+        except OSError as error:
+            raise changed(file.path, f"it cannot be read ({error.strerror})") from error
+    return io.BytesIO(file.content)
+
+
+def _with_digest(location: str, sha256: str) -> httpx2.URL:
+    import httpx2
+
+    return httpx2.URL(location).copy_merge_params({"digest": f"sha256:{sha256}"})

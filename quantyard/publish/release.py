@@ -1,0 +1,234 @@
+"""What is published of a model: the manifest of the chosen files alone, and every file of the release.
+
+A release stands in a repo as it stands in the model's folder of the store:
+
+    README.md, LICENSE …                the card, and what the licence asks to travel
+    <name>-<QUANT>.gguf                 or its parts
+    <name>.imatrix.gguf                 the importance matrix that files were made with
+    manifest.json                       how it was made, what was measured
+    report.html                         every file beside the baseline
+    eval/<suite>/                       the report, its plots, lm-eval's own results
+    .eval_results/                      scores in the Hub's form
+
+Questions and answers of data sets are not published: their licences are their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import BadRequest
+from quantyard.plan.evaluation import folder_name
+from quantyard.protocol.base import FileEntry
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.runner import sha256_of
+from quantyard.publish.files import PublishedFile, kept, made
+from quantyard.sources.licence import licence_files
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import HashCache, ModelStore, stage_folder
+from quantyard.store.manifest import Manifest, QuantRecord, read_manifest
+
+_AGAIN: Final = "make release MODEL=… QUANT=… REPO=…"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One model's files as they will be published: `manifest` knows of these files only."""
+
+    manifest: Manifest
+    folder: Path  # of the model in the store
+    suite: str
+    paths: Mapping[str, Path]  # of each quant's file
+    imatrices: tuple[PublishedFile, ...] = ()
+
+    @property
+    def report(self) -> EvalReport:
+        """The evaluation that the card shows."""
+        return self.manifest.evaluations[self.suite]
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.folder.parent.name
+
+    @property
+    def quants(self) -> tuple[str, ...]:
+        """The names of the files' types."""
+        return tuple(self.manifest.quants)
+
+
+def find_release(
+    folder: Path, source: Path | None, quants: Sequence[str], suite: str, hashes: HashCache
+) -> Release:
+    """What was built and measured of these quants; every file is the one that was measured, or nothing is published.
+
+    Args:
+        folder: the model's, in the store.
+        source: where a local source is: a GGUF that was only measured stays there.
+        suite: whose evaluation; "": the one with the most questions that holds all files.
+
+    Raises:
+        BadRequest: a file is missing, was changed, or was not measured.
+    """
+    manifest = read_manifest(folder / "manifest.json")
+    if manifest is None:
+        raise BadRequest(f"Nothing is built in {folder}.", f"Build, measure and publish: {_AGAIN}")
+    if missing := [quant for quant in quants if quant not in manifest.quants]:
+        raise BadRequest(f"{', '.join(missing)} is not built.", f"Build, measure and publish: {_AGAIN}")
+    paths = {quant: _unchanged(folder, source, manifest.quants[quant], hashes) for quant in quants}
+    chosen = _choose_suite(manifest, quants, suite)
+    only = _only(manifest, quants, chosen)
+    return Release(only, folder, chosen, paths, tuple(_imatrices(only, folder, hashes)))
+
+
+def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
+    """The file's path; it holds what it held when it was verified."""
+    path = (folder if record.made_by or source is None else source) / record.file
+    _refuse_changed(path, record.sha256, hashes)
+    return path
+
+
+def _imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
+    """Each importance matrix that a file of the release was made with."""
+    for name, record in manifest.imatrices.items():
+        _refuse_changed(folder / name, record.sha256, hashes)
+        yield kept(name, folder / name, record.sha256)
+
+
+def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
+    if not path.is_file():
+        raise BadRequest(f"{path} is gone.", f"Make it again: {_AGAIN}")
+    if (found := hashes.sha256(path, sha256_of)) != sha256:
+        message = f"{path} was changed after it was verified: SHA-256 {found}, recorded {sha256}."
+        raise BadRequest(message, f"Remove it and make it again: {_AGAIN}")
+
+
+def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
+    """The suite asked for, or the one with the most questions; it must hold the very files that are there now."""
+    problems = {name: _problem(manifest, report, quants) for name, report in manifest.evaluations.items()}
+    if asked and asked not in problems:
+        others = f"; there is: {', '.join(problems)}" if problems else ""
+        raise BadRequest(f"Nothing was measured with the suite {asked}{others}.", f"Measure it: {_AGAIN} SUITE={asked}")
+    whole = [name for name, problem in problems.items() if not problem and asked in ("", name)]
+    if not whole:
+        told = problems[asked] if asked else next(iter(problems.values()), "nothing was measured")
+        hint = f"Measure all of them in one run: make eval MODEL=… QUANT={','.join(quants)}"
+        raise BadRequest(f"The evaluation does not cover these files: {told}.", hint)
+    return max(whole, key=lambda name: manifest.evaluations[name].n_questions)
+
+
+def _problem(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:
+    """Why this evaluation is not of these files; empty if it is."""
+    measured = {m.file.label: m.file for m in report.measurements}
+    for quant in quants:
+        if quant not in measured:
+            return f"{quant} is not in it (suite {report.suite.name})"
+        if (found := measured[quant].sha256) != (wanted := manifest.quants[quant].sha256):
+            return f"{quant} was measured as another file, SHA-256 {found}, now {wanted} (suite {report.suite.name})"
+    return ""
+
+
+def _only(manifest: Manifest, quants: Sequence[str], suite: str) -> Manifest:
+    """The manifest of these files: what else was made of the model is nobody's business."""
+    report = manifest.evaluations[suite]
+    kept_labels = {"", *quants, report.baseline}
+    measurements = tuple(m for m in report.measurements if m.file.label in kept_labels)
+    return manifest.model_copy(update={
+        "quants": {quant: manifest.quants[quant] for quant in quants},
+        "stages": {label: s for label, s in manifest.stages.items() if label.partition(" ")[2] in kept_labels},
+        "evaluations": {suite: report.model_copy(update={"measurements": measurements})},
+        "contracts": {quant: found for quant, found in manifest.contracts.items() if quant in quants},
+    })  # fmt: skip
+
+
+def public_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, ...]]) -> Manifest:
+    """The manifest without the paths of this machine, and with the parts that files are published in."""
+    text = _without_paths(release.manifest.model_dump_json(), release)
+    manifest = Manifest.model_validate_json(text)
+    if not manifest.source.repo_id:  # a folder's title is its path
+        manifest.source.title = Path(release.manifest.source.title).name
+    for quant, files in parts.items():
+        entries = [FileEntry(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files]
+        manifest.quants[quant] = manifest.quants[quant].model_copy(update={"parts": entries})
+    return manifest
+
+
+def _without_paths(text: str, release: Release) -> str:
+    """The same JSON with names in place of the folders of this machine."""
+    for path, name in sorted(_folders(release).items(), key=lambda item: -len(item[0])):  # one may be in another
+        spellings = "|".join({re.escape(_in_json(path, ascii_only)) for ascii_only in (False, True)})
+        pattern = rf"(?:(?<=file://)|(?<![\w./~-]))(?:{spellings})(?![\w.-])"
+        text = re.sub(pattern, _in_json(name, ascii_only=True).replace("\\", r"\\"), text)
+    return text
+
+
+def _in_json(text: str, ascii_only: bool) -> str:
+    return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+
+
+def _folders(release: Release) -> dict[str, str]:
+    """The folders that a record may name, and what is said in their place."""
+    source = release.manifest.source
+    named = [(release.folder, "artifacts"), (release.folder.parents[2], "store"), (REPO_DIR, "quantyard")]
+    named.append((Path.home(), "~"))
+    if not source.repo_id:  # a local source's title is its path
+        path = Path(source.title)
+        named.append((path, path.name) if source.kind == "huggingface" else (path.parent, "source"))
+    every = [(path, name) for known, name in named for path in (known, known.resolve())]
+    return {str(path): name for path, name in every if path != path.parent}  # "/" is everybody's
+
+
+def whole(release: Release, quant: str) -> PublishedFile:
+    """The model in one file."""
+    record = release.manifest.quants[quant]
+    return kept(record.file, release.paths[quant], record.sha256)
+
+
+def report_files(release: Release) -> Iterator[PublishedFile]:
+    """The report, its plots and lm-eval's results; empty for a model folder that has none any more."""
+    folder = release.folder / folder_name(release.suite)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "report.json":  # the manifest holds it
+            yield kept(path.relative_to(release.folder).as_posix(), path, sha256_of(path))
+    yield from _lm_eval_results(release)
+
+
+def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
+    tasks = [entry.model_dump(mode="json") for entry in release.report.suite.tasks]
+    for label, record in release.manifest.stages.items():
+        if not label.startswith("evaluate ") or record.request.get("tasks") != tasks:  # it may be of another suite
+            continue
+        folder = stage_folder(release.folder, label, record.key) / "files"
+        wanted = [entry for entry in record.outputs if Path(entry.path).name.startswith("results_")]
+        for entry in (entry for entry in wanted if (folder / entry.path).is_file()):
+            name = f"{folder_name(release.suite)}/lm-eval/{label.partition(' ')[2]}/{Path(entry.path).parts[0]}.json"
+            yield made(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
+
+
+def legal_files(release: Release, source: Source) -> tuple[PublishedFile, ...]:
+    """The licence texts of the source, as it has them; none where it is not here. Where a link of a local source leads
+    was found out when the source was read.
+    """
+    names = licence_files(entry.path for entry in source.files)
+    if source.local is not None:
+        places = {name: source.local.place_of(name) for name in names}
+    else:
+        fetched = release.manifest.stages.get("fetch")
+        folder = stage_folder(release.folder, "fetch", fetched.key) / "files" if fetched else None
+        places = {name: folder / name for name in names if folder is not None}
+    return tuple(kept(name, place, sha256_of(place)) for name, place in places.items() if place.is_file())
+
+
+def keep_gate(store: ModelStore, judged: Manifest) -> None:
+    """Write down in the store's manifest what the gate found, and the licence as it was stated."""
+    manifest = read_manifest(store.folder / "manifest.json")
+    assert manifest is not None, "a release was found in it"
+    if (manifest.gate, manifest.stated_license) != (judged.gate, judged.stated_license):
+        manifest.gate, manifest.stated_license = judged.gate, judged.stated_license
+        store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")

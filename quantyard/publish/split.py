@@ -1,0 +1,50 @@
+"""Lays out the splitting of the files of a release that are larger than the Hub takes, and finds their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantyard.execution.runner import Builder
+from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Step
+from quantyard.protocol.base import FileEntry, SplitRequest, digest_of_files
+from quantyard.publish.files import PublishedFile, kept
+from quantyard.publish.release import Release
+from quantyard.sources.resolve import Source
+from quantyard.store.artifacts import Artifact
+
+
+def _label_of(quant: str) -> str:
+    return f"split {quant}"
+
+
+def split_plan(release: Release, source: Source, max_size_bytes: int) -> BuildPlan | None:
+    """A step for each file above the limit; None where there is none. The plan has no targets: see `parts_of`."""
+    steps = [
+        _step(quant, release.paths[quant], record.sha256, record.size_bytes, max_size_bytes)
+        for quant, record in release.manifest.quants.items() if record.size_bytes > max_size_bytes
+    ]
+    if not steps:
+        return None
+    base = ModelFile(next(iter(steps[0].inputs.values())), "")
+    return BuildPlan(source, tuple(steps), base, (), "auto", "")
+
+
+def _step(quant: str, path: Path, sha256: str, size_bytes: int, max_size_bytes: int) -> Step:
+    files = (FileEntry(path=path.name, size_bytes=size_bytes, sha256=sha256),)
+    whole = Artifact(digest_of_files(files), files, path.parent, whole_folder=False)
+    request = SplitRequest(model_file=path.name, prefix=path.stem, max_size_bytes=max_size_bytes)
+    return Step(_label_of(quant), STAGES["split"], request, {"source": External(whole)}, size_bytes)
+
+
+def parts_of(builder: Builder, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:
+    """The parts that the finished plan left, by quant."""
+    labels = {step.label for step in builder.plan.steps}
+    return {
+        quant: _parts(builder, _label_of(quant)) for quant in release.quants if _label_of(quant) in labels
+    }
+
+
+def _parts(builder: Builder, label: str) -> tuple[PublishedFile, ...]:
+    folder, files = builder.output(label), builder.outputs(label)
+    return tuple(kept(f.path, folder / f.path, str(f.sha256)) for f in files)

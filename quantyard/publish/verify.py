@@ -1,0 +1,267 @@
+"""`make verify`: is this file, folder or repo the release that its manifest tells of?
+
+A manifest can be wrong in two ways: its files are others, or it contradicts itself. Both are looked for. Whether the
+recorded steps really give these bytes is another question: see `rebuild.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from quantyard.card.render import CardContext, card_differences
+from quantyard.errors import BadRequest, BadSource, HubError, HubUnreachable
+from quantyard.files.own_files import find_file, kind_of, read_named
+from quantyard.formats.gguf import GgufError, read_header, read_model
+from quantyard.formats.names import shown
+from quantyard.hub.client import HubAccess, resolve
+from quantyard.hub.foreign_manifest import parse_foreign
+from quantyard.protocol.base import digest_of_files
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import QUANTS
+from quantyard.sources.licence import Licence, check_licence
+from quantyard.store.manifest import MAX_BYTES, ImatrixRecord, Manifest, QuantRecord, StageRecord
+
+State = Literal["ok", "failed", "not checked"]
+MANIFEST: Final = "manifest.json"
+_CARD: Final = "README.md"
+_CARD_BYTES: Final = 4 * 2**20
+_LISTED: Final = 12  # names in a message
+_PATH_SHOWN: Final = 300  # characters
+_NAME_ON_CARD: Final = re.compile(r"^model-index:\n- name: '?([\w.-]+)'?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, and what was found."""
+
+    what: str
+    state: State
+    finding: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A release on this machine: its manifest, and the files of it that are to be checked."""
+
+    folder: Path
+    manifest: Manifest
+    quants: tuple[str, ...]
+    imatrices: tuple[str, ...] = ()
+
+
+def find_subject(path: Path) -> Subject:
+    """The release in a folder, or the one file of it.
+
+    Raises:
+        BadRequest: there is no such file, or no manifest beside it that knows of it.
+    """
+    kind = kind_of(path)
+    if not kind:
+        what = shown(str(path), _PATH_SHOWN)
+        raise BadRequest(f"There is no file or folder {what}.", "Give one that exists: make verify FILE=path")
+    folder = path if kind == "folder" else path.parent
+    manifest = _manifest_in(folder)
+    if not manifest.quants:
+        raise BadRequest(f"{folder / MANIFEST} knows no model.", "Build one: make build MODEL=org/name")
+    if kind == "folder":
+        return Subject(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
+    if path.name in manifest.imatrices:
+        return Subject(folder, manifest, (), (path.name,))
+    named = [quant for quant, record in manifest.quants.items() if path.name in {entry.path for entry in record.files}]
+    if not named:
+        known = [*(record.file for record in manifest.quants.values()), *manifest.imatrices]
+        told = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
+        message = f"{folder / MANIFEST} does not know {path.name}, only {told}."
+        raise BadRequest(message, f"Those are checked by: make verify FILE={folder}")
+    return Subject(folder, manifest, tuple(named))
+
+
+def _manifest_in(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        read_from = find_file(folder, MANIFEST) if kind_of(path) else path
+        return parse_foreign(read_named(read_from, MAX_BYTES), str(path))
+    except OSError as error:
+        hint = "Download it from where the file is from, or give the repo: make verify REPO=me/name-GGUF"
+        raise BadRequest(f"{path} cannot be read: {error.strerror}.", hint) from error
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise BadRequest(f"{path} is no manifest of Quantyard: {first}.", "Download it again.") from error
+
+
+def check(subject: Subject, access: HubAccess, repo_id: str, on_file: Callable[[str], None]) -> Iterator[Check]:
+    """Every check, the files first. `repo_id` "": it was not published yet, or who knows where."""
+    for quant in subject.quants:
+        record = subject.manifest.quants[quant]
+        on_file(record.file)
+        for entry in record.files:
+            yield Check(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
+        yield _check_type(subject.folder, quant, record)
+        yield _check_story(subject.manifest, quant, record)
+    for name in subject.imatrices:
+        on_file(name)
+        yield from _check_imatrix(subject.folder, subject.manifest.imatrices[name])
+    yield _check_source(subject.manifest, access)
+    yield _check_card(subject, repo_id)
+
+
+def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
+    if not kind_of(folder / name):
+        return "failed", "is not there"
+    try:
+        path = find_file(folder, name)
+    except BadSource as error:
+        return "failed", error.message
+    if (size := path.stat().st_size) != size_bytes:
+        return "failed", f"has {size:,} bytes, the manifest says {size_bytes:,}"
+    if (found := sha256_of(path)) != sha256:
+        return "failed", f"SHA-256 {found}, the manifest says {sha256}"
+    return "ok", f"SHA-256 {sha256}"
+
+
+def _check_type(folder: Path, quant: str, record: QuantRecord) -> Check:
+    """The header is this machine's own reading, whatever name and manifest say."""
+    what = f"type of {record.file}"
+    try:
+        header = read_model(_its_file(folder, record.files[0].path))
+    except (GgufError, OSError) as error:
+        return Check(what, "failed", f"is no GGUF that can be read: {error}")
+    found = next((q.name for q in QUANTS if q.ftype == header.file_type), str(header.file_type))
+    known = next((q for q in QUANTS if q.name == quant), None)
+    if known is None or quant == "COPY" or header.file_type == known.ftype:  # a copy keeps the type that it had
+        return Check(what, "ok", f"{found}, {header.architecture}, {len(header.tensors)} tensors")
+    return Check(what, "failed", f"its header says {found}, the manifest {quant}")
+
+
+def _its_file(folder: Path, name: str) -> Path:
+    """The file under its own name, by which its other parts are found.
+
+    Raises:
+        GgufError: it is none that may be opened.
+    """
+    try:
+        find_file(folder, name)
+    except BadSource as error:
+        raise GgufError(error.message) from error
+    return folder / name
+
+
+def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[Check]:
+    yield Check(record.file, *_compare(folder, record.file, record.size_bytes, record.sha256))
+    what = f"type of {record.file}"
+    try:
+        kind = read_header(_its_file(folder, record.file)).metadata.get("general.type")
+    except (GgufError, OSError) as error:
+        yield Check(what, "failed", f"is no GGUF that can be read: {error}")
+        return
+    state: State = "ok" if kind == "imatrix" else "failed"
+    yield Check(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, and no imatrix")
+
+
+def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> Check:
+    """What made the file, verified it and measured it are all about the same bytes."""
+    problems = list(_contradictions(manifest, quant, record))
+    told = [f"made by {record.made_by or 'its source'}", *_measured_by(manifest, quant)]
+    return Check(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
+
+
+def _measured_by(manifest: Manifest, quant: str) -> Iterator[str]:
+    suites = [name for name, r in manifest.evaluations.items() if any(m.file.label == quant for m in r.measurements)]
+    yield f"measured by {', '.join(suites)}" if suites else "not measured"
+    yield "contract tested" if quant in manifest.contracts else "contract not tested"
+
+
+def _contradictions(manifest: Manifest, quant: str, record: QuantRecord) -> Iterator[str]:
+    made = manifest.stages.get(record.made_by)
+    if record.made_by and made is None:
+        yield f"no record of {record.made_by}"
+    elif made is not None and record.sha256 not in {output.sha256 for output in made.outputs}:
+        yield f"{record.made_by} made a file with another hash"
+    if made is not None and (why := _other_imatrix(made, record.imatrix)):
+        yield f"{record.made_by} {why}"
+    if record.imatrix and record.imatrix != manifest.imatrices[record.imatrix.file]:
+        yield f"{record.imatrix.file} is another importance matrix for another file"
+    if record.verified_by not in manifest.stages:
+        yield f"no record of {record.verified_by}"
+    for name, report in manifest.evaluations.items():
+        measured = next((m.file.sha256 for m in report.measurements if m.file.label == quant), None)
+        if measured not in (None, record.sha256):
+            yield f"the suite {name} measured a file with another hash"
+
+
+def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
+    """Where the importance matrix is not the one that made the file; "" where it is, or there was none."""
+    used = made.inputs.get("imatrix")
+    if recorded is None:
+        return "took an importance matrix of which there is no record" if used else ""
+    if used != digest_of_files(tuple(recorded.given)):
+        return f"took another importance matrix than {recorded.file}" if used else "took no importance matrix"
+    names = {entry.path: (entry.size_bytes, entry.sha256) for entry in recorded.given}
+    given = names.get(str(made.request.get("imatrix_file")))
+    same = given == (recorded.size_bytes, recorded.sha256)
+    return "" if same else f"took an importance matrix with another hash than {recorded.file}"
+
+
+def _check_source(manifest: Manifest, access: HubAccess) -> Check:
+    source = manifest.source
+    if not source.repo_id:
+        return Check("source", "not checked", f"{source.title} was a local model, digest {source.commit[:12]}")
+    what = f"source {source.repo_id}"
+    try:
+        repo = resolve(access, source.repo_id, source.commit)
+    except HubUnreachable as error:
+        return Check(what, "not checked", error.message)
+    except HubError as error:
+        return Check(what, "failed", f"commit {source.commit[:12]}: {error.message}")
+    there = {entry.path: entry.sha256 for entry in repo.files}
+    if gone := [f.path for f in source.files if f.path not in there]:
+        return Check(what, "failed", f"not there at commit {source.commit[:12]}: {', '.join(gone)}")
+    if others := [f.path for f in source.files if f.sha256 and there[f.path] not in (None, f.sha256)]:
+        return Check(what, "failed", f"other bytes at commit {source.commit[:12]}: {', '.join(others)}")
+    return Check(what, "ok", f"commit {source.commit[:12]} is there, its files as recorded")
+
+
+def _check_card(subject: Subject, repo_id: str) -> Check:
+    """Its numbers, one by one; what people wrote around them is theirs."""
+    if not kind_of(subject.folder / _CARD):
+        return Check("card", "not checked", f"there is no {_CARD}")
+    manifest = subject.manifest
+    if not manifest.evaluations:
+        return Check("card", "not checked", "nothing was measured")
+    try:
+        text = read_named(find_file(subject.folder, _CARD, _CARD_BYTES), _CARD_BYTES).decode(errors="replace")
+    except BadSource as error:
+        return Check("card", "failed", error.message)
+    context = CardContext(
+        repo_id=_repo_on(text) or repo_id.partition("@")[0] or "me/model-GGUF", suite=next(iter(manifest.evaluations)),
+        licence=licence_in(manifest),
+    )
+    try:
+        found = card_differences(text, manifest, context)
+    except BadRequest as error:  # no card can be right where the manifest contradicts itself
+        found = [error.message]
+    return Check("card", "failed" if found else "ok", "; ".join(found) or "its numbers are the manifest's")
+
+
+def _repo_on(card: str) -> str:
+    """The repo that the card names: a file may be here without one, and a copy of a repo is called otherwise."""
+    found = _NAME_ON_CARD.search(card)
+    return f"me/{found[1]}" if found else ""
+
+
+def licence_in(manifest: Manifest) -> Licence:
+    """The licence that a release says it is under."""
+    try:
+        return check_licence(manifest.source.license, manifest.stated_license, manifest.source.card.license_name)
+    except BadRequest:
+        return Licence(manifest.source.license or "unknown", "source", ())
+
+
+def worst(checks: Sequence[Check]) -> State:
+    """Failed if one has; ok only if something was checked."""
+    states = {check.state for check in checks}
+    return "failed" if "failed" in states else "ok" if "ok" in states else "not checked"

@@ -1,0 +1,1 @@
+"""The quantization types and recipes."""

@@ -1,0 +1,384 @@
+"""How large a GGUF will be and how much memory serving it takes, before a byte is downloaded.
+
+The size of a quant is worked out tensor by tensor from the shapes in the safetensors headers: each is put in
+llama.cpp's category by its Hugging Face name, and `quantyard.quants.catalog.tensor_type` says what type it gets there.
+What stays unquantized follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
+
+Not foreseen: tensors a converter merges, drops or pads for one architecture only, and sources that are quantized
+already (GPTQ, AWQ, bitsandbytes), whose packed integers are passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantyard.formats.gguf import TensorInfo
+from quantyard.formats.tensor_patterns import PatternProblem, resolve, type_for_row
+from quantyard.quants.catalog import Quant, find
+from quantyard.quants.tensor_types import BLOCKS, Place, tensor_type
+
+if TYPE_CHECKING:
+    from quantyard.protocol.base import OutType
+
+Config = Mapping[str, object]  # config.json of the Hugging Face model
+
+# To teach it another architecture's names: add to the pattern of their category; the first match wins.
+# "skip" never reaches the file, "keep" stays in f32, "v" is all that llama.cpp treats like attn_v (fused qkv too).
+_NAMES = {
+    r"(^|\.)(vision\w*|visual|audio\w*|image_newline|multi_modal_projector|mm_projector)\.": "skip",
+    r"(_scale|_scale_inv|_scales|\.scales|zeros|g_idx|inv_freq|masked_bias|(attn|attention)\.bias|qweight)$": "skip",
+    r"bias$|norm[^.]*(\.weight)?$|(^|\.)ln_|wpe|position": "keep",
+    r"router|\.gate\.weight$|shared_expert_gate|conv1d|A_log|altup|laurel": "keep",
+    r"(^|\.)(lm_head|embed_out)\.weight$|^output\.weight$": "output",
+    r"(embed_tokens(_per_layer)?|wte|word_embeddings|tok_embeddings|embed_in|embeddings)\.weight$": "embed",
+    r"(qkv_proj|query_key_value|\.c_attn|[wW]qkv|W_pack|in_proj_qkv|\.v_proj|attention\.wv)\b": "v",
+    r"(\.k_proj|attention\.wk)\b": "k",
+    r"(\.q_proj|attention\.wq)\b": "q",
+    r"(\.o_proj|attention\.wo|(attention|self_attn)\.dense|attn\.(out|c)_proj)\b": "attn_out",
+    r"(down_proj(_blocks)?|\.w2|mlp\.c_proj|\.fc2|fc_out|dense_4h_to_h)\b": "down",
+    r"(\.gate_proj|\.w1)\b": "gate",
+    r"(up_proj(_blocks)?|\.w3|\.c_fc|\.fc1|fc_in|dense_h_to_4h)\b": "up",
+    r"": "other",
+}
+_NAME_PATTERNS = tuple((re.compile(pattern), category) for pattern, category in _NAMES.items())
+
+# GPT-2 stores these as (in, out), the other way round from everyone else.
+_TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+
+_NUMBER = re.compile(r"\.\d+(?=\.)")
+_LAYER = re.compile(r"\.(\d+)\.")
+
+# Bytes around the tensors: per token its text, type and share of the merges; per tensor its header entry.
+_BYTES_PER_TOKEN, _BYTES_PER_TENSOR, _BYTES_FIXED = 37, 60, 8_000
+
+# A checkpoint's dtype counts when it holds more than this share of the weights. Below it are norms, rotary buffers,
+# routers and the like, which the converter keeps in f32 whatever the outtype is.
+_NEGLIGIBLE_SHARE = 0.01
+
+# To teach it an architecture that mixes window and full attention without saying so in `layer_types`: add a row.
+# model_type → every how many layers one sees the whole context.
+_FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+_NO_KV_CACHE = ("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7")
+# Keys of architectures whose layers differ in more than `layer_types` tells: no exact figure for these.
+_UNEVEN_KEYS = ("attn_layer_period", "hybrid_override_pattern", "attn_layer_indices", "ssm_cfg", "global_head_dim")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv")
+
+_UBATCH_TOKENS = 512  # llama.cpp's default physical batch
+_CELL_STEP = 256  # it rounds a KV cache up to this many tokens
+_PROCESS_BYTES = 80 * 2**20  # llama-server itself: code, libraries, HTTP threads
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """One tensor of a checkpoint as its safetensors header has it: shape (rows, columns), dtype such as "BF16"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What of a tensor decides its size. A mixture of experts has thousands of tensors but few of these."""
+
+    category: str
+    layer: int
+    is_expert: bool
+    count: int
+    row_length: int
+    fixed_type: str | None  # unquantized whatever the quant
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the choice of types depends on besides the tensor itself."""
+
+    config: Config
+    weights: Counter[_Weight]
+    tied: bool
+    v_layers: tuple[int, ...]  # layers with an attn_v-like tensor, in order
+    copy_of: str  # tensor type that COPY leaves in place
+
+
+def gguf_size_bytes(
+    tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool | None = None
+) -> int:
+    """Expected size of the GGUF in bytes.
+
+    Args:
+        tensors: all tensors of the checkpoint, over all its shards.
+        config: config.json; a multimodal model's `text_config` is found by itself.
+        quant: the type; BF16, F16 and F32 give the size of the converted file.
+        imatrix: whether one will be given, which changes some mixtures; by default only where it must be.
+
+    Raises:
+        BadRequest: llama-quantize would refuse the quant for these row lengths.
+    """
+    model = _model(tensors, _text_config(config))
+    given = quant.needs_imatrix if imatrix is None else imatrix
+    named, stock = _told_by_recipe(model, quant), find(quant.base)
+    data = sum(n * _weight_bytes(weight, model, stock, named, imatrix=given) for weight, n in model.weights.items())
+    vocab = _number(model.config, *_VOCAB) or 0
+    headers = sum(1 if weight.is_expert else n for weight, n in model.weights.items())  # experts are merged
+    return data + _BYTES_FIXED + _BYTES_PER_TOKEN * vocab + _BYTES_PER_TENSOR * headers
+
+
+def main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False) -> str:
+    """The tensor type that most weights of a GGUF of this quant have. It is not always the one that the quant is
+    called by: rows that its blocks do not fit get another.
+
+    Raises:
+        BadRequest: llama-quantize would refuse the quant for these row lengths.
+    """
+    model, stock, counts = _model(tensors, _text_config(config)), find(quant.base), Counter[str]()
+    named = _told_by_recipe(model, quant)
+    for weight, n in model.weights.items():
+        if not _is_left_out(weight, model):
+            counts[_type(weight, model, stock, named, imatrix=imatrix)] += n * weight.count
+    return counts.most_common(1)[0][0]
+
+
+def params_size_bytes(n_params: int, quant: Quant) -> int:
+    """Rough size in bytes of a GGUF whose tensor shapes are unknown; 10 % off and more for small models."""
+    return math.ceil(quant.bits_per_weight * n_params / 8)
+
+
+def _model(tensors: Sequence[TensorShape], text: Config) -> _Model:
+    weights = Counter(_weight(tensor, text) for tensor in tensors)
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += math.prod(tensor.shape)
+    return _Model(
+        config=text,
+        weights=weights,
+        tied=text.get("tie_word_embeddings") is True or all(weight.category != "output" for weight in weights),
+        v_layers=tuple(sorted({weight.layer for weight in weights if weight.category == "v"})),
+        copy_of=outtype_for(dtypes)[0].upper(),
+    )
+
+
+def _weight(tensor: TensorShape, text: Config) -> _Weight:
+    category, shape = _category(tensor.name), tensor.shape
+    count, layer = math.prod(shape), _LAYER.search(tensor.name)
+    transposed = text.get("model_type") == "gpt2" and _TRANSPOSED.search(tensor.name)
+    fixed_type = "F32" if category == "keep" or count == max(shape, default=1) else None
+    if tensor.name.endswith("_blocks"):  # gpt-oss: two 4-bit weights to a byte, repacked as they are
+        count, fixed_type = 2 * count, "MXFP4"
+    return _Weight(
+        category=category,
+        layer=int(layer[1]) if layer else 0,
+        is_expert=".experts." in tensor.name,
+        count=count,
+        row_length=shape[0 if transposed else -1] if shape else 1,
+        fixed_type=fixed_type,
+    )
+
+
+def _weight_bytes(
+    weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
+) -> int:
+    if _is_left_out(weight, model):
+        return 0
+    per_block, block_bytes = BLOCKS[_type(weight, model, quant, named, imatrix=imatrix)]
+    return weight.count * block_bytes // per_block
+
+
+def _is_left_out(weight: _Weight, model: _Model) -> bool:
+    return weight.category == "skip" or (weight.category == "output" and model.tied)
+
+
+def _type(
+    weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
+) -> str:
+    kind = weight.fixed_type or (model.copy_of if quant.name == "COPY" else None)
+    if kind is not None:
+        return kind
+    where = "output" if weight.category == "embed" and model.tied else weight.category
+    told = named.get((_kind_of(weight), weight.layer))
+    place = _place(weight, model, imatrix=imatrix)
+    return (told and type_for_row(told, weight.row_length)) or tensor_type(quant, where, weight.row_length, place)
+
+
+# Category → the GGUF's name for its tensors, as recipes know them.
+_KINDS = {
+    "q": "attn_q", "k": "attn_k", "v": "attn_v", "attn_out": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
+    "down": "ffn_down", "embed": "token_embd", "output": "output",
+}  # fmt: skip
+
+
+def _kind_of(weight: _Weight) -> str:
+    return _KINDS.get(weight.category, weight.category) + ("_exps" if weight.is_expert else "")
+
+
+def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
+    """The types that a recipe gives, by kind and layer; nothing where there is none, or its patterns cannot be placed
+    before the conversion has named the tensors.
+    """
+    if quant.recipe is None:
+        return {}
+    recipe, kinds = quant.recipe, {(_kind_of(w), w.layer) for w in model.weights if w.fixed_type is None}
+    names = {f"{k}.weight" if k in ("token_embd", "output") else f"blk.{i}.{k}.weight": (k, i) for k, i in kinds}
+    if model.tied:
+        names = {name: at for name, at in names.items() if name != "output.weight"}
+    tensors = [TensorInfo(name, (256, 2), 0, 0, 0, Path()) for name in names]
+    try:
+        types = resolve(tensors, recipe.tensors, recipe.output, recipe.token_embedding)
+    except PatternProblem:
+        return {}
+    return {names[name]: kind for name, kind in types.items()}
+
+
+def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> Place:
+    config, is_v = model.config, weight.category == "v"
+    heads, layers, model_type = _heads(config), _layers(config), config.get("model_type")
+    return Place(
+        i=model.v_layers.index(weight.layer) if is_v else weight.layer,
+        n=len(model.v_layers) if is_v else layers,
+        gqa=heads / _kv_heads(config),
+        experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0,
+        is_expert=weight.is_expert,
+        falcon=model_type in ("falcon", "RefinedWeb", "RefinedWebModel"),
+        seventy_b=layers == 80 and model_type in ("llama", "qwen2") and heads != _kv_heads(config),
+        imatrix=imatrix,
+    )
+
+
+def _category(name: str) -> str:
+    return _category_of(_NUMBER.sub(".0", name))  # layers and experts share an answer
+
+
+@lru_cache(maxsize=4096)
+def _category_of(name: str) -> str:
+    return next(category for pattern, category in _NAME_PATTERNS if pattern.search(name))
+
+
+def outtype_for(dtypes: Mapping[str, int]) -> tuple[OutType, str]:
+    """The smallest converter outtype that loses nothing of the source, and why.
+
+    Args:
+        dtypes: safetensors dtype → how many weights have it. Integers are not weighed, and neither is a dtype
+            with at most 1 % of the weights. 8-bit floats fit into bf16; only their scales are rounded.
+    """
+    floats = {dtype: n for dtype, n in dtypes.items() if dtype.startswith(("F", "BF"))}
+    total = sum(floats.values())
+    weighty = {dtype for dtype, n in floats.items() if n > _NEGLIGIBLE_SHARE * total}
+    if weighty & {"F32", "F64"}:
+        return "f32", "the source holds float32 weights; 16 bits would round them"
+    if {"F16", "BF16"} <= weighty:
+        return "f32", "the source mixes float16 and bfloat16; only f32 holds both exactly"
+    if "F16" in weighty:
+        return "f16", "the source is float16; bf16 would drop 3 bits of mantissa"
+    if "BF16" in weighty:
+        return "bf16", "the source is bfloat16"
+    if weighty:
+        return "bf16", "the source is 8-bit float; bf16 holds every such value, its scales are rounded"
+    return "bf16", "the source does not say its float type"
+
+
+def kv_cache_bytes(config: Config, context_tokens: int, bytes_per_element: int = 2) -> int | None:
+    """Bytes of llama.cpp's KV cache for one context, f16 by default; None when the config does not tell.
+
+    Exact for standard and grouped attention. Layers with a sliding window hold the window and one batch; latent
+    attention (DeepSeek) holds the latent and the rotary part; recurrent layers hold none. Their state, tens of MB
+    whatever the context, is not counted, and neither is the context that each further slot of a server adds.
+    """
+    text = _text_config(config)
+    if text.get("model_type") in _NO_KV_CACHE:
+        return 0
+    per_token = _kv_elements_per_token(text)
+    uneven = any(key in text for key in _UNEVEN_KEYS) or any(isinstance(text.get(key), list) for key in _KV_HEADS)
+    if per_token is None or uneven:
+        return None
+    cells = sum(_cells(kind, text, context_tokens) for kind in _layer_kinds(text))
+    return cells * per_token * bytes_per_element
+
+
+def _kv_elements_per_token(text: Config) -> int | None:
+    """Elements of K and V that one layer keeps per token."""
+    latent = _number(text, "kv_lora_rank")
+    if latent:
+        return latent + (_number(text, "qk_rope_head_dim") or 0)
+    heads, hidden = _number(text, "num_attention_heads", "n_head", "n_heads"), _number(text, *_HIDDEN)
+    head_dim = _number(text, "head_dim") or (hidden // heads if heads and hidden else None)
+    return 2 * _kv_heads(text) * head_dim if head_dim and _layers(text) else None
+
+
+def _layer_kinds(text: Config) -> list[str]:
+    """The attention of each layer that has a cache of its own (the last of some models share one)."""
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list | tuple) and kinds:
+        return [str(kind) for kind in kinds][: len(kinds) - (_number(text, "num_kv_shared_layers") or 0)]
+    every = _number(text, "sliding_window_pattern") or _FULL_ATTENTION_EVERY.get(str(text.get("model_type")), 1)
+    return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(_layers(text))]
+
+
+def _cells(kind: str, text: Config, context_tokens: int) -> int:
+    """Tokens that a layer's cache holds; llama.cpp's src/llama-kv-cache-iswa.cpp for the window."""
+    whole = _round_up(context_tokens, _CELL_STEP)
+    if kind in ("full_attention", "attention"):
+        return whole
+    window = _number(text, "sliding_window", "attention_chunk_size")
+    if "sliding" in kind or "chunked" in kind:
+        return min(whole, _round_up(window + _UBATCH_TOKENS, _CELL_STEP)) if window else whole
+    return 0  # linear attention, mamba, convolution
+
+
+def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
+    """Expected memory in bytes that llama-server needs with one context: the weights, the KV cache, and around them
+
+        512 * 4 * 8 * hidden    activations of one batch
+        250 * vocab             the tokenizer's tables
+        80 MiB                  the process
+
+    An unknown KV cache counts as nothing. Not in it: llama-server's own cache of earlier prompts, which grows with
+    use up to --cache-ram (8 GiB unless told otherwise); the logits of a whole batch, 512 * 4 * vocab, which CPU
+    servers reserve but touch only when a client asks for them; and file pages that stay in memory after the weights
+    were repacked for the CPU (Q4_0, Q8_0 and others), which the kernel takes back when it needs them.
+    """
+    text = _text_config(config)
+    activations = _UBATCH_TOKENS * 4 * 8 * (_number(text, *_HIDDEN) or 0)
+    return file_size + (kv or 0) + activations + 250 * (_number(text, *_VOCAB) or 0) + _PROCESS_BYTES
+
+
+# ---- Reading config.json ---------------------------------------------------------------------------------------------
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_VOCAB = ("vocab_size", "n_vocab", "padded_vocab_size")
+_LARGEST_NUMBER = 1 << 32
+_MOST_LAYERS = 10_000  # ten times the deepest model; each is an element of a list here
+
+
+def _text_config(config: Config) -> Config:
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, Mapping) else config
+
+
+def _number(config: Config, *keys: str) -> int | None:
+    """The first of the keys that holds an integer, and one that a model can have: config.json is hostile input."""
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if type(value) is int and 0 <= value <= _LARGEST_NUMBER), None)
+
+
+def _layers(config: Config) -> int:
+    return min(_number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
+
+
+def _heads(config: Config) -> int:
+    return _number(config, "num_attention_heads", "n_head", "n_heads") or 1
+
+
+def _kv_heads(config: Config) -> int:
+    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
+        return 1
+    return _number(config, *_KV_HEADS) or _heads(config)
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step

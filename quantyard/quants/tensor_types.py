@@ -1,0 +1,176 @@
+"""Which tensor types a quant is made of: llama.cpp's mixtures, as one table of rules.
+
+From `src/llama-quant.cpp`: llama_ftype_get_default_type, llama_tensor_get_type_impl, tensor_type_fallback. The
+size plan rests on it; `tests/unit/test_estimate.py` holds it against sizes that llama-quantize really made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quantyard.errors import BadRequest
+from quantyard.formats.ggml_types import FALLBACKS, TENSOR_TYPES
+from quantyard.quants.catalog import LIST_THEM, QUANTS, Quant
+
+# Type → (weights per block, bytes per block).
+BLOCKS: dict[str, tuple[int, int]] = {kind.name: (kind.block_size, kind.type_size_bytes) for kind in TENSOR_TYPES}
+
+# To add a quant whose name is not the tensor type it starts from: add it here.
+BASE_TYPES = {
+    "IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S", "MXFP4_MOE": "MXFP4",
+    "Q2_K_S": "Q2_K", "Q3_K_S": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_L": "Q3_K",
+    "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K", "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor sits: the `i`-th of `n` of its kind, in a model with these traits."""
+
+    i: int
+    n: int
+    gqa: float = 1.0  # query heads per key/value head
+    experts: int = 0  # in the model
+    is_expert: bool = False  # this tensor
+    falcon: bool = False
+    seventy_b: bool = False  # llama.cpp's LLM_TYPE_70B
+    imatrix: bool = False  # one is given
+
+
+Holds = Callable[[Place], bool]
+
+
+def _first(part: int) -> Holds:
+    return lambda p: p.i < p.n // part
+
+
+def _more(p: Place) -> bool:
+    """llama.cpp's use_more_bits: the first and last eighth of the layers, and every third between."""
+    return p.i < p.n // 8 or p.i >= 7 * p.n // 8 or (p.i - p.n // 8) % 3 == 2
+
+
+def _always(_: Place) -> bool:
+    return True
+
+
+def _gqa4(p: Place) -> bool:
+    return p.gqa >= 4
+
+
+def _eight(p: Place) -> bool:
+    return p.experts == 8
+
+
+def _plain(p: Place) -> bool:
+    return not p.falcon and p.experts != 8
+
+
+def _middle(p: Place) -> bool:
+    return p.n // 8 <= p.i < 7 * p.n // 8
+
+
+LOW = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M")  # these have rules of their own
+NOT_LOW = tuple(quant.name for quant in QUANTS if quant.name not in LOW)
+
+# To follow a change of llama.cpp's mixtures: change the rows. (quants, category, condition, type): of the rows for a
+# quant and category the first whose condition holds decides; where none does it is the quant's base type.
+RULES: tuple[tuple[tuple[str, ...], str, Holds, str], ...] = (
+    (("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "embed", _always, "Q2_K"),
+    (("IQ2_S", "IQ2_M", "IQ3_XXS"), "embed", _always, "IQ3_S"),
+    (("TQ1_0", "TQ2_0", "Q2_0"), "embed", _always, "Q4_K"),
+    (LOW, "v", lambda p: p.gqa >= 4 or p.experts >= 4, "Q4_K"),
+    (("IQ2_S", "IQ2_M"), "v", _always, "IQ3_S"),
+    (LOW, "v", _always, "Q2_K"),
+    (LOW, "k", _eight, "Q4_K"),
+    (("IQ2_S", "IQ2_M"), "down", _first(8), "IQ3_S"),
+    (LOW, "down", _first(8), "Q2_K"),
+    (LOW, "attn_out", _eight, "Q5_K"),
+    (("IQ1_S", "IQ1_M"), "attn_out", _always, "IQ2_XXS"),
+    (("IQ2_S", "IQ2_M"), "attn_out", _always, "IQ3_S"),
+    (NOT_LOW, "v", _eight, "Q8_0"),
+    (("Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S"), "v", _gqa4, "Q4_K"),
+    (("Q2_K",), "v", _always, "Q3_K"),
+    (("IQ3_XXS",), "v", lambda p: not p.imatrix, "IQ3_S"),
+    (("Q3_K_M",), "v", lambda p: p.i < 2, "Q5_K"),
+    (("Q3_K_M", "IQ3_M"), "v", _always, "Q4_K"),
+    (("Q3_K_L",), "v", _always, "Q5_K"),
+    (("IQ4_NL", "IQ4_XS"), "v", _gqa4, "Q5_K"),
+    (("Q4_K_M", "Q5_K_M"), "v", _more, "Q6_K"),
+    (("Q4_K_S",), "v", lambda p: p.i < 4, "Q5_K"),
+    (NOT_LOW, "k", _eight, "Q8_0"),
+    (("IQ3_XS",), "k", _always, "IQ3_XXS"),
+    (("IQ3_XXS",), "k", _always, "IQ2_S"),
+    (("IQ3_XS",), "q", _always, "IQ3_XXS"),
+    (("IQ3_XXS",), "q", _always, "IQ2_S"),
+    (("Q2_K",), "down", _always, "Q3_K"),
+    (("Q2_K_S",), "down", _first(8), "Q4_K"),
+    (("IQ3_XXS",), "down", lambda p: not p.imatrix and _first(8)(p), "Q4_K"),
+    (("IQ3_XXS",), "down", lambda p: not p.imatrix, "Q3_K"),
+    (("Q3_K_M",), "down", _first(16), "Q5_K"),
+    (("Q3_K_M",), "down", lambda p: not p.falcon or _more(p), "Q4_K"),
+    (("IQ3_M",), "down", lambda p: _first(8)(p) or (_eight(p) and _more(p)), "Q4_K"),
+    (("Q3_K_L",), "down", lambda p: p.falcon, "Q4_K"),
+    (("Q3_K_L",), "down", _always, "Q5_K"),
+    (("Q4_K_M",), "down", lambda p: _first(16)(p) if p.falcon else _more(p), "Q6_K"),
+    (("Q4_K_M",), "down", lambda p: p.falcon and _more(p), "Q5_K"),
+    (("IQ4_NL", "IQ4_XS"), "down", lambda p: not p.imatrix and _first(8)(p), "Q5_K"),
+    (("Q5_K_M",), "down", _more, "Q6_K"),
+    (("Q4_K_S",), "down", lambda p: not p.falcon and _first(8)(p), "Q5_K"),
+    (("Q4_0",), "down", lambda p: p.imatrix and _first(8)(p), "Q4_1"),
+    (("Q5_0",), "down", lambda p: p.imatrix and _first(8)(p), "Q5_1"),
+    (("Q3_K_L",), "attn_out", lambda p: p.falcon, "Q4_K"),
+    (("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M"), "attn_out", _eight, "Q5_K"),
+    (("IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "attn_out", _eight, "Q5_K"),
+    (("Q2_K",), "attn_out", _plain, "Q3_K"),
+    (("IQ3_XXS",), "attn_out", _plain, "IQ3_S"),
+    (("Q3_K_M", "IQ3_M"), "attn_out", _plain, "Q4_K"),
+    (("Q3_K_L",), "attn_out", _plain, "Q5_K"),
+    (("IQ3_XS",), "gate", _middle, "IQ3_XXS"),
+    (("IQ3_XS",), "up", _middle, "IQ3_XXS"),
+)
+
+
+def tensor_type(quant: Quant, category: str, row_length: int, place: Place) -> str:
+    """The ggml type (a key of BLOCKS) that llama-quantize gives a weight with two or more dimensions.
+
+    `category` is one of embed, output, v, k, q, attn_out, gate, up, down, other; fused qkv counts as v, and
+    tied embeddings as output. COPY has no type of its own and is the caller's to decide.
+
+    Raises:
+        BadRequest: llama-quantize would refuse this row length (Q1_0 has no stand-in).
+    """
+    base = BASE_TYPES.get(quant.name, quant.name)
+    if base in ("F32", "F16", "BF16"):
+        return base
+    if category == "output":
+        wanted = _output_type(quant.name, base, row_length, place)
+    elif base == "MXFP4":
+        wanted = "MXFP4" if place.is_expert else "Q8_0"
+    else:
+        wanted = _mixed_type(quant.name, base, category, place)
+    return _fitting(wanted, row_length)
+
+
+def _mixed_type(name: str, base: str, category: str, place: Place) -> str:
+    rows = (kind for names, where, holds, kind in RULES if where == category and name in names and holds(place))
+    kind = next(rows, base)
+    if category == "v" and place.seventy_b and name in NOT_LOW and kind in ("Q3_K", "Q4_K"):
+        return "Q5_K"
+    return kind
+
+
+def _output_type(name: str, base: str, row_length: int, place: Place) -> str:
+    if name in ("MXFP4_MOE", "Q8_0") or place.falcon or row_length % BLOCKS[base][0]:
+        return "Q8_0"
+    return "Q5_K" if name in LOW or name == "IQ3_XXS" else "Q6_K"
+
+
+def _fitting(kind: str, row_length: int) -> str:
+    if row_length % BLOCKS[kind][0] == 0:
+        return kind
+    if kind not in FALLBACKS and BLOCKS[kind][0] > 32:
+        fact = f"{kind} needs rows of a multiple of {BLOCKS[kind][0]} weights; this model has rows of {row_length}."
+        raise BadRequest(fact, hint=f"Choose another quant. {LIST_THEM}")
+    stand_in = FALLBACKS.get(kind, kind)
+    return stand_in if row_length % BLOCKS[stand_in][0] == 0 else "F16"

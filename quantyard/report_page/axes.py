@@ -1,0 +1,186 @@
+"""Numbers to pixels for the plots of the comparison page: scales, their ticks, and names that cover nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from quantyard.formatting.numbers import MINUS
+
+CHAR_PX: Final = 8.0  # of capitals in a wide font at 12 px: names come out narrower, hardly ever wider
+LINE_PX: Final = 15.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from `low` to `high` lie between the pixels `start` and `end`, evenly or by their logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high, value = (math.log(x) for x in (self.low, self.high, value)) if self.log else (
+            self.low, self.high, value)  # fmt: skip
+        return round(self.start + (self.end - self.start) * (value - low) / (high - low), 1)
+
+    def ticks(self, at_most: int) -> tuple[tuple[float, str], ...]:
+        """Pixel and label of round values, at most so many."""
+        found = _log_ticks(self.low, self.high, at_most) if self.log else _ticks(self.low, self.high, at_most)
+        return tuple((self(value), _label(value)) for value in found)
+
+
+def spanning(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
+    """Lowest and highest of the values with a share of the span added at both ends; never empty."""
+    low, high = min(values), max(values)
+    if log:
+        low_log, high_log = math.log(low), math.log(high)
+        more = pad * (high_log - low_log) or math.log(3)
+        return math.exp(low_log - more), math.exp(high_log + more)
+    more = pad * (high - low) or abs(high) / 2 or 1.0
+    return low - more, high + more
+
+
+def _ticks(low: float, high: float, at_most: int) -> list[float]:
+    rough = (high - low) / at_most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10, 20) if power * m >= rough)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
+    """The powers of ten, and as many of the values between as there is room for."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+        found = [m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high]
+        if len(found) <= at_most:
+            break
+    return found[:: max(1, math.ceil(len(found) / at_most))]
+
+
+def _label(value: float) -> str:
+    return f"{value:.6g}".replace("-", MINUS) if abs(value) > 1e-12 else "0"
+
+
+def short(text: str, width_px: float) -> str:
+    """As much of a name as there is room for."""
+    room = int(width_px / CHAR_PX)
+    return text if len(text) <= room else f"{text[: max(1, room - 1)]}…"
+
+
+# ---- names beside points -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels, y downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: Box) -> float:
+        """Shared area in square pixels."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, width) * max(0.0, height)
+
+    @property
+    def area(self) -> float:
+        """In square pixels."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    def distance(self, x: float, y: float) -> float:
+        """From a point to the nearest of it; 0 inside."""
+        return math.hypot(max(self.left - x, 0.0, x - self.right), max(self.top - y, 0.0, y - self.bottom))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A name: where its text starts, ends or has its middle (`anchor`), `y` its base line.
+
+    If it is far, a thin line leads to its point.
+    """
+
+    text: str
+    x: float
+    y: float
+    anchor: str
+    box: Box
+    is_far: bool
+
+
+# Right, left, above and below, then the corners, ever farther away.
+_DIRECTIONS: Final = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+_REACH_PX: Final = (10.0, 16.0, 24.0, 34.0, 46.0, 60.0)
+_AWAY_COST: Final = 1.5  # a pixel farther away is as bad as covering so many square pixels
+_CONFUSING: Final = 120.0
+
+
+def place_names(
+    points: Sequence[tuple[float, float, str]], lines: Sequence[tuple[float, float, float, float]], frame: Box
+) -> list[Placed]:
+    """A place for each name near its point: inside the frame, on no other name, point or line, nearest to its own."""
+    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
+    taken += [box for line in lines for box in _along(line)]
+    placed: list[Placed] = []
+    for i, (x, y, text) in enumerate(points):
+        others = [(px, py) for j, (px, py, _) in enumerate(points) if j != i]
+        places = _places(x, y, text)
+        reach = _around(places)
+        near = [box for box in taken if box.overlap(reach) > 0]
+        best = min(places, key=lambda p: _cost(p.box, (x, y), others, near, frame))
+        placed.append(best)
+        taken.append(best.box)
+    return placed
+
+
+def _places(x: float, y: float, text: str) -> list[Placed]:
+    width, found = len(text) * CHAR_PX, []
+    for reach in _REACH_PX:
+        for dx, dy in _DIRECTIONS:
+            at = x + dx * reach
+            left = at - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            top = y + dy * reach - (LINE_PX if dy < 0 else LINE_PX / 2 if dy == 0 else 0)
+            box = Box(left, top, left + width, top + LINE_PX)
+            anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
+            found.append(Placed(text, round(at, 1), round(top + LINE_PX - 4, 1), anchor, box, is_far=reach > 16))
+    return found
+
+
+def _around(places: Sequence[Placed]) -> Box:
+    """The box that holds them all."""
+    boxes = [place.box for place in places]
+    return Box(
+        min(box.left for box in boxes), min(box.top for box in boxes),
+        max(box.right for box in boxes), max(box.bottom for box in boxes),
+    )  # fmt: skip
+
+
+def _cost(
+    box: Box, own: tuple[float, float], others: Sequence[tuple[float, float]], taken: Sequence[Box], frame: Box
+) -> float:
+    away = box.distance(*own)
+    covered = sum(box.overlap(other) for other in taken) + 3 * (box.area - box.overlap(frame))
+    return covered + _AWAY_COST * away + _CONFUSING * sum(box.distance(*other) < away for other in others)
+
+
+def _along(line: tuple[float, float, float, float]) -> list[Box]:
+    """Small boxes along a line."""
+    x0, y0, x1, y1 = line
+    steps = 1 + int(math.hypot(x1 - x0, y1 - y0) / 4)
+    spots = [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1)]
+    return [Box(x - 2, y - 2, x + 2, y + 2) for x, y in spots]
+
+
+def segments(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+    """The lines from corner to corner."""
+    return [(*one, *two) for one, two in pairwise(corners)]

@@ -1,0 +1,152 @@
+"""The plots of the comparison page, laid out: `report.html.jinja` writes what is here as SVG.
+
+All coordinates are pixels of the drawing, y downwards. A drawing is at most as wide as a phone, so that its letters
+stay readable there. The largest plot is in `tradeoff.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from quantyard.formatting.numbers import digits, human_bytes
+from quantyard.metrics.headline_metrics import headlines, is_perplexity
+from quantyard.protocol.evaluation import Comparison, EvalReport
+from quantyard.report_page.axes import CHAR_PX, Scale, short, spanning
+from quantyard.report_page.marks import MARK_OF
+from quantyard.report_page.tables import Subject
+from quantyard.report_page.task_tables import delta_text, delta_unit, is_right_or_wrong, value_text
+
+NARROW_PX: Final = 344
+ROW_PX: Final = 21
+MAX_PANELS: Final = 36
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One file in a plot: where it is, how far its interval goes, and what is said of it (a line each)."""
+
+    number: int
+    x: float
+    y: float
+    low: float
+    high: float
+    said: tuple[str, ...]
+
+
+# ---- one row per file --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One file in a panel: its name, its spot, and the value written beside it."""
+
+    label: str
+    text: str
+    text_x: float
+    spot: Spot
+    mark: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Intervals around a zero line (`zero` is its pixel), or bars from the left edge (`zero` None)."""
+
+    name: str
+    note: str
+    unit: str
+    width: float
+    height: float
+    left: float
+    right: float
+    ticks: tuple[tuple[float, str], ...]
+    rows: tuple[PanelRow, ...]
+    zero: float | None = None
+    band: tuple[float, float] | None = None  # pixels between which a difference counts as none
+
+
+def forest(report: EvalReport, files: Sequence[Subject]) -> tuple[Panel, ...]:
+    """One panel per task: each file's difference from the baseline. Panels of one unit share a scale."""
+    all_of_them = [c for s in files if s.found for c in s.found.comparisons]
+    panels: list[Panel] = []
+    shown = [(c.task, c.metric) for c in headlines(report.suite, all_of_them)][:MAX_PANELS]
+    for key in shown:
+        found = [(s, c) for s in files for c in (s.found.comparisons if s.found else ()) if (c.task, c.metric) == key]
+        kind = _kind(found[0][1])
+        alike = [c for c in all_of_them if _kind(c) == kind and (c.task, c.metric) in shown]
+        panels.append(_forest_panel(found, alike, report.suite.margin))
+    return tuple(panels)
+
+
+def _kind(c: Comparison) -> str:
+    """What may share a scale; a metric of its own kind is alone on its own."""
+    return "points" if is_right_or_wrong(c) else "relative" if is_perplexity(c.metric) else f"{c.task} {c.metric}"
+
+
+def _forest_panel(found: Sequence[tuple[Subject, Comparison]], alike: Sequence[Comparison], margin: float) -> Panel:
+    first = found[0][1]
+    factor = 100 if is_right_or_wrong(first) or is_perplexity(first.metric) else 1
+    left, right, bottom = _gutter([s.label for s, _ in found]), NARROW_PX - 62, ROW_PX * len(found) + 8
+    ends = [factor * end for c in alike for end in (c.delta.low, c.delta.high)] + [-factor * margin, factor * margin]
+    x = Scale(*spanning(ends, 0.04), left, right)
+    rows = tuple(
+        PanelRow(short(s.label, left - 10), f"{delta_text(c, c.delta.value)}{delta_unit(c)}", NARROW_PX - 2,
+                 Spot(s.number, x(factor * c.delta.value), ROW_PX * (i + 0.5) + 4, x(factor * c.delta.low),
+                      x(factor * c.delta.high), _said(s, c)), MARK_OF[c.verdict])
+        for i, (s, c) in enumerate(found)
+    )  # fmt: skip
+    unit = "points" if is_right_or_wrong(first) else "%" if is_perplexity(first.metric) else first.metric
+    band = (x(-factor * margin), x(factor * margin))
+    return Panel(
+        first.task, f"{first.metric} · n = {first.n:,}", unit, NARROW_PX, bottom + 24, left, right, x.ticks(5), rows,
+        zero=x(0.0), band=band,
+    )  # fmt: skip
+
+
+def _gutter(labels: Sequence[str]) -> float:
+    """Room for the names, in pixels."""
+    return min(118.0, max(48.0, CHAR_PX * max(len(label) for label in labels) + 14))
+
+
+def _said(s: Subject, c: Comparison) -> tuple[str, ...]:
+    value, low, high = (delta_text(c, x) for x in (c.delta.value, c.delta.low, c.delta.high))
+    lines = [
+        s.label, f"{c.task}, {c.metric}", f"{value_text(c, c.value)}, baseline {value_text(c, c.baseline)}",
+        f"Δ {value}{delta_unit(c)} ({low} to {high})",
+    ]  # fmt: skip
+    if is_right_or_wrong(c):
+        lines.append(f"{c.lost} lost, {c.gained} gained of {c.n:,}")
+    return (*lines, c.verdict)
+
+
+# ---- speed -------------------------------------------------------------------------------------------
+
+
+def speed(files: Sequence[Subject]) -> tuple[Panel, ...]:
+    """Bars: reading a prompt, generating, peak memory."""
+    timed = [(s, s.speed) for s in files if s.speed]
+    if not timed:
+        return ()
+    prompt = [(s, v.prompt_tokens_per_s, v.prompt_spread, digits(v.prompt_tokens_per_s)) for s, v in timed]
+    written = [(s, v.generated_tokens_per_s, v.generated_spread, digits(v.generated_tokens_per_s)) for s, v in timed]
+    memory = [(s, float(v.peak_memory_bytes), 0.0, human_bytes(v.peak_memory_bytes)) for s, v in timed]
+    return (
+        _bars("Reading a prompt", "tokens per second", prompt),
+        _bars("Generating", "tokens per second", written),
+        _bars("Peak memory", "resident, mapped weights included", memory),
+    )
+
+
+def _bars(name: str, unit: str, found: Sequence[tuple[Subject, float, float, str]]) -> Panel:
+    """A whisker is as long as the runs are spread (a share of the value), around the value."""
+    left, right = _gutter([s.label for s, *_ in found]), NARROW_PX - 62
+    x = Scale(0.0, max(value * (1 + spread / 2) for _, value, spread, _ in found) or 1.0, left, right)
+    rows = []
+    for i, (s, value, spread, text) in enumerate(found):
+        low, high = (x(max(0.0, value * (1 + sign * spread / 2))) for sign in (-1, 1))
+        said = (s.label, name.lower(), f"{text} tokens per second" if "token" in unit else text)
+        spot = Spot(s.number, x(value), ROW_PX * (i + 0.5) + 4, low, high, said)
+        mark = "baseline" if s.is_baseline else "file"
+        rows.append(PanelRow(short(s.label, left - 10), text, NARROW_PX - 2, spot, mark))
+    return Panel(name, unit, unit, NARROW_PX, ROW_PX * len(found) + 8, left, right, (), tuple(rows))

@@ -1,0 +1,93 @@
+"""The comparison page: `report.html`, every file of a model beside its baseline.
+
+One file that asks nobody for anything: style, script and plots are inside, and its Content-Security-Policy names the
+two by their hashes. So nothing a model brings along (names, findings) could run or fetch, were it ever to slip
+through the template's escaping. Without JavaScript the tables and plots are there as well, only they do not move.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from quantyard.errors import BadRequest
+from quantyard.formatting.printable import with_unseen
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.report_page.marks import MARK_OF, SHAPES, VERDICTS
+from quantyard.report_page.plots import MAX_PANELS, forest, speed
+from quantyard.report_page.sentences import facts, plain_words
+from quantyard.report_page.tables import Subject, checks_table, files_table, gate_table, subjects
+from quantyard.report_page.task_tables import scores_table, tasks_table
+from quantyard.report_page.tradeoff import tradeoffs
+from quantyard.store.manifest import Manifest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES: Final = Path(__file__).parent
+FILE_NAME: Final = "report.html"
+# In place of what makes text run backwards or hides it; a name that needs these does not need them here.
+_UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+def render_page(manifest: Manifest, suite: str) -> str:
+    """The page of one suite's measurements, as HTML; the same to the byte for the same manifest.
+
+    Raises:
+        BadRequest: the suite has not been measured, or not its baseline.
+    """
+    report = manifest.evaluations.get(suite)
+    if report is None or report.baseline not in {m.file.label for m in report.measurements}:
+        known = ", ".join(manifest.evaluations) or "none"
+        message = f"The suite {suite} has not been measured; of this model there is: {known}."
+        raise BadRequest(message, f"Measure it: make eval MODEL=… QUANT=… SUITE={suite}")
+    css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    files = subjects(manifest, report)
+    template = _environment().get_template("report.html.jinja")
+    return template.render(_content(manifest, report, files), css=css, script=script, policy=_policy(css, script))
+
+
+def _content(manifest: Manifest, report: EvalReport, files: tuple[Subject, ...]) -> dict[str, Any]:
+    compared = any(m.comparisons for m in report.measurements)
+    first = headlines(report.suite, [c for m in report.measurements for c in m.comparisons])
+    return {
+        "title": report.title, "report": report, "manifest": manifest, "files": files, "verdicts": VERDICTS,
+        "baseline": next(s for s in files if s.is_baseline),
+        "shapes": SHAPES, "mark_of": MARK_OF, "facts": facts(manifest, report), "plain": plain_words(files),
+        "files_table": files_table(files), "compared": compared,
+        "tasks_table": tasks_table(report, files) if compared else scores_table(report, files),
+        "checks_table": checks_table(files), "gate_table": gate_table(manifest, files),
+        "tradeoffs": tradeoffs(files), "forest": forest(report, files), "speed": speed(files),
+        "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": f"{100 * report.suite.margin:g}",
+    }  # fmt: skip
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_seen,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+
+
+def _seen(value: Any) -> Any:
+    """Text of the manifest with every character in sight; what the template wrote itself stays as it is."""
+    return with_unseen(value, _UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _policy(css: str, script: str) -> str:
+    """Only our style and script, known by their hashes; no connection, frame, form, plug-in or base address."""
+    return (
+        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

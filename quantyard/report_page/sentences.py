@@ -1,0 +1,121 @@
+"""The words of the comparison page: what was measured, and in plain sentences what came of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantyard.formatting.numbers import digits, duration, human_bytes, percent, signed
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.report_page.marks import VERDICTS
+from quantyard.report_page.tables import Subject, change_places
+from quantyard.store.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What came of one file."""
+
+    number: int
+    label: str
+    sentences: tuple[str, ...]
+
+
+def facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str], ...]:
+    """Name and value of what a reader needs in order to judge the numbers; nothing about the maker's folders."""
+    source, suite = manifest.source, report.suite
+    local = "a local GGUF" if source.kind == "gguf" else "a local folder"
+    licence = source.license or "not stated"
+    found = (
+        ("Source", f"{source.repo_id or local}, commit {source.commit[:12]}"),
+        ("Licence", f"{licence} ({source.card.license_name})" if source.card.license_name else licence),
+        ("Suite", f"{suite.name}. {suite.description}".strip() if suite.description else suite.name),
+        ("Asked", _asked(report)),
+        ("Text read", _text_read(report)),
+        ("Seed", str(suite.seed)),
+        ("Took", duration(report.duration_s) if report.duration_s else ""),
+        ("Hardware", _listed(report.hardware)),
+        ("Versions", _listed(report.versions)),
+    )
+    return tuple((name, value) for name, value in found if value)
+
+
+def _asked(report: EvalReport) -> str:
+    if not report.n_questions:
+        return ""
+    template = ", in the model's chat template" if report.suite.apply_chat_template else ""
+    return f"{report.n_questions:,} questions of each file, the same of all{template}"
+
+
+def _text_read(report: EvalReport) -> str:
+    first = next((m.divergence for m in report.measurements if m.divergence), None)
+    return f"{first.n_tokens:,} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
+
+
+def _listed(items: Mapping[str, object]) -> str:
+    return ", ".join(_fact(key, value) for key, value in items.items())
+
+
+def _fact(key: str, value: object) -> str:
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{key.removesuffix('_bytes').replace('_', ' ')} {human_bytes(value)}"
+    return f"{key.replace('_', ' ')} {value}"
+
+
+def plain_words(files: Sequence[Subject]) -> tuple[Plain, ...]:
+    """A few sentences for each file beside the baseline."""
+    baseline = next(s for s in files if s.is_baseline)
+    return tuple(Plain(s.number, s.label, _sentences(s, baseline)) for s in files if not s.is_baseline)
+
+
+def _sentences(s: Subject, baseline: Subject) -> tuple[str, ...]:
+    if s.found is None:
+        return (f"{human_bytes(s.size_bytes)}, not measured by this suite.",)
+    parts = (_size(s, baseline), _agreement(s), _verdicts(s), _pace(s, baseline), _contract(s), _gate(s))
+    return tuple(part for part in parts if part)
+
+
+def _size(s: Subject, baseline: Subject) -> str:
+    if not (s.size_bytes and baseline.size_bytes):
+        return ""
+    return f"{human_bytes(s.size_bytes)}: {percent(s.size_bytes / baseline.size_bytes, 0)} of {baseline.label}."
+
+
+def _agreement(s: Subject) -> str:
+    d = s.divergence
+    parts = []
+    if d and d.top1_agreement:
+        parts.append(f"Agrees with the baseline on {percent(d.top1_agreement.value)} of next tokens")
+    if d and (change := d.ppl_change):
+        places = change_places(change.value)
+        value, low, high = (signed(100 * x, places) for x in (change.value, change.low, change.high))
+        parts.append(f"{'p' if parts else 'P'}erplexity changes by {value} % ({low} to {high})")
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _verdicts(s: Subject) -> str:
+    """Every comparison counts here, as in the table."""
+    counts = Counter(c.verdict for c in s.found.comparisons) if s.found else Counter()
+    total = sum(counts.values())
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"Of {total} comparison{'s' * (total != 1)}: {told}." if total else ""
+
+
+def _pace(s: Subject, baseline: Subject) -> str:
+    if not (s.speed and baseline.speed and baseline.speed.generated_tokens_per_s):
+        return ""
+    ratio = s.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
+    return f"Writes {digits(ratio, 2)} times as fast."
+
+
+def _contract(s: Subject) -> str:
+    if s.contract is None:
+        return ""
+    failed = s.contract.with_status("failed")
+    names = ", ".join(check.name for check in failed[:3]) + (" and more" if len(failed) > 3 else "")
+    return f"Served, it breaks {len(failed)} of its API's promises: {names}." if failed else "Served, it keeps its API."
+
+
+def _gate(s: Subject) -> str:
+    return f"The gate: {s.gate}." if s.gate else ""

@@ -1,0 +1,264 @@
+"""The tables of the comparison page: what stands in each cell, and what it is sorted by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.evaluation import Divergence, EvalReport, Measurement, Speed
+from quantyard.protocol.gate import OUTCOMES, Outcome
+from quantyard.report_page.marks import MARK_OF, NO_MARK
+from quantyard.store.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One file of the model. `found` None: this suite has not measured it. Its number stands for it in the page."""
+
+    number: int
+    label: str
+    size_bytes: int
+    bits_per_weight: float
+    is_baseline: bool
+    found: Measurement | None = None
+    contract: ContractReport | None = None
+    gate: Outcome | None = None
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """Its perplexity and divergence, if measured."""
+        return self.found.divergence if self.found else None
+
+    @property
+    def speed(self) -> Speed | None:
+        """Its speed and memory, if measured."""
+        return self.found.speed if self.found else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is read, below it in small (an interval), and what it is sorted by; without that it goes last."""
+
+    text: str
+    note: str = ""
+    sort: float | str | None = None
+    mark: str = NO_MARK
+    kind: str = "number"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `group` is what stands above it and its neighbours."""
+
+    name: str
+    help: str
+    kind: str = "number"
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `number` is the file's."""
+
+    number: int
+    cells: tuple[Cell, ...]
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the template draws it."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """The upper head: each group and how many columns it spans; empty where no column has one."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans if any(name for name, _ in spans) else []
+
+
+_EMPTY: Final = Cell(DASH)
+
+
+# ---- files -------------------------------------------------------------------------------------------
+
+
+def subjects(manifest: Manifest, report: EvalReport) -> tuple[Subject, ...]:
+    """Every file of the manifest: the baseline, then from large to small."""
+    measured = {m.file.label: m for m in report.measurements}
+    sizes = {label: (record.size_bytes, record.bits_per_weight) for label, record in manifest.quants.items()}
+    sizes |= {label: (m.file.size_bytes, m.file.bits_per_weight) for label, m in measured.items()}
+    order = sorted(sizes, key=lambda label: (label != report.baseline, -sizes[label][0]))
+    return tuple(
+        Subject(
+            number, label, *sizes[label], is_baseline=label == report.baseline, found=measured.get(label),
+            contract=manifest.contracts.get(label), gate=_gate_outcome(manifest, label),
+        )
+        for number, label in enumerate(order)
+    )  # fmt: skip
+
+
+def _gate_outcome(manifest: Manifest, label: str) -> Outcome | None:
+    """The worst of its budgets."""
+    found = {result.outcome for result in manifest.gate.results if result.quant == label} if manifest.gate else set()
+    return next((outcome for outcome in OUTCOMES if outcome in found), None)
+
+
+def _name(s: Subject) -> Cell:
+    return Cell(s.label, "baseline" if s.is_baseline else "", s.label, kind="name")
+
+
+def _size(s: Subject) -> Cell:
+    return Cell(human_bytes(s.size_bytes), sort=s.size_bytes or None)
+
+
+def _bits(s: Subject) -> Cell:
+    return Cell(f"{s.bits_per_weight:.2f}", sort=s.bits_per_weight) if s.bits_per_weight else _EMPTY
+
+
+def _perplexity(s: Subject) -> Cell:
+    d = s.divergence
+    return Cell(digits(d.perplexity.value, 4), sort=d.perplexity.value) if d else _EMPTY
+
+
+def _change(s: Subject) -> Cell:
+    change = s.divergence.ppl_change if s.divergence else None
+    if change is None:
+        return _EMPTY
+    places = change_places(change.value)
+    low, high = (signed(100 * x, places) for x in (change.low, change.high))
+    return Cell(f"{signed(100 * change.value, places)} %", f"{low} to {high}", change.value)
+
+
+def change_places(share: float) -> int:
+    """Decimals of a relative change in per cent: small ones need more."""
+    return 1 if abs(share) >= 0.01 else 2
+
+
+def _mean_kld(s: Subject) -> Cell:
+    found = s.divergence.mean_kld if s.divergence else None
+    return Cell(digits(found.value), sort=found.value) if found else _EMPTY
+
+
+def _p99_kld(s: Subject) -> Cell:
+    found = s.divergence.kld_percentiles.get("99") if s.divergence else None
+    return Cell(digits(found), sort=found) if found is not None else _EMPTY
+
+
+def _top1(s: Subject) -> Cell:
+    found = s.divergence.top1_agreement if s.divergence else None
+    return Cell(percent(found.value), sort=found.value) if found else _EMPTY
+
+
+def _prompt(s: Subject) -> Cell:
+    return Cell(digits(s.speed.prompt_tokens_per_s), sort=s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
+
+
+def _generation(s: Subject) -> Cell:
+    return Cell(digits(s.speed.generated_tokens_per_s), sort=s.speed.generated_tokens_per_s) if s.speed else _EMPTY
+
+
+def _memory(s: Subject) -> Cell:
+    return Cell(human_bytes(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes) if s.speed else _EMPTY
+
+
+def _schemas(s: Subject) -> Cell:
+    found = s.contract.schemas if s.contract else None
+    if found is None:
+        return _EMPTY
+    return Cell(percent(found.rate), f"{percent(found.low)[:-2]} to {percent(found.high)[:-2]}", found.rate)
+
+
+def _contract(s: Subject) -> Cell:
+    if s.contract is None:
+        return Cell(DASH, kind="text")
+    failed, aside = len(s.contract.with_status("failed")), len(s.contract.with_status("not supported"))
+    note = f"{len(s.contract.checks) - failed - aside} of {len(s.contract.checks)} kept"
+    status = "passed" if s.contract.passed else "failed"
+    return Cell(status, note, status, MARK_OF[status], "text")
+
+
+def _gate(s: Subject) -> Cell:
+    return Cell(s.gate, "", OUTCOMES.index(s.gate), MARK_OF[s.gate], "text") if s.gate else Cell(DASH, kind="text")
+
+
+# To add a column: add a row. One that holds nothing but dashes is left out.
+_FILE_COLUMNS: Final[tuple[tuple[Column, Callable[[Subject], Cell]], ...]] = (
+    (Column("File", "quantization type of the file", "name"), _name),
+    (Column("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
+    (Column("Bits/weight", "mean over all tensors", group="Weight"), _bits),
+    (Column("PPL", "perplexity, by llama-perplexity's definition", group="Divergence"), _perplexity),
+    (Column("ΔPPL", "change of perplexity against the baseline, with its 95 % interval", group="Divergence"), _change),
+    (Column("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"), _mean_kld),
+    (Column("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
+    (Column("Top-1", "agreement: how often its likeliest next token is the baseline's", group="Divergence"), _top1),
+    (Column("Prompt", "tokens per second, reading a prompt", group="Tokens / s"), _prompt),
+    (Column("Generation", "tokens per second, writing", group="Tokens / s"), _generation),
+    (Column("Peak", "resident memory, mapped weights included", group="Memory"), _memory),
+    (Column("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
+     _schemas),
+    (Column("Contract", "does the served model keep the promises of its API?", "text", "Served"), _contract),
+    (Column("Gate", "the worst of the budgets it was held against", "text"), _gate),
+)  # fmt: skip
+
+
+def files_table(files: Sequence[Subject]) -> Table:
+    """One row per file, the baseline's first."""
+    whole = [[cell(s) for _, cell in _FILE_COLUMNS] for s in files]
+    keep = [i for i in range(len(_FILE_COLUMNS)) if any(cells[i].text != DASH for cells in whole)]
+    rows = tuple(Row(s.number, tuple(cells[i] for i in keep)) for s, cells in zip(files, whole, strict=True))
+    return Table("files", "Every file beside its baseline", tuple(_FILE_COLUMNS[i][0] for i in keep), rows)
+
+
+# ---- serving and the gate ----------------------------------------------------------------------------
+
+
+def checks_table(files: Sequence[Subject]) -> Table:
+    """What of the API's contract was not simply passed."""
+    columns = (
+        Column("File", "", "name"), Column("Check", "", "text"), Column("Promise", "", "text"),
+        Column("Result", "", "text"), Column("Finding", "", "text"),
+    )  # fmt: skip
+    return Table("checks", "Checks that did not simply pass", columns, tuple(_check_rows(files)))
+
+
+def _check_rows(files: Sequence[Subject]) -> Iterator[Row]:
+    for s in files:
+        for check in s.contract.checks if s.contract else ():
+            if check.status != "passed":
+                yield _text_row(s, check.name, check.promise, check.status, check.finding, status_at=2)
+
+
+def gate_table(manifest: Manifest, files: Sequence[Subject]) -> Table:
+    """Every budget of every file, the worst first."""
+    columns = (
+        Column("File", "", "name"), Column("Budget", "", "text"), Column("Task", "", "text"),
+        Column("Outcome", "", "text"), Column("Finding", "", "text"),
+    )  # fmt: skip
+    by_label = {s.label: s for s in files}
+    results = sorted(manifest.gate.results if manifest.gate else (), key=lambda r: OUTCOMES.index(r.outcome))
+    rows = (
+        _text_row(by_label[r.quant], r.budget, r.task or DASH, r.outcome, r.finding, status_at=2)
+        for r in results if r.quant in by_label
+    )  # fmt: skip
+    return Table("budgets", "Budgets, the worst first", columns, tuple(rows))
+
+
+def _text_row(s: Subject, *texts: str, status_at: int) -> Row:
+    cells = tuple(
+        Cell(text, sort=text, mark=MARK_OF.get(text, NO_MARK) if i == status_at else NO_MARK, kind="text")
+        for i, text in enumerate(texts)
+    )  # fmt: skip
+    return Row(s.number, (Cell(s.label, sort=s.label, kind="name"), *cells))

@@ -1,0 +1,165 @@
+"""The plot of size against quality on the comparison page, laid out.
+
+All coordinates are pixels of the drawing, y downwards. It is laid out twice, and the page shows the one that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from quantyard.formatting.numbers import digits, human_bytes, signed
+from quantyard.metrics.intervals import normal
+from quantyard.metrics.pareto import Entry, beaten_by, standings
+from quantyard.protocol.evaluation import Interval
+from quantyard.report_page.axes import Box, Placed, Scale, place_names, segments, short, spanning
+from quantyard.report_page.plots import NARROW_PX, Spot
+from quantyard.report_page.tables import Subject, change_places
+
+WIDE_PX: Final = 720
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One way to say what a file lost; lower is better."""
+
+    number: int
+    label: str
+    size_bytes: int
+    of: Interval
+    said: tuple[str, ...]
+    tokens_per_s: float | None = None
+    shown: str = ""
+
+    @property
+    def entry(self) -> Entry:
+        """What decides whether another file beats it."""
+        return Entry(self.label, self.size_bytes, self.of.value, self.tokens_per_s, self.shown)
+
+
+@dataclass(frozen=True)
+class Point(Spot):
+    """A file in the plot, with what the page's script finds the front of the files in sight by."""
+
+    on_front: bool
+    size_bytes: int
+    value: float
+    tokens_per_s: float  # 0: not measured of all
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot of size against quality at one width."""
+
+    form: str  # wide or narrow
+    width: float
+    height: float
+    frame: Box
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    spots: tuple[Point, ...]
+    names: tuple[tuple[int, Placed], ...]
+    front: tuple[tuple[float, float], ...]
+    zero: float | None
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """A plot of size against quality. `aside`: what it cannot show, a sentence; `standings`: number and name of each
+    file that another one beats, and by which.
+    """
+
+    key: str
+    name: str
+    title: str
+    unit: str
+    aside: str
+    standings: tuple[tuple[int, str, str], ...]
+    drawings: tuple[Drawing, ...]
+
+
+def tradeoffs(files: Sequence[Subject]) -> tuple[Tradeoff, ...]:
+    """Mean KL divergence and change of perplexity against size, as far as they were measured."""
+    klds, changes = _klds(files), _changes(files)
+    shown = [q for q in klds if q.of.value > 0]  # a log scale has no place for rounding's zeros
+    unseen = ", ".join(q.label for q in klds if q not in shown)
+    baseline = next((s for s in files if s.is_baseline), None)
+    at_zero = f"{baseline.label} itself, {human_bytes(baseline.size_bytes)}, is 0 by definition" if baseline else ""
+    aside = f"{at_zero} and has no place on a log scale{f'; nor has {unseen}, at 0 or below' if unseen else ''}."
+    found = []
+    if shown:
+        found.append(_tradeoff("kld", "Mean KLD", "Mean KL divergence, nats per token", aside, shown, log=True))
+    if changes:
+        found.append(_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", f"{at_zero}: the dashed line.", changes))
+    return tuple(found)
+
+
+def _klds(files: Sequence[Subject]) -> list[Quality]:
+    found = []
+    for s in files:
+        kld = s.divergence.mean_kld if s.divergence else None
+        if kld is not None and s.size_bytes:
+            of = normal(kld)
+            said = f"mean KLD {digits(of.value)} ({digits(of.low)} to {digits(of.high)})"
+            found.append(_quality(s, of, said, digits(of.value)))
+    return found
+
+
+def _changes(files: Sequence[Subject]) -> list[Quality]:
+    found = []
+    for s in files:
+        change = s.divergence.ppl_change if s.divergence else None
+        if change is not None and s.size_bytes:
+            value, low, high = (100 * x for x in (change.value, change.low, change.high))
+            of, places = Interval(value=value, low=low, high=high), change_places(change.value)
+            said = f"ΔPPL {signed(value, places)} % ({signed(low, places)} to {signed(high, places)})"
+            found.append(_quality(s, of, said, f"{signed(value, places)} %"))
+    return found
+
+
+def _quality(s: Subject, of: Interval, said: str, shown: str) -> Quality:
+    speed = s.speed.generated_tokens_per_s if s.speed else None
+    return Quality(s.number, s.label, s.size_bytes, of, (human_bytes(s.size_bytes), said), speed, shown)
+
+
+def _tradeoff(key: str, name: str, title: str, aside: str, found: list[Quality], *, log: bool = False) -> Tradeoff:
+    scale, unit = (1e9, "GB") if max(q.size_bytes for q in found) >= 2e9 else (1e6, "MB")
+    drawings = (
+        _drawing("wide", WIDE_PX, 420, found, scale, log),
+        _drawing("narrow", NARROW_PX, 340, found, scale, log),
+    )
+    said = standings([q.entry for q in found], "mean KLD" if log else name)
+    standing = tuple((q.number, q.label, said[q.label]) for q in found if q.label in said)
+    return Tradeoff(key, name, title, unit, aside, standing, drawings)
+
+
+def _drawing(form: str, width: float, height: float, found: list[Quality], unit: float, log: bool) -> Drawing:
+    frame = Box(52, 12, width - 12, height - 34)
+    floor = min(q.of.value for q in found) / 10 if log else 0.0
+    ends = [max(end, floor) if log else end for q in found for end in (q.of.low, q.of.high)] + ([] if log else [0.0])
+    x = Scale(*spanning([q.size_bytes / unit for q in found], 0.14), frame.left, frame.right)
+    y = Scale(*spanning(ends, 0.12, log=log), frame.bottom, frame.top, log=log)
+    beaten = beaten_by(q.entry for q in found)
+    front = sorted((q for q in found if not beaten[q.label]), key=lambda q: (q.size_bytes, q.of.value))
+    timed = all(q.tokens_per_s for q in found)
+    spots = tuple(
+        Point(q.number, x(q.size_bytes / unit), y(q.of.value), y(max(q.of.low, floor) if log else q.of.low),
+             y(q.of.high), (q.label, *_all_said(q, beaten[q.label])), not beaten[q.label], q.size_bytes, q.of.value,
+             (timed and q.tokens_per_s) or 0.0)
+        for q in found
+    )  # fmt: skip
+    line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front)
+    zero = None if log else y(0.0)
+    lines = [*segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
+    lines += [(frame.left, zero, frame.right, zero)] if zero is not None else []
+    names = place_names([(s.x, s.y, short(s.said[0], 130)) for s in spots], lines, frame)
+    return Drawing(
+        form, width, height, frame, x.ticks(max(3, int(width / 90))), y.ticks(7), spots,
+        tuple((s.number, name) for s, name in zip(spots, names, strict=True)), line, zero,
+    )  # fmt: skip
+
+
+def _all_said(q: Quality, winners: Sequence[str]) -> tuple[str, ...]:
+    speed = (f"{digits(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
+    return (*q.said, *speed, f"beaten by {', '.join(winners)}" if winners else "on the front")

@@ -1,0 +1,131 @@
+"""What the user asked for, checked and frozen. Made by `settings.py`; nothing below it reads the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantyard.engines import EngineName, Surroundings
+from quantyard.engines.images import ImageSettings
+from quantyard.protocol.base import OutType
+from quantyard.quants.catalog import Quant
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What the user wants measured. Where a value is None, the suite decides."""
+
+    suite: str = ""
+    baseline: Quant | None = None
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    num_fewshot: int | None = None
+    seed: int | None = None
+    datasets: Path | None = None
+    allow_unsafe_code: bool = False
+    n_gpu_layers: int = 0
+    max_length: int = 0
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """How to serve without containers; compose.yaml reads the environment itself."""
+
+    model_file: Path | None  # None: what was built last
+    port: int
+    context_size: int  # tokens; 0: as the model was trained
+    n_gpu_layers: int
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """What to call the image of a served model, and whether to push it."""
+
+    tag: str
+    push: bool
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """Where a release goes, and what must hold before it does."""
+
+    repo_id: str = ""  # not to the Hub
+    gate: Path | None = None  # our own budgets
+    dry_run: bool = False
+    allow_fail: bool = False
+    license: str = ""  # as the source says
+    public: bool = False
+    branch: str = ""
+    pull_request: bool = False
+    split_above_bytes: int = 45 * 2**30
+    oci: str = ""  # registry/repository[:tag]
+    cosign_key: Path | None = None
+    docker_config: Path = Path("~/.docker/config.json")  # whose logins a registry is pushed with
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What `verify` checks."""
+
+    repo_id: str
+    file: Path | None
+    rebuild: bool
+
+
+@dataclass(frozen=True)
+class ChooseRequest:
+    """What the file that `choose` names must keep, and how it will be served."""
+
+    quants: tuple[str, ...] = ()  # from these alone; empty: all that were measured
+    ram_bytes: int | None = None  # this machine's
+    min_tokens_per_s: float = 0.0  # generated
+    max_kld: float | None = None  # mean KL divergence, nats
+    context_tokens: int = 0  # 0: as the model was trained, at most 8,192
+    parallel: int = 4  # requests answered at once
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What a search of tensor types is to reach: a size or a divergence, and how closely it looks."""
+
+    target_bytes: int | None = None
+    target_quant: str = ""  # the size that this stock quant has
+    target_kld: float | None = None  # mean KL divergence, nats
+    parts: int = 3  # of the depth, each with types of its own
+    chunks: int = 16  # of 512 tokens that a probe reads; 0: the whole text
+    types: tuple[str, ...] = ()  # of tensors, to choose from; (): all of the search's own
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One command's whole request. What a command has no use for is None."""
+
+    model: str
+    quants: tuple[Quant, ...]
+    outtype: OutType
+    engine: EngineName
+    artifacts: Path
+    gguf_file: str | None
+    allow_pickle: bool
+    allow_requantize: bool
+    allow_mismatch: bool
+    threads: int
+    workers: int
+    json: bool
+    endpoint: str | None
+    hf_token: str | None = field(repr=False)
+    surroundings: Surroundings
+    images: ImageSettings
+    measure: MeasureRequest | None  # None: nothing
+    serve: ServeRequest | None
+    pack: PackRequest | None
+    publish: PublishRequest | None
+    check: CheckRequest | None
+    choose: ChooseRequest | None
+    matrix_quants: str  # "": as the preset says, or one of each size
+    adapter: str
+    base: str  # "": what the adapter names
+    tune: TuneRequest | None = None
+    imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
+    chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text
+    calibration: tuple[Path, ...] = ()  # texts to make the matrix of; (): our own

@@ -1,0 +1,82 @@
+"""Chat templates are programs that others wrote. Here they are rendered, within limits, and named when they break them.
+
+llama.cpp renders them by itself (`builder/llama`), and so does transformers (`builder/checks/hf_reference.py`);
+both end in the same words.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+from quantyard.sandbox.bounded_process import CPU_S, OverLimit, Worker
+
+Messages = Sequence[dict[str, str]]
+MAX_CHARACTERS: Final = 1 << 20  # of a template; real ones stay under 100,000
+_WORKER: Final = Path(__file__).with_name("template_worker.py")
+_HINT: Final = (
+    "It is a program that came with the model, and it would stop a server as well: tell its authors, or put "
+    "another template into the model."
+)
+
+
+class ChatRefused(Exception):
+    """The template does not take this conversation; the message says why."""
+
+
+def template_failure(what: str, conversation: str = "", detail: str = "") -> StageFailure:
+    """The failure for a template that breaks a limit; `what` it does, as `OverLimit` says it."""
+    where = f" on the conversation {conversation!r}" if conversation else ""
+    message = f"The chat template {what}{where}."
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "chat-template", message, _HINT, detail)
+
+
+def refuse_large(template: str) -> None:
+    """Refuse what is no template but a load.
+
+    Raises:
+        StageFailure: the template is longer than any real one.
+    """
+    if len(template) > MAX_CHARACTERS:
+        raise template_failure(f"has {len(template):,} characters, more than the {MAX_CHARACTERS:,} allowed")
+
+
+class ChatTemplate:
+    """One template, rendered by Jinja as transformers does it, in a process of its own."""
+
+    def __init__(self, text: str, bos_token: str, eos_token: str, cpu_s: int = CPU_S) -> None:
+        refuse_large(text)
+        self.text = text
+        self._names = {"bos_token": bos_token, "eos_token": eos_token}
+        self._worker = Worker([sys.executable, "-I", str(_WORKER)], cpu_s)
+        self._is_told = False
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+        """The conversation's text.
+
+        Raises:
+            ChatRefused: the template refuses the conversation, or is none.
+            OverLimit: it takes too long or too much.
+        """
+        if not self._is_told:
+            self._worker.ask({"template": self.text, **self._names})
+            self._is_told = True
+        asked = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+        try:
+            answer = self._worker.ask(asked)
+        except OverLimit:
+            self._is_told = False
+            raise
+        if fault := answer.get("fault"):
+            raise OverLimit(fault)
+        if "text" not in answer:
+            raise ChatRefused(str(answer.get("refused")))
+        return str(answer["text"])

@@ -1,0 +1,90 @@
+"""Renders one chat template as transformers does: each line of JSON on stdin asks, each on stdout answers.
+
+    {"template": …, "bos_token": …, "eos_token": …}               first
+    {"messages": […], "add_generation_prompt": true}              then → {"text": …}, {"refused": …} or {"fault": …}
+
+A script of its own process, which `chat_template` starts: the template was written by others. It may call
+nothing but what a chat template needs, and each answer has its seconds and megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_BOUNDED = runpy.run_path(str(Path(__file__).with_name("bounded_process.py")))
+_MAX_CHARACTERS = 2 << 20  # of a rendered conversation
+_MAX_REASON = 500
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, by which transformers marks what the model wrote: rendered as if it were not there."""
+
+    tags = {"generation"}  # noqa: RUF012  (as the base class has it)
+
+    def parse(self, parser: Any) -> Any:
+        """What stands between its beginning and its end."""
+        parser.stream.skip(1)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """Jinja with the filters and functions that chat templates may use."""
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    return sandbox
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(layout: str) -> str:
+    return datetime.now().strftime(layout)  # noqa: DTZ005  (local time, as transformers has it)
+
+
+def _answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
+    try:
+        if "template" in question:
+            state.update(question)
+            return {}
+        if "compiled" not in state:
+            state["compiled"] = environment().from_string(state["template"])
+        names = {name: state[name] for name in ("bos_token", "eos_token")}
+        text = str(state["compiled"].render(**question, **names, tools=None, documents=None))
+        text.encode()  # a lone surrogate is no text
+    except MemoryError:
+        return {"fault": _BOUNDED["too_much"]()}
+    except Exception as error:  # templates raise what they like
+        return {"refused": f"{type(error).__name__}: {error}"[:_MAX_REASON]}
+    return {"text": text} if len(text) <= _MAX_CHARACTERS else {"fault": _BOUNDED["TOO_LARGE"]}
+
+
+def main() -> None:
+    """Answer until stdin closes. The one argument is the seconds for each answer."""
+    cpu_s = int(sys.argv[1])
+    state: dict[str, Any] = {}
+    for line in sys.stdin:
+        _BOUNDED["limit_from_here"](cpu_s)
+        sys.stdout.write(json.dumps(_answer(state, json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`make image`: one server image with the GGUF inside, in a layer of its own, labelled with where it came from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantyard.engines.images import BAKE, ImageSettings, bake_environment, run_docker
+from quantyard.errors import BadRequest
+from quantyard.store.manifest import Manifest
+
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_TAG = re.compile(rf"^(?:[a-z0-9][a-z0-9.-]*(?::\d+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?$")
+
+
+@dataclass(frozen=True)
+class ModelImage:
+    """What the image will hold and be called."""
+
+    tag: str
+    name: str  # the model's name in the API
+    quant: str
+    gguf: Path
+    sha256: str
+    source: str  # an address for people
+    revision: str
+    license: str
+
+
+def check_tag(tag: str) -> None:
+    """Refuse what is no name of an image, before anything is built.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    if not _TAG.match(tag):
+        given = f"TAG={tag} is not the name of an image" if tag else "TAG is not given"
+        raise BadRequest(f"{given}.", "Name it like this: make image MODEL=… TAG=registry.example/team/model:q4")
+
+
+def model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> ModelImage:
+    """The image of one file of a build."""
+    source, record = manifest.source, manifest.quants[quant]
+    address = f"https://huggingface.co/{source.repo_id}" if source.repo_id else ""  # a folder's path stays at home
+    return ModelImage(
+        tag=tag, name=gguf.stem, quant=quant, gguf=gguf, sha256=record.sha256, source=address,
+        revision=source.commit, license=source.license or "",
+    )
+
+
+def build_model_image(
+    repo_dir: Path, image: ModelImage, base_digest: str, settings: ImageSettings, *, push: bool
+) -> None:
+    """Build the image, with SBOM and provenance where the builder can attach them, and push it if asked.
+
+    Raises:
+        EngineError: it cannot be built or pushed.
+    """
+    attests = push and _attests(repo_dir)
+    env = bake_environment(repo_dir, "server", base_digest, settings) | {
+        "IMAGE_TAG": image.revision[:12], "MODEL_NAME": image.name, "MODEL_TAG": image.tag, "SOURCE": image.source,
+        "REVISION": image.revision, "QUANT": image.quant, "SHA256": image.sha256, "LICENSE": image.license,
+    }
+    with _context(image.gguf) as folder:
+        # Newer buildx wants to be told which folders outside the project bake may read.
+        allow = ["--allow", f"fs.read={folder}"] if "--allow" in _output(repo_dir, *BAKE, "--help") else []
+        how = ["--push", "--sbom=true", "--provenance=mode=max"] if attests else ["--load"]
+        argv = [*BAKE, *allow, *how, "served-model"]
+        run_docker(repo_dir, argv, env | {"GGUF": str(folder)}, f"{image.tag} could not be built")
+    if push and not attests:
+        run_docker(repo_dir, ["docker", "push", image.tag], env, f"{image.tag} could not be pushed")
+
+
+@contextmanager
+def _context(gguf: Path) -> Iterator[Path]:
+    """A folder that holds the GGUF alone, beside it so that a hard link will do."""
+    folder = Path(tempfile.mkdtemp(prefix=".image-", dir=gguf.parent))
+    try:
+        try:
+            (folder / "model.gguf").hardlink_to(gguf.resolve())
+        except OSError:
+            shutil.copyfile(gguf, folder / "model.gguf")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _attests(repo_dir: Path) -> bool:
+    """Whether the builder can attach attestations; the daemon's own (driver `docker`) cannot."""
+    said = _output(repo_dir, "docker", "buildx", "inspect")
+    return bool(said) and not re.search(r"^Driver:\s+docker$", said, re.MULTILINE)
+
+
+def _output(repo_dir: Path, *argv: str) -> str:
+    run = subprocess.run(argv, cwd=repo_dir, capture_output=True, text=True, check=False)
+    return run.stdout if run.returncode == 0 else ""

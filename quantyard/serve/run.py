@@ -1,0 +1,88 @@
+"""`make serve`: what was built last behind an OpenAI API, on the loopback interface.
+
+With Docker that is compose.yaml. Without, llama-cpp-python's own server behind the same checks, with the same file,
+key and client (server/local/server.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantyard.cli.settings import REPO_DIR
+from quantyard.errors import BadRequest, EngineError
+from quantyard.formats.finite_json import dumps
+from quantyard.protocol.api_tests import bindings_config
+from quantyard.requests import BuildRequest
+from quantyard.serve.served_files import api_key, served_files
+
+HOST = "127.0.0.1"
+
+
+def compose_up(repo_dir: Path, environment: Mapping[str, str]) -> int:
+    """Run `docker compose up` to its end; its exit code."""
+    return _run(["docker", "compose", "up"], repo_dir, environment)
+
+
+def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, str]) -> int:
+    """Run llama-cpp-python's server to its end; its exit code. The key is in a file: command lines are seen by all.
+
+    Raises:
+        BadRequest: there is nothing to serve, the key cannot be read, or the port is taken.
+        EngineError: the server ends badly.
+    """
+    serve = request.serve
+    assert serve is not None
+    files = served_files(request.artifacts, serve.model_file)
+    key = api_key(request.artifacts)
+    _check_port(serve.port)
+    with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:
+        config = Path(folder) / "server.json"
+        config.touch(mode=0o600)
+        told = bindings_config(
+            [path.resolve() for path in files], serve.port, key, n_ctx=serve.context_size, threads=request.threads,
+            n_gpu_layers=serve.n_gpu_layers, verbose=False,
+        )
+        config.write_text(dumps(told))
+        # -P: no module of the working directory stands in for a library
+        argv = [str(python), "-P", "-m", "server.local.server", str(config)]
+        code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
+    if code not in (0, -signal.SIGINT, -signal.SIGTERM):
+        names = ", ".join(path.name for path in files)
+        message = f"llama_cpp.server ended with exit code {code} while it served {names}; its lines above say why."
+        raise EngineError(message, "A file that does not load may be cut off: compare its SHA-256 with manifest.json.")
+    return 0
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            message = f"Port {port} of {HOST} is taken: {error.strerror}."
+            hint = f"Stop what listens there, or choose another: make serve PORT={port + 1}"
+            raise BadRequest(message, hint) from error
+
+
+def _run(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Wait for the program; Ctrl-C reaches it too, so its own orderly end is waited for."""
+    try:
+        process = subprocess.Popen(argv, cwd=folder, env=dict(environment))
+    except FileNotFoundError as error:
+        raise EngineError(f"{argv[0]} is not installed.", "See what is missing: make doctor") from error
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return 0
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,81 @@
+"""What `docker compose up` serves: the folder `served` of the store holds what the last build made, as hard links:
+no byte is copied, and a container sees plain files. Beside it `keys/api-key`, the key that the server asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from quantyard.errors import BadRequest
+
+FOLDER = "served"
+_KEY_BYTES = 24
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+
+
+def offer(root: Path, files: Sequence[Path]) -> Path | None:
+    """Let these GGUFs be what is served, and nothing else; the folder, or None if they cannot be linked there.
+
+    A source used in place may lie on another disk, or in several parts: those are served by MODEL_FILE alone.
+    """
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(_PART.search(path.name) for path in files) or not all(_link(path, folder) for path in files):
+        return None
+    for stale in set(folder.glob("*.gguf")) - {folder / path.name for path in files}:
+        stale.unlink()
+    return folder
+
+
+def served_files(root: Path, model_file: Path | None) -> list[Path]:
+    """The GGUFs to serve: MODEL_FILE, the files in it, or what was built last.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    where = model_file or root / FOLDER
+    found = sorted(set(where.glob("*.gguf")) - set(where.glob("*.imatrix*.gguf"))) if where.is_dir() else [where]
+    if not found or not all(path.is_file() for path in found):
+        what = f"MODEL_FILE={model_file} is no GGUF" if model_file else "Nothing is built yet"
+        raise BadRequest(f"{what}.", "Build a model: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
+    return found
+
+
+def api_key(root: Path) -> str:
+    """The key in `keys/api-key`, made if there is none; readable to its owner alone.
+
+    Raises:
+        BadRequest: the file cannot be read, or holds nothing.
+    """
+    path = root / "keys" / "api-key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"qy-{secrets.token_hex(_KEY_BYTES)}\n")
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise BadRequest(f"The key file {path} cannot be read: {error.strerror}.", f"Type: ls -l {path}") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise BadRequest(f"The key file {path} is empty.", f"Type: rm {path}, and a new one is made.")
+    return keys[0]
+
+
+def _link(path: Path, folder: Path) -> bool:
+    target, temporary = folder / path.name, folder / f".{path.name}.tmp"
+    if target.exists() and target.samefile(path):
+        return True
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path.resolve(), temporary)
+    except OSError:
+        return False
+    temporary.rename(target)
+    return True

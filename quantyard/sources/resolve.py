@@ -1,0 +1,324 @@
+"""What the user named with MODEL, resolved: where it is, at which commit, and what a build of it will cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from quantyard.errors import BadSource, NeedsPermission
+from quantyard.files.own_files import find_file, kind_of, leads_out, list_files, path_of, read_named
+from quantyard.formats.gguf import GgufError, GgufHeader, read_model
+from quantyard.formats.names import fault_of_name, safe_name, shown
+from quantyard.formats.safetensors import SafetensorsError, read_folder
+from quantyard.hub.client import (
+    CONFIG_LIMIT_BYTES,
+    HubAccess,
+    HubRepo,
+    parse_repo_id,
+    read_config,
+    resolve,
+    tensor_shapes,
+)
+from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_files
+from quantyard.hub.model_card import card_of_gguf, card_of_readme
+from quantyard.protocol.base import FileEntry, OutType, digest_of_files
+from quantyard.protocol.runner import sha256_of
+from quantyard.quants.catalog import QUANTS, Quant, find
+from quantyard.quants.file_size import (
+    TensorShape,
+    gguf_size_bytes,
+    kv_cache_bytes,
+    main_type,
+    outtype_for,
+    params_size_bytes,
+)
+from quantyard.sources.presets import Preset, find_preset, refuse_unsupported, split_name
+from quantyard.store.artifacts import Artifact, HashCache, ModelId
+from quantyard.store.manifest import SourceCard, read_manifest
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_TEXT_LIMIT = 16 * 2**20  # bytes of a README or a licence
+SIDE_LIMIT = 512 * 2**20  # bytes of a tokenizer; the largest have some 50 MB
+_WEIGHTS = (".safetensors", ".gguf", *PICKLE_ENDINGS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from. Sizes are in bytes."""
+
+    model: ModelId
+    kind: Literal["huggingface", "gguf"]
+    title: str
+    files: tuple[FileEntry, ...]
+    repo_id: str = ""
+    revision: str = ""
+    license: str | None = None
+    local: Artifact | None = None
+    gguf_file: str | None = None
+    gguf: GgufHeader | None = None
+    dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype → number of weights
+    tensors: tuple[TensorShape, ...] | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+    card: SourceCard = field(default_factory=SourceCard)
+    preset: Preset | None = None  # if it was named by a preset
+
+    @property
+    def size_bytes(self) -> int:
+        """What is downloaded, or read in place."""
+        return sum(f.size_bytes for f in self.files)
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights; from the file sizes (two bytes each) where nothing better is known."""
+        if self.gguf is not None:
+            return self.gguf.n_params
+        return sum(self.dtypes.values()) or self.size_bytes // 2
+
+    @property
+    def named_quant(self) -> Quant | None:
+        """What a GGUF that is not here yet says it is, by its file name; `verify` will see whether it is true."""
+        words = re.split(r"[^A-Z0-9_]+", (self.gguf_file or "").upper())
+        return next((quant for quant in QUANTS if quant.name in words), None)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is a GGUF that is quantized already, as far as can be known without downloading it."""
+        if self.gguf is not None:
+            return self.gguf.is_quantized
+        return self.named_quant is not None and self.named_quant.name not in ("F32", "F16", "BF16")
+
+    def outtype(self, asked: OutType) -> tuple[OutType, str]:
+        """The type to convert to, and why. `auto` where only the conversion itself can tell."""
+        if asked != "auto":
+            return asked, "asked for"
+        if not self.dtypes:
+            return "auto", "decided by the weights' own type when they are here"
+        return outtype_for(self.dtypes)
+
+    def is_already(self, quant: Quant, outtype: OutType) -> bool:
+        """Whether the conversion, or the GGUF itself, is this quant already, so that nothing is left to quantize."""
+        if quant.recipe is not None:
+            return False
+        if self.kind == "gguf" and (quant.name == "COPY" or sum(f.path.endswith(".gguf") for f in self.files) > 1):
+            return False  # shards are joined
+        if self.gguf is not None:
+            return self.gguf.file_type == quant.ftype
+        if self.gguf_file:
+            return self.named_quant == quant
+        return self.kind == "huggingface" and outtype == quant.name.lower()
+
+    def converted_size_bytes(self, outtype: OutType) -> int:
+        """Expected size of the conversion."""
+        return self.quant_size_bytes(find("BF16" if outtype == "auto" else outtype))
+
+    def quant_size_bytes(self, quant: Quant) -> int:
+        """Expected size of a GGUF of this quant."""
+        if self.tensors is not None:
+            return gguf_size_bytes(self.tensors, self.config, quant)
+        return params_size_bytes(self.n_params, quant)
+
+    def main_type(self, quant: Quant) -> str:
+        """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
+        return main_type(self.tensors, self.config, quant) if self.tensors else ""
+
+    def kv_cache_bytes(self, context_tokens: int) -> int | None:
+        """Size of the KV cache at this context; None when the configuration does not tell."""
+        return kv_cache_bytes(self.config, context_tokens)
+
+
+def find_source(
+    model: str, access: HubAccess, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None
+) -> Source:
+    """Resolve MODEL: a GGUF file, a folder, a Hub repo id, or the name of a preset.
+
+    A path wins over a repo id only if it says that it is one (`./`, `/`, `~`, `.gguf`) or is a folder with
+    a config.json. What has no slash and is no path is a preset.
+
+    Raises:
+        BadSource, NeedsPermission: a local source that cannot be built from, or no preset of this name.
+        HubError: the Hub said no.
+    """
+    if "\0" in model or not model.strip() or model.startswith("-"):
+        raise BadSource(f"{shown(model)} is not a model.", "Name one: make build MODEL=org/name")
+    path = path_of(model)
+    kind = kind_of(path)
+    if kind == "folder" and (_says_path(model) or kind_of(path / "config.json")):
+        return _folder(path.absolute(), hashes, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    if kind == "file":
+        return _gguf(path.absolute(), hashes)
+    if _says_path(model) and not (model.startswith("..") and model.count("/") == 1):
+        hint = "Give a path that exists, or a Hub id: MODEL=org/name"
+        raise BadSource(f"There is no file or folder {shown(model, 300)}.", hint)
+    repo, preset = _on_hub(model)
+    wanted = gguf_file or (preset.gguf_file if preset else None)
+    return replace(_hub(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)
+
+
+def _on_hub(model: str) -> tuple[str, Preset | None]:
+    """`org/name[@revision]`, and the preset that says so where its name was typed."""
+    if "/" in model:
+        return model, None
+    name, typed = split_name(model)
+    preset = find_preset(name)
+    refuse_unsupported(preset)
+    revision = preset.revision if typed is None else typed
+    return preset.repo if revision is None else f"{preset.repo}@{revision}", preset
+
+
+def _says_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
+
+
+def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
+    if not kind_of(path / "config.json"):  # before the folder is walked, which may be the whole disk
+        hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
+        raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
+    chosen = select_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
+    places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen.files}
+    if chosen.kind == "gguf" and chosen.gguf_file:
+        return _gguf(path / chosen.gguf_file, hashes)
+    # What can be refused by a header is, before many GB are read for their hashes.
+    config = _config(path)
+    weights = [name for name in places if name.endswith(".safetensors")]
+    tensors = _local_tensors(path, list(places)) if weights else None
+    files = tuple(
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
+    )
+    digest = digest_of_files(files)
+    license_, card = card_of_readme(_readme(places.get("README.md")))
+    return Source(
+        model=ModelId("local", safe_name(path.name), digest), kind="huggingface", title=str(path), files=files,
+        license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
+        dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
+    )
+
+
+def _limit(name: str) -> int | None:
+    """How large this file of a model can be, bytes; None: weights may be as large as they are."""
+    if name.endswith(_WEIGHTS):
+        return None
+    if name == "config.json":
+        return CONFIG_LIMIT_BYTES
+    return _TEXT_LIMIT if any(fnmatchcase(name, pattern) for pattern in LEGAL_FILES) else SIDE_LIMIT
+
+
+def _readme(place: Path | None) -> str:
+    return read_named(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
+
+
+def _gguf(path: Path, hashes: HashCache) -> Source:
+    if fault := fault_of_name(path.name):
+        raise BadSource(f"{shown(path.name)} cannot name a model's file: {fault}.", "Rename it.")
+    try:
+        gguf = read_model(path)
+    except GgufError as error:
+        raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
+    places = {shard.name: _shard(path, shard) for shard in gguf.paths}
+    files = tuple(
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
+    )
+    digest = digest_of_files(files)
+    name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
+    license_, card = card_of_gguf(gguf.metadata, path)
+    local = Artifact(digest, files, path.parent, whole_folder=False, places=places)
+    return Source(
+        model=ModelId("local", safe_name(name), digest), kind="gguf", title=str(path), files=files, license=license_,
+        local=local, gguf_file=path.name, gguf=gguf, card=card,
+    )
+
+
+def _shard(first: Path, shard: Path) -> Path:
+    """Where a file really is: the first wherever it leads, since the user named it; the others where that one is, or
+    beside it.
+    """
+    if shard == first or not leads_out(first.resolve().parent, shard):
+        return shard.resolve()
+    return find_file(first.parent, shard.name)
+
+
+def refuse_requantizing(source: Source, quants: tuple[Quant, ...], outtype: OutType, *, allowed: bool) -> None:
+    """What is quantized already, as a file or by OUTTYPE, is only quantized again on request.
+
+    Raises:
+        NeedsPermission: it would be.
+    """
+    if allowed or not (source.is_quantized or (source.kind == "huggingface" and outtype == "q8_0")):
+        return
+    if again := [q.name for q in quants if q.name != "COPY" and not source.is_already(q, outtype)]:
+        what = source.gguf_file or "With OUTTYPE=q8_0 the conversion"
+        message = f"{what} is quantized already; making {', '.join(again)} of it loses more than its size says."
+        raise NeedsPermission(message, "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1.")
+
+
+def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | None) -> Source:
+    repo_id, revision = parse_repo_id(model)
+    repo = resolve(access, repo_id, revision)
+    chosen = select_files(repo.repo_id, repo.files, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    org, name = repo.repo_id.split("/", 1)
+    is_hf = chosen.kind == "huggingface"
+    return Source(
+        model=ModelId(org, name, repo.commit), kind=chosen.kind, title=_title(repo), files=chosen.files,
+        repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
+        dtypes=repo.dtypes, tensors=tensor_shapes(access, repo, chosen.files) if is_hf else None,
+        config=read_config(access, repo) if is_hf else {}, card=repo.card,
+    )
+
+
+def recall_source(artifacts: Path, model: str) -> Source | None:
+    """The source that an earlier build recorded, for `org/name@<whole commit>` or a preset of a whole commit; None
+    for anything less exact.
+    """
+    repo, preset = _on_hub(model)
+    repo_id, commit = parse_repo_id(repo)
+    if commit is None or not _COMMIT.match(commit):
+        return None
+    org, name = repo_id.split("/", 1)
+    model_id = ModelId(org, name, commit)
+    manifest = read_manifest(artifacts / model_id.folder / "manifest.json")
+    if manifest is None or manifest.source.commit != commit:
+        return None
+    known = manifest.source
+    return Source(
+        model=model_id, kind=known.kind, title=f"{known.title}, as recorded (the Hub is out of reach)",
+        files=tuple(known.files), repo_id=repo_id, revision=commit, license=known.license, gguf_file=known.gguf_file,
+        dtypes=known.dtypes, card=known.card, preset=preset,
+    )
+
+
+def _title(repo: HubRepo) -> str:
+    return f"{repo.repo_id} at {repo.commit[:12]}"
+
+
+def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
+    try:
+        files = read_folder(path, names)
+    except SafetensorsError as error:
+        raise BadSource(str(error), "The file is damaged: download or copy it again.") from error
+    return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
+
+
+def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        size = 1
+        for length in tensor.shape:
+            size *= length
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + size
+    return counts
+
+
+def _config(path: Path) -> Mapping[str, object]:
+    try:
+        config = json.loads(read_named(path / "config.json", CONFIG_LIMIT_BYTES))
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
+        raise BadSource(f"{path / 'config.json'} is not valid JSON: {error}", "Download the model again.") from error
+    if not isinstance(config, dict):
+        raise BadSource(f"{path / 'config.json'} holds no JSON object.", "Download the model again.")
+    return config

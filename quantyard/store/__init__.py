@@ -1,0 +1,1 @@
+"""The artifact folder: finished stages, their files, the manifest."""

@@ -1,0 +1,404 @@
+"""The artifact store: what stages made, under `artifacts/<org>/<name>/<commit12>/`.
+
+    stages/<label>-<key12>/      one finished stage: request.json, result.json, stamps.json, files/
+    stages/.<label>-<key12>/     one unfinished stage; it never counts
+    <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
+    <name>.imatrix.gguf          the importance matrix that files were made with
+    eval/<suite>/                a copy of what the last report on this suite left
+    manifest.json                what was made, from what, by what
+    release/                     what would be published: models as hard links, card, page
+
+A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one
+rename makes them count. So a stage that was killed at any moment leaves nothing that looks finished. The folder is one
+that the stage itself could never write to: its files are moved there once they are checked (`taking.py`), the rest of
+what it left goes away.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from quantyard.errors import BadSource, QuantyardError
+from quantyard.files.safe_files import SafeFolder, Unsafe, copy_open, remove_tree
+from quantyard.formats.finite_json import dumps
+from quantyard.formats.names import shown
+from quantyard.protocol.allowed_outputs import Leaves
+from quantyard.protocol.base import FileEntry, StageRequest, StageResult, digest_of_files
+from quantyard.protocol.facts import check_facts
+from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
+from quantyard.store.file_stamps import STAMPS, holds_the_same, is_unchanged, read_stamps, stamps_text
+from quantyard.store.take_outputs import FILES, left_bytes, take_files, tame_left
+
+_WAIT_STEP_S = 0.5
+_MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of files
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A set of files named by one digest, and where this machine keeps it.
+
+    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it. `places` is where
+    those of a folder of links really are, by path.
+    """
+
+    digest: str
+    files: tuple[FileEntry, ...]
+    folder: Path
+    whole_folder: bool = True
+    places: Mapping[str, Path] = field(default_factory=dict, compare=False)
+
+    def place_of(self, path: str) -> Path:
+        """Where this file of it really is."""
+        return self.places.get(path, self.folder / path)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(f.size_bytes for f in self.files)
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model, at which state: a Hub commit, or the digest of a local source's files. Each part names a folder.
+
+    Raises:
+        BadSource: one of them cannot.
+    """
+
+    org: str
+    name: str
+    commit: str
+
+    def __post_init__(self) -> None:
+        """Whatever these were made of: no path, no hidden name, no option."""
+        for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
+            if not pattern.fullmatch(part):
+                raise BadSource(f"{shown(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
+
+    @property
+    def folder(self) -> Path:
+        """Where its artifacts are, relative to the store."""
+        return Path(self.org) / self.name / self.commit[:12]
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that counts: its result and its outputs."""
+
+    result: StageResult
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where one unfinished stage works: `/in` and `/out` as the stage will see them, and beside them `kept`, which it
+    never sees.
+    """
+
+    in_dir: Path
+    out_dir: Path
+    request: StageRequest
+
+    @property
+    def kept_dir(self) -> Path:
+        """Where its checked files go."""
+        return self.out_dir.with_name("kept")
+
+
+class ModelStore:
+    """The part of the store that holds one model at one commit."""
+
+    def __init__(self, root: Path, model: ModelId) -> None:
+        self.root = root
+        self.folder = root / model.folder
+        self._lock_path = root / model.org / model.name / ".lock"
+        self.changed: list[str] = []  # finished stages that no longer count, and why
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold the model's lock. Another holder is waited for, and named to `on_wait` once."""
+        self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock, told = FileLock(self._lock_path), False
+        while True:
+            try:
+                lock.acquire(timeout=_WAIT_STEP_S if told else 0)
+                break
+            except Timeout:
+                if not told:
+                    on_wait(self._lock_holder())
+                told = True
+        try:
+            self._lock_path.with_name(".lock-holder").write_text(str(os.getpid()))
+            yield
+        finally:
+            lock.release()
+
+    def _lock_holder(self) -> str:
+        try:
+            return f"process {int(self._lock_path.with_name('.lock-holder').read_text())}"
+        except (OSError, ValueError):
+            return "another process"
+
+    def finished(self, label: str, key: str) -> FinishedStage | None:
+        """The finished stage of this key, or None if it has not been run to its end. The key alone says what was made:
+        under another label it is the same.
+        """
+        if found := self._read(self._final(label, key)):
+            return found
+        others = sorted((self.folder / "stages").glob(f"[!.]*-{key[:12]}"))
+        return next((found for folder in others if (found := self._read(folder))), None)
+
+    def _read(self, folder: Path) -> FinishedStage | None:
+        try:
+            with SafeFolder.opened(folder) as stage, stage.folder(FILES) as files:
+                result = parse_result(stage.read(RESULT, MAX_RESULT_BYTES))
+                check_facts(result)
+                if problem := self._changed_in(folder, files, result, stage.stat(RESULT).st_mtime_ns):
+                    self.changed += [problem] if problem not in self.changed else []
+                    return None
+        except (OSError, ValueError):
+            return None
+        return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, folder / FILES))
+
+    def _changed_in(self, folder: Path, files: SafeFolder, result: StageResult, made_ns: int) -> str:
+        """What somebody removed or changed since the stage left it; "" for nothing. What only looks changed, such as a
+        copy of the store, is hashed once and trusted from then on.
+        """
+        stamps, hashed = read_stamps(folder), False
+        for entry in result.outputs:
+            try:
+                unchanged = is_unchanged(files, entry, stamps, made_ns)
+                if not unchanged and not holds_the_same(files, entry):
+                    return f"{folder.name}: {entry.path} was changed after it was made"
+            except Unsafe as error:
+                return f"{folder.name}: {error}"
+            hashed |= not unchanged
+        if hashed:
+            with suppress(OSError):  # a store that cannot be written to is hashed each time
+                write_file(folder / STAMPS, stamps_text(files, result.outputs).encode())
+        return ""
+
+    def begin(
+        self, label: str, key: str, request: StageRequest, inputs: Mapping[str, Artifact], resumable: bool
+    ) -> Workspace:
+        """A folder to work in. What a killed run left there is kept only if the stage can resume from it, and of that
+        only what is a plain file.
+        """
+        partial = self._partial(label, key)
+        space = Workspace(partial / "in", partial / "out", request)
+        if resumable and not partial.is_symlink():
+            for path in partial.glob("*"):
+                if path != space.out_dir:
+                    remove_tree(path)
+            tame_left(space.out_dir)
+        else:
+            remove_tree(partial)
+        space.in_dir.mkdir(parents=True)
+        space.out_dir.mkdir(exist_ok=True)
+        (space.in_dir / "request.json").write_text(_text_of(request))
+        known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
+        (space.in_dir / "inputs.json").write_text(dumps(known) + "\n")  # a stage need not hash 40 GB again
+        return space
+
+    def take(self, label: str, space: Workspace, result: StageResult, leaves: Leaves) -> StageResult:
+        """Take the files out of the stage's folder into `kept`, checked; the result with their SHA-256.
+
+        Raises:
+            ResultRefused: they are not what the result says, or not what the stage may leave.
+            OutOfResources: the disk is full.
+        """
+        remove_tree(space.kept_dir)
+        return take_files(label, space.out_dir, space.kept_dir, result, leaves)
+
+    def give(self, space: Workspace, file: Path, result: StageResult) -> None:
+        """Give a workspace the one file that another run made for it, and that was taken from there."""
+        (output,) = result.outputs
+        target = space.out_dir / FILES / output.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+    def finish(self, label: str, key: str, space: Workspace, result: StageResult, leaves: Leaves) -> FinishedStage:
+        """Make a stage count: take its files, sync, rename.
+
+        Raises:
+            ResultRefused, OutOfResources: see `take`.
+        """
+        taken, kept = self.take(label, space, result, leaves), space.kept_dir
+        write_file(kept / "request.json", _text_of(space.request).encode())
+        write_file(kept / RESULT, _text_of(taken).encode())
+        with SafeFolder.opened(kept / FILES) as files:
+            write_file(kept / STAMPS, stamps_text(files, taken.outputs).encode())
+        final = self._final(label, key)
+        remove_tree(final)
+        kept.rename(final)
+        _sync(final.parent)
+        remove_tree(self._partial(label, key))
+        finished = self.finished(label, key)
+        if finished is None:
+            raise QuantyardError(f"{label}: the files vanished from {final} while they were being kept.")
+        return finished
+
+    def discard(self, label: str, key: str) -> None:
+        """Remove what an unfinished stage left."""
+        with suppress(OSError):
+            remove_tree(self._partial(label, key))
+
+    def clear_unfinished(self, resumable: Collection[str]) -> None:
+        """Remove what killed runs left that nothing can go on from: of stages that begin anew, and of finished ones.
+        For who holds the lock, since nobody else works here then.
+
+        Args:
+            resumable: names of the stages that go on with what they had.
+        """
+        for partial in (self.folder / "stages").glob(".*-*"):
+            stage = partial.name[1:].partition("-")[0]
+            if stage not in resumable or partial.with_name(partial.name[1:]).exists():
+                with suppress(OSError):
+                    remove_tree(partial)
+
+    def partial_bytes(self, label: str, key: str) -> int:
+        """Size of what an unfinished stage left to resume from."""
+        return left_bytes(self._partial(label, key) / "out")
+
+    def publish(self, source: Path, name: str) -> Path:
+        """Give one output of a stage its final name beside the manifest: a hard link, so that no byte is copied."""
+        target, temporary = self.folder / name, self.folder / f".{name}.tmp"
+        if target.exists() and target.samefile(source):
+            return target
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            temporary.symlink_to(os.path.relpath(source, self.folder))
+        temporary.rename(target)
+        return target
+
+    def publish_copy(self, source: Path, name: str) -> Path:
+        """The same for a file of the user's, who may change it later: a copy."""
+        target, temporary = self.folder / name, self.folder / f".{name}.tmp"
+        if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
+            temporary.rename(target)
+        return target
+
+    def publish_folder(self, finished: FinishedStage, name: str) -> Path:
+        """Give all outputs a folder of their own: copies, which people may edit. Never a part of them is seen."""
+        target = self.folder / name
+        if _is_copy(target, finished.artifact):
+            return target
+        temporary, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+        shutil.rmtree(temporary, ignore_errors=True)
+        with SafeFolder.opened(finished.artifact.folder) as files:
+            for entry in finished.artifact.files:
+                path = temporary / entry.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with files.file(entry.path) as source:
+                    copy_open(source, path)
+                _sync(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file of this model."""
+        write_file(self.folder / name, text.encode())
+
+    def set_aside(self, name: str) -> Path | None:
+        """Keep a file that cannot be read under another name, if it is there: nothing is written over it. Its new
+        place.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return None
+        aside, number = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}{path.suffix}"), 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}-{number}{path.suffix}")
+        return path.rename(aside)
+
+    def _final(self, label: str, key: str) -> Path:
+        return stage_folder(self.folder, label, key)
+
+    def _partial(self, label: str, key: str) -> Path:
+        return self.folder / "stages" / f".{_slug(label)}-{key[:12]}"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file so that it is either the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    _sync(temporary)
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def stage_folder(model_folder: Path, label: str, key: str) -> Path:
+    """Where a finished stage is kept."""
+    return model_folder / "stages" / f"{_slug(label)}-{key[:12]}"
+
+
+class HashCache:
+    """SHA-256 of local files by (path, size, time of change), so that a folder of many GB is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            loaded = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            loaded = {}
+        self._known: dict[str, str] = loaded if isinstance(loaded, dict) else {}
+
+    def sha256(self, path: Path, compute: Callable[[Path], str]) -> str:
+        """The file's hash, computed only when the file is new or changed."""
+        stat = path.stat()
+        mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        if mark not in self._known:
+            self._known[mark] = compute(path)
+            self._save()
+        return self._known[mark]
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(dumps(self._known, indent=0))
+        temporary.rename(self._path)
+
+
+def _text_of(record: StageRequest | StageResult) -> str:
+    return record.model_dump_json(indent=2) + "\n"
+
+
+def _is_copy(folder: Path, artifact: Artifact) -> bool:
+    """Whether the folder holds these files, byte for byte, and no others."""
+    names = sorted(f.path for f in artifact.files)
+    there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
+
+
+def _slug(label: str) -> str:
+    return label.replace(" ", "-")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,181 @@
+"""`manifest.json`: what was made, from what, by what. Everything the card and `verify` will say comes from here."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantyard import __version__
+from quantyard.errors import BadRequest
+from quantyard.formats.finite_json import dumps
+from quantyard.formats.names import shown
+from quantyard.formats.strict_json import load_json
+from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
+from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.gate import GateReport
+
+SCHEMA_VERSION: Final = 1
+MAX_BYTES: Final = 16 * 2**20  # of a manifest; those of a hundred files have a tenth of it
+_LONGEST_KEY: Final = 60  # characters, that are shown whole
+_Size = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class SourceCard(_Record):
+    """What the source's own card says, as far as ours carries it on. Empty where it says nothing."""
+
+    license_name: str = ""
+    license_link: str = ""
+    gated: Literal["", "auto", "manual"] = ""  # the Hub's word: how access is granted
+    languages: list[str] = []
+    pipeline_tag: str = ""
+    tags: list[str] = []
+
+
+class SourceRecord(_Record):
+    """Where the model came from. `commit` is the Hub's, or the digest of a local source's files."""
+
+    kind: Literal["huggingface", "gguf"]
+    title: str
+    repo_id: str
+    revision: str
+    commit: str
+    license: str | None
+    files: list[FileEntry]
+    gguf_file: RelativePath | None = None
+    dtypes: dict[str, int] = {}
+    card: SourceCard = SourceCard()
+
+
+class StageRecord(_Record):
+    """One stage that ran, in full: enough to run it again and compare."""
+
+    key: Sha256  # a part of it names a folder
+    request: JsonObject
+    inputs: dict[str, str]
+    outputs: list[FileEntry]
+    facts: JsonObject
+    tools: dict[str, str]
+    argv: list[list[str]]
+    duration_s: float
+    ran_by: dict[str, str]  # the engine: image digests, or package versions
+    cpu: str
+    finished_at: datetime
+
+
+class ImatrixRecord(_Record):
+    """The importance matrix that a file was made with: where it lies beside the models, and what the stage was given.
+
+    The digest of `given` is the stage's input `imatrix`. A matrix that we made comes with the text it was made of.
+    """
+
+    file: FileName
+    size_bytes: _Size
+    sha256: Sha256
+    given: list[FileEntry]
+
+
+class QuantRecord(_Record):
+    """One GGUF: the file, and what was found out about it."""
+
+    file: FileName
+    size_bytes: _Size
+    sha256: Sha256
+    bits_per_weight: float
+    made_by: str  # label in `stages`; "": the source itself is the file
+    verified_by: str
+    parts: list[FileEntry] = []  # where it is published in parts; size and hash above are the whole's
+    imatrix: ImatrixRecord | None = None
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """What there is of it: its parts, or the one file."""
+        return self.parts or [FileEntry(path=self.file, size_bytes=self.size_bytes, sha256=self.sha256)]
+
+
+class Manifest(_Record):
+    """The whole record of one model at one commit."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    quantyard: str = __version__
+    source: SourceRecord
+    stages: dict[FileName, StageRecord] = {}  # by label, which names a folder
+    quants: dict[FileName, QuantRecord] = {}
+    evaluations: dict[str, EvalReport] = {}  # by the suite's name
+    contracts: dict[str, ContractReport] = {}  # by the quant's name
+    gate: GateReport | None = None  # the last one
+    stated_license: str = ""  # by who publishes, where the source's own is not enough
+
+    @property
+    def imatrices(self) -> dict[str, ImatrixRecord]:
+        """Each importance matrix once, by the name of its file."""
+        return {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest at `path`; None if there is none that can be read.
+
+    Raises:
+        BadRequest: a newer Quantyard wrote it, and this one would lose what it holds.
+    """
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except (OSError, ValueError):
+        return None
+
+
+def parse_manifest(text: bytes, name: str) -> Manifest:
+    """The manifest that this text is; `name` is for people.
+
+    Raises:
+        ValueError: it is none.
+        BadRequest: a newer Quantyard wrote it.
+    """
+    value = load_json(text, MAX_BYTES)
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        by = f"{version}, by Quantyard {_brief(value.get('quantyard'))}"
+        by += f"; this is {__version__} and knows {SCHEMA_VERSION}"
+        raise BadRequest(f"{name} is a manifest of version {by}.", "Update Quantyard: git pull")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(_brief(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
+def _brief(value: object) -> str:
+    """A key or value of others', which may be anything."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown(text, _LONGEST_KEY)
+
+
+def salvaged(text: bytes, source: SourceRecord) -> tuple[Manifest, list[str]]:
+    """A new manifest with every record of a damaged one that is whole, and what is lost: ["quants Q4_K_M"]."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    manifest = Manifest(source=source)
+    if not isinstance(value, dict):
+        return manifest, ["everything"]
+    lost, told = list[str](), source.model_dump(mode="json")
+    for group in ("stages", "quants", "evaluations", "contracts"):
+        records = value.get(group)
+        for name, record in records.items() if isinstance(records, dict) else ():
+            try:
+                part = parse_manifest(dumps({"source": told, group: {name: record}}).encode(), "")
+            except (ValueError, BadRequest, RecursionError):
+                lost.append(f"{group} {name}")
+            else:
+                getattr(manifest, group).update(getattr(part, group))
+    return manifest, lost

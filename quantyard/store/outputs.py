@@ -1,0 +1,36 @@
+"""What a stage left in its folder, read and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from quantyard.errors import ResultRefused
+from quantyard.files.safe_files import Unsafe, read_file
+from quantyard.formats.finite_json import only_finite
+from quantyard.formats.strict_json import load_json
+
+T = TypeVar("T")
+MAX_BYTES: Final = 8 * 1024 * 1024  # a report goes into the manifest
+
+
+def read_left(folder: Path, name: str, kind: type[T], wrong: str) -> T:
+    """A record in JSON. `wrong` is what to say of a file that is none: "is not a divergence".
+
+    Raises:
+        ResultRefused: it is not there, reached through a link, or none.
+    """
+    try:
+        text = read_file(folder, name, MAX_BYTES)
+        only_finite(load_json(text, MAX_BYTES))
+        return TypeAdapter(kind).validate_json(text)
+    except (Unsafe, ValueError, ValidationError) as error:
+        first = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first(error)
+        raise ResultRefused(folder.parent.name, f"{name} {wrong}: {first}") from error
+
+
+def _first(error: ValidationError) -> str:
+    one = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"

@@ -1,0 +1,147 @@
+"""Takes what a stage left out of the folder that it could write to, into one that it never could.
+
+By then nothing of the stage runs any more. Only the files that it names and that it may leave are moved, one by one,
+without following a link; what else is there goes away with its folder. Sizes are held against the disk, and every
+SHA-256 is computed here: what the stage says of one is only compared.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from quantyard.errors import OutOfResources, ResultRefused
+from quantyard.files.safe_files import (
+    MAX_FOLDERS,
+    MAX_PATH,
+    Found,
+    SafeFolder,
+    Unsafe,
+    is_mostly_holes,
+    remove_tree,
+    tame,
+)
+from quantyard.protocol.allowed_outputs import Leaves
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult
+from quantyard.protocol.facts import check_facts
+from quantyard.protocol.runner import sha256_of_open
+
+FILES: Final = "files"
+
+
+def take_files(label: str, out: Path, kept: Path, result: StageResult, leaves: Leaves) -> StageResult:
+    """Move the outputs from `out/files` to `kept/files`, synced to disk; the result with their SHA-256.
+
+    Raises:
+        ResultRefused: a file is not as the result says, or not one that the stage may leave.
+        OutOfResources: the disk is full.
+    """
+    if result.exit_code is not ExitCode.DONE:
+        raise ResultRefused(label, f"it ended with exit code {int(result.exit_code)}, which makes nothing count")
+    if problem := leaves.problem(result.outputs) or _names_problem(result.outputs):
+        raise ResultRefused(label, problem)
+    try:
+        check_facts(result, leaves.members)
+    except ValueError as error:
+        raise ResultRefused(label, f"its {error}") from error
+    (kept / FILES).mkdir(parents=True)
+    try:
+        outputs = _take_all(out, kept, result.outputs, leaves) if result.outputs else ()
+    except Unsafe as error:
+        raise ResultRefused(label, str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        hint = "Free some space, then type the same command again."
+        raise OutOfResources(f"{label}: the disk is full: its files could not be kept.", hint) from error
+    return result.model_copy(update={"outputs": outputs})
+
+
+def _names_problem(outputs: tuple[FileEntry, ...]) -> str:
+    for entry in outputs:
+        if len(entry.path) > MAX_PATH or entry.path.count("/") >= MAX_FOLDERS:
+            return f"it names a path of {len(entry.path):,} characters and {entry.path.count('/')} folders"
+        if not entry.path.isprintable():
+            return f"it names {entry.path!r}, which has control characters"
+    return ""
+
+
+def _take_all(out: Path, kept: Path, outputs: tuple[FileEntry, ...], leaves: Leaves) -> tuple[FileEntry, ...]:
+    with ExitStack() as stack:
+        theirs = stack.enter_context(SafeFolder.opened(out))
+        files = stack.enter_context(theirs.folder(FILES))
+        ours = stack.enter_context(SafeFolder.opened(kept / FILES))
+        beside = stack.enter_context(ThreadPoolExecutor(1))  # writes to disk what is hashed here
+        return tuple(_take(files, ours, entry, leaves.sha256_of(entry.path), beside) for entry in outputs)
+
+
+def _take(
+    files: SafeFolder, ours: SafeFolder, entry: FileEntry, wanted: str | None, beside: ThreadPoolExecutor
+) -> FileEntry:
+    with files.file(entry.path) as descriptor:
+        _check(descriptor, entry)
+        synced: Future[None] = beside.submit(os.fsync, descriptor)
+        try:
+            sha256 = sha256_of_open(descriptor)
+        finally:
+            synced.result()
+        for said, who in ((entry.sha256, "the stage says"), (wanted, "it should be")):
+            if said not in (None, sha256):
+                raise Unsafe(f"{entry.path} has the SHA-256 {sha256}, and {who} {said}")
+        tame(descriptor)
+        files.move(entry.path, ours)
+        moved, opened = ours.stat(entry.path), os.fstat(descriptor)
+        if (moved.st_ino, moved.st_dev, opened.st_size) != (opened.st_ino, opened.st_dev, entry.size_bytes):
+            raise Unsafe(f"{entry.path} was changed while it was read")
+    return entry.model_copy(update={"sha256": sha256})
+
+
+def _check(descriptor: int, entry: FileEntry) -> None:
+    """Size, and whether the bytes are the stage's own: a second name of a file may be that of one of the user's."""
+    found = os.fstat(descriptor)
+    if found.st_nlink != 1:
+        raise Unsafe(f"{entry.path} has {found.st_nlink} names: it may be a hard link to another file")
+    if found.st_size != entry.size_bytes:
+        raise Unsafe(f"{entry.path} has {found.st_size:,} bytes, and the stage says {entry.size_bytes:,}")
+    if is_mostly_holes(descriptor):
+        raise Unsafe(f"{entry.path} says to have {found.st_size:,} bytes, and most of them were never written")
+
+
+def tame_left(out: Path) -> None:
+    """Of what an unfinished run left in its folder, keep what the next may read and write: plain files below `files`.
+    Links, and whatever else would make it write elsewhere, go away; where there is too much of it, all goes.
+    """
+    try:
+        with SafeFolder.opened(out) as left:
+            for name in left.names():
+                if name != FILES:
+                    remove_tree(out / name)
+            with left.folder(FILES) as files:
+                for found in files.walk():
+                    _tame_one(files, found)
+    except (Unsafe, OSError):
+        remove_tree(out)
+
+
+def _tame_one(files: SafeFolder, found: Found) -> None:
+    if found.is_file:
+        with files.file(found.path) as descriptor:
+            tame(descriptor)
+    elif found.is_folder:
+        with files.folder(found.path) as folder:
+            os.fchmod(folder.descriptor, 0o755)
+    else:
+        files.remove(found.path)
+
+
+def left_bytes(out: Path) -> int:
+    """Size of what an unfinished run left to resume from."""
+    try:
+        with SafeFolder.opened(out) as left, left.folder(FILES) as files:
+            return sum(found.stat.st_size for found in files.walk() if found.is_file)
+    except (Unsafe, OSError):
+        return 0

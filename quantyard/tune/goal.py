@@ -1,0 +1,142 @@
+"""From sensitivities to a file: what was asked for, the mix that answers it, and how it compares with a stock quant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quantyard.errors import BadRequest
+from quantyard.formatting.numbers import digits
+from quantyard.formatting.units import human_bytes
+from quantyard.metrics.intervals import normal
+from quantyard.plan.imatrix import kld_difference
+from quantyard.plan.steps import STAGES, BuildPlan, Step
+from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
+from quantyard.requests import TuneRequest
+from quantyard.tune.exact_sizes import nearest_stock
+from quantyard.tune.knapsack import Mix, within_kld, within_size
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the mix must keep: a size in bytes, or a mean KL divergence in nats. One of them."""
+
+    size_bytes: int | None = None
+    kld: float | None = None
+
+    @property
+    def text(self) -> str:
+        """In a few words."""
+        return f"{self.size_bytes:,} bytes" if self.size_bytes is not None else f"a mean KLD of {digits(self.kld or 0)}"
+
+    @property
+    def name(self) -> str:
+        """What a recipe for it is called: TUNED-105MB, TUNED-KLD0.05."""
+        if self.size_bytes is not None:
+            return f"TUNED-{human_bytes(self.size_bytes).replace(' ', '')}"
+        return f"TUNED-KLD{self.kld:g}"
+
+
+def goal_of(asked: TuneRequest, stock: dict[str, int]) -> Goal:
+    """What was asked for; the name of a stock quant is its size in this model.
+
+    Raises:
+        BadRequest: a quant that has no size here.
+    """
+    if not asked.target_quant:
+        return Goal(asked.target_bytes, asked.target_kld)
+    if asked.target_quant not in stock:
+        message = f"TARGET_SIZE={asked.target_quant} is no size to aim at: it cannot be made of this model as it is."
+        raise BadRequest(message, f"Type a size, TARGET_SIZE=4GiB, or one of: {', '.join(stock)}")
+    return Goal(stock[asked.target_quant])
+
+
+def find_mix(mixes: Sequence[Mix], goal: Goal, kld_scale: float = 1.0) -> Mix:
+    """The mix that answers the goal.
+
+    Args:
+        kld_scale: by how much mixes were seen to diverge more than is expected of them.
+
+    Raises:
+        BadRequest: none does; the message says the nearest.
+    """
+    if goal.size_bytes is not None:
+        found, nearest = within_size(mixes, goal.size_bytes), mixes[0]
+        hint = f"Type: TARGET_SIZE={nearest.size_bytes}"
+    else:
+        assert goal.kld is not None
+        found, nearest = within_kld(mixes, goal.kld / kld_scale), mixes[-1]
+        hint = f"Type: TARGET_KLD={nearest.kld * kld_scale * 1.05:.4g}"
+    if found is None:
+        values = f"{nearest.size_bytes:,} bytes and an expected KLD of {digits(nearest.kld * kld_scale)}"
+        raise BadRequest(f"No mix reaches {goal.text}; the nearest has {values}.", hint)
+    return found
+
+
+def yardstick(stock: dict[str, int], size_bytes: int) -> str:
+    """The stock quant to hold a file of this size against: the nearest that is not larger, else the smallest."""
+    return nearest_stock(stock, size_bytes) or min(stock, key=lambda name: stock[name])
+
+
+def held_out_plan(plan: BuildPlan, threads: int) -> BuildPlan:
+    """The plan of a build, with the divergence of each of its files on the prose that no search has read."""
+    steps = [_held_out(plan, number, threads) for number in range(len(plan.targets))]
+    return replace(plan, steps=(*plan.steps, *steps))
+
+
+def _held_out(plan: BuildPlan, number: int, threads: int) -> Step:
+    """The very step of `make eval` with the default settings, so that neither has to repeat it for the other."""
+    target = plan.targets[number]
+    request = DivergenceRequest(
+        label=target.quant.name, model_file=target.file.path, baseline_file=plan.base.path,
+        runtime=Runtime(threads=threads),
+    )
+    inputs = {"model": target.file.origin, "baseline": plan.base.origin}
+    return Step(f"divergence {target.quant.name}", STAGES["divergence"], request, inputs, 0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file on the held-out text."""
+
+    quant: str
+    size_bytes: int
+    divergence: Divergence
+
+    @property
+    def kld(self) -> Interval:
+        """Mean KL divergence from the unquantized model, nats, 95 %."""
+        found = self.divergence.mean_kld
+        assert found is not None, "it was held against a baseline"
+        return normal(found)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The tuned file against the stock one. `difference`: mean KLD, tuned less stock, nats; negative is better."""
+
+    tuned: Measured
+    stock: Measured
+    difference: Interval
+
+    @property
+    def relative(self) -> Interval:
+        """The difference as a share of the stock file's divergence: -0.3 is 30 % less."""
+        whole = self.stock.kld.value
+        return Interval(**{name: value / whole for name, value in self.difference.model_dump().items()})
+
+    @property
+    def verdict(self) -> str:
+        """Whether chance can be ruled out."""
+        if self.difference.high < 0:
+            return "better"
+        return "worse" if self.difference.low > 0 else "no difference to see"
+
+
+def gain_of(tuned: Measured, stock: Measured) -> Gain:
+    """What a search has gained.
+
+    Raises:
+        QuantyardError: the two did not read the same text.
+    """
+    return Gain(tuned, stock, kld_difference(tuned.divergence, stock.divergence))

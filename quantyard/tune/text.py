@@ -1,0 +1,53 @@
+"""The text that sensitivities are measured on: the calibration text, never what the result is judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from quantyard.plan.calibration_inputs import OUR_TEXT, check_texts
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.store.artifacts import Artifact, write_file
+
+NAME: Final = "tuning.txt"
+_STRIDE: Final = 37  # neighbours in the file are of one domain; so far apart they are of many
+
+
+def tuning_text(files: Sequence[Path], evaluation: Iterable[Path], artifacts: Path) -> Artifact:
+    """The user's files one after the other, or documents of our calibration text from all its domains in turn.
+
+    Raises:
+        BadRequest: a file cannot be used, or shares eight words in a row with the evaluation.
+    """
+    check_texts(files, evaluation)
+    parts = [path.read_text(encoding="utf-8").strip("\n") for path in files] or list(_our_documents())
+    return _kept("\n\n".join(parts), artifacts)
+
+
+def _our_documents() -> Iterator[str]:
+    lines = OUR_TEXT.read_text(encoding="utf-8").splitlines()
+    for start in range(_STRIDE):
+        yield from (_text(json.loads(line)) for line in lines[start::_STRIDE])
+
+
+def _text(document: dict[str, Any]) -> str:
+    """A dialogue as plain lines: the model's own template is not at hand here."""
+    if "messages" not in document:
+        return str(document["text"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in document["messages"])
+
+
+def _kept(text: str, artifacts: Path) -> Artifact:
+    """The text as an input of stages, in a folder named by what it holds."""
+    data = text.encode()
+    sha256 = hashlib.sha256(data).hexdigest()
+    folder = artifacts / ".tuning" / sha256[:12]
+    path = folder / NAME
+    if not (path.is_file() and path.read_bytes() == data):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, data)
+    files = (FileEntry(path=NAME, size_bytes=len(data), sha256=sha256),)
+    return Artifact(digest_of_files(files), files, folder)

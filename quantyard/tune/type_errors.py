@@ -1,0 +1,63 @@
+"""The tensor types that a search chooses from, and how far each rounds the weights of a group."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from quantyard.errors import BadRequest
+from quantyard.formats.gguf import TensorInfo
+from quantyard.formats.tensor_patterns import type_for_row
+from quantyard.store.outputs import read_left
+
+# Tensor → type → squared error of its weights, as a share of their squares; the stage `rounding` measures it.
+# Divergence grows with the square of a small disturbance, so a group's divergence at one type tells that at another.
+Errors = Mapping[str, Mapping[str, float]]
+
+# To add a type: add it here. One that needs an importance matrix has no place here: ggml does not round to it without.
+LADDER: Final = (
+    "Q2_K", "Q3_K", "Q4_0", "Q4_1", "IQ4_XS", "IQ4_NL", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
+)  # fmt: skip
+LOW: Final = "Q3_K"  # what a group is given while all others have HIGH; Q4_0 where rows are no multiple of 256
+HIGH: Final = "Q8_0"
+
+
+def error_of(wanted: str, tensors: Sequence[TensorInfo], errors: Errors) -> float:
+    """The squared error of these tensors at a type, each by how many weights it has."""
+    weights = sum(tensor.n_params for tensor in tensors)
+    return sum(errors[t.name][type_for_row(wanted, t.shape[0])] * t.n_params for t in tensors) / weights
+
+
+def read_errors(folder: Path) -> Errors:
+    """What the stage `rounding` left in this folder.
+
+    Raises:
+        QuantyardError: it is none.
+    """
+    return read_left(folder, "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded")
+
+
+def ladder_of(asked: Sequence[str]) -> tuple[str, ...]:
+    """The types to choose from; all where none is asked for.
+
+    Raises:
+        BadRequest: one that the search does not know.
+    """
+    if unknown := [name for name in asked if name not in LADDER]:
+        near = difflib.get_close_matches(unknown[0], LADDER, n=1, cutoff=0.5)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        message = f"TYPES={','.join(asked)}: {unknown[0]} is no type of tensor that the search chooses from."
+        raise BadRequest(message, f"{meant}There are {', '.join(LADDER)}")
+    return tuple(name for name in LADDER if name in asked) or LADDER
+
+
+def distinct(tensors: Sequence[TensorInfo], ladder: Sequence[str] = LADDER) -> tuple[str, ...]:
+    """The types worth trying for these tensors: one of those that end as the same."""
+    found: dict[tuple[str, ...], str] = {}
+    for wanted in ladder:
+        ends = tuple(type_for_row(wanted, tensor.shape[0]) for tensor in tensors)
+        if ends not in found or wanted in ends:
+            found[ends] = wanted
+    return tuple(found.values())

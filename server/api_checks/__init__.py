@@ -1,0 +1,1 @@
+"""The API test: what a served model must do."""

@@ -1,0 +1,147 @@
+"""What a served model promises against clients that mean harm: each check does harm, then asks as anybody would.
+
+Which process serves is not seen from here; one that ended is found by whoever started it (`ServedModel.check_alive`).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from server.api_checks.launch import Answer
+from server.api_checks.session import CHAT, COMPLETION, EXCERPT, Session, error_text, need, shown
+from server.limits.request_rules import LIMITS
+
+HALF_OPEN: Final = 700
+SLOW_BODIES: Final = 50
+ENDED_WITHIN_S: Final = 30.0  # a connection that says nothing, or stops
+ANSWERED_WITHIN_S: Final = 30.0  # an ordinary request of one token beside or after it all, on a slow machine
+_CONNECT_TIMEOUT_S: Final = 10.0
+_TOO_LARGE: Final = (50_000_000, 413)  # bytes of a body, and the status
+
+# To close a route: its method and path. What changes a server, or shows what others ask, is nobody's.
+_CLOSED: Final = (
+    ("POST", "/models"), ("POST", "/models/load"), ("POST", "/models/unload"), ("DELETE", "/models/any"),
+    ("POST", "/props"), ("GET", "/slots"), ("POST", "/slots/0?action=erase"), ("POST", "/lora-adapters"),
+    ("GET", "/openapi.json"), ("GET", "/docs"), ("POST", "/infill"), ("PUT", CHAT), ("DELETE", CHAT),
+)  # fmt: skip
+
+# To add a grammar or a schema: a name, and what makes it. One parser ended or stalled over each.
+_GRAMMARS: Final[dict[str, Callable[[], str]]] = {
+    "30,000 brackets": lambda: "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000,
+    "100 optional letters in a row": lambda: "root ::= " + '"a"? ' * 100,
+    "100 optional rules in a row": lambda: "root ::= " + "r " * 100 + '\nr ::= "a"?',
+    "repeats in repeats": lambda: 'root ::= ((("a"{1,100}){1,100}){1,100}){1,100}',
+    "a rule that begins with itself": lambda: 'root ::= root "a" | "b"',
+    "a grammar that ends early": lambda: "root ::= (",
+}
+_SCHEMAS: Final[dict[str, Callable[[], Any]]] = {
+    "maxLength of 10 million": lambda: {"type": "string", "maxLength": 10**7},
+    "200 optional properties": lambda: {"type": "object", "properties": {f"p{n}": {} for n in range(200)}},
+    "100 levels": lambda: json.loads('{"items":' * 100 + "{}" + "}" * 100),
+    "2^22 parts by references": lambda: {"$ref": "#/$defs/d0", "$defs": {"d22": {"type": "null"}, **{
+        f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(22)}}},
+    "a pattern of 200 optional letters": lambda: {"type": "string", "pattern": "^" + "a?" * 200 + "$"},
+}  # fmt: skip
+
+
+def slow_clients(session: Session) -> str:
+    """All of them at once: a time limit is waited for once."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    key = f"Authorization: Bearer {session.wire.key}\r\n"
+    said = [head[: number % len(head)] for number in range(HALF_OPEN)]
+    said += [f"{head}{key}Content-Length: 1000\r\n\r\n{{"] * SLOW_BODIES
+    with ExitStack() as opened:
+        connections = [opened.enter_context(_connect(session)) for _ in said]
+        began = time.monotonic()
+        for connection, words in zip(connections, said, strict=True):
+            with suppress(OSError):  # ended already, to make room for others
+                connection.sendall(words.encode())
+        beside_s = _ordinary(session, f"while {len(said)} connections say nothing")
+        for number, connection in enumerate(connections):
+            is_ended = _is_ended(connection, began + ENDED_WITHIN_S - time.monotonic())
+            need(is_ended, f"{len(said) - number} of {len(said)} connections are open after {ENDED_WITHIN_S:g} s")
+        ended_s = time.monotonic() - began
+    counted = f"{HALF_OPEN} half-open connections and {SLOW_BODIES} slow bodies"
+    return f"{counted} ended in {ended_s:.1f} s, and others were answered in {beside_s:.1f} s"
+
+
+def _connect(session: Session) -> socket.socket:
+    address = urlsplit(session.wire.address)
+    return socket.create_connection((address.hostname, address.port or 80), _CONNECT_TIMEOUT_S)
+
+
+def _is_ended(connection: socket.socket, within_s: float) -> bool:
+    connection.settimeout(max(0.01, within_s))
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def large_body(session: Session) -> str:
+    n_bytes, status = _TOO_LARGE
+    answer = session.wire.post_text(CHAT, json.dumps(session.chat_body("a" * n_bytes)))
+    need(answer.status == status, f"a body of {n_bytes} bytes: wanted {status}, got {shown(answer)}")
+    return f"{status}: {error_text(answer)[:EXCERPT]}; {_afterwards(session)}"
+
+
+def closed_routes(session: Session) -> str:
+    for method, path in _CLOSED:
+        answer = session.wire.send(method, path, "" if method == "GET" else "{}")
+        need(answer.status in {404, 405}, f"{method} {path}: wanted 404 or 405, got {shown(answer)}")
+    return f"404 or 405 for {len(_CLOSED)} routes"
+
+
+def hostile_grammars(session: Session) -> str:
+    for name, made in _GRAMMARS.items():
+        _need_refused(name, session.wire.post(COMPLETION, {"prompt": "a", "max_tokens": 4, "grammar": made()}))
+    return f"400 for {len(_GRAMMARS)} of them; {_afterwards(session)}"
+
+
+def hostile_schemas(session: Session) -> str:
+    for name, made in _SCHEMAS.items():
+        for form in _forms(made()):
+            _need_refused(name, session.chat("a", max_tokens=4, **form))
+    return f"400 for {len(_SCHEMAS)} of them, in an answer's format and in a tool; {_afterwards(session)}"
+
+
+def _forms(schema: Any) -> Iterator[dict[str, Any]]:
+    yield {"response_format": {"type": "json_object", "schema": schema}}
+    yield {"tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": schema}}]}
+
+
+def large_tokenize(session: Session) -> str:
+    most = LIMITS["text_bytes"].most
+    text = "a b " * (most // 4 + 1)
+    for path, field in (("/tokenize", "content"), ("/extras/tokenize", "input")):
+        answer = session.wire.post(path, {field: text})
+        if answer.status != 404:
+            _need_refused(f"{len(text)} characters", answer)
+            return f"400 for {len(text)} characters, at most {most} bytes are taken; {_afterwards(session)}"
+    return "there is no route that tokenizes"
+
+
+def _need_refused(name: str, answer: Answer) -> None:
+    need(answer.status == 400 and bool(error_text(answer)), f"{name}: wanted 400 and why, got {shown(answer)}")
+
+
+def _afterwards(session: Session) -> str:
+    return f"then answered in {_ordinary(session, 'afterwards'):.1f} s"
+
+
+def _ordinary(session: Session, when: str) -> float:
+    """Seconds that a request of one token takes."""
+    answer = session.chat("Hello", max_tokens=1)
+    need(answer.status == 200, f"{when} an ordinary request gets {shown(answer)}")
+    need(answer.duration_s <= ANSWERED_WITHIN_S, f"{when} an ordinary request takes {answer.duration_s:.1f} s")
+    return answer.duration_s

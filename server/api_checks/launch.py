@@ -1,0 +1,291 @@
+"""A server of one model: its process, started on loopback with a key in a file, and plain HTTP to any server.
+
+Which program serves is decided by the stage's environment: SERVER_ENTRYPOINT (that of the image that will serve),
+else llama-server in LLAMA_BIN, else llama-cpp-python's server. Before the first stands the proxy that will stand before
+it (`launch_proxy`), where the image has it. The key is never an argument nor in the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx2
+
+from quantyard.formats.finite_json import dumps
+from quantyard.protocol.api_tests import bindings_config
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.runner import StageFailure
+from server.api_checks.launch_proxy import ProxyFiles
+
+_HOST: Final = "127.0.0.1"
+_POLL_S: Final = 0.1
+_CONNECT_TIMEOUT_S: Final = 10.0
+_ANSWER_TIMEOUT_S: Final = 300.0  # a large model on few cores; a server that hangs is known by then
+_STOP_TIMEOUT_S: Final = 10.0
+_LOG_TAIL_BYTES: Final = 8000
+_LOG_TAIL_LINES: Final = 20
+_PASSED_ON: Final = (
+    "PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "LLAMA_SERVER", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE",
+)  # fmt: skip
+_KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)  # as a child, and as a shell tells it
+
+# To add a sign: words of a server's log in lower case that tell why it ended. The first that occurs counts.
+_MEMORY_SIGNS: Final = (
+    "out of memory", "memory ran out", "failed to allocate", "cannot allocate memory", "bad_alloc", "memoryerror",
+)  # fmt: skip
+_MODEL_SIGNS: Final = (
+    "unknown model architecture", "error loading model", "failed to load model", "unknown pre-tokenizer",
+    "is not a gguf", "model path does not exist",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP answer; `body` is {} where the text is no JSON object."""
+
+    status: int
+    text: str
+    content_type: str = ""
+    duration_s: float = 0.0
+
+    @property
+    def body(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.text)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+@cache
+def _client() -> httpx2.Client:
+    """What sends every request. trust_env=False: no proxy of the environment stands between, or sees the key."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx2.Client(limits=limits, trust_env=False)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Plain HTTP to a server at `address` (no trailing slash), as a client with this key; None: without one.
+
+    Safe to share between threads. Every request has a connection of its own: a server that closes one after a
+    stream would otherwise fail the next request, which is no fault of its answers.
+
+    Raises (every method):
+        httpx2.TransportError: the server gave no answer.
+    """
+
+    address: str
+    key: str | None
+    timeout_s: float = _ANSWER_TIMEOUT_S
+
+    def with_key(self, key: str | None) -> Wire:
+        """The same server, met with another key."""
+        return Wire(self.address, key, self.timeout_s)
+
+    def get(self, path: str) -> Answer:
+        """One GET."""
+        return self.send("GET", path, None)
+
+    def post(self, path: str, body: object) -> Answer:
+        """One POST of a JSON value."""
+        return self.post_text(path, json.dumps(body))
+
+    def post_text(self, path: str, text: str) -> Answer:
+        """One POST of a text that says it is JSON."""
+        return self.send("POST", path, text)
+
+    def send(self, method: str, path: str, text: str | None) -> Answer:
+        """One request of any method; None: without a body."""
+        headers = {"Content-Type": "application/json"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
+        started = time.perf_counter()
+        timeout = httpx2.Timeout(self.timeout_s, connect=_CONNECT_TIMEOUT_S)
+        answer = _client().request(method, self.address + path, content=text, headers=headers, timeout=timeout)
+        duration_s = time.perf_counter() - started
+        return Answer(answer.status_code, answer.text, answer.headers.get("content-type", ""), duration_s)
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is served, and how."""
+
+    model: Path
+    folder: Path  # private: key, configuration and log are written here
+    environment: Mapping[str, str]
+    threads: int = 0  # 0: as the server chooses
+    n_ctx: int = 4096  # tokens per client
+    parallel: int = 4
+    load_timeout_s: float = 900.0
+
+
+@dataclass
+class ServedModel:
+    """A server's process as a context: ready when entered, gone when left.
+
+    Raises:
+        StageFailure: `serve-load` (3: the model is not supported), `out-of-memory` (5), `serve-slow` (5: not ready
+            in time), `serve-start` (70: the server itself does not run).
+    """
+
+    launch: Launch
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    port: int = field(default_factory=free_port)
+    argv: tuple[str, ...] = ()
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # the server, then what stands before it
+
+    @property
+    def address(self) -> str:
+        return f"http://{_HOST}:{self.port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def check_alive(self, during: str = "its start") -> None:
+        """Raise the failure that ended the process, if it has ended. `during`: what it was about."""
+        if not self._processes or any(process.poll() is not None for process in self._processes):
+            raise self._failure(during)
+
+    def _start(self) -> None:
+        proxy = ProxyFiles.of(self.launch.environment)
+        key_file = proxy.key_file if proxy else self.launch.folder / "api-key"
+        _write_private(key_file, self.key + "\n")
+        port = free_port() if proxy else self.port
+        self.argv, variables = self._command(key_file, port)
+        self._run(self.argv, variables)
+        if proxy:
+            self._run(proxy.command(self.launch.folder, self.port, port), {})
+
+    def _run(self, argv: tuple[str, ...], variables: Mapping[str, str]) -> None:
+        passed_on = {name: value for name, value in self.launch.environment.items() if name in _PASSED_ON}
+        try:
+            with self._log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    argv, env=passed_on | dict(variables), cwd=self.launch.folder, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=log, process_group=0,
+                )  # fmt: skip
+            self._processes.append(process)
+        except OSError as error:
+            message = f"The server does not start: {error}."
+            hint = "Build the images again: make images"
+            raise StageFailure(ExitCode.BUG, "serve-start", message, hint) from error
+
+    def _command(self, key_file: Path, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The program that serves, and what it is told in its environment."""
+        environment = self.launch.environment
+        if entrypoint := environment.get("SERVER_ENTRYPOINT"):
+            return tuple(shlex.split(entrypoint)), self._entrypoint_variables(key_file, port)
+        if folder := environment.get("LLAMA_BIN"):
+            return self._llama_server(Path(folder) / "llama-server", key_file, port), {}
+        config = self.launch.folder / "server.json"
+        launch = self.launch
+        told = bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
+        _write_private(config, dumps(told))
+        # -P: no module of the working directory stands in for a library
+        return (sys.executable, "-P", "-m", "server.local.server", str(config)), {}
+
+    def _entrypoint_variables(self, key_file: Path, port: int) -> dict[str, str]:
+        """Context and slots are left to it: what is tried is what will be served."""
+        named = {"MODEL": self.launch.model, "PORT": port, "API_KEY_FILE": key_file, "HOST": _HOST}
+        threads = {"THREADS": self.launch.threads} if self.launch.threads else {}
+        return {name: str(value) for name, value in (named | threads).items()}
+
+    def _llama_server(self, program: Path, key_file: Path, port: int) -> tuple[str, ...]:
+        launch = self.launch
+        flags: dict[str, object] = {
+            "--model": launch.model, "--alias": launch.model.stem, "--host": _HOST, "--port": port,
+            "--api-key-file": key_file, "--parallel": launch.parallel, "--ctx-size": launch.n_ctx * launch.parallel,
+        }  # fmt: skip
+        if launch.threads:
+            flags["--threads"] = launch.threads
+        return (str(program), *(str(part) for flag in flags.items() for part in flag))
+
+    def _wait_until_ready(self) -> None:
+        wire = Wire(self.address, self.key, timeout_s=_CONNECT_TIMEOUT_S)
+        deadline = time.monotonic() + self.launch.load_timeout_s
+        while not _is_ready(wire):
+            self.check_alive()
+            if time.monotonic() > deadline:
+                message = f"The server was not ready after {self.launch.load_timeout_s:.0f} s."
+                hint = "Choose a smaller quant, or a machine with more memory: what is read from disk again is slow."
+                raise StageFailure(ExitCode.RESOURCES, "serve-slow", message, hint, self._log_tail())
+            time.sleep(_POLL_S)
+
+    def _failure(self, during: str) -> StageFailure:
+        code = next((code for process in self._processes if (code := process.poll()) is not None), None)
+        tail = self._log_tail()
+        words = tail.lower()
+        message = f"The server ended with exit code {code} during {during}."
+        if code in _KILLED or any(sign in words for sign in _MEMORY_SIGNS):
+            hint = "Give it more memory: MEMORY=16GiB, or close other programs."
+            return StageFailure(ExitCode.RESOURCES, "out-of-memory", f"Memory ran out. {message}", hint, tail)
+        if any(sign in words for sign in _MODEL_SIGNS):
+            hint = "The log above says why; an architecture that llama.cpp does not know yet is the usual reason."
+            message = f"The server cannot load the model: it ended with exit code {code} during {during}."
+            return StageFailure(ExitCode.UNSUPPORTED_MODEL, "serve-load", message, hint, tail)
+        hint = "The log above says why. Build the images again: make images"
+        return StageFailure(ExitCode.BUG, "serve-start", message, hint, tail)
+
+    def _stop(self) -> None:
+        """End the processes and what they started: asked first, then made to."""
+        for process in reversed(self._processes):
+            for wish in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, wish)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_TIMEOUT_S)
+
+    @property
+    def _log_path(self) -> Path:
+        return self.launch.folder / "server.log"
+
+    def _log_tail(self) -> str:
+        with self._log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            text = log.read().decode(errors="replace").replace(self.key, "…")
+        return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:])
+
+
+def _is_ready(wire: Wire) -> bool:
+    """Whether the model is loaded."""
+    try:
+        return wire.get("/health").status == 200
+    except httpx2.TransportError:
+        return False
+
+
+def _write_private(path: Path, text: str) -> None:
+    """A file that is 0600 from its first byte."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.write(text)

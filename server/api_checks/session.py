@@ -1,0 +1,139 @@
+"""A server as the checks see it: requests, and what they read of the answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from server.api_checks.launch import Answer, Wire
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETION: Final = "/v1/completions"
+EXCERPT: Final = 160  # characters of an answer that a finding shows
+
+
+class Broken(Exception):
+    """A promise that was not kept; its text is the finding."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What a stream of server-sent events adds up to."""
+
+    text: str
+    finish_reason: str
+    usage: dict[str, Any]  # of the last chunk; {} if no chunk had one
+    is_done: bool  # whether it ended with [DONE]
+    n_chunks: int
+
+
+@dataclass
+class Session:
+    """A server as the checks see it: its wire, and what it says of itself (asked once)."""
+
+    wire: Wire
+
+    @cached_property
+    def model(self) -> str:
+        """The id of the first model it lists; "" if it lists none."""
+        models = self.wire.get("/v1/models").body.get("data")
+        first = models[0] if isinstance(models, list) and models else None
+        return str(first.get("id", "")) if isinstance(first, dict) else ""
+
+    @cached_property
+    def props(self) -> dict[str, Any]:
+        """What the server says of itself; {} if it does not."""
+        answer = self.wire.get("/props")
+        return answer.body if answer.status == 200 else {}
+
+    @cached_property
+    def server(self) -> str:
+        """Which program answers, with its version; the local server says it in one word."""
+        if build := self.props.get("build_info"):
+            return f"llama-server {build}"
+        return str(self.props.get("server", "unknown"))
+
+    @property
+    def n_ctx(self) -> int | None:
+        """Tokens of one client's context; None where the server does not say."""
+        n_ctx = self.props.get("default_generation_settings", {}).get("n_ctx")
+        return n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None
+
+    def chat_body(self, prompt: str, **settings: object) -> dict[str, object]:
+        """A request; a model that would think first answers at once, where its template lets it."""
+        asked: dict[str, object] = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        return {"model": self.model, "chat_template_kwargs": {"enable_thinking": False}, **asked, **settings}
+
+    def chat(self, prompt: str, **settings: object) -> Answer:
+        return self.wire.post(CHAT, self.chat_body(prompt, **settings))
+
+    def complete(self, prompt: str, **settings: object) -> Answer:
+        return self.wire.post(COMPLETION, {"model": self.model, "prompt": prompt, "temperature": 0, **settings})
+
+    def stream(self, prompt: str, **settings: object) -> Streamed:
+        """A chat as a stream."""
+        answer = self.chat(prompt, stream=True, **settings)
+        need(answer.status == 200, f"a stream is refused: {shown(answer)}")
+        need("text/event-stream" in answer.content_type, f"a stream comes as {answer.content_type!r}")
+        return read_stream(answer.text)
+
+
+def need(kept: bool, finding: str) -> None:
+    if not kept:
+        raise Broken(finding)
+
+
+def shown(answer: Answer) -> str:
+    return f"{answer.status} {' '.join(answer.text.split())[:EXCERPT]}".rstrip()
+
+
+def choice_of(answer: Answer) -> dict[str, Any]:
+    """The first choice of an answer that must be one."""
+    choices = answer.body.get("choices")
+    is_one = answer.status == 200 and isinstance(choices, list) and choices and isinstance(choices[0], dict)
+    need(bool(is_one), f"wanted 200 and choices, got {shown(answer)}")
+    return dict(choices[0])  # type: ignore[index]
+
+
+def text_of(answer: Answer) -> str:
+    """What the model wrote, what it thought included."""
+    choice = choice_of(answer)
+    message = choice.get("message") or {}
+    return str(choice.get("text") or f"{message.get('reasoning_content') or ''}{message.get('content') or ''}")
+
+
+def usage_of(answer: Answer) -> tuple[int, int, int]:
+    """Tokens of the prompt, of the completion, and in all."""
+    usage = answer.body.get("usage") or {}
+    counts = tuple(usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    need(all(isinstance(count, int) for count in counts), f"usage is {usage}")
+    prompt, completion, total = counts
+    need(prompt + completion == total, f"usage does not add up: {prompt} + {completion} is not {total}")  # type: ignore[operator]
+    return prompt, completion, total  # type: ignore[return-value]
+
+
+def read_stream(text: str) -> Streamed:
+    """Add up the chunks of a chat's stream.
+
+    Raises:
+        Broken: a chunk is no JSON object, or an error.
+    """
+    events = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
+    pieces, reason, usage = [], "", dict[str, Any]()
+    for event in events:
+        chunk = Answer(200, event).body
+        need(event == "[DONE]" or bool(chunk), f"a chunk is no JSON object: {event[:EXCERPT]!r}")
+        need("error" not in chunk, f"the stream ends in an error: {event[:EXCERPT]}")
+        usage = chunk.get("usage") or usage
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            pieces.append(f"{delta.get('reasoning_content') or ''}{delta.get('content') or ''}")
+            reason = choice.get("finish_reason") or reason
+    return Streamed("".join(pieces), reason, usage, events[-1:] == ["[DONE]"], len(events))
+
+
+def error_text(answer: Answer) -> str:
+    """The words of an error that is JSON; "" if it is none. FastAPI's own errors say `detail`."""
+    error = answer.body.get("error") or answer.body.get("detail") or ""
+    return error if isinstance(error, str) else str(error.get("message", "") if isinstance(error, dict) else error)

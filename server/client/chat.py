@@ -1,0 +1,261 @@
+"""A chat with the served model in a terminal: `python -m server.client.chat`.
+
+Answers come as they are written. With stdin from a file or a pipe there are no prompts: every line is a question,
+and its answer goes to stdout. What is not an answer goes to stderr.
+
+Exit codes: 0 ended · 2 an option, or the key's file, cannot be · 4 the server · 130 interrupted (piped input only)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TextIO, TypeVar
+
+from quantyard.formatting.printable import printable, redacted
+from server.client.client import (
+    DEFAULT_KEY_FILE,
+    DEFAULT_URL,
+    BadSampling,
+    Client,
+    ClientError,
+    KeyUnusable,
+    Message,
+    PromptTooLong,
+    Sampling,
+)
+
+HELP: Final = "/reset forgets the conversation · /system TEXT sets how it should answer · /exit or Ctrl-D ends"
+_DIM, _BOLD, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+T = TypeVar("T", int, float)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing a user can decide: `NAME` in the environment, `--name` on the command line."""
+
+    name: str
+    default: str
+    help: str
+
+
+_USUAL: Final = Sampling()
+# To add an option: a row here, and its use in `read_settings`.
+OPTIONS: Final = (
+    Option("BASE_URL", DEFAULT_URL, "address of the server, up to and with /v1"),
+    Option("KEY_FILE", str(DEFAULT_KEY_FILE), "file that holds the server's key"),
+    Option("MODEL_NAME", "", "name in the server's list; empty: its first"),
+    Option("TEMPERATURE", str(_USUAL.temperature), "0: always the likeliest token"),
+    Option("TOP_P", str(_USUAL.top_p), "choose among the likeliest that make up this share"),
+    Option("TOP_K", str(_USUAL.top_k), "choose among so many; 0: no limit"),
+    Option("MAX_TOKENS", str(_USUAL.max_tokens), "longest answer, in tokens"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was decided."""
+
+    base_url: str
+    key_file: Path
+    model: str
+    sampling: Sampling
+    color: bool
+
+
+def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Options win over the environment; an empty value is the default.
+
+    Raises:
+        BadSampling: a value is no number, or out of its range.
+    """
+    about = "Chat with the served model."
+    parser = argparse.ArgumentParser(prog="python -m server.client.chat", description=about, epilog=HELP)
+    for option in OPTIONS:
+        shown = f"{option.help} (default: {option.default or 'none'})".replace("%", "%%")
+        parser.add_argument(f"--{option.name.lower().replace('_', '-')}", metavar="…", help=shown)
+    given = vars(parser.parse_args(argv))
+    value = {o.name: given[o.name.lower()] or environ.get(o.name) or o.default for o in OPTIONS}
+    sampling = Sampling(
+        temperature=_number(float, "TEMPERATURE", value), top_p=_number(float, "TOP_P", value),
+        top_k=_number(int, "TOP_K", value), max_tokens=_number(int, "MAX_TOKENS", value),
+    )
+    color = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    return Settings(value["BASE_URL"], Path(value["KEY_FILE"]), value["MODEL_NAME"], sampling, color)
+
+
+def _number(kind: Callable[[str], T], name: str, values: Mapping[str, str]) -> T:
+    try:
+        return kind(values[name])
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise BadSampling(f"{name} is {values[name]!r}, which is not {what}.", f"Type it so: {name}=…") from None
+
+
+class Terminal:
+    """The one place that reads and writes."""
+
+    def __init__(self, source: TextIO, out: TextIO, notes: TextIO, *, color: bool) -> None:
+        self._source, self._out, self._notes = source, out, notes
+        self._last = ""  # the sign that was said last
+        self.is_live = source.isatty() and out.isatty()
+        self._color = color and self.is_live
+        if self.is_live:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("readline")  # its import gives `input` editing and a history
+
+    def ask(self) -> str | None:
+        """The next line; None at its end."""
+        if not self.is_live:
+            line = self._source.readline()
+            return line.rstrip("\n") if line else None
+        prompt = f"\001{_BOLD}\002you>\001{_PLAIN}\002 " if self._color else "you> "
+        try:
+            return input(prompt)
+        except EOFError:
+            self.say("\n")
+            return None
+
+    def say(self, text: str) -> None:
+        """A piece of an answer, at once."""
+        shown = printable(self._last + text)  # what joins letters is judged by the sign before it
+        self._out.write(shown[len(printable(self._last)) :])
+        self._out.flush()
+        self._last = text[-1:] or self._last
+
+    def note(self, text: str) -> None:
+        """A line that is no answer."""
+        shown = printable(redacted(text))
+        self._notes.write(f"{_DIM}{shown}{_PLAIN}\n" if self._color else f"{shown}\n")
+        self._notes.flush()
+
+
+@dataclass
+class Chat:
+    """One conversation."""
+
+    client: Client
+    sampling: Sampling
+    terminal: Terminal
+    system: str = ""
+    history: list[Message] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Until the input ends or /exit.
+
+        Raises:
+            ClientError: with piped input; in a terminal it is said, and the chat goes on.
+        """
+        while True:
+            try:
+                line = self.terminal.ask()
+                if line is None or not self._take(line.strip()):
+                    return
+            except KeyboardInterrupt:
+                if not self.terminal.is_live:
+                    raise
+                self.terminal.note("\n(/exit or Ctrl-D ends)")
+
+    def _take(self, line: str) -> bool:
+        """Whether to go on after this line."""
+        if not line:
+            return True
+        if line.startswith("/"):
+            return self._command(*line.partition(" ")[::2])
+        try:
+            self.answer(line)
+        except ClientError as error:
+            if not self.terminal.is_live:
+                raise
+            self.terminal.note(str(error))
+        return True
+
+    def _command(self, name: str, text: str) -> bool:
+        if name == "/exit":
+            return False
+        if name == "/reset":
+            self.history.clear()
+            self.terminal.note("(the conversation is forgotten)")
+        elif name == "/system":
+            self.system = text.strip()
+            self.terminal.note("(set)" if self.system else "(no system text now)")
+        else:
+            self.terminal.note(f"There is no {name}. {HELP}")
+        return True
+
+    def answer(self, question: str) -> None:
+        """Ask, write the answer as it comes, and remember both. An answer that fails is forgotten, question and all.
+
+        Raises:
+            ClientError: the server did not answer to the end.
+        """
+        asked: list[Message] = [*self.history, {"role": "user", "content": question}]
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        said, reason = self._stream([*system, *asked])
+        if said:
+            self.history = [*asked, {"role": "assistant", "content": said}]
+        if reason == "length":
+            self.terminal.note(f"(cut: MAX_TOKENS is {self.sampling.max_tokens}, or the context is full: /reset)")
+
+    def _stream(self, messages: list[Message]) -> tuple[str, str]:
+        """What was said, and why it ended. Ctrl-C ends the answer and keeps what was said so far."""
+        said: list[str] = []
+        pieces = self.client.stream_chat(messages, self.sampling)
+        try:
+            while True:
+                piece = next(pieces)
+                said.append(piece)
+                self.terminal.say(piece)
+        except StopIteration as end:
+            return "".join(said), str(end.value)
+        except KeyboardInterrupt:
+            if not self.terminal.is_live:
+                raise
+            self.terminal.say(" …")
+            return "".join(said), "stopped"
+        except PromptTooLong as error:
+            message = f"The conversation no longer fits. {error.message}"
+            raise PromptTooLong(message, "Type /reset to begin anew.") from error
+        finally:
+            pieces.close()  # the server stops working on it
+            if said:
+                self.terminal.say("\n")
+
+
+def main() -> None:
+    """Entry point."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    try:
+        _chat(read_settings(sys.argv[1:], os.environ))
+    except ClientError as error:
+        sys.exit(_say_last(str(error), 2 if isinstance(error, BadSampling | KeyUnusable) else 4))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the answers has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _chat(settings: Settings) -> None:
+    terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, color=settings.color)
+    client = Client(settings.base_url, settings.key_file, settings.model)
+    model = client.model
+    if terminal.is_live:
+        terminal.note(f"{model} at {settings.base_url}\n{HELP} · Ctrl-C stops an answer")
+    Chat(client, settings.sampling, terminal).run()
+
+
+def _say_last(message: str, code: int) -> int:
+    sys.stderr.write(printable(redacted(message)) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""A pydantic model in, a validated instance of it out: structured answers with Outlines, over HTTP and in process.
+
+The schema constrains what is written (schema_subset.py says which parts), and the finished answer is held against
+the whole of it: once by jsonschema, which coerces nothing, and once by the pydantic model, which may ask for more. What
+could not be held while writing and is broken is asked for again, with the reason, a few times. Never is a text returned
+that has not passed both.
+
+    StructuredError         a ClientError
+    ├── LibraryMissing        without it Outlines fails unseen, and the text comes out unconstrained
+    ├── CannotConstrain       the schema asks for what cannot be held; says which part
+    ├── NotConstrained        the constraint failed while the answer was written
+    ├── AnswerCut             max_tokens, or the context, ended before the answer did
+    └── AnswerInvalid         every try broke the schema; says what and with which value
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import httpx2
+import outlines
+from jsonschema import Draft202012Validator
+from outlines.exceptions import APIError
+from outlines.types import JsonSchema
+from pydantic import BaseModel, ValidationError
+
+from server.client.client import Client, ClientError, Sampling
+from server.client.schema_subset import Constrainer, SchemaRefused, wire_schema
+
+RETRIES: Final = 3
+_USUAL: Final = Sampling()
+_QUOTED_CHARACTERS: Final = 300  # of a wrong answer, in an error or in the next prompt
+_IN_PROCESS_CONTEXT: Final = 4096
+M = TypeVar("M", bound=BaseModel)
+Ask = Callable[[str, Sampling], tuple[str, str]]  # prompt, sampling → text, finish reason
+
+
+class StructuredError(ClientError):
+    """Base of what goes wrong with a structured answer."""
+
+
+class LibraryMissing(StructuredError):
+    """Without it Outlines fails unseen, and the text comes out unconstrained."""
+
+
+class CannotConstrain(StructuredError):
+    """The schema asks for what cannot be held."""
+
+
+class NotConstrained(StructuredError):
+    """The constraint failed while the answer was written."""
+
+
+class AnswerCut(StructuredError):
+    """max_tokens, or the context, ended before the answer did."""
+
+
+class AnswerInvalid(StructuredError):
+    """Every try broke the schema."""
+
+
+def over_http(
+    client: Client, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
+) -> M:
+    """An instance of `model_class`, written by a served model.
+
+    Args:
+        retries: how often to ask again where a constraint that cannot be held while writing is broken.
+
+    Raises:
+        StructuredError: see the module.
+        ClientError: the server cannot be asked.
+    """
+    task = _Task.of(model_class, "llama-server")
+    seen: dict[str, str] = {}
+
+    def note(response: httpx2.Response) -> None:
+        """Outlines returns the text alone; why it ended is read off the wire."""
+        if response.is_success:
+            seen["finish_reason"] = json.loads(response.read())["choices"][0]["finish_reason"]
+
+    # The model's name is asked for before `note` listens.
+    model = outlines.from_openai(client.heard_by(note), client.model)
+    generator: Any = outlines.Generator(model, JsonSchema(task.wire))
+
+    def ask(words: str, how: Sampling) -> tuple[str, str]:
+        with client.our_errors():
+            try:
+                return str(generator(words, **how.arguments())), seen["finish_reason"]
+            except APIError as error:
+                raise error.original_exception or error from error
+
+    return task.solve(ask, prompt, sampling, retries)
+
+
+def in_process(
+    gguf_path: Path, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
+) -> M:
+    """The same with a GGUF in this process, no server. For more than one question open an `InProcess` once.
+
+    Raises:
+        StructuredError: see the module.
+    """
+    return InProcess(gguf_path).ask(model_class, prompt, sampling, retries)
+
+
+class InProcess:
+    """A GGUF loaded in this process, to be asked for structured answers.
+
+    Raises:
+        LibraryMissing: llama-cpp-python or numba is not installed.
+        StructuredError: the file cannot be loaded.
+    """
+
+    def __init__(self, gguf_path: Path, threads: int | None = None) -> None:
+        for name, package in (("llama_cpp", "llama-cpp-python"), ("outlines_core.kernels.numpy", "numba")):
+            _need(name, package)
+        import llama_cpp
+
+        try:
+            loaded = llama_cpp.Llama(str(gguf_path), n_ctx=_IN_PROCESS_CONTEXT, n_threads=threads, verbose=False)
+        except ValueError as error:
+            raise StructuredError(f"{gguf_path} cannot be loaded: {error}.", "Verify it: make build") from error
+        self._model = outlines.from_llamacpp(loaded)
+        self._finish_reason = ""
+        self._note_finish_reason(loaded)
+        self._generators: dict[str, Any] = {}  # an automaton takes seconds to build
+
+    def ask(
+        self, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
+    ) -> M:
+        """An instance of `model_class`.
+
+        Raises:
+            StructuredError: see the module.
+        """
+        task = _Task.of(model_class, "in process")
+        return task.solve(lambda words, how: self._answer(task.wire, words, how), prompt, sampling, retries)
+
+    def _answer(self, wire: dict[str, Any], words: str, how: Sampling) -> tuple[str, str]:
+        generator = self._generator(wire)
+        watched = generator.logits_processor
+        arguments = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "seed": how.seed}
+        try:
+            text = generator(words, max_tokens=how.max_tokens, stop=list(how.stop), **arguments)
+        except ValueError as error:  # more tokens than its context holds
+            raise StructuredError(f"llama.cpp does not take the prompt: {error}.", "Shorten it.") from error
+        if watched.failure is not None:
+            message = f"The constraint failed while the answer was written: {watched.failure!r}."
+            raise NotConstrained(message, "Nothing of the answer is kept. Report it.") from watched.failure
+        return str(text), self._finish_reason
+
+    def _generator(self, wire: dict[str, Any]) -> Any:
+        key = json.dumps(wire)
+        if key not in self._generators:
+            try:
+                generator: Any = outlines.Generator(self._model, JsonSchema(wire))
+            except (ValueError, TypeError) as error:
+                raise CannotConstrain(f"Outlines does not take the schema: {error}.", "Change that part.") from error
+            generator.logits_processor = _Watched(generator.logits_processor)
+            self._generators[key] = generator
+        return self._generators[key]
+
+    def _note_finish_reason(self, loaded: Any) -> None:
+        """Outlines returns the text alone, and calls this one method for it."""
+        chat = loaded.create_chat_completion
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            found = chat(*args, **kwargs)
+            self._finish_reason = found["choices"][0]["finish_reason"]
+            return found
+
+        loaded.create_chat_completion = noting
+
+
+class _Watched:
+    """Outlines' mask, with its failures kept: llama.cpp calls it from C, where exceptions are printed and forgotten."""
+
+    def __init__(self, mask: Any) -> None:
+        self._mask = mask
+        self.failure: BaseException | None = None
+
+    def reset(self) -> None:
+        self.failure = None
+        self._mask.reset()
+
+    def __call__(self, input_ids: Any, logits: Any) -> Any:
+        try:
+            return self._mask(input_ids, logits)
+        except BaseException as error:
+            self.failure = self.failure or error
+            raise
+
+
+@dataclass(frozen=True)
+class _Task(Generic[M]):
+    """One model class: its schema, and what a constrainer is given of it."""
+
+    model_class: type[M]
+    schema: dict[str, Any]
+    wire: dict[str, Any]
+
+    @classmethod
+    def of(cls, model_class: type[M], constrainer: Constrainer) -> _Task[M]:
+        schema = model_class.model_json_schema()
+        try:
+            return cls(model_class, schema, wire_schema(schema, constrainer))
+        except SchemaRefused as error:
+            message = f"{model_class.__name__} cannot be held while writing: at {error.where}, {error.reason}."
+            raise CannotConstrain(message, "Write that part in another way.") from error
+
+    def solve(self, ask: Ask, prompt: str, sampling: Sampling, retries: int) -> M:
+        words, how, broken, text = prompt, sampling, "", ""
+        for number in range(retries + 1):
+            text, finish_reason = ask(words, how)
+            if finish_reason == "length":
+                raise _cut(text, sampling)
+            found, broken = judge(self.model_class, self.schema, text)
+            if found is not None:
+                return found
+            words = f"{prompt}\n\nThis answer was wrong: {_quote(text)}\nThe reason: {broken}\nAnswer again."
+            how = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + number + 1)
+        message = f"{retries + 1} answers broke {self.model_class.__name__}; the last: {broken}."
+        raise AnswerInvalid(message, f"It was: {_quote(text)}")
+
+
+def judge(model_class: type[M], schema: dict[str, Any], text: str) -> tuple[M | None, str]:
+    """The instance, or None and what is broken: the place, the constraint and the value."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return None, f"it is no JSON ({error})"
+    checker = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    for broken in checker.iter_errors(value):
+        return None, f"{broken.json_path}: {broken.message} ({broken.validator})"
+    try:
+        return model_class.model_validate_json(text), ""
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        return None, f"{place}: {first['msg']} ({first['type']}, the value is {_quote(repr(first['input']))})"
+
+
+def _cut(text: str, sampling: Sampling) -> AnswerCut:
+    message = f"The answer was cut at {sampling.max_tokens} tokens, or by the context: {_quote(text)}"
+    return AnswerCut(message, "Give it more (MAX_TOKENS), or bound what is long (max_length, max_items).")
+
+
+def _quote(text: str) -> str:
+    return text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]} …"
+
+
+def _need(module: str, package: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        message = f"{package} is not installed ({error})."
+        hint = f"Answers in process need it: pip install {package}"
+        raise LibraryMissing(message, hint) from error

@@ -1,0 +1,164 @@
+#!/bin/sh
+# What the server image runs: checks what it was given, decides what was left open, starts llama-server, and says
+# what to do when that ends badly. Upstream's image has no Python, so this is POSIX shell and coreutils.
+#
+# Environment (all optional; .env.example explains them for people):
+#   MODEL           a GGUF, or a folder of them: several are served by name (llama-server's router)
+#   MODEL_NAME      the name of a single model in the API; default: its file's, or MODEL_FILE's where a mount hid that
+#   HOST PORT       where to listen in here        BIND_ADDRESS  where that is published outside
+#   API_KEY_FILE    one key per line               API_KEY=off   no key; on loopback alone
+#   CONTEXT_SIZE PARALLEL THREADS N_GPU_LAYERS     see defaults.sh
+#   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own 8 GiB would
+#                   fill a container slowly until it is killed
+#   START_TIMEOUT   seconds until llama-server has to be up; default 120, and one for each 20 MiB of the model
+#   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server
+#
+# Exit codes: llama-server's · 2 what was given cannot be served · 5 memory ran out
+set -eu
+here=$(dirname "$0")
+# shellcheck source=server/image/defaults.sh
+. "$here/defaults.sh"
+
+say() { echo "[serve] $*" >&2; }
+die() { say "error: $1"; shift; for line; do say "$line"; done; exit 2; }
+
+main() {
+    MODEL=${MODEL:-/model} PORT=${PORT:-8080} HOST=${HOST:-0.0.0.0} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
+    check_numbers
+    # threads to begin with, whatever the machine; more come with the connections, which compose.yaml's proxy limits
+    set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --kv-unified "$@"
+    models=$(models_in "$MODEL")
+    check_models "$models"
+    if [ "$(echo "$models" | wc -l)" -gt 1 ]; then
+        say "several models: $(names_of "$models"); requests choose by name"
+        set -- --models-dir "$MODEL" "$@"
+    else
+        set -- --model "$models" --alias "${MODEL_NAME:-$(names_of "${MODEL_FILE:-$models}")}" "$@"
+    fi
+    protect
+    [ -z "$key_file" ] || set -- --api-key-file "$key_file" "$@"
+    [ "$web_ui" = on ] || set -- --no-ui "$@"
+    if [ -n "${LORA:-}" ]; then
+        check_models "$LORA"
+        set -- --lora "$LORA" "$@"
+    fi
+    decide "$models"
+    set -- --ctx-size "$CONTEXT_SIZE" --parallel "$PARALLEL" --threads "$THREADS" --cache-ram "${CACHE_MIB:-0}" "$@"
+    [ -z "${N_GPU_LAYERS:-}" ] || set -- --n-gpu-layers "$N_GPU_LAYERS" "$@"
+    run "${LLAMA_SERVER:-/app/llama-server}" "$@"
+}
+
+check_numbers() {
+    value=""
+    for name in PORT CONTEXT_SIZE PARALLEL THREADS CACHE_MIB START_TIMEOUT; do
+        eval "value=\${$name:-0}"
+        case $value in
+            *[!0-9]* | ??????????*) die "$name=$value is not a whole number." "Give a number, or leave it out." ;;
+        esac
+    done
+}
+
+# models_in PATH: its GGUFs, one a line; of a model in several parts the first alone, and no importance matrix.
+models_in() {
+    if [ -d "$1" ]; then
+        find -L "$1" -maxdepth 2 -name '*.gguf' ! -name '*-of-*' ! -name '*.imatrix*' -o -name '*-00001-of-*.gguf' | sort
+    else
+        echo "$1"
+    fi
+}
+
+names_of() { echo "$1" | sed 's|.*/||; s|\.gguf$||; s|-00001-of-[0-9]*$||' | paste -sd ' ' -; }
+
+check_models() {
+    [ -n "$1" ] || die "nothing to serve: there is no model yet." \
+        "Build one: make build MODEL=org/name QUANT=Q4_K_M (or try: make demo), then type docker compose up again." \
+        "Or name a file of yours: MODEL_FILE=path/to/model.gguf docker compose up"
+    echo "$1" | while IFS= read -r file; do
+        [ -e "$file" ] || die "$file is not there." "Give a GGUF that exists: MODEL_FILE=path/to/model.gguf"
+        [ -r "$file" ] || die "$file cannot be read by user $(id -u)." "On the host, type: chmod a+r on that file"
+        [ "$(head -c 4 "$file" | od -An -c | tr -d ' ')" = GGUF ] ||
+            die "$file is not a GGUF, but begins with:$(head -c 4 "$file" | od -An -tx1)." "Build it again, or name another."
+    done || exit 2
+}
+
+# Decides key_file and web_ui. What leaves the loopback interface needs a key, and shows no web page.
+protect() {
+    key_file=${API_KEY_FILE:-/run/keys/api-key} web_ui=off
+    if is_loopback "$BIND_ADDRESS"; then web_ui=${WEB_UI:-on}; fi
+    if [ "${API_KEY:-}" = off ]; then
+        is_loopback "$BIND_ADDRESS" ||
+            die "API_KEY=off with BIND_ADDRESS=$BIND_ADDRESS would let anyone in." "Leave API_KEY out, or bind to 127.0.0.1."
+        say "no API key is asked for: any program on this machine may use the model"
+        key_file=""
+        return
+    fi
+    if [ ! -e "$key_file" ]; then
+        [ -z "${API_KEY_FILE:-}" ] || die "the key file $key_file is not there." "Mount one there, or leave API_KEY_FILE out."
+        key_file=/tmp/api-key
+        [ -e "$key_file" ] || "$here/make-key.sh" "$key_file" || die "no key can be made in /tmp." "Mount a tmpfs there."
+        say "a key was made; read it with: docker exec CONTAINER cat $key_file"
+    fi
+    [ -r "$key_file" ] || die "the key file $key_file cannot be read by user $(id -u)." "Make it readable to that user alone."
+    grep -q '[^[:space:]]' "$key_file" || die "the key file $key_file is empty." "Remove it, and a new one is made."
+}
+
+is_loopback() { case $1 in 127.* | ::1 | "[::1]" | localhost) true ;; *) false ;; esac }
+
+# run PROGRAM ARGUMENTS…: not exec, so that a process killed for its memory leaves somebody to say so.
+run() {
+    say "$*"
+    unset LLAMA_ARG_HOST # upstream's image sets it; it would warn of what the command line says
+    export LLAMA_ARG_CORS_ORIGINS="${LLAMA_ARG_CORS_ORIGINS-}" LLAMA_ARG_CORS_CREDENTIALS="${LLAMA_ARG_CORS_CREDENTIALS-0}"
+    late=/tmp/late-$$
+    "$@" &
+    child=$! stopping=""
+    watch_start "$child" &
+    trap 'stopping=1; kill -TERM "$child" 2>/dev/null' TERM INT
+    code=0
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do # a signal ends the first wait, not the child
+        code=0
+        wait "$child" || code=$?
+    done
+    [ -z "$stopping" ] || exit 0
+    explain "$code"
+    exit "$code"
+}
+
+# watch_start PID: ends a server that does not come up. It renders the chat template before it says that it is there, and
+# a template may run without end.
+watch_start() {
+    case $HOST in 0.0.0.0 | 127.* | localhost) ;; *) return 0 ;; esac
+    command -v curl >/dev/null || return 0
+    kib=$(du -Lck "${models%/*}"/*.gguf 2>/dev/null | tail -n 1 | cut -f 1)
+    end=$(($(date +%s) + ${START_TIMEOUT:-$((120 + ${kib:-0} / 20480))}))
+    until curl --silent --fail --output /dev/null --max-time 5 --noproxy '*' "http://127.0.0.1:$PORT/health"; do
+        kill -0 "$1" 2>/dev/null || return 0
+        [ "$(date +%s)" -lt "$end" ] || { : >"$late"; kill -KILL "$1"; return 0; }
+        sleep 1
+    done
+}
+
+explain() {
+    if [ -e "$late" ]; then
+        rm -f "$late"
+        say "error: llama-server did not come up in time, and was ended. If the model is not on a very slow disk, then"
+        say "its chat template runs without end: take another file, or build it here (make build names such a template)."
+        say "For a slow disk: START_TIMEOUT=3600"
+        exit 2
+    fi
+    case $1 in
+        0) ;;
+        137)
+            say "error: llama-server was killed: memory ran out."
+            say "Give it more (MEMORY=8GiB), less to hold (CONTEXT_SIZE=2048, PARALLEL=1), or a smaller quant."
+            exit 5
+            ;;
+        *)
+            say "error: llama-server ended with exit code $1; its lines above say why."
+            say "A file that does not load may be cut off or changed: compare its SHA-256 with manifest.json beside it."
+            ;;
+    esac
+}
+
+main "$@"

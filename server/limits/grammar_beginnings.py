@@ -1,0 +1,212 @@
+"""What each choice of a grammar begins with.
+
+A rule that calls itself in two ways that begin alike doubles the parser's work with every character, and one that
+begins with itself has no character to begin with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from server.limits.grammar_size import NotRead, Part, Read
+
+Ranges = tuple[tuple[int, int], ...]  # of code points, both ends included
+_LAST: Final = 0x10FFFF
+_CHAR: Final = re.compile(r"\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})|\\(.)|(.)", re.DOTALL)
+_NAMED: Final = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def check_beginnings(read: Read) -> Beginnings:
+    """Refuse what cannot be told by what it begins with.
+
+    Returns:
+        What everything begins with.
+
+    Raises:
+        NotRead: a rule begins with itself, or calls itself in two ways that begin alike; a class holds no character.
+        RecursionError: rules lead on and on.
+    """
+    beginnings = Beginnings(read)
+    circles = _circles(read)
+    for name, choices in read.rules.items():
+        beginnings.of_rule(name)
+        circle = {other for other, number in circles.items() if number == circles[name]}
+        if not circle.intersection(_references(choices)):
+            continue  # it does not lead back to itself
+        for group in groups_of(choices):
+            deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
+            check_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
+            for sequence in deeper:
+                beginnings.check_optional(name, sequence, circle)
+    return beginnings
+
+
+def _leads_back(part: Part, circle: set[str]) -> bool:
+    return part.ref in circle if part.choices is None else not circle.isdisjoint(_references(part.choices))
+
+
+def _leads_deeper(sequence: list[Part], circle: set[str]) -> bool:
+    """Whether a rule of the circle stands in it before something else: what stands last needs nothing to be kept."""
+    return any(
+        _leads_back(part, circle) and (at < len(sequence) - 1 or (part.low, part.high) != (1, 1))
+        for at, part in enumerate(sequence)
+    )
+
+
+@dataclass
+class Beginnings:
+    """The characters that rules, sequences and parts begin with."""
+
+    read: Read
+    _of: dict[str, tuple[Ranges, bool] | None] = field(default_factory=dict)  # None: being worked out
+
+    def of_rule(self, name: str) -> tuple[Ranges, bool]:
+        """The characters it may begin with, and whether it may be empty."""
+        if name not in self._of:
+            self._of[name] = None
+            self._of[name] = self._of_choices(self.read.rules.get(name, []))
+        found = self._of[name]
+        if found is None:
+            raise NotRead(f"rule {name[:40]!r} begins with itself")
+        return found
+
+    def _of_choices(self, choices: list[list[Part]]) -> tuple[Ranges, bool]:
+        found = [self._of_parts(sequence) for sequence in choices]
+        return _merged([one for ranges, _empty in found for one in ranges]), any(empty for _ranges, empty in found)
+
+    def of_sequence(self, parts: list[Part]) -> Ranges:
+        return self._of_parts(parts)[0]
+
+    def _of_parts(self, parts: list[Part]) -> tuple[Ranges, bool]:
+        ranges: list[tuple[int, int]] = []
+        for part in parts:
+            found, may_be_empty = self.of_part(part)
+            ranges.extend(found)
+            if not may_be_empty:
+                return _merged(ranges), False
+        return _merged(ranges), True
+
+    def of_part(self, part: Part) -> tuple[Ranges, bool]:
+        if part.choices is not None:
+            ranges, may_be_empty = self._of_choices(part.choices)
+        elif part.ref is not None:
+            ranges, may_be_empty = self.of_rule(part.ref)
+        else:
+            ranges, may_be_empty = first_of(part.chars), part.chars == '""'
+        return ranges, may_be_empty or part.low == 0
+
+    def check_optional(self, name: str, parts: list[Part], circle: set[str]) -> None:
+        """Of two parts that lead back, one that may be left out must not begin like what follows."""
+        for at, part in enumerate(parts):
+            rest = parts[at + 1 :]
+            is_open = self.of_part(part)[1] and _leads_back(part, circle)
+            if is_open and any(_leads_back(other, circle) for other in rest):
+                check_told_apart(name, [self.of_part(part)[0], self.of_sequence(rest)])
+
+
+def groups_of(choices: list[list[Part]]) -> Iterator[list[list[Part]]]:
+    yield choices
+    for sequence in choices:
+        for part in sequence:
+            if part.choices is not None:
+                yield from groups_of(part.choices)
+
+
+def check_told_apart(name: str, beginnings: list[Ranges]) -> None:
+    """Refuse beginnings that share a character."""
+    ordered = sorted(one for ranges in beginnings for one in ranges)
+    if any(first[1] >= second[0] for first, second in pairwise(ordered)):
+        raise NotRead(f"rule {name[:40]!r} calls itself, or repeats, in two ways that begin alike")
+
+
+def _circles(read: Read) -> dict[str, int]:
+    """A number for each rule, the same for rules that lead to each other (Tarjan, SIAM J. Comput. 1, 1972, 146)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    circles: dict[str, int] = {}
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        stack.append(name)
+        for other in dict.fromkeys(_references(read.rules.get(name, []))):
+            if other not in order:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other not in circles:
+                lowest[name] = min(lowest[name], order[other])
+        if lowest[name] == order[name]:
+            at = stack.index(name)
+            circles.update(dict.fromkeys(stack[at:], order[name]))
+            del stack[at:]
+
+    for name in read.rules:
+        if name not in order:
+            visit(name)
+    return circles
+
+
+def _references(choices: list[list[Part]]) -> Iterator[str]:
+    for group in groups_of(choices):
+        yield from (part.ref for sequence in group for part in sequence if part.ref is not None)
+
+
+def first_of(chars: str) -> Ranges:
+    """The code points that a text, a class or "." may begin with; none for an empty text."""
+    if chars.startswith('"'):
+        first = next(points_of(chars[1:-1]), None)
+        return () if first is None else ((first, first),)
+    if chars.startswith("["):
+        return _of_class(chars)
+    return ((0, _LAST),)
+
+
+def _of_class(chars: str) -> Ranges:
+    is_negated = chars.startswith("[^")
+    points = list(points_of(chars[2 if is_negated else 1 : -1], dash=-1))
+    ranges, at = [], 0
+    while at < len(points):
+        is_range = at + 2 < len(points) and points[at + 1] == -1
+        low, high = (points[at], points[at + 2]) if is_range else (points[at], points[at])
+        ranges.append((ord("-") if low == -1 else low, ord("-") if high == -1 else high))
+        at += 3 if is_range else 1
+    merged = _merged([(low, high) for low, high in ranges if low <= high])
+    found = _rest(merged) if is_negated else merged
+    if not any(low <= _LAST for low, _high in found):
+        raise NotRead(f"no character is in {chars[:40]}")
+    return found
+
+
+def points_of(chars: str, dash: int = ord("-")) -> Iterator[int]:
+    for two, four, eight, named, plain in _CHAR.findall(chars):
+        if digits := two or four or eight:
+            yield int(digits, 16)
+        elif named:
+            yield ord(_NAMED.get(named, named))
+        else:
+            yield dash if plain == "-" else ord(plain)
+
+
+def _merged(ranges: list[tuple[int, int]]) -> Ranges:
+    """The same code points in as few ranges as there can be, in order."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def _rest(ranges: Ranges) -> Ranges:
+    """Every code point that is not in these."""
+    found, start = [], 0
+    for low, high in ranges:
+        if start < low:
+            found.append((start, low - 1))
+        start = max(start, high + 1)
+    return (*found, (start, _LAST)) if start <= _LAST else tuple(found)

@@ -1,0 +1,244 @@
+"""What a request to the local server may ask for, by request_limits.json, which the compose file's proxy keeps too.
+
+What each limit counts is told at the top of tests/hostile/api_requests.py, beside the requests that hold both to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from server.limits.grammar_beginnings import check_beginnings
+from server.limits.grammar_loops import check_loops
+from server.limits.grammar_runs import TooManyWays, check_runs
+from server.limits.grammar_size import NotRead, Read, Sizes, read_grammar, read_pattern
+from server.limits.schema_size import SchemaError, measure_schema, patterns_of
+
+LIMITS_FILE: Final = Path(__file__).parent / "request_limits.json"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest value that passes, and the words of what is counted."""
+
+    most: int
+    what: str
+
+
+LIMITS: Final[Mapping[str, Limit]] = {
+    name: Limit(**limit) for name, limit in json.loads(LIMITS_FILE.read_text(encoding="utf-8")).items()
+}
+
+_LEAST_TOKENS: Final = -2
+_TOKENS: Final = (
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "repeat_last_n", "dry_penalty_last_n",
+    "penalty_last_n", "n_keep", "n_discard", "top_k", "min_keep", "min_tokens",
+)  # fmt: skip
+_COUNTS: Final = {
+    **dict.fromkeys(_TOKENS, "tokens"), **dict.fromkeys(("n", "n_cmpl", "best_of"), "answers"),
+    **dict.fromkeys(("n_probs", "top_logprobs", "logprobs"), "probabilities"),
+}  # fmt: skip
+_LISTS: Final = {
+    "messages": "messages", "tools": "tools", "functions": "tools", "stop": "stops", "stop_sequences": "stops",
+    "logit_bias": "biases", "samplers": "samplers", "dry_sequence_breakers": "samplers",
+}  # fmt: skip
+# Fields that only a server's own front sends to its back: they reach parsers unchecked.
+_INNER: Final = ("grammar_triggers", "grammar_lazy", "preserved_tokens", "chat_parser")
+
+
+class TooMuch(ValueError):
+    """A request that asks for more than a limit, or that is none."""
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        TooMuch: it is none, or larger than JSON may be here.
+    """
+    try:
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _over("json_depth", "too many") from None
+    except ValueError as error:
+        raise TooMuch(f"the body is no JSON: {str(error)[:80]}") from None
+    if not isinstance(value, dict):
+        raise TooMuch("the body is no JSON object")
+    depth, n_values = measure_json(value)
+    _hold("json_depth", depth)
+    _hold("json_values", n_values)
+    return value
+
+
+def measure_json(value: Any) -> tuple[int, int]:
+    """How deep, and how many values; counting stops once they are too many.
+
+    Raises:
+        TooMuch: a number is infinite.
+    """
+    deepest, n_values, left = 0, 0, [(value, 0)]
+    while left and n_values <= LIMITS["json_values"].most:
+        one, depth = left.pop()
+        n_values += 1
+        if isinstance(one, dict | list):
+            deepest = max(deepest, depth + 1)
+            left.extend((inner, depth + 1) for inner in (one.values() if isinstance(one, dict) else one))
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise TooMuch("a number is infinite")
+    return deepest, n_values
+
+
+def check_request(asked: Mapping[str, Any]) -> None:
+    """Hold what a body asks for against every limit.
+
+    Raises:
+        TooMuch: which one, the value, and the most.
+    """
+    for name in _INNER:
+        if name in asked:
+            raise TooMuch(f"{name} is not taken")
+    for name, limit in _COUNTS.items():
+        _check_count(name, asked.get(name), limit)
+    for name, limit in _LISTS.items():
+        if isinstance(listed := asked.get(name), list | dict):
+            _hold(limit, len(listed))
+    _check_texts(asked)
+    if (grammar := asked.get("grammar")) is not None:
+        check_grammar(grammar)
+    n_optional = 0
+    for schema in schemas_of(asked):
+        n_optional += check_schema(schema)
+        _hold("schema_optional_all", n_optional)
+
+
+def _check_count(name: str, value: Any, limit: str) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if value < _LEAST_TOKENS:
+            raise TooMuch(f"{name} is {value}")
+        _hold(limit, value)
+
+
+def _check_texts(asked: Mapping[str, Any]) -> None:
+    for name in ("stop", "stop_sequences"):
+        stops = asked.get(name)
+        for stop in stops if isinstance(stops, list) else [stops]:
+            if isinstance(stop, str):
+                _hold("stop_chars", len(stop))
+    for name in ("prompt", "input"):
+        prompts = asked.get(name)
+        if isinstance(prompts, list) and not all(isinstance(one, int | float) for one in prompts):
+            _hold("prompts", len(prompts))
+
+
+def check_text(text: Any) -> None:
+    """Hold a text to tokenize against its limit. Raises: the same."""
+    if isinstance(text, str):
+        _hold("text_bytes", len(text.encode(errors="surrogatepass")))
+
+
+def check_grammar(grammar: Any) -> None:
+    """Hold a text in GBNF against the limits of grammars. Raises: the same."""
+    if not isinstance(grammar, str):
+        raise TooMuch("grammar is no text")
+    _hold("grammar_chars", len(grammar))
+    try:
+        read = read_grammar(grammar)
+        _hold("grammar_rules", read.n_rules)
+        _check_work(read, "grammar")
+    except NotRead as error:
+        raise TooMuch(f"grammar: {error}") from None
+    except RecursionError:
+        raise TooMuch("grammar: its rules lead on and on") from None
+
+
+def check_pattern(pattern: str) -> None:
+    """Hold a regular expression against the limits of patterns. Raises: the same."""
+    _hold("pattern_chars", len(pattern))
+    try:
+        _check_work(read_pattern(pattern), "pattern")
+    except NotRead as error:
+        raise TooMuch(f"a pattern: {error}") from None
+
+
+def _check_work(read: Read, kind: str) -> None:
+    """`kind`: whose limits count, a grammar's or a pattern's."""
+    _hold(f"{kind}_depth", read.depth)
+    size = Sizes(read).all()
+    _hold(f"{kind}_optional", read.n_optional)
+    _hold(f"{kind}_optional_run", size.run)
+    _hold(f"{kind}_repeats", size.repeats)
+    _hold(f"{kind}_choices", size.ways)
+    _hold(f"{kind}_loops", size.loops)
+    _hold(f"{kind}_written", read.n_written)
+    check_loops(read, check_beginnings(read))
+    try:
+        check_runs(read, LIMITS[f"{kind}_run_ways"].most)
+    except TooManyWays as error:
+        _hold(f"{kind}_run_ways", error.ways)
+
+
+def check_schema(schema: Any) -> int:
+    """Hold a JSON schema against the limits of schemas. Raises: the same.
+
+    Returns:
+        Its properties that are not required.
+    """
+    depth, n_values = measure_json(schema)
+    _hold("schema_depth", depth)
+    _hold("schema_values", n_values)
+    n_optional = 0
+    try:
+        for limit, value in measure_schema(schema, LIMITS["schema_expanded"].most):
+            _hold(limit, value)
+            n_optional += int(value) if limit == "schema_optional" else 0
+        for pattern in patterns_of(schema):
+            check_pattern(pattern)
+    except SchemaError as error:
+        raise TooMuch(f"a JSON schema: {error}") from None
+    except RecursionError:
+        raise TooMuch("a JSON schema: its references lead on and on") from None
+    return n_optional
+
+
+def schemas_of(asked: Mapping[str, Any]) -> Iterator[Any]:
+    """The schema in every place of a body where one may be."""
+    yield from _present(asked, "json_schema")
+    wanted = asked.get("response_format")
+    if isinstance(wanted, dict):
+        yield from _present(wanted, "schema", "json_schema")
+        if isinstance(named := wanted.get("json_schema"), dict):
+            yield from _present(named, "schema")
+    text = asked.get("text")
+    if isinstance(text, dict) and isinstance(form := text.get("format"), dict):
+        yield from _present(form, "schema")
+    for tool in (*_listed(asked, "tools"), *_listed(asked, "functions")):
+        yield from _present(tool, "parameters", "input_schema")
+        if isinstance(function := tool.get("function"), dict):
+            yield from _present(function, "parameters")
+
+
+def _present(within: Mapping[str, Any], *names: str) -> Iterator[Any]:
+    return (within[name] for name in names if within.get(name) is not None)
+
+
+def _listed(asked: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    found = asked.get(name)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _hold(name: str, value: float) -> None:
+    if value > LIMITS[name].most:
+        raise _over(name, f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _over(name: str, value: str) -> TooMuch:
+    limit = LIMITS[name]
+    return TooMuch(f"{value} {limit.what}: at most {limit.most} are taken")
