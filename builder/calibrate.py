@@ -20,8 +20,10 @@ from pydantic import JsonValue
 
 from builder.imatrix.calibration_text import bad_text, our_text, users_text
 from builder.imatrix.matrix import Imatrix, check_fits, coverage, read_imatrix
-from builder.imatrix.tool_reader import Leg, MatrixReader, not_finite, open_reader
-from builder.llama.server_runtime import LlamaRuntime, open_runtime
+from builder.imatrix.open import open_reader
+from builder.imatrix.reader import Leg, MatrixReader, not_finite
+from builder.llama.open import open_runtime
+from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.finite_json import dumps
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
 from quantyard.protocol.base import CalibrateRequest, ExitCode

@@ -18,7 +18,8 @@ from pydantic import JsonValue, ValidationError
 
 from builder.checks.tensors import broken_recipe, compare_tensors, nonfinite_blocks, type_counts
 from builder.checks.text_parity import check_template, compare_chats, compare_ids, tokenizer_differences
-from builder.llama.server_runtime import LlamaRuntime, open_runtime
+from builder.llama.open import open_runtime
+from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
 from quantyard.formats.tensor_patterns import PatternProblem, resolve
 from quantyard.protocol.base import ExitCode, Reference, VerifyRequest

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from builder.llama.server_runtime import LlamaRuntime
+from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.gguf import GgufHeader
 from quantyard.protocol.base import ChatReference, ExitCode, Reference
 from quantyard.protocol.runner import StageFailure

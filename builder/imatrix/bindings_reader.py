@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.imatrix.matrix import read_imatrix, values_of
-from builder.imatrix.tool_reader import Leg, not_finite
+from builder.imatrix.reader import Leg, not_finite
 from builder.llama.bindings_runtime import BindingsRuntime
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure

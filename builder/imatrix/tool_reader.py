@@ -1,16 +1,16 @@
-"""Adds chunks of a text to an importance matrix: with llama-imatrix, or on the local engine with llama-cpp-python."""
+"""llama-imatrix as a `MatrixReader`: what the containers use."""
 
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
+from builder.imatrix.reader import Leg, not_finite
 from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
 from builder.llama.toolchain import tools_of
-from quantyard.protocol.base import CalibrateRequest, ExitCode
+from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Stage, StageFailure
 
 _PPL: Final = re.compile(r"Final estimate: PPL = (\S+)")
@@ -18,47 +18,7 @@ _NOT_FINITE: Final = re.compile(r"(\S*(?:nan|inf)) detected in (\S+)", re.IGNORE
 
 
 @dataclass(frozen=True)
-class Leg:
-    """The chunks from `start` to before `end`, added to the matrix `before`; what follows goes to `out`."""
-
-    start: int
-    end: int
-    before: Path | None
-    out: Path
-
-
-class MatrixReader(Protocol):
-    """Reads a text with a model."""
-
-    def leg_argv(self, text: Path, leg: Leg) -> tuple[str, ...]:
-        """What is run for a leg, for the manifest."""
-
-    def read(self, text: Path, leg: Leg) -> float:
-        """Write the matrix of a leg; returns the perplexity of its chunks, which may be no number.
-
-        Raises:
-            StageFailure: 3 if the model gives no usable statistics, 5 if disk or memory ran out.
-        """
-
-
-def open_reader(stage: Stage, model: Path, request: CalibrateRequest) -> AbstractContextManager[MatrixReader]:
-    """The reader of this image or host; enter it to use it."""
-    if tools_of(stage).llama_bin is None:
-        from builder.imatrix.bindings_reader import LocalReader
-
-        return LocalReader(model, request.threads, request.n_ctx)
-    return nullcontext(_ToolReader(stage, model, request.threads, request.n_ctx))
-
-
-def not_finite(what: str, detail: str = "") -> StageFailure:
-    """llama.cpp stops at the first value that is no number, and so do we: a matrix with one is worse than none."""
-    message = f"The model's activations overflow: {what}."
-    hint = "Convert with a wider range, OUTTYPE=bf16 or f32, or build without a matrix: IMATRIX=none"
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate-nan", message, hint, detail)
-
-
-@dataclass(frozen=True)
-class _ToolReader:
+class ToolReader:
     """llama-imatrix."""
 
     stage: Stage

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from builder.llama.server_runtime import CONTEXT_TOKENS, not_finite
+from builder.llama.runtime import CONTEXT_TOKENS, not_finite
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages

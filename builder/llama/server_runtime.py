@@ -1,89 +1,19 @@
-"""Two ways to ask llama.cpp what it makes of a model: its server's binary, or llama-cpp-python.
-
-`verify` needs three answers, and both give them: the token ids of a text, the text of a conversation, and
-whether logits are finite. Which one is used follows from `Tools.llama_bin` alone.
-"""
+"""llama-server as a `LlamaRuntime`: what the containers use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
+from builder.llama.runtime import CONTEXT_TOKENS, not_finite
 from builder.llama.server import Server
 from builder.llama.template_server import TemplateServer, error_text
-from builder.llama.toolchain import tools_of
-from quantyard.formats.gguf import GgufHeader
-from quantyard.protocol.base import ExitCode
-from quantyard.protocol.runner import Stage, StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 
-CONTEXT_TOKENS: Final = 512  # plenty for a prompt of some words, and cheap for any model
 _HARMLESS_TEMPLATE: Final = "chatml"  # llama.cpp's own, by name
 _GENERATED_TOKENS: Final = 2  # the first row comes from the prompt alone, the second from a cached prompt
-
-
-class LlamaRuntime(Protocol):
-    """One loaded model. Every method raises `StageFailure` when the model does not load."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """Free the model, whatever happened."""
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """What was started, for the manifest: a command line, or the function that was called."""
-
-    def version(self) -> str:
-        """What llama.cpp calls this build."""
-
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids; special tokens in the text are parsed, BOS and EOS added only if asked for."""
-
-    def render_chat(self, messages: Messages) -> str:
-        """The conversation as the GGUF's own chat template renders it, up to where the assistant begins.
-
-        Raises:
-            ChatRefused: there is none, llama.cpp cannot run it, or it raises.
-            OverLimit: it takes too long or too much.
-        """
-
-    def check_template(self) -> None:
-        """Whether llama.cpp can be started with the GGUF's templates, as whoever serves it does. None are fine.
-
-        Raises:
-            ChatRefused: it does not accept them.
-            OverLimit: they take too long or too much.
-        """
-
-    def finite_logits(self, prompts: Sequence[str]) -> int:
-        """Run the model on each prompt; returns how many rows of logits were looked at.
-
-        Raises:
-            StageFailure: a logit is NaN or infinite.
-        """
-
-
-def open_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
-    """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
-    llama_bin = tools_of(stage).llama_bin
-    if llama_bin is None:
-        from builder.llama.bindings_runtime import BindingsRuntime
-
-        return BindingsRuntime(model.paths[0], threads)
-    binary = llama_bin / "llama-server"
-    has_template = any(key.startswith("tokenizer.chat_template") for key in model.metadata)
-    templates = TemplateServer(binary, model, stage.scratch_dir) if has_template else None
-    return ServerRuntime(binary, model.paths[0], threads, templates)
-
-
-def not_finite(prompt: str) -> StageFailure:
-    """The failure to raise when a prompt leads to NaN or infinite logits."""
-    message = f"The model loads, but its logits for the prompt {prompt!r} are not finite."
-    hint = "Values overflow in this precision: try OUTTYPE=bf16 or f32, or a quant with more bits."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-logits", message, hint)
 
 
 class ServerRuntime:

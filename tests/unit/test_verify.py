@@ -15,7 +15,7 @@ from builder import verify as verify_module
 from builder.checks.hf_reference import reference as make_reference
 from builder.checks.text_parity import compare_ids, first_difference, same_chat, tokenizer_differences
 from builder.dequantize import PRE_TOKENIZERS, restore_tokenizer
-from builder.llama.server_runtime import not_finite
+from builder.llama.runtime import not_finite
 from builder.verify import verify
 from quantyard.formats.gguf import GgufHeader, read_header, why_not_generate
 from quantyard.protocol.base import ExitCode, Reference, VerifyRequest

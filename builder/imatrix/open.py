@@ -1,0 +1,21 @@
+"""Which reader computes the importance matrix on this image or host: it follows from `Tools.llama_bin` alone."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from builder.imatrix.reader import MatrixReader
+from builder.imatrix.tool_reader import ToolReader
+from builder.llama.toolchain import tools_of
+from quantyard.protocol.base import CalibrateRequest
+from quantyard.protocol.runner import Stage
+
+
+def open_reader(stage: Stage, model: Path, request: CalibrateRequest) -> AbstractContextManager[MatrixReader]:
+    """The reader of this image or host; enter it to use it."""
+    if tools_of(stage).llama_bin is None:
+        from builder.imatrix.bindings_reader import LocalReader
+
+        return LocalReader(model, request.threads, request.n_ctx)
+    return nullcontext(ToolReader(stage, model, request.threads, request.n_ctx))

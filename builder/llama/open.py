@@ -1,0 +1,23 @@
+"""Which runtime answers on this image or host: it follows from `Tools.llama_bin` alone."""
+
+from __future__ import annotations
+
+from builder.llama.runtime import LlamaRuntime
+from builder.llama.server_runtime import ServerRuntime
+from builder.llama.template_server import TemplateServer
+from builder.llama.toolchain import tools_of
+from quantyard.formats.gguf import GgufHeader
+from quantyard.protocol.runner import Stage
+
+
+def open_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
+    """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
+    llama_bin = tools_of(stage).llama_bin
+    if llama_bin is None:
+        from builder.llama.bindings_runtime import BindingsRuntime
+
+        return BindingsRuntime(model.paths[0], threads)
+    binary = llama_bin / "llama-server"
+    has_template = any(key.startswith("tokenizer.chat_template") for key in model.metadata)
+    templates = TemplateServer(binary, model, stage.scratch_dir) if has_template else None
+    return ServerRuntime(binary, model.paths[0], threads, templates)
