@@ -46,7 +46,7 @@ from typing import NoReturn
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from quantyard.cli.settings import read_pins  # noqa: E402
+from quantyard.paths import read_pins  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402
 
 OURS = "quantyard/server:latest"

@@ -38,7 +38,6 @@ from unittest import mock
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from quantyard.cli.settings import read_pins  # noqa: E402
 from quantyard.engines import Surroundings  # noqa: E402
 from quantyard.engines.images import ImageSettings  # noqa: E402
 from quantyard.engines.registry import choose_engine  # noqa: E402
@@ -46,6 +45,7 @@ from quantyard.errors import QuantyardError  # noqa: E402
 from quantyard.execution.runner import Builder  # noqa: E402  (found only after the line above)
 from quantyard.formats.finite_json import dumps  # noqa: E402
 from quantyard.hub.client import HubAccess  # noqa: E402
+from quantyard.paths import read_pins  # noqa: E402
 from quantyard.plan.steps import BuildOptions, make_plan  # noqa: E402
 from quantyard.protocol.base import Progress, StageResult  # noqa: E402
 from quantyard.quants.catalog import parse_list  # noqa: E402

@@ -25,10 +25,11 @@ import pytest
 from rich.console import Console
 
 from quantyard import cli
-from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.cli.request import read_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import EngineError
 from quantyard.execution.progress import LineReporter
+from quantyard.paths import REPO_DIR
 from quantyard.workflows.demo import demo_folder
 from tests.tiny_model import write_tiny_model
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from quantyard import cli
-from quantyard.cli.settings import REPO_DIR
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find

@@ -17,6 +17,7 @@ from typing import IO, NoReturn
 
 from quantyard.cli.faults import ours_of
 from quantyard.cli.output import forget_output, harmless, is_read, people, prepare_output, print_json, write_through
+from quantyard.cli.parser import add_options
 from quantyard.cli.render.styled import escape
 from quantyard.cli.settings import (
     ADAPTING,
@@ -30,7 +31,6 @@ from quantyard.cli.settings import (
     SERVING,
     SETTINGS,
     TUNING,
-    add_options,
 )
 from quantyard.errors import Interrupted, QuantyardError
 from quantyard.protocol.base import ExitCode

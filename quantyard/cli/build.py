@@ -13,12 +13,12 @@ from quantyard.cli.release import write_report
 from quantyard.cli.render import build as summary
 from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.run import built_for, engine_of, foreseen, plan_of, quants_setting, request_of, run_plan
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines.images import IMAGES
 from quantyard.errors import BadRequest
 from quantyard.execution.manifest_writer import BuiltFile, Measured
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
 from quantyard.plan.api_tests import add_contract
 from quantyard.quants.catalog import QUANTS, parse_list
 from quantyard.requests import BuildRequest, MeasureRequest, PublishRequest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantyard.cli.output import people, reporter_for
 from quantyard.cli.render import build as summary
-from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.cli.request import read_request
 from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, HubUnreachable
@@ -19,6 +19,7 @@ from quantyard.forecast.cost import Cost, cost_of
 from quantyard.forecast.from_manifests import known_times
 from quantyard.forecast.time import Conditions, forecast, keep_times
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
 from quantyard.plan.calibration_inputs import calibration_of
 from quantyard.plan.contamination import evaluation_files
 from quantyard.plan.evaluation import add_measuring, measure_options, refuse_unscored

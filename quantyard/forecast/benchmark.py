@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines import Engine
 from quantyard.execution.reporter import Reporter
 from quantyard.execution.runner import Builder
 from quantyard.forecast.samples import Book, Sample
 from quantyard.forecast.time import Conditions, learn
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
 from quantyard.plan.evaluation import REPORT, MeasureOptions, add_measuring
 from quantyard.plan.imatrix import Calibration, plain_label, with_imatrix
 from quantyard.plan.steps import STAGES, BuildOptions, BuildPlan, ModelFile, Output, Step, make_plan

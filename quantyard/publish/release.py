@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import BadRequest
+from quantyard.paths import REPO_DIR
 from quantyard.plan.evaluation import folder_name
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.evaluation import EvalReport

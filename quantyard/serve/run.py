@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import BadRequest, EngineError
 from quantyard.formats.finite_json import dumps
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.api_tests import bindings_config
 from quantyard.requests import BuildRequest
 from quantyard.serve.served_files import api_key, served_files

@@ -12,12 +12,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from quantyard.cli.settings import REPO_DIR, read_pins
 from quantyard.engines import Engine
 from quantyard.errors import HubError
 from quantyard.execution.reporter import Reporter
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.steps import BuildPlan, External, ModelFile, dequantize_step
 from quantyard.protocol.runner import sha256_of
 from quantyard.requests import BuildRequest

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import nearest_folder
 from quantyard.formatting.units import human_bytes
+from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 
 _COMMAND_TIMEOUT_S = 20

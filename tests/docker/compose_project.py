@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 
 FILES: Final = ("compose.yaml", ".env", ".env.example", ".dockerignore", "docker", "server")
 PROFILES: Final = ("--profile", "cpu", "--profile", "cuda", "--profile", "monitoring")

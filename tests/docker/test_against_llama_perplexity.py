@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from eval.analysis.chunks import read_text
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.evaluation import Divergence
 from tests.measure.conftest import demo_gguf  # noqa: F401  (a fixture)
 

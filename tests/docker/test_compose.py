@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from quantyard.cli.settings import REPO_DIR, read_pins
+from quantyard.paths import REPO_DIR, read_pins
 from tests.adapters import attention_pairs, write_adapter
 from tests.conftest import run
 from tests.docker.compose_project import PROFILES, Project

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines.images import SHARED
+from quantyard.paths import REPO_DIR
 from tests.conftest import Demo, run_json
 
 HARDENED = (

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR, read_pins
 from quantyard.engines import Surroundings
 from quantyard.engines.docker import DockerEngine
 from quantyard.engines.images import ImageSettings
 from quantyard.errors import StageFailed
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.steps import BuildOptions, make_plan
 from quantyard.quants.catalog import parse_list
 from quantyard.sources.resolve import find_source

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.formats.gguf import read_header
+from quantyard.paths import REPO_DIR
 from tests.adapters import attention_pairs, safetensors, write_adapter
 from tests.conftest import run, run_json
 from tests.docker.server import server

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR, read_pins
 from quantyard.engines import Engine, Surroundings
 from quantyard.engines.docker import DockerEngine, _bind
 from quantyard.engines.images import ImageSettings
+from quantyard.paths import REPO_DIR, read_pins
 from tests.hostile.lies import Attack, names
 from tests.hostile.sampling import sampled
 

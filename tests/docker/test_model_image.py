@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from tests.conftest import run
 from tests.docker.registry import Registry, registry, registry_program
 from tests.docker.server import LIGHT, Served

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.cli.request import read_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import StageFailed
 from quantyard.execution.progress import LineReporter
 from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import read_header, read_model
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Output, Step
 from quantyard.protocol.base import SplitRequest, VerifyRequest
 from quantyard.sources.resolve import find_source

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from tests.conftest import run, run_here, start
 from tests.gguf_files import SMALL, SMALL_METADATA, TensorSpec, gguf, preamble, string, tensor_info, value
 

@@ -20,11 +20,12 @@ import pytest
 from gguf import GGUFReader
 from rich.console import Console
 
-from quantyard.cli.settings import REPO_DIR, read_pins, read_request
+from quantyard.cli.request import read_request
 from quantyard.engines.registry import choose_engine
 from quantyard.execution.progress import LineReporter
 from quantyard.formats.gguf import TensorInfo, read_model
 from quantyard.formats.safetensors import SafetensorsTensor, read_file
+from quantyard.paths import REPO_DIR, read_pins
 from quantyard.protocol.runner import sha256_of
 from quantyard.workflows.demo import demo_folder
 from tests.conftest import DEMO_QUANTS, Demo, run, run_json

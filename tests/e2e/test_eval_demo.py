@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.evaluation import EvalReport
 from quantyard.store.manifest import read_manifest
 from tests.conftest import Demo, run, run_json, start

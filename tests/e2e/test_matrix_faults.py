@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.execution.scheduler import SIDE_BY_SIDE, room_of
 from quantyard.hardware.machine import memory_bytes
+from quantyard.paths import REPO_DIR
 from tests.conftest import run_json, start
 from tests.hostile.sampling import rounds
 from tests.kills import Witness, assert_nothing_is_left_over, containers_in, processes_in

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines import Engine
 from quantyard.errors import QuantyardError
 from quantyard.execution.runner import Builder
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import BuildPlan, External, ModelFile, dequantize_step
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.sources.resolve import Source

@@ -21,13 +21,13 @@ import pytest
 from builder.checks.lora_adapter import read_adapter_config
 from builder.checks.nonfinite import find_nonfinite
 from quantyard.card.check import _metadata_of
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, read_model
 from quantyard.formats.safetensors import SafetensorsError, read_folder, source_dtype
 from quantyard.formats.strict_yaml import YamlProblem, load_plain
 from quantyard.gate.budgets import load_budgets
 from quantyard.hub.model_card import card_of_gguf, card_of_readme
+from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
 from quantyard.protocol.base import Reference
 from quantyard.protocol.runner import StageFailure

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.api_tests import bindings_config
 from server.api_checks.launch import Answer, Wire, free_port
 from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, ORDINARY, TEXT, Case

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.faults import ours_of
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines.local import LocalEngine
 from quantyard.errors import EngineError
+from quantyard.paths import REPO_DIR
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
 from tests.released import Said, Yard, lay_out

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR, read_request
+from quantyard.cli.request import read_request
 from quantyard.engines import Surroundings
 from quantyard.engines.secrets import clear_leftovers, open_proxies, secrets_line
 from quantyard.errors import BadRequest
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import STAGES, StageSpec
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer

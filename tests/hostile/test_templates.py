@@ -17,8 +17,8 @@ import pytest
 
 from builder.calibrate import _our_text
 from builder.convert import _ask_tokenizer
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines.docker import connect
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Stage, StageFailure
 from quantyard.sandbox.bounded_process import Budget, OverLimit, Worker

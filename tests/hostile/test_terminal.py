@@ -23,8 +23,8 @@ from rich.text import Text
 
 from quantyard import cli
 from quantyard.cli import output
-from quantyard.cli.settings import REPO_DIR
 from quantyard.execution.progress import LineReporter, LiveReporter
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
 from quantyard.store.artifacts import Workspace

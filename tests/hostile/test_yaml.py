@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from quantyard.card.check import _metadata_of
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import BadRequest
 from quantyard.formats.strict_yaml import YamlProblem, load_plain
 from quantyard.gate.budgets import load_budgets
 from quantyard.hub.model_card import card_of_readme
+from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import are_all_local
 from quantyard.plan.suites import find_suite
 from quantyard.quants.recipe import read_recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.workflows.demo import DEMO_NAME
 
 ARTIFACTS = REPO_DIR / "artifacts"

@@ -13,7 +13,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from eval.llama.lm import LlamaLM
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.workflows.demo import DEMO_NAME
 
 SMOKE = REPO_DIR / "eval" / "suites" / "smoke"

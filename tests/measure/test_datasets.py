@@ -19,7 +19,7 @@ pytest.importorskip("lm_eval")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.evaluation import DatasetsRequest
 from tests.hub_server import HubServer

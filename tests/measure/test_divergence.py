@@ -23,7 +23,7 @@ from eval.analysis.kl_divergence import comparison, perplexity
 from eval.divergence import read_side_by_side, rolling_perplexity, rolling_windows, same_chunks
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.evaluation import Divergence, DivergenceSettings
 from quantyard.protocol.runner import StageFailure

@@ -17,8 +17,8 @@ pytest.importorskip("llama_cpp")
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from eval.speed import Times, measure
-from quantyard.cli.settings import REPO_DIR
 from quantyard.hardware.machine import physical_cores
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.evaluation import Speed, SpeedSettings
 from tests.tiny_gguf import write_tiny

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from server.client.structured import AnswerCut, InProcess, NotConstrained
 from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, question
 from tests.serve.profiles import check_profile

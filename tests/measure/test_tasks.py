@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from eval.tasks import offline
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.plan import local_tasks
 from quantyard.plan.suites import BUILTIN, find_suite
 from quantyard.protocol.base import ExitCode

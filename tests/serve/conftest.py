@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from server.client.client import Client
 
 KEY = "key-of-the-clients-tests"

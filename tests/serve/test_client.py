@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from server.client.client import GREEDY, AnswerBroken, Client, KeyRefused, PromptTooLong, Sampling, UnknownModel
 from server.examples.rag import Index, answer, read_passages
 from tests.serve.conftest import Server

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.execution.runner import Builder
 from quantyard.execution.scheduler import Room
+from quantyard.paths import REPO_DIR
 from quantyard.plan.evaluation import MeasureOptions, add_measuring
 from quantyard.plan.steps import BuildOptions, make_plan
 from quantyard.protocol.base import FileEntry, OutType, Progress, StageResult, digest_of_files

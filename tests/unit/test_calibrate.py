@@ -15,11 +15,11 @@ from pydantic import JsonValue
 from builder.calibrate import legs
 from builder.imatrix.matrix import check_fits, coverage, read_imatrix
 from builder.quantize import quantize
-from quantyard.cli.settings import REPO_DIR
 from quantyard.engines import OnProgress
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import GgufHeader, read_header
+from quantyard.paths import REPO_DIR
 from quantyard.plan.calibration_inputs import calibration_of, check_texts
 from quantyard.plan.contamination import evaluation_files, find_overlap
 from quantyard.plan.evaluation import add_measuring

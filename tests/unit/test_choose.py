@@ -22,8 +22,9 @@ from quantyard import cli
 from quantyard.choose.candidates import Candidate, Field, find_field, memory_at, paths_of
 from quantyard.choose.pick import Budget, Choice, choose, is_tie, nearest
 from quantyard.choose.suggestions import largest_context, remedies
+from quantyard.cli.parser import add_options
 from quantyard.cli.render import choice as say
-from quantyard.cli.settings import add_options, read_request
+from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
 from quantyard.memory.kv_cache import ContextUse

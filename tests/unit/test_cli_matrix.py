@@ -16,7 +16,7 @@ from quantyard.cli import matrix as cli_matrix
 from quantyard.cli import run as cli_run
 from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.render import matrix as matrix_summary
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.plan.calibration_inputs import OUR_TEXT
 from quantyard.protocol.base import ExitCode
 from quantyard.requests import BuildRequest

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from server.api_checks.launch import Launch, ServedModel, Wire

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import add_options, read_request
+from quantyard.cli.parser import add_options
+from quantyard.cli.request import read_request
 from quantyard.workflows import doctor
 from quantyard.workflows.doctor import Finding, examine
 

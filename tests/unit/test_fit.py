@@ -15,10 +15,10 @@ import pytest
 from quantyard import cli
 from quantyard.cli import matrix as cli_matrix
 from quantyard.cli import run as cli_run
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import NotEnoughDisk
 from quantyard.forecast import cost
 from quantyard.forecast.disk import files_to_choose, fitting
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.quants.catalog import QUANTS, USEFUL, find
 from quantyard.sources.resolve import Source

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from eval.analysis import kl_divergence
 from eval.analysis.chunks import OUR_PROSE, chunks, read_text
 from eval.analysis.kl_divergence import DivergenceRows, TokenValues, comparison, mean_estimate, perplexity, segments
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.evaluation import Divergence
 from quantyard.protocol.runner import StageFailure
 

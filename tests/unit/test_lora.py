@@ -16,11 +16,13 @@ from builder.checks.lora_adapter import Adapter, AdapterConfig, BaseSide, Pair, 
 from builder.lora import check_result, lora
 from quantyard import cli
 from quantyard.cli import run as cli_run
-from quantyard.cli.settings import ADAPTING, REPO_DIR, read_request
+from quantyard.cli.request import read_request
+from quantyard.cli.settings import ADAPTING
 from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError, RepoNotFound
 from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import read_header
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
 from quantyard.plan.lora import plan_lora, publish_lora
 from quantyard.plan.steps import BuildPlan, External
 from quantyard.protocol.base import ExitCode, LoraRequest

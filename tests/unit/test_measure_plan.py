@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import add_options, read_request
+from quantyard.cli.parser import add_options
+from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import read_request
+from quantyard.cli.request import read_request
 from quantyard.engines.images import IMAGES
 
 REPO = Path(__file__).resolve().parents[2]

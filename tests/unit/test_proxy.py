@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 
 PROXY: Final = REPO_DIR / "server" / "proxy"
 LIMITS: Final = json.loads((REPO_DIR / "server" / "limits" / "request_limits.json").read_text())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.settings import read_request
+from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest, NeedsPermission
 from quantyard.publish.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
 from quantyard.publish.verify import Subject

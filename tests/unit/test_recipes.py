@@ -10,7 +10,7 @@ import pytest
 
 from builder.checks.tensors import broken_recipe
 from quantyard.cli.render.tuning import recipe_text
-from quantyard.cli.settings import read_request
+from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.gguf import GgufHeader, TensorInfo, read_header
 from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve

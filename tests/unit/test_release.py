@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli import run as cli_run
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import BadRequest
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import FileEntry, SplitRequest, StageResult
 from quantyard.protocol.evaluation import Suite, TaskEntry

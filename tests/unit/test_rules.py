@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli import COMMANDS
-from quantyard.cli.settings import REPO_DIR, SETTINGS
+from quantyard.cli.settings import SETTINGS
 from quantyard.engines.images import RECIPES, SHARED
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import STAGES
 
 OURS = ("builder", "eval", "server", "quantyard")
@@ -68,7 +69,7 @@ def test_only_the_command_line_prints() -> None:
 def test_the_environment_is_read_at_the_edge_only() -> None:
     # images: to pass it on; secrets: XDG; offline: it only writes, for libraries that read it while imported
     edge = {
-        "quantyard/cli/settings.py", "quantyard/protocol/runner.py", "quantyard/engines/images.py",
+        "quantyard/protocol/runner.py", "quantyard/engines/images.py",
         "quantyard/engines/secrets.py",
         "eval/tasks/offline.py", "server/client/chat.py",
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import read_request
+from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest
 from quantyard.serve.model_image import check_tag
 from quantyard.serve.run import serve_local

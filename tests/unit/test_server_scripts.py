@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from tests.gguf_files import SMALL_TENSORS, Value
 from tests.gguf_files import gguf as gguf_bytes
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from quantyard.cli.settings import REPO_DIR
+from quantyard.paths import REPO_DIR
 from quantyard.store.artifacts import HashCache, ModelId, ModelStore
 
 _HOLD = """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.settings import REPO_DIR
 from quantyard.errors import BadRequest
+from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import BUILTIN, BadSuite, LoadedSuite, adjusted, find_suite
 from quantyard.protocol.evaluation import Suite, TaskEntry
 

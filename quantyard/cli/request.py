@@ -1,0 +1,280 @@
+"""argv and the environment become the frozen request here and nowhere else.
+
+Make passes its variables on as environment variables, so `make build MODEL=x` and `quantyard build --model x`
+meet in the same row of the settings. An option on the command line wins over the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantyard.cli.settings import SETTINGS, Setting
+from quantyard.cli.values import (
+    endpoint,
+    flag,
+    integer,
+    one_of,
+    optional,
+    plain,
+    proxy,
+    readable,
+    size,
+    token,
+    with_password,
+)
+from quantyard.engines import Surroundings
+from quantyard.engines.images import RECIPES, ImageSettings
+from quantyard.errors import BadRequest, UnknownQuant
+from quantyard.files.own_files import kind_of, path_of, read_named
+from quantyard.formatting.printable import has_user_info
+from quantyard.paths import REPO_DIR, read_pins
+from quantyard.quants.catalog import Quant, find, of_recipe, parse_list
+from quantyard.requests import (
+    BuildRequest,
+    CheckRequest,
+    ChooseRequest,
+    MeasureRequest,
+    PackRequest,
+    PublishRequest,
+    ServeRequest,
+    TuneRequest,
+)
+
+# Where a CA is named for this machine's own programs, the containers need it just the same.
+_CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+_PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
+_MAX_PEM_BYTES = 16 * 2**20  # of a bundle; all of the world's authorities have a quarter of a MiB
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> BuildRequest:
+    """The frozen request of this command line in this environment.
+
+    Raises:
+        BadRequest: a value that cannot be.
+    """
+    values = {s.name: _value(s, args, environment) for s in SETTINGS}
+    for setting in SETTINGS:
+        if not (setting.secret or setting.private):
+            plain(setting.name, values[setting.name])
+    for name in ("OCI", "TAG", "LLAMA_CPP_IMAGE", "EVAL_BASE_IMAGE"):  # addresses without https://
+        if has_user_info(values[name]):
+            raise with_password(name)
+    pins = read_pins(REPO_DIR / "versions.env")
+    proxies = _proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
+    extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
+    artifacts = path_of(values["ARTIFACTS"]).absolute()
+    pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
+    bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
+    reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
+    hf_token = token("HF_TOKEN", values["HF_TOKEN"]) or _stored_token(environment)
+    return BuildRequest(
+        model=values["MODEL"], quants=_quants(values, args, environment),
+        outtype=one_of("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
+        engine=one_of("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
+        artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
+        allow_pickle=flag("ALLOW_PICKLE", values), allow_requantize=flag("ALLOW_REQUANTIZE", values),
+        allow_mismatch=flag("ALLOW_MISMATCH", values),
+        threads=integer("THREADS", values, 0, 1024), workers=integer("WORKERS", values, 1, 32),
+        json=flag("JSON", values), endpoint=endpoint(values["HF_ENDPOINT"]), hf_token=hf_token,
+        surroundings=Surroundings(
+            repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
+            ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
+        ),
+        images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
+        measure=_measure(values) if hasattr(args, "SUITE") else None,
+        serve=_serve(values) if hasattr(args, "PORT") else None,
+        pack=PackRequest(values["TAG"], flag("PUSH", values)) if hasattr(args, "TAG") else None,
+        publish=_publish(values, environment) if hasattr(args, "GATE") else None,
+        check=_check(values) if hasattr(args, "REBUILD") else None,
+        choose=_choose(values, getattr(args, "QUANT", None) or environment.get("QUANT", ""))
+        if hasattr(args, "MIN_TPS") else None,
+        tune=_tune(values) if hasattr(args, "TARGET_KLD") else None,
+        matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
+        adapter=values["ADAPTER"], base=values["BASE"],
+        imatrix=_imatrix(values), chunks=_chunks(values, 0),
+        calibration=tuple(Path(name.strip()) for name in values["CALIBRATION"].split(",") if name.strip()),
+    )
+
+
+def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
+    docker = path_of(environment.get("DOCKER_CONFIG") or "~/.docker")
+    return PublishRequest(
+        repo_id=values["REPO"], gate=readable("GATE", values), dry_run=flag("DRY_RUN", values),
+        allow_fail=flag("ALLOW_FAIL", values), license=values["LICENSE"], public=flag("PUBLIC", values),
+        branch=values["HUB_BRANCH"], pull_request=flag("HUB_PR", values),
+        split_above_bytes=size("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),
+        oci=values["OCI"], cosign_key=readable("COSIGN_KEY", values), docker_config=docker / "config.json",
+    )
+
+
+def _imatrix(values: Mapping[str, str]) -> str:
+    text = values["IMATRIX"] or ("auto" if values["CALIBRATION"] else "")
+    return text.lower() if text.lower() in ("auto", "none") else text
+
+
+def _chunks(values: Mapping[str, str], default: int) -> int:
+    return integer("CHUNKS", values, 0, 10_000) if values["CHUNKS"] else default
+
+
+def _check(values: Mapping[str, str]) -> CheckRequest:
+    file = path_of(values["FILE"]).absolute() if values["FILE"] else None
+    return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag("REBUILD", values))
+
+
+def _choose(values: Mapping[str, str], quants: str) -> ChooseRequest:
+    return ChooseRequest(
+        quants=tuple(quant.name for quant in parse_list(quants)) if quants else (),
+        ram_bytes=size("RAM", values["RAM"], 2**20, "1 MiB") if values["RAM"] else None,
+        min_tokens_per_s=_decimal("MIN_TPS", values),
+        max_kld=_decimal("MAX_KLD", values) if values["MAX_KLD"] else None,
+        context_tokens=integer("CONTEXT_SIZE", values, 0, 2**24), parallel=integer("PARALLEL", values, 1, 256),
+    )
+
+
+def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Quant, ...]:
+    """QUANT, which may name recipes, and RECIPE; without QUANT the recipes alone."""
+    if not values["RECIPE"]:
+        return parse_list(values["QUANT"])
+    from quantyard.quants.recipe import read_recipe, refuse_doubles  # imported late: it needs a YAML parser
+
+    own = [read_recipe(path_of(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
+    refuse_doubles(own)
+    asked = getattr(args, "QUANT", None) or environment.get("QUANT")
+    found = {quant.name: quant for quant in (*(parse_list(asked, own) if asked else ()), *map(of_recipe, own))}
+    return tuple(found.values())
+
+
+def _tune(values: Mapping[str, str]) -> TuneRequest:
+    target = values["TARGET_SIZE"]
+    quant = _named_quant("TARGET_SIZE", target).name if target and not target[0].isdigit() else ""
+    kld = _decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
+    if kld == 0:
+        raise BadRequest("TARGET_KLD=0 is reached by the unquantized model alone.", "Type: TARGET_KLD=0.05")
+    return TuneRequest(
+        target_bytes=size("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
+        target_quant=quant, target_kld=kld, parts=integer("PARTS", values, 1, 100),
+        chunks=_chunks(values, 16),
+        types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),
+    )
+
+
+def _decimal(name: str, values: Mapping[str, str]) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,18})?|\.[0-9]{1,18}", values[name]):
+        message = f"{name}={values[name][:80]} is not a number of at least 0."
+        raise BadRequest(message, f"Write it like this: {name}=0.05")
+    return float(values[name])
+
+
+def _serve(values: Mapping[str, str]) -> ServeRequest:
+    path = path_of(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
+    return ServeRequest(
+        model_file=path, port=integer("PORT", values, 1, 65_535),
+        context_size=integer("CONTEXT_SIZE", values, 0, 2**24),
+        n_gpu_layers=integer("N_GPU_LAYERS", values, -1, 10_000),
+    )
+
+
+def _measure(values: Mapping[str, str]) -> MeasureRequest:
+    return MeasureRequest(
+        suite=values["SUITE"], baseline=_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
+        tasks=tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", values["TASKS"]) if name)),
+        limit=optional("LIMIT", values, 1, 10**9), num_fewshot=optional("NUM_FEWSHOT", values, 0, 1000),
+        seed=optional("SEED", values, 0, 2**32 - 1), datasets=_datasets(values["DATASETS"]),
+        allow_unsafe_code=flag("ALLOW_UNSAFE_CODE", values),
+        n_gpu_layers=integer("N_GPU_LAYERS", values, -1, 10_000), max_length=integer("MAX_LENGTH", values, 0, 2**24),
+    )
+
+
+def _value(setting: Setting, args: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    given = getattr(args, setting.name, None)
+    if given is None:
+        given = environment.get(setting.name) or setting.default
+    return str(given)
+
+
+def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:
+    if "@" in option:
+        message = "The option --https-proxy holds a user's name or password, and every user of this machine sees it."
+        raise BadRequest(message, "Set the variable HTTPS_PROXY in its place.")
+    found = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
+    if values["HTTPS_PROXY"]:
+        found["HTTPS_PROXY"] = values["HTTPS_PROXY"]
+    return {name: url if name.upper() == "NO_PROXY" else proxy(name, url) for name, url in found.items()}
+
+
+def _stored_token(environment: Mapping[str, str]) -> str | None:
+    """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    home = environment.get("HF_HOME") or f"{cache}/huggingface"
+    path = path_of(environment.get("HF_TOKEN_PATH") or f"{home}/token")
+    try:
+        return token(str(path), path.read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _first(environment: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((environment[name] for name in names if environment.get(name)), "")
+
+
+def _spellings(names: Sequence[str]) -> list[str]:
+    return [*names, *(name.lower() for name in names)]
+
+
+def _named_quant(name: str, text: str) -> Quant:
+    try:
+        return find(text)
+    except UnknownQuant as error:
+        raise UnknownQuant(f"{name}={text[:80]}: {error.message}", error.hint) from error
+
+
+def _datasets(text: str) -> Path | None:
+    path = path_of(text).absolute() if text else None
+    if path is not None and not path.is_dir():
+        hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
+        raise BadRequest(f"DATASETS={text} is not a folder.", hint)
+    return path
+
+
+def _memory(text: str) -> int | None:
+    return size("MEMORY", text, 256 * 2**20, "256 MiB") if text else None
+
+
+def _extra_ca(text: str) -> Path | None:
+    if not text:
+        return None
+    path = path_of(text).absolute()
+    if kind_of(path) != "file" or b"-----BEGIN" not in _bundle_bytes(path):
+        raise BadRequest(f"EXTRA_CA={text} is not a PEM file.", "Give the file with the proxy's certificate.")
+    return path
+
+
+def _bundle_bytes(path: Path) -> bytes:
+    try:
+        return read_named(path, _MAX_PEM_BYTES)
+    except ValueError:
+        return b""
+
+
+def _ca_bundle(extra_ca: Path | None, artifacts: Path) -> Path | None:
+    """The system's certificates and EXTRA_CA in one file: the libraries take one bundle, and it replaces theirs."""
+    if extra_ca is None:
+        return None
+    import certifi  # comes with requests, which the Docker SDK needs
+
+    system = Path(ssl.get_default_verify_paths().cafile or certifi.where())
+    bundle = artifacts / ".ca-bundle.pem"
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    # Each once: a second request of this process finds the bundle of the first where the system's is named.
+    content = b"\n".join(dict.fromkeys(_PEM.findall(system.read_bytes() + b"\n" + extra_ca.read_bytes()))) + b"\n"
+    if not (bundle.is_file() and bundle.read_bytes() == content):
+        temporary = bundle.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.rename(bundle)
+    return bundle
