@@ -1,11 +1,11 @@
 # The user's verbs. Variables given to make reach the command as they are, through the environment:
 #   make build MODEL=org/name QUANT=Q4_K_M
-# What each variable means: make build-help, or README.md.
+# What each variable means: make build-help, or docs/reference/settings.md.
 
 PYTHON ?= python3
 RUN = .venv/bin/python -m quantyard
 .DEFAULT_GOAL := help
-.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-all test-fast lint clean
+.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-all test-fast lint reference docs clean
 export PYTHON
 
 help: ## this list
@@ -98,12 +98,21 @@ test-fast: ## the unit tests alone: no network, no containers
 	@scripts/setup-venv.sh test
 	@.venv/bin/python -m pytest tests/unit -q -n auto
 
-lint: ## types and style
-	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint
+lint: ## style, types, and documents: the reference is current, no link is dead
+	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint && scripts/setup-venv.sh docs .venv-docs
 	@.venv/bin/ruff check . && .venv/bin/mypy
+	@.venv/bin/python scripts/make_reference.py --check && .venv-docs/bin/zensical build --strict
+
+reference: ## write docs/reference/ anew, from the code
+	@scripts/setup-venv.sh test
+	@.venv/bin/python scripts/make_reference.py
+
+docs: ## the documents as a site: site/index.html
+	@scripts/setup-venv.sh docs .venv-docs
+	@.venv-docs/bin/zensical build --strict --clean
 
 clean: ## remove the virtual environments; artifacts stay
-	@rm -rf .venv .venv-client .venv-local .venv-bench
+	@rm -rf .venv .venv-client .venv-docs .venv-local .venv-bench
 
 .PHONY: .ready .base-image
 .ready:

@@ -5,7 +5,8 @@
 
 Every sentence follows from `grammars/*.txt`, which were written for this project; nothing was taken from elsewhere. A
 line of the file is one document: {"domain", "text"}, or {"domain": "dialogues", "messages"} for the model's own chat
-template. Domains take turns, so that any first part of the text has something of each. docs/calibration.md tells more.
+template. Domains take turns, so that any first part of the text has something of each.
+More: docs/explanation/calibration.md.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
 _UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
-_HELP = "docs/your-own-questions.md shows tasks that work."
+_HELP = "docs/how-to/your-own-questions.md shows tasks that work."
 
 
 def unusable(name: str, path: Path | None, error: Exception) -> StageFailure:

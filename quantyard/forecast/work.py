@@ -15,7 +15,7 @@ from quantyard.protocol.base import digest_of
 Request = Mapping[str, Any]  # a stage's request as JSON
 Limits = tuple[int | None, ...]  # questions of each task of an evaluation; None: all
 
-_OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/calibration.md
+_OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/explanation/calibration.md
 _OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
 # An evaluation begins with a self-check of about 1,350 tokens (self_check.py); a question of `smoke` decodes 14,
 # because what questions have in common is decoded once. Longer questions make it count for too much, and matter more.

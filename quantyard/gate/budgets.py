@@ -1,4 +1,5 @@
-"""Budgets: what a file may cost and must do to be published. Ours are `default.yaml`; docs/gate.md argues them.
+"""Budgets: what a file may cost and must do to be published. Ours are `default.yaml`, argued in
+docs/explanation/gate.md.
 
     budgets = load_budgets(None)               # ours
     budgets = load_budgets(Path("gate.yaml"))  # or a file that stands alone: nothing of ours is added
@@ -33,7 +34,7 @@ DEFAULT: Final = Path(__file__).parent / "default.yaml"
 FAMILIES: Final = ("unquantized", "8-bit", "6-bit", "5-bit", "4-bit", "3-bit", "2-bit", "1-bit")
 _UNQUANTIZED: Final = frozenset({"F32", "F16", "BF16", "COPY", "unquantized"})
 _SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
-_HELP: Final = "docs/gate.md shows a file that works."
+_HELP: Final = "docs/how-to/gate.md shows a file that works."
 
 
 class BadBudgets(BadRequest):

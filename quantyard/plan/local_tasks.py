@@ -16,7 +16,7 @@ from quantyard.formats.task_yaml import read_task
 
 # The same as in eval/tasks/offline.py; tests/measure/test_tasks.py compares them.
 FILE_READERS = frozenset({"json", "csv", "parquet", "text", "arrow", "xml"})
-HELP = "docs/your-own-questions.md shows a suite that works."
+HELP = "docs/how-to/your-own-questions.md shows a suite that works."
 _MAX_DEPTH = 20
 _MAX_MEMBERS = 20_000  # of groups, counted with those of their groups; lm-eval would build as many
 Configs = Mapping[str, dict[str, Any]]  # task or group → its YAML

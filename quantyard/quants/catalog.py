@@ -187,7 +187,7 @@ def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
         recipe = find_recipe(name, recipes)
         if recipe is None:
             if meant := meant_recipe(name, recipes):
-                hint = f"{LIST_THEM}; recipes: docs/recipes.md"
+                hint = f"{LIST_THEM}; recipes: docs/how-to/tune.md"
                 raise UnknownQuant(f"Unknown quant {shown(name)}. Did you mean {meant!r}?", hint) from None
             raise
         return of_recipe(recipe)

@@ -1,8 +1,8 @@
 """Recipes of mixed precision: which tensors of a file get other types than its base quant gives them.
 
-A recipe is a YAML file; docs/recipes.md tells of each field. It is read strictly: what cannot be right for any model is
-refused before a byte is downloaded. What depends on the model (a pattern that no tensor has) `quantize` finds out,
-before it writes anything.
+A recipe is a YAML file; docs/how-to/tune.md tells of each field. It is read strictly: what cannot be right for any
+model is refused before a byte is downloaded. What depends on the model (a pattern that no tensor has) `quantize` finds
+out, before it writes anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NO_WEIGHTS: Final = ("I8", "I16", "I32", "I64", "F64", "F32", "Q8_1", "Q8_K", "
 TYPES: Final = tuple(name for name in TYPE_BY_NAME if name not in _NO_WEIGHTS)
 # In the layers; see `tensor_requires_imatrix`, src/llama-quant.cpp.
 NEED_IMATRIX: Final = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
-_HINT: Final = "How a recipe is written: docs/recipes.md"
+_HINT: Final = "How a recipe is written: docs/how-to/tune.md"
 _KINDS: Final = (
     "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps",
     "ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp",

@@ -151,4 +151,4 @@ def test_a_recipe_whose_rules_contradict_each_other_is_refused_with_both(
     (tmp_path / "mine.yaml").write_text(RECIPE.format('"blk.0.*"') + "  ffn_down: Q6_K\n")
     code, _out, err = run("matrix", "org/llama", "--quants=mine", f"--recipe={tmp_path / 'mine.yaml'}")
     assert (code, engine.ran) == (ExitCode.BAD_REQUEST, [])
-    assert "'blk.0.*' (Q8_0) and 'ffn_down' (Q6_K)" in err and "docs/recipes.md" in err
+    assert "'blk.0.*' (Q8_0) and 'ffn_down' (Q6_K)" in err and "docs/how-to/tune.md" in err
