@@ -48,7 +48,7 @@ from quantyard.hub.client import HubAccess  # noqa: E402
 from quantyard.paths import read_pins  # noqa: E402
 from quantyard.plan.steps import BuildOptions, make_plan  # noqa: E402
 from quantyard.protocol.base import Progress, StageResult  # noqa: E402
-from quantyard.quants.catalog import parse_list  # noqa: E402
+from quantyard.quants.selection import parse_list  # noqa: E402
 from quantyard.sources.resolve import find_source  # noqa: E402
 from quantyard.store.artifacts import HashCache, ModelStore  # noqa: E402
 from quantyard.workflows.demo import DEMO_NAME  # noqa: E402

@@ -43,7 +43,7 @@ REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
 from quantyard.metrics.intervals import Z  # noqa: E402 (the path above comes first)
-from quantyard.quants.recipe import shipped  # noqa: E402
+from quantyard.quants.recipe_files import shipped  # noqa: E402
 
 DEMO = REPO_DIR / "artifacts" / "demo" / "SmolLM2-135M-Instruct"
 

@@ -20,7 +20,8 @@ from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.api_tests import add_contract
-from quantyard.quants.catalog import QUANTS, parse_list
+from quantyard.quants.catalog import QUANTS
+from quantyard.quants.selection import parse_list
 from quantyard.requests import BuildRequest, MeasureRequest, PublishRequest
 from quantyard.sources.presets import presets
 from quantyard.store.artifacts import HashCache

@@ -22,7 +22,7 @@ from quantyard.errors import BadRequest, StageFailed
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
 from quantyard.plan.steps import BuildPlan
-from quantyard.quants.catalog import parse_list
+from quantyard.quants.selection import parse_list
 from quantyard.requests import BuildRequest, ChooseRequest, MeasureRequest, PublishRequest
 from quantyard.store.manifest import read_manifest
 

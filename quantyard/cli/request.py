@@ -33,7 +33,8 @@ from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.files.own_files import kind_of, path_of, read_named
 from quantyard.formatting.printable import has_user_info
 from quantyard.paths import REPO_DIR, read_pins
-from quantyard.quants.catalog import Quant, find, of_recipe, parse_list
+from quantyard.quants.catalog import Quant, find
+from quantyard.quants.selection import of_recipe, parse_list
 from quantyard.requests import (
     BuildRequest,
     CheckRequest,
@@ -141,7 +142,7 @@ def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Ma
     """QUANT, which may name recipes, and RECIPE; without QUANT the recipes alone."""
     if not values["RECIPE"]:
         return parse_list(values["QUANT"])
-    from quantyard.quants.recipe import read_recipe, refuse_doubles  # imported late: it needs a YAML parser
+    from quantyard.quants.recipe_files import read_recipe, refuse_doubles  # imported late: it needs a YAML parser
 
     own = [read_recipe(path_of(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
     refuse_doubles(own)

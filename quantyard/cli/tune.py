@@ -18,8 +18,9 @@ from quantyard.plan.contamination import evaluation_files
 from quantyard.plan.evaluation import refuse_unscored, unquantized_name
 from quantyard.plan.imatrix import read_divergence
 from quantyard.plan.steps import BuildPlan, Target
-from quantyard.quants.catalog import find, of_recipe
+from quantyard.quants.catalog import find
 from quantyard.quants.recipe import Recipe
+from quantyard.quants.selection import of_recipe
 from quantyard.requests import BuildRequest, TuneRequest
 from quantyard.tune.exact_sizes import Sizes, stock_sizes
 from quantyard.tune.goal import Goal, Measured, find_mix, gain_of, goal_of, held_out_plan, yardstick

@@ -22,7 +22,7 @@ from quantyard.plan.imatrix import Calibration, plain_label, with_imatrix
 from quantyard.plan.steps import STAGES, BuildOptions, BuildPlan, ModelFile, Output, Step, make_plan
 from quantyard.protocol.base import RandomModelRequest, digest_of_request
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime, SpeedSettings
-from quantyard.quants.catalog import parse_list
+from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifacts import HashCache, ModelId, ModelStore
 

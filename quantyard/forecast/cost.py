@@ -11,8 +11,8 @@ from quantyard.errors import NotEnoughDisk
 from quantyard.forecast.disk import files_to_choose, fitting
 from quantyard.forecast.time import Forecast
 from quantyard.formatting.units import human_bytes
+from quantyard.memory.from_config import serve_memory_bytes
 from quantyard.plan.steps import BuildPlan, External, Step
-from quantyard.quants.file_size import serve_memory_bytes
 
 SERVE_CONTEXT_TOKENS = 4096
 _RESERVE_BYTES = 64 * 1024 * 1024  # results, manifest, the file system's own needs

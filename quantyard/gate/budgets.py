@@ -27,12 +27,9 @@ from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_plain
 from quantyard.protocol.base import Frozen
-from quantyard.quants.catalog import QUANTS, find, nearest
+from quantyard.quants.catalog import FAMILIES, QUANTS, family_of, find, nearest
 
 DEFAULT: Final = Path(__file__).parent / "default.yaml"
-# To add a family: add a row; which types are in it, their names say (`family_of`).
-FAMILIES: Final = ("unquantized", "8-bit", "6-bit", "5-bit", "4-bit", "3-bit", "2-bit", "1-bit")
-_UNQUANTIZED: Final = frozenset({"F32", "F16", "BF16", "COPY", "unquantized"})
 _SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
 _HELP: Final = "docs/how-to/gate.md shows a file that works."
 
@@ -95,14 +92,6 @@ class Budgets:
     def _keys(self, quant: str) -> Iterator[str]:
         family = family_of(quant)
         return (key for key in self.quants if key == family or fnmatchcase(quant, key))
-
-
-def family_of(quant: str) -> str:
-    """The family of a quant by its name: Q4_K_M and IQ4_XS are "4-bit"; "" where the name does not tell."""
-    if quant in _UNQUANTIZED:
-        return "unquantized"
-    bits = re.match(r"(?:[IT]?Q|MXFP)(\d)", quant)
-    return f"{bits[1]}-bit" if bits else ""
 
 
 def load_budgets(path: Path | None) -> Budgets:

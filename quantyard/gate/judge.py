@@ -15,12 +15,13 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.gate import findings as words
-from quantyard.gate.budgets import Budget, Budgets, family_of, is_pattern, load_budgets, most_specific
+from quantyard.gate.budgets import Budget, Budgets, is_pattern, load_budgets, most_specific
 from quantyard.gate.sample_size import accuracy_loss, mapped, more, more_answers, more_questions, wilson
 from quantyard.metrics.headline_metrics import entry_of, rank_of
 from quantyard.metrics.intervals import normal, quantile
 from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
+from quantyard.quants.catalog import family_of, is_unquantized
 from quantyard.store.manifest import Manifest
 
 __all__ = ["Budgets", "judge", "load_budgets"]
@@ -127,7 +128,7 @@ def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetRes
 
     Only an unquantized baseline has lost nothing: of a quantized one the same zero would say nothing.
     """
-    if file.is_baseline and file.found and family_of(file.quant) == "unquantized":
+    if file.is_baseline and file.found and is_unquantized(file.quant):
         return file.result(name, limit, "passed", words.is_baseline(name), task=task, value=0.0)
     return file.unmeasured(name, limit, words.NAMES[name], task)
 
@@ -235,7 +236,7 @@ def _within(file: _File, name: str, limit: float, found: Interval | None, needed
     outside = found.low > limit if over else found.high < limit
     outcome: Outcome = "passed" if inside else "failed" if outside else "too few questions"
     baseline = file.report.baseline if file.report and name in _RELATIVE else ""
-    against = baseline if family_of(baseline) not in ("unquantized", "") else ""
+    against = baseline if family_of(baseline) and not is_unquantized(baseline) else ""
     finding = words.judged(name, task, found, limit, outcome, needed, against)
     return file.result(name, limit, outcome, finding, task=task, value=found.value, interval=found)
 

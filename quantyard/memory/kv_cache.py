@@ -12,7 +12,7 @@ from typing import Final, Literal
 from quantyard.memory.layers import ModelLayers
 
 CELL_STEP: Final = 256  # a context is rounded up to so many tokens
-_BATCH_TOKENS: Final = 512  # llama.cpp's default physical batch; also the measuring's
+UBATCH_TOKENS: Final = 512  # llama.cpp's default physical batch; also the measuring's
 _ALIGNMENT_BYTES: Final = 32
 _STATE_BYTES: Final = 4  # recurrent states are f32, whatever the cache is
 _MASK_BYTES: Final = 2  # flash attention's mask is f16
@@ -51,7 +51,7 @@ class ContextUse:
     @property
     def batch(self) -> int:
         """Tokens that are read at once."""
-        return min(self.tokens, _BATCH_TOKENS)
+        return min(self.tokens, UBATCH_TOKENS)
 
     def window_cells(self, window: int) -> int:
         """Tokens that the cache of a layer with a sliding window holds."""

@@ -32,15 +32,13 @@ from quantyard.protocol.evaluation import (
     Suite,
 )
 from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import QUANTS, Quant
+from quantyard.quants.catalog import QUANTS, TYPE_UNKNOWN, UNQUANTIZED, Quant
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, FinishedStage, HashCache
 from quantyard.store.outputs import read_left
 
 REPORT: Final = "report"  # the label of the last step
-UNQUANTIZED: Final = ("F32", "F16", "BF16")
-_TYPE_UNKNOWN: Final = "unquantized"  # the baseline's label where only the conversion itself will tell its type
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -152,14 +150,14 @@ def unquantized_name(plan: BuildPlan) -> str | None:
         return None
     if source.kind == "gguf":
         return _gguf_type(source)
-    return _TYPE_UNKNOWN if plan.outtype == "auto" else plan.outtype.upper()
+    return TYPE_UNKNOWN if plan.outtype == "auto" else plan.outtype.upper()
 
 
 def _gguf_type(source: Source) -> str:
     if source.gguf is None:
-        return source.named_quant.name if source.named_quant else _TYPE_UNKNOWN
+        return source.named_quant.name if source.named_quant else TYPE_UNKNOWN
     named = (q.name for q in QUANTS if q.name in UNQUANTIZED and q.ftype == source.gguf.file_type)
-    return next(named, _TYPE_UNKNOWN)
+    return next(named, TYPE_UNKNOWN)
 
 
 def _datasets(options: MeasureOptions) -> tuple[Step, ...]:

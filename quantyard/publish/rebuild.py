@@ -24,8 +24,9 @@ from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import FileEntry, OutType, digest_of_files
 from quantyard.protocol.runner import sha256_of
 from quantyard.publish.verify import Check, Subject
-from quantyard.quants.catalog import Quant, find, of_recipe
-from quantyard.quants.recipe import recipe_of
+from quantyard.quants.catalog import Quant, find
+from quantyard.quants.recipe_files import recipe_of
+from quantyard.quants.selection import of_recipe
 from quantyard.requests import BuildRequest
 from quantyard.store.artifacts import Artifact, ModelId
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from quantyard.errors import BadRequest, UnknownQuant
+from quantyard.errors import UnknownQuant
 from quantyard.formats.names import shown
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Quant:
             A model whose rows are no multiple of 256 may get through, with larger fallback types.
         use: when to choose it, one line.
         alias_of: the full name, for a shorthand.
-        recipe: what it changes of `base`, where it is made by a recipe; see `of_recipe`.
+        recipe: what it changes of `base`, where it is made by a recipe; see `selection.of_recipe`.
     """
 
     name: str
@@ -56,7 +55,29 @@ class Quant:
     @property
     def uses_imatrix(self) -> bool:
         """Whether a matrix can change its bytes: these formats round every weight the same, whatever matters."""
-        return self.name not in ("F32", "COPY", "BF16", "F16", "Q8_0")
+        return self.name != "Q8_0" and not is_unquantized(self.name)
+
+
+UNQUANTIZED: Final = ("F32", "BF16", "F16")
+# The label of a baseline whose type only the conversion will tell.
+TYPE_UNKNOWN: Final = "unquantized"
+
+
+def is_unquantized(name: str) -> bool:
+    """Whether a file of this quant holds weights that were not rounded to blocks; COPY keeps the source's."""
+    return name in (*UNQUANTIZED, "COPY", TYPE_UNKNOWN)
+
+
+# To add a family: add a row; which types are in it, their names say (`family_of`).
+FAMILIES: Final = ("unquantized", "8-bit", "6-bit", "5-bit", "4-bit", "3-bit", "2-bit", "1-bit")
+
+
+def family_of(name: str) -> str:
+    """The family of a quant by its name: Q4_K_M and IQ4_XS are "4-bit"; "" where the name does not tell."""
+    if is_unquantized(name):
+        return "unquantized"
+    bits = re.match(r"(?:[IT]?Q|MXFP)(\d)", name)
+    return f"{bits[1]}-bit" if bits else ""
 
 
 PLAIN, IMATRIX = False, True  # the column needs_imatrix
@@ -152,42 +173,3 @@ def nearest(name: str) -> str | None:
     known = {**NICKNAMES, **_BY_LETTERS}
     found = [letters] if letters in known else difflib.get_close_matches(letters, known, n=1, cutoff=0.5)
     return known[found[0]] if found else None
-
-
-def of_recipe(recipe: Recipe) -> Quant:
-    """A recipe as a quant like any other, under its own name."""
-    base = find(recipe.base)
-    needs_imatrix = base.needs_imatrix or recipe.needs_imatrix
-    return replace(base, name=recipe.name, needs_imatrix=needs_imatrix, use=recipe.description, recipe=recipe)
-
-
-def parse_list(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUANT") -> tuple[Quant, ...]:
-    """The quants of "Q4_K_M,Q8_0": separated by commas or spaces, duplicates dropped, order kept.
-
-    Args:
-        recipes: the user's own; ours are found by their names like any quant.
-        setting: what the user has typed it as.
-
-    Raises:
-        BadRequest: no name in it.
-        UnknownQuant: a name that is no type.
-    """
-    names = [name for name in re.split(r"[,\s]+", text) if name]
-    if not names:
-        raise BadRequest(f"{setting} is empty.", hint=f"Name at least one: {setting}=Q4_K_M. {LIST_THEM}")
-    return tuple({quant.name: quant for quant in (_find_any(name, recipes) for name in names)}.values())
-
-
-def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
-    try:
-        return find(name)
-    except UnknownQuant:
-        from quantyard.quants.recipe import find_recipe, meant_recipe  # imported late: they need a YAML parser
-
-        recipe = find_recipe(name, recipes)
-        if recipe is None:
-            if meant := meant_recipe(name, recipes):
-                hint = f"{LIST_THEM}; recipes: docs/how-to/tune.md"
-                raise UnknownQuant(f"Unknown quant {shown(name)}. Did you mean {meant!r}?", hint) from None
-            raise
-        return of_recipe(recipe)

@@ -1,8 +1,8 @@
-"""How large a GGUF will be and how much memory serving it takes, before a byte is downloaded.
+"""How large a GGUF will be, before a byte is downloaded.
 
 The size of a quant is worked out tensor by tensor from the shapes in the safetensors headers: each is put in
-llama.cpp's category by its Hugging Face name, and `quantyard.quants.catalog.tensor_type` says what type it gets there.
-What stays unquantized follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
+llama.cpp's category by its Hugging Face name, and `tensor_types.tensor_type` says what type it gets there. What
+stays unquantized follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
 
 Not foreseen: tensors a converter merges, drops or pads for one architecture only, and sources that are quantized
 already (GPTQ, AWQ, bitsandbytes), whose packed integers are passed over.
@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING
 from quantyard.formats.gguf import TensorInfo
 from quantyard.formats.tensor_patterns import PatternProblem, resolve, type_for_row
 from quantyard.quants.catalog import Quant, find
+from quantyard.quants.model_config import VOCAB, Config, n_heads, n_kv_heads, n_layers, number, text_config
 from quantyard.quants.tensor_types import BLOCKS, Place, tensor_type
 
 if TYPE_CHECKING:
     from quantyard.protocol.base import OutType
-
-Config = Mapping[str, object]  # config.json of the Hugging Face model
 
 # To teach it another architecture's names: add to the pattern of their category; the first match wins.
 # "skip" never reaches the file, "keep" stays in f32, "v" is all that llama.cpp treats like attn_v (fused qkv too).
@@ -61,18 +60,6 @@ _BYTES_PER_TOKEN, _BYTES_PER_TENSOR, _BYTES_FIXED = 37, 60, 8_000
 # A checkpoint's dtype counts when it holds more than this share of the weights. Below it are norms, rotary buffers,
 # routers and the like, which the converter keeps in f32 whatever the outtype is.
 _NEGLIGIBLE_SHARE = 0.01
-
-# To teach it an architecture that mixes window and full attention without saying so in `layer_types`: add a row.
-# model_type → every how many layers one sees the whole context.
-_FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
-_NO_KV_CACHE = ("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7")
-# Keys of architectures whose layers differ in more than `layer_types` tells: no exact figure for these.
-_UNEVEN_KEYS = ("attn_layer_period", "hybrid_override_pattern", "attn_layer_indices", "ssm_cfg", "global_head_dim")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv")
-
-_UBATCH_TOKENS = 512  # llama.cpp's default physical batch
-_CELL_STEP = 256  # it rounds a KV cache up to this many tokens
-_PROCESS_BYTES = 80 * 2**20  # llama-server itself: code, libraries, HTTP threads
 
 
 @dataclass(frozen=True)
@@ -121,11 +108,11 @@ def gguf_size_bytes(
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    model = _model(tensors, _text_config(config))
+    model = _model(tensors, text_config(config))
     given = quant.needs_imatrix if imatrix is None else imatrix
     named, stock = _told_by_recipe(model, quant), find(quant.base)
     data = sum(n * _weight_bytes(weight, model, stock, named, imatrix=given) for weight, n in model.weights.items())
-    vocab = _number(model.config, *_VOCAB) or 0
+    vocab = number(model.config, *VOCAB) or 0
     headers = sum(1 if weight.is_expert else n for weight, n in model.weights.items())  # experts are merged
     return data + _BYTES_FIXED + _BYTES_PER_TOKEN * vocab + _BYTES_PER_TENSOR * headers
 
@@ -137,7 +124,7 @@ def main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, i
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    model, stock, counts = _model(tensors, _text_config(config)), find(quant.base), Counter[str]()
+    model, stock, counts = _model(tensors, text_config(config)), find(quant.base), Counter[str]()
     named = _told_by_recipe(model, quant)
     for weight, n in model.weights.items():
         if not _is_left_out(weight, model):
@@ -237,15 +224,15 @@ def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
 
 def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> Place:
     config, is_v = model.config, weight.category == "v"
-    heads, layers, model_type = _heads(config), _layers(config), config.get("model_type")
+    heads, layers, model_type = n_heads(config), n_layers(config), config.get("model_type")
     return Place(
         i=model.v_layers.index(weight.layer) if is_v else weight.layer,
         n=len(model.v_layers) if is_v else layers,
-        gqa=heads / _kv_heads(config),
-        experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0,
+        gqa=heads / n_kv_heads(config),
+        experts=number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0,
         is_expert=weight.is_expert,
         falcon=model_type in ("falcon", "RefinedWeb", "RefinedWebModel"),
-        seventy_b=layers == 80 and model_type in ("llama", "qwen2") and heads != _kv_heads(config),
+        seventy_b=layers == 80 and model_type in ("llama", "qwen2") and heads != n_kv_heads(config),
         imatrix=imatrix,
     )
 
@@ -280,105 +267,3 @@ def outtype_for(dtypes: Mapping[str, int]) -> tuple[OutType, str]:
     if weighty:
         return "bf16", "the source is 8-bit float; bf16 holds every such value, its scales are rounded"
     return "bf16", "the source does not say its float type"
-
-
-def kv_cache_bytes(config: Config, context_tokens: int, bytes_per_element: int = 2) -> int | None:
-    """Bytes of llama.cpp's KV cache for one context, f16 by default; None when the config does not tell.
-
-    Exact for standard and grouped attention. Layers with a sliding window hold the window and one batch; latent
-    attention (DeepSeek) holds the latent and the rotary part; recurrent layers hold none. Their state, tens of MB
-    whatever the context, is not counted, and neither is the context that each further slot of a server adds.
-    """
-    text = _text_config(config)
-    if text.get("model_type") in _NO_KV_CACHE:
-        return 0
-    per_token = _kv_elements_per_token(text)
-    uneven = any(key in text for key in _UNEVEN_KEYS) or any(isinstance(text.get(key), list) for key in _KV_HEADS)
-    if per_token is None or uneven:
-        return None
-    cells = sum(_cells(kind, text, context_tokens) for kind in _layer_kinds(text))
-    return cells * per_token * bytes_per_element
-
-
-def _kv_elements_per_token(text: Config) -> int | None:
-    """Elements of K and V that one layer keeps per token."""
-    latent = _number(text, "kv_lora_rank")
-    if latent:
-        return latent + (_number(text, "qk_rope_head_dim") or 0)
-    heads, hidden = _number(text, "num_attention_heads", "n_head", "n_heads"), _number(text, *_HIDDEN)
-    head_dim = _number(text, "head_dim") or (hidden // heads if heads and hidden else None)
-    return 2 * _kv_heads(text) * head_dim if head_dim and _layers(text) else None
-
-
-def _layer_kinds(text: Config) -> list[str]:
-    """The attention of each layer that has a cache of its own (the last of some models share one)."""
-    kinds = text.get("layer_types")
-    if isinstance(kinds, list | tuple) and kinds:
-        return [str(kind) for kind in kinds][: len(kinds) - (_number(text, "num_kv_shared_layers") or 0)]
-    every = _number(text, "sliding_window_pattern") or _FULL_ATTENTION_EVERY.get(str(text.get("model_type")), 1)
-    return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(_layers(text))]
-
-
-def _cells(kind: str, text: Config, context_tokens: int) -> int:
-    """Tokens that a layer's cache holds; llama.cpp's src/llama-kv-cache-iswa.cpp for the window."""
-    whole = _round_up(context_tokens, _CELL_STEP)
-    if kind in ("full_attention", "attention"):
-        return whole
-    window = _number(text, "sliding_window", "attention_chunk_size")
-    if "sliding" in kind or "chunked" in kind:
-        return min(whole, _round_up(window + _UBATCH_TOKENS, _CELL_STEP)) if window else whole
-    return 0  # linear attention, mamba, convolution
-
-
-def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
-    """Expected memory in bytes that llama-server needs with one context: the weights, the KV cache, and around them
-
-        512 * 4 * 8 * hidden    activations of one batch
-        250 * vocab             the tokenizer's tables
-        80 MiB                  the process
-
-    An unknown KV cache counts as nothing. Not in it: llama-server's own cache of earlier prompts, which grows with
-    use up to --cache-ram (8 GiB unless told otherwise); the logits of a whole batch, 512 * 4 * vocab, which CPU
-    servers reserve but touch only when a client asks for them; and file pages that stay in memory after the weights
-    were repacked for the CPU (Q4_0, Q8_0 and others), which the kernel takes back when it needs them.
-    """
-    text = _text_config(config)
-    activations = _UBATCH_TOKENS * 4 * 8 * (_number(text, *_HIDDEN) or 0)
-    return file_size + (kv or 0) + activations + 250 * (_number(text, *_VOCAB) or 0) + _PROCESS_BYTES
-
-
-# ---- Reading config.json ---------------------------------------------------------------------------------------------
-
-_HIDDEN = ("hidden_size", "n_embd", "d_model")
-_VOCAB = ("vocab_size", "n_vocab", "padded_vocab_size")
-_LARGEST_NUMBER = 1 << 32
-_MOST_LAYERS = 10_000  # ten times the deepest model; each is an element of a list here
-
-
-def _text_config(config: Config) -> Config:
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, Mapping) else config
-
-
-def _number(config: Config, *keys: str) -> int | None:
-    """The first of the keys that holds an integer, and one that a model can have: config.json is hostile input."""
-    values = (config.get(key) for key in keys)
-    return next((value for value in values if type(value) is int and 0 <= value <= _LARGEST_NUMBER), None)
-
-
-def _layers(config: Config) -> int:
-    return min(_number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
-
-
-def _heads(config: Config) -> int:
-    return _number(config, "num_attention_heads", "n_head", "n_heads") or 1
-
-
-def _kv_heads(config: Config) -> int:
-    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
-        return 1
-    return _number(config, *_KV_HEADS) or _heads(config)
-
-
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step

@@ -1,38 +1,31 @@
-"""Recipes of mixed precision: which tensors of a file get other types than its base quant gives them.
+"""A recipe of mixed precision: which tensors of a file get other types than its base quant gives them.
 
-A recipe is a YAML file; docs/how-to/tune.md tells of each field. It is read strictly: what cannot be right for any
-model is refused before a byte is downloaded. What depends on the model (a pattern that no tensor has) `quantize` finds
-out, before it writes anything.
+What cannot be right for any model is refused here, before a byte is downloaded. What depends on the model (a pattern
+that no tensor has) is found by `quantize`, before it writes anything. `recipe_files.py` reads recipes from YAML.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.files.own_files import read_named
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import TensorInfo
-from quantyard.formats.strict_yaml import MAX_BYTES, load_plain
 from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve
 from quantyard.protocol.base import Frozen
-from quantyard.quants.catalog import QUANTS, find
 
-FOLDER: Final = Path(__file__).parent / "recipes"
 _LONGEST_PATTERN: Final = 200  # characters
-_UNQUANTIZED: Final = ("F32", "COPY", "BF16", "F16")
 # What a tensor can be given; left out is what holds activations or counts, and what llama-quantize does not write.
 _NO_WEIGHTS: Final = ("I8", "I16", "I32", "I64", "F64", "F32", "Q8_1", "Q8_K", "NVFP4")
 TYPES: Final = tuple(name for name in TYPE_BY_NAME if name not in _NO_WEIGHTS)
 # In the layers; see `tensor_requires_imatrix`, src/llama-quant.cpp.
 NEED_IMATRIX: Final = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
-_HINT: Final = "How a recipe is written: docs/how-to/tune.md"
+_MIXTURE: Final = re.compile(r"I?Q\d(_K)?_(XS|S|M|L)|MXFP4_MOE")  # quants that mix several types
 _KINDS: Final = (
     "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps",
     "ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp",
@@ -67,21 +60,6 @@ class Recipe(Frozen):
         """Whether llama-quantize refuses one of its types without an importance matrix."""
         return any(kind in NEED_IMATRIX for kind in self.tensors.values())
 
-    @field_validator("base")
-    @classmethod
-    def _is_a_base(cls, value: str) -> str:
-        quant = find(value)
-        if quant.name in _UNQUANTIZED:
-            raise ValueError(f"{quant.name} is no base: llama-quantize gives all its tensors one type")
-        return quant.name
-
-    @field_validator("name")
-    @classmethod
-    def _is_no_quant(cls, value: str) -> str:
-        if any(value.upper() == quant.name for quant in QUANTS):
-            raise ValueError(f"{value} is a quant of llama.cpp's own; call the recipe something else")
-        return value
-
     @field_validator("tensors")
     @classmethod
     def _names_patterns_and_types(cls, value: dict[str, str]) -> dict[str, str]:
@@ -113,12 +91,12 @@ def _type(text: str) -> str:
     name = text.upper()
     if name in TYPES:
         return name
-    quant = next((q for q in QUANTS if q.name == name), None)
-    if quant is not None:  # Q4_K_M is a mixture of types, not a type
+    is_mixture = _MIXTURE.fullmatch(name) is not None
+    if is_mixture:
         name = name.removesuffix("_S").removesuffix("_M").removesuffix("_L")
     near = [name] if name in TYPES else difflib.get_close_matches(name, TYPES, n=1, cutoff=0.5)
     advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TYPES)}"
-    what = "a mixture of types, not the type of a tensor" if quant else "no type of a tensor"
+    what = "a mixture of types, not the type of a tensor" if is_mixture else "not a tensor type"
     raise ValueError(f"{text!r} is {what}; {advice}")
 
 
@@ -134,7 +112,7 @@ def _contradiction(types: dict[str, str]) -> str:
 @cache
 def _usual_tensors() -> tuple[TensorInfo, ...]:
     names = (f"blk.{layer}.{kind}.weight" for layer in range(100) for kind in _KINDS)
-    return tuple(TensorInfo(name, (256, 2), 0, 0, 0, FOLDER) for name in names)
+    return tuple(TensorInfo(name, (256, 2), 0, 0, 0, Path()) for name in names)
 
 
 @cache
@@ -144,75 +122,3 @@ def _is_usual(pattern: str) -> bool:
     except PatternProblem:
         return False
     return True
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in this file.
-
-    Raises:
-        BadRequest: it cannot be read, or says something that cannot be.
-    """
-    try:
-        value = load_plain(read_named(path, MAX_BYTES))
-    except OSError as error:
-        raise BadRequest(f"The recipe {path} cannot be read: {error.strerror}.", "Type: RECIPE=file.yaml") from error
-    except ValueError as error:  # too large, or a YamlProblem
-        raise BadRequest(f"The recipe {path} is no YAML that can be used: {error}.", _HINT) from error
-    if not isinstance(value, dict):
-        raise BadRequest(f"The recipe {path} has no fields.", _HINT)
-    return recipe_of(value, str(path))
-
-
-def recipe_of(value: Mapping[str, object], title: str) -> Recipe:
-    """The recipe of these fields, whoever wrote them.
-
-    Raises:
-        BadRequest: one says what cannot be.
-    """
-    try:
-        return Recipe.model_validate(value)
-    except ValidationError as error:
-        raise BadRequest(f"The recipe {title}: {_words(error)}.", _HINT) from error
-    except UnknownQuant as error:
-        raise BadRequest(f"The recipe {title}: base: {error.message}", error.hint) from error
-
-
-def _words(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, Recipe.model_fields, n=1, cutoff=0.5)
-        return f"it has no field {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    what = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{where}: {what}" if where else what
-
-
-@cache
-def shipped() -> tuple[Recipe, ...]:
-    """Those that come with Quantyard, in the order of their names."""
-    return tuple(read_recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
-
-
-def find_recipe(name: str, own: Sequence[Recipe] = ()) -> Recipe | None:
-    """The recipe of this name, in any case; the user's own come first. None: there is none."""
-    return next((recipe for recipe in (*own, *shipped()) if recipe.name.lower() == name.strip().lower()), None)
-
-
-def meant_recipe(name: str, own: Sequence[Recipe] = ()) -> str | None:
-    """The recipe that a misspelt name most likely means, if it is near one."""
-    names = {recipe.name.lower(): recipe.name for recipe in (*own, *shipped())}
-    found = difflib.get_close_matches(name.strip().lower(), names, n=1, cutoff=0.8)
-    return names[found[0]] if found else None
-
-
-def refuse_doubles(recipes: Iterable[Recipe]) -> None:
-    """Refuse two recipes of one name: their files would be one.
-
-    Raises:
-        BadRequest: there are two.
-    """
-    seen: set[str] = set()
-    for recipe in recipes:
-        if recipe.name.lower() in seen:
-            raise BadRequest(f"Two recipes are called {recipe.name}.", "Give one of them another name.")
-        seen.add(recipe.name.lower())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from quantyard.errors import BadRequest
 from quantyard.formats.ggml_types import FALLBACKS, TENSOR_TYPES
-from quantyard.quants.catalog import LIST_THEM, QUANTS, Quant
+from quantyard.quants.catalog import LIST_THEM, QUANTS, UNQUANTIZED, Quant
 
 # Type → (weights per block, bytes per block).
 BLOCKS: dict[str, tuple[int, int]] = {kind.name: (kind.block_size, kind.type_size_bytes) for kind in TENSOR_TYPES}
@@ -141,7 +141,7 @@ def tensor_type(quant: Quant, category: str, row_length: int, place: Place) -> s
         BadRequest: llama-quantize would refuse this row length (Q1_0 has no stand-in).
     """
     base = BASE_TYPES.get(quant.name, quant.name)
-    if base in ("F32", "F16", "BF16"):
+    if base in UNQUANTIZED:
         return base
     if category == "output":
         wanted = _output_type(quant.name, base, row_length, place)

@@ -26,13 +26,13 @@ from quantyard.hub.client import (
 )
 from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_files
 from quantyard.hub.model_card import card_of_gguf, card_of_readme
+from quantyard.memory.from_config import kv_cache_bytes
 from quantyard.protocol.base import FileEntry, OutType, digest_of_files
 from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import QUANTS, Quant, find
+from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find
 from quantyard.quants.file_size import (
     TensorShape,
     gguf_size_bytes,
-    kv_cache_bytes,
     main_type,
     outtype_for,
     params_size_bytes,
@@ -90,7 +90,7 @@ class Source:
         """Whether it is a GGUF that is quantized already, as far as can be known without downloading it."""
         if self.gguf is not None:
             return self.gguf.is_quantized
-        return self.named_quant is not None and self.named_quant.name not in ("F32", "F16", "BF16")
+        return self.named_quant is not None and self.named_quant.name not in UNQUANTIZED
 
     def outtype(self, asked: OutType) -> tuple[OutType, str]:
         """The type to convert to, and why. `auto` where only the conversion itself can tell."""

@@ -9,7 +9,7 @@ from quantyard.errors import BadRequest
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import GgufHeader, TensorInfo
 from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, may_change, place_of, type_for_row
-from quantyard.quants.catalog import QUANTS, Quant
+from quantyard.quants.catalog import QUANTS, Quant, is_unquantized
 from quantyard.quants.tensor_types import Place, tensor_type
 
 _CATEGORIES = {
@@ -17,7 +17,7 @@ _CATEGORIES = {
     "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down", EMBEDDING: "embed", OUTPUT: "output",
 }  # fmt: skip
 # Made for models trained in few bits; as a yardstick they would only flatter.
-_NO_YARDSTICK = ("COPY", "F32", "F16", "BF16", "MXFP4_MOE", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
+_NO_YARDSTICK = ("MXFP4_MOE", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def stock_sizes(sizes: Sizes) -> dict[str, int]:
     """The size of each quant of llama.cpp's own that a mix can be held against, without a matrix."""
     found = {}
     for quant in QUANTS:
-        if quant.alias_of or quant.needs_imatrix or quant.name in _NO_YARDSTICK:
+        if quant.alias_of or quant.needs_imatrix or is_unquantized(quant.name) or quant.name in _NO_YARDSTICK:
             continue
         try:
             found[quant.name] = sizes.stock(quant)

@@ -23,7 +23,7 @@ from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.steps import BuildOptions, make_plan
-from quantyard.quants.catalog import parse_list
+from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import find_source
 from quantyard.store.artifacts import HashCache, ModelStore
 from tests.conftest import run, run_json, start

@@ -31,7 +31,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
 from quantyard.protocol.base import Reference
 from quantyard.protocol.runner import StageFailure
-from quantyard.quants.recipe import read_recipe
+from quantyard.quants.recipe_files import read_recipe
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
 from quantyard.store.manifest import parse_manifest

@@ -19,7 +19,7 @@ from quantyard.hub.model_card import card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import are_all_local
 from quantyard.plan.suites import find_suite
-from quantyard.quants.recipe import read_recipe
+from quantyard.quants.recipe_files import read_recipe
 from tests.hostile.sampling import sampled
 
 SECONDS = 10.0  # for one file; reading the largest that is allowed takes a second on an idle core

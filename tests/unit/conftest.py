@@ -18,7 +18,7 @@ from quantyard.plan.steps import BuildOptions, make_plan
 from quantyard.protocol.base import FileEntry, OutType, Progress, StageResult, digest_of_files
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import parse_list
+from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, ModelId, ModelStore
 from tests.unit.fake_engine import FakeEngine

@@ -11,7 +11,7 @@ import pytest
 from quantyard.errors import BadRequest, NeedsPermission, ResultRefused, StageFailed
 from quantyard.execution.runner import Builder
 from quantyard.protocol.base import ExitCode
-from quantyard.quants.catalog import parse_list
+from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source, refuse_requantizing
 from quantyard.store.manifest import read_manifest
 from tests.unit.conftest import MakeBuilder, Notes

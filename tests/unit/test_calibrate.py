@@ -43,7 +43,8 @@ from quantyard.protocol.base import (
 )
 from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings, Estimate
 from quantyard.protocol.runner import Stage, StageFailure, sha256_of
-from quantyard.quants.catalog import QUANTS, parse_list
+from quantyard.quants.catalog import QUANTS
+from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, HashCache, ModelStore, Workspace
 from quantyard.store.manifest import read_manifest

@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 
 from quantyard.errors import BadRequest
 from quantyard.formatting.units import human_bytes
+from quantyard.memory.from_config import kv_cache_bytes, serve_memory_bytes
 from quantyard.quants.catalog import QUANTS, Quant, find
-from quantyard.quants.file_size import (
-    TensorShape,
-    gguf_size_bytes,
-    kv_cache_bytes,
-    outtype_for,
-    params_size_bytes,
-    serve_memory_bytes,
-)
+from quantyard.quants.file_size import TensorShape, gguf_size_bytes, outtype_for, params_size_bytes
 
 GIB, MIB = 2**30, 2**20
 
@@ -188,7 +182,7 @@ def test_the_default_outtype_is_the_smallest_that_loses_nothing(dtypes: dict[str
 def test_the_kv_cache_of_standard_and_grouped_attention_is_exact() -> None:
     assert kv_cache_bytes(DEMO, 4096) == 30 * 2 * 3 * 64 * 4096 * 2  # 90 MiB, as llama-server reports it
     assert kv_cache_bytes(LLAMA_8B, 8192) == 1 * GIB
-    assert kv_cache_bytes(LLAMA_8B, 8192, bytes_per_element=1) == GIB // 2
+    assert kv_cache_bytes(LLAMA_8B, 8192, "q8_0") == GIB * 34 // 64
     assert kv_cache_bytes(LLAMA_8B, 8100) == kv_cache_bytes(LLAMA_8B, 8192)  # rounded up to 256 tokens
 
 

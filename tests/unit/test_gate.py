@@ -11,7 +11,7 @@ import pytest
 
 from eval.analysis.statistics import paired_proportions_interval, proportion_interval
 from quantyard.errors import BadRequest
-from quantyard.gate.budgets import DEFAULT, FAMILIES, BadBudgets, Budget, family_of
+from quantyard.gate.budgets import DEFAULT, BadBudgets, Budget
 from quantyard.gate.findings import NAMES
 from quantyard.gate.judge import _JUDGES, judge, load_budgets
 from quantyard.gate.sample_size import accuracy_loss, more_answers, more_questions, wilson
@@ -19,7 +19,7 @@ from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.intervals import quantile
 from quantyard.protocol.evaluation import Comparison, Estimate, EvalReport, Interval, Measurement
 from quantyard.protocol.gate import BudgetResult, GateReport
-from quantyard.quants.catalog import QUANTS
+from quantyard.quants.catalog import FAMILIES, QUANTS, family_of
 from quantyard.store.manifest import Manifest
 from tests.manifests import contract_report, manifest_of, sha256_of
 

@@ -6,7 +6,8 @@ import pytest
 
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.ggml_types import FALLBACKS
-from quantyard.quants.catalog import NICKNAMES, QUANTS, find, parse_list
+from quantyard.quants.catalog import NICKNAMES, QUANTS, find
+from quantyard.quants.selection import parse_list
 from quantyard.quants.tensor_types import BASE_TYPES, BLOCKS, RULES, Place, tensor_type
 
 # llama-quantize refused these, and only these, without an imatrix on a llama with rows of 256 and of 512.

@@ -19,9 +19,11 @@ from quantyard.plan.steps import BuildOptions, make_plan
 from quantyard.protocol.base import QuantizeRequest, VerifyRequest, digest_of_request
 from quantyard.publish.rebuild import rebuild_request
 from quantyard.publish.verify import Subject
-from quantyard.quants.catalog import find, of_recipe, parse_list
+from quantyard.quants.catalog import find
 from quantyard.quants.file_size import TensorShape, gguf_size_bytes
-from quantyard.quants.recipe import Recipe, read_recipe, shipped
+from quantyard.quants.recipe import Recipe
+from quantyard.quants.recipe_files import read_recipe, shipped
+from quantyard.quants.selection import of_recipe, parse_list
 from quantyard.sources.resolve import Source
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.manifests import manifest_of
@@ -156,9 +158,9 @@ def test_names_of_types_are_read_in_any_case(tmp_path: Path) -> None:
     ("was", "now", "says"),
     [
         ("q8_0", "q8_9", "did you mean 'Q8_0'"), ("q8_0", "Q4_K_M", "a mixture of types"),
-        ("q8_0", "Q4_K_M", "did you mean 'Q4_K'"), ("q8_0", "F64", "no type of a tensor"),
-        ("q4_k_m", "Q4_KM", "Did you mean 'Q4_K_M'"), ("q4_k_m", "BF16", "is no base"),
-        ("Mine", "Q5_K_M", "quant of llama.cpp's own"), ("Mine", "../up", "name"), ("Mine", "a b", "name"),
+        ("q8_0", "Q4_K_M", "did you mean 'Q4_K'"), ("q8_0", "F64", "not a tensor type"),
+        ("q4_k_m", "Q4_KM", "Did you mean 'Q4_K_M'"), ("q4_k_m", "BF16", "a recipe cannot change it"),
+        ("Mine", "Q5_K_M", "one of llama.cpp's own quants"), ("Mine", "../up", "name"), ("Mine", "a b", "name"),
         ("attn_v: q8_0", "attn_v: q8_0\n  attn_v: q6_k", "'attn_v' twice"), ("attn_v", "token_embd", "token_embedding"),
         ("tensors:", "tensor:", "did you mean 'tensors'"), ("tensors:\n  attn_v: q8_0\n", "", "changes nothing"),
         ("attn_v: q8_0", "attn_v: 8", "tensors"), ("attn_v", "attn[v]", "not a pattern"),

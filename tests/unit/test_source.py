@@ -10,7 +10,8 @@ import pytest
 from quantyard.errors import BadSource, NeedsPermission
 from quantyard.hub.client import HubAccess
 from quantyard.protocol.base import FileEntry
-from quantyard.quants.catalog import find, parse_list
+from quantyard.quants.catalog import find
+from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
 from quantyard.store.artifacts import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf

@@ -26,7 +26,7 @@ from quantyard.protocol.base import ExitCode, FileEntry, QuantizeRequest, Roundi
 from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Estimate
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find
-from quantyard.quants.recipe import read_recipe
+from quantyard.quants.recipe_files import read_recipe
 from quantyard.requests import TuneRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, Workspace

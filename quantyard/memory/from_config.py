@@ -1,0 +1,83 @@
+"""How much memory serving a model will take, foreseen from its config.json before there is a GGUF of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quantyard.memory.kv_cache import UBATCH_TOKENS, CacheType, ContextUse, kv_bytes
+from quantyard.memory.layers import Layer, ModelLayers
+from quantyard.quants.model_config import HIDDEN, KV_HEADS, VOCAB, Config, n_kv_heads, n_layers, number, text_config
+
+# To teach it an architecture that mixes window and full attention without saying so in `layer_types`: add a row.
+# model_type → every how many layers one sees the whole context.
+_FULL_ATTENTION_EVERY: Final = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+_NO_KV_CACHE: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7")
+# Keys of architectures whose layers differ in more than `layer_types` tells: no exact figure for these.
+_UNEVEN_KEYS: Final = (
+    "attn_layer_period", "hybrid_override_pattern", "attn_layer_indices", "ssm_cfg", "global_head_dim",
+)  # fmt: skip
+_PROCESS_BYTES: Final = 80 * 2**20  # llama-server itself: code, libraries, HTTP threads
+
+
+def kv_cache_bytes(config: Config, context_tokens: int, cache_type: CacheType = "f16") -> int | None:
+    """Bytes of llama.cpp's KV cache for one context; None when the config does not tell.
+
+    Exact for standard, grouped, windowed and latent attention. Not counted: the states of recurrent layers, tens of MB
+    whatever the context, and the context that each further slot of a server adds.
+    """
+    text = text_config(config)
+    if text.get("model_type") in _NO_KV_CACHE:
+        return 0
+    attention = _attention(text)
+    uneven = any(key in text for key in _UNEVEN_KEYS) or any(isinstance(text.get(key), list) for key in KV_HEADS)
+    if attention is None or uneven:
+        return None
+    window = number(text, "sliding_window", "attention_chunk_size") or 0
+    layers = tuple(layer for kind in _layer_kinds(text) if (layer := _layer(kind, attention, window)))
+    return kv_bytes(ModelLayers(layers, window), ContextUse(context_tokens), cache_type)
+
+
+def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
+    """Expected memory in bytes that llama-server needs with one context: the weights, the KV cache, and around them
+
+        512 * 4 * 8 * hidden    activations of one batch
+        250 * vocab             the tokenizer's tables
+        80 MiB                  the process
+
+    An unknown KV cache counts as nothing. Not in it: llama-server's own cache of earlier prompts, which grows with
+    use up to --cache-ram (8 GiB unless told otherwise); the logits of a whole batch, 512 * 4 * vocab, which CPU
+    servers reserve but touch only when a client asks for them; and file pages that stay in memory after the weights
+    were repacked for the CPU (Q4_0, Q8_0 and others), which the kernel takes back when it needs them.
+    """
+    text = text_config(config)
+    activations = UBATCH_TOKENS * 4 * 8 * (number(text, *HIDDEN) or 0)
+    return file_size + (kv or 0) + activations + 250 * (number(text, *VOCAB) or 0) + _PROCESS_BYTES
+
+
+def _attention(text: Config) -> Layer | None:
+    """What an attention layer keeps per token; of latent attention (DeepSeek) the latent and the rotary part."""
+    latent = number(text, "kv_lora_rank")
+    if latent:
+        return Layer(latent + (number(text, "qk_rope_head_dim") or 0), 0)
+    heads, hidden = number(text, "num_attention_heads", "n_head", "n_heads"), number(text, *HIDDEN)
+    head_dim = number(text, "head_dim") or (hidden // heads if heads and hidden else None)
+    if not head_dim or not n_layers(text):
+        return None
+    return Layer(n_kv_heads(text) * head_dim, n_kv_heads(text) * head_dim)
+
+
+def _layer_kinds(text: Config) -> list[str]:
+    """The attention of each layer that has a cache of its own (the last of some models share one)."""
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list | tuple) and kinds:
+        return [str(kind) for kind in kinds][: len(kinds) - (number(text, "num_kv_shared_layers") or 0)]
+    every = number(text, "sliding_window_pattern") or _FULL_ATTENTION_EVERY.get(str(text.get("model_type")), 1)
+    return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n_layers(text))]
+
+
+def _layer(kind: str, attention: Layer, window: int) -> Layer | None:
+    """None for a layer without a KV cache: linear attention, mamba, convolution."""
+    if kind in ("full_attention", "attention"):
+        return attention
+    is_windowed = "sliding" in kind or "chunked" in kind
+    return Layer(attention.k, attention.v, windowed=window > 0) if is_windowed else None

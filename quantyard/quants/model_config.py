@@ -1,0 +1,42 @@
+"""What a config.json of Hugging Face says of a model's shape. It comes with the model, so it is read without trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Config = Mapping[str, object]  # config.json of the Hugging Face model
+
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+VOCAB = ("vocab_size", "n_vocab", "padded_vocab_size")
+_LARGEST_NUMBER = 1 << 32
+_MOST_LAYERS = 10_000  # ten times the deepest model; each is an element of a list here
+
+
+def text_config(config: Config) -> Config:
+    """The language model's part of it: a multimodal model has one within the whole."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, Mapping) else config
+
+
+def number(config: Config, *keys: str) -> int | None:
+    """The first of the keys that holds an integer, and one that a model can have: config.json is hostile input."""
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if type(value) is int and 0 <= value <= _LARGEST_NUMBER), None)
+
+
+def n_layers(config: Config) -> int:
+    """How many layers there are; 0 where it does not say."""
+    return min(number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
+
+
+def n_heads(config: Config) -> int:
+    """Attention heads of a layer; 1 where it does not say."""
+    return number(config, "num_attention_heads", "n_head", "n_heads") or 1
+
+
+def n_kv_heads(config: Config) -> int:
+    """Heads of keys and values of a layer: fewer where several query heads share one."""
+    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
+        return 1
+    return number(config, *KV_HEADS) or n_heads(config)

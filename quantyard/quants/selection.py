@@ -1,0 +1,54 @@
+"""The quants that a user asked for: names of types and of recipes, as they were typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from quantyard.errors import BadRequest, UnknownQuant
+from quantyard.formats.names import shown
+from quantyard.quants.catalog import LIST_THEM, Quant, find
+
+if TYPE_CHECKING:
+    from quantyard.quants.recipe import Recipe
+
+
+def of_recipe(recipe: Recipe) -> Quant:
+    """A recipe as a quant like any other, under its own name."""
+    base = find(recipe.base)
+    needs_imatrix = base.needs_imatrix or recipe.needs_imatrix
+    return replace(base, name=recipe.name, needs_imatrix=needs_imatrix, use=recipe.description, recipe=recipe)
+
+
+def parse_list(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUANT") -> tuple[Quant, ...]:
+    """The quants of "Q4_K_M,Q8_0": separated by commas or spaces, duplicates dropped, order kept.
+
+    Args:
+        recipes: the user's own; ours are found by their names like any quant.
+        setting: what the user has typed it as.
+
+    Raises:
+        BadRequest: no name in it.
+        UnknownQuant: a name that is no type.
+    """
+    names = [name for name in re.split(r"[,\s]+", text) if name]
+    if not names:
+        raise BadRequest(f"{setting} is empty.", hint=f"Name at least one: {setting}=Q4_K_M. {LIST_THEM}")
+    return tuple({quant.name: quant for quant in (_find_any(name, recipes) for name in names)}.values())
+
+
+def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
+    try:
+        return find(name)
+    except UnknownQuant:
+        from quantyard.quants.recipe_files import find_recipe, meant_recipe  # imported late: they need a YAML parser
+
+        recipe = find_recipe(name, recipes)
+        if recipe is None:
+            if meant := meant_recipe(name, recipes):
+                hint = f"{LIST_THEM}; recipes: docs/how-to/tune.md"
+                raise UnknownQuant(f"Unknown quant {shown(name)}. Did you mean {meant!r}?", hint) from None
+            raise
+        return of_recipe(recipe)
