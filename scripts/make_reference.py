@@ -103,14 +103,11 @@ def _commands() -> Iterator[str]:
 
 def _settings() -> Iterator[str]:
     yield (
-        "Each setting is a variable (`make build QUANT=Q8_0`, or in the environment) and an option of the program "
-        "(`quantyard build --quant Q8_0`). An option wins over a variable. Secrets are variables only."
+        "Each setting is a variable (`make build HF_ENDPOINT=…`, or in the environment) and an option of the program "
+        "(`quantyard build --hf-endpoint …`). An option wins over a variable. Secrets are variables only."
     )
-    rows = []
-    for setting in SETTINGS:
-        option = "" if setting.secret else "--" + setting.name.lower().replace("_", "-")
-        rows.append((_code(setting.name), _code(option), _code(setting.default), setting.help, _takers(setting.name)))
-    yield _table(("variable", "option", "default", "meaning", "commands"), rows)
+    rows = ((_code(s.name), _code(s.default), s.help, _takers(s.name)) for s in SETTINGS)
+    yield _table(("variable", "default", "meaning", "commands"), rows)
     yield "## Serving with compose"
     yield "What `docker compose up` reads, from the environment or from `.env`:"
     yield _table(("variable", "default", "meaning"), _compose_variables())
