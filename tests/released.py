@@ -141,7 +141,7 @@ def lay_out(
     legal: Mapping[str, str] = LEGAL, name: str = "Lagoon", on_hub: bool = False, gated: bool | str = False,
 ) -> Yard:  # fmt: skip
     """Everything but a gate: `make build`, `make eval` and `make contract` have been there."""
-    _alone(monkeypatch, root, hub)
+    alone(monkeypatch, root, hub)
     folder = root / "models" / name
     _write_source(folder, readme, legal)
     if on_hub:
@@ -154,7 +154,7 @@ def lay_out(
     return yard
 
 
-def _alone(monkeypatch: pytest.MonkeyPatch, root: Path, hub: HubServer) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, root: Path, hub: HubServer) -> None:
     names = [setting.name for setting in cli.SETTINGS]
     for name in (*names, "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
