@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from quantyard.engines import EngineName, Surroundings
-from quantyard.engines.images import ImageSettings
 from quantyard.protocol.base import OutType
 from quantyard.quants.catalog import Quant
+
+EngineName = Literal["auto", "docker", "local"]
+
+
+@dataclass(frozen=True)
+class RunEnvironment:
+    """What the machine and the user give every stage: decided at the edge, the same for every engine."""
+
+    repo_dir: Path  # where the stage packages are
+    hf_token: str | None = field(default=None, repr=False)
+    # HTTPS_PROXY, NO_PROXY …, for stages with a network
+    proxies: Mapping[str, str] | None = field(default=None, repr=False)
+    ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
+    memory_bytes: int | None = None  # None: all of the machine but a reserve
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Which base images, and what a build needs to reach the network. Environment wins over versions.env."""
+
+    bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
+    extra_ca: Path | None
+    proxies: Mapping[str, str] = field(repr=False)
+    reverse_proxy: str = ""  # its image: what the contract test's takes the proxy from
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class BuildRequest:
     json: bool
     endpoint: str | None
     hf_token: str | None = field(repr=False)
-    surroundings: Surroundings
+    environment: RunEnvironment
     images: ImageSettings
     measure: MeasureRequest | None  # None: nothing
     serve: ServeRequest | None

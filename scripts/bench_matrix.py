@@ -57,7 +57,7 @@ REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
 from quantyard.execution.scheduler import SIDE_BY_SIDE  # noqa: E402
-from quantyard.plan.steps import STAGES  # noqa: E402
+from quantyard.plan.stages import STAGES  # noqa: E402
 from quantyard.store.manifest import read_manifest  # noqa: E402 (the path above comes first)
 from scripts.bench_build import beside, cannot, say, timed, timed_lines  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402

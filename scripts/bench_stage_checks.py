@@ -38,17 +38,16 @@ from unittest import mock
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from quantyard.engines import Surroundings  # noqa: E402
-from quantyard.engines.images import ImageSettings  # noqa: E402
 from quantyard.engines.registry import choose_engine  # noqa: E402
 from quantyard.errors import QuantyardError  # noqa: E402
 from quantyard.execution.runner import Builder  # noqa: E402  (found only after the line above)
 from quantyard.formats.finite_json import dumps  # noqa: E402
 from quantyard.hub.client import HubAccess  # noqa: E402
 from quantyard.paths import read_pins  # noqa: E402
-from quantyard.plan.steps import BuildOptions, make_plan  # noqa: E402
+from quantyard.plan.build import BuildOptions, make_plan  # noqa: E402
 from quantyard.protocol.base import Progress, StageResult  # noqa: E402
 from quantyard.quants.selection import parse_list  # noqa: E402
+from quantyard.requests import ImageSettings, RunEnvironment  # noqa: E402
 from quantyard.sources.resolve import find_source  # noqa: E402
 from quantyard.store.artifacts import HashCache, ModelStore  # noqa: E402
 from quantyard.workflows.demo import DEMO_NAME  # noqa: E402
@@ -122,7 +121,7 @@ def build(args: argparse.Namespace, store: Path) -> dict[str, Any]:
     """Build from nothing; the row of the table."""
     pins = read_pins(REPO_DIR / "versions.env")
     images = ImageSettings({"builder": f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}"}, None, {})
-    engine, _ = choose_engine(args.engine, Surroundings(repo_dir=REPO_DIR), images)
+    engine, _ = choose_engine(args.engine, RunEnvironment(repo_dir=REPO_DIR), images)
     engine.prepare("builder", lambda text: print(text, file=sys.stderr))
     access, hashes = HubAccess(None, None), HashCache(store / "hashes.json")
     source = find_source(str(args.model), access, hashes, allow_pickle=False, gguf_file=None)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(REPO_DIR))
 from quantyard import errors  # noqa: E402 (the path above comes first)
 from quantyard.cli import COMMANDS  # noqa: E402
 from quantyard.cli.settings import SETTINGS  # noqa: E402
-from quantyard.plan.steps import STAGES  # noqa: E402
+from quantyard.plan.stages import STAGES  # noqa: E402
 from quantyard.plan.suites import BUILTIN, find_suite  # noqa: E402
 from quantyard.protocol import api_tests, base, evaluation, gate  # noqa: E402, F401 (imported for their classes)
 from quantyard.protocol.base import ExitCode, StageRequest, StageResult  # noqa: E402

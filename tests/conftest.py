@@ -219,7 +219,7 @@ def demo_source(some_engine: str) -> Path:
     """SmolLM2-135M-Instruct in Hugging Face format, as `make demo` makes it; kept between test runs."""
     asked = {"ENGINE": some_engine, "ARTIFACTS": str(REPO_DIR / "artifacts")}
     settings = read_request(argparse.Namespace(), os.environ | asked)
-    engine, _ = choose_engine(settings.engine, settings.surroundings, settings.images)
+    engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
     return demo_folder(settings, engine, LineReporter(Console(stderr=True)))
 
 

@@ -27,8 +27,7 @@ from quantyard.cli.values import (
     token,
     with_password,
 )
-from quantyard.engines import Surroundings
-from quantyard.engines.images import RECIPES, ImageSettings
+from quantyard.engines.images import RECIPES
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.files.own_files import kind_of, path_of, read_named
 from quantyard.formatting.printable import has_user_info
@@ -39,9 +38,11 @@ from quantyard.requests import (
     BuildRequest,
     CheckRequest,
     ChooseRequest,
+    ImageSettings,
     MeasureRequest,
     PackRequest,
     PublishRequest,
+    RunEnvironment,
     ServeRequest,
     TuneRequest,
 )
@@ -83,7 +84,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         allow_mismatch=flag("ALLOW_MISMATCH", values),
         threads=integer("THREADS", values, 0, 1024), workers=integer("WORKERS", values, 1, 32),
         json=flag("JSON", values), endpoint=endpoint(values["HF_ENDPOINT"]), hf_token=hf_token,
-        surroundings=Surroundings(
+        environment=RunEnvironment(
             repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
         ),

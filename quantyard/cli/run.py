@@ -20,11 +20,12 @@ from quantyard.forecast.from_manifests import known_times
 from quantyard.forecast.time import Conditions, forecast, keep_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
+from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.calibration_inputs import calibration_of
 from quantyard.plan.contamination import evaluation_files
 from quantyard.plan.evaluation import add_measuring, measure_options, refuse_unscored
 from quantyard.plan.imatrix import Calibration, decided, decisions, trial_and_rest, trial_plan, with_imatrix
-from quantyard.plan.steps import BuildOptions, BuildPlan, make_plan
+from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
 from quantyard.serve.served_files import offer
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
@@ -34,15 +35,15 @@ from quantyard.store.artifacts import HashCache, ModelStore
 def request_of(args: argparse.Namespace) -> BuildRequest:
     """The request; and what libraries of this process read for themselves is put where they look."""
     request = read_request(args, os.environ)
-    os.environ.update(request.surroundings.proxies or {})
-    if bundle := request.surroundings.ca_bundle:
+    os.environ.update(request.environment.proxies or {})
+    if bundle := request.environment.ca_bundle:
         os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
     return request
 
 
 def engine_of(request: BuildRequest) -> tuple[Engine, str]:
     """The engine, and why this one."""
-    return choose_engine(request.engine, request.surroundings, request.images)
+    return choose_engine(request.engine, request.environment, request.images)
 
 
 def built_for(
@@ -162,7 +163,7 @@ def _trial(request: BuildRequest, plan: BuildPlan, engine: Engine, *, keep_going
 def prepare(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
     """The builder of a plan, which of its steps are finished, and what the rest will cost."""
     store = ModelStore(request.artifacts, plan.source.model)
-    builder = Builder(plan, engine, store, REPO_DIR, request.surroundings.memory_bytes)
+    builder = Builder(plan, engine, store, REPO_DIR, request.environment.memory_bytes)
     finished = set(builder.find_finished())
     time = forecast(plan, finished, known_times(request.artifacts), Conditions(engine.name, builder.its_room))
     return builder, finished, cost_of(plan, finished, builder.partial_bytes(), request.artifacts, time)

@@ -1,31 +1,16 @@
-"""What can run a stage: the protocol, and the choice of engine."""
+"""What can run a stage: the protocol that every engine follows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.store.artifacts import Artifact, Workspace
 
-EngineName = Literal["auto", "docker", "local"]
 OnProgress = Callable[[Progress], None]
 OnNote = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the machine and the user give every stage: decided at the edge, the same for both engines."""
-
-    repo_dir: Path  # where the stage packages are
-    hf_token: str | None = field(default=None, repr=False)
-    # HTTPS_PROXY, NO_PROXY …, for stages with a network
-    proxies: Mapping[str, str] | None = field(default=None, repr=False)
-    ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
-    memory_bytes: int | None = None  # None: all of the machine but a reserve
 
 
 class Engine(Protocol):

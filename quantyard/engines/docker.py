@@ -23,8 +23,8 @@ from docker.types import LogConfig, Mount
 from docker.utils.socket import frames_iter
 
 import docker
-from quantyard.engines import OnNote, OnProgress, Surroundings
-from quantyard.engines.images import ImageSettings, bake, recipe
+from quantyard.engines import OnNote, OnProgress
+from quantyard.engines.images import bake, recipe
 from quantyard.engines.lines import Lines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from quantyard.engines.stage_io import Listener, read_result, took_too_long
@@ -32,6 +32,7 @@ from quantyard.errors import EngineError
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageError, StageResult
 from quantyard.protocol.runner import causes
+from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.store.artifacts import Artifact, Workspace
 
 _LABEL = "quantyard.out"  # a container's label: the folder it writes to
@@ -70,8 +71,8 @@ class DockerEngine:
 
     name = "docker"
 
-    def __init__(self, surroundings: Surroundings, images: ImageSettings) -> None:
-        self._around = surroundings
+    def __init__(self, environment: RunEnvironment, images: ImageSettings) -> None:
+        self._environment = environment
         self._images = images
         self._client = connect()
         self._running: set[str] = set()  # ids of containers
@@ -83,7 +84,7 @@ class DockerEngine:
             base = self._base_digest(image)
             if base is None or not self._has(self._tag(image, base)):
                 return None
-            self._identities[image] = f"{base}+{recipe(self._around.repo_dir, image)}"
+            self._identities[image] = f"{base}+{recipe(self._environment.repo_dir, image)}"
         return self._identities[image]
 
     def prepare(self, image: str, on_note: OnNote) -> None:
@@ -94,7 +95,7 @@ class DockerEngine:
         assert base is not None
         if not self._has(self._tag(image, base)):
             on_note(f"building the {image} image on {self._images.bases[image]} ({_BUILD_TIMES[image]}, once)")
-            bake(self._around.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None)
+            bake(self._environment.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None)
         if image == "server":  # under the name that compose.yaml looks for
             self._client.images.get(self._tag(image, base)).tag("quantyard/server", "latest")
 
@@ -161,7 +162,7 @@ class DockerEngine:
         return False
 
     def _tag(self, image: str, base: str) -> str:
-        return f"quantyard/{image}:{recipe(self._around.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
+        return f"quantyard/{image}:{recipe(self._environment.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
 
     def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
         base = self._base_digest(spec.row.image)
@@ -173,7 +174,7 @@ class DockerEngine:
             "command": ["python3", "-m", spec.row.module, SECRETS_ON_STDIN, "--die-with-stdin"],
             "labels": {_LABEL: str(space.out_dir), "quantyard.stage": spec.row.name, "quantyard.key": spec.key},
             "user": self._user(),
-            "environment": self._environment(spec),
+            "environment": self._variables(spec),
             "mounts": mounts,
             "network_mode": self._network(spec),
             "stdin_open": True,
@@ -187,7 +188,7 @@ class DockerEngine:
         return "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
 
     def _hardening(self) -> dict[str, Any]:
-        memory = self._around.memory_bytes or int(self._client.info()["MemTotal"]) - _RESERVE_BYTES
+        memory = self._environment.memory_bytes or int(self._client.info()["MemTotal"]) - _RESERVE_BYTES
         return {
             "read_only": True,
             "tmpfs": {_TMP: "rw,nosuid,nodev,noexec,size=1g,mode=1777"},
@@ -199,12 +200,12 @@ class DockerEngine:
             "log_config": LogConfig(type="none"),  # stdout is read as it comes; nobody reads it later
         }
 
-    def _environment(self, spec: StageSpec) -> dict[str, str]:
+    def _variables(self, spec: StageSpec) -> dict[str, str]:
         env = {"HOME": _TMP, "TMPDIR": _TMP, "LANG": "C.UTF-8"}
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= open_proxies(self._around)
-        if self._around.ca_bundle:
+        env |= open_proxies(self._environment)
+        if self._environment.ca_bundle:
             env |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), _CA_IN_CONTAINER)
         return env
 
@@ -220,15 +221,15 @@ class DockerEngine:
                 mount_point.parent.mkdir(parents=True, exist_ok=True)
                 mount_point.touch()
                 mounts.append(_bind(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
-        if spec.row.network and self._around.ca_bundle:
-            mounts.append(_bind(self._around.ca_bundle, _CA_IN_CONTAINER))
+        if spec.row.network and self._environment.ca_bundle:
+            mounts.append(_bind(self._environment.ca_bundle, _CA_IN_CONTAINER))
         return mounts
 
     def _network(self, spec: StageSpec) -> str:
         """None for most stages. A mirror or proxy on this machine's loopback needs the host's own network."""
         if not spec.row.network:
             return "none"
-        proxies = (url for name, url in (self._around.proxies or {}).items() if name.upper() != "NO_PROXY")
+        proxies = (url for name, url in (self._environment.proxies or {}).items() if name.upper() != "NO_PROXY")
         urls = [getattr(spec.request, "endpoint", None) or "", *proxies]
         return "host" if any(_is_loopback(url) for url in urls) else "bridge"
 
@@ -242,7 +243,7 @@ class DockerEngine:
             container.start()
             timer.start()
             with suppress(OSError):  # a container that is gone already; why, it says below
-                _socket(connection).sendall(secrets_line(spec, self._around))
+                _socket(connection).sendall(secrets_line(spec, self._environment))
             started = time.monotonic()
             for stream, line in _lines(connection):
                 (listener.on_stdout if stream == _STDOUT else listener.on_stderr)(line)

@@ -14,11 +14,12 @@ import subprocess
 import tomllib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from quantyard.errors import EngineError
+from quantyard.requests import ImageSettings
 
 # The rooms of `quantyard` that a package's stages may import, and that its image therefore holds, whole.
 SHARED: Mapping[str, tuple[str, ...]] = {
@@ -46,16 +47,6 @@ RECIPES: Mapping[str, Recipe] = {
 }
 IMAGES = tuple(RECIPES)
 BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """Which base images, and what a build needs to reach the network. Environment wins over versions.env."""
-
-    bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
-    extra_ca: Path | None
-    proxies: Mapping[str, str] = field(repr=False)
-    reverse_proxy: str = ""  # its image: what the contract test's takes the proxy from
 
 
 @cache

@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO
 
-from quantyard.engines import OnNote, OnProgress, Surroundings
+from quantyard.engines import OnNote, OnProgress
 from quantyard.engines.lines import Lines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from quantyard.engines.stage_io import Listener, read_result, took_too_long
 from quantyard.errors import EngineError
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import StageResult
+from quantyard.requests import RunEnvironment
 from quantyard.store.artifacts import Artifact, Workspace
 
 _STOP_S = 5.0
@@ -37,9 +38,9 @@ class LocalEngine:
 
     name = "local"
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._around = surroundings
-        self._venv = surroundings.repo_dir / ".venv-local"
+    def __init__(self, environment: RunEnvironment) -> None:
+        self._environment = environment
+        self._venv = environment.repo_dir / ".venv-local"
         self._python = self._venv / "bin" / "python"
         self._converters = self._venv / "share" / "llama.cpp"
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -55,7 +56,7 @@ class LocalEngine:
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Set up `.venv-local` if it is not there, or not as pyproject.toml wants it."""
         del image
-        script = self._around.repo_dir / "scripts" / "setup-local.sh"
+        script = self._environment.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
             on_note("setting up .venv-local (compiles llama-cpp-python: 5 to 15 minutes, once)")
         run = subprocess.run(
@@ -80,13 +81,13 @@ class LocalEngine:
         argv = [str(self._python), "-m", spec.row.module, "--in", str(space.in_dir), "--out", str(space.out_dir)]
         argv += [SECRETS_ON_STDIN, "--die-with-stdin"]
         process = subprocess.Popen(
-            argv, env=self._environment(spec, space), cwd=space.out_dir, start_new_session=True,
+            argv, env=self._variables(spec, space), cwd=space.out_dir, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         self._running.add(process)
         listener = Listener(spec.row.name, on_progress)
         try:
-            _hand_over(process, secrets_line(spec, self._around))
+            _hand_over(process, secrets_line(spec, self._environment))
             exit_code = self._follow(spec, process, listener)
         finally:
             _stop(process)
@@ -108,12 +109,12 @@ class LocalEngine:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(artifact.place_of(entry.path))
 
-    def _environment(self, spec: StageSpec, space: Workspace) -> dict[str, str]:
+    def _variables(self, spec: StageSpec, space: Workspace) -> dict[str, str]:
         home = space.out_dir.parent / "home"
         home.mkdir(exist_ok=True)
         env = {
             "PATH": f"{self._venv / 'bin'}:{os.defpath}", "HOME": str(home), "LANG": "C.UTF-8",
-            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self._around.repo_dir),
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self._environment.repo_dir),
             "LLAMA_CONVERTER": str(self._converters / "convert_hf_to_gguf.py"),
             "LLAMA_LORA_CONVERTER": str(self._converters / "convert_lora_to_gguf.py"),
             "CONVERTER_PYTHON": str(self._python),
@@ -122,9 +123,9 @@ class LocalEngine:
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= open_proxies(self._around)
-        if self._around.ca_bundle:
-            env |= {name: str(self._around.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
+        env |= open_proxies(self._environment)
+        if self._environment.ca_bundle:
+            env |= {name: str(self._environment.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
         return env
 
     def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: Listener) -> int:

@@ -13,26 +13,26 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from quantyard.engines import Surroundings
 from quantyard.plan.steps import StageSpec
+from quantyard.requests import RunEnvironment
 
 SECRETS_ON_STDIN = "--secrets-on-stdin"  # the option that lets a stage read them
 _OLD_PREFIX, _OLD_NAME, _OLD_S = "quantyard-", "HF_TOKEN", 600.0
 
 
-def secrets_line(spec: StageSpec, around: Surroundings) -> bytes:
+def secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
     """The secrets this stage may see, and no others: the token, and proxies whose address holds a password."""
     given: dict[str, str] = {}
-    if "HF_TOKEN" in spec.row.secrets and around.hf_token:
-        given["HF_TOKEN"] = around.hf_token
+    if "HF_TOKEN" in spec.row.secrets and environment.hf_token:
+        given["HF_TOKEN"] = environment.hf_token
     if spec.row.network:
-        given |= {name: url for name, url in (around.proxies or {}).items() if "@" in url}
+        given |= {name: url for name, url in (environment.proxies or {}).items() if "@" in url}
     return json.dumps(given).encode() + b"\n"
 
 
-def open_proxies(around: Surroundings) -> Mapping[str, str]:
+def open_proxies(environment: RunEnvironment) -> Mapping[str, str]:
     """The proxies that anybody may know: these may stand in a stage's environment."""
-    return {name: url for name, url in (around.proxies or {}).items() if "@" not in url}
+    return {name: url for name, url in (environment.proxies or {}).items() if "@" not in url}
 
 
 def clear_leftovers() -> None:

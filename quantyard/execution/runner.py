@@ -13,12 +13,12 @@ from quantyard.errors import ResultRefused, StageFailed
 from quantyard.execution.completed import Finished
 from quantyard.execution.manifest_writer import BuiltFile, Measured, Records
 from quantyard.execution.reporter import Reporter
-from quantyard.execution.scheduler import SIDE_BY_SIDE, Crew, Ended, InOrder, Room, Stopwatch, room_of, stretches
+from quantyard.execution.scheduler import SIDE_BY_SIDE, Crew, Ended, InOrder, Room, Stopwatch, Taken, room_of, stretches
 from quantyard.execution.shared_baseline import Joined, can_join, join, result_of
-from quantyard.forecast.time import Taken
 from quantyard.hardware.machine import memory_bytes
 from quantyard.plan.evaluation import file_of, is_pointless, without
-from quantyard.plan.steps import STAGES, BuildPlan, StageSpec, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.store.artifacts import Artifact, FinishedStage, ModelStore, Workspace

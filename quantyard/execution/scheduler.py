@@ -140,6 +140,18 @@ class InOrder:
             self._said.pop(label)()
 
 
+@dataclass(frozen=True)
+class Taken:
+    """One stage that ran from its beginning: seconds of the whole, and whether others ran at the same time."""
+
+    label: str
+    key: str
+    seconds: float
+    beside: bool = False
+    n_together: int = 1  # how many steps were one run with it, and shared its time
+    n_questions: int = 0  # of an evaluation
+
+
 @dataclass
 class Stopwatch:
     """Seconds that each step took of the whole: what runs at the same time shares it, so that they add up."""

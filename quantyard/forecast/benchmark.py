@@ -17,9 +17,11 @@ from quantyard.forecast.samples import Book, Sample
 from quantyard.forecast.time import Conditions, learn
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
+from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.evaluation import REPORT, MeasureOptions, add_measuring
 from quantyard.plan.imatrix import Calibration, plain_label, with_imatrix
-from quantyard.plan.steps import STAGES, BuildOptions, BuildPlan, ModelFile, Output, Step, make_plan
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, ModelFile, Output, Step
 from quantyard.protocol.base import RandomModelRequest, digest_of_request
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime, SpeedSettings
 from quantyard.quants.selection import parse_list

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.execution.scheduler import SIDE_BY_SIDE, Room
+from quantyard.execution.scheduler import SIDE_BY_SIDE, Room, Taken
 from quantyard.forecast.samples import Book, RunRecord, Sample, keep_book, read_book
 from quantyard.forecast.work import FIXED_S, Request, Work, asked_of, fit, kin, line, threads_of, work_of
 from quantyard.hardware.machine import cpu_name
@@ -178,18 +178,6 @@ def _run(sample: Sample, beside: bool) -> tuple[float, float]:
 
 
 # ---- after: what it took -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Taken:
-    """One stage that ran from its beginning: seconds of the whole, and whether others ran at the same time."""
-
-    label: str
-    key: str
-    seconds: float
-    beside: bool = False
-    n_together: int = 1  # how many steps were one run with it, and shared its time
-    n_questions: int = 0  # of an evaluation
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from quantyard.plan.steps import STAGES, BuildPlan, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.api_tests import ContractReport, ContractRequest
 from quantyard.store.outputs import read_left
 

@@ -19,7 +19,8 @@ from quantyard.errors import BadRequest, NotScored
 from quantyard.files.own_files import find_file, list_files
 from quantyard.formats.gguf import why_not_generate
 from quantyard.hardware.machine import cpu_name
-from quantyard.plan.steps import STAGES, BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
 from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.evaluation import (
     DatasetsRequest,

@@ -17,7 +17,8 @@ from typing import Final
 
 from quantyard.errors import QuantyardError
 from quantyard.metrics.intervals import difference
-from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
 from quantyard.protocol.base import CalibrateRequest, QuantizeRequest
 from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
 from quantyard.quants.catalog import Quant, find

@@ -19,7 +19,8 @@ from quantyard.files.own_files import find_file, kind_of, list_files, path_of, r
 from quantyard.formats.names import safe_name
 from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, parse_repo_id, read_config_file, resolve
 from quantyard.hub.files import LEGAL_FILES, SIDE_FILES
-from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
 from quantyard.protocol.base import FetchRequest, FileEntry, LoraRequest, digest_of_files
 from quantyard.protocol.runner import sha256_of
 from quantyard.requests import BuildRequest

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantyard.execution.runner import Builder
-from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, ModelFile, Step
 from quantyard.protocol.base import FileEntry, SplitRequest, digest_of_files
 from quantyard.publish.files import PublishedFile, kept
 from quantyard.publish.release import Release

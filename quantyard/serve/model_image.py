@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantyard.engines.images import BAKE, ImageSettings, bake_environment, run_docker
+from quantyard.engines.images import BAKE, bake_environment, run_docker
 from quantyard.errors import BadRequest
+from quantyard.requests import ImageSettings
 from quantyard.store.manifest import Manifest
 
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"

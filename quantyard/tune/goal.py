@@ -10,7 +10,8 @@ from quantyard.formatting.numbers import digits
 from quantyard.formatting.units import human_bytes
 from quantyard.metrics.intervals import normal
 from quantyard.plan.imatrix import kld_difference
-from quantyard.plan.steps import STAGES, BuildPlan, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
 from quantyard.requests import TuneRequest
 from quantyard.tune.exact_sizes import nearest_stock

@@ -15,7 +15,8 @@ from typing import Final
 
 from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT
 from quantyard.plan.imatrix import read_divergence
-from quantyard.plan.steps import STAGES, BuildPlan, External, Output, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, Output, Step
 from quantyard.protocol.base import RoundingRequest
 from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings, Runtime
 from quantyard.quants.recipe import Recipe

@@ -18,7 +18,8 @@ from quantyard.execution.reporter import Reporter
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
-from quantyard.plan.steps import BuildPlan, External, ModelFile, dequantize_step
+from quantyard.plan.build import dequantize_step
+from quantyard.plan.steps import BuildPlan, External, ModelFile
 from quantyard.protocol.runner import sha256_of
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import find_source

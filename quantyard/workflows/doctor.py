@@ -112,7 +112,7 @@ def _eval_image(request: BuildRequest) -> Finding:
 def _image(request: BuildRequest, name: str) -> Finding:
     from quantyard.engines.docker import DockerEngine
 
-    engine = DockerEngine(request.surroundings, request.images)
+    engine = DockerEngine(request.environment, request.images)
     base, digest = request.images.bases[name], engine.describe(name).get("base_digest")
     if not digest:
         remedy = "Its first use pulls it: make images (no registry: make base-images)"

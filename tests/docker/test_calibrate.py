@@ -24,7 +24,8 @@ from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import read_header, read_model
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
-from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
 from quantyard.protocol.base import CalibrateRequest, QuantizeRequest, StageRequest, VerifyRequest
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifacts import Artifact, HashCache, ModelStore
@@ -52,7 +53,7 @@ class Yard:
         """Run the steps; the builder, for what they left."""
         environment = os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
         request = read_request(argparse.Namespace(), environment)
-        engine, _ = choose_engine(request.engine, request.surroundings, request.images)
+        engine, _ = choose_engine(request.engine, request.environment, request.images)
         plan = BuildPlan(self.source, tuple(steps), self.base, (), "auto", "")
         builder = Builder(plan, engine, ModelStore(self.artifacts, self.source.model), REPO_DIR)
         builder.run(LineReporter(Console(stderr=True)))

@@ -15,15 +15,14 @@ from typing import Any
 
 import pytest
 
-from quantyard.engines import Surroundings
 from quantyard.engines.docker import DockerEngine
-from quantyard.engines.images import ImageSettings
 from quantyard.errors import StageFailed
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
-from quantyard.plan.steps import BuildOptions, make_plan
+from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.quants.selection import parse_list
+from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.sources.resolve import find_source
 from quantyard.store.artifacts import HashCache, ModelStore
 from tests.conftest import run, run_json, start
@@ -153,7 +152,7 @@ def _builder(model: Path, artifacts: Path) -> Builder:
         quants=parse_list("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
         threads=0, workers=4, endpoint=None,
     )
-    engine = DockerEngine(Surroundings(repo_dir=REPO_DIR), images)
+    engine = DockerEngine(RunEnvironment(repo_dir=REPO_DIR), images)
     return Builder(make_plan(source, options), engine, ModelStore(artifacts, source.model), REPO_DIR)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from quantyard.engines import Engine, Surroundings
+from quantyard.engines import Engine
 from quantyard.engines.docker import DockerEngine, _bind
-from quantyard.engines.images import ImageSettings
 from quantyard.paths import REPO_DIR, read_pins
+from quantyard.requests import ImageSettings, RunEnvironment
 from tests.hostile.lies import Attack, names
 from tests.hostile.sampling import sampled
 
@@ -26,7 +26,7 @@ class _Lying(DockerEngine):
     def __init__(self, package: Path) -> None:
         pins = read_pins(REPO_DIR / "versions.env")
         images = ImageSettings({"builder": f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}"}, None, {})
-        super().__init__(Surroundings(repo_dir=REPO_DIR), images)
+        super().__init__(RunEnvironment(repo_dir=REPO_DIR), images)
         self._package = package
 
     def _mounts(self, *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,8 @@ from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import read_header, read_model
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
-from quantyard.plan.steps import STAGES, BuildPlan, External, ModelFile, Output, Step
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, ModelFile, Output, Step
 from quantyard.protocol.base import SplitRequest, VerifyRequest
 from quantyard.sources.resolve import find_source
 from quantyard.store.artifacts import HashCache, ModelStore
@@ -44,7 +45,7 @@ class Splitter:
         request = read_request(
             argparse.Namespace(), os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
         )
-        engine, _ = choose_engine(request.engine, request.surroundings, request.images)
+        engine, _ = choose_engine(request.engine, request.environment, request.images)
         hashes = HashCache(self.artifacts / ".hashes.json")
         source = find_source(str(self.gguf), HubAccess(None, None), hashes, allow_pickle=False, gguf_file=None)
         assert source.local is not None

@@ -242,7 +242,7 @@ def test_the_demos_weights_are_the_same_to_the_byte_whichever_engine_makes_them(
     (tmp_path / "demo").mkdir()
     shutil.copy(gguf, tmp_path / "demo")  # it need not be downloaded again
     settings = read_request(argparse.Namespace(), os.environ | {"ENGINE": "local", "ARTIFACTS": str(tmp_path)})
-    engine, _ = choose_engine(settings.engine, settings.surroundings, settings.images)
+    engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
     again = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
     # The tokenizer's files are as the engine's transformers writes them.
     assert sha256_of(demo_source / "model.safetensors") == sha256_of(again / "model.safetensors")

@@ -13,7 +13,8 @@ from quantyard.engines import Engine
 from quantyard.errors import QuantyardError
 from quantyard.execution.runner import Builder
 from quantyard.paths import REPO_DIR
-from quantyard.plan.steps import BuildPlan, External, ModelFile, dequantize_step
+from quantyard.plan.build import dequantize_step
+from quantyard.plan.steps import BuildPlan, External, ModelFile
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, ModelId, ModelStore

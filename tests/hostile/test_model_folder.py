@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from quantyard.engines import Surroundings
 from quantyard.engines.local import LocalEngine
 from quantyard.hub.client import HubAccess
 from quantyard.protocol.base import ConvertRequest
+from quantyard.requests import RunEnvironment
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifacts import HashCache, Workspace
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
@@ -152,7 +152,7 @@ def test_the_local_engine_gives_a_stage_the_files_of_a_snapshot_by_their_names(f
     assert local is not None
     space = Workspace(tmp_path / "in", tmp_path / "out", ConvertRequest(name="Lagoon"))
     space.in_dir.mkdir()
-    LocalEngine(Surroundings(tmp_path))._link_inputs(space, {"source": local})
+    LocalEngine(RunEnvironment(tmp_path))._link_inputs(space, {"source": local})
     given = space.in_dir / "source"
     assert {path.name: path.read_bytes() for path in given.iterdir()} == {
         entry.path: (folder / entry.path).read_bytes() for entry in local.files

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.request import read_request
-from quantyard.engines import Surroundings
 from quantyard.engines.secrets import clear_leftovers, open_proxies, secrets_line
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
-from quantyard.plan.steps import STAGES, StageSpec
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import StageSpec
+from quantyard.requests import RunEnvironment
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
 from tests.released import PASSES, REPO, Yard, lay_out
@@ -34,14 +35,14 @@ _FETCHES = """
 import json, sys
 from pathlib import Path
 from quantyard.protocol.base import FetchRequest
-from quantyard.engines import Surroundings
+from quantyard.engines import RunEnvironment
 from quantyard.engines.local import LocalEngine
 from quantyard.plan.steps import STAGES, StageSpec
 from quantyard.store.artifacts import Workspace
 told = json.loads(sys.stdin.readline())
 request = FetchRequest.model_validate(told["request"])
 space = Workspace(Path(told["folder"]) / "in", Path(told["folder"]) / "out", request)
-around = Surroundings(Path(told["repo"]), told["token"], {"HTTPS_PROXY": told["proxy"], "NO_PROXY": "127.0.0.1"})
+around = RunEnvironment(Path(told["repo"]), told["token"], {"HTTPS_PROXY": told["proxy"], "NO_PROXY": "127.0.0.1"})
 spec = StageSpec("fetch", STAGES["fetch"], request, {}, "0" * 64)
 print(LocalEngine(around).run(spec, space, {}, lambda progress: None).model_dump_json())
 """
@@ -140,7 +141,7 @@ def test_a_download_that_ends_has_used_the_token_and_leaves_it_nowhere(hub: HubS
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_a_stage_is_told_what_it_needs_and_no_more(name: str) -> None:
     row = STAGES[name]
-    around = Surroundings(REPO_DIR, WORD, {"HTTPS_PROXY": PROXY, "http_proxy": "http://open:1", "NO_PROXY": "x"})
+    around = RunEnvironment(REPO_DIR, WORD, {"HTTPS_PROXY": PROXY, "http_proxy": "http://open:1", "NO_PROXY": "x"})
     told = json.loads(secrets_line(StageSpec(name, row, None, {}, ""), around))  # type: ignore[arg-type]
     assert set(told) == {*row.secrets, *(["HTTPS_PROXY"] if row.network else [])}
     assert set(open_proxies(around)) == {"http_proxy", "NO_PROXY"}
@@ -211,8 +212,8 @@ def test_a_password_is_no_option_of_the_command_line(tmp_path: Path) -> None:
 
 def test_a_proxy_may_have_a_password_that_no_description_of_the_request_holds(tmp_path: Path) -> None:
     asked = read_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HTTPS_PROXY": PROXY, "HF_TOKEN": WORD})
-    assert asked.surroundings.proxies == {"HTTPS_PROXY": PROXY}
-    assert WORD not in f"{asked!r} {asked} {asked.surroundings!r} {asked.images!r}"
+    assert asked.environment.proxies == {"HTTPS_PROXY": PROXY}
+    assert WORD not in f"{asked!r} {asked} {asked.environment!r} {asked.images!r}"
 
 
 # ---- in all that commands write and say --------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.engines import Engine, Surroundings
+from quantyard.engines import Engine
 from quantyard.engines.lines import MAX_LINE_BYTES, Lines
 from quantyard.engines.local import LocalEngine
 from quantyard.engines.stage_io import Listener
@@ -20,6 +20,7 @@ from quantyard.errors import QuantyardError, ResultRefused
 from quantyard.protocol.allowed_outputs import named
 from quantyard.protocol.base import DequantizeRequest, ExitCode, FileEntry, Progress, StageResult
 from quantyard.protocol.stage_result import parse_result
+from quantyard.requests import RunEnvironment
 from quantyard.store.artifacts import ModelId, ModelStore
 from tests.hostile.lies import Attack, names
 from tests.hostile.sampling import rounds, sampled
@@ -39,7 +40,7 @@ def _local(package: Path) -> Engine:
     script.parent.mkdir()
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
-    return LocalEngine(Surroundings(repo_dir=repo))
+    return LocalEngine(RunEnvironment(repo_dir=repo))
 
 
 @pytest.mark.parametrize("lie", sampled(names(), 36))

@@ -13,8 +13,8 @@ import pytest
 from quantyard.execution.runner import Builder
 from quantyard.execution.scheduler import Room
 from quantyard.paths import REPO_DIR
+from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.evaluation import MeasureOptions, add_measuring
-from quantyard.plan.steps import BuildOptions, make_plan
 from quantyard.protocol.base import FileEntry, OutType, Progress, StageResult, digest_of_files
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.runner import sha256_of

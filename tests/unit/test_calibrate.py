@@ -20,6 +20,7 @@ from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import GgufHeader, read_header
 from quantyard.paths import REPO_DIR
+from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.calibration_inputs import calibration_of, check_texts
 from quantyard.plan.contamination import evaluation_files, find_overlap
 from quantyard.plan.evaluation import add_measuring
@@ -33,7 +34,7 @@ from quantyard.plan.imatrix import (
     trial_plan,
     with_imatrix,
 )
-from quantyard.plan.steps import BuildOptions, BuildPlan, External, Output, StageSpec, make_plan
+from quantyard.plan.steps import BuildPlan, External, Output, StageSpec
 from quantyard.protocol.base import (
     ExitCode,
     FileEntry,

@@ -20,7 +20,7 @@ from quantyard.card.escaping import clean, code, fenced, html, link, text
 from quantyard.card.metadata import OWN_TAGS
 from quantyard.card.render import CardContext, _environment, card_differences, render_card
 from quantyard.formats.names import fault_of_name
-from quantyard.plan.steps import STAGES
+from quantyard.plan.stages import STAGES
 from quantyard.sources.licence import Licence
 from quantyard.store.manifest import Manifest, SourceCard
 from tests.cards import CONTEXT, PLOTS, whole

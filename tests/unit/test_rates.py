@@ -9,21 +9,11 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.render import build as summary
-from quantyard.execution.scheduler import Room
+from quantyard.execution.scheduler import Room, Taken
 from quantyard.forecast.cost import cost_of
 from quantyard.forecast.from_manifests import harvest, known_times
 from quantyard.forecast.samples import BOOK, Book, Sample, read_book
-from quantyard.forecast.time import (
-    Conditions,
-    Forecast,
-    StepTime,
-    Taken,
-    compare,
-    forecast,
-    keep_times,
-    learn,
-    works_of,
-)
+from quantyard.forecast.time import Conditions, Forecast, StepTime, compare, forecast, keep_times, learn, works_of
 from quantyard.forecast.work import Work, asked_of, kin, line, work_of
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.base import ConvertRequest, QuantizeRequest, VerifyRequest

@@ -14,8 +14,8 @@ from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.gguf import GgufHeader, TensorInfo, read_header
 from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve
+from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.imatrix import Calibration, trial_plan, with_imatrix
-from quantyard.plan.steps import BuildOptions, make_plan
 from quantyard.protocol.base import QuantizeRequest, VerifyRequest, digest_of_request
 from quantyard.publish.rebuild import rebuild_request
 from quantyard.publish.verify import Subject

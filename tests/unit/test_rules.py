@@ -12,7 +12,7 @@ import pytest
 from quantyard.cli import COMMANDS
 from quantyard.engines.images import RECIPES, SHARED
 from quantyard.paths import REPO_DIR
-from quantyard.plan.steps import STAGES
+from quantyard.plan.stages import STAGES
 
 OURS = ("builder", "eval", "server", "quantyard")
 

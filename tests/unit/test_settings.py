@@ -68,7 +68,7 @@ def test_a_value_that_cannot_be_is_named_with_what_to_type(name: str, value: str
 
 @pytest.mark.parametrize(("text", "size_bytes"), [("16GiB", 16 * 2**30), ("1.5g", 3 * 2**29), ("512M", 2**29)])
 def test_memory_is_read_as_people_write_it(text: str, size_bytes: int) -> None:
-    assert _read(MEMORY=text).surroundings.memory_bytes == size_bytes
+    assert _read(MEMORY=text).environment.memory_bytes == size_bytes
 
 
 @pytest.mark.parametrize(("text", "size_bytes"), [("105MB", 105 * 10**6), ("4g", 4 * 10**9), ("1.5GiB", 3 * 2**29)])
@@ -92,7 +92,7 @@ def test_another_base_image_can_be_named_for_each_image() -> None:
 def test_an_extra_ca_joins_the_systems_own(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_text("-----BEGIN CERTIFICATE-----\nours\n-----END CERTIFICATE-----\n")
-    bundle = _read(EXTRA_CA=str(ca), ARTIFACTS=str(tmp_path / "artifacts")).surroundings.ca_bundle
+    bundle = _read(EXTRA_CA=str(ca), ARTIFACTS=str(tmp_path / "artifacts")).environment.ca_bundle
     assert bundle is not None
     text = bundle.read_text()
     assert "ours" in text and text.count("BEGIN CERTIFICATE") > 1

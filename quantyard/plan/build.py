@@ -1,0 +1,125 @@
+"""Lays out a build: fetch → convert → quantize and verify each quant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantyard.errors import BadRequest
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step, Target
+from quantyard.protocol.base import (
+    ConvertRequest,
+    DequantizeRequest,
+    FetchRequest,
+    OutType,
+    QuantizeRequest,
+    VerifyRequest,
+)
+from quantyard.quants.catalog import Quant
+from quantyard.sources.resolve import Source
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user decided about the build, beside the source."""
+
+    quants: tuple[Quant, ...]
+    outtype: OutType
+    allow_pickle: bool
+    allow_requantize: bool
+    allow_mismatch: bool
+    threads: int
+    workers: int
+    endpoint: str | None
+    imatrix: bool = False  # there will be an importance matrix; calibration.py puts it into the plan
+
+
+def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
+    """Lay out the steps: fetch → convert → quantize and verify each quant, each only if the source needs it.
+
+    Raises:
+        BadRequest: a quant that cannot be made without an importance matrix.
+    """
+    if not options.imatrix:
+        _refuse_without_imatrix(options.quants)
+    steps: list[Step] = []
+    origin = _origin(source, options, steps)
+    outtype, reason = source.outtype(options.outtype)
+    base = ModelFile(Output("convert"), "model.gguf")
+    if source.kind == "gguf":
+        base = ModelFile(origin, source.gguf_file or "")
+    if source.kind == "huggingface":
+        request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
+        size_bytes = source.converted_size_bytes(outtype)
+        steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
+    targets = [_target(source, options, quant, outtype, base, steps) for quant in options.quants]
+    return BuildPlan(source, tuple(steps), base, tuple(targets), outtype, reason)
+
+
+def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
+    """llama-quantize would refuse too, but after the download."""
+    if names := [quant.name for quant in quants if quant.needs_imatrix]:
+        message = f"{', '.join(names)} cannot be made without an importance matrix, and there is none."
+        hint = "Let one be made, IMATRIX=auto; give one, IMATRIX=file.gguf; or choose another quant: make quants"
+        raise BadRequest(message, hint)
+
+
+def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
+    if source.local is not None:
+        return External(source.local)
+    request = FetchRequest(
+        repo_id=source.repo_id, commit=source.model.commit, files=source.files,
+        endpoint=options.endpoint, workers=options.workers,
+    )
+    steps.append(Step("fetch", STAGES["fetch"], request, {}, source.size_bytes))
+    return Output("fetch")
+
+
+def _target(
+    source: Source, options: BuildOptions, quant: Quant, outtype: OutType,
+    base: ModelFile, steps: list[Step],
+) -> Target:
+    size_bytes = source.quant_size_bytes(quant)
+    made = base
+    if not source.is_already(quant, outtype):
+        request = QuantizeRequest(
+            quant=quant.base, ftype=quant.ftype, source_file=base.path,
+            allow_requantize=options.allow_requantize, threads=options.threads, **recipe_fields(quant),
+            recipe=quant.recipe.name if quant.recipe else "",
+        )
+        label = f"quantize {quant.name}"
+        steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes))
+        made = ModelFile(Output(label), "model.gguf")
+    steps.append(_verify(source, options, quant, made, base))
+    return Target(quant, made, steps[-1].label, size_bytes)
+
+
+def recipe_fields(quant: Quant) -> dict[str, Any]:
+    """What a request says of the recipe; nothing for a plain quant."""
+    if quant.recipe is None:
+        return {}
+    recipe = quant.recipe
+    return {
+        "tensor_types": dict(recipe.tensors), "output_type": recipe.output,
+        "token_embedding_type": recipe.token_embedding,
+    }
+
+
+def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile, base: ModelFile) -> Step:
+    inputs = {"model": made.origin, "source": base.origin}
+    has_reference = source.kind == "huggingface"
+    if has_reference:
+        inputs["reference"] = base.origin  # convert leaves reference.json beside model.gguf
+    request = VerifyRequest(
+        quant=quant.base, model_file=made.path, source_file=base.path, has_reference=has_reference,
+        allow_mismatch=options.allow_mismatch, threads=options.threads, **recipe_fields(quant),
+    )
+    return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0)
+
+
+def dequantize_step(gguf: ModelFile, size_bytes: int) -> Step:
+    """The step `make demo` starts from: a GGUF back in Hugging Face format."""
+    request = DequantizeRequest(source_file=gguf.path)
+    return Step("dequantize", STAGES["dequantize"], request, {"source": gguf.origin}, size_bytes)
