@@ -17,7 +17,7 @@ import httpx2
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
-from server.api_checks.checks import CHECKS, Check
+from server.api_checks.checks import CHECKS, ApiCheck
 from server.api_checks.checks import Outcome as Checked
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.session import Broken, Session
@@ -44,7 +44,7 @@ GAPS: Final = (
 )
 
 
-def run_check(session: Session, check: Check) -> tuple[CheckRecord, SchemaRate | None]:
+def run_check(session: Session, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
     """Run one check to its record; whatever goes wrong in it is its finding."""
     started = time.perf_counter()
     try:
@@ -65,7 +65,7 @@ def run_check(session: Session, check: Check) -> tuple[CheckRecord, SchemaRate |
     return record, outcome.schemas
 
 
-def _gap(session: Session, check: Check, finding: str) -> Gap | None:
+def _gap(session: Session, check: ApiCheck, finding: str) -> Gap | None:
     known = (gap for gap in GAPS if gap.check == check.name and gap.words in finding)
     return next((gap for gap in known if session.server.startswith(gap.server)), None)
 

@@ -25,7 +25,8 @@ from typing import Literal
 import numpy as np
 
 from eval.analysis import statistics
-from eval.analysis.statistics import Numbers, Z, as_numbers
+from eval.analysis.statistics import Numbers, as_numbers
+from quantyard.metrics.intervals import Z, wilson
 from quantyard.protocol.evaluation import (
     CONFIDENCE,
     Comparison,
@@ -68,7 +69,7 @@ class Column:
     def interval(self) -> Interval:
         """The score and its interval."""
         if self.kind == "right or wrong":
-            return statistics.proportion_interval(float(self.values.sum()), self.n)
+            return wilson(float(self.values.sum()), self.n)
         if self.kind == "mean":
             return statistics.mean_interval(self.values)
         if self.kind == "perplexity":

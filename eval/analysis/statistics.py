@@ -5,7 +5,7 @@ nothing about the difference, and only those that flip do. Two independent inter
 
 | what | how | source |
 |---|---|---|
-| a proportion | score interval | Wilson, JASA 22 (1927) 209 |
+| a proportion | score interval, `quantyard.metrics.intervals` | Wilson, JASA 22 (1927) 209 |
 | a mean, a mean of differences | t interval | Student, Biometrika 6 (1908) 1 |
 | a difference of paired proportions | score interval | Tango, Statistics in Medicine 17 (1998) 891 |
 | whether flips lean one way | exact binomial test | McNemar, Psychometrika 12 (1947) 153 |
@@ -21,29 +21,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantyard.metrics.intervals import Z
 from quantyard.protocol.evaluation import CONFIDENCE, Interval
 
 Numbers = NDArray[np.float64]
-Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 _LARGE_DF: Final = 10_000  # the quantile is within 0.02 % of the normal one from here
 _BISECTIONS: Final = 60
 
 
 # ---- one file ----------------------------------------------------------------------------------------
-
-
-def proportion_interval(right: float, n: float, z: float = Z) -> Interval:
-    """Wilson's score interval for `right` of `n`; a proportion, 0 to 1."""
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(value=p, low=min(p, max(0.0, centre - half)), high=max(p, min(1.0, centre + half)))
 
 
 def mean_interval(values: Numbers) -> Interval:

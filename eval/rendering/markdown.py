@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from eval.rendering.sentences import GOOD_TO_BAD, is_share, margin_text, plain_words, ppl_change
-from quantyard.formatting.numbers import DASH, digits, duration, human_bytes, percent, signed
+from quantyard.formatting.numbers import DASH, digits, duration, file_size, human_bytes, percent, signed
 from quantyard.metrics.headline_metrics import headlines, is_perplexity
 from quantyard.protocol.evaluation import (
     Comparison,
@@ -113,7 +113,7 @@ def _files(report: EvalReport) -> str:
 def _file_row(m: Measurement) -> list[str]:
     d, s, file = m.divergence, m.speed, m.file
     return [
-        file.label, human_bytes(file.size_bytes), f"{file.bits_per_weight:.2f}" if file.bits_per_weight else DASH,
+        file.label, file_size(file.size_bytes), f"{file.bits_per_weight:.2f}" if file.bits_per_weight else DASH,
         digits(d.perplexity.value, 4) if d else DASH,
         digits(d.rolling_perplexity, 4) if d and d.rolling_perplexity else DASH, ppl_change(d) if d else DASH,
         digits(d.mean_kld.value) if d and d.mean_kld else DASH,

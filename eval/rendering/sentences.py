@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.metrics import intervals
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.pareto import entries_of, metric_of, standings
 from quantyard.protocol.evaluation import Comparison, Divergence, EvalReport, Measurement, Verdict
@@ -96,7 +97,7 @@ def is_share(*values: float) -> bool:
 
 def ppl_change(d: Divergence) -> str:
     """exp(ln ratio) - 1 with its 95 % interval."""
-    if (change := d.ppl_change) is None:
+    if (change := intervals.ppl_change(d)) is None:
         return DASH
     places = 1 if abs(change.value) >= 0.01 else 2
     return f"{signed(100 * change.value, places)} ± {50 * (change.high - change.low):.{places}f} %"

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from matplotlib.ticker import MaxNLocator
 
-from eval.analysis.statistics import Z
 from eval.rendering.style import BASELINE, Mark, Theme, headline, label_points, new_figure, plain_log
 from quantyard.formatting.numbers import digits
 from quantyard.metrics.headline_metrics import headlines
+from quantyard.metrics.intervals import Z
 from quantyard.metrics.pareto import Entry, beaten_by
 from quantyard.protocol.evaluation import EvalReport, Measurement, Score
 

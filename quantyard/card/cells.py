@@ -6,7 +6,8 @@ import math
 from typing import Final
 
 from quantyard.card.escaping import Safe, text
-from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.formatting.numbers import DASH, digits, file_size, human_bytes, percent, signed
+from quantyard.metrics import intervals
 from quantyard.protocol.api_tests import SchemaRate
 from quantyard.protocol.evaluation import Comparison, Divergence, Interval, Measurement, Score
 
@@ -15,7 +16,7 @@ NOTHING: Final = Safe(DASH)
 
 def size(size_bytes: int) -> Safe:
     """Of a file: "105 MB"."""
-    return Safe(human_bytes(size_bytes))
+    return Safe(file_size(size_bytes))
 
 
 def bits(bits_per_weight: float) -> Safe:
@@ -38,7 +39,7 @@ def quality(found: Divergence | None) -> tuple[Safe, ...]:
 
 def ppl_change(found: Divergence) -> Safe:
     """Against the baseline: "+5.5 ± 1.5 %"."""
-    change = found.ppl_change
+    change = intervals.ppl_change(found)
     if change is None:
         return NOTHING
     places = 1 if abs(change.value) >= 0.01 else 2

@@ -9,7 +9,7 @@ from typing import Final
 from quantyard.choose.candidates import Candidate, Field, eval_command, memory_at
 from quantyard.choose.pick import Budget, misses, nearest
 from quantyard.errors import UnknownQuant
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import human_bytes
 from quantyard.memory.kv_cache import CELL_STEP, can_be_quantized, kv_bytes
 from quantyard.quants.catalog import Quant, find
 

@@ -15,12 +15,13 @@ from quantyard.cli.release import write_report
 from quantyard.cli.render import build as summary
 from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.render import matrix as say
-from quantyard.cli.render.build import columns, trusted_fact
+from quantyard.cli.render.build import trusted_fact
 from quantyard.cli.render.choice import unknown_memory
 from quantyard.cli.run import built_for, plan_of, request_of, source_of
 from quantyard.errors import BadRequest, StageFailed
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
+from quantyard.formatting.columns import columns
 from quantyard.plan.steps import BuildPlan
 from quantyard.quants.selection import parse_list
 from quantyard.requests import BuildRequest, ChooseRequest, MeasureRequest, PublishRequest

@@ -23,7 +23,7 @@ from quantyard.quants.recipe import Recipe
 from quantyard.quants.selection import of_recipe
 from quantyard.requests import BuildRequest, TuneRequest
 from quantyard.tune.exact_sizes import Sizes, stock_sizes
-from quantyard.tune.goal import Goal, Measured, find_mix, gain_of, goal_of, held_out_plan, yardstick
+from quantyard.tune.goal import Goal, HeldOutFile, find_mix, gain_of, goal_of, held_out_plan, yardstick
 from quantyard.tune.knapsack import Mix, front
 from quantyard.tune.sensitivity import (
     Probing,
@@ -186,7 +186,7 @@ def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
 
 def _say(search: _Search, mix: Mix, recipe: Recipe, builder: Builder, built: Sequence[BuiltFile]) -> None:
     measured = {
-        file.quant: Measured(
+        file.quant: HeldOutFile(
             file.quant, file.record.size_bytes, read_divergence(builder.output(f"divergence {file.quant}"))
         )
         for file in built

@@ -16,7 +16,7 @@ from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
 from quantyard.hub.download import download_release
 from quantyard.publish.rebuild import check_source, compare_rebuilt, rebuild_request, with_recorded_imatrices
-from quantyard.publish.verify import Check, Subject, check, find_subject, worst
+from quantyard.publish.verify import Check, CheckedRelease, check, find_subject, worst
 from quantyard.requests import BuildRequest, CheckRequest
 from quantyard.store.manifest import read_manifest
 
@@ -41,7 +41,7 @@ def verify(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _subject(request: BuildRequest, asked: CheckRequest, access: HubAccess) -> Subject:
+def _subject(request: BuildRequest, asked: CheckRequest, access: HubAccess) -> CheckedRelease:
     if bool(asked.repo_id) == (asked.file is not None):
         given = "REPO and FILE are both given" if asked.repo_id else "Neither REPO nor FILE is given"
         raise BadRequest(f"{given}.", "Type: make verify REPO=me/name-GGUF, or FILE=path")
@@ -52,7 +52,7 @@ def _subject(request: BuildRequest, asked: CheckRequest, access: HubAccess) -> S
         return find_subject(download_release(access, asked.repo_id, request.artifacts / _DOWNLOADS))
 
 
-def _rebuilt(request: BuildRequest, subject: Subject) -> Iterator[Check]:
+def _rebuilt(request: BuildRequest, subject: CheckedRelease) -> Iterator[Check]:
     """In a store of its own, which is gone afterwards."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:

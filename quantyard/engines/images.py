@@ -25,12 +25,12 @@ from quantyard.requests import ImageSettings
 SHARED: Mapping[str, tuple[str, ...]] = {
     "builder": ("formats", "formatting", "network", "protocol", "sandbox"),
     "eval": ("formats", "formatting", "hardware", "metrics", "network", "protocol", "sandbox"),
-    "server": ("formats", "formatting", "protocol"),
+    "server": ("formats", "formatting", "metrics", "protocol"),
 }
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ImageParts:
     """What an image is made from, beside its Dockerfile, the bake file and its base."""
 
     pin: tuple[str, str]  # of its base: the names in versions.env of image and tag
@@ -39,11 +39,11 @@ class Recipe:
 
 
 # To add an image: see docker-bake.hcl, and add a row.
-RECIPES: Mapping[str, Recipe] = {
-    "builder": Recipe(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder",)),
-    "eval": Recipe(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",)),
-    "server": Recipe(("LLAMA_CPP_IMAGE", "LLAMA_CPP_SERVER_TAG"), files=("server/image/*.sh",)),
-    "contract": Recipe(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder", "server"), ("docker/builder.Dockerfile",)),
+RECIPES: Mapping[str, ImageParts] = {
+    "builder": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder",)),
+    "eval": ImageParts(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",)),
+    "server": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_SERVER_TAG"), files=("server/image/*.sh",)),
+    "contract": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder", "server"), ("docker/builder.Dockerfile",)),
 }
 IMAGES = tuple(RECIPES)
 BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from quantyard.formatting.numbers import human_bytes
 from quantyard.formatting.printable import one_line
-from quantyard.formatting.units import human_bytes
 from quantyard.protocol import base as contract
 from quantyard.protocol.base import StageResult
 

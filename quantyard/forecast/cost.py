@@ -10,7 +10,7 @@ from pathlib import Path
 from quantyard.errors import NotEnoughDisk
 from quantyard.forecast.disk import files_to_choose, fitting
 from quantyard.forecast.time import Forecast
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import human_bytes
 from quantyard.memory.from_config import serve_memory_bytes
 from quantyard.plan.steps import BuildPlan, External, Step
 

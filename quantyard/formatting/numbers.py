@@ -1,19 +1,30 @@
-"""How numbers are written for people: in the report, on its plots, on the card and on the page."""
+"""How numbers are written for people: in the terminal, the report, the plots, the card, the page and the gate."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-from quantyard.formatting.units import human_bytes as _human_bytes
-
 DASH: Final = "—"  # what was not measured
 MINUS: Final = "\N{MINUS SIGN}"
 
 
-def human_bytes(n: int) -> str:
-    """105453920 → "105 MB": three digits; a dash for none."""
-    return _human_bytes(n) if n > 0 else DASH
+def human_bytes(n: int, *, binary: bool = False) -> str:
+    """105453920 → "105 MB": three digits, in powers of 1000 as the Hub shows file sizes.
+
+    `binary` gives the powers of 1024 ("101 MiB") in which memory is sold and limited.
+    """
+    step, units = (1024, ("B", "KiB", "MiB", "GiB", "TiB")) if binary else (1000, ("B", "kB", "MB", "GB", "TB"))
+    size, power = float(n), 0
+    while size >= 999.5 and power < len(units) - 1:
+        size, power = size / step, power + 1
+    places = 0 if power == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{places}f} {units[power]}"
+
+
+def file_size(n: int) -> str:
+    """105453920 → "105 MB"; a dash where it is not known, which is 0."""
+    return human_bytes(n) if n > 0 else DASH
 
 
 def digits(x: float, n: int = 3) -> str:

@@ -16,9 +16,9 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.gate import findings as words
 from quantyard.gate.budgets import Budget, Budgets, is_pattern, load_budgets, most_specific
-from quantyard.gate.sample_size import accuracy_loss, mapped, more, more_answers, more_questions, wilson
+from quantyard.gate.sample_size import accuracy_loss, more, more_answers, more_questions
 from quantyard.metrics.headline_metrics import entry_of, rank_of
-from quantyard.metrics.intervals import normal, quantile
+from quantyard.metrics.intervals import mapped, normal, quantile, wilson
 from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
 from quantyard.quants.catalog import family_of, is_unquantized

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from quantyard.metrics.intervals import Z
 from quantyard.protocol.evaluation import Comparison, Interval
@@ -20,25 +19,6 @@ def accuracy_loss(found: Comparison, z: float) -> Interval:
     low = value - 100 * scale * (found.delta.high - found.delta.value)
     high = value + 100 * scale * (found.delta.value - found.delta.low)
     return Interval(value=value, low=max(low, -100.0), high=min(high, 100.0))
-
-
-def mapped(found: Interval, function: Callable[[float], float]) -> Interval | None:
-    """The interval in another unit, by a rising function; None where that leaves the range of numbers."""
-    try:
-        value, low, high = (function(x) for x in (found.value, found.low, found.high))
-    except OverflowError:
-        return None
-    return Interval(value=value, low=low, high=high) if math.isfinite(high) else None
-
-
-def wilson(right: int, n: int, z: float) -> Interval:
-    """Wilson's score interval for a share; all of 0 to 1 where nothing was asked."""
-    if n == 0:
-        return Interval(value=0.0, low=0.0, high=1.0)
-    p, spread = right / n, 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / spread
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / spread
-    return Interval(value=p, low=min(p, max(0.0, centre - half)), high=max(p, min(1.0, centre + half)))
 
 
 def more(n: int, half: float, distance: float) -> int | None:

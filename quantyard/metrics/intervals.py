@@ -1,12 +1,13 @@
-"""Intervals of means that were measured, and of the difference of two."""
+"""Intervals of what was measured, and of the difference of two: the one z and the one Wilson interval."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Final
 
-from quantyard.protocol.evaluation import CONFIDENCE, Estimate, Interval
+from quantyard.protocol.evaluation import CONFIDENCE, Divergence, Estimate, Interval
 
 
 def quantile(confidence: float) -> float:
@@ -28,3 +29,28 @@ def difference(one: Estimate, other: Estimate) -> Interval:
     true interval is narrower: what this one calls a difference is one.
     """
     return normal(Estimate(value=one.value - other.value, stderr=math.hypot(one.stderr, other.stderr)))
+
+
+def wilson(right: float, n: float, z: float = Z) -> Interval:
+    """Wilson's score interval (JASA 22, 1927, 209) of the share `right` of `n`; 0 to 1 where nothing was asked."""
+    if n == 0:
+        return Interval(value=0.0, low=0.0, high=1.0)
+    p, spread = right / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / spread
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / spread
+    return Interval(value=p, low=min(p, max(0.0, centre - half)), high=max(p, min(1.0, centre + half)))
+
+
+def mapped(found: Interval, rising: Callable[[float], float]) -> Interval | None:
+    """The interval in another unit, by a rising function; None where that leaves the range of numbers."""
+    try:
+        value, low, high = (rising(x) for x in (found.value, found.low, found.high))
+    except OverflowError:
+        return None
+    return Interval(value=value, low=low, high=high) if math.isfinite(high) else None
+
+
+def ppl_change(found: Divergence | None, z: float = Z) -> Interval | None:
+    """PPL / baseline PPL - 1 with its interval (0.01: 1 % more); None for the baseline, or beyond the numbers."""
+    ratio = found.ln_perplexity_ratio if found else None
+    return mapped(normal(ratio, z), math.expm1) if ratio else None

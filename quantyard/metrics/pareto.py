@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from quantyard.formatting.numbers import digits, signed
+from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.evaluation import Estimate, EvalReport, Measurement
 
 Metric = Literal["mean KLD", "ΔPPL"]
@@ -73,7 +74,7 @@ def _without_speed(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 def metric_of(report: EvalReport) -> Metric:
     """What quality is told by: KL divergence, or perplexity where that alone was measured."""
     found = [m.divergence for m in report.measurements if m.divergence]
-    only_perplexity = any(d.ppl_change for d in found) and all(d.mean_kld is None for d in found)
+    only_perplexity = any(ppl_change(d) for d in found) and all(d.mean_kld is None for d in found)
     return "ΔPPL" if only_perplexity else "mean KLD"
 
 

@@ -6,8 +6,6 @@ speeds are tokens per second; an `Interval` is a 95 % confidence interval.
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -17,7 +15,6 @@ from quantyard.protocol.base import Frozen, JsonObject, RelativeFolder, Relative
 REPORT_VERSION: Final = 1
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
 CONFIDENCE: Final = 0.95
-_Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 
 # ---- suites ------------------------------------------------------------------------------------------
@@ -273,20 +270,6 @@ class Divergence(Frozen):
     mean_delta_p: Estimate | None = None
     rms_delta_p: Estimate | None = None
     duration_s: float = 0.0
-
-    @property
-    def ppl_change(self) -> Interval | None:
-        """PPL / baseline PPL - 1 with its 95 % interval (0.01: 1 % more); None for the baseline, and where no number
-        can hold it.
-        """
-        if self.ln_perplexity_ratio is None:
-            return None
-        value, half = self.ln_perplexity_ratio.value, _Z * self.ln_perplexity_ratio.stderr
-        try:
-            change, low, high = (math.expm1(x) for x in (value, value - half, value + half))
-        except OverflowError:
-            return None
-        return Interval(value=change, low=low, high=high)
 
 
 class Speed(Frozen):

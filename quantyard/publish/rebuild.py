@@ -23,7 +23,7 @@ from quantyard.plan.imatrix import Calibration, with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import FileEntry, OutType, digest_of_files
 from quantyard.protocol.runner import sha256_of
-from quantyard.publish.verify import Check, Subject
+from quantyard.publish.verify import Check, CheckedRelease
 from quantyard.quants.catalog import Quant, find
 from quantyard.quants.recipe_files import recipe_of
 from quantyard.quants.selection import of_recipe
@@ -41,7 +41,7 @@ _OUTTYPES: Final[TypeAdapter[OutType]] = TypeAdapter(OutType)
 _SAID: Final = 60  # characters of a value that is no text
 
 
-def rebuild_request(request: BuildRequest, subject: Subject, artifacts: Path) -> BuildRequest:
+def rebuild_request(request: BuildRequest, subject: CheckedRelease, artifacts: Path) -> BuildRequest:
     """The build that made these files, from its source, in a store of its own.
 
     What a manifest says was made elsewhere: it proposes parameters, which are held against our own tables, and never
@@ -67,7 +67,7 @@ def rebuild_request(request: BuildRequest, subject: Subject, artifacts: Path) ->
     )
 
 
-def _requests(subject: Subject) -> Iterator[tuple[str, Mapping[str, JsonValue]]]:
+def _requests(subject: CheckedRelease) -> Iterator[tuple[str, Mapping[str, JsonValue]]]:
     """What each stage was asked for that will run again."""
     for label in ("convert", *(f"{stage} {quant}" for quant in subject.quants for stage in ("quantize", "verify"))):
         if record := subject.manifest.stages.get(label):
@@ -111,7 +111,7 @@ def _said(value: object) -> str:
     return shown(value if isinstance(value, str) else repr(value)[:_SAID])
 
 
-def with_recorded_imatrices(plan: BuildPlan, subject: Subject, folder: Path) -> BuildPlan:
+def with_recorded_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: Path) -> BuildPlan:
     """The plan that gives each file the importance matrix it was made with.
 
     Args:
@@ -132,7 +132,7 @@ def with_recorded_imatrices(plan: BuildPlan, subject: Subject, folder: Path) -> 
     return plan
 
 
-def _used(subject: Subject) -> dict[str, str]:
+def _used(subject: CheckedRelease) -> dict[str, str]:
     """Quant → the file of the importance matrix that it was made with."""
     found = {quant: subject.manifest.quants[quant].imatrix for quant in subject.quants}
     return {quant: record.file for quant, record in found.items() if record}
@@ -171,7 +171,7 @@ def _quant(manifest: Manifest, name: str) -> Quant:
     return of_recipe(recipe_of(fields, f"recorded of {name}"))
 
 
-def check_source(subject: Subject, model: ModelId) -> None:
+def check_source(subject: CheckedRelease, model: ModelId) -> None:
     """Refuse to rebuild from another source than the recorded one. Its name counts: the converter writes it down.
 
     Raises:
@@ -190,7 +190,7 @@ def check_source(subject: Subject, model: ModelId) -> None:
 
 
 def compare_rebuilt(
-    subject: Subject, again: Mapping[str, QuantRecord], stages: Mapping[str, StageRecord]
+    subject: CheckedRelease, again: Mapping[str, QuantRecord], stages: Mapping[str, StageRecord]
 ) -> Iterator[Check]:
     """Each file beside its second making.
 

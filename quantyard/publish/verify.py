@@ -44,7 +44,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckedRelease:
     """A release on this machine: its manifest, and the files of it that are to be checked."""
 
     folder: Path
@@ -53,7 +53,7 @@ class Subject:
     imatrices: tuple[str, ...] = ()
 
 
-def find_subject(path: Path) -> Subject:
+def find_subject(path: Path) -> CheckedRelease:
     """The release in a folder, or the one file of it.
 
     Raises:
@@ -68,16 +68,16 @@ def find_subject(path: Path) -> Subject:
     if not manifest.quants:
         raise BadRequest(f"{folder / MANIFEST} knows no model.", "Build one: make build MODEL=org/name")
     if kind == "folder":
-        return Subject(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
+        return CheckedRelease(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
     if path.name in manifest.imatrices:
-        return Subject(folder, manifest, (), (path.name,))
+        return CheckedRelease(folder, manifest, (), (path.name,))
     named = [quant for quant, record in manifest.quants.items() if path.name in {entry.path for entry in record.files}]
     if not named:
         known = [*(record.file for record in manifest.quants.values()), *manifest.imatrices]
         told = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
         message = f"{folder / MANIFEST} does not know {path.name}, only {told}."
         raise BadRequest(message, f"Those are checked by: make verify FILE={folder}")
-    return Subject(folder, manifest, tuple(named))
+    return CheckedRelease(folder, manifest, tuple(named))
 
 
 def _manifest_in(folder: Path) -> Manifest:
@@ -93,7 +93,7 @@ def _manifest_in(folder: Path) -> Manifest:
         raise BadRequest(f"{path} is no manifest of Quantyard: {first}.", "Download it again.") from error
 
 
-def check(subject: Subject, access: HubAccess, repo_id: str, on_file: Callable[[str], None]) -> Iterator[Check]:
+def check(subject: CheckedRelease, access: HubAccess, repo_id: str, on_file: Callable[[str], None]) -> Iterator[Check]:
     """Every check, the files first. `repo_id` "": it was not published yet, or who knows where."""
     for quant in subject.quants:
         record = subject.manifest.quants[quant]
@@ -225,7 +225,7 @@ def _check_source(manifest: Manifest, access: HubAccess) -> Check:
     return Check(what, "ok", f"commit {source.commit[:12]} is there, its files as recorded")
 
 
-def _check_card(subject: Subject, repo_id: str) -> Check:
+def _check_card(subject: CheckedRelease, repo_id: str) -> Check:
     """Its numbers, one by one; what people wrote around them is theirs."""
     if not kind_of(subject.folder / _CARD):
         return Check("card", "not checked", f"there is no {_CARD}")

@@ -15,7 +15,7 @@ from quantyard.metrics.headline_metrics import headlines, is_perplexity
 from quantyard.protocol.evaluation import Comparison, EvalReport
 from quantyard.report_page.axes import CHAR_PX, Scale, short, spanning
 from quantyard.report_page.marks import MARK_OF
-from quantyard.report_page.tables import Subject
+from quantyard.report_page.tables import PageFile
 from quantyard.report_page.task_tables import delta_text, delta_unit, is_right_or_wrong, value_text
 
 NARROW_PX: Final = 344
@@ -66,7 +66,7 @@ class Panel:
     band: tuple[float, float] | None = None  # pixels between which a difference counts as none
 
 
-def forest(report: EvalReport, files: Sequence[Subject]) -> tuple[Panel, ...]:
+def forest(report: EvalReport, files: Sequence[PageFile]) -> tuple[Panel, ...]:
     """One panel per task: each file's difference from the baseline. Panels of one unit share a scale."""
     all_of_them = [c for s in files if s.found for c in s.found.comparisons]
     panels: list[Panel] = []
@@ -84,7 +84,7 @@ def _kind(c: Comparison) -> str:
     return "points" if is_right_or_wrong(c) else "relative" if is_perplexity(c.metric) else f"{c.task} {c.metric}"
 
 
-def _forest_panel(found: Sequence[tuple[Subject, Comparison]], alike: Sequence[Comparison], margin: float) -> Panel:
+def _forest_panel(found: Sequence[tuple[PageFile, Comparison]], alike: Sequence[Comparison], margin: float) -> Panel:
     first = found[0][1]
     factor = 100 if is_right_or_wrong(first) or is_perplexity(first.metric) else 1
     left, right, bottom = _gutter([s.label for s, _ in found]), NARROW_PX - 62, ROW_PX * len(found) + 8
@@ -109,7 +109,7 @@ def _gutter(labels: Sequence[str]) -> float:
     return min(118.0, max(48.0, CHAR_PX * max(len(label) for label in labels) + 14))
 
 
-def _said(s: Subject, c: Comparison) -> tuple[str, ...]:
+def _said(s: PageFile, c: Comparison) -> tuple[str, ...]:
     value, low, high = (delta_text(c, x) for x in (c.delta.value, c.delta.low, c.delta.high))
     lines = [
         s.label, f"{c.task}, {c.metric}", f"{value_text(c, c.value)}, baseline {value_text(c, c.baseline)}",
@@ -123,7 +123,7 @@ def _said(s: Subject, c: Comparison) -> tuple[str, ...]:
 # ---- speed -------------------------------------------------------------------------------------------
 
 
-def speed(files: Sequence[Subject]) -> tuple[Panel, ...]:
+def speed(files: Sequence[PageFile]) -> tuple[Panel, ...]:
     """Bars: reading a prompt, generating, peak memory."""
     timed = [(s, s.speed) for s in files if s.speed]
     if not timed:
@@ -138,7 +138,7 @@ def speed(files: Sequence[Subject]) -> tuple[Panel, ...]:
     )
 
 
-def _bars(name: str, unit: str, found: Sequence[tuple[Subject, float, float, str]]) -> Panel:
+def _bars(name: str, unit: str, found: Sequence[tuple[PageFile, float, float, str]]) -> Panel:
     """A whisker is as long as the runs are spread (a share of the value), around the value."""
     left, right = _gutter([s.label for s, *_ in found]), NARROW_PX - 62
     x = Scale(0.0, max(value * (1 + spread / 2) for _, value, spread, _ in found) or 1.0, left, right)

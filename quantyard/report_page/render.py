@@ -20,7 +20,7 @@ from quantyard.protocol.evaluation import EvalReport
 from quantyard.report_page.marks import MARK_OF, SHAPES, VERDICTS
 from quantyard.report_page.plots import MAX_PANELS, forest, speed
 from quantyard.report_page.sentences import facts, plain_words
-from quantyard.report_page.tables import Subject, checks_table, files_table, gate_table, subjects
+from quantyard.report_page.tables import PageFile, checks_table, files_table, gate_table, page_files
 from quantyard.report_page.task_tables import scores_table, tasks_table
 from quantyard.report_page.tradeoff import tradeoffs
 from quantyard.store.manifest import Manifest
@@ -46,12 +46,12 @@ def render_page(manifest: Manifest, suite: str) -> str:
         message = f"The suite {suite} has not been measured; of this model there is: {known}."
         raise BadRequest(message, f"Measure it: make eval MODEL=… QUANT=… SUITE={suite}")
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    files = subjects(manifest, report)
+    files = page_files(manifest, report)
     template = _environment().get_template("report.html.jinja")
     return template.render(_content(manifest, report, files), css=css, script=script, policy=_policy(css, script))
 
 
-def _content(manifest: Manifest, report: EvalReport, files: tuple[Subject, ...]) -> dict[str, Any]:
+def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]) -> dict[str, Any]:
     compared = any(m.comparisons for m in report.measurements)
     first = headlines(report.suite, [c for m in report.measurements for c in m.comparisons])
     return {

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantyard.formatting.numbers import digits, duration, human_bytes, percent, signed
+from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.evaluation import EvalReport
 from quantyard.report_page.marks import VERDICTS
-from quantyard.report_page.tables import Subject, change_places
+from quantyard.report_page.tables import PageFile, change_places
 from quantyard.store.manifest import Manifest
 
 
@@ -63,38 +64,38 @@ def _fact(key: str, value: object) -> str:
     return f"{key.replace('_', ' ')} {value}"
 
 
-def plain_words(files: Sequence[Subject]) -> tuple[Plain, ...]:
+def plain_words(files: Sequence[PageFile]) -> tuple[Plain, ...]:
     """A few sentences for each file beside the baseline."""
     baseline = next(s for s in files if s.is_baseline)
     return tuple(Plain(s.number, s.label, _sentences(s, baseline)) for s in files if not s.is_baseline)
 
 
-def _sentences(s: Subject, baseline: Subject) -> tuple[str, ...]:
+def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
     if s.found is None:
         return (f"{human_bytes(s.size_bytes)}, not measured by this suite.",)
     parts = (_size(s, baseline), _agreement(s), _verdicts(s), _pace(s, baseline), _contract(s), _gate(s))
     return tuple(part for part in parts if part)
 
 
-def _size(s: Subject, baseline: Subject) -> str:
+def _size(s: PageFile, baseline: PageFile) -> str:
     if not (s.size_bytes and baseline.size_bytes):
         return ""
     return f"{human_bytes(s.size_bytes)}: {percent(s.size_bytes / baseline.size_bytes, 0)} of {baseline.label}."
 
 
-def _agreement(s: Subject) -> str:
+def _agreement(s: PageFile) -> str:
     d = s.divergence
     parts = []
     if d and d.top1_agreement:
         parts.append(f"Agrees with the baseline on {percent(d.top1_agreement.value)} of next tokens")
-    if d and (change := d.ppl_change):
+    if change := ppl_change(d):
         places = change_places(change.value)
         value, low, high = (signed(100 * x, places) for x in (change.value, change.low, change.high))
         parts.append(f"{'p' if parts else 'P'}erplexity changes by {value} % ({low} to {high})")
     return "; ".join(parts) + "." if parts else ""
 
 
-def _verdicts(s: Subject) -> str:
+def _verdicts(s: PageFile) -> str:
     """Every comparison counts here, as in the table."""
     counts = Counter(c.verdict for c in s.found.comparisons) if s.found else Counter()
     total = sum(counts.values())
@@ -102,14 +103,14 @@ def _verdicts(s: Subject) -> str:
     return f"Of {total} comparison{'s' * (total != 1)}: {told}." if total else ""
 
 
-def _pace(s: Subject, baseline: Subject) -> str:
+def _pace(s: PageFile, baseline: PageFile) -> str:
     if not (s.speed and baseline.speed and baseline.speed.generated_tokens_per_s):
         return ""
     ratio = s.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
     return f"Writes {digits(ratio, 2)} times as fast."
 
 
-def _contract(s: Subject) -> str:
+def _contract(s: PageFile) -> str:
     if s.contract is None:
         return ""
     failed = s.contract.with_status("failed")
@@ -117,5 +118,5 @@ def _contract(s: Subject) -> str:
     return f"Served, it breaks {len(failed)} of its API's promises: {names}." if failed else "Served, it keeps its API."
 
 
-def _gate(s: Subject) -> str:
+def _gate(s: PageFile) -> str:
     return f"The gate: {s.gate}." if s.gate else ""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.formatting.numbers import DASH, digits, file_size, human_bytes, percent, signed
+from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.evaluation import Divergence, EvalReport, Measurement, Speed
 from quantyard.protocol.gate import OUTCOMES, Outcome
@@ -15,7 +16,7 @@ from quantyard.store.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Subject:
+class PageFile:
     """One file of the model. `found` None: this suite has not measured it. Its number stands for it in the page."""
 
     number: int
@@ -69,7 +70,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table as the template draws it."""
 
     name: str
@@ -95,14 +96,14 @@ _EMPTY: Final = Cell(DASH)
 # ---- files -------------------------------------------------------------------------------------------
 
 
-def subjects(manifest: Manifest, report: EvalReport) -> tuple[Subject, ...]:
+def page_files(manifest: Manifest, report: EvalReport) -> tuple[PageFile, ...]:
     """Every file of the manifest: the baseline, then from large to small."""
     measured = {m.file.label: m for m in report.measurements}
     sizes = {label: (record.size_bytes, record.bits_per_weight) for label, record in manifest.quants.items()}
     sizes |= {label: (m.file.size_bytes, m.file.bits_per_weight) for label, m in measured.items()}
     order = sorted(sizes, key=lambda label: (label != report.baseline, -sizes[label][0]))
     return tuple(
-        Subject(
+        PageFile(
             number, label, *sizes[label], is_baseline=label == report.baseline, found=measured.get(label),
             contract=manifest.contracts.get(label), gate=_gate_outcome(manifest, label),
         )
@@ -116,25 +117,25 @@ def _gate_outcome(manifest: Manifest, label: str) -> Outcome | None:
     return next((outcome for outcome in OUTCOMES if outcome in found), None)
 
 
-def _name(s: Subject) -> Cell:
+def _name(s: PageFile) -> Cell:
     return Cell(s.label, "baseline" if s.is_baseline else "", s.label, kind="name")
 
 
-def _size(s: Subject) -> Cell:
-    return Cell(human_bytes(s.size_bytes), sort=s.size_bytes or None)
+def _size(s: PageFile) -> Cell:
+    return Cell(file_size(s.size_bytes), sort=s.size_bytes or None)
 
 
-def _bits(s: Subject) -> Cell:
+def _bits(s: PageFile) -> Cell:
     return Cell(f"{s.bits_per_weight:.2f}", sort=s.bits_per_weight) if s.bits_per_weight else _EMPTY
 
 
-def _perplexity(s: Subject) -> Cell:
+def _perplexity(s: PageFile) -> Cell:
     d = s.divergence
     return Cell(digits(d.perplexity.value, 4), sort=d.perplexity.value) if d else _EMPTY
 
 
-def _change(s: Subject) -> Cell:
-    change = s.divergence.ppl_change if s.divergence else None
+def _change(s: PageFile) -> Cell:
+    change = ppl_change(s.divergence)
     if change is None:
         return _EMPTY
     places = change_places(change.value)
@@ -147,41 +148,41 @@ def change_places(share: float) -> int:
     return 1 if abs(share) >= 0.01 else 2
 
 
-def _mean_kld(s: Subject) -> Cell:
+def _mean_kld(s: PageFile) -> Cell:
     found = s.divergence.mean_kld if s.divergence else None
     return Cell(digits(found.value), sort=found.value) if found else _EMPTY
 
 
-def _p99_kld(s: Subject) -> Cell:
+def _p99_kld(s: PageFile) -> Cell:
     found = s.divergence.kld_percentiles.get("99") if s.divergence else None
     return Cell(digits(found), sort=found) if found is not None else _EMPTY
 
 
-def _top1(s: Subject) -> Cell:
+def _top1(s: PageFile) -> Cell:
     found = s.divergence.top1_agreement if s.divergence else None
     return Cell(percent(found.value), sort=found.value) if found else _EMPTY
 
 
-def _prompt(s: Subject) -> Cell:
+def _prompt(s: PageFile) -> Cell:
     return Cell(digits(s.speed.prompt_tokens_per_s), sort=s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
 
 
-def _generation(s: Subject) -> Cell:
+def _generation(s: PageFile) -> Cell:
     return Cell(digits(s.speed.generated_tokens_per_s), sort=s.speed.generated_tokens_per_s) if s.speed else _EMPTY
 
 
-def _memory(s: Subject) -> Cell:
+def _memory(s: PageFile) -> Cell:
     return Cell(human_bytes(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes) if s.speed else _EMPTY
 
 
-def _schemas(s: Subject) -> Cell:
+def _schemas(s: PageFile) -> Cell:
     found = s.contract.schemas if s.contract else None
     if found is None:
         return _EMPTY
     return Cell(percent(found.rate), f"{percent(found.low)[:-2]} to {percent(found.high)[:-2]}", found.rate)
 
 
-def _contract(s: Subject) -> Cell:
+def _contract(s: PageFile) -> Cell:
     if s.contract is None:
         return Cell(DASH, kind="text")
     failed, aside = len(s.contract.with_status("failed")), len(s.contract.with_status("not supported"))
@@ -190,12 +191,12 @@ def _contract(s: Subject) -> Cell:
     return Cell(status, note, status, MARK_OF[status], "text")
 
 
-def _gate(s: Subject) -> Cell:
+def _gate(s: PageFile) -> Cell:
     return Cell(s.gate, "", OUTCOMES.index(s.gate), MARK_OF[s.gate], "text") if s.gate else Cell(DASH, kind="text")
 
 
 # To add a column: add a row. One that holds nothing but dashes is left out.
-_FILE_COLUMNS: Final[tuple[tuple[Column, Callable[[Subject], Cell]], ...]] = (
+_FILE_COLUMNS: Final[tuple[tuple[Column, Callable[[PageFile], Cell]], ...]] = (
     (Column("File", "quantization type of the file", "name"), _name),
     (Column("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
     (Column("Bits/weight", "mean over all tensors", group="Weight"), _bits),
@@ -214,34 +215,34 @@ _FILE_COLUMNS: Final[tuple[tuple[Column, Callable[[Subject], Cell]], ...]] = (
 )  # fmt: skip
 
 
-def files_table(files: Sequence[Subject]) -> Table:
+def files_table(files: Sequence[PageFile]) -> PageTable:
     """One row per file, the baseline's first."""
     whole = [[cell(s) for _, cell in _FILE_COLUMNS] for s in files]
     keep = [i for i in range(len(_FILE_COLUMNS)) if any(cells[i].text != DASH for cells in whole)]
     rows = tuple(Row(s.number, tuple(cells[i] for i in keep)) for s, cells in zip(files, whole, strict=True))
-    return Table("files", "Every file beside its baseline", tuple(_FILE_COLUMNS[i][0] for i in keep), rows)
+    return PageTable("files", "Every file beside its baseline", tuple(_FILE_COLUMNS[i][0] for i in keep), rows)
 
 
 # ---- serving and the gate ----------------------------------------------------------------------------
 
 
-def checks_table(files: Sequence[Subject]) -> Table:
+def checks_table(files: Sequence[PageFile]) -> PageTable:
     """What of the API's contract was not simply passed."""
     columns = (
         Column("File", "", "name"), Column("Check", "", "text"), Column("Promise", "", "text"),
         Column("Result", "", "text"), Column("Finding", "", "text"),
     )  # fmt: skip
-    return Table("checks", "Checks that did not simply pass", columns, tuple(_check_rows(files)))
+    return PageTable("checks", "Checks that did not simply pass", columns, tuple(_check_rows(files)))
 
 
-def _check_rows(files: Sequence[Subject]) -> Iterator[Row]:
+def _check_rows(files: Sequence[PageFile]) -> Iterator[Row]:
     for s in files:
         for check in s.contract.checks if s.contract else ():
             if check.status != "passed":
                 yield _text_row(s, check.name, check.promise, check.status, check.finding, status_at=2)
 
 
-def gate_table(manifest: Manifest, files: Sequence[Subject]) -> Table:
+def gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
     """Every budget of every file, the worst first."""
     columns = (
         Column("File", "", "name"), Column("Budget", "", "text"), Column("Task", "", "text"),
@@ -253,10 +254,10 @@ def gate_table(manifest: Manifest, files: Sequence[Subject]) -> Table:
         _text_row(by_label[r.quant], r.budget, r.task or DASH, r.outcome, r.finding, status_at=2)
         for r in results if r.quant in by_label
     )  # fmt: skip
-    return Table("budgets", "Budgets, the worst first", columns, tuple(rows))
+    return PageTable("budgets", "Budgets, the worst first", columns, tuple(rows))
 
 
-def _text_row(s: Subject, *texts: str, status_at: int) -> Row:
+def _text_row(s: PageFile, *texts: str, status_at: int) -> Row:
     cells = tuple(
         Cell(text, sort=text, mark=MARK_OF.get(text, NO_MARK) if i == status_at else NO_MARK, kind="text")
         for i, text in enumerate(texts)

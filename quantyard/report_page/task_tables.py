@@ -10,12 +10,12 @@ from quantyard.formatting.numbers import DASH, digits, percent, signed
 from quantyard.metrics.headline_metrics import is_perplexity
 from quantyard.protocol.evaluation import Comparison, EvalReport, Score
 from quantyard.report_page.marks import MARK_OF, VERDICTS
-from quantyard.report_page.tables import Cell, Column, Row, Subject, Table, change_places
+from quantyard.report_page.tables import Cell, Column, PageFile, PageTable, Row, change_places
 
 _NOT_COMPARED: Final = "not compared"
 
 
-def tasks_table(report: EvalReport, files: Sequence[Subject]) -> Table:
+def tasks_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable:
     """Every comparison with the baseline; a score that could not be compared stands there without one."""
     columns = (
         Column("File", "quantization type", "name"),
@@ -26,10 +26,10 @@ def tasks_table(report: EvalReport, files: Sequence[Subject]) -> Table:
         Column("Verdict", "what follows from the interval", "text"),
     )  # fmt: skip
     rows = tuple(row for s in files for row in _rows(s))
-    return Table("tasks", "Every task beside the baseline", columns, rows)
+    return PageTable("tasks", "Every task beside the baseline", columns, rows)
 
 
-def _rows(s: Subject) -> Iterator[Row]:
+def _rows(s: PageFile) -> Iterator[Row]:
     if s.found is None:
         return
     compared = {(c.task, c.metric) for c in s.found.comparisons}
@@ -40,7 +40,7 @@ def _rows(s: Subject) -> Iterator[Row]:
             yield Row(s.number, (_text(s.label, "name"), *_score_cells(score)), _NOT_COMPARED)
 
 
-def scores_table(report: EvalReport, files: Sequence[Subject]) -> Table:
+def scores_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable:
     """The baseline's own scores, where nothing stands beside it."""
     columns = (
         Column("File", "", "name"), Column("Task", "", "text"), Column("Metric", "", "text"), Column("n", "questions"),
@@ -51,7 +51,7 @@ def scores_table(report: EvalReport, files: Sequence[Subject]) -> Table:
         Row(baseline.number, (_text(baseline.label, "name"), _text(s.task), _text(s.metric), _count(s.n), _score(s)))
         for s in report.measurements[0].scores
     )  # fmt: skip
-    return Table("tasks", "Scores of the baseline", columns, rows)
+    return PageTable("tasks", "Scores of the baseline", columns, rows)
 
 
 def _comparison_cells(c: Comparison) -> tuple[Cell, ...]:

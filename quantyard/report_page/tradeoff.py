@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.formatting.numbers import digits, human_bytes, signed
-from quantyard.metrics.intervals import normal
+from quantyard.metrics.intervals import normal, ppl_change
 from quantyard.metrics.pareto import Entry, beaten_by, standings
 from quantyard.protocol.evaluation import Interval
 from quantyard.report_page.axes import Box, Placed, Scale, place_names, segments, short, spanning
 from quantyard.report_page.plots import NARROW_PX, Spot
-from quantyard.report_page.tables import Subject, change_places
+from quantyard.report_page.tables import PageFile, change_places
 
 WIDE_PX: Final = 720
 
@@ -79,7 +79,7 @@ class Tradeoff:
     drawings: tuple[Drawing, ...]
 
 
-def tradeoffs(files: Sequence[Subject]) -> tuple[Tradeoff, ...]:
+def tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     """Mean KL divergence and change of perplexity against size, as far as they were measured."""
     klds, changes = _klds(files), _changes(files)
     shown = [q for q in klds if q.of.value > 0]  # a log scale has no place for rounding's zeros
@@ -95,7 +95,7 @@ def tradeoffs(files: Sequence[Subject]) -> tuple[Tradeoff, ...]:
     return tuple(found)
 
 
-def _klds(files: Sequence[Subject]) -> list[Quality]:
+def _klds(files: Sequence[PageFile]) -> list[Quality]:
     found = []
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
@@ -106,10 +106,10 @@ def _klds(files: Sequence[Subject]) -> list[Quality]:
     return found
 
 
-def _changes(files: Sequence[Subject]) -> list[Quality]:
+def _changes(files: Sequence[PageFile]) -> list[Quality]:
     found = []
     for s in files:
-        change = s.divergence.ppl_change if s.divergence else None
+        change = ppl_change(s.divergence)
         if change is not None and s.size_bytes:
             value, low, high = (100 * x for x in (change.value, change.low, change.high))
             of, places = Interval(value=value, low=low, high=high), change_places(change.value)
@@ -118,7 +118,7 @@ def _changes(files: Sequence[Subject]) -> list[Quality]:
     return found
 
 
-def _quality(s: Subject, of: Interval, said: str, shown: str) -> Quality:
+def _quality(s: PageFile, of: Interval, said: str, shown: str) -> Quality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     return Quality(s.number, s.label, s.size_bytes, of, (human_bytes(s.size_bytes), said), speed, shown)
 

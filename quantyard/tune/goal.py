@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import digits
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import digits, human_bytes
 from quantyard.metrics.intervals import normal
 from quantyard.plan.imatrix import kld_difference
 from quantyard.plan.stages import STAGES
@@ -97,7 +96,7 @@ def _held_out(plan: BuildPlan, number: int, threads: int) -> Step:
 
 
 @dataclass(frozen=True)
-class Measured:
+class HeldOutFile:
     """One file on the held-out text."""
 
     quant: str
@@ -116,8 +115,8 @@ class Measured:
 class Gain:
     """The tuned file against the stock one. `difference`: mean KLD, tuned less stock, nats; negative is better."""
 
-    tuned: Measured
-    stock: Measured
+    tuned: HeldOutFile
+    stock: HeldOutFile
     difference: Interval
 
     @property
@@ -134,7 +133,7 @@ class Gain:
         return "worse" if self.difference.low > 0 else "no difference to see"
 
 
-def gain_of(tuned: Measured, stock: Measured) -> Gain:
+def gain_of(tuned: HeldOutFile, stock: HeldOutFile) -> Gain:
     """What a search has gained.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import nearest_folder
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import human_bytes
 from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 

@@ -372,7 +372,7 @@ def _abuse(check: Callable[[Session], str]) -> Callable[[Session], Outcome]:
 
 
 @dataclass(frozen=True)
-class Check:
+class ApiCheck:
     """One promise, and what tries it."""
 
     name: str
@@ -382,28 +382,28 @@ class Check:
 
 # To add a check: a row, with a function of a Session that raises Broken where the promise is not kept.
 CHECKS: Final = (
-    Check("health", "/health says 200 once the model is loaded, without a key", _health),
-    Check("models", "the model is listed", _models),
-    Check("chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat),
-    Check("completion", "a text is continued", _completion),
-    Check("streaming", "a stream adds up to the answer in one piece", _streaming),
-    Check("streamed-usage", "a stream ends with the usage, if asked for", _streamed_usage),
-    Check("stop", "a stop string ends the answer and is not part of it", _stop),
-    Check("max-tokens", "max_tokens is the number of tokens", _max_tokens),
-    Check("usage", "usage counts what the tokenizer counts", _usage_counts),
-    Check("seeds", "the same seed writes the same text at temperature 1", _seeds),
-    Check("json-schema", "answers conform to a JSON schema", _json_schema),
-    Check("tool-calls", "a required tool is called with valid arguments", _tool_calls),
-    Check("embeddings", "embeddings are served, or refused with the reason", _embeddings),
-    Check("wrong-key", "without the key nobody gets a word of the model", _wrong_key),
-    Check("oversized", "a prompt that is too long is refused, with both sizes", _oversized),
-    Check("malformed", "a body that is no request is refused, with the reason", _malformed),
-    Check("unknown-path", "a path that is not there is 404", _unknown_path),
-    Check("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
-    Check("slow-clients", "connections that say nothing keep nobody out, and end in seconds", _abuse(slow_clients)),
-    Check("large-body", "a body that is too large is refused", _abuse(large_body)),
-    Check("closed-routes", "what changes a server, or shows what others ask, is nobody's", _abuse(closed_routes)),
-    Check("hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(hostile_grammars)),
-    Check("hostile-schemas", "a schema that would is refused too", _abuse(hostile_schemas)),
-    Check("large-tokenize", "a text that is too large to tokenize is refused", _abuse(large_tokenize)),
+    ApiCheck("health", "/health says 200 once the model is loaded, without a key", _health),
+    ApiCheck("models", "the model is listed", _models),
+    ApiCheck("chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat),
+    ApiCheck("completion", "a text is continued", _completion),
+    ApiCheck("streaming", "a stream adds up to the answer in one piece", _streaming),
+    ApiCheck("streamed-usage", "a stream ends with the usage, if asked for", _streamed_usage),
+    ApiCheck("stop", "a stop string ends the answer and is not part of it", _stop),
+    ApiCheck("max-tokens", "max_tokens is the number of tokens", _max_tokens),
+    ApiCheck("usage", "usage counts what the tokenizer counts", _usage_counts),
+    ApiCheck("seeds", "the same seed writes the same text at temperature 1", _seeds),
+    ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema),
+    ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls),
+    ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings),
+    ApiCheck("wrong-key", "without the key nobody gets a word of the model", _wrong_key),
+    ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized),
+    ApiCheck("malformed", "a body that is no request is refused, with the reason", _malformed),
+    ApiCheck("unknown-path", "a path that is not there is 404", _unknown_path),
+    ApiCheck("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
+    ApiCheck("slow-clients", "connections that say nothing keep nobody out, and end in seconds", _abuse(slow_clients)),
+    ApiCheck("large-body", "a body that is too large is refused", _abuse(large_body)),
+    ApiCheck("closed-routes", "what changes a server, or shows what others ask, is nobody's", _abuse(closed_routes)),
+    ApiCheck("hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(hostile_grammars)),
+    ApiCheck("hostile-schemas", "a schema that would is refused too", _abuse(hostile_schemas)),
+    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _abuse(large_tokenize)),
 )

@@ -8,20 +8,18 @@ client has no JSON either.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import NormalDist
 from typing import Any, Final
 
 import jsonschema
 from jsonschema import Draft202012Validator, FormatChecker
 
+from quantyard.metrics.intervals import wilson
 from quantyard.protocol.api_tests import AnswerKind, SchemaFailure, SchemaRate
 
 SCHEMA_GATE: Final = 0.95  # of the answers; the interval is for the reader, the gate looks at the rate itself
-_Z: Final = NormalDist().inv_cdf(0.975)
 Schema = dict[str, Any]
 FORMATS: Final = FormatChecker(("date", "uuid", "ipv4"))
 
@@ -60,28 +58,17 @@ def judge_answer(text: str, finish_reason: str, schema: Schema) -> Verdict:
     return why_invalid(text, schema)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Bounds of Wilson's 95 % score interval for `hits` of `n` (JASA 22, 1927, 209); (0, 1) for nothing at all."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, spread = hits / n, _Z * _Z / n
-    middle = rate + spread / 2
-    reach = _Z * math.sqrt((rate * (1 - rate) + spread / 4) / n)
-    low, high = (middle - reach) / (1 + spread), (middle + reach) / (1 + spread)
-    return min(rate, max(0.0, low)), max(rate, min(1.0, high))
-
-
 def rate_of(verdicts: Mapping[str, Verdict], request_form: str) -> SchemaRate:
     """The rate of valid answers, and every schema that failed by name."""
     n, n_valid = len(verdicts), sum(v.kind == "valid" for v in verdicts.values())
-    low, high = wilson(n_valid, n)
+    interval = wilson(n_valid, n)
     failures = [
         SchemaFailure(schema_name=name, kind=verdict.kind, finding=verdict.finding)
         for name, verdict in verdicts.items() if verdict.kind != "valid"
     ]  # fmt: skip
     return SchemaRate(
         n=n, n_valid=n_valid, n_cut=sum(v.kind == "cut" for v in verdicts.values()), rate=n_valid / n if n else 0.0,
-        low=low, high=high, gate=SCHEMA_GATE, request_form=request_form, failures=tuple(failures),
+        low=interval.low, high=interval.high, gate=SCHEMA_GATE, request_form=request_form, failures=tuple(failures),
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import json
 import pytest
 from jsonschema import Draft202012Validator
 
-from eval.analysis.statistics import proportion_interval
 from quantyard.protocol.api_tests import CheckRecord, ContractReport
 from server.api_checks.checks import CHECKS
 from server.api_checks.schemas import (
@@ -19,7 +18,6 @@ from server.api_checks.schemas import (
     rate_of,
     say_rate,
     why_invalid,
-    wilson,
 )  # fmt: skip
 from server.api_checks.session import Broken, read_stream
 
@@ -77,12 +75,6 @@ def test_text_around_the_json_is_not_json() -> None:
 def test_an_answer_that_max_tokens_ended_is_cut_even_if_it_conforms() -> None:
     assert judge_answer('{"city": "Rome"}', "length", BY_NAME["one-string"]).kind == "cut"
     assert judge_answer('{"city": "Rome"}', "stop", BY_NAME["one-string"]).kind == "valid"
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 10), (5, 10), (59, 60), (60, 60)])
-def test_the_interval_is_that_of_the_reports(hits: int, n: int) -> None:
-    other = proportion_interval(hits, n)
-    assert wilson(hits, n) == pytest.approx((other.low, other.high))
 
 
 def test_the_rate_counts_cut_answers_as_failures_of_their_own_and_names_every_failure() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import human_bytes
 from quantyard.memory.from_config import kv_cache_bytes, serve_memory_bytes
 from quantyard.quants.catalog import QUANTS, Quant, find
 from quantyard.quants.file_size import TensorShape, gguf_size_bytes, outtype_for, params_size_bytes

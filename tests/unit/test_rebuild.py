@@ -14,7 +14,7 @@ import pytest
 from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest, NeedsPermission
 from quantyard.publish.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
-from quantyard.publish.verify import Subject
+from quantyard.publish.verify import CheckedRelease
 from quantyard.requests import BuildRequest
 from quantyard.store.artifacts import ModelId
 from quantyard.store.manifest import Manifest, QuantRecord, StageRecord
@@ -29,8 +29,8 @@ def request_(monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
     return read_request(argparse.Namespace(MODEL="", QUANT="Q2_K"), {"PATH": os.environ["PATH"]})
 
 
-def subject(manifest: Manifest | None = None, quants: tuple[str, ...] = ("Q8_0", "Q4_K_M")) -> Subject:
-    return Subject(Path("release"), manifest or manifest_of(), quants)
+def subject(manifest: Manifest | None = None, quants: tuple[str, ...] = ("Q8_0", "Q4_K_M")) -> CheckedRelease:
+    return CheckedRelease(Path("release"), manifest or manifest_of(), quants)
 
 
 def asked(manifest: Manifest, label: str, **request: Any) -> Manifest:

@@ -18,7 +18,7 @@ from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.imatrix import Calibration, trial_plan, with_imatrix
 from quantyard.protocol.base import QuantizeRequest, VerifyRequest, digest_of_request
 from quantyard.publish.rebuild import rebuild_request
-from quantyard.publish.verify import Subject
+from quantyard.publish.verify import CheckedRelease
 from quantyard.quants.catalog import find
 from quantyard.quants.file_size import TensorShape, gguf_size_bytes
 from quantyard.quants.recipe import Recipe
@@ -228,7 +228,7 @@ def test_a_rebuild_makes_the_recipe_that_the_manifest_tells_of(tmp_path: Path) -
         "quants": {"Mine": manifest.quants["Q4_K_M"].model_copy(update={"made_by": "quantize Mine"})},
     })  # fmt: skip
     request = read_request(argparse.Namespace(), {"ARTIFACTS": str(tmp_path)})
-    again = rebuild_request(request, Subject(Path("release"), manifest, ("Mine",)), tmp_path)
+    again = rebuild_request(request, CheckedRelease(Path("release"), manifest, ("Mine",)), tmp_path)
     assert again.quants[0].recipe == Recipe(
         name="Mine", base="Q5_K_M", description="as its manifest tells it", tensors={"attn_v": "Q8_0"}, output="Q6_K"
     )

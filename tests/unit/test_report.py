@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from eval.rendering.markdown import markdown
 from eval.rendering.sentences import plain_words
 from eval.report import Inputs, _inputs, _labels, build, summary
-from quantyard.formatting.numbers import digits, duration, human_bytes, percent, signed
+from quantyard.formatting.numbers import digits, duration, file_size, human_bytes, percent, signed
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import EvalReport, Evaluation, ReportRequest, Suite, TaskEntry
 from quantyard.protocol.runner import Stage, StageFailure
@@ -256,7 +256,8 @@ def test_the_models_name_and_the_self_check_are_in_the_text(large: EvalReport) -
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (human_bytes(105_453_920), "105 MB"), (human_bytes(999_600), "1.00 MB"), (human_bytes(0), "—"),
+        (human_bytes(105_453_920), "105 MB"), (human_bytes(999_600), "1.00 MB"),
+        (human_bytes(0), "0 B"), (file_size(0), "—"),
         (digits(0.0012345), "0.00123"), (digits(1234.6), "1235"), (digits(9.999), "10.0"), (digits(0), "0"),
         (percent(0.1234), "12.3 %"), (percent(-0.5), "−50.0 %"), (signed(-1.25, 1), "−1.2"), (signed(-0.001, 1), "0.0"),
         (signed(2, 1), "+2.0"), (duration(42), "42 s"), (duration(600), "10 min"), (duration(9000), "2.5 h"),

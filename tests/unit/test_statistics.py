@@ -20,12 +20,12 @@ from eval.analysis.statistics import (
     paired_proportions_interval,
     perplexity_change,
     perplexity_interval,
-    proportion_interval,
     questions_needed_for_means,
     questions_needed_for_proportions,
     settled,
     t_quantile,
 )
+from quantyard.metrics.intervals import wilson
 from quantyard.protocol.evaluation import Interval
 
 flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).filter(lambda t: sum(t) > 0)
@@ -40,7 +40,7 @@ flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).f
 )
 def test_wilsons_interval_is_that_of_newcombes_table(right: int, n: int, low: float, high: float) -> None:
     # Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3.
-    interval = proportion_interval(right, n)
+    interval = wilson(right, n)
     assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
@@ -132,7 +132,7 @@ def test_an_interval_of_proportions_lies_in_its_range_around_its_value(counts: t
     lost, gained, _ = counts
     difference = paired_proportions_interval(lost, gained, sum(counts))
     assert -1 <= difference.low <= difference.value <= difference.high <= 1
-    share = proportion_interval(lost, sum(counts))
+    share = wilson(lost, sum(counts))
     assert 0 <= share.low <= share.value <= share.high <= 1
 
 

@@ -31,7 +31,7 @@ from quantyard.requests import TuneRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, Workspace
 from quantyard.tune.exact_sizes import Sizes, nearest_stock, stock_sizes
-from quantyard.tune.goal import Goal, Measured, find_mix, gain_of, goal_of
+from quantyard.tune.goal import Goal, HeldOutFile, find_mix, gain_of, goal_of
 from quantyard.tune.knapsack import Option, front, within_kld, within_size
 from quantyard.tune.sensitivity import Sensitivity as Found
 from quantyard.tune.sensitivity import fixed_bytes, options_of, recipe_of
@@ -212,7 +212,8 @@ def divergence(label: str, kld: float, stderr: float = 1e-6, text: str = "prose"
 )
 def test_a_gain_is_claimed_only_where_its_interval_leaves_zero_out(kld: float, stderr: float, verdict: str) -> None:
     gain = gain_of(
-        Measured("T", 100, divergence("T", kld, stderr)), Measured("Q4_K_M", 110, divergence("Q4_K_M", 0.04, 0.001))
+        HeldOutFile("T", 100, divergence("T", kld, stderr)),
+        HeldOutFile("Q4_K_M", 110, divergence("Q4_K_M", 0.04, 0.001)),
     )
     half = 1.959964 * (stderr**2 + 0.001**2) ** 0.5
     assert gain.verdict.startswith(verdict)

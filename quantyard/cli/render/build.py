@@ -13,9 +13,9 @@ from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS, Cost
 from quantyard.forecast.samples import Sample
 from quantyard.forecast.time import Compared, Forecast, StepTime
-from quantyard.formatting.numbers import digits, duration, percent
+from quantyard.formatting.columns import columns
+from quantyard.formatting.numbers import digits, duration, human_bytes, percent
 from quantyard.formatting.printable import one_line
-from quantyard.formatting.units import human_bytes
 from quantyard.plan.steps import BuildPlan, Measuring, Step
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.quants.catalog import Quant
@@ -55,15 +55,6 @@ def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
     gated = ["Gated: accept its terms on the Hub, and set HF_TOKEN."] if preset.gated else []
     notes = [*gated, *([preset.licence_note] if preset.licence_note else [])]
     return [("Licence", escape(note)) for note in notes] + [("Note", escape(caveat)) for caveat in preset.caveats]
-
-
-def columns(facts: Sequence[tuple[str, str]]) -> str:
-    """Names on the left, each only on the first line of its run."""
-    lines, before = [], ""
-    for name, text in facts:
-        lines.append(f"[bold]{name if name != before else '':<13}[/]{text}")
-        before = name
-    return "\n".join(lines)
 
 
 def _measuring_text(measuring: Measuring) -> str:

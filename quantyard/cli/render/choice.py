@@ -9,11 +9,10 @@ from rich.table import Table
 
 from quantyard.choose.candidates import Candidate, Field, eval_command
 from quantyard.choose.pick import Budget, Choice, Miss, half_width, is_tie, misses
-from quantyard.cli.render.build import columns
 from quantyard.cli.render.styled import escape
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import DASH, digits, percent, signed
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.columns import columns
+from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
 from quantyard.metrics.intervals import difference
 from quantyard.metrics.pareto import beaten_by
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from quantyard.cli.render.styled import escape
 from quantyard.execution.manifest_writer import Measured
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import human_bytes
 from quantyard.metrics.pareto import beaten_by, entries_of
 from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement, Score
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from quantyard.choose.candidates import Field
 from quantyard.choose.pick import Budget, Choice
-from quantyard.cli.render.build import columns
 from quantyard.cli.render.choice import choice_line
 from quantyard.cli.render.styled import escape
 from quantyard.errors import StageFailed
 from quantyard.execution.manifest_writer import BuiltFile
+from quantyard.formatting.columns import columns
 from quantyard.metrics.pareto import beaten_by, entries_of, metric_of, standings
 from quantyard.protocol.evaluation import EvalReport
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantyard.cli.render.build import columns
 from quantyard.cli.render.styled import escape
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.columns import columns
+from quantyard.formatting.numbers import human_bytes
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import HUB, Destination
 from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import MINUS, digits
+from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.evaluation import Comparison, Divergence, Estimate, Interval, Measurement, Speed
 from quantyard.protocol.gate import OUTCOMES
 from quantyard.publish.registry.errors import plain
@@ -83,8 +84,8 @@ def _divergence(found: Divergence | None) -> Pairs:
         return
     yield "quantyard.ppl", _number(found.perplexity.value)
     yield "quantyard.baseline-ppl", _of(found.baseline_perplexity)
-    if found.ppl_change is not None:
-        yield "quantyard.ppl-change", _interval(found.ppl_change)
+    if (change := ppl_change(found)) is not None:
+        yield "quantyard.ppl-change", _interval(change)
     yield "quantyard.mean-kld", _of(found.mean_kld)
     yield "quantyard.p99-kld", _number(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
     yield "quantyard.top1-agreement", _of(found.top1_agreement)

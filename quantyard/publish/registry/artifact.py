@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.units import human_bytes
+from quantyard.formatting.numbers import human_bytes
 from quantyard.publish.files import PublishedFile, made
 from quantyard.publish.registry.annotations import evaluation_annotations, made_at, measurement_of, rfc3339
 from quantyard.publish.registry.client import MANIFEST_TYPE, Registry

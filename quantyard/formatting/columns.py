@@ -1,0 +1,14 @@
+"""Facts for a terminal in two columns: a name and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def columns(facts: Sequence[tuple[str, str]]) -> str:
+    """Names on the left, each only on the first line of its run."""
+    lines, before = [], ""
+    for name, text in facts:
+        lines.append(f"[bold]{name if name != before else '':<13}[/]{text}")
+        before = name
+    return "\n".join(lines)
