@@ -3,202 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-from quantyard.cli.output import data, people, print_json, reporter_for
+from quantyard.cli.output import data, people, print_json
 from quantyard.cli.render import tuning as say
-from quantyard.cli.render.styled import escape
-from quantyard.cli.run import built_for, engine_of, plan_of, prepare, request_of
-from quantyard.errors import BadRequest
-from quantyard.execution.manifest_writer import BuiltFile
-from quantyard.execution.runner import Builder
-from quantyard.formats.gguf import read_model
-from quantyard.plan.contamination import evaluation_files
-from quantyard.plan.evaluation import refuse_unscored, unquantized_name
-from quantyard.plan.imatrix import read_divergence
-from quantyard.plan.steps import BuildPlan, Target
-from quantyard.quants.catalog import find
-from quantyard.quants.recipe import Recipe
-from quantyard.quants.selection import of_recipe
-from quantyard.requests import BuildRequest, TuneRequest
-from quantyard.tune.exact_sizes import Sizes, stock_sizes
-from quantyard.tune.goal import Goal, HeldOutFile, find_mix, gain_of, goal_of, held_out_plan, yardstick
-from quantyard.tune.knapsack import Mix, front
-from quantyard.tune.sensitivity import (
-    Probing,
-    Sensitivity,
-    fixed_bytes,
-    high_plan,
-    high_step,
-    options_of,
-    probe_divergence,
-    probe_label,
-    probe_plan,
-    recipe_of,
-    sensitivities,
-)
-from quantyard.tune.tensor_groups import Group, groups_of
-from quantyard.tune.text import tuning_text
-from quantyard.tune.type_errors import HIGH, ladder_of, read_errors
-
-_ROUNDS = 3  # of correcting what is expected of a mix by what one has shown
-
-
-@dataclass(frozen=True)
-class _Search:
-    """What the probes told of one model."""
-
-    request: BuildRequest
-    high: BuildPlan
-    probing: Probing
-    sizes: Sizes
-    groups: tuple[Group, ...]
-    found: Sequence[Sensitivity]
-    mixes: Sequence[Mix]
-    goal: Goal
-    stock: dict[str, int]
+from quantyard.cli.run import request_of
+from quantyard.cli.terminal_reporter import TerminalReporter
+from quantyard.workflows import tune as workflow
 
 
 def tune(args: argparse.Namespace) -> None:
     """Measure how much each group of tensors matters, choose types, make the file, hold it against a stock one."""
     request = request_of(args)
-    assert request.tune is not None
-    _refuse_unclear(request.tune)
-    search = _searched(request, request.tune)
-    mix, recipe = _mix(search)
-    name = yardstick(search.stock, search.goal.size_bytes or mix.size_bytes)
-    plan = plan_of(replace(_plain(request), quants=(find(name), of_recipe(recipe))))
-    plan = held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
-    builder, built = built_for(_plain(request), plan)
-    path = f"recipes/{recipe.name}.yaml"
-    (builder.store.folder / path).parent.mkdir(exist_ok=True)
-    builder.store.write(path, say.recipe_text(recipe))
-    _say(search, mix, recipe, builder, built)
-
-
-def _refuse_unclear(asked: TuneRequest) -> None:
-    ladder_of(asked.types)
-    has_size = bool(asked.target_bytes or asked.target_quant)
-    if has_size == (asked.target_kld is not None):
-        both, none = "TARGET_SIZE and TARGET_KLD are both given.", "Neither TARGET_SIZE nor TARGET_KLD is given."
-        hint = "Type one of them: make tune MODEL=… TARGET_SIZE=Q4_K_M, or TARGET_KLD=0.05"
-        raise BadRequest(both if has_size else none, hint)
-
-
-def _plain(request: BuildRequest) -> BuildRequest:
-    """Without what only some builds have: the search knows the sizes of files without a matrix."""
-    return replace(request, imatrix="none", calibration=(), measure=None)
-
-
-def _searched(request: BuildRequest, asked: TuneRequest) -> _Search:
-    plan = plan_of(replace(_plain(request), quants=(find(HIGH),)))
-    if unquantized_name(plan) is None:
-        message = f"{plan.source.title} is quantized already, and a search needs the unquantized model."
-        raise BadRequest(message, "Start from the 16-bit model: make tune MODEL=org/name")
-    refuse_unscored(plan.source, "tuned", "Build it with a stock quant: make build MODEL=… QUANT=Q4_K_M")
-    text = tuning_text(request.calibration, evaluation_files(request.artifacts), request.artifacts)
-    probing = Probing(text, asked.chunks, request.threads)
-    high = high_plan(plan)
-    made = _run(request, high, "the model at high precision").output(f"quantize {HIGH}")
-    sizes = Sizes(read_model(made / "model.gguf"))
-    groups, stock = groups_of(sizes.made, asked.parts), stock_sizes(sizes)
-    goal = goal_of(asked, stock)
-    ladder = ladder_of(asked.types)
-    _refuse_impossible(goal, groups, sizes, ladder)
-    what = f"{len(groups)} groups of tensors, each at low precision alone"
-    probes = _run(request, probe_plan(high, groups, sizes, probing), what)
-    found, errors = sensitivities(groups, probes.output), read_errors(probes.output("rounding"))
-    mixes = front([options_of(one, sizes, errors, ladder) for one in found], fixed_bytes(groups, sizes))
-    return _Search(request, high, probing, sizes, groups, found, mixes, goal, stock)
-
-
-def _refuse_impossible(goal: Goal, groups: Sequence[Group], sizes: Sizes, ladder: Sequence[str]) -> None:
-    """What no mix can reach is known from the header, before anything is measured."""
-    each = (min(sum(sizes.of_tensor(t, kind) for t in g.tensors) for kind in ladder) for g in groups)
-    smallest = sum(each) + fixed_bytes(groups, sizes)
-    if goal.size_bytes is not None and smallest > goal.size_bytes:
-        message = f"No mix reaches {goal.text}: the nearest, of the smallest types, has {smallest:,}."
-        raise BadRequest(message, f"Type: TARGET_SIZE={smallest}")
-
-
-def _mix(search: _Search) -> tuple[Mix, Recipe]:
-    """The mix for the goal. A divergence is not only expected but seen: where it is missed, the next mix is larger."""
-    goal = search.goal
-    mix = find_mix(search.mixes, goal)
-    for number in range(_ROUNDS if goal.kld is not None else 0):
-        seen = _seen(search, mix, number)
-        people().print(f"Round {number + 1}: expected {mix.kld:.4f}, seen {seen:.4f}.", markup=False)
-        better = find_mix(search.mixes, goal, seen / mix.kld)
-        if better == mix:
-            break
-        mix = better
-    return mix, _recipe(search, mix, goal.name)
-
-
-def _recipe(search: _Search, mix: Mix, name: str) -> Recipe:
-    assert search.request.tune is not None
-    types = f" of {', '.join(search.request.tune.types)}" if search.request.tune.types else ""
-    text = f"found for {search.high.source.model.name}: {search.goal.text}{types}"
-    return recipe_of(name, search.groups, mix.types, text[:300])
-
-
-def _seen(search: _Search, mix: Mix, number: int) -> float:
-    """Mean KLD of a mix on the text of the search, nats."""
-    label = f"{search.goal.name}.{number}"
-    recipe = _recipe(search, mix, search.goal.name)
-    floor = high_step(search.high)
-    request = floor.request.model_copy(update={
-        "recipe": label, "quant": recipe.base, "ftype": find(recipe.base).ftype, "tensor_types": recipe.tensors,
-        "output_type": recipe.output, "token_embedding_type": recipe.token_embedding,
-    })  # fmt: skip
-    made = replace(floor, label=f"quantize-probe {label}", request=request, size_bytes=mix.size_bytes)
-    measured = probe_divergence(search.high, search.probing, label, made)
-    steps = tuple(s for s in search.high.steps if s is not floor)
-    builder = _run(search.request, replace(search.high, steps=(*steps, made, measured)), f"mix {number + 1}")
-    found = read_divergence(builder.output(probe_label(label))).mean_kld
-    assert found is not None, "it was held against the unquantized model"
-    return found.value
-
-
-def _run(request: BuildRequest, plan: BuildPlan, what: str) -> Builder:
-    console = people()
-    engine, _reason = engine_of(request)
-    builder, finished, cost = prepare(request, plan, engine)
-    left = [step for step in plan.steps if step.label not in finished]
-    if left:
-        console.print(f"[bold]{escape(what)}[/]: {len(left)} of {len(plan.steps)} steps to run", soft_wrap=True)
-    cost.check_disk(request.artifacts)
-    with reporter_for(console) as reporter:
-        builder.run(reporter)
-    return builder
-
-
-def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
-    """The plan with the sizes that are known exactly here."""
-    steps = tuple(
-        replace(step, size_bytes=sizes[name]) if (name := step.label.removeprefix("quantize ")) in sizes else step
-        for step in plan.steps
-    )
-    targets: tuple[Target, ...] = tuple(replace(t, size_bytes=sizes[t.quant.name]) for t in plan.targets)
-    return replace(plan, steps=steps, targets=targets)
-
-
-def _say(search: _Search, mix: Mix, recipe: Recipe, builder: Builder, built: Sequence[BuiltFile]) -> None:
-    measured = {
-        file.quant: HeldOutFile(
-            file.quant, file.record.size_bytes, read_divergence(builder.output(f"divergence {file.quant}"))
-        )
-        for file in built
-    }
-    tuned = measured.pop(recipe.name)
-    gain = gain_of(tuned, next(iter(measured.values())))
-    path = str(builder.store.folder / "recipes" / f"{recipe.name}.yaml")
-    if search.request.json:
-        print_json(say.tuned_json(gain, mix, search.found, recipe, path))
+    tuned = workflow.tune(request, TerminalReporter())
+    if request.json:
+        print_json(say.tuned_json(tuned))
         return
-    people().print(say.groups_table(search.found, mix))
-    data().print(say.files_table(gain))
-    data().print(say.gain_text(gain, search.goal, mix), markup=False, soft_wrap=True)
-    again = f"make build MODEL={search.request.model} RECIPE={path}"
-    people().print(f"The recipe: {path}\nMake it again:  {again}", markup=False, soft_wrap=True)
+    people().print(say.groups_table(tuned.sensitivities, tuned.mix))
+    data().print(say.files_table(tuned.gain))
+    data().print(say.gain_text(tuned.gain, tuned.goal, tuned.mix), markup=False, soft_wrap=True)
+    again = f"make build MODEL={request.model} RECIPE={tuned.recipe_path}"
+    people().print(f"The recipe: {tuned.recipe_path}\nMake it again:  {again}", markup=False, soft_wrap=True)

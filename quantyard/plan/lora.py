@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError
-from quantyard.execution.runner import Builder
 from quantyard.files.own_files import find_file, kind_of, list_files, path_of, read_named
 from quantyard.formats.names import safe_name
 from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, parse_repo_id, read_config_file, resolve
@@ -32,7 +31,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 _BASE_CONFIG: Final = "config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
-_RESULT: Final = "adapter.gguf"  # what the stage leaves
+RESULT: Final = "adapter.gguf"  # the file that the stage leaves
 _F32_TO_16_BIT: Final = 2  # the result is F32; most adapters hold 16 bits
 
 Files = tuple[FileEntry, ...]
@@ -48,7 +47,7 @@ class _Kind:
 
 
 def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> BuildPlan:
-    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: `publish_lora` names the result.
+    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: whoever runs it names the result.
 
     Raises:
         BadRequest: one of them is not given, is not what it should be, or must be asked for (pickle).
@@ -65,27 +64,13 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     return _plan(adapter, _hub(wanted, _named_base(adapter, access), access), request)
 
 
-def publish_lora(builder: Builder) -> Path:
-    """Give the finished adapter its name beside the manifest; its path."""
-    return builder.store.publish(builder.output(LORA) / _RESULT, f"{builder.plan.source.model.name}-lora.gguf")
-
-
-def lora_json(builder: Builder, path: Path) -> dict[str, Any]:
-    """What was made, for programs; sizes in bytes."""
-    source = builder.plan.source
-    return {
-        "adapter": source.title, "commit": source.model.commit, "ran": list(builder.ran), "path": str(path),
-        "size_bytes": path.stat().st_size, "manifest": str(builder.store.folder / "manifest.json"),
-    }
-
-
 def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
     steps: list[Step] = []
     inputs = {name: _origin(name, source, request, steps) for name, source in (("adapter", adapter), ("base", base))}
     asked = LoraRequest(name=adapter.model.name, allow_pickle=request.allow_pickle)
     steps.append(Step(LORA, STAGES[LORA], asked, inputs, _F32_TO_16_BIT * adapter.size_bytes))
     source = replace(adapter, title=f"LoRA adapter {adapter.title}, for {base.title}")
-    result = ModelFile(Output(LORA), _RESULT)
+    result = ModelFile(Output(LORA), RESULT)
     return BuildPlan(source, tuple(steps), result, (), "f32", "loses nothing of an adapter, and every device has it")
 
 

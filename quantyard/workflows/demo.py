@@ -10,25 +10,61 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantyard.engines import Engine
 from quantyard.errors import HubError
-from quantyard.execution.reporter import Reporter
+from quantyard.execution.reporter import Reporter as StepReporter
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.build import dequantize_step
 from quantyard.plan.steps import BuildPlan, External, ModelFile
 from quantyard.protocol.runner import sha256_of
-from quantyard.requests import BuildRequest
+from quantyard.quants.catalog import find
+from quantyard.requests import BuildRequest, MeasureRequest, PublishRequest
 from quantyard.sources.resolve import find_source
 from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.workflows.build import build
+from quantyard.workflows.planning import engine_of
+from quantyard.workflows.release import write_report
+from quantyard.workflows.reporter import DemoBegins, Reporter
+from quantyard.workflows.results import Built
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 
 
-def demo_folder(request: BuildRequest, engine: Engine, reporter: Reporter) -> Path:
+_QUANTS = ("Q4_K_M", "Q8_0")
+_SUITE = "smoke"  # it needs no network
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo ends with: the folder to build from, what was built and measured, and the report page."""
+
+    folder: Path
+    built: Built
+    page: Path
+
+
+def demo(request: BuildRequest, reporter: Reporter) -> Demo:
+    """Get the model, build it, measure it, and write the page of it.
+
+    Raises:
+        QuantyardError: see errors.py.
+    """
+    engine, reason = engine_of(request)
+    reporter.tell(DemoBegins(engine.name, reason))
+    with reporter.steps() as steps:
+        folder = demo_folder(request, engine, steps)
+    quants = tuple(find(name) for name in _QUANTS)
+    request = replace(request, model=str(folder), quants=quants, measure=MeasureRequest(suite=_SUITE))
+    built = build(request, reporter)
+    return Demo(folder, built, write_report(request, PublishRequest(), reporter))
+
+
+def demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -> Path:
     """The demo model in Hugging Face format, made on the first call.
 
     Raises:
@@ -48,7 +84,7 @@ def demo_folder(request: BuildRequest, engine: Engine, reporter: Reporter) -> Pa
     return _named(builder.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
 
 
-def _gguf(request: BuildRequest, reporter: Reporter) -> Path:
+def _gguf(request: BuildRequest, reporter: StepReporter) -> Path:
     pins = read_pins(REPO_DIR / "versions.env")
     target = request.artifacts / "demo" / Path(pins["DEMO_FILE"]).name
     if not target.exists():

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.render.tuning import recipe_text
 from quantyard.formats.gguf import GgufHeader, read_model
 from quantyard.formats.tensor_patterns import resolve, type_for_row
 from quantyard.store.manifest import read_manifest
 from quantyard.tune.exact_sizes import Sizes, stock_sizes
+from quantyard.tune.recipe_text import recipe_text
 from quantyard.tune.sensitivity import recipe_of
 from quantyard.tune.tensor_groups import groups_of
 from quantyard.tune.type_errors import LADDER

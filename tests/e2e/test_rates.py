@@ -34,7 +34,7 @@ def test_a_machine_that_was_timed_foresees_every_stage_of_a_matrix(
         "ARTIFACTS": str(tmp_path),
     }  # fmt: skip
     assert run_json("plan", **asked)["seconds"] is None
-    monkeypatch.setattr("quantyard.cli.rates.TRIALS", TRIALS[:1])
+    monkeypatch.setattr("quantyard.workflows.rates.TRIALS", TRIALS[:1])
     with pytest.raises(SystemExit) as ended:
         cli.main(["rates", "--engine=docker", f"--artifacts={tmp_path}"])
     assert ended.value.code == 0

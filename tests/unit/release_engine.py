@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from quantyard.cli import run as cli_run
 from quantyard.plan.api_tests import label_of
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import FileEntry, QuantizeRequest, StageResult
@@ -12,6 +11,7 @@ from quantyard.protocol.evaluation import EvalReport, ReportRequest
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find
 from quantyard.store.artifacts import Workspace
+from quantyard.workflows import planning
 from tests.manifests import contract_report
 from tests.released import SUITE, Yard, simulated, tiny
 from tests.unit.fake_engine import FakeEngine, keeps_contract, reports, writes
@@ -63,5 +63,5 @@ def engine_of(yard: Yard) -> FakeEngine:
             path.unlink()
     labels, tests = ("convert", "quantize Q8_0", "quantize Q4_K_M"), (label_of("Q8_0"), label_of("Q4_K_M"))
     made = FakeEngine(behaviours=dict.fromkeys(labels, _model) | {"report": _report} | dict.fromkeys(tests, _contract))
-    yard.monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (made, "asked for"))
+    yard.monkeypatch.setattr(planning, "choose_engine", lambda *_: (made, "asked for"))
     return made

@@ -21,6 +21,7 @@ from rich.console import Console
 from quantyard import cli
 from quantyard.choose.candidates import Candidate, Field, find_field, memory_at, paths_of
 from quantyard.choose.pick import Budget, Choice, choose, is_tie, nearest
+from quantyard.choose.refusals import no_divergence, nothing_fits, unknown_memory
 from quantyard.choose.suggestions import largest_context, remedies
 from quantyard.cli.parser import add_options
 from quantyard.cli.render import choice as say
@@ -128,7 +129,7 @@ def test_an_architecture_that_is_not_known_has_no_memory_at_another_context(keep
     unknown = {key.replace("llama", "other"): "other" if x == "llama" else x for key, x in HEADER.items()}
     field = keep(header=unknown, context=8192)
     assert {c.memory_bytes for c in field.candidates} == {None}
-    error = say.unknown_memory(field)
+    error = unknown_memory(field)
     assert "not known exactly for other" in error.message and "CONTEXT_SIZE=1024 PARALLEL=1" in error.hint
 
 
@@ -228,7 +229,7 @@ def test_perplexity_decides_where_there_is_no_divergence(keep: Keep) -> None:
     assert choice is not None and field.metric == "ΔPPL"
     # ln ratio 0.8 x 0.031 = 0.0248: 2.51 %, ± 1.96 x 0.03 x √0.031
     assert "+2.51 ± 1.04 %" in _text(field, budget, choice)
-    assert "MAX_KLD cannot be kept" in say.no_divergence(field).message
+    assert "MAX_KLD cannot be kept" in no_divergence(field).message
 
 
 # ---- what is no candidate ----------------------------------------------------------------------------
@@ -311,7 +312,7 @@ def test_where_nothing_fits_the_nearest_is_named_with_what_it_misses(keep: Keep)
     field, budget = keep(), Budget(512 * MIB, "")
     assert choose(field.candidates, budget) is None
     closest = nearest(field.candidates, budget)
-    error = say.nothing_fits(field, budget, closest, [])
+    error = nothing_fits(field, budget, closest, [])
     assert closest.quant == "Q2_K" and isinstance(error, BadRequest) and error.code == 2
     assert "the nearest, Q2_K, takes 736 MiB, more than the 512 MiB of RAM" in error.message
     assert error.hint == "Ask for less: RAM=736MiB takes Q2_K."
@@ -321,7 +322,7 @@ def test_the_budget_that_would_take_the_nearest_does_take_it(keep: Keep) -> None
     field, budget = keep(only=["Q5_K_M"]), Budget(8 * GIB, "", min_tokens_per_s=100, max_kld=0.001)
     closest = nearest(field.candidates, budget)
     # 2.1e10 / 782,375,000 bytes = 26.84 tokens/s
-    error = say.nothing_fits(field, budget, closest, [])
+    error = nothing_fits(field, budget, closest, [])
     assert error.hint == "Ask for less: MIN_TPS=26.8 MAX_KLD=0.0098 takes Q5_K_M."
     choice = choose(field.candidates, Budget(8 * GIB, "", min_tokens_per_s=26.8, max_kld=0.0098))
     assert choice is not None and choice.best is closest

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from quantyard import cli
-from quantyard.cli import run as cli_run
 from quantyard.cli.settings import MEASURING
 from quantyard.plan.evaluation import MeasureOptions
 from quantyard.protocol.evaluation import EvalReport, Runtime, Suite, TaskEntry
 from quantyard.quants.catalog import QUANTS
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source
+from quantyard.workflows import planning
 from tests.unit.fake_engine import FakeEngine
 
 
@@ -28,8 +28,8 @@ def _run(monkeypatch: pytest.MonkeyPatch, *argv: str, fault: Exception | None = 
         def broken(*_args: Any) -> None:
             raise fault
 
-        monkeypatch.setattr(cli_run, "_source_of", broken)
-        monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (None, ""))
+        monkeypatch.setattr(planning, "_source_of", broken)
+        monkeypatch.setattr(planning, "choose_engine", lambda *_: (None, ""))
     with pytest.raises(SystemExit) as ended:
         cli.main(argv)
     return int(ended.value.code or 0)
@@ -91,9 +91,9 @@ def command(
         suite = Suite(name=Path(measure.suite).stem, tasks=(TaskEntry(task="arc_easy"),))
         return MeasureOptions(suite=suite, runtime=Runtime(), machine="a CPU", baseline=measure.baseline)
 
-    monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
-    monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
-    monkeypatch.setattr(cli_run, "measure_options", options)
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
+    monkeypatch.setattr(planning, "measure_options", options)
 
     def run(*argv: str) -> int:
         capsys.readouterr()

@@ -12,8 +12,6 @@ import pytest
 from rich.console import Console
 
 from quantyard import cli
-from quantyard.cli import matrix as cli_matrix
-from quantyard.cli import run as cli_run
 from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.render import matrix as matrix_summary
 from quantyard.paths import REPO_DIR
@@ -21,6 +19,8 @@ from quantyard.plan.calibration_inputs import OUR_TEXT
 from quantyard.protocol.base import ExitCode
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import Source
+from quantyard.workflows import matrix as matrix_workflow
+from quantyard.workflows import planning
 from tests.evaluations import LARGE, simulated
 from tests.gguf_files import gguf
 from tests.unit.fake_engine import FakeEngine, fails
@@ -32,11 +32,12 @@ _PLAIN = ("matrix", "--model=x", "--suite=smoke", "--imatrix=none")
 @pytest.fixture
 def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Run:
     """Runs `matrix` on this engine; returns its exit code."""
-    monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
-    monkeypatch.setattr(cli_matrix, "write_report", lambda *_: tmp_path / "report.html")  # the fake measures no files
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    # The fake measures no files.
+    monkeypatch.setattr(matrix_workflow, "write_report", lambda *_: tmp_path / "report.html")
 
     def go(engine: FakeEngine, *argv: str) -> int:
-        monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+        monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
         with pytest.raises(SystemExit) as ended:
             cli.main([*_PLAIN, f"--artifacts={tmp_path / 'artifacts'}", *argv])
         return int(ended.value.code or 0)
@@ -121,7 +122,8 @@ def test_limits_make_another_suite_and_the_page_is_of_that_one(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[BuildRequest] = []
-    monkeypatch.setattr(cli_matrix, "write_report", lambda request, *_: asked.append(request) or tmp_path / "r.html")
+    page = tmp_path / "r.html"
+    monkeypatch.setattr(matrix_workflow, "write_report", lambda request, *_: asked.append(request) or page)
     assert run(FakeEngine(), "--quants=Q8_0", "--limit=10") == 0
     (request,) = asked
     assert request.measure is not None

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from quantyard import cli
-from quantyard.cli import matrix as cli_matrix
-from quantyard.cli import run as cli_run
 from quantyard.errors import NotEnoughDisk
 from quantyard.forecast import cost
 from quantyard.forecast.disk import files_to_choose, fitting
@@ -22,6 +20,8 @@ from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.quants.catalog import QUANTS, USEFUL, find
 from quantyard.sources.resolve import Source
+from quantyard.workflows import matrix as matrix_workflow
+from quantyard.workflows import planning
 from tests.unit.conftest import MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine
 
@@ -98,11 +98,11 @@ def run(
     local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs a command where so many bytes are free, beside the reserve; its exit code and what it said."""
-    monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
-    monkeypatch.setattr(cli_matrix, "write_report", lambda *_: tmp_path / "report.html")
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(matrix_workflow, "write_report", lambda *_: tmp_path / "report.html")
 
     def go(command: str, free: int, engine: FakeEngine, *argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+        monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
         usage = Usage(10**12, 0, free + cost._RESERVE_BYTES)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
         fixed = ["--model=org/x", f"--artifacts={tmp_path / 'artifacts'}", "--imatrix=none"]

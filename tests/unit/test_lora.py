@@ -15,7 +15,6 @@ import pytest
 from builder.checks.lora_adapter import Adapter, AdapterConfig, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
 from builder.lora import check_result, lora
 from quantyard import cli
-from quantyard.cli import run as cli_run
 from quantyard.cli.request import read_request
 from quantyard.cli.settings import ADAPTING
 from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError, RepoNotFound
@@ -23,12 +22,14 @@ from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import read_header
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
-from quantyard.plan.lora import plan_lora, publish_lora
+from quantyard.plan.lora import plan_lora
 from quantyard.plan.steps import BuildPlan, External
 from quantyard.protocol.base import ExitCode, LoraRequest
 from quantyard.protocol.runner import Stage, StageFailure
 from quantyard.requests import BuildRequest
 from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.workflows import planning
+from quantyard.workflows.lora import publish_lora
 from tests.adapters import attention_pairs, safetensors, write_adapter
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.hub_server import HubServer
@@ -413,7 +414,7 @@ def test_the_command_ends_with_what_to_type_to_serve_it(
     adapter: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = FakeEngine(behaviours={"lora": writes("adapter.gguf")})
-    monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     for name in ("EXTRA_CA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT"):
         monkeypatch.delenv(name, raising=False)
     argv = ["lora", f"--adapter={adapter}", f"--base={base}", f"--artifacts={tmp_path / 'artifacts'}"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quantyard import cli
-from quantyard.cli import run as cli_run
 from quantyard.protocol.base import ExitCode
+from quantyard.workflows import planning
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_server import HubServer
 from tests.unit.fake_engine import FakeEngine
@@ -38,7 +38,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
-    monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (fake, "asked for"))
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (fake, "asked for"))
     return fake
 
 

@@ -16,11 +16,13 @@ from quantyard.errors import BadRequest, BadSource
 from quantyard.forecast.cost import Cost
 from quantyard.hub.client import HubAccess
 from quantyard.hub.files import parse_repo_id
+from quantyard.plan.steps import BuildPlan
 from quantyard.quants.catalog import QUANTS, find
 from quantyard.sources.licence import RULES
 from quantyard.sources.presets import Preset, find_preset, presets, read_presets, split_name
 from quantyard.sources.resolve import Source, find_source, recall_source
 from quantyard.store.artifacts import HashCache
+from quantyard.workflows.results import Planned
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
 from tests.unit.conftest import MakeBuilder, Notes
@@ -237,20 +239,24 @@ def test_a_plan_says_the_licence_note_and_each_caveat_on_a_line_of_its_own(
     hub_source: Source, make_builder: MakeBuilder
 ) -> None:
     preset = find_preset("Meta-Llama-3-8B-Instruct")
-    plan = make_builder(replace(hub_source, preset=preset), FakeEngine()).plan
-    lines = summary.plan_text(plan, (), Cost(0, 0, 10**9, ()), "docker", "asked for").splitlines()
+    planned = _planned(make_builder(replace(hub_source, preset=preset), FakeEngine()).plan)
+    lines = summary.plan_text(planned).splitlines()
     for said in (preset.licence_note, *preset.caveats):
         assert sum(line.endswith(f"]{said}") for line in lines) == 1, said
     assert any("HF_TOKEN" in line for line in lines), "it is gated"
-    told = summary.plan_json(plan, (), Cost(0, 0, 10**9, ()), "docker")
+    told = summary.plan_json(planned)
     assert told["preset"]["name"] == preset.name and told["preset"]["caveats"] == list(preset.caveats)
 
 
 def test_a_plan_of_any_other_model_says_nothing_of_the_kind(hub_source: Source, make_builder: MakeBuilder) -> None:
-    plan = make_builder(hub_source, FakeEngine()).plan
-    text = summary.plan_text(plan, (), Cost(0, 0, 10**9, ()), "docker", "asked for")
+    planned = _planned(make_builder(hub_source, FakeEngine()).plan)
+    text = summary.plan_text(planned)
     assert "Licence" not in text and "Note" not in text
-    assert summary.plan_json(plan, (), Cost(0, 0, 10**9, ()), "docker")["preset"] is None
+    assert summary.plan_json(planned)["preset"] is None
+
+
+def _planned(plan: BuildPlan) -> Planned:
+    return Planned(plan, frozenset(), Cost(0, 0, 10**9, ()), "docker", "asked for", Path("artifacts"))
 
 
 def test_models_lists_every_preset_with_all_that_is_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:

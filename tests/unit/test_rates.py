@@ -20,6 +20,7 @@ from quantyard.protocol.base import ConvertRequest, QuantizeRequest, VerifyReque
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
 from quantyard.quants.file_size import TensorShape
 from quantyard.sources.resolve import Source
+from quantyard.workflows.results import Planned
 from tests.manifests import manifest_of
 from tests.unit.conftest import MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine
@@ -397,7 +398,8 @@ def test_the_plan_says_time_disk_and_memory_of_each_stage_and_what_it_does_not_k
 ) -> None:
     book = Book(samples=[_sample("convert", 11), _sample("quantize", 100, family="Q4_K_M")])
     cost = cost_of(plan, (), 0, tmp_path, forecast(plan, (), book, ALONE))
-    text = summary.plan_text(plan, (), cost, "docker", "asked for")
+    planned = Planned(plan, frozenset(), cost, "docker", "asked for", tmp_path)
+    text = summary.plan_text(planned)
     lines = {line.split("  ")[-1].partition(",")[0]: line for line in text.splitlines()}
     assert lines["convert"].endswith(", 11 s")
     assert "100 s" not in text and "2 min" in lines["quantize Q4_K_M"] and "~2 min" in lines["quantize Q8_0"]
@@ -405,11 +407,11 @@ def test_the_plan_says_time_disk_and_memory_of_each_stage_and_what_it_does_not_k
     missing = "datasets, verify, evaluate, divergence, speed, report: not known yet"
     source = "(from past runs on this machine; ~ is from other models, types or settings)"
     assert f"about 4 min, and {missing} {source}" in text and "make rates" in text
-    said = summary.plan_json(plan, (), cost, "docker")
+    said = summary.plan_json(planned)
     assert said["seconds"] == pytest.approx(211) and "report" in said["time_not_known"]
 
 
 def test_a_plan_with_nothing_left_says_nothing_of_time(plan: BuildPlan, tmp_path: Path) -> None:
-    done = [step.label for step in plan.steps]
-    text = summary.plan_text(plan, done, cost_of(plan, done, 0, tmp_path), "docker", "asked for")
+    done = frozenset(step.label for step in plan.steps)
+    text = summary.plan_text(Planned(plan, done, cost_of(plan, done, 0, tmp_path), "docker", "asked for", tmp_path))
     assert "Time" not in text

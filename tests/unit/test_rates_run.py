@@ -11,7 +11,6 @@ import pytest
 
 from builder.random_model import bf16, shapes
 from quantyard import cli
-from quantyard.cli import run as cli_run
 from quantyard.forecast.benchmark import TRIALS, Bench, trial_plan
 from quantyard.forecast.samples import Book, keep_book, read_book
 from quantyard.hardware.machine import cpu_name
@@ -19,6 +18,7 @@ from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, RandomModelRequest, StageResult
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Workspace
+from quantyard.workflows import planning
 from tests.unit.fake_engine import Behaviour, FakeEngine, fails, writes
 from tests.unit.test_rates import _sample
 
@@ -68,12 +68,10 @@ def _engine(name: str = "docker", **behaviours: Behaviour) -> FakeEngine:
 @pytest.fixture
 def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs a command on this engine; returns its exit code."""
-    monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
 
     def go(engine: FakeEngine, *argv: str) -> int:
-        for module in ("quantyard.cli.run", "quantyard.cli.rates"):
-            monkeypatch.setattr(f"{module}.engine_of", lambda _request: (engine, "asked for"))
-        monkeypatch.setattr("quantyard.cli.build.engine_of", lambda _request: (engine, "asked for"))
+        monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
         with pytest.raises(SystemExit) as ended:
             cli.main([*argv, f"--artifacts={tmp_path / 'artifacts'}"])
         return int(ended.value.code or 0)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from builder.checks.tensors import broken_recipe
-from quantyard.cli.render.tuning import recipe_text
 from quantyard.cli.request import read_request
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.gguf import GgufHeader, TensorInfo, read_header
@@ -25,6 +24,7 @@ from quantyard.quants.recipe import Recipe
 from quantyard.quants.recipe_files import read_recipe, shipped
 from quantyard.quants.selection import of_recipe, parse_list
 from quantyard.sources.resolve import Source
+from quantyard.tune.recipe_text import recipe_text
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.manifests import manifest_of
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli import run as cli_run
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
@@ -20,6 +19,7 @@ from quantyard.publish.folder import write_release
 from quantyard.publish.release import Release, find_release, public_manifest, report_files
 from quantyard.store.artifacts import HashCache, ModelStore, Workspace
 from quantyard.store.manifest import Manifest, StageRecord, parse_manifest
+from quantyard.workflows import planning
 from tests.hub_server import HubServer
 from tests.released import SUITE, TASKS, Yard, lay_out, tiny
 from tests.unit.fake_engine import FakeEngine, writes
@@ -216,7 +216,7 @@ def test_files_above_the_limit_are_published_in_parts_that_verify_accepts(yard: 
         return result.model_copy(update={"outputs": outputs})
 
     engine = FakeEngine(behaviours={"split Q4_K_M": split})
-    yard.monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+    yard.monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     limit = yard.file("Q4_K_M").stat().st_size - 1
     assert yard.file("Q8_0").stat().st_size < limit
     said = yard.publish(f"--split-above={limit}")
@@ -238,7 +238,7 @@ def _splits(spec: StageSpec, space: Workspace) -> StageResult:
 
 def test_splitting_again_runs_nothing(yard: Yard) -> None:
     engine = FakeEngine(behaviours={"split Q4_K_M": _splits, "split Q8_0": _splits})
-    yard.monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+    yard.monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     for _ in range(2):
         assert yard.publish("--split-above=1", "--dry-run").code == 0
     assert sorted(engine.ran) == ["split Q4_K_M", "split Q8_0"]

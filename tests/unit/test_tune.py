@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 
 from quantyard import cli
-from quantyard.cli import run as cli_run
-from quantyard.cli import tune as cli_tune
 from quantyard.engines import OnProgress
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufHeader, read_header
@@ -37,6 +35,8 @@ from quantyard.tune.sensitivity import Sensitivity as Found
 from quantyard.tune.sensitivity import fixed_bytes, options_of, recipe_of
 from quantyard.tune.tensor_groups import groups_of
 from quantyard.tune.type_errors import LADDER, distinct
+from quantyard.workflows import planning
+from quantyard.workflows import tune as tune_workflow
 from tests.gguf_files import TensorSpec, gguf
 from tests.unit.fake_engine import FakeEngine
 
@@ -285,11 +285,12 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs `tune` on this engine; returns its exit code."""
-    monkeypatch.setattr(cli_run, "_source_of", lambda _request: local_source)
-    monkeypatch.setattr(cli_tune, "evaluation_files", lambda *_: [])  # what overlaps is the subject of another test
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    # What overlaps is the subject of another test.
+    monkeypatch.setattr(tune_workflow, "evaluation_files", lambda *_: [])
 
     def go(engine: FakeEngine, *argv: str) -> int:
-        monkeypatch.setattr(cli_run, "choose_engine", lambda *_: (engine, "asked for"))
+        monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
         with pytest.raises(SystemExit) as ended:
             cli.main(["tune", "--model=x", f"--artifacts={tmp_path / 'artifacts'}", *argv])
         return int(ended.value.code or 0)

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from quantyard.cli.render.evaluation import measured_json
 from quantyard.cli.render.styled import escape
-from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS, Cost
 from quantyard.forecast.samples import Sample
 from quantyard.forecast.time import Compared, Forecast, StepTime
 from quantyard.formatting.columns import columns
 from quantyard.formatting.numbers import digits, duration, human_bytes, percent
 from quantyard.formatting.printable import one_line
-from quantyard.plan.steps import BuildPlan, Measuring, Step
+from quantyard.plan.steps import Measuring, Step
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.quants.catalog import Quant
 from quantyard.sources.presets import Preset
 from quantyard.store.file_stamps import TRUSTED
+from quantyard.workflows.results import Built, Planned
 
-if TYPE_CHECKING:  # doctor imports the Docker SDK, which no build without Docker should pay for
+if TYPE_CHECKING:  # what only some commands import
+    from quantyard.workflows.demo import Demo
     from quantyard.workflows.doctor import Finding
+    from quantyard.workflows.lora import Adapter
 
 
-def plan_text(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str, reason: str) -> str:
+def plan_text(planned: Planned) -> str:
     """The plan, one fact a line."""
+    plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
     facts = [("Model", escape(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
-    facts.append(("Engine", f"{engine} ({reason})"))
+    facts.append(("Engine", f"{planned.engine} ({planned.engine_reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
     if plan.measuring is not None:
@@ -124,11 +128,13 @@ def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
     return f"{escape(quant)}  about {human_bytes(size_bytes)}, {memory}"
 
 
-def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: str) -> dict[str, Any]:
+def plan_json(planned: Planned) -> dict[str, Any]:
     """The plan for programs; sizes in bytes."""
+    plan, finished, cost = planned.plan, planned.finished, planned.cost
     measuring = plan.measuring
     return {
-        "model": plan.source.title, "commit": plan.source.model.commit, "engine": engine, "outtype": plan.outtype,
+        "model": plan.source.title, "commit": plan.source.model.commit, "engine": planned.engine,
+        "outtype": plan.outtype,
         "stages": [
             {
                 "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,
@@ -147,17 +153,17 @@ def plan_json(plan: BuildPlan, finished: Collection[str], cost: Cost, engine: st
     }
 
 
-def built_text(built: Sequence[BuiltFile], folder: Path, ran: bool, measured: bool) -> str:
+def built_text(built: Built) -> str:
     """What a build ends with."""
-    did = "built, verified and measured" if measured else "built and verified"
-    head = did.capitalize() if ran else f"Nothing to do: {did} before"
+    did = "built, verified and measured" if built.measured else "built and verified"
+    head = did.capitalize() if built.ran else f"Nothing to do: {did} before"
     facts = [
         (escape(f.quant), f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight")
-        for f in built
+        for f in built.files
     ]
-    facts.append(("manifest", escape(str(folder / "manifest.json"))))
-    if built and not ran:
-        facts.append(trusted_fact(built[0].path))
+    facts.append(("manifest", escape(str(built.manifest_path))))
+    if built.files and not built.ran:
+        facts.append(trusted_fact(built.files[0].path))
     return f"[bold green]{head}[/]\n{columns(facts)}"
 
 
@@ -166,18 +172,28 @@ def trusted_fact(path: Path) -> tuple[str, str]:
     return "not read again", escape(f"each file was told by {TRUSTED}; to compare its SHA-256: make verify FILE={path}")
 
 
-def built_json(plan: BuildPlan, built: Sequence[BuiltFile], ran: Sequence[str], manifest: Path) -> dict[str, Any]:
-    """What a build ends with, for programs."""
-    return {
-        "model": plan.source.title, "commit": plan.source.model.commit, "manifest": str(manifest),
-        "ran": list(ran),
+def built_json(built: Built) -> dict[str, Any]:
+    """What a build ends with, for programs; with what was measured, if it was."""
+    source = built.plan.source
+    made = {
+        "model": source.title, "commit": source.model.commit, "manifest": str(built.manifest_path),
+        "ran": list(built.ran),
         "files": [
             {
                 "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,
                 "bits_per_weight": f.record.bits_per_weight,
             }
-            for f in built
+            for f in built.files
         ],
+    }
+    return made | measured_json(built.measured) if built.measured else made
+
+
+def lora_json(adapter: Adapter) -> dict[str, Any]:
+    """The adapter that was made, for programs; sizes in bytes."""
+    return {
+        "adapter": adapter.source.title, "commit": adapter.source.model.commit, "ran": list(adapter.ran),
+        "path": str(adapter.path), "size_bytes": adapter.size_bytes, "manifest": str(adapter.manifest_path),
     }
 
 
@@ -248,8 +264,10 @@ def demo_text(engine: str, reason: str) -> str:
     )
 
 
-def demo_end(name: str, quants: str, folder: Path, page: Path) -> str:
+def demo_end(demo: Demo) -> str:
     """What to look at and to type after the demo."""
+    name, folder, page = demo.folder.name, demo.folder, demo.page
+    quants = ",".join(file.quant for file in demo.built.files)
     return (
         f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
         "and measured against the file they were quantized from. What a release of them would say:\n"

@@ -8,9 +8,8 @@ from typing import Any, Final
 from rich.table import Table
 
 from quantyard.choose.candidates import Candidate, Field, eval_command
-from quantyard.choose.pick import Budget, Choice, Miss, half_width, is_tie, misses
+from quantyard.choose.pick import Budget, Choice, half_width, is_tie, misses
 from quantyard.cli.render.styled import escape
-from quantyard.errors import BadRequest
 from quantyard.formatting.columns import columns
 from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
 from quantyard.metrics.intervals import difference
@@ -62,28 +61,6 @@ def conditions_text(field: Field, budget: Budget) -> str:
     return columns([_front(field), *_conditions(field, budget)])
 
 
-def nothing_fits(field: Field, budget: Budget, closest: Candidate, helps: list[str]) -> BadRequest:
-    """The error where no file keeps the budget."""
-    missed = " and ".join(_missed(miss) for miss in misses(closest, budget))
-    message = f"No file of {field.name} keeps the budget; the nearest, {closest.quant}, {missed}."
-    less = " ".join(_loosened(miss) for miss in misses(closest, budget))
-    return BadRequest(message, "\n".join([*helps, f"Ask for less: {less} takes {closest.quant}."]))
-
-
-def unknown_memory(field: Field) -> BadRequest:
-    """The error where the context's memory is not known exactly."""
-    measured = field.candidates[0].speed
-    what = f"The memory of {field.use.tokens:,} tokens of context is not known exactly for {field.architecture}"
-    hint = f"Choose at the context that was measured: CONTEXT_SIZE={measured.n_ctx} PARALLEL=1"
-    return BadRequest(f"{what}, so whether a file of {field.name} fits is not known.", hint)
-
-
-def no_divergence(field: Field) -> BadRequest:
-    """The error where MAX_KLD has nothing to be held against."""
-    what = f"MAX_KLD cannot be kept: the suite {field.report.suite.name} measured no KL divergence of {field.name}"
-    return BadRequest(f"{what}.", "Measure it with SUITE=standard, or leave MAX_KLD out.")
-
-
 def _largest_first(field: Field) -> list[Candidate]:
     return sorted(field.candidates, key=lambda c: -c.size_bytes)
 
@@ -114,23 +91,6 @@ def _fate(found: Candidate, budget: Budget, choice: Choice | None, winners: tupl
     said = [_SHORT[miss.what] for miss in misses(found, budget)]
     said += [f"beaten by {', '.join(winners)}"] if winners else []
     return "; ".join(said) or "on the front"
-
-
-def _missed(miss: Miss) -> str:
-    if miss.what == "RAM":
-        return f"takes {human_bytes(int(miss.value), binary=True)}, more than the {_ram(int(miss.limit))} of RAM"
-    if miss.what == "MIN_TPS":
-        return f"generates {digits(miss.value)} tokens/s, less than MIN_TPS={miss.limit:g}"
-    return f"has a mean KLD of {digits(miss.value)}, more than MAX_KLD={miss.limit:g}"
-
-
-def _loosened(miss: Miss) -> str:
-    """The budget that this file keeps, rounded to its side."""
-    if miss.what == "RAM":
-        return f"RAM={-(-int(miss.value) // 2**20)}MiB"
-    if miss.what == "MIN_TPS":
-        return f"MIN_TPS={math.floor(10 * miss.value) / 10:g}"
-    return f"MAX_KLD={math.ceil(10_000 * miss.value) / 10_000:g}"
 
 
 def _ram(n: int) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quantyard.choose.candidates import Field
 from quantyard.choose.pick import Budget, Choice
+from quantyard.cli.render.build import built_json, trusted_fact
 from quantyard.cli.render.choice import choice_line
 from quantyard.cli.render.styled import escape
 from quantyard.errors import StageFailed
@@ -14,6 +16,8 @@ from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.formatting.columns import columns
 from quantyard.metrics.pareto import beaten_by, entries_of, metric_of, standings
 from quantyard.protocol.evaluation import EvalReport
+from quantyard.workflows.matrix import Matrix
+from quantyard.workflows.results import Built
 
 _Fact = tuple[str, str]
 
@@ -32,6 +36,31 @@ def front_text(report: EvalReport) -> str:
 def front_json(report: EvalReport) -> dict[str, list[str]]:
     """Each file → those that beat it; none for a file of the front."""
     return {label: list(winners) for label, winners in beaten_by(entries_of(report)).items()}
+
+
+def end_facts(found: Matrix, model: str) -> list[_Fact]:
+    """Which file to take, and where everything is."""
+    built, measured = found.built, found.built.measured
+    assert measured is not None, "a matrix has one"
+    chosen = found.chosen
+    facts = choice_facts(chosen.field, chosen.budget, chosen.choice, model) if chosen else no_choice(
+        found.not_chosen, model
+    )
+    facts += where_facts(found.page, measured.folder, built.manifest_path) + imatrix_facts(built.files)
+    return facts if built.ran else [*facts, trusted_fact(built.files[0].path)]
+
+
+def matrix_json(found: Matrix) -> dict[str, Any]:
+    """What a matrix ends with, for programs."""
+    built = found.built
+    assert built.measured is not None, "a matrix has one"
+    return built_json(built) | {
+        "front": front_json(built.measured.report), "page": str(found.page), "card": str(found.card),
+        "failed": [
+            {"stage": label, "message": failed.message, "exit_code": failed.code}
+            for label, failed in built.failures.items()
+        ],
+    }
 
 
 def choice_facts(field: Field, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
@@ -69,10 +98,11 @@ def imatrix_facts(built: Sequence[BuiltFile]) -> list[_Fact]:
     return [("Imatrix", escape(f"{path}, for {', '.join(names)}")) for path, names in quants.items()]
 
 
-def head_text(n_files: int, ran: bool) -> str:
+def head_text(built: Built) -> str:
     """What became of them."""
+    n_files = len(built.files)
     files = f"{n_files} file{'s' * (n_files != 1)}"
-    return f"[bold green]{'' if ran else 'Nothing to do: '}{files} built, verified and measured[/]"
+    return f"[bold green]{'' if built.ran else 'Nothing to do: '}{files} built, verified and measured[/]"
 
 
 def failures_text(failures: Mapping[str, StageFailed], others: bool) -> str:

@@ -9,10 +9,11 @@ from quantyard.cli.render.styled import escape
 from quantyard.formatting.columns import columns
 from quantyard.formatting.numbers import human_bytes
 from quantyard.protocol.gate import GateReport
-from quantyard.publish.bundle import HUB, Destination
+from quantyard.publish.bundle import HUB
 from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget
 from quantyard.publish.send import Intention, OciPublication, Published
 from quantyard.publish.verify import Check
+from quantyard.workflows.release import Publication
 
 _MARKS = {
     "passed": "[green]ok[/]    ", "failed": "[red]FAIL[/]  ", "too few questions": "[yellow]few[/]   ",
@@ -32,11 +33,12 @@ def gate_text(gate: GateReport) -> str:
     return "\n".join([head, *lines])
 
 
-def intention_text(where: Destination, found: Intention, endpoint: str | None) -> str:
+def intention_text(done: Publication) -> str:
     """What would be published where."""
-    facts: list[tuple[str, str]] = []
+    found, where, facts = done.intended, done.where, list[tuple[str, str]]()
+    assert found is not None, "it was a dry run"
     if where.hub:
-        facts.append(("Hub", escape(_hub_text(where.hub, found, endpoint or HUB))))
+        facts.append(("Hub", escape(_hub_text(where.hub, found, done.endpoint or HUB))))
         facts += [("Files", _change_text(change)) for change in found.changes]
     for artifact in found.oci:
         signed = ", signed" if artifact.signed else ""
@@ -81,6 +83,15 @@ def release_json(
         "gate": gate and {"outcome": gate.outcome, **gate.model_dump(mode="json")}, "hub": told,
         "files": [change.__dict__ for change in changes], "oci": [artifact.__dict__ for artifact in oci],
     }
+
+
+def publication_json(done: Publication) -> dict[str, Any]:
+    """What was published, or would be, for programs."""
+    if done.published:
+        hub = done.published.hub
+        return release_json(done.gate, hub.changes if hub else (), done.published.oci, hub)
+    assert done.intended is not None, "it is one of the two"
+    return release_json(done.gate, done.intended.changes, done.intended.oci, None)
 
 
 _CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "not checked": "[yellow]not checked[/] "}

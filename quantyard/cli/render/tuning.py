@@ -1,4 +1,4 @@
-"""What a search says: its table, its result, and the recipe as a file."""
+"""What a search says: its table and its result."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from quantyard.formatting.numbers import digits, human_bytes, percent, signed
-from quantyard.quants.recipe import Recipe
 from quantyard.tune.goal import Gain, Goal
 from quantyard.tune.knapsack import Mix
 from quantyard.tune.sensitivity import Sensitivity
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML that `read_recipe` reads; no type or pattern can be anything but plain text."""
-    lines = [f"name: {recipe.name}", f"base: {recipe.base}", f'description: "{_quoted(recipe.description)}"']
-    lines += [f"output: {recipe.output}"] if recipe.output else []
-    lines += [f"token_embedding: {recipe.token_embedding}"] if recipe.token_embedding else []
-    if recipe.tensors:
-        lines += ["tensors:", *(f'  "{pattern}": {kind}' for pattern, kind in recipe.tensors.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+from quantyard.workflows.tune import Tuned
 
 
 def groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
@@ -75,18 +61,19 @@ def gain_text(gain: Gain, goal: Goal, mix: Mix) -> str:
     return "\n".join(lines)
 
 
-def tuned_json(gain: Gain, mix: Mix, found: Sequence[Sensitivity], recipe: Recipe, path: str) -> dict[str, Any]:
+def tuned_json(tuned: Tuned) -> dict[str, Any]:
     """All of it for programs; sizes in bytes, divergences in nats."""
+    gain = tuned.gain
     files = {
         one.quant: {"size_bytes": one.size_bytes, "mean_kld": one.kld.model_dump()}
         for one in (gain.tuned, gain.stock)
     }
     return {
-        "recipe": recipe.model_dump(), "recipe_file": path, "expected_kld": mix.kld, "files": files,
-        "stock": gain.stock.quant, "difference": gain.difference.model_dump(), "verdict": gain.verdict,
-        "relative": gain.relative.model_dump(),
+        "recipe": tuned.recipe.model_dump(), "recipe_file": str(tuned.recipe_path), "expected_kld": tuned.mix.kld,
+        "files": files, "stock": gain.stock.quant, "difference": gain.difference.model_dump(),
+        "verdict": gain.verdict, "relative": gain.relative.model_dump(),
         "groups": [
             {"name": one.group.name, "weights": one.group.n_params, "kld_when_low": one.kld, "type": kind}
-            for one, kind in zip(found, mix.types, strict=True)
+            for one, kind in zip(tuned.sensitivities, tuned.mix.types, strict=True)
         ],
     }

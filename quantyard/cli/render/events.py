@@ -1,0 +1,35 @@
+"""What a workflow says while it works, as text for a terminal."""
+
+from __future__ import annotations
+
+from quantyard.cli.render import build as summary
+from quantyard.cli.render.matrix import failures_text
+from quantyard.cli.render.release import gate_text
+from quantyard.cli.render.styled import escape
+from quantyard.workflows.reporter import (
+    DemoBegins,
+    Event,
+    GateJudged,
+    PlanMade,
+    QuantsFailed,
+    RunTimed,
+    SearchRuns,
+)
+
+
+def event_text(event: Event) -> str:
+    """The event with rich's markup."""
+    match event:
+        case PlanMade(planned):
+            return summary.plan_text(planned)
+        case RunTimed(compared):
+            return escape(summary.time_text(compared))
+        case GateJudged(gate):
+            return gate_text(gate)
+        case QuantsFailed(failures):
+            return failures_text(failures, others=False)
+        case SearchRuns(what, n_left, n_steps):
+            return f"[bold]{escape(what)}[/]: {n_left} of {n_steps} steps to run"
+        case DemoBegins(engine, reason):
+            return summary.demo_text(engine, reason)
+    return escape(event.text)

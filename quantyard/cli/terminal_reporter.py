@@ -1,0 +1,25 @@
+"""Shows on stderr what a workflow says while it works: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from quantyard.cli.output import people, reporter_for
+from quantyard.cli.render.events import event_text
+from quantyard.execution.reporter import Reporter as StepReporter
+from quantyard.workflows.reporter import Event
+
+
+class TerminalReporter:
+    """The reporter that every command gives its workflow."""
+
+    def __init__(self) -> None:
+        self._console = people()
+
+    def steps(self) -> AbstractContextManager[StepReporter]:
+        """Bars, or lines, for as long as the steps run."""
+        return reporter_for(self._console)
+
+    def tell(self, event: Event) -> None:
+        """The event, above whatever comes."""
+        self._console.print(event_text(event), soft_wrap=True)

@@ -1,0 +1,19 @@
+"""A recipe as a file."""
+
+from __future__ import annotations
+
+from quantyard.quants.recipe import Recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML that `read_recipe` reads; no type or pattern can be anything but plain text."""
+    lines = [f"name: {recipe.name}", f"base: {recipe.base}", f'description: "{_quoted(recipe.description)}"']
+    lines += [f"output: {recipe.output}"] if recipe.output else []
+    lines += [f"token_embedding: {recipe.token_embedding}"] if recipe.token_embedding else []
+    if recipe.tensors:
+        lines += ["tensors:", *(f'  "{pattern}": {kind}' for pattern, kind in recipe.tensors.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

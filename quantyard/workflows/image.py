@@ -1,0 +1,60 @@
+"""One server image with the GGUF inside, and the tools' own images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantyard.engines.images import IMAGES
+from quantyard.errors import BadRequest
+from quantyard.paths import REPO_DIR
+from quantyard.requests import BuildRequest
+from quantyard.serve import model_image
+from quantyard.workflows.build import build
+from quantyard.workflows.planning import engine_of
+from quantyard.workflows.reporter import Reporter
+
+
+def pack(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
+    """Build what is not built, then pack each file; several get the quant's name at the end of their tag.
+
+    Returns:
+        The tag of each image.
+
+    Raises:
+        BadRequest: TAG is not the name of an image, or the engine is not docker.
+        QuantyardError: see errors.py.
+    """
+    asked = request.pack
+    assert asked is not None, "the command has it"
+    model_image.check_tag(asked.tag)
+    engine, _reason = engine_of(request)
+    if engine.name != "docker":
+        raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
+    built = build(replace(request, measure=None), reporter)
+    manifest, tags = built.manifest, list[str]()
+    with reporter.steps() as steps:
+        engine.prepare("server", steps.note)
+        base = engine.describe("server")["base_digest"]
+        for file in built.files:
+            tag = asked.tag if len(built.files) == 1 else f"{asked.tag}-{file.quant.lower()}"
+            steps.note(f"packing {file.path.name} as {tag}")
+            image = model_image.model_image(tag, file.quant, file.path, manifest)
+            model_image.build_model_image(REPO_DIR, image, base, request.images, push=asked.push)
+            tags.append(tag)
+    return tuple(tags)
+
+
+def prepare_tools(request: BuildRequest, reporter: Reporter) -> dict[str, dict[str, str]]:
+    """Make the tools ready: the images (docker), or `.venv-local` (local).
+
+    Returns:
+        For each image what describes it: digests, or versions of packages.
+
+    Raises:
+        EngineError: they cannot be made.
+    """
+    engine, _reason = engine_of(request)
+    with reporter.steps() as steps:
+        for image in IMAGES:
+            engine.prepare(image, steps.note)
+    return {image: engine.describe(image) for image in IMAGES}

@@ -1,0 +1,52 @@
+"""A GGUF of a LoRA adapter, to be served on top of its base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantyard.execution.runner import Builder
+from quantyard.plan.lora import LORA, RESULT, plan_lora
+from quantyard.requests import BuildRequest
+from quantyard.sources.resolve import Source
+from quantyard.workflows.planning import hashes_of, hub_access
+from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.run import run_plan
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter that was made.
+
+    Attributes:
+        source: where it came from; its title names the base model too.
+        ran: labels of the steps that ran now.
+    """
+
+    source: Source
+    path: Path
+    manifest_path: Path
+    ran: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the GGUF."""
+        return self.path.stat().st_size
+
+
+def make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
+    """Fetch and convert the adapter, whatever of it is not done yet.
+
+    Raises:
+        BadRequest: ADAPTER or BASE is not given, is not what it should be, or must be allowed (pickle).
+        QuantyardError: see errors.py.
+    """
+    plan = plan_lora(request, hub_access(request), hashes_of(request))
+    builder, _no_targets = run_plan(request, plan, reporter)
+    path = publish_lora(builder)
+    return Adapter(plan.source, path, builder.store.folder / "manifest.json", tuple(builder.ran))
+
+
+def publish_lora(builder: Builder) -> Path:
+    """Give the finished adapter its name beside the manifest; its path."""
+    return builder.store.publish(builder.output(LORA) / RESULT, f"{builder.plan.source.model.name}-lora.gguf")

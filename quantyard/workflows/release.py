@@ -1,0 +1,185 @@
+"""Judging, showing and publishing what was built and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantyard.gate.judge import Budgets, load_budgets
+from quantyard.plan.api_tests import add_contract
+from quantyard.plan.steps import BuildPlan
+from quantyard.protocol.gate import GateReport
+from quantyard.publish.bundle import (
+    PAGE,
+    Bundle,
+    Destination,
+    check_gate,
+    compose,
+    destination,
+    judged,
+    licence_of,
+    licence_so_far,
+)
+from quantyard.publish.folder import write_release
+from quantyard.publish.progress import UploadProgress
+from quantyard.publish.release import Release, find_release, keep_gate, legal_files
+from quantyard.publish.send import Intention, Published, Sender
+from quantyard.publish.split import parts_of, split_plan
+from quantyard.requests import BuildRequest, PublishRequest
+from quantyard.store.artifacts import ModelStore
+from quantyard.workflows.planning import files_plan, hashes_of, hub_access, measured, plan_of
+from quantyard.workflows.reporter import GateJudged, Reporter, Waiting
+from quantyard.workflows.run import build_plan, run_plan
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a publishing ends with: `published`, or after a dry run `intended`.
+
+    Attributes:
+        gate: what the gate found.
+        where: the Hub's repo, the registry, or both.
+        intended: what would be sent; None where it was sent.
+        published: what was sent and read back; None after a dry run.
+        folder: every file of the release, as it is published, on this machine.
+        endpoint: the Hub's address; None: the usual one.
+    """
+
+    gate: GateReport
+    where: Destination
+    intended: Intention | None
+    published: Published | None
+    folder: Path
+    endpoint: str | None = None
+
+
+def publish(request: BuildRequest, reporter: Reporter) -> Publication:
+    """Publish what was built and measured before.
+
+    Raises:
+        BadRequest: nothing was built or measured, or the destination cannot be.
+        GateClosed: a budget is exceeded, cannot be judged, or was not measured; never for a dry run.
+        HubError, EngineError: see errors.py.
+    """
+    asked, plan = _asked(request), files_plan(request)
+    return _publish(request, asked, plan, _destination(request, asked, plan), reporter)
+
+
+def release(request: BuildRequest, reporter: Reporter) -> Publication:
+    """Build, measure, test, judge and publish: whatever of it is not done yet.
+
+    Raises:
+        QuantyardError: as `publish`, and as a build.
+    """
+    asked, request = _asked(request), measured(request)
+    plan = plan_of(request)
+    assert plan.measuring is not None, "a suite was asked for"
+    assert request.measure is not None, "likewise"
+    # LIMIT, TASKS and the like make another suite of it, whose name tells.
+    request = replace(request, measure=replace(request.measure, suite=plan.measuring.suite.name))
+    where = _destination(request, asked, plan)  # what can be refused is, before hours of work
+    licence_of(plan.source.license, plan.source.card, asked)
+    build_plan(request, add_contract(plan, request.threads), reporter)
+    return _publish(request, asked, plan, where, reporter)
+
+
+def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
+    """Hold the budgets against what was measured; nothing is published. A budget that is exceeded is a finding.
+
+    Raises:
+        BadRequest: nothing was built or measured, or the budgets cannot be read.
+    """
+    asked = _asked(request)
+    return _gate_of(_judged(request, asked, files_plan(request), load_budgets(asked.gate), reporter))
+
+
+def report(request: BuildRequest, reporter: Reporter) -> Path:
+    """Write the card and the page of what was built and measured; the page's path.
+
+    Raises:
+        BadRequest: nothing was built or measured.
+    """
+    return write_report(request, _asked(request), reporter)
+
+
+def write_report(
+    request: BuildRequest, asked: PublishRequest, reporter: Reporter, plan: BuildPlan | None = None
+) -> Path:
+    """The page's path; the card is beside it. Both as they would be published.
+
+    Args:
+        plan: what was just built; by default the request's own.
+    """
+    plan = plan or files_plan(request)
+    found = _judged(request, asked, plan, load_budgets(asked.gate), reporter)
+    return write_release(found.folder, _composed(request, asked, plan, found, reporter).files) / PAGE
+
+
+# ---- what they have in common ------------------------------------------------------------------------
+
+
+def _asked(request: BuildRequest) -> PublishRequest:
+    return request.publish or PublishRequest()
+
+
+def _publish(
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: Destination, reporter: Reporter
+) -> Publication:
+    licence_of(plan.source.license, plan.source.card, asked)
+    found = _judged(request, asked, plan, where.budgets, reporter)
+    gate = _gate_of(found)
+    if not asked.dry_run:
+        check_gate(gate, allow_fail=asked.allow_fail)
+    reporter.tell(GateJudged(gate))
+    bundle = _composed(request, asked, plan, found, reporter)
+    folder = write_release(found.folder, bundle.files)
+    sender = Sender(where, found, bundle, hub_access(request), asked.docker_config, asked.cosign_key)
+    if asked.dry_run:
+        return Publication(gate, where, sender.intend(), None, folder, request.endpoint)
+    with reporter.steps() as steps:
+        sent = sender.send(UploadProgress(steps, len(bundle.files)))
+    return Publication(gate, where, None, sent, folder, request.endpoint)
+
+
+def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) -> Destination:
+    return destination(asked, hub_access(request), plan.source.card, len(request.quants))
+
+
+def _judged(
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: Budgets, reporter: Reporter
+) -> Release:
+    """The release of these files, judged; the store's manifest remembers how."""
+    local, store = plan.source.local, ModelStore(request.artifacts, plan.source.model)
+    found = find_release(
+        store.folder, local.folder if local else None, [quant.name for quant in request.quants],
+        _suite_of(request), hashes_of(request),
+    )
+    found = judged(found, budgets, licence_so_far(plan.source.license, plan.source.card, asked))
+    with store.locked(lambda holder: reporter.tell(Waiting(holder))):
+        keep_gate(store, found.manifest)
+    return found
+
+
+def _suite_of(request: BuildRequest) -> str:
+    """The name of the suite asked for; a file holds its own."""
+    asked = request.measure.suite if request.measure else ""
+    if not asked.endswith((".yaml", ".yml")):
+        return asked
+    from quantyard.plan.suites import find_suite  # imported late: it needs a YAML parser
+
+    return find_suite(asked).suite.name
+
+
+def _gate_of(found: Release) -> GateReport:
+    assert found.manifest.gate is not None, "it was judged"
+    return found.manifest.gate
+
+
+def _composed(
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: Reporter
+) -> Bundle:
+    """Everything that is published, models above the limit in parts."""
+    splitting = split_plan(found, plan.source, asked.split_above_bytes)
+    parts = parts_of(run_plan(request, splitting, reporter)[0], found) if splitting else {}
+    legal = legal_files(found, plan.source)
+    return compose(found, asked, licence_so_far(plan.source.license, plan.source.card, asked), legal, parts)

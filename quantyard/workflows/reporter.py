@@ -1,0 +1,250 @@
+"""What a workflow says while it works: the steps of each run, and events between them.
+
+The command line shows them on a terminal, the Python API hands each as a line to a function of the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quantyard.errors import StageFailed
+from quantyard.execution import reporter as execution
+from quantyard.forecast.time import Compared
+from quantyard.formatting.numbers import human_bytes
+from quantyard.plan.imatrix import Decision
+from quantyard.protocol.base import Progress, StageResult
+from quantyard.protocol.gate import GateReport
+from quantyard.workflows.results import Planned
+
+
+class Event(Protocol):
+    """Something worth saying; `text` is for people, of one line or a few."""
+
+    @property
+    def text(self) -> str:
+        """The event in words."""
+
+
+class Reporter(Protocol):
+    """Who listens to a workflow."""
+
+    def steps(self) -> AbstractContextManager[execution.Reporter]:
+        """What the steps of one run report to, for as long as they run."""
+
+    def tell(self, event: Event) -> None:
+        """An event between runs."""
+
+
+# ---- events ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlanMade:
+    """The plan that is about to run."""
+
+    planned: Planned
+
+    @property
+    def text(self) -> str:
+        """What is left of it."""
+        plan, left, cost = self.planned.plan, self.planned.to_run, self.planned.cost
+        needs = f"; {human_bytes(cost.disk_needed_bytes)} of disk" if cost.disk_needed_bytes else ""
+        return f"{plan.source.title}: {len(left)} of {len(plan.steps)} stages to run with {self.planned.engine}{needs}"
+
+
+@dataclass(frozen=True)
+class TrialBegins:
+    """IMATRIX=auto makes each file with the matrix and without."""
+
+    @property
+    def text(self) -> str:
+        """What it does."""
+        return "IMATRIX=auto: each file is made with the matrix and without, and the better one is kept."
+
+
+@dataclass(frozen=True)
+class ImatrixDecided:
+    """What the trial found for each file."""
+
+    decisions: Sequence[Decision]
+
+    @property
+    def text(self) -> str:
+        """A line for each."""
+        return "\n".join(f"{decision.quant}: {decision.reason}" for decision in self.decisions)
+
+
+@dataclass(frozen=True)
+class RunTimed:
+    """How long a run took, against what the plan said."""
+
+    compared: Compared
+
+    @property
+    def text(self) -> str:
+        """Both, in seconds."""
+        return f"Planned {self.compared.planned_s:.0f} s, took {self.compared.taken_s:.0f} s."
+
+
+@dataclass(frozen=True)
+class NotOffered:
+    """The files cannot be linked into the folder that is served."""
+
+    artifacts: Path
+    file: Path
+
+    @property
+    def text(self) -> str:
+        """What serves them then."""
+        return f"Not linked into {self.artifacts}/served. Serve it:  MODEL_FILE={self.file} docker compose up"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Another process holds the model's folder."""
+
+    holder: str
+
+    @property
+    def text(self) -> str:
+        """Which."""
+        return f"waiting: {self.holder} is building this model"
+
+
+@dataclass(frozen=True)
+class GateJudged:
+    """What the gate found, before anything is sent."""
+
+    gate: GateReport
+
+    @property
+    def text(self) -> str:
+        """The outcome, and every budget."""
+        found = [f"  {result.quant}: {result.finding}" for result in self.gate.results]
+        return "\n".join([f"gate: {self.gate.outcome} (budgets: {self.gate.budgets})", *found])
+
+
+@dataclass(frozen=True)
+class QuantsFailed:
+    """Every quant of a matrix failed, each for a reason of its own."""
+
+    failures: Mapping[str, StageFailed]
+
+    @property
+    def text(self) -> str:
+        """A line for each step."""
+        return "\n".join(f"{label}: {failed.message}" for label, failed in self.failures.items())
+
+
+@dataclass(frozen=True)
+class SearchRuns:
+    """One of the runs that a search consists of begins."""
+
+    what: str
+    n_left: int
+    n_steps: int
+
+    @property
+    def text(self) -> str:
+        """How much of it is left."""
+        return f"{self.what}: {self.n_left} of {self.n_steps} steps to run"
+
+
+@dataclass(frozen=True)
+class MixMeasured:
+    """A search for a divergence has measured the mix that it expected to reach it, nats."""
+
+    number: int
+    expected_kld: float
+    measured_kld: float
+
+    @property
+    def text(self) -> str:
+        """Both divergences."""
+        return f"Round {self.number}: expected {self.expected_kld:.4f}, measured {self.measured_kld:.4f}."
+
+
+@dataclass(frozen=True)
+class TimingBegins:
+    """`rates` begins to time this machine."""
+
+    @property
+    def text(self) -> str:
+        """What runs, and what it is not for."""
+        what = "Two models of random weights go through every stage, to time it."
+        return f"{what} What is said of their quality means nothing."
+
+
+@dataclass(frozen=True)
+class DemoBegins:
+    """The demo begins, with this engine."""
+
+    engine: str
+    engine_reason: str
+
+    @property
+    def text(self) -> str:
+        """What it builds."""
+        return f"The demo builds SmolLM2-135M-Instruct with {self.engine} ({self.engine_reason})."
+
+
+# ---- reporters ---------------------------------------------------------------------------------------
+
+
+class Silent:
+    """Says nothing."""
+
+    @contextmanager
+    def steps(self) -> Iterator[execution.Reporter]:
+        """A reporter of steps that drops them."""
+        yield Lines(lambda _text: None)
+
+    def tell(self, event: Event) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """Hands every event and every finished step to a function, a line at a time.
+
+    Args:
+        on_line: called with one line of text, by one thread at a time.
+    """
+
+    def __init__(self, on_line: Callable[[str], object]) -> None:
+        self._on_line = on_line
+
+    @contextmanager
+    def steps(self) -> Iterator[execution.Reporter]:
+        """Itself: a step is a line like any other."""
+        yield self
+
+    def tell(self, event: Event) -> None:
+        """Each line of the event."""
+        for line in event.text.splitlines():
+            self._on_line(line)
+
+    def begin(self, label: str, number: int, of: int) -> None:
+        """Nothing: the step's line comes when it has ended."""
+
+    def progress(self, label: str, progress: Progress) -> None:
+        """Nothing, likewise."""
+
+    def end(self, label: str, result: StageResult) -> None:
+        """The step's line: `[convert] 271 MB in 10.2 s`."""
+        from quantyard.execution.progress import ending  # imported late: it needs rich
+
+        for line in ending(label, result):
+            self.note(line)
+
+    def fail(self, label: str, text: str) -> None:
+        """A step failed, and the others go on."""
+        del label  # the text names it
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self._on_line(text)

@@ -1,0 +1,51 @@
+"""Running the plan of a request: the trial it needs, then what is left of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantyard.execution.manifest_writer import BuiltFile
+from quantyard.execution.runner import Builder
+from quantyard.plan.steps import BuildPlan
+from quantyard.requests import BuildRequest
+from quantyard.serve.served_files import offer
+from quantyard.workflows.planning import engine_of, planned_of, prepare
+from quantyard.workflows.reporter import NotOffered, PlanMade, Reporter
+from quantyard.workflows.results import Built, built_of
+from quantyard.workflows.timed_run import run_timed
+from quantyard.workflows.trial import settle_imatrix
+
+
+def run_plan(
+    request: BuildRequest, plan: BuildPlan, reporter: Reporter, *, keep_going: bool = False
+) -> tuple[Builder, list[BuiltFile]]:
+    """Run what is left of a plan.
+
+    Args:
+        keep_going: also where a quant fails.
+
+    Raises:
+        NotEnoughDisk: the disk is too small; nothing of the plan has run.
+        StageFailed, EngineError: see `Builder.run`.
+    """
+    engine, reason = engine_of(request)
+    plan = settle_imatrix(request, plan, engine, reporter, keep_going=keep_going)
+    builder, finished, cost = prepare(request, plan, engine)
+    planned = planned_of(request, plan, finished, cost, (engine, reason))
+    reporter.tell(PlanMade(planned))
+    planned.check_disk()
+    builder.keep_going = keep_going
+    return builder, run_timed(request, builder, cost, reporter)
+
+
+def build_plan(request: BuildRequest, plan: BuildPlan, reporter: Reporter, *, keep_going: bool = False) -> Built:
+    """Run what is left of a plan, and let its files be what is served."""
+    builder, files = run_plan(request, plan, reporter, keep_going=keep_going)
+    offer_files(request, files, reporter)
+    return built_of(builder, files)
+
+
+def offer_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: Reporter) -> None:
+    """Let these files be what is served."""
+    if files and offer(request.artifacts, [file.path for file in files]) is None:
+        reporter.tell(NotOffered(request.artifacts, files[0].path))

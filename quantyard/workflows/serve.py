@@ -1,0 +1,29 @@
+"""Serving what was built, until it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantyard.paths import REPO_DIR
+from quantyard.requests import BuildRequest
+from quantyard.serve.run import compose_up, serve_local
+from quantyard.workflows.planning import engine_of
+from quantyard.workflows.reporter import Reporter
+
+
+def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Reporter) -> int:
+    """Run the server to its end; its exit code.
+
+    Args:
+        environment: what the server's process gets; compose.yaml reads its settings there.
+
+    Raises:
+        BadRequest: there is nothing to serve, or the port is taken.
+        EngineError: the server cannot be started, or ends badly.
+    """
+    engine, _reason = engine_of(request)
+    with reporter.steps() as steps:
+        engine.prepare("server", steps.note)
+    if engine.name == "docker":
+        return compose_up(REPO_DIR, environment)
+    return serve_local(request, REPO_DIR / ".venv-local" / "bin" / "python", environment)

@@ -1,0 +1,26 @@
+"""One run of a plan, with what it teaches about how long stages take."""
+
+from __future__ import annotations
+
+from quantyard.execution.manifest_writer import BuiltFile
+from quantyard.execution.runner import Builder
+from quantyard.forecast.cost import Cost
+from quantyard.forecast.time import Conditions, keep_times
+from quantyard.requests import BuildRequest
+from quantyard.workflows.reporter import Reporter, RunTimed
+
+
+def run_timed(request: BuildRequest, builder: Builder, cost: Cost, reporter: Reporter) -> list[BuiltFile]:
+    """Run it, and hold its times against the plan's; what a run that fails has finished is learned from too.
+
+    Raises:
+        StageFailed, EngineError: see `Builder.run`.
+    """
+    where = Conditions(builder.engine.name, builder.its_room)
+    try:
+        with reporter.steps() as steps:
+            return builder.run(steps)
+    finally:
+        compared = keep_times(request.artifacts, builder.plan, cost.time, builder.taken, where)
+        if compared is not None:
+            reporter.tell(RunTimed(compared))

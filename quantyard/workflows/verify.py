@@ -1,0 +1,76 @@
+"""Checking a published repo, a folder or a file against its manifest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantyard.errors import BadRequest
+from quantyard.hub.download import download_release
+from quantyard.publish.rebuild import check_source, compare_rebuilt, rebuild_request, with_recorded_imatrices
+from quantyard.publish.verify import Check, CheckedRelease, State, check, find_subject, worst
+from quantyard.requests import BuildRequest, CheckRequest
+from quantyard.store.manifest import read_manifest
+from quantyard.workflows.planning import hub_access, plan_of
+from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.run import run_plan
+
+_DOWNLOADS = "verified"  # a folder of the store
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, and what was found."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def state(self) -> State:
+        """The worst of the checks: `ok` only if every check passed."""
+        return worst(self.checks)
+
+
+def verify(request: BuildRequest, reporter: Reporter) -> Verification:
+    """Check a file, a folder or a repo against its manifest.
+
+    Raises:
+        BadRequest: there is no such file, or no manifest beside it that knows of it.
+        HubError: the repo cannot be downloaded.
+        NeedsPermission: it is to be rebuilt, and was made with a permission that is not given now.
+    """
+    asked = request.check
+    assert asked is not None, "the command has it"
+    subject = _subject(request, asked, reporter)
+    with reporter.steps() as steps:
+        on_file = lambda name: steps.note(f"checking {name}")  # noqa: E731
+        checks = list(check(subject, hub_access(request), asked.repo_id, on_file))
+    if asked.rebuild:
+        checks += _rebuilt(request, subject, reporter)
+    return Verification(tuple(checks))
+
+
+def _subject(request: BuildRequest, asked: CheckRequest, reporter: Reporter) -> CheckedRelease:
+    if bool(asked.repo_id) == (asked.file is not None):
+        given = "REPO and FILE are both given" if asked.repo_id else "Neither REPO nor FILE is given"
+        raise BadRequest(f"{given}.", "Type: make verify REPO=me/name-GGUF, or FILE=path")
+    if asked.file is not None:
+        return find_subject(asked.file)
+    with reporter.steps() as steps:
+        steps.note(f"downloading {asked.repo_id}")
+        return find_subject(download_release(hub_access(request), asked.repo_id, request.artifacts / _DOWNLOADS))
+
+
+def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: Reporter) -> Iterator[Check]:
+    """In a store of its own, which is gone afterwards."""
+    request.artifacts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:
+        again = rebuild_request(request, subject, Path(folder))
+        plan = plan_of(again)
+        check_source(subject, plan.source.model)
+        plan = with_recorded_imatrices(plan, subject, Path(folder) / ".imatrices")
+        builder, built = run_plan(replace(again, imatrix="none"), plan, reporter)  # they are in the plan already
+        manifest = read_manifest(builder.store.folder / "manifest.json")
+        assert manifest is not None
+        yield from compare_rebuilt(subject, {file.quant: file.record for file in built}, manifest.stages)
