@@ -61,7 +61,7 @@ def facts_of(found: Divergence) -> dict[str, JsonValue]:
 def _models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel]]:
     """The baseline, if there is one, and the models in the order of the request."""
     paths = [stage.in_dir / "model" / request.model_file]
-    paths += [stage.in_dir / f"model-{member.label}" / member.model_file for member in request.beside]
+    paths += [stage.in_dir / f"model-{member.label}" / member.model_file for member in request.others]
     if request.baseline_file is not None:
         paths.insert(0, stage.in_dir / "baseline" / request.baseline_file)
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def _measure(
 
 def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tuple[str, GgufModel]]:
     """The models whose divergence is wanted, under their labels."""
-    labels = [request.label, *(member.label for member in request.beside)]
+    labels = [request.label, *(member.label for member in request.others)]
     if request.baseline_file is not None:
         labels.insert(0, request.baseline_label)
     return [(label, model) for label, model in zip(labels, models, strict=True) if label]

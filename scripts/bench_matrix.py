@@ -56,7 +56,7 @@ from pathlib import Path
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from quantyard.execution.scheduler import SIDE_BY_SIDE  # noqa: E402
+from quantyard.execution.scheduler import CONCURRENT_STAGES  # noqa: E402
 from quantyard.plan.stages import STAGES  # noqa: E402
 from quantyard.store.manifest import read_manifest  # noqa: E402 (the path above comes first)
 from scripts.bench_build import beside, cannot, say, timed, timed_lines  # noqa: E402
@@ -66,7 +66,7 @@ DEMO = REPO_DIR / "artifacts" / "demo" / "SmolLM2-135M-Instruct"
 SIX_QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
 SAMPLE_S = 0.05
 BESIDE = "quantize, verify"  # they run side by side, and their lines come together
-NAMES = {name: name for name in STAGES} | dict.fromkeys(SIDE_BY_SIDE, BESIDE)  # of stages, in the table
+NAMES = {name: name for name in STAGES} | dict.fromkeys(CONCURRENT_STAGES, BESIDE)  # of stages, in the table
 Seconds = Mapping[str, float]  # by the stage's name
 
 

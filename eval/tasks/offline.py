@@ -130,9 +130,9 @@ def replace_loader(load: Load) -> None:
     unpatched()  # to remember it
     datasets.load_dataset = datasets.load.load_dataset = load
     # `evaluate.load` is all that tasks want of that library, whose import takes transformers and torch where there are.
-    stand_in = ModuleType("evaluate")
-    stand_in.load = _refuse_metric  # type: ignore[attr-defined]
-    sys.modules["evaluate"] = stand_in
+    replacement = ModuleType("evaluate")
+    replacement.load = _refuse_metric  # type: ignore[attr-defined]
+    sys.modules["evaluate"] = replacement
 
 
 def key_of(path: str, name: str | None, options: Mapping[str, Any]) -> str:

@@ -13,7 +13,17 @@ from quantyard.errors import ResultRefused, StageFailed
 from quantyard.execution.completed import Finished
 from quantyard.execution.manifest_writer import BuiltFile, Measured, Records
 from quantyard.execution.reporter import Reporter
-from quantyard.execution.scheduler import SIDE_BY_SIDE, Crew, Ended, InOrder, Room, Stopwatch, Taken, room_of, stretches
+from quantyard.execution.scheduler import (
+    CONCURRENT_STAGES,
+    Crew,
+    Ended,
+    InOrder,
+    Room,
+    Stopwatch,
+    Taken,
+    room_of,
+    stretches,
+)
 from quantyard.execution.shared_baseline import Joined, can_join, join, result_of
 from quantyard.hardware.machine import memory_bytes
 from quantyard.plan.evaluation import file_of, is_pointless, without
@@ -106,8 +116,8 @@ class Builder:
             self._prepare_images(reporter)
             self._records.finished(self._finished.steps, self._finished.specs)
             for steps in stretches(self.plan.steps):
-                if steps[0].row.name in SIDE_BY_SIDE:
-                    self._run_beside(steps, reporter)
+                if steps[0].row.name in CONCURRENT_STAGES:
+                    self._run_concurrent(steps, reporter)
                 else:
                     self._run_alone(steps[0], reporter)
             self.measured = self._records.publish_report(self._finished.steps)
@@ -134,7 +144,7 @@ class Builder:
         self.failures[step.label] = failed
         self._lost.add(file_of(step))
 
-    def _run_beside(self, steps: Sequence[Step], reporter: Reporter) -> None:
+    def _run_concurrent(self, steps: Sequence[Step], reporter: Reporter) -> None:
         """Make these steps finished, as many at a time as there is room for. After a failure that ends the build no
         further one is begun, and what runs is waited for: so it need not run again.
         """
@@ -247,10 +257,10 @@ class Builder:
         self._finished.steps[step.label] = kept.finished
         self.ran.append(step.label)
         if not kept.run.resumed:
-            seconds, beside = self.watch.taken_s[step.label], step.label in self.watch.beside
+            seconds, concurrent = self.watch.taken_s[step.label], step.label in self.watch.concurrent
             asked = kept.result.facts.get("n_questions") if step.row.name == "evaluate" else None
             n_questions = asked if isinstance(asked, int) else 0
-            self.taken.append(Taken(step.label, kept.run.spec.key, seconds, beside, n_questions=n_questions))
+            self.taken.append(Taken(step.label, kept.run.spec.key, seconds, concurrent, n_questions=n_questions))
         self._records.stage(step, kept.run.spec, kept.result)
         self._publish_of(step)
 

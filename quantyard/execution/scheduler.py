@@ -17,8 +17,8 @@ from typing import Final, Generic, Self, TypeVar
 
 from quantyard.plan.steps import Step
 
-# To let a stage run beside others: add its name. Never one whose result depends on how quick it was.
-SIDE_BY_SIDE: Final = ("quantize", "verify")
+# To let a stage run at the same time as others: add its name. Never one whose result depends on its speed.
+CONCURRENT_STAGES: Final = ("quantize", "verify")
 _MOST: Final = 4  # each stage uses all cores for most of its time; a few fill each other's gaps, more only queue
 _MEMORY_SHARE: Final = 0.5  # of memory, for all files that are read and written at the same time
 _STOP_STEP_S: Final = 0.1
@@ -46,8 +46,8 @@ def room_of(memory_bytes: int, cores: int) -> Room:
 
 def stretches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
     """The plan in its order, cut into neighbours that may run side by side, and single steps that run alone."""
-    for beside, group in groupby(steps, lambda step: step.row.name in SIDE_BY_SIDE):
-        if beside:
+    for concurrent, group in groupby(steps, lambda step: step.row.name in CONCURRENT_STAGES):
+        if concurrent:
             yield tuple(group)
         else:
             yield from ((step,) for step in group)
@@ -147,7 +147,7 @@ class Taken:
     label: str
     key: str
     seconds: float
-    beside: bool = False
+    concurrent: bool = False
     n_together: int = 1  # how many steps were one run with it, and shared its time
     n_questions: int = 0  # of an evaluation
 
@@ -158,7 +158,7 @@ class Stopwatch:
 
     taken_s: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
-    beside: set[str] = field(default_factory=set)  # what has run at the same time as something else
+    concurrent: set[str] = field(default_factory=set)  # what has run at the same time as something else
     _running: list[str] = field(default_factory=list)
     _since: float = 0.0
 
@@ -168,7 +168,7 @@ class Stopwatch:
         self._running.append(label)
         self.taken_s[label] = 0.0
         if len(self._running) > 1:
-            self.beside.update(self._running)
+            self.concurrent.update(self._running)
 
     def end(self, label: str) -> None:
         """It ends now, well or badly."""

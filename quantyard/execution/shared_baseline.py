@@ -77,7 +77,7 @@ def _joined(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
     first, *others = quants
     members = tuple(DivergenceMember(label=_request(s).label, model_file=_request(s).model_file) for s in others)
     request = _request(first).model_copy(
-        update={"beside": members, "baseline_label": _request(baselines[0]).label if baselines else ""}
+        update={"others": members, "baseline_label": _request(baselines[0]).label if baselines else ""}
     )
     inputs = dict(first.inputs) | {f"model-{_request(step).label}": step.inputs["model"] for step in others}
     label = _named([_request(step).label for step in (*baselines, *quants)])

@@ -77,7 +77,7 @@ def time_model(trial: Trial, bench: Bench, reporter: Reporter) -> list[Sample]:
     plan = trial_plan(trial, _model(trial, bench, reporter), bench)
     builder, book = Builder(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), Book()
     builder.run(reporter)
-    learn(book, plan, builder.taken, Conditions(bench.engine.name, builder.its_room), stand_in=True)
+    learn(book, plan, builder.taken, Conditions(bench.engine.name, builder.its_room), synthetic=True)
     return [_as_real(sample) for sample in book.samples]
 
 

@@ -95,5 +95,5 @@ def _sample(record: Record, members: Sequence[Record], n_params: int) -> Iterato
     seconds = record["duration_s"] + _ENGINE_S.get(engine, 0.0) / together
     yield Sample(
         key=record["key"], **asdict(work), seconds=seconds, engine=engine, threads=threads_of(request),
-        cpu=record["cpu"], beside=False, at=record["finished_at"],
+        cpu=record["cpu"], concurrent=False, at=record["finished_at"],
     )

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantyard.forecast.work import Limits, Work
 from quantyard.store.artifacts import write_file
@@ -22,7 +22,14 @@ _MOST_RUNS: Final = 100
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True
+    )
+
+
+def _formerly(name: str) -> Any:
+    """A field that books of version 0.1.0 have under another name."""
+    return Field(validation_alias=name)
 
 
 class Sample(_Record):
@@ -37,13 +44,13 @@ class Sample(_Record):
     engine: str
     threads: int
     cpu: str
-    beside: bool
+    concurrent: Annotated[bool, _formerly("beside")]
     at: str  # UTC, ISO 8601
-    mostly: str = ""  # see `Work`
+    dominant_type: Annotated[str, _formerly("mostly")] = ""  # see `Work`
     asked: int = 0
     limits: Limits = ()
     n_together: int = 1
-    stand_in: bool = False  # of the random model of `make rates`
+    synthetic: Annotated[bool, _formerly("stand_in")] = False  # of the random model of `make rates`
 
     @property
     def work(self) -> Work:
@@ -78,10 +85,10 @@ class Book(BaseModel):
     manifests: dict[str, Harvest] = {}
     runs: list[RunRecord] = []
 
-    def replace_stand_ins(self, found: Sequence[Sample]) -> None:
+    def replace_synthetic(self, found: Sequence[Sample]) -> None:
         """Those of the same CPUs and engines give way to these."""
         places = {(sample.cpu, sample.engine) for sample in found}
-        self.samples = [s for s in self.samples if not (s.stand_in and (s.cpu, s.engine) in places)] + [*found]
+        self.samples = [s for s in self.samples if not (s.synthetic and (s.cpu, s.engine) in places)] + [*found]
 
     @property
     def all_samples(self) -> list[Sample]:

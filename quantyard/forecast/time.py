@@ -14,16 +14,17 @@ from statistics import median
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.execution.scheduler import SIDE_BY_SIDE, Room, Taken
+from quantyard.execution.scheduler import CONCURRENT_STAGES, Room, Taken
 from quantyard.forecast.samples import Book, RunRecord, Sample, keep_book, read_book
-from quantyard.forecast.work import FIXED_S, Request, Work, asked_of, fit, kin, line, threads_of, work_of
+from quantyard.forecast.work import FIXED_S, Request, Work, asked_of, fit, line, threads_of, timing_class, work_of
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find
 
 UNTIMED: Final = ("fetch", "datasets", "split", "contract", "dequantize", "lora", "rounding")  # by `make rates`
 _RECENT: Final = 7  # of samples alike, how many the median is of
-_BESIDE: Final = 0.8  # a step's share of the time, side by side with others, to its time alone; until it is measured
+# A concurrent step's share of the time, relative to its time alone; until that is measured.
+_CONCURRENT_SHARE: Final = 0.8
 
 
 # ---- before: how long it will take -------------------------------------------------------------------
@@ -64,14 +65,14 @@ def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Cond
     """The time of each step that is not finished."""
     samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
     left = [step for step in plan.steps if step.label not in finished]
-    works, beside = works_of(plan, left, book), _side_by_side(left, where.room)
+    works, concurrent = works_of(plan, left, book), _concurrent(left, where.room)
     found = {
-        step.label: _expect(samples, works[step.label], where.engine, _threads(step), step.label in beside)
+        step.label: _expect(samples, works[step.label], where.engine, _threads(step), step.label in concurrent)
         for step in left
     }
     known = {label: time for label, time in found.items() if time is not None}
     unknown = [step for step in left if step.label not in known]
-    timed = any(s.stand_in and s.engine == where.engine for s in samples)
+    timed = any(s.synthetic and s.engine == where.engine for s in samples)
     would_gain = not timed and any(step.row.name not in UNTIMED for step in unknown)
     return Forecast(known, tuple(step.label for step in unknown), would_gain)
 
@@ -92,7 +93,7 @@ def works_of(
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
         n_questions = (asked or {}).get(step.label) or _n_questions(request, book)
         work = work_of(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
-        works[step.label] = work and replace(work, mostly=_mostly(plan, work.family))
+        works[step.label] = work and replace(work, dominant_type=_dominant_type(plan, work.family))
     return works
 
 
@@ -100,7 +101,7 @@ def _n_questions(request: Request, book: Book) -> int:
     return book.n_questions(*asked_of(request)) if request["stage"] == "evaluate" else 0
 
 
-def _mostly(plan: BuildPlan, family: str) -> str:
+def _dominant_type(plan: BuildPlan, family: str) -> str:
     """The tensor type that most weights of this file have; "" where that cannot be told."""
     name = family.partition("+")[0].removesuffix("-plain")
     try:
@@ -113,9 +114,9 @@ def _threads(step: Step) -> int:
     return threads_of(step.request.model_dump(mode="json"))
 
 
-def _side_by_side(steps: Sequence[Step], room: Room) -> set[str]:
+def _concurrent(steps: Sequence[Step], room: Room) -> set[str]:
     """Those that will find company: of small files, where more than one is to be made."""
-    small = [s for s in steps if s.row.name in SIDE_BY_SIDE and room.fits(1, s.size_bytes, s.size_bytes)]
+    small = [s for s in steps if s.row.name in CONCURRENT_STAGES and room.fits(1, s.size_bytes, s.size_bytes)]
     files = {step.label.partition(" ")[2] for step in small}
     return {step.label for step in small} if len(files) > 1 else set()
 
@@ -123,57 +124,63 @@ def _side_by_side(steps: Sequence[Step], room: Room) -> set[str]:
 Test = Callable[[Sample], bool]
 
 
-def _expect(samples: Iterable[Sample], work: Work | None, engine: str, threads: int, beside: bool) -> StepTime | None:
+def _expect(
+    samples: Iterable[Sample], work: Work | None, engine: str, threads: int, concurrent: bool
+) -> StepTime | None:
     if work is None or not work.amount:
         return None
     alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
-    start = _measured_start([s for s in alike if s.engine == engine], beside)
+    start = _measured_start([s for s in alike if s.engine == engine], concurrent)
     fixed_s = FIXED_S.get(work.kind, 0.0) if start is None else start
-    for rough, test in _tests(work, engine, threads, beside):
+    for rough, test in _tests(work, engine, threads, concurrent):
         near = [sample for sample in alike if test(sample)]
-        near = ([s for s in near if not s.stand_in] or near)[-_RECENT:]
+        near = ([s for s in near if not s.synthetic] or near)[-_RECENT:]
         if near:
-            at, slope = line([_run(s, beside) for s in near], fixed_s, is_measured=start is not None)
+            at, slope = line([_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None)
             share = at / work.n_together + slope * work.amount
-            return StepTime(share, rough or any(s.stand_in for s in near))
+            return StepTime(share, rough or any(s.synthetic for s in near))
     return None
 
 
-def _tests(work: Work, engine: str, threads: int, beside: bool) -> Iterator[tuple[bool, Test]]:
+def _tests(work: Work, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
     """Which samples tell, and whether roughly: the first that anything answers to counts, each asks for less."""
     def here(s: Sample) -> bool:
         return (s.engine, s.threads) == (engine, threads)
 
     def same(s: Sample) -> bool:
         """The same quant made of the same types."""
-        return s.family == work.family and (s.mostly == work.mostly or not (s.mostly and work.mostly))
+        known = s.dominant_type and work.dominant_type
+        return s.family == work.family and (s.dominant_type == work.dominant_type or not known)
+
+    def of_class(s: Sample) -> bool:
+        return timing_class(s.work) == timing_class(work)
 
     def company(s: Sample) -> bool:
         """Whether it ran side by side as this will; of the random models both sizes are worth more than that."""
-        return s.stand_in or s.beside == beside
+        return s.synthetic or s.concurrent == concurrent
 
     yield False, lambda s: here(s) and same(s) and s.asked == work.asked and company(s)
     yield False, lambda s: here(s) and same(s) and s.asked == work.asked
     yield True, lambda s: here(s) and same(s)
-    yield True, lambda s: here(s) and (s.mostly, kin(s.work)) == (work.mostly, kin(work))
-    yield True, lambda s: here(s) and kin(s.work) == kin(work)
+    yield True, lambda s: here(s) and of_class(s) and s.dominant_type == work.dominant_type
+    yield True, lambda s: here(s) and of_class(s)
     yield True, lambda s: here(s) and company(s)
     yield True, here
     yield True, lambda s: s.engine == engine
     yield True, lambda _: True
 
 
-def _measured_start(samples: Sequence[Sample], beside: bool) -> float | None:
+def _measured_start(samples: Sequence[Sample], concurrent: bool) -> float | None:
     """Seconds that do not grow with the model, seen where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
-    each = ([_run(s, beside) for s in samples if s.family == family] for family in families)
+    each = ([_run(s, concurrent) for s in samples if s.family == family] for family in families)
     starts = [found[0] for points in each if (found := fit(points))]
     return median(starts) if starts else None
 
 
-def _run(sample: Sample, beside: bool) -> tuple[float, float]:
+def _run(sample: Sample, concurrent: bool) -> tuple[float, float]:
     """Work and seconds of the whole run that it was of, had that run side by side with others, or alone."""
-    factor = 1.0 if sample.beside == beside else _BESIDE if beside else 1 / _BESIDE
+    factor = 1.0 if sample.concurrent == concurrent else _CONCURRENT_SHARE if concurrent else 1 / _CONCURRENT_SHARE
     return sample.amount * sample.n_together, sample.seconds * sample.n_together * factor
 
 
@@ -216,16 +223,16 @@ def keep_times(
 
 def learn(
     book: Book, plan: BuildPlan, taken: Sequence[Taken], where: Conditions, compared: Compared | None = None,
-    *, stand_in: bool = False,
+    *, synthetic: bool = False,
 ) -> None:
-    """Add what ran to the book, and how well it was foreseen. `stand_in`: the model was a random one."""
+    """Add what ran to the book, and how well it was foreseen. `synthetic`: the model was a random one."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ran, asked = {t.label: t for t in taken}, {t.label: t.n_questions for t in taken}
     joined = [step for step in plan.steps if step.label in ran and ran[step.label].n_together > 1]
     for step in (step for step in plan.steps if step.label in ran):
         work = works_of(plan, joined if step in joined else [step], book, asked)[step.label]
         if work is not None and work.amount > 0:
-            book.samples.append(_sample(work, ran[step.label], _threads(step), where, at, stand_in))
+            book.samples.append(_sample(work, ran[step.label], _threads(step), where, at, synthetic))
     if compared is not None:
         book.runs.append(RunRecord(
             at=at, n_stages=len(compared.errors), planned_s=compared.planned_s, taken_s=compared.taken_s,
@@ -233,8 +240,8 @@ def learn(
         ))  # fmt: skip
 
 
-def _sample(work: Work, taken: Taken, threads: int, where: Conditions, at: str, stand_in: bool) -> Sample:
+def _sample(work: Work, taken: Taken, threads: int, where: Conditions, at: str, synthetic: bool) -> Sample:
     return Sample(
         key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads, cpu=where.cpu,
-        beside=taken.beside, at=at, stand_in=stand_in,
+        concurrent=taken.concurrent, at=at, synthetic=synthetic,
     )

@@ -28,15 +28,15 @@ _GENERATED_COST: Final = 4  # prompt tokens that take as long as generating one:
 class Work:
     """The work of one step.
 
-    Times are compared only within one `kind` and `variant`. `family` and `mostly` change the speed too, but where
-    nothing is known of them the others' speed is a fair guess.
+    Times are compared only within one `kind` and `variant`. `family` and `dominant_type` change the speed too, but
+    where nothing is known of them the others' speed is a fair guess.
     """
 
     kind: str
     amount: float
     variant: str = ""
     family: str = ""  # the quant
-    mostly: str = ""  # the tensor type that most of its weights have; "": not known
+    dominant_type: str = ""  # the tensor type that most of its weights have; "": not known
     asked: int = 0  # questions of an evaluation
     limits: Limits = ()  # and what of each task was asked for
     n_together: int = 1  # steps that are one run and share its time: `amount` is the share of one
@@ -135,9 +135,9 @@ _KINDS: Final = ("IQ4", "IQ", "_K", "Q8", "BF", "F")
 _ROUNDING: Final = ("Q8", "BF", "F")  # a matrix does not change how they are made
 
 
-def kin(work: Work) -> str:
+def timing_class(work: Work) -> str:
     """What its time is most like: the kind of its types, and whether an importance matrix weighs the errors."""
-    kind = next((name for name in _KINDS if name in (work.mostly or work.family)), "old")
+    kind = next((name for name in _KINDS if name in (work.dominant_type or work.family)), "old")
     given = "" if kind in _ROUNDING else work.family.partition("+")[2]
     return f"{kind}+{given}" if work.family else ""
 

@@ -85,13 +85,13 @@ def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> Hub
 
     api = hub_api(access)
     try:
-        info = patiently(lambda: _model_info(api, repo_id, revision))
+        info = with_retries(lambda: _model_info(api, repo_id, revision))
         _refuse_other_name(info, repo_id, revision)
         if info.disabled:
             raise hub_errors.disabled(api, repo_id)
         repo = _repo(info, repo_id, revision, api.endpoint)
         if repo.gated:
-            patiently(lambda: _try_reading(api, repo))
+            with_retries(lambda: _try_reading(api, repo))
     except QuantyardError:
         raise
     except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
@@ -101,7 +101,7 @@ def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> Hub
 
 def described(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
     """The repo as the Hub describes it, by whatever name it has now; whether its files may be read is not asked."""
-    return _repo(patiently(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
+    return _repo(with_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
 
 
 def hub_api(access: HubAccess) -> HfApi:
@@ -119,7 +119,7 @@ def _model_info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
     return api.model_info(repo_id, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S)
 
 
-def patiently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """Repeat a call that failed for a moment: 1, 2 and 4 s later, or when the Hub asks for."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -252,11 +252,11 @@ def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorSh
     if time.monotonic() > until:
         raise TimeoutError(f"{path}: the plan has waited long enough for headers")
     url = file_url(api, repo.repo_id, repo.commit, path)
-    first = patiently(lambda: read_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
+    first = with_retries(lambda: read_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
     length = int.from_bytes(first[:8], "little")
     if not 2 <= length <= HEADER_LIMIT_BYTES:
         raise ValueError(f"{path}: a header of {length} bytes")
-    rest = b"" if len(first) >= 8 + length else patiently(lambda: read_range(api, url, len(first), 8 + length))
+    rest = b"" if len(first) >= 8 + length else with_retries(lambda: read_range(api, url, len(first), 8 + length))
     header = load_json((first + rest)[8 : 8 + length], HEADER_LIMIT_BYTES)
     return [_shape(name, said) for name, said in header.items() if name != "__metadata__"]
 
@@ -304,7 +304,7 @@ def read_config_file(access: HubAccess, repo_id: str, commit: str, path: str) ->
     api = hub_api(access)
     url = file_url(api, repo_id, commit, path)
     try:
-        return patiently(lambda: read_range(api, url, 0, CONFIG_LIMIT_BYTES))
+        return with_retries(lambda: read_range(api, url, 0, CONFIG_LIMIT_BYTES))
     except Exception as error:
         raise hub_errors.explain(error, api, repo_id, commit) from error
 

@@ -83,6 +83,6 @@ def divergences(request: DivergenceRequest) -> Leaves:
     """One for each file that was read."""
     if not request.is_joined:
         return Leaves(frozenset({"divergence.json"}))
-    asked = (request.label, *(member.label for member in request.beside), request.baseline_label)
+    asked = (request.label, *(member.label for member in request.others), request.baseline_label)
     labels = tuple(label for label in asked if label)
     return Leaves(frozenset(f"{label}/divergence.json" for label in labels), members=labels)

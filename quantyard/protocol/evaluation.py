@@ -114,7 +114,7 @@ class DivergenceRequest(StageRequest):
     """Perplexity of `/in/model` and its divergence from `/in/baseline`, if there is one, on the text (`/in/suite`
     or our prose). Leaves `divergence.json` (a `Divergence`).
 
-    Several such requests can be one run, in which the baseline is decoded once for all: `beside` names the others, and
+    Several such requests can be one run, in which the baseline is decoded once for all: `others` names the rest, and
     `baseline_label` asks for the baseline's own perplexity too. Then each leaves `<label>/divergence.json`. What is
     kept is always one file's, under the key of its own request.
     """
@@ -125,14 +125,14 @@ class DivergenceRequest(StageRequest):
     baseline_file: RelativePath | None = None
     settings: DivergenceSettings = DivergenceSettings()
     runtime: Runtime = Runtime()
-    beside: tuple[DivergenceMember, ...] = ()
+    others: tuple[DivergenceMember, ...] = ()
     baseline_label: str = ""
-    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads", "beside", "baseline_label"})
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads", "others", "baseline_label"})
 
     @property
     def is_joined(self) -> bool:
         """Whether this is the run of several requests."""
-        return bool(self.beside or self.baseline_label)
+        return bool(self.others or self.baseline_label)
 
 
 class SpeedRequest(StageRequest):

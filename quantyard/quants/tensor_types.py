@@ -172,5 +172,5 @@ def _fitting(kind: str, row_length: int) -> str:
     if kind not in FALLBACKS and BLOCKS[kind][0] > 32:
         fact = f"{kind} needs rows of a multiple of {BLOCKS[kind][0]} weights; this model has rows of {row_length}."
         raise BadRequest(fact, hint=f"Choose another quant. {LIST_THEM}")
-    stand_in = FALLBACKS.get(kind, kind)
-    return stand_in if row_length % BLOCKS[stand_in][0] == 0 else "F16"
+    fallback = FALLBACKS.get(kind, kind)
+    return fallback if row_length % BLOCKS[fallback][0] == 0 else "F16"

@@ -37,7 +37,7 @@ def time_machine(request: BuildRequest, reporter: Reporter) -> Timed:
     started = time.monotonic()
     found = _time_all(request, engine, reporter)
     book = read_book(request.artifacts)
-    book.replace_stand_ins(found)
+    book.replace_synthetic(found)
     keep_book(request.artifacts, book)
     return Timed(engine.name, time.monotonic() - started, tuple(found))
 

@@ -52,7 +52,7 @@ def run_divergence(tmp_path: Path) -> Callable[..., Done]:
     """Runs the stage as the engines do: a process, folders in and out."""
 
     def run(
-        model: Path, baseline: Path | None = None, text: bytes | None = None, beside: dict[str, Path] | None = None,
+        model: Path, baseline: Path | None = None, text: bytes | None = None, others: dict[str, Path] | None = None,
         baseline_label: str = "", **settings: Any,
     ) -> Done:
         folder = Path(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
@@ -61,10 +61,10 @@ def run_divergence(tmp_path: Path) -> Callable[..., Done]:
         if baseline is not None:
             _link(baseline, folder / "in" / "baseline")
             request["baseline_file"] = baseline.name
-        members = beside or {}
+        members = others or {}
         for label, file in members.items():
             _link(file, folder / "in" / f"model-{label}")
-        request["beside"] = [{"label": label, "model_file": file.name} for label, file in members.items()]
+        request["others"] = [{"label": label, "model_file": file.name} for label, file in members.items()]
         request["baseline_label"] = baseline_label
         if text is not None:
             (folder / "in" / "suite").mkdir()
@@ -246,7 +246,7 @@ def test_files_read_in_step_have_the_values_that_each_has_alone(
 ) -> None:
     alone = {"B": run_divergence(tiny, n_chunks=2).found, "Q": run_divergence(other, tiny, n_chunks=2).found}
     done = run_divergence(
-        other, tiny, n_chunks=2, beside={"R": tiny}, baseline_label="B"
+        other, tiny, n_chunks=2, others={"R": tiny}, baseline_label="B"
     )
     found = {name: _found(done, name) for name in ("B", "Q", "R")}
     for name, before in alone.items():

@@ -55,7 +55,7 @@ def diverges(spec: StageSpec, space: Workspace) -> StageResult:
     """The divergence of one file, or of all that are read in step."""
     request = spec.request
     assert isinstance(request, DivergenceRequest)
-    labels = [request.label, *(member.label for member in request.beside)]
+    labels = [request.label, *(member.label for member in request.others)]
     labels += [request.baseline_label] if request.baseline_label else []
     names = [f"{label}/divergence.json" for label in labels] if request.is_joined else ["divergence.json"]
     for name in names:

@@ -405,7 +405,7 @@ def _divergences(values: Mapping[str, float]) -> Behaviour:
     def behave(spec: StageSpec, space: Workspace) -> StageResult:
         request = spec.request
         assert isinstance(request, DivergenceRequest)
-        labels = [request.label, *(member.label for member in request.beside)]
+        labels = [request.label, *(member.label for member in request.others)]
         names = {label: f"{label}/divergence.json" if request.is_joined else "divergence.json" for label in labels}
         for label, name in names.items():
             path = space.out_dir / "files" / name

@@ -92,7 +92,7 @@ def test_files_read_in_step_are_kept_one_by_one_and_a_failed_run_keeps_none(
     manifest = read_manifest(builder.store.folder / "manifest.json")
     assert manifest is not None
     assert {"divergence BF16", "divergence Q4_K_M", "divergence Q8_0"} <= manifest.stages.keys()
-    assert manifest.stages["divergence Q8_0"].request["beside"] == []
+    assert manifest.stages["divergence Q8_0"].request["others"] == []
 
 
 def test_what_memory_does_not_hold_is_read_in_several_runs(

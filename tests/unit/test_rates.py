@@ -14,7 +14,7 @@ from quantyard.forecast.cost import cost_of
 from quantyard.forecast.from_manifests import harvest, known_times
 from quantyard.forecast.samples import BOOK, Book, Sample, read_book
 from quantyard.forecast.time import Conditions, Forecast, StepTime, compare, forecast, keep_times, learn, works_of
-from quantyard.forecast.work import Work, asked_of, kin, line, work_of
+from quantyard.forecast.work import Work, asked_of, line, timing_class, work_of
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.base import ConvertRequest, QuantizeRequest, VerifyRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
@@ -33,7 +33,7 @@ ALONE = Conditions("docker", Room(1, 10**12), CPU)
 def _sample(kind: str, seconds: float, amount: float = 1000.0, **other: object) -> Sample:
     values: dict[str, object] = {
         "key": f"{kind} {seconds} {amount} {other}", "kind": kind, "amount": amount, "variant": "", "family": "",
-        "seconds": seconds, "engine": "docker", "threads": 0, "cpu": CPU, "beside": False, "at": "2026-11-22",
+        "seconds": seconds, "engine": "docker", "threads": 0, "cpu": CPU, "concurrent": False, "at": "2026-11-22",
     }  # fmt: skip
     return Sample.model_validate(values | other)
 
@@ -75,17 +75,18 @@ def test_a_type_of_the_same_kind_is_a_better_guess_than_any_other(plan: BuildPla
     found = forecast(plan, (), book, ALONE).steps
     assert found["quantize Q4_K_M"] == StepTime(8, rough=True) and found["quantize Q8_0"] == StepTime(2, rough=False)
     names = ("Q8_0", "Q5_0", "Q4_K_M", "IQ4_NL", "IQ2_XS+imatrix", "BF16", "F16", "")
-    assert [kin(Work("quantize", 1, family=name)) for name in names] == [
+    assert [timing_class(Work("quantize", 1, family=name)) for name in names] == [
         "Q8+", "old+", "_K+", "IQ4+", "IQ+imatrix", "BF+", "F+", "",
     ]  # fmt: skip
-    assert kin(Work("quantize", 1, family="Q4_K_M+imatrix", mostly="Q5_0")) == "old+imatrix", "rows it does not fit"
-    assert kin(Work("quantize", 1, family="Q6_K+imatrix", mostly="Q8_0")) == "Q8+", "which no matrix changes"
+    fallback, rounded = ("Q4_K_M+imatrix", "Q5_0"), ("Q6_K+imatrix", "Q8_0")
+    classes = [timing_class(Work("quantize", 1, family=f, dominant_type=t)) for f, t in (fallback, rounded)]
+    assert classes == ["old+imatrix", "Q8+"], "rows that Q4_K does not fit; a type that no matrix changes"
 
 
 def test_side_by_side_a_step_takes_its_share_which_is_learned_too(plan: BuildPlan) -> None:
     alone = [_sample("quantize", 10, family="Q4_K_M")]
     assert forecast(plan, (), Book(samples=alone), WIDE).steps["quantize Q4_K_M"].seconds == pytest.approx(8)
-    shared = [*alone, _sample("quantize", 6, family="Q4_K_M", beside=True)]
+    shared = [*alone, _sample("quantize", 6, family="Q4_K_M", concurrent=True)]
     assert forecast(plan, (), Book(samples=shared), WIDE).steps["quantize Q4_K_M"].seconds == pytest.approx(6)
     last = {step.label for step in plan.steps} - {"quantize Q4_K_M", "verify Q4_K_M"}
     assert forecast(plan, last, Book(samples=shared), WIDE).steps["quantize Q4_K_M"].seconds == pytest.approx(10)
@@ -147,7 +148,7 @@ def test_rows_that_a_type_does_not_fit_are_timed_by_the_type_that_takes_its_plac
     odd, even = (_shaped(plan, width) for width in (320, 512))
     book = Book()
     learn(book, even, [Taken("quantize Q4_K_M", "k1", 8.0), Taken("quantize Q8_0", "k2", 2.0)], ALONE)
-    assert [sample.mostly for sample in book.samples] == ["Q4_K", "Q8_0"]
+    assert [sample.dominant_type for sample in book.samples] == ["Q4_K", "Q8_0"]
     assert forecast(even, (), book, ALONE).steps["quantize Q4_K_M"] == StepTime(8, rough=False)
     assert forecast(odd, (), book, ALONE).steps["quantize Q4_K_M"].rough, "it is mostly Q5_0"
     learn(book, odd, [Taken("quantize Q4_K_M", "k3", 3.0)], ALONE)
@@ -164,15 +165,15 @@ def _shaped(plan: BuildPlan, width: int) -> BuildPlan:
 
 
 def test_a_real_run_counts_more_than_the_random_model_which_is_always_rough(plan: BuildPlan) -> None:
-    stand_in = _sample("convert", 20, stand_in=True)
-    assert forecast(plan, (), Book(samples=[stand_in]), ALONE).steps["convert"] == StepTime(20, rough=True)
-    both = Book(samples=[_sample("convert", 10), stand_in])
+    synthetic = _sample("convert", 20, synthetic=True)
+    assert forecast(plan, (), Book(samples=[synthetic]), ALONE).steps["convert"] == StepTime(20, rough=True)
+    both = Book(samples=[_sample("convert", 10), synthetic])
     assert forecast(plan, (), both, ALONE).steps["convert"] == StepTime(10, rough=False)
 
 
 def test_a_start_that_was_measured_counts_more_than_a_guess(plan: BuildPlan) -> None:
-    sizes = [_sample("speed", 9 + 0.001 * n, n, family="Q8_0", stand_in=True) for n in (1000, 9000)]
-    seen = _sample("speed", 10, 100_000, family="BF16", stand_in=True)
+    sizes = [_sample("speed", 9 + 0.001 * n, n, family="Q8_0", synthetic=True) for n in (1000, 9000)]
+    seen = _sample("speed", 10, 100_000, family="BF16", synthetic=True)
     amount = _work(plan, "speed BF16").amount
     found = forecast(plan, (), Book(samples=[*sizes, seen]), ALONE).steps["speed BF16"]
     assert found.seconds == pytest.approx(9 + amount / 100_000)
@@ -197,7 +198,8 @@ def _divergence(plan: BuildPlan) -> Work:
 
 
 def test_the_random_models_tell_by_both_sizes_even_if_one_ran_side_by_side(plan: BuildPlan) -> None:
-    small, large = (_sample("verify", 1.6, 100, stand_in=True), _sample("verify", 2.4, 900, stand_in=True, beside=True))
+    small = _sample("verify", 1.6, 100, synthetic=True)
+    large = _sample("verify", 2.4, 900, synthetic=True, concurrent=True)
     found = forecast(plan, (), Book(samples=[small, large]), ALONE).steps["verify Q8_0"]
     alone = large.seconds / 0.8
     assert found.seconds == pytest.approx(1.6 + (alone - 1.6) / 800 * (_work(plan, "verify Q8_0").amount - 100))
@@ -211,7 +213,7 @@ def _work(plan: BuildPlan, label: str) -> Work:
 
 def test_a_plan_says_make_rates_where_that_would_help_and_only_there(plan: BuildPlan) -> None:
     assert forecast(plan, (), Book(), ALONE).would_gain
-    timed = Book(samples=[_sample("convert", 20, stand_in=True)])
+    timed = Book(samples=[_sample("convert", 20, synthetic=True)])
     assert not forecast(plan, (), timed, ALONE).would_gain, "it has been typed"
     assert forecast(plan, (), timed, replace(ALONE, engine="local")).would_gain
     done = {step.label for step in plan.steps if step.label != "datasets"}
@@ -260,7 +262,7 @@ def test_the_work_grows_with_the_model_and_the_type_is_its_family() -> None:
 def test_a_run_is_held_against_its_plan_and_the_next_plan_knows_more(
     plan: BuildPlan, tmp_path: Path
 ) -> None:
-    taken = [Taken("convert", "k1", 10.0), Taken("quantize Q4_K_M", "k2", 4.0, beside=True)]
+    taken = [Taken("convert", "k1", 10.0), Taken("quantize Q4_K_M", "k2", 4.0, concurrent=True)]
     planned = Forecast({"convert": StepTime(12, False), "quantize Q4_K_M": StepTime(3, True)}, ("report",))
     compared = keep_times(tmp_path, plan, planned, taken, WIDE)
     assert compared is not None

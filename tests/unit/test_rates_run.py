@@ -91,7 +91,7 @@ def test_before_it_a_plan_says_what_to_type_and_after_it_how_long_every_stage_ta
     assert run(engine, "rates", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert {s["kind"] for s in said["stages"]} >= {"convert", "calibrate", "quantize", "verify", "evaluate", "report"}
-    assert all(s["stand_in"] for s in said["stages"])
+    assert all(s["synthetic"] for s in said["stages"])
     assert run(engine, *PLAN) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["time_not_known"] == [] and all(stage["seconds"] is not None for stage in plan["stages"])
@@ -104,8 +104,8 @@ def test_before_it_a_plan_says_what_to_type_and_after_it_how_long_every_stage_ta
 
 def test_again_it_takes_the_place_of_what_it_timed_before_on_this_engine_alone(run: Run, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    own = [_sample("convert", 9.0), _sample("convert", 8.0, stand_in=True)]
-    other = _sample("convert", 7.0, cpu=cpu_name(), engine="local", stand_in=True)
+    own = [_sample("convert", 9.0), _sample("convert", 8.0, synthetic=True)]
+    other = _sample("convert", 7.0, cpu=cpu_name(), engine="local", synthetic=True)
     keep_book(artifacts, Book(samples=[*own, other]))
     for _ in range(2):
         assert run(_engine(), "rates") == 0

@@ -183,7 +183,7 @@ def test_what_runs_at_the_same_time_shares_it_so_that_the_parts_add_up() -> None
         now[0] = at
         act(label)
     assert watch.taken_s == {"a": 7, "b": 5, "c": 5}
-    assert watch.beside == {"a", "b"}
+    assert watch.concurrent == {"a", "b"}
 
 
 def test_bars_show_every_stage_that_runs_each_with_its_own_progress() -> None:

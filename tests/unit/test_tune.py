@@ -261,7 +261,7 @@ class Yard(FakeEngine):
     def _diverge(self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact]) -> StageResult:
         request = spec.request
         assert isinstance(request, DivergenceRequest)
-        of = {request.label: "model"} | {m.label: f"model-{m.label}" for m in request.beside}
+        of = {request.label: "model"} | {m.label: f"model-{m.label}" for m in request.others}
         names = []
         for label, name in of.items():
             path = f"{label}/divergence.json" if request.is_joined else "divergence.json"

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from quantyard.errors import BadRequest, HubError, HubUnreachable
 from quantyard.hub import client as hub
-from quantyard.hub.client import HubAccess, patiently
+from quantyard.hub.client import HubAccess, with_retries
 from quantyard.publish.files import PublishedFile
 from quantyard.publish.hub import errors
 from quantyard.publish.hub import upload as hub_upload
@@ -154,7 +154,7 @@ def _send(
     hub_upload.send(release.api, release.repo_id, revision or MAIN, operations, create_pr=target.pull_request)
     if not seen.has_branch:
         make = release.api.create_branch
-        patiently(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
+        with_retries(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
         left.append(f"The branch {target.branch} was made, and stays as {MAIN} was.")
     return _commit(release, replace(seen, has_branch=True), record, operations, message)
 
@@ -212,7 +212,7 @@ def _offered(release: Release) -> tuple[str, str] | None:
     if not release.target.pull_request:
         return None
     ask = release.api.get_repo_discussions
-    found = patiently(
+    found = with_retries(
         lambda: list(
             islice(
                 ask(release.repo_id, author=release.me, discussion_type="pull_request", discussion_status="open"),
@@ -221,7 +221,7 @@ def _offered(release: Release) -> tuple[str, str] | None:
         )
     )
     for offer in found:
-        info = patiently(lambda number=offer.num: info_of(release, f"refs/pr/{number}"))  # type: ignore[misc]
+        info = with_retries(lambda number=offer.num: info_of(release, f"refs/pr/{number}"))  # type: ignore[misc]
         commit = hub.commit_of(info, release.api.endpoint)
         changes = changes_of(release, record_of(release, commit))
         if all(change.state == "unchanged" for change in changes):
@@ -231,7 +231,7 @@ def _offered(release: Release) -> tuple[str, str] | None:
 
 def _writer(api: HfApi) -> str:
     """Whose token it is."""
-    found = patiently(api.whoami)
+    found = with_retries(api.whoami)
     token = found.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise errors.read_only(str(found.get("name")), api.endpoint)
@@ -248,7 +248,7 @@ def _check_files(files: Sequence[PublishedFile]) -> None:
 
 def _create(release: Release, left: list[str]) -> Seen:
     target = release.target
-    patiently(lambda: release.api.create_repo(target.repo_id, private=target.private, exist_ok=True))
+    with_retries(lambda: release.api.create_repo(target.repo_id, private=target.private, exist_ok=True))
     seen = look(release)
     if seen is None:
         raise errors.name_taken(target.repo_id)
@@ -265,7 +265,7 @@ def _gate(release: Release, seen: Seen) -> Seen:
     if not wanted or seen.gated in (wanted, "manual"):
         return seen
     try:
-        patiently(lambda: release.api.update_repo_settings(release.repo_id, gated=wanted))
+        with_retries(lambda: release.api.update_repo_settings(release.repo_id, gated=wanted))
     except HfHubHTTPError as error:
         words = f" (answer {error.response.status_code}: {errors.plain(error.server_message or 'no reason given')})"
         raise errors.not_gated(release.repo_id, wanted, words, endpoint) from error

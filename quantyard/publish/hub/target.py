@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quantyard.errors import BadRequest, BadSource, RepoRenamed
 from quantyard.hub import client as hub
-from quantyard.hub.client import patiently
+from quantyard.hub.client import with_retries
 from quantyard.hub.files import parse_repo_id
 from quantyard.publish.files import PublishedFile
 
@@ -112,9 +112,9 @@ def look(release: Release) -> Seen | None:
     branch = release.target.branch or MAIN
     try:
         try:
-            info, has_branch = patiently(lambda: info_of(release, branch)), True
+            info, has_branch = with_retries(lambda: info_of(release, branch)), True
         except RevisionNotFoundError:
-            info, has_branch = patiently(lambda: info_of(release, MAIN)), False
+            info, has_branch = with_retries(lambda: info_of(release, MAIN)), False
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
@@ -131,7 +131,7 @@ def record_of(release: Release, commit: str, paths: Sequence[str] | None = None)
     from huggingface_hub.hf_api import RepoFile
 
     asked = [file.path for file in release.files] if paths is None else list(paths)
-    found = patiently(lambda: release.api.get_paths_info(release.repo_id, asked, revision=commit))
+    found = with_retries(lambda: release.api.get_paths_info(release.repo_id, asked, revision=commit))
     return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
 
 
@@ -170,4 +170,4 @@ def download(release: Release, commit: str, found: RepoFile) -> bytes:
     if not found.size:
         return b""  # nothing is no range of bytes
     url = hub.file_url(release.api, release.repo_id, commit, found.path)
-    return patiently(lambda: hub.read_range(release.api, url, 0, found.size + 1))
+    return with_retries(lambda: hub.read_range(release.api, url, 0, found.size + 1))

@@ -145,7 +145,7 @@ def push(
     files = {f.sha256: f for f in (*model.parts, *model.licences, made("config.json", config))}
     tag, digest = reference.tag_of(model.quant), _digest(manifest)
     with Registry(reference.registry, reference.repository, credentials) as registry:
-        registry.greet()
+        registry.ping()
         for file in files.values():
             _send(registry, file, on_progress)
         registry.put_manifest(tag, manifest)

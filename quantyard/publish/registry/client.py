@@ -79,13 +79,13 @@ class Registry:
         host = "registry-1.docker.io" if self.name == DOCKER_HUB else self.name
         return f"{'http' if is_loopback(self.name) else 'https'}://{host}/v2"
 
-    def greet(self) -> None:
+    def ping(self) -> None:
         """See whether this is a registry that lets us in.
 
         Raises:
             OciError: it is none, or does not.
         """
-        response = self.patiently("GET", f"{self.address}/")
+        response = self.with_retries("GET", f"{self.address}/")
         if response.status_code == 404:
             message = f"{self.name} is no registry: {self.address}/ answers 404."
             raise RegistryRefused(message, "Name it like this: registry.example/team/name")
@@ -93,7 +93,7 @@ class Registry:
 
     def blob_size(self, digest: str) -> int | None:
         """Bytes of a blob that is there; -1: there, and it does not say. None: not there."""
-        response = self.patiently("HEAD", self._url("blobs", digest))
+        response = self.with_retries("HEAD", self._url("blobs", digest))
         if response.status_code == 404:
             return None
         if response.is_redirect:  # to where the bytes are, which HEAD would not always be let see
@@ -106,11 +106,11 @@ class Registry:
     def put_manifest(self, tag: str, manifest: bytes) -> None:
         """Give these bytes a name."""
         headers = {"Content-Type": MANIFEST_TYPE}
-        self.expect(self.patiently("PUT", self._url("manifests", tag), lambda: manifest, headers), 201, 200)
+        self.expect(self.with_retries("PUT", self._url("manifests", tag), lambda: manifest, headers), 201, 200)
 
     def manifest(self, name: str) -> bytes:
         """The bytes that a tag or digest names now."""
-        response = self.patiently("GET", self._url("manifests", name), headers={"Accept": MANIFEST_TYPE})
+        response = self.with_retries("GET", self._url("manifests", name), headers={"Accept": MANIFEST_TYPE})
         return self.expect(response, 200).read()
 
     def start_upload(self) -> httpx2.Response:
@@ -140,7 +140,7 @@ class Registry:
     def _refusal(self, response: httpx2.Response) -> OciError:
         return refusal(response, self.name, self.repository, logged_in=self.credentials is not None)
 
-    def patiently(
+    def with_retries(
         self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
         """A request that may be sent again: after 1, 2 and 4 s, or when the registry asks for."""
@@ -155,10 +155,10 @@ class Registry:
             except (httpx2.TransportError, TransientAnswer) as error:
                 if isinstance(error, httpx2.ConnectError):  # there is nobody, or no TLS: asking again would not help
                     raise unreachable(self.name, error) from error
-                self.endure(failed, error)
+                self.backoff(failed, error)
         raise AssertionError("the last try returns or raises")
 
-    def endure(self, failed: int, error: Exception) -> None:
+    def backoff(self, failed: int, error: Exception) -> None:
         """Wait before the next try: 1, 2, 4 … s, or as long as the registry asks for; after `TRIES` it is an error."""
         from quantyard.network.bounded_http import BadAnswer, retry_after_s
 

@@ -58,7 +58,7 @@ class Upload:
             except (httpx2.TransportError, TransientAnswer) as error:
                 failed = 1 if self._arrived > furthest else failed + 1
                 furthest = max(furthest, self._arrived)
-                self._registry.endure(failed, error)
+                self._registry.backoff(failed, error)
 
     def _send_what_is_left(self) -> None:
         self._go_back_to_what_arrived()
