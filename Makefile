@@ -3,9 +3,10 @@
 # What each variable means: make build-help, or docs/reference/settings.md.
 
 PYTHON ?= python3
-RUN = .venv/bin/python -m quantyard
+# The program looks for misspelt variables among those that were typed after make.
+RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 .DEFAULT_GOAL := help
-.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models doctor demo images base-images build-help test test-all test-fast lint reference docs clean
+.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models config doctor demo images base-images build-help test test-all test-fast lint reference docs clean
 export PYTHON
 
 help: ## this list
@@ -69,6 +70,9 @@ quants: .ready ## every quantization type, and when to choose it
 
 models: .ready ## the models that MODEL knows by a short name, and what to know of each
 	@$(RUN) models
+
+config: .ready ## each setting's value, and where it comes from: a variable, quantyard.toml, or the default
+	@$(RUN) config
 
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor

@@ -26,10 +26,13 @@ Each reads "fact, value, what to type next": `message` holds the first two, `hin
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from quantyard.formatting.printable import one_line
-from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from quantyard.protocol.base import StageResult
 
 ENGINE_EXIT_CODE = 1
 

@@ -23,6 +23,12 @@ class RunEnvironment:
     proxies: Mapping[str, str] | None = field(default=None, repr=False)
     ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
     memory_bytes: int | None = None  # None: all of the machine but a reserve
+    local_venv: Path | None = None  # of ENGINE=local; None: .venv-local in repo_dir
+
+    @property
+    def venv(self) -> Path:
+        """The virtual environment of ENGINE=local."""
+        return self.local_venv or self.repo_dir / ".venv-local"
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def _commands() -> Iterator[str]:
     yield _table(("target", "what it does"), ((_code(f"make {name}"), text) for name, text in _targets()))
     yield "## Commands of the program"
     yield "[Settings](settings.md) says what each setting means."
-    for name, _, text, settings in COMMANDS:
-        yield f"### {name}"
-        yield text
-        taken = [s.name for s in SETTINGS] if settings is None else list(dict.fromkeys(settings))
+    for command in COMMANDS:
+        yield f"### {command.name}"
+        yield command.help
+        taken = [s.name for s in SETTINGS] if command.settings is None else list(dict.fromkeys(command.settings))
         yield "Settings: " + ", ".join(_code(s) for s in taken) + "."
 
 
@@ -116,7 +116,7 @@ def _settings() -> Iterator[str]:
 
 
 def _takers(setting: str) -> str:
-    takers = [name for name, _, _, settings in COMMANDS if settings is None or setting in settings]
+    takers = [command.name for command in COMMANDS if command.settings is None or setting in command.settings]
     return "all but " + ", ".join(n for n, *_ in COMMANDS if n not in takers) if len(takers) > len(COMMANDS) * 2 / 3 \
         else ", ".join(takers)
 

@@ -10,7 +10,8 @@
 # torch: on Linux x86_64 the default index gives a CUDA build of several GB. To have the small one, set
 # PIP_EXTRA_INDEX_URL to PyTorch's CPU index first.
 #
-# Usage:  scripts/setup-local.sh [bench]             PYTHON=python3.12 to choose the interpreter
+# Usage:  scripts/setup-local.sh [local [VENV]|bench]   VENV: .venv-local by default; PYTHON=python3.12 to choose
+#                                                    the interpreter
 #         CMAKE_ARGS=… scripts/setup-local.sh        in place of what cmake-args.sh says
 #         LLAMA_CPP_SDIST=FILE scripts/setup-local.sh   the source distribution, where it cannot be downloaded
 # Exit codes:  0 ready · 1 a step failed · 2 wrong usage
@@ -61,8 +62,8 @@ unpack_converter() {
     rm -rf "$venv/.download"
 }
 
-case $* in
-    "") ensure_venv .venv-local local ;;
+case ${1-} in
+    "" | local) ensure_venv "${2:-.venv-local}" local ;;
     bench) ensure_venv .venv-bench bench ;;
-    *) say "Unknown argument '$*'. Usage: scripts/setup-local.sh [bench]"; exit 2 ;;
+    *) say "Unknown argument '$*'. Usage: scripts/setup-local.sh [local [VENV]|bench]"; exit 2 ;;
 esac

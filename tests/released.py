@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from quantyard import cli
+from quantyard.cli.settings import SETTINGS
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import FileEntry
@@ -155,7 +156,7 @@ def lay_out(
 
 
 def alone(monkeypatch: pytest.MonkeyPatch, root: Path, hub: HubServer) -> None:
-    names = [setting.name for setting in cli.SETTINGS]
+    names = [setting.name for setting in SETTINGS]
     for name in (*names, "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy"):

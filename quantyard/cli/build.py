@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from quantyard.cli.output import data, people, print_json, print_line
+from quantyard.cli.precedence import compose_environment, resolve
 from quantyard.cli.render import build as summary
 from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.run import request_of
+from quantyard.cli.settings_file import read_settings_file
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.execution.manifest_writer import Measured
 from quantyard.quants.catalog import QUANTS
@@ -64,7 +67,8 @@ def lora(args: argparse.Namespace) -> None:
 def serve(args: argparse.Namespace) -> None:
     from quantyard.workflows.serve import serve
 
-    sys.exit(serve(request_of(args), os.environ, TerminalReporter()))
+    request, given = request_of(args), resolve(args, os.environ, read_settings_file(Path.cwd()))
+    sys.exit(serve(request, compose_environment(request.artifacts, given, os.environ), TerminalReporter()))
 
 
 def plan(args: argparse.Namespace) -> None:

@@ -5,14 +5,10 @@ Nothing passes that a terminal would obey, but for what rich itself writes, and 
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-import select
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -71,6 +67,11 @@ def print_line(value: object) -> None:
     print(one_line(redacted(str(value))))
 
 
+def print_script(text: str) -> None:
+    """Several lines of data that a shell runs: our own, or a library's."""
+    print(text)
+
+
 def print_json(value: dict[str, Any]) -> None:
     """The one object of `--json`: ASCII, and null for a number that is not finite, which JSON has no word for."""
     print(redacted(json.dumps(_finite(value), indent=2, allow_nan=False)))
@@ -82,42 +83,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def prepare_output() -> None:
-    """Let no letter end a command: what the terminal's encoding lacks is written as its escape. What was closed
-    before we began (`>&-`) swallows what is written.
-    """
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def write_through() -> None:
-    """Write what waits to be written, so that a full disk or a closed pipe shows while it can still be said.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
-def is_read() -> bool:
-    """Whether the other end of both pipes, where they are pipes, is still open."""
-    poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            poll.register(stream.fileno(), 0)
-    return not any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def forget_output() -> None:
-    """Let go what cannot be written: the interpreter would try once more at its end, and fail."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,21 +1,153 @@
-"""Settings as options of the command line."""
+"""argv as argparse reads it, and what `--help` shows."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import IO, Final
 
-from quantyard.cli.settings import SETTINGS
+from quantyard import __version__
+from quantyard.cli.command_names import as_typed
+from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, Command
+from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS, Kind, Setting
+from quantyard.errors import BadRequest
+from quantyard.formatting.printable import printable, redacted
+
+_WIDEST: Final = 100
+_ALONE: Final = ("-h", "--help", "-V", "--version")
+_SHELLS: Final = ("bash", "zsh", "fish")
+_PLACEHOLDERS: Final[dict[Kind, str]] = {
+    "text": "TEXT", "list": "A,B,…", "integer": "N", "decimal": "X", "size": "SIZE", "path": "PATH", "paths": "PATH,…",
+}  # fmt: skip
+OnOption = Callable[[Setting, argparse.Action], None]
+_ABOUT: Final = "Open language models in, measured and verified GGUF files out."
 
 
-def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
-    """Give a parser the options of these settings (all of them by default)."""
-    for setting in SETTINGS:
-        if setting.secret or (names is not None and setting.name not in names):
-            continue
-        option = "--" + setting.name.lower().replace("_", "-")
-        text = f"{setting.help} [{setting.name}={setting.default}]".replace("%", "%%")
-        if setting.flag:
-            parser.add_argument(option, dest=setting.name, action="store_const", const="1", help=text)
-        else:
-            parser.add_argument(option, dest=setting.name, metavar="X", help=text)
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What was typed.
+
+    Raises:
+        BadRequest: no such command, or no such option of it.
+        SystemExit: `--help` or `--version` was shown, or an option lacks its value.
+    """
+    name = next((word for word in argv if not word.startswith("-")), None)
+    names = [command.name for command in COMMANDS]
+    if name is not None and name not in names:
+        raise BadRequest(f"{name[:80]!r} is not a command.", f"{_meant(name, names)}List them: quantyard --help")
+    if name is None and argv[0] not in _ALONE:
+        hint = f"{_meant(argv[0], _ALONE)}A command comes first: quantyard COMMAND [OPTIONS]"
+        raise BadRequest(f"{argv[0][:80]!r} is not an option of quantyard itself.", hint)
+    args, unknown = build_parser(name).parse_known_args(argv)
+    if unknown:
+        options = [BY_NAME[key].option for key in vars(args) if key in BY_NAME]
+        message = f"{unknown[0][:80]!r} is not an option of {name}."
+        raise BadRequest(message, f"{_meant(unknown[0].partition('=')[0], options)}List them: quantyard {name} --help")
+    return args
+
+
+def build_parser(command: str | None = None, on_option: OnOption = lambda _setting, _action: None) -> _Parser:
+    """The parser; with the options of one command, or without a name those of all.
+
+    Args:
+        on_option: is told of each option.
+    """
+    parser = _Parser(prog="quantyard", add_help=False)
+    parser.add_argument("-h", "--help", action="help")
+    parser.add_argument("-V", "--version", action="version", version=f"quantyard {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for row in COMMANDS:
+        usage = f"quantyard {row.name} [OPTIONS]"
+        sub = commands.add_parser(row.name, add_help=False, usage=usage, description=as_typed(row.help))
+        sub.set_defaults(command=row.function)
+        if command in (None, row.name):
+            _fill(sub, row, on_option)
+    return parser
+
+
+def add_options(
+    parser: argparse.ArgumentParser, names: Sequence[str] | None = None,
+    on_option: OnOption = lambda _setting, _action: None,
+) -> None:
+    """Give a parser the options of these settings (all of them by default), under their headings."""
+    for group in GROUPS:
+        chosen = [s for s in SETTINGS if s.group == group and s.option and (names is None or s.name in names)]
+        if chosen:
+            heading = parser.add_argument_group(group)
+            for setting in chosen:
+                on_option(setting, _add_option(heading, setting))
+
+
+def _fill(parser: argparse.ArgumentParser, command: Command, on_option: OnOption) -> None:
+    typical = parser.add_argument_group("typical options")
+    for name in command.typical:
+        on_option(BY_NAME[name], _add_option(typical, BY_NAME[name]))
+    typical.add_argument("-h", "--help", action="help", help="show this help")
+    if command.name == "completion":
+        parser.usage = f"quantyard completion {{{','.join(_SHELLS)}}}"
+        parser.add_argument("shell", choices=_SHELLS, help="the shell to complete in")
+        return
+    every = [s.name for s in SETTINGS] if command.settings is None else command.settings
+    add_options(parser, [name for name in every if name not in command.typical], on_option)
+    parser.epilog = (
+        "Each option is also a variable (--gguf-file: GGUF_FILE), and most are keys of quantyard.toml (gguf-file). An "
+        "option wins over a variable, a variable over the file."
+    )
+
+
+def _add_option(group: argparse._ArgumentGroup, setting: Setting) -> argparse.Action:
+    default = f" (default: {setting.default})" if setting.default and "default" not in setting.help else ""
+    text = as_typed(setting.help + default).replace("%", "%%")
+    if setting.flag:
+        return group.add_argument(setting.option, dest=setting.name, action="store_const", const="1", help=text)
+    return group.add_argument(setting.option, dest=setting.name, metavar=_PLACEHOLDERS[setting.kind], help=text)
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
+class _Format(argparse.HelpFormatter):
+    """Options in one column and what they mean in another, as wide as the terminal up to 100."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=_width())
+
+
+class _Parser(argparse.ArgumentParser):
+    """As argparse's, but what it repeats of a command line acts on no terminal, and its help comes in groups."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options, formatter_class=_Format, allow_abbrev=False)  # type: ignore[arg-type]
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        super()._print_message(printable(redacted(message)), file)
+
+    def format_help(self) -> str:
+        """The commands in groups; of a command, its options in groups."""
+        return super().format_help() if self.prog != "quantyard" else overview()
+
+
+def overview() -> str:
+    """What `quantyard --help` shows."""
+    parts = ["usage: quantyard COMMAND [OPTIONS]", _ABOUT]
+    for group, title in COMMAND_GROUPS.items():
+        rows = (_row(row.name, as_typed(row.help)) for row in COMMANDS if row.group == group)
+        parts.append("\n".join([f"{title}:", *rows]))
+    options = (_row("-h, --help", "Show this help."), _row("-V, --version", "Show the version."))
+    parts.append("\n".join(["Options:", *options]))
+    example = as_typed("make demo"), as_typed("make build MODEL=org/name QUANT=Q4_K_M")
+    parts.append(f"Start with:  {example[0]}    or    {example[1]}")
+    parts.append("The options of a command:  quantyard COMMAND --help")
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(name: str, text: str) -> str:
+    return textwrap.fill(text, _width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, _WIDEST)

@@ -1,7 +1,7 @@
-"""argv and the environment become the frozen request here and nowhere else.
+"""argv, the environment and the settings file become the frozen request here and nowhere else.
 
 Make passes its variables on as environment variables, so `make build MODEL=x` and `quantyard build --model x`
-meet in the same row of the settings. An option on the command line wins over the environment.
+meet in the same row of the settings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantyard.cli.settings import SETTINGS, Setting
+from quantyard.cli.precedence import NO_FILE, Given, resolve
+from quantyard.cli.settings import SETTINGS
+from quantyard.cli.settings_file import SettingsFile
 from quantyard.cli.values import (
     endpoint,
     flag,
@@ -31,7 +33,7 @@ from quantyard.engines.images import RECIPES
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.files.own_files import kind_of, path_of, read_named
 from quantyard.formatting.printable import has_user_info
-from quantyard.paths import REPO_DIR, read_pins
+from quantyard.paths import REPO_DIR, local_venv, read_pins
 from quantyard.quants.catalog import Quant, find
 from quantyard.quants.selection import of_recipe, parse_list
 from quantyard.requests import (
@@ -54,13 +56,26 @@ _MAX_PEM_BYTES = 16 * 2**20  # of a bundle; all of the world's authorities have 
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
-def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> BuildRequest:
-    """The frozen request of this command line in this environment.
+def read_request(
+    args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
+) -> BuildRequest:
+    """The frozen request of this command line in this environment, with what the settings file says.
 
     Raises:
         BadRequest: a value that cannot be.
     """
-    values = {s.name: _value(s, args, environment) for s in SETTINGS}
+    given = resolve(args, environment, file)
+    try:
+        return _request(given, args, environment)
+    except BadRequest as error:
+        named = re.match(r"[A-Z_]+", error.message)
+        if named and named[0] in given and given[named[0]].origin == "file":
+            raise type(error)(f"{file.where}: {error.message}", error.hint) from error
+        raise
+
+
+def _request(given: Mapping[str, Given], args: argparse.Namespace, environment: Mapping[str, str]) -> BuildRequest:
+    values = {name: one.text for name, one in given.items()}
     for setting in SETTINGS:
         if not (setting.secret or setting.private):
             plain(setting.name, values[setting.name])
@@ -74,9 +89,9 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
-    hf_token = token("HF_TOKEN", values["HF_TOKEN"]) or _stored_token(environment)
+    hf_token = token("HF_TOKEN", values["HF_TOKEN"]) or stored_token(environment)
     return BuildRequest(
-        model=values["MODEL"], quants=_quants(values, args, environment),
+        model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
         outtype=one_of("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
         engine=one_of("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
@@ -85,7 +100,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         threads=integer("THREADS", values, 0, 1024), workers=integer("WORKERS", values, 1, 32),
         json=flag("JSON", values), endpoint=endpoint(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(
-            repo_dir=REPO_DIR, hf_token=hf_token, proxies=proxies,
+            repo_dir=REPO_DIR, local_venv=local_venv(environment), hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
         ),
         images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
@@ -94,7 +109,7 @@ def read_request(args: argparse.Namespace, environment: Mapping[str, str]) -> Bu
         pack=PackRequest(values["TAG"], flag("PUSH", values)) if hasattr(args, "TAG") else None,
         publish=_publish(values, environment) if hasattr(args, "GATE") else None,
         check=_check(values) if hasattr(args, "REBUILD") else None,
-        choose=_choose(values, getattr(args, "QUANT", None) or environment.get("QUANT", ""))
+        choose=_choose(values, "" if given["QUANT"].origin == "default" else values["QUANT"])
         if hasattr(args, "MIN_TPS") else None,
         tune=_tune(values) if hasattr(args, "TARGET_KLD") else None,
         matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
@@ -139,7 +154,7 @@ def _choose(values: Mapping[str, str], quants: str) -> ChooseRequest:
     )
 
 
-def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Quant, ...]:
+def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
     """QUANT, which may name recipes, and RECIPE; without QUANT the recipes alone."""
     if not values["RECIPE"]:
         return parse_list(values["QUANT"])
@@ -147,8 +162,8 @@ def _quants(values: Mapping[str, str], args: argparse.Namespace, environment: Ma
 
     own = [read_recipe(path_of(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
     refuse_doubles(own)
-    asked = getattr(args, "QUANT", None) or environment.get("QUANT")
-    found = {quant.name: quant for quant in (*(parse_list(asked, own) if asked else ()), *map(of_recipe, own))}
+    stock = parse_list(values["QUANT"], own) if asked else ()
+    found = {quant.name: quant for quant in (*stock, *map(of_recipe, own))}
     return tuple(found.values())
 
 
@@ -193,13 +208,6 @@ def _measure(values: Mapping[str, str]) -> MeasureRequest:
     )
 
 
-def _value(setting: Setting, args: argparse.Namespace, environment: Mapping[str, str]) -> str:
-    given = getattr(args, setting.name, None)
-    if given is None:
-        given = environment.get(setting.name) or setting.default
-    return str(given)
-
-
 def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:
     if "@" in option:
         message = "The option --https-proxy holds a user's name or password, and every user of this machine sees it."
@@ -210,7 +218,7 @@ def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: 
     return {name: url if name.upper() == "NO_PROXY" else proxy(name, url) for name, url in found.items()}
 
 
-def _stored_token(environment: Mapping[str, str]) -> str | None:
+def stored_token(environment: Mapping[str, str]) -> str | None:
     """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"

@@ -40,7 +40,7 @@ class LocalEngine:
 
     def __init__(self, environment: RunEnvironment) -> None:
         self._environment = environment
-        self._venv = environment.repo_dir / ".venv-local"
+        self._venv = environment.venv
         self._python = self._venv / "bin" / "python"
         self._converters = self._venv / "share" / "llama.cpp"
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -54,13 +54,14 @@ class LocalEngine:
         return "local+" + hashlib.sha256(ready.read_bytes()).hexdigest()
 
     def prepare(self, image: str, on_note: OnNote) -> None:
-        """Set up `.venv-local` if it is not there, or not as pyproject.toml wants it."""
+        """Set up the virtual environment if it is not there, or not as pyproject.toml wants it."""
         del image
         script = self._environment.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
-            on_note("setting up .venv-local (compiles llama-cpp-python: 5 to 15 minutes, once)")
+            on_note(f"setting up {self._venv} (compiles llama-cpp-python: 5 to 15 minutes, once)")
         run = subprocess.run(
-            [str(script)], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+            [str(script), "local", str(self._venv)], capture_output=True, text=True, errors="replace",
+            stdin=subprocess.DEVNULL, check=False,
         )
         if run.returncode != 0:
             tail = "\n".join((run.stdout + run.stderr).splitlines()[-_TAIL_LINES:])

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from quantyard.formats.finite_json import MAX_INT, only_finite
 from quantyard.formats.names import one_name, relative_path
+from quantyard.protocol.exit_codes import ExitCode as ExitCode  # noqa: PLC0414  (stages import it from here)
 
 CONTRACT_VERSION: Final = 1
 MAX_OUTPUTS: Final = 20_000  # files of one stage
@@ -24,24 +24,13 @@ _MAX_TEXT: Final = 20_000  # characters of an error's message or detail
 _MAX_DURATION_S: Final = 1e9
 
 
-class ExitCode(IntEnum):
-    """How a stage, and the command line, ends."""
-
-    DONE = 0
-    BAD_REQUEST = 2
-    UNSUPPORTED_MODEL = 3
-    NETWORK = 4
-    RESOURCES = 5  # out of disk or memory
-    BUG = 70
-    INTERRUPTED = 130
-
-
 class Frozen(BaseModel):
     """Base of everything that crosses the border: immutable, strict about unknown fields, and no number in it is NaN
     or infinite.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Deferred: a command that starts builds the validators of those classes alone that it meets.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def _cut(text: object) -> object:

@@ -14,7 +14,6 @@ from typing import Literal
 from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import nearest_folder
 from quantyard.formatting.numbers import human_bytes
-from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 
 _COMMAND_TIMEOUT_S = 20
@@ -130,11 +129,11 @@ def _compiler(_request: BuildRequest) -> Finding:
     return Finding("C++ compiler", "ok", str(shutil.which(compiler)))
 
 
-def _local_tools(_request: BuildRequest) -> Finding:
-    if not (REPO_DIR / ".venv-local" / ".ready").exists():
+def _local_tools(request: BuildRequest) -> Finding:
+    if not (request.environment.venv / ".ready").exists():
         remedy = "Only ENGINE=local needs them; the first build makes them: make images ENGINE=local"
-        return Finding("local tools", "note", ".venv-local is not set up", remedy)
-    return Finding("local tools", "ok", ".venv-local is set up")
+        return Finding("local tools", "note", f"{request.environment.venv.name} is not set up", remedy)
+    return Finding("local tools", "ok", f"{request.environment.venv.name} is set up")
 
 
 def _disk(request: BuildRequest) -> Finding:

@@ -26,4 +26,4 @@ def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Repor
         engine.prepare("server", steps.note)
     if engine.name == "docker":
         return compose_up(REPO_DIR, environment)
-    return serve_local(request, REPO_DIR / ".venv-local" / "bin" / "python", environment)
+    return serve_local(request, request.environment.venv / "bin" / "python", environment)

@@ -21,8 +21,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from quantyard import cli
-from quantyard.cli import output
+from quantyard.cli import output, parser
 from quantyard.execution.progress import LineReporter, LiveReporter
 from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
@@ -391,4 +390,4 @@ def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
 
 def test_every_command_prints_through_the_border() -> None:
     assert isinstance(output.people(), output.BorderConsole) and isinstance(output.data(), output.BorderConsole)
-    assert isinstance(cli._parser(), cli._Parser)
+    assert isinstance(parser.build_parser(), parser._Parser)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantyard import cli
-from quantyard.cli.settings import MEASURING
+from quantyard.cli.commands import MEASURING
 from quantyard.plan.evaluation import MeasureOptions
 from quantyard.protocol.evaluation import EvalReport, Runtime, Suite, TaskEntry
 from quantyard.quants.catalog import QUANTS

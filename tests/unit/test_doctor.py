@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from quantyard.cli import request
 from quantyard.cli.parser import add_options
 from quantyard.cli.request import read_request
 from quantyard.workflows import doctor
@@ -74,7 +75,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(
 
 def test_a_machine_with_neither_engine_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "REPO_DIR", tmp_path)
+    monkeypatch.setattr(request, "local_venv", lambda _environment: tmp_path)
     findings = _examine(tmp_path, monkeypatch)
     assert findings["engine"].state == "missing"
     assert findings["engine"].remedy

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from quantyard.cli.commands import MEASURING
 from quantyard.cli.parser import add_options
 from quantyard.cli.request import read_request
-from quantyard.cli.settings import MEASURING
 from quantyard.errors import BadRequest
 from quantyard.quants.catalog import find
 from quantyard.requests import BuildRequest, MeasureRequest

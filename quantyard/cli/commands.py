@@ -1,0 +1,170 @@
+"""The commands: what each is called, what it does, and which settings are its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from quantyard.cli.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import argparse
+
+_MACHINE = (
+    "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
+    "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "LLAMA_CPP_SERVER_TAG",
+)  # fmt: skip
+# The settings that only commands which measure have a use for.
+MEASURING = (
+    "SUITE", "BASELINE", "TASKS", "LIMIT", "NUM_FEWSHOT", "SEED", "DATASETS", "ALLOW_UNSAFE_CODE", "N_GPU_LAYERS",
+    "MAX_LENGTH", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG",
+)  # fmt: skip
+SERVING = ("MODEL_FILE", "PORT", "CONTEXT_SIZE")
+PACKING = ("TAG", "PUSH")
+ADAPTING = ("ADAPTER", "BASE")
+PUBLISHING = (
+    "REPO", "GATE", "DRY_RUN", "ALLOW_FAIL", "LICENSE", "PUBLIC", "HUB_BRANCH", "HUB_PR", "SPLIT_ABOVE", "OCI",
+    "COSIGN_KEY",
+)  # fmt: skip
+# What a build may be allowed, and a rebuild therefore too.
+ALLOWING = ("ALLOW_PICKLE", "ALLOW_REQUANTIZE", "ALLOW_MISMATCH")
+CHECKING = ("REPO", "FILE", "REBUILD")
+COMPARING = ("QUANTS",)
+TUNING = ("TARGET_SIZE", "TARGET_KLD", "PARTS", "TYPES")
+CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL")
+
+_NOT_BUILDING = {*MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING}
+_BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
+_SERVE = ("THREADS", "N_GPU_LAYERS", *_MACHINE)
+_EVALUATING = (*_BUILDING, *MEASURING)
+_LORA = (*ADAPTING, "ALLOW_PICKLE", "WORKERS", "JSON", *_MACHINE)
+_CHOOSE = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "CONTEXT_SIZE", "JSON", *_MACHINE, *CHOOSING)
+_PUBLISH = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "JSON", *_MACHINE, *PUBLISHING)
+_TUNE = (
+    "MODEL", "OUTTYPE", "CALIBRATION", "CHUNKS", "GGUF_FILE", "ALLOW_PICKLE", "ALLOW_MISMATCH", "THREADS", "WORKERS",
+    "JSON", *TUNING, *_MACHINE,
+)  # fmt: skip
+
+
+class Command(NamedTuple):
+    """One command of the program, and of make."""
+
+    name: str
+    function: str  # module and function in quantyard.cli, imported only when the command is typed
+    help: str
+    settings: Sequence[str] | None  # its options; None: all settings
+    typical: Sequence[str] = ()  # those that `--help` shows first
+    group: str = ""  # its heading in `quantyard --help`
+
+
+# To add a command: add a row and a target to the Makefile (a test compares the two), and run `make reference`.
+COMMANDS: Final = (
+    Command(
+        "build", "build.build", "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest.",
+        _BUILDING, ("MODEL", "QUANT", "IMATRIX", "ENGINE", "ARTIFACTS", "JSON"), "make",
+    ),
+    Command(
+        "eval", "build.measure", "Measure what quantization cost; builds first what is not built.",
+        _EVALUATING, ("MODEL", "QUANT", "SUITE", "BASELINE", "TASKS", "LIMIT", "ENGINE", "ARTIFACTS", "JSON"),
+        "measure",
+    ),
+    Command(
+        "contract", "build.contract", "Serve each file to itself and check every promise of the API.",
+        _BUILDING, ("MODEL", "QUANT", "ENGINE", "ARTIFACTS", "JSON"), "serve",
+    ),
+    Command(
+        "image", "build.image", "Make one server image with the GGUF inside.",
+        (*_BUILDING, *PACKING), ("MODEL", "QUANT", "TAG", "PUSH", "ARTIFACTS", "JSON"), "serve",
+    ),
+    Command(
+        "lora", "build.lora", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
+        _LORA, ("ADAPTER", "BASE", "ENGINE", "ARTIFACTS", "JSON"), "make",
+    ),
+    Command(
+        "serve", "build.serve", "Serve the last build: docker compose up, or llama_cpp.server.",
+        (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
+    ),
+    Command(
+        "plan", "build.plan",
+        "Show what a build (with SUITE: an eval; with QUANTS: a matrix) would run, need and take; run nothing.",
+        (*_EVALUATING, *COMPARING), ("MODEL", "QUANT", "SUITE", "QUANTS", "ENGINE", "ARTIFACTS", "JSON"), "make",
+    ),
+    Command(
+        "matrix", "matrix.matrix", "Make and measure many quants in one run; a failed quant does not stop the others.",
+        (*_EVALUATING, *COMPARING), ("MODEL", "QUANTS", "SUITE", "ENGINE", "ARTIFACTS", "JSON"), "make",
+    ),
+    Command(
+        "publish", "release.publish", "Publish what was built and measured: to the Hub, to a registry, or both.",
+        _PUBLISH, ("MODEL", "QUANT", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ARTIFACTS", "JSON"), "publish",
+    ),
+    Command(
+        "release", "release.release", "Build, measure, test, judge and publish; skips what is done.",
+        (*_EVALUATING, *PUBLISHING),
+        ("MODEL", "QUANT", "SUITE", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ENGINE", "ARTIFACTS", "JSON"),
+        "publish",
+    ),
+    Command(
+        "verify", "verify.verify", "Check a published repo, a folder or a file against its manifest.",
+        (*CHECKING, "MODEL", *ALLOWING, "THREADS", "JSON", *_MACHINE), ("REPO", "FILE", "REBUILD", "JSON"), "publish",
+    ),
+    Command(
+        "choose", "choose.choose_file", "Name the best of the measured files for a memory size and a speed.",
+        _CHOOSE, ("MODEL", "QUANT", "RAM", "MIN_TPS", "MAX_KLD", "CONTEXT_SIZE", "ARTIFACTS", "JSON"), "measure",
+    ),
+    Command(
+        "tune", "tune.tune", "Search a mix of tensor types for a file size or a divergence; make and measure it.",
+        _TUNE, ("MODEL", "TARGET_SIZE", "TARGET_KLD", "ENGINE", "ARTIFACTS", "JSON"), "make",
+    ),
+    Command(
+        "rates", "rates.rates", "Time the stages on a model of random weights, so that plans can forecast their time.",
+        ("THREADS", "JSON", *_MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
+    ),
+    Command(
+        "gate", "release.gate", "Compare what was measured with the limits; publish nothing.",
+        _PUBLISH, ("MODEL", "QUANT", "GATE", "ARTIFACTS", "JSON"), "measure",
+    ),
+    Command(
+        "report", "release.report", "Write the model card and the report page, and show the page.",
+        _PUBLISH, ("MODEL", "QUANT", "SUITE", "ARTIFACTS", "JSON"), "measure",
+    ),
+    Command(
+        "quants", "build.quants", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),
+        "look up",
+    ),
+    Command(
+        "models", "build.models", "List the models that MODEL knows by a short name.", ("JSON",), ("JSON",), "look up",
+    ),
+    Command(
+        "doctor", "build.doctor", "Check this machine; every finding comes with a remedy.",
+        ("JSON", *_MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
+    ),
+    Command(
+        "demo", "build.demo", "Build and measure a real 135M model; needs no account anywhere.",
+        ("JSON", *_MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
+    ),
+    Command(
+        "images", "build.images", "Prepare the tools: the images (docker), or a virtual environment (local).",
+        _MACHINE, ("ENGINE",), "set up",
+    ),
+    Command(
+        "completion", "completion.completion", "Print what a shell runs to complete commands and options.", (), (),
+        "set up",
+    ),
+    Command(
+        "config", "config.config", "Show each setting's value, and where it comes from.", None, ("JSON",), "look up",
+    ),
+)  # fmt: skip
+
+# The headings of `quantyard --help`, in this order.
+COMMAND_GROUPS: Final = {
+    "make": "Make models", "measure": "Measure and choose", "serve": "Serve", "publish": "Publish and verify",
+    "set up": "Set up", "look up": "Look up",
+}  # fmt: skip
+
+
+def find_command(function: str) -> Callable[[argparse.Namespace], None]:
+    """The function that a row of COMMANDS names."""
+    module, _, name = function.partition(".")
+    found: Callable[[argparse.Namespace], None] = getattr(import_module(f"quantyard.cli.{module}"), name)
+    return found

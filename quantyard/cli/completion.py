@@ -1,0 +1,54 @@
+"""Completion in shells, by argcomplete: `quantyard completion bash` prints what the shell runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import argcomplete
+from argcomplete.shell_integration import shellcode
+
+from quantyard.cli.output import print_script
+from quantyard.cli.parser import build_parser
+from quantyard.cli.settings import Setting
+
+
+def completion(args: argparse.Namespace) -> None:
+    print_script(shellcode(["quantyard"], shell=args.shell))
+
+
+def complete() -> None:
+    """Answer the shell, and end."""
+    argcomplete.autocomplete(build_parser(on_option=_teach), always_complete_options="long")
+
+
+def _teach(setting: Setting, action: argparse.Action) -> None:
+    if setting.name in _VALUES:
+        action.completer = _each(_VALUES[setting.name])  # type: ignore[attr-defined]
+    elif setting.kind not in ("path", "paths") and setting.name != "MODEL":  # those may be files, argcomplete's default
+        action.completer = argcomplete.SuppressCompleter()  # type: ignore[attr-defined]
+
+
+def _each(values: Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
+    """Completes the last of several values, which commas separate."""
+
+    def completer(prefix: str, **_: Any) -> list[str]:
+        before, comma, last = prefix.rpartition(",")
+        return [f"{before}{comma}{value}" for value in values() if value.lower().startswith(last.lower())]
+
+    return completer
+
+
+def _quants() -> Sequence[str]:
+    from quantyard.quants.catalog import QUANTS
+
+    return [quant.name for quant in QUANTS]
+
+
+_VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
+    "QUANT": _quants, "QUANTS": _quants, "BASELINE": _quants,
+    "ENGINE": lambda: ("auto", "docker", "local"),
+    "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
+    "SUITE": lambda: ("smoke", "quick", "standard", "full"),
+}  # fmt: skip

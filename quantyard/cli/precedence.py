@@ -1,0 +1,58 @@
+"""Where each setting's value comes from: an option wins over a variable, a variable over the file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from quantyard.cli.settings import SETTINGS, Setting
+from quantyard.cli.settings_file import SettingsFile
+from quantyard.paths import REPO_DIR, default_artifacts
+
+Origin = Literal["option", "variable", "file", "default"]
+NO_FILE: Final = SettingsFile()
+_SERVED: Final = ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "THREADS", "N_GPU_LAYERS", "MEMORY", "PARALLEL")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A setting's value, as text, and where it comes from."""
+
+    text: str
+    origin: Origin
+
+
+def resolve(
+    args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
+) -> dict[str, Given]:
+    """Every setting's value. An empty variable is one that is not set."""
+    return {setting.name: _given(setting, args, environment, file) for setting in SETTINGS}
+
+
+def _given(setting: Setting, args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile) -> Given:
+    option = getattr(args, setting.name, None)
+    if option is not None:
+        return Given(str(option), "option")
+    if variable := environment.get(setting.name):
+        return Given(variable, "variable")
+    if setting.name in file.values:
+        return Given(file.values[setting.name], "file")
+    default = str(default_artifacts(environment)) if setting.name == "ARTIFACTS" else setting.default
+    return Given(default, "default")
+
+
+def compose_environment(
+    artifacts: Path, given: Mapping[str, Given], environment: Mapping[str, str]
+) -> dict[str, str]:
+    """What compose.yaml reads: the environment, and what options and the settings file say of serving. Its folders are
+    those of this store, wherever compose.yaml lies.
+    """
+    told = {name: given[name].text for name in _SERVED if given[name].origin in ("option", "file")}
+    if artifacts != REPO_DIR / "artifacts":
+        told = {"MODEL_FILE": str(artifacts / "served"), "KEYS_DIR": str(artifacts / "keys"), **told}
+    if given["MODEL_FILE"].text:
+        told["MODEL_FILE"] = str(Path(given["MODEL_FILE"].text).absolute())
+    return {**environment, **told}

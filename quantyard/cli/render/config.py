@@ -1,0 +1,20 @@
+"""The table of `quantyard config`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from quantyard.cli.settings import Setting
+
+
+def config_table(rows: Sequence[tuple[Setting, str, str]]) -> Table:
+    """One row a setting; what is not a default stands out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("setting", "value", "from"):
+        table.add_column(head, overflow="fold")
+    for setting, value, source in rows:
+        table.add_row(setting.name, Text(value), Text(source), style="dim" if source == "default" else "")
+    return table

@@ -1,0 +1,126 @@
+"""What one always sets: quantyard.toml of the current folder, or [tool.quantyard] of its pyproject.toml.
+
+It holds neither secrets nor settings that decide whose code runs here or who sees a token. Such files are committed
+and shared; and the current folder may be a model's, downloaded with a quantyard.toml in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from quantyard.cli.settings import BY_KEY, SETTINGS, Kind, Setting
+from quantyard.errors import BadRequest
+
+NAME: Final = "quantyard.toml"
+_MAX_BYTES: Final = 2**20
+# By kind: what the value must be, in words, and how one writes it.
+_TYPES: Final[dict[Kind, tuple[str, str]]] = {
+    "text": ("text", '"…"'), "path": ("text", '"…"'), "size": ("text", '"8GiB"'), "flag": ("true or false", "true"),
+    "integer": ("an integer", "8"), "decimal": ("a number", "0.05"), "list": ("text or a list of texts", '["…", "…"]'),
+    "paths": ("text or a list of texts", '["…", "…"]'),
+}  # fmt: skip
+_CALLED: Final = {
+    bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a table",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """The settings of one file, as text, by the name of the setting."""
+
+    where: str = ""  # quantyard.toml, or pyproject.toml [tool.quantyard]; empty: there is none
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_settings_file(folder: Path) -> SettingsFile:
+    """The settings of this folder. quantyard.toml wins over pyproject.toml: they are never mixed.
+
+    Raises:
+        BadRequest: the file cannot be read, or holds what cannot be.
+    """
+    if (path := folder / NAME).exists():
+        return _checked(NAME, _read(path, NAME))
+    if (path := folder / "pyproject.toml").exists():
+        tools = _read(path, path.name).get("tool", {})
+        table = tools.get("quantyard") if isinstance(tools, dict) else None
+        if table is not None:
+            where = "pyproject.toml [tool.quantyard]"
+            if not isinstance(table, dict):
+                raise BadRequest(f"{where} is not a table.", 'Write: [tool.quantyard] and below it: quant = "Q4_K_M"')
+            return _checked(where, table)
+    return SettingsFile()
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    from quantyard.files.own_files import read_named
+
+    try:
+        return tomllib.loads(read_named(path, _MAX_BYTES).decode())
+    except OSError as error:
+        raise BadRequest(f"{name} cannot be read: {error.strerror}.", f"Look at it: ls -l {name}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadRequest(f"{name} is not valid TOML: {error}.", 'Write one setting a line: quant = "Q4_K_M"') from error
+    except ValueError as error:  # too large, not a file, or not UTF-8
+        raise BadRequest(f"{name} is not a text file in UTF-8 of at most 1 MiB.", f"Look at it: file {name}") from error
+
+
+def _checked(where: str, table: Mapping[str, Any]) -> SettingsFile:
+    values = {_setting(where, key, value).name: _text(where, key, value) for key, value in table.items()}
+    return SettingsFile(where, values)
+
+
+def _setting(where: str, key: str, value: object) -> Setting:
+    setting = BY_KEY.get(key)
+    if setting is None:
+        what = "table" if isinstance(value, dict) else "key"
+        hint = f"{_meant(key)}List them with their values: quantyard config"
+        raise BadRequest(f"{where}: the {what} {key[:80]!r} is unknown.", hint)
+    if setting.secret or setting.private:
+        message = f"{where}: {key!r} does not belong in a file: it is, or may hold, a secret, and files are shared."
+        hint = f"Set the variable {setting.name}" + ("; or store the token: hf auth login" if setting.secret else ".")
+        raise BadRequest(message, hint)
+    if setting.trusted:
+        message = (
+            f"{where}: {key!r} cannot be set in a file: it decides whose code runs here or who sees a token, and a "
+            "downloaded folder may hold such a file."
+        )
+        raise BadRequest(message, f"Give the option {setting.option}, or set the variable {setting.name}.")
+    return setting
+
+
+def _meant(key: str) -> str:
+    plain = key.lower().replace("_", "-")
+    known = [setting.key for setting in SETTINGS if setting.in_file]
+    close = [plain] if plain in known else difflib.get_close_matches(plain, known, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def _text(where: str, key: str, value: object) -> str:
+    kind = BY_KEY[key].kind
+    if isinstance(value, bool):
+        text = str(int(value)) if kind == "flag" else None
+    elif isinstance(value, str):
+        text = value if kind in ("text", "path", "size", "list", "paths") else None
+    elif isinstance(value, list):
+        texts = all(isinstance(item, str) for item in value)
+        text = ",".join(value) if texts and kind in ("list", "paths") else None
+    elif isinstance(value, int):
+        text = str(value) if kind in ("integer", "decimal") else None
+    elif isinstance(value, float):
+        text = _decimal(value) if kind == "decimal" else None
+    else:
+        text = None
+    if text is None:
+        wanted, example = _TYPES[kind]
+        called = _CALLED.get(type(value), "a date or a time")
+        raise BadRequest(f"{where}: {key!r} must be {wanted}, not {called}.", f"Write: {key} = {example}")
+    return text
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.18f}".rstrip("0").rstrip(".") if abs(value) < 1e9 else str(value)  # not 5e-05, nor nan as 0
