@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Field:
+class ChoiceSet:
     """All that can be chosen from, and what cannot: quant → why."""
 
     name: str
@@ -67,9 +67,9 @@ class Field:
     others: Mapping[str, str]
 
 
-def find_field(
+def find_choice_set(
     manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, context_tokens: int, parallel: int
-) -> Field:
+) -> ChoiceSet:
     """What can be chosen from.
 
     Args:
@@ -90,7 +90,7 @@ def find_field(
     use = ContextUse(_context(first, context_tokens), parallel)
     found = tuple(_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
     others = {quant: reason for quant, reason in reasons.items() if reason}
-    return Field(name, report, metric, first.architecture, first.context_length, use, found, others)
+    return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others)
 
 
 def nothing_measured(why: str, quants: Sequence[str]) -> BadRequest:
@@ -99,7 +99,7 @@ def nothing_measured(why: str, quants: Sequence[str]) -> BadRequest:
     return BadRequest(f"Nothing to choose from: {why}.", hint)
 
 
-def eval_command(field: Field, model: str, *more: str) -> str:
+def eval_command(field: ChoiceSet, model: str, *more: str) -> str:
     """What to type to measure all files in one run, `more` of them too."""
     suite = field.report.suite.name
     quants = ",".join([*(c.quant for c in field.candidates), *field.others, *more])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantyard.choose.candidates import Candidate, Field
+from quantyard.choose.candidates import Candidate, ChoiceSet
 from quantyard.choose.pick import Budget, Miss, misses
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import digits, human_bytes
 
 
-def nothing_fits(field: Field, budget: Budget, closest: Candidate, helps: Sequence[str]) -> BadRequest:
+def nothing_fits(field: ChoiceSet, budget: Budget, closest: Candidate, helps: Sequence[str]) -> BadRequest:
     """The error where no file keeps the budget."""
     missed = " and ".join(_missed(miss) for miss in misses(closest, budget))
     message = f"No file of {field.name} keeps the budget; the nearest, {closest.quant}, {missed}."
@@ -19,7 +19,7 @@ def nothing_fits(field: Field, budget: Budget, closest: Candidate, helps: Sequen
     return BadRequest(message, "\n".join([*helps, f"Ask for less: {less} takes {closest.quant}."]))
 
 
-def unknown_memory(field: Field) -> BadRequest:
+def unknown_memory(field: ChoiceSet) -> BadRequest:
     """The error where the context's memory is not known exactly."""
     measured = field.candidates[0].speed
     what = f"The memory of {field.use.tokens:,} tokens of context is not known exactly for {field.architecture}"
@@ -27,7 +27,7 @@ def unknown_memory(field: Field) -> BadRequest:
     return BadRequest(f"{what}, so whether a file of {field.name} fits is not known.", hint)
 
 
-def no_divergence(field: Field) -> BadRequest:
+def no_divergence(field: ChoiceSet) -> BadRequest:
     """The error where MAX_KLD has nothing to be held against."""
     what = f"MAX_KLD cannot be kept: the suite {field.report.suite.name} measured no KL divergence of {field.name}"
     return BadRequest(f"{what}.", "Measure it with SUITE=standard, or leave MAX_KLD out.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from quantyard.choose.candidates import Candidate, Field, eval_command, memory_at
+from quantyard.choose.candidates import Candidate, ChoiceSet, eval_command, memory_at
 from quantyard.choose.pick import Budget, misses, nearest
 from quantyard.errors import UnknownQuant
 from quantyard.formatting.numbers import human_bytes
@@ -17,7 +17,7 @@ from quantyard.quants.catalog import Quant, find
 _USUAL: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K")
 
 
-def remedies(field: Field, budget: Budget, model: str) -> list[str]:
+def remedies(field: ChoiceSet, budget: Budget, model: str) -> list[str]:
     """Each a line that says what to type.
 
     Args:
@@ -31,7 +31,7 @@ def remedies(field: Field, budget: Budget, model: str) -> list[str]:
     ]
 
 
-def largest_context(found: Candidate, field: Field, budget: Budget) -> int:
+def largest_context(found: Candidate, field: ChoiceSet, budget: Budget) -> int:
     """Tokens of context with which this file fits into the memory, in steps of 256; 0: with none."""
     low, high = 0, field.use.cells // CELL_STEP
     while low < high:
@@ -41,7 +41,7 @@ def largest_context(found: Candidate, field: Field, budget: Budget) -> int:
     return low * CELL_STEP
 
 
-def _for_memory(field: Field, budget: Budget, model: str) -> Iterator[str]:
+def _for_memory(field: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
     others = [c for c in field.candidates if {miss.what for miss in misses(c, budget)} == {"RAM"}]
     for found in [nearest(others, budget)] if others else []:
         if context := largest_context(found, field, budget):
@@ -57,7 +57,7 @@ def _for_memory(field: Field, budget: Budget, model: str) -> Iterator[str]:
         yield f"A smaller quant: {quant.name} is not measured yet (about {size}): {how}"
 
 
-def _smaller_cache(found: Candidate, field: Field, budget: Budget) -> str:
+def _smaller_cache(found: Candidate, field: ChoiceSet, budget: Budget) -> str:
     layers = found.layers
     if layers is None or found.memory_bytes is None or not can_be_quantized(layers):
         return ""
@@ -71,7 +71,7 @@ def _smaller_cache(found: Candidate, field: Field, budget: Budget) -> str:
     )
 
 
-def _for_speed(field: Field, budget: Budget, model: str) -> Iterator[str]:
+def _for_speed(field: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
     fastest = max(field.candidates, key=lambda c: c.tokens_per_s)
     if fastest.tokens_per_s >= budget.min_tokens_per_s:
         return
@@ -84,7 +84,7 @@ def _for_speed(field: Field, budget: Budget, model: str) -> Iterator[str]:
         yield "No quant of this model will be so fast on the machine that measured: measure on another, or with a GPU."
 
 
-def _for_quality(field: Field, budget: Budget, model: str) -> Iterator[str]:
+def _for_quality(field: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
     best = min(field.candidates, key=lambda c: c.quality.value)
     if budget.max_kld is None or best.quality.value <= budget.max_kld:
         return
@@ -93,12 +93,12 @@ def _for_quality(field: Field, budget: Budget, model: str) -> Iterator[str]:
         yield f"A larger quant: {larger[-1].name} is not measured yet: {eval_command(field, model, larger[-1].name)}"
 
 
-def _smaller(field: Field, than: Candidate, wanted_bytes: int) -> Quant | None:
+def _smaller(field: ChoiceSet, than: Candidate, wanted_bytes: int) -> Quant | None:
     """The largest quant that was not measured and is about as small as wanted; None: there is none."""
     return next((q for q in _unmeasured(field) if _size(than, q) <= min(wanted_bytes, than.size_bytes - 1)), None)
 
 
-def _unmeasured(field: Field) -> Sequence[Quant]:
+def _unmeasured(field: ChoiceSet) -> Sequence[Quant]:
     measured = {c.quant for c in field.candidates}
     return [find(name) for name in _USUAL if name not in measured]
 

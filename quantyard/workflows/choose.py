@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantyard.choose.candidates import Field, find_field, nothing_measured, paths_of
+from quantyard.choose.candidates import ChoiceSet, find_choice_set, nothing_measured, paths_of
 from quantyard.choose.pick import Budget, Choice, nearest
 from quantyard.choose.pick import choose as pick_file
 from quantyard.choose.refusals import no_divergence, nothing_fits, unknown_memory
@@ -23,7 +23,7 @@ from quantyard.workflows.planning import plan_of
 class Chosen:
     """The files, the budget, and the choice; `choice` is None where no file meets the limits."""
 
-    field: Field
+    field: ChoiceSet
     budget: Budget
     choice: Choice | None
 
@@ -68,7 +68,8 @@ def choose_from(manifest: Manifest, name: str, paths: Mapping[str, Path], suite:
     Raises:
         BadRequest: none of them was measured, or what the limits are about was not.
     """
-    field, budget = find_field(manifest, name, paths, suite, asked.context_tokens, asked.parallel), budget_of(asked)
+    field = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel)
+    budget = budget_of(asked)
     if any(candidate.memory_bytes is None for candidate in field.candidates):
         raise unknown_memory(field)
     if budget.max_kld is not None and field.metric != "mean KLD":

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.choose.candidates import Candidate, find_field, memory_at
+from quantyard.choose.candidates import Candidate, find_choice_set, memory_at
 from quantyard.formats.gguf import read_model
 from quantyard.memory.kv_cache import ContextUse, kv_bytes, state_bytes
 from quantyard.memory.layers import ModelLayers, read_layers
@@ -96,7 +96,7 @@ def measured() -> Candidate:
         manifest = read_manifest(path) if DEMO_NAME in path.parts else None
         if manifest is not None and manifest.evaluations and "Q8_0" in manifest.quants:
             gguf = path.parent / manifest.quants["Q8_0"].file
-            return find_field(manifest, DEMO_NAME, {"Q8_0": gguf}, "", 1024, SEQUENCES).candidates[0]
+            return find_choice_set(manifest, DEMO_NAME, {"Q8_0": gguf}, "", 1024, SEQUENCES).candidates[0]
     pytest.skip(f"the demo was never measured under {ARTIFACTS}: run `make demo`")
 
 

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from quantyard import cli
-from quantyard.choose.candidates import Candidate, Field, find_field, memory_at, paths_of
+from quantyard.choose.candidates import Candidate, ChoiceSet, find_choice_set, memory_at, paths_of
 from quantyard.choose.pick import Budget, Choice, choose, is_tie, nearest
 from quantyard.choose.refusals import no_divergence, nothing_fits, unknown_memory
 from quantyard.choose.suggestions import largest_context, remedies
@@ -45,7 +45,7 @@ HEADER: Mapping[str, Value] = {
     "llama.embedding_length": 2048, "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8,
 }  # 2 x 8 heads x 64 x 2 bytes x 16 layers = 32 KiB a token
 PER_TOKEN = 32 * KIB + KIB  # and the mask
-Keep = Callable[..., Field]
+Keep = Callable[..., ChoiceSet]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def keep(tmp_path: Path) -> Keep:
         quants: Sequence[tuple[str, float, float]] = LARGE, *, context: int = 0, parallel: int = 4, suite: str = "",
         header: Mapping[str, Value] = HEADER, change: Callable[[Manifest], None] = lambda _: None,
         only: Sequence[str] = (), gone: Sequence[str] = (),
-    ) -> Field:
+    ) -> ChoiceSet:
         manifest = manifest_of(quants)
         change(manifest)
         paths = paths_of(manifest, tmp_path, None, only)
@@ -64,7 +64,7 @@ def keep(tmp_path: Path) -> Keep:
             _write(path, manifest.quants[quant].size_bytes, header)
         for quant in gone:
             paths[quant].unlink()
-        return find_field(manifest, NAME, paths, suite, context, parallel)
+        return find_choice_set(manifest, NAME, paths, suite, context, parallel)
 
     return lay_out
 
@@ -74,7 +74,7 @@ def _write(path: Path, size_bytes: int, header: Mapping[str, Value] = HEADER) ->
     os.truncate(path, size_bytes)
 
 
-def _by_name(field: Field) -> dict[str, Candidate]:
+def _by_name(field: ChoiceSet) -> dict[str, Candidate]:
     return {c.quant: c for c in field.candidates}
 
 
@@ -93,7 +93,7 @@ def _change_report(**more: Any) -> Callable[[Manifest], None]:
     return change
 
 
-def _text(field: Field, budget: Budget, choice: Choice | None) -> str:
+def _text(field: ChoiceSet, budget: Budget, choice: Choice | None) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200)
     console.print(say.files_table(field, budget, choice))
@@ -261,7 +261,7 @@ def test_a_file_of_another_size_than_recorded_is_left_out(tmp_path: Path) -> Non
     paths = paths_of(manifest, tmp_path, None, ())
     for quant, path in paths.items():
         _write(path, manifest.quants[quant].size_bytes + (quant == "Q8_0"))
-    field = find_field(manifest, NAME, paths, "", 0, 4)
+    field = find_choice_set(manifest, NAME, paths, "", 0, 4)
     assert list(field.others) == ["Q8_0"] and "was changed" in field.others["Q8_0"]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from quantyard.choose.candidates import Candidate, Field, eval_command
+from quantyard.choose.candidates import Candidate, ChoiceSet, eval_command
 from quantyard.choose.pick import Budget, Choice, half_width, is_tie, misses
 from quantyard.cli.render.styled import escape
 from quantyard.formatting.columns import columns
@@ -18,7 +18,7 @@ from quantyard.metrics.pareto import beaten_by
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 
 
-def files_table(field: Field, budget: Budget, choice: Choice | None) -> Table:
+def files_table(field: ChoiceSet, budget: Budget, choice: Choice | None) -> Table:
     """Every file that was measured, the largest first, and what becomes of it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("file", "size", "memory", field.metric, "generated", ""):
@@ -30,7 +30,7 @@ def files_table(field: Field, budget: Budget, choice: Choice | None) -> Table:
     return table
 
 
-def choice_text(field: Field, budget: Budget, choice: Choice, model: str) -> str:
+def choice_text(field: ChoiceSet, budget: Budget, choice: Choice, model: str) -> str:
     """The file to take, why, and the runner-up."""
     facts = [
         ("Take", f"[bold]{escape(choice.best.quant)}[/]: {escape(_reason(field, choice))}"),
@@ -40,13 +40,13 @@ def choice_text(field: Field, budget: Budget, choice: Choice, model: str) -> str
     return columns([*facts, _front(field), *_conditions(field, budget), *notes(field, budget, choice, model)])
 
 
-def choice_line(field: Field, budget: Budget, choice: Choice) -> str:
+def choice_line(field: ChoiceSet, budget: Budget, choice: Choice) -> str:
     """The file to take and why, in one line."""
     use = f"{field.use.tokens:,} tokens of context"
     return f"{choice.best.quant} with {_ram(budget.memory_bytes)} of memory and {use}: {_reason(field, choice)}"
 
 
-def notes(field: Field, budget: Budget, choice: Choice | None, model: str) -> list[tuple[str, str]]:
+def notes(field: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[tuple[str, str]]:
     """What has to be known beside it."""
     said = [("Note", escape(text)) for text in _limits(field, budget, choice)]
     for quant, why in field.others.items():
@@ -56,12 +56,12 @@ def notes(field: Field, budget: Budget, choice: Choice | None, model: str) -> li
     return said
 
 
-def conditions_text(field: Field, budget: Budget) -> str:
+def conditions_text(field: ChoiceSet, budget: Budget) -> str:
     """What the numbers of the table are for."""
     return columns([_front(field), *_conditions(field, budget)])
 
 
-def _largest_first(field: Field) -> list[Candidate]:
+def _largest_first(field: ChoiceSet) -> list[Candidate]:
     return sorted(field.candidates, key=lambda c: -c.size_bytes)
 
 
@@ -72,7 +72,7 @@ def _memory(found: Candidate) -> str:
     return DASH if found.memory_bytes is None else human_bytes(found.memory_bytes, binary=True)
 
 
-def _quality(field: Field, found: Candidate) -> str:
+def _quality(field: ChoiceSet, found: Candidate) -> str:
     value, half = found.quality.value, half_width(found)
     if field.metric == "ΔPPL":
         return f"{signed(100 * math.expm1(value), 2)} ± {100 * half:.2f} %"
@@ -100,7 +100,7 @@ def _ram(n: int) -> str:
 # ---- sentences ---------------------------------------------------------------------------------------
 
 
-def _reason(field: Field, choice: Choice) -> str:
+def _reason(field: ChoiceSet, choice: Choice) -> str:
     best, n = choice.best, len(choice.fitting)
     if n == 1:
         return f"the only file that keeps the budget; {field.metric} {_quality(field, best)}"
@@ -111,7 +111,7 @@ def _reason(field: Field, choice: Choice) -> str:
     return f"{better} {verb} better by less than the interval ({_gap(field, choice.equal[0], best)}); take the smaller"
 
 
-def _gap(field: Field, one: Candidate, other: Candidate) -> str:
+def _gap(field: ChoiceSet, one: Candidate, other: Candidate) -> str:
     found = difference(one.quality, other.quality)
     gap, half = abs(found.value), found.high - found.value
     if field.metric == "ΔPPL":
@@ -119,7 +119,7 @@ def _gap(field: Field, one: Candidate, other: Candidate) -> str:
     return f"{digits(gap, 2)} ± {digits(half, 2)}"
 
 
-def _runner_up(field: Field, choice: Choice) -> str:
+def _runner_up(field: ChoiceSet, choice: Choice) -> str:
     other, best = choice.runner_up, choice.best
     if other is None:
         return "none: no other file keeps the budget"
@@ -133,13 +133,13 @@ def _runner_up(field: Field, choice: Choice) -> str:
     return f"{other.quant}: {'; '.join(parts)}"
 
 
-def _front(field: Field) -> tuple[str, str]:
+def _front(field: ChoiceSet) -> tuple[str, str]:
     beaten = beaten_by(c.entry for c in field.candidates)
     names = [c.quant for c in _largest_first(field) if not beaten[c.quant]]
     return "Front", escape(f"{', '.join(names)}: smaller, better or faster than any other file")
 
 
-def _conditions(field: Field, budget: Budget) -> list[tuple[str, str]]:
+def _conditions(field: ChoiceSet, budget: Budget) -> list[tuple[str, str]]:
     use, speed = field.use, field.candidates[0].speed
     at_once = f"{use.sequences} {'requests' if use.sequences > 1 else 'request'} at once"
     kinds = sorted({c.context_bytes for c in field.candidates if c.context_bytes is not None})
@@ -154,7 +154,7 @@ def _conditions(field: Field, budget: Budget) -> list[tuple[str, str]]:
     ]
 
 
-def _limits(field: Field, budget: Budget, choice: Choice | None) -> list[str]:
+def _limits(field: ChoiceSet, budget: Budget, choice: Choice | None) -> list[str]:
     said = []
     if field.trained_context and field.use.tokens > field.trained_context:
         said.append(f"the model was trained on {field.trained_context:,} tokens; beyond them it may write nonsense")
@@ -166,7 +166,7 @@ def _limits(field: Field, budget: Budget, choice: Choice | None) -> list[str]:
 # ---- for programs ------------------------------------------------------------------------------------
 
 
-def choice_json(field: Field, budget: Budget, choice: Choice) -> dict[str, Any]:
+def choice_json(field: ChoiceSet, budget: Budget, choice: Choice) -> dict[str, Any]:
     """The same for programs; bytes, nats and tokens per second."""
     beaten = beaten_by(c.entry for c in field.candidates)
     runner_up = choice.runner_up.quant if choice.runner_up else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantyard.choose.candidates import Field
+from quantyard.choose.candidates import ChoiceSet
 from quantyard.choose.pick import Budget, Choice
 from quantyard.cli.render.build import built_json, trusted_fact
 from quantyard.cli.render.choice import choice_line
@@ -63,7 +63,7 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
     }
 
 
-def choice_facts(field: Field, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
+def choice_facts(field: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
     """The file to take on this machine, and how to ask for another."""
     if choice is None:
         return [("Take", "no file fits into the memory of this machine"), _other_choice(model)]
