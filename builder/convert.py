@@ -163,7 +163,7 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
     try:
         return Reference.model_validate_json(path.read_bytes()).tokenizer_class
     except ValidationError as error:
-        message = f"The model's own tokenizer gives answers that are none: {error.errors()[0]['msg']}."
+        message = f"The model's own tokenizer gives answers that cannot be read: {error.errors()[0]['msg']}."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, "Its files may be damaged.") from error
 
 

@@ -59,7 +59,7 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> Outcome:
     """Write the GGUF at `/in/source` as a Hugging Face folder (bf16 safetensors) to `/out/files`.
 
     Raises:
-        StageFailure: 2 if the file is no GGUF, 3 if transformers cannot read this architecture from a GGUF.
+        StageFailure: 2 if the file is not a GGUF, 3 if transformers cannot read this architecture from a GGUF.
     """
     source = stage.in_dir / "source" / request.source_file
     header = _read(source)
@@ -92,7 +92,7 @@ def restore_tokenizer(folder: Path, header: GgufHeader) -> bool:
     """Make the tokenizer files say what the GGUF says, whatever this version of transformers made of it.
 
     Returns:
-        False where it is no byte-level BPE, or the GGUF names a pre-tokenizer that is not in our table: then the
+        False where it is not a byte-level BPE, or the GGUF names a pre-tokenizer that is not in our table: then the
         files stay as transformers wrote them.
     """
     path = folder / "tokenizer.json"

@@ -160,7 +160,7 @@ def check_result(header: GgufHeader, adapter: Adapter, architecture: str) -> dic
     """Hold the GGUF against the adapter it was made of; what was counted.
 
     Raises:
-        StageFailure: 3, it is no LoRA adapter of this architecture, or not the whole of the adapter.
+        StageFailure: 3, it is not a LoRA adapter of this architecture, or not the whole of the adapter.
     """
     said: dict[str, object] = {
         "general.type": "adapter", "adapter.type": "lora", "general.architecture": architecture,

@@ -33,7 +33,7 @@ def quantize(stage: Stage, request: QuantizeRequest) -> Outcome:
 
     Raises:
         StageFailure: 2 if the source is quantized already, if the type needs an importance matrix and there is none,
-            or if `/in/imatrix/<imatrix_file>` is no matrix of this model; 3 if llama.cpp cannot quantize the model,
+            or if `/in/imatrix/<imatrix_file>` is not a matrix of this model; 3 if llama.cpp cannot quantize the model,
             5 if disk or memory ran out.
     """
     source, target = stage.in_dir / "source" / request.source_file, stage.files_dir / "model.gguf"

@@ -77,7 +77,7 @@ def _opened(library: Path) -> Ggml:
     try:
         return Ggml(library)
     except (OSError, AttributeError) as error:  # it does not load, or has not these functions
-        message = f"{library} is no ggml that can be used: {error}."
+        message = f"{library} is not a usable ggml library: {error}."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT) from error
 
 

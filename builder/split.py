@@ -34,8 +34,8 @@ def split(stage: Stage, request: SplitRequest) -> Outcome:
     """Split `/in/source/<model_file>` into `/out/files/<prefix>-00001-of-0000N.gguf` and so on.
 
     Raises:
-        StageFailure: 2 if the file is no GGUF above the limit, or a tensor of it is larger than a shard may be; 3 if it
-            cannot be split; 5 if disk or memory ran out; 70 if the shards are not the source.
+        StageFailure: 2 if the file is not a GGUF above the limit, or a tensor of it is larger than a shard may be; 3 if
+            it cannot be split; 5 if disk or memory ran out; 70 if the shards are not the source.
     """
     source = _read(stage.in_dir / "source" / request.model_file)
     tensors_bytes = bytes_for_tensors(source, request.max_size_bytes)
@@ -199,7 +199,7 @@ def _read_shards(stage: Stage, request: SplitRequest) -> GgufHeader:
     except GgufError as error:
         raise _wrong([str(error)]) from error
     if strangers := {path.name for path in made} - {path.name for path in shards.paths}:
-        raise _wrong([f"{name} is none of the shards" for name in sorted(strangers)])
+        raise _wrong([f"{name} is not one of the expected shards" for name in sorted(strangers)])
     return shards
 
 
@@ -229,7 +229,7 @@ def _metadata_differences(source: Mapping[str, MetadataValue], shards: Mapping[s
 
 
 def _told(value: MetadataValue) -> tuple[object, ...]:
-    """A value with its type (True is no 1, NaN is NaN), an array without its place in the file."""
+    """A value with its type (True is not 1, NaN equals NaN), an array without its place in the file."""
     if isinstance(value, GgufArray):
         return (value.element_type, value.length, value.sha256)
     return (type(value), repr(value))

@@ -196,7 +196,7 @@ def parse_argv() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not (args.model / "config.json").is_file():
-        cannot(f"{args.model} is no model. Make the demo's first: make demo, or name one: --model FOLDER")
+        cannot(f"{args.model} is not a model folder. Make the demo's first: make demo, or name one: --model FOLDER")
     return args
 
 

@@ -132,7 +132,7 @@ class Store:
             time.sleep(POLL_S)
         _out, said = process.communicate()
         if process.returncode != 0:
-            cannot(f"{said[-3000:]}\nThe matrix fails also where nobody kills it.")
+            cannot(f"{said[-3000:]}\nThe matrix fails without any kill, too.")
         self.look()
         return Usual(self.essence(), {label: times[-1] - times[0] for label, times in seen.items()})
 
@@ -287,7 +287,7 @@ def main() -> None:
     """Kill, print the table, and exit as nothing or something was wrong."""
     args = parser().parse_args()
     if not (DEMO / "config.json").is_file():
-        cannot(f"{DEMO} is no model. Make it first: make demo")
+        cannot(f"{DEMO} is not a model folder. Make it first: make demo")
     began = time.monotonic()
     with yard(os.environ.get("ENGINE", "docker")) as place:
         usual = place.store("undisturbed").timed()

@@ -267,7 +267,7 @@ def main() -> None:
     """Measure, print, and exit as the limits hold."""
     args = parser().parse_args()
     if not (args.model / "config.json").is_file():
-        cannot(f"{args.model} is no model. Make the demo's first: make demo, or name one: --model DIR")
+        cannot(f"{args.model} is not a model folder. Make the demo's first: make demo, or name one: --model DIR")
     engine = os.environ.get("ENGINE", "docker")
     scratch_in = REPO_DIR / "artifacts"
     scratch_in.mkdir(exist_ok=True)

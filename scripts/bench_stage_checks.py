@@ -152,7 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.model / "config.json").is_file():
         hint = "Make the demo's first: make demo, or name one: --model FOLDER"
-        print(f"{args.model} is no model. {hint}", file=sys.stderr)
+        print(f"{args.model} is not a model folder. {hint}", file=sys.stderr)
         sys.exit(2)
     (REPO_DIR / "artifacts").mkdir(exist_ok=True)
     try:

@@ -18,14 +18,14 @@ _SLOT = re.compile(r"⟨(?:#(\d+)-(\d+)|(?:(\w+)=)?(\w+))⟩")
 
 
 class BadGrammarError(Exception):
-    """A line that is no rule, or a slot for which there is none; the message names the file."""
+    """A line that is not a rule, or a slot for which there is none; the message names the file."""
 
 
 def read_rules(path: Path) -> Rules:
     """The rules of one file.
 
     Raises:
-        BadGrammarError: a line is none, or a slot has no rule.
+        BadGrammarError: a line is not a rule, or a slot has no rule.
     """
     rules: dict[str, list[str]] = {}
     block = ""
@@ -37,7 +37,7 @@ def read_rules(path: Path) -> Rules:
             continue
         block = _rule(line, rules)
         if block not in rules:
-            raise BadGrammarError(f"{path.name}, line {number}: {line!r} is no rule")
+            raise BadGrammarError(f"{path.name}, line {number}: {line!r} is not a rule")
     _check_slots(path.name, rules)
     return {name: tuple(alternatives) for name, alternatives in rules.items()}
 

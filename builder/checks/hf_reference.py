@@ -123,7 +123,7 @@ def render(
         limit()
         try:
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            text.encode()  # a lone surrogate is no text
+            text.encode()  # a lone surrogate cannot be encoded
         except MemoryError as error:
             raise OverLimit(_BOUNDED["too_much"]()) from error
         except Exception as error:  # templates raise what they like

@@ -157,7 +157,7 @@ def _refuse_tensor(name: str) -> NoReturn:
 def _pair(module: str, both: Mapping[str, tuple[int, ...]], is_embedding: bool) -> Pair:
     a, b = both.get("A", ()), both.get("B", ())
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not math.prod(a + b):
-        message = f"The pair of {module} is none: lora_A has the shape {list(a)}, lora_B {list(b)}."
+        message = f"The matrices of {module} do not form a pair: lora_A has the shape {list(a)}, lora_B {list(b)}."
         hint = "A is [rank, in] and B [out, rank]: save or download the adapter again; convolutions are not supported."
         raise _refused("adapter-tensors", message, hint)
     return Pair(a, b, is_embedding)

@@ -73,7 +73,7 @@ def check_template(runtime: LlamaRuntime) -> None:
     try:
         runtime.check_template()
     except ChatRefused as error:
-        raise template_failure("is none that llama.cpp accepts", detail=str(error)) from error
+        raise template_failure("is not accepted by llama.cpp", detail=str(error)) from error
     except OverLimit as error:
         raise template_failure(str(error)) from error
 

@@ -131,7 +131,7 @@ class Collector:
         squares = found.squares.reshape(-1, rows.shape[-1])
         squares[at] = np.add.reduce(np.concatenate([squares[at : at + 1], np.square(rows)]), axis=0)
         if not np.isfinite(squares[at]).all():
-            self.problem = self.problem or not_finite(f"a value that is no number in the inputs of {name}")
+            self.problem = self.problem or not_finite(f"a value that is not a number in the inputs of {name}")
 
 
 class LocalReader(BindingsRuntime):

@@ -64,7 +64,7 @@ def read_imatrix(path: Path) -> Imatrix:
     """Read and check a matrix.
 
     Raises:
-        StageFailure: `bad-imatrix` (2): it is none, is in the old format, or holds values that are no numbers.
+        StageFailure: `bad-imatrix` (2): it is not a matrix, is in the old format, or holds values that are not numbers.
     """
     try:
         header = read_header(path)
@@ -72,7 +72,7 @@ def read_imatrix(path: Path) -> Imatrix:
         raise _bad(f"{path.name} does not exist") from error
     except GgufError as error:
         hint = "The old format is converted by: llama-imatrix --in-file old.dat -o imatrix.gguf"
-        raise _bad(f"{path.name} is no importance matrix in GGUF format: {error}", hint) from error
+        raise _bad(f"{path.name} is not an importance matrix in GGUF format: {error}", hint) from error
     if header.metadata.get("general.type") != "imatrix":
         raise _bad(f"{path.name} is a GGUF of type {header.metadata.get('general.type', 'model')!r}, no matrix")
     entries = dict(_entries(path, header))

@@ -35,7 +35,7 @@ class MatrixReader(Protocol):
 
 
 def not_finite(what: str, detail: str = "") -> StageFailure:
-    """llama.cpp stops at the first value that is no number, and so do we: a matrix with one is worse than none."""
+    """llama.cpp stops at the first value that is not a number, and so do we: a matrix with one is worse than none."""
     message = f"The model's activations overflow: {what}."
     hint = "Convert with a wider range, OUTTYPE=bf16 or f32, or build without a matrix: IMATRIX=none"
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate-nan", message, hint, detail)

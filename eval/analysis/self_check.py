@@ -168,7 +168,7 @@ def _judge(found: SelfCheck) -> None:
         _Rule(
             right >= _MIN_RIGHT * asked,
             f"only {right} of {asked} well-known continuations came out likelier than wrong ones",
-            ExitCode.UNSUPPORTED_MODEL, "The file is broken, or is no model of ordinary text. Verify it: make build.",
+            ExitCode.UNSUPPORTED_MODEL, "The file is broken, or not a model of ordinary text. Verify it: make build.",
         ),
         _Rule(
             found.packed_difference <= NOISE_FACTOR * found.noise,

@@ -12,7 +12,7 @@ nothing about the difference, and only those that flip do. Two independent inter
 | perplexities and their ratio | linearised ratio of sums | Cochran, Sampling Techniques (1977), ch. 6 |
 
 Tango's interval keeps its coverage with few questions and few flips, where Wald's and the bootstrap's collapse to a
-point (no flips at all among 20 questions is no proof), and it inverts McNemar's test. Fagerland, Lydersen and Laake,
+point (no flips at all among 20 questions proves nothing), and it inverts McNemar's test. Fagerland, Lydersen and Laake,
 Statistics in Medicine 33 (2014) 2850, compare it with eight others and recommend it.
 """
 

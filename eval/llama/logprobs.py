@@ -55,6 +55,6 @@ class LogSoftmax:
 
 
 def unusable_logits(message: str) -> StageFailure:
-    """The failure for logits that are no distribution."""
+    """The failure for logits that do not form a distribution."""
     hint = "Values overflow in this precision: try another quant or OUTTYPE=f32, and run make build to verify the file."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "nan-logits", message, hint)

@@ -135,7 +135,7 @@ def _best(logits: Row) -> int:
     """The likeliest token, the smallest id on ties. NaN and +infinity are largest to argmax, so one look finds them."""
     best = int(logits.argmax())
     if not math.isfinite(logits[best]):
-        message = f"The model's logits are not finite (token {best} has {logits[best]}), so there is no next token."
+        message = f"The model's logits are not finite (token {best} has {logits[best]}), so no token can be chosen."
         raise unusable_logits(message)
     return best
 

@@ -1,6 +1,6 @@
 """Slips in somebody's own task that lm-eval takes in silence, and answers with a score of zero.
 
-A field name that is no field is asked, or expected, word for word; an answer that is none of the choices is simply
+A field name that is not a field is asked, or expected, word for word; an answer that is not one of the choices is
 never right. Tasks of lm-eval itself are not checked: some of them mean it.
 """
 
@@ -51,14 +51,14 @@ def _check_field(key: str, value: Any, task: Any) -> None:
         return
     near = difflib.get_close_matches(value, task.features, n=1)
     advice = f"Did you mean {near[0]!r}?" if near else f"Its fields are {', '.join(task.features)}."
-    raise Slip(f"{key} is {value!r}, which is no field of its questions. {advice}")
+    raise Slip(f"{key} is {value!r}, which is not a field of its questions. {advice}")
 
 
 def _check_answer(number: int, answer: Any, choices: list[Any]) -> None:
     right = answer if isinstance(answer, list) else [answer]
     if not right or not all(_is_choice(one, choices) for one in right):
         fact = f"the answer of question {number} is {answer!r}"
-        raise Slip(f"{fact}, which is none of its {len(choices)} choices nor a place among them, counted from 0.")
+        raise Slip(f"{fact}, which is not one of its {len(choices)} choices nor an index into them, counted from 0.")
 
 
 def _is_choice(answer: Any, choices: list[Any]) -> bool:

@@ -36,9 +36,9 @@ def _unknown_key(key: str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
-        return f"there is no {error} in its data (a split, or a field of a question)."
+        return f"its data has no {error} (a split, or a field of a question)."
     if isinstance(error, IndexError):
-        return "its data holds no questions, or an answer is none of the choices."
+        return "its data holds no questions, or an answer is not one of the choices."
     return f"{type(error).__name__}: {_line(error)}"
 
 

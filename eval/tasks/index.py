@@ -99,7 +99,7 @@ def local_config(path: Path, top: Path, on_function: OnFunction = str) -> dict[s
     """A task's file under the folder `top`, read without trust; `on_function` makes something of each `!function`.
 
     Raises:
-        StageFailure: it is no task.
+        StageFailure: it is not a task.
     """
     try:
         return read_task(path, top, on_function)

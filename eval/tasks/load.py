@@ -65,7 +65,7 @@ def include_dir(stage: Stage, include_path: str | None) -> Path | None:
     suite = stage.in_dir / "suite"
     folder = (suite if suite.is_dir() else Path(__file__).parents[1] / "suites") / include_path
     if not folder.is_dir():
-        message = f"The suite's include_path {include_path!r} is no folder."
+        message = f"The suite's include_path {include_path!r} is not a folder."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-request", message)
     return folder
 
@@ -79,7 +79,7 @@ def load_tasks(
     Data sets come from wherever `datasets.load_dataset` takes them: call `offline.go_offline` before.
 
     Raises:
-        StageFailure: a name that is no task, a task named twice, one that cannot be used, or one that would run
+        StageFailure: a name that is not a task, a task named twice, one that cannot be used, or one that would run
             code written by the model.
     """
     from eval.tasks.index import index_for

@@ -56,7 +56,7 @@ def _matrix(path: Path, hashes: HashCache) -> Artifact:
         kind = read_header(path).metadata.get("general.type")
     except GgufError as error:
         hint = "Convert an old one: llama-imatrix --in-file old.dat -o imatrix.gguf"
-        raise BadRequest(f"IMATRIX={path} is no importance matrix in GGUF format: {error}.", hint) from error
+        raise BadRequest(f"IMATRIX={path} is not an importance matrix in GGUF format: {error}.", hint) from error
     if kind != "imatrix":
         raise BadRequest(f"IMATRIX={path} is a GGUF, but no importance matrix.", "Type: IMATRIX=auto to make one.")
     return _artifact(path.parent, [path], hashes)

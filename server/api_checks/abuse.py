@@ -24,7 +24,7 @@ ANSWERED_WITHIN_S: Final = 30.0  # an ordinary request of one token beside or af
 _CONNECT_TIMEOUT_S: Final = 10.0
 _TOO_LARGE: Final = (50_000_000, 413)  # bytes of a body, and the status
 
-# To close a route: its method and path. What changes a server, or shows what others ask, is nobody's.
+# To close a route: its method and path. Routes that change a server or show others' requests stay closed to everybody.
 _CLOSED: Final = (
     ("POST", "/models"), ("POST", "/models/load"), ("POST", "/models/unload"), ("DELETE", "/models/any"),
     ("POST", "/props"), ("GET", "/slots"), ("POST", "/slots/0?action=erase"), ("POST", "/lora-adapters"),
@@ -128,7 +128,7 @@ def large_tokenize(session: Session) -> str:
         if answer.status != 404:
             _need_refused(f"{len(text)} characters", answer)
             return f"400 for {len(text)} characters, at most {most} bytes are taken; {_afterwards(session)}"
-    return "there is no route that tokenizes"
+    return "the server has no route that tokenizes"
 
 
 def _need_refused(name: str, answer: Answer) -> None:

@@ -278,7 +278,7 @@ def _call(session: Session, before: list[dict[str, object]]) -> tuple[str, bool]
     function = calls[0].get("function") or {}
     name, arguments = function.get("name"), function.get("arguments")
     need(name == _TOOL["name"], f"called {name!r}, there is only {_TOOL['name']!r}")
-    need(isinstance(arguments, str), f"arguments are no string of JSON: {arguments!r}")
+    need(isinstance(arguments, str), f"arguments are not a string of JSON: {arguments!r}")
     verdict = why_invalid(str(arguments), TOOL_PARAMETERS)
     need(verdict.kind == "valid", f"arguments {arguments!r} are {verdict.kind}: {verdict.finding}")
     return f"{name}({arguments})", True
@@ -395,14 +395,14 @@ CHECKS: Final = (
     ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema),
     ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls),
     ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings),
-    ApiCheck("wrong-key", "without the key nobody gets a word of the model", _wrong_key),
+    ApiCheck("wrong-key", "a request without the key gets no answer of the model", _wrong_key),
     ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized),
-    ApiCheck("malformed", "a body that is no request is refused, with the reason", _malformed),
+    ApiCheck("malformed", "a body that is not a request is refused, with the reason", _malformed),
     ApiCheck("unknown-path", "a path that is not there is 404", _unknown_path),
     ApiCheck("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
-    ApiCheck("slow-clients", "connections that say nothing keep nobody out, and end in seconds", _abuse(slow_clients)),
+    ApiCheck("slow-clients", "idle connections do not block other clients, and end in seconds", _abuse(slow_clients)),
     ApiCheck("large-body", "a body that is too large is refused", _abuse(large_body)),
-    ApiCheck("closed-routes", "what changes a server, or shows what others ask, is nobody's", _abuse(closed_routes)),
+    ApiCheck("closed-routes", "routes that change the server or show requests are closed", _abuse(closed_routes)),
     ApiCheck("hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(hostile_grammars)),
     ApiCheck("hostile-schemas", "a schema that would is refused too", _abuse(hostile_schemas)),
     ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _abuse(large_tokenize)),

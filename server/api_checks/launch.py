@@ -55,7 +55,7 @@ _MODEL_SIGNS: Final = (
 
 @dataclass(frozen=True)
 class Answer:
-    """One HTTP answer; `body` is {} where the text is no JSON object."""
+    """One HTTP answer; `body` is {} where the text is not a JSON object."""
 
     status: int
     text: str
@@ -83,7 +83,7 @@ class Wire:
     """Plain HTTP to a server at `address` (no trailing slash), as a client with this key; None: without one.
 
     Safe to share between threads. Every request has a connection of its own: a server that closes one after a
-    stream would otherwise fail the next request, which is no fault of its answers.
+    stream would otherwise fail the next request, which its answers are not to blame for.
 
     Raises (every method):
         httpx2.TransportError: the server gave no answer.

@@ -117,13 +117,13 @@ def read_stream(text: str) -> Streamed:
     """Add up the chunks of a chat's stream.
 
     Raises:
-        Broken: a chunk is no JSON object, or an error.
+        Broken: a chunk is not a JSON object, or an error.
     """
     events = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
     pieces, reason, usage = [], "", dict[str, Any]()
     for event in events:
         chunk = Answer(200, event).body
-        need(event == "[DONE]" or bool(chunk), f"a chunk is no JSON object: {event[:EXCERPT]!r}")
+        need(event == "[DONE]" or bool(chunk), f"a chunk is not a JSON object: {event[:EXCERPT]!r}")
         need("error" not in chunk, f"the stream ends in an error: {event[:EXCERPT]}")
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices") or ():
@@ -134,6 +134,6 @@ def read_stream(text: str) -> Streamed:
 
 
 def error_text(answer: Answer) -> str:
-    """The words of an error that is JSON; "" if it is none. FastAPI's own errors say `detail`."""
+    """The words of an error that is JSON; "" if it is not JSON. FastAPI's own errors say `detail`."""
     error = answer.body.get("error") or answer.body.get("detail") or ""
     return error if isinstance(error, str) else str(error.get("message", "") if isinstance(error, dict) else error)

@@ -74,7 +74,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Options win over the environment; an empty value is the default.
 
     Raises:
-        BadSampling: a value is no number, or out of its range.
+        BadSampling: a value is not a number, or out of its range.
     """
     about = "Chat with the served model."
     parser = argparse.ArgumentParser(prog="python -m server.client.chat", description=about, epilog=HELP)
@@ -131,7 +131,7 @@ class Terminal:
         self._last = text[-1:] or self._last
 
     def note(self, text: str) -> None:
-        """A line that is no answer."""
+        """A line that is not an answer."""
         shown = printable(redacted(text))
         self._notes.write(f"{_DIM}{shown}{_PLAIN}\n" if self._color else f"{shown}\n")
         self._notes.flush()
@@ -187,7 +187,7 @@ class Chat:
             self.system = text.strip()
             self.terminal.note("(set)" if self.system else "(no system text now)")
         else:
-            self.terminal.note(f"There is no {name}. {HELP}")
+            self.terminal.note(f"Unknown command {name}. {HELP}")
         return True
 
     def answer(self, question: str) -> None:

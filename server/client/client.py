@@ -167,7 +167,7 @@ class Client:
         return self.openai.with_options(http_client=self._transport(response=[listener]))
 
     def _transport(self, **listeners: list[Callable[..., Any]]) -> httpx2.Client:
-        # A company's proxy is no way to this very machine, whatever the environment says.
+        # A company's proxy does not lead to this very machine, whatever the environment says.
         is_here = urlsplit(self.base_url).hostname in _LOOPBACK
         return openai.DefaultHttpxClient(trust_env=not is_here, event_hooks=dict(listeners))
 
@@ -204,7 +204,7 @@ class Client:
         """The answer in pieces as they come. Closing the iterator stops the server's work on it.
 
         Raises:
-            AnswerBroken: it ended before it was finished; the pieces so far are no whole answer.
+            AnswerBroken: it ended before it was finished; the pieces so far are not the whole answer.
         """
         create: Any = self.openai.chat.completions.create
         asked = {"messages": list(messages), **sampling.arguments()}
@@ -274,7 +274,7 @@ class Client:
 
 
 def read_key(path: Path) -> str:
-    """The first key in a file; as to llama-server, blank lines and those that begin with a hash are none.
+    """The first key in a file; as to llama-server, blank lines and those that begin with a hash are not keys.
 
     Raises:
         KeyUnusable: the file is missing, unreadable or empty.

@@ -27,7 +27,7 @@ MAX_DEPTH: Final = 50  # it takes any string for a pattern with brackets a hundr
 
 Range = tuple[int, int]  # code points, both ends included
 _ASCII: Final[tuple[Range, ...]] = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E))  # JSON needs no escape for these …
-# … nor for those; without line separators, surrogates, and the mark that stands for bytes that are no character.
+# … nor for those; without line separators, surrogates, and the mark that stands for bytes that form no character.
 _SAFE: Final[tuple[Range, ...]] = (*_ASCII, (0xA0, 0x2027), (0x202A, 0xD7FF), (0xE000, 0xFFFC), (0xFFFE, 0x10FFFF))
 _DIGIT: Final[tuple[Range, ...]] = ((0x30, 0x39),)
 _WORD: Final[tuple[Range, ...]] = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
@@ -63,7 +63,7 @@ def normalise(pattern: str) -> str:
     anchored is met anywhere in the string, so the result has room for other characters around it.
 
     Raises:
-        PatternRefused: it cannot be written so, or is no regular expression.
+        PatternRefused: it cannot be written so, or is not a regular expression.
     """
     try:
         text = _sequence(list(_parse(pattern)), starts=True, ends=True)
@@ -84,7 +84,7 @@ def _parse(pattern: str) -> Any:
         try:
             tree = _parser.parse(pattern)
         except (_parser.error, OverflowError) as error:
-            raise _Reason(f"it is no regular expression of every dialect ({error})") from None
+            raise _Reason(f"it is not a regular expression of every dialect ({error})") from None
         except FutureWarning as warning:
             raise _Reason(f"dialects disagree about it ({warning})") from None
     if tree.state.flags & ~_parser.SRE_FLAG_UNICODE:

@@ -234,7 +234,7 @@ def judge(model_class: type[M], schema: dict[str, Any], text: str) -> tuple[M | 
     try:
         value = json.loads(text)
     except ValueError as error:
-        return None, f"it is no JSON ({error})"
+        return None, f"it is not JSON ({error})"
     checker = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     for broken in checker.iter_errors(value):
         return None, f"{broken.json_path}: {broken.message} ({broken.validator})"

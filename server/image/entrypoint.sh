@@ -70,7 +70,7 @@ models_in() {
 names_of() { echo "$1" | sed 's|.*/||; s|\.gguf$||; s|-00001-of-[0-9]*$||' | paste -sd ' ' -; }
 
 check_models() {
-    [ -n "$1" ] || die "nothing to serve: there is no model yet." \
+    [ -n "$1" ] || die "nothing to serve: no model has been built yet." \
         "Build one: make build MODEL=org/name QUANT=Q4_K_M (or try: make demo), then type docker compose up again." \
         "Or name a file of yours: MODEL_FILE=path/to/model.gguf docker compose up"
     echo "$1" | while IFS= read -r file; do

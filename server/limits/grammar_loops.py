@@ -71,7 +71,7 @@ def _ways(choices: Choices, read: Read, seen: set[str]) -> Iterator[list[Part]]:
 
 
 def _word(sequence: list[Part]) -> tuple[int, ...] | None:
-    """The code points of a sequence of plain texts; None: it is none, or empty."""
+    """The code points of a sequence of plain texts; None: it is not one, or empty."""
     if any(not part.chars.startswith('"') or (part.low, part.high) != (1, 1) for part in sequence):
         return None
     return tuple(point for part in sequence for point in points_of(part.chars[1:-1])) or None

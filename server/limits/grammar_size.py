@@ -27,7 +27,7 @@ _CHARS_A_WAY: Final = 32  # of a text or a class: looking through so many costs 
 
 
 class NotRead(ValueError):
-    """A text that is no grammar, or no pattern."""
+    """A text that is neither a grammar nor a pattern."""
 
 
 @dataclass

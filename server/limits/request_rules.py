@@ -51,23 +51,23 @@ _INNER: Final = ("grammar_triggers", "grammar_lazy", "preserved_tokens", "chat_p
 
 
 class TooMuch(ValueError):
-    """A request that asks for more than a limit, or that is none."""
+    """A request that exceeds a limit, or is not a request at all."""
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
-        TooMuch: it is none, or larger than JSON may be here.
+        TooMuch: it is not JSON, or larger than JSON may be here.
     """
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except RecursionError:
         raise _over("json_depth", "too many") from None
     except ValueError as error:
-        raise TooMuch(f"the body is no JSON: {str(error)[:80]}") from None
+        raise TooMuch(f"the body is not JSON: {str(error)[:80]}") from None
     if not isinstance(value, dict):
-        raise TooMuch("the body is no JSON object")
+        raise TooMuch("the body is not a JSON object")
     depth, n_values = measure_json(value)
     _hold("json_depth", depth)
     _hold("json_values", n_values)
@@ -143,7 +143,7 @@ def check_text(text: Any) -> None:
 def check_grammar(grammar: Any) -> None:
     """Hold a text in GBNF against the limits of grammars. Raises: the same."""
     if not isinstance(grammar, str):
-        raise TooMuch("grammar is no text")
+        raise TooMuch("grammar is not text")
     _hold("grammar_chars", len(grammar))
     try:
         read = read_grammar(grammar)
@@ -231,7 +231,7 @@ def _listed(asked: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _hold(name: str, value: float) -> None:

@@ -2,7 +2,7 @@
 
 uvicorn ends an idle connection after an answer, but waits for ever for a first head, for one that drips, and for a
 client that does not read. Here each of these has a deadline. A connection whose request is not complete makes room for
-a newer one, the oldest first: connections that are opened and left keep nobody out.
+a newer one, the oldest first: connections that are opened and left do not block others.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def _check_route(method: str, path: str) -> None:
         return
     if any(path == known for _method, known in ROUTES):
         raise Refused(405, "This route does not take this method.")
-    raise Refused(404, "There is no such route.")
+    raise Refused(404, "This route does not exist.")
 
 
 def _check_type(headers: Mapping[bytes, bytes]) -> None:

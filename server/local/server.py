@@ -147,7 +147,7 @@ def refusal(asked: Mapping[str, Any]) -> str:
         except Exception as error:
             return f"{where} cannot be made a grammar: {str(error)[:200]}"
         if not _parses(text):
-            return f"{where} is no grammar that llama.cpp understands"
+            return f"{where} is not a grammar that llama.cpp understands"
     return ""
 
 

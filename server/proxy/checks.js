@@ -48,15 +48,15 @@ function read(r) {
     const bytes = r.requestBuffer;
     if (!bytes || bytes.length === 0) throw new Refused('The body is empty.', 'Send a JSON object.');
     const text = r.requestText;
-    if (text.includes('\ufffd') && !isUtf8(bytes)) throw new Refused('The body is no UTF-8.', 'Send JSON in UTF-8.');
+    if (text.includes('\ufffd') && !isUtf8(bytes)) throw new Refused('The body is not UTF-8.', 'Send JSON in UTF-8.');
     checkShape(text);
     let body;
     try {
         body = JSON.parse(text);
     } catch (error) {
-        throw new Refused(`The body is no JSON: ${error.message}.`, 'Send a JSON object.');
+        throw new Refused(`The body is not JSON: ${error.message}.`, 'Send a JSON object.');
     }
-    if (!isObject(body)) throw new Refused('The body is no JSON object.', 'Send one, such as {"messages": […]}.');
+    if (!isObject(body)) throw new Refused('The body is not a JSON object.', 'Send one, such as {"messages": […]}.');
     return body;
 }
 

@@ -8,7 +8,7 @@ import {checkRuns} from 'runs.js';
 const TOKEN = /\s+|#[^\n]*|([A-Za-z0-9_-]+)(\s*::=)?|("(?:[^"\\]|\\[^])*")|(\[(?:[^\]\\]|\\[^])*\])|(!?<[^>]*>)|([().|*+?])|(\{[\d,\s]*\})/y;
 
 function checkGrammar(text) {
-    if (typeof text !== 'string') throw new Refused('The grammar is no text.', 'Send it as a string in GBNF.');
+    if (typeof text !== 'string') throw new Refused('The grammar is not text.', 'Send it as a string in GBNF.');
     atMost('grammar_chars', text.length);
     const rules = parse(text);
     atMost('grammar_rules', rules.size);
@@ -66,7 +66,7 @@ function* tokens(text) {
         const start = TOKEN.lastIndex;
         const found = TOKEN.exec(text);
         if (!found) {
-            throw new Refused(`The grammar is no GBNF at ${JSON.stringify(text.slice(start, start + 20))}.`, 'Mend it there.');
+            throw new Refused(`The grammar is not GBNF at ${JSON.stringify(text.slice(start, start + 20))}.`, 'Mend it there.');
         }
         const [, name, defines, literal, chars, wanted, mark, times] = found;
         if (defines) yield {rule: name};

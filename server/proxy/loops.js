@@ -61,7 +61,7 @@ function* ways(options, rules, seen) {
     }
 }
 
-// The code points of a sequence of plain texts; null: it is none, or empty.
+// The code points of a sequence of plain texts; null: it is not one, or empty.
 function word(sequence) {
     const isPlain = (part) => part.kind === 'char' && part.least === 1 && part.most === 1 && (part.isEmpty || part.first[0] === '"');
     if (!sequence.every(isPlain)) return null;

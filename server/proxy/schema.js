@@ -101,7 +101,7 @@ class Schema {
         if (typeof node.pattern === 'string') checkPattern(node.pattern);
     }
 
-    // A node that is itself, by references and unions alone, is no schema.
+    // A node that is itself, by references and unions alone, is not a schema.
     checkCircle(start) {
         const open = [start], seen = new Set();
         while (open.length) {

@@ -150,7 +150,7 @@ def test_up_answers_a_chat_with_the_key_it_made(server_image: str, compose: Comp
 def test_with_nothing_built_up_says_what_to_type(server_image: str, compose: Compose) -> None:
     compose("up", "--detach", PORT="18081")
     wait_for(lambda: "make build MODEL=" in compose("logs", "server").stdout, 30)
-    assert "there is no model yet" in compose("logs", "server").stdout
+    assert "no model has been built yet" in compose("logs", "server").stdout
 
 
 def test_model_file_is_served_under_its_own_name(

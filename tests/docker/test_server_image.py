@@ -218,7 +218,7 @@ def _ends(served: Served, code: int | None, *words: str) -> None:
 def test_nothing_to_serve_says_what_to_type(docker_client: Any, server_image: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with server(docker_client, server_image, tmp_path / "empty", tmp_path) as served:
-        _ends(served, 2, "there is no model yet", "make build MODEL=", "MODEL_FILE=")
+        _ends(served, 2, "no model has been built yet", "make build MODEL=", "MODEL_FILE=")
 
 
 def test_a_model_that_is_not_there_is_named(docker_client: Any, server_image: str, tmp_path: Path) -> None:

@@ -167,10 +167,10 @@ def test_a_matrix_with_values_that_are_no_numbers_is_refused(value: float, tmp_p
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"\x01\0\0\0old", "no importance matrix in GGUF format"), (gguf(META, WEIGHTS), "is a GGUF of type 'model'"),
+        (b"\x01\0\0\0old", "not an importance matrix in GGUF format"), (gguf(META, WEIGHTS), "is a GGUF of type 'model'"),
         (gguf(IMATRIX_META, ()), "covers no tensor"),
         (gguf(IMATRIX_META, [TensorSpec("a.in_sum2", (4,), "F32")]), "no usable counts for a"),
-        (_matrix_bytes()[:-64], "no importance matrix in GGUF format"),
+        (_matrix_bytes()[:-64], "not an importance matrix in GGUF format"),
     ],
 )
 def test_what_is_no_matrix_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_text_that_cannot_be_used_is_refused(data: bytes, says: str, tmp_path:
     ("imatrix", "texts", "says"),
     [
         ("none", ["t.txt"], "CALIBRATION is a text to make a matrix of, and IMATRIX=none"),
-        ("gone.gguf", [], "gone.gguf is not a file"), ("t.txt", [], "is no importance matrix in GGUF format"),
+        ("gone.gguf", [], "gone.gguf is not a file"), ("t.txt", [], "is not an importance matrix in GGUF format"),
         ("model.gguf", [], "is a GGUF, but no importance matrix"),
         ("auto", ["gone.txt"], "cannot be read: No such file"),
     ],

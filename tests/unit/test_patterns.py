@@ -101,9 +101,9 @@ def test_an_anchor_inside_a_group_still_binds() -> None:
     ("a(?=b)", "looks ahead or behind"), ("a(?!b)", "looks ahead or behind"), ("(?<=a)b", "looks ahead or behind"),
     (r"(a)\1", "refers back to a group"), ("(?P<x>a)(?P=x)", "refers back to a group"), (r"\bword\b", "word boundary"),
     ("(a)?(?(1)b|c)", "depends on a group"), ("(?i)a", "inline flags"), ("(?i:a)b", "inline flags"),
-    ("a++", "possessive quantifier"), ("(?>ab)", "atomic group"), (r"\p{L}", "no regular expression of every dialect"),
+    ("a++", "possessive quantifier"), ("(?>ab)", "atomic group"), (r"\p{L}", "not a regular expression of every dialect"),
     ("[[:alpha:]]", "dialects disagree"), ("[a-z&&[^b]]", "dialects disagree"), ("a{,3}", "dialects disagree"),
-    ("x^y", "anchor inside"), ("(", "no regular expression"), (f"a{{{MAX_REPEATS + 1}}}", "the limit is"),
+    ("x^y", "anchor inside"), ("(", "not a regular expression"), (f"a{{{MAX_REPEATS + 1}}}", "the limit is"),
     ("(" * 60 + "ab" + ")?" * 60, "deep"), ("[\ud800]", "no character is left"),
 ])  # fmt: skip
 def test_what_cannot_be_held_is_refused_with_the_reason(pattern: str, reason: str) -> None:

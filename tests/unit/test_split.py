@@ -218,7 +218,7 @@ def test_a_shard_above_the_limit_is_noticed(stage: Stage, made: GgufHeader) -> N
 def test_a_file_that_is_no_shard_is_noticed(stage: Stage) -> None:
     (stage.files_dir / "leftover.gguf").write_bytes(b"")
     error = _refusal(stage, _request())
-    assert error.exit_code is ExitCode.BUG and "leftover.gguf is none of the shards" in error.error.message
+    assert error.exit_code is ExitCode.BUG and "leftover.gguf is not one of the expected shards" in error.error.message
 
 
 def test_room_is_kept_for_the_header(stage: Stage) -> None:
