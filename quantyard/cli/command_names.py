@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from quantyard.cli.settings import BY_NAME
 from quantyard.paths import IN_CHECKOUT, REPO_DIR
 
 _COMMAND: Final = re.compile(r"\bmake (?P<verb>[a-z]+(?:-[a-z]+)*)(?P<settings>(?: +[A-Z][A-Z_]*=[^\s`]*[^\s`.,;:)])*)")
-_SETTING: Final = re.compile(r" ([A-Z][A-Z_]*)=")
+_SETTING: Final = re.compile(r" +([A-Z][A-Z_]*)=(\S*)")
 _SCRIPTS: Final = {"base-images": REPO_DIR / "scripts" / "base-images.sh"}
 
 
@@ -18,11 +19,17 @@ def as_typed(text: str, *, in_checkout: bool = IN_CHECKOUT) -> str:
 
 
 def _without_make(match: re.Match[str]) -> str:
-    from quantyard.cli.commands import COMMANDS
+    from quantyard.cli.commands import COMMANDS  # imported late: only errors and help outside a checkout need it
 
     verb, settings = match["verb"], match["settings"]
     if verb in _SCRIPTS:
         return f"{_SCRIPTS[verb]}{settings}"
     if verb not in {command.name for command in COMMANDS}:
         return match[0]
-    return f"quantyard {verb}" + _SETTING.sub(lambda s: f" --{s[1].lower().replace('_', '-')} ", settings)
+    return f"quantyard {verb}" + _SETTING.sub(_option, settings)
+
+
+def _option(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    option = f" --{name.lower().replace('_', '-')}"
+    return option if name in BY_NAME and BY_NAME[name].flag else f"{option} {value}"

@@ -20,14 +20,18 @@ def completion(args: argparse.Namespace) -> None:
 
 def complete() -> None:
     """Answer the shell, and end."""
-    argcomplete.autocomplete(build_parser(on_option=_teach), always_complete_options="long")
+    argcomplete.autocomplete(build_parser(on_option=_teach), always_complete_options="long", validator=_begins)
+
+
+def _begins(completion: str, prefix: str) -> bool:
+    return completion.lower().startswith(prefix.lower())
 
 
 def _teach(setting: Setting, action: argparse.Action) -> None:
     if setting.name in _VALUES:
         action.completer = _each(_VALUES[setting.name])  # type: ignore[attr-defined]
-    elif setting.kind not in ("path", "paths") and setting.name != "MODEL":  # those may be files, argcomplete's default
-        action.completer = argcomplete.SuppressCompleter()  # type: ignore[attr-defined]
+    elif not setting.flag and setting.kind not in ("path", "paths") and setting.name != "MODEL":
+        action.completer = lambda **_: []  # type: ignore[attr-defined]  # argcomplete would offer files
 
 
 def _each(values: Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
@@ -35,7 +39,7 @@ def _each(values: Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
 
     def completer(prefix: str, **_: Any) -> list[str]:
         before, comma, last = prefix.rpartition(",")
-        return [f"{before}{comma}{value}" for value in values() if value.lower().startswith(last.lower())]
+        return [f"{before}{comma}{value}" for value in values() if _begins(value, last)]
 
     return completer
 

@@ -1,8 +1,8 @@
 """Variables that were typed after `make build` and that nobody knows: make itself accepts every name.
 
 Make tells its recipes what was typed, in MAKEFLAGS after ` -- `. A name is refused where it is one of our settings in
-other letters (`quant`), or close to one (a similarity of 0.8 in difflib's measure: `MODLE`). Every other name may be
-meant for make, a script or another tool, and passes.
+other letters (`quant`), or has at least four letters and is close to one (a similarity of 0.8 in difflib's measure:
+`MODLE`). Every other name may be meant for make, a script or another tool, and passes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from quantyard.paths import REPO_DIR
 
 CALLED_BY_MAKE: Final = "QUANTYARD_CALLED_BY_MAKE"  # set by our Makefile alone: another's variables are not ours
 _ALIKE: Final = 0.8
+_SHORTEST: Final = 4
 _ASSIGNMENT: Final = re.compile(r"([^\s:?+!=]+)(?:::?:?|\?|\+|!)?=")
 _OURS: Final = ("PYTHON", "SLOW", "HOSTILE")  # of the Makefile and its scripts
 
@@ -59,4 +60,6 @@ def _close(name: str) -> str:
         return ""
     if upper in BY_NAME:
         return upper
+    if len(upper) < _SHORTEST:  # RM and AR are make's
+        return ""
     return next(iter(difflib.get_close_matches(upper, BY_NAME, n=1, cutoff=_ALIKE)), "")

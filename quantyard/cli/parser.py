@@ -43,8 +43,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args, unknown = build_parser(name).parse_known_args(argv)
     if unknown:
         options = [BY_NAME[key].option for key in vars(args) if key in BY_NAME]
-        message = f"{unknown[0][:80]!r} is not an option of {name}."
-        raise BadRequest(message, f"{_meant(unknown[0].partition('=')[0], options)}List them: quantyard {name} --help")
+        option = unknown[0].partition("=")[0]
+        hint = f"{_meant(option, options)}List them: quantyard {name} --help"
+        raise BadRequest(f"{option[:80]!r} is not an option of {name}.", hint)
     return args
 
 
