@@ -102,9 +102,9 @@ test-fast: ## the unit tests alone: no network, no containers
 	@scripts/setup-venv.sh test
 	@.venv/bin/python -m pytest tests/unit -q -n auto
 
-lint: ## style, types, and documents: the reference is current, no link is dead
+lint: ## style, types, floors, and documents: the reference is current, no link is dead
 	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint && scripts/setup-venv.sh docs .venv-docs
-	@.venv/bin/ruff check . && .venv/bin/mypy
+	@.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports
 	@.venv/bin/python scripts/make_reference.py --check && .venv-docs/bin/zensical build --strict
 
 reference: ## write docs/reference/ anew, from the code

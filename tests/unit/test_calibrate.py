@@ -167,7 +167,8 @@ def test_a_matrix_with_values_that_are_no_numbers_is_refused(value: float, tmp_p
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"\x01\0\0\0old", "not an importance matrix in GGUF format"), (gguf(META, WEIGHTS), "is a GGUF of type 'model'"),
+        (b"\x01\0\0\0old", "not an importance matrix in GGUF format"),
+        (gguf(META, WEIGHTS), "is a GGUF of type 'model'"),
         (gguf(IMATRIX_META, ()), "covers no tensor"),
         (gguf(IMATRIX_META, [TensorSpec("a.in_sum2", (4,), "F32")]), "no usable counts for a"),
         (_matrix_bytes()[:-64], "not an importance matrix in GGUF format"),
