@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPO_DIR))
 
 from quantyard import errors  # noqa: E402 (the path above comes first)
 from quantyard.cli import COMMANDS  # noqa: E402
-from quantyard.cli.settings import SETTINGS  # noqa: E402
+from quantyard.cli.settings import GROUPS, SETTINGS  # noqa: E402
 from quantyard.plan.stages import STAGES  # noqa: E402
 from quantyard.plan.suites import BUILTIN, find_suite  # noqa: E402
 from quantyard.protocol import api_tests, base, evaluation, gate  # noqa: E402, F401 (imported for their classes)
@@ -95,30 +95,44 @@ def _commands() -> Iterator[str]:
     yield "## Targets of make"
     yield _table(("target", "what it does"), ((_code(f"make {name}"), text) for name, text in _targets()))
     yield "## Commands of the program"
-    yield "[Settings](settings.md) says what each setting means."
+    yield "[Settings](settings.md) says what each setting means. `quantyard COMMAND --help` shows a command's own."
     for command in COMMANDS:
         yield f"### {command.name}"
         yield command.help
-        taken = [s.name for s in SETTINGS] if command.settings is None else list(dict.fromkeys(command.settings))
-        yield "Settings: " + ", ".join(_code(s) for s in taken) + "."
+        names = [s.name for s in SETTINGS] if command.settings is None else list(dict.fromkeys(command.settings))
+        others = [name for name in names if name not in command.typical]
+        if command.typical:
+            yield "Settings: " + ", ".join(map(_code, command.typical)) + "."
+        if others:
+            yield ("Also: " if command.typical else "Settings: ") + ", ".join(map(_code, others)) + "."
 
 
 def _settings() -> Iterator[str]:
     yield (
         "Each setting is a variable (`make build HF_ENDPOINT=…`, or in the environment) and an option of the program "
-        "(`quantyard build --hf-endpoint …`). An option wins over a variable. Secrets are variables only."
+        "(`quantyard build --hf-endpoint …`). An option wins over a variable, and a variable over a file."
     )
-    rows = ((_code(s.name), _code(s.default), s.help, _takers(s.name)) for s in SETTINGS)
-    yield _table(("variable", "default", "meaning", "commands"), rows)
+    yield (
+        "`quantyard.toml` may hold a setting too ([Set defaults](../how-to/configure.md)), but for those marked with *: "
+        "they are secret, or decide whose code runs here or who sees a token."
+    )
+    for group in GROUPS:
+        yield f"## {group.capitalize()}"
+        rows = (
+            (_code(s.name) + ("" if s.in_file else " *"), _code(s.default), s.help, _takers(s.name))
+            for s in SETTINGS if s.group == group
+        )
+        yield _table(("variable", "default", "meaning", "commands"), rows)
     yield "## Serving with compose"
     yield "What `docker compose up` reads, from the environment or from `.env`:"
     yield _table(("variable", "default", "meaning"), _compose_variables())
 
 
 def _takers(setting: str) -> str:
-    takers = [command.name for command in COMMANDS if command.settings is None or setting in command.settings]
-    return "all but " + ", ".join(n for n, *_ in COMMANDS if n not in takers) if len(takers) > len(COMMANDS) * 2 / 3 \
-        else ", ".join(takers)
+    """The commands that it changes, or those that it does not, whichever is shorter."""
+    takers = [command.name for command in COMMANDS if command.settings and setting in command.settings]
+    others = [command.name for command in COMMANDS if command.settings and setting not in command.settings]
+    return "all but " + ", ".join(others) if len(others) < len(takers) // 3 else ", ".join(takers)
 
 
 def _compose_variables() -> Iterator[tuple[str, str, str]]:
