@@ -110,10 +110,10 @@ def _commands() -> Iterator[str]:
 def _settings() -> Iterator[str]:
     yield (
         "Each setting is a variable (`make build HF_ENDPOINT=…`, or in the environment) and an option of the program "
-        "(`quantyard build --hf-endpoint …`). An option wins over a variable, and a variable over a file."
+        "(`quantyard build --hf-endpoint …`). An option wins over a variable, and that over a file."
     )
     yield (
-        "`quantyard.toml` may hold a setting too ([Set defaults](../how-to/configure.md)), but for those marked with *: "
+        "`quantyard.toml` may hold a setting too ([Set defaults](../how-to/configure.md)), except those marked with *: "
         "they are secret, or decide whose code runs here or who sees a token."
     )
     for group in GROUPS:
