@@ -190,7 +190,7 @@ class Records:
             key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
             outputs=list(result.outputs), facts=result.facts, tools=result.tools,
             argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
-            ran_by=self.engine.describe(step.row.image), cpu=cpu_name(), finished_at=finished_at,
+            ran_by=self.engine.describe(step.row.image), cpu=cpu_name(), finished_at=finished_at, quant=step.quant,
         )
 
 

@@ -26,7 +26,7 @@ from quantyard.execution.scheduler import (
 )
 from quantyard.execution.shared_baseline import Joined, can_join, join, result_of
 from quantyard.hardware.machine import memory_bytes
-from quantyard.plan.evaluation import file_of, is_pointless, without
+from quantyard.plan.evaluation import is_pointless, without
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.api_tests import ContractReport
@@ -139,10 +139,10 @@ class Builder:
 
     def _lose(self, step: Step, failed: StageFailed) -> None:
         """With `keep_going`, go on without this step's file."""
-        if not self.keep_going or not file_of(step):
+        if not self.keep_going or not step.quant:
             raise failed
         self.failures[step.label] = failed
-        self._lost.add(file_of(step))
+        self._lost.add(step.quant)
 
     def _run_concurrent(self, steps: Sequence[Step], reporter: Reporter) -> None:
         """Make these steps finished, as many at a time as there is room for. After a failure that ends the build no
@@ -189,7 +189,7 @@ class Builder:
         if ended.value is not None:
             self._keep(ended.value)
             said.put(step.label, partial(reporter.end, step.label, ended.value.result))
-        elif isinstance(error, StageFailed) and self.keep_going and file_of(step):
+        elif isinstance(error, StageFailed) and self.keep_going and step.quant:
             self._lose(step, error)
             said.put(step.label, partial(reporter.fail, step.label, f"[{step.label}] failed: {error.message}"))
         elif isinstance(error, Exception):

@@ -81,7 +81,7 @@ def _joined(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
     )
     inputs = dict(first.inputs) | {f"model-{_request(step).label}": step.inputs["model"] for step in others}
     label = _named([_request(step).label for step in (*baselines, *quants)])
-    return replace(first, label=f"divergence {label}", request=request, inputs=inputs)
+    return replace(first, label=f"divergence {label}", request=request, inputs=inputs, quant="")
 
 
 def _named(labels: Sequence[str]) -> str:

@@ -121,7 +121,7 @@ def _with_and_without(plan: BuildPlan, threads: int) -> BuildPlan:
     steps: list[Step] = []
     for step in given.steps:
         if "imatrix" in step.inputs:
-            steps.append(replace(plain[step.label], label=plain_label("quantize", step.label.partition(" ")[2])))
+            steps.append(replace(plain[step.label], label=plain_label("quantize", step.quant)))
         steps.append(step)
     return replace(given, steps=tuple(steps))
 

@@ -97,7 +97,7 @@ def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
     sizes = {target.quant.name: target.size_bytes for target in plan.targets}
     known = {}
     for step in steps:
-        size_bytes = sizes.get(step.label.partition(" ")[2], base_bytes)
+        size_bytes = sizes.get(step.quant, base_bytes)
         if step.row.name in ("quantize", "verify", "divergence"):
             known[step.label] = size_bytes + (base_bytes if size_bytes != base_bytes else 0)
         elif step.row.name in ("evaluate", "speed", "contract"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
-from quantyard.plan.evaluation import file_of
 from quantyard.plan.steps import BuildPlan
 from quantyard.quants.catalog import rank
 
@@ -19,7 +18,7 @@ def files_to_choose(plan: BuildPlan, finished: Collection[str]) -> dict[str, int
     baseline = plan.measuring.baseline if plan.measuring else ""
     names = (target.quant.name for target in plan.targets if target.quant.name != baseline)
     left = [step for step in plan.steps if step.label not in finished]
-    return {name: sum(step.size_bytes for step in left if file_of(step) == name) for name in names}
+    return {name: sum(step.size_bytes for step in left if step.quant == name) for name in names}
 
 
 def fitting(sizes: Mapping[str, int], room_bytes: int) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class Forecast:
     """What the steps that are to run will take, by label; what is not known yet is in `unknown`."""
 
     steps: Mapping[str, StepTime] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)  # label → stage
     would_gain: bool = False  # whether `make rates` would make some of that known
 
     @property
@@ -74,7 +74,7 @@ def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Cond
     unknown = [step for step in left if step.label not in known]
     timed = any(s.synthetic and s.engine == where.engine for s in samples)
     would_gain = not timed and any(step.row.name not in UNTIMED for step in unknown)
-    return Forecast(known, tuple(step.label for step in unknown), would_gain)
+    return Forecast(known, {step.label: step.row.name for step in unknown}, would_gain)
 
 
 def works_of(
@@ -117,7 +117,7 @@ def _threads(step: Step) -> int:
 def _concurrent(steps: Sequence[Step], room: Room) -> set[str]:
     """Those that will find company: of small files, where more than one is to be made."""
     small = [s for s in steps if s.row.name in CONCURRENT_STAGES and room.fits(1, s.size_bytes, s.size_bytes)]
-    files = {step.label.partition(" ")[2] for step in small}
+    files = {step.quant for step in small}
     return {step.label for step in small} if len(files) > 1 else set()
 
 

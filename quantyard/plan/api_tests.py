@@ -22,7 +22,7 @@ def add_contract(plan: BuildPlan, threads: int) -> BuildPlan:
         Step(
             label_of(target.quant.name), STAGES["contract"],
             ContractRequest(label=target.quant.name, model_file=target.file.path, threads=threads),
-            {"model": target.file.origin}, 0,
+            {"model": target.file.origin}, 0, target.quant.name,
         )
         for target in plan.targets
     ]

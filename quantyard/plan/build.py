@@ -90,7 +90,7 @@ def _target(
             recipe=quant.recipe.name if quant.recipe else "",
         )
         label = f"quantize {quant.name}"
-        steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes))
+        steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes, quant.name))
         made = ModelFile(Output(label), "model.gguf")
     steps.append(_verify(source, options, quant, made, base))
     return Target(quant, made, steps[-1].label, size_bytes)
@@ -116,7 +116,7 @@ def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile
         quant=quant.base, model_file=made.path, source_file=base.path, has_reference=has_reference,
         allow_mismatch=options.allow_mismatch, threads=options.threads, **recipe_fields(quant),
     )
-    return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0)
+    return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0, quant.name)
 
 
 def dequantize_step(gguf: ModelFile, size_bytes: int) -> Step:

@@ -40,6 +40,7 @@ from quantyard.store.artifacts import Artifact, FinishedStage, HashCache
 from quantyard.store.outputs import read_left
 
 REPORT: Final = "report"  # the label of the last step
+_MEASURING: Final = ("evaluate", "divergence", "speed")  # the stages that a report is made of
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -109,11 +110,16 @@ def add_measuring(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     measuring = _measuring_steps(options, baseline, files)
     labels = tuple(files)
     request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
-    inputs = {step.label.replace(" ", "-"): Output(step.label) for step in measuring}
+    inputs = {_report_input(step.row.name, step.quant): Output(step.label) for step in measuring}
     report = Step(REPORT, STAGES["report"], request, inputs, 0)
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
     )
+
+
+def _report_input(stage: str, label: str) -> str:
+    """Under which name the report finds what a stage measured of a file; see eval/report.py."""
+    return f"{stage}-{label}"
 
 
 def refuse_unscored(source: Source, deed: str, instead: str) -> None:
@@ -199,7 +205,7 @@ def _evaluate(options: MeasureOptions, label: str, file: ModelFile) -> Step:
         inputs["datasets"] = External(options.datasets)
     elif _datasets(options):
         inputs["datasets"] = Output("datasets")
-    return Step(f"evaluate {label}", STAGES["evaluate"], request, inputs, 0)
+    return Step(f"evaluate {label}", STAGES["evaluate"], request, inputs, 0, label)
 
 
 def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
@@ -213,7 +219,7 @@ def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: 
         label=label, model_file=file.path, baseline_file=baseline.path if file != baseline else None,
         settings=settings, runtime=options.runtime,
     )
-    return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0)
+    return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
 
 
 def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
@@ -222,32 +228,28 @@ def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     request = SpeedRequest(
         label=label, model_file=file.path, settings=settings, runtime=options.runtime, machine=options.machine
     )
-    return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0)
-
-
-def file_of(step: Step) -> str:
-    """The quant, or the baseline, that a step is about alone; "" for what all of them need."""
-    return step.label.partition(" ")[2]
+    return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0, label)
 
 
 def without(step: Step, lost: Collection[str]) -> Step | None:
     """The step without the files that were lost; None if nothing is left of it. A report needs the baseline and one
     more.
     """
-    if file_of(step) in lost:
+    if step.quant in lost:
         return None
     if not lost or not isinstance(step.request, ReportRequest):
         return step
     labels = tuple(label for label in step.request.labels if label not in lost)
     if step.request.baseline in lost or len(labels) == 1:
         return None
-    inputs = {name: origin for name, origin in step.inputs.items() if name.partition("-")[2] not in lost}
+    kept = {_report_input(stage, label) for stage in _MEASURING for label in labels}
+    inputs = {name: origin for name, origin in step.inputs.items() if name in kept}
     return replace(step, request=step.request.model_copy(update={"labels": labels}), inputs=inputs)
 
 
 def is_pointless(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
     """Whether a step would measure the baseline for nothing: every file that was to be compared with it is lost."""
-    if plan.measuring is None or step.row.name not in ("evaluate", "divergence", "speed"):
+    if plan.measuring is None or step.row.name not in _MEASURING:
         return False
     compared = plan.measuring.labels[1:]
     return bool(compared) and set(compared) <= set(lost)

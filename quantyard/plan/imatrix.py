@@ -19,7 +19,7 @@ from quantyard.errors import QuantyardError
 from quantyard.metrics.intervals import difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
-from quantyard.protocol.base import CalibrateRequest, QuantizeRequest
+from quantyard.protocol.base import CalibrateRequest
 from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
 from quantyard.quants.catalog import Quant, find
 from quantyard.store.artifacts import Artifact
@@ -85,7 +85,7 @@ def calibrate_step(base: ModelFile, calibration: Calibration) -> Step:
 
 def _quant_of(step: Step) -> str:
     """The quant, or recipe, that a step makes; "" for all other steps."""
-    return step.request.label if isinstance(step.request, QuantizeRequest) else ""
+    return step.quant if step.row.name == "quantize" else ""
 
 
 def _known(plan: BuildPlan, name: str) -> Quant:
@@ -160,7 +160,7 @@ def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
         request = DivergenceRequest(
             label=quant, baseline_file=plan.base.path, runtime=Runtime(threads=calibration.threads)
         )
-        step = Step(label, STAGES["divergence"], request, {"baseline": plan.base.origin}, 0)
+        step = Step(label, STAGES["divergence"], request, {"baseline": plan.base.origin}, 0, quant)
     step = replace(step, inputs={**step.inputs, "model": Output(made.label)})
     if not is_plain:
         return step

@@ -46,6 +46,7 @@ class Step:
     request: StageRequest
     inputs: Mapping[str, Origin]
     size_bytes: int  # expected size of what it leaves on disk
+    quant: str = ""  # the name of the one file that it is about; "" for what several files need
 
 
 @dataclass(frozen=True)

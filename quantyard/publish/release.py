@@ -32,7 +32,7 @@ from quantyard.publish.files import PublishedFile, kept, made
 from quantyard.sources.licence import licence_files
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import HashCache, ModelStore, stage_folder
-from quantyard.store.manifest import Manifest, QuantRecord, read_manifest
+from quantyard.store.manifest import Manifest, QuantRecord, file_of_stage, read_manifest
 
 _AGAIN: Final = "make release MODEL=… QUANT=… REPO=…"
 
@@ -141,7 +141,7 @@ def _only(manifest: Manifest, quants: Sequence[str], suite: str) -> Manifest:
     measurements = tuple(m for m in report.measurements if m.file.label in kept_labels)
     return manifest.model_copy(update={
         "quants": {quant: manifest.quants[quant] for quant in quants},
-        "stages": {label: s for label, s in manifest.stages.items() if label.partition(" ")[2] in kept_labels},
+        "stages": {label: s for label, s in manifest.stages.items() if file_of_stage(label, s) in kept_labels},
         "evaluations": {suite: report.model_copy(update={"measurements": measurements})},
         "contracts": {quant: found for quant, found in manifest.contracts.items() if quant in quants},
     })  # fmt: skip

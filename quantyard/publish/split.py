@@ -35,7 +35,7 @@ def _step(quant: str, path: Path, sha256: str, size_bytes: int, max_size_bytes: 
     files = (FileEntry(path=path.name, size_bytes=size_bytes, sha256=sha256),)
     whole = Artifact(digest_of_files(files), files, path.parent, whole_folder=False)
     request = SplitRequest(model_file=path.name, prefix=path.stem, max_size_bytes=max_size_bytes)
-    return Step(_label_of(quant), STAGES["split"], request, {"source": External(whole)}, size_bytes)
+    return Step(_label_of(quant), STAGES["split"], request, {"source": External(whole)}, size_bytes, quant)
 
 
 def parts_of(builder: Builder, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:

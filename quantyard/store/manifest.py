@@ -67,8 +67,10 @@ class StageRecord(_Record):
     argv: list[list[str]]
     duration_s: float
     ran_by: dict[str, str]  # the engine: image digests, or package versions
-    cpu: str
+    cpu: str  # of the machine that ran it; "" where the stage did not say
     finished_at: datetime
+    # The file it is about; "" for what several need. Version 0.1.0 did not record it.
+    quant: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class ImatrixRecord(_Record):
@@ -118,6 +120,11 @@ class Manifest(_Record):
     def imatrices(self) -> dict[str, ImatrixRecord]:
         """Each importance matrix once, by the name of its file."""
         return {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
+
+
+def file_of_stage(label: str, record: StageRecord) -> str:
+    """The one file that a stage was about; "" for what several need. Version 0.1.0 said it in the label alone."""
+    return label.partition(" ")[2] if record.quant is None else record.quant
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -92,7 +92,7 @@ def _held_out(plan: BuildPlan, number: int, threads: int) -> Step:
         runtime=Runtime(threads=threads),
     )
     inputs = {"model": target.file.origin, "baseline": plan.base.origin}
-    return Step(f"divergence {target.quant.name}", STAGES["divergence"], request, inputs, 0)
+    return Step(f"divergence {target.quant.name}", STAGES["divergence"], request, inputs, 0, target.quant.name)
 
 
 @dataclass(frozen=True)

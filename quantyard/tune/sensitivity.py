@@ -81,7 +81,8 @@ def _probe(floor: Step, group: Group, sizes: Sizes) -> Step:
     given = {field: LOW} if field else {"tensor_types": {group.pattern: LOW}}
     request = floor.request.model_copy(update={"recipe": f"probe {group.name}", **given})
     size_bytes = sizes.of_file({tensor.name: LOW for tensor in group.tensors})
-    return replace(floor, label=f"quantize-probe {group.name}", request=request, size_bytes=size_bytes)
+    label = f"quantize-probe {group.name}"
+    return replace(floor, label=label, request=request, size_bytes=size_bytes, quant=group.name)
 
 
 def probe_divergence(plan: BuildPlan, probing: Probing, label: str, made: Step) -> Step:
@@ -91,7 +92,7 @@ def probe_divergence(plan: BuildPlan, probing: Probing, label: str, made: Step) 
         settings=DivergenceSettings(text=NAME, n_chunks=probing.n_chunks),
     )
     inputs = {"model": Output(made.label), "baseline": plan.base.origin, "suite": External(probing.text)}
-    return Step(probe_label(label), STAGES["divergence"], request, inputs, 0)
+    return Step(probe_label(label), STAGES["divergence"], request, inputs, 0, label)
 
 
 def probe_label(name: str) -> str:

@@ -186,7 +186,9 @@ def _seen(search: _Search, mix: Mix, number: int) -> float:
         "recipe": label, "quant": recipe.base, "ftype": find(recipe.base).ftype, "tensor_types": recipe.tensors,
         "output_type": recipe.output, "token_embedding_type": recipe.token_embedding,
     })  # fmt: skip
-    made = replace(floor, label=f"quantize-probe {label}", request=request, size_bytes=mix.size_bytes)
+    made = replace(
+        floor, label=f"quantize-probe {label}", request=request, size_bytes=mix.size_bytes, quant=label
+    )
     measured = probe_divergence(search.high, search.probing, label, made)
     steps = tuple(s for s in search.high.steps if s is not floor)
     plan = replace(search.high, steps=(*steps, made, measured))
@@ -211,7 +213,7 @@ def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: Reporter) 
 def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
     """The plan with the sizes that are known exactly here."""
     steps = tuple(
-        replace(step, size_bytes=sizes[name]) if (name := step.label.removeprefix("quantize ")) in sizes else step
+        replace(step, size_bytes=sizes[step.quant]) if step.row.name == "quantize" and step.quant in sizes else step
         for step in plan.steps
     )
     targets: tuple[Target, ...] = tuple(replace(t, size_bytes=sizes[t.quant.name]) for t in plan.targets)

@@ -92,7 +92,7 @@ def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
     """How long all of it will take; what is not known yet is said by the name of its stage."""
     if not left:
         return []
-    unknown = escape(", ".join(dict.fromkeys(label.partition(" ")[0] for label in time.unknown)))
+    unknown = escape(", ".join(dict.fromkeys(time.unknown.values())))
     remedy = [("", "Time this machine, a few minutes, once:  make rates")] if time.would_gain else []
     if not time.steps:
         return [("Time", "not known yet: none of this has run on this machine"), *remedy]
