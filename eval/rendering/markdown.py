@@ -6,17 +6,17 @@ perplexities to four digits; an em dash stands for what was not measured.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from eval.rendering.sentences import GOOD_TO_BAD, is_share, margin_text, plain_words, ppl_change
-from quantyard.formatting.numbers import DASH, digits, duration, file_size, human_bytes, percent, signed
+from eval.rendering.sentences import GOOD_TO_BAD, plain_words, ppl_change
+from quantyard.formatting import numbers
+from quantyard.formatting.numbers import DASH
 from quantyard.metrics.headline_metrics import headlines, is_perplexity
+from quantyard.metrics.kinds import kind_of
 from quantyard.protocol.evaluation import (
     Comparison,
     EvalReport,
-    Interval,
     Measurement,
     Score,
     SelfCheck,
@@ -43,7 +43,7 @@ same thing differ by."""
 def markdown(report: EvalReport) -> str:
     """The whole report."""
     parts = [_head(report), plain_words(report), _files(report), *_tasks(report), _self_check(report)]
-    reading = _HOW_TO_READ.format(margin=margin_text(report.suite.margin))
+    reading = _HOW_TO_READ.format(margin=numbers.margin(report.suite.margin))
     if any(m.comparisons for m in report.measurements):
         parts.append(f"## How to read this\n\n{reading}")
     parts.append(_not_measured(report))
@@ -57,10 +57,10 @@ def _head(report: EvalReport) -> str:
     suite = report.suite
     what = f"Suite **{suite.name}**"
     if report.n_questions:
-        what += f", {report.n_questions:,} questions per file"
+        what += f", {numbers.count(report.n_questions)} questions per file"
     facts = [
         f"{what}, against the baseline **{report.baseline}**. {_how(report)}",
-        f"Measured in {duration(report.duration_s)}." if report.duration_s else "",
+        f"Measured in {numbers.duration(report.duration_s)}." if report.duration_s else "",
         _listed("Versions", report.versions.items()),
         _listed("Hardware", report.hardware.items()),
     ]
@@ -73,7 +73,7 @@ def _how(report: EvalReport) -> str:
         template = " in the model's chat template" if report.suite.apply_chat_template else ""
         parts.append(f"Tasks by lm-evaluation-harness on llama.cpp{template}, seed {report.suite.seed}")
     if first := next((m.divergence for m in report.measurements if m.divergence), None):
-        text = f"divergence over {first.n_tokens:,} tokens of {first.text}, in chunks of {first.n_ctx}"
+        text = f"divergence over {numbers.count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}"
         parts.append(text if parts else text.capitalize())
     return "; ".join(parts) + "." if parts else ""
 
@@ -85,7 +85,7 @@ def _listed(name: str, items: Iterable[tuple[str, object]]) -> str:
 
 def _fact(key: str, value: object) -> str:
     if key.endswith("_bytes") and isinstance(value, int):
-        return f"{key.removesuffix('_bytes').replace('_', ' ')} {human_bytes(value)}"
+        return f"{key.removesuffix('_bytes').replace('_', ' ')} {numbers.human_bytes(value)}"
     return f"{key} {value}"
 
 
@@ -113,14 +113,16 @@ def _files(report: EvalReport) -> str:
 def _file_row(m: Measurement) -> list[str]:
     d, s, file = m.divergence, m.speed, m.file
     return [
-        file.label, file_size(file.size_bytes), f"{file.bits_per_weight:.2f}" if file.bits_per_weight else DASH,
-        digits(d.perplexity.value, 4) if d else DASH,
-        digits(d.rolling_perplexity, 4) if d and d.rolling_perplexity else DASH, ppl_change(d) if d else DASH,
-        digits(d.mean_kld.value) if d and d.mean_kld else DASH,
-        digits(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
-        percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,
-        digits(s.prompt_tokens_per_s) if s else DASH, digits(s.generated_tokens_per_s) if s else DASH,
-        human_bytes(s.peak_memory_bytes) if s else DASH,
+        file.label, numbers.file_size(file.size_bytes), numbers.bits_per_weight(file.bits_per_weight),
+        numbers.perplexity(d.perplexity.value) if d else DASH,
+        numbers.perplexity(d.rolling_perplexity) if d and d.rolling_perplexity else DASH,
+        ppl_change(d) if d else DASH,
+        numbers.kld(d.mean_kld.value) if d and d.mean_kld else DASH,
+        numbers.kld(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
+        numbers.percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,
+        numbers.tokens_per_s(s.prompt_tokens_per_s) if s else DASH,
+        numbers.tokens_per_s(s.generated_tokens_per_s) if s else DASH,
+        numbers.memory(s.peak_memory_bytes) if s else DASH,
     ]  # fmt: skip
 
 
@@ -153,46 +155,21 @@ def _hidden(hidden: Sequence[Comparison]) -> str:
 
 
 def _task_row(c: Comparison, chance: float | None) -> list[str]:
-    right_or_wrong = c.mcnemar_p is not None
-    value = [percent(x) if right_or_wrong else digits(x, 4) for x in (c.baseline, c.value)]
+    kind = kind_of(c)
+    value = [numbers.metric_value(x, kind) for x in (c.baseline, c.value)]
     if c.verdict == "no signal" and chance is not None:
-        value[0] += f" (chance {percent(chance)})"
+        value[0] += f" (chance {numbers.percent(chance)})"
+    is_paired = c.mcnemar_p is not None
     return [
-        c.task, c.metric, _verdict(c), f"{c.n:,}", *value, _delta(c),
-        f"{c.lost} / {c.gained}" if right_or_wrong else DASH, _p(c.mcnemar_p),
+        c.task, c.metric, _verdict(c), numbers.count(c.n), *value, str(numbers.delta_written(c.delta, kind)),
+        f"{c.lost} / {c.gained}" if is_paired else DASH, DASH if c.mcnemar_p is None else numbers.p_value(c.mcnemar_p),
     ]  # fmt: skip
 
 
 def _verdict(c: Comparison) -> str:
     if c.questions_needed:
-        return f"too few questions ({_rounded_up(c.questions_needed)})"
+        return f"too few questions ({numbers.forecast_count(c.questions_needed)})"
     return f"**{c.verdict}**" if c.verdict in ("worse", "better") else c.verdict
-
-
-def _rounded_up(n: int) -> str:
-    """Two digits are all such a forecast deserves."""
-    step = 10 ** max(0, len(str(n)) - 2)
-    return f"{math.ceil(n / step) * step:,}"
-
-
-def _delta(c: Comparison) -> str:
-    if c.mcnemar_p is not None:
-        return _spread(c.delta, 100, 1, "")
-    if is_perplexity(c.metric):
-        return _spread(c.delta, 100, 2 if abs(c.delta.value) < 0.01 else 1, " %")
-    size = max(abs(c.delta.low), abs(c.delta.high), 1e-9)
-    return _spread(c.delta, 1, max(0, 1 - math.floor(math.log10(size))), "")
-
-
-def _spread(interval: Interval, scale: float, places: int, unit: str) -> str:
-    value, low, high = (signed(scale * x, places) for x in (interval.value, interval.low, interval.high))
-    return f"{value}{unit} ({low} to {high})"
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return DASH
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _scores_alone(report: EvalReport) -> list[str]:
@@ -200,15 +177,12 @@ def _scores_alone(report: EvalReport) -> list[str]:
     shown = headlines(report.suite, report.measurements[0].scores)
     if not shown:
         return []
-    rows = [(s.task, s.metric, f"{s.n:,}", _score(s)) for s in shown]
+    rows = [(s.task, s.metric, numbers.count(s.n), _score(s)) for s in shown]
     return [f"## Tasks\n\n{_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
 
 
 def _score(s: Score) -> str:
-    r = s.result
-    if s.higher_is_better and is_share(r.value):
-        return f"{percent(r.value)} ({100 * r.low:.1f} to {100 * r.high:.1f})"
-    return f"{digits(r.value, 4)} ({digits(r.low, 4)} to {digits(r.high, 4)})"
+    return str(numbers.score_written(s.result, kind_of(s)))
 
 
 # ---- the end -----------------------------------------------------------------------------------------
@@ -223,8 +197,8 @@ def _self_check(report: EvalReport) -> str:
 
 
 def _self_check_row(label: str, check: SelfCheck) -> list[str]:
-    differences = (check.packed_difference, check.rolling_difference, check.noise)
-    return [label, f"{check.known_answers_right} of {check.known_answers}", *(f"{x:.2g}" for x in differences)]
+    found = (check.packed_difference, check.rolling_difference, check.noise)
+    return [label, f"{check.known_answers_right} of {check.known_answers}", *(numbers.digits(x, 2) for x in found)]
 
 
 def _not_measured(report: EvalReport) -> str:

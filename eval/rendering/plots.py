@@ -38,7 +38,7 @@ from eval.rendering.style import (
     styled,
 )
 from eval.rendering.tradeoff import is_accuracy, tradeoff
-from quantyard.formatting.numbers import digits
+from quantyard.formatting.numbers import count, percent, tokens_per_s
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.protocol.evaluation import Comparison, EvalReport, Measurement, Score
 
@@ -134,8 +134,8 @@ def _accuracy_limits(axes: Any, theme: Theme, score: Score) -> bool:
 
 
 def _accuracy_title(axes: Any, theme: Theme, score: Score) -> None:
-    about = f"{score.metric}, {score.n:,} questions"
-    about += f", chance {100 * score.chance:.3g} %" if score.chance is not None else ""
+    about = f"{score.metric}, {count(score.n)} questions"
+    about += f", chance {percent(score.chance)}" if score.chance is not None else ""
     axes.set_title(score.task, pad=17, fontsize=min(10.5, 10.5 * 26 / len(score.task)))
     axes.annotate(
         about, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
@@ -178,7 +178,7 @@ def divergence(report: EvalReport, theme: Theme) -> Any:
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), columnspacing=1.2, handletextpad=0.2)
     first = rows[0].divergence
     assert first is not None
-    subtitle = f"{_READ_DIVERGENCE} Over {first.n_tokens:,} tokens of {first.text}."
+    subtitle = f"{_READ_DIVERGENCE} Over {count(first.n_tokens)} tokens of {first.text}."
     headline(figure, theme, f"{report.title}: divergence from {report.baseline}", subtitle)
     return figure
 
@@ -234,7 +234,7 @@ def _bars(axes: Any, theme: Theme, bars: Sequence[tuple[float, float]], colours:
         end = value * (1 + spread / 2)
         axes.barh(y, value, height=0.62, color=colour, linewidth=0)
         axes.hlines(y, value * (1 - spread / 2), end, color=theme.text, linewidth=1.2)
-        axes.text(end + 0.015 * largest, y, digits(value), va="center", size=9)
+        axes.text(end + 0.015 * largest, y, tokens_per_s(value), va="center", size=9)
     axes.set_xlim(0, 1.16 * largest)
     axes.grid(visible=False, axis="y")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.formatting.numbers import DASH, change_written, digits, human_bytes, percent, rough_percent
 from quantyard.metrics import intervals
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.pareto import entries_of, metric_of, standings
@@ -30,7 +30,7 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
     parts = []
     if m.file.size_bytes and baseline.file.size_bytes:
         share = m.file.size_bytes / baseline.file.size_bytes
-        parts.append(f"is {human_bytes(m.file.size_bytes)}, {100 * share:.0f} % of the baseline.")
+        parts.append(f"is {human_bytes(m.file.size_bytes)}, {rough_percent(share)} of the baseline.")
     if shown := _headline_comparisons(report, m):
         parts.append(_verdicts(shown))
     if m.divergence and m.divergence.top1_agreement:
@@ -85,19 +85,7 @@ def _left_open(which: Sequence[Comparison]) -> str:
 # ---- shared with the tables --------------------------------------------------------------------------
 
 
-def margin_text(margin: float) -> str:
-    """0.01 → "1 %"."""
-    return f"{100 * margin:g} %"
-
-
-def is_share(*values: float) -> bool:
-    """Whether these can be shares: 0 to 1."""
-    return all(0 <= value <= 1 for value in values)
-
-
 def ppl_change(d: Divergence) -> str:
     """exp(ln ratio) - 1 with its 95 % interval."""
-    if (change := intervals.ppl_change(d)) is None:
-        return DASH
-    places = 1 if abs(change.value) >= 0.01 else 2
-    return f"{signed(100 * change.value, places)} ± {50 * (change.high - change.low):.{places}f} %"
+    change = intervals.ppl_change(d)
+    return DASH if change is None else str(change_written(change))

@@ -23,6 +23,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
+from quantyard.formatting.numbers import axis_label, leading_digit
 from quantyard.protocol.evaluation import Verdict
 
 PNG_DPI: Final = 160
@@ -139,8 +140,8 @@ def plain_log(axis: Any) -> None:
     """Numbers as people write them on a log axis, between the powers of ten too where it shows few of these."""
     low, high = axis.get_view_interval()
     between = "23468" if high < 4 * low else "25" if high < 15 * low else ""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in between else ""))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: axis_label(x)))
+    axis.set_minor_formatter(FuncFormatter(lambda x, _: axis_label(x) if leading_digit(x) in between else ""))
 
 
 def row_axis(axes: Any, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from quantyard.card.cells import task_name
 from quantyard.card.escaping import Safe, code, joined, text
 from quantyard.card.provenance import apart, made
 from quantyard.card.subject import Subject
-from quantyard.formatting.numbers import duration, human_bytes
+from quantyard.formatting.numbers import count, duration, human_bytes
 from quantyard.protocol.evaluation import EvalReport, TaskEntry
 
 _MAX_NAMED: Final = 20
@@ -51,7 +51,7 @@ def _measured(subject: Subject) -> Iterator[Safe]:
     if report is None:
         return
     suite = report.suite
-    asked = f", {report.n_questions:,} questions" if report.n_questions else ""
+    asked = f", {count(report.n_questions)} questions" if report.n_questions else ""
     took = f"; {duration(report.duration_s)} in all" if report.duration_s else ""
     yield Safe(f"Suite {code(suite.name)}{asked}, seed {suite.seed}{took}.")
     if suite.tasks:
@@ -72,16 +72,17 @@ def _entries(tasks: tuple[TaskEntry, ...]) -> Safe:
 
 def _entry(task: TaskEntry) -> Safe:
     shots = "" if task.num_fewshot is None else f"{task.num_fewshot} shots"
-    limit = "" if task.limit is None else f"the first {task.limit:,} questions"
+    limit = "" if task.limit is None else f"the first {count(task.limit)} questions"
     more = ", ".join(part for part in (shots, limit) if part)
     return Safe(f"{text(task.task, 60)} ({more})" if more else text(task.task, 60))
 
 
 def _divergence(report: EvalReport) -> Iterator[Safe]:
     if found := next((m.divergence for m in report.measurements if m.divergence), None):
+        chunks = f"{count(found.n_chunks)} chunks of {count(found.n_ctx)}"
         yield Safe(
-            f"Perplexity (PPL) and KL divergence (KLD, in nats) over {found.n_tokens:,} tokens of {text(found.text)}, "
-            f"in {found.n_chunks:,} chunks of {found.n_ctx:,}, as llama-perplexity defines them."
+            f"Perplexity (PPL) and KL divergence (KLD, in nats) over {count(found.n_tokens)} tokens of "
+            f"{text(found.text)}, in {chunks}, as llama-perplexity defines them."
         )
 
 
@@ -92,8 +93,8 @@ def _speed(report: EvalReport) -> Iterator[Safe]:
         layers = "all layers" if gpu < 0 else f"{gpu} layers"
         where = f"{threads} threads, {layers} on a GPU" if gpu else f"{threads} threads, no GPU"
         yield Safe(
-            f"Speed and peak memory: {settings.prompt_tokens:,} tokens in, {settings.generated_tokens:,} out, median "
-            f"of {settings.repeats}, context of {n_ctx:,} tokens, {where}."
+            f"Speed and peak memory: {count(settings.prompt_tokens)} tokens in, {count(settings.generated_tokens)} "
+            f"out, median of {settings.repeats}, context of {count(n_ctx)} tokens, {where}."
         )
 
 
@@ -126,7 +127,7 @@ def _hidden(subject: Subject) -> Iterator[Safe]:
     left = [c for m in subject.measured.values() for c in m.comparisons if (c.task, c.metric) not in shown]
     if left:
         such = task_name(left[0].task, left[0].metric)
-        yield Safe(f"{len(left):,} further comparisons, such as {such}, are in `manifest.json`.")
+        yield Safe(f"{count(len(left))} further comparisons, such as {such}, are in `manifest.json`.")
 
 
 # ---- what was not ------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def _missing(subject: Subject, report: EvalReport) -> Iterator[Safe]:
     yield from _context(report)
     for label, found in subject.measured.items():
         if found.n_truncated:
-            yield Safe(f"The beginning of {found.n_truncated:,} requests of {code(label)}: they were too long.")
+            yield Safe(f"The beginning of {count(found.n_truncated)} requests of {code(label)}: they were too long.")
 
 
 def _context(report: EvalReport) -> Iterator[Safe]:
@@ -172,5 +173,5 @@ def _context(report: EvalReport) -> Iterator[Safe]:
         yield Safe("Speed on a GPU.")
     texts = [m.divergence.n_ctx for m in report.measurements if m.divergence]
     if longest := max([*texts, *(s.n_ctx for s in speeds)], default=0):
-        yield Safe(f"Long context: divergence and speed were measured within {longest:,} tokens, and a longer context "
-                   "takes more memory than the table says.")  # fmt: skip
+        yield Safe(f"Long context: divergence and speed were measured within {count(longest)} tokens, and a longer "
+                   "context takes more memory than the table says.")  # fmt: skip

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from quantyard.card import cells as numbers
+from quantyard.card import cells
 from quantyard.card.blocks import Block, Table, table
 from quantyard.card.cells import NOTHING
 from quantyard.card.escaping import Safe, code, text
 from quantyard.card.subject import Subject
 from quantyard.errors import UnknownQuant
-from quantyard.protocol.evaluation import Comparison, Measurement, Score, Verdict
+from quantyard.protocol.evaluation import Measurement, Score, Verdict
 from quantyard.protocol.gate import BudgetResult
 from quantyard.quants.catalog import find
 
@@ -36,7 +36,7 @@ def _choice(subject: Subject) -> Table | None:
     """Which file for which memory, the smallest first."""
     head = ("memory", "file", "size", "what it costs", "when to choose it")
     rows = [
-        (_memory(subject.measurement(label)), code(label), numbers.size(record.size_bytes),
+        (_memory(subject.measurement(label)), code(label), cells.size(record.size_bytes),
          _cost(subject.measurement(label)), _use(label))
         for label, record in reversed(subject.quants.items())
     ]  # fmt: skip
@@ -46,12 +46,12 @@ def _choice(subject: Subject) -> Table | None:
 def _memory(found: Measurement | None) -> Safe:
     if found is None or found.speed is None:
         return Safe("not measured")
-    return Safe(f"{numbers.speed(found)[2]}")
+    return Safe(f"{cells.speed(found)[2]}")
 
 
 def _cost(found: Measurement | None) -> Safe:
     """The number that most people compare."""
-    change = numbers.ppl_change(found.divergence) if found and found.divergence else NOTHING
+    change = cells.ppl_change(found.divergence) if found and found.divergence else NOTHING
     return change if change == NOTHING else Safe(f"perplexity {change}")
 
 
@@ -65,19 +65,19 @@ def _use(label: str) -> Safe:
 def _files(subject: Subject) -> Table | None:
     head = ("file", "size", "bits per weight", "PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token")
     rows = [
-        (_name_of(subject, label), numbers.size(q.size_bytes), numbers.bits(q.bits_per_weight),
+        (_name_of(subject, label), cells.size(q.size_bytes), cells.bits(q.bits_per_weight),
          *_quality(subject.measurement(label)))
         for label, q in subject.quants.items()
     ]  # fmt: skip
     base = subject.baseline
     if base and base.file.label not in subject.quants:
-        facts = (numbers.size(base.file.size_bytes), numbers.bits(base.file.bits_per_weight))
+        facts = (cells.size(base.file.size_bytes), cells.bits(base.file.bits_per_weight))
         rows.insert(0, (_name_of(subject, base.file.label), *facts, *_quality(base)))
     return table("files", "files table", head, rows)
 
 
 def _quality(found: Measurement | None) -> tuple[Safe, ...]:
-    return numbers.quality(found.divergence if found else None)
+    return cells.quality(found.divergence if found else None)
 
 
 def _name_of(subject: Subject, label: str) -> Safe:
@@ -88,10 +88,10 @@ def _name_of(subject: Subject, label: str) -> Safe:
 
 def _speed(subject: Subject) -> Table | None:
     head = ("file", "prompt tokens/s", "generated tokens/s", "peak memory")
-    rows = [(_name_of(subject, label), *numbers.speed(m)) for label, m in subject.measured.items() if m.speed]
+    rows = [(_name_of(subject, label), *cells.speed(m)) for label, m in subject.measured.items() if m.speed]
     base = subject.baseline
     if rows and base and base.speed and base.file.label not in subject.quants:
-        rows.insert(0, (_name_of(subject, base.file.label), *numbers.speed(base)))
+        rows.insert(0, (_name_of(subject, base.file.label), *cells.speed(base)))
     return table("speed", "speed table", head, rows)
 
 
@@ -117,7 +117,7 @@ def task_tables(subject: Subject) -> Iterator[Table]:
         base = subject.baseline
         if base is None or found is base:
             head = ["task", "questions", str(text(label))]
-            rows: list[tuple[Safe, ...]] = [(_name(s), _n(s.n), numbers.score(s)) for s in subject.headlines]
+            rows: list[tuple[Safe, ...]] = [(_name(s), cells.count(s.n), cells.score(s)) for s in subject.headlines]
         else:
             head = ["task", "questions", str(text(base.file.label)), str(text(label)), "Δ (95 %)", "verdict"]
             rows = [_task_row(found, s) for s in subject.headlines]
@@ -130,25 +130,13 @@ def _task_row(found: Measurement, base: Score) -> tuple[Safe, ...]:
     compared = next((c for c in found.comparisons if (c.task, c.metric) == key), None)
     if compared is None:
         own = next((s for s in found.scores if (s.task, s.metric) == key), None)
-        return (_name(base), _n(base.n), numbers.score(base), numbers.score(own), NOTHING, NOT_COMPARED)
-    share = base.higher_is_better
-    return (_name(base), _n(compared.n), *_both(base, compared), numbers.delta(compared, share=share),
-            numbers.verdict(compared, base.chance))  # fmt: skip
-
-
-def _both(base: Score, compared: Comparison) -> tuple[Safe, Safe]:
-    """The baseline's value and the file's, of the questions that both were asked."""
-    at = (base.result.model_copy(update={"value": x}) for x in (compared.baseline, compared.value))
-    one, two = (numbers.score(base.model_copy(update={"result": result})) for result in at)
-    return one, two
+        return (_name(base), cells.count(base.n), cells.score(base), cells.score(own), NOTHING, NOT_COMPARED)
+    return (_name(base), cells.count(compared.n), *cells.values(compared), cells.delta(compared),
+            cells.verdict(compared, base.chance))  # fmt: skip
 
 
 def _name(found: Score) -> Safe:
-    return numbers.task_name(found.task, found.metric)
-
-
-def _n(n: int) -> Safe:
-    return Safe(f"{n:,}")
+    return cells.task_name(found.task, found.metric)
 
 
 # ---- the rest ----------------------------------------------------------------------------------------
@@ -158,7 +146,7 @@ def _contract(subject: Subject) -> Table | None:
     head = ("file", "passed", "not supported", "failed", "answers that keep to their JSON schema")
     rows = [
         (code(label), *(Safe(len(found.with_status(status))) for status in ("passed", "not supported", "failed")),
-         numbers.conformance(found.schemas))
+         cells.conformance(found.schemas))
         for label in subject.quants if (found := subject.manifest.contracts.get(label))
     ]  # fmt: skip
     return table("contract", "contract table", head, rows)
@@ -173,14 +161,11 @@ def _gate(subject: Subject, name: str, outcome: str) -> Table | None:
 
 def _gate_row(found: BudgetResult) -> tuple[Safe, ...]:
     budget = " ".join(part for part in (found.quant, found.budget, found.task) if part)
-    interval = numbers.between(found.interval)
-    if found.confidence is not None and found.interval:
-        interval = Safe(f"{interval} ({100 * found.confidence:g} %)")
-    return (text(budget), numbers.limit(found.limit), numbers.plain(found.value), interval, text(found.finding))
+    return (text(budget), cells.limit(found), cells.budgeted(found), cells.between(found), text(found.finding))
 
 
 def _hashes(subject: Subject) -> Table | None:
     files = [file for record in subject.quants.values() for file in record.files]
-    rows = [(code(file.path), Safe(f"{file.size_bytes:,}"), code(file.sha256 or "")) for file in files]
-    rows += [(code(m.file), Safe(f"{m.size_bytes:,}"), code(m.sha256)) for m in subject.imatrices]
+    rows = [(code(file.path), cells.count(file.size_bytes), code(file.sha256 or "")) for file in files]
+    rows += [(code(m.file), cells.count(m.size_bytes), code(m.sha256)) for m in subject.imatrices]
     return table("hashes", "hashes table", ("file", "bytes", "SHA-256"), rows)

@@ -99,10 +99,10 @@ def nothing_measured(why: str, quants: Sequence[str]) -> BadRequest:
     return BadRequest(f"Nothing to choose from: {why}.", hint)
 
 
-def eval_command(field: ChoiceSet, model: str, *more: str) -> str:
+def eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
     """What to type to measure all files in one run, `more` of them too."""
-    suite = field.report.suite.name
-    quants = ",".join([*(c.quant for c in field.candidates), *field.others, *more])
+    suite = choices.report.suite.name
+    quants = ",".join([*(c.quant for c in choices.candidates), *choices.others, *more])
     return f"make eval MODEL={model} QUANT={quants} SUITE={suite if suite in BUILTIN else '…'}"
 
 

@@ -14,14 +14,14 @@ def choose_file(args: argparse.Namespace) -> None:
     """Name the best file among those that were built and measured, with the reason and the runner-up."""
     request = request_of(args)
     found = choose(request)
-    field, budget, choice = found.field, found.budget, found.choice
+    choices, budget, choice = found.choices, found.budget, found.choice
     if choice is None:
-        people().print(say.files_table(field, budget, None))
-        people().print(say.conditions_text(field, budget), soft_wrap=True)
+        people().print(say.files_table(choices, budget, None))
+        people().print(say.conditions_text(choices, budget), soft_wrap=True)
         raise found.refusal(request.model)
     if request.json:
-        print_json(say.choice_json(field, budget, choice))
+        print_json(say.choice_json(choices, budget, choice))
         return
-    data().print(say.files_table(field, budget, choice))
+    data().print(say.files_table(choices, budget, choice))
     data().print()
-    data().print(say.choice_text(field, budget, choice, request.model), soft_wrap=True)
+    data().print(say.choice_text(choices, budget, choice, request.model), soft_wrap=True)

@@ -1,19 +1,68 @@
-"""How numbers are written for people: in the terminal, the report, the plots, the card, the page and the gate."""
+"""How numbers are written for people: one rule for each kind of figure, wherever it is shown.
+
+The terminal, the report and its plots, the card, the page and the gate all write their numbers here, so a figure has
+the same text everywhere. Annotations, which programs read, are written by `machine`.
+
+| figure | rule | text |
+|---|---|---|
+| size of a file | powers of 1000, as the Hub shows it | 105 MB |
+| memory | powers of 1024, as it is sold and limited | 101 MiB |
+| accuracy, agreement, other shares | per cent, one decimal | 78.1 % |
+| difference of shares | points, one decimal | +0.6 |
+| perplexity | four digits | 12.35 |
+| change of perplexity or of bits per byte | per cent; two decimals below 10 % | +1.23 %, +12.3 % |
+| KL divergence | three digits, nats | 0.0464 |
+| speed | three digits, tokens per second | 61.2 |
+| bits per weight | two decimals | 6.17 |
+| other metrics | four digits; a difference as its interval resolves it | 31.25, +0.012 |
+| interval | its ends, with the unit of the value before them | 0.0464 (0.0446 to 0.0483) |
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
 DASH: Final = "—"  # what was not measured
 MINUS: Final = "\N{MINUS SIGN}"
+# How a metric's values and differences are told: as shares, by relative change, or in the metric's own unit.
+Kind = Literal["share", "relative", "own unit"]
+
+
+class Span(Protocol):
+    """A value and its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """A value with its unit, and the ends of its interval without: "+1.23 % (+0.31 to +2.15)"."""
+
+    value: str
+    low: str
+    high: str
+
+    @property
+    def ends(self) -> str:
+        """The interval alone."""
+        return f"{self.low} to {self.high}"
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.ends})"
+
+
+# ---- sizes -------------------------------------------------------------------------------------------
 
 
 def human_bytes(n: int, *, binary: bool = False) -> str:
-    """105453920 → "105 MB": three digits, in powers of 1000 as the Hub shows file sizes.
-
-    `binary` gives the powers of 1024 ("101 MiB") in which memory is sold and limited.
-    """
+    """105453920 → "105 MB": three digits, in powers of 1000; `binary`: in powers of 1024, "101 MiB"."""
     step, units = (1024, ("B", "KiB", "MiB", "GiB", "TiB")) if binary else (1000, ("B", "kB", "MB", "GB", "TB"))
     size, power = float(n), 0
     while size >= 999.5 and power < len(units) - 1:
@@ -27,6 +76,132 @@ def file_size(n: int) -> str:
     return human_bytes(n) if n > 0 else DASH
 
 
+def memory(n: int) -> str:
+    """105453920 → "101 MiB"."""
+    return human_bytes(n, binary=True)
+
+
+def exact_bytes(n: int) -> str:
+    """105453920 → "105,453,920 bytes"."""
+    return f"{n:,} bytes"
+
+
+def bits_per_weight(x: float) -> str:
+    """6.1712 → "6.17"; a dash where it is not known, which is 0."""
+    return f"{x:.2f}" if x else DASH
+
+
+# ---- counts and times --------------------------------------------------------------------------------
+
+
+def count(n: int) -> str:
+    """12345 → "12,345"."""
+    return f"{n:,}"
+
+
+def n_weights(n: int) -> str:
+    """1100048384 → "1.10 B"; millions ("135 M") below a billion."""
+    return f"{digits(n / 1e9)} B" if n >= 999_500_000 else f"{digits(n / 1e6)} M"
+
+
+def forecast_count(n: int) -> str:
+    """12345 → "13,000": rounded up to two digits, which is all that a forecast deserves."""
+    step = 10 ** max(0, len(str(n)) - 2)
+    return count(-(-n // step) * step)
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---- what was measured -------------------------------------------------------------------------------
+
+
+def perplexity(x: float) -> str:
+    """12.3456 → "12.35"."""
+    return digits(x, 4)
+
+
+def kld(nats: float) -> str:
+    """0.046412 → "0.0464"."""
+    return digits(nats)
+
+
+def tokens_per_s(x: float) -> str:
+    """61.234 → "61.2", without the unit."""
+    return digits(x)
+
+
+def percent(share: float, places: int = 1) -> str:
+    """0.123 → "12.3 %"."""
+    return f"{100 * share:.{places}f} %".replace("-", MINUS)
+
+
+def rough_percent(share: float) -> str:
+    """How much larger, smaller or faster: 0.045 → "4.5 %", 0.314 → "31 %"."""
+    return f"{digits(100 * share, 2 if abs(share) < 0.1 else 1)} %"
+
+
+def change(share: float) -> str:
+    """A relative change alone: 0.0123 → "+1.23 %"."""
+    return f"{signed(100 * share, _change_places(share))} %"
+
+
+def margin(share: float) -> str:
+    """The difference that counts as none, as the suite has it: 0.01 → "1 %"."""
+    return f"{as_written(100 * share)} %"
+
+
+def off_by(share: float) -> str:
+    """How far a forecast was off: 0.123 → "+12 %"."""
+    return f"{signed(100 * share, 0)} %"
+
+
+def p_value(p: float) -> str:
+    """0.0004 → "< 0.001"; three decimals below 0.1, else two."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def metric_value(x: float, kind: Kind) -> str:
+    """A value of a task's metric."""
+    return percent(x) if kind == "share" else digits(x, 4)
+
+
+# ---- with their intervals ----------------------------------------------------------------------------
+
+
+def change_written(found: Span) -> Written:
+    """A relative change, such as that of perplexity: "+1.23 % (+0.31 to +2.15)"."""
+    return _signed_written(found, 100, _change_places(found.value), " %")
+
+
+def delta_written(found: Span, kind: Kind) -> Written:
+    """The difference of a metric from the baseline's: points of shares, the change of perplexities, else as it is."""
+    if kind == "share":
+        return _signed_written(found, 100, 1, "")
+    if kind == "relative":
+        return change_written(found)
+    largest = max(abs(found.low), abs(found.high), 1e-9)
+    return _signed_written(found, 1, max(0, 1 - math.floor(math.log10(largest))), "")
+
+
+def score_written(found: Span, kind: Kind) -> Written:
+    """The value of a metric: "78.1 % (75.0 to 81.0)"."""
+    value, low, high = (metric_value(x, kind) for x in (found.value, found.low, found.high))
+    return Written(value, low.removesuffix(" %"), high.removesuffix(" %"))
+
+
+def kld_written(found: Span) -> Written:
+    """A KL divergence: "0.0464 (0.0446 to 0.0483)"."""
+    return Written(kld(found.value), kld(found.low), kld(found.high))
+
+
+# ---- the parts ---------------------------------------------------------------------------------------
+
+
 def digits(x: float, n: int = 3) -> str:
     """At least `n` significant digits, never in powers of ten: 0.00123, 1.23, 123, 1235."""
     if x == 0 or not math.isfinite(x):
@@ -35,19 +210,39 @@ def digits(x: float, n: int = 3) -> str:
     return f"{x:.{places}f}".replace("-", MINUS)
 
 
-def percent(share: float, places: int = 1) -> str:
-    """0.123 → "12.3 %"."""
-    return f"{100 * share:.{places}f} %".replace("-", MINUS)
-
-
 def signed(x: float, places: int) -> str:
     """With its sign, but for a zero."""
     text = f"{x:+.{places}f}"
     return text.replace("-", MINUS) if float(text) else text[1:]
 
 
-def duration(seconds: float) -> str:
-    """In seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def as_written(x: float) -> str:
+    """A limit as somebody wrote it: 5.0 → "5", 0.05 → "0.05"."""
+    text = f"{x:.6f}".rstrip("0").rstrip(".")
+    return text if float(text) or x == 0 else f"{x:g}"
+
+
+def axis_label(x: float) -> str:
+    """A round value at the tick of an axis; what is 0 but for the arithmetic is 0."""
+    return f"{x:.6g}".replace("-", MINUS) if abs(x) > 1e-12 else "0"
+
+
+def leading_digit(x: float) -> str:
+    """0.0234 → "2": which of the values between two powers of ten it is."""
+    return f"{x:e}".lstrip("-")[0]
+
+
+def machine(x: float) -> str:
+    """Six digits with the minus that programs read: enough for people's rules to write the same figure from it."""
+    text = digits(x, 6).replace(MINUS, "-")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _change_places(share: float) -> int:
+    """Small ones need more."""
+    return 1 if abs(share) >= 0.1 else 2
+
+
+def _signed_written(found: Span, scale: float, places: int, unit: str) -> Written:
+    value, low, high = (signed(scale * x, places) for x in (found.value, found.low, found.high))
+    return Written(f"{value}{unit}", low, high)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from quantyard.formatting.numbers import digits, human_bytes, percent, signed
+from quantyard.formatting.numbers import count, forecast_count, percent
+from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.evaluation import Comparison, Interval
 from quantyard.protocol.gate import Outcome
@@ -34,13 +35,13 @@ def judged(
     baseline = f", against the baseline {against}, which is quantized itself" if against else ""
     if outcome == "too few questions":
         way = "within" if budget.startswith("max_") else "at least"
-        return f"{what} may or may not be {way} {_limit(budget, limit)}{baseline}: {needed}"
-    return f"{what} is {side} {_limit(budget, limit)}{baseline}"
+        return f"{what} may or may not be {way} {budget_limit(budget, limit)}{baseline}: {needed}"
+    return f"{what} is {side} {budget_limit(budget, limit)}{baseline}"
 
 
 def no_number(budget: str, limit: float, task: str) -> str:
     """For a model so broken that the value is infinite, or none."""
-    return f"{_name(budget, task)} is no finite number, so it is not within {_limit(budget, limit)}"
+    return f"{_name(budget, task)} is no finite number, so it is not within {budget_limit(budget, limit)}"
 
 
 def is_baseline(budget: str) -> str:
@@ -100,13 +101,7 @@ def model(manifest: Manifest) -> str:
 def _would_do(needed: int | None, what: str, n: int, how: str = "") -> str:
     if needed is None:
         return f"it lies on the limit, and no number of {what} would tell"
-    return f"about {_round(needed):,} {what} would tell, there were {n:,}" + (f" ({how})" if how else "")
-
-
-def _round(n: int) -> int:
-    """Two digits, upwards: more would pretend."""
-    step = int("1".ljust(len(str(n)) - 1, "0"))
-    return -(-n // step) * step
+    return f"about {forecast_count(needed)} {what} would tell, there were {count(n)}" + (f" ({how})" if how else "")
 
 
 def _eval(manifest: Manifest, quant: str, suite: str) -> str:
@@ -118,27 +113,4 @@ def _name(budget: str, task: str) -> str:
 
 
 def _with_interval(budget: str, found: Interval | float) -> str:
-    if not isinstance(found, Interval):
-        return _number(budget, found)
-    low, high = (_number(budget, x).partition(" ")[0] for x in (found.low, found.high))
-    return f"{_number(budget, found.value)} ({low} to {high})"
-
-
-def _number(budget: str, x: float) -> str:
-    if budget == "max_ppl_change":
-        return f"{signed(x, 2)} %"
-    if budget == "max_accuracy_loss":
-        return f"{signed(x, 1)} points"
-    if budget == "max_size":
-        return f"{human_bytes(int(x))} ({int(x):,} bytes)"
-    if budget == "min_schema_conformance":
-        return percent(x)
-    return f"{digits(x)} tokens/s" if budget.endswith("_per_s") else digits(x)
-
-
-def _limit(budget: str, x: float) -> str:
-    """As the user wrote it."""
-    if budget in ("max_size", "min_schema_conformance"):
-        return _number(budget, x)
-    units = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": ""}
-    return f"{x:.6g}{units.get(budget, ' tokens/s')}"
+    return str(budget_interval(budget, found)) if isinstance(found, Interval) else budget_value(budget, found)

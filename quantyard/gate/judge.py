@@ -19,6 +19,7 @@ from quantyard.gate.budgets import Budget, Budgets, is_pattern, load_budgets, mo
 from quantyard.gate.sample_size import accuracy_loss, more, more_answers, more_questions
 from quantyard.metrics.headline_metrics import entry_of, rank_of
 from quantyard.metrics.intervals import mapped, normal, quantile, wilson
+from quantyard.metrics.kinds import kind_of
 from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
 from quantyard.quants.catalog import family_of, is_unquantized
@@ -209,7 +210,7 @@ def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
     if file.found is None or file.report is None:
         return {}
     rising = {(s.task, s.metric) for s in file.found.scores if s.higher_is_better}
-    shares = [c for c in file.found.comparisons if (c.task, c.metric) in rising and _is_share(c)]
+    shares = [c for c in file.found.comparisons if (c.task, c.metric) in rising and kind_of(c) == "share"]
     by_task: dict[str, Comparison] = {}
     for comparison in sorted(shares, key=lambda c: rank_of(c.metric)):
         by_task.setdefault(comparison.task, comparison)
@@ -219,10 +220,6 @@ def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
     wanted |= {name for name in named if not is_pattern(name)}
     order = dict.fromkeys(c.task for c in shares)
     return {task: by_task[task] for task in order if entry_of(task) in wanted or task in wanted}
-
-
-def _is_share(found: Comparison) -> bool:
-    return 0 <= found.baseline <= 1 and 0 <= found.value <= 1 and "perplexity" not in found.metric
 
 
 # ---- limits ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from quantyard.formatting.numbers import digits, signed
+from quantyard.formatting.numbers import change, kld, rough_percent
 from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.evaluation import Estimate, EvalReport, Measurement
 
@@ -103,7 +103,7 @@ def _speed(m: Measurement) -> float | None:
 
 
 def _shown(value: float, metric: Metric) -> str:
-    return digits(value) if metric == "mean KLD" else f"{signed(100 * math.expm1(value), 2)} %"
+    return kld(value) if metric == "mean KLD" else change(math.expm1(value))
 
 
 # ---- in words ----------------------------------------------------------------------------------------
@@ -125,13 +125,9 @@ def standings(entries: Sequence[Entry], metric: str) -> dict[str, str]:
 
 def _against(winner: Entry, loser: Entry, metric: str) -> str:
     smaller = 1 - winner.size_bytes / loser.size_bytes
-    parts = [f"{_percent(smaller)} smaller" if smaller else "as large"]
+    parts = [f"{rough_percent(smaller)} smaller" if smaller else "as large"]
     parts.append(f"{metric} {winner.shown} against {loser.shown}")
     if winner.tokens_per_s and loser.tokens_per_s:
         faster = winner.tokens_per_s / loser.tokens_per_s - 1
-        parts.append(f"{_percent(faster)} faster" if faster else "as fast")
+        parts.append(f"{rough_percent(faster)} faster" if faster else "as fast")
     return ", ".join(parts)
-
-
-def _percent(share: float) -> str:
-    return f"{digits(100 * share, 2 if share < 0.1 else 1)} %"

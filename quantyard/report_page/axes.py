@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from quantyard.formatting.numbers import MINUS
+from quantyard.formatting.numbers import axis_label
 
 CHAR_PX: Final = 8.0  # of capitals in a wide font at 12 px: names come out narrower, hardly ever wider
 LINE_PX: Final = 15.0
@@ -33,7 +33,7 @@ class Scale:
     def ticks(self, at_most: int) -> tuple[tuple[float, str], ...]:
         """Pixel and label of round values, at most so many."""
         found = _log_ticks(self.low, self.high, at_most) if self.log else _ticks(self.low, self.high, at_most)
-        return tuple((self(value), _label(value)) for value in found)
+        return tuple((self(value), axis_label(value)) for value in found)
 
 
 def spanning(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
@@ -63,10 +63,6 @@ def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
         if len(found) <= at_most:
             break
     return found[:: max(1, math.ceil(len(found) / at_most))]
-
-
-def _label(value: float) -> str:
-    return f"{value:.6g}".replace("-", MINUS) if abs(value) > 1e-12 else "0"
 
 
 def short(text: str, width_px: float) -> str:

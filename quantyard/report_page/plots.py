@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quantyard.formatting.numbers import digits, human_bytes
-from quantyard.metrics.headline_metrics import headlines, is_perplexity
+from quantyard.formatting import numbers
+from quantyard.formatting.numbers import Kind
+from quantyard.metrics.headline_metrics import headlines
+from quantyard.metrics.kinds import kind_of
 from quantyard.protocol.evaluation import Comparison, EvalReport
 from quantyard.report_page.axes import CHAR_PX, Scale, short, spanning
 from quantyard.report_page.marks import MARK_OF
 from quantyard.report_page.tables import PageFile
-from quantyard.report_page.task_tables import delta_text, delta_unit, is_right_or_wrong, value_text
 
 NARROW_PX: Final = 344
 ROW_PX: Final = 21
@@ -73,33 +74,38 @@ def forest(report: EvalReport, files: Sequence[PageFile]) -> tuple[Panel, ...]:
     shown = [(c.task, c.metric) for c in headlines(report.suite, all_of_them)][:MAX_PANELS]
     for key in shown:
         found = [(s, c) for s in files for c in (s.found.comparisons if s.found else ()) if (c.task, c.metric) == key]
-        kind = _kind(found[0][1])
-        alike = [c for c in all_of_them if _kind(c) == kind and (c.task, c.metric) in shown]
+        key_of_scale = _scale_key(found[0][1])
+        alike = [c for c in all_of_them if _scale_key(c) == key_of_scale and (c.task, c.metric) in shown]
         panels.append(_forest_panel(found, alike, report.suite.margin))
     return tuple(panels)
 
 
-def _kind(c: Comparison) -> str:
-    """What may share a scale; a metric of its own kind is alone on its own."""
-    return "points" if is_right_or_wrong(c) else "relative" if is_perplexity(c.metric) else f"{c.task} {c.metric}"
+# What a difference of a kind is drawn and labelled in: factor and unit.
+_SCALES: Final[dict[Kind, tuple[int, str]]] = {"share": (100, "points"), "relative": (100, "%"), "own unit": (1, "")}
+
+
+def _scale_key(c: Comparison) -> str:
+    """What may share a scale; a metric in its own unit is alone on its own."""
+    kind = kind_of(c)
+    return f"{c.task} {c.metric}" if kind == "own unit" else kind
 
 
 def _forest_panel(found: Sequence[tuple[PageFile, Comparison]], alike: Sequence[Comparison], margin: float) -> Panel:
     first = found[0][1]
-    factor = 100 if is_right_or_wrong(first) or is_perplexity(first.metric) else 1
+    factor, unit = _SCALES[kind_of(first)]
     left, right, bottom = _gutter([s.label for s, _ in found]), NARROW_PX - 62, ROW_PX * len(found) + 8
     ends = [factor * end for c in alike for end in (c.delta.low, c.delta.high)] + [-factor * margin, factor * margin]
     x = Scale(*spanning(ends, 0.04), left, right)
     rows = tuple(
-        PanelRow(short(s.label, left - 10), f"{delta_text(c, c.delta.value)}{delta_unit(c)}", NARROW_PX - 2,
+        PanelRow(short(s.label, left - 10), numbers.delta_written(c.delta, kind_of(c)).value, NARROW_PX - 2,
                  Spot(s.number, x(factor * c.delta.value), ROW_PX * (i + 0.5) + 4, x(factor * c.delta.low),
                       x(factor * c.delta.high), _said(s, c)), MARK_OF[c.verdict])
         for i, (s, c) in enumerate(found)
     )  # fmt: skip
-    unit = "points" if is_right_or_wrong(first) else "%" if is_perplexity(first.metric) else first.metric
     band = (x(-factor * margin), x(factor * margin))
+    note = f"{first.metric} · n = {numbers.count(first.n)}"
     return Panel(
-        first.task, f"{first.metric} · n = {first.n:,}", unit, NARROW_PX, bottom + 24, left, right, x.ticks(5), rows,
+        first.task, note, unit or first.metric, NARROW_PX, bottom + 24, left, right, x.ticks(5), rows,
         zero=x(0.0), band=band,
     )  # fmt: skip
 
@@ -110,13 +116,12 @@ def _gutter(labels: Sequence[str]) -> float:
 
 
 def _said(s: PageFile, c: Comparison) -> tuple[str, ...]:
-    value, low, high = (delta_text(c, x) for x in (c.delta.value, c.delta.low, c.delta.high))
-    lines = [
-        s.label, f"{c.task}, {c.metric}", f"{value_text(c, c.value)}, baseline {value_text(c, c.baseline)}",
-        f"Δ {value}{delta_unit(c)} ({low} to {high})",
-    ]  # fmt: skip
-    if is_right_or_wrong(c):
-        lines.append(f"{c.lost} lost, {c.gained} gained of {c.n:,}")
+    kind = kind_of(c)
+    value, baseline = (numbers.metric_value(x, kind) for x in (c.value, c.baseline))
+    delta = numbers.delta_written(c.delta, kind)
+    lines = [s.label, f"{c.task}, {c.metric}", f"{value}, baseline {baseline}", f"Δ {delta}"]
+    if c.mcnemar_p is not None:
+        lines.append(f"{c.lost} lost, {c.gained} gained of {numbers.count(c.n)}")
     return (*lines, c.verdict)
 
 
@@ -128,9 +133,10 @@ def speed(files: Sequence[PageFile]) -> tuple[Panel, ...]:
     timed = [(s, s.speed) for s in files if s.speed]
     if not timed:
         return ()
-    prompt = [(s, v.prompt_tokens_per_s, v.prompt_spread, digits(v.prompt_tokens_per_s)) for s, v in timed]
-    written = [(s, v.generated_tokens_per_s, v.generated_spread, digits(v.generated_tokens_per_s)) for s, v in timed]
-    memory = [(s, float(v.peak_memory_bytes), 0.0, human_bytes(v.peak_memory_bytes)) for s, v in timed]
+    rate = numbers.tokens_per_s
+    prompt = [(s, v.prompt_tokens_per_s, v.prompt_spread, rate(v.prompt_tokens_per_s)) for s, v in timed]
+    written = [(s, v.generated_tokens_per_s, v.generated_spread, rate(v.generated_tokens_per_s)) for s, v in timed]
+    memory = [(s, float(v.peak_memory_bytes), 0.0, numbers.memory(v.peak_memory_bytes)) for s, v in timed]
     return (
         _bars("Reading a prompt", "tokens per second", prompt),
         _bars("Generating", "tokens per second", written),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from quantyard.errors import BadRequest
+from quantyard.formatting.numbers import margin
 from quantyard.formatting.printable import with_unseen
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.protocol.evaluation import EvalReport
@@ -62,7 +63,7 @@ def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]
         "tasks_table": tasks_table(report, files) if compared else scores_table(report, files),
         "checks_table": checks_table(files), "gate_table": gate_table(manifest, files),
         "tradeoffs": tradeoffs(files), "forest": forest(report, files), "speed": speed(files),
-        "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": f"{100 * report.suite.margin:g}",
+        "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": margin(report.suite.margin),
     }  # fmt: skip
 
 

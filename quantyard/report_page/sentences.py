@@ -6,11 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantyard.formatting.numbers import digits, duration, human_bytes, percent, signed
+from quantyard.formatting.numbers import (
+    change_written,
+    count,
+    digits,
+    duration,
+    file_size,
+    human_bytes,
+    percent,
+    rough_percent,
+)
 from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.evaluation import EvalReport
 from quantyard.report_page.marks import VERDICTS
-from quantyard.report_page.tables import PageFile, change_places
+from quantyard.report_page.tables import PageFile
 from quantyard.store.manifest import Manifest
 
 
@@ -46,12 +55,12 @@ def _asked(report: EvalReport) -> str:
     if not report.n_questions:
         return ""
     template = ", in the model's chat template" if report.suite.apply_chat_template else ""
-    return f"{report.n_questions:,} questions of each file, the same of all{template}"
+    return f"{count(report.n_questions)} questions of each file, the same of all{template}"
 
 
 def _text_read(report: EvalReport) -> str:
     first = next((m.divergence for m in report.measurements if m.divergence), None)
-    return f"{first.n_tokens:,} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
+    return f"{count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
 
 
 def _listed(items: Mapping[str, object]) -> str:
@@ -72,7 +81,7 @@ def plain_words(files: Sequence[PageFile]) -> tuple[Plain, ...]:
 
 def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
     if s.found is None:
-        return (f"{human_bytes(s.size_bytes)}, not measured by this suite.",)
+        return (f"{file_size(s.size_bytes)}, not measured by this suite.",)
     parts = (_size(s, baseline), _agreement(s), _verdicts(s), _pace(s, baseline), _contract(s), _gate(s))
     return tuple(part for part in parts if part)
 
@@ -80,7 +89,7 @@ def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
 def _size(s: PageFile, baseline: PageFile) -> str:
     if not (s.size_bytes and baseline.size_bytes):
         return ""
-    return f"{human_bytes(s.size_bytes)}: {percent(s.size_bytes / baseline.size_bytes, 0)} of {baseline.label}."
+    return f"{file_size(s.size_bytes)}: {rough_percent(s.size_bytes / baseline.size_bytes)} of {baseline.label}."
 
 
 def _agreement(s: PageFile) -> str:
@@ -89,9 +98,7 @@ def _agreement(s: PageFile) -> str:
     if d and d.top1_agreement:
         parts.append(f"Agrees with the baseline on {percent(d.top1_agreement.value)} of next tokens")
     if change := ppl_change(d):
-        places = change_places(change.value)
-        value, low, high = (signed(100 * x, places) for x in (change.value, change.low, change.high))
-        parts.append(f"{'p' if parts else 'P'}erplexity changes by {value} % ({low} to {high})")
+        parts.append(f"{'p' if parts else 'P'}erplexity changes by {change_written(change)}")
     return "; ".join(parts) + "." if parts else ""
 
 

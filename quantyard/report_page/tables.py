@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quantyard.formatting.numbers import DASH, digits, file_size, human_bytes, percent, signed
+from quantyard.formatting import numbers
+from quantyard.formatting.numbers import DASH
 from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.api_tests import ContractReport
-from quantyard.protocol.evaluation import Divergence, EvalReport, Measurement, Speed
+from quantyard.protocol.evaluation import Divergence, EvalReport, Interval, Measurement, Speed
 from quantyard.protocol.gate import OUTCOMES, Outcome
 from quantyard.report_page.marks import MARK_OF, NO_MARK
 from quantyard.store.manifest import Manifest
@@ -122,64 +123,63 @@ def _name(s: PageFile) -> Cell:
 
 
 def _size(s: PageFile) -> Cell:
-    return Cell(file_size(s.size_bytes), sort=s.size_bytes or None)
+    return Cell(numbers.file_size(s.size_bytes), sort=s.size_bytes or None)
 
 
 def _bits(s: PageFile) -> Cell:
-    return Cell(f"{s.bits_per_weight:.2f}", sort=s.bits_per_weight) if s.bits_per_weight else _EMPTY
+    return Cell(numbers.bits_per_weight(s.bits_per_weight), sort=s.bits_per_weight) if s.bits_per_weight else _EMPTY
 
 
 def _perplexity(s: PageFile) -> Cell:
     d = s.divergence
-    return Cell(digits(d.perplexity.value, 4), sort=d.perplexity.value) if d else _EMPTY
+    return Cell(numbers.perplexity(d.perplexity.value), sort=d.perplexity.value) if d else _EMPTY
 
 
 def _change(s: PageFile) -> Cell:
     change = ppl_change(s.divergence)
     if change is None:
         return _EMPTY
-    places = change_places(change.value)
-    low, high = (signed(100 * x, places) for x in (change.low, change.high))
-    return Cell(f"{signed(100 * change.value, places)} %", f"{low} to {high}", change.value)
-
-
-def change_places(share: float) -> int:
-    """Decimals of a relative change in per cent: small ones need more."""
-    return 1 if abs(share) >= 0.01 else 2
+    written = numbers.change_written(change)
+    return Cell(written.value, written.ends, change.value)
 
 
 def _mean_kld(s: PageFile) -> Cell:
     found = s.divergence.mean_kld if s.divergence else None
-    return Cell(digits(found.value), sort=found.value) if found else _EMPTY
+    return Cell(numbers.kld(found.value), sort=found.value) if found else _EMPTY
 
 
 def _p99_kld(s: PageFile) -> Cell:
     found = s.divergence.kld_percentiles.get("99") if s.divergence else None
-    return Cell(digits(found), sort=found) if found is not None else _EMPTY
+    return Cell(numbers.kld(found), sort=found) if found is not None else _EMPTY
 
 
 def _top1(s: PageFile) -> Cell:
     found = s.divergence.top1_agreement if s.divergence else None
-    return Cell(percent(found.value), sort=found.value) if found else _EMPTY
+    return Cell(numbers.percent(found.value), sort=found.value) if found else _EMPTY
 
 
 def _prompt(s: PageFile) -> Cell:
-    return Cell(digits(s.speed.prompt_tokens_per_s), sort=s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
+    return _rate(s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
 
 
 def _generation(s: PageFile) -> Cell:
-    return Cell(digits(s.speed.generated_tokens_per_s), sort=s.speed.generated_tokens_per_s) if s.speed else _EMPTY
+    return _rate(s.speed.generated_tokens_per_s) if s.speed else _EMPTY
+
+
+def _rate(tokens_per_s: float) -> Cell:
+    return Cell(numbers.tokens_per_s(tokens_per_s), sort=tokens_per_s)
 
 
 def _memory(s: PageFile) -> Cell:
-    return Cell(human_bytes(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes) if s.speed else _EMPTY
+    return Cell(numbers.memory(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes) if s.speed else _EMPTY
 
 
 def _schemas(s: PageFile) -> Cell:
     found = s.contract.schemas if s.contract else None
     if found is None:
         return _EMPTY
-    return Cell(percent(found.rate), f"{percent(found.low)[:-2]} to {percent(found.high)[:-2]}", found.rate)
+    rate = numbers.score_written(Interval(value=found.rate, low=found.low, high=found.high), "share")
+    return Cell(rate.value, rate.ends, found.rate)
 
 
 def _contract(s: PageFile) -> Cell:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from quantyard.formatting.numbers import DASH, digits, percent, signed
-from quantyard.metrics.headline_metrics import is_perplexity
+from quantyard.formatting import numbers
+from quantyard.formatting.numbers import DASH
+from quantyard.metrics.kinds import kind_of
 from quantyard.protocol.evaluation import Comparison, EvalReport, Score
 from quantyard.report_page.marks import MARK_OF, VERDICTS
-from quantyard.report_page.tables import Cell, Column, PageFile, PageTable, Row, change_places
+from quantyard.report_page.tables import Cell, Column, PageFile, PageTable, Row
 
 _NOT_COMPARED: Final = "not compared"
 
@@ -55,12 +55,12 @@ def scores_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable:
 
 
 def _comparison_cells(c: Comparison) -> tuple[Cell, ...]:
-    low, high = delta_text(c, c.delta.low), delta_text(c, c.delta.high)
-    needed = f"{c.questions_needed:,} would do" if c.questions_needed else ""
+    kind = kind_of(c)
+    delta = numbers.delta_written(c.delta, kind)
+    needed = f"{numbers.forecast_count(c.questions_needed)} would do" if c.questions_needed else ""
     return (
-        _text(c.task), _text(c.metric), _count(c.n), Cell(value_text(c, c.baseline), sort=c.baseline),
-        Cell(value_text(c, c.value), sort=c.value),
-        Cell(f"{delta_text(c, c.delta.value)}{delta_unit(c)}", f"{low} to {high}", c.delta.value),
+        _text(c.task), _text(c.metric), _count(c.n), Cell(numbers.metric_value(c.baseline, kind), sort=c.baseline),
+        Cell(numbers.metric_value(c.value, kind), sort=c.value), Cell(delta.value, delta.ends, c.delta.value),
         Cell(c.verdict, needed, VERDICTS.index(c.verdict), MARK_OF[c.verdict], "text"),
     )  # fmt: skip
 
@@ -75,41 +75,9 @@ def _text(text: str, kind: str = "text") -> Cell:
 
 
 def _count(n: int) -> Cell:
-    return Cell(f"{n:,}", sort=n)
+    return Cell(numbers.count(n), sort=n)
 
 
 def _score(s: Score) -> Cell:
-    is_share = s.higher_is_better and 0 <= s.result.low <= s.result.high <= 1
-    value, low, high = (percent(x) if is_share else digits(x, 4) for x in (s.result.value, s.result.low, s.result.high))
-    return Cell(value, f"{low} to {high}", s.result.value)
-
-
-# ---- how numbers of a comparison are written ---------------------------------------------------------
-
-
-def is_right_or_wrong(c: Comparison) -> bool:
-    """Whether its values are shares of right answers, and its difference is told in points."""
-    return c.mcnemar_p is not None
-
-
-def value_text(c: Comparison, value: float) -> str:
-    """A value of this metric."""
-    return percent(value) if is_right_or_wrong(c) else digits(value, 4)
-
-
-def delta_unit(c: Comparison) -> str:
-    """What follows a difference of this metric."""
-    return " %" if is_perplexity(c.metric) and not is_right_or_wrong(c) else ""
-
-
-def delta_text(c: Comparison, delta: float) -> str:
-    """A difference of this metric, or an end of its interval."""
-    if is_right_or_wrong(c):
-        return signed(100 * delta, 1)
-    if is_perplexity(c.metric):
-        return signed(100 * delta, change_places(c.delta.value))
-    largest = max(abs(c.delta.low), abs(c.delta.high), 1e-9)
-    return signed(delta, max(0, 1 - math.floor(math.log10(largest))))
-
-
-# ---- which of them the plots show --------------------------------------------------------------------
+    written = numbers.score_written(s.result, kind_of(s))
+    return Cell(written.value, written.ends, s.result.value)

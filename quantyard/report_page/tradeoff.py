@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quantyard.formatting.numbers import digits, human_bytes, signed
+from quantyard.formatting.numbers import Written, change_written, file_size, kld_written, tokens_per_s
 from quantyard.metrics.intervals import normal, ppl_change
 from quantyard.metrics.pareto import Entry, beaten_by, standings
 from quantyard.protocol.evaluation import Interval
 from quantyard.report_page.axes import Box, Placed, Scale, place_names, segments, short, spanning
 from quantyard.report_page.plots import NARROW_PX, Spot
-from quantyard.report_page.tables import PageFile, change_places
+from quantyard.report_page.tables import PageFile
 
 WIDE_PX: Final = 720
 
@@ -85,7 +85,7 @@ def tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     shown = [q for q in klds if q.of.value > 0]  # a log scale has no place for rounding's zeros
     unseen = ", ".join(q.label for q in klds if q not in shown)
     baseline = next((s for s in files if s.is_baseline), None)
-    at_zero = f"{baseline.label} itself, {human_bytes(baseline.size_bytes)}, is 0 by definition" if baseline else ""
+    at_zero = f"{baseline.label} itself, {file_size(baseline.size_bytes)}, is 0 by definition" if baseline else ""
     aside = f"{at_zero} and has no place on a log scale{f'; nor has {unseen}, at 0 or below' if unseen else ''}."
     found = []
     if shown:
@@ -101,8 +101,7 @@ def _klds(files: Sequence[PageFile]) -> list[Quality]:
         kld = s.divergence.mean_kld if s.divergence else None
         if kld is not None and s.size_bytes:
             of = normal(kld)
-            said = f"mean KLD {digits(of.value)} ({digits(of.low)} to {digits(of.high)})"
-            found.append(_quality(s, of, said, digits(of.value)))
+            found.append(_quality(s, of, "mean KLD", kld_written(of)))
     return found
 
 
@@ -112,15 +111,15 @@ def _changes(files: Sequence[PageFile]) -> list[Quality]:
         change = ppl_change(s.divergence)
         if change is not None and s.size_bytes:
             value, low, high = (100 * x for x in (change.value, change.low, change.high))
-            of, places = Interval(value=value, low=low, high=high), change_places(change.value)
-            said = f"ΔPPL {signed(value, places)} % ({signed(low, places)} to {signed(high, places)})"
-            found.append(_quality(s, of, said, f"{signed(value, places)} %"))
+            of = Interval(value=value, low=low, high=high)
+            found.append(_quality(s, of, "ΔPPL", change_written(change)))
     return found
 
 
-def _quality(s: PageFile, of: Interval, said: str, shown: str) -> Quality:
+def _quality(s: PageFile, of: Interval, name: str, written: Written) -> Quality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
-    return Quality(s.number, s.label, s.size_bytes, of, (human_bytes(s.size_bytes), said), speed, shown)
+    said = (file_size(s.size_bytes), f"{name} {written}")
+    return Quality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
 
 
 def _tradeoff(key: str, name: str, title: str, aside: str, found: list[Quality], *, log: bool = False) -> Tradeoff:
@@ -161,5 +160,5 @@ def _drawing(form: str, width: float, height: float, found: list[Quality], unit:
 
 
 def _all_said(q: Quality, winners: Sequence[str]) -> tuple[str, ...]:
-    speed = (f"{digits(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
+    speed = (f"{tokens_per_s(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
     return (*q.said, *speed, f"beaten by {', '.join(winners)}" if winners else "on the front")

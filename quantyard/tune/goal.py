@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import digits, human_bytes
+from quantyard.formatting.numbers import as_written, exact_bytes, human_bytes, kld
 from quantyard.metrics.intervals import normal
 from quantyard.plan.imatrix import kld_difference
 from quantyard.plan.stages import STAGES
@@ -27,14 +27,14 @@ class Goal:
     @property
     def text(self) -> str:
         """In a few words."""
-        return f"{self.size_bytes:,} bytes" if self.size_bytes is not None else f"a mean KLD of {digits(self.kld or 0)}"
+        return exact_bytes(self.size_bytes) if self.size_bytes is not None else f"a mean KLD of {kld(self.kld or 0)}"
 
     @property
     def name(self) -> str:
         """What a recipe for it is called: TUNED-105MB, TUNED-KLD0.05."""
         if self.size_bytes is not None:
             return f"TUNED-{human_bytes(self.size_bytes).replace(' ', '')}"
-        return f"TUNED-KLD{self.kld:g}"
+        return f"TUNED-KLD{as_written(self.kld or 0)}"
 
 
 def goal_of(asked: TuneRequest, stock: dict[str, int]) -> Goal:
@@ -66,9 +66,9 @@ def find_mix(mixes: Sequence[Mix], goal: Goal, kld_scale: float = 1.0) -> Mix:
     else:
         assert goal.kld is not None
         found, nearest = within_kld(mixes, goal.kld / kld_scale), mixes[-1]
-        hint = f"Type: TARGET_KLD={nearest.kld * kld_scale * 1.05:.4g}"
+        hint = f"Type: TARGET_KLD={kld(nearest.kld * kld_scale * 1.05)}"
     if found is None:
-        values = f"{nearest.size_bytes:,} bytes and an expected KLD of {digits(nearest.kld * kld_scale)}"
+        values = f"{exact_bytes(nearest.size_bytes)} and an expected KLD of {kld(nearest.kld * kld_scale)}"
         raise BadRequest(f"No mix reaches {goal.text}; the nearest has {values}.", hint)
     return found
 

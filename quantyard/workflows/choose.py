@@ -23,7 +23,7 @@ from quantyard.workflows.planning import plan_of
 class Chosen:
     """The files, the budget, and the choice; `choice` is None where no file meets the limits."""
 
-    field: ChoiceSet
+    choices: ChoiceSet
     budget: Budget
     choice: Choice | None
 
@@ -33,9 +33,9 @@ class Chosen:
         Args:
             model: what the user typed after MODEL=.
         """
-        candidates = self.field.candidates
-        helps = remedies(self.field, self.budget, model)
-        return nothing_fits(self.field, self.budget, nearest(candidates, self.budget), helps)
+        candidates = self.choices.candidates
+        helps = remedies(self.choices, self.budget, model)
+        return nothing_fits(self.choices, self.budget, nearest(candidates, self.budget), helps)
 
 
 def choose(request: BuildRequest) -> Chosen:
@@ -68,13 +68,13 @@ def choose_from(manifest: Manifest, name: str, paths: Mapping[str, Path], suite:
     Raises:
         BadRequest: none of them was measured, or what the limits are about was not.
     """
-    field = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel)
+    choices = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel)
     budget = budget_of(asked)
-    if any(candidate.memory_bytes is None for candidate in field.candidates):
-        raise unknown_memory(field)
-    if budget.max_kld is not None and field.metric != "mean KLD":
-        raise no_divergence(field)
-    return Chosen(field, budget, pick_file(field.candidates, budget))
+    if any(candidate.memory_bytes is None for candidate in choices.candidates):
+        raise unknown_memory(choices)
+    if budget.max_kld is not None and choices.metric != "mean KLD":
+        raise no_divergence(choices)
+    return Chosen(choices, budget, pick_file(choices.candidates, budget))
 
 
 def budget_of(asked: ChooseRequest) -> Budget:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from quantyard.protocol.evaluation import (
     Comparison,
     Divergence,
@@ -56,6 +58,7 @@ def _divergence(label: str, is_baseline: bool) -> Divergence:
         return found
     beside = {
         "baseline_perplexity": Estimate(value=20.0, stderr=0.2), "mean_kld": Estimate(value=0.0312, stderr=0.001),
+        "ln_perplexity_ratio": Estimate(value=math.log(21 / 20), stderr=0.01),
         "top1_agreement": Estimate(value=0.913, stderr=0.004),
     }
     return found.model_copy(update=beside)

@@ -164,7 +164,7 @@ def test_planted_numbers_appear_and_the_old_ones_are_gone() -> None:
     found["comparisons"][0] |= {"n": 4321, "delta": {"value": -0.0987, "low": -0.1234, "high": -0.0768}}
     data["contracts"]["Q4_K_M"]["schemas"] |= {"rate": 0.9123, "low": 0.8765, "high": 0.9432}
     planted = page(Manifest.model_validate(data))
-    for text in ("0.0765", "87.6 %", "0.432", "43.2", "765 MB", "4,321", "−9.9", "−12.3 to −7.7", "91.2 %",
+    for text in ("0.0765", "87.6 %", "0.432", "43.2", "730 MiB", "4,321", "−9.9", "−12.3 to −7.7", "91.2 %",
                  "87.6 to 94.3"):  # fmt: skip
         assert text in planted, text
     assert " 0.0310 " in page(manifest) and " 0.0310 " not in planted

@@ -14,7 +14,16 @@ from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS, Cost
 from quantyard.forecast.samples import Sample
 from quantyard.forecast.time import Compared, Forecast, StepTime
 from quantyard.formatting.columns import columns
-from quantyard.formatting.numbers import digits, duration, human_bytes, percent
+from quantyard.formatting.numbers import (
+    bits_per_weight,
+    count,
+    duration,
+    human_bytes,
+    memory,
+    n_weights,
+    off_by,
+    percent,
+)
 from quantyard.formatting.printable import one_line
 from quantyard.plan.steps import Measuring, Step
 from quantyard.protocol.api_tests import ContractReport
@@ -79,7 +88,7 @@ def _step_text(step: Step, done: bool, cost: Cost) -> str:
     time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
     parts = [f"about {human_bytes(step.size_bytes)}"] if step.size_bytes else []
     parts += [f"{_seconds(time)}"] if time else []
-    parts += [f"{human_bytes(memory_bytes, binary=True)} of memory"] if memory_bytes else []
+    parts += [f"{memory(memory_bytes)} of memory"] if memory_bytes else []
     return ", ".join([f"[yellow]to run[/]  {escape(step.label)}", *parts])
 
 
@@ -116,16 +125,16 @@ def time_text(compared: Compared) -> str:
     n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
     worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
     stages = f"A stage was off by {percent(compared.median_error, 0)} (median of {n}), most {worst}: " if n > 1 else ""
-    by = f"{stages}{compared.errors[worst]:+.0%}." if n > 1 else ""
+    by = f"{stages}{off_by(compared.errors[worst])}." if n > 1 else ""
     planned, taken = duration(compared.planned_s), duration(compared.taken_s)
-    return f"Planned {planned}, took {taken} ({whole:+.0%}). {by}".rstrip()
+    return f"Planned {planned}, took {taken} ({off_by(whole)}). {by}".rstrip()
 
 
 def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
-    memory = "memory to serve: not known yet" if memory_bytes is None else (
-        f"about {human_bytes(memory_bytes, binary=True)} of memory to serve {SERVE_CONTEXT_TOKENS} tokens of context"
+    serving = "memory to serve: not known yet" if memory_bytes is None else (
+        f"about {memory(memory_bytes)} of memory to serve {count(SERVE_CONTEXT_TOKENS)} tokens of context"
     )
-    return f"{escape(quant)}  about {human_bytes(size_bytes)}, {memory}"
+    return f"{escape(quant)}  about {human_bytes(size_bytes)}, {serving}"
 
 
 def plan_json(planned: Planned) -> dict[str, Any]:
@@ -158,8 +167,8 @@ def built_text(built: Built) -> str:
     did = "built, verified and measured" if built.measured else "built and verified"
     head = did.capitalize() if built.ran else f"Nothing to do: {did} before"
     facts = [
-        (escape(f.quant), f"{human_bytes(f.record.size_bytes)}, {f.record.bits_per_weight:.2f} bits per weight")
-        for f in built.files
+        (escape(quant), f"{human_bytes(record.size_bytes)}, {bits_per_weight(record.bits_per_weight)} bits per weight")
+        for quant, record in ((f.quant, f.record) for f in built.files)
     ]
     facts.append(("manifest", escape(str(built.manifest_path))))
     if built.files and not built.ran:
@@ -206,7 +215,7 @@ def quants_table(quants: Sequence[Quant]) -> Table:
     table.add_column("choose it")
     for quant in quants:
         needs = "needed" if quant.needs_imatrix else ""
-        table.add_row(quant.name, f"{quant.bits_per_weight:.2f}", needs, escape(quant.use))
+        table.add_row(quant.name, bits_per_weight(quant.bits_per_weight), needs, escape(quant.use))
     return table
 
 
@@ -222,9 +231,7 @@ def presets_text(presets: Sequence[Preset]) -> str:
 
 
 def _preset_row(preset: Preset) -> tuple[str, str, str, str]:
-    billions = preset.n_params >= 999_500_000
-    weights = f"{digits(preset.n_params / 1e9)} B" if billions else f"{digits(preset.n_params / 1e6)} M"
-    return preset.name, weights, preset.licence_text, preset.repo
+    return preset.name, n_weights(preset.n_params), preset.licence_text, preset.repo
 
 
 def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
@@ -304,5 +311,5 @@ def _contract_text(report: ContractReport) -> str:
     verdict = "keeps its contract" if report.passed else f"breaks its contract in {n_broken} of {n} checks"
     marks = {"passed": "ok  ", "failed": "FAIL", "not supported": "n/a "}
     lines = [f"  {marks[check.status]} {check.name:<24} {check.finding}" for check in report.checks]
-    head = f"{report.label} ({report.server}) {verdict} in {report.duration_s:.0f} s"
+    head = f"{report.label} ({report.server}) {verdict} in {duration(report.duration_s)}"
     return "\n".join(one_line(line) for line in (head, *lines))

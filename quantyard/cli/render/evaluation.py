@@ -11,12 +11,14 @@ from rich.table import Table
 
 from quantyard.cli.render.styled import escape
 from quantyard.execution.manifest_writer import Measured
-from quantyard.formatting.numbers import human_bytes
+from quantyard.formatting import numbers
+from quantyard.formatting.numbers import DASH
+from quantyard.metrics.intervals import ppl_change
+from quantyard.metrics.kinds import kind_of
 from quantyard.metrics.pareto import beaten_by, entries_of
-from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement, Score
+from quantyard.protocol.evaluation import Comparison, EvalReport, Measurement, Score
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
-_NOTHING = "–"  # noqa: RUF001  (a dash in a table)
 
 
 def files_table(report: EvalReport, width: int = 200) -> Table:
@@ -56,7 +58,7 @@ def _width(table: Table) -> int:
 def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]) -> tuple[str, ...]:
     facts = found.file
     label = f"{facts.label} (baseline)" if facts.label == report.baseline else facts.label
-    size = (human_bytes(facts.size_bytes), f"{facts.bits_per_weight:.2f}")
+    size = (numbers.file_size(facts.size_bytes), numbers.bits_per_weight(facts.bits_per_weight))
     mark = marks.get(facts.label, "")
     return (escape(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
 
@@ -70,23 +72,22 @@ def _front_marks(report: EvalReport) -> dict[str, str]:
 def _divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
     found = measurement.divergence
     if found is None:
-        return (_NOTHING,) * 4
-    change, kld, top1 = _NOTHING, _NOTHING, _NOTHING
-    if found.baseline_perplexity is not None:
-        change = f"{found.perplexity.value / found.baseline_perplexity.value - 1:+.2%}"
-    if found.mean_kld is not None:
-        kld = f"{found.mean_kld.value:.4f}"
-    if found.top1_agreement is not None:
-        top1 = f"{found.top1_agreement.value:.1%}"
-    return f"{found.perplexity.value:.3f}", change, kld, top1
+        return (DASH,) * 4
+    change = ppl_change(found)
+    return (
+        numbers.perplexity(found.perplexity.value), numbers.change(change.value) if change else DASH,
+        numbers.kld(found.mean_kld.value) if found.mean_kld else DASH,
+        numbers.percent(found.top1_agreement.value) if found.top1_agreement else DASH,
+    )  # fmt: skip
 
 
 def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     found = measurement.speed
     if found is None:
-        return (_NOTHING,) * 3
-    memory = human_bytes(found.peak_memory_bytes, binary=True)
-    return f"{found.prompt_tokens_per_s:.1f} t/s", f"{found.generated_tokens_per_s:.1f} t/s", memory
+        return (DASH,) * 3
+    rates = (numbers.tokens_per_s(x) for x in (found.prompt_tokens_per_s, found.generated_tokens_per_s))
+    prompt, generated = (f"{rate} t/s" for rate in rates)
+    return prompt, generated, numbers.memory(found.peak_memory_bytes)
 
 
 def tasks_table(report: EvalReport) -> Table | None:
@@ -109,22 +110,19 @@ def tasks_table(report: EvalReport) -> Table | None:
 
 def _comparison_cells(found: Comparison) -> tuple[str, ...]:
     colour = _COLOURS[found.verdict]
-    verdict = f"{found.verdict}: {found.questions_needed} would do" if found.questions_needed else found.verdict
-    form = "+.2%" if found.metric.endswith("perplexity") else "+.4f"  # of perplexities the change is relative
+    needed = f": {numbers.forecast_count(found.questions_needed)} would do" if found.questions_needed else ""
+    kind = kind_of(found)
+    delta = numbers.delta_written(found.delta, kind)
     return (
-        escape(found.task), escape(found.metric), str(found.n), f"{found.baseline:.4g}", f"{found.value:.4g}",
-        format(found.delta.value, form), _interval(found.delta, form),
-        f"[{colour}]{verdict}[/]" if colour else verdict,
-    )
+        escape(found.task), escape(found.metric), numbers.count(found.n),
+        numbers.metric_value(found.baseline, kind), numbers.metric_value(found.value, kind), delta.value, delta.ends,
+        f"[{colour}]{found.verdict}{needed}[/]" if colour else f"{found.verdict}{needed}",
+    )  # fmt: skip
 
 
 def _score_cells(found: Score) -> tuple[str, ...]:
-    value, interval = f"{found.result.value:.4g}", _interval(found.result, ".4g")
-    return escape(found.task), escape(found.metric), str(found.n), value, interval
-
-
-def _interval(interval: Interval, form: str) -> str:
-    return f"{interval.low:{form}} to {interval.high:{form}}"
+    written = numbers.score_written(found.result, kind_of(found))
+    return escape(found.task), escape(found.metric), numbers.count(found.n), written.value, written.ends
 
 
 def _table(*columns: str, left: int = 1) -> Table:

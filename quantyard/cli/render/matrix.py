@@ -43,7 +43,7 @@ def end_facts(found: Matrix, model: str) -> list[_Fact]:
     built, measured = found.built, found.built.measured
     assert measured is not None, "a matrix has one"
     chosen = found.chosen
-    facts = choice_facts(chosen.field, chosen.budget, chosen.choice, model) if chosen else no_choice(
+    facts = choice_facts(chosen.choices, chosen.budget, chosen.choice, model) if chosen else no_choice(
         found.not_chosen, model
     )
     facts += where_facts(found.page, measured.folder, built.manifest_path) + imatrix_facts(built.files)
@@ -63,11 +63,11 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
     }
 
 
-def choice_facts(field: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
+def choice_facts(choices: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
     """The file to take on this machine, and how to ask for another."""
     if choice is None:
         return [("Take", "no file fits into the memory of this machine"), _other_choice(model)]
-    return [("Take", escape(choice_line(field, budget, choice))), _other_choice(model)]
+    return [("Take", escape(choice_line(choices, budget, choice))), _other_choice(model)]
 
 
 def no_choice(why: str, model: str) -> list[_Fact]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from quantyard.formatting.numbers import digits, human_bytes, percent, signed
+from quantyard.formatting import numbers
 from quantyard.tune.goal import Gain, Goal
 from quantyard.tune.knapsack import Mix
 from quantyard.tune.sensitivity import Sensitivity
@@ -24,7 +24,7 @@ def groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
     rows = sorted(zip(found, mix.types, strict=True), key=lambda row: -row[0].kld / row[0].group.n_params)
     for one, kind in rows:
         n = one.group.n_params
-        table.add_row(one.group.name, f"{n / 1e6:.2f} M", digits(one.kld), digits(one.kld / n * 1e9), kind)
+        table.add_row(one.group.name, numbers.n_weights(n), numbers.kld(one.kld), numbers.kld(one.kld / n * 1e9), kind)
     return table
 
 
@@ -37,9 +37,9 @@ def files_table(gain: Gain) -> Table:
     for one in (gain.tuned, gain.stock):
         found, agreement = one.divergence, one.divergence.top1_agreement
         table.add_row(
-            one.quant, f"{one.size_bytes:,} bytes", digits(one.kld.value),
-            f"{digits(one.kld.low)} to {digits(one.kld.high)}", digits(found.kld_percentiles.get("99", 0.0)),
-            percent(agreement.value) if agreement else "",
+            one.quant, numbers.exact_bytes(one.size_bytes), numbers.kld(one.kld.value),
+            numbers.kld_written(one.kld).ends, numbers.kld(found.kld_percentiles.get("99", 0.0)),
+            numbers.percent(agreement.value) if agreement else "",
         )
     return table
 
@@ -47,17 +47,16 @@ def files_table(gain: Gain) -> Table:
 def gain_text(gain: Gain, goal: Goal, mix: Mix) -> str:
     """The result in words."""
     tuned, stock, relative = gain.tuned, gain.stock, gain.relative
-    value, low, high = (signed(100 * share, 1) for share in (relative.value, relative.low, relative.high))
-    change = f"{value} % ({low} to {high} %)"
+    change = numbers.change_written(relative)
     smaller = 1 - tuned.size_bytes / stock.size_bytes
-    size = f"{percent(abs(smaller))} {'smaller' if smaller >= 0 else 'larger'} than"
+    size = f"{numbers.rough_percent(abs(smaller))} {'smaller' if smaller >= 0 else 'larger'} than"
     lines = [
-        f"Asked for: {goal.text}. {tuned.quant} has {human_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
+        f"Asked for: {goal.text}. {tuned.quant} has {numbers.human_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
         f"Mean KLD on text that the search has not read: {gain.verdict}, {change} against {stock.quant}.",
-        f"Expected from the parts, on the text of the search: {digits(mix.kld)}.",
+        f"Expected from the parts, on the text of the search: {numbers.kld(mix.kld)}.",
     ]
     if goal.kld is not None and tuned.kld.value > goal.kld:
-        lines.append(f"On the held-out text it misses the goal of {digits(goal.kld)}: the two texts differ.")
+        lines.append(f"On the held-out text it misses the goal of {numbers.kld(goal.kld)}: the two texts differ.")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import MINUS, digits
+from quantyard.formatting.numbers import machine
 from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.evaluation import Comparison, Divergence, Estimate, Interval, Measurement, Speed
 from quantyard.protocol.gate import OUTCOMES
@@ -76,32 +76,32 @@ def _origin(manifest: Manifest, quant: str) -> Pairs:
     yield "quantyard.version", manifest.quantyard
     yield "quantyard.quant", quant
     yield "quantyard.sha256", record.sha256
-    yield "quantyard.bits-per-weight", _number(record.bits_per_weight)
+    yield "quantyard.bits-per-weight", machine(record.bits_per_weight)
 
 
 def _divergence(found: Divergence | None) -> Pairs:
     if found is None:
         return
-    yield "quantyard.ppl", _number(found.perplexity.value)
+    yield "quantyard.ppl", machine(found.perplexity.value)
     yield "quantyard.baseline-ppl", _of(found.baseline_perplexity)
     if (change := ppl_change(found)) is not None:
         yield "quantyard.ppl-change", _interval(change)
     yield "quantyard.mean-kld", _of(found.mean_kld)
-    yield "quantyard.p99-kld", _number(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
+    yield "quantyard.p99-kld", machine(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
     yield "quantyard.top1-agreement", _of(found.top1_agreement)
 
 
 def _speed(found: Speed | None) -> Pairs:
     if found is None:
         return
-    yield "quantyard.prompt-tokens-per-s", _number(found.prompt_tokens_per_s)
-    yield "quantyard.generated-tokens-per-s", _number(found.generated_tokens_per_s)
+    yield "quantyard.prompt-tokens-per-s", machine(found.prompt_tokens_per_s)
+    yield "quantyard.generated-tokens-per-s", machine(found.generated_tokens_per_s)
     yield "quantyard.peak-memory-bytes", str(found.peak_memory_bytes)
 
 
 def _task(found: Comparison) -> Pairs:
     name = plain(f"quantyard.task.{found.task}.{found.metric}")
-    yield name, _number(found.value)
+    yield name, machine(found.value)
     yield f"{name}.delta", f"{_interval(found.delta)} {found.verdict}"
 
 
@@ -126,14 +126,8 @@ def _gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
 
 
 def _of(found: Estimate | None) -> str:
-    return _number(found.value) if found else ""
+    return machine(found.value) if found else ""
 
 
 def _interval(found: Interval) -> str:
-    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
-
-
-def _number(x: float) -> str:
-    """Four digits, with the minus that programs read."""
-    return digits(x, 4).replace(MINUS, "-")
-
+    return f"{machine(found.value)} [{machine(found.low)}, {machine(found.high)}]"

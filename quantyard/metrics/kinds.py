@@ -1,0 +1,21 @@
+"""Which kind of figure a task's metric is, and so how its values and differences are told."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quantyard.formatting.numbers import Kind
+from quantyard.metrics.headline_metrics import is_perplexity
+from quantyard.protocol.evaluation import Comparison, Score
+
+# Metrics of lm-evaluation-harness that may lie between 0 and 1 and are shares of nothing.
+_OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})
+
+
+def kind_of(found: Score | Comparison) -> Kind:
+    """"relative" for perplexities and bits per byte, "share" for what lies between 0 and 1, else "own unit"."""
+    if is_perplexity(found.metric):
+        return "relative"
+    values = (found.result.value,) if isinstance(found, Score) else (found.baseline, found.value)
+    is_share = found.metric.split(",", maxsplit=1)[0] not in _OWN_UNIT and all(0 <= value <= 1 for value in values)
+    return "share" if is_share else "own unit"
