@@ -9,13 +9,14 @@ from quantyard.cli.settings import BY_NAME
 from quantyard.paths import IN_CHECKOUT, REPO_DIR
 
 _COMMAND: Final = re.compile(r"\bmake (?P<verb>[a-z]+(?:-[a-z]+)*)(?P<settings>(?: +[A-Z][A-Z_]*=[^\s`]*[^\s`.,;:)])*)")
+_COMPOSE: Final = re.compile(r"(?:MODEL_FILE=(?P<file>\S+) )?docker compose up")
 _SETTING: Final = re.compile(r" +([A-Z][A-Z_]*)=(\S*)")
 _SCRIPTS: Final = {"base-images": REPO_DIR / "scripts" / "base-images.sh"}
 
 
 def as_typed(text: str, *, in_checkout: bool = IN_CHECKOUT) -> str:
     """A text of ours, with every `make build MODEL=x` in it as one types it here."""
-    return text if in_checkout else _COMMAND.sub(_without_make, text)
+    return text if in_checkout else _COMPOSE.sub(_without_compose, _COMMAND.sub(_without_make, text))
 
 
 def _without_make(match: re.Match[str]) -> str:
@@ -27,6 +28,11 @@ def _without_make(match: re.Match[str]) -> str:
     if verb not in {command.name for command in COMMANDS}:
         return match[0]
     return f"quantyard {verb}" + _SETTING.sub(_option, settings)
+
+
+def _without_compose(match: re.Match[str]) -> str:
+    file = match["file"]
+    return "quantyard serve" + (f" --model-file {file}" if file else "")
 
 
 def _option(match: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from quantyard.cli.command_names import as_typed
 from quantyard.execution.progress import LineReporter, LiveReporter
 from quantyard.formatting.printable import one_line, printable, redacted
 
@@ -27,8 +28,8 @@ class BorderConsole(Console):
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich does, of harmless text."""
-        return super().render_str(harmless(text), **options)
+        """As rich does, of harmless text, with commands as one types them here."""
+        return super().render_str(harmless(as_typed(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich does. Segments of control are rich's own: where the cursor goes while bars move."""
@@ -74,12 +75,14 @@ def print_script(text: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """The one object of `--json`: ASCII, and null for a number that is not finite, which JSON has no word for."""
-    print(redacted(json.dumps(_finite(value), indent=2, allow_nan=False)))
+    print(redacted(json.dumps(_plain(value), indent=2, allow_nan=False)))
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return as_typed(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,13 +11,14 @@ from quantyard.errors import BadRequest
 from quantyard.files.own_files import kind_of, path_of, read_named
 from quantyard.formats.gguf import GgufError, read_header
 from quantyard.formats.names import fault_of_path, shown
+from quantyard.paths import REPO_DIR
 from quantyard.plan.contamination import find_overlap, texts_of_json
 from quantyard.plan.imatrix import Calibration
 from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.runner import sha256_of
 from quantyard.store.artifacts import Artifact, HashCache
 
-OUR_TEXT: Final = Path(__file__).parents[2] / "builder" / "calibration" / "text.jsonl"
+OUR_TEXT: Final = REPO_DIR / "builder" / "calibration" / "text.jsonl"
 _LEAST_BYTES: Final = 2 * 512  # two chunks, at a byte a token
 _MOST_BYTES: Final = 256 * 2**20  # read at once; the usual text has under one
 

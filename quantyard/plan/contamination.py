@@ -17,13 +17,15 @@ from typing import Final, TextIO
 
 from pydantic import JsonValue
 
+from quantyard.paths import REPO_DIR
+
 WORDS: Final = 8
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 _BLOCK_CHARACTERS: Final = 4 * 1024 * 1024
 _OVERLAP_CHARACTERS: Final = 1024  # more than eight words
 _PLAIN: Final = (".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".arrow")
 _JSON: Final = (".json", ".jsonl")
-_SUITES: Final = Path(__file__).parents[2] / "eval" / "suites"
+_SUITES: Final = REPO_DIR / "eval" / "suites"
 
 
 @dataclass(frozen=True)

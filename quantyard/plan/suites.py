@@ -28,13 +28,14 @@ from quantyard.errors import BadRequest
 from quantyard.files.own_files import leads_out, path_of
 from quantyard.formats.names import fault_of_path, shown
 from quantyard.formats.strict_yaml import YamlProblem, read_plain
+from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import HELP, are_all_local
 from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.runner import sha256_of
 from quantyard.store.artifacts import Artifact
 
-SUITES_DIR = Path(__file__).parents[2] / "eval" / "suites"
+SUITES_DIR = REPO_DIR / "eval" / "suites"
 BUILTIN = ("smoke", "quick", "standard", "full")  # smallest first; eval/suites/<name>.yaml
 _PARTS: Mapping[str, type[BaseModel]] = {"divergence": DivergenceSettings, "speed": SpeedSettings}
 

@@ -18,8 +18,9 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from quantyard.errors import BadRequest, BadSource
+from quantyard.paths import REPO_DIR
 
-FILE: Final = Path(__file__).parents[2] / "models.toml"
+FILE: Final = REPO_DIR / "models.toml"
 LATEST: Final = "latest"
 LIST_THEM: Final = "List them: make models"
 _NEAREST: Final = 3

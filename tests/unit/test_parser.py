@@ -114,6 +114,8 @@ def test_every_command_leads_to_a_function(command: object) -> None:
         ("make a model; make it again; remake build", "make a model; make it again; remake build"),
         ("make base-images", f"{REPO_DIR / 'scripts' / 'base-images.sh'}"),
         ("make verify FILE=path REBUILD=1", "quantyard verify --file path --rebuild"),
+        ("Serve it:  MODEL_FILE=/a/b.gguf docker compose up", "Serve it:  quantyard serve --model-file /a/b.gguf"),
+        ("LORA_FILE=a.gguf docker compose up", "LORA_FILE=a.gguf quantyard serve"),
     ],
 )
 def test_outside_a_checkout_commands_are_named_as_the_program_has_them(text: str, typed: str) -> None:
