@@ -1,4 +1,4 @@
-"""The proxy's files agree with each other, with compose.yaml and with the README."""
+"""The proxy's files agree with each other, with compose.yaml and with the guide to serving."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from quantyard.paths import REPO_DIR
 
 PROXY: Final = REPO_DIR / "server" / "proxy"
+GUIDE: Final = (REPO_DIR / "docs" / "how-to" / "serve.md").read_text()
 LIMITS: Final = json.loads((REPO_DIR / "server" / "limits" / "request_limits.json").read_text())
 SCRIPTS: Final = sorted(PROXY.glob("*.js"))
 
@@ -43,21 +44,20 @@ def test_nginx_takes_a_body_as_large_as_the_limit_says() -> None:
 def test_what_one_client_and_all_may_have_is_said_as_it_is_held() -> None:
     one, everyone = (re.search(rf"limit_conn {zone} (\d+);", _conf()) for zone in ("client", "all"))
     assert one and everyone and f"max_conns={everyone[1]} " in _conf()
-    for text in ((PROXY / "errors.conf").read_text(), (REPO_DIR / "README.md").read_text()):
+    for text in ((PROXY / "errors.conf").read_text(), GUIDE):
         assert one[1] in text and everyone[1] in text
     pids = re.search(r"pids_limit: (\d+) # a thread for each request", (REPO_DIR / "compose.yaml").read_text())
     assert pids and int(pids[1]) >= 2 * int(everyone[1]) + 5 * 32  # router and children, each with 32 to begin with
     assert "--threads-http 32 " in (REPO_DIR / "server" / "image" / "entrypoint.sh").read_text()
 
 
-def test_the_readme_lists_the_routes() -> None:
+def test_the_guide_to_serving_lists_the_routes() -> None:
     routes = re.findall(r"^    '(/[^']*)': \{", (PROXY / "routes.js").read_text(), re.MULTILINE)
-    section = (REPO_DIR / "README.md").read_text().partition("**What it answers.**")[2].partition("**Monitor it.**")[0]
-    said = set(re.findall(r"`(/[a-z0-9/_-]+)`", section))
+    said = set(re.findall(r"`(/[a-z0-9/_-]+)`", GUIDE))
     assert len(routes) > 15
     for route in routes:
         forms = {route, f"/v1{route}", route.removeprefix("/v1"), "/" + route.rpartition("/")[2]}
-        assert forms & said, f"{route} is not in the README"
+        assert forms & said, f"{route} is not in the guide"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 413, 429, 503])

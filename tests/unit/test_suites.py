@@ -91,7 +91,7 @@ def test_the_worked_example_is_a_suite_without_a_network() -> None:
 
 
 def test_the_example_in_the_docs_is_the_example_in_the_folder() -> None:
-    page = (REPO_DIR / "docs" / "your-own-questions.md").read_text()
+    page = (REPO_DIR / "docs" / "how-to" / "your-own-questions.md").read_text()
     for path in (EXAMPLE / "tasks").glob("*.yaml"):
         for line in path.read_text().splitlines():
             assert line in page, f"{path.name}: {line}"
