@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 
 import httpx2
 
+from quantyard.formatting.numbers import elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
@@ -136,7 +137,7 @@ def _checked(stage: Stage, served: ServedModel, label: str) -> ContractReport:
 
 def _log(stage: Stage, report: ContractReport) -> None:
     for check in report.checks:
-        stage.log(f"{check.status}: {check.name} in {check.duration_s:.1f} s: {check.finding}")
+        stage.log(f"{check.status}: {check.name} in {elapsed(check.duration_s)}: {check.finding}")
 
 
 def main() -> NoReturn:

@@ -20,6 +20,7 @@ from eval.llama.context import Context, ContextSettings, FlashAttention
 from eval.llama.lm import LlamaLM
 from eval.llama.logprobs import LogSoftmax
 from eval.llama.prefix_tree import Request
+from quantyard.formatting.numbers import digits
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import SelfCheck
 from quantyard.protocol.runner import StageFailure
@@ -172,13 +173,13 @@ def _judge(found: SelfCheck) -> None:
         ),
         _Rule(
             found.packed_difference <= NOISE_FACTOR * found.noise,
-            f"packed scores differ from plain ones by {found.packed_difference:.2g} nats a token, "
-            f"and the arithmetic's own noise is {found.noise:.2g}", ExitCode.BUG, ours,
+            f"packed scores differ from plain ones by {digits(found.packed_difference, 2)} nats a token, "
+            f"and the arithmetic's own noise is {digits(found.noise, 2)}", ExitCode.BUG, ours,
         ),
         _Rule(
             found.rolling_difference <= ROLLING_TOLERANCE,
-            f"a continuation's score and the rolling score of the same text differ by {found.rolling_difference:.2g} "
-            "nats a token", ExitCode.BUG, ours,
+            "a continuation's score and the rolling score of the same text differ by "
+            f"{digits(found.rolling_difference, 2)} nats a token", ExitCode.BUG, ours,
         ),
     )
     for rule in rules:

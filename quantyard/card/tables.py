@@ -143,7 +143,7 @@ def _name(found: Score) -> Safe:
 
 
 def _contract(subject: Subject) -> Table | None:
-    head = ("file", "passed", "not supported", "failed", "answers that keep to their JSON schema")
+    head = ("file", "passed", "not supported", "failed", "answers that conform to their JSON schema")
     rows = [
         (code(label), *(Safe(len(found.with_status(status))) for status in ("passed", "not supported", "failed")),
          cells.conformance(found.schemas))

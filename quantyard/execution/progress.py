@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -20,8 +20,18 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from quantyard.formatting.numbers import human_bytes
+from quantyard.formatting.numbers import (
+    count,
+    digits,
+    elapsed,
+    human_bytes,
+    kld,
+    metric_value,
+    perplexity,
+    tokens_per_s,
+)
 from quantyard.formatting.printable import one_line
+from quantyard.metrics.kinds import kind_of_metric
 from quantyard.protocol import base as contract
 from quantyard.protocol.base import StageResult
 
@@ -37,7 +47,7 @@ class _Amount(ProgressColumn):
         if task.total is None or not unit:
             return Text("")
         if unit != "bytes":
-            pace = f", {task.speed:.3g}/s" if task.speed and unit in _PACED else ""
+            pace = f", {digits(task.speed)}/s" if task.speed and unit in _PACED else ""
             return Text(f"{int(task.completed)} of {int(task.total)} {unit}{pace}")
         rate = f", {human_bytes(int(task.speed))}/s" if task.speed else ""
         return Text(f"{human_bytes(int(task.completed))} of {human_bytes(int(task.total))}{rate}")
@@ -134,7 +144,7 @@ def ending(label: str, result: StageResult) -> list[str]:
     did = _measured(result) or _made(result)
     allowed = result.facts.get("mismatches_allowed")
     let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
-    return [f"[{label}] {did} in {result.duration_s:.1f} s", *let_pass]
+    return [f"[{label}] {did} in {elapsed(result.duration_s)}", *let_pass]
 
 
 def _made(result: StageResult) -> str:
@@ -149,11 +159,11 @@ def _measured(result: StageResult) -> str:
     """What a measuring stage found, in a few words; "" for every other stage."""
     facts = result.facts
     found = {
-        "evaluate": [_number(facts, "n_questions", "{:.0f} questions"), *_scores(facts.get("tasks"))],
+        "evaluate": [_number(facts, "n_questions", _questions), *_scores(facts.get("tasks"))],
         "divergence": _divergences(facts),
         "speed": [
-            _number(facts, "prompt_tokens_per_s", "prompt {:.1f} t/s"),
-            _number(facts, "generated_tokens_per_s", "generated {:.1f} t/s"),
+            _number(facts, "prompt_tokens_per_s", lambda x: f"prompt {tokens_per_s(x)} t/s"),
+            _number(facts, "generated_tokens_per_s", lambda x: f"generated {tokens_per_s(x)} t/s"),
         ],
         "report": _verdicts(facts.get("files")),
     }
@@ -165,19 +175,29 @@ def _divergences(facts: Mapping[str, JsonValue]) -> list[str]:
     several = [(label, found) for label, found in facts.items() if isinstance(found, dict)]
     if several:
         return [f"{label} {' '.join(filter(None, _divergences(found)))}" for label, found in several]
-    return [_number(facts, "perplexity", "PPL {:.3f}"), _number(facts, "mean_kld", "mean KLD {:.4f}")]
+    return [
+        _number(facts, "perplexity", lambda x: f"PPL {perplexity(x)}"),
+        _number(facts, "mean_kld", lambda x: f"mean KLD {kld(x)}"),
+    ]
 
 
-def _number(facts: Mapping[str, JsonValue], name: str, form: str) -> str:
+def _number(facts: Mapping[str, JsonValue], name: str, written: Callable[[float], str]) -> str:
     value = facts.get(name)
-    return form.format(value) if isinstance(value, int | float) else ""
+    return written(value) if isinstance(value, int | float) else ""
+
+
+def _questions(n: float) -> str:
+    return f"{count(int(n))} questions"
 
 
 def _scores(tasks: JsonValue) -> list[str]:
-    """The first metric of the first tasks, such as `arc_easy acc 0.475`."""
+    """The first metric of the first tasks, such as `arc_easy acc 47.5 %`."""
     rows = list(tasks.items()) if isinstance(tasks, dict) else []
     first = [(task, *next(iter(metrics.items()))) for task, metrics in rows if isinstance(metrics, dict) and metrics]
-    said = [f"{task} {name} {value:.3g}" for task, name, value in first if isinstance(value, int | float)]
+    said = [
+        f"{task} {name} {metric_value(value, kind_of_metric(name, value))}"
+        for task, name, value in first if isinstance(value, int | float)
+    ]  # fmt: skip
     return said[:_TASKS_SAID] + (["…"] if len(said) > _TASKS_SAID else [])
 
 

@@ -13,6 +13,7 @@ the same text everywhere. Annotations, which programs read, are written by `mach
 | change of perplexity or of bits per byte | per cent; two decimals below 10 % | +1.23 %, +12.3 % |
 | KL divergence | three digits, nats | 0.0464 |
 | speed | three digits, tokens per second | 61.2 |
+| time | seconds, minutes or hours; what was timed in tenths of a second | 42 s, 10 min; 10.2 s |
 | bits per weight | two decimals | 6.17 |
 | other metrics | four digits; a difference as its interval resolves it | 31.25, +0.012 |
 | interval | its ends, with the unit of the value before them | 0.0464 (0.0446 to 0.0483) |
@@ -110,8 +111,13 @@ def forecast_count(n: int) -> str:
     return count(-(-n // step) * step)
 
 
+def elapsed(seconds: float) -> str:
+    """What something took: tenths of a second below 90 s, then as `duration`."""
+    return f"{seconds:.1f} s" if seconds < 90 else duration(seconds)
+
+
 def duration(seconds: float) -> str:
-    """In seconds, minutes or hours."""
+    """What something will take, or took in all: in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

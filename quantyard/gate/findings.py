@@ -21,7 +21,7 @@ NAMES: Final = {
     "min_generated_tokens_per_s": "the speed of generation",
     "min_prompt_tokens_per_s": "the speed of reading a prompt",
     "max_size": "the size",
-    "min_schema_conformance": "the share of answers that keep their JSON schema",
+    "min_schema_conformance": "the share of answers that conform to their JSON schema",
 }
 
 

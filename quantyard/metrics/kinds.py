@@ -13,9 +13,14 @@ _OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})
 
 
 def kind_of(found: Score | Comparison) -> Kind:
-    """"relative" for perplexities and bits per byte, "share" for what lies between 0 and 1, else "own unit"."""
-    if is_perplexity(found.metric):
-        return "relative"
+    """The kind of a score, or of a comparison."""
     values = (found.result.value,) if isinstance(found, Score) else (found.baseline, found.value)
-    is_share = found.metric.split(",", maxsplit=1)[0] not in _OWN_UNIT and all(0 <= value <= 1 for value in values)
+    return kind_of_metric(found.metric, *values)
+
+
+def kind_of_metric(metric: str, *values: float) -> Kind:
+    """"relative" for perplexities and bits per byte, "share" for what lies between 0 and 1, else "own unit"."""
+    if is_perplexity(metric):
+        return "relative"
+    is_share = metric.split(",", maxsplit=1)[0] not in _OWN_UNIT and all(0 <= value <= 1 for value in values)
     return "share" if is_share else "own unit"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import QuantyardError
+from quantyard.formatting.numbers import change, kld
 from quantyard.metrics.intervals import difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
@@ -173,9 +174,9 @@ def decide(quant: str, given: Divergence, plain: Divergence) -> Decision:
     found = kld_difference(given, plain)
     assert given.mean_kld is not None, "it was held against a baseline"
     assert plain.mean_kld is not None, "it was held against a baseline"
-    values = f"mean KLD {given.mean_kld.value:.4f} with the matrix, {plain.mean_kld.value:.4f} without"
+    values = f"mean KLD {kld(given.mean_kld.value)} with the matrix, {kld(plain.mean_kld.value)} without"
     if found.high < 0:
-        return Decision(quant, True, f"better with: {values} ({found.value / plain.mean_kld.value:+.1%})", found)
+        return Decision(quant, True, f"better with: {values} ({change(found.value / plain.mean_kld.value)})", found)
     verdict = "worse with" if found.low > 0 else "no difference to see"
     return Decision(quant, False, f"{verdict}: {values}", found)
 

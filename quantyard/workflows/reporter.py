@@ -14,7 +14,7 @@ from typing import Protocol
 from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
 from quantyard.forecast.time import Compared
-from quantyard.formatting.numbers import human_bytes
+from quantyard.formatting.numbers import duration, human_bytes, kld
 from quantyard.plan.imatrix import Decision
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.gate import GateReport
@@ -87,7 +87,7 @@ class RunTimed:
     @property
     def text(self) -> str:
         """Both, in seconds."""
-        return f"Planned {self.compared.planned_s:.0f} s, took {self.compared.taken_s:.0f} s."
+        return f"Planned {duration(self.compared.planned_s)}, took {duration(self.compared.taken_s)}."
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class MixMeasured:
     @property
     def text(self) -> str:
         """Both divergences."""
-        return f"Round {self.number}: expected {self.expected_kld:.4f}, measured {self.measured_kld:.4f}."
+        return f"Round {self.number}: expected {kld(self.expected_kld)}, measured {kld(self.measured_kld)}."
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from quantyard.errors import BadRequest
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import read_model
+from quantyard.formatting.numbers import exact_bytes
 from quantyard.plan.contamination import evaluation_files
 from quantyard.plan.evaluation import refuse_unscored, unquantized_name
 from quantyard.plan.imatrix import read_divergence
@@ -152,7 +153,7 @@ def _refuse_impossible(goal: Goal, groups: Sequence[Group], sizes: Sizes, ladder
     each = (min(sum(sizes.of_tensor(t, kind) for t in g.tensors) for kind in ladder) for g in groups)
     smallest = sum(each) + fixed_bytes(groups, sizes)
     if goal.size_bytes is not None and smallest > goal.size_bytes:
-        message = f"No mix reaches {goal.text}: the nearest, of the smallest types, has {smallest:,}."
+        message = f"No mix reaches {goal.text}: the nearest, of the smallest types, has {exact_bytes(smallest)}."
         raise BadRequest(message, f"Type: TARGET_SIZE={smallest}")
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from quantyard.formatting.numbers import elapsed
 from server.api_checks.launch import Answer
 from server.api_checks.session import CHAT, COMPLETION, EXCERPT, Session, error_text, need, shown
 from server.limits.request_rules import LIMITS
@@ -68,7 +69,7 @@ def slow_clients(session: Session) -> str:
             need(is_ended, f"{len(said) - number} of {len(said)} connections are open after {ENDED_WITHIN_S:g} s")
         ended_s = time.monotonic() - began
     counted = f"{HALF_OPEN} half-open connections and {SLOW_BODIES} slow bodies"
-    return f"{counted} ended in {ended_s:.1f} s, and others were answered in {beside_s:.1f} s"
+    return f"{counted} ended in {elapsed(ended_s)}, and others were answered in {elapsed(beside_s)}"
 
 
 def _connect(session: Session) -> socket.socket:
@@ -136,12 +137,12 @@ def _need_refused(name: str, answer: Answer) -> None:
 
 
 def _afterwards(session: Session) -> str:
-    return f"then answered in {_ordinary(session, 'afterwards'):.1f} s"
+    return f"then answered in {elapsed(_ordinary(session, 'afterwards'))}"
 
 
 def _ordinary(session: Session, when: str) -> float:
     """Seconds that a request of one token takes."""
     answer = session.chat("Hello", max_tokens=1)
     need(answer.status == 200, f"{when} an ordinary request gets {shown(answer)}")
-    need(answer.duration_s <= ANSWERED_WITHIN_S, f"{when} an ordinary request takes {answer.duration_s:.1f} s")
+    need(answer.duration_s <= ANSWERED_WITHIN_S, f"{when} an ordinary request takes {elapsed(answer.duration_s)}")
     return answer.duration_s

@@ -16,6 +16,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from quantyard.formatting.numbers import elapsed
 from quantyard.protocol.api_tests import CheckStatus, SchemaRate
 from server.api_checks.abuse import (
     closed_routes,
@@ -357,7 +358,7 @@ def _concurrency(session: Session) -> Outcome:
     used = [usage_of(answer)[0] for answer in answers]
     need([used[0], used[-1]] == alone, f"prompt_tokens {used[0]} and {used[-1]}, but alone {alone}")
     need(sorted(set(used)) == used, f"answers belong to other prompts: prompt_tokens {used}")
-    finding = f"{_CLIENTS} clients answered in {total_s:.1f} s, the slowest after {slowest_s:.1f} s"
+    finding = f"{_CLIENTS} clients answered in {elapsed(total_s)}, the slowest after {elapsed(slowest_s)}"
     return _passed(finding, total_s=total_s, slowest_s=slowest_s, clients=_CLIENTS)
 
 

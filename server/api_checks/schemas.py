@@ -16,8 +16,10 @@ from typing import Any, Final
 import jsonschema
 from jsonschema import Draft202012Validator, FormatChecker
 
+from quantyard.formatting.numbers import percent, score_written
 from quantyard.metrics.intervals import wilson
 from quantyard.protocol.api_tests import AnswerKind, SchemaFailure, SchemaRate
+from quantyard.protocol.evaluation import Interval
 
 SCHEMA_GATE: Final = 0.95  # of the answers; the interval is for the reader, the gate looks at the rate itself
 Schema = dict[str, Any]
@@ -75,8 +77,9 @@ def rate_of(verdicts: Mapping[str, Verdict], request_form: str) -> SchemaRate:
 def say_rate(rate: SchemaRate) -> str:
     """The rate in one line."""
     named = ", ".join(f"{failure.schema_name} ({failure.kind})" for failure in rate.failures)
-    interval = f"{rate.rate:.1%}, 95 % interval {rate.low:.1%} to {rate.high:.1%}, gate {rate.gate:.0%}"
-    return f"{rate.n_valid} of {rate.n} answers conform ({interval})" + (f"; not: {named}" if named else "")
+    share = score_written(Interval(value=rate.rate, low=rate.low, high=rate.high), "share")
+    conforming = f"{rate.n_valid} of {rate.n} answers conform, {share}; the limit is {percent(rate.gate, 0)}"
+    return f"{conforming}; not: {named}" if named else conforming
 
 
 # ---- the schemas -------------------------------------------------------------------------------------

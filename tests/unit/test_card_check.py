@@ -64,7 +64,7 @@ def test_a_wrong_number_in_any_cell_of_any_table_is_found(card: str, manifest: M
         ("choice", "size"), ("files", "size"), ("files", "bits per weight"), ("files", "PPL"), ("files", "ΔPPL"),
         ("files", "mean KLD"), ("files", "p99 KLD"), ("files", "same top token"), ("speed", "prompt tokens/s"),
         ("speed", "generated tokens/s"), ("speed", "peak memory"), ("verdicts", "worse"), ("contract", "passed"),
-        ("contract", "answers that keep to their JSON schema"), ("gate-failed", "limit"), ("gate-failed", "found"),
+        ("contract", "answers that conform to their JSON schema"), ("gate-failed", "limit"), ("gate-failed", "found"),
         ("gate-failed", "interval"), ("hashes", "bytes"), ("hashes", "SHA-256"), ("tasks-2-Q4_K_M", "questions"),
         ("tasks-2-Q4_K_M", "BF16"), ("tasks-2-Q4_K_M", "Δ (95 %)"), ("tasks-2-Q4_K_M", "verdict"),
     }  # fmt: skip

@@ -81,7 +81,7 @@ def test_the_rate_counts_cut_answers_as_failures_of_their_own_and_names_every_fa
     rate = rate_of({"a": Verdict("valid"), "b": Verdict("cut", "…"), "c": Verdict("invalid", "$: no")}, "json_schema")
     assert (rate.n, rate.n_valid, rate.n_cut) == (3, 1, 1) and rate.gate == SCHEMA_GATE
     assert [(failure.schema_name, failure.kind) for failure in rate.failures] == [("b", "cut"), ("c", "invalid")]
-    said = "1 of 3 answers conform (33.3%, 95 % interval 6.1% to 79.2%, gate 95%); not: b (cut), c (invalid)"
+    said = "1 of 3 answers conform, 33.3 % (6.1 to 79.2); the limit is 95 %; not: b (cut), c (invalid)"
     assert say_rate(rate) == said
 
 
