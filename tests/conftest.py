@@ -33,7 +33,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.workflows.demo import demo_folder
 from tests.tiny_model import write_tiny_model
 
-pytest_plugins = ["tests.phases"]
+pytest_plugins = ["tests.phases", "tests.released"]
 BUILD_TIMEOUT_S = 1800
 DEMO_QUANTS = "Q4_K_M,Q8_0"
 

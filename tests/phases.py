@@ -18,9 +18,11 @@ from hypothesis import settings
 TESTS = Path(__file__).parent
 PARTS = frozenset({"docker_client", "images", "local_tools", "engine", "some_engine"})  # and what builds on these
 
+# The examples of every property; a test names a number of its own only where one example is slow.
 # No deadline: a loaded machine is slow, not wrong. In CI every change meets the same examples.
 settings.register_profile("local", deadline=None, max_examples=25)
-settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
+settings.register_profile("all", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -119,6 +119,19 @@ class Yard:
     def written(self) -> list[Request]:
         """What was asked of the Hub that changes something, or begins to."""
         return [r for r in self.hub.requests if r.method in ("POST", "PUT") and "paths-info" not in r.path]
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub with nothing on it."""
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def yard(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    """A model that is ready to be published to it."""
+    return lay_out(tmp_path, hub, monkeypatch)
 
 
 @dataclass(frozen=True)

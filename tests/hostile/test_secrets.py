@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from quantyard.plan.steps import StageSpec
 from quantyard.requests import RunEnvironment
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
-from tests.released import PASSES, REPO, Yard, lay_out
+from tests.released import PASSES, REPO, Yard
 from tests.unit.release_engine import engine_of
 
 WORD = "s3cret-of-the-test"
@@ -46,17 +45,6 @@ around = RunEnvironment(Path(told["repo"]), told["token"], {"HTTPS_PROXY": told[
 spec = StageSpec("fetch", STAGES["fetch"], request, {}, "0" * 64)
 print(LocalEngine(around).run(spec, space, {}, lambda progress: None).model_dump_json())
 """
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-@pytest.fixture
-def yard(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Yard:
-    return lay_out(tmp_path, hub, monkeypatch)
 
 
 def holding(folder: Path, text: str) -> list[Path]:

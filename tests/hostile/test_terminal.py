@@ -60,12 +60,6 @@ def check(said: str, *, lines: bool = True) -> None:
         assert not re.search("^error: nothing of this is ours", _OF_RICH.sub("", said), re.MULTILINE)
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
 @pytest.fixture(params=["log", "terminal"])
 def shown(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether a terminal is attached."""

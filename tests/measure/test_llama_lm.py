@@ -81,7 +81,7 @@ def test_the_self_check_finds_packing_that_lets_sequences_see_each_other(
 
 
 @given(seed=st.integers(0, 2**31), batch=st.sampled_from([24, 64, 512]))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_request_trees_score_as_one_by_one_whatever_the_packing(lm: LlamaLM, seed: int, batch: int) -> None:
     """Random branches of random depth, in random order, in batches of another size."""
     chosen = random.Random(seed)

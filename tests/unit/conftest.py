@@ -24,6 +24,14 @@ from quantyard.store.artifacts import Artifact, ModelId, ModelStore
 from tests.unit.fake_engine import FakeEngine
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_fsync() -> Iterator[None]:
+    """A test ends before the power fails, and waiting for the disk would take most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
     """A command tells its own process of certificates and proxies; the next test is another process' worth."""

@@ -172,13 +172,12 @@ def test_hostile_words_make_no_element_no_link_and_no_metadata(words: str) -> No
 MARKUP = st.text(st.sampled_from(list("ab1 \n\t|`*_[]()<>!#&;:/\\{}%$~^=+-.\"'@\u202e\u2028")), max_size=60)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.one_of(MARKUP, st.text(st.characters(exclude_categories=("Cs",)), max_size=60)))
 def test_no_text_at_all_makes_an_element_a_link_or_metadata(words: str) -> None:
     _check_harmless(words)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.one_of(MARKUP, st.text(max_size=80)))
 def test_escaped_words_are_read_as_they_were_in_a_heading_a_cell_an_item_and_html(words: str) -> None:
     line = clean(words)
@@ -199,7 +198,6 @@ def _same(markdown: str, tag: str, line: str) -> None:
     assert (shown.removeprefix("a").strip() if tag == "td" else shown) == line
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from(list("ab`~ \n\r\t<>-")), max_size=80))
 def test_a_block_of_code_is_ended_by_nothing_in_it(body: str) -> None:
     tokens = _COMMONMARK.parse(f"before\n\n{fenced(body)}\n\nafter")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,6 @@ from tests.hub_server import HubServer
 from tests.released import REPO, SUITE, Yard, lay_out
 from tests.unit.fake_engine import FakeEngine, fails, keeps_contract, writes
 from tests.unit.release_engine import engine_of
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-@pytest.fixture
-def yard(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Yard:
-    return lay_out(tmp_path, hub, monkeypatch)
 
 
 def shown(yard: Yard, command: str, *argv: str) -> tuple[int, str, str]:

@@ -92,7 +92,7 @@ def test_whatever_a_formats_pattern_matches_has_the_format(name: str) -> None:
     class Holder(BaseModel):
         x: Annotated[str, Field(json_schema_extra={"format": name})]
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.from_regex(FORMATS[name], fullmatch=True))
     def check(text: str) -> None:
         assert judge(Holder, Holder.model_json_schema(), json.dumps({"x": text}))[1] == ""

@@ -150,7 +150,7 @@ def test_a_quant_that_llama_quantize_would_refuse_is_refused_before_the_download
         gguf_size_bytes(DEMO_TENSORS, DEMO, find("Q1_0"))
 
 
-@settings(max_examples=40, deadline=None)  # a loaded machine is slow, not wrong
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.text(max_size=40), st.lists(st.integers(0, 9000), max_size=3)), max_size=20))
 def test_names_and_shapes_never_seen_before_still_give_a_size(raw: list[tuple[str, list[int]]]) -> None:
     tensors = [TensorShape(name, tuple(shape), "BF16") for name, shape in raw]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -36,7 +36,6 @@ def test_one_advantage_is_enough_to_be_on_the_front() -> None:
     assert beaten_by([one, other, Entry("c", 9, 0.6, 1.0)]) == {"a": ("b",), "b": (), "c": ()}
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(1, 5)] * 3), min_size=1, max_size=12))
 def test_what_is_beaten_has_a_winner_on_the_front_and_the_front_none(rows: list[tuple[int, int, int]]) -> None:
     entries = [Entry(str(i), size, loss, speed) for i, (size, loss, speed) in enumerate(rows)]

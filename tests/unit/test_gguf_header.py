@@ -169,14 +169,14 @@ def _read_or_refuse(path: Path) -> None:
     assert time.monotonic() - started < 1
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, len(SMALL) - 1), byte=st.integers(0, 255))
 @example(position=4, byte=0)
 def test_a_flipped_byte_leads_to_a_header_or_an_error_and_nothing_else(write: Write, position: int, byte: int) -> None:
     _read_or_refuse(write(SMALL[:position] + bytes([byte]) + SMALL[position + 1 :]))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, len(SMALL)), junk=st.binary(max_size=200))
 def test_junk_after_any_beginning_leads_to_a_header_or_an_error(write: Write, cut: int, junk: bytes) -> None:
     _read_or_refuse(write(SMALL[:cut] + junk))

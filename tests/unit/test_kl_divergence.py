@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -100,7 +100,6 @@ def test_without_other_models_the_baseline_is_read_alone() -> None:
 finite = arrays.arrays(np.float32, (6, 5), elements=st.floats(-60, 60, width=32))
 
 
-@settings(deadline=None)
 @given(finite, finite, st.integers(1, 6))
 def test_a_divergence_is_never_negative_and_does_not_depend_on_how_rows_come(x: Rows, y: Rows, at_once: int) -> None:
     (values,) = rows_of(x, y, at_once=at_once).models()
@@ -110,7 +109,6 @@ def test_a_divergence_is_never_negative_and_does_not_depend_on_how_rows_come(x: 
     assert (np.abs(values.delta_p) <= 1).all()
 
 
-@settings(deadline=None)
 @given(finite, finite, st.floats(-30, 30))
 def test_adding_a_number_to_all_logits_of_a_row_changes_nothing(x: Rows, y: Rows, shift: float) -> None:
     (values,) = rows_of(x, y).models()

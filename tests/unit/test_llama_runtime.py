@@ -125,6 +125,7 @@ def test_a_template_that_eats_all_memory_is_not_told_as_memory_of_the_model(tmp_
 
 
 def test_a_template_that_runs_without_end_is_ended_and_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantyard.sandbox.bounded_process.CPU_S", 1)  # what it starts with
     monkeypatch.setattr("builder.llama.template_server.grant_more", lambda pid: grant_more(pid, 1))
     with _runtime(tmp_path, "template-loops") as runtime:
         with pytest.raises(OverLimit, match="runs longer than"):

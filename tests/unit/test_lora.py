@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,12 +277,6 @@ Plan = Callable[..., BuildPlan]
 
 def _request(artifacts: Path, **environment: str) -> BuildRequest:
     return read_request(argparse.Namespace(), {"ARTIFACTS": str(artifacts), "HOME": str(artifacts), **environment})
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
 
 
 @pytest.fixture

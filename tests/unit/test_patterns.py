@@ -36,7 +36,7 @@ PATTERNS = st.one_of(
     st.tuples(SEQUENCES, SEQUENCES).map("|^".join), st.tuples(SEQUENCES, SEQUENCES).map("$|".join),
 )
 BEYOND_LATIN = r"\xA0-\u2027\u202A-\uD7FF\uE000-\uFFFC\uFFFE-\U0010FFFF"  # Hypothesis lists each: a part will do
-USUAL = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+USUAL = settings(suppress_health_check=list(HealthCheck))
 
 
 def _matches_in_pydantic(pattern: str, value: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.llama.prefix_tree import Limits, Plan, Request, make_plan
@@ -83,7 +83,6 @@ def test_a_group_breaks_no_limit_and_only_a_long_sequence_is_alone(asked: list[R
 
 
 @given(requests(), limits)
-@settings(max_examples=50)
 def test_what_a_group_keeps_lies_on_the_last_path_of_the_group_before(asked: list[Request], allowed: Limits) -> None:
     plan = make_plan(asked, allowed)
     for before, group in zip(plan.groups, plan.groups[1:], strict=False):

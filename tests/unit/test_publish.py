@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,6 @@ COMPOSED = {
 FAILS = "defaults: {max_mean_kld: 0.00001}\n"
 UNDECIDED = "defaults: {max_mean_kld: 5}\nquants: {Q8_0: {max_mean_kld: 0.0012}}\n"
 UNMEASURED = "defaults: {max_mean_kld: 5, max_accuracy_loss: {nobody_asked: 5}}\n"
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-@pytest.fixture
-def yard(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Yard:
-    return lay_out(tmp_path, hub, monkeypatch)
 
 
 # ---- what is sent ------------------------------------------------------------------------------------

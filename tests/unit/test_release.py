@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +25,8 @@ from tests.unit.fake_engine import FakeEngine, writes
 
 
 @pytest.fixture
-def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
-    with HubServer() as hub:
-        yield lay_out(tmp_path / 'jürgens "yard"', hub, monkeypatch)
+def yard(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Yard:
+    return lay_out(tmp_path / 'jürgens "yard"', hub, monkeypatch)
 
 
 def found(yard: Yard, *quants: str, suite: str = "") -> Release:

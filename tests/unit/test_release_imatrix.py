@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,6 @@ MATRIX, Q4 = "Lagoon.imatrix.gguf", "Lagoon-Q4_K_M.gguf"
 
 
 @pytest.fixture
-def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
-    with HubServer() as hub:
-        yield lay_out(tmp_path, hub, monkeypatch)
-
-
-@pytest.fixture
 def engine(yard: Yard) -> FakeEngine:
     return engine_of(yard)
 
@@ -42,20 +38,34 @@ def matrix(yard: Yard, name: str = "mine.gguf", seen: int = 512) -> Path:
     return path
 
 
-def released(yard: Yard, *argv: str, **options: str) -> Said:
-    return yard.publish("--suite=smoke", *argv, command="release", **options)
-
-
 def published(yard: Yard) -> Manifest:
     return parse_manifest(yard.published()["manifest.json"], "manifest.json")
 
 
+@pytest.fixture(scope="module")
+def released_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Yard, FakeEngine]]:
+    """A release of two files, one of which a matrix can change, and the engine that made them."""
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        yard = lay_out(tmp_path_factory.mktemp("released"), hub, patch)
+        engine = engine_of(yard)
+        said = yard.publish("--suite=smoke", f"--imatrix={matrix(yard)}", command="release")
+        assert said.code == 0, said.err
+        yield yard, engine
+
+
 @pytest.fixture
-def shared(yard: Yard, engine: FakeEngine) -> Yard:
-    """A release of two files, one of which a matrix can change."""
-    said = released(yard, f"--imatrix={matrix(yard)}")
-    assert said.code == 0, said.err
-    return yard
+def shared(released_once: tuple[Yard, FakeEngine], tmp_path: Path) -> Iterator[Yard]:
+    """A copy of it, to be spoiled."""
+    yard, engine = released_once
+    repos = dict(yard.hub.repos)
+    engine.ran.clear()
+    yield replace(yard, root=shutil.copytree(yard.root, tmp_path / "shared"))
+    yard.hub.repos = repos
+
+
+@pytest.fixture
+def shared_engine(released_once: tuple[Yard, FakeEngine]) -> FakeEngine:
+    return released_once[1]
 
 
 # ---- what is published -------------------------------------------------------------------------------
@@ -208,14 +218,13 @@ def rebuilt(yard: Yard) -> Said:
     return yard.verify(f"--file={yard.release}", "--rebuild", f"--model={yard.model}", "--json")
 
 
-def test_a_rebuild_takes_the_published_matrix_under_the_name_it_had(shared: Yard, engine: FakeEngine) -> None:
+def test_a_rebuild_takes_the_published_matrix_under_the_name_it_had(shared: Yard, shared_engine: FakeEngine) -> None:
     (shared.root / "mine.gguf").unlink()
-    engine.ran.clear()
     said = rebuilt(shared)
     assert said.code == 0, said.out
     assert states(said)[f"rebuilt {Q4}"] == states(said)["rebuilt Lagoon-Q8_0.gguf"] == "ok"
-    (given,) = engine.told["quantize Q4_K_M"]["imatrix"]
-    assert given["path"] == "mine.gguf" and "imatrix" not in engine.told["quantize Q8_0"]
+    (given,) = shared_engine.told["quantize Q4_K_M"]["imatrix"]
+    assert given["path"] == "mine.gguf" and "imatrix" not in shared_engine.told["quantize Q8_0"]
 
 
 def test_a_type_that_needs_a_matrix_can_be_rebuilt(yard: Yard, engine: FakeEngine) -> None:
@@ -231,19 +240,18 @@ def test_a_type_that_needs_a_matrix_can_be_rebuilt(yard: Yard, engine: FakeEngin
     (lambda path: path.write_bytes(b"other"), "is not the importance matrix that these files were made with"),
 ])  # fmt: skip
 def test_without_the_very_matrix_nothing_is_rebuilt(
-    shared: Yard, engine: FakeEngine, spoil: Callable[[Path], object], says: str
+    shared: Yard, shared_engine: FakeEngine, spoil: Callable[[Path], object], says: str
 ) -> None:
     path = shared.release / MATRIX
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content)  # no hard link of the store's any more
     spoil(path)
-    engine.ran.clear()
     said = rebuilt(shared)
-    assert said.code == 2 and says in " ".join(said.err.split()) and engine.ran == []
+    assert said.code == 2 and says in " ".join(said.err.split()) and shared_engine.ran == []
 
 
-def test_a_record_tells_which_of_the_files_given_is_the_matrix(shared: Yard, engine: FakeEngine) -> None:
+def test_a_record_tells_which_of_the_files_given_is_the_matrix(shared: Yard, shared_engine: FakeEngine) -> None:
     record = published(shared).quants["Q4_K_M"].imatrix
     request = published(shared).stages["quantize Q4_K_M"].request
     assert isinstance(record, ImatrixRecord)

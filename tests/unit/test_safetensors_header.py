@@ -101,7 +101,7 @@ def test_an_oversized_header_is_refused_without_reading_it(tmp_path: Path) -> No
         read_file(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, len(SMALL) - 1), byte=st.integers(0, 255))
 def test_a_flipped_byte_leads_to_a_file_or_an_error_and_nothing_else(tmp_path: Path, position: int, byte: int) -> None:
     path = _write(tmp_path, SMALL[:position] + bytes([byte]) + SMALL[position + 1 :])

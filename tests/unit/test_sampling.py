@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.llama.sampling import Sampler, Sampling, Text, candidates, largest
@@ -30,20 +30,17 @@ def plain_softmax(row: Row, temperature: float) -> npt.NDArray[np.float64]:
     return weights / weights.sum()
 
 
-@settings(deadline=None)
 @given(logits, st.integers(0, 99))
 def test_greedy_takes_the_first_of_the_largest(row: Row, number: int) -> None:
     assert Sampler(Sampling(), number).choose(row) == row.tolist().index(row.max())
 
 
-@settings(deadline=None)
 @given(logits, st.floats(0.05, 5), st.integers(0, 99))
 def test_top_k_of_one_is_greedy(row: Row, temperature: float, seed: int) -> None:
     sampler = Sampler(Sampling(temperature=temperature, top_k=1, seed=seed), 0)
     assert sampler.choose(row) == int(row.argmax())
 
 
-@settings(deadline=None)
 @given(logits, samplings)
 def test_a_choice_is_a_candidate_and_the_likeliest_token_always_is_one(row: Row, sampling: Sampling) -> None:
     ids, weights = candidates(row, sampling)
@@ -54,7 +51,6 @@ def test_a_choice_is_a_candidate_and_the_likeliest_token_always_is_one(row: Row,
     assert (np.diff(ids) > 0).all()
 
 
-@settings(deadline=None)
 @given(logits, samplings)
 def test_each_step_works_on_what_the_one_before_left(row: Row, sampling: Sampling) -> None:
     t, ids = sampling.temperature, np.arange(len(row))
@@ -63,7 +59,6 @@ def test_each_step_works_on_what_the_one_before_left(row: Row, sampling: Samplin
     assert candidates(row, sampling)[0].tolist() == ids.tolist()
 
 
-@settings(deadline=None)
 @given(logits, st.floats(0, 0.999), st.floats(0.05, 5))
 def test_top_p_keeps_the_smallest_set_that_reaches_its_mass(row: Row, p: float, temperature: float) -> None:
     mass = plain_softmax(row, temperature)
@@ -74,7 +69,6 @@ def test_top_p_keeps_the_smallest_set_that_reaches_its_mass(row: Row, p: float, 
     assert len(ids) == len(row) or kept.min() >= np.delete(mass, ids).max() - 1e-12
 
 
-@settings(deadline=None)
 @given(logits, st.floats(0.001, 1), st.floats(0.05, 5))
 def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(row: Row, p: float, temperature: float) -> None:
     mass = plain_softmax(row, temperature)
@@ -83,7 +77,6 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(row: Row, p: flo
     assert (np.delete(mass, ids) <= p * mass.max() * (1 + 1e-9)).all()
 
 
-@settings(deadline=None)
 @given(logits, st.integers(1, 60))
 def test_largest_prefers_the_first_of_equal_values(row: Row, count: int) -> None:
     expected = np.sort(np.argsort(-row, kind="stable")[:count])
@@ -166,7 +159,6 @@ def lm_eval_cut(text: str, stop: list[str]) -> str:
 stops = st.lists(st.text("aé€😀\n", max_size=4), max_size=3)
 
 
-@settings(deadline=None)
 @given(st.text("aé€😀\n", max_size=30), stops, st.lists(st.integers(1, 5), min_size=1))
 def test_a_stop_string_is_found_wherever_tokens_end(text: str, stop: list[str], sizes: list[int]) -> None:
     data, grown, ended = text.encode(), Text(stop), False

@@ -28,6 +28,7 @@ from quantyard.protocol.base import ExitCode, Progress, StageResult
 from quantyard.sources.resolve import Source
 from quantyard.store.artifacts import Artifact, ModelStore, Workspace
 from quantyard.store.manifest import read_manifest
+from tests.hostile.sampling import rounds
 from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted
 
@@ -319,10 +320,10 @@ def test_a_stage_that_was_finished_but_not_yet_recorded_is_recorded_by_the_next_
     assert list(json.loads(path.read_text())["stages"]) == list(whole["stages"])
 
 
-def test_killed_twenty_times_the_store_is_never_corrupt_and_no_finished_stage_runs_again(
+def test_killed_many_times_the_store_is_never_corrupt_and_no_finished_stage_runs_again(
     local_source: Source, measured: MakeMeasured, notes: Notes, tmp_path: Path
 ) -> None:
-    log, rng, slots, n_kills = tmp_path / "log", random.Random(6), 3, 20
+    log, rng, slots, n_kills = tmp_path / "log", random.Random(6), 3, rounds(6, 20)
     log.touch()
 
     def run() -> None:

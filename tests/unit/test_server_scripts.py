@@ -42,7 +42,7 @@ LLAMA: Mapping[str, Value] = {
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_numbers_are_read_from_the_metadata_whatever_they_are(
     tmp_path_factory: pytest.TempPathFactory, context: int, heads: int
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.hf_api import ModelInfo
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantyard.formats.gguf_values import GgufArray
@@ -96,7 +96,6 @@ def test_values_are_bounded_and_of_one_line() -> None:
 
 
 @given(st.text())
-@settings(max_examples=200, deadline=None)
 def test_no_readme_whatsoever_is_an_error(text: str) -> None:
     for content in (text, f"---\n{text}\n---\n"):
         license_id, card = card_of_readme(content)

@@ -81,7 +81,6 @@ def test_students_t_is_that_of_the_tables(df: int, t: float) -> None:
 # ---- brute force and definitions ---------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_mcnemars_test_counts_every_outcome_of_the_coin(lost: int, gained: int) -> None:
     m, fewer = lost + gained, min(lost, gained)
@@ -94,7 +93,7 @@ def test_mcnemars_test_stays_exact_for_many_flips() -> None:
     assert mcnemar_p(1580, 1420) == pytest.approx(float(2 * tail), rel=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(flips)
 def test_tangos_interval_holds_the_hypotheses_its_statistic_does_not_reject(counts: tuple[int, int, int]) -> None:
     lost, gained, same = counts
@@ -116,7 +115,6 @@ def _tango_by_likelihood(lost: int, gained: int, n: int, d: float) -> float:
     return float((gained - lost - n * d) / math.sqrt(n * (2 * best + d - d * d)))
 
 
-@settings(deadline=None)
 @given(flips)
 def test_lost_and_gained_mirror_each_other(counts: tuple[int, int, int]) -> None:
     lost, gained, _ = counts
@@ -126,7 +124,6 @@ def test_lost_and_gained_mirror_each_other(counts: tuple[int, int, int]) -> None
     assert mcnemar_p(lost, gained) == mcnemar_p(gained, lost)
 
 
-@settings(deadline=None)
 @given(flips)
 def test_an_interval_of_proportions_lies_in_its_range_around_its_value(counts: tuple[int, int, int]) -> None:
     lost, gained, _ = counts
@@ -256,7 +253,6 @@ def test_two_equal_files_are_called_different_less_than_5_times_in_100() -> None
 # ---- how many questions would do ---------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(10, 300)), st.sampled_from([0.01, 0.02, 0.05]))
 def test_that_many_questions_settle_it_and_one_less_does_not(counts: tuple[int, int, int], margin: float) -> None:
     lost, gained, n = counts[0], counts[1], sum(counts)
