@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The program looks for misspelt variables among those that were typed after make.
 RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 .DEFAULT_GOAL := help
-.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models config doctor demo images base-images build-help test test-all test-fast lint reference docs clean
+.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models config doctor demo images base-images build-help test test-fast test-docker test-e2e test-all lint reference docs clean
 export PYTHON
 
 help: ## this list
@@ -92,15 +92,20 @@ build-help: .ready ## every variable that `make build` takes
 eval-help: .ready ## every variable that `make eval` takes
 	@$(RUN) eval --help
 
-test: ## the tests: unit, docker (if a daemon answers), end to end; SLOW=1 for the slow ones too
-	@scripts/test.sh
-
-test-all: ## every test: the slow ones, and every hostile case in place of a sample
-	@SLOW=1 HOSTILE=all scripts/test.sh
+test: ## the tests of some minutes: units, the page, a real build; TIER=change for all that CI runs
+	@scripts/test.sh $(or $(TIER),quick)
 
 test-fast: ## the unit tests alone: no network, no containers
-	@scripts/setup-venv.sh test
-	@.venv/bin/python -m pytest tests/unit -q -n auto
+	@scripts/test.sh fast
+
+test-docker: ## the tests of containers, servers and the page
+	@scripts/test.sh docker
+
+test-e2e: ## the tests of a real model from end to end
+	@scripts/test.sh e2e
+
+test-all: ## every test: all of what CI samples, and both engines everywhere
+	@scripts/test.sh all
 
 lint: ## style, types, floors, and documents: the reference is current, no link is dead
 	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint && scripts/setup-venv.sh docs .venv-docs

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Run the test suite, after its whole set-up: the virtual environments, and the base images where a daemon answers.
+# Run a tier of the tests, after its whole set-up: the virtual environments, and the base images where a daemon answers.
+# docs/testing.md says what each tier holds.
 #
-# Three phases, which tests/phases.py and the folders keep apart: the units, spread over the cores; the tests with
-# real parts, one after the other; and the tests of measuring (tests/measure), which need llama.cpp, lm-eval and torch
-# in their own process, so they run in .venv-bench; without SLOW=1 only where that is set up already.
+# The phases, of which a tier has some: the units, spread over the cores; the tests with real parts, two files at a
+# time, each stage with one thread; those that watch the clock or the machine, one after the other; and the tests of
+# measuring (tests/measure), which need llama.cpp, lm-eval and torch in their own process, so they run in .venv-bench.
 # Every phase runs, also after one that failed; at the end stands what each took.
 #
-# Usage:  scripts/test.sh [pytest options, as -k or -x]
-#         SLOW=1 scripts/test.sh                 slow tests too
+# Usage:  scripts/test.sh [TIER] [pytest options, as -k or -x]
+#         TIER: fast · quick (the default) · docker · e2e · change · all
 #         REQUIRE_DOCKER=1 scripts/test.sh       no daemon is a failure, not a skip
-# Exit codes:  pytest's
+#         JOBS=1 scripts/test.sh change          parts one file at a time (2 by default)
+# Exit codes:  pytest's; 2: no such tier
 set -euo pipefail
 cd "$(dirname "$0")/.."
 code=0 took=()
@@ -24,29 +26,54 @@ phase() {
     took+=("$(printf '%6d s  %s' $((SECONDS - began)) "$name")")
 }
 
+# set_up [real [bench]]
 set_up() {
     scripts/setup-venv.sh test
+    [[ ${1-} == real ]] || return 0
     if docker version >/dev/null 2>&1; then
         scripts/base-images.sh --if-unreachable
     fi
-    if [[ ${SLOW-} == 1 ]]; then
-        scripts/setup-local.sh bench
-    fi
+    [[ ${2-} != bench ]] || scripts/setup-local.sh bench
 }
 
-n_options=$#
-set -- --durations=40 --durations-min=5 "$@"  # where the time goes
-[[ ${SLOW-} != 1 ]] || set -- -m "" "$@"
-began=$SECONDS
-set_up # not as a phase: `set -e` must end it
+run() { .venv/bin/python -m pytest "${options[@]}" "$@"; }
+units() { phase units run --phase=units -n auto tests/unit tests/hostile; }
+
+# parts FOLDER …
+# One thread for each stage: two of llama.cpp with a thread for every core wait for each other.
+parts() {
+    THREADS=${THREADS-1} phase parts run --phase=parts -n "${JOBS:-2}" --dist loadfile --ignore=tests/measure "$@"
+    phase alone run --phase=alone --ignore=tests/measure "$@"
+}
+
+# After the others, which leave the demo model that these need. They use one thread each.
+measure() { phase measure .venv-bench/bin/python -m pytest "${options[@]}" -n "${JOBS:-2}" --dist loadfile tests/measure; }
+
+case ${1-} in
+    fast | quick | docker | e2e | change | all) tier=$1 && shift ;;
+    "" | -*) tier=quick ;;
+    *) echo "$1 is not a tier: fast, quick, docker, e2e, change or all" >&2 && exit 2 ;;
+esac
+n_options=$# began=$SECONDS
+options=(--durations=40 --durations-min=5 "$@") # where the time goes
+containers=(tests/docker tests/hostile tests/page tests/serve tests/serve_contract)
+# set_up is not a phase: `set -e` must end it.
+case $tier in
+    fast) set_up ;;
+    quick | docker | e2e) set_up real ;;
+    change | all) set_up real bench ;;
+esac
 took+=("$(printf '%6d s  set-up' $((SECONDS - began)))")
-phase units .venv/bin/python -m pytest --phase=units -n auto "$@" tests/unit tests/hostile
-phase parts .venv/bin/python -m pytest --phase=parts --ignore=tests/measure "$@" tests
-# After the others, which leave the demo model that these need.
-if [[ ${SLOW-} == 1 || -f .venv-bench/.ready ]]; then
-    phase measure .venv-bench/bin/python -m pytest "$@" tests/measure
-else
-    echo "tests/measure left out: make test SLOW=1, or scripts/setup-local.sh bench first" >&2
-fi
+case $tier in
+    fast) phase units run -n auto tests/unit ;;
+    quick) units && options+=(--tier=quick) && phase parts run --phase=parts --ignore=tests/measure tests ;;
+    docker) parts "${containers[@]}" ;;
+    e2e) parts tests/e2e ;;
+    all)
+        export HOSTILE=all HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE-all}
+        options+=(--tier=all)
+        ;;&
+    change | all) units && parts tests && measure ;;
+esac
 printf '%s\n' "What each phase took:" "${took[@]}" >&2
 exit "$code"

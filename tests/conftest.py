@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from quantyard import cli
@@ -89,6 +90,24 @@ def run_json(*argv: str, **environment: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of this run of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, called by the first of all processes that asks for it."""
+    path = folder / f"{name}.json"
+    with FileLock(folder / f"{name}.lock"):
+        if not path.exists():
+            path.write_text(json.dumps(make()))
+        value = json.loads(path.read_text())
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture(scope="session")
 def docker_client() -> Iterator[Any]:
     """A client of the real daemon."""
     from quantyard.engines.docker import connect
@@ -104,9 +123,10 @@ def docker_client() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def images(docker_client: Any) -> dict[str, str]:
+def images(docker_client: Any, run_folder: Path) -> dict[str, str]:
     """What `make images` says of the images, built if they are not: `builder_image`, `eval_image` …"""
-    done = run("images", ENGINE="docker")
+    with FileLock(run_folder / "images.lock"):
+        done = run("images", ENGINE="docker")
     if done.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
         pytest.skip(f"no images: {done.stderr}")
     assert done.returncode == 0, done.stderr
@@ -133,26 +153,10 @@ def server_image(images: dict[str, str]) -> str:
 
 @pytest.fixture(params=["docker", "local"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn, with its tools ready. Where Docker answers, `local` is left to the slow run."""
+    """Each engine in turn, with its tools ready; `local` where the tier has it (see tests/phases.py)."""
     name = str(request.param)
-    if name == "docker":
-        request.getfixturevalue("builder_image")
-        return name
-    if "not slow" in request.config.getoption("markexpr") and _docker_answers():
-        pytest.skip("ENGINE=local: make test SLOW=1")
-    request.getfixturevalue("local_tools")
+    request.getfixturevalue("builder_image" if name == "docker" else "local_tools")
     return name
-
-
-@cache
-def _docker_answers() -> bool:
-    from quantyard.engines.docker import connect
-
-    try:
-        connect(timeout_s=20).close()
-    except EngineError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="session")
@@ -198,13 +202,22 @@ class Demo:
         return next(Path(f["path"]) for f in self.made["files"] if f["quant"] == quant)
 
     def lend(self, artifacts: Path, *kinds: str) -> None:
-        """Give another store its finished stages of these kinds (`convert`), as hard links; what they would make is
-        then there already. A store writes into no file of a finished stage.
-        """
-        for folder in self.artifacts.glob("local/*/*/stages/[!.]*"):
-            target = artifacts / folder.relative_to(self.artifacts)
-            if folder.name.partition("-")[0] in kinds and not target.exists():
-                shutil.copytree(folder, target, copy_function=_link)
+        """Give another store finished stages of these kinds (`convert`, `quantize-Q8_0`)."""
+        lend(self.artifacts, artifacts, *kinds)
+
+
+def lend(lender: Path, borrower: Path, *kinds: str) -> None:
+    """Put finished stages of these kinds into another store, as hard links; what they would make is there already.
+
+    A store writes into no file of a finished stage.
+    """
+    for folder in lender.glob("local/*/*/stages/[!.]*"):
+        target = borrower / folder.relative_to(lender)
+        if f"{folder.name}-".startswith(tuple(f"{kind}-" for kind in kinds)) and not target.exists():
+            partial = target.with_name(f".lent-{target.name}")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(folder, partial, copy_function=_link)
+            partial.rename(target)
 
 
 def _link(source: str, target: str) -> None:
@@ -215,35 +228,42 @@ def _link(source: str, target: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_source(some_engine: str) -> Path:
+def demo_source(some_engine: str, run_folder: Path) -> Path:
     """SmolLM2-135M-Instruct in Hugging Face format, as `make demo` makes it; kept between test runs."""
     asked = {"ENGINE": some_engine, "ARTIFACTS": str(REPO_DIR / "artifacts")}
     settings = read_request(argparse.Namespace(), os.environ | asked)
     engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
-    return demo_folder(settings, engine, LineReporter(Console(stderr=True)))
+    with FileLock(run_folder / "demo-source.lock"):
+        return demo_folder(settings, engine, LineReporter(Console(stderr=True)))
 
 
 @pytest.fixture(scope="session")
-def built_demo(demo_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Demo]:
+def built_demo(demo_source: Path, run_folder: Path) -> Callable[[str], Demo]:
     """The build of an engine, made once per test run: converting takes most of the time of a build."""
 
     @cache
     def build(engine: str) -> Demo:
-        artifacts = tmp_path_factory.mktemp(f"artifacts-{engine}")
+        artifacts = run_folder / f"artifacts-{engine}"
         asked = {"MODEL": str(demo_source), "QUANT": DEMO_QUANTS, "ENGINE": engine, "ARTIFACTS": str(artifacts)}
-        plan = run_json("plan", **asked)
-        return Demo(engine, demo_source, artifacts, plan, run_json("build", **asked))
+
+        def plan_and_build() -> dict[str, Any]:
+            return {"plan": run_json("plan", **asked), "made": run_json("build", **asked)}
+
+        return Demo(engine, demo_source, artifacts, **made_once(run_folder, f"demo-{engine}", plan_and_build))
 
     return build
 
 
 @pytest.fixture(scope="session")
-def demo_model(some_engine: str, demo_source: Path, built_demo: Callable[[str], Demo]) -> Path:
+def demo_model(
+    some_engine: str, demo_source: Path, built_demo: Callable[[str], Demo], run_folder: Path
+) -> Path:  # fmt: skip
     """The same, and built in the project's own artifacts, as `make demo` does before it measures."""
     own = REPO_DIR / "artifacts"
-    if not list((own / "local" / demo_source.name).glob("*/*-Q8_0.gguf")):
-        built_demo(some_engine).lend(own, "convert", "quantize", "verify")
-    run_json("build", MODEL=str(demo_source), QUANT=DEMO_QUANTS, ENGINE=some_engine, ARTIFACTS=str(own))
+    with FileLock(run_folder / "demo-model.lock"):
+        if not list((own / "local" / demo_source.name).glob("*/*-Q8_0.gguf")):
+            built_demo(some_engine).lend(own, "convert", "quantize", "verify")
+        run_json("build", MODEL=str(demo_source), QUANT=DEMO_QUANTS, ENGINE=some_engine, ARTIFACTS=str(own))
     return demo_source
 
 

@@ -1,15 +1,25 @@
-"""The two phases of a test run, and what each folder took.
+"""Which tests a run takes (`--tier`, `--phase`), and what each folder took.
 
-`--phase=units` takes what needs Python alone: its tests are safe side by side, so scripts/test.sh spreads them over
-the cores. `--phase=parts` takes the rest, one after the other: real images, environments and servers, whose tests
-share a demo model and watch the machine. The tests in hostile/ are known by the fixtures they use, or by the
-marker `parts`.
+The tiers, of which each holds the one before:
+
+- `quick`: the units, and what is marked `quick`: a dozen tests with real parts, for `make test`;
+- `change` (the default): what must hold at every change;
+- `all`: what is marked `slow` too, both engines everywhere, and every case of what is sampled else.
+
+The phases, which scripts/test.sh runs one after the other:
+
+- `units`: what needs Python alone; its tests are safe side by side, so they are spread over the cores;
+- `parts`: real images, environments and servers; two files at a time, each stage with one thread;
+- `alone`: what is marked `alone`, for it watches the clock or the whole machine.
+
+The tests in hostile/ are parts where they use a fixture of PARTS, or are marked `parts`.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +27,7 @@ from hypothesis import settings
 
 TESTS = Path(__file__).parent
 PARTS = frozenset({"docker_client", "images", "local_tools", "engine", "some_engine"})  # and what builds on these
+TIERS = ("quick", "change", "all")
 
 # The examples of every property; a test names a number of its own only where one example is slow.
 # No deadline: a loaded machine is slow, not wrong. In CI every change meets the same examples.
@@ -27,25 +38,55 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--phase", choices=("units", "parts"), help="only what needs Python alone, or only the rest")
+    parser.addoption("--tier", choices=TIERS, default="change", help="how much is run; see tests/phases.py")
+    parser.addoption("--phase", choices=("units", "parts", "alone"), help="only these; all three where it is not said")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    phase = config.getoption("--phase")
-    if phase is None:
-        return
-    fits = {True: [], False: []}
-    for item in items:
-        fits[_is_unit(item) == (phase == "units")].append(item)
-    config.hook.pytest_deselected(items=fits[False])
-    items[:] = fits[True]
+    tier, phase = config.getoption("--tier"), config.getoption("--phase")
+    wanted = [item for item in items if _is_in(item, tier) and phase in (None, _phase(item))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
+    items[:] = wanted
 
 
-def _is_unit(item: pytest.Item) -> bool:
+def _is_in(item: pytest.Item, tier: str) -> bool:
+    def is_marked(name: str) -> bool:
+        return item.get_closest_marker(name) is not None
+
+    if tier == "all":
+        return True
+    if tier == "change":
+        return not is_marked("slow") and (is_marked("both_engines") or not _is_second_engine(item))
+    return _phase(item) == "units" or (is_marked("quick") and not _is_second_engine(item))
+
+
+def _is_second_engine(item: pytest.Item) -> bool:
+    """ENGINE=local, unless it is the only one."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return parameters.get("engine") == "local" and _docker_answers()
+
+
+@cache
+def _docker_answers() -> bool:
+    from quantyard.engines.docker import connect
+    from quantyard.errors import EngineError
+
+    try:
+        connect(timeout_s=20).close()
+    except EngineError:
+        return False
+    return True
+
+
+def _phase(item: pytest.Item) -> str:
     folder = item.path.relative_to(TESTS).parts[0]
+    if item.get_closest_marker("alone"):
+        return "alone"
     if folder == "hostile":
-        return item.get_closest_marker("parts") is None and not PARTS & set(getattr(item, "fixturenames", ()))
-    return folder == "unit"
+        parts = item.get_closest_marker("parts") is not None or PARTS & set(getattr(item, "fixturenames", ()))
+        return "parts" if parts else "units"
+    return "units" if folder == "unit" else "parts"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,6 +26,7 @@ N_CTX, N_CHUNKS = 512, 12
 THREADS = os.cpu_count() or 1
 TIMEOUT_S = 1800
 _VALUE = r"\s*:\s*(-?[\d.]+) ±"
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,6 @@ def _llama_perplexity(image: str, model: Path, text: Path, work: Path, *options:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["perplexity", "baseline_perplexity"])
 def test_perplexity_is_llama_perplexitys_within_half_a_percent(
     ours: Divergence, theirs: dict[str, float], name: str
@@ -111,7 +111,6 @@ def test_perplexity_is_llama_perplexitys_within_half_a_percent(
     assert getattr(ours, name).value == pytest.approx(theirs[name], rel=0.005)
 
 
-@pytest.mark.slow
 def test_the_mean_divergence_is_llama_perplexitys_within_two_percent(
     ours: Divergence, theirs: dict[str, float]
 ) -> None:
@@ -119,7 +118,6 @@ def test_the_mean_divergence_is_llama_perplexitys_within_two_percent(
     assert ours.mean_kld.value == pytest.approx(theirs["mean_kld"], rel=0.02)
 
 
-@pytest.mark.slow
 def test_agreement_and_change_of_probability_are_within_two_percent_points(
     ours: Divergence, theirs: dict[str, float]
 ) -> None:
@@ -128,6 +126,5 @@ def test_agreement_and_change_of_probability_are_within_two_percent_points(
     assert 100 * ours.rms_delta_p.value == pytest.approx(theirs["rms_delta_p"], abs=0.5)
 
 
-@pytest.mark.slow
 def test_as_many_tokens_are_scored(ours: Divergence) -> None:
     assert (ours.n_chunks, ours.n_tokens) == (N_CHUNKS, N_CHUNKS * (N_CTX // 2 - 1))

@@ -32,8 +32,8 @@ from quantyard.store.artifacts import Artifact, HashCache, ModelStore
 from tests.conftest import run_json
 from tests.tiny_gguf import write_tiny
 
-SAVE_EVERY = 20
-N_CHUNKS = 60
+SAVE_EVERY = 4
+N_CHUNKS = 12
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
         other.run([other.calibrate()])
     killer.join()
     saved = sorted(path.name for path in other.artifacts.rglob("upto-*.gguf"))
-    assert saved in (["upto-000020.gguf"], ["upto-000020.gguf", "upto-000040.gguf"])
+    assert saved in (["upto-000004.gguf"], ["upto-000004.gguf", "upto-000008.gguf"])
     resumed = other.run([other.calibrate()]).output("calibrate") / "imatrix.gguf"
     assert resumed.read_bytes() == whole.read_bytes()
     assert not list(other.artifacts.rglob(".partial"))
@@ -137,8 +137,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
 
 def _kill_after_first_leg(stage_container: Callable[[str, Path], Any], artifacts: Path) -> None:
     container = stage_container("calibrate", artifacts)
-    while not list(artifacts.rglob("upto-000020.gguf")):
-        time.sleep(0.02)
+    while not list(artifacts.rglob("upto-000004.gguf")):
+        time.sleep(0.01)
     container.kill()
 
 
@@ -184,7 +184,6 @@ def test_a_users_text_that_cannot_be_used_is_refused(content: str, says: str, ya
     assert failed.value.code == 2 and failed.value.hint
 
 
-@pytest.mark.slow
 def test_the_local_engine_quantizes_with_a_matrix_to_the_same_numbers(
     yard: Yard, local_tools: None, tmp_path: Path
 ) -> None:

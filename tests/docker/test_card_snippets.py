@@ -69,7 +69,6 @@ def _answers(address: str) -> bool:
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("imported", ["from openai", "import outlines"])
 def test_the_cards_python_runs_as_it_stands_against_a_served_model(served: str, card: str, imported: str) -> None:
     script = next(block for block in _blocks(card, "python") if block.startswith(imported) or f"\n{imported}" in block)

@@ -186,7 +186,6 @@ def adapter(builder_image: str, demo_model: Path, tmp_path_factory: pytest.TempP
     return Path(json.loads(done.stdout)["path"])
 
 
-@pytest.mark.slow
 def test_lora_file_changes_the_answers_of_the_model(
     server_image: str, compose: Compose, gguf: Path, adapter: Path
 ) -> None:

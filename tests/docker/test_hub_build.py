@@ -119,7 +119,6 @@ def _holds(folder: Path, text: str) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
-@pytest.mark.slow
 def test_fetch_has_a_network_and_no_other_stage_has(
     private_repo: HubServer, builder_image: str, tmp_path: Path, stage_container: WaitFor
 ) -> None:
@@ -132,7 +131,6 @@ def test_fetch_has_a_network_and_no_other_stage_has(
     assert networks == {"fetch": "bridge", "convert": "none"}
 
 
-@pytest.mark.slow
 def test_a_hub_on_the_loopback_interface_is_reached_through_the_hosts_network(
     tiny_model: Path, builder_image: str, tmp_path: Path, stage_container: WaitFor
 ) -> None:
@@ -180,7 +178,6 @@ def _wait_for_part(artifacts: Path, size_bytes: int, process: subprocess.Popen[s
     raise AssertionError("the download did not come that far")
 
 
-@pytest.mark.slow
 def test_a_download_whose_line_breaks_resumes_by_itself(
     private_repo: HubServer, builder_image: str, tmp_path: Path
 ) -> None:
@@ -191,7 +188,6 @@ def test_a_download_whose_line_breaks_resumes_by_itself(
     assert any((r.range or "").startswith("bytes=1500000-") for r in private_repo.bodies("model.safetensors"))
 
 
-@pytest.mark.slow
 def test_a_download_that_arrives_damaged_each_time_is_exit_code_4_and_leaves_nothing(
     private_repo: HubServer, builder_image: str, tmp_path: Path
 ) -> None:
@@ -246,7 +242,6 @@ def test_a_hub_that_is_not_there_is_exit_code_4(builder_image: str, tmp_path: Pa
     assert "HF_ENDPOINT" in done.stderr and not list(tmp_path.rglob("stages/*"))
 
 
-@pytest.mark.slow
 def test_a_repo_of_gguf_files_is_built_without_converting(
     hub: HubServer, tiny_model: Path, builder_image: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from quantyard.quants.catalog import QUANTS
 
 ROW = re.compile(r"^ *(?:(\d+)  or  |          )(\w+) *: ", re.MULTILINE)  # "  15  or  Q4_K_M  :  4.58G, …"
+pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(scope="module")

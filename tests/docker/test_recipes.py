@@ -95,7 +95,6 @@ def test_a_pattern_that_the_model_has_no_tensor_for_ends_the_build_before_quanti
     assert not list((tmp_path / "a").rglob("*-BAD.gguf"))
 
 
-@pytest.mark.slow
 def test_both_engines_make_the_same_tensors(build: Build, tmp_path: Path, local_tools: None) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: MINE\nbase: Q4_0\ndescription: x\noutput: Q6_K\ntensors:\n  attn_v: Q8_0\n")

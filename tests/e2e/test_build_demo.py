@@ -39,6 +39,7 @@ LAYER_NAMES = {
 }  # fmt: skip
 TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 PERMUTED = ("attn_q.weight", "attn_k.weight")  # the converter reorders their rows for llama.cpp's rotary embedding
+pytestmark = [pytest.mark.both_engines, pytest.mark.quick]
 
 
 @pytest.fixture

@@ -3,67 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from quantyard.paths import REPO_DIR
-from quantyard.protocol.evaluation import EvalReport
 from quantyard.store.manifest import read_manifest
-from tests.conftest import Demo, run, run_json, start
+from tests.conftest import run, run_here, run_json, start
+from tests.e2e.conftest import Measured, write_example
 
-EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
 STAGES = [  # the conversion was there
     "quantize Q4_K_M", "verify Q4_K_M", "evaluate BF16", "evaluate Q4_K_M", "divergence BF16",
     "divergence Q4_K_M", "speed BF16", "speed Q4_K_M", "report",
 ]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One run of `eval`, and how to type it again."""
-
-    asked: dict[str, str]
-    made: dict[str, Any]
-
-    @property
-    def report(self) -> EvalReport:
-        return EvalReport.model_validate(self.made["report"])
-
-
-@pytest.fixture(scope="module")
-def measured_before() -> dict[str, Measured]:
-    """What was measured already, by engine."""
-    return {}
-
-
 @pytest.fixture
-def measured(
-    engine: str, built_demo: Callable[[str], Demo], measured_before: dict[str, Measured],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Measured:  # fmt: skip
+def measured(engine: str, measured_demo: Callable[[str], Measured]) -> Measured:
     """The example's tasks, a little text and a little speed."""
-    if engine not in measured_before:
-        demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"eval-{engine}")
-        demo.lend(folder / "artifacts", "convert")
-        shutil.copytree(EXAMPLE, folder / "suite")
-        suite = folder / "suite" / "suite.yaml"
-        text = suite.read_text().split("divergence:")[0]
-        small = "divergence: {n_chunks: 1, n_ctx: 128}\nspeed: {repeats: 2, prompt_tokens: 64, generated_tokens: 8}\n"
-        suite.write_text(text + small)
-        asked = {
-            "MODEL": str(demo.model), "QUANT": "Q4_K_M", "SUITE": str(suite), "ENGINE": engine,
-            "ARTIFACTS": str(folder / "artifacts"),
-        }
-        measured_before[engine] = Measured(asked, run_json("eval", **asked))
-    return measured_before[engine]
+    return measured_demo(engine)
 
 
+@pytest.mark.both_engines
 def test_one_command_builds_and_measures_the_quant_beside_its_baseline(measured: Measured) -> None:
     assert measured.made["ran"] == STAGES
     baseline, quant = measured.report.measurements
@@ -73,6 +35,7 @@ def test_one_command_builds_and_measures_the_quant_beside_its_baseline(measured:
     assert all(c.verdict for c in quant.comparisons) and not baseline.comparisons
 
 
+@pytest.mark.both_engines
 def test_the_measurement_checked_itself_on_both_files(measured: Measured) -> None:
     for measurement in measured.report.measurements:
         check = measurement.self_check
@@ -80,6 +43,7 @@ def test_the_measurement_checked_itself_on_both_files(measured: Measured) -> Non
         assert check.packed_difference <= 1.5 * check.noise and check.rolling_difference < 1e-3
 
 
+@pytest.mark.both_engines
 def test_divergence_and_speed_are_in_the_report(measured: Measured) -> None:
     baseline, quant = measured.report.measurements
     assert baseline.divergence is not None and baseline.divergence.mean_kld is None
@@ -90,6 +54,7 @@ def test_divergence_and_speed_are_in_the_report(measured: Measured) -> None:
         assert measurement.speed.peak_memory_bytes > measurement.file.size_bytes / 2
 
 
+@pytest.mark.both_engines
 def test_report_plots_and_lm_evals_own_results_are_kept(measured: Measured) -> None:
     folder = Path(measured.made["report_folder"])
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -100,15 +65,18 @@ def test_report_plots_and_lm_evals_own_results_are_kept(measured: Measured) -> N
     assert list(stages.glob("evaluate-*/files/*/*/samples_*.jsonl"))
 
 
+@pytest.mark.both_engines
 def test_the_manifest_holds_the_report(measured: Measured) -> None:
     manifest = read_manifest(Path(measured.made["manifest"]))
     assert manifest is not None and manifest.evaluations[measured.made["suite"]] == measured.report
 
 
+@pytest.mark.both_engines
 def test_the_same_command_again_measures_nothing(measured: Measured) -> None:
     assert run_json("eval", **measured.asked)["ran"] == []
 
 
+@pytest.mark.both_engines
 def test_another_margin_draws_the_report_again_and_nothing_else(measured: Measured) -> None:
     suite = Path(measured.asked["SUITE"])
     text = suite.read_text()
@@ -163,9 +131,20 @@ def test_a_suite_that_is_none_of_ours_names_the_nearest(demo_model: Path) -> Non
     assert done.returncode == 2 and "Did you mean 'smoke'" in done.stderr
 
 
+@pytest.mark.usefixtures("demo_model")
+def test_the_demo_ends_with_an_evaluation_of_its_files(
+    some_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantyard.cli.build._DEMO_SUITE", str(write_example(tmp_path / "suite")))
+    done = run_here("demo", ENGINE=some_engine, JSON="1")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert [m["file"]["label"] for m in made["report"]["measurements"]] == ["BF16", "Q4_K_M", "Q8_0"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("demo_model")
-def test_the_demo_ends_with_the_smoke_evaluation(some_engine: str) -> None:
+def test_the_demo_as_it_is_typed_ends_with_the_smoke_evaluation(some_engine: str) -> None:
     made = run_json("demo", ENGINE=some_engine)
     labels = [m["file"]["label"] for m in made["report"]["measurements"]]
     assert labels == ["BF16", "Q4_K_M", "Q8_0"] and made["suite"] == "smoke"

@@ -16,10 +16,9 @@ import pytest
 from quantyard.formatting.numbers import digits
 from quantyard.protocol.evaluation import EvalReport
 from tests.conftest import REPO_DIR, Demo, run, run_json
+from tests.hostile.sampling import WHOLE
 
-QUANTS = {  # one engine makes six
-    "docker": ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), "local": ("Q2_K", "Q4_K_M", "Q8_0"),
-}  # fmt: skip
+QUANTS = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0") if WHOLE else ("Q2_K", "Q4_K_M", "Q8_0")
 BEST = "Q8_0"  # nothing else comes near sixteen bits
 CONTEXT, PARALLEL = 2048, 2
 
@@ -61,25 +60,24 @@ def made(
     engine: str, built_demo: Callable[[str], Demo], made_before: dict[str, Made | None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Made:  # fmt: skip
-    """In a store of its own, in which there is the conversion alone."""
+    """In a store of its own, to which the conversion and the file that needs no matrix are lent."""
     if engine not in made_before:
         made_before[engine] = None
         demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"matrix-{engine}")
-        demo.lend(folder / "artifacts", "convert")
+        demo.lend(folder / "artifacts", "convert", "quantize-Q8_0", "verify-Q8_0")
         shutil.copytree(REPO_DIR / "eval" / "suites" / "smoke", folder / "smoke")
         (folder / "trial.yaml").write_text(SUITE)
         asked = {
-            "MODEL": str(demo.model), "QUANTS": ",".join(QUANTS[engine]), "SUITE": str(folder / "trial.yaml"),
+            "MODEL": str(demo.model), "QUANTS": ",".join(QUANTS), "SUITE": str(folder / "trial.yaml"),
             "CHUNKS": "4", "ENGINE": engine, "ARTIFACTS": str(folder / "artifacts"),
         }
         planned = run_json("plan", IMATRIX="auto", **asked)
-        made_before[engine] = Made(QUANTS[engine], asked, planned, run_json("matrix", **asked))
+        made_before[engine] = Made(QUANTS, asked, planned, run_json("matrix", **asked))
     made = made_before[engine]
     assert made is not None, "see the first of these tests"
     return made
 
 
-@pytest.mark.slow
 def test_one_command_makes_measures_and_compares_all_of_them(made: Made) -> None:
     assert not made.said["failed"] and made.report.baseline == "BF16"
     assert [m.file.label for m in made.report.measurements] == ["BF16", *made.quants]
@@ -90,7 +88,6 @@ def test_one_command_makes_measures_and_compares_all_of_them(made: Made) -> None
         assert once in manifest["stages"]
 
 
-@pytest.mark.slow
 def test_the_plan_before_it_named_every_stage_and_the_sizes_to_a_fiftieth(made: Made) -> None:
     planned = {stage["label"] for stage in made.planned["stages"]}
     manifest = json.loads((made.folder / "manifest.json").read_text())
@@ -101,7 +98,6 @@ def test_the_plan_before_it_named_every_stage_and_the_sizes_to_a_fiftieth(made: 
         assert foreseen[file["quant"]] == pytest.approx(file["size_bytes"], rel=0.02)
 
 
-@pytest.mark.slow
 def test_a_file_has_the_matrix_only_where_it_was_better_with_it_beyond_chance(made: Made) -> None:
     stages = json.loads((made.folder / "manifest.json").read_text())["stages"]
     for quant in set(made.quants) - {"Q8_0"}:
@@ -119,7 +115,6 @@ def _kld(folder: Path, stage: dict[str, Any]) -> dict[str, float]:
     return value
 
 
-@pytest.mark.slow
 def test_the_front_is_what_the_reports_numbers_say(made: Made) -> None:
     found = {}
     for m in made.report.measurements[1:]:
@@ -133,7 +128,6 @@ def test_the_front_is_what_the_reports_numbers_say(made: Made) -> None:
         assert sorted(made.said["front"][label]) == sorted(winners)
 
 
-@pytest.mark.slow
 def test_the_choice_is_the_best_that_fits_with_the_cache_counted_by_hand(made: Made) -> None:
     asked = made.asked | {"CONTEXT_SIZE": str(CONTEXT), "PARALLEL": str(PARALLEL), "RAM": "64GiB"}
     del asked["QUANTS"]
@@ -155,7 +149,6 @@ def test_the_choice_is_the_best_that_fits_with_the_cache_counted_by_hand(made: M
     assert refused.returncode == 2 and by_memory[0]["quant"] in refused.stderr
 
 
-@pytest.mark.slow
 def test_card_and_page_show_all_of_them_with_the_reports_numbers(made: Made) -> None:
     card, page = Path(made.said["card"]).read_text(), Path(made.said["page"]).read_text()
     for m in made.report.measurements[1:]:
@@ -166,7 +159,6 @@ def test_card_and_page_show_all_of_them_with_the_reports_numbers(made: Made) -> 
     assert "imatrix" in card
 
 
-@pytest.mark.slow
 def test_a_second_time_nothing_runs(made: Made) -> None:
     again = run_json("matrix", **made.asked)
     assert again["ran"] == [] and again["front"] == made.said["front"]

@@ -22,17 +22,17 @@ import pytest
 from quantyard.execution.scheduler import CONCURRENT_STAGES, room_of
 from quantyard.hardware.machine import memory_bytes
 from quantyard.paths import REPO_DIR
-from tests.conftest import run_json, start
+from tests.conftest import lend, run_json, start
+from tests.e2e.conftest import write_example
 from tests.hostile.sampling import rounds
 from tests.kills import Witness, assert_nothing_is_left_over, containers_in, processes_in
 
 QUANTS = "Q4_K_M,Q8_0"
-EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
 LITTLE = "divergence: {n_chunks: 1, n_ctx: 128}\nspeed: {repeats: 1, prompt_tokens: 64, generated_tokens: 8}\n"
 LONGEST_PAUSE_S = 3.0
-KILLS = rounds(sample=6, whole=20)  # scripts/bench_kills.py has a hundred, spread over the stages
+KILLS = rounds(sample=4, whole=20)  # scripts/bench_kills.py has a hundred, spread over the stages
 RUN_TIMEOUT_S = 300.0
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 
 @dataclass
@@ -79,9 +79,7 @@ class Killed:
 @pytest.fixture
 def matrix(demo_model: Path, tmp_path: Path) -> Iterator[Killed]:
     """A matrix that has not begun."""
-    shutil.copytree(EXAMPLE, tmp_path / "suite")
-    suite = tmp_path / "suite" / "suite.yaml"
-    suite.write_text(suite.read_text().split("divergence:")[0] + LITTLE)
+    suite = write_example(tmp_path / "suite", LITTLE)
     asked = {
         "MODEL": str(demo_model), "QUANTS": QUANTS, "SUITE": str(suite), "LIMIT": "2", "IMATRIX": "none",
         "ARTIFACTS": str(tmp_path / "artifacts"),
@@ -127,7 +125,8 @@ def test_killed_many_times_a_matrix_is_never_corrupt_and_a_kill_costs_no_more_th
 
 def test_killed_in_containers_it_leaves_none_behind_and_goes_on(matrix: Killed, eval_image: str) -> None:
     matrix.asked["ENGINE"] = "docker"
-    for _ in range(3):
+    lend(REPO_DIR / "artifacts", matrix.witness.artifacts, "convert")
+    for _ in range(rounds(sample=2, whole=5)):
         assert matrix.start_and_kill()
         assert_nothing_is_left_over(containers_in, matrix.witness.artifacts)
         matrix.witness.check()

@@ -14,6 +14,7 @@ from quantyard.forecast.samples import read_book
 from tests.conftest import run_json
 
 QUESTIONS = 192  # of the suite `smoke`
+pytestmark = pytest.mark.alone  # it measures how quick this machine is
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 
 from quantyard.plan.evaluation import folder_name
-from quantyard.plan.suites import SUITES_DIR
-from tests.conftest import Demo, run, run_json
+from tests.conftest import lend, run, run_json
 from tests.docker.registry import Registry, registry, registry_program
+from tests.e2e.conftest import Measured, write_example
 from tests.hub_server import HubServer
 
 GATE = """
@@ -22,8 +21,6 @@ defaults: {min_schema_conformance: 0.5}
 quants:
   4-bit: {max_ppl_change: 50, max_mean_kld: 0.5}
 """
-# The tasks of `smoke`, of which `make demo` asks all, and a little of the rest.
-LITTLE = "divergence: {n_chunks: 2}\nspeed: {repeats: 2, prompt_tokens: 64, generated_tokens: 8}\n"
 REPO = "me/SmolLM2-135M-Instruct-GGUF"
 
 
@@ -59,22 +56,21 @@ def released_before() -> dict[str, Released]:
 
 @pytest.fixture
 def released(
-    engine: str, built_demo: Callable[[str], Demo], hub: HubServer, registry_here: Registry,
+    engine: str, measured_demo: Callable[[str], Measured], hub: HubServer, registry_here: Registry,
     released_before: dict[str, Released], tmp_path_factory: pytest.TempPathFactory,
 ) -> Released:  # fmt: skip
-    """From the conversion, in a store of its own: some of the suite `smoke`, one quant."""
+    """In a store of its own, to which what was built and measured is lent: contract, gate, card and upload are left."""
     if engine not in released_before:
-        demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"release-{engine}")
-        demo.lend(folder / "artifacts", "convert")
+        measured, folder = measured_demo(engine), tmp_path_factory.mktemp(f"release-{engine}")
+        built = ("convert", "quantize-Q4_K_M", "verify-Q4_K_M", "evaluate", "divergence", "speed")
+        lend(Path(measured.asked["ARTIFACTS"]), folder / "artifacts", *built)
         (folder / "gate.yaml").write_text(GATE)
-        shutil.copytree(SUITES_DIR / "smoke", folder / "smoke")
-        text = (SUITES_DIR / "smoke.yaml").read_text()
-        (folder / "little.yaml").write_text(text.split("divergence:")[0] + LITTLE)
+        suite = write_example(folder / "suite")
         asked = {
-            "MODEL": str(demo.model), "QUANT": "Q4_K_M", "SUITE": str(folder / "little.yaml"), "ENGINE": engine,
+            "MODEL": measured.asked["MODEL"], "QUANT": "Q4_K_M", "SUITE": str(suite), "ENGINE": engine,
             "ARTIFACTS": str(folder / "artifacts"), "REPO": f"{REPO}-{engine}", "GATE": str(folder / "gate.yaml"),
             "OCI": f"{registry_here.address}/me/smol-{engine}", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.writer,
-            "NO_PROXY": hub.host, "no_proxy": hub.host, "LIMIT": "20",
+            "NO_PROXY": hub.host, "no_proxy": hub.host,
         }
         said = run_json("release", **asked)
         released_before[engine] = Released(asked, said, hub, registry_here)
@@ -86,25 +82,22 @@ def _model_folder(released: Released) -> Path:
     return manifest.parent
 
 
-@pytest.mark.slow
 def test_one_command_goes_from_a_model_to_a_repo_with_card_page_and_manifest(released: Released) -> None:
     repo = released.hub.repos[released.asked["REPO"]]
     assert repo.private and released.said["hub"]["created"] and released.said["gate"]["outcome"] == "passed"
     names = {change["path"] for change in released.said["files"]}
     assert {"README.md", "manifest.json", "report.html", "SmolLM2-135M-Instruct-Q4_K_M.gguf"} <= names
     suite = folder_name(released.said["gate"]["suite"])
-    assert {f"{suite}/report.md", f"{suite}/lm-eval/Q4_K_M/smoke_questions.json"} <= names
+    assert {f"{suite}/report.md", f"{suite}/lm-eval/Q4_K_M/shop_questions.json"} <= names
     assert all(change["state"] == "new" for change in released.said["files"])
 
 
-@pytest.mark.slow
 def test_the_folder_release_holds_what_was_published_byte_for_byte(released: Released) -> None:
     folder = _model_folder(released) / "release"
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert there == {change["path"] for change in released.said["files"]}
 
 
-@pytest.mark.slow
 def test_card_and_manifest_tell_of_the_file_that_was_published_and_of_no_path_here(released: Released) -> None:
     folder = _model_folder(released) / "release"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -116,7 +109,6 @@ def test_card_and_manifest_tell_of_the_file_that_was_published_and_of_no_path_he
         assert released.asked["ARTIFACTS"] not in text and str(Path.home()) + "/" not in text
 
 
-@pytest.mark.slow
 def test_the_registry_holds_the_same_bytes_under_the_same_hash(released: Released) -> None:
     pushed = released.registry.manifest(released.asked["OCI"].partition("/")[2], "Q4_K_M")
     record = json.loads((_model_folder(released) / "manifest.json").read_text())["quants"]["Q4_K_M"]
@@ -125,7 +117,6 @@ def test_the_registry_holds_the_same_bytes_under_the_same_hash(released: Release
     assert pushed["annotations"]["quantyard.gate"] == "passed"
 
 
-@pytest.mark.slow
 def test_the_same_command_again_measures_nothing_and_sends_nothing(released: Released) -> None:
     before = released.hub.repos[released.asked["REPO"]].commit
     again = run_json("release", **released.asked)
@@ -133,7 +124,6 @@ def test_the_same_command_again_measures_nothing_and_sends_nothing(released: Rel
     assert released.hub.repos[released.asked["REPO"]].commit == before
 
 
-@pytest.mark.slow
 def test_the_contract_that_was_tested_is_kept_and_is_not_tested_again(released: Released) -> None:
     asked = {name: released.asked[name] for name in ("MODEL", "QUANT", "ENGINE", "ARTIFACTS")}
     done = run("contract", JSON="1", **asked)
@@ -147,7 +137,6 @@ def test_the_contract_that_was_tested_is_kept_and_is_not_tested_again(released: 
         assert report["schemas"]["rate"] >= report["schemas"]["gate"] and done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow
 def test_what_was_published_is_verified_down_to_a_second_making(released: Released, tmp_path: Path) -> None:
     network = {name: released.asked[name] for name in ("HF_ENDPOINT", "HF_TOKEN", "NO_PROXY", "no_proxy", "ENGINE")}
     asked = {**network, "ARTIFACTS": str(tmp_path), "REPO": released.asked["REPO"], "MODEL": released.asked["MODEL"]}
@@ -157,12 +146,11 @@ def test_what_was_published_is_verified_down_to_a_second_making(released: Releas
     assert (rebuilt["state"], rebuilt["finding"]) == ("ok", "the same bytes")
 
 
-@pytest.mark.slow
 def test_a_budget_that_is_exceeded_ends_with_its_exit_code_and_nothing_is_sent(
     released: Released, tmp_path: Path
 ) -> None:
     (tmp_path / "strict.yaml").write_text("defaults: {max_mean_kld: 0.0001}\n")
-    changes = {"GATE": str(tmp_path / "strict.yaml"), "REPO": f"{REPO}-refused", "OCI": "", "SUITE": "", "LIMIT": ""}
+    changes = {"GATE": str(tmp_path / "strict.yaml"), "REPO": f"{REPO}-refused", "OCI": "", "SUITE": ""}
     done = run("publish", **{**released.asked, **changes})
     assert done.returncode == 40 and "max_mean_kld is exceeded" in done.stderr, done.stderr
     assert f"{REPO}-refused" not in released.hub.repos

@@ -5,14 +5,12 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import pytest
 import requests
 
 from tests.conftest import run, start
 from tests.docker.server import wait_for
 
 
-@pytest.mark.slow
 def test_without_docker_the_same_file_key_and_address_serve(
     local_tools: None, demo_q4: Path, tmp_path: Path
 ) -> None:
@@ -40,7 +38,6 @@ def test_without_docker_the_same_file_key_and_address_serve(
     assert process.returncode == 0
 
 
-@pytest.mark.slow
 def test_a_file_that_does_not_load_ends_the_local_server_with_a_reason(local_tools: None, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(b"GGUF\x03\0\0\0")

@@ -24,7 +24,7 @@ from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, ORDINARY, TEXT, Ca
 from tests.hostile.sampling import sampled
 from tests.tiny_gguf import write_tiny
 
-pytestmark = pytest.mark.parts
+pytestmark = pytest.mark.alone
 KEY = "key-of-the-hostile-tests"
 READY_WITHIN_S = 60.0
 ANSWERED_WITHIN_S = 10.0  # an ordinary request, beside whatever goes on; idle, it takes 0.1 s

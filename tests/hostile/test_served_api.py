@@ -28,12 +28,11 @@ from tests.docker.server import wait_for
 from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, JSON_GRAMMAR, ORDINARY, TEXT, Case
 from tests.hostile.sampling import WHOLE, rounds, sampled
 
-pytestmark = pytest.mark.usefixtures("docker_client")
+pytestmark = [pytest.mark.usefixtures("docker_client"), pytest.mark.alone]
 PATIENCE_S: Final = 20.0  # for an ordinary answer on a busy machine of two cores
 AT_ONCE: Final = 192  # requests of one address
 ALIVE: Final[dict[str, Any]] = {"prompt": "One, two,", "max_tokens": 1}
 LONG: Final[dict[str, Any]] = {"prompt": "One, two,", "max_tokens": 2000, "ignore_eos": True}
-
 
 @dataclass(frozen=True)
 class Answer:

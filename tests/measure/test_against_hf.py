@@ -18,7 +18,6 @@ from quantyard.workflows.demo import DEMO_NAME
 
 SMOKE = REPO_DIR / "eval" / "suites" / "smoke"
 N_QUESTIONS, N_TEXTS, MAX_LENGTH = 100, 4, 512
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

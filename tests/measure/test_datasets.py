@@ -205,7 +205,6 @@ def test_nothing_but_the_sets_is_left(bench: Bench) -> None:
     assert not (bench.files / ".partial").exists()
 
 
-@pytest.mark.slow
 def test_the_same_data_give_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
     first = bench.run("arc_easy").result.outputs
     again = Bench(bench.hub, tmp_path / "again", tmp_path / "again" / "out")
@@ -348,7 +347,6 @@ def test_an_unknown_task_is_refused_before_anything_is_asked_of_the_hub(bench: B
     assert run.result.exit_code == ExitCode.BAD_REQUEST and "'arc_easy'" in run.error and not bench.hub.requests
 
 
-@pytest.mark.slow
 def test_a_run_that_failed_goes_on_with_what_it_has(bench: Bench) -> None:
     card = CARD.replace("---\n", "", 1)
     both = "---\n" + card.replace("---\n", "") + card.replace("configs:\n", "").replace("ARC-Easy", "ARC-Challenge")

@@ -18,6 +18,7 @@ from tests.unit.test_report_page import hostile, with_gate
 
 Page = Callable[..., Path]
 A4_PX = 794
+pytestmark = pytest.mark.quick
 
 
 def _tasks(browser: Browser, column: int) -> list[str]:

@@ -19,6 +19,7 @@ from tests.serve.conftest import Server
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 LONG = [{"role": "user", "content": "Tell a very long story about the sea."}]
+pytestmark = pytest.mark.alone
 
 
 def test_a_stream_says_what_a_whole_answer_says(server: Server) -> None:

@@ -26,7 +26,6 @@ def test_every_constraint_of_a_profile_holds_over_http(server: Server, seed: int
     check_profile(over_http(server.client(), ClientProfile, question(NOTE), replace(HOT, seed=seed), retries=0))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_every_constraint_holds_where_the_note_says_nothing(server: Server, seed: int) -> None:
     check_profile(over_http(server.client(), ClientProfile, "Invent a client.", replace(HOT, seed=seed), retries=0))

@@ -12,6 +12,7 @@ from server.contract import run_checks
 from tests.serve_contract.conftest import Served
 
 LIMIT_S = 240.0  # about 75 s on two idle cores
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module")
