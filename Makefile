@@ -10,7 +10,7 @@ RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 export PYTHON
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Start with:  make demo    or    make build MODEL=org/name QUANT=Q4_K_M"
 

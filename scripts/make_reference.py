@@ -84,7 +84,7 @@ def _sentence(text: str) -> str:
 
 
 def _targets() -> list[tuple[str, str]]:
-    return re.findall(r"^([a-z-]+):.*?## (.*)$", (REPO_DIR / "Makefile").read_text(), re.MULTILINE)
+    return re.findall(r"^([a-z0-9-]+):.*?## (.*)$", (REPO_DIR / "Makefile").read_text(), re.MULTILINE)
 
 
 def _commands() -> Iterator[str]:
