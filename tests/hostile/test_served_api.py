@@ -29,7 +29,7 @@ from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, JSON_GRAMMAR, ORDI
 from tests.hostile.sampling import WHOLE, rounds, sampled
 
 pytestmark = [pytest.mark.usefixtures("docker_client"), pytest.mark.alone]
-PATIENCE_S: Final = 20.0  # for an ordinary answer on a busy machine of two cores
+PATIENCE_S: Final = 60.0  # for an ordinary answer on a busy machine of two cores
 AT_ONCE: Final = 192  # requests of one address
 ALIVE: Final[dict[str, Any]] = {"prompt": "One, two,", "max_tokens": 1}
 LONG: Final[dict[str, Any]] = {"prompt": "One, two,", "max_tokens": 2000, "ignore_eos": True}

@@ -141,14 +141,14 @@ def test_a_hostile_header_is_refused_with_its_reason_in_no_time(write: Write, na
     data, reason = HOSTILE[name]
     path = write(data)
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(GgufError) as caught:
         read_header(path)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert reason in str(caught.value)
     assert str(caught.value).startswith("model.gguf ")
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert peak_bytes < 8_000_000
 
 
@@ -159,14 +159,14 @@ def test_a_file_cut_anywhere_is_refused(write: Write, length: int) -> None:
 
 
 def _read_or_refuse(path: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     try:
         header = read_header(path)
     except GgufError:
         pass
     else:
         assert all(tensor.offset + tensor.size_bytes <= header.file_size for tensor in header.tensors)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

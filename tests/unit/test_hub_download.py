@@ -124,7 +124,7 @@ def test_what_is_not_on_the_hub_is_said_in_our_words(
 
 
 def test_a_hub_that_fails_in_mid_download_is_said_so(hub: HubServer, tmp_path: Path) -> None:
-    hub.fail(FILES[0], status=500, times=None)
+    hub.fail(FILES[0], status=500, times=None, retry_after=0)
     with pytest.raises(HubError) as failed:
         download_release(access(hub), REPO, tmp_path)
     assert failed.value.exit_code == 4

@@ -286,10 +286,14 @@ def test_ctrl_c_stops_every_stage_that_runs_and_leaves_nothing_half(
 
 
 def _press_when(ready: Callable[[], bool]) -> Callable[[], None]:
+    """As a user does: again where the first time met something that swallows it, such as a destructor."""
+
     def press() -> None:
         while not ready():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        while ready():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
 
     return press
 

@@ -74,9 +74,9 @@ BOMB = "a: &a [x]\n" + "\n".join(f"{c}: &{c} [*{b}, *{b}]" for b, c in zip("abcd
     "\x00", "? {a: b}\n: c", "[" * 20_000, "license: &x mit\nlanguage: *x", BOMB, "<<: *nothing", "@", "a: b: c",
 ])  # fmt: skip
 def test_broken_or_hostile_front_matter_gives_an_empty_card(front_matter: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert readme(front_matter) == (None, SourceCard())
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("text", ["", "# Only text", "---\nlicense: mit\n", "text\n---\nlicense: mit\n---\n"])
