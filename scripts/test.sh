@@ -26,14 +26,21 @@ phase() {
     took+=("$(printf '%6d s  %s' $((SECONDS - began)) "$name")")
 }
 
-# set_up [real [bench]]
+# set_up [docker|local|bench …]
+# What the tests would make when they first need it, so that their times are their own.
 set_up() {
     scripts/setup-venv.sh test
-    [[ ${1-} == real ]] || return 0
-    if docker version >/dev/null 2>&1; then
-        scripts/base-images.sh --if-unreachable
-    fi
-    [[ ${2-} != bench ]] || scripts/setup-local.sh bench
+    for part; do
+        case $part in
+            docker)
+                docker version >/dev/null 2>&1 || continue
+                scripts/base-images.sh --if-unreachable
+                ENGINE=docker .venv/bin/python -m quantyard images >&2
+                ;;
+            local) ENGINE=local .venv/bin/python -m quantyard images >&2 ;;
+            bench) scripts/setup-local.sh bench ;;
+        esac
+    done
 }
 
 run() { .venv/bin/python -m pytest "${options[@]}" "$@"; }
@@ -43,7 +50,7 @@ units() { phase units run --phase=units -n auto tests/unit tests/hostile; }
 # One thread for each stage: two of llama.cpp with a thread for every core wait for each other.
 parts() {
     THREADS=${THREADS-1} phase parts run --phase=parts -n "${JOBS:-2}" --dist loadfile --ignore=tests/measure "$@"
-    phase alone run --phase=alone --ignore=tests/measure "$@"
+    [[ $tier == quick ]] || phase alone run --phase=alone --ignore=tests/measure "$@"
 }
 
 # After the others, which leave the demo model that these need. They use one thread each.
@@ -60,13 +67,14 @@ containers=(tests/docker tests/hostile tests/page tests/serve tests/serve_contra
 # set_up is not a phase: `set -e` must end it.
 case $tier in
     fast) set_up ;;
-    quick | docker | e2e) set_up real ;;
-    change | all) set_up real bench ;;
+    quick) set_up docker ;;
+    docker | e2e) set_up docker local ;;
+    change | all) set_up docker local bench ;;
 esac
 took+=("$(printf '%6d s  set-up' $((SECONDS - began)))")
 case $tier in
     fast) phase units run -n auto tests/unit ;;
-    quick) units && options+=(--tier=quick) && phase parts run --phase=parts --ignore=tests/measure tests ;;
+    quick) units && options+=(--tier=quick) && parts tests ;;
     docker) parts "${containers[@]}" ;;
     e2e) parts tests/e2e ;;
     all)
