@@ -26,7 +26,8 @@ from builder.llama.open import open_runtime
 from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.finite_json import dumps
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
-from quantyard.protocol.base import CalibrateRequest, ExitCode
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import template_failure

@@ -22,7 +22,8 @@ from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
 from builder.llama.toolchain import tools_of
 from quantyard.formats.gguf import read_model
 from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_folder, source_dtype
-from quantyard.protocol.base import ConvertRequest, ExitCode, Reference
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import ConvertRequest, Reference
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 from quantyard.sandbox.bounded_process import how_it_ended
 from quantyard.sandbox.chat_template import template_failure

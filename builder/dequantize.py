@@ -17,7 +17,8 @@ from pydantic import JsonValue
 from builder.llama.run_tool import refuse_exhausted, run_tool
 from builder.llama.toolchain import tools_of
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model
-from quantyard.protocol.base import DequantizeRequest, ExitCode
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import DequantizeRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

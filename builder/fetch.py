@@ -29,7 +29,8 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from quantyard.network.bounded_http import BadAnswer
 from quantyard.network.hub_client import use_bounded_client
 from quantyard.network.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
-from quantyard.protocol.base import ExitCode, FetchRequest, FileEntry
+from quantyard.protocol.base import ExitCode, FileEntry
+from quantyard.protocol.builder import FetchRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
 
 PARTIAL = ".partial"

@@ -22,7 +22,8 @@ from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
 from builder.llama.toolchain import Tools, tools_of
 from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_header
 from quantyard.formats.safetensors import SafetensorsError, read_file
-from quantyard.protocol.base import ExitCode, LoraRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import LoraRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _WEIGHTS: Final = "adapter_model.safetensors"

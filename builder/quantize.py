@@ -20,7 +20,8 @@ from builder.llama.toolchain import tools_of
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model
 from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve
-from quantyard.protocol.base import ExitCode, QuantizeRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _OPTIONS = {f"{OUTPUT}.weight": "--output-tensor-type", f"{EMBEDDING}.weight": "--token-embedding-type"}

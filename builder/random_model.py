@@ -24,7 +24,8 @@ from builder.imatrix.calibration_text import OUR_TEXT
 from builder.llama.run_tool import refuse_exhausted, run_tool
 from builder.llama.toolchain import tools_of
 from quantyard.formats.finite_json import dumps
-from quantyard.protocol.base import ExitCode, RandomModelRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import RandomModelRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 HEAD: Final = 64  # weights of an attention head, as most small models have

@@ -21,7 +21,8 @@ from quantyard.formats.finite_json import dumps
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_model
 from quantyard.formats.tensor_patterns import may_change, type_for_row
-from quantyard.protocol.base import ExitCode, RoundingRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 ERRORS: Final = "rounding.json"

@@ -18,7 +18,8 @@ from builder.llama.run_tool import refuse_exhausted, run_tool
 from builder.llama.toolchain import Tools, tools_of
 from quantyard.formats.gguf import DEFAULT_ALIGNMENT_BYTES, GgufError, GgufHeader, MetadataValue, TensorInfo, read_model
 from quantyard.formats.gguf_values import GgufArray
-from quantyard.protocol.base import ExitCode, SplitRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import SplitRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _UNIT_BYTES: Final = 1_000_000  # llama-gguf-split's M

@@ -22,7 +22,8 @@ from builder.llama.open import open_runtime
 from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
 from quantyard.formats.tensor_patterns import PatternProblem, resolve
-from quantyard.protocol.base import ExitCode, Reference, VerifyRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import Reference, VerifyRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")

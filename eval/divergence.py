@@ -23,7 +23,8 @@ from eval.llama.model import NO_TOKEN, GgufModel
 from eval.llama.prefix_tree import Request
 from eval.llama.scorer import Scorer
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings
+from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
+from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time

@@ -21,7 +21,8 @@ from pydantic import JsonValue
 from eval.tasks import offline
 from quantyard.hardware.machine import hardware
 from quantyard.protocol.base import Frozen
-from quantyard.protocol.evaluation import EvaluateRequest, Evaluation, TaskOutcome
+from quantyard.protocol.evaluation import EvaluateRequest
+from quantyard.protocol.measurements import Evaluation, TaskOutcome
 from quantyard.protocol.runner import Outcome, Stage, run_stage
 
 if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.go_offline comes first

@@ -18,15 +18,8 @@ from eval.analysis.paired import NotComparable, compare, scores
 from eval.rendering.markdown import markdown
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.protocol.base import ExitCode, Frozen
-from quantyard.protocol.evaluation import (
-    Divergence,
-    EvalReport,
-    Evaluation,
-    FileFacts,
-    Measurement,
-    ReportRequest,
-    Speed,
-)
+from quantyard.protocol.evaluation import ReportRequest
+from quantyard.protocol.measurements import Divergence, EvalReport, Evaluation, FileFacts, Measurement, Speed
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _Input = TypeVar("_Input", bound=Frozen)

@@ -21,7 +21,8 @@ from eval.llama.context import Context, ContextSettings, Ints
 from eval.llama.model import GgufModel
 from quantyard.hardware.machine import peak_memory_bytes
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, Speed, SpeedRequest, SpeedSettings
+from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, SpeedRequest, SpeedSettings
+from quantyard.protocol.measurements import Speed
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
 
 _WARM_UP_TOKENS: Final = 4  # written before the first repeat

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from quantyard.protocol.base import OutType
+from quantyard.protocol.builder import OutType
 from quantyard.quants.catalog import Quant
 
 EngineName = Literal["auto", "docker", "local"]

@@ -49,12 +49,13 @@ from quantyard.protocol.base import Progress, StageResult  # noqa: E402
 from quantyard.quants.selection import parse_list  # noqa: E402
 from quantyard.requests import ImageSettings, RunEnvironment  # noqa: E402
 from quantyard.sources.resolve import find_source  # noqa: E402
-from quantyard.store.artifacts import HashCache, ModelStore  # noqa: E402
+from quantyard.store.hash_cache import HashCache  # noqa: E402
+from quantyard.store.stages import ModelStore  # noqa: E402
 from quantyard.workflows.demo import DEMO_NAME  # noqa: E402
 
 LIMIT = 0.03
 CHECKS = (
-    "quantyard.store.artifacts.ModelStore.finish", "quantyard.store.artifacts.ModelStore.take",
+    "quantyard.store.stages.ModelStore.finish", "quantyard.store.stages.ModelStore.take",
     "quantyard.engines.docker.read_result",
     "quantyard.engines.local.read_result",
 )  # fmt: skip

@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 
 from eval.analysis.paired import compare, scores
-from quantyard.protocol.evaluation import (
+from quantyard.protocol.evaluation import SpeedSettings, Suite, TaskEntry
+from quantyard.protocol.measurements import (
     Divergence,
     Estimate,
     EvalReport,
@@ -18,9 +19,6 @@ from quantyard.protocol.evaluation import (
     MetricOutcome,
     SelfCheck,
     Speed,
-    SpeedSettings,
-    Suite,
-    TaskEntry,
     TaskOutcome,
 )
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from quantyard.formats.names import safe_name
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, SchemaRate
 from quantyard.protocol.base import FileEntry, digest_of_files
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
 from tests.evaluations import SMALL, simulated
 

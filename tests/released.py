@@ -24,8 +24,9 @@ from quantyard.protocol.base import FileEntry
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find
 from quantyard.sources.resolve import Source, find_source
-from quantyard.store.artifacts import HashCache, stage_folder
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest, SourceRecord, StageRecord
+from quantyard.store.stages import stage_folder
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request

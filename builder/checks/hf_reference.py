@@ -4,7 +4,7 @@
 
 A script, not a stage: it runs in the converter's Python, which has transformers (4.57 to 5.x) and may have
 neither pydantic nor this package. So it imports only the standard library and transformers, reads the probes
-from the file beside it, and writes what `quantyard.protocol.base.Reference` accepts.
+from the file beside it, and writes what `quantyard.protocol.builder.Reference` accepts.
 
 The template is a program that others wrote, so it is rendered within the limits of `sandbox/bounded_process.py`. Each
 conversation is named on stdout before it is rendered: a process that was ended cannot say with which one.

@@ -8,7 +8,7 @@ from pathlib import Path
 from builder.imatrix.reader import MatrixReader
 from builder.imatrix.tool_reader import ToolReader
 from builder.llama.toolchain import tools_of
-from quantyard.protocol.base import CalibrateRequest
+from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.runner import Stage
 
 

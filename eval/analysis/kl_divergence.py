@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.llama.logprobs import NOT_FINITE, unusable_logits
-from quantyard.protocol.evaluation import Estimate
+from quantyard.protocol.measurements import Estimate
 
 PERCENTILES: Final = (50, 90, 95, 99, 99.9, 100)
 _BLOCK_FLOATS: Final = 1 << 18  # two blocks of 1 MiB of scratch: they stay in the cache

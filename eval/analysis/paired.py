@@ -27,7 +27,7 @@ import numpy as np
 from eval.analysis import statistics
 from eval.analysis.statistics import Numbers, as_numbers
 from quantyard.metrics.intervals import Z, wilson
-from quantyard.protocol.evaluation import (
+from quantyard.protocol.measurements import (
     CONFIDENCE,
     Comparison,
     Evaluation,

@@ -22,7 +22,7 @@ from eval.llama.logprobs import LogSoftmax
 from eval.llama.prefix_tree import Request
 from quantyard.formatting.numbers import digits
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.evaluation import SelfCheck
+from quantyard.protocol.measurements import SelfCheck
 from quantyard.protocol.runner import StageFailure
 
 NOISE_FACTOR: Final = 1.5

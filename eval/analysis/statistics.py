@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantyard.metrics.intervals import Z
-from quantyard.protocol.evaluation import CONFIDENCE, Interval
+from quantyard.protocol.measurements import CONFIDENCE, Interval
 
 Numbers = NDArray[np.float64]
 _LARGE_DF: Final = 10_000  # the quantile is within 0.02 % of the normal one from here

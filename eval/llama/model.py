@@ -17,7 +17,7 @@ import llama_cpp
 
 from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
 from quantyard.protocol.base import ExitCode, Sha256
-from quantyard.protocol.evaluation import FileFacts
+from quantyard.protocol.measurements import FileFacts
 from quantyard.protocol.runner import StageFailure
 
 NO_TOKEN: Final = -1  # LLAMA_TOKEN_NULL

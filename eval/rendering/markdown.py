@@ -14,13 +14,7 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.headline_metrics import headlines, is_perplexity
 from quantyard.metrics.kinds import kind_of
-from quantyard.protocol.evaluation import (
-    Comparison,
-    EvalReport,
-    Measurement,
-    Score,
-    SelfCheck,
-)
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score, SelfCheck
 
 _HOW_TO_READ = """\
 Every file answered the same questions as the baseline, so differences are paired. *Lost* questions were right on the

@@ -40,7 +40,7 @@ from eval.rendering.style import (
 from eval.rendering.tradeoff import is_accuracy, tradeoff
 from quantyard.formatting.numbers import count, percent, tokens_per_s
 from quantyard.metrics.headline_metrics import headlines
-from quantyard.protocol.evaluation import Comparison, EvalReport, Measurement, Score
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _T = TypeVar("_T", Score, Comparison)
 _ROW_IN: Final = 0.26  # height of one file in a plot with a row for each

@@ -9,7 +9,7 @@ from quantyard.formatting.numbers import DASH, change_written, digits, human_byt
 from quantyard.metrics import intervals
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.pareto import entries_of, metric_of, standings
-from quantyard.protocol.evaluation import Comparison, Divergence, EvalReport, Measurement, Verdict
+from quantyard.protocol.measurements import Comparison, Divergence, EvalReport, Measurement, Verdict
 
 GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("better", "same", "worse", "too few questions", "no signal")
 _MAX_NAMED: Final = 3

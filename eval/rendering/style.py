@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
 from quantyard.formatting.numbers import axis_label, leading_digit
-from quantyard.protocol.evaluation import Verdict
+from quantyard.protocol.measurements import Verdict
 
 PNG_DPI: Final = 160
 _FORMATS: Final = ("svg", "png")

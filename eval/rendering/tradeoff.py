@@ -14,7 +14,7 @@ from quantyard.formatting.numbers import digits
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.intervals import Z
 from quantyard.metrics.pareto import Entry, beaten_by
-from quantyard.protocol.evaluation import EvalReport, Measurement, Score
+from quantyard.protocol.measurements import EvalReport, Measurement, Score
 
 _FRONT, _BEATEN = Mark("o", "blue"), Mark("o", "muted", hollow=True)
 _MAX_BESIDE_BASELINE: Final = 3

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from lm_eval.loggers import EvaluationTracker
 
-from quantyard.protocol.evaluation import EvaluateRequest, MetricOutcome, TaskOutcome
+from quantyard.protocol.evaluation import EvaluateRequest
+from quantyard.protocol.measurements import MetricOutcome, TaskOutcome
 
 if TYPE_CHECKING:
     from eval.llama.lm import LlamaLM

@@ -11,8 +11,8 @@ from quantyard.metrics import intervals
 from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
 from quantyard.metrics.kinds import kind_of
 from quantyard.protocol.api_tests import SchemaRate
-from quantyard.protocol.evaluation import Comparison, Divergence, Interval, Measurement, Score
 from quantyard.protocol.gate import BudgetResult
+from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
 
 NOTHING: Final = Safe(DASH)
 

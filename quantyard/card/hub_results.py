@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from quantyard.card.escaping import clean
 from quantyard.card.subject import HUB, Subject
-from quantyard.protocol.evaluation import Score, TaskEntry
+from quantyard.protocol.evaluation import TaskEntry
+from quantyard.protocol.measurements import Score
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry

@@ -13,7 +13,8 @@ from quantyard.card.escaping import Safe, code, joined, text
 from quantyard.card.provenance import apart, made
 from quantyard.card.subject import Subject
 from quantyard.formatting.numbers import count, duration, human_bytes
-from quantyard.protocol.evaluation import EvalReport, TaskEntry
+from quantyard.protocol.evaluation import TaskEntry
+from quantyard.protocol.measurements import EvalReport
 
 _MAX_NAMED: Final = 20
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from quantyard.errors import BadRequest
 from quantyard.hub.files import parse_repo_id
 from quantyard.metrics.headline_metrics import headlines
-from quantyard.protocol.evaluation import EvalReport, Measurement, Score
 from quantyard.protocol.gate import BudgetResult, Outcome
+from quantyard.protocol.measurements import EvalReport, Measurement, Score
 from quantyard.quants.catalog import rank
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
 

@@ -19,7 +19,7 @@ from quantyard.memory.kv_cache import ContextUse, cache_bytes, mask_bytes
 from quantyard.memory.layers import ModelLayers, read_layers
 from quantyard.metrics.pareto import Entry, Metric, metric_of, quality_of
 from quantyard.plan.suites import BUILTIN
-from quantyard.protocol.evaluation import Estimate, EvalReport, Measurement, Speed
+from quantyard.protocol.measurements import Estimate, EvalReport, Measurement, Speed
 from quantyard.store.manifest import Manifest, QuantRecord
 
 DEFAULT_CONTEXT: Final = 8192

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import Progress, StageResult
-from quantyard.store.artifacts import Artifact, Workspace
+from quantyard.store.artifact import Artifact, Workspace
 
 OnProgress = Callable[[Progress], None]
 OnNote = Callable[[str], None]

@@ -33,7 +33,7 @@ from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageError, StageResult
 from quantyard.protocol.runner import causes
 from quantyard.requests import ImageSettings, RunEnvironment
-from quantyard.store.artifacts import Artifact, Workspace
+from quantyard.store.artifact import Artifact, Workspace
 
 _LABEL = "quantyard.out"  # a container's label: the folder it writes to
 _PULL_SIZES = {"builder": "about 1 GB", "eval": "about 50 MB", "server": "about 100 MB", "contract": "about 1 GB"}

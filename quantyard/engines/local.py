@@ -25,7 +25,7 @@ from quantyard.errors import EngineError
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import StageResult
 from quantyard.requests import RunEnvironment
-from quantyard.store.artifacts import Artifact, Workspace
+from quantyard.store.artifact import Artifact, Workspace
 
 _STOP_S = 5.0
 _TAIL_LINES = 15

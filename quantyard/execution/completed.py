@@ -9,7 +9,8 @@ from pathlib import Path
 from quantyard.engines import Engine
 from quantyard.engines.images import code_version
 from quantyard.plan.steps import BuildPlan, External, Output, StageSpec, Step, spec_of
-from quantyard.store.artifacts import Artifact, FinishedStage, ModelStore
+from quantyard.store.artifact import Artifact, FinishedStage
+from quantyard.store.stages import ModelStore
 
 
 @dataclass

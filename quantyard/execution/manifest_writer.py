@@ -16,10 +16,11 @@ from quantyard.plan.api_tests import label_of, read_contract
 from quantyard.plan.evaluation import REPORT, folder_name, read_report
 from quantyard.plan.steps import BuildPlan, External, StageSpec, Step, Target
 from quantyard.protocol.api_tests import ContractReport
-from quantyard.protocol.base import QuantizeRequest, StageResult
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.base import StageResult
+from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.facts import bits_per_weight
-from quantyard.store.artifacts import FinishedStage, ModelStore
+from quantyard.protocol.measurements import EvalReport
+from quantyard.store.artifact import FinishedStage
 from quantyard.store.manifest import (
     ImatrixRecord,
     Manifest,
@@ -28,7 +29,10 @@ from quantyard.store.manifest import (
     StageRecord,
     parse_manifest,
     salvaged,
+    write_manifest,
 )
+from quantyard.store.stages import ModelStore
+from quantyard.store.visible_files import copy_file, copy_outputs, link_file, set_aside
 
 R = TypeVar("R")
 
@@ -84,7 +88,7 @@ class Records:
             manifest, lost = salvaged(path.read_bytes(), source)
         except OSError:
             manifest, lost = Manifest(source=source), ["everything"]
-        aside = self.store.set_aside(path.name)
+        aside = set_aside(path)
         self.write(manifest)
         self.on_note(
             f"warning: {path} cannot be read: {error}. It is kept as {aside.name if aside else 'nothing'}, and a new "
@@ -95,7 +99,7 @@ class Records:
 
     def write(self, manifest: Manifest) -> None:
         """Keep it; a reader sees the old one or the new one."""
-        self.store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(self.store.folder / "manifest.json", manifest)
 
     def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
         """A step has ended well."""
@@ -111,7 +115,8 @@ class Records:
             made, path = origin.artifact, origin.artifact.folder / name
         else:
             made = finished[origin.step].artifact
-            path = self.store.publish(made.folder / name, f"{self.plan.source.model.name}-{target.quant.name}.gguf")
+            path = self.store.folder / f"{self.plan.source.model.name}-{target.quant.name}.gguf"
+            link_file(made.folder / name, path)
         entry = next(f for f in made.files if f.path == name)
         record = QuantRecord(
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
@@ -131,8 +136,8 @@ class Records:
         artifact = origin.artifact if isinstance(origin, External) else finished[origin.step].artifact
         entry = next(f for f in artifact.files if f.path == step.request.imatrix_file)
         name = _imatrix_name(self.read(), ours, target.quant.name, entry.sha256 or "")
-        publish = self.store.publish_copy if isinstance(origin, External) else self.store.publish
-        publish(artifact.folder / entry.path, name)
+        keep = copy_file if isinstance(origin, External) else link_file
+        keep(artifact.folder / entry.path, self.store.folder / name)
         return ImatrixRecord(
             file=name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "", given=list(artifact.files)
         )
@@ -143,7 +148,7 @@ class Records:
             return None
         suite = self.plan.measuring.suite.name
         report = read_report(finished[REPORT])
-        measured = Measured(report, self.store.publish_folder(finished[REPORT], folder_name(suite)))
+        measured = Measured(report, copy_outputs(finished[REPORT].artifact, self.store.folder / folder_name(suite)))
         manifest = self.read()
         if manifest.evaluations.get(suite) != measured.report:
             manifest.evaluations[suite] = measured.report

@@ -31,7 +31,8 @@ from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
-from quantyard.store.artifacts import Artifact, FinishedStage, ModelStore, Workspace
+from quantyard.store.artifact import Artifact, FinishedStage, Workspace
+from quantyard.store.stages import ModelStore
 from quantyard.store.take_outputs import FILES
 
 

@@ -22,11 +22,14 @@ from quantyard.plan.evaluation import REPORT, MeasureOptions, add_measuring
 from quantyard.plan.imatrix import Calibration, plain_label, with_imatrix
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ModelFile, Output, Step
-from quantyard.protocol.base import RandomModelRequest, digest_of_request
+from quantyard.protocol.base import digest_of_request
+from quantyard.protocol.builder import RandomModelRequest
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime, SpeedSettings
 from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source, find_source
-from quantyard.store.artifacts import HashCache, ModelId, ModelStore
+from quantyard.store.artifact import ModelId
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 
 RANDOM: Final = "random_model"  # the step's label
 SUITE: Final = "smoke"  # it needs no network

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quantyard.files.atomic import write_file
 from quantyard.forecast.work import Limits, Work
-from quantyard.store.artifacts import write_file
 
 BOOK: Final = ".rates.json"
 _MOST_SAMPLES: Final = 2000

@@ -10,8 +10,8 @@ from typing import Final
 from quantyard.formatting.numbers import count, forecast_count, percent
 from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
 from quantyard.plan.suites import BUILTIN
-from quantyard.protocol.evaluation import Comparison, Interval
 from quantyard.protocol.gate import Outcome
+from quantyard.protocol.measurements import Comparison, Interval
 from quantyard.store.manifest import Manifest
 
 NAMES: Final = {

@@ -20,8 +20,8 @@ from quantyard.gate.sample_size import accuracy_loss, more, more_answers, more_q
 from quantyard.metrics.headline_metrics import entry_of, rank_of
 from quantyard.metrics.intervals import mapped, normal, quantile, wilson
 from quantyard.metrics.kinds import kind_of
-from quantyard.protocol.evaluation import Comparison, EvalReport, Interval, Measurement
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
+from quantyard.protocol.measurements import Comparison, EvalReport, Interval, Measurement
 from quantyard.quants.catalog import family_of, is_unquantized
 from quantyard.store.manifest import Manifest
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from quantyard.metrics.intervals import Z
-from quantyard.protocol.evaluation import Comparison, Interval
+from quantyard.protocol.measurements import Comparison, Interval
 
 
 def accuracy_loss(found: Comparison, z: float) -> Interval:

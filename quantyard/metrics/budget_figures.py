@@ -6,7 +6,7 @@ from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import Written
-from quantyard.protocol.evaluation import Interval
+from quantyard.protocol.measurements import Interval
 
 # The units of limits that are shown as they were typed.
 _UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": ""}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-from quantyard.protocol.evaluation import Comparison, Score, Suite
+from quantyard.protocol.evaluation import Suite
+from quantyard.protocol.measurements import Comparison, Score
 
 _HEADLINES: Final = ("acc_norm", "acc", "exact_match")
 Found = TypeVar("Found", Score, Comparison)

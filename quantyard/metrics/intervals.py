@@ -7,7 +7,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 from typing import Final
 
-from quantyard.protocol.evaluation import CONFIDENCE, Divergence, Estimate, Interval
+from quantyard.protocol.measurements import CONFIDENCE, Divergence, Estimate, Interval
 
 
 def quantile(confidence: float) -> float:

@@ -6,7 +6,7 @@ from typing import Final
 
 from quantyard.formatting.numbers import Kind
 from quantyard.metrics.headline_metrics import is_perplexity
-from quantyard.protocol.evaluation import Comparison, Score
+from quantyard.protocol.measurements import Comparison, Score
 
 # Metrics of lm-evaluation-harness that may lie between 0 and 1 and are shares of nothing.
 _OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from quantyard.formatting.numbers import change, kld, rough_percent
 from quantyard.metrics.intervals import ppl_change
-from quantyard.protocol.evaluation import Estimate, EvalReport, Measurement
+from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
 
 Metric = Literal["mean KLD", "ΔPPL"]
 _OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)  # the file that the others are held against

@@ -9,7 +9,7 @@ from typing import Any
 from quantyard.errors import BadRequest
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step, Target
-from quantyard.protocol.base import (
+from quantyard.protocol.builder import (
     ConvertRequest,
     DequantizeRequest,
     FetchRequest,

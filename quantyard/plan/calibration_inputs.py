@@ -16,7 +16,8 @@ from quantyard.plan.contamination import find_overlap, texts_of_json
 from quantyard.plan.imatrix import Calibration
 from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.runner import sha256_of
-from quantyard.store.artifacts import Artifact, HashCache
+from quantyard.store.artifact import Artifact
+from quantyard.store.hash_cache import HashCache
 
 OUR_TEXT: Final = REPO_DIR / "builder" / "calibration" / "text.jsonl"
 _LEAST_BYTES: Final = 2 * 512  # two chunks, at a byte a token

@@ -25,18 +25,19 @@ from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.evaluation import (
     DatasetsRequest,
     DivergenceRequest,
-    EvalReport,
     EvaluateRequest,
     ReportRequest,
     Runtime,
     SpeedRequest,
     Suite,
 )
+from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import QUANTS, TYPE_UNKNOWN, UNQUANTIZED, Quant
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact, FinishedStage, HashCache
+from quantyard.store.artifact import Artifact, FinishedStage
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.outputs import read_left
 
 REPORT: Final = "report"  # the label of the last step

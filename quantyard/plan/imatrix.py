@@ -20,10 +20,11 @@ from quantyard.formatting.numbers import change, kld
 from quantyard.metrics.intervals import difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
-from quantyard.protocol.base import CalibrateRequest
-from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
+from quantyard.protocol.builder import CalibrateRequest
+from quantyard.protocol.evaluation import DivergenceRequest, Runtime
+from quantyard.protocol.measurements import Divergence, Interval
 from quantyard.quants.catalog import Quant, find
-from quantyard.store.artifacts import Artifact
+from quantyard.store.artifact import Artifact
 from quantyard.store.outputs import read_left
 
 CALIBRATE: Final = "calibrate"  # the step's label

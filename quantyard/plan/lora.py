@@ -20,11 +20,13 @@ from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, parse_repo_id, r
 from quantyard.hub.files import LEGAL_FILES, SIDE_FILES
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
-from quantyard.protocol.base import FetchRequest, FileEntry, LoraRequest, digest_of_files
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.builder import FetchRequest, LoraRequest
 from quantyard.protocol.runner import sha256_of
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import SIDE_LIMIT, Source
-from quantyard.store.artifacts import Artifact, HashCache, ModelId
+from quantyard.store.artifact import Artifact, ModelId
+from quantyard.store.hash_cache import HashCache
 
 LORA: Final = "lora"  # the step's label
 ADAPTER_CONFIG: Final = "adapter_config.json"

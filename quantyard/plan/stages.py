@@ -46,8 +46,9 @@ _DATASETS_FILES = r"(sets|nltk_data)/.+"
 _EVALUATE_FILES = r"[^./][^/]*/.+"
 _PLOTS = r"plots/[^/]+\.(svg|png)"
 
-# To add a stage: add a row here with the files that it must and may leave, a request in contract.py (or evaluation.py,
-# serving.py), a module `<package>/<name>.py` with a `main()`, and in facts.py what is read of its facts.
+# To add a stage: add a row here with the files that it must and may leave, a request in `protocol` (builder.py,
+# evaluation.py or api_tests.py), a module `<package>/<name>.py` with a `main()`, and in facts.py what is read of its
+# facts.
 STAGES: Mapping[str, StageRow] = {
     row.name: row
     for row in (

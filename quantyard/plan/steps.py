@@ -13,11 +13,12 @@ from pydantic import JsonValue
 
 from quantyard.plan.stages import StageRow
 from quantyard.protocol.allowed_outputs import Leaves
-from quantyard.protocol.base import OutType, StageRequest, digest_of, digest_of_request
+from quantyard.protocol.base import StageRequest, digest_of, digest_of_request
+from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import Suite
 from quantyard.quants.catalog import Quant
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact
+from quantyard.store.artifact import Artifact
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from quantyard.plan.local_tasks import HELP, are_all_local
 from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.runner import sha256_of
-from quantyard.store.artifacts import Artifact
+from quantyard.store.artifact import Artifact
 
 SUITES_DIR = REPO_DIR / "eval" / "suites"
 BUILTIN = ("smoke", "quick", "standard", "full")  # smallest first; eval/suites/<name>.yaml

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from quantyard.protocol.base import FetchRequest, FileEntry, SplitRequest
+from quantyard.protocol.base import FileEntry
+from quantyard.protocol.builder import FetchRequest, SplitRequest
 from quantyard.protocol.evaluation import DivergenceRequest
 
 

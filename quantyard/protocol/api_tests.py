@@ -1,6 +1,6 @@
 """What serving says: the request of the stage `contract`, and the report it leaves.
 
-Shared by both sides, like `contract.py`. Durations are seconds; rates are proportions, 0 to 1, with Wilson's 95 %
+Shared by both sides. Durations are seconds; rates are proportions, 0 to 1, with Wilson's 95 %
 interval.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from quantyard.protocol.base import Frozen
-from quantyard.protocol.evaluation import Interval
+from quantyard.protocol.measurements import Interval
 
 GATE_REPORT_VERSION: Final = 1
 # Worst first: what one result is, the whole gate is. "not judged" decides nothing: of a task that the baseline itself

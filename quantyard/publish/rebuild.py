@@ -21,14 +21,15 @@ from quantyard.files.own_files import find_file, kind_of
 from quantyard.formats.names import fault_of_name, shown
 from quantyard.plan.imatrix import Calibration, with_imatrix
 from quantyard.plan.steps import BuildPlan
-from quantyard.protocol.base import FileEntry, OutType, digest_of_files
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.builder import OutType
 from quantyard.protocol.runner import sha256_of
 from quantyard.publish.verify import Check, CheckedRelease
 from quantyard.quants.catalog import Quant, find
 from quantyard.quants.recipe_files import recipe_of
 from quantyard.quants.selection import of_recipe
 from quantyard.requests import BuildRequest
-from quantyard.store.artifacts import Artifact, ModelId
+from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
 
 # What decides the bytes, in a record's `ran_by`, and what people call it.

@@ -26,13 +26,14 @@ from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.plan.evaluation import folder_name
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import sha256_of
 from quantyard.publish.files import PublishedFile, kept, made
 from quantyard.sources.licence import licence_files
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import HashCache, ModelStore, stage_folder
-from quantyard.store.manifest import Manifest, QuantRecord, file_of_stage, read_manifest
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.manifest import Manifest, QuantRecord, file_of_stage, read_manifest, write_manifest
+from quantyard.store.stages import ModelStore, stage_folder
 
 _AGAIN: Final = "make release MODEL=… QUANT=… REPO=…"
 
@@ -231,4 +232,4 @@ def keep_gate(store: ModelStore, judged: Manifest) -> None:
     assert manifest is not None, "a release was found in it"
     if (manifest.gate, manifest.stated_license) != (judged.gate, judged.stated_license):
         manifest.gate, manifest.stated_license = judged.gate, judged.stated_license
-        store.write("manifest.json", manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(store.folder / "manifest.json", manifest)

@@ -8,11 +8,12 @@ from pathlib import Path
 from quantyard.execution.runner import Builder
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Step
-from quantyard.protocol.base import FileEntry, SplitRequest, digest_of_files
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.builder import SplitRequest
 from quantyard.publish.files import PublishedFile, kept
 from quantyard.publish.release import Release
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact
+from quantyard.store.artifact import Artifact
 
 
 def _label_of(quant: str) -> str:

@@ -26,7 +26,7 @@ from quantyard.quants.model_config import VOCAB, Config, n_heads, n_kv_heads, n_
 from quantyard.quants.tensor_types import BLOCKS, Place, tensor_type
 
 if TYPE_CHECKING:
-    from quantyard.protocol.base import OutType
+    from quantyard.protocol.builder import OutType
 
 # To teach it another architecture's names: add to the pattern of their category; the first match wins.
 # "skip" never reaches the file, "keep" stays in f32, "v" is all that llama.cpp treats like attn_v (fused qkv too).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from quantyard.protocol.evaluation import Verdict
+from quantyard.protocol.measurements import Verdict
 
 NO_MARK: Final = ""
 SHAPES: Final[dict[str, str]] = {

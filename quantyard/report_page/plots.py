@@ -14,7 +14,7 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import Kind
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.kinds import kind_of
-from quantyard.protocol.evaluation import Comparison, EvalReport
+from quantyard.protocol.measurements import Comparison, EvalReport
 from quantyard.report_page.axes import CHAR_PX, Scale, short, spanning
 from quantyard.report_page.marks import MARK_OF
 from quantyard.report_page.tables import PageFile

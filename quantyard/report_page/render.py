@@ -17,7 +17,7 @@ from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import margin
 from quantyard.formatting.printable import with_unseen
 from quantyard.metrics.headline_metrics import headlines
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.marks import MARK_OF, SHAPES, VERDICTS
 from quantyard.report_page.plots import MAX_PANELS, forest, speed
 from quantyard.report_page.sentences import facts, plain_words

@@ -17,7 +17,7 @@ from quantyard.formatting.numbers import (
     rough_percent,
 )
 from quantyard.metrics.intervals import ppl_change
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.marks import VERDICTS
 from quantyard.report_page.tables import PageFile
 from quantyard.store.manifest import Manifest

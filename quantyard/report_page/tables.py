@@ -10,8 +10,8 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.intervals import ppl_change
 from quantyard.protocol.api_tests import ContractReport
-from quantyard.protocol.evaluation import Divergence, EvalReport, Interval, Measurement, Speed
 from quantyard.protocol.gate import OUTCOMES, Outcome
+from quantyard.protocol.measurements import Divergence, EvalReport, Interval, Measurement, Speed
 from quantyard.report_page.marks import MARK_OF, NO_MARK
 from quantyard.store.manifest import Manifest
 

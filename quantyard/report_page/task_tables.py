@@ -8,7 +8,7 @@ from typing import Final
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.kinds import kind_of
-from quantyard.protocol.evaluation import Comparison, EvalReport, Score
+from quantyard.protocol.measurements import Comparison, EvalReport, Score
 from quantyard.report_page.marks import MARK_OF, VERDICTS
 from quantyard.report_page.tables import Cell, Column, PageFile, PageTable, Row
 

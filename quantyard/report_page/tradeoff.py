@@ -12,7 +12,7 @@ from typing import Final
 from quantyard.formatting.numbers import Written, change_written, file_size, kld_written, tokens_per_s
 from quantyard.metrics.intervals import normal, ppl_change
 from quantyard.metrics.pareto import Entry, beaten_by, standings
-from quantyard.protocol.evaluation import Interval
+from quantyard.protocol.measurements import Interval
 from quantyard.report_page.axes import Box, Placed, Scale, place_names, segments, short, spanning
 from quantyard.report_page.plots import NARROW_PX, Spot
 from quantyard.report_page.tables import PageFile

@@ -27,7 +27,8 @@ from quantyard.hub.client import (
 from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_files
 from quantyard.hub.model_card import card_of_gguf, card_of_readme
 from quantyard.memory.from_config import kv_cache_bytes
-from quantyard.protocol.base import FileEntry, OutType, digest_of_files
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.builder import OutType
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find
 from quantyard.quants.file_size import (
@@ -38,7 +39,8 @@ from quantyard.quants.file_size import (
     params_size_bytes,
 )
 from quantyard.sources.presets import Preset, find_preset, refuse_unsupported, split_name
-from quantyard.store.artifacts import Artifact, HashCache, ModelId
+from quantyard.store.artifact import Artifact, ModelId
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import SourceCard, read_manifest
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")

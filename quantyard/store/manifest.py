@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantyard import __version__
 from quantyard.errors import BadRequest
+from quantyard.files.atomic import write_file
 from quantyard.formats.finite_json import dumps
 from quantyard.formats.names import shown
 from quantyard.formats.strict_json import load_json
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
-from quantyard.protocol.evaluation import EvalReport
 from quantyard.protocol.gate import GateReport
+from quantyard.protocol.measurements import EvalReport
 
 SCHEMA_VERSION: Final = 1
 MAX_BYTES: Final = 16 * 2**20  # of a manifest; those of a hundred files have a tenth of it
@@ -137,6 +138,11 @@ def read_manifest(path: Path) -> Manifest | None:
         return parse_manifest(path.read_bytes(), str(path))
     except (OSError, ValueError):
         return None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Keep it; a reader sees the old one or the new one."""
+    write_file(path, f"{manifest.model_dump_json(indent=2)}\n".encode())
 
 
 def parse_manifest(text: bytes, name: str) -> Manifest:

@@ -11,7 +11,8 @@ from quantyard.metrics.intervals import normal
 from quantyard.plan.imatrix import kld_difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
-from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Interval, Runtime
+from quantyard.protocol.evaluation import DivergenceRequest, Runtime
+from quantyard.protocol.measurements import Divergence, Interval
 from quantyard.requests import TuneRequest
 from quantyard.tune.exact_sizes import nearest_stock
 from quantyard.tune.knapsack import Mix, within_kld, within_size

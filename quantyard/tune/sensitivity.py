@@ -17,10 +17,11 @@ from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT
 from quantyard.plan.imatrix import read_divergence
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, Output, Step
-from quantyard.protocol.base import RoundingRequest
-from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings, Runtime
+from quantyard.protocol.builder import RoundingRequest
+from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, Runtime
+from quantyard.protocol.measurements import Divergence
 from quantyard.quants.recipe import Recipe
-from quantyard.store.artifacts import Artifact
+from quantyard.store.artifact import Artifact
 from quantyard.tune.exact_sizes import Sizes
 from quantyard.tune.knapsack import Option
 from quantyard.tune.tensor_groups import Group

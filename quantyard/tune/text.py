@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from quantyard.files.atomic import write_file
 from quantyard.plan.calibration_inputs import OUR_TEXT, check_texts
 from quantyard.protocol.base import FileEntry, digest_of_files
-from quantyard.store.artifacts import Artifact, write_file
+from quantyard.store.artifact import Artifact
 
 NAME: Final = "tuning.txt"
 _STRIDE: Final = 37  # neighbours in the file are of one domain; so far apart they are of many

@@ -14,8 +14,8 @@ from quantyard.choose.suggestions import remedies
 from quantyard.errors import BadRequest
 from quantyard.hardware.machine import memory_bytes
 from quantyard.requests import BuildRequest, ChooseRequest
-from quantyard.store.artifacts import ModelStore
 from quantyard.store.manifest import Manifest, read_manifest
+from quantyard.store.stages import ModelStore
 from quantyard.workflows.planning import plan_of
 
 

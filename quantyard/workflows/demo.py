@@ -25,7 +25,8 @@ from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find
 from quantyard.requests import BuildRequest, MeasureRequest, PublishRequest
 from quantyard.sources.resolve import find_source
-from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 from quantyard.workflows.build import build
 from quantyard.workflows.planning import engine_of
 from quantyard.workflows.release import write_report

@@ -9,6 +9,7 @@ from quantyard.execution.runner import Builder
 from quantyard.plan.lora import LORA, RESULT, plan_lora
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import Source
+from quantyard.store.visible_files import link_file
 from quantyard.workflows.planning import hashes_of, hub_access
 from quantyard.workflows.reporter import Reporter
 from quantyard.workflows.run import run_plan
@@ -49,4 +50,5 @@ def make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
 
 def publish_lora(builder: Builder) -> Path:
     """Give the finished adapter its name beside the manifest; its path."""
-    return builder.store.publish(builder.output(LORA) / RESULT, f"{builder.plan.source.model.name}-lora.gguf")
+    target = builder.store.folder / f"{builder.plan.source.model.name}-lora.gguf"
+    return link_file(builder.output(LORA) / RESULT, target)

@@ -23,7 +23,8 @@ from quantyard.plan.steps import BuildPlan
 from quantyard.quants.selection import parse_list
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
-from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 from quantyard.workflows.results import Planned
 
 EVAL_SUITE = "quick"  # what is measured where no suite is asked for

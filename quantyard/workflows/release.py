@@ -26,7 +26,7 @@ from quantyard.publish.release import Release, find_release, keep_gate, legal_fi
 from quantyard.publish.send import Intention, Published, Sender
 from quantyard.publish.split import parts_of, split_plan
 from quantyard.requests import BuildRequest, PublishRequest
-from quantyard.store.artifacts import ModelStore
+from quantyard.store.stages import ModelStore
 from quantyard.workflows.planning import files_plan, hashes_of, hub_access, measured, plan_of
 from quantyard.workflows.reporter import GateJudged, Reporter, Waiting
 from quantyard.workflows.run import build_plan, run_plan

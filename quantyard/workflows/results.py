@@ -12,7 +12,7 @@ from quantyard.execution.runner import Builder
 from quantyard.forecast.cost import Cost
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.api_tests import ContractReport
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.store.manifest import Manifest, read_manifest
 
 

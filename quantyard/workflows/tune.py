@@ -9,6 +9,7 @@ from pathlib import Path
 from quantyard.errors import BadRequest
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
+from quantyard.files.atomic import write_file
 from quantyard.formats.gguf import read_model
 from quantyard.formatting.numbers import exact_bytes
 from quantyard.plan.contamination import evaluation_files
@@ -103,12 +104,12 @@ def tune(request: BuildRequest, reporter: Reporter) -> Tuned:
     plan = held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
     builder, files = run_plan(_plain(request), plan, reporter)
     offer_files(request, files, reporter)
-    path = f"recipes/{recipe.name}.yaml"
-    (builder.store.folder / path).parent.mkdir(exist_ok=True)
-    builder.store.write(path, recipe_text(recipe))
+    path = builder.store.folder / "recipes" / f"{recipe.name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, recipe_text(recipe).encode())
     gain = _gain(recipe, builder, files)
     return Tuned(
-        search.goal, mix, tuple(search.found), recipe, builder.store.folder / path, gain, built_of(builder, files)
+        search.goal, mix, tuple(search.found), recipe, path, gain, built_of(builder, files)
     )
 
 

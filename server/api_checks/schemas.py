@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from quantyard.formatting.numbers import percent, score_written
 from quantyard.metrics.intervals import wilson
 from quantyard.protocol.api_tests import AnswerKind, SchemaFailure, SchemaRate
-from quantyard.protocol.evaluation import Interval
+from quantyard.protocol.measurements import Interval
 
 SCHEMA_GATE: Final = 0.95  # of the answers; the interval is for the reader, the gate looks at the rate itself
 Schema = dict[str, Any]

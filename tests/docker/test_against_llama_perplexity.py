@@ -19,7 +19,7 @@ import pytest
 
 from eval.analysis.chunks import read_text
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.evaluation import Divergence
+from quantyard.protocol.measurements import Divergence
 from tests.measure.conftest import demo_gguf  # noqa: F401  (a fixture)
 
 N_CTX, N_CHUNKS = 512, 12

@@ -26,9 +26,12 @@ from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
-from quantyard.protocol.base import CalibrateRequest, QuantizeRequest, StageRequest, VerifyRequest
+from quantyard.protocol.base import StageRequest
+from quantyard.protocol.builder import CalibrateRequest, QuantizeRequest, VerifyRequest
 from quantyard.sources.resolve import Source, find_source
-from quantyard.store.artifacts import Artifact, HashCache, ModelStore
+from quantyard.store.artifact import Artifact
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 from tests.conftest import run_json
 from tests.tiny_gguf import write_tiny
 

@@ -24,7 +24,8 @@ from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.quants.selection import parse_list
 from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.sources.resolve import find_source
-from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 from tests.conftest import run, run_json, start
 from tests.docker.containers import stops
 from tests.unit.conftest import Notes

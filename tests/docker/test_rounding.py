@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from quantyard.hub.client import HubAccess
-from quantyard.protocol.base import RoundingRequest
+from quantyard.protocol.builder import RoundingRequest
 from quantyard.sources.resolve import find_source
-from quantyard.store.artifacts import HashCache
+from quantyard.store.hash_cache import HashCache
 from quantyard.tune.type_errors import LADDER
 from tests.docker.test_calibrate import Yard
 from tests.rounding import check_errors, write_model

@@ -22,9 +22,10 @@ from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Output, Step
-from quantyard.protocol.base import SplitRequest, VerifyRequest
+from quantyard.protocol.builder import SplitRequest, VerifyRequest
 from quantyard.sources.resolve import find_source
-from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 from tests.conftest import run_json
 
 LIMIT_BYTES = 50_000_000

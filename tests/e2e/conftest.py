@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from tests.conftest import Demo, made_once, run_json
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from quantyard.formatting.numbers import digits
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from tests.conftest import REPO_DIR, Demo, run, run_json
 from tests.hostile.sampling import WHOLE
 

@@ -17,8 +17,9 @@ from quantyard.plan.build import dequantize_step
 from quantyard.plan.steps import BuildPlan, External, ModelFile
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact, ModelId, ModelStore
+from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import read_manifest
+from quantyard.store.stages import ModelStore
 from tests.hostile import lying_stage
 from tests.hostile.lying_stage import LIES, SECRET
 

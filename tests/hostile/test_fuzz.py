@@ -29,7 +29,7 @@ from quantyard.gate.budgets import load_budgets
 from quantyard.hub.model_card import card_of_gguf, card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
-from quantyard.protocol.base import Reference
+from quantyard.protocol.builder import Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.quants.recipe_files import read_recipe
 from quantyard.sandbox.bounded_process import OverLimit

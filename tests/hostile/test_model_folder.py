@@ -19,10 +19,11 @@ import pytest
 
 from quantyard.engines.local import LocalEngine
 from quantyard.hub.client import HubAccess
-from quantyard.protocol.base import ConvertRequest
+from quantyard.protocol.builder import ConvertRequest
 from quantyard.requests import RunEnvironment
 from quantyard.sources.resolve import Source, find_source
-from quantyard.store.artifacts import HashCache, Workspace
+from quantyard.store.artifact import Workspace
+from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer

@@ -19,12 +19,12 @@ from quantyard.formats.finite_json import dumps, only_finite
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord
 from quantyard.protocol.base import StageResult
-from quantyard.protocol.evaluation import Estimate, Interval
 from quantyard.protocol.gate import BudgetResult
+from quantyard.protocol.measurements import Estimate, Interval
 from quantyard.protocol.runner import Stage
 from quantyard.protocol.runner import _failed as failed
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Workspace
+from quantyard.store.artifact import Workspace
 from quantyard.store.manifest import QuantRecord, read_manifest
 from tests.unit.conftest import MakeBuilder, Notes, local_source, make_builder, notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes

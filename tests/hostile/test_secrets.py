@@ -33,11 +33,12 @@ PROXY = f"http://me:{WORD}@127.0.0.1:9"
 _FETCHES = """
 import json, sys
 from pathlib import Path
-from quantyard.protocol.base import FetchRequest
+from quantyard.protocol.builder import FetchRequest
 from quantyard.engines import RunEnvironment
 from quantyard.engines.local import LocalEngine
-from quantyard.plan.steps import STAGES, StageSpec
-from quantyard.store.artifacts import Workspace
+from quantyard.plan.stages import STAGES
+from quantyard.plan.steps import StageSpec
+from quantyard.store.artifact import Workspace
 told = json.loads(sys.stdin.readline())
 request = FetchRequest.model_validate(told["request"])
 space = Workspace(Path(told["folder"]) / "in", Path(told["folder"]) / "out", request)

@@ -18,10 +18,13 @@ from quantyard.engines.local import LocalEngine
 from quantyard.engines.stage_io import Listener
 from quantyard.errors import QuantyardError, ResultRefused
 from quantyard.protocol.allowed_outputs import named
-from quantyard.protocol.base import DequantizeRequest, ExitCode, FileEntry, Progress, StageResult
+from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult
+from quantyard.protocol.builder import DequantizeRequest
 from quantyard.protocol.stage_result import parse_result
 from quantyard.requests import RunEnvironment
-from quantyard.store.artifacts import ModelId, ModelStore
+from quantyard.store.artifact import ModelId
+from quantyard.store.stages import ModelStore
+from quantyard.store.visible_files import copy_outputs
 from tests.hostile.lies import Attack, names
 from tests.hostile.sampling import rounds, sampled
 
@@ -264,7 +267,7 @@ def test_a_link_in_a_finished_stage_is_neither_counted_nor_published(tmp_path: P
     (files / "sub").symlink_to(tmp_path / "host")
     assert store.finished("dequantize", "2" * 64) is None and "link" in store.changed[0]
     with pytest.raises((QuantyardError, ValueError)):
-        store.publish_folder(found, "eval")
+        copy_outputs(found.artifact, store.folder / "eval")
     assert not (store.folder / "eval").exists()
 
 

@@ -26,7 +26,7 @@ from quantyard.execution.progress import LineReporter, LiveReporter
 from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
-from quantyard.store.artifacts import Workspace
+from quantyard.store.artifact import Workspace
 from server.client.chat import Terminal, _say_last
 from tests.gguf_files import TensorSpec, gguf
 from tests.hostile.sampling import sampled

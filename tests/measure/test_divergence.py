@@ -25,7 +25,8 @@ from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
-from quantyard.protocol.evaluation import Divergence, DivergenceSettings
+from quantyard.protocol.evaluation import DivergenceSettings
+from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import StageFailure
 from tests.tiny_gguf import write_tiny
 

@@ -19,7 +19,8 @@ from matplotlib.text import Annotation, Text
 
 from eval.rendering.plots import PLOTS, draw
 from eval.rendering.style import MARKS, THEMES, Theme, settle, styled
-from quantyard.protocol.evaluation import EvalReport, ReportRequest, Suite, TaskEntry
+from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
+from quantyard.protocol.measurements import EvalReport
 from tests.evaluations import LARGE, SMALL, evaluation, outcome, right_or_wrong, simulated
 
 REPORTS = {

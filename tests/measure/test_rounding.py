@@ -13,7 +13,7 @@ pytest.importorskip("llama_cpp")
 
 from builder.rounding import ERRORS, Ggml, _library, rounding
 from quantyard.formats.ggml_types import TYPE_BY_NAME
-from quantyard.protocol.base import RoundingRequest
+from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.runner import Stage
 from quantyard.quants.recipe import NEED_IMATRIX, TYPES
 from quantyard.tune.type_errors import LADDER

@@ -20,7 +20,8 @@ from eval.speed import Times, measure
 from quantyard.hardware.machine import physical_cores
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
-from quantyard.protocol.evaluation import Speed, SpeedSettings
+from quantyard.protocol.evaluation import SpeedSettings
+from quantyard.protocol.measurements import Speed
 from tests.tiny_gguf import write_tiny
 
 Demo = Callable[[str], Path]

@@ -15,12 +15,14 @@ from quantyard.execution.scheduler import Room
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.evaluation import MeasureOptions, add_measuring
-from quantyard.protocol.base import FileEntry, OutType, Progress, StageResult, digest_of_files
+from quantyard.protocol.base import FileEntry, Progress, StageResult, digest_of_files
+from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact, ModelId, ModelStore
+from quantyard.store.artifact import Artifact, ModelId
+from quantyard.store.stages import ModelStore
 from tests.unit.fake_engine import FakeEngine
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from quantyard.engines import OnNote, OnProgress
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
-from quantyard.protocol.base import ExitCode, FetchRequest, FileEntry, StageError, StageResult
+from quantyard.protocol.base import ExitCode, FileEntry, StageError, StageResult
+from quantyard.protocol.builder import FetchRequest
 from quantyard.protocol.evaluation import DivergenceRequest, ReportRequest
 from quantyard.protocol.runner import sha256_of
-from quantyard.store.artifacts import Artifact, Workspace
+from quantyard.store.artifact import Artifact, Workspace
 from tests.unit.fake_report import report_of
 
 Behaviour = Callable[[StageSpec, Workspace], StageResult]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from quantyard.protocol.evaluation import (
+from quantyard.protocol.measurements import (
     Comparison,
     Divergence,
     Estimate,
@@ -12,10 +12,8 @@ from quantyard.protocol.evaluation import (
     FileFacts,
     Interval,
     Measurement,
-    ReportRequest,
     Score,
     Speed,
-    SpeedSettings,
 )
 
 _SCORE = Score(

@@ -6,11 +6,13 @@ import json
 
 from quantyard.plan.api_tests import label_of
 from quantyard.plan.steps import StageSpec
-from quantyard.protocol.base import FileEntry, QuantizeRequest, StageResult
-from quantyard.protocol.evaluation import EvalReport, ReportRequest
+from quantyard.protocol.base import FileEntry, StageResult
+from quantyard.protocol.builder import QuantizeRequest
+from quantyard.protocol.evaluation import ReportRequest
+from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find
-from quantyard.store.artifacts import Workspace
+from quantyard.store.artifact import Workspace
 from quantyard.workflows import planning
 from tests.manifests import contract_report
 from tests.released import SUITE, Yard, simulated, tiny

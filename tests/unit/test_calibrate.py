@@ -35,20 +35,18 @@ from quantyard.plan.imatrix import (
     with_imatrix,
 )
 from quantyard.plan.steps import BuildPlan, External, Output, StageSpec
-from quantyard.protocol.base import (
-    ExitCode,
-    FileEntry,
-    QuantizeRequest,
-    StageResult,
-    digest_of_request,
-)
-from quantyard.protocol.evaluation import Divergence, DivergenceRequest, DivergenceSettings, Estimate
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult, digest_of_request
+from quantyard.protocol.builder import QuantizeRequest
+from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
+from quantyard.protocol.measurements import Divergence, Estimate
 from quantyard.protocol.runner import Stage, StageFailure, sha256_of
 from quantyard.quants.catalog import QUANTS
 from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact, HashCache, ModelStore, Workspace
+from quantyard.store.artifact import Artifact, Workspace
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import read_manifest
+from quantyard.store.stages import ModelStore
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.unit.conftest import OPTIONS, SUITE, Notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes

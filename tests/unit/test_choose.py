@@ -30,10 +30,10 @@ from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
 from quantyard.memory.kv_cache import ContextUse
 from quantyard.metrics.pareto import beaten_by
-from quantyard.protocol.evaluation import Estimate, EvalReport
+from quantyard.protocol.measurements import Estimate, EvalReport
 from quantyard.requests import ChooseRequest
 from quantyard.sources.resolve import find_source
-from quantyard.store.artifacts import HashCache
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest
 from tests.evaluations import LARGE
 from tests.gguf_files import SMALL_TENSORS, Value, gguf

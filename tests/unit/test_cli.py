@@ -12,7 +12,8 @@ import pytest
 from quantyard import cli
 from quantyard.cli.commands import MEASURING
 from quantyard.plan.evaluation import MeasureOptions
-from quantyard.protocol.evaluation import EvalReport, Runtime, Suite, TaskEntry
+from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
+from quantyard.protocol.measurements import EvalReport
 from quantyard.quants.catalog import QUANTS
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from eval.analysis.paired import NotComparable, compare, scores
 from quantyard.metrics.headline_metrics import headlines
-from quantyard.protocol.evaluation import Comparison, Evaluation, Suite, TaskEntry, TaskOutcome
+from quantyard.protocol.evaluation import Suite, TaskEntry
+from quantyard.protocol.measurements import Comparison, Evaluation, TaskOutcome
 from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
 

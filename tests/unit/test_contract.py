@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from quantyard.protocol.base import (
-    FetchRequest,
-    FileEntry,
-    QuantizeRequest,
-    VerifyRequest,
-    digest_of_files,
-    digest_of_request,
-)
+from quantyard.protocol.base import FileEntry, digest_of_files, digest_of_request
+from quantyard.protocol.builder import FetchRequest, QuantizeRequest, VerifyRequest
 from quantyard.protocol.evaluation import EvaluateRequest, Runtime, SpeedRequest
 
 

@@ -15,8 +15,9 @@ import pytest
 from quantyard.forecast.samples import read_book
 from quantyard.hub.client import HubAccess
 from quantyard.sources.resolve import find_source
-from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest, read_manifest
+from quantyard.store.stages import ModelStore
 from tests.hub_server import HubServer
 from tests.released import Said, Yard, alone
 

@@ -28,7 +28,8 @@ import pytest
 from builder import fetch
 from quantyard.network.bounded_http import retry_after_s
 from quantyard.network.transfer import TRIES, is_certificate_error, pause_s
-from quantyard.protocol.base import ExitCode, FetchRequest, FileEntry, StageResult
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult
+from quantyard.protocol.builder import FetchRequest
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request
 

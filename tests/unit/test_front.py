@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from eval.rendering.sentences import plain_words
 from quantyard.metrics.pareto import Entry, beaten_by, beats, entries_of, fast_alone, metric_of, standings
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.render import render_page
 from tests.evaluations import LARGE, simulated
 from tests.manifests import manifest_of

@@ -17,8 +17,8 @@ from quantyard.gate.judge import _JUDGES, judge, load_budgets
 from quantyard.gate.sample_size import accuracy_loss, more_answers, more_questions
 from quantyard.metrics.headline_metrics import headlines
 from quantyard.metrics.intervals import ppl_change, quantile, wilson
-from quantyard.protocol.evaluation import Comparison, Estimate, EvalReport, Interval, Measurement
 from quantyard.protocol.gate import BudgetResult, GateReport
+from quantyard.protocol.measurements import Comparison, Estimate, EvalReport, Interval, Measurement
 from quantyard.quants.catalog import FAMILIES, QUANTS, family_of
 from quantyard.store.manifest import Manifest
 from tests.manifests import contract_report, manifest_of, sha256_of

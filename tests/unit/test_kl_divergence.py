@@ -19,7 +19,7 @@ from eval.analysis import kl_divergence
 from eval.analysis.chunks import OUR_PROSE, chunks, read_text
 from eval.analysis.kl_divergence import DivergenceRows, TokenValues, comparison, mean_estimate, perplexity, segments
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.evaluation import Divergence
+from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import StageFailure
 
 N_VOCAB = 50

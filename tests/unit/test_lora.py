@@ -24,10 +24,12 @@ from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.lora import plan_lora
 from quantyard.plan.steps import BuildPlan, External
-from quantyard.protocol.base import ExitCode, LoraRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import LoraRequest
 from quantyard.protocol.runner import Stage, StageFailure
 from quantyard.requests import BuildRequest
-from quantyard.store.artifacts import HashCache, ModelStore
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 from quantyard.workflows import planning
 from quantyard.workflows.lora import publish_lora
 from tests.adapters import attention_pairs, safetensors, write_adapter

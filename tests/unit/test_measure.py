@@ -226,7 +226,7 @@ def test_a_run_killed_while_it_publishes_leaves_no_half_report(
 ) -> None:
     builder = measured(local_source, FakeEngine())
     with monkeypatch.context() as patch:
-        patch.setattr("quantyard.store.artifacts.copy_open", _copies_until("size.svg", copy_open))
+        patch.setattr("quantyard.store.visible_files.copy_open", _copies_until("size.svg", copy_open))
         with pytest.raises(KeyboardInterrupt):
             builder.run(notes)
     assert not (builder.store.folder / "eval" / "trial").exists()

@@ -17,12 +17,14 @@ from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.plan.evaluation import MeasureOptions, add_measuring, brought_datasets, measure_options
 from quantyard.plan.steps import External
-from quantyard.protocol.base import FileEntry, OutType, digest_of_files
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime
 from quantyard.protocol.runner import Stage, sha256_of
 from quantyard.quants.catalog import find
 from quantyard.sources.resolve import Source, find_source
-from quantyard.store.artifacts import Artifact, HashCache
+from quantyard.store.artifact import Artifact
+from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.unit.conftest import OPTIONS, SUITE, MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine

@@ -24,7 +24,7 @@ from quantyard.gate.judge import judge
 from quantyard.metrics.intervals import normal, ppl_change
 from quantyard.metrics.kinds import kind_of
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.evaluation import Interval, Measurement
+from quantyard.protocol.measurements import Interval, Measurement
 from quantyard.publish.registry.annotations import evaluation_annotations
 from quantyard.report_page.tables import files_table as page_files
 from quantyard.report_page.tables import page_files as files_of

@@ -21,7 +21,7 @@ from quantyard.quants.catalog import QUANTS, find
 from quantyard.sources.licence import RULES
 from quantyard.sources.presets import Preset, find_preset, presets, read_presets, split_name
 from quantyard.sources.resolve import Source, find_source, recall_source
-from quantyard.store.artifacts import HashCache
+from quantyard.store.hash_cache import HashCache
 from quantyard.workflows.results import Planned
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer

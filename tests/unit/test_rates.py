@@ -16,7 +16,7 @@ from quantyard.forecast.samples import BOOK, Book, Sample, read_book
 from quantyard.forecast.time import Conditions, Forecast, StepTime, compare, forecast, keep_times, learn, works_of
 from quantyard.forecast.work import Work, asked_of, line, timing_class, work_of
 from quantyard.plan.steps import BuildPlan, Step
-from quantyard.protocol.base import ConvertRequest, QuantizeRequest, VerifyRequest
+from quantyard.protocol.builder import ConvertRequest, QuantizeRequest, VerifyRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
 from quantyard.quants.file_size import TensorShape
 from quantyard.sources.resolve import Source

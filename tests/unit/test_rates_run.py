@@ -15,9 +15,10 @@ from quantyard.forecast.benchmark import TRIALS, Bench, trial_plan
 from quantyard.forecast.samples import Book, keep_book, read_book
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
-from quantyard.protocol.base import ExitCode, RandomModelRequest, StageResult
+from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.builder import RandomModelRequest
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Workspace
+from quantyard.store.artifact import Workspace
 from quantyard.workflows import planning
 from tests.unit.fake_engine import Behaviour, FakeEngine, fails, writes
 from tests.unit.test_rates import _sample

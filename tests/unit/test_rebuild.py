@@ -16,7 +16,7 @@ from quantyard.errors import BadRequest, NeedsPermission
 from quantyard.publish.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
 from quantyard.publish.verify import CheckedRelease
 from quantyard.requests import BuildRequest
-from quantyard.store.artifacts import ModelId
+from quantyard.store.artifact import ModelId
 from quantyard.store.manifest import Manifest, QuantRecord, StageRecord
 from tests.manifests import COMMIT, manifest_of
 

@@ -15,7 +15,8 @@ from quantyard.formats.gguf import GgufHeader, TensorInfo, read_header
 from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve
 from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.imatrix import Calibration, trial_plan, with_imatrix
-from quantyard.protocol.base import QuantizeRequest, VerifyRequest, digest_of_request
+from quantyard.protocol.base import digest_of_request
+from quantyard.protocol.builder import QuantizeRequest, VerifyRequest
 from quantyard.publish.rebuild import rebuild_request
 from quantyard.publish.verify import CheckedRelease
 from quantyard.quants.catalog import find

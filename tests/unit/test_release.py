@@ -10,14 +10,17 @@ import pytest
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
-from quantyard.protocol.base import FileEntry, SplitRequest, StageResult
+from quantyard.protocol.base import FileEntry, StageResult
+from quantyard.protocol.builder import SplitRequest
 from quantyard.protocol.evaluation import Suite, TaskEntry
 from quantyard.protocol.runner import sha256_of
 from quantyard.publish.files import made
 from quantyard.publish.folder import write_release
 from quantyard.publish.release import Release, find_release, public_manifest, report_files
-from quantyard.store.artifacts import HashCache, ModelStore, Workspace
+from quantyard.store.artifact import Workspace
+from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest, StageRecord, parse_manifest
+from quantyard.store.visible_files import set_aside
 from quantyard.workflows import planning
 from tests.hub_server import HubServer
 from tests.released import SUITE, TASKS, Yard, lay_out, tiny
@@ -247,9 +250,8 @@ def test_splitting_again_runs_nothing(yard: Yard) -> None:
 
 def test_a_manifest_that_cannot_be_read_is_set_aside_and_never_written_over(yard: Yard) -> None:
     (yard.folder / "manifest.json").write_text('{"half": ')
-    store = ModelStore(yard.artifacts, yard.source.model)
-    store.set_aside("manifest.json")
-    store.write("manifest.json", "{}")
+    set_aside(yard.folder / "manifest.json")
+    (yard.folder / "manifest.json").write_text("{}")
     aside = yard.folder.glob("manifest.unreadable-*.json")
     assert [path.read_text() for path in aside] == ['{"half": ']
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from quantyard.plan.imatrix import Calibration, with_imatrix
-from quantyard.protocol.base import QuantizeRequest, digest_of_files
+from quantyard.protocol.base import digest_of_files
+from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.runner import sha256_of
 from quantyard.sources.resolve import Source
 from quantyard.store.manifest import ImatrixRecord, Manifest, parse_manifest, read_manifest

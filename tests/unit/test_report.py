@@ -15,7 +15,8 @@ from eval.rendering.sentences import plain_words
 from eval.report import Inputs, _inputs, _labels, build, summary
 from quantyard.formatting.numbers import digits, duration, file_size, human_bytes, percent, signed
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.evaluation import EvalReport, Evaluation, ReportRequest, Suite, TaskEntry
+from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
+from quantyard.protocol.measurements import EvalReport, Evaluation
 from quantyard.protocol.runner import Stage, StageFailure
 from tests.evaluations import LARGE, SMALL, evaluation, metric, outcome, right_or_wrong, simulated
 

@@ -13,8 +13,8 @@ import pytest
 
 from quantyard.errors import BadRequest
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.evaluation import EvalReport
 from quantyard.protocol.gate import BudgetResult, GateReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.axes import Box, Scale, place_names
 from quantyard.report_page.render import TEMPLATES, render_page
 from quantyard.store.manifest import Manifest, SourceCard

@@ -11,7 +11,8 @@ from builder import rounding as stage_module
 from builder.rounding import rounding
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.formats.gguf import read_header
-from quantyard.protocol.base import ExitCode, RoundingRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.runner import Stage, StageFailure
 from quantyard.quants.recipe import NEED_IMATRIX
 from quantyard.tune.type_errors import LADDER, error_of, ladder_of, read_errors

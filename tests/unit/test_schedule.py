@@ -26,7 +26,8 @@ from quantyard.execution.scheduler import InOrder, Room, Stopwatch, room_of
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageResult
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact, ModelStore, Workspace
+from quantyard.store import manifest
+from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.manifest import read_manifest
 from tests.hostile.sampling import rounds
 from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
@@ -366,14 +367,14 @@ def test_a_disk_that_fails_under_the_manifest_stops_the_others_too(
     engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0})
     builder = make_builder(local_source, engine, QUANTS)
     builder.room = WIDE
-    write = ModelStore.write
+    write = manifest.write_file
 
-    def full(store: ModelStore, name: str, text: str) -> None:
-        if "quantize Q3_K_M" in text:
+    def full(path: Path, content: bytes) -> None:
+        if b"quantize Q3_K_M" in content:
             raise QuantyardError("The disk is full.")
-        write(store, name, text)
+        write(path, content)
 
-    monkeypatch.setattr(ModelStore, "write", full)
+    monkeypatch.setattr(manifest, "write_file", full)
     with pytest.raises(QuantyardError, match="disk is full"):
         builder.run(notes)
     assert engine.running == set() and _unfinished(builder.store) == []

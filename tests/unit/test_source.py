@@ -13,7 +13,7 @@ from quantyard.protocol.base import FileEntry
 from quantyard.quants.catalog import find
 from quantyard.quants.selection import parse_list
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
-from quantyard.store.artifacts import HashCache
+from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.unit.conftest import MakeBuilder, Notes
 from tests.unit.fake_engine import FakeEngine

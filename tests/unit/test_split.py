@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from builder.split import bytes_for_tensors, check_shards, split
 from quantyard.formats.gguf import GgufHeader, read_header, read_model
-from quantyard.protocol.base import ExitCode, SplitRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import SplitRequest
 from quantyard.protocol.runner import Stage, StageFailure
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf, string
 

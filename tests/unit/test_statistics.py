@@ -26,7 +26,7 @@ from eval.analysis.statistics import (
     t_quantile,
 )
 from quantyard.metrics.intervals import wilson
-from quantyard.protocol.evaluation import Interval
+from quantyard.protocol.measurements import Interval
 
 flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).filter(lambda t: sum(t) > 0)
 

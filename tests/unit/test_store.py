@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+from quantyard.files.atomic import write_file
 from quantyard.paths import REPO_DIR
-from quantyard.store.artifacts import HashCache, ModelId, ModelStore
+from quantyard.store.artifact import ModelId
+from quantyard.store.hash_cache import HashCache
+from quantyard.store.stages import ModelStore
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from quantyard.store.artifacts import ModelId, ModelStore
+from quantyard.store.artifact import ModelId
+from quantyard.store.stages import ModelStore
 store = ModelStore(Path(sys.argv[1]), ModelId("org", "name", "c" * 40))
 with store.locked(lambda holder: None):
     print("held", flush=True)
@@ -59,12 +63,10 @@ def test_a_killed_build_does_not_hold_its_lock(tmp_path: Path) -> None:
 
 
 def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path, ModelId("org", "name", "c" * 40))
-    store.folder.mkdir(parents=True)
-    store.write("manifest.json", "old")
-    store.write("manifest.json", "new")
-    assert (store.folder / "manifest.json").read_text() == "new"
-    assert [p.name for p in store.folder.iterdir()] == ["manifest.json"]
+    write_file(tmp_path / "manifest.json", b"old")
+    write_file(tmp_path / "manifest.json", b"new")
+    assert (tmp_path / "manifest.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufHeader, read_header
 from quantyard.formats.tensor_patterns import place_of, resolve
 from quantyard.plan.steps import StageSpec
-from quantyard.protocol.base import ExitCode, FileEntry, QuantizeRequest, RoundingRequest, StageResult
-from quantyard.protocol.evaluation import Divergence, DivergenceRequest, Estimate
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult
+from quantyard.protocol.builder import QuantizeRequest, RoundingRequest
+from quantyard.protocol.evaluation import DivergenceRequest
+from quantyard.protocol.measurements import Divergence, Estimate
 from quantyard.protocol.runner import sha256_of
 from quantyard.quants.catalog import find
 from quantyard.quants.recipe_files import read_recipe
 from quantyard.requests import TuneRequest
 from quantyard.sources.resolve import Source
-from quantyard.store.artifacts import Artifact, Workspace
+from quantyard.store.artifact import Artifact, Workspace
 from quantyard.tune.exact_sizes import Sizes, nearest_stock, stock_sizes
 from quantyard.tune.goal import Goal, HeldOutFile, find_mix, gain_of, goal_of
 from quantyard.tune.knapsack import Option, front, within_kld, within_size

@@ -18,7 +18,8 @@ from builder.dequantize import PRE_TOKENIZERS, restore_tokenizer
 from builder.llama.runtime import not_finite
 from builder.verify import verify
 from quantyard.formats.gguf import GgufHeader, read_header, why_not_generate
-from quantyard.protocol.base import ExitCode, Reference, VerifyRequest
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import Reference, VerifyRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, Messages

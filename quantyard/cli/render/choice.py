@@ -25,7 +25,7 @@ from quantyard.formatting.numbers import (
 )
 from quantyard.metrics.intervals import difference, mapped, normal
 from quantyard.metrics.pareto import beaten_by
-from quantyard.protocol.evaluation import Interval
+from quantyard.protocol.measurements import Interval
 
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 

@@ -16,7 +16,7 @@ from quantyard.formatting.numbers import DASH
 from quantyard.metrics.intervals import ppl_change
 from quantyard.metrics.kinds import kind_of
 from quantyard.metrics.pareto import beaten_by, entries_of
-from quantyard.protocol.evaluation import Comparison, EvalReport, Measurement, Score
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
 

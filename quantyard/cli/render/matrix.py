@@ -15,7 +15,7 @@ from quantyard.errors import StageFailed
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.formatting.columns import columns
 from quantyard.metrics.pareto import beaten_by, entries_of, metric_of, standings
-from quantyard.protocol.evaluation import EvalReport
+from quantyard.protocol.measurements import EvalReport
 from quantyard.workflows.matrix import Matrix
 from quantyard.workflows.results import Built
 

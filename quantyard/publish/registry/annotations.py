@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import machine
 from quantyard.metrics.intervals import ppl_change
-from quantyard.protocol.evaluation import Comparison, Divergence, Estimate, Interval, Measurement, Speed
 from quantyard.protocol.gate import OUTCOMES
+from quantyard.protocol.measurements import Comparison, Divergence, Estimate, Interval, Measurement, Speed
 from quantyard.publish.registry.errors import plain
 from quantyard.store.manifest import Manifest
 

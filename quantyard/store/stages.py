@@ -1,4 +1,4 @@
-"""The artifact store: what stages made, under `artifacts/<org>/<name>/<commit12>/`.
+"""The store of stages: what they made, under `artifacts/<org>/<name>/<commit12>/`.
 
     stages/<label>-<key12>/      one finished stage: request.json, result.json, stamps.json, files/
     stages/.<label>-<key12>/     one unfinished stage; it never counts
@@ -8,112 +8,34 @@
     manifest.json                what was made, from what, by what
     release/                     what would be published: models as hard links, card, page
 
-A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one
-rename makes them count. So a stage that was killed at any moment leaves nothing that looks finished. The folder is one
-that the stage itself could never write to: its files are moved there once they are checked (`taking.py`), the rest of
-what it left goes away.
+A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one rename makes
+them count, so a stage that was killed at any moment leaves nothing that looks finished. The stage itself could never
+write to that folder: its files are moved there once they are checked (`take_outputs.py`), the rest of what it left is
+removed.
 """
 
 from __future__ import annotations
 
-import filecmp
-import json
 import os
-import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from quantyard.errors import BadSource, QuantyardError
-from quantyard.files.safe_files import SafeFolder, Unsafe, copy_open, remove_tree
+from quantyard.errors import QuantyardError
+from quantyard.files.atomic import sync, write_file
+from quantyard.files.safe_files import SafeFolder, Unsafe, remove_tree
 from quantyard.formats.finite_json import dumps
-from quantyard.formats.names import shown
 from quantyard.protocol.allowed_outputs import Leaves
-from quantyard.protocol.base import FileEntry, StageRequest, StageResult, digest_of_files
+from quantyard.protocol.base import StageRequest, StageResult, digest_of_files
 from quantyard.protocol.facts import check_facts
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
+from quantyard.store.artifact import Artifact, FinishedStage, ModelId, Workspace
 from quantyard.store.file_stamps import STAMPS, holds_the_same, is_unchanged, read_stamps, stamps_text
 from quantyard.store.take_outputs import FILES, left_bytes, take_files, tame_left
 
 _WAIT_STEP_S = 0.5
-_MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of files
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A set of files named by one digest, and where this machine keeps it.
-
-    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it. `places` is where
-    those of a folder of links really are, by path.
-    """
-
-    digest: str
-    files: tuple[FileEntry, ...]
-    folder: Path
-    whole_folder: bool = True
-    places: Mapping[str, Path] = field(default_factory=dict, compare=False)
-
-    def place_of(self, path: str) -> Path:
-        """Where this file of it really is."""
-        return self.places.get(path, self.folder / path)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of all its files."""
-        return sum(f.size_bytes for f in self.files)
-
-
-@dataclass(frozen=True)
-class ModelId:
-    """Which model, at which state: a Hub commit, or the digest of a local source's files. Each part names a folder.
-
-    Raises:
-        BadSource: one of them cannot.
-    """
-
-    org: str
-    name: str
-    commit: str
-
-    def __post_init__(self) -> None:
-        """Whatever these were made of: no path, no hidden name, no option."""
-        for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
-            if not pattern.fullmatch(part):
-                raise BadSource(f"{shown(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
-
-    @property
-    def folder(self) -> Path:
-        """Where its artifacts are, relative to the store."""
-        return Path(self.org) / self.name / self.commit[:12]
-
-
-@dataclass(frozen=True)
-class FinishedStage:
-    """A stage that counts: its result and its outputs."""
-
-    result: StageResult
-    artifact: Artifact
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where one unfinished stage works: `/in` and `/out` as the stage will see them, and beside them `kept`, which it
-    never sees.
-    """
-
-    in_dir: Path
-    out_dir: Path
-    request: StageRequest
-
-    @property
-    def kept_dir(self) -> Path:
-        """Where its checked files go."""
-        return self.out_dir.with_name("kept")
 
 
 class ModelStore:
@@ -242,7 +164,7 @@ class ModelStore:
         final = self._final(label, key)
         remove_tree(final)
         kept.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         remove_tree(self._partial(label, key))
         finished = self.finished(label, key)
         if finished is None:
@@ -271,68 +193,6 @@ class ModelStore:
         """Size of what an unfinished stage left to resume from."""
         return left_bytes(self._partial(label, key) / "out")
 
-    def publish(self, source: Path, name: str) -> Path:
-        """Give one output of a stage its final name beside the manifest: a hard link, so that no byte is copied."""
-        target, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        if target.exists() and target.samefile(source):
-            return target
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            temporary.symlink_to(os.path.relpath(source, self.folder))
-        temporary.rename(target)
-        return target
-
-    def publish_copy(self, source: Path, name: str) -> Path:
-        """The same for a file of the user's, who may change it later: a copy."""
-        target, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
-            shutil.copyfile(source, temporary)
-            _sync(temporary)
-            temporary.rename(target)
-        return target
-
-    def publish_folder(self, finished: FinishedStage, name: str) -> Path:
-        """Give all outputs a folder of their own: copies, which people may edit. Never a part of them is seen."""
-        target = self.folder / name
-        if _is_copy(target, finished.artifact):
-            return target
-        temporary, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
-        shutil.rmtree(temporary, ignore_errors=True)
-        with SafeFolder.opened(finished.artifact.folder) as files:
-            for entry in finished.artifact.files:
-                path = temporary / entry.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with files.file(entry.path) as source:
-                    copy_open(source, path)
-                _sync(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-        return target
-
-    def write(self, name: str, text: str) -> None:
-        """Write a small file of this model."""
-        write_file(self.folder / name, text.encode())
-
-    def set_aside(self, name: str) -> Path | None:
-        """Keep a file that cannot be read under another name, if it is there: nothing is written over it. Its new
-        place.
-        """
-        path = self.folder / name
-        if not path.exists():
-            return None
-        aside, number = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}{path.suffix}"), 1
-        while aside.exists():
-            number += 1
-            aside = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}-{number}{path.suffix}")
-        return path.rename(aside)
-
     def _final(self, label: str, key: str) -> Path:
         return stage_folder(self.folder, label, key)
 
@@ -340,65 +200,14 @@ class ModelStore:
         return self.folder / "stages" / f".{_slug(label)}-{key[:12]}"
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file so that it is either the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
 def stage_folder(model_folder: Path, label: str, key: str) -> Path:
     """Where a finished stage is kept."""
     return model_folder / "stages" / f"{_slug(label)}-{key[:12]}"
-
-
-class HashCache:
-    """SHA-256 of local files by (path, size, time of change), so that a folder of many GB is read once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            loaded = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            loaded = {}
-        self._known: dict[str, str] = loaded if isinstance(loaded, dict) else {}
-
-    def sha256(self, path: Path, compute: Callable[[Path], str]) -> str:
-        """The file's hash, computed only when the file is new or changed."""
-        stat = path.stat()
-        mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-        if mark not in self._known:
-            self._known[mark] = compute(path)
-            self._save()
-        return self._known[mark]
-
-    def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(dumps(self._known, indent=0))
-        temporary.rename(self._path)
 
 
 def _text_of(record: StageRequest | StageResult) -> str:
     return record.model_dump_json(indent=2) + "\n"
 
 
-def _is_copy(folder: Path, artifact: Artifact) -> bool:
-    """Whether the folder holds these files, byte for byte, and no others."""
-    names = sorted(f.path for f in artifact.files)
-    there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
-
-
 def _slug(label: str) -> str:
     return label.replace(" ", "-")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,201 @@
+"""What measuring finds: the records that the stages of `eval` leave, and the report at the end.
+
+Log-probabilities are natural logarithms (nats), sizes are bytes, speeds are tokens per second; an `Interval` is a 95 %
+confidence interval.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from quantyard.protocol.base import Frozen, JsonObject, Sha256
+from quantyard.protocol.evaluation import SpeedSettings, Suite
+
+REPORT_VERSION: Final = 1
+CONFIDENCE: Final = 0.95
+
+
+class Interval(Frozen):
+    """A value and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Estimate(Frozen):
+    """A mean and its standard error."""
+
+    value: float
+    stderr: float
+
+
+class FileFacts(Frozen):
+    """The file that was measured."""
+
+    label: str
+    size_bytes: int
+    bits_per_weight: float  # all tensors, as llama.cpp counts it
+    n_params: int
+    architecture: str
+    sha256: Sha256 | None = None
+
+
+class SelfCheck(Frozen):
+    """What the measurement found when it checked itself on this file, before the first task.
+
+    Differences are root mean squares over `n_tokens` log-probabilities, in nats a token; the rolling one is the
+    largest over the check's texts, in nats a token.
+    """
+
+    known_answers: int  # pairs asked whose likelier continuation is known
+    known_answers_right: int
+    n_tokens: int
+    packed_difference: float  # packed scores against a plain decode of one sequence
+    noise: float  # the plain decode with flash attention on against off: the A/A control
+    rolling_difference: float  # a continuation's sum against the rolling score of the same text
+
+
+class MetricOutcome(Frozen):
+    """One metric of one task: lm-eval's aggregate, and its value for every question in order.
+
+    A value is a number, or for perplexities the pair (loglikelihood, weight in words or bytes).
+    """
+
+    name: str  # acc, acc_norm, exact_match, word_perplexity, bits_per_byte …
+    filter: str  # lm-eval's filter, usually "none"
+    value: float
+    stderr: float | None  # lm-eval's own
+    higher_is_better: bool
+    per_question: tuple[float | tuple[float, float], ...]
+
+
+class TaskOutcome(Frozen):
+    """One task (never a group) on one file."""
+
+    task: str
+    entry: str  # the suite's entry it came from: the task itself, or its group
+    version: str
+    output_type: Literal["loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until"]
+    num_fewshot: int
+    n: int  # questions
+    chance: float | None  # mean of 1 / choices; None where guessing has no such meaning
+    doc_hashes: tuple[str, ...]  # lm-eval's, to pair questions across files
+    metrics: tuple[MetricOutcome, ...]
+    duration_s: float
+
+
+class Evaluation(Frozen):
+    """What `evaluate` leaves for one file."""
+
+    file: FileFacts
+    self_check: SelfCheck
+    outcomes: tuple[TaskOutcome, ...]
+    n_requests: int
+    n_tokens_decoded: int  # equals the size of the prefix trees
+    n_tokens_requested: int  # what one-by-one decoding would have read
+    n_truncated: int = 0  # requests cut from the left to what the model holds
+    duration_s: float
+    versions: dict[str, str]
+    hardware: JsonObject
+
+
+class Divergence(Frozen):
+    """Perplexity of one file and its divergence from the baseline over the same tokens.
+
+    Definition of llama.cpp's tools/perplexity: chunks of `n_ctx` tokens, the second half of each is scored.
+    `rolling_perplexity` is lm-eval's: every token once, in windows of `n_ctx`. KL divergences are of the
+    baseline's distribution from the file's, in nats; Δp is the change of the probability of the right token.
+    """
+
+    label: str
+    text: str  # which text
+    n_ctx: int
+    n_chunks: int
+    n_tokens: int  # scored
+    perplexity: Estimate
+    rolling_perplexity: float | None = None  # per token, of the text's documents; None: not asked for
+    baseline_perplexity: Estimate | None = None
+    ln_perplexity_ratio: Estimate | None = None  # ln(PPL / baseline PPL), with the correlation of both
+    mean_kld: Estimate | None = None
+    kld_percentiles: dict[str, float] = {}  # "50", "90", "95", "99", "99.9", "100"
+    top1_agreement: Estimate | None = None  # share of tokens, 0 to 1
+    mean_delta_p: Estimate | None = None
+    rms_delta_p: Estimate | None = None
+    duration_s: float = 0.0
+
+
+class Speed(Frozen):
+    """Speed and memory of one file; medians of the repeats after a warm-up."""
+
+    label: str
+    prompt_tokens_per_s: float
+    generated_tokens_per_s: float
+    prompt_spread: float  # (largest - smallest) / median over the repeats
+    generated_spread: float
+    load_s: float
+    peak_memory_bytes: int  # resident, mapped weights included
+    threads: int
+    n_ctx: int
+    n_gpu_layers: int
+    settings: SpeedSettings
+
+
+Verdict = Literal["same", "worse", "better", "too few questions", "no signal"]
+
+
+class Score(Frozen):
+    """One metric of one task on one file."""
+
+    task: str
+    metric: str
+    n: int
+    result: Interval
+    chance: float | None
+    higher_is_better: bool
+
+
+class Comparison(Frozen):
+    """One metric of one task: a file against the baseline, question by question.
+
+    `delta` is the file's value less the baseline's, in the metric's unit; for perplexities it is the relative change
+    (0.01: 1 % more).
+    """
+
+    task: str
+    metric: str
+    n: int
+    baseline: float
+    value: float
+    delta: Interval
+    lost: int  # questions right on the baseline and wrong here; 0 for metrics that are not right-or-wrong
+    gained: int
+    mcnemar_p: float | None  # exact, two-sided; None for metrics that are not right-or-wrong
+    verdict: Verdict
+    questions_needed: int | None = None  # how many would do, where there are too few
+
+
+class Measurement(Frozen):
+    """Everything measured on one file."""
+
+    file: FileFacts
+    self_check: SelfCheck | None = None
+    scores: tuple[Score, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
+    divergence: Divergence | None = None
+    speed: Speed | None = None
+    n_truncated: int = 0  # requests cut from the left to what the model holds
+
+
+class EvalReport(Frozen):
+    """What quantization cost: every file beside the baseline. Plots and the card are drawn from this alone."""
+
+    report_version: Literal[1] = REPORT_VERSION
+    title: str
+    suite: Suite
+    baseline: str
+    measurements: tuple[Measurement, ...]  # the baseline's first
+    versions: dict[str, str] = {}
+    hardware: JsonObject = {}
+    n_questions: int = 0
+    duration_s: float = 0.0

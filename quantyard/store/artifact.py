@@ -1,0 +1,87 @@
+"""The records of the store: sets of files, models, finished and unfinished stages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantyard.errors import BadSource
+from quantyard.formats.names import shown
+from quantyard.protocol.base import FileEntry, StageRequest, StageResult
+
+_MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of files
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A set of files named by one digest, and where this machine keeps it.
+
+    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it. `places` is where
+    those of a folder of links really are, by path.
+    """
+
+    digest: str
+    files: tuple[FileEntry, ...]
+    folder: Path
+    whole_folder: bool = True
+    places: Mapping[str, Path] = field(default_factory=dict, compare=False)
+
+    def place_of(self, path: str) -> Path:
+        """Where this file of it really is."""
+        return self.places.get(path, self.folder / path)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(f.size_bytes for f in self.files)
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model, at which state: a Hub commit, or the digest of a local source's files. Each part names a folder.
+
+    Raises:
+        BadSource: one of them cannot.
+    """
+
+    org: str
+    name: str
+    commit: str
+
+    def __post_init__(self) -> None:
+        """Whatever these were made of: no path, no hidden name, no option."""
+        for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
+            if not pattern.fullmatch(part):
+                raise BadSource(f"{shown(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
+
+    @property
+    def folder(self) -> Path:
+        """Where its artifacts are, relative to the store."""
+        return Path(self.org) / self.name / self.commit[:12]
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that counts: its result and its outputs."""
+
+    result: StageResult
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where one unfinished stage works: `/in` and `/out` as the stage will see them, and beside them `kept`, which it
+    never sees.
+    """
+
+    in_dir: Path
+    out_dir: Path
+    request: StageRequest
+
+    @property
+    def kept_dir(self) -> Path:
+        """Where its checked files go."""
+        return self.out_dir.with_name("kept")

@@ -1,0 +1,86 @@
+"""The files of a model that people use, beside its manifest: links and copies of what stages left."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from quantyard.files.atomic import sync
+from quantyard.files.safe_files import SafeFolder, copy_open
+from quantyard.store.artifact import Artifact
+
+
+def link_file(source: Path, target: Path) -> Path:
+    """Give one output of a stage its final name: a hard link, so that no byte is copied."""
+    if target.exists() and target.samefile(source):
+        return target
+    temporary = _temporary(target)
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        temporary.symlink_to(os.path.relpath(source, target.parent))
+    temporary.rename(target)
+    return target
+
+
+def copy_file(source: Path, target: Path) -> Path:
+    """The same for a file of the user's, who may change it later: a copy."""
+    if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
+        temporary = _temporary(target)
+        shutil.copyfile(source, temporary)
+        sync(temporary)
+        temporary.rename(target)
+    return target
+
+
+def copy_outputs(artifact: Artifact, target: Path) -> Path:
+    """Give all files of a stage a folder of their own: copies, which people may edit. A reader sees all or none."""
+    if _is_copy(target, artifact):
+        return target
+    temporary, old = _temporary(target), target.with_name(f".{target.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with SafeFolder.opened(artifact.folder) as files:
+        for entry in artifact.files:
+            path = temporary / entry.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.file(entry.path) as source:
+                copy_open(source, path)
+            sync(path)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file that cannot be read, so that nothing is written over it.
+
+    Returns:
+        Its new place; None if there was no such file.
+    """
+    if not path.exists():
+        return None
+    aside, number = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}{path.suffix}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.stem}.unreadable-{int(path.stat().st_mtime)}-{number}{path.suffix}")
+    return path.rename(aside)
+
+
+def _is_copy(folder: Path, artifact: Artifact) -> bool:
+    """Whether the folder holds these files, byte for byte, and no others."""
+    names = sorted(f.path for f in artifact.files)
+    there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp")
