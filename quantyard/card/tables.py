@@ -14,7 +14,7 @@ from quantyard.card.escaping import Safe, code, text
 from quantyard.card.subject import Subject
 from quantyard.errors import UnknownQuant
 from quantyard.protocol.gate import BudgetResult
-from quantyard.protocol.measurements import Comparison, Measurement, Score, Verdict
+from quantyard.protocol.measurements import Measurement, Score, Verdict
 from quantyard.quants.catalog import find
 
 _GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("same", "better", "worse", "too few questions", "no signal")

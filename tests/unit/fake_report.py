@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from quantyard.protocol.evaluation import ReportRequest, SpeedSettings
 from quantyard.protocol.measurements import (
     Comparison,
     Divergence,
