@@ -29,6 +29,7 @@ from quantyard.sources.resolve import Source
 from quantyard.store import manifest
 from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.manifest import read_manifest
+from quantyard.store.stages import ModelStore
 from tests.hostile.sampling import rounds
 from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted
