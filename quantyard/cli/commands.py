@@ -11,7 +11,7 @@ from quantyard.cli.settings import SETTINGS
 if TYPE_CHECKING:
     import argparse
 
-_MACHINE = (
+MACHINE = (
     "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
     "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "LLAMA_CPP_SERVER_TAG",
 )  # fmt: skip
@@ -36,14 +36,14 @@ CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL")
 
 _NOT_BUILDING = {*MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING}
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
-_SERVE = ("THREADS", "N_GPU_LAYERS", *_MACHINE)
+_SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
 _EVALUATING = (*_BUILDING, *MEASURING)
-_LORA = (*ADAPTING, "ALLOW_PICKLE", "WORKERS", "JSON", *_MACHINE)
-_CHOOSE = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "CONTEXT_SIZE", "JSON", *_MACHINE, *CHOOSING)
-_PUBLISH = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "JSON", *_MACHINE, *PUBLISHING)
+_LORA = (*ADAPTING, "ALLOW_PICKLE", "WORKERS", "JSON", *MACHINE)
+_CHOOSE = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "CONTEXT_SIZE", "JSON", *MACHINE, *CHOOSING)
+_PUBLISH = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "JSON", *MACHINE, *PUBLISHING)
 _TUNE = (
     "MODEL", "OUTTYPE", "CALIBRATION", "CHUNKS", "GGUF_FILE", "ALLOW_PICKLE", "ALLOW_MISMATCH", "THREADS", "WORKERS",
-    "JSON", *TUNING, *_MACHINE,
+    "JSON", *TUNING, *MACHINE,
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ COMMANDS: Final = (
     ),
     Command(
         "verify", "verify.verify", "Check a published repo, a folder or a file against its manifest.",
-        (*CHECKING, "MODEL", *ALLOWING, "THREADS", "JSON", *_MACHINE), ("REPO", "FILE", "REBUILD", "JSON"), "publish",
+        (*CHECKING, "MODEL", *ALLOWING, "THREADS", "JSON", *MACHINE), ("REPO", "FILE", "REBUILD", "JSON"), "publish",
     ),
     Command(
         "choose", "choose.choose_file", "Name the best of the measured files for a memory size and a speed.",
@@ -118,7 +118,7 @@ COMMANDS: Final = (
     ),
     Command(
         "rates", "rates.rates", "Time the stages on a model of random weights, so that plans can forecast their time.",
-        ("THREADS", "JSON", *_MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
+        ("THREADS", "JSON", *MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
     ),
     Command(
         "gate", "release.gate", "Compare what was measured with the limits; publish nothing.",
@@ -137,15 +137,15 @@ COMMANDS: Final = (
     ),
     Command(
         "doctor", "build.doctor", "Check this machine; every finding comes with a remedy.",
-        ("JSON", *_MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
+        ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
         "demo", "build.demo", "Build and measure a real 135M model; needs no account anywhere.",
-        ("JSON", *_MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
+        ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
         "images", "build.images", "Prepare the tools: the images (docker), or a virtual environment (local).",
-        _MACHINE, ("ENGINE",), "set up",
+        MACHINE, ("ENGINE",), "set up",
     ),
     Command(
         "completion", "completion.completion", "Print what a shell runs to complete commands and options.", (), (),

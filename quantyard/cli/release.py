@@ -32,7 +32,7 @@ def release(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write the card and the page of what was built and measured, and show the page."""
-    page = workflow.report(request_of(args), TerminalReporter())
+    page = workflow.report(request_of(args), TerminalReporter()).page
     print_line(page)
     if sys.stdout.isatty():
         import webbrowser

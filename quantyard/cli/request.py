@@ -119,6 +119,13 @@ def _request(given: Mapping[str, Given], args: argparse.Namespace, environment: 
     )
 
 
+def tell_libraries(request: BuildRequest) -> None:
+    """Put proxies and certificates where the libraries of this process look for them: in its environment."""
+    os.environ.update(request.environment.proxies or {})
+    if bundle := request.environment.ca_bundle:
+        os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
+
+
 def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
     docker = path_of(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(

@@ -6,15 +6,13 @@ import argparse
 import os
 from pathlib import Path
 
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_request, tell_libraries
 from quantyard.cli.settings_file import read_settings_file
 from quantyard.requests import BuildRequest
 
 
 def request_of(args: argparse.Namespace) -> BuildRequest:
-    """The request; and what libraries of this process read for themselves is put where they look."""
+    """The request; the libraries of this process are told of its proxies and certificates."""
     request = read_request(args, os.environ, read_settings_file(Path.cwd()))
-    os.environ.update(request.environment.proxies or {})
-    if bundle := request.environment.ca_bundle:
-        os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
+    tell_libraries(request)
     return request

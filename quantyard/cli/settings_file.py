@@ -70,7 +70,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 
 def _checked(where: str, table: Mapping[str, Any]) -> SettingsFile:
-    values = {_setting(where, key, value).name: _text(where, key, value) for key, value in table.items()}
+    values = {_setting(where, key, value).name: text_of(where, key, BY_KEY[key], value) for key, value in table.items()}
     return SettingsFile(where, values)
 
 
@@ -100,8 +100,13 @@ def _meant(key: str) -> str:
     return f"Did you mean {close[0]!r}? " if close else ""
 
 
-def _text(where: str, key: str, value: object) -> str:
-    kind = BY_KEY[key].kind
+def text_of(where: str, key: str, setting: Setting, value: object) -> str:
+    """A value of TOML or of Python as one would type it.
+
+    Raises:
+        BadRequest: it is not of the setting's kind.
+    """
+    kind = setting.kind
     if isinstance(value, bool):
         text = str(int(value)) if kind == "flag" else None
     elif isinstance(value, str):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantyard.choose.candidates import ChoiceSet, find_choice_set, nothing_measured, paths_of
+from quantyard.choose.candidates import Candidate, ChoiceSet, find_choice_set, nothing_measured, paths_of
 from quantyard.choose.pick import Budget, Choice, nearest
 from quantyard.choose.pick import choose as pick_file
 from quantyard.choose.refusals import no_divergence, nothing_fits, unknown_memory
@@ -26,6 +26,17 @@ class Chosen:
     choices: ChoiceSet
     budget: Budget
     choice: Choice | None
+
+    @property
+    def best(self) -> Candidate:
+        """The file to take.
+
+        Raises:
+            BadRequest: no file meets the limits.
+        """
+        if self.choice is None:
+            raise self.refusal("…")
+        return self.choice.best
 
     def refusal(self, model: str) -> BadRequest:
         """The error where no file meets the limits, with what would help.

@@ -10,6 +10,7 @@ from quantyard.plan.api_tests import add_contract
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import (
+    CARD,
     PAGE,
     Bundle,
     Destination,
@@ -53,6 +54,14 @@ class Publication:
     endpoint: str | None = None
 
 
+@dataclass(frozen=True)
+class WrittenReport:
+    """The report page, HTML, and the model card, Markdown; both as they would be published."""
+
+    page: Path
+    card: Path
+
+
 def publish(request: BuildRequest, reporter: Reporter) -> Publication:
     """Publish what was built and measured before.
 
@@ -93,13 +102,14 @@ def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
     return _gate_of(_judged(request, asked, files_plan(request), load_budgets(asked.gate), reporter))
 
 
-def report(request: BuildRequest, reporter: Reporter) -> Path:
-    """Write the card and the page of what was built and measured; the page's path.
+def report(request: BuildRequest, reporter: Reporter) -> WrittenReport:
+    """Write the card and the page of what was built and measured.
 
     Raises:
         BadRequest: nothing was built or measured.
     """
-    return write_report(request, _asked(request), reporter)
+    page = write_report(request, _asked(request), reporter)
+    return WrittenReport(page, page.with_name(CARD))
 
 
 def write_report(

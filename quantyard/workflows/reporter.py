@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
 from quantyard.forecast.time import Compared
 from quantyard.formatting.numbers import duration, human_bytes, kld
+from quantyard.formatting.printable import one_line, redacted
 from quantyard.plan.imatrix import Decision
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.gate import GateReport
@@ -29,6 +30,7 @@ class Event(Protocol):
         """The event in words."""
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Who listens to a workflow."""
 
@@ -225,7 +227,7 @@ class Lines:
     def tell(self, event: Event) -> None:
         """Each line of the event."""
         for line in event.text.splitlines():
-            self._on_line(line)
+            self.note(line)
 
     def begin(self, label: str, number: int, of: int) -> None:
         """Nothing: the step's line comes when it has ended."""
@@ -247,4 +249,4 @@ class Lines:
 
     def note(self, text: str) -> None:
         """One line."""
-        self._on_line(text)
+        self._on_line(one_line(redacted(text)))

@@ -64,10 +64,22 @@ def test_only_the_command_line_prints() -> None:
     assert guilty == ["cli/output.py", "protocol/runner.py"]  # the frame speaks in images
 
 
+@pytest.mark.parametrize("path", list(_modules("quantyard/workflows")), ids=lambda path: path.stem)
+def test_a_workflow_neither_prints_nor_reads_the_command_line_or_the_environment(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    assert not called & {"print", "input", "sys.exit", "os.getenv"}
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    assert not used & {"sys.argv", "sys.stdout", "sys.stderr", "os.environ"}
+    libraries = {name.split(".")[0] for name in _imports(path)}
+    assert not libraries & {"argparse", "rich"}
+    assert not any(f"{name}.".startswith(("quantyard.cli.", "quantyard.api.")) for name in _imports(path))
+
+
 def test_the_environment_is_read_at_the_edge_only() -> None:
     # images: to pass it on; secrets: XDG; offline: it only writes, for libraries that read it while imported
     edge = {
-        "quantyard/protocol/runner.py", "quantyard/engines/images.py",
+        "quantyard/api/call.py", "quantyard/protocol/runner.py", "quantyard/engines/images.py",
         "quantyard/engines/secrets.py",
         "eval/tasks/offline.py", "server/client/chat.py",
     }

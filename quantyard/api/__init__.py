@@ -1,0 +1,303 @@
+"""The Python API: what the commands do, as functions that return objects.
+
+    import quantyard
+
+    built = quantyard.build("org/name", quant="Q4_K_M", engine="local", progress=print)
+    built.files[0].path
+
+`quantyard/__init__.py` gives these functions their short names. See docs/how-to/python-api.md.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Unpack
+
+from quantyard.api.call import Progress, documented, reporter_of, request_for, translated
+from quantyard.api.settings import (
+    BuildSettings,
+    ChooseSettings,
+    EvaluateSettings,
+    LoraSettings,
+    MachineSettings,
+    MatrixSettings,
+    PublishSettings,
+    ReleaseSettings,
+    TuneSettings,
+    VerifySettings,
+)
+from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.gate import GateReport
+from quantyard.requests import BuildRequest
+from quantyard.workflows import build as building
+from quantyard.workflows import choose as choosing
+from quantyard.workflows import matrix as matrices
+from quantyard.workflows import planning
+from quantyard.workflows import release as releasing
+from quantyard.workflows import tune as tuning
+from quantyard.workflows import verify as verifying
+from quantyard.workflows.choose import Chosen
+from quantyard.workflows.demo import Demo
+from quantyard.workflows.doctor import Finding
+from quantyard.workflows.lora import Adapter
+from quantyard.workflows.matrix import Matrix
+from quantyard.workflows.release import Publication, WrittenReport
+from quantyard.workflows.results import Built, Planned
+from quantyard.workflows.tune import Tuned
+from quantyard.workflows.verify import Verification
+
+Model = str | os.PathLike[str]
+
+
+@documented("build", BuildSettings)
+def build(model: Model, *, progress: Progress = None, **settings: Unpack[BuildSettings]) -> Built:
+    """Fetch, convert, quantize and verify a model, whatever of it is not done yet.
+
+    Args:
+        model: a repo of the Hub, `org/name[@revision]`; a folder; a GGUF; or a preset's name.
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: the request cannot be met; nothing has run.
+        HubError: the network or the Hub said no.
+        OutOfResources: disk or memory ran out; `NotEnoughDisk` before a byte is downloaded.
+        EngineError: Docker or the local tools are not as they must be.
+        StageFailed: a stage failed; stages that finished before it are kept.
+    """
+    request = request_for("build", settings, MODEL=model)
+    with translated():
+        return building.build(request, reporter_of(progress))
+
+
+@documented("eval", EvaluateSettings)
+def evaluate(model: Model, *, progress: Progress = None, **settings: Unpack[EvaluateSettings]) -> Built:
+    """Measure what quantization cost; builds first what is not built. The report is `Built.report`.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        NotScored: the model gives no probabilities of text, so that nothing can be measured.
+        QuantyardError: as `build`.
+    """
+    request = request_for("eval", settings, MODEL=model)
+    with translated():
+        return building.evaluate(request, reporter_of(progress))
+
+
+@documented("contract", BuildSettings)
+def contract(
+    model: Model, *, progress: Progress = None, **settings: Unpack[BuildSettings]
+) -> tuple[ContractReport, ...]:
+    """Serve each file to itself and check every promise of the API; builds first what is not built.
+
+    A promise that is broken is a finding of the report, not an error: see `ContractReport.passed`.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        QuantyardError: as `build`.
+    """
+    request = request_for("contract", settings, MODEL=model)
+    with translated():
+        return building.check_api(request, reporter_of(progress)).contracts
+
+
+@documented("plan", MatrixSettings)
+def plan(model: Model, **settings: Unpack[MatrixSettings]) -> Planned:
+    """What a build would run, need and take; with `suite` an evaluation, with `quants` a matrix. Nothing runs.
+
+    Args:
+        model: as of `build`.
+
+    Raises:
+        BadRequest: the request cannot be met.
+        HubError: the network or the Hub said no.
+    """
+    request = request_for("plan", settings, MODEL=model)
+    with translated():
+        return planning.plan(request)
+
+
+@documented("matrix", MatrixSettings)
+def matrix(model: Model, *, progress: Progress = None, **settings: Unpack[MatrixSettings]) -> Matrix:
+    """Make and measure many quants in one run; one that fails is in `Matrix.built.failures`, and the others are made.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        StageFailed: no quant could be made, or the baseline failed.
+        QuantyardError: as `build`.
+    """
+    request = request_for("matrix", settings, MODEL=model)
+    with translated():
+        return matrices.matrix(request, reporter_of(progress))
+
+
+@documented("tune", TuneSettings)
+def tune(model: Model, *, progress: Progress = None, **settings: Unpack[TuneSettings]) -> Tuned:
+    """Search a mix of tensor types for a file size (`target_size`) or a divergence (`target_kld`); make and measure it.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: no goal or two goals are given, or no mix reaches the goal; the message names the nearest.
+        QuantyardError: as `build`.
+    """
+    request = request_for("tune", settings, MODEL=model)
+    with translated():
+        return tuning.tune(request, reporter_of(progress))
+
+
+@documented("choose", ChooseSettings)
+def choose(model: Model, **settings: Unpack[ChooseSettings]) -> Chosen:
+    """The best of the measured files for a memory size and a speed; `Chosen.best` is the file to take.
+
+    Args:
+        model: as of `build`.
+
+    Raises:
+        BadRequest: nothing was measured, or no file meets the limits; the hint says what would help.
+    """
+    request = request_for("choose", settings, MODEL=model)
+    with translated():
+        found = choosing.choose(request)
+        if found.choice is None:
+            raise found.refusal(request.model)
+        return found
+
+
+@documented("gate", PublishSettings)
+def gate(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> GateReport:
+    """Compare what was measured with the limits; publish nothing. A limit that is exceeded is a finding, not an error.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: nothing was built or measured, or the limits cannot be read.
+    """
+    request = request_for("gate", settings, MODEL=model)
+    with translated():
+        return releasing.gate(request, reporter_of(progress))
+
+
+@documented("report", PublishSettings)
+def report(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> WrittenReport:
+    """Write the model card and the report page of what was built and measured.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: nothing was built or measured.
+    """
+    request = request_for("report", settings, MODEL=model)
+    with translated():
+        return releasing.report(request, reporter_of(progress))
+
+
+@documented("publish", PublishSettings)
+def publish(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> Publication:
+    """Publish what was built and measured: to the Hub (`repo`), to a registry (`oci`), or both.
+
+    With `dry_run=True` nothing is sent, and `Publication.intended` says what would be.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: nothing was built or measured, or the destination cannot be.
+        GateClosed: a limit is exceeded, cannot be judged, or was not measured; never for a dry run.
+        HubError, EngineError: it could not be sent.
+    """
+    request = request_for("publish", settings, MODEL=model)
+    with translated():
+        return releasing.publish(request, reporter_of(progress))
+
+
+@documented("release", ReleaseSettings)
+def release(model: Model, *, progress: Progress = None, **settings: Unpack[ReleaseSettings]) -> Publication:
+    """Build, measure, test, judge and publish; skips what is done.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        QuantyardError: as `build`, `evaluate` and `publish`.
+    """
+    request = request_for("release", settings, MODEL=model)
+    with translated():
+        return releasing.release(request, reporter_of(progress))
+
+
+@documented("verify", VerifySettings)
+def verify(*, progress: Progress = None, **settings: Unpack[VerifySettings]) -> Verification:
+    """Check a published repo (`repo`), or a folder or a file (`file`), against its manifest.
+
+    A check that fails is a finding, not an error: see `Verification.state`.
+
+    Args:
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: there is no such file, or no manifest beside it that knows of it.
+        HubError: the repo cannot be downloaded.
+    """
+    request = request_for("verify", settings)
+    with translated():
+        return verifying.verify(request, reporter_of(progress))
+
+
+@documented("lora", LoraSettings)
+def lora(adapter: Model, *, progress: Progress = None, **settings: Unpack[LoraSettings]) -> Adapter:
+    """Convert a LoRA adapter in PEFT format to GGUF, to be served on top of its base model.
+
+    Args:
+        adapter: a repo of the Hub, `org/name[@revision]`, or a folder.
+        progress: called with each line of progress.
+
+    Raises:
+        QuantyardError: as `build`.
+    """
+    from quantyard.workflows.lora import make_lora
+
+    request = request_for("lora", settings, ADAPTER=adapter)
+    with translated():
+        return make_lora(request, reporter_of(progress))
+
+
+@documented("doctor", MachineSettings)
+def doctor(**settings: Unpack[MachineSettings]) -> list[Finding]:
+    """Check this machine; every finding comes with a remedy."""
+    from quantyard.workflows.doctor import examine
+
+    return examine(request_for("doctor", settings))
+
+
+@documented("demo", MachineSettings)
+def demo(*, progress: Progress = None, **settings: Unpack[MachineSettings]) -> Demo:
+    """Build and measure a real 135M model; needs no account anywhere.
+
+    Args:
+        progress: called with each line of progress.
+
+    Raises:
+        QuantyardError: as `build`.
+    """
+    from quantyard.workflows.demo import demo
+
+    request: BuildRequest = request_for("demo", settings)
+    with translated():
+        return demo(request, reporter_of(progress))

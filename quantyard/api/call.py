@@ -1,0 +1,131 @@
+"""From keyword arguments to a request: the same table and the same checks as the command line's."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar, get_type_hints
+
+from quantyard.cli.commands import COMMANDS, MACHINE
+from quantyard.cli.faults import ours_of
+from quantyard.cli.request import read_request, tell_libraries
+from quantyard.cli.settings import BY_NAME, SETTINGS, Setting
+from quantyard.cli.settings_file import text_of
+from quantyard.errors import BadRequest, QuantyardError
+from quantyard.requests import BuildRequest
+from quantyard.workflows.reporter import Lines, Reporter, Silent
+
+Progress = Callable[[str], object] | Reporter | None
+_FUNCTIONS: Final = {"eval": "evaluate"}  # those that are not called as their commands
+F = TypeVar("F", bound=Callable[..., object])
+# What describes the machine comes from the environment too; what is to be made, a call says alone.
+_OF_THE_MACHINE: Final = frozenset((*MACHINE, "HF_TOKEN"))
+
+
+def request_for(command: str, settings: Mapping[str, Any], **given: str | os.PathLike[str]) -> BuildRequest:
+    """The request of a call.
+
+    Args:
+        command: whose settings the function takes.
+        settings: the keyword arguments.
+        given: settings by their names that the function takes by position.
+
+    Raises:
+        TypeError: an argument that the function does not take.
+        BadRequest: a value that cannot be.
+    """
+    taken, function = settings_of(command), f"{_FUNCTIONS.get(command, command)}()"
+    values = {name: _text(function, BY_NAME[name], value) for name, value in given.items()}
+    for key, value in settings.items():
+        if key not in taken or taken[key].name in given:
+            close = difflib.get_close_matches(key, taken, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"{function} has no argument {key!r}.{meant}")
+        if value is not None:
+            values[taken[key].name] = _text(function, taken[key], value)
+    environment = {name: text for name, text in os.environ.items() if name not in BY_NAME or name in _OF_THE_MACHINE}
+    hidden = {name: values.pop(name) for name in tuple(values) if BY_NAME[name].secret or BY_NAME[name].private}
+    names = [setting.name for setting in taken.values()]
+    args = argparse.Namespace(**{**dict.fromkeys(names), "JSON": None, **values})
+    request = read_request(args, {**environment, **hidden})
+    tell_libraries(request)
+    return request
+
+
+def settings_of(command: str) -> dict[str, Setting]:
+    """The settings that a command's function takes, by argument: the command's but for what it prints, and the
+    machine's.
+    """
+    row = next(row for row in COMMANDS if row.name == command)
+    names = {*(row.settings or BY_NAME), *_OF_THE_MACHINE} - {"JSON"}
+    return {setting.name.lower(): setting for setting in SETTINGS if setting.name in names}
+
+
+def _text(function: str, setting: Setting, value: object) -> str:
+    """The value as one would type it."""
+    if isinstance(value, tuple | list):
+        items = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+        if any(isinstance(item, str) and "," in item for item in items):
+            message = f"{function}: an item of {setting.name.lower()!r} holds a comma, which separates items."
+            raise BadRequest(message, "Give a name or a path without a comma.")
+        value = items
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, int) and not isinstance(value, bool) and _takes_bytes(setting):
+        value = str(value)
+    return text_of(function, setting.name.lower(), setting, value)
+
+
+def _takes_bytes(setting: Setting) -> bool:
+    return setting.kind == "size" or setting.name == "TARGET_SIZE"
+
+
+def reporter_of(progress: Progress) -> Reporter:
+    """Who listens: nobody, a function that takes lines, or a reporter."""
+    if progress is None:
+        return Silent()
+    return progress if isinstance(progress, Reporter) else Lines(progress)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """What the machine refuses (a full disk, a file that may not be read) is one of our errors; a bug stays what it is.
+
+    Raises:
+        OutOfResources, BadRequest: it was the machine, or a file.
+    """
+    try:
+        yield
+    except QuantyardError:
+        raise
+    except (OSError, MemoryError) as error:
+        found = ours_of(error)
+        if type(found) is QuantyardError:  # nobody foresaw it
+            raise
+        raise found from error
+
+
+def documented(command: str, settings: type) -> Callable[[F], F]:
+    """Give a function the signature and the help of its settings, which are a table."""
+
+    def give(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        hints = dict(sorted(get_type_hints(settings).items(), key=lambda item: item[0].upper() in _OF_THE_MACHINE))
+        taken = settings_of(command)
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in hints.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        lines = [textwrap.fill(f"{name}: {taken[name].help}", 100, subsequent_indent="    ") for name in hints]
+        told = textwrap.indent("\n".join(lines), "    ")
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nSettings:\n{told}\n"
+        return function
+
+    return give
