@@ -6,7 +6,7 @@ import argparse
 
 from quantyard.cli.output import data, people, print_json
 from quantyard.cli.render import choice as say
-from quantyard.cli.run import request_of
+from quantyard.cli.request import request_of
 from quantyard.workflows.choose import choose
 
 

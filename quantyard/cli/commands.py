@@ -70,19 +70,19 @@ COMMANDS: Final = (
         "measure",
     ),
     Command(
-        "contract", "build.contract", "Serve each file to itself and check every promise of the API.",
+        "contract", "serve.contract", "Serve each file to itself and check every promise of the API.",
         _BUILDING, ("MODEL", "QUANT", "ENGINE", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
-        "image", "build.image", "Make one server image with the GGUF inside.",
+        "image", "serve.image", "Make one server image with the GGUF inside.",
         (*_BUILDING, *PACKING), ("MODEL", "QUANT", "TAG", "PUSH", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
-        "lora", "build.lora", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
+        "lora", "lora.lora", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
         _LORA, ("ADAPTER", "BASE", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "serve", "build.serve", "Serve the last build: docker compose up, or llama_cpp.server.",
+        "serve", "serve.serve", "Serve the last build: docker compose up, or llama_cpp.server.",
         (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
     ),
     Command(
@@ -129,22 +129,22 @@ COMMANDS: Final = (
         _PUBLISH, ("MODEL", "QUANT", "SUITE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
-        "quants", "build.quants", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),
+        "quants", "lookup.quants", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),
         "look up",
     ),
     Command(
-        "models", "build.models", "List the models that MODEL knows by a short name.", ("JSON",), ("JSON",), "look up",
+        "models", "lookup.models", "List the models that MODEL knows by a short name.", ("JSON",), ("JSON",), "look up",
     ),
     Command(
-        "doctor", "build.doctor", "Check this machine; every finding comes with a remedy.",
+        "doctor", "machine.doctor", "Check this machine; every finding comes with a remedy.",
         ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
-        "demo", "build.demo", "Build and measure a real 135M model; needs no account anywhere.",
+        "demo", "machine.demo", "Build and measure a real 135M model; needs no account anywhere.",
         ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
-        "images", "build.images", "Prepare the tools: the images (docker), or a virtual environment (local).",
+        "images", "machine.images", "Prepare the tools: the images (docker), or a virtual environment (local).",
         MACHINE, ("ENGINE",), "set up",
     ),
     Command(

@@ -8,7 +8,7 @@ import sys
 from quantyard.cli.output import data, people, print_json
 from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.render import matrix as say
-from quantyard.cli.run import request_of
+from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.formatting.columns import columns
 from quantyard.workflows import matrix as workflow

@@ -6,7 +6,7 @@ import argparse
 
 from quantyard.cli.output import people, print_json
 from quantyard.cli.render import build as summary
-from quantyard.cli.run import request_of
+from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.workflows.rates import time_machine
 

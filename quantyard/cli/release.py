@@ -8,7 +8,7 @@ import sys
 from quantyard.cli.output import data, people, print_json, print_line
 from quantyard.cli.render import release as say
 from quantyard.cli.render.styled import escape
-from quantyard.cli.run import request_of
+from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.errors import GateClosed
 from quantyard.protocol.gate import GateReport

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantyard.cli.precedence import NO_FILE, Given, resolve
 from quantyard.cli.settings import SETTINGS
-from quantyard.cli.settings_file import SettingsFile
+from quantyard.cli.settings_file import SettingsFile, read_settings_file
 from quantyard.cli.values import (
     endpoint,
     flag,
@@ -54,6 +54,13 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_C
 _PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
 _MAX_PEM_BYTES = 16 * 2**20  # of a bundle; all of the world's authorities have a quarter of a MiB
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def request_of(args: argparse.Namespace) -> BuildRequest:
+    """The request; the libraries of this process are told of its proxies and certificates."""
+    request = read_request(args, os.environ, read_settings_file(Path.cwd()))
+    tell_libraries(request)
+    return request
 
 
 def read_request(

@@ -6,7 +6,7 @@ import argparse
 
 from quantyard.cli.output import data, people, print_json
 from quantyard.cli.render import tuning as say
-from quantyard.cli.run import request_of
+from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.workflows import tune as workflow
 

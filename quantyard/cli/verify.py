@@ -7,7 +7,7 @@ import sys
 
 from quantyard.cli.output import data, print_json
 from quantyard.cli.render import release as say
-from quantyard.cli.run import request_of
+from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.workflows import verify as workflow
 

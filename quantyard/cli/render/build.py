@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from quantyard.cli.render.evaluation import measured_json
 from quantyard.cli.render.styled import escape
-from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS, Cost
-from quantyard.forecast.samples import Sample
-from quantyard.forecast.time import Compared, Forecast, StepTime
 from quantyard.formatting.columns import columns
 from quantyard.formatting.numbers import (
     bits_per_weight,
@@ -25,17 +21,19 @@ from quantyard.formatting.numbers import (
     percent,
 )
 from quantyard.formatting.printable import one_line
-from quantyard.plan.steps import Measuring, Step
-from quantyard.protocol.api_tests import ContractReport
-from quantyard.quants.catalog import Quant
-from quantyard.sources.presets import Preset
-from quantyard.store.file_stamps import TRUSTED
-from quantyard.workflows.results import Built, Planned
 
-if TYPE_CHECKING:  # what only some commands import
+if TYPE_CHECKING:  # to list quants, nothing of a build is imported
+    from quantyard.forecast.cost import Cost
+    from quantyard.forecast.samples import Sample
+    from quantyard.forecast.time import Compared, Forecast, StepTime
+    from quantyard.plan.steps import Measuring, Step
+    from quantyard.protocol.api_tests import ContractReport
+    from quantyard.quants.catalog import Quant
+    from quantyard.sources.presets import Preset
     from quantyard.workflows.demo import Demo
     from quantyard.workflows.doctor import Finding
     from quantyard.workflows.lora import Adapter
+    from quantyard.workflows.results import Built, Planned
 
 
 def plan_text(planned: Planned) -> str:
@@ -131,6 +129,8 @@ def time_text(compared: Compared) -> str:
 
 
 def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
+    from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS
+
     serving = "memory to serve: not known yet" if memory_bytes is None else (
         f"about {memory(memory_bytes)} of memory to serve {count(SERVE_CONTEXT_TOKENS)} tokens of context"
     )
@@ -178,11 +178,15 @@ def built_text(built: Built) -> str:
 
 def trusted_fact(path: Path) -> tuple[str, str]:
     """What was not read again where there was nothing to do, and what reads it."""
+    from quantyard.store.file_stamps import TRUSTED
+
     return "not read again", escape(f"each file was told by {TRUSTED}; to compare its SHA-256: make verify FILE={path}")
 
 
 def built_json(built: Built) -> dict[str, Any]:
     """What a build ends with, for programs; with what was measured, if it was."""
+    from quantyard.cli.render.evaluation import measured_json
+
     source = built.plan.source
     made = {
         "model": source.title, "commit": source.model.commit, "manifest": str(built.manifest_path),

@@ -1,0 +1,42 @@
+"""The commands that serve what was built: as it is, as an image, and to test its API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from quantyard.cli.output import data, print_json, print_line
+from quantyard.cli.precedence import compose_environment, resolve
+from quantyard.cli.render import build as summary
+from quantyard.cli.request import request_of
+from quantyard.cli.settings_file import read_settings_file
+from quantyard.cli.terminal_reporter import TerminalReporter
+
+
+def serve(args: argparse.Namespace) -> None:
+    from quantyard.workflows.serve import serve
+
+    request, given = request_of(args), resolve(args, os.environ, read_settings_file(Path.cwd()))
+    sys.exit(serve(request, compose_environment(request.artifacts, given, os.environ), TerminalReporter()))
+
+
+def contract(args: argparse.Namespace) -> None:
+    from quantyard.workflows.build import check_api
+
+    request = request_of(args)
+    reports = check_api(request, TerminalReporter()).contracts
+    if request.json:
+        print_json({"contracts": [report.model_dump(mode="json") for report in reports]})
+    else:
+        data().print(summary.contract_text(reports), markup=False, soft_wrap=True)
+    if not all(report.passed for report in reports):
+        sys.exit(1)
+
+
+def image(args: argparse.Namespace) -> None:
+    from quantyard.workflows.image import pack
+
+    for tag in pack(request_of(args), TerminalReporter()):
+        print_line(tag)
