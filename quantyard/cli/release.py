@@ -41,7 +41,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def gate(args: argparse.Namespace) -> None:
-    """Hold the budgets against what was measured; publish nothing."""
+    """Compare what was measured with the limits; publish nothing."""
     request = request_of(args)
     found = workflow.gate(request, TerminalReporter())
     if request.json:

@@ -12,7 +12,7 @@ from quantyard.workflows import tune as workflow
 
 
 def tune(args: argparse.Namespace) -> None:
-    """Measure how much each group of tensors matters, choose types, make the file, hold it against a stock one."""
+    """Measure how much each group of tensors matters, choose types, make the file, compare it with a stock quant."""
     request = request_of(args)
     tuned = workflow.tune(request, TerminalReporter())
     if request.json:

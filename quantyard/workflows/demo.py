@@ -1,6 +1,6 @@
 """The demo: a real 135M language model with no account anywhere, built the way a user's model is.
 
-A package of the Python index carries SmolLM2-135M-Instruct as a GGUF. It is turned back into Hugging Face
+A package of the Python index carries SmolLM2-135M-Instruct as a GGUF. It is converted back to Hugging Face
 format once, by a stage like any other; from then on it is a folder to build from.
 """
 
@@ -69,8 +69,8 @@ def demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -
     """The demo model in Hugging Face format, made on the first call.
 
     Raises:
-        HubError: the package could not be downloaded, or is not the one that is pinned.
-        StageFailed, EngineError: it could not be turned back.
+        HubError: the package could not be downloaded, or is not the pinned one.
+        StageFailed, EngineError: it could not be converted back.
     """
     gguf = _gguf(request, reporter)
     source = find_source(

@@ -93,7 +93,7 @@ def release(request: BuildRequest, reporter: Reporter) -> Publication:
 
 
 def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
-    """Hold the budgets against what was measured; nothing is published. A budget that is exceeded is a finding.
+    """Compare what was measured with the limits; publish nothing. A limit that is exceeded is a finding.
 
     Raises:
         BadRequest: nothing was built or measured, or the budgets cannot be read.

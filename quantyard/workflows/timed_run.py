@@ -11,7 +11,7 @@ from quantyard.workflows.reporter import Reporter, RunTimed
 
 
 def run_timed(request: BuildRequest, builder: Builder, cost: Cost, reporter: Reporter) -> list[BuiltFile]:
-    """Run it, and hold its times against the plan's; what a run that fails has finished is learned from too.
+    """Run it, and compare its times with the plan's. A run that fails teaches too, by the stages that it finished.
 
     Raises:
         StageFailed, EngineError: see `Builder.run`.

@@ -87,7 +87,7 @@ class _Search:
 
 
 def tune(request: BuildRequest, reporter: Reporter) -> Tuned:
-    """Measure how much each group of tensors matters, choose types, make the file, hold it against a stock one.
+    """Measure how much each group of tensors matters, choose types, make the file, compare it with a stock quant.
 
     Raises:
         BadRequest: no goal or two goals are given, or no mix reaches the goal; the message names the nearest.
