@@ -24,7 +24,9 @@ from pydantic import BaseModel
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from quantyard import errors  # noqa: E402 (the path above comes first)
+from python_reference import python_reference  # noqa: E402 (the path above comes first)
+
+from quantyard import errors  # noqa: E402
 from quantyard.cli import COMMANDS  # noqa: E402
 from quantyard.cli.settings import GROUPS, SETTINGS  # noqa: E402
 from quantyard.plan.stages import STAGES  # noqa: E402
@@ -56,6 +58,7 @@ def pages() -> dict[str, str]:
         "reference/suites.md": _page("Suites", _suites()),
         "reference/stages.md": _page("Stages", _stages()),
         "reference/manifest.md": _page("Manifest and JSON schemas", _manifest()),
+        "reference/python-api.md": _page("Python API", python_reference()),
         **{f"reference/{name}.schema.json": _schema(model) for name, model in _SCHEMAS.items()},
         "architecture/rooms.md": _page("Rooms", _rooms()),
         "architecture/floors.svg": floors_picture(REPO_DIR / "pyproject.toml"),
