@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     )
     from quantyard.errors import QuantyardError
     from quantyard.store.manifest import Manifest, read_manifest
+    from quantyard.version import __version__
 
-__version__ = "0.1.0"
 __all__ = (
     "Manifest", "QuantyardError", "__version__", "build", "choose", "contract", "demo", "doctor", "evaluate", "gate",
     "lora", "matrix", "plan", "publish", "read_manifest", "release", "report", "tune", "verify",
@@ -45,7 +45,7 @@ __all__ = (
 # Where each name is that is not of `quantyard.api`.
 _ELSEWHERE = {
     "QuantyardError": "quantyard.errors", "Manifest": "quantyard.store.manifest",
-    "read_manifest": "quantyard.store.manifest",
+    "read_manifest": "quantyard.store.manifest", "__version__": "quantyard.version",
 }  # fmt: skip
 
 

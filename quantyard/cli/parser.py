@@ -9,12 +9,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import IO, Final
 
-from quantyard import __version__
 from quantyard.cli.command_names import as_typed
 from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, Command
 from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS, Kind, Setting
 from quantyard.errors import BadRequest
 from quantyard.formatting.printable import printable, redacted
+from quantyard.version import __version__
 
 _WIDEST: Final = 100
 _ALONE: Final = ("-h", "--help", "-V", "--version")

@@ -15,7 +15,6 @@ from typing import Final
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from quantyard import __version__
 from quantyard.errors import BadRequest, NeedsPermission
 from quantyard.files.own_files import find_file, kind_of
 from quantyard.formats.names import fault_of_name, shown
@@ -31,6 +30,7 @@ from quantyard.quants.selection import of_recipe
 from quantyard.requests import BuildRequest
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
+from quantyard.version import __version__
 
 # What decides the bytes, in a record's `ran_by`, and what people call it.
 _MEANS: Final = {"engine": "engine", "base_digest": "base image", "packages": "set of packages"}

@@ -9,7 +9,6 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantyard import __version__
 from quantyard.errors import BadRequest
 from quantyard.files.atomic import write_file
 from quantyard.formats.finite_json import dumps
@@ -19,6 +18,7 @@ from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
 from quantyard.protocol.gate import GateReport
 from quantyard.protocol.measurements import EvalReport
+from quantyard.version import __version__
 
 SCHEMA_VERSION: Final = 1
 MAX_BYTES: Final = 16 * 2**20  # of a manifest; those of a hundred files have a tenth of it
