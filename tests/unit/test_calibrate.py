@@ -20,6 +20,7 @@ from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.formats.gguf import GgufHeader, read_header
 from quantyard.paths import REPO_DIR
+from quantyard.plan import contamination
 from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.calibration_inputs import calibration_of, check_texts
 from quantyard.plan.contamination import evaluation_files, find_overlap
@@ -275,7 +276,7 @@ def test_eight_words_in_a_row_are_found_in_every_form_of_data_set(name: str, con
 
 
 def test_words_that_two_blocks_of_a_large_file_share_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantyard.plan.contamination._BLOCK_CHARACTERS", 1500)
+    monkeypatch.setattr(contamination, "_BLOCK_CHARACTERS", 1500)
     (tmp_path / "large.txt").write_text("filler " * 210 + EIGHT + " more" * 300)
     assert find_overlap([EIGHT], [tmp_path / "large.txt"]) is not None
 

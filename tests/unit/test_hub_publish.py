@@ -16,6 +16,7 @@ import pytest
 from quantyard.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RepoRenamed
 from quantyard.hub.client import HubAccess
 from quantyard.publish.files import PublishedFile, kept, made
+from quantyard.publish.hub import upload
 from quantyard.publish.hub.commit import HubPublication, HubTarget, check_target, preview, publish, read_published
 from quantyard.publish.hub.errors import (
     MayNotWrite,
@@ -46,7 +47,7 @@ def fake_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)  # the client's, too
-    monkeypatch.setattr("quantyard.publish.hub.upload.IN_MEMORY_BYTES", 100_000)  # both GGUFs are read from disk
+    monkeypatch.setattr(upload, "IN_MEMORY_BYTES", 100_000)  # both GGUFs are read from disk
     server.heal()
     server.repos.clear()
     server.renamed.clear()
