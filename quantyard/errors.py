@@ -1,41 +1,22 @@
 """Every error the library raises. The command line turns each into its words and its exit code.
 
-    QuantyardError                    exit code
-    ├── BadRequest                    2   the user asked for something that cannot be
-    │   ├── UnknownQuant
-    │   ├── BadSource                     a model id, folder or file that cannot be one
-    │   ├── NeedsPermission               allowed only when asked for (pickle, requantizing)
-    │   └── ResultRefused                 what a stage left is not what it was asked for, or not what it says
-    ├── NotScored                     3   a model that gives no probabilities of text, so that nothing can be measured
-    ├── HubError                      4   the network or the Hub
-    │   ├── HubUnreachable
-    │   ├── RepoNotFound                  missing, or private without a token that may read it
-    │   ├── RepoGated
-    │   ├── RepoRenamed
-    │   ├── RepoEmpty
-    │   └── RevisionNotFound
-    ├── OutOfResources                5   disk or memory
-    │   └── NotEnoughDisk                 found out before a byte is downloaded
-    ├── GateClosed                    40 a budget is exceeded, 41 too few questions to tell, 42 not measured
-    ├── EngineError                   1   Docker or the local tools are not as they must be
-    ├── StageFailed                   as the stage ended: 2, 3 (llama.cpp does not support the model), 4, 5 or 70
-    └── Interrupted                   130
-
-Each reads "fact, value, what to type next": `message` holds the first two, `hint` the last.
+Each reads "fact, value, what to type next": `message` holds the first two, `hint` the last. `kind` is a stable
+identifier in kebab-case for programs; the classes below and in `publish` have one each, a failed stage names its own.
+`protocol/exit_codes.py` says what each exit code means.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 from quantyard.formatting.printable import one_line
-from quantyard.protocol.exit_codes import ExitCode
+from quantyard.protocol.exit_codes import Answer, ExitCode
 
 if TYPE_CHECKING:
     from quantyard.protocol.base import StageResult
 
-ENGINE_EXIT_CODE = 1
-
+_KIND = re.compile(r"(?=.{1,40}$)[a-z0-9]+(-[a-z0-9]+)*")
 
 class QuantyardError(Exception):
     """Base of them all.
@@ -46,6 +27,7 @@ class QuantyardError(Exception):
         detail: further lines, such as the end of a tool's stderr.
     """
 
+    kind: str = "bug"
     exit_code: ClassVar[int] = ExitCode.BUG
 
     def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
@@ -61,28 +43,37 @@ class QuantyardError(Exception):
 
 
 class BadRequest(QuantyardError):
-    """The user asked for something that cannot be."""
+    """The request is not valid: a value, a combination of values or a file cannot be used."""
 
+    kind = "bad-request"
     exit_code = ExitCode.BAD_REQUEST
 
 
 class UnknownQuant(BadRequest):
     """No quantization type has this name."""
 
+    kind = "unknown-quant"
+
 
 class BadSource(BadRequest):
-    """A model id, folder or file that cannot be one."""
+    """The id, folder or file of a model cannot be used."""
+
+    kind = "bad-source"
 
 
 class NeedsPermission(BadRequest):
-    """Possible, but only when asked for by name."""
+    """The request needs a permission that was not given, such as ALLOW_PICKLE=1."""
+
+    kind = "needs-permission"
 
 
 class ResultRefused(BadRequest):
-    """A stage's answer, or a file that it left, is not what it may be. Nothing of it was kept.
+    """What a stage answered or left is not what it may be or says to be; nothing of it was kept.
 
     A stage works on the model's files, so this is refused input: most likely one of them has got the better of a tool.
     """
+
+    kind = "result-refused"
 
     def __init__(self, label: str, problem: str, detail: str = "") -> None:
         hint = (
@@ -94,80 +85,107 @@ class ResultRefused(BadRequest):
 
 
 class HubError(QuantyardError):
-    """The network or the Hub said no."""
+    """The Hub refused a request."""
 
+    kind = "hub-error"
     exit_code = ExitCode.NETWORK
 
 
 class HubUnreachable(HubError):
-    """No answer, or only server errors."""
+    """The Hub does not answer, or only with server errors."""
+
+    kind = "hub-unreachable"
 
 
 class RepoNotFound(HubError):
     """The repo does not exist, or is private and the token may not read it."""
 
+    kind = "repo-not-found"
+
 
 class RepoGated(HubError):
-    """The repo's owner wants its terms accepted first."""
+    """The repo is gated, and its terms are not accepted."""
+
+    kind = "repo-gated"
 
 
 class RepoRenamed(HubError):
     """The repo has another name now."""
 
+    kind = "repo-renamed"
+
 
 class RepoEmpty(HubError):
-    """The repo holds nothing that could be converted."""
+    """The repo holds nothing that can be converted."""
+
+    kind = "repo-empty"
 
 
 class RevisionNotFound(HubError):
     """The repo has no such branch, tag or commit."""
 
+    kind = "revision-not-found"
+
 
 class NotScored(QuantyardError):
-    """The model gives no probabilities of text: found out before its weights are downloaded."""
+    """The model does not expose token log-probabilities; found out before its weights are downloaded."""
 
+    kind = "not-scored"
     exit_code = ExitCode.UNSUPPORTED_MODEL
 
 
 class OutOfResources(QuantyardError):
     """Disk or memory ran out."""
 
+    kind = "out-of-resources"
     exit_code = ExitCode.RESOURCES
 
 
 class NotEnoughDisk(OutOfResources):
     """The plan needs more disk than is free."""
 
+    kind = "not-enough-disk"
+
 
 class EngineError(QuantyardError):
-    """Docker, an image or a local tool is not as it must be."""
+    """Docker, an image or a local tool is missing or does not work."""
 
-    exit_code = ENGINE_EXIT_CODE
+    kind = "engine"
+    exit_code = Answer.ENGINE
 
 
 class GateClosed(QuantyardError):
-    """The gate lets nothing be published; `outcome` says why."""
+    """The quality gate stops the files from being published; `outcome` says why."""
 
-    codes: ClassVar[dict[str, int]] = {"failed": 40, "too few questions": 41, "not measured": 42}
+    kind = "gate-closed"
+    exit_code = Answer.GATE_FAILED
+    codes: ClassVar[dict[str, int]] = {
+        "failed": Answer.GATE_FAILED, "too few questions": Answer.GATE_TOO_FEW_QUESTIONS,
+        "not measured": Answer.GATE_NOT_MEASURED,
+    }  # fmt: skip
 
     def __init__(self, outcome: str, message: str, hint: str, detail: str) -> None:
         super().__init__(message, hint, detail)
         self.outcome = outcome
+        self.kind = f"gate-{outcome.replace(' ', '-')}"
 
     @property
     def code(self) -> int:
-        """40, 41 or 42."""
+        """That of its outcome."""
         return self.codes[self.outcome]
 
 
 class Interrupted(QuantyardError):
-    """Ctrl-C or SIGTERM; finished stages stay finished."""
+    """Ctrl-C or SIGTERM stopped the command; finished stages are kept."""
 
+    kind = "interrupted"
     exit_code = ExitCode.INTERRUPTED
 
 
 class StageFailed(QuantyardError):
-    """A stage ended with an error of its own; `result` holds what it said."""
+    """A stage failed with an error of its own, which `result` holds."""
+
+    kind = "stage-failed"
 
     def __init__(self, stage: str, result: StageResult) -> None:
         error = result.error
@@ -178,6 +196,8 @@ class StageFailed(QuantyardError):
         )
         self.stage = stage
         self.result = result
+        if error and _KIND.fullmatch(error.kind):  # a stage's word is not trusted
+            self.kind = error.kind
 
     @property
     def code(self) -> int:

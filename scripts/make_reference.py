@@ -10,8 +10,10 @@ Exit codes:  0 everything is current, or written · 1 --check found a stale file
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,13 +28,15 @@ sys.path.insert(0, str(REPO_DIR))
 
 from python_reference import python_reference  # noqa: E402 (the path above comes first)
 
+import quantyard  # noqa: E402 (the path above comes first)
 from quantyard import errors  # noqa: E402
 from quantyard.cli import COMMANDS  # noqa: E402
 from quantyard.cli.settings import GROUPS, SETTINGS  # noqa: E402
 from quantyard.plan.stages import STAGES  # noqa: E402
 from quantyard.plan.suites import BUILTIN, find_suite  # noqa: E402
 from quantyard.protocol import api_tests, base, evaluation, gate  # noqa: E402, F401 (imported for their classes)
-from quantyard.protocol.base import ExitCode, StageRequest, StageResult  # noqa: E402
+from quantyard.protocol.base import StageRequest, StageResult  # noqa: E402
+from quantyard.protocol.exit_codes import EXIT_CODES  # noqa: E402
 from quantyard.quants.catalog import QUANTS  # noqa: E402
 from quantyard.quants.recipe_files import shipped  # noqa: E402
 from quantyard.sources.presets import presets  # noqa: E402
@@ -155,28 +159,49 @@ def _compose_variables() -> Iterator[tuple[str, str, str]]:
 
 
 def _exit_codes() -> Iterator[str]:
-    yield "`make` turns every failure into its own exit code 2. The program says which it was."
-    meanings: dict[int, list[str]] = {int(ExitCode.DONE): ["Done."]}
-    for error in _below(errors.QuantyardError):
-        codes = getattr(error, "codes", None)
-        if codes:
-            for outcome, code in codes.items():
-                meanings.setdefault(code, []).append(f"`{error.__name__}`: {outcome}.")
-        elif error is not errors.StageFailed:
-            text = f"`{error.__name__}`: {_sentence(error.__doc__ or '')}"
-            meanings.setdefault(int(error.exit_code), []).append(text)
-    meanings.setdefault(int(ExitCode.BUG), []).append("A bug of Quantyard, with a traceback.")
-    meanings[141] = ["Whoever read the output closed it (SIGPIPE)."]
-    yield _table(("code", "meaning"), ((code, "<br>".join(meanings[code])) for code in sorted(meanings)))
-    yield "`StageFailed` ends with the exit code of the stage that failed. A stage ends with one of:"
-    yield _table(("code", "name"), ((int(code), code.name.lower().replace("_", " ")) for code in ExitCode))
+    yield (
+        "The program says how a command ended with its exit code. `make` turns every failure into its own exit code 2; "
+        "use the program in scripts. Code 1 is never ours: Python or the shell could not start the program."
+    )
+    rows = ((int(row.code), _code(row.name), row.meaning, row.what_to_do) for row in EXIT_CODES)
+    yield _table(("code", "name", "meaning", "what to do"), rows)
+    yield (
+        "A stage ends with 0, 2, 3, 4, 5, 70 or 130, which mean the same; a command whose stage failed ends as the "
+        "stage did, and `serve` as the server did."
+    )
+    yield "## Kinds of errors"
+    yield (
+        "The kind of an error stands behind its message, and with `JSON=1` the command prints "
+        '`{"error": {"kind": …, "message": …, "hint": …, "detail": …, "exit_code": …}}`. Kinds are stable. A '
+        "stage that failed names a kind of its own; `stage-failed` stands where it named none."
+    )
+    yield _table(("kind", "exit code", "meaning"), sorted(_kinds(), key=lambda row: row[0]))
 
 
-def _below(error: type[errors.QuantyardError]) -> Iterator[type[errors.QuantyardError]]:
-    for child in error.__subclasses__():
-        if child.__module__ == errors.__name__:
-            yield child
-            yield from _below(child)
+def _kinds() -> Iterator[tuple[str, object, str]]:
+    for error in all_errors():
+        meaning = _sentence(error.__doc__ or "")
+        if issubclass(error, errors.GateClosed):
+            for outcome, code in error.codes.items():
+                yield _code(f"gate-{outcome.replace(' ', '-')}"), int(code), meaning
+        elif error is errors.StageFailed:
+            yield _code(error.kind), "as the stage", meaning
+        elif error is errors.QuantyardError:
+            yield _code(error.kind), int(error.exit_code), "A bug of Quantyard."
+        else:
+            yield _code(error.kind), int(error.exit_code), meaning
+
+
+def all_errors() -> list[type[errors.QuantyardError]]:
+    """Every class of error of the package."""
+    for module in pkgutil.walk_packages(quantyard.__path__, "quantyard."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, below = [], [errors.QuantyardError]
+    while below:
+        found.append(below.pop())
+        below += found[-1].__subclasses__()
+    return found
 
 
 # ---- lists

@@ -21,7 +21,7 @@ from quantyard.cli.make_variables import check_make_variables
 from quantyard.cli.parser import build_parser, parse
 from quantyard.cli.streams import forget_output, is_read, prepare_output, write_through
 from quantyard.errors import Interrupted, QuantyardError
-from quantyard.protocol.exit_codes import ExitCode
+from quantyard.protocol.exit_codes import Answer, ExitCode
 
 __all__ = ("COMMANDS", "find_command", "main")
 _MOST_SHOWN = 8_000  # characters of a message
@@ -66,7 +66,7 @@ def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
 def _not_read() -> NoReturn:
     """Whoever read our output has enough. Not 0: what was not read may have been a failure."""
     forget_output()
-    sys.exit(128 + signal.SIGPIPE)
+    sys.exit(Answer.OUTPUT_CLOSED)
 
 
 def _stop(*_: object) -> NoReturn:
@@ -100,11 +100,12 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
 
     console, message, hint = people(), as_typed(error.message), as_typed(error.hint)
     if _wants_json(args):
-        print_json({"error": {"message": message, "hint": hint, "detail": error.detail, "exit_code": error.code}})
+        said = {"kind": error.kind, "message": message, "hint": hint, "detail": error.detail, "exit_code": error.code}
+        print_json({"error": said})
         write_through()
     if error.detail:  # indented: it may be a stage's word, and no line of it is to look like one of ours
         console.print(indent(harmless(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(_cut(message))}", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(_cut(message))} [dim]({error.kind})[/]", soft_wrap=True)
     if hint:
         console.print(_cut(hint), markup=False, soft_wrap=True)
 

@@ -14,6 +14,7 @@ from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, Command
 from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS, Kind, Setting
 from quantyard.errors import BadRequest
 from quantyard.formatting.printable import printable, redacted
+from quantyard.protocol.exit_codes import EXIT_CODES
 from quantyard.version import __version__
 
 _WIDEST: Final = 100
@@ -140,6 +141,8 @@ def overview() -> str:
         parts.append("\n".join([f"{title}:", *rows]))
     options = (_row("-h, --help", "Show this help."), _row("-V, --version", "Show the version."))
     parts.append("\n".join(["Options:", *options]))
+    ends = (_row(str(int(row.code)), row.meaning) for row in EXIT_CODES)
+    parts.append("\n".join(["Exit codes:", *ends]))
     example = as_typed("make demo"), as_typed("make build MODEL=org/name QUANT=Q4_K_M")
     parts.append(f"Start with:  {example[0]}    or    {example[1]}")
     parts.append("The options of a command:  quantyard COMMAND --help")

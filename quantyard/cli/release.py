@@ -68,5 +68,5 @@ def _exit_by(gate: GateReport, *, allow_fail: bool = False) -> None:
     try:
         check_gate(gate, allow_fail=allow_fail)
     except GateClosed as closed:
-        people().print(f"[bold red]error:[/] {escape(closed.message)}", soft_wrap=True)
+        people().print(f"[bold red]error:[/] {escape(closed.message)} [dim]({closed.kind})[/]", soft_wrap=True)
         sys.exit(closed.code)

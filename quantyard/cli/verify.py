@@ -9,6 +9,7 @@ from quantyard.cli.output import data, print_json
 from quantyard.cli.render import release as say
 from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
+from quantyard.protocol.exit_codes import Answer
 from quantyard.workflows import verify as workflow
 
 
@@ -21,4 +22,4 @@ def verify(args: argparse.Namespace) -> None:
     else:
         data().print(say.checks_text(found.checks), soft_wrap=True)
     if found.state != "ok":
-        sys.exit(1)
+        sys.exit(Answer.VERIFY_FAILED)

@@ -35,7 +35,9 @@ _HELP: Final = "docs/how-to/gate.md shows a file that works."
 
 
 class BadBudgets(BadRequest):
-    """A file of budgets that does not exist, or is not right."""
+    """The file of budgets does not exist or is not valid."""
+
+    kind = "bad-budgets"
 
 
 def _size(value: Any) -> Any:

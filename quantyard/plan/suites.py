@@ -41,7 +41,9 @@ _PARTS: Mapping[str, type[BaseModel]] = {"divergence": DivergenceSettings, "spee
 
 
 class BadSuite(BadRequest):
-    """A suite that does not exist, or cannot be measured."""
+    """The suite does not exist or cannot be measured."""
+
+    kind = "bad-suite"
 
 
 @dataclass(frozen=True)

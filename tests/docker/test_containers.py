@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quantyard.protocol.exit_codes import Answer
 from tests.conftest import run, run_json, start
 
 
@@ -110,5 +111,5 @@ def test_another_base_image_that_cannot_be_had_says_what_to_do(
         "build", MODEL=str(tiny_model), ENGINE="docker", ARTIFACTS=str(tmp_path),
         LLAMA_CPP_IMAGE="localhost:1/nobody/llama.cpp", LLAMA_CPP_TAG="full",
     )
-    assert done.returncode == 1
+    assert done.returncode == Answer.ENGINE
     assert "localhost:1/nobody/llama.cpp:full cannot be pulled" in done.stderr and "make base-images" in done.stderr

@@ -21,6 +21,7 @@ from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.build import BuildOptions, make_plan
+from quantyard.protocol.exit_codes import Answer
 from quantyard.quants.selection import parse_list
 from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.sources.resolve import find_source
@@ -82,7 +83,7 @@ def test_a_container_killed_from_outside_is_an_error_that_says_so(
     process = start("build", MODEL=str(tiny_model), QUANT="Q8_0", ENGINE="docker", ARTIFACTS=str(tmp_path))
     stage_container(stage, tmp_path).kill()
     _out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
+    assert process.returncode == Answer.ENGINE, err
     assert "killed from outside" in err and "Type the same command again" in err
     assert _is_clean(tmp_path)
     assert _finishes(tiny_model, tmp_path)
@@ -228,7 +229,7 @@ def test_a_daemon_that_goes_away_is_an_error_that_says_so_and_the_next_run_finis
     container = stage_container("convert", artifacts)
     daemon_proxy.cut()
     _out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
+    assert process.returncode == Answer.ENGINE, err
     assert "Docker daemon failed" in err and "make doctor" in err
     assert stops(container), "the daemon closes the stage's stdin, and that ends it"
     assert _finishes(tiny_model, artifacts)
@@ -238,5 +239,5 @@ def test_no_daemon_at_all_is_an_error_with_two_remedies(tiny_model: Path, tmp_pa
     done = run(
         "build", MODEL=str(tiny_model), ENGINE="docker", ARTIFACTS=str(tmp_path), DOCKER_HOST="unix:///nowhere.sock"
     )
-    assert done.returncode == 1
+    assert done.returncode == Answer.ENGINE
     assert "No Docker daemon answers" in done.stderr and "ENGINE=local" in done.stderr

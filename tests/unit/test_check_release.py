@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from quantyard.protocol.exit_codes import Answer
 from quantyard.publish.verify import Check, worst
 from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
@@ -85,7 +86,7 @@ def test_a_published_repo_is_downloaded_and_what_its_manifest_tells_of(yard: Yar
 def test_a_repo_is_verified_at_the_revision_that_is_named(yard: Yard) -> None:
     good = yard.repo.commit
     yard.hub.repos[REPO] = yard.repo.after({Q8: Blob(tiny("Q8_0", 9), lfs=True)})
-    assert yard.verify(f"--repo={REPO}").code == 1
+    assert yard.verify(f"--repo={REPO}").code == Answer.VERIFY_FAILED
     assert yard.verify(f"--repo={REPO}@{good}").code == 0
 
 
@@ -138,7 +139,7 @@ def test_a_model_that_is_not_what_was_published_is_named(
 ) -> None:
     spoil(yard.release / Q8)
     said = folder_checked(yard)
-    assert said.code == 1
+    assert said.code == Answer.VERIFY_FAILED
     assert [what for what, state in states(said).items() if state == "failed"] == failed
     assert says in finding(said, Q8)
     assert f"{len(failed)} of " in yard.verify(f"--file={yard.release}").out
@@ -149,7 +150,7 @@ def test_a_type_in_the_header_that_is_not_the_manifests_is_named(yard: Yard) -> 
     replaced(path, tiny("Q6_K"))
     edited(yard, lambda manifest: manifest["quants"]["Q8_0"].update(_facts(path)))
     said = folder_checked(yard)
-    assert said.code == 1 and states(said)[Q8] == "ok"
+    assert said.code == Answer.VERIFY_FAILED and states(said)[Q8] == "ok"
     assert finding(said, f"type of {Q8}") == "its header says Q6_K, the manifest Q8_0"
 
 
@@ -189,7 +190,7 @@ def test_a_manifest_that_contradicts_itself_is_found_out(
 ) -> None:
     edited(yard, change)
     said = folder_checked(yard)
-    assert said.code == 1
+    assert said.code == Answer.VERIFY_FAILED
     assert says in finding(said, "record of Q8_0")
     assert states(said)["record of Q4_K_M"] == "ok"
 
@@ -197,7 +198,7 @@ def test_a_manifest_that_contradicts_itself_is_found_out(
 def test_another_hash_in_the_manifest_is_found_out(yard: Yard) -> None:
     edited(yard, lambda manifest: manifest["quants"]["Q8_0"].update(sha256="0" * 64))
     said = folder_checked(yard)
-    assert said.code == 1 and "0" * 64 in finding(said, Q8)
+    assert said.code == Answer.VERIFY_FAILED and "0" * 64 in finding(said, Q8)
     assert "another hash" in finding(said, "record of Q8_0")
 
 
@@ -208,7 +209,7 @@ def test_a_number_changed_on_the_card_is_named(yard: Yard, found: str, wrong: st
     assert found in text
     replaced(card, text.replace(found, wrong).encode())
     said = folder_checked(yard)
-    assert said.code == 1
+    assert said.code == Answer.VERIFY_FAILED
     assert [what for what, state in states(said).items() if state == "failed"] == ["card"]
     assert wrong in finding(said, "card") and found in finding(said, "card")
 
@@ -218,7 +219,7 @@ def test_a_score_changed_in_the_cards_metadata_is_named(yard: Yard) -> None:
     scores = re.findall(r"^      value: [0-9.]+$", card.read_text(), re.MULTILINE)
     replaced(card, card.read_text().replace(scores[0], "      value: 99.5").encode())
     said = folder_checked(yard)
-    assert said.code == 1 and "99.5 on the card" in finding(said, "card")
+    assert said.code == Answer.VERIFY_FAILED and "99.5 on the card" in finding(said, "card")
 
 
 def test_a_copy_of_a_repo_under_another_name_is_as_good(yard: Yard) -> None:
@@ -246,14 +247,14 @@ def test_a_source_commit_that_is_gone_from_the_hub_is_named(yard: Yard) -> None:
     commit = yard.hub.repos[SOURCE_REPO].commit
     yard.hub.add_repo(SOURCE_REPO, {"config.json": b"{}", "model.safetensors": b"other"})
     said = folder_checked(yard)
-    assert said.code == 1
+    assert said.code == Answer.VERIFY_FAILED
     assert commit[:12] in finding(said, f"source {SOURCE_REPO}")
 
 
 def test_a_source_that_is_gone_is_named(yard: Yard) -> None:
     del yard.hub.repos[SOURCE_REPO]
     said = folder_checked(yard)
-    assert said.code == 1 and states(said)[f"source {SOURCE_REPO}"] == "failed"
+    assert said.code == Answer.VERIFY_FAILED and states(said)[f"source {SOURCE_REPO}"] == "failed"
 
 
 def test_other_bytes_at_the_recorded_commit_are_named(yard: Yard) -> None:
@@ -264,7 +265,7 @@ def test_other_bytes_at_the_recorded_commit_are_named(yard: Yard) -> None:
 
     edited(yard, other)
     said = folder_checked(yard)
-    assert said.code == 1
+    assert said.code == Answer.VERIFY_FAILED
     assert "other bytes at commit" in (words := finding(said, f"source {SOURCE_REPO}")) and "model.safetensors" in words
 
 
@@ -274,7 +275,7 @@ def test_a_source_file_that_is_not_at_the_recorded_commit_is_named(yard: Yard) -
 
     edited(yard, more)
     said = folder_checked(yard)
-    assert said.code == 1 and "extra.safetensors" in finding(said, f"source {SOURCE_REPO}")
+    assert said.code == Answer.VERIFY_FAILED and "extra.safetensors" in finding(said, f"source {SOURCE_REPO}")
 
 
 # ---- what cannot be checked --------------------------------------------------------------------------
@@ -361,4 +362,4 @@ def test_a_repo_whose_model_was_changed_or_removed_fails(yard: Yard, content: by
         left = {name: blob for name, blob in yard.repo.files.items() if name != Q8}
         yard.hub.repos[REPO] = replace(yard.repo, files=left)
     said = yard.verify(f"--repo={REPO}", "--json")
-    assert said.code == 1 and states(said)[failed] == "failed" and states(said)[Q4] == "ok"
+    assert said.code == Answer.VERIFY_FAILED and states(said)[failed] == "failed" and states(said)[Q4] == "ok"

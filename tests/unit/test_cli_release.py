@@ -10,6 +10,7 @@ import pytest
 from quantyard.cli.render.release import checks_text
 from quantyard.plan.api_tests import label_of
 from quantyard.protocol.base import ExitCode, Progress, StageResult
+from quantyard.protocol.exit_codes import Answer
 from quantyard.publish.progress import UploadProgress
 from quantyard.publish.verify import Check
 from quantyard.store.manifest import SCHEMA_VERSION
@@ -175,7 +176,7 @@ def test_a_rebuild_that_gives_other_bytes_fails(yard: Yard, engine: FakeEngine) 
     assert yard.publish("--suite=smoke", command="release").code == 0
     engine.behaviours["quantize Q8_0"] = writes("model.gguf")
     said = yard.verify(f"--file={yard.release}", "--rebuild", f"--model={yard.model}")
-    assert said.code == 1
+    assert said.code == Answer.VERIFY_FAILED
     assert "other bytes" in said.out and "by the same means" in said.out and said.out.count("the same bytes") == 1
 
 

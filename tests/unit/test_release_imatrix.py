@@ -14,6 +14,7 @@ import pytest
 from quantyard.plan.imatrix import Calibration, with_imatrix
 from quantyard.protocol.base import digest_of_files
 from quantyard.protocol.builder import QuantizeRequest
+from quantyard.protocol.exit_codes import Answer
 from quantyard.protocol.runner import sha256_of
 from quantyard.sources.resolve import Source
 from quantyard.store.manifest import ImatrixRecord, Manifest, parse_manifest, read_manifest
@@ -170,7 +171,8 @@ def test_a_matrix_with_other_bytes_or_none_at_all_is_named(shared: Yard) -> None
     assert states(checked(shared))[MATRIX] == "failed"
     path.write_bytes(content[:-1] + b"x")
     said = checked(shared)
-    assert said.code == 1 and [what for what, state in states(said).items() if state == "failed"] == [MATRIX]
+    assert said.code == Answer.VERIFY_FAILED
+    assert [what for what, state in states(said).items() if state == "failed"] == [MATRIX]
     path.write_bytes(gguf({"general.type": "model"}, []))
     assert states(checked(shared))[f"type of {MATRIX}"] == "failed"
 
@@ -209,7 +211,7 @@ def test_a_manifest_that_names_another_matrix_than_the_one_used_contradicts_itse
     path.write_text(json.dumps(manifest))
     said = checked(shared)
     found = next(check for check in said.json["checks"] if check["what"] == "record of Q4_K_M")
-    assert said.code == 1 and found["state"] == "failed" and says in found["finding"]
+    assert said.code == Answer.VERIFY_FAILED and found["state"] == "failed" and says in found["finding"]
 
 
 # ---- rebuild -----------------------------------------------------------------------------------------

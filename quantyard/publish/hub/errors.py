@@ -39,29 +39,43 @@ _LFS_ERROR = re.compile(r"Encountered error for file with OID \w+: `(.*)", re.DO
 class MayNotWrite(HubError):
     """A token that may only read, or somebody else's repo."""
 
+    kind = "may-not-write"
+
 
 class RepoChanged(HubError):
     """Somebody else has changed the files that are being published."""
 
+    kind = "repo-changed"
+
 
 class UploadRefused(HubError):
-    """The Hub does not take it."""
+    """The Hub does not accept the upload."""
+
+    kind = "upload-refused"
 
 
 class NotGated(HubError):
     """The repo cannot be gated."""
 
+    kind = "not-gated"
+
 
 class UploadDiffers(HubError):
     """What the Hub has is not what was sent."""
 
+    kind = "upload-differs"
+
 
 class NeedsToken(BadRequest):
-    """There is no token, and nobody publishes without one."""
+    """Publishing needs a token, and HF_TOKEN holds none."""
+
+    kind = "needs-token"
 
 
 class FileChanged(BadRequest):
     """A file is no longer what was built and measured."""
+
+    kind = "file-changed"
 
 
 def needs_token(endpoint: str) -> NeedsToken:

@@ -31,30 +31,40 @@ _ERRORS_READ = 10
 
 
 class OciError(QuantyardError):
-    """A registry said no, or nothing."""
+    """A registry refused a request."""
 
+    kind = "registry-error"
     exit_code = ExitCode.NETWORK
 
 
 class RegistryUnreachable(OciError):
-    """No answer, or only server errors."""
+    """The registry does not answer, or only with server errors."""
+
+    kind = "registry-unreachable"
 
 
 class LoginNeeded(OciError):
-    """The registry wants a login, or another one."""
+    """The registry asks for a login, or does not accept the one it was given."""
+
+    kind = "login-needed"
 
 
 class PushDenied(OciError):
-    """Who is logged in may not push there."""
+    """The account that is logged in may not push there."""
+
+    kind = "push-denied"
 
 
 class RegistryRefused(OciError):
-    """The registry answers, and does not take it."""
+    """The registry does not accept the artifact."""
+
+    kind = "registry-refused"
 
 
 class ArtifactChanged(OciError):
     """A file is no longer what it was when its hash was taken."""
 
+    kind = "artifact-changed"
     exit_code = ExitCode.BAD_REQUEST
 
 
