@@ -10,8 +10,6 @@ from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.execution.manifest_writer import Measured
-from quantyard.protocol.exit_codes import Answer
-from quantyard.quants.catalog import QUANTS
 from quantyard.requests import BuildRequest
 from quantyard.workflows import build as workflow
 from quantyard.workflows.planning import plan as plan_workflow
