@@ -135,7 +135,7 @@ def test_a_suite_that_is_none_of_ours_names_the_nearest(demo_model: Path) -> Non
 def test_the_demo_ends_with_an_evaluation_of_its_files(
     some_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantyard.cli.build._DEMO_SUITE", str(write_example(tmp_path / "suite")))
+    monkeypatch.setattr("quantyard.workflows.demo._SUITE", str(write_example(tmp_path / "suite")))
     done = run_here("demo", ENGINE=some_engine, JSON="1")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)

@@ -196,7 +196,7 @@ def test_references() -> None:
 
 
 def _yaml_files() -> list[bytes]:
-    folders = ("eval/suites", "quantyard/gate", "quantyard/recipes", "docs/examples/own-questions")
+    folders = ("eval/suites", "quantyard/gate", "quantyard/quants/recipes", "docs/examples/own-questions")
     return [path.read_bytes() for folder in folders for path in sorted((REPO_DIR / folder).rglob("*.yaml"))]
 
 
@@ -215,7 +215,7 @@ def test_yaml_files_of_ours(tmp_path: Path, name: str) -> None:
     readers: dict[str, tuple[str, Callable[[], object]]] = {
         "suite": ("eval/suites/quick.yaml", lambda: find_suite(str(path))),
         "budgets": ("quantyard/gate/default.yaml", lambda: load_budgets(path)),
-        "recipe": ("quantyard/recipes", lambda: read_recipe(path)),
+        "recipe": ("quantyard/quants/recipes", lambda: read_recipe(path)),
     }
     place, read_file = readers[name]
     seed = next(iter(sorted((REPO_DIR / place).glob("*.yaml")))) if (REPO_DIR / place).is_dir() else REPO_DIR / place

@@ -26,6 +26,7 @@ from quantyard.protocol.runner import _failed as failed
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.store.manifest import QuantRecord, read_manifest
+from quantyard.workflows.results import Built
 from tests.unit.conftest import MakeBuilder, Notes, local_source, make_builder, notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes
 
@@ -152,7 +153,7 @@ def test_where_there_was_nothing_to_do_it_is_said_what_was_trusted_and_how_to_ch
     make_builder(local_source, FakeEngine()).run(notes)
     builder = make_builder(local_source, FakeEngine())
     (built,) = builder.run(notes)
-    text = built_text([built], builder.store.folder, bool(builder.ran), measured=False)
+    text = built_text(Built(builder.plan, (built,), tuple(builder.ran), builder.store.folder))
     assert "Nothing to do" in text and "its size and the time it was last changed" in text
     assert f"make verify FILE={built.path}" in text
 

@@ -83,7 +83,8 @@ _NUMBERS = list(itertools.product(NUMBERS, NO_NUMBERS))
 @pytest.mark.parametrize(("setting", "kind"), sampled(_NUMBERS, 24))
 def test_what_is_no_number_is_a_bad_request(yard: Yard, setting: str, kind: str) -> None:
     with in_time():
-        said = yard.run(NUMBERS[setting], f"--model={yard.model}", f"--{setting}={NO_NUMBERS[kind]}")
+        model = () if NUMBERS[setting] == "serve" else (f"--model={yard.model}",)
+        said = yard.run(NUMBERS[setting], *model, f"--{setting}={NO_NUMBERS[kind]}")
     blames(said, codes={2})
     assert setting.upper().replace("-", "_") in said.err
 

@@ -34,7 +34,7 @@ _FETCHES = """
 import json, sys
 from pathlib import Path
 from quantyard.protocol.builder import FetchRequest
-from quantyard.engines import RunEnvironment
+from quantyard.requests import RunEnvironment
 from quantyard.engines.local import LocalEngine
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import StageSpec
@@ -88,14 +88,15 @@ def _fetching(hub: HubServer, root: Path) -> subprocess.Popen[str]:
 def _stage_of(process: subprocess.Popen[str]) -> Path:
     """Where /proc shows the stage that this orchestrator runs."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         for status in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 parent = status.read_text().rpartition(")")[2].split()[1]
                 if parent == str(process.pid) and b"builder.fetch" in status.with_name("cmdline").read_bytes():
                     return status.parent
         time.sleep(0.02)
-    raise AssertionError("no stage")
+    process.kill()
+    raise AssertionError(f"no stage: {process.communicate()[1]}")
 
 
 def _downloads(root: Path) -> None:
