@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from quantyard.engines.capacity import Capacity
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.store.artifact import Artifact, Workspace
@@ -17,6 +18,9 @@ class Engine(Protocol):
     """Runs stages, several at a time if asked to from several threads."""
 
     name: str
+
+    def capacity(self) -> Capacity:
+        """The CPU, memory and GPU that a stage may use, and how many stages run at a time."""
 
     def identity(self, image: str) -> str | None:
         """What the tools are, for a stage's key; None while that cannot be known (an image not built yet)."""

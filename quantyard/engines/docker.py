@@ -24,11 +24,13 @@ from docker.utils.socket import frames_iter
 
 import docker
 from quantyard.engines import OnNote, OnProgress
+from quantyard.engines.capacity import Capacity, one_machine
 from quantyard.engines.images import bake, recipe
 from quantyard.engines.lines import Lines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from quantyard.engines.stage_io import Listener, read_result, took_too_long
 from quantyard.errors import EngineError
+from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageError, StageResult
 from quantyard.protocol.runner import causes
@@ -76,7 +78,16 @@ class DockerEngine:
         self._images = images
         self._client = connect()
         self._running: set[str] = set()  # ids of containers
+        self._capacity: Capacity | None = None
         self._identities: dict[str, str] = {}  # asking the daemon for each step would take longer than the rest
+
+    def capacity(self) -> Capacity:
+        """Of the daemon's machine. A container is given no GPU."""
+        if self._capacity is None:
+            info = self._client.info()
+            memory_bytes = self._environment.memory_bytes or int(info["MemTotal"]) - _RESERVE_BYTES
+            self._capacity = one_machine(cpu_name(), int(info["NCPU"]), memory_bytes)
+        return self._capacity
 
     def identity(self, image: str) -> str | None:
         """Base digest and recipe of the image; None while either is not here yet."""
@@ -188,7 +199,7 @@ class DockerEngine:
         return "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
 
     def _hardening(self) -> dict[str, Any]:
-        memory = self._environment.memory_bytes or int(self._client.info()["MemTotal"]) - _RESERVE_BYTES
+        memory = self.capacity().memory_bytes
         return {
             "read_only": True,
             "tmpfs": {_TMP: "rw,nosuid,nodev,noexec,size=1g,mode=1777"},

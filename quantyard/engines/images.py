@@ -23,9 +23,9 @@ from quantyard.requests import ImageSettings
 
 # The rooms of `quantyard` that a package's stages may import, and that its image therefore holds, whole.
 SHARED: Mapping[str, tuple[str, ...]] = {
-    "builder": ("formats", "formatting", "network", "protocol", "sandbox"),
+    "builder": ("formats", "formatting", "hardware", "network", "protocol", "sandbox"),
     "eval": ("formats", "formatting", "hardware", "metrics", "network", "protocol", "sandbox"),
-    "server": ("formats", "formatting", "metrics", "protocol"),
+    "server": ("formats", "formatting", "hardware", "metrics", "protocol"),
 }
 
 

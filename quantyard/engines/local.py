@@ -18,10 +18,12 @@ from contextlib import suppress
 from typing import IO
 
 from quantyard.engines import OnNote, OnProgress
+from quantyard.engines.capacity import Capacity, one_machine
 from quantyard.engines.lines import Lines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
 from quantyard.engines.stage_io import Listener, read_result, took_too_long
 from quantyard.errors import EngineError
+from quantyard.hardware.machine import cpu_name, gpu_name, memory_bytes
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import StageResult
 from quantyard.requests import RunEnvironment
@@ -44,6 +46,11 @@ class LocalEngine:
         self._python = self._venv / "bin" / "python"
         self._converters = self._venv / "share" / "llama.cpp"
         self._running: set[subprocess.Popen[bytes]] = set()
+
+    def capacity(self) -> Capacity:
+        """Of this machine."""
+        memory = self._environment.memory_bytes or memory_bytes()
+        return one_machine(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
 
     def identity(self, image: str) -> str | None:
         """Digest of the packages in `.venv-local`; None until it is set up."""

@@ -14,7 +14,7 @@ from quantyard.store.stages import ModelStore
 
 
 @dataclass
-class Finished:
+class CompletedSteps:
     """The finished steps of one plan, by label, and the specs of all whose inputs are there."""
 
     engine: Engine

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantyard.engines import Engine
-from quantyard.hardware.machine import cpu_name
 from quantyard.plan.api_tests import label_of, read_contract
 from quantyard.plan.evaluation import REPORT, folder_name, read_report
 from quantyard.plan.steps import BuildPlan, External, StageSpec, Step, Target
@@ -195,7 +194,7 @@ class Records:
             key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
             outputs=list(result.outputs), facts=result.facts, tools=result.tools,
             argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
-            ran_by=self.engine.describe(step.row.image), cpu=cpu_name(), finished_at=finished_at, quant=step.quant,
+            ran_by=self.engine.describe(step.row.image), cpu=result.cpu, finished_at=finished_at, quant=step.quant,
         )
 
 

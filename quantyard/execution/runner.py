@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,22 +9,21 @@ from pathlib import Path
 
 from quantyard.engines import Engine
 from quantyard.errors import ResultRefused, StageFailed
-from quantyard.execution.completed import Finished
+from quantyard.execution.completed import CompletedSteps
 from quantyard.execution.manifest_writer import BuiltFile, Measured, Records
 from quantyard.execution.reporter import Reporter
 from quantyard.execution.scheduler import (
     CONCURRENT_STAGES,
-    Crew,
+    Concurrency,
     Ended,
     InOrder,
-    Room,
     Stopwatch,
     Taken,
-    room_of,
-    stretches,
+    Workers,
+    batches,
+    concurrency_of,
 )
-from quantyard.execution.shared_baseline import Joined, can_join, join, result_of
-from quantyard.hardware.machine import memory_bytes
+from quantyard.execution.shared_baseline import SharedRun, can_share, member_result, shared_run
 from quantyard.plan.evaluation import is_pointless, without
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
@@ -64,8 +62,7 @@ class Builder:
     engine: Engine
     store: ModelStore
     repo_dir: Path
-    memory_bytes: int | None = None  # what a stage may take; None: what the machine has
-    room: Room | None = None  # for steps that run side by side; None: what the machine has
+    limit: Concurrency | None = None  # None: what the engine offers
     keep_going: bool = False  # whether a quant that fails leaves the others alone
     ran: list[str] = field(default_factory=list)
     measured: Measured | None = None
@@ -76,20 +73,20 @@ class Builder:
     _note: Callable[[str], None] = lambda _text: None
     _alone: set[str] = field(default_factory=set)
     _lost: set[str] = field(default_factory=set)  # the files that failed
-    _finished: Finished = field(init=False)
+    _finished: CompletedSteps = field(init=False)
     _built: dict[str, BuiltFile] = field(default_factory=dict)  # by the quant's name
 
     def __post_init__(self) -> None:
-        self._finished = Finished(self.engine, self.store, self.repo_dir)
+        self._finished = CompletedSteps(self.engine, self.store, self.repo_dir)
 
     @property
     def _records(self) -> Records:
         return Records(self.plan, self.engine, self.store, self._note)
 
     @property
-    def its_room(self) -> Room:
-        """What steps that run side by side may take together."""
-        return self.room or room_of(self.memory_bytes or memory_bytes(), os.cpu_count() or 1)
+    def concurrency(self) -> Concurrency:
+        """How many steps run at a time."""
+        return self.limit or concurrency_of(self.engine.capacity())
 
     def find_finished(self) -> dict[str, FinishedStage]:
         """The steps that need not run, by label."""
@@ -116,7 +113,7 @@ class Builder:
                 reporter.note(f"made again: {problem}")
             self._prepare_images(reporter)
             self._records.finished(self._finished.steps, self._finished.specs)
-            for steps in stretches(self.plan.steps):
+            for steps in batches(self.plan.steps):
                 if steps[0].row.name in CONCURRENT_STAGES:
                     self._run_concurrent(steps, reporter)
                 else:
@@ -152,13 +149,13 @@ class Builder:
         waiting, failed = list(steps), dict[str, BaseException]()
         said = InOrder([step.label for step in steps])
         try:
-            with Crew[_Kept](self.its_room, self.engine.stop) as crew:
+            with Workers[_Kept](self.concurrency, self.engine.stop) as workers:
                 while True:
                     if not failed:
-                        self._begin_ready(waiting, crew, said, reporter)
-                    if crew.is_idle:
+                        self._begin_ready(waiting, workers, said, reporter)
+                    if workers.is_idle:
                         break
-                    self._settle(crew.wait(), said, reporter, failed)
+                    self._settle(workers.wait(), said, reporter, failed)
         finally:
             said.rest()
         for step in steps:
@@ -166,7 +163,7 @@ class Builder:
                 raise failed[step.label]
         assert not waiting, f"{waiting[0].label}: its inputs are not finished"
 
-    def _begin_ready(self, waiting: list[Step], crew: Crew[_Kept], said: InOrder, reporter: Reporter) -> None:
+    def _begin_ready(self, waiting: list[Step], workers: Workers[_Kept], said: InOrder, reporter: Reporter) -> None:
         """Begin what can be, in the plan's order: where one does not fit yet, none behind it is begun before."""
         for step in tuple(waiting):
             lost = without(step, self._lost) is None
@@ -175,8 +172,8 @@ class Builder:
             if lost or step.label in self._finished or self._finished.is_made(step):
                 self._publish_of(step)
                 said.put(step.label)
-            elif crew.fits(size_bytes := self._finished.size_bytes(step)):
-                crew.start(step.label, size_bytes, partial(self._work, self._begin(step, reporter), reporter))
+            elif workers.fits(size_bytes := self._finished.size_bytes(step)):
+                workers.start(step.label, size_bytes, partial(self._work, self._begin(step, reporter), reporter))
             else:
                 return
             waiting.remove(step)
@@ -216,8 +213,8 @@ class Builder:
     def _run_step(self, step: Step, reporter: Reporter) -> None:
         if self._finished.is_made(step):
             return
-        joined = self._joined(step)
-        if joined is not None and self._run_joined(joined, reporter):
+        joined = self._shared_run(step)
+        if joined is not None and self._run_shared(joined, reporter):
             return
         run = self._begin(step, reporter)
         try:
@@ -261,13 +258,14 @@ class Builder:
             seconds, concurrent = self.watch.taken_s[step.label], step.label in self.watch.concurrent
             asked = kept.result.facts.get("n_questions") if step.row.name == "evaluate" else None
             n_questions = asked if isinstance(asked, int) else 0
-            self.taken.append(Taken(step.label, kept.run.spec.key, seconds, concurrent, n_questions=n_questions))
+            key, cpu = kept.run.spec.key, kept.result.cpu
+            self.taken.append(Taken(step.label, key, seconds, concurrent, n_questions=n_questions, cpu=cpu))
         self._records.stage(step, kept.run.spec, kept.result)
         self._publish_of(step)
 
-    def _joined(self, step: Step) -> Joined | None:
+    def _shared_run(self, step: Step) -> SharedRun | None:
         """The steps that are ready to run with this one, in one go."""
-        if not can_join(step) or step.label in self._alone:
+        if not can_share(step) or step.label in self._alone:
             return None
         others = [
             other for other in self.plan.steps
@@ -278,9 +276,9 @@ class Builder:
             return None
         sizes = {each.label: self._finished.inputs(each)["model"].size_bytes for each in (step, *others)}
         baseline = next((i["baseline"].size_bytes for i in map(self._finished.inputs, others) if "baseline" in i), 0)
-        return join(step, others, sizes | {"": baseline}, self.memory_bytes or memory_bytes())
+        return shared_run(step, others, sizes | {"": baseline}, self.engine.capacity().memory_bytes)
 
-    def _run_joined(self, joined: Joined, reporter: Reporter) -> bool:
+    def _run_shared(self, joined: SharedRun, reporter: Reporter) -> bool:
         """Run them, and keep for each what it would have left alone. False: one of them spoils it, so each has to run
         alone.
         """
@@ -303,12 +301,14 @@ class Builder:
             self.watch.end(step.label)
             self.store.discard(spec.label, spec.key)
         n, seconds, keys = len(joined.members), self.watch.taken_s[step.label], self._finished.specs
-        self.taken += [Taken(m.label, keys[m.label].key, seconds / n, n_together=n) for m in joined.members]
+        self.taken += [
+            Taken(m.label, keys[m.label].key, seconds / n, n_together=n, cpu=result.cpu) for m in joined.members
+        ]
         reporter.end(step.label, result)
         return True
 
     def _keep_member(self, step: Step, joined: Workspace, result: StageResult) -> None:
-        spec, (made, alone) = self._finished.specs[step.label], result_of(step, result)
+        spec, (made, alone) = self._finished.specs[step.label], member_result(step, result)
         space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
         self.store.give(space, joined.kept_dir / FILES / made.path, alone)
         finished = self.store.finish(spec.label, spec.key, space, alone, spec.leaves)

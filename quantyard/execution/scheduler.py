@@ -15,36 +15,36 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
+from quantyard.engines.capacity import Capacity
 from quantyard.plan.steps import Step
 
 # To let a stage run at the same time as others: add its name. Never one whose result depends on its speed.
 CONCURRENT_STAGES: Final = ("quantize", "verify")
-_MOST: Final = 4  # each stage uses all cores for most of its time; a few fill each other's gaps, more only queue
 _MEMORY_SHARE: Final = 0.5  # of memory, for all files that are read and written at the same time
 _STOP_STEP_S: Final = 0.1
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Room:
-    """What steps that run at the same time may take together."""
+class Concurrency:
+    """How many steps may run at the same time, and the memory that their files may take together."""
 
-    slots: int
+    stages: int
     memory_bytes: int
 
-    def fits(self, n_running: int, running_bytes: int, size_bytes: int) -> bool:
+    def allows(self, n_running: int, running_bytes: int, size_bytes: int) -> bool:
         """Whether one more step fits beside those that run. Alone, every step fits."""
         if n_running == 0:
             return True
-        return n_running < self.slots and running_bytes + size_bytes <= self.memory_bytes
+        return n_running < self.stages and running_bytes + size_bytes <= self.memory_bytes
 
 
-def room_of(memory_bytes: int, cores: int) -> Room:
-    """The room that a machine has: as many steps as cores, at most a few, their files in a share of the memory."""
-    return Room(min(cores, _MOST), int(memory_bytes * _MEMORY_SHARE))
+def concurrency_of(capacity: Capacity) -> Concurrency:
+    """As many stages as the engine runs at a time, with their files in a share of the memory."""
+    return Concurrency(capacity.concurrent_stages, int(capacity.memory_bytes * _MEMORY_SHARE))
 
 
-def stretches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
+def batches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
     """The plan in its order, cut into neighbours that may run side by side, and single steps that run alone."""
     for concurrent, group in groupby(steps, lambda step: step.row.name in CONCURRENT_STAGES):
         if concurrent:
@@ -62,16 +62,16 @@ class Ended(Generic[T]):
     error: BaseException | None
 
 
-class Crew(Generic[T]):
+class Workers(Generic[T]):
     """Jobs in threads. On leaving it early all of them are stopped, and waited for.
 
     Args:
-        room: what they may take together.
+        concurrency: how many of them at a time.
         stop: ends what the jobs wait for, from another thread; called until no job is left.
     """
 
-    def __init__(self, room: Room, stop: Callable[[], None]) -> None:
-        self._room, self._stop = room, stop
+    def __init__(self, concurrency: Concurrency, stop: Callable[[], None]) -> None:
+        self._concurrency, self._stop = concurrency, stop
         self._running: dict[str, tuple[threading.Thread, int]] = {}
         self._ended: SimpleQueue[Ended[T]] = SimpleQueue()
         self._stopping = threading.Event()
@@ -96,7 +96,7 @@ class Crew(Generic[T]):
 
     def fits(self, size_bytes: int) -> bool:
         """Whether there is room for a job of this size now."""
-        return self._room.fits(len(self._running), sum(size for _, size in self._running.values()), size_bytes)
+        return self._concurrency.allows(len(self._running), sum(size for _, size in self._running.values()), size_bytes)
 
     def start(self, label: str, size_bytes: int, job: Callable[[], T]) -> None:
         """Run a job beside the others."""
@@ -150,6 +150,7 @@ class Taken:
     concurrent: bool = False
     n_together: int = 1  # how many steps were one run with it, and shared its time
     n_questions: int = 0  # of an evaluation
+    cpu: str = ""  # of the machine that ran it; "" where the stage did not say
 
 
 @dataclass

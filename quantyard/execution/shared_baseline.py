@@ -21,19 +21,19 @@ _NAMED: Final = 8  # labels in the name of a run
 
 
 @dataclass(frozen=True)
-class Joined:
+class SharedRun:
     """Steps that run as one; `step` is what runs."""
 
     step: Step
     members: tuple[Step, ...]
 
 
-def can_join(step: Step) -> bool:
+def can_share(step: Step) -> bool:
     """Whether steps like this one can run as one."""
     return isinstance(step.request, DivergenceRequest)
 
 
-def join(first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_bytes: int) -> Joined | None:
+def shared_run(first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_bytes: int) -> SharedRun | None:
     """`first` with as many of the others as can be read beside it; None if it must run alone.
 
     Args:
@@ -52,7 +52,7 @@ def join(first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_b
         chosen.append(step)
     baselines = [step for step in alike if _is_baseline_of(step, quants)]
     members = (*baselines, *chosen)
-    return Joined(_joined(baselines, chosen), members) if len(members) > 1 and first in members else None
+    return SharedRun(_joined(baselines, chosen), members) if len(members) > 1 and first in members else None
 
 
 def _alike(one: DivergenceRequest, other: object) -> bool:
@@ -91,7 +91,7 @@ def _named(labels: Sequence[str]) -> str:
     return f"{', '.join(labels[:_NAMED])} and {len(labels) - _NAMED} more"
 
 
-def result_of(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
+def member_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
     """Of a joined run, the file that is this step's, and the result as if it had run alone."""
     label = _request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")

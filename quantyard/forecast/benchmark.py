@@ -14,7 +14,7 @@ from quantyard.engines import Engine
 from quantyard.execution.reporter import Reporter
 from quantyard.execution.runner import Builder
 from quantyard.forecast.samples import Book, Sample
-from quantyard.forecast.time import Conditions, learn
+from quantyard.forecast.time import conditions_of, learn
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_plan
@@ -80,7 +80,7 @@ def time_model(trial: Trial, bench: Bench, reporter: Reporter) -> list[Sample]:
     plan = trial_plan(trial, _model(trial, bench, reporter), bench)
     builder, book = Builder(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), Book()
     builder.run(reporter)
-    learn(book, plan, builder.taken, Conditions(bench.engine.name, builder.its_room), synthetic=True)
+    learn(book, plan, builder.taken, conditions_of(builder), synthetic=True)
     return [_as_real(sample) for sample in book.samples]
 
 

@@ -14,10 +14,10 @@ from statistics import median
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.execution.scheduler import CONCURRENT_STAGES, Room, Taken
+from quantyard.execution.runner import Builder
+from quantyard.execution.scheduler import CONCURRENT_STAGES, Concurrency, Taken
 from quantyard.forecast.samples import Book, RunRecord, Sample, keep_book, read_book
 from quantyard.forecast.work import FIXED_S, Request, Work, asked_of, fit, line, threads_of, timing_class, work_of
-from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find
 
@@ -57,15 +57,20 @@ class Conditions:
     """Where and how the steps will run."""
 
     engine: str
-    room: Room
-    cpu: str = field(default_factory=cpu_name)
+    concurrency: Concurrency
+    cpu: str
+
+
+def conditions_of(builder: Builder) -> Conditions:
+    """Those of a build."""
+    return Conditions(builder.engine.name, builder.concurrency, builder.engine.capacity().cpu)
 
 
 def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Conditions) -> Forecast:
     """The time of each step that is not finished."""
     samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
     left = [step for step in plan.steps if step.label not in finished]
-    works, concurrent = works_of(plan, left, book), _concurrent(left, where.room)
+    works, concurrent = works_of(plan, left, book), _concurrent(left, where.concurrency)
     found = {
         step.label: _expect(samples, works[step.label], where.engine, _threads(step), step.label in concurrent)
         for step in left
@@ -114,9 +119,9 @@ def _threads(step: Step) -> int:
     return threads_of(step.request.model_dump(mode="json"))
 
 
-def _concurrent(steps: Sequence[Step], room: Room) -> set[str]:
+def _concurrent(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
     """Those that will find company: of small files, where more than one is to be made."""
-    small = [s for s in steps if s.row.name in CONCURRENT_STAGES and room.fits(1, s.size_bytes, s.size_bytes)]
+    small = [s for s in steps if s.row.name in CONCURRENT_STAGES and concurrency.allows(1, s.size_bytes, s.size_bytes)]
     files = {step.quant for step in small}
     return {step.label for step in small} if len(files) > 1 else set()
 
@@ -242,6 +247,7 @@ def learn(
 
 def _sample(work: Work, taken: Taken, threads: int, where: Conditions, at: str, synthetic: bool) -> Sample:
     return Sample(
-        key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads, cpu=where.cpu,
+        key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads,
+        cpu=taken.cpu or where.cpu,
         concurrent=taken.concurrent, at=at, synthetic=synthetic,
     )

@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import JsonValue
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
+_NVIDIA_GPUS: Final = Path("/proc/driver/nvidia/gpus")
 
 
 def physical_cores() -> int:
@@ -66,3 +67,12 @@ def cpu_name() -> str:
         models = (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
         name = next(models, name)
     return f"{platform.machine()} {name}".strip()
+
+
+def gpu_name(devices: Path = _NVIDIA_GPUS) -> str:
+    """Model of this machine's first NVIDIA GPU, as its driver calls it; "" where there is none."""
+    for path in sorted(devices.glob("*/information")):
+        with suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "")
+    return ""

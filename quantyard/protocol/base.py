@@ -98,6 +98,7 @@ class StageResult(Frozen):
     tools: Annotated[dict[_Word, _Word], Field(max_length=100)] = {}  # tool → version
     argv: Annotated[tuple[tuple[str, ...], ...], Field(max_length=1000)] = ()  # the commands it ran
     duration_s: Annotated[float, Field(ge=0, le=_MAX_DURATION_S)] = 0.0
+    cpu: _Word = ""  # of the machine that ran it
     error: StageError | None = None
 
 

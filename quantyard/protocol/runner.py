@@ -26,6 +26,7 @@ from typing import NoReturn, TypeVar
 from pydantic import JsonValue, ValidationError
 
 from quantyard.formatting.printable import redacted
+from quantyard.hardware.machine import cpu_name
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
@@ -132,7 +133,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoR
         outcome = work(stage, request)
         result = StageResult(
             stage=stage.name, exit_code=ExitCode.DONE, outputs=_outputs(stage), facts=dict(outcome.facts),
-            tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started,
+            tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started, cpu=cpu_name(),
         )
     except BaseException as error:
         result = _failed(stage, error, time.monotonic() - started)
@@ -191,7 +192,9 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
     else:
         print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
         code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
-    return StageResult(stage=stage.name, exit_code=code, duration_s=duration_s, error=_without_passwords(what))
+    return StageResult(
+        stage=stage.name, exit_code=code, duration_s=duration_s, cpu=cpu_name(), error=_without_passwords(what)
+    )
 
 
 def _without_passwords(error: StageError) -> StageError:

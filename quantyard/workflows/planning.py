@@ -11,7 +11,7 @@ from quantyard.errors import BadRequest, HubUnreachable
 from quantyard.execution.runner import Builder
 from quantyard.forecast.cost import Cost, cost_of
 from quantyard.forecast.from_manifests import known_times
-from quantyard.forecast.time import Conditions, forecast
+from quantyard.forecast.time import conditions_of, forecast
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_plan
@@ -144,9 +144,9 @@ def measured(request: BuildRequest) -> BuildRequest:
 def prepare(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
     """The builder of a plan, which of its steps are finished, and what the rest will cost."""
     store = ModelStore(request.artifacts, plan.source.model)
-    builder = Builder(plan, engine, store, REPO_DIR, request.environment.memory_bytes)
+    builder = Builder(plan, engine, store, REPO_DIR)
     finished = set(builder.find_finished())
-    time = forecast(plan, finished, known_times(request.artifacts), Conditions(engine.name, builder.its_room))
+    time = forecast(plan, finished, known_times(request.artifacts), conditions_of(builder))
     return builder, finished, cost_of(plan, finished, builder.partial_bytes(), request.artifacts, time)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
 from quantyard.forecast.cost import Cost
-from quantyard.forecast.time import Conditions, keep_times
+from quantyard.forecast.time import conditions_of, keep_times
 from quantyard.requests import BuildRequest
 from quantyard.workflows.reporter import Reporter, RunTimed
 
@@ -16,7 +16,7 @@ def run_timed(request: BuildRequest, builder: Builder, cost: Cost, reporter: Rep
     Raises:
         StageFailed, EngineError: see `Builder.run`.
     """
-    where = Conditions(builder.engine.name, builder.its_room)
+    where = conditions_of(builder)
     try:
         with reporter.steps() as steps:
             return builder.run(steps)

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from quantyard.execution.scheduler import CONCURRENT_STAGES, room_of
+from quantyard.engines.capacity import one_machine
+from quantyard.execution.scheduler import CONCURRENT_STAGES, concurrency_of
 from quantyard.hardware.machine import memory_bytes
 from quantyard.paths import REPO_DIR
 from tests.conftest import lend, run_json, start
@@ -102,10 +103,10 @@ def _assert_ends_whole(matrix: Killed) -> None:
 
 def _assert_little_was_lost(matrix: Killed) -> None:
     """A kill costs what ran at that moment: one stage, or small ones that shared the machine's time."""
-    slots = room_of(memory_bytes(), os.cpu_count() or 1).slots
+    stages = concurrency_of(one_machine("", os.cpu_count() or 1, memory_bytes())).stages
     for names in matrix.lost:
         shared = [name for name in names if name[1:].partition("-")[0] in CONCURRENT_STAGES]
-        assert len(names) <= 1 or (names == shared and len(names) <= slots), names
+        assert len(names) <= 1 or (names == shared and len(names) <= stages), names
     assert len(set(matrix.at)) >= matrix.n_kills // 4, f"the kills lie close together: {matrix.at}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quantyard.execution.runner import Builder
-from quantyard.execution.scheduler import Room
+from quantyard.execution.scheduler import Concurrency
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_plan
 from quantyard.plan.evaluation import MeasureOptions, add_measuring
@@ -93,7 +93,7 @@ def hub_source(local_source: Source) -> Source:
 
 MakeBuilder = Callable[..., Builder]
 MakeMeasured = Callable[..., Builder]
-ONE_AT_A_TIME = Room(slots=1, memory_bytes=0)  # what runs side by side is the subject of test_schedule.py
+ONE_AT_A_TIME = Concurrency(stages=1, memory_bytes=0)  # what runs side by side is the subject of test_schedule.py
 SUITE = Suite(name="trial", tasks=(TaskEntry(task="arc_easy", limit=200),))
 OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime(), machine="a CPU, 2 cores")
 
@@ -106,7 +106,7 @@ def make_builder(tmp_path: Path) -> MakeBuilder:
             allow_mismatch=False, threads=0, workers=4, endpoint=None,
         )
         store = ModelStore(tmp_path / "artifacts", source.model)
-        return Builder(make_plan(source, options), engine, store, REPO_DIR, room=ONE_AT_A_TIME)
+        return Builder(make_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)
 
     return make
 

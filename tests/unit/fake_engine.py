@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from quantyard.engines import OnNote, OnProgress
+from quantyard.engines.capacity import Capacity, one_machine
+from quantyard.hardware.machine import cpu_name, memory_bytes
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
 from quantyard.protocol.base import ExitCode, FileEntry, StageError, StageResult
@@ -135,8 +138,13 @@ class FakeEngine:
     ran: list[str] = field(default_factory=list)
     prepared: list[str] = field(default_factory=list)
     told: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)  # inputs.json of each stage
+    cpus: Mapping[str, str] = field(default_factory=dict)  # label → the CPU that its result names
     name: str = "fake"
+    memory_bytes: int = field(default_factory=memory_bytes)
     stopped: threading.Event = field(default_factory=threading.Event)
+
+    def capacity(self) -> Capacity:
+        return one_machine(cpu_name(), os.cpu_count() or 1, self.memory_bytes)
 
     def identity(self, image: str) -> str | None:
         return self.image or ("image-built" if image in self.prepared else None)
@@ -158,5 +166,6 @@ class FakeEngine:
         self.told[spec.label] = json.loads((space.in_dir / "inputs.json").read_text())
         default = _DEFAULTS.get(spec.row.name, writes("model.gguf"))
         result = self.behaviours.get(spec.label, default)(spec, space)
+        result = result.model_copy(update={"cpu": self.cpus.get(spec.label, "")})
         (space.out_dir / "result.json").write_text(result.model_dump_json())
         return result

@@ -14,7 +14,7 @@ from quantyard.errors import ResultRefused, StageFailed
 from quantyard.files.safe_files import copy_open
 from quantyard.protocol.base import ExitCode
 from quantyard.sources.resolve import Source
-from quantyard.store.manifest import read_manifest
+from quantyard.store.manifest import file_of_stage, read_manifest
 from tests.unit.conftest import SUITE, MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 
@@ -95,13 +95,34 @@ def test_files_read_in_step_are_kept_one_by_one_and_a_failed_run_keeps_none(
     assert manifest.stages["divergence Q8_0"].request["others"] == []
 
 
+def test_records_name_the_file_of_a_stage_and_the_machine_that_ran_it(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    elsewhere = "aarch64 of another machine"
+    engine = FakeEngine(cpus={"quantize Q4_K_M": elsewhere, "divergence BF16, Q4_K_M": elsewhere})
+    builder = measured(local_source, engine)
+    builder.run(notes)
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None
+    records = manifest.stages
+    assert {label for label, record in records.items() if record.cpu == elsewhere} == {
+        "quantize Q4_K_M", "divergence BF16", "divergence Q4_K_M",
+    }  # fmt: skip
+    assert {taken.label for taken in builder.taken if taken.cpu == elsewhere} == {
+        "quantize Q4_K_M", "divergence BF16", "divergence Q4_K_M",
+    }  # fmt: skip
+    assert records["convert"].quant == records["report"].quant == "" and records["convert"].cpu == ""
+    assert records["verify Q4_K_M"].quant == records["speed Q4_K_M"].quant == "Q4_K_M"
+    for label, record in records.items():
+        assert file_of_stage(label, record) == record.quant
+        assert file_of_stage(label, record.model_copy(update={"quant": None})) == record.quant, "as version 0.1.0 wrote"
+
+
 def test_what_memory_does_not_hold_is_read_in_several_runs(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
-    engine = FakeEngine()
-    builder = measured(local_source, engine, "Q4_K_M,Q8_0")
-    builder.memory_bytes = 1
-    builder.run(notes)
+    engine = FakeEngine(memory_bytes=1)
+    measured(local_source, engine, "Q4_K_M,Q8_0").run(notes)
     ran = [label for label in engine.ran if label.startswith("divergence")]
     assert ran == ["divergence BF16, Q4_K_M", "divergence Q8_0"]
 

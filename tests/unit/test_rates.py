@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.render import build as summary
-from quantyard.execution.scheduler import Room, Taken
+from quantyard.execution.scheduler import Concurrency, Taken
 from quantyard.forecast.cost import cost_of
 from quantyard.forecast.from_manifests import harvest, known_times
 from quantyard.forecast.samples import BOOK, Book, Sample, read_book
@@ -26,8 +26,8 @@ from tests.unit.conftest import MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine
 
 CPU = "x86_64 a CPU"
-WIDE = Conditions("docker", Room(2, 10**12), CPU)
-ALONE = Conditions("docker", Room(1, 10**12), CPU)
+WIDE = Conditions("docker", Concurrency(2, 10**12), CPU)
+ALONE = Conditions("docker", Concurrency(1, 10**12), CPU)
 
 
 def _sample(kind: str, seconds: float, amount: float = 1000.0, **other: object) -> Sample:

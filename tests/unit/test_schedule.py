@@ -18,11 +18,12 @@ import pytest
 from rich.console import Console
 
 from quantyard.engines import OnProgress
+from quantyard.engines.capacity import one_machine
 from quantyard.errors import EngineError, QuantyardError, StageFailed
 from quantyard.execution.manifest_writer import placed
 from quantyard.execution.progress import LiveReporter
 from quantyard.execution.runner import Builder
-from quantyard.execution.scheduler import InOrder, Room, Stopwatch, room_of
+from quantyard.execution.scheduler import Concurrency, InOrder, Stopwatch, concurrency_of
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageResult
 from quantyard.sources.resolve import Source
@@ -35,7 +36,7 @@ from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted
 
 QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
-WIDE = Room(slots=4, memory_bytes=10**12)
+WIDE = Concurrency(stages=4, memory_bytes=10**12)
 
 
 @dataclass
@@ -89,7 +90,7 @@ def test_small_quants_run_side_by_side_and_what_measures_runs_alone(
 ) -> None:
     engine = SlowEngine(delays_s={f"quantize {quant}": 0.3 for quant in QUANTS.split(",")})
     builder = measured(local_source, engine, QUANTS)
-    builder.room = WIDE
+    builder.limit = WIDE
     built = builder.run(notes)
     assert [file.quant for file in built] == QUANTS.split(",")
     assert max(map(len, engine.together)) == 4
@@ -98,13 +99,13 @@ def test_small_quants_run_side_by_side_and_what_measures_runs_alone(
         assert not alone or len(labels) == 1, labels
 
 
-@pytest.mark.parametrize("room", [Room(slots=1, memory_bytes=10**12), Room(slots=4, memory_bytes=1)])
+@pytest.mark.parametrize("concurrency", [Concurrency(1, memory_bytes=10**12), Concurrency(4, memory_bytes=1)])
 def test_large_files_are_made_one_at_a_time(
-    room: Room, local_source: Source, make_builder: MakeBuilder, notes: Notes
+    concurrency: Concurrency, local_source: Source, make_builder: MakeBuilder, notes: Notes
 ) -> None:
     engine = SlowEngine(delay_s=0.005)
     builder = make_builder(local_source, engine, QUANTS)
-    builder.room = room
+    builder.limit = concurrency
     builder.run(notes)
     assert {len(labels) for labels in engine.together} == {1}
     assert engine.ran == builder.ran
@@ -115,7 +116,7 @@ def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
 ) -> None:
     engine = SlowEngine(delay_s=0.01, delays_s={"quantize Q2_K": 1.5})
     builder = make_builder(local_source, engine, QUANTS)
-    builder.room = Room(2, 10**12)
+    builder.limit = Concurrency(2, 10**12)
     builder.run(notes)
     for quant in QUANTS.split(","):
         assert engine.ended.index(f"quantize {quant}") < engine.ended.index(f"verify {quant}")
@@ -124,11 +125,11 @@ def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
 
 
 def test_room_is_for_as_many_steps_as_cores_but_a_few_at_most_and_for_half_the_memory() -> None:
-    assert room_of(16 * 2**30, 2) == Room(2, 8 * 2**30)
-    assert room_of(16 * 2**30, 64).slots == 4
-    room = Room(2, 100)
-    assert room.fits(0, 0, 1000) and room.fits(1, 60, 40)
-    assert not room.fits(1, 60, 41) and not room.fits(2, 0, 1)
+    assert concurrency_of(one_machine("", 2, 16 * 2**30)) == Concurrency(2, 8 * 2**30)
+    assert concurrency_of(one_machine("", 64, 16 * 2**30)).stages == 4
+    concurrency = Concurrency(2, 100)
+    assert concurrency.allows(0, 0, 1000) and concurrency.allows(1, 60, 40)
+    assert not concurrency.allows(1, 60, 41) and not concurrency.allows(2, 0, 1)
 
 
 # ---- the order in which it is said and kept ----------------------------------------------------------
@@ -150,7 +151,7 @@ def test_whichever_ends_first_the_lines_and_the_manifest_keep_the_plans_order(
         rng = random.Random(seed)
         engine = SlowEngine(image=f"image-{seed}", delays_s={label: rng.random() / 20 for label in labels})
         builder = make_builder(local_source, engine, QUANTS)
-        builder.room = WIDE
+        builder.limit = WIDE
         said, ran, stages, quants = _outcome(builder, Notes())
         assert said == [f"end {label}" for label in labels]
         assert (ran, stages, quants) == (labels, labels, QUANTS.split(","))
@@ -210,13 +211,13 @@ def _shown(reporter: LiveReporter) -> dict[str, float]:
 # ---- failures ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [2, 4])
+@pytest.mark.parametrize("stages", [2, 4])
 def test_a_quant_that_fails_leaves_the_others_alone_if_that_is_wanted(
-    slots: int, local_source: Source, measured: MakeMeasured, notes: Notes
+    stages: int, local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     broken = {"quantize Q3_K_M": fails(ExitCode.RESOURCES), "verify Q6_K": fails(ExitCode.UNSUPPORTED_MODEL)}
     builder = measured(local_source, SlowEngine(behaviours=broken), QUANTS)
-    builder.room, builder.keep_going = Room(slots, 10**12), True
+    builder.limit, builder.keep_going = Concurrency(stages, 10**12), True
     built = builder.run(notes)
     assert [file.quant for file in built] == ["Q2_K", "Q4_K_M", "Q5_K_M", "Q8_0"]
     assert list(builder.failures) == ["quantize Q3_K_M", "verify Q6_K"]
@@ -233,7 +234,7 @@ def test_otherwise_what_runs_is_kept_nothing_more_is_begun_and_the_plans_first_f
     broken = {"quantize Q2_K": fails(ExitCode.RESOURCES), "quantize Q3_K_M": fails(ExitCode.UNSUPPORTED_MODEL)}
     engine = SlowEngine(behaviours=broken, delays_s={"quantize Q2_K": 0.2, "quantize Q4_K_M": 0.4})
     builder = make_builder(local_source, engine, QUANTS)
-    builder.room = Room(3, 10**12)
+    builder.limit = Concurrency(3, 10**12)
     with pytest.raises(StageFailed) as caught:
         builder.run(notes)
     assert caught.value.code == ExitCode.RESOURCES, "Q3_K_M failed before it, and comes after it"
@@ -251,7 +252,7 @@ def test_an_engine_that_fails_under_one_stage_ends_the_build_with_its_error(
         raise EngineError("The daemon is gone.")
 
     builder = make_builder(local_source, SlowEngine(behaviours={"verify Q4_K_M": daemon_gone}), QUANTS)
-    builder.room = WIDE
+    builder.limit = WIDE
     with pytest.raises(EngineError, match="daemon is gone"):
         builder.run(notes)
     assert _unfinished(builder.store) == []
@@ -273,7 +274,7 @@ def test_ctrl_c_stops_every_stage_that_runs_and_leaves_nothing_half(
 ) -> None:
     engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")})
     builder = make_builder(local_source, engine, QUANTS)
-    builder.room = WIDE
+    builder.limit = WIDE
     began = time.monotonic()
     press = threading.Thread(target=_press_when(lambda: len(engine.running) == 4))
     press.start()
@@ -306,7 +307,7 @@ def test_an_interrupt_that_one_stage_passes_on_stops_the_others(
     slow = {f"quantize {quant}": 60.0 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0.05}
     engine = SlowEngine(behaviours={"quantize Q3_K_M": interrupted}, delays_s=slow)
     builder = make_builder(local_source, engine, QUANTS)
-    builder.room = WIDE
+    builder.limit = WIDE
     with pytest.raises(KeyboardInterrupt):
         builder.run(notes)
     assert engine.running == set() and _unfinished(builder.store) == []
@@ -329,13 +330,13 @@ def test_a_stage_that_was_finished_but_not_yet_recorded_is_recorded_by_the_next_
 def test_killed_many_times_the_store_is_never_corrupt_and_no_finished_stage_runs_again(
     local_source: Source, measured: MakeMeasured, notes: Notes, tmp_path: Path
 ) -> None:
-    log, rng, slots, n_kills = tmp_path / "log", random.Random(6), 3, rounds(6, 20)
+    log, rng, stages, n_kills = tmp_path / "log", random.Random(6), 3, rounds(6, 20)
     log.touch()
 
     def run() -> None:
         engine = SlowEngine(delay_s=0.08, log=log)
         builder = measured(local_source, engine, QUANTS)
-        builder.room = Room(slots, 10**12)
+        builder.limit = Concurrency(stages, 10**12)
         builder.run(Notes())
 
     store = measured(local_source, FakeEngine(), QUANTS).store
@@ -358,7 +359,7 @@ def test_killed_many_times_the_store_is_never_corrupt_and_no_finished_stage_runs
     begun = log.read_text().splitlines()
     n_again = len(begun) - len(set(begun))
     assert n_killed >= n_kills // 2, "most of them hit a run"
-    assert n_again <= slots * n_killed, "a kill costs what ran at that moment"
+    assert n_again <= stages * n_killed, "a kill costs what ran at that moment"
     assert list((store.folder / "stages").glob(".*/out")) == [], "nothing stays that no run will go on from"
 
 
@@ -367,7 +368,7 @@ def test_a_disk_that_fails_under_the_manifest_stops_the_others_too(
 ) -> None:
     engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0})
     builder = make_builder(local_source, engine, QUANTS)
-    builder.room = WIDE
+    builder.limit = WIDE
     write = manifest.write_file
 
     def full(path: Path, content: bytes) -> None:

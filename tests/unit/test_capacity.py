@@ -1,0 +1,26 @@
+"""What an engine offers to its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantyard.engines.capacity import one_machine
+from quantyard.engines.local import LocalEngine
+from quantyard.hardware.machine import gpu_name, memory_bytes
+from quantyard.requests import RunEnvironment
+
+
+def test_a_stage_of_this_machine_may_take_all_of_its_memory_or_as_much_as_was_set(tmp_path: Path) -> None:
+    assert LocalEngine(RunEnvironment(tmp_path)).capacity().memory_bytes == memory_bytes()
+    assert LocalEngine(RunEnvironment(tmp_path, memory_bytes=2**30)).capacity().memory_bytes == 2**30
+
+
+def test_one_machine_runs_as_many_stages_as_it_has_cpus_and_four_at_most() -> None:
+    assert [one_machine("", cpus, 1).concurrent_stages for cpus in (1, 2, 64)] == [1, 2, 4]
+
+
+def test_the_gpu_is_called_what_its_driver_calls_it(tmp_path: Path) -> None:
+    assert gpu_name(tmp_path) == ""
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ:   \t\t 158\n")
+    assert gpu_name(tmp_path) == "NVIDIA H200"
