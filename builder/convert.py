@@ -191,7 +191,7 @@ def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
         hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "architecture", message, hint)
     message = f"llama.cpp's converter failed on {architecture} (exit code {run.exit_code})."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, "Its last lines are below.", run.tail)
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, "Its last output says why.", run.tail)
 
 
 def _versions(stage: Stage) -> dict[str, str]:

@@ -203,7 +203,7 @@ def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailu
         hint = "Let one be made, IMATRIX=auto, or choose another quant: make quants"
         return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, hint, run.tail)
     message = f"llama.cpp cannot quantize this model to {request.label} (exit code {run.exit_code})."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantize-failed", message, "Its last lines are below.", run.tail)
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantize-failed", message, "Its last output says why.", run.tail)
 
 
 def main() -> None:

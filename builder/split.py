@@ -182,7 +182,7 @@ def _copy_tensors(stage: Stage, reader: Any, writer: Any, source: GgufHeader) ->
 
 
 def _failure(message: str, detail: str) -> StageFailure:
-    hint = "Its last lines are below." if detail else "Use the file as it is, or split it with ENGINE=docker."
+    hint = "Its last output says why." if detail else "Use the file as it is, or split it with ENGINE=docker."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "split-failed", message, hint, detail)
 
 

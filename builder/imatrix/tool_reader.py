@@ -51,7 +51,7 @@ class ToolReader:
             return not_finite(found["not_finite"], run.tail)
         refuse_exhausted(run, self.stage.out_dir, "llama-imatrix")
         message = f"llama-imatrix cannot read this model (exit code {run.exit_code})."
-        hint = "Its last lines are above. Build without a matrix: IMATRIX=none"
+        hint = "Its last output says why. Build without a matrix: IMATRIX=none"
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, hint, run.tail)
 
 

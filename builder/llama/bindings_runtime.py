@@ -155,7 +155,7 @@ class BindingsRuntime:
         self._log.append(text.decode(errors="replace").rstrip("\n"))
 
     def _failure(self, what: str, kind: str) -> StageFailure:
-        hint = "The log above says why; an architecture that llama.cpp does not know yet is the usual reason."
+        hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
         detail = "\n".join(self._log)
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, f"llama.cpp {what}.", hint, detail)
 

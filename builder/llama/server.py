@@ -78,7 +78,7 @@ class Server:
             return StageFailure(ExitCode.RESOURCES, "out-of-memory", "Memory ran out while the model loaded.", hint)
         ended = "" if code is None else f" (exit code {code})"
         message = f"llama.cpp {what}{ended}."
-        hint = "The log above says why; an architecture that llama.cpp does not know yet is the usual reason."
+        hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, message, hint, self.log_tail())
 
     @property

@@ -74,7 +74,7 @@ class Context:
         code = llama_cpp.llama_decode(self._handle, batch)
         if code:
             what = f"llama.cpp cannot decode {len(tokens)} tokens (code {code}, {self.n_ctx} cells of memory)."
-            raise LOG.failure(what, "decode", "Try a smaller MAX_LENGTH; its last lines are below.")
+            raise LOG.failure(what, "decode", "Its last output says why. Try a smaller MAX_LENGTH.")
         self.n_tokens_decoded += len(tokens)
         n_rows = int(np.count_nonzero(wanted))
         if not n_rows:

@@ -76,7 +76,7 @@ class GgufModel:
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 2**31 - 1
         handle = llama_cpp.llama_model_load_from_file(str(header.paths[0]).encode(), params)
         if not handle:
-            hint = "Its last lines are below; an architecture that llama.cpp does not know yet is the usual reason."
+            hint = "Its last output says why; an architecture that llama.cpp does not know yet is the usual reason."
             raise LOG.failure(f"llama.cpp does not load {path.name}.", "load", hint)
         model = cls(path, header, handle)
         model._refuse_encoder()

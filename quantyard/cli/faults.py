@@ -41,7 +41,7 @@ def ours_of(error: Exception) -> QuantyardError:
             return OutOfResources("Memory ran out.", _EXHAUSTED[errno.ENOMEM][1])
         if isinstance(cause, OSError) and (found := _of_system(cause)):
             return found
-    hint = "This should never happen: please report it, with the lines above."
+    hint = "This should never happen: please report it, with the traceback."
     return QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc())
 
 

@@ -115,7 +115,7 @@ def run_docker(
             on_line(line.rstrip())
     if process.returncode != 0:
         message = f"{failure} (exit code {process.returncode})."
-        raise EngineError(message, "Its last lines are above. See what is missing: make doctor", "\n".join(tail))
+        raise EngineError(message, "Its last output says why. See what is missing: make doctor", "\n".join(tail))
 
 
 def _digest_of_paths(repo_dir: Path, paths: list[Path]) -> str:

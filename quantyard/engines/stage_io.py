@@ -99,7 +99,8 @@ def _without(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> Stage
     """Made from how it ended. A stage that finds the disk full cannot even write that down."""
     if exit_code == ExitCode.DONE:
         raise ValueError("there is none, although its process ended well")
-    error = StageError(kind="no-result", message="It left no result; its last lines are below.", detail=tail)
+    said = "its last output may say why" if tail else "it printed nothing"
+    error = StageError(kind="no-result", message=f"It ended without a result; {said}.", detail=tail)
     if exit_code == ExitCode.RESOURCES:
         error = _exhausted(out_dir, tail)
     return StageResult(stage=spec.row.name, exit_code=ExitCode(exit_code), error=error)

@@ -1,1 +1,1 @@
-"""Runs the steps of a plan, and keeps the manifest."""
+"""Runs the steps of a plan, and writes the manifest."""

@@ -1,4 +1,4 @@
-"""Which steps of a plan are finished, by the keys that they have in the store; and what each of them reads."""
+"""Which steps of a plan are finished, by their keys in the store, and what each step reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantyard.store.stages import ModelStore
 
 @dataclass
 class CompletedSteps:
-    """The finished steps of one plan, by label, and the specs of all whose inputs are there."""
+    """The finished steps of one plan, by label, and the specs of all steps whose inputs are there."""
 
     engine: Engine
     store: ModelStore
@@ -27,14 +27,14 @@ class CompletedSteps:
         return label in self.steps
 
     def find(self, plan: BuildPlan) -> None:
-        """Look for each step. A step counts only if all that it reads from does too."""
+        """Look for each step in the store. A step counts only if every step that it reads from counts."""
         for step in plan.steps:
             spec = self.spec(step)
             if spec is not None and (found := self.store.finished(spec.label, spec.key)):
                 self.steps[step.label] = found
 
     def spec(self, step: Step) -> StageSpec | None:
-        """What runs for a step; None while its inputs or its image are not there."""
+        """The spec of a step; None while its inputs or its image are not there."""
         inputs: dict[str, str] = {}
         for name, origin in step.inputs.items():
             if isinstance(origin, External):
@@ -51,7 +51,7 @@ class CompletedSteps:
         return spec
 
     def is_made(self, step: Step) -> bool:
-        """Whether it need not run, now that its inputs are there: made under another plan with the same inputs."""
+        """Whether its result is in the store, now that its inputs are known; another plan may have made it."""
         spec = self.spec(step)
         assert spec is not None, f"{step.label}: its inputs are not finished"
         if found := self.store.finished(spec.label, spec.key):
@@ -59,18 +59,18 @@ class CompletedSteps:
         return found is not None
 
     def is_ready(self, step: Step) -> bool:
-        """Whether all that it reads is there."""
+        """Whether all of its inputs are there."""
         return all(origin.step in self.steps for origin in step.inputs.values() if isinstance(origin, Output))
 
     def inputs(self, step: Step) -> Mapping[str, Artifact]:
-        """What it reads, by the input's name."""
+        """Its inputs by name."""
         return {
             name: origin.artifact if isinstance(origin, External) else self.steps[origin.step].artifact
             for name, origin in step.inputs.items()
         }
 
     def size_bytes(self, step: Step) -> int:
-        """All that it reads and writes, each file once."""
+        """Size of all that it reads and writes, each artifact once."""
         read = {artifact.digest: artifact.size_bytes for artifact in self.inputs(step).values()}
         return sum(read.values()) + step.size_bytes
 

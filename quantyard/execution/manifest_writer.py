@@ -1,5 +1,5 @@
-"""The manifest while a plan runs, and the files beside it: what ended is recorded at once, at its place in the plan's
-order.
+"""Writes the manifest while a plan runs, and publishes files next to it. A step is recorded as soon as it ends, at its
+place in the plan's order.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BuiltFile:
 
 @dataclass(frozen=True)
 class Measured:
-    """The report a measuring ends with, and the folder where it and its plots are."""
+    """The report on a plan's suite, and the folder where it and its plots are."""
 
     report: EvalReport
     folder: Path
@@ -63,7 +63,7 @@ class Records:
     on_note: Callable[[str], None] = lambda _text: None
 
     def read(self) -> Manifest:
-        """The manifest as it is, or a new one."""
+        """The manifest of the store, or a new one."""
         source = self.plan.source
         record = SourceRecord(
             kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
@@ -77,37 +77,37 @@ class Records:
             manifest = Manifest(source=record)
         except (OSError, ValueError) as error:
             manifest = self._after_damage(path, error, record)
-        # What a model's card says may have changed since; its commit is the same.
+        # The model's card may have changed since, at the same commit.
         manifest.source = manifest.source.model_copy(update={"license": source.license, "card": source.card})
         return manifest
 
     def _after_damage(self, path: Path, error: Exception, source: SourceRecord) -> Manifest:
-        """What is whole of a manifest that cannot be read, which is kept beside it; the user is told."""
+        """A new manifest with the intact records of a damaged one. The damaged one is kept, and the user is told."""
         try:
             manifest, lost = salvaged(path.read_bytes(), source)
         except OSError:
             manifest, lost = Manifest(source=source), ["everything"]
         aside = set_aside(path)
         self.write(manifest)
+        kept = f"It is kept as {aside.name}, and a new one replaces it." if aside else "A new one replaces it."
         self.on_note(
-            f"warning: {path} cannot be read: {error}. It is kept as {aside.name if aside else 'nothing'}, and a new "
-            f"one was begun. Lost from the new one: {', '.join(lost) or 'nothing'}. What the store still holds is "
-            "recorded again by the command that made it."
+            f"warning: {path} cannot be read: {error}. {kept} Missing from the new manifest: "
+            f"{', '.join(lost) or 'nothing'}. The command that made a file records it again."
         )
         return manifest
 
     def write(self, manifest: Manifest) -> None:
-        """Keep it; a reader sees the old one or the new one."""
+        """Write it; a reader sees the old one or the new one."""
         write_manifest(self.store.folder / "manifest.json", manifest)
 
     def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
-        """A step has ended well."""
+        """Record a step that has succeeded."""
         manifest = self.read()
         self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
         self.write(manifest)
 
     def publish(self, target: Target, finished: Mapping[str, FinishedStage]) -> BuiltFile:
-        """Give a verified file its final name."""
+        """Publish a verified file under its final name."""
         bits = bits_per_weight(finished[target.verified_by].result)
         name, origin = target.file.path, target.file.origin
         if isinstance(origin, External):
@@ -126,7 +126,7 @@ class Records:
         return BuiltFile(target.quant.name, path, record)
 
     def _imatrix(self, target: Target, finished: Mapping[str, FinishedStage]) -> ImatrixRecord | None:
-        """The importance matrix that the file was made with, put beside it: who has it can make the file again."""
+        """The importance matrix that the file was made with, published next to it: it is needed to rebuild the file."""
         step = next((step for step in self.plan.steps if step.label == target.made_by), None)
         if step is None or "imatrix" not in step.inputs:
             return None
@@ -142,7 +142,7 @@ class Records:
         )
 
     def publish_report(self, finished: Mapping[str, FinishedStage]) -> Measured | None:
-        """The report on the plan's suite, if it is there: a copy of it for people, and the whole in the manifest."""
+        """Publish the report on the plan's suite, if it is there: a folder for people, and the data in the manifest."""
         if self.plan.measuring is None or REPORT not in finished:
             return None
         suite = self.plan.measuring.suite.name
@@ -155,7 +155,7 @@ class Records:
         return measured
 
     def publish_contracts(self, finished: Mapping[str, FinishedStage]) -> list[ContractReport]:
-        """What the contract tests of the plan found."""
+        """Record the reports of the plan's API tests."""
         tested = [quant for quant in self.plan.contracts if label_of(quant) in finished]
         found = {quant: read_contract(finished[label_of(quant)].artifact.folder) for quant in tested}
         manifest = self.read()
@@ -165,8 +165,8 @@ class Records:
         return list(found.values())
 
     def finished(self, finished: Mapping[str, FinishedStage], specs: Mapping[str, StageSpec]) -> None:
-        """What was finished before this run is on record, and as this plan made it. Another plan may have made a step
-        of the same label since; or the run that finished it was killed before it could write.
+        """Record the steps that were finished before this run. Another plan may have run a step of that label since,
+        or the run that finished it was killed before it could write.
         """
         manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished]
         known = [step for step in steps if self.engine.identity(step.row.image)]
@@ -199,7 +199,7 @@ class Records:
 
 
 def _imatrix_name(manifest: Manifest, model: str, quant: str, sha256: str) -> str:
-    """One name for one matrix: another file of the model may have been made with another one."""
+    """The file name of a matrix: files of one model may have been made with different ones."""
     others = [record.imatrix for name, record in manifest.quants.items() if record.imatrix and name != quant]
     if known := next((other.file for other in others if other.sha256 == sha256), None):
         return known
@@ -212,8 +212,8 @@ def _key(manifest: Manifest, label: str) -> str:
 
 
 def placed(records: Mapping[str, R], name: str, record: R, order: Sequence[str]) -> dict[str, R]:
-    """The records with this one at its place: its old one, else behind the last of those that `order` has before it.
-    So steps that run side by side leave the same manifest whichever ends first.
+    """The records with this one at its old place, else after the last of those that precede it in `order`: concurrent
+    steps leave the same manifest whichever ends first.
     """
     if name in records:
         return {**records, name: record}

@@ -32,11 +32,11 @@ from quantyard.formatting.numbers import (
 )
 from quantyard.formatting.printable import one_line
 from quantyard.metrics.kinds import kind_of_metric
-from quantyard.protocol import base as contract
+from quantyard.protocol.base import Progress as StageProgress
 from quantyard.protocol.base import StageResult
 
-_PACED = ("questions", "chunks", "repeats")  # of these people want to know how many a second
-_TASKS_SAID = 3  # a line is no table
+_PACED = ("questions", "chunks", "repeats")  # shown with their number per second
+_TASKS_SHOWN = 3  # in one line
 
 
 class _Amount(ProgressColumn):
@@ -79,19 +79,19 @@ class LiveReporter:
         self._bars.update(self._stages, completed=max(0, number - 1 - len(self._running)))
         self._running[label] = self._bars.add_task(one_line(label), total=None, unit="")
 
-    def progress(self, label: str, progress: contract.Progress) -> None:
+    def progress(self, label: str, progress: StageProgress) -> None:
         """Move the step's bar."""
         if (bar := self._running.get(label)) is not None:
             self._bars.update(bar, completed=progress.done, total=progress.total, unit=progress.unit)
 
     def end(self, label: str, result: StageResult) -> None:
-        """Replace the step's bar by a line that stays."""
+        """Replace the step's bar with a line that stays."""
         self._remove(label)
         for line in ending(label, result):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
-        """Likewise."""
+        """Replace the step's bar with the failure."""
         self._remove(label)
         self.note(text)
 
@@ -119,18 +119,18 @@ class LineReporter:
         return None
 
     def begin(self, label: str, number: int, of: int) -> None:
-        """Nothing: the stage's one line comes when it has ended."""
+        """Print nothing: the stage's line comes when it has ended."""
 
-    def progress(self, label: str, progress: contract.Progress) -> None:
-        """Nothing, likewise."""
+    def progress(self, label: str, progress: StageProgress) -> None:
+        """Print nothing."""
 
     def end(self, label: str, result: StageResult) -> None:
-        """The stage's line."""
+        """Print the stage's line."""
         for line in ending(label, result):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
-        """Its line, likewise."""
+        """Print the failure."""
         del label  # the text names it
         self.note(text)
 
@@ -140,7 +140,7 @@ class LineReporter:
 
 
 def ending(label: str, result: StageResult) -> list[str]:
-    """The line a finished stage leaves: `[convert] 271 MB in 10.2 s`. What was let pass has lines of its own."""
+    """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each mismatch that was allowed has a further line."""
     did = _measured(result) or _made(result)
     allowed = result.facts.get("mismatches_allowed")
     let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
@@ -156,7 +156,7 @@ def _made(result: StageResult) -> str:
 
 
 def _measured(result: StageResult) -> str:
-    """What a measuring stage found, in a few words; "" for every other stage."""
+    """The results of a measuring stage in a few words; "" for every other stage."""
     facts = result.facts
     found = {
         "evaluate": [_number(facts, "n_questions", _questions), *_scores(facts.get("tasks"))],
@@ -171,7 +171,7 @@ def _measured(result: StageResult) -> str:
 
 
 def _divergences(facts: Mapping[str, JsonValue]) -> list[str]:
-    """Of one file, or of each that was read in step."""
+    """Of one file, or of each file of a shared run."""
     several = [(label, found) for label, found in facts.items() if isinstance(found, dict)]
     if several:
         return [f"{label} {' '.join(filter(None, _divergences(found)))}" for label, found in several]
@@ -198,7 +198,7 @@ def _scores(tasks: JsonValue) -> list[str]:
         f"{task} {name} {metric_value(value, kind_of_metric(name, value))}"
         for task, name, value in first if isinstance(value, int | float)
     ]  # fmt: skip
-    return said[:_TASKS_SAID] + (["…"] if len(said) > _TASKS_SAID else [])
+    return said[:_TASKS_SHOWN] + (["…"] if len(said) > _TASKS_SHOWN else [])
 
 
 def _verdicts(files: JsonValue) -> list[str]:

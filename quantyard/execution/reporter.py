@@ -1,4 +1,4 @@
-"""What whoever runs steps tells the person who waits."""
+"""What a run tells about its steps while it lasts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from quantyard.protocol.base import Progress, StageResult
 
 
 class Reporter(Protocol):
-    """Lines or bars; see progress.py. Several steps may be on their way at the same time."""
+    """Lines or bars; see progress.py. Several steps may run at the same time."""
 
     def begin(self, label: str, number: int, of: int) -> None:
         """A step starts."""
 
     def progress(self, label: str, progress: Progress) -> None:
-        """A step is part of the way. May be called from any thread."""
+        """A step has made progress. May be called from any thread."""
 
     def end(self, label: str, result: StageResult) -> None:
         """A step has finished."""
@@ -23,4 +23,4 @@ class Reporter(Protocol):
         """A step has failed, and the others go on."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """A line for the user."""

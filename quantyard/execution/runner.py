@@ -1,4 +1,4 @@
-"""Runs a plan: each step that is not finished yet, in order or side by side, and keeps what it makes."""
+"""Runs the steps of a plan that are not finished, in order or concurrently, and keeps what they make."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from quantyard.store.take_outputs import FILES
 
 @dataclass(frozen=True)
 class _Run:
-    """One step on its way."""
+    """One step that runs."""
 
     step: Step
     spec: StageSpec
     space: Workspace
     inputs: Mapping[str, Artifact]
-    resumed: bool  # from what a run that was stopped had left
+    resumed: bool  # from what an interrupted run had left
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """One step that has ended well, and is in the store."""
+    """One step that has succeeded and is in the store."""
 
     run: _Run
     result: StageResult
@@ -63,13 +63,13 @@ class Builder:
     store: ModelStore
     repo_dir: Path
     limit: Concurrency | None = None  # None: what the engine offers
-    keep_going: bool = False  # whether a quant that fails leaves the others alone
+    keep_going: bool = False  # with the other quants, after one has failed
     ran: list[str] = field(default_factory=list)
     measured: Measured | None = None
     contracts: list[ContractReport] = field(default_factory=list)
     failures: dict[str, StageFailed] = field(default_factory=dict)  # by the step's label
     watch: Stopwatch = field(default_factory=Stopwatch)
-    taken: list[Taken] = field(default_factory=list)  # how long each step took that ran from its beginning
+    taken: list[Taken] = field(default_factory=list)  # the times of steps that ran from their beginning
     _note: Callable[[str], None] = lambda _text: None
     _alone: set[str] = field(default_factory=set)
     _lost: set[str] = field(default_factory=set)  # the files that failed
@@ -98,7 +98,7 @@ class Builder:
         return self._finished.partial_bytes(self.plan)
 
     def run(self, reporter: Reporter) -> list[BuiltFile]:
-        """Run what is left, and publish every file as soon as it is verified, and the report when it is there.
+        """Run what is left. Publish every file as soon as it is verified, and the report when it is there.
 
         Raises:
             StageFailed: a stage ended with an error; stages that finished before it stay finished.
@@ -125,7 +125,7 @@ class Builder:
             return [self._built[target.quant.name] for target in self.plan.targets if target.quant.name in self._built]
 
     def _run_alone(self, step: Step, reporter: Reporter) -> None:
-        """Make a step finished, if that can be."""
+        """Run a step, unless it is finished, or what it needs has failed."""
         possible = without(step, self._lost)
         if step.label in self._finished or possible is None or is_pointless(self.plan, step, self._lost):
             return
@@ -136,15 +136,15 @@ class Builder:
             reporter.fail(step.label, f"[{step.label}] failed: {failed.message}")
 
     def _lose(self, step: Step, failed: StageFailed) -> None:
-        """With `keep_going`, go on without this step's file."""
+        """Go on without this step's file, if `keep_going` is set."""
         if not self.keep_going or not step.quant:
             raise failed
         self.failures[step.label] = failed
         self._lost.add(step.quant)
 
     def _run_concurrent(self, steps: Sequence[Step], reporter: Reporter) -> None:
-        """Make these steps finished, as many at a time as there is room for. After a failure that ends the build no
-        further one is begun, and what runs is waited for: so it need not run again.
+        """Run these steps, as many at a time as the limit allows. After a failure that ends the build no further step
+        starts, and those that run are waited for, so that their work is kept.
         """
         waiting, failed = list(steps), dict[str, BaseException]()
         said = InOrder([step.label for step in steps])
@@ -164,7 +164,7 @@ class Builder:
         assert not waiting, f"{waiting[0].label}: its inputs are not finished"
 
     def _begin_ready(self, waiting: list[Step], workers: Workers[_Kept], said: InOrder, reporter: Reporter) -> None:
-        """Begin what can be, in the plan's order: where one does not fit yet, none behind it is begun before."""
+        """Start what is ready, in the plan's order: a step that does not fit yet is not overtaken by later ones."""
         for step in tuple(waiting):
             lost = without(step, self._lost) is None
             if not lost and not self._finished.is_ready(step):
@@ -181,7 +181,7 @@ class Builder:
     def _settle(
         self, ended: Ended[_Kept], said: InOrder, reporter: Reporter, failed: dict[str, BaseException]
     ) -> None:
-        """Keep what one of several has left, or its error. Only this thread writes the manifest."""
+        """Keep the result of one of several steps, or its error. Only this thread writes the manifest."""
         self.watch.end(ended.label)
         step, error = next(step for step in self.plan.steps if step.label == ended.label), ended.error
         if ended.value is not None:
@@ -200,7 +200,7 @@ class Builder:
         for image in dict.fromkeys(step.row.image for step in todo):
             self.engine.prepare(image, reporter.note)
         if todo:
-            self.find_finished()  # a key could not be known before its image was
+            self.find_finished()  # some keys were unknown until their image was there
 
     def output(self, label: str) -> Path:
         """The folder that a finished step left."""
@@ -213,8 +213,8 @@ class Builder:
     def _run_step(self, step: Step, reporter: Reporter) -> None:
         if self._finished.is_made(step):
             return
-        joined = self._shared_run(step)
-        if joined is not None and self._run_shared(joined, reporter):
+        shared = self._shared_run(step)
+        if shared is not None and self._run_shared(shared, reporter):
             return
         run = self._begin(step, reporter)
         try:
@@ -225,19 +225,19 @@ class Builder:
         reporter.end(step.label, kept.result)
 
     def _begin(self, step: Step, reporter: Reporter) -> _Run:
-        self._say_begin(step, step, reporter)
+        self._report_begin(step, step, reporter)
         spec, inputs = self._finished.specs[step.label], self._finished.inputs(step)
         resumed = step.row.resumable and self.store.partial_bytes(spec.label, spec.key) > 0
         space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
         return _Run(step, spec, space, inputs, resumed)
 
-    def _say_begin(self, step: Step, first: Step, reporter: Reporter) -> None:
+    def _report_begin(self, step: Step, first: Step, reporter: Reporter) -> None:
         number = next(n for n, each in enumerate(self.plan.steps, 1) if each.label == first.label)
         reporter.begin(step.label, number, len(self.plan.steps))
         self.watch.begin(step.label)
 
     def _work(self, run: _Run, reporter: Reporter) -> _Kept:
-        """Run it to its end, and put what it leaves into the store. May be called from any thread."""
+        """Run a step to its end, and put what it leaves into the store. May be called from any thread."""
         spec = run.spec
         try:
             result = self.engine.run(spec, run.space, run.inputs, partial(reporter.progress, spec.label))
@@ -264,7 +264,7 @@ class Builder:
         self._publish_of(step)
 
     def _shared_run(self, step: Step) -> SharedRun | None:
-        """The steps that are ready to run with this one, in one go."""
+        """The steps that are ready to share one run with this one."""
         if not can_share(step) or step.label in self._alone:
             return None
         others = [
@@ -278,46 +278,48 @@ class Builder:
         baseline = next((i["baseline"].size_bytes for i in map(self._finished.inputs, others) if "baseline" in i), 0)
         return shared_run(step, others, sizes | {"": baseline}, self.engine.capacity().memory_bytes)
 
-    def _run_shared(self, joined: SharedRun, reporter: Reporter) -> bool:
-        """Run them, and keep for each what it would have left alone. False: one of them spoils it, so each has to run
-        alone.
+    def _run_shared(self, shared: SharedRun, reporter: Reporter) -> bool:
+        """Run them as one, and keep for each what it would have left alone.
+
+        Returns:
+            False if the run failed, so that each of them has to run alone.
         """
-        step, inputs = joined.step, self._finished.inputs(joined.step)
+        step, inputs = shared.step, self._finished.inputs(shared.step)
         spec = self._finished.spec(step)
         assert spec is not None, "its members are ready"
-        self._say_begin(step, joined.members[0], reporter)
+        self._report_begin(step, shared.members[0], reporter)
         space = self.store.begin(spec.label, spec.key, spec.request, inputs, resumable=False)
         try:
             result = self.engine.run(spec, space, inputs, partial(reporter.progress, step.label))
             if result.exit_code is not ExitCode.DONE:
                 if not self.keep_going:
                     raise StageFailed(step.label, result)
-                self._alone |= {member.label for member in joined.members}
+                self._alone |= {member.label for member in shared.members}
                 return False
             result = self.store.take(spec.label, space, result, spec.leaves)
-            for member in joined.members:
+            for member in shared.members:
                 self._keep_member(member, space, result)
         finally:
             self.watch.end(step.label)
             self.store.discard(spec.label, spec.key)
-        n, seconds, keys = len(joined.members), self.watch.taken_s[step.label], self._finished.specs
+        n, seconds, keys = len(shared.members), self.watch.taken_s[step.label], self._finished.specs
         self.taken += [
-            Taken(m.label, keys[m.label].key, seconds / n, n_together=n, cpu=result.cpu) for m in joined.members
+            Taken(m.label, keys[m.label].key, seconds / n, n_together=n, cpu=result.cpu) for m in shared.members
         ]
         reporter.end(step.label, result)
         return True
 
-    def _keep_member(self, step: Step, joined: Workspace, result: StageResult) -> None:
+    def _keep_member(self, step: Step, shared: Workspace, result: StageResult) -> None:
         spec, (made, alone) = self._finished.specs[step.label], member_result(step, result)
         space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
-        self.store.give(space, joined.kept_dir / FILES / made.path, alone)
+        self.store.give(space, shared.kept_dir / FILES / made.path, alone)
         finished = self.store.finish(spec.label, spec.key, space, alone, spec.leaves)
         self._finished.steps[step.label] = finished
         self.ran.append(step.label)
         self._records.stage(step, spec, finished.result)
 
     def _publish_of(self, step: Step) -> None:
-        """The file that this step was the last to check."""
+        """Publish the file that this step has verified."""
         for target in self.plan.targets:
             if target.verified_by == step.label and step.label in self._finished:
                 self._built[target.quant.name] = self._records.publish(target, self._finished.steps)

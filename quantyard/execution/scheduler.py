@@ -1,7 +1,7 @@
-"""Which steps of a plan run side by side, the threads they run in, and the time that each took.
+"""Which steps of a plan run at the same time, their threads, and the time that each took.
 
-One thread decides and records; the others only run one stage each. What measures never runs beside anything: threads
-of llama.cpp that wait burn their core, and a speed measured beside other work is no speed.
+One thread decides and records; the others run one stage each. A stage that measures always runs alone: waiting threads
+of llama.cpp keep their core busy, and other work would change the speed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantyard.plan.steps import Step
 
 # To let a stage run at the same time as others: add its name. Never one whose result depends on its speed.
 CONCURRENT_STAGES: Final = ("quantize", "verify")
-_MEMORY_SHARE: Final = 0.5  # of memory, for all files that are read and written at the same time
+_MEMORY_SHARE: Final = 0.5  # of the memory, for the files of all concurrent steps
 _STOP_STEP_S: Final = 0.1
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Concurrency:
     memory_bytes: int
 
     def allows(self, n_running: int, running_bytes: int, size_bytes: int) -> bool:
-        """Whether one more step fits beside those that run. Alone, every step fits."""
+        """Whether one more step may run with those that do. A single step always may."""
         if n_running == 0:
             return True
         return n_running < self.stages and running_bytes + size_bytes <= self.memory_bytes
@@ -45,7 +45,7 @@ def concurrency_of(capacity: Capacity) -> Concurrency:
 
 
 def batches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
-    """The plan in its order, cut into neighbours that may run side by side, and single steps that run alone."""
+    """The plan in its order, cut into groups of neighbours that may run at the same time, and single steps."""
     for concurrent, group in groupby(steps, lambda step: step.row.name in CONCURRENT_STAGES):
         if concurrent:
             yield tuple(group)
@@ -63,11 +63,11 @@ class Ended(Generic[T]):
 
 
 class Workers(Generic[T]):
-    """Jobs in threads. On leaving it early all of them are stopped, and waited for.
+    """Jobs in threads. Leaving it early stops all of them, and waits for them.
 
     Args:
         concurrency: how many of them at a time.
-        stop: ends what the jobs wait for, from another thread; called until no job is left.
+        stop: ends what the jobs wait for; called from another thread until no job is left.
     """
 
     def __init__(self, concurrency: Concurrency, stop: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ class Workers(Generic[T]):
                 self._stop()
                 for thread, _ in self._running.values():
                     thread.join(_STOP_STEP_S)
-            except KeyboardInterrupt:  # pressed again: it is being done
+            except KeyboardInterrupt:  # a second Ctrl-C: they are being stopped
                 continue
 
     @property
@@ -95,11 +95,11 @@ class Workers(Generic[T]):
         return not self._running
 
     def fits(self, size_bytes: int) -> bool:
-        """Whether there is room for a job of this size now."""
+        """Whether a job of this size may start now."""
         return self._concurrency.allows(len(self._running), sum(size for _, size in self._running.values()), size_bytes)
 
     def start(self, label: str, size_bytes: int, job: Callable[[], T]) -> None:
-        """Run a job beside the others."""
+        """Run a job in a thread."""
         thread = threading.Thread(target=self._run, args=(label, job), name=label, daemon=True)
         self._running[label] = (thread, size_bytes)
         thread.start()
@@ -113,7 +113,7 @@ class Workers(Generic[T]):
     def _run(self, label: str, job: Callable[[], T]) -> None:
         try:
             value = None if self._stopping.is_set() else job()
-        except BaseException as error:  # whatever it is, the thread that decides must hear of it
+        except BaseException as error:  # the deciding thread must learn of any error
             self._ended.put(Ended(label, None, error))
         else:
             self._ended.put(Ended(label, value, None))
@@ -121,19 +121,19 @@ class Workers(Generic[T]):
 
 @dataclass
 class InOrder:
-    """Says things in the order of the plan, whichever of them is known first."""
+    """Reports in the order of the plan, whichever step ends first."""
 
     labels: list[str]
     _said: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def put(self, label: str, say: Callable[[], None] | None = None) -> None:
-        """What there is to say of this label, perhaps nothing; said as soon as all before it has been."""
+        """What to report of this label, perhaps nothing; done as soon as all labels before it are."""
         self._said[label] = say or (lambda: None)
         while self.labels and self.labels[0] in self._said:
             self._said.pop(self.labels.pop(0))()
 
     def rest(self) -> None:
-        """Say what was held back for something that will not come."""
+        """Report what waited for labels that will not come."""
         while self._said:
             label = next(label for label in self.labels if label in self._said)
             self.labels.remove(label)
@@ -142,7 +142,7 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Taken:
-    """One stage that ran from its beginning: seconds of the whole, and whether others ran at the same time."""
+    """One stage that ran from its beginning: its share of the seconds, and whether others ran at the same time."""
 
     label: str
     key: str
@@ -155,16 +155,16 @@ class Taken:
 
 @dataclass
 class Stopwatch:
-    """Seconds that each step took of the whole: what runs at the same time shares it, so that they add up."""
+    """Seconds that each step took. Concurrent steps share the time, so that the seconds add up to the whole."""
 
     taken_s: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
-    concurrent: set[str] = field(default_factory=set)  # what has run at the same time as something else
+    concurrent: set[str] = field(default_factory=set)  # the steps that did not run alone
     _running: list[str] = field(default_factory=list)
     _since: float = 0.0
 
     def begin(self, label: str) -> None:
-        """A step begins now."""
+        """Note that a step begins."""
         self._tick()
         self._running.append(label)
         self.taken_s[label] = 0.0
@@ -172,7 +172,7 @@ class Stopwatch:
             self.concurrent.update(self._running)
 
     def end(self, label: str) -> None:
-        """It ends now, well or badly."""
+        """Note that it ends, whether it succeeded or not."""
         self._tick()
         self._running.remove(label)
 

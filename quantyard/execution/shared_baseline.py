@@ -1,6 +1,6 @@
-"""Several steps of a plan as one run: the divergence of many files, for which the baseline is decoded once.
+"""Runs several steps of a plan as one: the divergence of many files, with the baseline decoded once for all.
 
-What is kept stays one file's, under its own key: a further quant later is measured alone, and the others not again.
+Each result is stored for its own file, under its own key: a quant that is added later is measured alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from quantyard.plan.steps import Step
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.evaluation import DivergenceMember, DivergenceRequest
 
-# Of memory that is free, how much the weights may take: contexts and logits need some too.
+# The share of memory for weights; contexts and logits need the rest.
 _WEIGHTS_SHARE: Final = 0.6
-_NAMED: Final = 8  # labels in the name of a run
+_MOST_NAMED: Final = 8  # labels in the name of a run
 
 
 @dataclass(frozen=True)
 class SharedRun:
-    """Steps that run as one; `step` is what runs."""
+    """Steps that run as one; `step` is the one that runs."""
 
     step: Step
     members: tuple[Step, ...]
@@ -34,7 +34,7 @@ def can_share(step: Step) -> bool:
 
 
 def shared_run(first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_bytes: int) -> SharedRun | None:
-    """`first` with as many of the others as can be read beside it; None if it must run alone.
+    """`first` with as many of the others as fit the memory; None if it must run alone.
 
     Args:
         others: steps that are ready to run.
@@ -52,7 +52,7 @@ def shared_run(first: Step, others: Sequence[Step], sizes: Mapping[str, int], me
         chosen.append(step)
     baselines = [step for step in alike if _is_baseline_of(step, quants)]
     members = (*baselines, *chosen)
-    return SharedRun(_joined(baselines, chosen), members) if len(members) > 1 and first in members else None
+    return SharedRun(_combined(baselines, chosen), members) if len(members) > 1 and first in members else None
 
 
 def _alike(one: DivergenceRequest, other: object) -> bool:
@@ -73,26 +73,26 @@ def _is_baseline_of(step: Step, quants: Sequence[Step]) -> bool:
     )
 
 
-def _joined(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
+def _combined(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
     first, *others = quants
     members = tuple(DivergenceMember(label=_request(s).label, model_file=_request(s).model_file) for s in others)
     request = _request(first).model_copy(
         update={"others": members, "baseline_label": _request(baselines[0]).label if baselines else ""}
     )
     inputs = dict(first.inputs) | {f"model-{_request(step).label}": step.inputs["model"] for step in others}
-    label = _named([_request(step).label for step in (*baselines, *quants)])
+    label = _name_of([_request(step).label for step in (*baselines, *quants)])
     return replace(first, label=f"divergence {label}", request=request, inputs=inputs, quant="")
 
 
-def _named(labels: Sequence[str]) -> str:
-    """All of them, or the first and how many more: the name of a folder is made of it."""
-    if len(labels) <= _NAMED:
+def _name_of(labels: Sequence[str]) -> str:
+    """All of them, or the first ones and how many more: a folder is named after it."""
+    if len(labels) <= _MOST_NAMED:
         return ", ".join(labels)
-    return f"{', '.join(labels[:_NAMED])} and {len(labels) - _NAMED} more"
+    return f"{', '.join(labels[:_MOST_NAMED])} and {len(labels) - _MOST_NAMED} more"
 
 
 def member_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
-    """Of a joined run, the file that is this step's, and the result as if it had run alone."""
+    """Of a shared run, the file of this step, and the result as if the step had run alone."""
     label = _request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
     facts = result.facts.get(label)

@@ -1,4 +1,4 @@
-"""Lays out the contract test of each file of a build, on top of its plan; reads what it found."""
+"""Adds to the plan of a build the API test of each of its files, and reads the reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def label_of(quant: str) -> str:
 
 
 def add_contract(plan: BuildPlan, threads: int) -> BuildPlan:
-    """The plan with a contract test for each of its files."""
+    """The plan with an API test for each of its files."""
     steps = [
         Step(
             label_of(target.quant.name), STAGES["contract"],

@@ -23,7 +23,7 @@ from quantyard.sources.resolve import Source
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user decided about the build, beside the source."""
+    """What the user decided about the build, apart from the source."""
 
     quants: tuple[Quant, ...]
     outtype: OutType
@@ -33,7 +33,7 @@ class BuildOptions:
     threads: int
     workers: int
     endpoint: str | None
-    imatrix: bool = False  # there will be an importance matrix; calibration.py puts it into the plan
+    imatrix: bool = False  # an importance matrix will be there; imatrix.py puts it into the plan
 
 
 def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
@@ -59,10 +59,10 @@ def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
 
 
 def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
-    """llama-quantize would refuse too, but after the download."""
+    """Refuse what llama-quantize would refuse only after the download."""
     if names := [quant.name for quant in quants if quant.needs_imatrix]:
-        message = f"{', '.join(names)} cannot be made without an importance matrix, and there is none."
-        hint = "Let one be made, IMATRIX=auto; give one, IMATRIX=file.gguf; or choose another quant: make quants"
+        message = f"{', '.join(names)} cannot be made without an importance matrix, and none was asked for."
+        hint = "Make one: IMATRIX=auto; give one: IMATRIX=file.gguf; or choose another quant: make quants"
         raise BadRequest(message, hint)
 
 
@@ -97,7 +97,7 @@ def _target(
 
 
 def recipe_fields(quant: Quant) -> dict[str, Any]:
-    """What a request says of the recipe; nothing for a plain quant."""
+    """The fields of a request that a recipe sets; none for a plain quant."""
     if quant.recipe is None:
         return {}
     recipe = quant.recipe

@@ -1,4 +1,4 @@
-"""What the user gives to calibrate with, checked before anything is run: a matrix, or texts to make one of."""
+"""What the user gives to calibrate with, checked before anything runs: a matrix, or texts to make one of."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from quantyard.store.hash_cache import HashCache
 
 OUR_TEXT: Final = REPO_DIR / "builder" / "calibration" / "text.jsonl"
 _LEAST_BYTES: Final = 2 * 512  # two chunks, at a byte a token
-_MOST_BYTES: Final = 256 * 2**20  # read at once; the usual text has under one
+_MOST_BYTES: Final = 256 * 2**20  # of one file, which is read at once; usual texts have less than 1 MiB
 
 
 
 def calibration_of(
     imatrix: str, text_files: Sequence[Path], hashes: HashCache, evaluation: Iterable[Path], threads: int = 0
 ) -> Calibration | None:
-    """What IMATRIX (auto, none, or a file) and CALIBRATION (files of text) say; None for none.
+    """What IMATRIX (auto, none, or a file) and CALIBRATION (files of text) ask for; None: no matrix.
 
     Args:
-        evaluation: the files that no calibration text may share words with; see `overlap.evaluation_files`.
+        evaluation: the files that no calibration text may share words with; see `contamination.evaluation_files`.
 
     Raises:
-        BadRequest: a file that cannot be used, or both of them at odds.
+        BadRequest: a file cannot be used, or the two contradict each other.
     """
     if imatrix != "auto" and text_files:
-        message = f"CALIBRATION is a text to make a matrix of, and IMATRIX={imatrix} makes none."
+        message = f"CALIBRATION gives text for a new matrix, but IMATRIX={imatrix} does not make one."
         raise BadRequest(message, "Type: IMATRIX=auto, or leave CALIBRATION out.")
     if imatrix == "none":
         return None
@@ -51,7 +51,7 @@ def calibration_of(
 
 
 def _matrix(path: Path, hashes: HashCache) -> Artifact:
-    """Whether it is of this model, `quantize` will tell: only it has the model."""
+    """The matrix as an artifact. Only the stage `quantize`, which has the model, can tell whether the two match."""
     if kind_of(path) != "file":
         raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
     try:
@@ -60,12 +60,12 @@ def _matrix(path: Path, hashes: HashCache) -> Artifact:
         hint = "Convert an old one: llama-imatrix --in-file old.dat -o imatrix.gguf"
         raise BadRequest(f"IMATRIX={path} is not an importance matrix in GGUF format: {error}.", hint) from error
     if kind != "imatrix":
-        raise BadRequest(f"IMATRIX={path} is a GGUF, but no importance matrix.", "Type: IMATRIX=auto to make one.")
+        raise BadRequest(f"IMATRIX={path} is a GGUF, but not an importance matrix.", "Type: IMATRIX=auto to make one.")
     return _artifact(path.parent, [path], hashes)
 
 
 def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
-    """Refuse a calibration text before anything is run: the user's files, or ours where there are none.
+    """Refuse an unsuitable calibration text before anything runs: the user's files, or Quantyard's text.
 
     Raises:
         BadRequest: a file is missing, binary, empty or tiny, or shares eight words in a row with the evaluation.
@@ -74,12 +74,12 @@ def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
     if paths and sum(len(text.encode()) for text in texts.values()) < _LEAST_BYTES:
         size = sum(path.stat().st_size for path in paths)
         message = f"CALIBRATION has {size:,} bytes of text, and two chunks need {_LEAST_BYTES:,} tokens."
-        raise BadRequest(message, "Give more, best 50,000 words, or leave CALIBRATION out for our own text.")
+        raise BadRequest(message, "Give more, 50,000 words at best, or leave CALIBRATION out to use Quantyard's text.")
     strings = texts.values() if paths else texts_of_json(OUR_TEXT.read_text(encoding="utf-8").splitlines())
     if found := find_overlap(strings, evaluation):
         named = ", ".join(str(path) for path in texts)
-        message = f"The calibration text ({named}) has words of the evaluation ({found.file}): “{found.words}”."
-        raise BadRequest(message, "Take that passage out: a file calibrated on its questions would score too well.")
+        message = f"The calibration text ({named}) shares words with the evaluation ({found.file}): “{found.words}”."
+        raise BadRequest(message, "Remove that passage: a file calibrated on its questions would score too well.")
 
 
 def _read(path: Path) -> str:
@@ -101,7 +101,8 @@ def _read(path: Path) -> str:
 
 
 def _bad_file(path: Path, what: str) -> BadRequest:
-    return BadRequest(f"CALIBRATION={path} {what}.", "Give UTF-8 text, or leave CALIBRATION out for our own.")
+    hint = "Give UTF-8 text, or leave CALIBRATION out to use Quantyard's text."
+    return BadRequest(f"CALIBRATION={path} {what}.", hint)
 
 
 def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:

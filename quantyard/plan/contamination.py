@@ -1,7 +1,7 @@
-"""Does a text share words with what an evaluation asks? A model calibrated on the questions would be measured on them.
+"""Finds words that a calibration text shares with an evaluation: a model must not be calibrated on its questions.
 
-Two texts overlap where eight words in a row are the same, whatever their case and what stands between them. In a script
-without spaces every character is a word.
+Two texts overlap where eight words in a row are the same, regardless of case and punctuation. In a script without
+spaces every character is a word.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Overlap:
 
 
 def find_overlap(texts: Iterable[str], evaluation: Iterable[Path]) -> Overlap | None:
-    """The first eight words in a row that a text shares with a file of the evaluation; None if there are none."""
+    """The first eight words in a row that a text shares with a file of the evaluation; None: they share none."""
     known = {hash(gram) for text in texts for gram in _grams([text])}
     for path in evaluation:
         for gram in _grams(_texts_of(path)):
@@ -47,10 +47,10 @@ def find_overlap(texts: Iterable[str], evaluation: Iterable[Path]) -> Overlap | 
 
 
 def evaluation_files(artifacts: Path, *places: Path) -> list[Path]:
-    """What an evaluation reads, as far as it is on this machine: our suites' questions and prose, data sets that were
-    fetched into the store, and these files and folders (a user's suite, data sets brought from elsewhere).
+    """What an evaluation reads, as far as it is on this machine: the questions and prose of our suites, the data sets
+    in the store, and these files and folders (a user's suite, data sets given by DATASETS).
 
-    Parquet is compressed and left out: nothing here can read it.
+    Parquet files are left out: they are compressed, and the orchestrator has no reader for them.
     """
     fetched = artifacts.glob("*/*/*/stages/datasets-*/files")
     found = (
@@ -71,7 +71,7 @@ def _grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
 
 def texts_of_json(lines: Iterable[str]) -> Iterator[str]:
-    """Every string value of the JSON on these lines; a line that is none counts as text."""
+    """Every string value of the JSON on these lines; a line that is not JSON counts as text."""
     for line in lines:
         try:
             yield from _strings(json.loads(line))
@@ -89,7 +89,7 @@ def _strings(value: JsonValue) -> Iterator[str]:
 
 
 def _texts_of(path: Path) -> Iterator[str]:
-    """The file's texts. Arrow keeps strings as they are, one behind the other, so that they can be read as text."""
+    """The file's texts. Arrow stores strings uncompressed, one after the other, so they can be read as text."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         if path.suffix == ".jsonl":
             yield from texts_of_json(stream)

@@ -1,9 +1,9 @@
-"""Lays out what measures the files of a build, on top of its plan.
+"""Adds to the plan of a build the steps that measure its files.
 
     datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► speed <label>… ─► report
 
-The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is
-what the quants are made of, unless BASELINE names another file, which is then built and verified like any quant.
+The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is the file
+that the quants are made of, unless BASELINE names another one, which is then built and verified like any quant.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is decided about the measuring, beside the plan of the build."""
+    """What is decided about the measuring, apart from the plan of the build."""
 
     suite: Suite
     runtime: Runtime
@@ -63,7 +63,7 @@ def measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOp
     """Find the suite and the data sets that the user named.
 
     Raises:
-        BadRequest: there is no such suite, or DATASETS is no folder of data sets.
+        BadRequest: the suite does not exist, or DATASETS is not a folder of data sets.
     """
     from quantyard.plan.suites import adjusted, find_suite  # imported late: no build should wait for a YAML parser
 
@@ -83,12 +83,12 @@ def brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
     """The data sets of an air-gapped site: the folder `files` that a datasets stage left elsewhere.
 
     Raises:
-        BadRequest: there is nothing in it, or a link in it leads out of it.
+        BadRequest: the folder is empty, or a link in it leads out of it.
     """
     names = [file.path for file in list_files(folder, every=True)]
     if not names:
         hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
-        raise BadRequest(f"DATASETS={folder} is not a folder with files in it.", hint)
+        raise BadRequest(f"DATASETS={folder} does not hold any files.", hint)
     places = {name: find_file(folder, name) for name in names}
     files = tuple(
         FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
@@ -101,7 +101,7 @@ def add_measuring(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     """The plan with the steps that measure its files and compare them with the baseline.
 
     Raises:
-        BadRequest: the source is quantized already, and no BASELINE is given.
+        BadRequest: the source is quantized already, and BASELINE is not given.
         NotScored: a model that cannot be measured.
     """
     refuse_unscored(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
@@ -124,11 +124,11 @@ def _report_input(stage: str, label: str) -> str:
 
 
 def refuse_unscored(source: Source, deed: str, instead: str) -> None:
-    """What needs the probabilities of text is refused before weights are downloaded, where the model cannot give them.
+    """Refuse a model that does not expose token log-probabilities, before its weights are downloaded.
 
     Args:
         deed: what was to be done with it, such as "measured".
-        instead: what to type in its place.
+        instead: what to type instead.
 
     Raises:
         NotScored: its config.json or GGUF header says that it is such a model.
@@ -137,7 +137,8 @@ def refuse_unscored(source: Source, deed: str, instead: str) -> None:
     if source.gguf is not None:
         reason = why_not_generate(source.gguf)
     if reason:
-        raise NotScored(f"{source.title} cannot be {deed}: {reason}, and gives no probabilities of text.", instead)
+        message = f"{source.title} cannot be {deed}: {reason} and does not expose token log-probabilities."
+        raise NotScored(message, instead)
 
 
 def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
@@ -146,7 +147,7 @@ def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]
     name = unquantized_name(plan)
     if name is None:
         what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
-        message = f"{what} is quantized already, and there is no unquantized file to compare with."
+        message = f"{what} is quantized already, and an unquantized file to compare with does not exist."
         raise BadRequest(message, "Start from the 16-bit model, or say what to compare with, such as BASELINE=Q8_0.")
     return name, plan.base
 
@@ -169,7 +170,7 @@ def _gguf_type(source: Source) -> str:
 
 
 def _datasets(options: MeasureOptions) -> tuple[Step, ...]:
-    """The step that fetches data sets; none where the suite needs none, or they were brought."""
+    """The step that fetches data sets; () where the suite needs none, or DATASETS gives them."""
     suite = options.suite
     if not suite.needs_network or options.datasets or not suite.tasks:
         return ()
@@ -181,7 +182,7 @@ def _datasets(options: MeasureOptions) -> tuple[Step, ...]:
 
 
 def _suite_input(options: MeasureOptions, path: str | None) -> dict[str, Origin]:
-    """The user's own files, for a stage that reads `path` of them."""
+    """The files of the user's suite, for a stage that reads `path` of them."""
     return {"suite": External(options.files)} if path is not None and options.files is not None else {}
 
 
@@ -210,7 +211,7 @@ def _evaluate(options: MeasureOptions, label: str, file: ModelFile) -> Step:
 
 
 def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
-    """Perplexity of one file; of all but the baseline itself also the divergence from it."""
+    """Perplexity of one file, and its divergence from the baseline if it is another file."""
     settings = options.suite.divergence
     assert settings is not None
     inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, settings.text)
@@ -233,8 +234,8 @@ def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
 
 
 def without(step: Step, lost: Collection[str]) -> Step | None:
-    """The step without the files that were lost; None if nothing is left of it. A report needs the baseline and one
-    more.
+    """The step without the files that failed; None if nothing is left of it. A report needs the baseline and one
+    more file.
     """
     if step.quant in lost:
         return None
@@ -249,7 +250,7 @@ def without(step: Step, lost: Collection[str]) -> Step | None:
 
 
 def is_pointless(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
-    """Whether a step would measure the baseline for nothing: every file that was to be compared with it is lost."""
+    """Whether a step would measure the baseline for nothing: every file to compare with it has failed."""
     if plan.measuring is None or step.row.name not in _MEASURING:
         return False
     compared = plan.measuring.labels[1:]
@@ -265,6 +266,6 @@ def read_report(finished: FinishedStage) -> EvalReport:
     """The report that the stage left.
 
     Raises:
-        ResultRefused: it is not one.
+        ResultRefused: the file is not a report.
     """
     return read_left(finished.artifact.folder, "report.json", EvalReport, "is not a report")

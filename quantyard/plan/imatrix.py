@@ -1,10 +1,10 @@
-"""Importance matrices in a plan: where the matrix comes from, and whether a file is better with it.
+"""Importance matrices in a plan: where the matrix comes from, and whether it makes a file better.
 
     trial:   fetch ─► convert ─► calibrate ─► quantize, quantize-plain … ─► divergence, divergence-plain …
     after:   fetch ─► convert ─► calibrate ─► quantize ─► verify …              with what proved better
 
 IMATRIX=auto is two plans in one store. The trial makes each file with and without the matrix and measures both on text
-that neither has seen; the plan that follows uses what was better, and runs no step again that the trial has run.
+that neither has seen. The plan that follows uses the better one, and repeats no step of the trial.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MATRIX: Final = "imatrix.gguf"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where the matrix comes from: the user's (`matrix`), or made of `text`, or made of our own text."""
+    """Where the matrix comes from: the user's file (`matrix`), or made of `text`, or made of Quantyard's text."""
 
     matrix: Artifact | None = None
     text: Artifact | None = None
@@ -43,13 +43,13 @@ class Calibration:
 
     @property
     def is_made(self) -> bool:
-        """Whether `calibrate` has to make it."""
+        """Whether the stage `calibrate` makes it."""
         return self.matrix is None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether one file is made with the matrix. `difference`: mean KLD with it less that without, nats, 95 %."""
+    """Whether one file is made with the matrix. `difference`: mean KLD with it minus that without, nats, 95 %."""
 
     quant: str
     with_imatrix: bool
@@ -61,9 +61,9 @@ class Decision:
 
 
 def with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterable[str]) -> BuildPlan:
-    """The plan whose files of these quants are made with the matrix, and the step that makes it, if it is to be made.
+    """The plan that makes these quants with the matrix, and the matrix itself if it is not given.
 
-    Types that a matrix cannot change are left as they are.
+    Types that a matrix cannot change stay as they are.
     """
     chosen = {name for name in quants if _uses_imatrix(plan, name)}
     changed = [_given(step, calibration) if _quant_of(step) in chosen else step for step in plan.steps]
@@ -91,7 +91,7 @@ def _quant_of(step: Step) -> str:
 
 
 def _known(plan: BuildPlan, name: str) -> Quant:
-    """The quant of this name; a recipe is known to the plan alone."""
+    """The quant of this name; only the plan knows recipes."""
     return next((target.quant for target in plan.targets if target.quant.name == name), None) or find(name)
 
 
@@ -116,15 +116,15 @@ def _given(step: Step, calibration: Calibration) -> Step:
 
 
 def on_trial(plan: BuildPlan) -> tuple[str, ...]:
-    """The quants of which both versions can be made: all but those that need a matrix, or never notice one."""
+    """The quants that can be made both ways: all but those that need a matrix, or are not changed by one."""
     made = (_quant_of(step) for step in plan.steps)
     return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
 
 
 def trial_plan(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
-    """The plan that makes and measures both versions of each file; None where there is nothing to choose.
+    """The plan that makes and measures both versions of each file; None where nothing is to be decided.
 
-    It ends with no file: the plan of `decided` does. Divergences stand at its end, so that they can be read in step.
+    It publishes no file: the plan of `decided` does. Divergences come last, so that they can share one run.
     """
     names = on_trial(plan)
     if not names:
@@ -139,22 +139,22 @@ def trial_plan(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
 
 
 def trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
-    """All that a trial and the plan after it leave on disk: what is to be foreseen before either is begun.
+    """One plan for the disk that a trial and the plan after it need together.
 
     Args:
-        given: the plan whose files are all made with the matrix.
+        given: the plan that makes all files with the matrix.
     """
     known = {step.label for step in tried.steps}
     return replace(given, steps=(*tried.steps, *(step for step in given.steps if step.label not in known)))
 
 
 def plain_label(stage: str, quant: str) -> str:
-    """The label of a step of the version without a matrix; the other has the usual one."""
+    """The label of a step of the version without a matrix; the other version has the usual label."""
     return f"{stage}-plain {quant}"
 
 
 def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
-    """What a file of the trial is measured by: as the plan measures it, if it does, so that nothing is read twice."""
+    """The step that measures a file of the trial: the plan's own if it has one, so that nothing is measured twice."""
     quant, is_plain = _quant_of(made), "imatrix" not in made.inputs
     label = f"divergence {quant}"
     step = next((s for s in plan.steps if s.label == label and s.inputs.get("baseline") == plan.base.origin), None)
@@ -171,7 +171,7 @@ def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
 
 
 def decide(quant: str, given: Divergence, plain: Divergence) -> Decision:
-    """Which version to keep: the one with the matrix only if its mean KLD is lower beyond chance."""
+    """Which version to keep: the one with the matrix only if its mean KLD is lower by more than chance."""
     found = kld_difference(given, plain)
     assert given.mean_kld is not None, "it was held against a baseline"
     assert plain.mean_kld is not None, "it was held against a baseline"
@@ -183,12 +183,12 @@ def decide(quant: str, given: Divergence, plain: Divergence) -> Decision:
 
 
 def decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, Decision]:
-    """What to do with each quant of the plan that a matrix can change, once its trial has run.
+    """Whether each quant that a matrix can change is made with it, once its trial has run.
 
     Args:
         plan: without a matrix.
-        output: the folder that a finished step of the trial left, by label; see `Builder.output`. A KeyError means
-            that it did not finish: then there is no decision, and the file is made without.
+        output: the folder that a finished step of the trial left, by label; see `Builder.output`. Where it raises
+            KeyError, the step did not finish; that file is made without a matrix.
     """
     found = {}
     for name in filter(None, map(_quant_of, plan.steps)):
@@ -210,19 +210,20 @@ def read_divergence(folder: Path) -> Divergence:
     """The record that the stage left in this folder.
 
     Raises:
-        QuantyardError: it is none.
+        QuantyardError: the file is not such a record.
     """
     return read_left(folder, "divergence.json", Divergence, "is not a divergence")
 
 
 def kld_difference(one: Divergence, other: Divergence) -> Interval:
-    """Mean KL divergence of one file less that of another, nats.
+    """Mean KL divergence of one file minus that of another, nats.
 
     Raises:
-        QuantyardError: they did not read the same text.
+        QuantyardError: they were not measured on the same text.
     """
     assert one.mean_kld is not None, "it was held against a baseline"
     assert other.mean_kld is not None, "it was held against a baseline"
     if (one.text, one.n_tokens) != (other.text, other.n_tokens):
-        raise QuantyardError(f"{one.label} and {other.label} did not read the same text.", "Please report this.")
+        message = f"{one.label} and {other.label} were not measured on the same text."
+        raise QuantyardError(message, "Please report this.")
     return difference(one.mean_kld, other.mean_kld)

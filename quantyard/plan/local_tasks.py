@@ -1,6 +1,6 @@
-"""What a suite's own tasks need, read off their YAML on the host, where there is no lm-eval.
+"""Whether the tasks of a user's suite need a network, read from their YAML: the orchestrator does not have lm-eval.
 
-A task is local if its questions lie in files beside it; a suite of local tasks is measured without any network.
+A task is local if its questions are in files of the suite; a suite of local tasks is measured without a network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from quantyard.errors import BadRequest
 from quantyard.formats.strict_yaml import YamlProblem
 from quantyard.formats.task_yaml import read_task
 
-# The same as in eval/tasks/offline.py; tests/measure/test_tasks.py compares them.
+# The same as in eval/tasks/offline.py; tests/measure/test_tasks.py compares the two.
 FILE_READERS = frozenset({"json", "csv", "parquet", "text", "arrow", "xml"})
 HELP = "docs/how-to/your-own-questions.md shows a suite that works."
 _MAX_DEPTH = 20
@@ -69,7 +69,7 @@ def _members(name: str, configs: Configs, counted: dict[str, int], depth: int = 
     if depth > _MAX_DEPTH:
         raise BadRequest(f"The group {name!r} is nested deeper than {_MAX_DEPTH} groups.", HELP)
     if name not in counted:
-        counted[name] = 1  # where it holds itself
+        counted[name] = 1  # where the group contains itself
         members = (member for member in _list(config.get("task")) if isinstance(member, str))
         counted[name] = min(_MAX_MEMBERS + 1, sum(_members(one, configs, counted, depth + 1) for one in members))
     return counted[name]

@@ -1,6 +1,6 @@
-"""Lays out `make lora`: a PEFT adapter and its base model's configuration in, one GGUF adapter out.
+"""The plan of `make lora`: a PEFT adapter and the configuration of its base model in, one GGUF adapter out.
 
-The base model's weights are never fetched: what the converter wants to know of them is in its config.json.
+The weights of the base model are not fetched: the converter reads its config.json only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Files = tuple[FileEntry, ...]
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the two inputs: the variable that names it, the file it is known by, and which files it needs."""
+    """One of the two inputs: the variable that names it, the file that identifies it, and the files it needs."""
 
     setting: str
     marker: str
@@ -49,11 +49,11 @@ class _Kind:
 
 
 def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> BuildPlan:
-    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: whoever runs it names the result.
+    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: its caller names the result.
 
     Raises:
-        BadRequest: one of them is not given, is not what it should be, or must be asked for (pickle).
-        HubError: the Hub said no.
+        BadRequest: one of them is missing or unsuitable, or needs a permission (pickle).
+        HubError: the Hub refused or did not answer.
     """
     if not request.adapter:
         raise BadRequest("ADAPTER is not given.", "Name one: make lora ADAPTER=org/name, or a folder in PEFT format.")
@@ -88,7 +88,7 @@ def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step])
 
 
 def _find(kind: _Kind, text: str, access: HubAccess, hashes: HashCache) -> Source:
-    """A path wins over a repo id only if it says that it is one, or is a folder that holds the marker."""
+    """The source that the text names. It is a path if it is written like one, or is a folder with the marker file."""
     path = path_of(text)
     found = kind_of(path)
     says_path = text.startswith(("/", "./", "../", "~"))
@@ -114,13 +114,13 @@ def _folder(kind: _Kind, path: Path, hashes: HashCache) -> Source:
     digest = digest_of_files(files)
     return Source(
         model=ModelId("local", safe_name(path.name, LORA), digest), kind="huggingface", title=str(path), files=files,
-        # The base's weights, or a training's state, stay outside.
+        # The weights of a base, or the state of a training, are left out.
         local=Artifact(digest, files, path, whole_folder=False, places=places),
     )
 
 
 def _limit(name: str) -> int | None:
-    """How large a file can be, bytes; None: weights may be as large as they are."""
+    """The largest size of a file, bytes; None for weights: any size."""
     return None if name in (_WEIGHTS, _PICKLE) else SIDE_LIMIT
 
 
@@ -138,7 +138,7 @@ def _hub(kind: _Kind, text: str, access: HubAccess) -> Source:
 
 @contextmanager
 def _words_of(kind: _Kind) -> Iterator[None]:
-    """What is said about a model is said about this variable."""
+    """Makes errors about a model speak of this variable."""
     try:
         yield
     except QuantyardError as error:
@@ -150,8 +150,8 @@ def _words_of(kind: _Kind) -> Iterator[None]:
 def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:
     names = {f.path for f in files}
     if ADAPTER_CONFIG not in names:
-        hint = "Name what PEFT's save_pretrained left; a whole model is built with make build."
-        raise BadSource(f"{title} has no {ADAPTER_CONFIG}, so it is no adapter in PEFT format.", hint)
+        hint = "Name the folder that PEFT's save_pretrained wrote; a whole model is built with make build."
+        raise BadSource(f"{title} has no {ADAPTER_CONFIG}, so it is not an adapter in PEFT format.", hint)
     if _WEIGHTS in names:
         return _matching(files, (ADAPTER_CONFIG, _WEIGHTS, *LEGAL_FILES))
     if _PICKLE not in names:
@@ -170,20 +170,20 @@ def _base_files(title: str, files: Files) -> Files:
 
 
 def _matching(files: Files, patterns: tuple[str, ...]) -> Files:
-    """Those at the top of the repo that a pattern names."""
+    """The files at the top of the repo that match a pattern."""
     return tuple(f for f in files if "/" not in f.path and any(fnmatchcase(f.path, p) for p in patterns))
 
 
 def _named_base(adapter: Source, access: HubAccess) -> str:
-    """What the adapter says it was trained on: a model of the Hub. A folder is BASE's alone to name."""
+    """The model of the Hub that the adapter says it was trained on. A folder can be named by BASE only."""
     config = _local_config(adapter.local.folder) if adapter.local else _hub_config(adapter, access)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not (isinstance(name, str) and name):
-        message = f"{ADAPTER_CONFIG} of {adapter.title} names no base model."
+        message = f"{ADAPTER_CONFIG} of {adapter.title} does not name a base model."
         raise BadRequest(message, "Name the model it was trained on: make lora ADAPTER=… BASE=org/name")
     if name.startswith(("/", ".", "~")):  # a folder of the machine it was trained on
         message = f"{ADAPTER_CONFIG} of {adapter.title} names a folder as its base model: {name}."
-        raise BadRequest(message, "Name the same model: make lora ADAPTER=… BASE=org/name, or BASE=folder")
+        raise BadRequest(message, "Name that model: make lora ADAPTER=… BASE=org/name, or BASE=folder")
     return f"{name}@{revision}" if isinstance(revision, str) and revision else name
 
 
@@ -203,11 +203,11 @@ def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
 
 def _parsed(title: str, size_bytes: int, read: Callable[[], bytes]) -> Mapping[str, object]:
     if size_bytes > CONFIG_LIMIT_BYTES:
-        raise BadSource(f"{title} is larger than {CONFIG_LIMIT_BYTES:,} bytes.", "Is it what PEFT wrote?")
+        raise BadSource(f"{title} is larger than {CONFIG_LIMIT_BYTES:,} bytes.", "Check that PEFT wrote this file.")
     try:
         config = json.loads(read())
     except (ValueError, RecursionError) as error:
         raise BadSource(f"{title} is not valid JSON: {error}", "Save or download the adapter again.") from error
     if not isinstance(config, dict):
-        raise BadSource(f"{title} holds no JSON object.", "Save or download the adapter again.")
+        raise BadSource(f"{title} does not hold a JSON object.", "Save or download the adapter again.")
     return config

@@ -12,11 +12,11 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True)
 class StageRow:
-    """What never changes about a stage.
+    """The properties of a stage that no request changes.
 
     `pinned` marks a stage whose request alone decides every byte it makes (a download checked against the
-    source's own hashes): its key leaves out the code and the image, so that neither a new release of
-    Quantyard nor a rebuilt image downloads a model again.
+    source's hashes): its key leaves out the code and the image, so that neither a new release of Quantyard
+    nor a rebuilt image downloads a model again.
     """
 
     name: str  # also the module, the log prefix, the label and the key in the manifest
@@ -27,7 +27,7 @@ class StageRow:
     resumable: bool = False
     pinned: bool = False
     package: str = ""
-    leaves: LeavesOf = nothing  # which files, by its request
+    leaves: LeavesOf = nothing  # the files that it must and may leave, by its request
 
     @property
     def code(self) -> str:
@@ -40,7 +40,7 @@ class StageRow:
         return f"{self.code}.{self.name}"
 
 
-# What a folder in Hugging Face format may hold; and what lm-eval and its data sets leave, whose names are not ours.
+# What a folder in Hugging Face format may hold; and what lm-eval and its data sets leave, under names that they choose.
 _MODEL_FILES = r"[^/]+\.(json|safetensors|txt|model|jinja|md)|additional_chat_templates/[^/]+\.jinja"
 _DATASETS_FILES = r"(sets|nltk_data)/.+"
 _EVALUATE_FILES = r"[^./][^/]*/.+"

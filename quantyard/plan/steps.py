@@ -1,7 +1,6 @@
-"""What a plan is made of: steps, where their inputs come from, and the files it ends with.
+"""The parts of a plan: steps, where their inputs come from, and the files that the plan ends with.
 
-What a step reads is named by digest (`StageSpec`), so whoever runs it, on this machine or another, can find its inputs
-in a store of its own.
+`StageSpec` names the inputs of a stage by digest, so that an engine on another machine can find them in its own store.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from quantyard.store.artifact import Artifact
 
 @dataclass(frozen=True)
 class Output:
-    """An input that another step of the plan makes."""
+    """An input that a step of the plan makes."""
 
     step: str
 
@@ -62,12 +61,12 @@ class StageSpec:
 
     @property
     def leaves(self) -> Leaves:
-        """Which files it must leave, and may."""
+        """The files that it must and may leave."""
         return self.row.leaves(self.request)
 
 
 def spec_of(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:
-    """The spec of a step whose input digests are known. See DESIGN: request, inputs, code and image make the key."""
+    """The spec of a step whose input digests are known. The key is made of request, inputs, code and image."""
     parts: dict[str, JsonValue] = {"request": digest_of_request(step.request), "inputs": dict(inputs)}
     if not step.row.pinned:
         parts |= {"code": code_version, "image": image}
@@ -99,7 +98,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What the steps that follow a build measure; laid out by `measure.py`."""
+    """What the steps that follow a build measure; see evaluation.py."""
 
     suite: Suite
     baseline: str
@@ -117,4 +116,4 @@ class BuildPlan:
     outtype: OutType
     outtype_reason: str
     measuring: Measuring | None = None
-    contracts: tuple[str, ...] = ()  # the quants whose served contract is tested
+    contracts: tuple[str, ...] = ()  # the quants whose API is tested

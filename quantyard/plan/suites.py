@@ -6,11 +6,11 @@
 
 A suite file holds the fields of `protocol.evaluation.Suite`, all of them optional, with three liberties: `name`
 defaults to the file's (to the folder's for a `suite.yaml`), a task without settings is just its name, and
-`divergence: false` or `speed: false` leaves that part out. Its `include_path` and `divergence.text` are paths beside
-the file, never outside its folder.
+`divergence: false` or `speed: false` leaves that part out. Its `include_path` and `divergence.text` are relative to the
+file and stay inside its folder.
 
-Suites of ours lie in `eval/suites`, with their tasks beside them like a user's, but bring no files: an image has
-them. So a stage looks in the input `suite` if there is one, and else in its own `suites`.
+Built-in suites are in `eval/suites`. The eval image holds their files, so a stage looks in its input `suite` if it has
+one, else in its own `suites`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LoadedSuite:
 
     Attributes:
         suite: checked; `needs_network` tells whether data sets have to be fetched.
-        local: the files of a user's suite that stages need (its tasks, its text); None for a suite of ours, and for
+        local: the files of a user's suite that stages need (its tasks, its text); None for a built-in suite, and for
             one without files. Becomes the stages' input `suite`; its digest follows the files' content.
         origin: the file, for messages.
     """
@@ -66,7 +66,7 @@ def find_suite(text: str) -> LoadedSuite:
     """The suite of this name or in this file.
 
     Raises:
-        BadSuite: no such suite, or one that is not right; the message says where.
+        BadSuite: the suite does not exist, or has a mistake; the message says where.
     """
     if text.strip().lower() in BUILTIN:
         path = SUITES_DIR / f"{text.strip().lower()}.yaml"
@@ -75,7 +75,8 @@ def find_suite(text: str) -> LoadedSuite:
     if path.is_dir() or path.suffix not in (".yaml", ".yml"):
         raise _unknown(text, path)
     if not path.is_file():
-        raise BadSuite(f"There is no file {text}.", f"Give a suite that exists, or one of ours: {', '.join(BUILTIN)}.")
+        hint = f"Give a file that exists, or a built-in suite: {', '.join(BUILTIN)}."
+        raise BadSuite(f"The file {text} does not exist.", hint)
     suite = _read(path, path.parent)
     return LoadedSuite(suite, _local_files(suite, path.parent), path)
 
@@ -90,7 +91,7 @@ def adjusted(
     What was changed becomes part of its name, so that its report never takes the place of the whole suite's.
 
     Raises:
-        BadSuite: a value that cannot be, no task, or one twice.
+        BadSuite: a value is invalid, or a task is missing or named twice.
     """
     suite = loaded.suite
     known = {entry.task: entry for entry in suite.tasks}
@@ -105,7 +106,7 @@ def adjusted(
     data["name"] = "+".join([suite.name, *marks])
     changed = _validated(data | ({} if seed is None else {"seed": seed}), "The command line")
     if tasks is not None and not chosen:
-        raise BadSuite("No task is named.", "Name at least one, or leave TASKS out.")
+        raise BadSuite("TASKS is empty.", "Name at least one, or leave TASKS out.")
     _check_twice(chosen, "The command line")
     return changed
 
@@ -123,7 +124,7 @@ def _unknown(text: str, path: Path) -> BadSuite:
         return BadSuite(f"{text} is a folder.", f"Name the file in it: {inside[0]}")
     near = difflib.get_close_matches(text.strip().lower(), BUILTIN, n=1, cutoff=0.5)
     advice = f" Did you mean {near[0]!r}?" if near else ""
-    return BadSuite(f"Unknown suite {text!r}.{advice}", f"Ours are {', '.join(BUILTIN)}; or give a .yaml file.")
+    return BadSuite(f"Unknown suite {text!r}.{advice}", f"Built-in suites: {', '.join(BUILTIN)}; or give a .yaml file.")
 
 
 def _read(path: Path, folder: Path) -> Suite:
@@ -153,13 +154,13 @@ def _mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadSuite(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(data, dict) or not data:
-        raise BadSuite(f"{path.name} holds no suite: it has to be a mapping with the key tasks.", HELP)
+        raise BadSuite(f"{path.name} is not a suite: it must be a mapping with the key tasks.", HELP)
     return data
 
 
 def _tasks(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) and value is not None:
-        raise BadSuite(f"{where}: tasks is no list.", "Write one task a line, each after '- '.")
+        raise BadSuite(f"{where}: tasks is not a list.", "Write one task a line, each after '- '.")
     tasks = [{"task": item} if isinstance(item, str) else item for item in value or []]
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
@@ -212,16 +213,16 @@ def _check_twice(tasks: Iterable[TaskEntry], where: str) -> None:
 def _check_inside(folder: Path, relative: str, where: str) -> Path:
     path = folder / relative
     if not path.exists():
-        raise BadSuite(f"{where}: there is no {relative} in {folder}.", "Paths are relative to the suite's file.")
+        raise BadSuite(f"{where}: {relative} is not in {folder}.", "Paths are relative to the suite's file.")
     if fault := fault_of_path(relative.removesuffix("/")):
         raise BadSuite(f"{where}: {shown(relative)} cannot be used: {fault}.", "Rename it.")
     if leads_out(folder, path):
-        raise BadSuite(f"{where}: {relative} leads out of {folder}.", "Put it beside the suite's file.")
+        raise BadSuite(f"{where}: {relative} leads out of {folder}.", "Put it into the folder of the suite's file.")
     return path
 
 
 def _local_files(suite: Suite, folder: Path) -> Artifact | None:
-    """Everything below include_path, and the text; nothing else of what lies in the folder."""
+    """Everything below include_path, and the text; no other file of the folder."""
     paths = _task_files(folder, suite.include_path) if suite.include_path else []
     if suite.divergence and suite.divergence.text:
         paths.append(_text_file(folder, suite.divergence.text))
@@ -240,7 +241,7 @@ def _task_files(folder: Path, include_path: str) -> list[Path]:
         raise BadSuite(f"include_path {include_path} is a file.", "It names the folder that holds the tasks' YAML.")
     paths = [p for p in top.rglob("*") if p.is_file() and not _is_clutter(p.relative_to(top))]
     if not any(path.suffix == ".yaml" for path in paths):
-        raise BadSuite(f"include_path {include_path} holds no task: no .yaml file.", HELP)
+        raise BadSuite(f"include_path {include_path} does not hold a task: no .yaml file.", HELP)
     for path in paths:
         _check_inside(folder, path.relative_to(folder).as_posix(), "include_path")  # a link may lead out
     return paths
@@ -253,7 +254,7 @@ def _is_clutter(path: Path) -> bool:
 def _text_file(folder: Path, name: str) -> Path:
     path = _check_inside(folder, name, "divergence.text")
     if not path.is_file():
-        raise BadSuite(f"divergence.text: {name} is no file.", "Name one plain text file.")
+        raise BadSuite(f"divergence.text: {name} is not a file.", "Name one plain text file.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

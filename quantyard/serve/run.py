@@ -54,7 +54,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
         code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
     if code not in (0, -signal.SIGINT, -signal.SIGTERM):
         names = ", ".join(path.name for path in files)
-        message = f"llama_cpp.server ended with exit code {code} while it served {names}; its lines above say why."
+        message = f"llama_cpp.server ended with exit code {code} while it served {names}; its output above says why."
         raise EngineError(message, "A file that does not load may be cut off: compare its SHA-256 with manifest.json.")
     return 0
 

@@ -251,10 +251,10 @@ class ServedModel:
             hint = "Give it more memory: MEMORY=16GiB, or close other programs."
             return StageFailure(ExitCode.RESOURCES, "out-of-memory", f"Memory ran out. {message}", hint, tail)
         if any(sign in words for sign in _MODEL_SIGNS):
-            hint = "The log above says why; an architecture that llama.cpp does not know yet is the usual reason."
+            hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
             message = f"The server cannot load the model: it ended with exit code {code} during {during}."
             return StageFailure(ExitCode.UNSUPPORTED_MODEL, "serve-load", message, hint, tail)
-        hint = "The log above says why. Build the images again: make images"
+        hint = "The end of its log says why. Build the images again: make images"
         return StageFailure(ExitCode.BUG, "serve-start", message, hint, tail)
 
     def _stop(self) -> None:

@@ -307,7 +307,7 @@ def test_a_missing_shard_of_a_gguf_is_named(refused: Refused, tmp_path: Path) ->
 def test_a_well_formed_gguf_that_is_no_model_is_exit_code_3(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "empty.gguf"
     path.write_bytes(gguf({"general.architecture": "llama", "general.file_type": 0}, [TensorSpec("t", (32, 2))]))
-    refused(path, "Its last lines are below", code=3)
+    refused(path, "Its last output says why", code=3)
 
 
 def _change_config(model: Path, **changes: Any) -> None:
