@@ -147,7 +147,7 @@ def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]
     name = unquantized_name(plan)
     if name is None:
         what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
-        message = f"{what} is quantized already, and an unquantized file to compare with does not exist."
+        message = f"{what} is quantized already, so the build has no unquantized file to compare with."
         raise BadRequest(message, "Start from the 16-bit model, or say what to compare with, such as BASELINE=Q8_0.")
     return name, plan.base
 

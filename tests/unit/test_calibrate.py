@@ -238,9 +238,9 @@ def test_a_text_that_cannot_be_used_is_refused(data: bytes, says: str, tmp_path:
 @pytest.mark.parametrize(
     ("imatrix", "texts", "says"),
     [
-        ("none", ["t.txt"], "CALIBRATION is a text to make a matrix of, and IMATRIX=none"),
+        ("none", ["t.txt"], "CALIBRATION gives text for a new matrix, but IMATRIX=none"),
         ("gone.gguf", [], "gone.gguf is not a file"), ("t.txt", [], "is not an importance matrix in GGUF format"),
-        ("model.gguf", [], "is a GGUF, but no importance matrix"),
+        ("model.gguf", [], "is a GGUF, but not an importance matrix"),
         ("auto", ["gone.txt"], "cannot be read: No such file"),
     ],
 )

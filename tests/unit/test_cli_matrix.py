@@ -178,4 +178,4 @@ def test_only_what_a_suite_reads_may_not_be_calibrated_on(
     folder = shutil.copytree(REPO_DIR / "docs" / "examples" / "own-questions", tmp_path / "suite")
     shutil.copy(OUR_TEXT, folder / place)  # beside the suite there may be anything, a store too
     run(FakeEngine(), f"--suite={folder / 'suite.yaml'}", "--imatrix=auto", "--quants=Q4_K_M")
-    assert ("has words of the evaluation" in capsys.readouterr().err) is refused
+    assert ("shares words with the evaluation" in capsys.readouterr().err) is refused

@@ -369,7 +369,7 @@ def test_what_cannot_be_planned_is_named_by_its_variable(
 
 @pytest.mark.parametrize(
     ("named", "says"),
-    [(None, "names no base model"), ("/home/me/llama", "names a folder as its base model: /home/me/llama")],
+    [(None, "does not name a base model"), ("/home/me/llama", "names a folder as its base model: /home/me/llama")],
 )
 def test_an_adapter_that_names_no_base_model_to_be_had_wants_base(
     named: str | None, says: str, plan: Plan, adapter: Path

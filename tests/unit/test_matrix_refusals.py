@@ -95,10 +95,10 @@ def test_a_gguf_of_an_encoder_is_refused_by_its_header(run: Run, tmp_path: Path,
     [
         (("--quants=Q4_K_M,IQ2_XS,IQ1_S", "--imatrix=none"),
          "IQ2_XS, IQ1_S cannot be made without an importance matrix",
-         "IMATRIX=auto; give one, IMATRIX=file.gguf; or choose another quant: make quants"),
+         "IMATRIX=auto; give one: IMATRIX=file.gguf; or choose another quant: make quants"),
         (("--quants=Q4_K_M,Q9_X",), "Unknown quant 'Q9_X'", "make quants"),
         (("--quants=,",), "QUANTS is empty", "QUANTS=Q4_K_M"),
-        (("--quants=Q4_K_M", "--imatrix=none", "--calibration=x.txt"), "IMATRIX=none makes none", "IMATRIX=auto"),
+        (("--quants=Q4_K_M", "--imatrix=none", "--calibration=x.txt"), "IMATRIX=none does not", "IMATRIX=auto"),
         (("--quants=Q4_K_M", "--imatrix=nowhere.gguf"), "is not a file", "IMATRIX=auto"),
         (("--quants=Q4_K_M", "--imatrix=auto", "--calibration=nowhere.txt"), "cannot be read", "leave CALIBRATION out"),
     ],
@@ -116,7 +116,7 @@ def test_what_cannot_be_is_exit_code_2_with_what_to_type(
     [
         (b"", "is empty"), (b"Far too short.", "two chunks need"), (b"\0" * 5000, "is binary"),
         (b"\xff\xfe" * 900, "is not UTF-8"),
-        (b"Mine. " * 500 + b"The bridge at Harrow Bottom had been broken since", "has words of the evaluation"),
+        (b"Mine. " * 500 + b"The bridge at Harrow Bottom had been broken since", "shares words with the evaluation"),
     ],
 )  # fmt: skip
 def test_a_calibration_text_that_cannot_be_used_ends_a_matrix_before_it_begins(

@@ -172,7 +172,7 @@ def test_data_sets_brought_from_elsewhere_give_the_same_measurement(
 
 
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="not a folder with files in it") as error:
+    with pytest.raises(BadRequest, match="does not hold any files") as error:
         brought_datasets(tmp_path, HashCache(tmp_path / "hashes.json"))
     assert "datasets" in error.value.hint
 
