@@ -261,7 +261,7 @@ class DockerEngine:
             return self._wait(container, spec, time.monotonic() - started)
         finally:
             timer.cancel()
-            connection.close()
+            _close(connection)
 
     def _wait(self, container: Any, spec: StageSpec, ran_s: float) -> dict[str, Any]:
         try:
@@ -295,6 +295,13 @@ def _is_loopback(url: str) -> bool:
 
 def _socket(connection: Any) -> Any:
     return connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001  (a SocketIO hides it)
+
+
+def _close(connection: Any) -> None:
+    """The response before its socket: Python 3.13 reports a response whose socket was closed first."""
+    if response := getattr(connection, "_response", None):
+        response.close()
+    connection.close()
 
 
 def _lines(connection: Any) -> Iterator[tuple[int, str]]:
