@@ -220,10 +220,11 @@ def test_a_reporter_of_ones_own_is_used_as_it_is() -> None:
 # ---- errors ------------------------------------------------------------------------------------------
 
 
-def test_errors_have_a_message_and_what_to_do(engine: FakeEngine) -> None:
+def test_errors_have_a_kind_a_message_and_what_to_do(engine: FakeEngine) -> None:
     with pytest.raises(UnknownQuant) as refused:
         quantyard.build("x", quant="Q4_KM")
     assert "Q4_K_M" in refused.value.message and refused.value.hint and refused.value.code == 2
+    assert refused.value.kind == "unknown-quant"
     assert engine.ran == []
 
 
