@@ -10,6 +10,7 @@ from quantyard.cli.output import data, people, print_json, print_line
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
+from quantyard.protocol.exit_codes import Answer
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -22,7 +23,7 @@ def doctor(args: argparse.Namespace) -> None:
     else:
         data().print(summary.doctor_text(findings), soft_wrap=True)
     if any(finding.state == "missing" for finding in findings):
-        sys.exit(1)
+        sys.exit(Answer.DOCTOR_FAILED)
 
 
 def demo(args: argparse.Namespace) -> None:

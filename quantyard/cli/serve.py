@@ -13,6 +13,7 @@ from quantyard.cli.render import build as summary
 from quantyard.cli.request import request_of
 from quantyard.cli.settings_file import read_settings_file
 from quantyard.cli.terminal_reporter import TerminalReporter
+from quantyard.protocol.exit_codes import Answer
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -32,7 +33,7 @@ def contract(args: argparse.Namespace) -> None:
     else:
         data().print(summary.contract_text(reports), markup=False, soft_wrap=True)
     if not all(report.passed for report in reports):
-        sys.exit(1)
+        sys.exit(Answer.API_TEST_FAILED)
 
 
 def image(args: argparse.Namespace) -> None:

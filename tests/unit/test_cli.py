@@ -13,12 +13,14 @@ from quantyard import cli
 from quantyard.cli.commands import MEASURING
 from quantyard.plan.evaluation import MeasureOptions
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
+from quantyard.protocol.exit_codes import Answer
 from quantyard.protocol.measurements import EvalReport
 from quantyard.quants.catalog import QUANTS
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source
-from quantyard.workflows import planning
-from tests.unit.fake_engine import FakeEngine
+from quantyard.workflows import doctor, planning
+from quantyard.workflows.doctor import Finding
+from tests.unit.fake_engine import FakeEngine, keeps_contract
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *argv: str, fault: Exception | None = None) -> int:
@@ -177,3 +179,14 @@ def test_a_build_offers_and_measures_nothing_of_an_eval(
 @pytest.mark.parametrize("command", [command for _, command, *_ in cli.COMMANDS])
 def test_every_command_leads_to_a_function(command: str) -> None:
     assert callable(cli.find_command(command))
+
+
+def test_a_broken_promise_of_the_api_and_a_missing_tool_have_exit_codes_of_their_own(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(behaviours={"contract Q4_K_M": keeps_contract("chat")})
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
+    assert command("contract", "--quant=Q4_K_M") == Answer.API_TEST_FAILED
+    missing = Finding("engine", "missing", "neither docker nor local can run", "Install Docker")
+    monkeypatch.setattr(doctor, "examine", lambda _request: [missing])
+    assert _run(monkeypatch, "doctor") == Answer.DOCTOR_FAILED
