@@ -15,6 +15,7 @@ from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
 
 NOTHING: Final = Safe(DASH)
+CONFORMANCE: Final = "answers that conform to their JSON schema"  # the head of a column
 
 
 def size(size_bytes: int) -> Safe:
@@ -65,14 +66,16 @@ def score(found: Score | None) -> Safe:
     return NOTHING if found is None else Safe(numbers.metric_value(found.result.value, kind_of(found)))
 
 
-def values(found: Comparison) -> tuple[Safe, Safe]:
+def values(found: Comparison, *, share: bool) -> tuple[Safe, Safe]:
     """The baseline's value and the file's, of the questions that both were asked."""
+    del share  # `kind_of` knows
     kind = kind_of(found)
     return Safe(numbers.metric_value(found.baseline, kind)), Safe(numbers.metric_value(found.value, kind))
 
 
-def delta(found: Comparison) -> Safe:
+def delta(found: Comparison, *, share: bool) -> Safe:
     """Against the baseline, with its interval."""
+    del share  # `kind_of` knows
     return Safe(numbers.delta_written(found.delta, kind_of(found)))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from quantyard.forecast.samples import read_book
 from quantyard.hub.client import HubAccess
+from quantyard.protocol.exit_codes import Answer
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest, read_manifest
@@ -109,7 +110,16 @@ def test_a_byte_that_was_changed_is_still_found(yard: Yard) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     said = yard.verify(f"--file={path}")
-    assert said.code != 0 and "SHA-256" in said.out
+    assert said.code == Answer.VERIFY_FAILED and "SHA-256" in said.out
+
+
+def test_a_number_that_was_changed_on_the_card_is_still_found(yard: Yard) -> None:
+    card = yard.root / "published" / "README.md"
+    text = card.read_text()
+    assert "+0.19 ± 0.13 %" in text
+    card.write_text(text.replace("+0.19 ± 0.13 %", "+0.09 ± 0.13 %"))
+    said = yard.verify(f"--file={yard.root / 'published'}")
+    assert said.code == Answer.VERIFY_FAILED and "+0.09 ± 0.13 % on the card" in said.out
 
 
 def test_a_file_is_chosen_from_what_was_measured(yard: Yard) -> None:
