@@ -7,6 +7,7 @@ from pathlib import Path
 
 import requests
 
+from quantyard.protocol.exit_codes import Answer
 from tests.conftest import run, start
 from tests.docker.server import wait_for
 
@@ -42,7 +43,7 @@ def test_a_file_that_does_not_load_ends_the_local_server_with_a_reason(local_too
     path = tmp_path / "cut.gguf"
     path.write_bytes(b"GGUF\x03\0\0\0")
     done = run("serve", ENGINE="local", ARTIFACTS=str(tmp_path), MODEL_FILE=str(path), PORT="18091")
-    assert done.returncode == 1 and "cut.gguf" in done.stderr and "SHA-256" in done.stderr
+    assert done.returncode == Answer.ENGINE and "cut.gguf" in done.stderr and "SHA-256" in done.stderr
 
 
 def _status(url: str) -> int:
