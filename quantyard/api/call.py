@@ -9,6 +9,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Final, TypeVar, get_type_hints
 
 from quantyard.cli.commands import COMMANDS, MACHINE
@@ -76,8 +77,11 @@ def _text(function: str, setting: Setting, value: object) -> str:
         value = items
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
-    elif isinstance(value, int) and not isinstance(value, bool) and _takes_bytes(setting):
-        value = str(value)
+    elif isinstance(value, Integral) and not isinstance(value, bool):  # numpy has integers of its own
+        value = str(int(value)) if _takes_bytes(setting) else int(value)
+    if not isinstance(value, str | int | float | list):
+        message = f"{function}: {setting.name.lower()!r} cannot be of the type {type(value).__name__}."
+        raise BadRequest(message, "Give text, a number, True or False, a path, or a list of texts or paths.")
     return text_of(function, setting.name.lower(), setting, value)
 
 

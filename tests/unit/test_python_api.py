@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 import quantyard
@@ -233,7 +234,8 @@ def test_errors_have_a_kind_a_message_and_what_to_do(engine: FakeEngine) -> None
     [
         ({"threads": "8"}, "threads"), ({"threads": 10**9}, "THREADS"), ({"engine": "mars"}, "ENGINE"),
         ({"allow_pickle": 1}, "allow_pickle"), ({"quant": 4}, "quant"), ({"memory": 5}, "MEMORY"),
-        ({"calibration": ["a,b.txt"]}, "calibration"), ({"hf_endpoint": "http://me:secret@hub"}, "HF_ENDPOINT"),
+        ({"calibration": ["a,b.txt"]}, "calibration"), ({"quant": {"Q4_K_M": 1}}, "dict"),
+        ({"hf_endpoint": "http://me:secret@hub"}, "HF_ENDPOINT"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_the_name_of_its_argument(
@@ -292,6 +294,14 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_runs(
     with pytest.raises(NotEnoughDisk):
         quantyard.build("x", quant="Q4_K_M")
     assert engine.ran == []
+
+
+def test_numbers_of_numpy_are_numbers_and_sizes_are_bytes(engine: FakeEngine) -> None:
+    request = call.request_for("eval", {"limit": np.int64(5), "memory": 2**30, "suite": "smoke"}, MODEL="x")
+    assert request.measure is not None and request.measure.limit == 5
+    assert request.environment.memory_bytes == 2**30
+    chosen = call.request_for("choose", {"min_tps": np.float64(2.5), "ram": "8GiB"}, MODEL="x").choose
+    assert chosen is not None and (chosen.min_tokens_per_s, chosen.ram_bytes) == (2.5, 8 * 2**30)
 
 
 # ---- where a call runs -------------------------------------------------------------------------------
