@@ -1,4 +1,4 @@
-"""What the user asked for, checked and frozen. Made by `settings.py`; nothing below it reads the environment."""
+"""What the user asked for, checked and frozen. Made by cli/request.py; no module below it reads the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EngineName = Literal["auto", "docker", "local"]
 
 @dataclass(frozen=True)
 class RunEnvironment:
-    """What the machine and the user give every stage: decided at the edge, the same for every engine."""
+    """What the machine and the user give to every stage; the same for every engine."""
 
     repo_dir: Path  # where the stage packages are
     hf_token: str | None = field(default=None, repr=False)
@@ -38,7 +38,7 @@ class ImageSettings:
     bases: Mapping[str, str]  # image → its base: {"builder": "ghcr.io/ggml-org/llama.cpp:full", …}
     extra_ca: Path | None
     proxies: Mapping[str, str] = field(repr=False)
-    reverse_proxy: str = ""  # its image: what the contract test's takes the proxy from
+    reverse_proxy: str = ""  # the image that the contract image takes its proxy from
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MeasureRequest:
 
 @dataclass(frozen=True)
 class ServeRequest:
-    """How to serve without containers; compose.yaml reads the environment itself."""
+    """How to serve without containers; compose.yaml reads the environment directly."""
 
     model_file: Path | None  # None: what was built last
     port: int
@@ -77,20 +77,20 @@ class PackRequest:
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """Where a release goes, and what must hold before it does."""
+    """Where a release is published, and the conditions for it."""
 
-    repo_id: str = ""  # not to the Hub
-    gate: Path | None = None  # our own budgets
+    repo_id: str = ""  # "": not on the Hub
+    gate: Path | None = None  # None: the built-in budgets
     dry_run: bool = False
     allow_fail: bool = False
-    license: str = ""  # as the source says
+    license: str = ""  # "": as the source says
     public: bool = False
     branch: str = ""
     pull_request: bool = False
     split_above_bytes: int = 45 * 2**30
     oci: str = ""  # registry/repository[:tag]
     cosign_key: Path | None = None
-    docker_config: Path = Path("~/.docker/config.json")  # whose logins a registry is pushed with
+    docker_config: Path = Path("~/.docker/config.json")  # with the logins of registries
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ class CheckRequest:
 
 @dataclass(frozen=True)
 class ChooseRequest:
-    """What the file that `choose` names must keep, and how it will be served."""
+    """The limits that the file named by `choose` must meet, and how it will be served."""
 
-    quants: tuple[str, ...] = ()  # from these alone; empty: all that were measured
-    ram_bytes: int | None = None  # this machine's
+    quants: tuple[str, ...] = ()  # to choose from; (): all that were measured
+    ram_bytes: int | None = None  # None: as much as this machine has
     min_tokens_per_s: float = 0.0  # generated
     max_kld: float | None = None  # mean KL divergence, nats
     context_tokens: int = 0  # 0: as the model was trained, at most 8,192
@@ -116,19 +116,19 @@ class ChooseRequest:
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """What a search of tensor types is to reach: a size or a divergence, and how closely it looks."""
+    """The goal of a search of tensor types, a size or a divergence, and how fine the search is."""
 
     target_bytes: int | None = None
-    target_quant: str = ""  # the size that this stock quant has
+    target_quant: str = ""  # the size of this stock quant
     target_kld: float | None = None  # mean KL divergence, nats
-    parts: int = 3  # of the depth, each with types of its own
+    parts: int = 3  # of the depth, each with its own types
     chunks: int = 16  # of 512 tokens that a probe reads; 0: the whole text
-    types: tuple[str, ...] = ()  # of tensors, to choose from; (): all of the search's own
+    types: tuple[str, ...] = ()  # of tensors, to choose from; (): all that the search knows
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """One command's whole request. What a command has no use for is None."""
+    """The whole request of one command. Parts that a command does not use are None."""
 
     model: str
     quants: tuple[Quant, ...]
@@ -158,4 +158,4 @@ class BuildRequest:
     tune: TuneRequest | None = None
     imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
     chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text
-    calibration: tuple[Path, ...] = ()  # texts to make the matrix of; (): our own
+    calibration: tuple[Path, ...] = ()  # texts to make the matrix of; (): Quantyard's text

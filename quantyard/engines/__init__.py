@@ -15,7 +15,7 @@ OnNote = Callable[[str], None]
 
 
 class Engine(Protocol):
-    """Runs stages, several at a time if asked to from several threads."""
+    """Runs stages; `run` may be called from several threads at the same time."""
 
     name: str
 
@@ -23,10 +23,10 @@ class Engine(Protocol):
         """The CPU, memory and GPU that a stage may use, and how many stages run at a time."""
 
     def identity(self, image: str) -> str | None:
-        """What the tools are, for a stage's key; None while that cannot be known (an image not built yet)."""
+        """The identity of the tools, for a stage's key; None while it is unknown (an image is not built yet)."""
 
     def prepare(self, image: str, on_note: OnNote) -> None:
-        """Make the tools ready: build the image, or check the host's own. May take minutes; repeats are instant."""
+        """Make the tools ready: build the image, or check those of the machine. Slow once, instant afterwards."""
 
     def describe(self, image: str) -> dict[str, str]:
         """For the manifest: versions and digests of what runs the stages of this image."""
@@ -38,9 +38,9 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the stage could not be started, or its process vanished.
-            ResultRefused: its answer is none, or not its own.
-            KeyboardInterrupt: passed on, after the stage was stopped and removed.
+            ResultRefused: its result is missing, invalid, or that of another stage.
+            KeyboardInterrupt: after the stage was stopped and removed.
         """
 
     def stop(self) -> None:
-        """Stop every stage that runs now, from another thread; its `run` raises, or returns what the stage left."""
+        """Stop every stage that runs, from another thread. Its `run` raises, or returns what the stage left."""

@@ -1,8 +1,8 @@
 """The engine `docker`: every stage is one container, run through the Docker SDK.
 
-The only module that knows the SDK; the daemon's messy answers become our errors here. A container gets nothing
-that its stage does not need: no network (but for fetch and publish), a read-only root, no capabilities, the
-caller's uid, and limits on memory and processes.
+The only module that uses the SDK; it turns the daemon's errors into ours. A container gets nothing that its stage does
+not need: no network (except for stages that download), a read-only root, no capabilities, the caller's uid, and limits
+on memory and processes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BUILD_TIMES = {
     "contract": "a few minutes",
 }
 _PIDS = 2048
-_RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage dies and not the host
+_RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage is killed before the host suffers
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
 _STDOUT = 1
 _TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
@@ -55,14 +55,14 @@ def connect(timeout_s: float = 60) -> docker.DockerClient:
     """A client of the daemon that the environment names.
 
     Raises:
-        EngineError: none answers.
+        EngineError: no daemon answers.
     """
     try:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except _DaemonError as error:
         *_, root = causes(error)  # the SDK wraps a missing socket in four errors
-        message = f"No Docker daemon answers: {_first_line(root)}."
+        message = f"The Docker daemon does not answer: {_first_line(root)}."
         hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
         raise EngineError(message, hint) from error
     return client
@@ -79,7 +79,7 @@ class DockerEngine:
         self._client = connect()
         self._running: set[str] = set()  # ids of containers
         self._capacity: Capacity | None = None
-        self._identities: dict[str, str] = {}  # asking the daemon for each step would take longer than the rest
+        self._identities: dict[str, str] = {}  # cached: asking the daemon for each step is slow
 
     def capacity(self) -> Capacity:
         """Of the daemon's machine. A container is given no GPU."""
@@ -90,7 +90,7 @@ class DockerEngine:
         return self._capacity
 
     def identity(self, image: str) -> str | None:
-        """Base digest and recipe of the image; None while either is not here yet."""
+        """Base digest and recipe of the image; None while either is missing on this machine."""
         if image not in self._identities:
             base = self._base_digest(image)
             if base is None or not self._has(self._tag(image, base)):
@@ -99,7 +99,7 @@ class DockerEngine:
         return self._identities[image]
 
     def prepare(self, image: str, on_note: OnNote) -> None:
-        """Pull the base image if it is not here, then build ours on it."""
+        """Pull the base image if it is missing, then build ours on it."""
         if self._base_digest(image) is None:
             self._pull(image, on_note)
         base = self._base_digest(image)
@@ -111,7 +111,7 @@ class DockerEngine:
             self._client.images.get(self._tag(image, base)).tag("quantyard/server", "latest")
 
     def describe(self, image: str) -> dict[str, str]:
-        """Versions and digests for the manifest; the image's own id is `builder_image`, `eval_image` …"""
+        """Versions and digests for the manifest; the id of the image is `builder_image`, `eval_image` …"""
         base = self._base_digest(image) or ""
         known = {"base_image": self._images.bases[image], "base_digest": base}
         with suppress(*_DaemonError):
@@ -125,7 +125,7 @@ class DockerEngine:
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:
-        """Run the stage in a container that is removed whatever happens."""
+        """Run the stage in a container, which is always removed."""
         try:
             self._remove_orphans(space)
             container = self._create(spec, self._mounts(spec, space, inputs), space)
@@ -149,7 +149,7 @@ class DockerEngine:
             self._remove(container_id)
 
     def _base_digest(self, image: str) -> str | None:
-        """The base image's digest on this machine: the registry's where it came from one, else its id."""
+        """The digest of the base image on this machine: the registry's if it came from one, else its id."""
         with suppress(docker.errors.ImageNotFound):
             base = self._client.images.get(self._images.bases[image])
             digests = base.attrs.get("RepoDigests") or []
@@ -163,7 +163,7 @@ class DockerEngine:
             self._client.images.pull(base)
         except _DaemonError as error:
             message = f"The base image {base} cannot be pulled: {_first_line(error)}"
-            hint = "Check the network and the name, or make a stand-in from Debian's packages: make base-images"
+            hint = "Check the network and the name, or build a replacement from Debian packages: make base-images"
             raise EngineError(message, hint) from error
 
     def _has(self, tag: str) -> bool:
@@ -178,7 +178,7 @@ class DockerEngine:
     def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
         base = self._base_digest(spec.row.image)
         if base is None:
-            message = f"The base image {self._images.bases[spec.row.image]} is gone."
+            message = f"The base image {self._images.bases[spec.row.image]} was removed."
             raise EngineError(message, "Type the same command again.")
         config: dict[str, Any] = {
             "image": self._tag(spec.row.image, base),
@@ -189,12 +189,12 @@ class DockerEngine:
             "mounts": mounts,
             "network_mode": self._network(spec),
             "stdin_open": True,
-            "init": True,  # reaps the tools' processes and passes signals on
+            "init": True,  # reaps the processes of tools, and forwards signals
         }
         return self._client.containers.create(**config, **self._hardening())
 
     def _user(self) -> str:
-        """The caller. To a rootless daemon the caller is root, and any other uid is a stranger to its files."""
+        """The caller's uid and gid. In a rootless daemon the caller is root, and no other uid may use its files."""
         is_rootless = "name=rootless" in self._client.info().get("SecurityOptions", [])
         return "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
 
@@ -208,7 +208,7 @@ class DockerEngine:
             "mem_limit": memory,
             "memswap_limit": memory,
             "pids_limit": _PIDS,
-            "log_config": LogConfig(type="none"),  # stdout is read as it comes; nobody reads it later
+            "log_config": LogConfig(type="none"),  # stdout is read while the stage runs, never later
         }
 
     def _variables(self, spec: StageSpec) -> dict[str, str]:
@@ -237,7 +237,7 @@ class DockerEngine:
         return mounts
 
     def _network(self, spec: StageSpec) -> str:
-        """None for most stages. A mirror or proxy on this machine's loopback needs the host's own network."""
+        """Most stages have no network. A mirror or proxy on the loopback interface needs the network of the host."""
         if not spec.row.network:
             return "none"
         proxies = (url for name, url in (self._environment.proxies or {}).items() if name.upper() != "NO_PROXY")
@@ -245,7 +245,7 @@ class DockerEngine:
         return "host" if any(_is_loopback(url) for url in urls) else "bridge"
 
     def _follow(self, spec: StageSpec, container: Any, listener: Listener) -> dict[str, Any]:
-        """Start the container, and listen to it until it ends; how it ended."""
+        """Start the container and read its output until it ends. Returns its final state."""
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         connection = self._client.api.attach_socket(container.id, params=params)
         timer = threading.Timer(spec.row.timeout_s, self._remove, [container.id])
@@ -253,7 +253,7 @@ class DockerEngine:
         try:
             container.start()
             timer.start()
-            with suppress(OSError):  # a container that is gone already; why, it says below
+            with suppress(OSError):  # the container is gone already; its exit code says why
                 _socket(connection).sendall(secrets_line(spec, self._environment))
             started = time.monotonic()
             for stream, line in _lines(connection):
@@ -270,12 +270,12 @@ class DockerEngine:
         except docker.errors.NotFound as error:
             if ran_s >= spec.row.timeout_s:
                 raise took_too_long(spec) from error
-            message = f"{spec.label}: its container was removed from outside."
+            message = f"{spec.label}: another program removed its container."
             raise EngineError(message, "Type the same command again; finished stages are kept.") from error
         return dict(container.attrs["State"])
 
     def _remove_orphans(self, space: Workspace) -> None:
-        """Stop what an orchestrator that died without a word left writing to the same folder."""
+        """Stop containers that a killed orchestrator left writing to the same folder."""
         for orphan in self._client.containers.list(all=True, filters={"label": f"{_LABEL}={space.out_dir}"}):
             self._remove(orphan.id)
 
@@ -305,7 +305,7 @@ def _close(connection: Any) -> None:
 
 
 def _lines(connection: Any) -> Iterator[tuple[int, str]]:
-    """Lines of the attached container, each with the stream it came from."""
+    """Lines of the attached container, each with the number of its stream."""
     streams: dict[int, Lines] = {}
     _socket(connection).settimeout(None)  # a stage may be silent for hours
     for stream, block in frames_iter(connection, tty=False):
@@ -316,7 +316,7 @@ def _lines(connection: Any) -> Iterator[tuple[int, str]]:
 
 def _out_of_memory(spec: StageSpec) -> StageResult:
     hint = "Give it more: MEMORY=16GiB, or close other programs."
-    error = StageError(kind="out-of-memory", message="It was killed because memory ran out.", hint=hint)
+    error = StageError(kind="out-of-memory", message="The stage was killed because memory ran out.", hint=hint)
     return StageResult(stage=spec.row.name, exit_code=ExitCode.RESOURCES, error=error)
 
 

@@ -1,8 +1,7 @@
-"""The images stages run in: what one is made of, and how it is built.
+"""The images that stages run in: what they are made of, and how they are built.
 
-An image's *recipe* is the digest of everything we put into it. Together with the digest of its base image it
-says what the tools are; a rebuilt image of the same recipe on the same base is the same tool, so it is this
-pair, not the rebuilt image's own id, that stage keys hold.
+The *recipe* of an image is the digest of everything that we put into it. Recipe and base digest together identify the
+tools, and are part of stage keys; the id of an image is not, since it changes whenever the image is rebuilt.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ImageParts:
-    """What an image is made from, beside its Dockerfile, the bake file and its base."""
+    """What an image is made from, in addition to its Dockerfile, the bake file and its base."""
 
     pin: tuple[str, str]  # of its base: the names in versions.env of image and tag
-    packages: tuple[str, ...] = ()  # whose code is in it; of the first the dependencies too
-    files: tuple[str, ...] = ()  # what else it is made of, as patterns
+    packages: tuple[str, ...] = ()  # whose code it holds; of the first one the dependencies too
+    files: tuple[str, ...] = ()  # other files in it, as patterns
 
 
 # To add an image: see docker-bake.hcl, and add a row.
@@ -51,9 +50,9 @@ BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
 
 @cache
 def code_version(repo_dir: Path, package: str) -> str:
-    """SHA-256 of what a stage of this package runs and reads: the package, and what it shares with us."""
+    """SHA-256 of what a stage of this package runs and reads: the package, and the rooms that it uses."""
     paths = (repo_dir / package).rglob("*")
-    # Of a suite's own file nothing but its requests reaches a stage, and those are in the key.
+    # Suites reach a stage through its request alone, which is part of the key.
     own = (p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.parent.name != "suites")
     shared = (path for room in SHARED[package] for path in (repo_dir / "quantyard" / room).rglob("*.py"))
     return _digest_of_paths(repo_dir, [*sorted(own), *sorted(shared)])
@@ -61,7 +60,7 @@ def code_version(repo_dir: Path, package: str) -> str:
 
 @cache
 def recipe(repo_dir: Path, image: str) -> str:
-    """SHA-256 of what we put into an image, its base apart: recipe files, dependencies, code."""
+    """SHA-256 of what we put onto the base of an image: recipe files, dependencies, code."""
     made_of = RECIPES[image]
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
     text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
@@ -77,14 +76,14 @@ def bake(
     """Build an image with `docker buildx bake`; the Python SDK cannot build BuildKit files.
 
     Raises:
-        EngineError: buildx is missing, or the build failed (with its last lines).
+        EngineError: buildx is missing, or the build failed; `detail` holds its last lines.
     """
     env = bake_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
     run_docker(repo_dir, [*BAKE, "--load", image], env, f"The {image} image could not be built", on_line)
 
 
 def bake_environment(repo_dir: Path, image: str, base_digest: str, settings: ImageSettings) -> dict[str, str]:
-    """What docker-bake.hcl reads, for one image."""
+    """The variables that docker-bake.hcl reads, for one image."""
     return dict(os.environ) | dict(settings.proxies) | {
         "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
@@ -95,10 +94,10 @@ def run_docker(
     repo_dir: Path, argv: Sequence[str], env: Mapping[str, str], failure: str,
     on_line: Callable[[str], None] = lambda _line: None,
 ) -> None:
-    """Run the docker command, quietly.
+    """Run the docker command without printing its output.
 
     Raises:
-        EngineError: it is missing, or ended badly: `failure`, with its last lines.
+        EngineError: it is missing, or failed: `failure` is the message, `detail` its last lines.
     """
     tail: deque[str] = deque(maxlen=20)
     try:

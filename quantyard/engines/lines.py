@@ -1,4 +1,4 @@
-"""Whole lines of what a stage prints, however much of it there is and however long a line gets."""
+"""Cuts the output of a stage into lines, within limits on their length and number."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from typing import Final
 
 MAX_LINE_BYTES: Final = 8 * 1024
-_MOST_LINES: Final = 200  # at each end of a block: who prints more in one go is not read line by line
+_MOST_LINES: Final = 200  # at each end of a block; of a longer block the middle is skipped
 
 
 class Lines:
-    """Cuts blocks of bytes into lines. What is more than a line may hold is dropped, so that it costs neither memory
-    nor time: 100 MB without an end of line are one short line.
+    """Cuts blocks of bytes into lines. The rest of a line that is too long is dropped, so that 100 MB without a newline
+    cost neither memory nor time.
     """
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, block: bytes) -> Iterator[str]:
-        """The lines that end in this block; blank ones are left out."""
+        """The lines that end in this block, except blank ones."""
         *whole, rest = block.split(b"\n")
         if len(whole) > 2 * _MOST_LINES:
             whole = whole[:_MOST_LINES] + whole[-_MOST_LINES:]
@@ -28,7 +28,7 @@ class Lines:
         self._add(rest)
 
     def end(self) -> Iterator[str]:
-        """The line that was begun, as far as it has come."""
+        """The unfinished last line."""
         line = self._rest.decode(errors="replace").rstrip()
         self._rest.clear()
         if line:

@@ -1,8 +1,8 @@
-"""The engine `local`: every stage is a process of this machine, for where no Docker daemon answers.
+"""The engine `local`: every stage is a process of this machine. It serves machines without a Docker daemon.
 
-The same stage modules run in `.venv-local`, with llama-cpp-python in place of llama.cpp's programs. There is no
-container around them: a stage sees the network and the user's files, so a hostile model file is held back by
-less. Use the docker engine for models you do not trust.
+The same stage modules run in `.venv-local`, with llama-cpp-python in place of llama.cpp's programs. They are not
+isolated: a stage can reach the network and the user's files, so a hostile model file can do more harm. Use the docker
+engine for models that you do not trust.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LocalEngine:
 
     def identity(self, image: str) -> str | None:
         """Digest of the packages in `.venv-local`; None until it is set up."""
-        del image  # every stage of this engine has the same tools
+        del image  # all stages of this engine have the same tools
         ready = self._venv / ".ready"
         if not ready.exists():
             return None
@@ -84,7 +84,7 @@ class LocalEngine:
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:
-        """Run the stage as a process group that is stopped whatever happens."""
+        """Run the stage as a process group, which is always stopped."""
         self._link_inputs(space, inputs)
         argv = [str(self._python), "-m", spec.row.module, "--in", str(space.in_dir), "--out", str(space.out_dir)]
         argv += [SECRETS_ON_STDIN, "--die-with-stdin"]
@@ -95,7 +95,7 @@ class LocalEngine:
         self._running.add(process)
         listener = Listener(spec.row.name, on_progress)
         try:
-            _hand_over(process, secrets_line(spec, self._environment))
+            _send_secrets(process, secrets_line(spec, self._environment))
             exit_code = self._follow(spec, process, listener)
         finally:
             _stop(process)
@@ -126,8 +126,8 @@ class LocalEngine:
             "LLAMA_CONVERTER": str(self._converters / "convert_hf_to_gguf.py"),
             "LLAMA_LORA_CONVERTER": str(self._converters / "convert_lora_to_gguf.py"),
             "CONVERTER_PYTHON": str(self._python),
-            "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # no window opens for a plot
-            "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: threads that wait leave the core to others
+            "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # plots without a display
+            "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: waiting threads release their core
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
@@ -137,11 +137,14 @@ class LocalEngine:
         return env
 
     def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: Listener) -> int:
-        """Listen to it until it ends; its exit code. What it started ends with it, or is not listened to any longer."""
-        ears = (_Ear(process, process.stdout, listener.on_stdout), _Ear(process, process.stderr, listener.on_stderr))
+        """Read its output until it ends. Returns its exit code. What it started is stopped with it."""
+        readers = (
+            _StreamReader(process, process.stdout, listener.on_stdout),
+            _StreamReader(process, process.stderr, listener.on_stderr),
+        )
         timer = threading.Timer(spec.row.timeout_s, _stop, [process])
         timer.daemon = True
-        for thread in (*ears, timer):
+        for thread in (*readers, timer):
             thread.start()
         started = time.monotonic()
         try:
@@ -149,25 +152,25 @@ class LocalEngine:
         finally:
             timer.cancel()
             _stop(process)
-            for ear in ears:
-                ear.stop()
-        if error := next((ear.error for ear in ears if ear.error is not None), None):
+            for reader in readers:
+                reader.stop()
+        if error := next((reader.error for reader in readers if reader.error is not None), None):
             raise error
         if exit_code < 0 and time.monotonic() - started >= spec.row.timeout_s:
             raise took_too_long(spec)
         return exit_code
 
 
-def _hand_over(process: subprocess.Popen[bytes], secrets: bytes) -> None:
+def _send_secrets(process: subprocess.Popen[bytes], secrets: bytes) -> None:
     assert process.stdin is not None
-    with suppress(OSError):  # it is gone already; why, it says on stderr
+    with suppress(OSError):  # the process is gone already; its stderr says why
         process.stdin.write(secrets)
         process.stdin.flush()
 
 
-class _Ear(threading.Thread):
-    """Listens to one stream of a process. What goes wrong is kept for the thread that waits, and ends the process: with
-    nobody listening it would wait for ever.
+class _StreamReader(threading.Thread):
+    """Reads one stream of a process. An error is kept for the waiting thread, and ends the process, which would block
+    on a full pipe otherwise.
     """
 
     def __init__(
@@ -180,33 +183,33 @@ class _Ear(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Listen until the stream ends."""
+        """Read until the stream ends."""
         try:
-            self._listen()
+            self._read_lines()
         except BaseException as error:
             self.error = error
             _stop(self._process)
 
     def stop(self) -> None:
-        """The process has ended: hear the rest, but wait for nobody who still holds the stream."""
+        """The process has ended: read the rest, but do not wait for another process that holds the stream open."""
         self.join(timeout=_STOP_S)
         self._stopped.set()
 
-    def _listen(self) -> None:
+    def _read_lines(self) -> None:
         lines = Lines()
         while block := os.read(self._stream.fileno(), _BLOCK_BYTES):
             for line in lines.feed(block):
-                self._hear(line)
+                self._read_line(line)
         for line in lines.end():
-            self._hear(line)
+            self._read_line(line)
 
-    def _hear(self, line: str) -> None:
+    def _read_line(self, line: str) -> None:
         if not self._stopped.is_set():
             self._on_line(line)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the stage and the tools it started: ask first, then kill."""
+    """Stop the stage and the tools that it started: terminate first, then kill."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

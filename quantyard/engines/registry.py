@@ -1,4 +1,4 @@
-"""Which engine runs the stages: `auto` is docker wherever a daemon answers."""
+"""Chooses the engine: `auto` is docker if a daemon answers, else local."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from quantyard.requests import EngineName, ImageSettings, RunEnvironment
 
 
 def choose_engine(name: EngineName, environment: RunEnvironment, images: ImageSettings) -> tuple[Engine, str]:
-    """The engine and the reason for it.
+    """The engine, and why it was chosen.
 
     Raises:
-        EngineError: docker was asked for, and no daemon answers.
+        EngineError: docker was asked for, and the daemon does not answer.
     """
     clear_leftovers()
     if name == "local":
         return LocalEngine(environment), "asked for"
-    from quantyard.engines.docker import DockerEngine  # imported late: the SDK costs 0.2 s that `local` need not pay
+    from quantyard.engines.docker import DockerEngine  # imported late: loading the SDK takes 0.2 s
 
     try:
         return DockerEngine(environment, images), "a daemon answers" if name == "auto" else "asked for"

@@ -1,5 +1,5 @@
-"""Hands a stage its secrets: one line of its stdin. They are in no file, environment, command line or container's
-description, so nothing of them stays however the orchestrator ends.
+"""Hands a stage its secrets in one line of its stdin. No file, environment, command line or container description holds
+them, so that none of them is left behind when the orchestrator is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OLD_PREFIX, _OLD_NAME, _OLD_S = "quantyard-", "HF_TOKEN", 600.0
 
 
 def secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
-    """The secrets this stage may see, and no others: the token, and proxies whose address holds a password."""
+    """The secrets that this stage may see: the token, and proxies whose address holds a password."""
     given: dict[str, str] = {}
     if "HF_TOKEN" in spec.row.secrets and environment.hf_token:
         given["HF_TOKEN"] = environment.hf_token
@@ -31,14 +31,14 @@ def secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
 
 
 def open_proxies(environment: RunEnvironment) -> Mapping[str, str]:
-    """The proxies that anybody may know: these may stand in a stage's environment."""
+    """The proxies without a password, which may be in the environment of a stage."""
     return {name: url for name, url in (environment.proxies or {}).items() if "@" not in url}
 
 
 def clear_leftovers() -> None:
-    """Remove the token's file that an earlier version left when it was killed: our own folder, with that file alone.
+    """Remove the token file that an earlier version left when it was killed: our folder that holds only that file.
 
-    Stages read it as they start, so one that is some minutes old serves nobody.
+    Stages read it as they start, so a file that is some minutes old is not in use.
     """
     for place in {os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir(), tempfile.gettempdir()}:
         for folder in Path(place).glob(f"{_OLD_PREFIX}*"):

@@ -1,5 +1,5 @@
-"""What an engine reads of a stage: its progress lines, and in the end its result. Both are the word of a process that
-has worked on hostile files.
+"""Reads what a stage says: its progress lines, and at its end the result. Neither is trusted, since the stage may have
+worked on hostile files.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
 
 _MAX_PROGRESS_CHARS: Final = 1000
-_MOST_PER_S: Final = 50  # progress lines; a stage of ours prints ten
+_MOST_PER_S: Final = 50  # progress lines; a stage prints ten
 _TAIL_LINES: Final = 15
 _FULL_BELOW_BYTES: Final = 64 * 1024
 _ENDED: Final = frozenset(int(code) for code in ExitCode if code is not ExitCode.DONE)
 
 
 class Listener:
-    """Listens to one stage: passes its progress on, and keeps the last of its other lines."""
+    """Takes the lines of one stage: reports its progress, and keeps the last of its other lines."""
 
     def __init__(self, stage: str, on_progress: OnProgress) -> None:
         self._stage, self._on_progress = stage, on_progress
@@ -36,11 +36,11 @@ class Listener:
 
     @property
     def tail(self) -> str:
-        """The last lines that were no progress."""
+        """The last lines that are not progress."""
         return "\n".join(self._tail)
 
     def on_stdout(self, line: str) -> None:
-        """One line of stdout: progress, or something for people."""
+        """One line of stdout: progress, or text for people."""
         if line.startswith("{") and len(line) <= _MAX_PROGRESS_CHARS:
             if self._is_flood():
                 return
@@ -54,7 +54,7 @@ class Listener:
         self._tail.append(line)
 
     def _is_flood(self) -> bool:
-        """Whether this second has brought more lines than anybody needs."""
+        """Whether more progress lines than allowed came in this second."""
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._heard = second, 0
@@ -70,11 +70,11 @@ def _progress(line: str) -> Progress | None:
 
 
 def read_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
-    """The result a stage left, or one made from how it ended. Nothing of the stage may run any more.
+    """The result that a stage left, or one made from its exit code. The stage must have ended.
 
     Raises:
-        ResultRefused: what it left is no result, or not one of this stage, or it says to have ended otherwise.
-        EngineError: it was killed from outside.
+        ResultRefused: what it left is not a result, is that of another stage, or names another exit code.
+        EngineError: the stage was killed.
     """
     if exit_code != ExitCode.DONE and exit_code not in _ENDED:
         raise _killed(spec.label, exit_code, tail)
@@ -96,9 +96,9 @@ def read_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> St
 
 
 def _without(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
-    """Made from how it ended. A stage that finds the disk full cannot even write that down."""
+    """A result made from the exit code. On a full disk a stage cannot write one."""
     if exit_code == ExitCode.DONE:
-        raise ValueError("there is none, although its process ended well")
+        raise ValueError("it is missing, although the process succeeded")
     said = "its last output may say why" if tail else "it printed nothing"
     error = StageError(kind="no-result", message=f"It ended without a result; {said}.", detail=tail)
     if exit_code == ExitCode.RESOURCES:
@@ -113,7 +113,7 @@ def _exhausted(out_dir: Path, tail: str) -> StageError:
     if free_bytes < _FULL_BELOW_BYTES or "No space left" in tail:
         message = f"The disk is full: {free_bytes:,} bytes are left where artifacts are kept."
         return StageError(kind="out-of-disk", message=message, hint=hint)
-    message = "Disk or memory ran out, and it could not say which."
+    message = "Disk or memory ran out; the stage could not say which."
     return StageError(kind="out-of-resources", message=message, hint=hint, detail=tail)
 
 
@@ -124,6 +124,6 @@ def took_too_long(spec: StageSpec) -> EngineError:
 
 
 def _killed(label: str, exit_code: int, tail: str) -> EngineError:
-    how = "was killed from outside" if exit_code < 0 or exit_code > 128 else "ended in a way that no stage does"
+    how = "was killed" if exit_code < 0 or exit_code > 128 else "ended with an exit code that stages do not use"
     message = f"{label} {how} (exit code {exit_code})."
     return EngineError(message, "Type the same command again; finished stages are kept.", tail)

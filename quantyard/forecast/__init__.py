@@ -1,1 +1,1 @@
-"""Time, disk and memory that a plan will take, and what past runs teach about them."""
+"""Estimates the time, disk and memory that a plan will take, from past runs."""

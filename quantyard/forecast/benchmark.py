@@ -1,7 +1,7 @@
-"""What `make rates` runs: two models of random weights, made and measured by the ordinary stages.
+"""What `make rates` runs: the ordinary stages make and measure two models of random weights.
 
-Two sizes far apart tell what of a stage's time grows with the model and what does not. The large one is made of every
-kind of type that is made or decoded by code of its own, the small one of what is needed to see the start.
+Two sizes far apart separate the time that grows with the model from the time that does not. The large model is made in
+one quant of each timing class, the small one in those that show the fixed part.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from quantyard.store.stages import ModelStore
 
 RANDOM: Final = "random_model"  # the step's label
 SUITE: Final = "smoke"  # it needs no network
-# What decodes does so for seconds, beside the second that its stage takes to start: with less, two timings were a third
-# apart. Prompt and written tokens are in the proportion of the suites' own.
+# Decoding takes some seconds, compared with one second for the start of a stage: with less, two timings differed by a
+# third. Prompt and generated tokens have the same proportion as in the suites.
 _SPEED: Final = SpeedSettings(prompt_tokens=512, generated_tokens=96, repeats=2)
 _DIVERGENCE: Final = DivergenceSettings(n_chunks=4)
 _CALIBRATION_CHUNKS: Final = 4  # of 512 tokens
-# Its tokenizer has seen little text: 1.2 times the tokens of a real one on our prose, 1.4 times on the questions of
-# `smoke` (held against SmolLM2's vocabulary of 49,152). A real model has that much less to decode.
+# The tokenizer of the random model needs 1.2 times the tokens of a real one for our prose, and 1.4 times for the
+# questions of `smoke` (compared with SmolLM2's vocabulary of 49,152). A real model has that much less to decode.
 _TOKENS: Final = 1.3
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One model, and what is made of it. What is only made is not measured: that takes most of the time."""
+    """One model, and the quants that are made of it. Measuring takes most of the time, so that some are only made."""
 
     name: str
     model: RandomModelRequest
-    measured: str  # quants, beside the unquantized file
-    made: str  # quants that are made as well
+    measured: str  # quants, in addition to the unquantized file
+    made: str  # quants that are made, but not measured
     reported: bool = False
 
 
-# 6 and 40 million weights. Shapes as small models have them, rows a multiple of 256, which K-quants need.
+# 6 and 40 million weights. Shapes like those of small models; K-quants need rows of a multiple of 256.
 TRIALS: Final = (
     Trial("small", RandomModelRequest(layers=2, width=256), "Q8_0", "Q4_K_M,IQ3_M", reported=True),
     Trial("large", RandomModelRequest(layers=10, width=512), "Q4_K_M,Q5_0,Q8_0", "IQ4_NL"),
@@ -63,7 +63,7 @@ TRIALS: Final = (
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the trials run. `folder` is a store of their own, which nobody needs afterwards."""
+    """Where the trials run. `folder` is a store for them alone, not needed afterwards."""
 
     engine: Engine
     folder: Path
@@ -85,12 +85,12 @@ def time_model(trial: Trial, bench: Bench, reporter: Reporter) -> list[Sample]:
 
 
 def _as_real(sample: Sample) -> Sample:
-    """Questions are counted, and those of a model with a real tokenizer are shorter."""
+    """The sample of a model with a real tokenizer: its questions have fewer tokens."""
     return sample.model_copy(update={"amount": sample.amount * _TOKENS}) if sample.kind == "evaluate" else sample
 
 
 def _model(trial: Trial, bench: Bench, reporter: Reporter) -> Source:
-    """The random model, as a folder that could be anybody's."""
+    """The random model, as a local folder."""
     digest = digest_of_request(trial.model)
     source = Source(ModelId("random", trial.name, digest), "huggingface", f"{trial.name} random model", ())
     step = Step(RANDOM, STAGES[RANDOM], trial.model, {}, 0)
@@ -109,7 +109,7 @@ def trial_plan(trial: Trial, source: Source, bench: Bench) -> BuildPlan:
     options = BuildOptions(
         quants=(*measured, *parse_list(trial.made)), outtype="auto", allow_pickle=False, allow_requantize=False,
         allow_mismatch=True, threads=bench.threads, workers=1, endpoint=None,
-    )  # allow_mismatch: nobody will ask this tokenizer anything
+    )  # allow_mismatch: the tokenizer of a random model is never used
     plan = _with_and_without(make_plan(source, options), bench.threads)
     plan = add_measuring(replace(plan, targets=plan.targets[: len(measured)]), _measuring(bench))
     left_out = {f"verify {quant.name}" for quant in parse_list(trial.made)}

@@ -1,4 +1,4 @@
-"""What a plan will cost, before anything is spent: download, disk at its peak, file sizes, memory, time."""
+"""What a plan will cost: download, disk at its peak, file sizes, memory, time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from quantyard.memory.from_config import serve_memory_bytes
 from quantyard.plan.steps import BuildPlan, External, Step
 
 SERVE_CONTEXT_TOKENS = 4096
-_RESERVE_BYTES = 64 * 1024 * 1024  # results, manifest, the file system's own needs
+_RESERVE_BYTES = 64 * 1024 * 1024  # for results, the manifest, and the file system
 
 
 @dataclass(frozen=True)
 class FileCost:
-    """One GGUF: expected size, and memory to serve it at `SERVE_CONTEXT_TOKENS` (None: cannot be known yet)."""
+    """One GGUF: expected size, and memory to serve it at `SERVE_CONTEXT_TOKENS` (None: not known yet)."""
 
     quant: str
     size_bytes: int
@@ -29,17 +29,17 @@ class FileCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Sizes in bytes. Nothing is removed while a build runs, so its peak is the sum of what is left to make."""
+    """Sizes in bytes. A build removes nothing while it runs, so its peak is the sum of what is left to make."""
 
     download_bytes: int
     disk_needed_bytes: int
     disk_free_bytes: int
     files: tuple[FileCost, ...]
-    downloads_datasets: bool = False  # their size is not known before they are here
-    stage_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # by label, where it can be told
+    downloads_datasets: bool = False  # of unknown size
+    stage_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # by label, where it is known
     time: Forecast = field(default_factory=Forecast)
-    trial_s: float = 0.0  # that IMATRIX=auto takes beside what the plan shows
-    fitting: tuple[str, ...] = ()  # where not all files fit the disk: which do, by their quants' names
+    trial_s: float = 0.0  # that the trial of IMATRIX=auto takes in addition to the plan
+    fitting: tuple[str, ...] = ()  # the quants whose files fit the disk, where not all of them do
 
     @property
     def fits(self) -> bool:
@@ -69,7 +69,7 @@ class Cost:
 def cost_of(
     plan: BuildPlan, finished: Collection[str], partial_bytes: int, artifacts: Path, time: Forecast | None = None
 ) -> Cost:
-    """The cost of the steps that are not finished; `partial_bytes` of a download are here already."""
+    """The cost of the steps that are not finished; `partial_bytes` of a download are there already."""
     left = [step for step in plan.steps if step.label not in finished]
     download_bytes = sum(s.size_bytes for s in left if s.row.network)
     files = tuple(_file_cost(plan, t.quant.name, t.size_bytes) for t in plan.targets)
@@ -90,8 +90,8 @@ def _fitting(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[st
 
 
 def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
-    """What each step keeps in memory for quick work: the files it maps, and for those that decode also a context.
-    Mapped files can be read again, so with less a stage is slow before it fails.
+    """The memory that each step needs to be fast: for the files that it maps, and if it decodes for a context. Mapped
+    files can be read again, so that a stage with less memory is slow before it fails.
     """
     base_bytes = _base_bytes(plan)
     sizes = {target.quant.name: target.size_bytes for target in plan.targets}
@@ -121,7 +121,7 @@ def _file_cost(plan: BuildPlan, quant: str, size_bytes: int) -> FileCost:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path, or the nearest of its parents that exists: what can be asked for its free space."""
+    """The path, or the nearest of its parents that exists."""
     while not path.exists():
         path = path.parent
     return path

@@ -1,7 +1,7 @@
-"""What the manifests of a store tell of past times: a store that was there before its rates were kept, or was copied.
+"""Reads past times from the manifests of a store: of a store that is older than its record of times, or was copied.
 
-What a manifest does not tell is left out: stages that ran side by side (their clocks ran at the same time), and what
-was read in step with a file that is no longer on record.
+Left out is what manifests cannot tell: the times of stages that ran at the same time, and of shared runs of which a
+file is no longer on record.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from quantyard.forecast.samples import Book, Harvest, Sample, keep_book, read_book
+from quantyard.forecast.samples import Book, ManifestSamples, Sample, keep_book, read_book
 from quantyard.forecast.work import threads_of, work_of
 
-_ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # between a stage's own clock and ours: its container, its files
+_ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the time of a stage
 Record = Mapping[str, Any]
 
 
 def known_times(artifacts: Path) -> Book:
-    """All that this store knows of past times; what manifests tell is read once."""
+    """All past times that this store knows; a manifest is read again only if it has changed."""
     book = read_book(artifacts)
-    if harvest(book, artifacts):
+    if update_from_manifests(book, artifacts):
         keep_book(artifacts, book)
     return book
 
 
-def harvest(book: Book, artifacts: Path) -> bool:
-    """Bring the book up to date with the manifests of the store; whether that changed it."""
+def update_from_manifests(book: Book, artifacts: Path) -> bool:
+    """Update the book from the manifests of the store. Returns whether that changed it."""
     before = dict(book.manifests)
     for path in sorted(artifacts.glob("*/*/*/manifest.json")):
         name, stat = path.relative_to(artifacts).as_posix(), path.stat()
         mark = f"{stat.st_size}|{stat.st_mtime_ns}"
         if name not in before or before[name].mark != mark:
-            book.manifests[name] = Harvest(mark=mark, samples=tuple(_samples_of(path)))
+            book.manifests[name] = ManifestSamples(mark=mark, samples=tuple(_samples_of(path)))
     return book.manifests != before
 
 
 def _samples_of(path: Path) -> Iterator[Sample]:
-    """One for each record that can be understood: the store may be older than this code, or damaged."""
+    """A sample for each record that can be read: the store may be older than this code, or damaged."""
     try:
         manifest = json.loads(path.read_bytes())
         records = dict(manifest["stages"])
@@ -63,7 +63,7 @@ def _n_params(manifest: Record) -> int:
 
 
 def _runs(records: Mapping[str, Record]) -> list[list[Record]]:
-    """The records by the run they come from: divergences of one run have the very same share of its time."""
+    """The records, grouped by run: the divergences of a shared run all have the same share of its time."""
     def run_of(record: Record) -> tuple[str, float]:
         return str(record["request"]["stage"]), float(record["duration_s"])
 

@@ -1,6 +1,6 @@
-"""What is known of past times: `artifacts/.rates.json`, one sample for each stage that ran.
+"""The record of past times: `artifacts/.rates.json`, with one sample for each stage that ran.
 
-Written by runs, by `make rates` and from manifests (see `harvest.py`); read by `rates.py`.
+Written by runs, by `make rates` and from manifests (see from_manifests.py); read by time.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _formerly(name: str) -> Any:
 
 
 class Sample(_Record):
-    """One stage that ran: its work, and the seconds it took of the whole (side by side, its share)."""
+    """One stage that ran: its work, and the seconds that it took (a concurrent stage: its share of them)."""
 
     key: str
     kind: str
@@ -58,15 +58,15 @@ class Sample(_Record):
         return Work(**{each.name: getattr(self, each.name) for each in fields(Work)})
 
 
-class Harvest(_Record):
-    """The samples of one manifest, and the size and time it had."""
+class ManifestSamples(_Record):
+    """The samples of one manifest, and the size and time that the file had."""
 
     mark: str
     samples: tuple[Sample, ...]
 
 
 class RunRecord(_Record):
-    """How well a run was foreseen: seconds of the stages that were, and the median of their relative errors."""
+    """How exact the estimate of a run was: seconds of the stages with an estimate, and the median relative error."""
 
     at: str
     n_stages: int
@@ -76,31 +76,31 @@ class RunRecord(_Record):
 
 
 class Book(BaseModel):
-    """All that is known."""
+    """All samples, and the record of estimates."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    version: Literal[2] = 2  # 1 had other measures of evaluations and divergences
+    version: Literal[2] = 2  # 1 measured evaluations and divergences in other units
     samples: list[Sample] = []
-    manifests: dict[str, Harvest] = {}
+    manifests: dict[str, ManifestSamples] = {}
     runs: list[RunRecord] = []
 
     def replace_synthetic(self, found: Sequence[Sample]) -> None:
-        """Those of the same CPUs and engines give way to these."""
+        """Replace the synthetic samples of the same CPUs and engines with these."""
         places = {(sample.cpu, sample.engine) for sample in found}
         self.samples = [s for s in self.samples if not (s.synthetic and (s.cpu, s.engine) in places)] + [*found]
 
     @property
     def all_samples(self) -> list[Sample]:
-        """Those of runs, and of manifests what no run has told more exactly; the oldest first."""
+        """The samples of runs, and of manifests those that no run has recorded more exactly; the oldest first."""
         known = {sample.key for sample in self.samples}
-        told = (s for harvest in self.manifests.values() for s in harvest.samples if s.key not in known)
+        told = (s for found in self.manifests.values() for s in found.samples if s.key not in known)
         return sorted([*self.samples, *{sample.key: sample for sample in told}.values()], key=lambda s: s.at)
 
     def n_questions(self, variant: str, limits: Limits) -> int:
         """How many questions an evaluation will ask; 0 where that is not known.
 
-        Of a group of tasks each member asks as many as the limit says, so past runs tell by how many it is multiplied.
+        The limit holds for each task of a group; past runs tell how many tasks a group has.
         """
         seen = {s.limits: s.asked for s in self.all_samples if s.kind == "evaluate" and s.variant == variant}
         if limits in seen:
@@ -113,13 +113,13 @@ class Book(BaseModel):
 
 
 def _total(limits: Limits) -> int | None:
-    """Their sum; None where one says all."""
+    """The sum of the limits; None where a task has no limit."""
     given = [limit for limit in limits if limit is not None]
     return sum(given) if len(given) == len(limits) else None
 
 
 def read_book(artifacts: Path) -> Book:
-    """The book of this store; an empty one where there is none that can be read."""
+    """The book of this store; an empty one where the file is missing or unreadable."""
     try:
         return Book.model_validate_json((artifacts / BOOK).read_bytes())
     except (OSError, ValidationError):
@@ -127,7 +127,7 @@ def read_book(artifacts: Path) -> Book:
 
 
 def keep_book(artifacts: Path, book: Book) -> None:
-    """Write it. Where that fails it is only a plan that is less well foreseen."""
+    """Write it. A failure is ignored: only estimates suffer."""
     book.samples, book.runs = book.samples[-_MOST_SAMPLES:], book.runs[-_MOST_RUNS:]
     try:
         artifacts.mkdir(parents=True, exist_ok=True)

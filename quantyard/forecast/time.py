@@ -1,7 +1,8 @@
-"""How long a plan will take, from what the same stages took on this machine before; and what a run teaches.
+"""Estimates how long a plan will take, from the times of the same stages on this machine, and records new times.
 
-A step is foreseen by the samples of its like in `artifacts/.rates.json` (see `rate_book.py`). Those of another CPU are
-not used, those of the random model of `make rates` are rough. What was never run here is "not known yet".
+The estimate of a step is made from samples of similar steps in `artifacts/.rates.json` (see samples.py). Samples of
+another CPU are not used, those of the random models of `make rates` are rough. A stage without samples is "not known
+yet".
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the steps that are to run will take, by label; what is not known yet is in `unknown`."""
+    """The times of the steps that are to run, by label; steps without an estimate are in `unknown`."""
 
     steps: Mapping[str, StepTime] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)  # label → stage
-    would_gain: bool = False  # whether `make rates` would make some of that known
+    would_gain: bool = False  # whether `make rates` would give estimates for some of them
 
     @property
     def seconds(self) -> float:
-        """Of all that is known, one after the other or side by side as it will be."""
+        """The sum of all estimates, with concurrency taken into account."""
         return sum(step.seconds for step in self.steps.values())
 
 
@@ -85,11 +86,11 @@ def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Cond
 def works_of(
     plan: BuildPlan, steps: Sequence[Step], book: Book, asked: Mapping[str, int] | None = None
 ) -> dict[str, Work | None]:
-    """The work of these steps; divergences that will be one run share the baseline's.
+    """The work of these steps; the divergences of a shared run share the work on the baseline.
 
     Args:
-        book: knows how many questions there are.
-        asked: how many were asked, by label, once they have been.
+        book: knows the number of questions.
+        asked: the number of questions that were asked, by label, after a run.
     """
     joined = [step for step in steps if step.row.name == "divergence"]
     alone = all(getattr(step.request, "baseline_file", None) for step in joined)
@@ -107,7 +108,7 @@ def _n_questions(request: Request, book: Book) -> int:
 
 
 def _dominant_type(plan: BuildPlan, family: str) -> str:
-    """The tensor type that most weights of this file have; "" where that cannot be told."""
+    """The tensor type of most weights of this file; "" where it is not known."""
     name = family.partition("+")[0].removesuffix("-plain")
     try:
         return plan.source.main_type(next((t.quant for t in plan.targets if t.quant.name == name), None) or find(name))
@@ -120,7 +121,7 @@ def _threads(step: Step) -> int:
 
 
 def _concurrent(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
-    """Those that will find company: of small files, where more than one is to be made."""
+    """The labels of the steps that will run at the same time: those of small files, if there are several."""
     small = [s for s in steps if s.row.name in CONCURRENT_STAGES and concurrency.allows(1, s.size_bytes, s.size_bytes)]
     files = {step.quant for step in small}
     return {step.label for step in small} if len(files) > 1 else set()
@@ -148,35 +149,35 @@ def _expect(
 
 
 def _tests(work: Work, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
-    """Which samples tell, and whether roughly: the first that anything answers to counts, each asks for less."""
+    """Which samples an estimate is made from, and whether it is rough: the first test that a sample passes is used."""
     def here(s: Sample) -> bool:
         return (s.engine, s.threads) == (engine, threads)
 
     def same(s: Sample) -> bool:
-        """The same quant made of the same types."""
+        """Whether it is the same quant, made of the same types."""
         known = s.dominant_type and work.dominant_type
         return s.family == work.family and (s.dominant_type == work.dominant_type or not known)
 
     def of_class(s: Sample) -> bool:
         return timing_class(s.work) == timing_class(work)
 
-    def company(s: Sample) -> bool:
-        """Whether it ran side by side as this will; of the random models both sizes are worth more than that."""
+    def as_concurrent(s: Sample) -> bool:
+        """Whether it ran concurrently, as this step will. Of synthetic samples both sizes are needed, so all count."""
         return s.synthetic or s.concurrent == concurrent
 
-    yield False, lambda s: here(s) and same(s) and s.asked == work.asked and company(s)
+    yield False, lambda s: here(s) and same(s) and s.asked == work.asked and as_concurrent(s)
     yield False, lambda s: here(s) and same(s) and s.asked == work.asked
     yield True, lambda s: here(s) and same(s)
     yield True, lambda s: here(s) and of_class(s) and s.dominant_type == work.dominant_type
     yield True, lambda s: here(s) and of_class(s)
-    yield True, lambda s: here(s) and company(s)
+    yield True, lambda s: here(s) and as_concurrent(s)
     yield True, here
     yield True, lambda s: s.engine == engine
     yield True, lambda _: True
 
 
 def _measured_start(samples: Sequence[Sample], concurrent: bool) -> float | None:
-    """Seconds that do not grow with the model, seen where one quant was made or measured in sizes far apart."""
+    """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
     each = ([_run(s, concurrent) for s in samples if s.family == family] for family in families)
     starts = [found[0] for points in each if (found := fit(points))]
@@ -184,7 +185,7 @@ def _measured_start(samples: Sequence[Sample], concurrent: bool) -> float | None
 
 
 def _run(sample: Sample, concurrent: bool) -> tuple[float, float]:
-    """Work and seconds of the whole run that it was of, had that run side by side with others, or alone."""
+    """Work and seconds of the whole run that the sample is part of, converted to running concurrently or alone."""
     factor = 1.0 if sample.concurrent == concurrent else _CONCURRENT_SHARE if concurrent else 1 / _CONCURRENT_SHARE
     return sample.amount * sample.n_together, sample.seconds * sample.n_together * factor
 
@@ -194,7 +195,7 @@ def _run(sample: Sample, concurrent: bool) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Compared:
-    """Plan and run: seconds of all stages that were foreseen and ran, and the relative error of each by label."""
+    """Estimate and run: seconds of all stages that had an estimate and ran, and the relative error of each by label."""
 
     planned_s: float
     taken_s: float
@@ -202,12 +203,12 @@ class Compared:
 
     @property
     def median_error(self) -> float:
-        """The median of the stages' relative errors, 0.1 for 10 % too much or too little."""
+        """The median of the relative errors; 0.1 for 10 % too much or too little."""
         return median(abs(error) for error in self.errors.values())
 
 
 def compare(planned: Forecast, taken: Sequence[Taken]) -> Compared | None:
-    """What was foreseen against what it took; None where nothing was both foreseen and run."""
+    """The estimates against the times; None where no stage has both."""
     both = [(planned.steps[t.label].seconds, t) for t in taken if t.label in planned.steps and t.seconds > 0]
     if not both:
         return None
@@ -218,7 +219,7 @@ def compare(planned: Forecast, taken: Sequence[Taken]) -> Compared | None:
 def keep_times(
     artifacts: Path, plan: BuildPlan, planned: Forecast, taken: Sequence[Taken], where: Conditions
 ) -> Compared | None:
-    """Compare what ran with what was foreseen, and let the next plan know. The store may have learned since."""
+    """Compare times with estimates, and record both. The book is read again: another run may have changed it."""
     book, compared = read_book(artifacts), compare(planned, taken)
     if taken:
         learn(book, plan, taken, where, compared)
@@ -230,7 +231,7 @@ def learn(
     book: Book, plan: BuildPlan, taken: Sequence[Taken], where: Conditions, compared: Compared | None = None,
     *, synthetic: bool = False,
 ) -> None:
-    """Add what ran to the book, and how well it was foreseen. `synthetic`: the model was a random one."""
+    """Add the times to the book, and how exact their estimates were. `synthetic`: the model was a random one."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ran, asked = {t.label: t for t in taken}, {t.label: t.n_questions for t in taken}
     joined = [step for step in plan.steps if step.label in ran and ran[step.label].n_together > 1]

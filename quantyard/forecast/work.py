@@ -1,5 +1,5 @@
-"""How much work a step is, in a unit that its time grows with. A plan's steps and a manifest's records are weighed by
-the same functions: what both know is the request, and the number of the model's weights.
+"""The amount of work of a step, in a unit that its time is proportional to. The same functions serve the steps of a
+plan and the records of a manifest: both know the request and the number of weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Limits = tuple[int | None, ...]  # questions of each task of an evaluation; None
 
 _OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/explanation/calibration.md
 _OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
-# An evaluation begins with a self-check of about 1,350 tokens (self_check.py); a question of `smoke` decodes 14,
-# because what questions have in common is decoded once. Longer questions make it count for too much, and matter more.
+# An evaluation begins with a self-check of about 1,350 tokens (self_check.py). A question of `smoke` decodes 14, since
+# common prefixes are decoded once. With longer questions this constant is too large, but then it matters less.
 _SELF_CHECK: Final = 95  # questions
-_WARM_UP_TOKENS: Final = 4  # that the stage `speed` writes before the first repeat; it reads a whole prompt too
-_GENERATED_COST: Final = 4  # prompt tokens that take as long as generating one: 3 to 6 for small models on a CPU
+_WARM_UP_TOKENS: Final = 4  # that the stage `speed` generates before the first repeat, after a whole prompt
+_GENERATED_COST: Final = 4  # prompt tokens in the time of one generated token: 3 to 6 for small models on a CPU
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Work:
     amount: float
     variant: str = ""
     family: str = ""  # the quant
-    dominant_type: str = ""  # the tensor type that most of its weights have; "": not known
+    dominant_type: str = ""  # the tensor type of most of its weights; "": not known
     asked: int = 0  # questions of an evaluation
-    limits: Limits = ()  # and what of each task was asked for
-    n_together: int = 1  # steps that are one run and share its time: `amount` is the share of one
+    limits: Limits = ()  # of questions, by task
+    n_together: int = 1  # steps of a shared run: `amount` is the share of one
 
 
 def work_of(
     request: Request, n_params: int, n_together: int = 1, *, with_baseline: bool = True, n_questions: int = 0
 ) -> Work | None:
-    """The work of a stage with this request; None where nothing tells it.
+    """The work of a stage with this request; None where it is not known.
 
     Args:
         request: as JSON.
@@ -76,14 +76,14 @@ def _divergence(request: Request, n_params: int, n_together: int, with_baseline:
 
 
 def _evaluate(request: Request, n_params: int, n_questions: int) -> Work:
-    """Questions; no work where nobody knows how many."""
+    """Questions; 0 where their number is not known."""
     variant, limits = asked_of(request)
     amount = n_params * (n_questions + _SELF_CHECK) if n_questions else 0
     return Work("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)
 
 
 def asked_of(request: Request) -> tuple[str, Limits]:
-    """What an evaluation asks, and how much of it: the same tasks with other limits are the same variant."""
+    """What an evaluation asks, and its limits: the same tasks with other limits are the same variant."""
     tasks = request["tasks"]
     plain: list[JsonValue] = [{name: value for name, value in task.items() if name != "limit"} for task in tasks]
     variant = digest_of([plain, request["apply_chat_template"], request["include_path"]])[:12]
@@ -120,7 +120,7 @@ def _weights(request: Request, n_params: int) -> Work:
     return Work(request["stage"], n_params)
 
 
-# To teach it a stage: add a row. What is in no row is "not known yet".
+# To add a stage: add a row. The time of other stages is "not known yet".
 _RULES: Mapping[str, Callable[[Request, int], Work | None]] = {
     "fetch": _fetch, "convert": _weights, "calibrate": _calibrate, "quantize": _quantize, "verify": _weights,
     "dequantize": _weights, "split": _weights, "datasets": _datasets, "speed": _speed,
@@ -136,26 +136,26 @@ _ROUNDING: Final = ("Q8", "BF", "F")  # a matrix does not change how they are ma
 
 
 def timing_class(work: Work) -> str:
-    """What its time is most like: the kind of its types, and whether an importance matrix weighs the errors."""
+    """Steps of one class take similar times: the kind of their types, and whether an importance matrix is used."""
     kind = next((name for name in _KINDS if name in (work.dominant_type or work.family)), "old")
     given = "" if kind in _ROUNDING else work.family.partition("+")[2]
     return f"{kind}+{given}" if work.family else ""
 
 
 def threads_of(request: Request) -> int:
-    """The threads that were asked for; 0: as many as the stage wants."""
+    """The threads that were asked for; 0: the stage decides."""
     runtime = request.get("runtime")
     return int(runtime["threads"] if runtime else request.get("threads") or 0)
 
 
-# Seconds of a stage that do not grow with the model: the container, Python, imports, probes, plots. Used where only
-# one size was seen, so that a model fifty times as large is not foreseen to spend fifty times as long on them.
+# Seconds of a stage that do not grow with the model: the container, Python, imports, probes, plots. Used where samples
+# have only one size, so that the estimate for a model fifty times as large does not multiply them by fifty.
 FIXED_S: Final[Mapping[str, float]] = {
     "fetch": 1.0, "convert": 4.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0, "evaluate": 6.0,
     "divergence": 2.0, "speed": 2.0, "report": 4.0, "contract": 5.0,
 }  # fmt: skip
-_FAR_APART: Final = 3  # times as much work: less tells no start from noise
-_MOST_START: Final = 0.95  # of the seconds of the most work: something grows, even where noise hides it
+_FAR_APART: Final = 3  # times as much work; with less, the start is lost in noise
+_MOST_START: Final = 0.95  # of the seconds of the most work: some part always grows with it
 Points = Sequence[tuple[float, float]]  # (work, seconds)
 
 

@@ -1,1 +1,1 @@
-"""Serving what was built."""
+"""Serves files that were built."""

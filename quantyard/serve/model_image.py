@@ -1,4 +1,4 @@
-"""`make image`: one server image with the GGUF inside, in a layer of its own, labelled with where it came from."""
+"""`make image`: a server image with the GGUF in a separate layer, and labels that name its source."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class ModelImage:
 
 
 def check_tag(tag: str) -> None:
-    """Refuse what is no name of an image, before anything is built.
+    """Refuse an invalid image name before anything is built.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: it is not an image name.
     """
     if not _TAG.match(tag):
         given = f"TAG={tag} is not the name of an image" if tag else "TAG is not given"
@@ -48,7 +48,7 @@ def check_tag(tag: str) -> None:
 def model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> ModelImage:
     """The image of one file of a build."""
     source, record = manifest.source, manifest.quants[quant]
-    address = f"https://huggingface.co/{source.repo_id}" if source.repo_id else ""  # a folder's path stays at home
+    address = f"https://huggingface.co/{source.repo_id}" if source.repo_id else ""  # a local path is private
     return ModelImage(
         tag=tag, name=gguf.stem, quant=quant, gguf=gguf, sha256=record.sha256, source=address,
         revision=source.commit, license=source.license or "",
@@ -80,7 +80,7 @@ def build_model_image(
 
 @contextmanager
 def _context(gguf: Path) -> Iterator[Path]:
-    """A folder that holds the GGUF alone, beside it so that a hard link will do."""
+    """A folder that holds only the GGUF. It is made next to it, so that a hard link suffices."""
     folder = Path(tempfile.mkdtemp(prefix=".image-", dir=gguf.parent))
     try:
         try:
@@ -93,7 +93,7 @@ def _context(gguf: Path) -> Iterator[Path]:
 
 
 def _attests(repo_dir: Path) -> bool:
-    """Whether the builder can attach attestations; the daemon's own (driver `docker`) cannot."""
+    """Whether the builder can attach attestations; the daemon's builder (driver `docker`) cannot."""
     said = _output(repo_dir, "docker", "buildx", "inspect")
     return bool(said) and not re.search(r"^Driver:\s+docker$", said, re.MULTILINE)
 

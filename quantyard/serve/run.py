@@ -1,7 +1,7 @@
-"""`make serve`: what was built last behind an OpenAI API, on the loopback interface.
+"""`make serve`: serves the last build with an OpenAI API, on the loopback interface.
 
-With Docker that is compose.yaml. Without, llama-cpp-python's own server behind the same checks, with the same file,
-key and client (server/local/server.py).
+With Docker through compose.yaml. Without it through the server of llama-cpp-python, with the same checks, files, key
+and client (server/local/server.py).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def compose_up(repo_dir: Path, environment: Mapping[str, str]) -> int:
 
 
 def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, str]) -> int:
-    """Run llama-cpp-python's server to its end; its exit code. The key is in a file: command lines are seen by all.
+    """Run the server of llama-cpp-python to its end. The key is passed in a file, since command lines are public.
 
     Raises:
-        BadRequest: there is nothing to serve, the key cannot be read, or the port is taken.
-        EngineError: the server ends badly.
+        BadRequest: no file can be served, the key cannot be read, or the port is taken.
+        EngineError: the server failed.
     """
     serve = request.serve
     assert serve is not None
@@ -49,7 +49,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
             n_gpu_layers=serve.n_gpu_layers, verbose=False,
         )
         config.write_text(dumps(told))
-        # -P: no module of the working directory stands in for a library
+        # -P: modules of the working directory cannot replace libraries
         argv = [str(python), "-P", "-m", "server.local.server", str(config)]
         code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
     if code not in (0, -signal.SIGINT, -signal.SIGTERM):
@@ -71,7 +71,7 @@ def _check_port(port: int) -> None:
 
 
 def _run(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
-    """Wait for the program; Ctrl-C reaches it too, so its own orderly end is waited for."""
+    """Run the program to its end. Ctrl-C reaches it too; then its orderly end is waited for."""
     try:
         process = subprocess.Popen(argv, cwd=folder, env=dict(environment))
     except FileNotFoundError as error:

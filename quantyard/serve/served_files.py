@@ -1,5 +1,5 @@
-"""What `docker compose up` serves: the folder `served` of the store holds what the last build made, as hard links:
-no byte is copied, and a container sees plain files. Beside it `keys/api-key`, the key that the server asks for.
+"""What `docker compose up` serves: the folder `served` of the store holds hard links to the files of the last build,
+which a container sees as plain files. The API key of the server is in `keys/api-key`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def offer(root: Path, files: Sequence[Path]) -> Path | None:
-    """Let these GGUFs be what is served, and nothing else; the folder, or None if they cannot be linked there.
+    """Serve these GGUFs and no others. Returns the folder, or None if they cannot be linked there.
 
-    A source used in place may lie on another disk, or in several parts: those are served by MODEL_FILE alone.
+    A source on another disk, or in several parts, can be served with MODEL_FILE only.
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,24 +33,24 @@ def offer(root: Path, files: Sequence[Path]) -> Path | None:
 
 
 def served_files(root: Path, model_file: Path | None) -> list[Path]:
-    """The GGUFs to serve: MODEL_FILE, the files in it, or what was built last.
+    """The GGUFs to serve: MODEL_FILE, the files in it, or those of the last build.
 
     Raises:
-        BadRequest: there is none.
+        BadRequest: no such file exists.
     """
     where = model_file or root / FOLDER
     found = sorted(set(where.glob("*.gguf")) - set(where.glob("*.imatrix*.gguf"))) if where.is_dir() else [where]
     if not found or not all(path.is_file() for path in found):
-        what = f"MODEL_FILE={model_file} is no GGUF" if model_file else "Nothing is built yet"
+        what = f"MODEL_FILE={model_file} is not a GGUF" if model_file else "Nothing is built yet"
         raise BadRequest(f"{what}.", "Build a model: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
     return found
 
 
 def api_key(root: Path) -> str:
-    """The key in `keys/api-key`, made if there is none; readable to its owner alone.
+    """The key in `keys/api-key`, which is made if it is missing; only its owner can read it.
 
     Raises:
-        BadRequest: the file cannot be read, or holds nothing.
+        BadRequest: the file cannot be read, or is empty.
     """
     path = root / "keys" / "api-key"
     path.parent.mkdir(parents=True, exist_ok=True)

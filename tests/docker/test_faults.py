@@ -84,7 +84,7 @@ def test_a_container_killed_from_outside_is_an_error_that_says_so(
     stage_container(stage, tmp_path).kill()
     _out, err = process.communicate(timeout=60)
     assert process.returncode == Answer.ENGINE, err
-    assert "killed from outside" in err and "Type the same command again" in err
+    assert "was killed (exit code" in err and "Type the same command again" in err
     assert _is_clean(tmp_path)
     assert _finishes(tiny_model, tmp_path)
 
@@ -240,4 +240,4 @@ def test_no_daemon_at_all_is_an_error_with_two_remedies(tiny_model: Path, tmp_pa
         "build", MODEL=str(tiny_model), ENGINE="docker", ARTIFACTS=str(tmp_path), DOCKER_HOST="unix:///nowhere.sock"
     )
     assert done.returncode == Answer.ENGINE
-    assert "No Docker daemon answers" in done.stderr and "ENGINE=local" in done.stderr
+    assert "The Docker daemon does not answer" in done.stderr and "ENGINE=local" in done.stderr

@@ -34,8 +34,8 @@ _KEPT: Final = frozenset({
 })  # fmt: skip
 # Where it is no refusal: exit code, and what is said.
 _OTHERWISE: Final = {
-    "no result and exit code 1": (1, "ended in a way that no stage does"),
-    "no result and exit code 3": (3, "left no result"),
+    "no result and exit code 1": (1, "ended with an exit code that stages do not use"),
+    "no result and exit code 3": (3, "ended without a result"),
     "no result and exit code 5": (5, "The disk is full"),
 }
 # Words that must be in the refusal, beside the stage's name.
@@ -49,7 +49,7 @@ _SAYS: Final = {
     "an output that was not asked for": "does not leave", "an output twice": "twice",
     "the result of another stage": "the stage 'convert'", "another exit code": "says exit code 5",
     "NaN as a fact": "NaN", "1e999 as a fact": "finite", "400 digits as a fact": "digits", "a key twice": "twice",
-    "nested 100,000 deep": "deep", "a fact that is text": "n_params", "no result": "there is none",
+    "nested 100,000 deep": "deep", "a fact that is text": "n_params", "no result": "it is missing",
 }  # fmt: skip
 
 

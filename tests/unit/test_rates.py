@@ -11,7 +11,7 @@ import pytest
 from quantyard.cli.render import build as summary
 from quantyard.execution.scheduler import Concurrency, Taken
 from quantyard.forecast.cost import cost_of
-from quantyard.forecast.from_manifests import harvest, known_times
+from quantyard.forecast.from_manifests import known_times, update_from_manifests
 from quantyard.forecast.samples import BOOK, Book, Sample, read_book
 from quantyard.forecast.time import Conditions, Forecast, StepTime, compare, forecast, keep_times, learn, works_of
 from quantyard.forecast.work import Work, asked_of, line, timing_class, work_of
@@ -352,7 +352,7 @@ def test_manifests_are_learned_from_once_and_again_when_they_change(tmp_path: Pa
     (sample,) = book.all_samples
     assert (sample.kind, sample.family, sample.amount) == ("quantize", "Q4_K_M", 1000)
     assert sample.seconds == pytest.approx(12.5 + 0.9), "and its container"
-    assert not harvest(read_book(tmp_path), tmp_path), "the file says it already"
+    assert not update_from_manifests(read_book(tmp_path), tmp_path), "the file says it already"
     _keep(tmp_path, {"quantize Q4_K_M": {"key": "2" * 64, "duration_s": 20.0}})
     assert [round(s.seconds, 1) for s in known_times(tmp_path).all_samples] == [20.9]
 

@@ -73,7 +73,7 @@ def test_nothing_built_and_a_wrong_file_say_what_to_type(tmp_path: Path) -> None
     with pytest.raises(BadRequest, match="Nothing is built yet") as caught:
         served_files(tmp_path, None)
     assert "make build MODEL=" in caught.value.hint
-    with pytest.raises(BadRequest, match=r"MODEL_FILE=.*typo\.gguf is no GGUF"):
+    with pytest.raises(BadRequest, match=r"MODEL_FILE=.*typo\.gguf is not a GGUF"):
         served_files(tmp_path, tmp_path / "typo.gguf")
 
 
