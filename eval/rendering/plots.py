@@ -121,7 +121,7 @@ def _accuracy_panel(axes: Any, theme: Theme, score: Score, rows: Sequence[Measur
 
 
 def _accuracy_limits(axes: Any, theme: Theme, score: Score) -> bool:
-    """Whether chance is within sight; it is not where it would squeeze what there is to see."""
+    """Whether chance is in sight; it is not where it would squeeze the data."""
     axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
     low, high = axes.get_xlim()
     chance = 100 * score.chance if score.chance is not None else math.inf

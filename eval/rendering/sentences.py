@@ -36,11 +36,11 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
     if m.divergence and m.divergence.top1_agreement:
         agreement, change = percent(m.divergence.top1_agreement.value), ppl_change(m.divergence)
         perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
-        parts.append(f"It would pick the baseline's next token {agreement} of the time{perplexity}.")
+        parts.append(f"It picks the baseline's next token {agreement} of the time{perplexity}.")
     if m.speed and baseline.speed:
         ratio = m.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
         parts.append(f"It generates {digits(ratio, 2)} times as fast.")
-    return " ".join(parts) or "has nothing to compare."
+    return " ".join(parts) or "has no value to compare."
 
 
 def _standing(said: str | None) -> str:

@@ -1,7 +1,7 @@
 """How plots look: colours that colour-blind readers can tell apart, on light and on dark ground, and how they are kept.
 
-Colours are Okabe and Ito's (Color Universal Design, 2008), a few lightened for the dark ground; what colour says, shape
-says too. An SVG is the same to the byte when it is drawn again: fixed ids, no date, text as outlines.
+Colours are Okabe and Ito's (Color Universal Design, 2008), a few lightened for the dark ground; each colour goes with a
+shape. An SVG is the same to the byte when it is drawn again: fixed ids, no date, text as outlines.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def conformance(found: SchemaRate | None) -> Safe:
 
 
 def limit(found: BudgetResult) -> Safe:
-    """A budget as somebody wrote it, with its unit."""
+    """The limit of a budget as it was written, with its unit."""
     return text(budget_limit(found.budget, found.limit))
 
 

@@ -1,4 +1,4 @@
-"""Reads a card back: which of its numbers is not the manifest's."""
+"""Reads a card back and lists the values on it that differ from the manifest."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _FIELDS: Final = ("base_model", "base_model_relation", "license", "license_name"
 
 
 def differences(card: str, subject: Subject) -> list[str]:
-    """One line per difference; what somebody wrote around our blocks, or added to the metadata, is theirs. A card that
-    is right in the way of an earlier version is right.
+    """One line per difference. Text around the blocks and further metadata may be anything: a publisher adds them. A
+    card whose values are written as an earlier version wrote them is right too.
     """
     found = _differences(card, subject, cells_now)
     return found if found and all(_differences(card, subject, earlier) for earlier in _EARLIER) else []

@@ -1,6 +1,6 @@
 """Evaluation results in the Hub's own forms: `.eval_results/*.yaml`, and `model-index` for older readers.
 
-Only tasks that ask a data set of the Hub: what our own questions say means nothing on somebody's leaderboard.
+Only tasks that ask a data set of the Hub: results on our own questions have no place on a leaderboard.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _metric(score: Score) -> str:
 
 
 def _results(subject: Subject) -> Iterator[_Result]:
-    """In the order of the suite; a task that the suite brings itself is none of the Hub's, whatever its name."""
+    """In the order of the suite; a task that the suite brings itself is left out, whatever its name."""
     if subject.report is None or subject.report.suite.include_path is not None:
         return
     for entry in subject.report.suite.tasks:

@@ -84,7 +84,7 @@ def _run(key: str, stage: StageRecord) -> Iterator[Safe]:
 
 
 def _portable(argument: str) -> str:
-    """A path of the host tells where somebody keeps their files: its last part is enough."""
+    """Only the last part of a host's path: the rest would show how its user keeps files."""
     flag, equals, value = argument.rpartition("=")
     if value.startswith(("/", "~", "file:")) and not _IN_IMAGES.match(value):
         return f"{flag}{equals}…/" + value.rstrip("/").rsplit("/", 1)[-1]

@@ -44,7 +44,7 @@ def render_card(manifest: Manifest, context: CardContext) -> str:
     """README.md: YAML metadata and Markdown.
 
     Raises:
-        BadRequest: no such suite or quant, the evaluation is of another file, or the repo's name is none.
+        BadRequest: the suite or quant does not exist, the evaluation is of another file, or the repo name is invalid.
     """
     from huggingface_hub import ModelCard
 

@@ -1,4 +1,4 @@
-"""What a card is about: the manifest, the files of it that are published, and where they will be."""
+"""The subject of a card: the manifest, the files of it that are published, and where they are published."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 HUB: Final = "https://huggingface.co"
 USUAL_BITS: Final = 4.85  # of Q4_K_M on an 8B model: what most people take
-# The one metric of a task that a reader wants to see first.
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class CardContext:
-    """What the card needs to know and no manifest tells. `plots` are paths in the repo, `…-light.svg`, `…-dark.svg`.
+    """What the card needs and the manifest does not hold. `plots` are paths in the repo, `…-light.svg`, `…-dark.svg`.
 
     `suite` is the evaluation to show, "" for none; `quants` the files that are published, by default all.
     """
@@ -51,17 +50,18 @@ class Subject:
         """Refuse to show the numbers of one file beside the name of another.
 
         Raises:
-            BadRequest: an unknown suite or quant, a measurement of another file, or a repo name that is none.
+            BadRequest: an unknown suite or quant, a measurement of another file, or an invalid repo name.
         """
         if not _is_repo_id(self.context.repo_id):
-            message = f"{self.context.repo_id!r} is not the name of a repo."
+            message = f"{self.context.repo_id!r} is not a repo name."
             raise BadRequest(message, "Name it like this: REPO=me/name-GGUF")
         if missing := [label for label in self.context.quants if label not in self.manifest.quants]:
             message = f"{', '.join(missing)} is not in the manifest."
             raise BadRequest(message, f"Build it: make build MODEL=… QUANT={','.join(missing)}")
         suite = self.context.suite
         if suite and suite not in self.manifest.evaluations:
-            raise BadRequest(f"There is no evaluation by suite {suite!r}.", f"Measure: make eval MODEL=… SUITE={suite}")
+            message = f"The model was not evaluated with the suite {suite!r}."
+            raise BadRequest(message, f"Measure: make eval MODEL=… SUITE={suite}")
         for label, record in self.quants.items():
             measured = self.measurement(label)
             if measured and measured.file.sha256 and measured.file.sha256 != record.sha256:
@@ -135,7 +135,7 @@ class Subject:
 
     @property
     def hub_source(self) -> str:
-        """The Hub's id of the source; "" where it is no repo of the Hub."""
+        """The Hub's id of the source; "" where the source is not a repo of the Hub."""
         return self.manifest.source.repo_id if _is_repo_id(self.manifest.source.repo_id) else ""
 
     @property

@@ -55,7 +55,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ChoiceSet:
-    """All that can be chosen from, and what cannot: quant → why."""
+    """The files to choose from, and why the `others` cannot be chosen: quant → reason."""
 
     name: str
     report: EvalReport
@@ -100,7 +100,7 @@ def nothing_measured(why: str, quants: Sequence[str]) -> BadRequest:
 
 
 def eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
-    """What to type to measure all files in one run, `more` of them too."""
+    """The command that measures all files in one run, `more` of them too."""
     suite = choices.report.suite.name
     quants = ",".join([*(c.quant for c in choices.candidates), *choices.others, *more])
     return f"make eval MODEL={model} QUANT={quants} SUITE={suite if suite in BUILTIN else '…'}"
@@ -161,10 +161,10 @@ def _candidate(
     manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse
 ) -> Candidate:
     found, record = _measurement(report, quant), manifest.quants[quant]
-    assert found is not None, "what is missing was said before"
+    assert found is not None, "files without a measurement were left out before"
     quality, layers = quality_of(report, found, metric), read_layers(header)
-    assert found.speed is not None, "likewise"
-    assert quality is not None, "likewise"
+    assert found.speed is not None, "files without this value were left out before"
+    assert quality is not None, "files without this value were left out before"
     return Candidate(
         quant=quant, path=header.paths[0], size_bytes=record.size_bytes, bits_per_weight=record.bits_per_weight,
         memory_bytes=_memory(found.speed, layers, use), context_bytes=cache_bytes(layers, use) if layers else None,
@@ -193,7 +193,7 @@ def paths_of(manifest: Manifest, folder: Path, source: Path | None, quants: Sequ
     if missing := [quant for quant in quants if quant not in manifest.quants]:
         built = ", ".join(manifest.quants) or "nothing"
         hint = f"Build and measure: make eval MODEL=… QUANT={','.join([*manifest.quants, *missing])}"
-        raise BadRequest(f"{', '.join(missing)} is not built; there is {built}.", hint)
+        raise BadRequest(f"{', '.join(missing)} is not built; built: {built}.", hint)
     return {quant: _path(folder, source, manifest.quants[quant]) for quant in quants or manifest.quants}
 
 

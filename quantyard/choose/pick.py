@@ -16,7 +16,7 @@ from quantyard.metrics.pareto import beaten_by
 
 @dataclass(frozen=True)
 class Budget:
-    """What the file must keep: bytes of memory, generated tokens/s, mean KLD in nats (None: any)."""
+    """The limits of a choice: bytes of memory, generated tokens/s, mean KLD in nats (None: any)."""
 
     memory_bytes: int
     memory_reason: str
@@ -26,7 +26,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Miss:
-    """A budget that a file does not keep; `excess` is by how much: 0.1 for a tenth."""
+    """A limit that a file does not meet; `excess` is by how much: 0.1 for a tenth."""
 
     what: Literal["RAM", "MIN_TPS", "MAX_KLD"]
     value: float
@@ -34,7 +34,7 @@ class Miss:
 
     @property
     def excess(self) -> float:
-        """How far it is off, in parts of the limit."""
+        """The distance from the limit, as a share of it."""
         more, less = (self.limit, self.value) if self.what == "MIN_TPS" else (self.value, self.limit)
         return more / less - 1 if less else math.inf
 
@@ -50,7 +50,7 @@ class Choice:
 
 
 def misses(found: Candidate, budget: Budget) -> tuple[Miss, ...]:
-    """The budgets that this file does not keep."""
+    """The limits that this file does not meet."""
     assert found.memory_bytes is not None, "files of unknown memory are refused before"
     missed = []
     if found.memory_bytes > budget.memory_bytes:
@@ -63,7 +63,7 @@ def misses(found: Candidate, budget: Budget) -> tuple[Miss, ...]:
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice | None:
-    """The choice; None where nothing keeps the budget."""
+    """The choice; None where no file meets the limits."""
     fitting = tuple(c for c in candidates if not misses(c, budget))
     if not fitting:
         return None

@@ -1,4 +1,4 @@
-"""The errors of a choice: no file meets the limits, or what they are about is not known."""
+"""The errors of a choice: no file meets the limits, or a value that they need is not known."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from quantyard.formatting.numbers import as_written, count, kld, memory, tokens_
 
 
 def nothing_fits(choices: ChoiceSet, budget: Budget, closest: Candidate, helps: Sequence[str]) -> BadRequest:
-    """The error where no file keeps the budget."""
+    """The error where no file meets the limits."""
     missed = " and ".join(_missed(miss) for miss in misses(closest, budget))
-    message = f"No file of {choices.name} keeps the budget; the nearest, {closest.quant}, {missed}."
+    message = f"No file of {choices.name} meets the limits; the nearest, {closest.quant}, {missed}."
     less = " ".join(_loosened(miss) for miss in misses(closest, budget))
     return BadRequest(message, "\n".join([*helps, f"Ask for less: {less} takes {closest.quant}."]))
 
@@ -29,9 +29,10 @@ def unknown_memory(choices: ChoiceSet) -> BadRequest:
 
 
 def no_divergence(choices: ChoiceSet) -> BadRequest:
-    """The error where MAX_KLD has nothing to be held against."""
-    what = f"MAX_KLD cannot be kept: the suite {choices.report.suite.name} measured no KL divergence of {choices.name}"
-    return BadRequest(f"{what}.", "Measure it with SUITE=standard, or leave MAX_KLD out.")
+    """The error where MAX_KLD was given and no KL divergence was measured."""
+    suite = choices.report.suite.name
+    message = f"MAX_KLD cannot be checked: the suite {suite} measured no KL divergence of {choices.name}."
+    return BadRequest(message, "Measure it with SUITE=standard, or leave MAX_KLD out.")
 
 
 def _missed(miss: Miss) -> str:
@@ -44,7 +45,7 @@ def _missed(miss: Miss) -> str:
 
 
 def _loosened(miss: Miss) -> str:
-    """The budget that this file keeps, rounded to its side."""
+    """The limit that this file meets, rounded to its side."""
     if miss.what == "RAM":
         return f"RAM={-(-int(miss.value) // 2**20)}MiB"
     if miss.what == "MIN_TPS":

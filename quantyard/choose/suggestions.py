@@ -1,4 +1,4 @@
-"""What would help where no file keeps the budget: less context, a smaller cache, another quant. Estimates say so."""
+"""What helps where no file meets the limits: less context, a smaller cache, another quant; estimates are marked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USUAL: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M"
 
 
 def remedies(choices: ChoiceSet, budget: Budget, model: str) -> list[str]:
-    """Each a line that says what to type.
+    """One line each, with the command to type.
 
     Args:
         model: what the user typed after MODEL=.
@@ -81,7 +81,7 @@ def _for_speed(choices: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
         how = eval_command(choices, model, quant.name)
         yield f"A smaller quant may be fast enough: {quant.name} is not measured yet: {how}"
     else:
-        yield "No quant of this model will be so fast on the machine that measured: measure on another, or with a GPU."
+        yield "No quant of this model reaches that speed on the machine that measured: use a faster one, or a GPU."
 
 
 def _for_quality(choices: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:

@@ -194,7 +194,7 @@ def _read_metadata(cursor: GgufCursor, n_keys: int) -> dict[str, MetadataValue]:
         if not key:
             raise cursor.error("has an empty metadata key")
         if key in metadata:
-            raise cursor.error(f"has the metadata key {key!r} twice")
+            raise cursor.error(f"repeats the metadata key {key!r}")
         metadata[key] = cursor.value(key)
     return metadata
 
@@ -202,7 +202,7 @@ def _read_metadata(cursor: GgufCursor, n_keys: int) -> dict[str, MetadataValue]:
 def _alignment(cursor: GgufCursor, metadata: dict[str, MetadataValue]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise cursor.error(f"has an alignment that is no integer: {value!r}")
+        raise cursor.error(f"has an alignment that is not an integer: {value!r}")
     if value <= 0 or value > MAX_ALIGNMENT_BYTES or value & (value - 1):
         raise cursor.error(f"has the alignment {value}, which is not a power of two up to {MAX_ALIGNMENT_BYTES}")
     return value
@@ -213,7 +213,7 @@ def _read_tensors(cursor: GgufCursor, n_tensors: int) -> list[TensorInfo]:
     for _ in range(n_tensors):
         tensor = _read_tensor(cursor)
         if tensor.name in tensors:
-            raise cursor.error(f"has the tensor {tensor.name!r} twice")
+            raise cursor.error(f"repeats the tensor {tensor.name!r}")
         tensors[tensor.name] = tensor
     return list(tensors.values())
 
@@ -245,7 +245,7 @@ def _place(cursor: GgufCursor, tensors: list[TensorInfo], data_offset: int, alig
     placed = tuple(replace(tensor, offset=data_offset + tensor.offset) for tensor in tensors)
     for tensor in placed:
         if (tensor.offset - data_offset) % alignment:
-            raise cursor.error(f"puts the tensor {tensor.name!r} at an offset that is no multiple of {alignment}")
+            raise cursor.error(f"puts the tensor {tensor.name!r} at an offset that is not a multiple of {alignment}")
         if tensor.offset + tensor.size_bytes > cursor.size:
             end = tensor.offset + tensor.size_bytes
             raise cursor.error(f"is {cursor.size} bytes long, but its tensor {tensor.name!r} ends at byte {end}")

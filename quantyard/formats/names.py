@@ -17,7 +17,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def fault_of_name(name: str) -> str:
-    """Why this is no name of one file or folder; "" where it is one."""
+    """Why this is not a name of one file or folder; "" where it is one."""
     if not name:
         return "it is empty"
     if name in (".", ".."):
@@ -34,7 +34,7 @@ def fault_of_name(name: str) -> str:
 
 
 def fault_of_path(path: str) -> str:
-    """Why this is no path of a file inside a folder; "" where it is one."""
+    """Why this is not a path of a file inside a folder; "" where it is one."""
     if "\\" in path:
         return "it holds a backslash"
     if len(path) > MAX_PATH_BYTES:
@@ -52,7 +52,7 @@ def one_name(text: str) -> str:
         ValueError: it is none.
     """
     if fault := fault_of_name(text):
-        raise ValueError(f"{shown(text)} is no name of a file: {fault}")
+        raise ValueError(f"{shown(text)} is not a file name: {fault}")
     return text
 
 

@@ -138,7 +138,7 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise SafetensorsError(f"{file} has {shown(twice)} twice in its {what}")
+            raise SafetensorsError(f"{file} repeats {shown(twice)} in its {what}")
         return found
 
     try:
@@ -148,14 +148,14 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, an integer of 5,000 digits
         raise SafetensorsError(f"{file} has a {what} that is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise SafetensorsError(f"{file} has a {what} that is no JSON object")
+        raise SafetensorsError(f"{file} has a {what} that is not a JSON object")
     return value
 
 
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> SafetensorsTensor:
     problem = f"{path.name} describes its tensor {shown(name)} wrongly"
     if not isinstance(entry, dict):
-        raise SafetensorsError(f"{problem}: {entry!r:.80} is no JSON object")
+        raise SafetensorsError(f"{problem}: {entry!r:.80} is not a JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise SafetensorsError(f"{problem}: unknown dtype {dtype!r:.80}")
@@ -202,7 +202,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise SafetensorsError(f"{path.name} has no weight_map")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or {"/", "\\", "\0"} & set(file):
-            where = f"in {file!r:.80}, which is no file of it"
+            where = f"in {file!r:.80}, which is not a file of this folder"
             raise SafetensorsError(f"{path.name} places the tensor {shown(tensor)} {where}")
     return weight_map
 

@@ -18,7 +18,7 @@ _MAX_DIGITS: Final = 20  # of an integer; 2**64 has as many
 
 
 class JsonProblem(ValueError):
-    """No JSON that can be used; the message says why."""
+    """JSON that cannot be used; the message says why."""
 
 
 def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
@@ -57,12 +57,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise JsonProblem(f"it has the key {shown(twice)} twice")
+        raise JsonProblem(f"the key {shown(twice)} is repeated")
     return found
 
 
 def _constant(name: str) -> NoReturn:
-    raise JsonProblem(f"it holds {name}, which is no number")
+    raise JsonProblem(f"it holds {name}, which is not a number")
 
 
 def _integer(digits: str) -> int:
@@ -74,7 +74,7 @@ def _integer(digits: str) -> int:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise JsonProblem(f"it holds {text[:40]}, which is no finite number")
+        raise JsonProblem(f"it holds {text[:40]}, which is not a finite number")
     return value
 
 

@@ -1,6 +1,6 @@
-"""YAML that others wrote, read without trust: the one reader of every YAML file that comes from outside.
+"""The one reader of every YAML file that a user or a model brings: suites, tasks, budgets, recipes, model cards.
 
-What it gives is plain data of bounded size: no aliases (a few expand to gigabytes), no tags, no key twice, numbers that
+It returns plain data of bounded size: no aliases (a few expand to gigabytes), no tags, no repeated keys, numbers that
 are finite and fit in 64 bits. A date stays a text, and so does `1:30`.
 """
 
@@ -32,7 +32,7 @@ OnFunction = Callable[[str], Any]
 
 
 class YamlProblem(ValueError):
-    """No YAML that can be used; the message says why, with the line where that is known."""
+    """YAML that cannot be used; the message says why, with the line where that is known."""
 
 
 def read_plain(path: Path, *, max_bytes: int = MAX_BYTES, on_function: OnFunction | None = None) -> Any:
@@ -73,7 +73,7 @@ def load_plain(
 
 
 def front_matter(text: str, max_characters: int) -> str | None:
-    """What stands between the first two lines of `---`, as on top of a model card; None where there is none."""
+    """The text between the first two lines of `---`, as on top of a model card; None where it does not begin so."""
     lines = text[:max_characters].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").lstrip().splitlines()
     ends = [number for number, line in enumerate(lines) if line.rstrip() == "---"]
     return "\n".join(lines[1 : ends[1]]) if len(ends) > 1 and ends[0] == 0 else None
@@ -90,7 +90,7 @@ def _refused(what: str, mark: Any) -> ConstructorError:
 
 
 def _refuse_event(event: Any, on_function: OnFunction | None) -> None:
-    """An alias, and a tag: it would make something else of a value than it seems to be."""
+    """Refuse aliases, and tags, which would make something else of a value than it seems to be."""
     if isinstance(event, yaml.AliasEvent):
         raise _refused(f"the alias *{event.anchor}: write the value out", event.start_mark)
     tag = getattr(event, "tag", None)
@@ -99,14 +99,14 @@ def _refuse_event(event: Any, on_function: OnFunction | None) -> None:
 
 
 def _refuse_keys(node: Any) -> None:
-    """Keys that say less than they seem to: repeated ones, of which the last would win, and those that are no text."""
+    """Refuse repeated keys, of which the last would win silently, and keys that are not texts."""
     seen: set[str] = set()
     for key, _ in node.value:
         is_text = isinstance(key, yaml.ScalarNode) and key.tag == _TEXT_TAG
         if not is_text or (key.value == _MERGE and key.style is None):
-            raise _refused("a key that is no text: put it in quotes", key.start_mark)
+            raise _refused("a key that is not a text: put it in quotes", key.start_mark)
         if key.value in seen:
-            raise _refused(f"the key {key.value!r} twice", key.start_mark)
+            raise _refused(f"the key {key.value!r} is repeated", key.start_mark)
         seen.add(key.value)
 
 
@@ -152,7 +152,7 @@ class _Typed(_Plain, yaml.SafeLoader):  # type: ignore[misc]  # a library withou
         """A number with a point."""
         value = float(self.construct_yaml_float(node))
         if not math.isfinite(value):
-            raise _refused(f"{node.value[:_MAX_DIGITS]} is no finite number", node.start_mark)
+            raise _refused(f"{node.value[:_MAX_DIGITS]} is not a finite number", node.start_mark)
         return value
 
 

@@ -1,6 +1,6 @@
-"""A task of somebody's own suite, read with what it includes: on the host, and where lm-eval measures it.
+"""A task of a user's suite, read with the files that it includes: on the host, and where lm-eval measures it.
 
-lm-eval's own reader follows aliases and every path; so of a user's files it is given what this one has read.
+lm-eval's own reader follows aliases and every path, so it is given what this reader has read of a user's files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Reader:
         except OSError as error:
             raise YamlProblem(f"{path.name} cannot be read: {error.strerror}") from error
         if not isinstance(data, dict):
-            raise YamlProblem(f"{path.name} is no task: it holds no mapping")
+            raise YamlProblem(f"{path.name} is not a task: it does not hold a mapping")
         return data
 
     def _inside(self, path: Path, name: str) -> Path:
@@ -68,5 +68,5 @@ def _names(value: Any, where: str) -> list[str]:
     names = value if isinstance(value, list) else [] if value is None else [value]
     for name in names:
         if not isinstance(name, str):
-            raise YamlProblem(f"{where} includes {str(name)[:60]!r}, which is no file name")
+            raise YamlProblem(f"{where} includes {str(name)[:60]!r}, which is not a file name")
     return names

@@ -110,7 +110,7 @@ def _layered(known: Mapping[str, TensorInfo]) -> dict[str, tuple[int, str]]:
 
 def _deciding(places: Mapping[str, tuple[int, str]], types: Mapping[str, str]) -> dict[str, str]:
     """Of each tensor that a pattern names, the pattern that decides. What a pattern names is the bits of an integer: a
-    recipe of hundreds of patterns, which may come with somebody's release, takes a second and no minutes.
+    recipe of hundreds of patterns, which may come with somebody's release, takes a second, not minutes.
     """
     n_layers = 1 + max((layer for layer, _ in places.values()), default=0)
     named = {pattern: _named(pattern, places, n_layers) for pattern in types}
@@ -129,7 +129,7 @@ def _named(pattern: str, places: Mapping[str, tuple[int, str]], n_layers: int) -
     kinds = {k for k in {k for _, k in places.values()} if fnmatchcase(k, kind)}
     bits = sum(1 << number for number, (i, k) in enumerate(places.values()) if i in layers and k in kinds)
     if not bits:
-        raise PatternProblem(f"No tensor of this model is named by {pattern!r}.", _meant(kind, places, n_layers))
+        raise PatternProblem(f"{pattern!r} matches no tensor of this model.", _meant(kind, places, n_layers))
     return bits
 
 
@@ -142,7 +142,7 @@ def _meant(kind: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> s
 
 
 def _most_specific(patterns: Sequence[str], named: Mapping[str, int], types: Mapping[str, str]) -> str | None:
-    """The pattern whose tensors are named by every pattern of another type too, and are fewer; None: there is none."""
+    """The pattern whose tensors every pattern of another type names too, with more of them; None: there is none."""
     sizes = {pattern: named[pattern].bit_count() for pattern in patterns}
     for pattern in patterns:
         others = [other for other in patterns if types[other] != types[pattern]]
@@ -176,13 +176,13 @@ def _matcher(pattern: str, n_layers: int) -> tuple[set[int], str]:
 def _range(part: str, pattern: str, n_layers: int) -> range:
     match = _LAYERS.fullmatch(part)
     if match is None:
-        raise PatternProblem(f"{part!r} in {pattern!r} are no layers.", _EXAMPLE)
+        raise PatternProblem(f"{part!r} in {pattern!r} are not layers.", _EXAMPLE)
     if match[3] is None:
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last:
-            raise PatternProblem(f"{part!r} in {pattern!r} begins behind its end.", _EXAMPLE)
+            raise PatternProblem(f"{part!r} in {pattern!r} begins after its end.", _EXAMPLE)
         return range(first, min(last + 1, n_layers))
     low, high = int(match[3]), int(match[4])
     if not low < high <= 100:
-        raise PatternProblem(f"{part!r} in {pattern!r} is no part of the depth.", _EXAMPLE)
+        raise PatternProblem(f"{part!r} in {pattern!r} is not a part of the depth.", _EXAMPLE)
     return range(-(-low * n_layers // 100), -(-high * n_layers // 100))

@@ -1,4 +1,4 @@
-"""Facts for a terminal in two columns: a name and what is said of it."""
+"""Facts for a terminal in two columns: name and text."""
 
 from __future__ import annotations
 

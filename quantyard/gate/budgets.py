@@ -110,7 +110,7 @@ def load_budgets(path: Path | None) -> Budgets:
         raise BadBudgets(f"{file.name} cannot be used: {error}.", _HELP) from error
     found = _checked(content, file.name)
     if not any(_sets_something(budget) for budget in (found.defaults, *found.quants.values())):
-        raise BadBudgets(f"{file.name} sets no budget, so that every file would pass.", _HELP)
+        raise BadBudgets(f"{file.name} sets no budget, so every file would pass.", _HELP)
     name = path.name if path else "default"
     return Budgets(name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical(found.quants, file.name))
 
@@ -135,7 +135,7 @@ def _specificity(key: str) -> tuple[bool, bool, int]:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise BadBudgets(f"There is no file {path}.", "Give a file of budgets: GATE=gate.yaml; or leave GATE out.")
+        raise BadBudgets(f"{path} does not exist.", "Give a file of budgets: GATE=gate.yaml; or leave GATE out.")
     try:
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
@@ -145,7 +145,7 @@ def _read(path: Path) -> bytes:
 
 def _checked(data: Any, where: str) -> _BudgetFile:
     if not isinstance(data, dict) or not data:
-        raise BadBudgets(f"{where} holds no budgets: it has to be a mapping with the key defaults or quants.", _HELP)
+        raise BadBudgets(f"{where} holds no budgets: write a mapping with the key defaults or quants.", _HELP)
     data = {key: {} if value is None else value for key, value in data.items()}
     _check_keys(data, _BudgetFile.model_fields, where)
     quants = data.get("quants", {})
@@ -185,7 +185,7 @@ def _canonical(quants: dict[str, Budget], where: str) -> dict[str, Budget]:
     for key, budget in quants.items():
         name = _key(key, where)
         if name in found:
-            raise BadBudgets(f"{where}: quants names {name} twice, once as {key!r}.", "Write one of the two.")
+            raise BadBudgets(f"{where}: quants repeats {name}, once as {key!r}.", "Write one of the two.")
         found[name] = budget
     return found
 
@@ -196,7 +196,7 @@ def _key(key: str, where: str) -> str:
     if is_pattern(key):
         if any(fnmatchcase(quant.name, key.upper()) for quant in QUANTS):
             return key.upper()
-        raise BadBudgets(f"{where}: no quant is called like {key[:80]!r}.", "List them: make quants")
+        raise BadBudgets(f"{where}: no quant matches {key[:80]!r}.", "List them: make quants")
     try:
         return find(key).name
     except UnknownQuant as error:

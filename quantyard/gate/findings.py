@@ -1,6 +1,6 @@
-"""The gate's findings in plain words: value, interval, limit, and what to type where that can change them.
+"""The sentences of the gate: value, interval, limit, and the command that can change the outcome.
 
-They end up on the card, so no path of this machine may be in them.
+The card quotes them, so they never hold a path of this machine.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def judged(
 
 
 def no_number(budget: str, limit: float, task: str) -> str:
-    """For a model so broken that the value is infinite, or none."""
-    return f"{_name(budget, task)} is no finite number, so it is not within {budget_limit(budget, limit)}"
+    """For a value that is not finite."""
+    return f"{_name(budget, task)} is not finite, so it is not within {budget_limit(budget, limit)}"
 
 
 def is_baseline(budget: str) -> str:
@@ -51,57 +51,57 @@ def is_baseline(budget: str) -> str:
 
 def own_baseline(what: str, manifest: Manifest, quant: str) -> str:
     """For a quantized file that was measured against itself."""
-    why = f"{what} is not known: {quant} itself was the baseline"
+    why = f"{what} is not known: {quant} was the baseline"
     return f"{why}. Type: make eval MODEL={model(manifest)} QUANT={quant} BASELINE=BF16"
 
 
 def no_signal(found: Comparison, baseline: str) -> str:
-    """For a task that decides nothing."""
+    """For a task on which the baseline is at chance."""
     score = percent(found.baseline)
-    return f"on {found.task} the baseline {baseline} itself is no better than guessing ({score}), so nothing follows"
+    return f"on {found.task} the baseline {baseline} is not better than guessing ({score}), so the task decides nothing"
 
 
 def unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool) -> str:
-    """For what an evaluation with another suite, or any at all, would find."""
+    """For a value that another suite, or any evaluation at all, would give."""
     if evaluated:
-        why = f"{what} was not measured: the suite {suite} has nothing to measure it with"
+        why = f"{what} was not measured: the suite {suite} does not measure it"
         return f"{why}. Type: {_eval(manifest, quant, 'standard')}"
     again = suite if suite in BUILTIN else "…"
     return f"{what} of this file was not measured with the suite {suite}. Type: {_eval(manifest, quant, again)}"
 
 
 def no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
-    """For a file that was never served to itself, or did not answer."""
-    why = "the contract test got no answer to a JSON schema" if tested else "the contract was not tested"
+    """For a file without a result of the API test."""
+    why = "the API test got no answer to a JSON schema" if tested else "the API test was not run"
     what = NAMES["min_schema_conformance"]
     return f"{what} was not measured: {why}. Type: make contract MODEL={model(manifest)} QUANT={quant}"
 
 
 def tokens(needed: int | None, n: int) -> str:
-    """How long a text would tell."""
+    """How long a text would decide."""
     return _would_do(needed, "tokens of text", n, "the suite's divergence.text may be longer")
 
 
 def questions(needed: int | None, n: int, suite: str) -> str:
-    """How many questions of the task would."""
+    """How many questions of the task would decide."""
     short = suite.partition("+")[0] in ("smoke", "quick")
     return _would_do(needed, "questions", n, "SUITE=standard asks more" if short else "")
 
 
 def answers(needed: int | None, n: int) -> str:
-    """How many schemas would."""
+    """How many answers to schemas would decide."""
     return _would_do(needed, "answers", n)
 
 
 def model(manifest: Manifest) -> str:
-    """What to type after MODEL=; a folder's path stays at home."""
+    """The value for MODEL=; the path of a local folder is left out."""
     return manifest.source.repo_id or "…"
 
 
 def _would_do(needed: int | None, what: str, n: int, how: str = "") -> str:
     if needed is None:
-        return f"it lies on the limit, and no number of {what} would tell"
-    return f"about {forecast_count(needed)} {what} would tell, there were {count(n)}" + (f" ({how})" if how else "")
+        return f"the value lies on the limit, and more {what} cannot decide"
+    return f"about {forecast_count(needed)} {what} would decide; there were {count(n)}" + (f" ({how})" if how else "")
 
 
 def _eval(manifest: Manifest, quant: str, suite: str) -> str:

@@ -84,7 +84,7 @@ def _file(manifest: Manifest, quant: str, suite: str, budgets: Budgets) -> _File
     record = manifest.quants.get(quant)
     if record is None:
         built = ", ".join(manifest.quants) or "none"
-        message = f"{quant} is not built; these are: {built}."
+        message = f"{quant} is not built; built: {built}."
         raise BadRequest(message, f"Type: make eval MODEL={words.model(manifest)} QUANT={quant}")
     report = manifest.evaluations.get(suite)
     of_label = [m for m in report.measurements if m.file.label == quant] if report else []

@@ -42,7 +42,7 @@ def memory_bytes() -> int:
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far, mapped files included.
 
-    VmHWM where there is a /proc: what getrusage says survives exec, so it may be the parent's.
+    VmHWM where /proc exists: the value of getrusage survives exec, so it may be the parent's.
     """
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()

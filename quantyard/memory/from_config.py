@@ -1,4 +1,4 @@
-"""How much memory serving a model will take, foreseen from its config.json before there is a GGUF of it."""
+"""How much memory serving a model will take, estimated from its config.json before a GGUF exists."""
 
 from __future__ import annotations
 

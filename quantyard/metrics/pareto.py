@@ -1,4 +1,4 @@
-"""The front of many files: those that no other one beats in size, quality and speed.
+"""The Pareto front of many files: those that no other file beats in size, quality and speed.
 
 The one definition of it: the report and its plot, the page, the terminal and `choose` ask here. Values count as they
 were measured, without intervals: whoever has the report can follow it by hand.
@@ -40,7 +40,7 @@ class Entry:
 
 
 def beats(one: Entry, other: Entry) -> bool:
-    """Whether `one` is no larger, no worse and no slower than `other`, and better in one of them."""
+    """Whether `one` is at least as small, as good and as fast as `other`, and better in one of the three."""
     mine, theirs = _costs(one), _costs(other)
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
@@ -54,7 +54,7 @@ def beaten_by(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
 
 
 def fast_alone(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """The files of the front that are there for their speed: another one is no larger and no worse."""
+    """The files that are on the front for their speed alone: another file is at most as large and at least as good."""
     whole, slow = beaten_by(entries), beaten_by(_without_speed(entries))
     return tuple(label for label, others in slow.items() if others and not whole[label])
 
@@ -72,7 +72,7 @@ def _without_speed(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def metric_of(report: EvalReport) -> Metric:
-    """What quality is told by: KL divergence, or perplexity where that alone was measured."""
+    """The metric of quality: KL divergence, or perplexity where that alone was measured."""
     found = [m.divergence for m in report.measurements if m.divergence]
     only_perplexity = any(ppl_change(d) for d in found) and all(d.mean_kld is None for d in found)
     return "ΔPPL" if only_perplexity else "mean KLD"
@@ -119,7 +119,8 @@ def standings(entries: Sequence[Entry], metric: str) -> dict[str, str]:
         if len(others) == 1:
             said[label] = f"beaten by {others[0]}: {_against(by_label[others[0]], by_label[label], metric)}"
         elif others:
-            said[label] = f"beaten by {', '.join(others[:-1])} and {others[-1]}: no larger, no worse, no slower"
+            winners = f"{', '.join(others[:-1])} and {others[-1]}"
+            said[label] = f"beaten by {winners}: at least as small, as accurate and as fast"
     return said | dict.fromkeys(fast_alone(entries), "on the front for its speed alone")
 
 

@@ -34,14 +34,14 @@ def read_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise BadRequest(f"The recipe {path} cannot be read: {error.strerror}.", "Type: RECIPE=file.yaml") from error
     except ValueError as error:  # too large, or a YamlProblem
-        raise BadRequest(f"The recipe {path} is no YAML that can be used: {error}.", _HINT) from error
+        raise BadRequest(f"The recipe {path} is not usable YAML: {error}.", _HINT) from error
     if not isinstance(value, dict):
         raise BadRequest(f"The recipe {path} has no fields.", _HINT)
     return recipe_of(value, str(path))
 
 
 def recipe_of(value: Mapping[str, object], title: str) -> Recipe:
-    """The recipe of these fields, whoever wrote them.
+    """The recipe of these fields, from a file or a manifest.
 
     Raises:
         BadRequest: one says what cannot be.
@@ -79,7 +79,7 @@ def shipped() -> tuple[Recipe, ...]:
 
 
 def find_recipe(name: str, own: Sequence[Recipe] = ()) -> Recipe | None:
-    """The recipe of this name, in any case; the user's own come first. None: there is none."""
+    """The recipe of this name, in any case; the user's own come first. None where no recipe has it."""
     return next((recipe for recipe in (*own, *shipped()) if recipe.name.lower() == name.strip().lower()), None)
 
 
@@ -99,5 +99,5 @@ def refuse_doubles(recipes: Iterable[Recipe]) -> None:
     seen: set[str] = set()
     for recipe in recipes:
         if recipe.name.lower() in seen:
-            raise BadRequest(f"Two recipes are called {recipe.name}.", "Give one of them another name.")
+            raise BadRequest(f"Two recipes have the name {recipe.name}.", "Give one of them another name.")
         seen.add(recipe.name.lower())

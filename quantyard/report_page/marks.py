@@ -1,4 +1,4 @@
-"""The marks of the comparison page: what colour says, shape says too. Paths are drawn around 0, 0 in pixels."""
+"""The marks of the comparison page: each colour goes with a shape of its own. Paths are drawn around 0, 0 in pixels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The comparison page: `report.html`, every file of a model beside its baseline.
 
-One file that asks nobody for anything: style, script and plots are inside, and its Content-Security-Policy names the
+One file that loads nothing: style, script and plots are inside, and its Content-Security-Policy names the
 two by their hashes. So nothing a model brings along (names, findings) could run or fetch, were it ever to slip
 through the template's escaping. Without JavaScript the tables and plots are there as well, only they do not move.
 """
@@ -44,7 +44,7 @@ def render_page(manifest: Manifest, suite: str) -> str:
     report = manifest.evaluations.get(suite)
     if report is None or report.baseline not in {m.file.label for m in report.measurements}:
         known = ", ".join(manifest.evaluations) or "none"
-        message = f"The suite {suite} has not been measured; of this model there is: {known}."
+        message = f"The suite {suite} has not been measured; measured suites of this model: {known}."
         raise BadRequest(message, f"Measure it: make eval MODEL=… QUANT=… SUITE={suite}")
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     files = page_files(manifest, report)

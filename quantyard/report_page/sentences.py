@@ -1,4 +1,4 @@
-"""The words of the comparison page: what was measured, and in plain sentences what came of it."""
+"""The sentences of the comparison page: how the files were measured, and what was found of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quantyard.store.manifest import Manifest
 
 @dataclass(frozen=True)
 class Plain:
-    """What came of one file."""
+    """The sentences about one file."""
 
     number: int
     label: str
@@ -114,7 +114,7 @@ def _pace(s: PageFile, baseline: PageFile) -> str:
     if not (s.speed and baseline.speed and baseline.speed.generated_tokens_per_s):
         return ""
     ratio = s.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
-    return f"Writes {digits(ratio, 2)} times as fast."
+    return f"Generates {digits(ratio, 2)} times as fast."
 
 
 def _contract(s: PageFile) -> str:
@@ -122,7 +122,7 @@ def _contract(s: PageFile) -> str:
         return ""
     failed = s.contract.with_status("failed")
     names = ", ".join(check.name for check in failed[:3]) + (" and more" if len(failed) > 3 else "")
-    return f"Served, it breaks {len(failed)} of its API's promises: {names}." if failed else "Served, it keeps its API."
+    return f"The API test fails {len(failed)} checks: {names}." if failed else "It passes the API test."
 
 
 def _gate(s: PageFile) -> str:

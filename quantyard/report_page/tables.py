@@ -186,7 +186,7 @@ def _contract(s: PageFile) -> Cell:
     if s.contract is None:
         return Cell(DASH, kind="text")
     failed, aside = len(s.contract.with_status("failed")), len(s.contract.with_status("not supported"))
-    note = f"{len(s.contract.checks) - failed - aside} of {len(s.contract.checks)} kept"
+    note = f"{len(s.contract.checks) - failed - aside} of {len(s.contract.checks)} passed"
     status = "passed" if s.contract.passed else "failed"
     return Cell(status, note, status, MARK_OF[status], "text")
 
@@ -204,13 +204,13 @@ _FILE_COLUMNS: Final[tuple[tuple[Column, Callable[[PageFile], Cell]], ...]] = (
     (Column("ΔPPL", "change of perplexity against the baseline, with its 95 % interval", group="Divergence"), _change),
     (Column("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"), _mean_kld),
     (Column("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
-    (Column("Top-1", "agreement: how often its likeliest next token is the baseline's", group="Divergence"), _top1),
+    (Column("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"), _top1),
     (Column("Prompt", "tokens per second, reading a prompt", group="Tokens / s"), _prompt),
     (Column("Generation", "tokens per second, writing", group="Tokens / s"), _generation),
     (Column("Peak", "resident memory, mapped weights included", group="Memory"), _memory),
     (Column("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
      _schemas),
-    (Column("Contract", "does the served model keep the promises of its API?", "text", "Served"), _contract),
+    (Column("Contract", "outcome of the API test", "text", "Served"), _contract),
     (Column("Gate", "the worst of the budgets it was held against", "text"), _gate),
 )  # fmt: skip
 
@@ -227,12 +227,12 @@ def files_table(files: Sequence[PageFile]) -> PageTable:
 
 
 def checks_table(files: Sequence[PageFile]) -> PageTable:
-    """What of the API's contract was not simply passed."""
+    """The checks of the API test that did not pass."""
     columns = (
         Column("File", "", "name"), Column("Check", "", "text"), Column("Promise", "", "text"),
         Column("Result", "", "text"), Column("Finding", "", "text"),
     )  # fmt: skip
-    return PageTable("checks", "Checks that did not simply pass", columns, tuple(_check_rows(files)))
+    return PageTable("checks", "Checks that did not pass", columns, tuple(_check_rows(files)))
 
 
 def _check_rows(files: Sequence[PageFile]) -> Iterator[Row]:

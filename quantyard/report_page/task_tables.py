@@ -1,4 +1,4 @@
-"""What the comparison page says of tasks: one row per file, task and metric, and how their numbers are written."""
+"""The task tables of the comparison page: one row per file, task and metric."""
 
 from __future__ import annotations
 

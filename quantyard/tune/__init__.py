@@ -1,4 +1,4 @@
-"""Mixed precision: recipes, which give tensors types of their own, and the search that finds one for a model.
+"""The search for a mixed-precision recipe of one model.
 
-`recipe.py` reads a recipe. The search: `groups.py` → `probes.py` → `search.py` → `tuned.py`.
+`tensor_groups` → `sensitivity` (probes) → `knapsack` (the mix) → `goal` (the answer, and its gain).
 """

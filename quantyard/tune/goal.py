@@ -47,7 +47,7 @@ def goal_of(asked: TuneRequest, stock: dict[str, int]) -> Goal:
     if not asked.target_quant:
         return Goal(asked.target_bytes, asked.target_kld)
     if asked.target_quant not in stock:
-        message = f"TARGET_SIZE={asked.target_quant} is no size to aim at: it cannot be made of this model as it is."
+        message = f"TARGET_SIZE={asked.target_quant} cannot be aimed at: this model cannot be quantized to it."
         raise BadRequest(message, f"Type a size, TARGET_SIZE=4GiB, or one of: {', '.join(stock)}")
     return Goal(stock[asked.target_quant])
 

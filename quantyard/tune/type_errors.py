@@ -48,7 +48,7 @@ def ladder_of(asked: Sequence[str]) -> tuple[str, ...]:
     if unknown := [name for name in asked if name not in LADDER]:
         near = difflib.get_close_matches(unknown[0], LADDER, n=1, cutoff=0.5)
         meant = f"Did you mean {near[0]}? " if near else ""
-        message = f"TYPES={','.join(asked)}: {unknown[0]} is no type of tensor that the search chooses from."
+        message = f"TYPES={','.join(asked)}: {unknown[0]} is not a tensor type that the search chooses from."
         raise BadRequest(message, f"{meant}There are {', '.join(LADDER)}")
     return tuple(name for name in LADDER if name in asked) or LADDER
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,16 +34,16 @@ REFUSED: dict[str, tuple[str, str]] = {
     "laughs in one line": ("tasks: [" + "&a x, *a, " * 5 + "y]", "alias"),
     "an alias of itself": ("tasks: &a [*a]", "alias"),
     "merged keys": ("x: &x {a: 1}\ntasks: [arc_easy]\n<<: *x", "alias"),
-    "merged keys without an alias": ("tasks: [arc_easy]\n<<: {limit: 1}", "no text"),
+    "merged keys without an alias": ("tasks: [arc_easy]\n<<: {limit: 1}", "not a text"),
     "python": ("tasks: !!python/object/apply:os.system ['true']", "the tag"),
     "a function": ("tasks: !function os.system", "the tag"),
     "a set": ("tasks: !!set {a, b}", "the tag"),
     "binary": ("tasks: !!binary aGVsbG8=", "the tag"),
     "a date by its tag": ("tasks: !!timestamp 2001-01-01", "the tag"),
     "a tag of one's own": ("%TAG ! tag:x,2000:\n---\ntasks: !foo bar", "the tag"),
-    "a key twice": ("tasks: [arc_easy]\ntasks: [hellaswag]", "twice"),
-    "a key that is a number": ("tasks: [arc_easy]\n1: 2", "no text"),
-    "a key that is a list": ("? [a]\n: b", "no text"),
+    "a key twice": ("tasks: [arc_easy]\ntasks: [hellaswag]", "is repeated"),
+    "a key that is a number": ("tasks: [arc_easy]\n1: 2", "not a text"),
+    "a key that is a list": ("? [a]\n: b", "not a text"),
     "nested lists": ("tasks: " + "[" * 30_000, "nested deeper"),
     "nested mappings": ("tasks: " + "{a: " * 15_000, "nested deeper"),
     "nested blocks": ("\n".join(" " * n + "a:" for n in range(300)), "nested deeper"),
@@ -50,9 +51,9 @@ REFUSED: dict[str, tuple[str, str]] = {
     "many values": ("tasks: [" + "1," * 31_000 + "]", "more than 20,000 values"),
     "many keys": ("{" + ",".join(f"a{n:x}" for n in range(10_100)) + "}", "more than 20,000 values"),
     "too large": ("# " + "x" * 70_000, "larger than 64 KiB"),
-    "not a number": ("seed: .nan", "no finite number"),
-    "infinity": ("seed: -.inf", "no finite number"),
-    "infinity by its exponent": ("seed: 1.0e+999", "no finite number"),
+    "not a number": ("seed: .nan", "not a finite number"),
+    "infinity": ("seed: -.inf", "not a finite number"),
+    "infinity by its exponent": ("seed: 1.0e+999", "not a finite number"),
     "a long integer": ("seed: " + "9" * 5000, "too many digits"),
     "a long hexadecimal": ("seed: 0x" + "f" * 17, "too many digits"),
     "two documents": ("tasks: [a]\n---\ntasks: [b]", "document"),
@@ -89,6 +90,20 @@ def test_a_file_that_means_harm_is_refused_with_its_place(tmp_path: Path, reader
     message = caught.value.message
     assert caught.value.code == 2 and "mine.yaml" in message and words in message, message
     assert len(message) < 500 and message.isprintable()
+
+
+def test_a_repeated_key_is_refused_with_file_line_and_key_in_every_kind_of_yaml(tmp_path: Path) -> None:
+    """Suites, tasks, budgets and recipes; presets are TOML, whose reader refuses it too."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("# a comment\nname: one\nother: [1, 2]\nname: two\n")
+    for kind, read in READERS.items():
+        with pytest.raises(BadRequest) as caught:
+            read(path)
+        assert "mine.yaml" in caught.value.message, kind
+        assert "line 4: the key 'name' is repeated" in caught.value.message, kind
+    (tmp_path / "models.toml").write_text("a = 1\na = 2\n")
+    with pytest.raises(ValueError, match="line 2"):
+        tomllib.loads((tmp_path / "models.toml").read_text())
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -159,7 +174,7 @@ FOLDERS: list[tuple[dict[str, str], str]] = [
     ({"sub/mine.yaml": "include: ../../../../../../../../etc/passwd"}, "lies outside"),
     ({"mine.yaml": "include: 'a\\0b'"}, "includes"),
     ({"mine.yaml": 'include: "a\\0b"'}, "not there"),
-    ({"mine.yaml": "include: [[b.yaml]]"}, "no file name"),
+    ({"mine.yaml": "include: [[b.yaml]]"}, "not a file name"),
     ({"mine.yaml": "include: 2001-01-01"}, "not there"),
     (GROUPS, "more than 20,000 tasks"),
     (CHAIN, "nested deeper"),

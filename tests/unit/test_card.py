@@ -79,7 +79,7 @@ def test_a_failed_gate_stands_above_everything_with_value_limit_and_interval(car
 def test_too_few_questions_and_not_measured_are_said_apart_from_what_failed(card: str) -> None:
     blocks = dict(blocks_in(card))
     assert [len(blocks[name]) for name in ("gate-failed", "gate-open", "gate-unmeasured")] == [3, 3, 3]
-    assert "Too few questions were asked to tell" in card
+    assert "Too few questions were asked to decide" in card
 
 
 def test_a_gate_that_passed_is_one_line_and_no_warning() -> None:
@@ -112,8 +112,8 @@ def test_the_memory_is_said_to_be_unknown_where_it_was_not_measured() -> None:
 def test_what_was_never_evaluated_or_tested_says_so() -> None:
     manifest = manifest_of().model_copy(update={"evaluations": {}, "contracts": {}})
     found = render_card(manifest, replace(CONTEXT, suite=""))
-    assert "Anything: these files have not been evaluated." in found
-    assert "no contract test of `Q8_0`, `Q4_K_M`" in found
+    assert "Anything: the files have not been evaluated." in found
+    assert "the API test was not run for `Q8_0`, `Q4_K_M`" in found
     assert card_differences(found, manifest, replace(CONTEXT, suite="")) == []
 
 

@@ -229,7 +229,7 @@ def test_perplexity_decides_where_there_is_no_divergence(keep: Keep) -> None:
     assert choice is not None and choices.metric == "ΔPPL"
     # ln ratio 0.8 x 0.031 = 0.0248: 2.51 %; the ends: ± 1.96 x 0.03 x √0.031
     assert "+2.51 % (+1.46 to +3.58)" in _text(choices, budget, choice)
-    assert "MAX_KLD cannot be kept" in no_divergence(choices).message
+    assert "MAX_KLD cannot be checked" in no_divergence(choices).message
 
 
 # ---- what is no candidate ----------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_of_several_evaluations_the_one_that_holds_most_files_counts(keep: Keep)
 def test_a_quant_that_was_never_built_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest) as error:
         paths_of(manifest_of(), tmp_path, None, ["Q4_K_M", "Q3_K_M"])
-    assert "Q3_K_M is not built; there is Q8_0, Q4_K_M" in error.value.message
+    assert "Q3_K_M is not built; built: Q8_0, Q4_K_M" in error.value.message
     assert "QUANT=Q8_0,Q4_K_M,Q3_K_M" in error.value.hint
 
 
@@ -388,7 +388,7 @@ def test_the_table_names_what_beats_a_file_and_what_it_misses(keep: Keep) -> Non
 def test_it_is_said_on_which_machine_the_speed_was_measured(keep: Keep) -> None:
     choices, budget = keep(), Budget(8 * GIB, "")
     text = _text(choices, budget, choose(choices.candidates, budget))
-    assert "suite standard on AMD EPYC 9B14, 2 threads; another machine has other speeds" in text
+    assert "suite standard on AMD EPYC 9B14, 2 threads; other machines have other speeds" in text
 
 
 def test_a_context_beyond_the_models_training_and_an_interval_beyond_the_limit_are_said(keep: Keep) -> None:
@@ -437,7 +437,7 @@ def test_the_command_names_the_file_the_reason_and_the_runner_up(run: Callable[.
     said = run("--ram=8GiB")
     assert said.code == 0, said.err
     lines = {line[:13].strip(): line[13:] for line in said.out.splitlines()}
-    take = "Q8_0: the best of 2 files that keep the budget; mean KLD 0.00120 (0.00113 to 0.00127)"
+    take = "Q8_0: the best of 2 files that meet the limits; mean KLD 0.00120 (0.00113 to 0.00127)"
     assert lines["Take"].startswith(take)
     assert lines["Runner-up"].startswith("Q4_K_M: 27 % smaller; 38 % faster; mean KLD 0.0310 (0.0292 to 0.0328)")
     assert lines["RAM"] == "8.00 GiB, as asked"

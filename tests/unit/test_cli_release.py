@@ -45,7 +45,7 @@ def test_report_needs_neither_a_licence_nor_a_gate_that_opens(
     yard = lay_out(tmp_path, hub, monkeypatch, readme="# no front matter\n", legal={})
     code, _, err = shown(yard, "report", yard.budgets("defaults: {max_mean_kld: 0.00001}\n"))
     assert code == 0, err
-    assert "missed their quality gate" in (yard.release / "README.md").read_text()
+    assert "failed the quality gate" in (yard.release / "README.md").read_text()
     assert yard.verify(f"--file={yard.release}").code == 0
 
 
@@ -185,7 +185,7 @@ def test_a_rebuild_that_gives_other_bytes_fails(yard: Yard, engine: FakeEngine) 
 
 def test_the_verdict_of_verify_counts_what_failed_and_what_was_left_open() -> None:
     good, open_, bad = Check("a", "ok", "fine"), Check("b", "not checked", "no"), Check("c", "failed", "[red]")
-    assert checks_text([good, open_]).endswith("; 1 could not be made here.")
+    assert checks_text([good, open_]).endswith("; 1 could not be run here.")
     assert "1 of 3 checks failed" in checks_text([good, open_, bad])
     assert r"\[red]" in checks_text([bad])
 

@@ -45,7 +45,7 @@ def test_a_broken_promise_is_named_and_counted(local_source: Source, make_builde
     builder.plan = add_contract(builder.plan, threads=0)
     builder.run(notes)
     text = contract_text(builder.contracts)
-    assert "Q4_K_M (fake) breaks its contract in 1 of 2 checks" in text
+    assert "Q4_K_M (fake) fails 1 of 2 checks of the API test" in text
     assert "FAIL chat" in text and "ok   health" in text
 
 

@@ -73,7 +73,7 @@ def test_what_beats_a_file_is_told_with_both_numbers() -> None:
 def test_many_winners_are_named_together_and_speed_alone_is_said_so() -> None:
     entries = [Entry("a", 1, 1, 9.0), Entry("b", 2, 1, 9.0), Entry("c", 3, 1, 9.0), Entry("d", 4, 2, 10.0)]
     said = standings(entries, "mean KLD")
-    assert said["c"] == "beaten by a and b: no larger, no worse, no slower"
+    assert said["c"] == "beaten by a and b: at least as small, as accurate and as fast"
     assert said["d"] == "on the front for its speed alone"
     assert "a" not in said
 

@@ -67,7 +67,7 @@ def test_publishing_the_same_again_sends_nothing(yard: Yard) -> None:
     yard.hub.requests.clear()
     said = yard.publish()
     assert (said.code, yard.repo.commit) == (0, before)
-    assert "nothing to send: all of it is there" in said.out
+    assert "nothing to send: it has every file" in said.out
     assert not [r for r in yard.hub.requests if r.method == "PUT" or "/commit/" in r.path]
 
 
@@ -339,11 +339,11 @@ def test_what_failed_can_be_published_with_the_failure_on_its_card(yard: Yard) -
     said = yard.publish("--allow-fail", gate=FAILS)
     assert said.code == 0
     card = yard.published()["README.md"].decode()
-    assert "missed their quality gate" in card
+    assert "failed the quality gate" in card
     gate = json.loads(yard.published()["manifest.json"])["gate"]
     assert {result["outcome"] for result in gate["results"]} == {"failed"}
     yard.publish()
-    assert "missed their quality gate" not in yard.published()["README.md"].decode()
+    assert "failed the quality gate" not in yard.published()["README.md"].decode()
 
 
 def test_without_budgets_of_the_users_own_ours_hold(yard: Yard) -> None:

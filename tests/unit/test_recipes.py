@@ -110,7 +110,7 @@ def test_patterns_that_agree_need_no_order() -> None:
      ("zebra", "It has these: attn_k")],
 )  # fmt: skip
 def test_a_pattern_that_names_nothing_is_refused_with_what_it_may_have_meant(pattern: str, says: str) -> None:
-    with pytest.raises(PatternProblem, match="No tensor of this model") as refused:
+    with pytest.raises(PatternProblem, match="matches no tensor of this model") as refused:
         resolve(tensors_of(), {pattern: "Q8_0"})
     assert says in refused.value.hint
 
@@ -162,12 +162,13 @@ def test_names_of_types_are_read_in_any_case(tmp_path: Path) -> None:
         ("q8_0", "Q4_K_M", "did you mean 'Q4_K'"), ("q8_0", "F64", "not a tensor type"),
         ("q4_k_m", "Q4_KM", "Did you mean 'Q4_K_M'"), ("q4_k_m", "BF16", "a recipe cannot change it"),
         ("Mine", "Q5_K_M", "one of llama.cpp's own quants"), ("Mine", "../up", "name"), ("Mine", "a b", "name"),
-        ("attn_v: q8_0", "attn_v: q8_0\n  attn_v: q6_k", "'attn_v' twice"), ("attn_v", "token_embd", "token_embedding"),
+        ("attn_v: q8_0", "attn_v: q8_0\n  attn_v: q6_k", "'attn_v' is repeated"),
+        ("attn_v", "token_embd", "token_embedding"),
         ("tensors:", "tensor:", "did you mean 'tensors'"), ("tensors:\n  attn_v: q8_0\n", "", "changes nothing"),
         ("attn_v: q8_0", "attn_v: 8", "tensors"), ("attn_v", "attn[v]", "not a pattern"),
         ("attn_v: q8_0", "blk.0-4.ffn_*: q6_k\n  ffn_down: q5_k", "neither is more specific"),
         ("description: for a test", "description: ''", "description"), (GOOD, "- a\n- list", "has no fields"),
-        (GOOD, "name: &a Mine\nbase: *a", "alias"), (GOOD, "a: [", "no YAML"), (GOOD, "", "has no fields"),
+        (GOOD, "name: &a Mine\nbase: *a", "alias"), (GOOD, "a: [", "not usable YAML"), (GOOD, "", "has no fields"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_when_the_recipe_is_read(was: str, now: str, says: str, tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_users_recipes_are_read_from_the_command_line(tmp_path: Path) -> None:
     assert [quant.name for quant in read_request(asked, environment).quants] == ["Mine"]
     both = read_request(argparse.Namespace(RECIPE=mine, QUANT="Q8_0,mine"), environment)
     assert [quant.name for quant in both.quants] == ["Q8_0", "Mine"]
-    with pytest.raises(BadRequest, match="Two recipes are called Mine"):
+    with pytest.raises(BadRequest, match="Two recipes have the name Mine"):
         read_request(argparse.Namespace(RECIPE=f"{mine},{mine}"), environment)
 
 

@@ -64,9 +64,9 @@ BAD = {
     "not UTF-8": (_raw(b'{"\xff": 1}', b""), "not JSON"),
     "deep JSON": (_raw(b"[" * 100_000, b""), "not JSON"),
     "a number of 5000 digits": (_raw(b'{"a":' + b"9" * 5000 + b"}", b""), "not JSON"),
-    "a list": (_raw([], b""), "no JSON object"),
-    "a name twice": (_raw(b'{"a":{},"a":{}}', b""), "'a' twice"),
-    "an entry that is a number": (_raw({"a": 3}, b""), "no JSON object"),
+    "a list": (_raw([], b""), "not a JSON object"),
+    "a name twice": (_raw(b'{"a":{},"a":{}}', b""), "repeats 'a'"),
+    "an entry that is a number": (_raw({"a": 3}, b""), "not a JSON object"),
     "an unknown dtype": (_raw({"a": _entry("F99", [1], 0, 4)}, bytes(4)), "unknown dtype 'F99'"),
     "a dtype that is a list": (_raw({"a": _entry([], [1], 0, 4)}, bytes(4)), "unknown dtype"),  # type: ignore[arg-type]
     "a negative shape": (_raw({"a": _entry("F32", [-1], 0, 4)}, bytes(4)), "shape [-1]"),
@@ -135,8 +135,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     [
         ({"a": _SECOND, "b": _FIRST}, "lacks the tensor 'a'"),
         ({"a": _FIRST, "b": _SECOND, "c": _SECOND}, "lacks the tensor 'c'"),
-        ({"a": _FIRST, "b": "../b.safetensors"}, "no file of it"),
-        ({"a": _FIRST, "b": 3}, "no file of it"),
+        ({"a": _FIRST, "b": "../b.safetensors"}, "not a file of this folder"),
+        ({"a": _FIRST, "b": 3}, "not a file of this folder"),
         ({}, "no weight_map"),
     ],
 )

@@ -91,18 +91,18 @@ def _step_text(step: Step, done: bool, cost: Cost) -> str:
 
 
 def _seconds(time: StepTime) -> str:
-    """What was never run here in this way is marked: ~8 s."""
+    """An estimate from other models, types or settings is marked: ~8 s."""
     return f"{'~' if time.rough else ''}{duration(max(1.0, time.seconds))}"
 
 
 def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
-    """How long all of it will take; what is not known yet is said by the name of its stage."""
+    """How long the whole run will take, and the stages whose time is not known yet."""
     if not left:
         return []
     unknown = escape(", ".join(dict.fromkeys(time.unknown.values())))
-    remedy = [("", "Time this machine, a few minutes, once:  make rates")] if time.would_gain else []
+    remedy = [("", "Time this machine once, for a few minutes:  make rates")] if time.would_gain else []
     if not time.steps:
-        return [("Time", "not known yet: none of this has run on this machine"), *remedy]
+        return [("Time", "not known yet: none of these stages has run on this machine"), *remedy]
     rough = "; ~ is from other models, types or settings" if any(step.rough for step in time.steps.values()) else ""
     missing = f", and {unknown}: not known yet" if unknown else ""
     said = f"about {duration(max(1.0, time.seconds))}{missing} (from past runs on this machine{rough})"
@@ -114,7 +114,7 @@ def rates_text(samples: Sequence[Sample], seconds: float) -> str:
     kinds = ", ".join(dict.fromkeys(sample.kind for sample in samples))
     return (
         f"Timed {len(samples)} stages in {duration(seconds)}: {kinds}.\n"
-        "Plans tell how long they take now; the first real run makes them more exact:  make plan MODEL=org/name"
+        "Plans now state how long they take; the first real run makes them more exact:  make plan MODEL=org/name"
     )
 
 
@@ -177,10 +177,11 @@ def built_text(built: Built) -> str:
 
 
 def trusted_fact(path: Path) -> tuple[str, str]:
-    """What was not read again where there was nothing to do, and what reads it."""
+    """Which check a build with nothing to do left out, and the command that makes it."""
     from quantyard.store.file_stamps import TRUSTED
 
-    return "not read again", escape(f"each file was told by {TRUSTED}; to compare its SHA-256: make verify FILE={path}")
+    how = f"each file was recognized by {TRUSTED}; to compare its SHA-256: make verify FILE={path}"
+    return "not read again", escape(how)
 
 
 def built_json(built: Built) -> dict[str, Any]:
@@ -312,7 +313,7 @@ def contract_text(reports: Sequence[ContractReport]) -> str:
 
 def _contract_text(report: ContractReport) -> str:
     n_broken, n = len(report.with_status("failed")), len(report.checks)
-    verdict = "keeps its contract" if report.passed else f"breaks its contract in {n_broken} of {n} checks"
+    verdict = "passes the API test" if report.passed else f"fails {n_broken} of {n} checks of the API test"
     marks = {"passed": "ok  ", "failed": "FAIL", "not supported": "n/a "}
     lines = [f"  {marks[check.status]} {check.name:<24} {check.finding}" for check in report.checks]
     head = f"{report.label} ({report.server}) {verdict} in {duration(report.duration_s)}"

@@ -59,7 +59,7 @@ def choice_line(choices: ChoiceSet, budget: Budget, choice: Choice) -> str:
 
 
 def notes(choices: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[tuple[str, str]]:
-    """What has to be known beside it."""
+    """Limits of the choice, and the files that were left out."""
     said = [("Note", escape(text)) for text in _limits(choices, budget, choice)]
     for quant, why in choices.others.items():
         said.append(("Left out", escape(f"{quant} {why}")))
@@ -69,7 +69,7 @@ def notes(choices: ChoiceSet, budget: Budget, choice: Choice | None, model: str)
 
 
 def conditions_text(choices: ChoiceSet, budget: Budget) -> str:
-    """What the numbers of the table are for."""
+    """The conditions under which the numbers of the table hold."""
     return columns([_front(choices), *_conditions(choices, budget)])
 
 
@@ -111,9 +111,9 @@ def _fate(found: Candidate, budget: Budget, choice: Choice | None, winners: tupl
 def _reason(choices: ChoiceSet, choice: Choice) -> str:
     best, n = choice.best, len(choice.fitting)
     if n == 1:
-        return f"the only file that keeps the budget; {choices.metric} {_quality(choices, best)}"
+        return f"the only file that meets the limits; {choices.metric} {_quality(choices, best)}"
     if not choice.equal:
-        return f"the best of {n} files that keep the budget; {choices.metric} {_quality(choices, best)}"
+        return f"the best of {n} files that meet the limits; {choices.metric} {_quality(choices, best)}"
     better = " and ".join(c.quant for c in choice.equal)
     verb = "are" if len(choice.equal) > 1 else "is"
     gap = _gap(choices, choice.equal[0], best)
@@ -132,7 +132,7 @@ def _gap(choices: ChoiceSet, one: Candidate, other: Candidate) -> str:
 def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
     other, best = choice.runner_up, choice.best
     if other is None:
-        return "none: no other file keeps the budget"
+        return "none: no other file meets the limits"
     size, speed = other.size_bytes / best.size_bytes - 1, other.tokens_per_s / best.tokens_per_s - 1
     within = max(other.speed.generated_spread, best.speed.generated_spread) / 2 > abs(speed)
     parts = [
@@ -146,7 +146,7 @@ def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
 def _front(choices: ChoiceSet) -> tuple[str, str]:
     beaten = beaten_by(c.entry for c in choices.candidates)
     names = [c.quant for c in _largest_first(choices) if not beaten[c.quant]]
-    return "Front", escape(f"{', '.join(names)}: smaller, better or faster than any other file")
+    return "Front", escape(f"{', '.join(names)}: no other file is at least as small, as accurate and as fast")
 
 
 def _conditions(choices: ChoiceSet, budget: Budget) -> list[tuple[str, str]]:
@@ -160,7 +160,7 @@ def _conditions(choices: ChoiceSet, budget: Budget) -> list[tuple[str, str]]:
     return [
         ("Context", escape(f"{count(use.tokens)} tokens, {at_once}{cache}")),
         ("RAM", escape(f"{memory(budget.memory_bytes)}, {budget.memory_reason}")),
-        ("Measured", escape(f"{where}{gpu}; another machine has other speeds")),
+        ("Measured", escape(f"{where}{gpu}; other machines have other speeds")),
     ]
 
 

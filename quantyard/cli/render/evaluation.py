@@ -1,4 +1,4 @@
-"""What the measuring found, as tables for people and as JSON for programs. All of it comes from the report alone."""
+"""The results of a measurement, as tables for people and as JSON for programs, from the report alone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]
 
 
 def _front_marks(report: EvalReport) -> dict[str, str]:
-    """As in the plot: filled for the front, hollow for what another file beats. Of one file there is nothing to say."""
+    """As in the plot: filled for the front, hollow for what another file beats. Empty for a single file."""
     beaten = beaten_by(entries_of(report))
     return {label: "○" if winners else "●" for label, winners in beaten.items()} if len(beaten) > 1 else {}
 

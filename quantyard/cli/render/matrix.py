@@ -1,4 +1,4 @@
-"""What a matrix ends with: the front, what is beaten and by what, which file to take, where all of it lies."""
+"""The end of a matrix: the front, the beaten files, which file to take, and where the results are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def front_text(report: EvalReport) -> str:
     if not entries:
         return ""
     best = [label for label, winners in beaten_by(entries).items() if not winners]
-    facts = [("Front", f"{', '.join(best)}: no other file is at least as small, as good and as fast")]
+    facts = [("Front", f"{', '.join(best)}: no other file is at least as small, as accurate and as fast")]
     facts += [(label, text) for label, text in standings(entries, metric_of(report)).items()]
     return columns([(escape(name), escape(text)) for name, text in facts])
 
@@ -66,7 +66,7 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
 def choice_facts(choices: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
     """The file to take on this machine, and how to ask for another."""
     if choice is None:
-        return [("Take", "no file fits into the memory of this machine"), _other_choice(model)]
+        return [("Take", "no file fits in the memory of this machine"), _other_choice(model)]
     return [("Take", escape(choice_line(choices, budget, choice))), _other_choice(model)]
 
 

@@ -1,4 +1,4 @@
-"""What the commands of a release say: what would be published where, what was, and what the gate found."""
+"""The output of the release commands: what would be published where, what was, and what the gate found."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def intention_text(done: Publication) -> str:
 
 def _hub_text(target: HubTarget, found: Intention, endpoint: str) -> str:
     state = {
-        True: "exists; its visibility stays as it is", False: f"new, {'private' if target.private else 'public'}",
-        None: "the Hub was not asked: no token, or no network",
+        True: "exists; its visibility does not change", False: f"new, {'private' if target.private else 'public'}",
+        None: "the Hub was not asked: there is no token or no network",
     }[found.exists]
     how = "a pull request" if target.pull_request else f"one commit on {target.branch or 'main'}"
     gated = f", gated ({target.gated}) as its source" if target.gated else ""
@@ -65,9 +65,9 @@ def published_text(done: Published) -> str:
     facts = [("Registry", escape(_oci_text(artifact))) for artifact in done.oci]
     if done.hub:
         sent = [change for change in done.hub.changes if change.state != "unchanged"]
-        what = f"{len(sent)} of {len(done.hub.changes)} files sent" if sent else "nothing to send: all of it is there"
+        what = f"{len(sent)} of {len(done.hub.changes)} files sent" if sent else "nothing to send: it has every file"
         facts.append(("Hub", escape(f"{done.hub.pull_request or done.hub.url} at {done.hub.commit[:12]}, {what}")))
-    return "[bold green]Published, and read back[/]\n" + columns(facts)
+    return "[bold green]Published and read back[/]\n" + columns(facts)
 
 
 def _oci_text(artifact: OciPublication) -> str:
@@ -102,8 +102,8 @@ def checks_text(checks: Sequence[Check]) -> str:
     lines = [f"{_CHECKED[found.state]}{escape(found.what)}: {escape(found.finding)}" for found in checks]
     n_failed = sum(found.state == "failed" for found in checks)
     n_open = sum(found.state == "not checked" for found in checks)
-    verdict = f"[bold red]{n_failed} of {len(checks)} checks failed[/]: this is not what its manifest tells of."
+    verdict = f"[bold red]{n_failed} of {len(checks)} checks failed[/]: the files do not match the manifest."
     if not n_failed:
-        left = f"; {n_open} could not be made here" if n_open else ""
-        verdict = f"[bold green]It is what its manifest tells of[/]{left}."
+        left = f"; {n_open} could not be run here" if n_open else ""
+        verdict = f"[bold green]All checks passed:[/] the files match the manifest{left}."
     return "\n".join([*lines, verdict])
