@@ -137,7 +137,7 @@ def _hidden(subject: Subject) -> Iterator[Safe]:
 def _not_measured(subject: Subject) -> Iterator[Safe]:
     report = subject.report
     if report is None:
-        yield Safe("Anything: the files have not been evaluated.")
+        yield Safe("Anything: these files have not been evaluated.")
     else:
         yield from _missing(subject, report)
     languages = subject.manifest.source.card.languages
@@ -147,10 +147,10 @@ def _not_measured(subject: Subject) -> Iterator[Safe]:
     else:
         yield Safe("Languages other than those of the tasks.")
     yield Safe("Whether the questions were in the training data.")
-    yield Safe("Safety: what the model refuses or makes up was not tested.")
+    yield Safe("Safety: nothing here says what the model will refuse or make up.")
     untested = [label for label in subject.quants if label not in subject.manifest.contracts]
     if untested:
-        yield Safe(f"Serving: the API test was not run for {joined(', ', map(code, untested))}.")
+        yield Safe(f"How it serves: no contract test of {joined(', ', map(code, untested))}.")
 
 
 def _missing(subject: Subject, report: EvalReport) -> Iterator[Safe]:

@@ -112,8 +112,8 @@ def test_the_memory_is_said_to_be_unknown_where_it_was_not_measured() -> None:
 def test_what_was_never_evaluated_or_tested_says_so() -> None:
     manifest = manifest_of().model_copy(update={"evaluations": {}, "contracts": {}})
     found = render_card(manifest, replace(CONTEXT, suite=""))
-    assert "Anything: the files have not been evaluated." in found
-    assert "the API test was not run for `Q8_0`, `Q4_K_M`" in found
+    assert "Anything: these files have not been evaluated." in found
+    assert "no contract test of `Q8_0`, `Q4_K_M`" in found
     assert card_differences(found, manifest, replace(CONTEXT, suite="")) == []
 
 
