@@ -18,7 +18,17 @@ from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.execution.scheduler import CONCURRENT_STAGES, Concurrency, Taken
 from quantyard.forecast.samples import Book, RunRecord, Sample, keep_book, read_book
-from quantyard.forecast.work import FIXED_S, Request, Work, asked_of, fit, line, threads_of, timing_class, work_of
+from quantyard.forecast.work import (
+    FIXED_S,
+    Request,
+    Work,
+    asked_of,
+    least_squares,
+    start_and_slope,
+    threads_of,
+    timing_class,
+    work_of,
+)
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find
 
@@ -142,7 +152,7 @@ def _expect(
         near = [sample for sample in alike if test(sample)]
         near = ([s for s in near if not s.synthetic] or near)[-_RECENT:]
         if near:
-            at, slope = line([_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None)
+            at, slope = start_and_slope([_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None)
             share = at / work.n_together + slope * work.amount
             return StepTime(share, rough or any(s.synthetic for s in near))
     return None
@@ -180,7 +190,7 @@ def _measured_start(samples: Sequence[Sample], concurrent: bool) -> float | None
     """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
     each = ([_run(s, concurrent) for s in samples if s.family == family] for family in families)
-    starts = [found[0] for points in each if (found := fit(points))]
+    starts = [found[0] for points in each if (found := least_squares(points))]
     return median(starts) if starts else None
 
 

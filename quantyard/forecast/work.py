@@ -159,7 +159,7 @@ _MOST_START: Final = 0.95  # of the seconds of the most work: some part always g
 Points = Sequence[tuple[float, float]]  # (work, seconds)
 
 
-def line(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
+def start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
     """Start and slope of seconds over work: the least squares where sizes differ enough, else `fixed_s` and the median
     of what is left.
 
@@ -170,13 +170,13 @@ def line(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[
     """
     from statistics import fmean, median
 
-    if fitted := fit(points):
+    if fitted := least_squares(points):
         return fitted
     start = min(fixed_s, (_MOST_START if is_measured else 0.5) * fmean(seconds for _, seconds in points))
     return start, median((seconds - start) / work for work, seconds in points if work > 0)
 
 
-def fit(points: Points) -> tuple[float, float] | None:
+def least_squares(points: Points) -> tuple[float, float] | None:
     """Start and slope by least squares; None where the sizes do not differ enough. Where a start below nothing or no
     growth comes out, the slope is that of the most work beyond the nearest start there can be.
     """

@@ -18,7 +18,7 @@ from quantyard.formats.finite_json import MAX_INT, only_finite
 from quantyard.formats.names import one_name, relative_path
 from quantyard.protocol.exit_codes import ExitCode as ExitCode  # noqa: PLC0414  (stages import it from here)
 
-CONTRACT_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 1
 MAX_OUTPUTS: Final = 20_000  # files of one stage
 _MAX_TEXT: Final = 20_000  # characters of an error's message or detail
 _MAX_DURATION_S: Final = 1e9
@@ -71,7 +71,7 @@ class StageRequest(Frozen):
     one inside another).
     """
 
-    contract: Literal[1] = CONTRACT_VERSION
+    contract: Literal[1] = PROTOCOL_VERSION  # the name that version 0.1.0 gave it
     stage: str
     not_in_key: ClassVar[frozenset[str]] = frozenset()
 
@@ -90,7 +90,7 @@ class StageResult(Frozen):
     a stage says one only where it knows it anyway.
     """
 
-    contract: Literal[1] = CONTRACT_VERSION
+    contract: Literal[1] = PROTOCOL_VERSION  # the name that version 0.1.0 gave it
     stage: _Word
     exit_code: Annotated[ExitCode, BeforeValidator(_no_truth)]
     outputs: Annotated[tuple[FileEntry, ...], Field(max_length=MAX_OUTPUTS)] = ()

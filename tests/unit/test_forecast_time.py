@@ -14,7 +14,7 @@ from quantyard.forecast.cost import cost_of
 from quantyard.forecast.from_manifests import known_times, update_from_manifests
 from quantyard.forecast.samples import BOOK, Book, Sample, read_book
 from quantyard.forecast.time import Conditions, Forecast, StepTime, compare, forecast, keep_times, learn, works_of
-from quantyard.forecast.work import Work, asked_of, line, timing_class, work_of
+from quantyard.forecast.work import Work, asked_of, start_and_slope, timing_class, work_of
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.builder import ConvertRequest, QuantizeRequest, VerifyRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
@@ -93,13 +93,14 @@ def test_side_by_side_a_step_takes_its_share_which_is_learned_too(plan: BuildPla
 
 
 def test_sizes_that_differ_give_a_line_and_one_size_a_start_that_does_not_grow() -> None:
-    start, slope = line([(100, 12), (1000, 30), (2000, 50)], fixed_s=1)
+    start, slope = start_and_slope([(100, 12), (1000, 30), (2000, 50)], fixed_s=1)
     assert (start, slope) == (pytest.approx(10), pytest.approx(0.02))
-    assert line([(1000, 3), (1000, 5), (1000, 4)], fixed_s=1) == (1, pytest.approx(0.003))
-    assert line([(1000, 0.5)], fixed_s=1) == (0.25, pytest.approx(0.00025)), "never more than half of what was seen"
-    found = line([(100, 50), (1000, 10)], fixed_s=1)
+    assert start_and_slope([(1000, 3), (1000, 5), (1000, 4)], fixed_s=1) == (1, pytest.approx(0.003))
+    found = start_and_slope([(1000, 0.5)], fixed_s=1)
+    assert found == (0.25, pytest.approx(0.00025)), "never more than half of what was seen"
+    found = start_and_slope([(100, 50), (1000, 10)], fixed_s=1)
     assert found == (9.5, pytest.approx(0.5 / 1000)), "quicker because larger is chance: nearly all is the start"
-    assert line([(100, 1), (1000, 30)], fixed_s=1) == (0, 30 / 1000), "no stage starts before it began"
+    assert start_and_slope([(100, 1), (1000, 30)], fixed_s=1) == (0, 30 / 1000), "no stage starts before it began"
 
 
 def _asked(plan: BuildPlan, limit: int | None) -> BuildPlan:

@@ -21,7 +21,7 @@ from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.workflows import planning
 from tests.unit.fake_engine import Behaviour, FakeEngine, fails, writes
-from tests.unit.test_rates import _sample
+from tests.unit.test_forecast_time import _sample
 
 Run = Callable[..., int]
 
