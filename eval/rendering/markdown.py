@@ -30,8 +30,8 @@ perplexities. p is McNemar's exact test.
 Of comparisons between files that do not differ, up to one in twenty comes out as a difference. Questions are taken as
 independent; a group's row puts all questions of its tasks together."""
 _CHECKED = """\
-Before the first task. Differences are of log-probabilities, in nats a token; noise is what two ways of computing the
-same thing differ by."""
+Before the first task. Differences are of log-probabilities, in nats a token; noise is the difference between two ways
+of computing the same value."""
 
 
 def markdown(report: EvalReport) -> str:

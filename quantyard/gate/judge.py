@@ -1,9 +1,9 @@
 """The gate: every budget held against what was measured of every file that is to be published. It can say no.
 
 A measured value has an interval, and the interval is what is judged: passed when all of it is within the budget,
-failed when all of it is outside, and else there were too few questions (or too short a text) to tell. So no file
-passes by luck, and none fails by it. Size and speed are single values. What a budget asks for and nobody measured is
-"not measured", never passed; a measurement of another file counts as none.
+failed when all of it is outside; otherwise there were too few questions (or too short a text) to decide. So no file
+passes or fails by luck. Size and speed are single values. A budget without a measurement is "not measured", never
+passed; a measurement of another file does not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Budgets", "judge", "load_budgets"]
 
 @dataclass(frozen=True)
 class _File:
-    """What is known of one file, and the budgets it has to keep."""
+    """What is known of one file, and the budgets it has to meet."""
 
     quant: str
     manifest: Manifest
@@ -50,7 +50,7 @@ class _File:
         return quantile(self.budget.confidence)
 
     def unmeasured(self, budget: str, limit: float, what: str, task: str = "") -> BudgetResult:
-        """What follows from a budget for which there is no value."""
+        """The result of a budget without a measured value."""
         if self.is_baseline and self.found and budget in _RELATIVE:
             finding = words.own_baseline(what, self.manifest, self.quant)
         else:
@@ -62,7 +62,7 @@ class _File:
         self, budget: str, limit: float, outcome: Outcome, finding: str, *, task: str = "", value: float | None = None,
         interval: Interval | None = None,
     ) -> BudgetResult:
-        """The result; the confidence is told where there is an interval."""
+        """The result; with an interval it states the confidence."""
         confidence = self.budget.confidence if interval else None
         return BudgetResult(
             quant=self.quant, budget=budget, task=task, limit=limit, value=value, interval=interval,
@@ -125,9 +125,9 @@ def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
 
 
 def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
-    """A loss against the baseline for a file that has none: it is the baseline, or nobody measured it.
+    """A loss against the baseline for a file that has none: it is the baseline, or it was not measured.
 
-    Only an unquantized baseline has lost nothing: of a quantized one the same zero would say nothing.
+    Only an unquantized baseline has lost nothing; for a quantized one the same zero would be meaningless.
     """
     if file.is_baseline and file.found and is_unquantized(file.quant):
         return file.result(name, limit, "passed", words.is_baseline(name), task=task, value=0.0)
