@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from quantyard.formatting.printable import one_line
+
 MAX_NAME_BYTES: Final = 255  # what ext4, XFS, APFS and NTFS take
 MAX_PATH_BYTES: Final = 1024
 _SAFE_NAME_CHARACTERS: Final = 96  # as long as a name on the Hub; endings are put behind it
-# C0 and DEL, C1, other line ends, and what turns the direction of writing.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -24,12 +24,12 @@ def fault_of_name(name: str) -> str:
         return f"{name!r} is a folder itself"
     if "/" in name or "\\" in name:
         return "it is a path"
-    if _UNPRINTABLE.search(name):
-        return "it holds a control character"
     try:
         size_bytes = len(name.encode())
     except UnicodeEncodeError:
         return "it holds half a character (a surrogate)"
+    if one_line(name) != name:
+        return "it holds a control character or one that nobody sees"
     return f"it is {size_bytes:,} bytes long, and {MAX_NAME_BYTES} are possible" if size_bytes > MAX_NAME_BYTES else ""
 
 

@@ -9,7 +9,6 @@ with it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,10 +17,12 @@ from pathlib import Path
 from typing import Final, TypeGuard
 
 from quantyard.formats.names import shown
+from quantyard.formats.strict_json import JsonProblem, load_json
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 INDEX_NAME: Final = "model.safetensors.index.json"
 _MAX_INDEX_BYTES: Final = 100_000_000
+_MAX_VALUES: Final = 20_000_000  # eight for each tensor
 _TINY_SHARE: Final = 0.01
 
 # To add a dtype: its name in the header, and its size in bits.
@@ -142,11 +143,9 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=once)
-        if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a character is no text, though JSON can write it
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, an integer of 5,000 digits
-        raise SafetensorsError(f"{file} has a {what} that is not JSON: {error}") from error
+        value = load_json(text, max(MAX_HEADER_BYTES, _MAX_INDEX_BYTES), max_values=_MAX_VALUES)
+    except JsonProblem as error:
+        raise SafetensorsError(f"{file} has a {what} that cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise SafetensorsError(f"{file} has a {what} that is not a JSON object")
     return value

@@ -21,7 +21,7 @@ class JsonProblem(ValueError):
     """JSON that cannot be used; the message says why."""
 
 
-def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
+def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES) -> Any:
     """The one value in `data`, which is UTF-8.
 
     Raises:
@@ -30,8 +30,8 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     """
     if len(data) > max_bytes:
         raise JsonProblem(f"it has {len(data):,} bytes, and {max_bytes:,} are read")
-    if (n_values := sum(data.count(mark) for mark in (b",", b"[", b"{"))) > MAX_VALUES:
-        raise JsonProblem(f"it has {n_values:,} values, and {MAX_VALUES:,} are read")
+    if (n_values := sum(data.count(mark) for mark in (b",", b"[", b"{"))) > max_values:
+        raise JsonProblem(f"it has {n_values:,} values, and {max_values:,} are read")
     try:
         text = data.decode()
         hooks: dict[str, Any] = {
