@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from quantyard.engines import docker
 from quantyard.engines.capacity import one_machine
 from quantyard.engines.local import LocalEngine
 from quantyard.hardware.machine import gpu_name, memory_bytes
-from quantyard.requests import RunEnvironment
+from quantyard.requests import ImageSettings, RunEnvironment
 
 
 def test_a_stage_of_this_machine_may_take_all_of_its_memory_or_as_much_as_was_set(tmp_path: Path) -> None:
     assert LocalEngine(RunEnvironment(tmp_path)).capacity().memory_bytes == memory_bytes()
     assert LocalEngine(RunEnvironment(tmp_path, memory_bytes=2**30)).capacity().memory_bytes == 2**30
+
+
+class _Daemon:
+    """Answers as a daemon with 8 CPUs and 16 GiB does."""
+
+    asked = 0
+
+    def info(self) -> dict[str, int]:
+        self.asked += 1
+        return {"NCPU": 8, "MemTotal": 16 * 2**30}
+
+
+def test_a_container_may_take_the_memory_of_the_daemon_but_a_reserve_and_the_daemon_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, images = _Daemon(), ImageSettings({}, None, {})
+    monkeypatch.setattr(docker, "connect", lambda: daemon)
+    engine = docker.DockerEngine(RunEnvironment(tmp_path), images)
+    found = engine.capacity()
+    assert (found.cpus, found.memory_bytes, found.concurrent_stages, found.gpu) == (8, 31 * 2**29, 4, "")
+    assert engine.capacity() == found and daemon.asked == 1
+    limited = docker.DockerEngine(RunEnvironment(tmp_path, memory_bytes=2**30), images)
+    assert limited.capacity().memory_bytes == 2**30
 
 
 def test_one_machine_runs_as_many_stages_as_it_has_cpus_and_four_at_most() -> None:
