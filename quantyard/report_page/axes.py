@@ -85,9 +85,14 @@ class Box:
 
     def overlap(self, other: Box) -> float:
         """Shared area in square pixels."""
+        if (
+            self.right <= other.left or other.right <= self.left or self.bottom <= other.top
+            or other.bottom <= self.top
+        ):  # fmt: skip  (as most are)
+            return 0.0
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(0.0, width) * max(0.0, height)
+        return width * height
 
     @property
     def area(self) -> float:
