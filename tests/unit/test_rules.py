@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,14 @@ def _modules(*packages: str) -> Iterator[Path]:
         yield from sorted((REPO_DIR / package).rglob("*.py"))
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -57,7 +63,7 @@ def test_only_the_docker_engine_imports_docker() -> None:
 
 def test_only_the_command_line_prints() -> None:
     def prints(path: Path) -> bool:
-        calls = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
+        calls = (n for n in ast.walk(_tree(path)) if isinstance(n, ast.Call))
         return any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
 
     guilty = [p.relative_to(REPO_DIR / "quantyard").as_posix() for p in _modules("quantyard") if prints(p)]
@@ -66,7 +72,7 @@ def test_only_the_command_line_prints() -> None:
 
 @pytest.mark.parametrize("path", list(_modules("quantyard/workflows")), ids=lambda path: path.stem)
 def test_a_workflow_neither_prints_nor_reads_the_command_line_or_the_environment(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = list(ast.walk(_tree(path)))
     called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
     assert not called & {"print", "input", "sys.exit", "os.getenv"}
     used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
@@ -112,7 +118,7 @@ _OF_THE_MODEL = {
 def test_no_file_that_we_write_as_json_can_hold_a_number_that_is_not_finite() -> None:
     careless = set()
     for path in _modules(*OURS):
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)]
         writes = [call for call in calls if ast.unparse(call.func).endswith((".write_text", ".write_bytes"))]
         dumps = [call for write in writes for call in ast.walk(write) if isinstance(call, ast.Call)]
         if any(ast.unparse(call.func) == "json.dumps" and "allow_nan" not in ast.unparse(call) for call in dumps):
