@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, tee
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -63,8 +63,11 @@ def evaluation_files(artifacts: Path, *places: Path) -> list[Path]:
 def _grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Each eight words in a row, none across two texts."""
     for text in texts:
-        words = map(str.lower, map(itemgetter(0), _WORD.finditer(text)))
-        yield from zip(*(islice(each, start, None) for start, each in enumerate(tee(words, WORDS))), strict=False)
+        last: deque[str] = deque(maxlen=WORDS)
+        for match in _WORD.finditer(text):
+            last.append(match[0].lower())
+            if len(last) == WORDS:
+                yield tuple(last)
 
 
 def texts_of_json(lines: Iterable[str]) -> Iterator[str]:
