@@ -125,7 +125,7 @@ clean: ## remove the virtual environments; artifacts stay
 
 .PHONY: .ready .base-image
 .ready:
-	@scripts/setup-venv.sh pipeline
+	@scripts/setup-venv.sh quantyard
 
 # The first two minutes must not end at a registry that cannot be reached. Builds leave that to `make base-images`.
 .base-image:

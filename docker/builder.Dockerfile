@@ -14,14 +14,13 @@ SHELL ["/bin/sh", "-euc"]
 # ---- dependencies ----------------------------------------------------------------------------------
 # A directory of their own, for our process alone: upstream's converter needs an older huggingface_hub
 # than we do, so the two must not meet in site-packages (and pip may not write there, PEP 668).
-# The group is read by Python because upstream's pip is older than `pip install --group`.
 # extra_ca: the CA of a TLS-inspecting proxy, added to the system's own. It is joined in a tmpfs and
 #   gone after this step; a plain COPY would leave a private CA in a layer.
 # pip_conf: a company mirror, often with a password in its URL.
 # --no-compile: pip would note its temporary directory as the source of every line of a traceback.
 # --no-warn-conflicts: that ours differ from the system's packages is the point of the directory.
 # The converter is compiled too: it runs on a read-only file system, so it would compile at every start.
-RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
+RUN --mount=type=bind,source=locks/builder.txt,target=/build/builder.txt \
     --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     --mount=type=tmpfs,target=/run/quantyard \
     --mount=type=secret,id=extra_ca \
@@ -33,14 +32,8 @@ RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
         export PIP_CERT=/run/quantyard/ca.pem; \
     fi; \
     if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
-    python3 -c 'import sys, tomllib; \
-        groups = tomllib.load(open(sys.argv[1], "rb"))["dependency-groups"]; \
-        flat = lambda name: [line for entry in groups[name] for line in \
-            (flat(entry["include-group"]) if isinstance(entry, dict) else [entry])]; \
-        print("\n".join(flat(sys.argv[2])))' \
-        /tmp/build/pyproject.toml builder > /run/quantyard/requirements.txt; \
     python3 -m pip install --no-compile --no-warn-conflicts --disable-pip-version-check --root-user-action ignore \
-        --cache-dir /root/.cache/pip --target /opt/quantyard/lib -r /run/quantyard/requirements.txt; \
+        --cache-dir /root/.cache/pip --require-hashes --only-binary :all: --target /opt/quantyard/lib -r /build/builder.txt; \
     python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/lib; \
     python3 -m compileall -q --invalidation-mode unchecked-hash /app/conversion /app/gguf-py || true
 

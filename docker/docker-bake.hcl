@@ -18,11 +18,14 @@ variable "LLAMA_CPP_TAG" { default = "" }
 variable "LLAMA_CPP_SERVER_TAG" { default = "" }
 variable "EVAL_BASE_IMAGE" { default = "" }
 variable "EVAL_BASE_TAG" { default = "" }
+variable "WHEELS_BASE_IMAGE" { default = "" }
+variable "WHEELS_BASE_TAG" { default = "" }
 variable "PROXY_IMAGE" { default = "" }
 variable "PROXY_TAG" { default = "" }
 
 # ---- choices of the caller -------------------------------------------------------------------------
 variable "BASE" { default = "" }        # the base image by digest, in place of image:tag; for one image at a time
+variable "WHEELS_BASE" { default = "" } # what wheels are compiled in, in place of image:tag
 variable "PROXY" { default = "" }       # the proxy's image, in place of image:tag
 variable "BASE_DIGEST" { default = "" } # what the tag stood for; recorded as a label
 variable "IMAGE_PREFIX" { default = "quantyard/" } # "registry.example/team/" to push
@@ -31,6 +34,7 @@ variable "RECIPE" { default = "" }      # digest of everything an image is made 
 variable "EXTRA_CA" { default = "" }    # file: a CA to trust while building, never kept
 variable "PIP_CONF" { default = "" }    # file: pip's settings while building, never kept
 variable "WHEELS" { default = "" }      # folder: every wheel of the group `eval`; then nothing is downloaded or compiled
+variable "COMPILED" { default = "" }    # folder: what target compiled-wheels wrote; then nothing is compiled
 variable "ACCEL" { default = "" }       # what the server runs on besides the CPU: cuda, vulkan, rocm, intel, openvino
 variable "GGUF" { default = "" }        # folder that holds model.gguf, for served-model
 variable "MODEL_NAME" { default = "" }  # and what its labels say
@@ -116,8 +120,11 @@ target "eval" {
   dockerfile = "docker/eval.Dockerfile"
   target     = "eval"
   tags       = ["${IMAGE_PREFIX}eval:${IMAGE_TAG}"]
-  args       = { BASE = base("EVAL_BASE_IMAGE", EVAL_BASE_IMAGE, "EVAL_BASE_TAG", EVAL_BASE_TAG) }
-  contexts   = WHEELS != "" ? { brought = WHEELS } : {}
+  args = {
+    BASE        = base("EVAL_BASE_IMAGE", EVAL_BASE_IMAGE, "EVAL_BASE_TAG", EVAL_BASE_TAG)
+    WHEELS_BASE = WHEELS_BASE != "" ? WHEELS_BASE : "${required("WHEELS_BASE_IMAGE", WHEELS_BASE_IMAGE)}:${required("WHEELS_BASE_TAG", WHEELS_BASE_TAG)}"
+  }
+  contexts = WHEELS != "" ? { brought = WHEELS, compiled-wheels = WHEELS } : COMPILED != "" ? { compiled-wheels = COMPILED } : {}
 }
 
 target "eval-release" { inherits = ["eval", "_release"] }
@@ -127,6 +134,14 @@ target "eval-wheels" {
   target   = "wheels"
   tags     = []
   output   = ["type=local,dest=artifacts/wheels"]
+}
+
+# What no index has a wheel for; scripts/wheels.sh calls it for the virtual environments.
+target "compiled-wheels" {
+  inherits = ["eval"]
+  target   = "compiled-wheels"
+  tags     = []
+  output   = ["type=local,dest=artifacts/compiled-wheels"]
 }
 
 target "server" {

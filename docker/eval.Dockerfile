@@ -6,63 +6,31 @@
 # No default: the pin lives in versions.env alone, and bake always gives one.
 ARG BASE
 
+# What llama.cpp is compiled in: of an older release, so that the wheel runs on this image's base and on most hosts.
+ARG WHEELS_BASE
+
 # ---- wheels that a site brings itself --------------------------------------------------------------
 # Empty; bake's WHEELS=folder takes its place. If that holds anything, nothing is downloaded and nothing compiled.
 FROM scratch AS brought
 
-# ---- requirements ----------------------------------------------------------------------------------
-# Two files, so that what follows repeats only when its own lines of pyproject.toml change.
-FROM ${BASE} AS requirements
-SHELL ["/bin/sh", "-euc"]
-RUN --mount=type=bind,source=pyproject.toml,target=/tmp/build/pyproject.toml \
-    mkdir /requirements; \
-    python3 -c 'import sys, tomllib; \
-        groups = tomllib.load(open(sys.argv[1], "rb"))["dependency-groups"]; \
-        flat = lambda name: [line for entry in groups[name] for line in \
-            (flat(entry["include-group"]) if isinstance(entry, dict) else [entry])]; \
-        print("\n".join(flat(sys.argv[2])))' \
-        /tmp/build/pyproject.toml eval > /requirements/eval.txt; \
-    grep '^llama-cpp-python==' /requirements/eval.txt > /requirements/compiled.txt
-
 # ---- llama.cpp, compiled ---------------------------------------------------------------------------
-FROM ${BASE} AS compiled
+FROM ${WHEELS_BASE} AS compiled
 USER root
 SHELL ["/bin/sh", "-euc"]
-ARG TARGETARCH
-# One build for every CPU of the last ten years (x86-64-v3; on ARM what Graviton 2, Raspberry Pi 5 and every Apple
-# chip have), not ggml's variants for each: the bindings load no backends at run time, and all machines compute
-# with the same instructions, so that scores do not depend on where they were measured. Never GGML_NATIVE, never AMX:
-# some virtual machines advertise it and die of an illegal instruction.
-# LLAVA_BUILD: code for images and sound, not used.
-ENV CMAKE_ARGS_ALL="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/tmp/build/included.cmake" \
-    CMAKE_ARGS_amd64="-DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON" \
-    CMAKE_ARGS_arm64="-DGGML_CPU_ARM_ARCH=armv8.2-a+dotprod"
 # The wheel is kept in a cache of its own, by all that decides its content, so that a new base image compiles nothing.
-# Not in pip's, which goes by the source alone and would give us what other flags had made.
-# The compiler comes with apt, which knows proxies in small letters only; cmake and ninja come with pip.
-COPY --from=requirements /requirements/compiled.txt /tmp/build/
-# Read by CMake at the start of llama.cpp's own project, because llama-cpp-python has no option for either:
-# the parsers of chats and command lines are half of the compile time, and not used; and OpenMP's library must come
-# along in the wheel, for the slim base has none. (ggml's own threads wait without ever sleeping: beside any other
-# work they are ten times slower.)
-COPY <<'CMAKE' /tmp/build/included.cmake
-set(LLAMA_BUILD_COMMON OFF)
-find_package(OpenMP REQUIRED)
-execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libgomp.so
-                OUTPUT_VARIABLE gomp OUTPUT_STRIP_TRAILING_WHITESPACE)
-file(REAL_PATH ${gomp} gomp)
-install(FILES ${gomp} DESTINATION ${SKBUILD_PLATLIB_DIR}/llama_cpp/lib RENAME libgomp.so.1)
-CMAKE
-RUN --mount=type=cache,target=/var/cache/quantyard,sharing=locked \
+# The compiler comes with apt, which knows proxies in small letters only.
+# extra_ca: the CA of a TLS-inspecting proxy, added to the system's own. It is joined in a tmpfs and
+#   gone after this step; a plain COPY would leave a private CA in a layer.
+# pip_conf: a company mirror, often with a password in its URL.
+RUN --mount=type=bind,source=docker/compile-wheels.sh,target=/build/docker/compile-wheels.sh \
+    --mount=type=bind,source=docker/llama-cpp.cmake,target=/build/docker/llama-cpp.cmake \
+    --mount=type=bind,source=locks/build.txt,target=/build/locks/build.txt \
+    --mount=type=bind,source=locks/sdists.txt,target=/build/locks/sdists.txt \
+    --mount=type=cache,target=/var/cache/quantyard,sharing=locked \
     --mount=type=tmpfs,target=/run/quantyard \
-    --mount=type=bind,from=brought,target=/brought \
     --mount=type=secret,id=extra_ca \
     --mount=type=secret,id=pip_conf \
-    mkdir -p /wheels; \
-    if [ -n "$(ls /brought)" ]; then exit 0; fi; \
-    export CMAKE_ARGS="$CMAKE_ARGS_ALL $(printenv "CMAKE_ARGS_$TARGETARCH" || true)"; \
-    key=$( (cat /tmp/build/*; echo "$CMAKE_ARGS"; uname -m; . /etc/os-release; echo "$ID $VERSION_ID") \
-        | sha256sum | cut -c 1-16); \
+    key=$( (cat /build/*/*; uname -m; . /etc/os-release; echo "$ID $VERSION_ID") | sha256sum | cut -c 1-16); \
     kept=/var/cache/quantyard/$key; \
     if [ ! -d "$kept" ]; then \
         if [ -s /run/secrets/extra_ca ]; then \
@@ -76,22 +44,21 @@ RUN --mount=type=cache,target=/var/cache/quantyard,sharing=locked \
         apt-get -qq update; \
         DEBIAN_FRONTEND=noninteractive apt-get -y -qq --no-install-recommends install g++ >/dev/null; \
         rm -rf "$kept.new"; \
-        nice python3 -m pip wheel --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
-            --no-cache-dir --wheel-dir "$kept.new" -r /tmp/build/compiled.txt; \
+        /build/docker/compile-wheels.sh "$kept.new"; \
         mv "$kept.new" "$kept"; \
     fi; \
-    cp "$kept"/*.whl /wheels/
+    cp -r "$kept" /wheels
+
+# What bake's target compiled-wheels writes to a folder; bake's COMPILED=folder or WHEELS=folder takes its place.
+FROM scratch AS compiled-wheels
+COPY --from=compiled /wheels /
 
 # ---- all other wheels ------------------------------------------------------------------------------
-# extra_ca: the CA of a TLS-inspecting proxy, added to the system's own. It is joined in a tmpfs and
-#   gone after this step; a plain COPY would leave a private CA in a layer.
-# pip_conf: a company mirror, often with a password in its URL.
-# --only-binary: what was compiled above is taken, never compiled again without the flags.
 FROM ${BASE} AS collected
 USER root
 SHELL ["/bin/sh", "-euc"]
-RUN --mount=type=bind,from=requirements,source=/requirements,target=/tmp/build \
-    --mount=type=bind,from=compiled,source=/wheels,target=/compiled \
+RUN --mount=type=bind,source=locks/eval.txt,target=/build/eval.txt \
+    --mount=type=bind,from=compiled-wheels,target=/compiled \
     --mount=type=bind,from=brought,target=/brought \
     --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     --mount=type=tmpfs,target=/run/quantyard \
@@ -106,8 +73,9 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/tmp/build \
         export PIP_CERT=/run/quantyard/ca.pem; \
     fi; \
     if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
-    python3 -m pip wheel --disable-pip-version-check --cache-dir /root/.cache/pip \
-        --only-binary llama-cpp-python --find-links /compiled --wheel-dir /wheels -r /tmp/build/eval.txt
+    python3 -m pip download -q --disable-pip-version-check --cache-dir /root/.cache/pip --require-hashes \
+        --only-binary :all: --find-links /compiled --dest /wheels -r /compiled/compiled.txt -r /build/eval.txt; \
+    cp /compiled/compiled.txt /wheels/
 
 # What bake's target eval-wheels writes to a folder, for WHEELS on a machine without a network.
 FROM scratch AS wheels
@@ -121,13 +89,18 @@ SHELL ["/bin/sh", "-euc"]
 # A directory of their own, the same whoever made the base image. Without a network: all there is was collected.
 # --no-compile: pip would note its temporary directory as the source of every line of a traceback.
 # bin, include, lib: commands that nobody types here, and a second copy of what is in llama_cpp/.
+# glibc-hwcaps: the kernels for AVX-512. Without them all machines compute with the same instructions, so that scores do
+#   not depend on where they were measured.
 RUN --network=none \
-    --mount=type=bind,from=requirements,source=/requirements,target=/tmp/build \
+    --mount=type=bind,source=locks/eval.txt,target=/build/eval.txt \
     --mount=type=bind,from=collected,source=/wheels,target=/collected \
     --mount=type=bind,from=brought,target=/brought \
+    wheels=/collected; \
+    if [ -n "$(ls /brought)" ]; then wheels=/brought; fi; \
     python3 -m pip install --no-compile --disable-pip-version-check --root-user-action ignore --no-cache-dir \
-        --no-index --find-links /brought --find-links /collected \
-        --target /opt/quantyard/lib -r /tmp/build/eval.txt; \
+        --no-index --find-links "$wheels" --require-hashes --only-binary :all: \
+        --target /opt/quantyard/lib -r "$wheels/compiled.txt" -r /build/eval.txt; \
+    rm -rf /opt/quantyard/lib/llama_cpp/lib/glibc-hwcaps; \
     rm -rf /opt/quantyard/lib/bin /opt/quantyard/lib/include /opt/quantyard/lib/lib; \
     python3 -m compileall -q -j 0 -x '/tests/' --invalidation-mode unchecked-hash /opt/quantyard/lib || true
 

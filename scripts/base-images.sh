@@ -8,16 +8,17 @@
 #            6 minutes, 0.7 GB downloaded, 1.8 GB kept
 #   server   the same STANDIN_SUITE, llama-server alone: about 2 minutes, 0.2 GB kept
 #   eval     the release that the tag ends with, and its Python: about 1 minute, 0.2 GB kept
+#   wheels   as eval's, of an older release: what llama-cpp-python is compiled in
 #   proxy    the same STANDIN_SUITE as the server's, nginx and its module njs: about 1 minute, 0.1 GB kept
 # Debian's packages lack one file of upstream's, convert_lora_to_gguf.py, which `make lora` runs. It comes out of the
-# source of llama-cpp-python that pyproject.toml pins; a stand-in that it cannot be had for, or does not start in, is
+# source of llama-cpp-python that locks/sdists.txt names; a stand-in that it cannot be had for, or does not start in, is
 # made without it.
 #
-# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy …]
+# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels …]
 #   --if-unreachable  try `docker pull` first; make a stand-in only if the network is the reason it fails
 #   --force           make it again although the tag is there
 #   --rootfs FILE     take this root file system (from `mmdebstrap … FILE`) and download no package; for one image
-#   builder|eval|server|proxy  whose base; without it all. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
+#   builder|eval|server|proxy|wheels  whose base; without it all. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
 #                     EVAL_BASE_IMAGE and so on) says versions.env; the environment wins
 #   LLAMA_CPP_SDIST=FILE  the source of llama-cpp-python, where it cannot be downloaded
 # Exit codes:  0 the images are there · 1 a step failed · 2 wrong usage, or no stand-in for this tag
@@ -26,7 +27,7 @@ cd "$(dirname "$0")/.."
 
 NETWORK_ERROR='no such host|dial tcp|timeout|timed out|connection re|network is unreachable|no route to host|proxyconnect|TLS handshake|x509|certificate|deadline exceeded|EOF|server misbehaving|403 Forbidden|50[234] '
 
-IMAGES="builder eval server proxy"
+IMAGES="builder eval server proxy wheels"
 # To add a stand-in: name it above, and add a case here and a function layout_… that prints what its Dockerfile
 # adds to the packages. tags is a pattern; tmp_mib must hold the tree, its downloads and the tar, all at once;
 # the version of the first package recorded is the image's.
@@ -52,6 +53,12 @@ known() {
             packages=ca-certificates,python3-pip,netbase,tzdata
             recorded="python3 python3-pip libc6 libstdc++6"
             ;;
+        wheels)
+            base=$(setting WHEELS_BASE_IMAGE):$(setting WHEELS_BASE_TAG)
+            tags='3.*-slim-*' suite=${base##*-} tmp_mib=900 docker_mib=400
+            packages=ca-certificates,python3-pip
+            recorded="python3 python3-pip libc6 libstdc++6"
+            ;;
         proxy)
             base=$(setting PROXY_IMAGE):$(setting PROXY_TAG)
             tags='1.*' suite=$(setting STANDIN_SUITE) tmp_mib=600 docker_mib=300
@@ -63,7 +70,7 @@ known() {
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
-usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy …]"; exit 2; }
+usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels …]"; exit 2; }
 setting() { local given=${!1-}; echo "${given:-$(sed -n "s/^$1=//p" versions.env)}"; } # setting NAME
 
 main() {
@@ -98,11 +105,30 @@ provide() {
     local base tags suite tmp_mib docker_mib packages recorded
     known "$1"
     if [[ -z $2 ]] && docker image inspect "$base" >/dev/null 2>&1; then
-        say "$base is here already; nothing to do (--force makes a stand-in again)."
-        return
+        if is_current "$1"; then
+            say "$base is here already; nothing to do (--force makes a stand-in again)."
+            return
+        fi
+        say "$base is a stand-in made in another way than now; making it again."
     fi
     [[ -z $3 ]] || ! pulled "$base" || return 0
     (make_stand_in "$1" "$4") # a shell of its own, whose traps clean up before the next image needs the disk
+}
+
+# A real image is, and a stand-in that does not tell what it was made from.
+is_current() {
+    local was
+    was=$(docker image inspect --format '{{ index .Config.Labels "quantyard.stand-in.made-from" }}' "$base")
+    [[ -z $was || $was == $(made_from "$1") ]]
+}
+
+# made_from NAME: a hash of what decides a stand-in's content, the packages' versions apart
+made_from() {
+    {
+        echo "$suite $packages"
+        "layout_$1" "${base##*:}"
+        [[ $1 != builder ]] || grep '^llama-cpp-python==' locks/sdists.txt
+    } | sha256sum | cut -c 1-64
 }
 
 # Whether docker pull gets IMAGE. Any failure but the network's ends the script: a stand-in must not hide a typo.
@@ -121,13 +147,13 @@ pulled() {
 
 # make_stand_in NAME ROOTFS, with what known says
 make_stand_in() {
-    local name=$1 rootfs=$2 tag=${base##*:} sha256 versions version
+    local name=$1 rootfs=$2 tag=${base##*:} sha256 versions version inputs=""
     # shellcheck disable=SC2053  # the right side is a pattern
     if [[ $tag != $tags ]]; then
         say "There is no stand-in for the tag '$tag' of $name, only for: $tags. Change it in versions.env"
         exit 2
     fi
-    [[ -z $rootfs ]] || suite="unknown (--rootfs)"
+    if [[ -z $rootfs ]]; then inputs=$(made_from "$name"); else suite="unknown (--rootfs)"; fi
     WORK=$(mktemp -d)
     RAW=quantyard/stand-in-rootfs:$$ # a name of its own, for the time that docker build needs one
     trap 'docker rmi --no-prune "$RAW" >/dev/null 2>&1 || true; rm -rf "$WORK"' EXIT
@@ -151,6 +177,7 @@ make_stand_in() {
         --label org.opencontainers.image.version="$version" \
         --label quantyard.stand-in=true \
         --label quantyard.stand-in.suite="$suite" \
+        --label quantyard.stand-in.made-from="$inputs" \
         --label quantyard.stand-in.rootfs-sha256="$sha256" \
         --label quantyard.stand-in.packages="$(tr '\n' ' ' <<<"$versions")" "$WORK/files" >/dev/null ||
         die "The stand-in could not be built, as said above. Type: scripts/base-images.sh --force $name, and report it if it happens again"
@@ -160,16 +187,15 @@ make_stand_in() {
 # lora_converter FOLDER: put convert_lora_to_gguf.py there, if it can be had.
 lora_converter() {
     local file=convert_lora_to_gguf.py python=.venv/bin/python sdist=${LLAMA_CPP_SDIST-} version
-    version=$(sed -n 's/^ *"llama-cpp-python==\([^"]*\)".*/\1/p' pyproject.toml)
+    version=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' locks/sdists.txt)
     [[ -x $python ]] || python=python3
     if [[ -z $sdist && -r .venv-local/share/llama.cpp/$file ]]; then
         cp ".venv-local/share/llama.cpp/$file" "$1/"
         return
     fi
     if [[ -z $sdist ]]; then
-        sdist=$WORK/llama_cpp_python-$version.tar.gz
-        "$python" -m pip download -qq --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
-            --dest "$WORK" "llama-cpp-python==$version" >&2 || true
+        PYTHON=$python docker/compile-wheels.sh --sources "$WORK/sources" >&2 || true
+        sdist=$WORK/sources/llama_cpp_python-$version.tar.gz
     fi
     tar -xzf "$sdist" --no-same-owner --strip-components=3 -C "$1" "llama_cpp_python-$version/vendor/llama.cpp/$file" ||
         say "$file could not be had, so make lora will need ENGINE=local. Type: LLAMA_CPP_SDIST=FILE scripts/base-images.sh --force builder"
@@ -209,6 +235,7 @@ DOCKERFILE
 
 # Upstream's Python is in /usr/local and its pip may write there; Debian's is linked, and no longer forbids pip.
 # Its version is checked: a stand-in with another Python than the tag says never gets the tag.
+layout_wheels() { layout_eval "$1"; }
 layout_eval() {
     cat <<DOCKERFILE
 RUN for name in python python3; do ln -s /usr/bin/python3 /usr/local/bin/\$name; done \\

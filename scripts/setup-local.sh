@@ -2,44 +2,65 @@
 # Set up .venv-local, with which ENGINE=local runs the stages without containers; or .venv-bench, in which
 # measuring is compared with other ways to measure.
 #
-# The group `local` of pyproject.toml (llama-cpp-python is compiled for this host: 5 to 15 minutes the first time,
-# then kept in pip's cache), and llama.cpp's converter out of llama-cpp-python's own source distribution, so that
-# both are the same llama.cpp. For .venv-bench the group `bench`, and no converter. Mechanism, stamp and lock:
-# setup-venv.sh.
+# locks/local.txt, the wheels that scripts/wheels.sh compiles (5 to 15 minutes the first time, then they are kept for
+# every checkout), and llama.cpp's converter out of llama-cpp-python's own source distribution, so that both are the
+# same llama.cpp. For .venv-bench locks/bench.txt, and no converter. Mechanism, stamp and lock: setup-venv.sh.
 #
-# torch: on Linux x86_64 the default index gives a CUDA build of several GB. To have the small one, set
-# PIP_EXTRA_INDEX_URL to PyTorch's CPU index first.
+# torch: on Linux PyPI gives a CUDA build of several GB. Where pip finds the CPU build whose hash is in
+# locks/torch-cpu.txt (PyTorch's CPU index in PIP_EXTRA_INDEX_URL, or a folder in PIP_FIND_LINKS), it is taken.
 #
 # Usage:  scripts/setup-local.sh [local [VENV]|bench]   VENV: .venv-local by default; PYTHON=python3.12 to choose
 #                                                    the interpreter
-#         CMAKE_ARGS=… scripts/setup-local.sh        in place of what cmake-args.sh says
-#         LLAMA_CPP_SDIST=FILE scripts/setup-local.sh   the source distribution, where it cannot be downloaded
+#         CMAKE_ARGS=… scripts/setup-local.sh        llama.cpp compiled here with these options
 # Exit codes:  0 ready · 1 a step failed · 2 wrong usage
 set -euo pipefail
 
 # shellcheck source=scripts/setup-venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup-venv.sh"
 
-before_install() {
-    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
-        die "No C++ compiler, and llama-cpp-python must be compiled. Debian or Ubuntu: sudo apt-get install build-essential; macOS: xcode-select --install; $again"
-    CMAKE_ARGS=${CMAKE_ARGS-$(scripts/cmake-args.sh)}
-    export CMAKE_ARGS
-    say "llama-cpp-python is compiled for this host: 5 to 15 minutes the first time, then pip's cache has it."
+# Before anything of the environment is touched: this is what may take long or fail.
+before_install() { wheels=$(scripts/wheels.sh) || die "The wheels could not be compiled, as said above. To go on, $again"; }
+
+more_inputs() {
+    cat locks/{sdists,torch,torch-cpu,build}.txt docker/llama-cpp.cmake docker/compile-wheels.sh scripts/setup-local.sh
+    echo "${CMAKE_ARGS-}"
+}
+
+# Another compiler, or another build of torch, is another tool: .ready is what ENGINE=local is identified by.
+made_with() {
+    echo "wheels ${wheels##*/}"
+    echo "torch $("$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')"
+}
+
+install_lock() {
+    local torch=(-r locks/torch.txt)
+    if cpu_torch; then torch=(); fi
+    install --find-links "$wheels" -r "$wheels/compiled.txt" "${torch[@]+"${torch[@]}"}" -r "locks/$group.txt"
+}
+
+# By itself, because pip would rather have the build that PyPI lists with a hash.
+cpu_torch() {
+    local found
+    [[ $(uname -s) == Linux ]] || return 1
+    found=$("$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: \
+        --no-deps -r locks/torch-cpu.txt 2>&1) && return
+    [[ $found != *"DO NOT MATCH"* ]] || say "pip found a CPU build of torch whose hash is not in locks/torch-cpu.txt; it is not installed."
+    say "Installing PyPI's torch."
+    return 1
 }
 
 # A first run of everything: a build for another CPU dies here and not in a stage.
 after_install() {
     if [[ $group == local ]]; then install_converter; fi
     "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null ||
-        die "llama-cpp-python does not load; was it compiled for another CPU? Type: $venv/bin/python -m pip cache remove llama_cpp_python; rm -rf $venv; $again"
+        die "llama-cpp-python does not load; was it compiled for another CPU? Type: rm -rf $wheels $venv; $again"
 }
 
 install_converter() {
     local version share=$venv/share/llama.cpp
-    version=$(sed -n 's/^ *"llama-cpp-python==\([^"]*\)".*/\1/p' pyproject.toml)
+    version=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' locks/sdists.txt)
     say "Unpacking the converter of llama-cpp-python $version …"
-    rm -rf "$share" "$share.new" "$venv/.download"
+    rm -rf "$share" "$share.new"
     mkdir -p "$share.new"
     unpack_converter "$version" "$share.new"
     mv "$share.new" "$share" # a half-unpacked converter never has the final name
@@ -49,17 +70,10 @@ install_converter() {
 
 # unpack_converter VERSION FOLDER
 unpack_converter() {
-    local top=llama_cpp_python-$1/vendor/llama.cpp sdist=${LLAMA_CPP_SDIST-}
-    if [[ -z $sdist ]]; then
-        sdist=$venv/.download/llama_cpp_python-$1.tar.gz
-        "$venv/bin/python" -m pip download -qq --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
-            --dest "$venv/.download" "llama-cpp-python==$1" >&2 ||
-            die "The source of llama-cpp-python $1 could not be downloaded, as said above. Check the network, $again"
-    fi
+    local top=llama_cpp_python-$1/vendor/llama.cpp sdist=$wheels/llama_cpp_python-$1.tar.gz
     tar -xzf "$sdist" --no-same-owner --strip-components=3 -C "$2" \
         "$top/convert_hf_to_gguf.py" "$top/convert_lora_to_gguf.py" "$top/conversion" "$top/gguf-py" "$top/LICENSE" ||
-        die "$sdist does not hold the converter of llama-cpp-python $1. Remove it, $again"
-    rm -rf "$venv/.download"
+        die "$sdist does not hold the converter of llama-cpp-python $1. Type: rm -rf $wheels; $again"
 }
 
 case ${1-} in

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make a virtual environment that holds one dependency group of pyproject.toml, once.
+# Make a virtual environment that holds one lock (locks/*.txt: every package with its hash), once.
 #
 # .ready inside it names the groups that are complete and the hash of what they were made from, so a second call
 # returns at once. It is removed before a change and written last: an environment whose set-up was
 # interrupted does not count, and is made anew. Two calls at a time are safe: one waits.
 #
-# Usage:  scripts/setup-venv.sh pipeline|test|lint|client|docs [VENV]     VENV: .venv by default
+# Usage:  scripts/setup-venv.sh quantyard|test|lint|client|docs|lock [VENV]     VENV: .venv by default
 #         PYTHON=python3.12 scripts/setup-venv.sh test        that interpreter in place of python3
 # Exit codes:  0 ready · 1 a step failed · 2 wrong usage
 # Also sourced by setup-local.sh, for ensure_venv.
@@ -18,19 +18,22 @@ again="then type: $0${*:+ $*}"
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
-before_install() { :; } # both are for setup-local.sh to replace; they run under the lock, with $venv set
+before_install() { :; } # these are for setup-local.sh to replace; they run under the lock, with $venv set
 after_install() { :; }
+more_inputs() { :; }
+made_with() { :; } # lines of .ready that tell what no input does
+install_lock() { install -r "locks/$group.txt"; }
 
-# ensure_venv VENV GROUP
+# ensure_venv VENV GROUP: GROUP names the lock
 ensure_venv() {
     local venv=$1 group=$2 hash ready=""
-    hash=$(inputs_hash)
+    hash=$(inputs_hash "$group")
     is_ready && return
     check_python
     mkdir -p "$venv"
     take_lock
     is_ready && return # whoever had the lock did the work
-    [[ ! -s $venv/.ready ]] || ready=$(grep " $hash\$" "$venv/.ready" || true)
+    [[ ! -s $venv/.ready ]] || ready=$(still_ready)
     before_install
     if [[ ! -f $venv/.ready || ! -x $venv/bin/python ]]; then
         say "Making $venv …"
@@ -38,24 +41,31 @@ ensure_venv() {
             die "$venv could not be made, as said above. On Debian or Ubuntu type: sudo apt-get install python3-venv; $again"
     fi
     rm -f "$venv/.ready"
-    pip_install "pip==$(sed -n 's/^PIP_VERSION=//p' versions.env)"
-    say "Installing the group '$group' into $venv …"
-    pip_install --group "$group"
+    install -r locks/pip.txt
+    say "Installing locks/$group.txt into $venv …"
+    install_lock
     after_install
-    { [[ -z $ready ]] || echo "$ready"; echo "$group $hash"; } >"$venv/.ready.new"
+    { [[ -z $ready ]] || grep -v "^$group " <<<"$ready" || true; echo "$group $hash"; made_with; } >"$venv/.ready.new"
     mv "$venv/.ready.new" "$venv/.ready"
     say "$venv is ready ($group)."
 }
 
 # Only what decides the content, so that a change of the lint settings reinstalls nothing. The place counts
 # too: a virtual environment does not survive being moved.
-inputs_hash() {
+inputs_hash() { # GROUP
     {
         pwd
-        grep '^PIP_VERSION=' versions.env
-        sed -n '/^\[dependency-groups\]/,/^\[/p' pyproject.toml
-        cat scripts/setup-venv.sh scripts/setup-local.sh scripts/cmake-args.sh
+        cat "locks/$1.txt" locks/pip.txt scripts/setup-venv.sh
+        more_inputs
     } | sha256
+}
+
+# The lines of .ready whose groups have not changed since.
+still_ready() {
+    local name was
+    while read -r name was; do
+        if [[ -f locks/$name.txt && $(inputs_hash "$name") == "$was" ]]; then echo "$name $was"; fi
+    done <"$venv/.ready"
 }
 
 sha256() { # macOS has no sha256sum
@@ -86,14 +96,15 @@ check_python() {
         die "Python 3.11 or newer is needed, and ${PYTHON:-python3} is none. Install one, or name one in front: PYTHON=python3.12; $again"
 }
 
-pip_install() {
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" >&2 ||
+# install [PIP_OPTION …]: what the locks list, and no source is compiled on the way
+install() {
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: "$@" >&2 ||
         die "pip could not install $*, as said above. Check the network (a proxy's CA: PIP_CERT=file), $again"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     case ${1-} in
-        pipeline | test | lint | client | docs) ensure_venv "${2:-.venv}" "$1" ;;
-        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh pipeline|test|lint|client|docs [VENV] (for local and bench: scripts/setup-local.sh)"; exit 2 ;;
+        quantyard | test | lint | client | docs | lock) ensure_venv "${2:-.venv}" "$1" ;;
+        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh quantyard|test|lint|client|docs|lock [VENV] (for local and bench: scripts/setup-local.sh)"; exit 2 ;;
     esac
 fi

@@ -7,10 +7,8 @@ tools, and are part of stage keys; the id of an image is not, since it changes w
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
-import tomllib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,16 +31,19 @@ class ImageParts:
     """What an image is made from, in addition to its Dockerfile, the bake file and its base."""
 
     pin: tuple[str, str]  # of its base: the names in versions.env of image and tag
-    packages: tuple[str, ...] = ()  # whose code it holds; of the first one the dependencies too
+    packages: tuple[str, ...] = ()  # whose code it holds
     files: tuple[str, ...] = ()  # other files in it, as patterns
 
 
+_ON_BUILDER = ("docker/builder.Dockerfile", "locks/builder.txt")
+# What decides the wheels that are compiled, beside the image they are compiled in.
+_COMPILED = ("locks/sdists.txt", "locks/build.txt", "docker/compile-wheels.sh", "docker/llama-cpp.cmake")
 # To add an image: see docker-bake.hcl, and add a row.
 RECIPES: Mapping[str, ImageParts] = {
-    "builder": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder",)),
-    "eval": ImageParts(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",)),
+    "builder": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder",), ("locks/builder.txt",)),
+    "eval": ImageParts(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",), ("locks/eval.txt", *_COMPILED)),
     "server": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_SERVER_TAG"), files=("server/image/*.sh",)),
-    "contract": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder", "server"), ("docker/builder.Dockerfile",)),
+    "contract": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder", "server"), _ON_BUILDER),
 }
 IMAGES = tuple(RECIPES)
 BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
@@ -64,8 +65,8 @@ def recipe(repo_dir: Path, image: str) -> str:
     made_of = RECIPES[image]
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
     text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
-    groups = tomllib.loads((repo_dir / "pyproject.toml").read_text())["dependency-groups"]
-    text += "".join(json.dumps(groups[package]) for package in made_of.packages[:1])
+    if image == "eval":
+        text += _wheels_base(repo_dir)
     text += "".join(code_version(repo_dir, package) for package in made_of.packages)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -79,6 +80,8 @@ def bake(
         EngineError: buildx is missing, or the build failed; `detail` holds its last lines.
     """
     env = bake_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
+    if image == "eval" and not env.get("WHEELS"):
+        env["COMPILED"] = _compiled_wheels(repo_dir)
     run_docker(repo_dir, [*BAKE, "--load", image], env, f"The {image} image could not be built", on_line)
 
 
@@ -87,7 +90,20 @@ def bake_environment(repo_dir: Path, image: str, base_digest: str, settings: Ima
     return dict(os.environ) | dict(settings.proxies) | {
         "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
+        "WHEELS_BASE": _wheels_base(repo_dir),
     }
+
+
+def _wheels_base(repo_dir: Path) -> str:
+    lines = (repo_dir / "versions.env").read_text().splitlines()
+    pins = dict(line.split("=", 1) for line in lines if line.startswith("WHEELS_BASE_"))
+    return f"{pins['WHEELS_BASE_IMAGE']}:{pins['WHEELS_BASE_TAG']}"
+
+
+def _compiled_wheels(repo_dir: Path) -> str:
+    """The folder of wheels that another checkout or a virtual environment had compiled in the same way; "" for none."""
+    command = [str(repo_dir / "scripts" / "wheels.sh"), "--cached"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def run_docker(
