@@ -25,7 +25,7 @@ perplexities. p is McNemar's exact test.
 - **same**: the whole interval lies within ±{margin}.
 - **worse**, **better**: it does not, and it leaves out 0, with p < 0.05 where answers are right or wrong.
 - **too few questions**: neither yet; in brackets how many would settle it, if the rates stay as seen.
-- **no signal**: the baseline itself cannot be told from guessing, so nothing follows.
+- **no signal**: the baseline is not distinguishable from guessing, so the task decides nothing.
 
 Of comparisons between files that do not differ, up to one in twenty comes out as a difference. Questions are taken as
 independent; a group's row puts all questions of its tasks together."""

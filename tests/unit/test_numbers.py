@@ -258,6 +258,7 @@ def _forms(tree: ast.AST) -> Iterator[str]:
             yield from _IN_TEXT.findall(text) if isinstance(text, str) else ()
 
 
+_WRITES_YAML = ("quantyard/card/hub_results.py",)  # the results that the Hub reads
 _EARLIER = ("quantyard/card/cells_0_1.py",)  # what reads cards of an earlier version writes as that did
 
 
@@ -300,3 +301,16 @@ def test_a_class_of_this_name_is_defined_once(name: str) -> None:
         if isinstance(node, ast.ClassDef) and node.name == name
     ]  # fmt: skip
     assert len(defined) <= 1, defined
+
+
+@pytest.mark.parametrize(
+    ("words", "home"),
+    [("NormalDist", "quantyard/metrics/intervals.py"), ("def wilson", "quantyard/metrics/intervals.py"),
+     ("def is_unquantized", "quantyard/quants/catalog.py"), ("def family_of", "quantyard/quants/catalog.py"),
+     ("def kv_bytes", "quantyard/memory/kv_cache.py"), ("import yaml", "quantyard/formats/strict_yaml.py")],
+)  # fmt: skip
+def test_a_definition_has_one_home(words: str, home: str) -> None:
+    """z, Wilson's interval, "unquantized", the bytes of a KV cache, the reading of YAML."""
+    texts = {path: (REPO_DIR / path).read_text(encoding="utf-8") for path in _files()}
+    found = [path for path, text in texts.items() if re.search(rf"\b{words}\b", text)]
+    assert [path for path in found if path not in _WRITES_YAML] == [home]
