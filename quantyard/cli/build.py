@@ -6,7 +6,6 @@ import argparse
 
 from quantyard.cli.output import data, people, print_json, print_line
 from quantyard.cli.render import build as summary
-from quantyard.cli.render import evaluation as eval_summary
 from quantyard.cli.request import request_of
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.execution.manifest_writer import Measured
@@ -50,6 +49,8 @@ def print_built(request: BuildRequest, built: Built) -> None:
 
 
 def _print_measured(measured: Measured) -> None:
+    from quantyard.cli.render import evaluation as eval_summary  # imported late: a build without measuring needs none
+
     people().print(eval_summary.where_text(measured), soft_wrap=True)
     out = data()
     out.print(eval_summary.files_table(measured.report, out.width))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from quantyard.formats.gguf_values import GgufArray
-from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, front_matter, load_plain
 from quantyard.store.manifest import SourceCard
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 Gated = Literal["", "auto", "manual"]
 MAX_ITEMS: Final = 100  # languages, tags
+_MAX_ARRAY_BYTES: Final = 64 * 1024  # of texts in a GGUF's metadata
 _FRONT_MATTER_BYTES: Final = 128 * 1024  # some hold hundreds of results; a parse takes 5 s at worst
 _MAX_TEXT: Final = 100  # characters of a name or tag
 _MAX_LINK: Final = 500
@@ -97,6 +97,10 @@ def _licence(value: Any) -> str | None:
 
 def _front_matter(text: str) -> dict[str, Any]:
     """The mapping between the first two lines of ---; empty where there is none that can be used."""
+    if not text:
+        return {}
+    from quantyard.formats.strict_yaml import YamlProblem, front_matter, load_plain  # imported late: many have no card
+
     found = front_matter(text, 2 * _FRONT_MATTER_BYTES)
     try:  # untyped, else the language `no` would be false and a licence 1.0 a number
         data = load_plain(found or "", typed=False, max_bytes=_FRONT_MATTER_BYTES)
@@ -137,7 +141,7 @@ def _strings(value: Any, path: Path | None) -> list[str]:
         return [item for item in value if isinstance(item, str)]
     if not isinstance(value, GgufArray) or path is None or value.element_type != "string":
         return []
-    if value.length > MAX_ITEMS or value.size_bytes > MAX_BYTES:
+    if value.length > MAX_ITEMS or value.size_bytes > _MAX_ARRAY_BYTES:
         return []
     try:
         with path.open("rb") as stream:

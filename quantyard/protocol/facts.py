@@ -22,7 +22,7 @@ F = TypeVar("F", bound="Facts")
 class Facts(BaseModel):
     """Base: strict about what is named, silent about the rest."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False, defer_build=True)
 
     n_params: Count | None = None
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from quantyard.cli.render import build as summary
-from quantyard.cli.render.matrix import failures_text
-from quantyard.cli.render.release import gate_text
 from quantyard.cli.render.styled import escape
 from quantyard.workflows.reporter import (
     DemoBegins,
@@ -24,9 +22,13 @@ def event_text(event: Event) -> str:
             return summary.plan_text(planned)
         case RunTimed(compared):
             return escape(summary.time_text(compared))
-        case GateJudged(gate):
+        case GateJudged(gate):  # what follows is imported late: a build needs nothing of a gate or a matrix
+            from quantyard.cli.render.release import gate_text
+
             return gate_text(gate)
         case QuantsFailed(failures):
+            from quantyard.cli.render.matrix import failures_text
+
             return failures_text(failures, others=False)
         case SearchRuns(what, n_left, n_steps):
             return f"[bold]{escape(what)}[/]: {n_left} of {n_steps} steps to run"
