@@ -10,7 +10,12 @@ RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 export PYTHON
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' -v width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}" '/^[a-z0-9-]+:.*## / { \
+	    line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
+	    for (i = 1; i <= n; i++) { \
+	        if (length(line " " words[i]) > width) { print line; line = sprintf("%18s", "") } \
+	        line = line " " words[i] } \
+	    print line }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Start with:  make demo    or    make build MODEL=org/name QUANT=Q4_K_M"
 

@@ -66,7 +66,7 @@ def test_it_adds_one_name_a_type_marker_and_a_command(wheel: Path) -> None:
 
 def test_it_carries_what_the_checkout_has(site: Path) -> None:
     project = site / _PROJECT
-    for package in ("builder", "eval", "server", "quantyard", "docker"):
+    for package in ("builder", "eval", "server", "quantyard", "docker", "locks"):
         ours = {p.relative_to(REPO_DIR) for p in (REPO_DIR / package).rglob("*") if p.is_file()}
         carried = {p.relative_to(project) for p in (project / package).rglob("*") if p.is_file()}
         assert {p for p in ours if "__pycache__" not in p.parts} == carried
