@@ -80,7 +80,7 @@ class ResultRefused(BadRequest):
             "Nothing of it was kept. Do not trust this model's files: one of them may have taken over the tool that "
             "read them. If you do trust them, the disk or Quantyard itself is at fault: please report it."
         )
-        super().__init__(f"{label}: what the stage left is refused: {problem}.", hint, detail)
+        super().__init__(f"{label}: the output of the stage is refused: {problem}.", hint, detail)
         self.problem = problem
 
 

@@ -78,7 +78,7 @@ def evaluate(model: Model, *, progress: Progress = None, **settings: Unpack[Eval
         progress: called with each line of progress.
 
     Raises:
-        NotScored: the model gives no probabilities of text, so that nothing can be measured.
+        NotScored: the model does not expose token log-probabilities, so it cannot be measured.
         QuantyardError: as `build`.
     """
     request = request_for("eval", settings, MODEL=model)

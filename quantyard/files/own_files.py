@@ -105,7 +105,7 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
     """Where this file of the folder really is.
 
     Raises:
-        BadSource: it leads out of the folder, is no regular file, or is larger than it can be.
+        BadSource: it leads out of the folder, is not a regular file, or is larger than it can be.
     """
     path = folder / name
     try:
@@ -152,7 +152,7 @@ def read_named(path: Path, max_bytes: int) -> bytes:
     """A file that the user names, or whose place `find_file` told: all of it.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         ValueError: it is larger than `max_bytes`.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for

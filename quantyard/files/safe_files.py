@@ -97,7 +97,7 @@ class SafeFolder:
         """All bytes of a small file.
 
         Raises:
-            Unsafe: it is no regular file, or larger than `max_bytes`.
+            Unsafe: it is not a regular file, or larger than `max_bytes`.
         """
         with self.file(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             content = stream.read(max_bytes + 1)

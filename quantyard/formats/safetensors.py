@@ -135,13 +135,6 @@ def _read_json_header(path: Path, size: int) -> tuple[dict[str, object], int]:
 
 
 def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise SafetensorsError(f"{file} repeats {shown(twice)} in its {what}")
-        return found
-
     try:
         value = load_json(text, max(MAX_HEADER_BYTES, _MAX_INDEX_BYTES), max_values=_MAX_VALUES)
     except JsonProblem as error:

@@ -178,7 +178,7 @@ def commit_of(info: ModelInfo, endpoint: str) -> str:
     """
     sha = str(info.sha)
     if not _COMMIT.fullmatch(sha):
-        message = f"{endpoint} answers that {shown(str(info.id))} is at commit {shown(sha)}, which is none."
+        message = f"{endpoint} answers that {shown(str(info.id))} is at commit {shown(sha)}, which is not a commit."
         raise HubError(message, "A commit has 40 hex digits: set another HF_ENDPOINT, or tell who runs this one.")
     return sha
 

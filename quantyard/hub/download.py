@@ -60,7 +60,7 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
     try:
         return parse_foreign((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
-        message = f"{title} is no manifest of Quantyard: {str(error).splitlines()[0]}."
+        message = f"{title} is not a manifest of Quantyard: {str(error).splitlines()[0]}."
         raise BadRequest(message, "Ask who published it.") from error
 
 

@@ -182,7 +182,7 @@ def _checkpoint(
     title: str, names: dict[str, FileEntry], weights: list[str], sets: tuple[tuple[str, str, str], ...]
 ) -> Selection:
     if "config.json" not in names:
-        hint = "Name a repo of a whole model in Hugging Face format; a LoRA adapter or a diffusion model is none."
+        hint = "Name a repo of a whole model in Hugging Face format; a LoRA adapter or a diffusion model is not one."
         raise BadSource(f"{title} holds weights but no config.json: {_list(weights)}.", hint)
     chosen, index = _weight_set(weights, sets)
     if not chosen:
@@ -254,7 +254,7 @@ def _refuse_several(title: str, models: list[str]) -> NoReturn:
 def _refuse_no_weights(title: str, names: Iterable[str]) -> NoReturn:
     nested = [n for n in names if n.endswith(".safetensors")]
     if nested:
-        hint = "Such a repo is no language model in Hugging Face format, or a LoRA adapter: name the model itself."
+        hint = "Such a repo is not a language model in Hugging Face format, or a LoRA adapter: name the model itself."
         raise BadSource(f"{title} holds no whole model at its top, only {_list(nested)}.", hint)
     message = f"{title} holds no weights that could be converted: {_list(sorted(names)) or 'no files'}."
     raise BadSource(message, "Name a repo with *.safetensors and a config.json, or with *.gguf.")

@@ -39,10 +39,10 @@ def parse_foreign(data: bytes, name: str) -> Manifest:
 def _faults(manifest: Manifest) -> Iterator[str]:
     yield from _of_source(manifest)
     if len(manifest.quants) > MAX_QUANTS:
-        yield f"it tells of {len(manifest.quants):,} files, and {MAX_QUANTS} are possible"
+        yield f"it names {len(manifest.quants):,} files, and {MAX_QUANTS} are possible"
     for quant, record in manifest.quants.items():
         if not _QUANT.fullmatch(quant):
-            yield f"{shown(quant)} is no name of a quant"
+            yield f"{shown(quant)} is not the name of a quant"
         if len(record.parts) > MAX_PARTS:
             yield f"{quant} has {len(record.parts):,} parts, and {MAX_PARTS:,} are possible"
     yield from _of_names(manifest)
@@ -56,9 +56,9 @@ def _of_source(manifest: Manifest) -> Iterator[str]:
     try:
         parse_repo_id(source.repo_id)
     except BadSource:
-        yield f"source.repo_id {shown(source.repo_id)} is no repo of the Hub"
+        yield f"source.repo_id {shown(source.repo_id)} is not a repo of the Hub"
     if not _HUB_COMMIT.fullmatch(source.commit):
-        yield f"source.commit {shown(source.commit)} is no commit of the Hub: 40 hex digits"
+        yield f"source.commit {shown(source.commit)} is not a commit of the Hub: 40 hex digits"
 
 
 def _of_names(manifest: Manifest) -> Iterator[str]:
@@ -66,7 +66,7 @@ def _of_names(manifest: Manifest) -> Iterator[str]:
     owners: dict[str, str] = {}
     for name, owner in _named(manifest):
         if "/" in name or name.startswith(".") or not name.lower().endswith(_ENDING):
-            yield f"{shown(name)} ({owner}) is no file of a release: it is not called *{_ENDING}, or hidden, or a path"
+            yield f"{shown(name)} ({owner}) is not a file of a release: not called *{_ENDING}, or hidden, or a path"
         if len(name.encode()) > MAX_NAME_BYTES:
             yield f"{shown(name)} ({owner}) is longer than {MAX_NAME_BYTES} bytes"
         if owners.setdefault(name.casefold(), owner) != owner:

@@ -152,10 +152,10 @@ def fault_of_address(text: str, sender: httpx2.URL, *, is_redirect: bool) -> str
         parts = urlsplit(str(there))
         host, port = parts.hostname or "", parts.port
     except (httpx2.InvalidURL, ValueError):
-        return "what is no address"
+        return "what is not an address"
     labels = host.rstrip(".").split(".")
     if there.scheme not in ("http", "https") or port == 0 or not all(0 < len(label) < 64 for label in labels):
-        return "what is no address on the web"
+        return "what is not a web address"
     if parts.username is not None or parts.password is not None:
         return "an address with a user's name in it"
     leaves_tls = (sender.scheme, there.scheme) == ("https", "http")
@@ -361,7 +361,7 @@ class _Backend(httpcore2.NetworkBackend):
         try:
             return _Stream(self._inner.connect_tcp(host, port, *args, **kwargs))
         except UnicodeError as error:  # a name with a part that is too long for DNS
-            raise httpcore2.ConnectError(f"{shown(host)} is no name of a host") from error
+            raise httpcore2.ConnectError(f"{shown(host)} is not a host name") from error
 
     def connect_unix_socket(self, path: str, *args: Any, **kwargs: Any) -> httpcore2.NetworkStream:
         return _Stream(self._inner.connect_unix_socket(path, *args, **kwargs))

@@ -40,7 +40,7 @@ def _cut(text: object) -> object:
 
 def _no_truth(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a truth value is no exit code")  # noqa: TRY004  (pydantic's way)
+        raise ValueError("a truth value is not an exit code")  # noqa: TRY004  (pydantic's way)
     return value
 
 

@@ -104,7 +104,7 @@ def _outtype(value: JsonValue) -> OutType:
     try:
         return _OUTTYPES.validate_python(value, strict=True)
     except ValidationError as error:
-        message = f"The manifest says that the model was converted to {_said(value)}, which is no type to convert to."
+        message = f"The manifest records a conversion to {_said(value)}, which is not a type to convert to."
         raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.") from error
 
 
@@ -126,7 +126,7 @@ def with_recorded_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: Pa
         made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
         recorded = made.request.get("imatrix_file") if made else None
         if not isinstance(recorded, str) or fault_of_name(recorded) or recorded.startswith("."):
-            message = f"The manifest calls the importance matrix of {quant} {_said(recorded)}, which is no file's name."
+            message = f"The importance matrix of {quant} is recorded as {_said(recorded)}, which is not a file name."
             raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.")
         matrix = _copied(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)
         plan = with_imatrix(plan, Calibration(matrix=matrix), [quant])

@@ -1,4 +1,4 @@
-"""`make verify`: is this file, folder or repo the release that its manifest tells of?
+"""`make verify`: does this file, folder or repo match its manifest?
 
 A manifest can be wrong in two ways: its files are others, or it contradicts itself. Both are looked for. Whether the
 recorded steps really give these bytes is another question: see `rebuild.py`.
@@ -90,7 +90,7 @@ def _manifest_in(folder: Path) -> Manifest:
         raise BadRequest(f"{path} cannot be read: {error.strerror}.", hint) from error
     except ValueError as error:
         first = str(error).splitlines()[0]
-        raise BadRequest(f"{path} is no manifest of Quantyard: {first}.", "Download it again.") from error
+        raise BadRequest(f"{path} is not a manifest of Quantyard: {first}.", "Download it again.") from error
 
 
 def check(subject: CheckedRelease, access: HubAccess, repo_id: str, on_file: Callable[[str], None]) -> Iterator[Check]:
@@ -129,7 +129,7 @@ def _check_type(folder: Path, quant: str, record: QuantRecord) -> Check:
     try:
         header = read_model(_its_file(folder, record.files[0].path))
     except (GgufError, OSError) as error:
-        return Check(what, "failed", f"is no GGUF that can be read: {error}")
+        return Check(what, "failed", f"is not a readable GGUF: {error}")
     found = next((q.name for q in QUANTS if q.ftype == header.file_type), str(header.file_type))
     known = next((q for q in QUANTS if q.name == quant), None)
     if known is None or quant == "COPY" or header.file_type == known.ftype:  # a copy keeps the type that it had
@@ -156,7 +156,7 @@ def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[Check]:
     try:
         kind = read_header(_its_file(folder, record.file)).metadata.get("general.type")
     except (GgufError, OSError) as error:
-        yield Check(what, "failed", f"is no GGUF that can be read: {error}")
+        yield Check(what, "failed", f"is not a readable GGUF: {error}")
         return
     state: State = "ok" if kind == "imatrix" else "failed"
     yield Check(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, and no imatrix")
@@ -228,7 +228,7 @@ def _check_source(manifest: Manifest, access: HubAccess) -> Check:
 def _check_card(subject: CheckedRelease, repo_id: str) -> Check:
     """Its numbers, one by one; what people wrote around them is theirs."""
     if not kind_of(subject.folder / _CARD):
-        return Check("card", "not checked", f"there is no {_CARD}")
+        return Check("card", "not checked", f"{_CARD} is missing")
     manifest = subject.manifest
     if not manifest.evaluations:
         return Check("card", "not checked", "nothing was measured")

@@ -253,7 +253,7 @@ def _notices(name: str) -> tuple[str, ...]:
 
 def _nameless(license_id: str, license_name: str) -> NeedsPermission:
     said = " ".join(f"{_shown(text)}" for text in (license_id, license_name) if text.strip())
-    what = f"The source's licence, {said}, is no name of one" if said else "The source names no licence"
+    what = f"The source's licence, {said}, is not the name of one" if said else "The source names no licence"
     hint = "Find out which one holds, and that it lets you share quantized files; then state it: LICENSE=apache-2.0"
     return NeedsPermission(f"{what}.", hint)
 
@@ -261,7 +261,7 @@ def _nameless(license_id: str, license_name: str) -> NeedsPermission:
 def _not_allowed(name: str) -> NeedsPermission:
     rule = RULES.get(name)
     if rule is None:
-        message = f"The licence {name} is none that Quantyard knows."
+        message = f"The licence {name} is not one that Quantyard knows."
     elif rule.derivatives == "no":
         message = f"The licence {name} lets nobody share what is made of the model, and a quantized file is."
     else:

@@ -29,7 +29,7 @@ _LONGEST: Final = 200  # characters of a sentence: the plan gives it one line
 
 def _sentence(text: str) -> str:
     if not (text[:1].isupper() and text.endswith((".", "!", "?")) and "\n" not in text and len(text) <= _LONGEST):
-        raise ValueError(f"{text!r} is no sentence of one line, at most {_LONGEST} characters")
+        raise ValueError(f"{text!r} is not a sentence of one line, at most {_LONGEST} characters")
     return text
 
 
@@ -137,7 +137,7 @@ def find_preset(name: str, among: Sequence[Preset] | None = None) -> Preset:
     if found is None:
         near = _nearest(wanted, known)
         advice = f" Did you mean {' or '.join(near)}?" if near else ""
-        message = f"{name!r} is no folder of a model, no file and no preset.{advice}"
+        message = f"{name!r} is not a model folder, a file or a preset.{advice}"
         raise BadSource(message, f"{LIST_THEM}; or type org/name: make build MODEL=org/name")
     return found
 

@@ -91,7 +91,7 @@ def tune(request: BuildRequest, reporter: Reporter) -> Tuned:
 
     Raises:
         BadRequest: no goal or two goals are given, or no mix reaches the goal; the message names the nearest.
-        NotScored: the model gives no probabilities of text.
+        NotScored: the model does not expose token log-probabilities.
         QuantyardError: see errors.py.
     """
     asked = request.tune

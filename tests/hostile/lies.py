@@ -48,7 +48,7 @@ _SAYS: Final = {
     "an output has another SHA-256": "SHA-256", "an output is missing": "not there",
     "an output that was not asked for": "does not leave", "an output twice": "twice",
     "the result of another stage": "the stage 'convert'", "another exit code": "says exit code 5",
-    "NaN as a fact": "NaN", "1e999 as a fact": "finite", "400 digits as a fact": "digits", "a key twice": "twice",
+    "NaN as a fact": "NaN", "1e999 as a fact": "finite", "400 digits as a fact": "digits", "a key twice": "repeated",
     "nested 100,000 deep": "deep", "a fact that is text": "n_params", "no result": "it is missing",
 }  # fmt: skip
 

@@ -144,7 +144,7 @@ def test_a_file_of_a_release_is_a_gguf_in_its_folder(name: Any, where: str, rele
         (record if where == "file" else record["imatrix"])["file"] = name
     release.write(manifest)
     said = release.verify(on_hub=True)
-    assert said.code == 2 and "is no manifest of Quantyard" in said.err
+    assert said.code == 2 and "is not a manifest of Quantyard" in said.err
     taken = {request.path.rsplit("/", 1)[-1] for request in release.yard.hub.requests if request.method == "GET"}
     assert not {name for name in taken if name.endswith(".gguf") or name in ("README.md", "LICENSE", "config")}
 
@@ -186,7 +186,7 @@ def test_names_that_collide_or_are_none_are_refused(change: Any, release: Releas
     change(manifest)
     release.write(manifest)
     said = release.verify()
-    assert said.code == 2 and "is no manifest of Quantyard" in said.err
+    assert said.code == 2 and "is not a manifest of Quantyard" in said.err
 
 
 @pytest.mark.parametrize(("repo_id", "commit"), sampled([

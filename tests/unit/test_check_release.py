@@ -291,11 +291,11 @@ def _climbs_in_parts(manifest: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("content", "says"), [
     (None, "cannot be read: No such file"),
-    (b"{", "is no manifest of Quantyard: "),
-    (b"[" * 100_000, "is no manifest of Quantyard: "),
-    (b"\xff\xfe", "is no manifest of Quantyard: "),
-    (b"[]", "is no manifest of Quantyard: "),
-    (b'{"layers": []}', "is no manifest of Quantyard: source: Field required"),
+    (b"{", "is not a manifest of Quantyard: "),
+    (b"[" * 100_000, "is not a manifest of Quantyard: "),
+    (b"\xff\xfe", "is not a manifest of Quantyard: "),
+    (b"[]", "is not a manifest of Quantyard: "),
+    (b'{"layers": []}', "is not a manifest of Quantyard: source: Field required"),
 ])  # fmt: skip
 def test_what_has_no_manifest_of_ours_is_refused(yard: Yard, content: bytes | None, says: str) -> None:
     path = yard.release / "manifest.json"

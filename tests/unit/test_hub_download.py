@@ -98,7 +98,7 @@ def _climbing() -> bytes:
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    (b"not json", "is no manifest of Quantyard"), (b"[" * 100_000, "is no manifest of Quantyard"),
+    (b"not json", "is not a manifest of Quantyard"), (b"[" * 100_000, "is not a manifest of Quantyard"),
     (b'{"layers": []}', "source: Field required"), (_climbing(), r"quants\.Q8_0\.file"),
     (json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode(), f"manifest of version {SCHEMA_VERSION + 1}"),
 ])  # fmt: skip

@@ -57,7 +57,7 @@ def test_a_place_in_a_registry_is_read(text: str, found: OciReference) -> None:
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("", "no place in a registry"), ("me/name", "me is no registry (Docker Hub is docker.io)"),
+    ("", "no place in a registry"), ("me/name", "me is not a registry (Docker Hub is docker.io)"),
     ("registry.example/Team/Name", "names in a registry are lower case"), ("registry.example/", "no place"),
     ("registry.example/a//b", "no place"), ("registry.example/../b", "no place"), ("registry.example/a b", "no place"),
     ("https://registry.example/a/b", "with a scheme"), ("registry.example/a@sha256:" + "0" * 64, "a digest cannot"),

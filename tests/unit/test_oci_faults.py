@@ -151,7 +151,7 @@ def test_a_name_that_nobody_has_is_said(gguf: PublishedFile) -> None:
 
 def test_a_web_server_that_is_no_registry_is_said(server: OciServer, gguf: PublishedFile) -> None:
     server.faults += [Fault("GET", "/v2/", 404)]
-    assert "is no registry" in _refused(server, gguf, RegistryRefused).message
+    assert "is not a registry" in _refused(server, gguf, RegistryRefused).message
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])

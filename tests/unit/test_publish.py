@@ -282,8 +282,8 @@ def test_an_evaluation_of_another_file_is_refused_with_both_hashes(yard: Yard) -
 
 @pytest.mark.parametrize(("licence", "says", "stated"), [
     ("", "names no licence", "apache-2.0"),
-    ("license: other\n", "is no name of one", "mit"),
-    ("license: acme-1.0\n", "none that Quantyard knows", "acme-1.0"),
+    ("license: other\n", "is not the name of one", "mit"),
+    ("license: acme-1.0\n", "not one that Quantyard knows", "acme-1.0"),
     ("license: cc-by-nd-4.0\n", "lets nobody share", "cc-by-nd-4.0"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["publish", "release"])

@@ -90,7 +90,7 @@ def _why_none(text: str) -> str:
     if "@" in text:
         return ": a digest cannot be chosen"
     if slash and not re.fullmatch(_HOST, host):
-        return f": {host} is no registry (Docker Hub is docker.io)"
+        return f": {host} is not a registry (Docker Hub is docker.io)"
     if rest.partition(":")[0] != rest.partition(":")[0].lower():
         return ": names in a registry are lower case"
     return ""

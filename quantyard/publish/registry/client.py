@@ -87,7 +87,7 @@ class Registry:
         """
         response = self.with_retries("GET", f"{self.address}/")
         if response.status_code == 404:
-            message = f"{self.name} is no registry: {self.address}/ answers 404."
+            message = f"{self.name} is not a registry: {self.address}/ answers 404."
             raise RegistryRefused(message, "Name it like this: registry.example/team/name")
         self.expect(response, 200)
 
@@ -233,7 +233,7 @@ class Registry:
             why = "it holds no token"
         token = (said.get("token") or said.get("access_token")) if isinstance(said, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            message = f"The registry {self.name} gives no token: what {urlsplit(realm).netloc} answers is none ({why})."
+            message = f"The registry {self.name} gives no token: {urlsplit(realm).netloc} sends none ({why})."
             raise RegistryRefused(plain(message) + ".", "Try later, or ask its owner.")
         return token
 

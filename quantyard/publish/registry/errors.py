@@ -85,7 +85,7 @@ def unreachable(registry: str, error: Exception) -> RegistryUnreachable:
 
 def bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
     """An answer that was not taken: too much, too slow, or malformed."""
-    message = f"The registry {registry} gives an answer that is none: {plain(str(error))}."
+    message = f"The registry {registry} gives an answer that is not valid: {plain(str(error))}."
     return RegistryRefused(message, "See that no proxy or login page answers in its place, and ask its owner.")
 
 
