@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError as error:
         if not is_read():
             _not_read()
-        _fail(_foreseen(error), args)
+        _fail(_translated(error), args)
     except KeyboardInterrupt:
         stopped = Interrupted("Stopped.", "Finished stages are kept; type the same command to go on.")
         _fail(stopped, args)
     except QuantyardError as error:
         _fail(error, args)
     except Exception as error:
-        _fail(_foreseen(error), args)
+        _fail(_translated(error), args)
     sys.exit(ExitCode.DONE)
 
 
@@ -64,7 +64,7 @@ def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
 
 
 def _not_read() -> NoReturn:
-    """Whoever read our output has enough. Not 0: what was not read may have been a failure."""
+    """The reader closed the pipe (`| head`). The code is not 0: what was not read may have been a failure."""
     forget_output()
     sys.exit(Answer.OUTPUT_CLOSED)
 
@@ -74,14 +74,14 @@ def _stop(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _foreseen(error: Exception) -> QuantyardError:
+def _translated(error: Exception) -> QuantyardError:
     from quantyard.cli.faults import ours_of
 
     return ours_of(error)
 
 
 def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
-    with suppress(OSError):  # what takes no words gets none; the exit code says it
+    with suppress(OSError):  # a stream that cannot be written to; the exit code says it
         _say(error, args)
     forget_output()
     sys.exit(error.code)
@@ -103,7 +103,7 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
         said = {"kind": error.kind, "message": message, "hint": hint, "detail": error.detail, "exit_code": error.code}
         print_json({"error": said})
         write_through()
-    if error.detail:  # indented: it may be a stage's word, and no line of it is to look like one of ours
+    if error.detail:  # indented: it may be a stage's text, and must not look like a line of ours
         console.print(indent(harmless(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape(_cut(message))} [dim]({error.kind})[/]", soft_wrap=True)
     if hint:

@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw where they arose: whose they are, in our words. What is left is our own bug."""
+"""Unexpected errors, turned into ours: the machine's fault, a file's, or, for the rest, a bug of this program."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _EXHAUSTED: Final = {
 }
 _OF_PATHS: Final = {
     errno.EACCES: "may not be used by you", errno.EPERM: "may not be used by you",
-    errno.EROFS: "is on a file system that is read-only", errno.ENOTDIR: "is no folder, or below a file",
+    errno.EROFS: "is on a file system that is read-only", errno.ENOTDIR: "is not a folder, or lies below a file",
     errno.EISDIR: "is a folder", errno.ELOOP: "is a link that leads to itself",
     errno.ENAMETOOLONG: "has a name that is too long", errno.ENOENT: "is not there",
     errno.EEXIST: "is there already, as something else", errno.ENOTEMPTY: "is not empty",
     errno.ENXIO: "cannot be opened", errno.ENODEV: "cannot be opened", errno.ETXTBSY: "is being run",
-    errno.EINVAL: "cannot be used", errno.ESTALE: "is gone from its server", errno.EBUSY: "is in use",
+    errno.EINVAL: "cannot be used", errno.ESTALE: "no longer exists on its server", errno.EBUSY: "is in use",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What the commands speak through, and the only module that prints: stdout is data, stderr is for people.
+"""The only module that prints: stdout is data, stderr is for people.
 
-Nothing passes that a terminal would obey, but for what rich itself writes, and no password of an address.
+Escape sequences reach a terminal only from rich itself, and passwords in addresses never do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quantyard.formatting.printable import one_line, printable, redacted
 
 
 class BorderConsole(Console):
-    """A console that lets no foreign character act: the one way to the terminal.
+    """A console that makes control characters of foreign text visible: the one way to the terminal.
 
     Text is made harmless before it is measured, so that tables stay straight, and again where it leaves, whatever
     it came in. Links are taken out: none is ours.
@@ -54,7 +54,7 @@ def people() -> Console:
 
 
 def data() -> Console:
-    """Stdout, for tables. What is no terminal has no width to wrap at."""
+    """Stdout, for tables. Where it is not a terminal, lines are up to 200 characters wide."""
     return BorderConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 

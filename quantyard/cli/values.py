@@ -1,4 +1,4 @@
-"""Values as users type them, checked: each says what is wrong with one, and how to write it."""
+"""Checks of the values that users type. Each error says what is wrong with the value, and how to write it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def proxy(name: str, url: str) -> str:
 def token(name: str, text: str) -> str | None:
     """A token as it can stand in a request, and so is never shown; None where none is given."""
     if text and not _TOKEN.fullmatch(text):
-        raise BadRequest(f"{name} holds what no token does: a space, a line end, or a sign beyond ASCII.",
+        raise BadRequest(f"{name} is not a token: it holds a space, a line end, or a character outside ASCII.",
                          f"Copy the token again, and set {name} to it alone.")
     return text or None
 
