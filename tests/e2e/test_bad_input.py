@@ -273,7 +273,7 @@ HOSTILE = {
     ),
     "nested-array": (preamble(0, 1) + string("a") + struct.pack("<IIQ", 9, 9, 1) + bytes(64), "nests an array"),
     "value-type": (preamble(0, 1) + string("a") + struct.pack("<I", 99) + bytes(64), "unknown value type 99"),
-    "same-key-twice": (preamble(0, 2) + _KEY + _KEY, "twice"),
+    "same-key-twice": (preamble(0, 2) + _KEY + _KEY, "repeats the metadata key"),
     "alignment": (gguf({**SMALL_METADATA, "general.alignment": 3}, ()), "the alignment 3"),
     "dimensions": (preamble(1, 1) + _KEY + tensor_info("t", [1] * 9, 0, 0) + bytes(64), "9 dimensions"),
     "shape-overflow": (preamble(1, 1) + _KEY + tensor_info("t", [1 << 40] * 3, 0, 0) + bytes(64), "impossible shape"),

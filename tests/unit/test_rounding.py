@@ -106,6 +106,6 @@ def test_no_type_of_the_search_needs_an_importance_matrix() -> None:
 def test_types_to_choose_from_are_those_that_were_asked_for() -> None:
     assert ladder_of(()) == LADDER
     assert ladder_of(("Q8_0", "Q4_K")) == ("Q4_K", "Q8_0")
-    with pytest.raises(BadRequest, match="Q6_KM is no type") as refused:
+    with pytest.raises(BadRequest, match="Q6_KM is not a tensor type") as refused:
         ladder_of(("Q8_0", "Q6_KM"))
     assert refused.value.hint.startswith("Did you mean Q6_K?")
