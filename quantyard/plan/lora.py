@@ -6,26 +6,22 @@ The weights of the base model are not fetched: the converter reads its config.js
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError
-from quantyard.files.own_files import find_file, kind_of, list_files, path_of, read_named
-from quantyard.formats.names import safe_name
-from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, parse_repo_id, read_config_file, resolve
+from quantyard.errors import BadRequest, BadSource, NeedsPermission
+from quantyard.files.own_files import read_named
+from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, read_config_file
 from quantyard.hub.files import LEGAL_FILES, SIDE_FILES
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
-from quantyard.protocol.base import FileEntry, digest_of_files
 from quantyard.protocol.builder import FetchRequest, LoraRequest
-from quantyard.protocol.runner import sha256_of
 from quantyard.requests import BuildRequest
-from quantyard.sources.resolve import SIDE_LIMIT, Source
-from quantyard.store.artifact import Artifact, ModelId
+from quantyard.sources.parts import Files, Wanted, find_part, part_on_hub
+from quantyard.sources.resolve import Source
 from quantyard.store.hash_cache import HashCache
 
 LORA: Final = "lora"  # the step's label
@@ -35,18 +31,6 @@ _WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
 RESULT: Final = "adapter.gguf"  # the file that the stage leaves
 _F32_TO_16_BIT: Final = 2  # the result is F32; most adapters hold 16 bits
-
-Files = tuple[FileEntry, ...]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """One of the two inputs: the variable that names it, the file that identifies it, and the files it needs."""
-
-    setting: str
-    marker: str
-    choose: Callable[[str, Files], Files]
-
 
 def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> BuildPlan:
     """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: its caller names the result.
@@ -58,12 +42,12 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     if not request.adapter:
         raise BadRequest("ADAPTER is not given.", "Name one: make lora ADAPTER=org/name, or a folder in PEFT format.")
     allowed = request.allow_pickle
-    kind = _Kind("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
-    adapter = _find(kind, request.adapter, access, hashes)
-    wanted = _Kind("BASE", _BASE_CONFIG, _base_files)
+    kind = Wanted("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
+    adapter = find_part(kind, request.adapter, access, hashes)
+    wanted = Wanted("BASE", _BASE_CONFIG, _base_files)
     if request.base:
-        return _plan(adapter, _find(wanted, request.base, access, hashes), request)
-    return _plan(adapter, _hub(wanted, _named_base(adapter, access), access), request)
+        return _plan(adapter, find_part(wanted, request.base, access, hashes), request)
+    return _plan(adapter, part_on_hub(wanted, _named_base(adapter, access), access), request)
 
 
 def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
@@ -85,66 +69,6 @@ def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step])
     )
     steps.append(Step(f"fetch {name}", STAGES["fetch"], fetch, {}, source.size_bytes))
     return Output(f"fetch {name}")
-
-
-def _find(kind: _Kind, text: str, access: HubAccess, hashes: HashCache) -> Source:
-    """The source that the text names. It is a path if it is written like one, or is a folder with the marker file."""
-    path = path_of(text)
-    found = kind_of(path)
-    says_path = text.startswith(("/", "./", "../", "~"))
-    if found == "folder" and (says_path or kind_of(path / kind.marker)):
-        return _folder(kind, path.absolute(), hashes)
-    if found == "file" or text.endswith(".gguf"):
-        hint = f"Give the folder that holds {kind.marker}, or a Hub id: {kind.setting}=org/name"
-        raise BadSource(f"{kind.setting}={text} is a file, not a folder.", hint)
-    if says_path:
-        hint = f"Give a path that exists, or a Hub id: {kind.setting}=org/name"
-        raise BadSource(f"There is no folder {text}.", hint)
-    return _hub(kind, text, access)
-
-
-def _folder(kind: _Kind, path: Path, hashes: HashCache) -> Source:
-    listed = tuple(file for file in list_files(path) if "/" not in file.path)
-    chosen = kind.choose(f"{kind.setting}={path}", listed)
-    places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen}
-    files = tuple(
-        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
-        for name, place in places.items()
-    )
-    digest = digest_of_files(files)
-    return Source(
-        model=ModelId("local", safe_name(path.name, LORA), digest), kind="huggingface", title=str(path), files=files,
-        # The weights of a base, or the state of a training, are left out.
-        local=Artifact(digest, files, path, whole_folder=False, places=places),
-    )
-
-
-def _limit(name: str) -> int | None:
-    """The largest size of a file, bytes; None for weights: any size."""
-    return None if name in (_WEIGHTS, _PICKLE) else SIDE_LIMIT
-
-
-def _hub(kind: _Kind, text: str, access: HubAccess) -> Source:
-    with _words_of(kind):
-        repo_id, revision = parse_repo_id(text)
-        repo = resolve(access, repo_id, revision)
-    org, name = repo.repo_id.split("/", 1)
-    return Source(
-        model=ModelId(org, name, repo.commit), kind="huggingface", title=f"{repo.repo_id} at {repo.commit[:12]}",
-        files=kind.choose(f"{kind.setting}={repo.repo_id}", repo.files), repo_id=repo.repo_id,
-        revision=revision or "main", license=repo.license,
-    )
-
-
-@contextmanager
-def _words_of(kind: _Kind) -> Iterator[None]:
-    """Makes errors about a model speak of this variable."""
-    try:
-        yield
-    except QuantyardError as error:
-        error.hint = error.hint.replace("make build MODEL=", f"make lora {kind.setting}=")
-        error.message = f"{kind.setting}: {error.message}"
-        raise
 
 
 def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:

@@ -149,11 +149,11 @@ def find_source(
         raise BadSource(f"{shown(model)} is not a model.", "Name one: make build MODEL=org/name")
     path = path_of(model)
     kind = kind_of(path)
-    if kind == "folder" and (_says_path(model) or kind_of(path / "config.json")):
+    if kind == "folder" and (says_path(model) or kind_of(path / "config.json")):
         return _folder(path.absolute(), hashes, allow_pickle=allow_pickle, gguf_file=gguf_file)
     if kind == "file":
         return _gguf(path.absolute(), hashes)
-    if _says_path(model) and not (model.startswith("..") and model.count("/") == 1):
+    if says_path(model) and not (model.startswith("..") and model.count("/") == 1):
         hint = "Give a path that exists, or a Hub id: MODEL=org/name"
         raise BadSource(f"There is no file or folder {shown(model, 300)}.", hint)
     repo, preset = _on_hub(model)
@@ -172,7 +172,8 @@ def _on_hub(model: str) -> tuple[str, Preset | None]:
     return preset.repo if revision is None else f"{preset.repo}@{revision}", preset
 
 
-def _says_path(model: str) -> bool:
+def says_path(model: str) -> bool:
+    """Whether it is written like a path."""
     return model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
 
 
@@ -181,17 +182,14 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
         hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
         raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
     chosen = select_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
-    places = {file.path: find_file(path, file.path, _limit(file.path)) for file in chosen.files}
+    places = {file.path: find_file(path, file.path, size_limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)
     # What can be refused by a header is, before many GB are read for their hashes.
     config = _config(path)
     weights = [name for name in places if name.endswith(".safetensors")]
     tensors = _local_tensors(path, list(places)) if weights else None
-    files = tuple(
-        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
-        for name, place in places.items()
-    )
+    files = hashed(places, hashes)
     digest = digest_of_files(files)
     license_, card = card_of_readme(_readme(places.get("README.md")))
     return Source(
@@ -201,7 +199,15 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
     )
 
 
-def _limit(name: str) -> int | None:
+def hashed(places: Mapping[str, Path], hashes: HashCache) -> tuple[FileEntry, ...]:
+    """The files of a local source, by where they really are."""
+    return tuple(
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        for name, place in places.items()
+    )
+
+
+def size_limit(name: str) -> int | None:
     """How large this file of a model can be, bytes; None: weights may be as large as they are."""
     if name.endswith(_WEIGHTS):
         return None
@@ -222,10 +228,7 @@ def _gguf(path: Path, hashes: HashCache) -> Source:
     except GgufError as error:
         raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
     places = {shard.name: _shard(path, shard) for shard in gguf.paths}
-    files = tuple(
-        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
-        for name, place in places.items()
-    )
+    files = hashed(places, hashes)
     digest = digest_of_files(files)
     name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
     license_, card = card_of_gguf(gguf.metadata, path)
@@ -266,7 +269,7 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
     return Source(
-        model=ModelId(org, name, repo.commit), kind=chosen.kind, title=_title(repo), files=chosen.files,
+        model=ModelId(org, name, repo.commit), kind=chosen.kind, title=title_of(repo), files=chosen.files,
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
         dtypes=repo.dtypes, tensors=tensor_shapes(access, repo, chosen.files) if is_hf else None,
         config=read_config(access, repo) if is_hf else {}, card=repo.card,
@@ -294,7 +297,8 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
     )
 
 
-def _title(repo: HubRepo) -> str:
+def title_of(repo: HubRepo) -> str:
+    """How a repo at its commit is shown."""
     return f"{repo.repo_id} at {repo.commit[:12]}"
 
 

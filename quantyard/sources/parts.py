@@ -1,0 +1,80 @@
+"""What the user named that is not a whole model: a LoRA adapter, or the configuration of a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantyard.errors import BadSource, QuantyardError
+from quantyard.files.own_files import find_file, kind_of, list_files, path_of
+from quantyard.formats.names import safe_name
+from quantyard.hub.client import HubAccess, parse_repo_id, resolve
+from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.sources.resolve import Source, hashed, says_path, size_limit, title_of
+from quantyard.store.artifact import Artifact, ModelId
+from quantyard.store.hash_cache import HashCache
+
+Files = tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An input that is not a whole model: the variable naming it, the file identifying it, and the files it needs."""
+
+    setting: str
+    marker: str
+    choose: Callable[[str, Files], Files]
+
+
+def find_part(wanted: Wanted, text: str, access: HubAccess, hashes: HashCache) -> Source:
+    """The source that the text names. It is a path if it is written like one, or is a folder with the marker file."""
+    path = path_of(text)
+    found = kind_of(path)
+    if found == "folder" and (says_path(text) or kind_of(path / wanted.marker)):
+        return _folder(wanted, path.absolute(), hashes)
+    if found == "file" or text.endswith(".gguf"):
+        hint = f"Give the folder that holds {wanted.marker}, or a Hub id: {wanted.setting}=org/name"
+        raise BadSource(f"{wanted.setting}={text} is a file, not a folder.", hint)
+    if says_path(text):
+        hint = f"Give a path that exists, or a Hub id: {wanted.setting}=org/name"
+        raise BadSource(f"There is no folder {text}.", hint)
+    return part_on_hub(wanted, text, access)
+
+
+def _folder(wanted: Wanted, path: Path, hashes: HashCache) -> Source:
+    listed = tuple(file for file in list_files(path) if "/" not in file.path)
+    chosen = wanted.choose(f"{wanted.setting}={path}", listed)
+    places = {file.path: find_file(path, file.path, size_limit(file.path)) for file in chosen}
+    files = hashed(places, hashes)
+    digest = digest_of_files(files)
+    return Source(
+        model=ModelId("local", safe_name(path.name, "lora"), digest), kind="huggingface", title=str(path), files=files,
+        # The weights of a base, or the state of a training, are left out.
+        local=Artifact(digest, files, path, whole_folder=False, places=places),
+    )
+
+
+def part_on_hub(wanted: Wanted, text: str, access: HubAccess) -> Source:
+    """The same where the text is a repo of the Hub."""
+    with _words_of(wanted):
+        repo_id, revision = parse_repo_id(text)
+        repo = resolve(access, repo_id, revision)
+    org, name = repo.repo_id.split("/", 1)
+    return Source(
+        model=ModelId(org, name, repo.commit), kind="huggingface", title=title_of(repo),
+        files=wanted.choose(f"{wanted.setting}={repo.repo_id}", repo.files), repo_id=repo.repo_id,
+        revision=revision or "main", license=repo.license,
+    )
+
+
+@contextmanager
+def _words_of(wanted: Wanted) -> Iterator[None]:
+    """Makes errors about a model speak of this variable."""
+    try:
+        yield
+    except QuantyardError as error:
+        error.hint = error.hint.replace("make build MODEL=", f"make lora {wanted.setting}=")
+        error.message = f"{wanted.setting}: {error.message}"
+        raise
