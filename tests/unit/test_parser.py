@@ -187,5 +187,13 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     assert (_loaded(f"from quantyard.cli import main; main({argv})") - before) & HEAVY == set()
 
 
+def test_a_build_loads_neither_the_hub_nor_what_publishes() -> None:
+    loaded = _loaded("import quantyard.cli.build, quantyard.workflows.build")
+    assert loaded & {"huggingface_hub", "jinja2", "yaml", "httpx2", "numpy", "argcomplete"} == set()
+    rooms = {name for name in loaded if name.startswith("quantyard.")}
+    unneeded = ("publish", "card", "report_page", "gate", "choose", "tune")
+    assert {name for name in rooms if name.split(".")[1] in unneeded} == set()
+
+
 def test_the_overview_is_what_the_help_is() -> None:
     assert overview().startswith("usage: quantyard COMMAND")
