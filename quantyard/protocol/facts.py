@@ -103,6 +103,15 @@ def bits_per_weight(result: StageResult) -> float:
     return _read(VerifyFacts, result.facts).bits_per_weight
 
 
+def n_questions(result: StageResult) -> int:
+    """How many questions `evaluate` asked.
+
+    Raises:
+        ValueError: its facts are not those of `evaluate`.
+    """
+    return _read(EvaluateFacts, result.facts).n_questions
+
+
 def check_facts(result: StageResult, members: tuple[str, ...] = ()) -> None:
     """Check them. `members`: the files that were read in step, each with facts of its own.
 
