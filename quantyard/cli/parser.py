@@ -144,7 +144,7 @@ def overview() -> str:
     ends = (_row(str(int(row.code)), row.meaning) for row in EXIT_CODES)
     parts.append("\n".join(["Exit codes:", *ends]))
     example = as_typed("make demo"), as_typed("make build MODEL=org/name QUANT=Q4_K_M")
-    parts.append(f"Start with:  {example[0]}    or    {example[1]}")
+    parts.append("\n".join(["Start with:", *(f"  {line}" for line in example)]))
     parts.append("The options of a command:  quantyard COMMAND --help")
     return "\n\n".join(parts) + "\n"
 

@@ -105,7 +105,8 @@ def test_it_runs_in_an_empty_folder(argv: tuple[str, ...], site: Path, tmp_path:
 def test_its_hints_name_the_program(site: Path, tmp_path: Path) -> None:
     done = _quantyard(site, tmp_path, "build", ENGINE="local")
     assert done.returncode == 2 and "quantyard build --model org/name" in done.stderr and "make" not in done.stderr
-    assert "Start with:  quantyard demo" in _quantyard(site, tmp_path).stdout
+    out = _quantyard(site, tmp_path).stdout
+    assert "Start with:\n  quantyard demo\n" in out and max(map(len, out.splitlines())) <= 80
 
 
 def test_a_plan_is_made_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
