@@ -124,23 +124,24 @@ def test_a_matrix_covers_the_model_and_says_how_it_was_made(yard: Yard) -> None:
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     yard: Yard, tmp_path: Path, stage_container: Callable[[str, Path], Any]
 ) -> None:
-    whole = yard.run([yard.calibrate()]).output("calibrate") / "imatrix.gguf"
+    legs = {"n_chunks": 40, "save_every": 10}  # so long that the kill falls between the first and the last
+    whole = yard.run([yard.calibrate(**legs)]).output("calibrate") / "imatrix.gguf"
     other = Yard("docker", yard.source, tmp_path / "killed")
     killer = threading.Thread(target=_kill_after_first_leg, args=(stage_container, other.artifacts))
     killer.start()
     with pytest.raises((EngineError, StageFailed)):
-        other.run([other.calibrate()])
+        other.run([other.calibrate(**legs)])
     killer.join()
     saved = sorted(path.name for path in other.artifacts.rglob("upto-*.gguf"))
-    assert saved in (["upto-000004.gguf"], ["upto-000004.gguf", "upto-000008.gguf"])
-    resumed = other.run([other.calibrate()]).output("calibrate") / "imatrix.gguf"
+    assert saved == [f"upto-{n:06}.gguf" for n in (10, 20, 30)][: len(saved)] and saved
+    resumed = other.run([other.calibrate(**legs)]).output("calibrate") / "imatrix.gguf"
     assert resumed.read_bytes() == whole.read_bytes()
     assert not list(other.artifacts.rglob(".partial"))
 
 
 def _kill_after_first_leg(stage_container: Callable[[str, Path], Any], artifacts: Path) -> None:
     container = stage_container("calibrate", artifacts)
-    while not list(artifacts.rglob("upto-000004.gguf")):
+    while not list(artifacts.rglob("upto-000010.gguf")):
         time.sleep(0.01)
     container.kill()
 
