@@ -16,19 +16,12 @@ from urllib.parse import quote
 
 import httpx2
 from huggingface_hub import __version__, constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
 
-from quantyard.network.bounded_http import BadAnswer
 from quantyard.network.hub_client import use_bounded_client
-from quantyard.network.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download, is_certificate_error
+from quantyard.network.hub_errors import AGAIN, Asked, problem_of
+from quantyard.network.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download
 from quantyard.protocol.base import ExitCode, FileEntry
 from quantyard.protocol.builder import FetchRequest
 from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
@@ -137,50 +130,10 @@ def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
 
 
 def _explain(error: Exception, request: FetchRequest, *, has_token: bool) -> StageFailure:
-    """The failure in words: what the Hub said, or that there is no way to it."""
-    if isinstance(error, HfHubHTTPError):
-        kind, message, hint = _refused(error, request, has_token)
-    else:
-        kind, message, hint = _unreachable(error, request)
-    return StageFailure(ExitCode.NETWORK, kind, message, hint)
-
-
-def _refused(error: HfHubHTTPError, request: FetchRequest, has_token: bool) -> tuple[str, str, str]:
-    repo, status = request.repo_id, error.response.status_code
-    page = f"{_endpoint(request)}/{repo}"
-    login = "Check that the token's account may read it." if has_token else "Set HF_TOKEN to a token that may read it."
-    again = "Type the same command again later: what has arrived is kept."
-    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, which it is a kind of
-        return "gated", f"{repo} is gated: its terms are not accepted.", f"Accept them at {page}. {login}"
-    if isinstance(error, RevisionNotFoundError):
-        return "revision-not-found", f"{repo} has no commit {request.commit}.", f"See {page}/commits/main"
-    if isinstance(error, RemoteEntryNotFoundError):
-        return "file-not-found", f"{repo} lacks {error.response.url.path}.", f"See {page}/tree/{request.commit}"
-    if "Invalid credentials" in (error.server_message or ""):
-        return "bad-token", "The Hub does not accept the token in HF_TOKEN.", "Make a new one, or unset HF_TOKEN."
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        return "repo-not-found", f"The Hub shows no {repo} (answer {status}): missing or private.", login
-    if status == 403:
-        return "forbidden", f"The Hub forbids reading {repo} (answer 403). {error.server_message or ''}".strip(), login
-    if status == 429:
-        return "rate-limited", f"The Hub limits requests (answer 429) while fetching {repo}.", f"{again} {login}"
-    return "hub-error", f"The Hub answered {status} while fetching {repo}.", again
-
-
-def _unreachable(error: Exception, request: FetchRequest) -> tuple[str, str, str]:
     endpoint = _endpoint(request)
-    if is_certificate_error(error):
-        message = f"The certificate of {endpoint} is not trusted: {error}."
-        return "certificate", message, "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file."
-    if isinstance(error, OfflineModeIsEnabled):
-        return "offline", "HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE."
-    if isinstance(error, httpx2.ProxyError):
-        return "proxy", f"The proxy does not let us through: {error}.", "Check HTTPS_PROXY and NO_PROXY."
-    if isinstance(error, BadAnswer):
-        return "bad-answer", f"The download is refused: {error}.", "Check HF_ENDPOINT, and what is between here and it."
-    message = f"The download from {endpoint} failed: {str(error) or type(error).__name__}."
-    hint = "Check the network, HTTPS_PROXY and HF_ENDPOINT, then type the same command again: what has arrived is kept."
-    return "unreachable", message, hint
+    asked = Asked(request.repo_id, request.repo_id, endpoint, has_token, request.commit, AGAIN)
+    found = problem_of(error, asked)
+    return StageFailure(ExitCode.NETWORK, found.kind, found.message, found.hint, found.detail)
 
 
 def main() -> None:

@@ -300,7 +300,7 @@ def test_a_server_that_never_recovers_ends_the_stage_and_says_that_the_rest_is_k
     bench.hub.fail("model.safetensors", status=500, times=None, retry_after=0)
     run = bench.run()
     assert run.code == ExitCode.NETWORK
-    assert "answered 500" in error_of(run)
+    assert "answers 500" in error_of(run)
     assert "is kept" in error_of(run)
     assert sum(r.status == 500 for r in bench.hub.requests) == TRIES
 

@@ -1,0 +1,212 @@
+"""What went wrong at the Hub, in our words: one table for the host, the stage `fetch` and the stage `datasets`.
+
+Each problem has a kind, a fact and what to do next; who asks makes its own error of it. What only concerns writing
+is in publish/hub/errors.py.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import httpx2
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from quantyard.network.bounded_http import BadAnswer
+from quantyard.network.hub_client import AskedToWait
+from quantyard.network.transfer import EndedEarly, WrongContent
+from quantyard.protocol.runner import causes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, as messages name it."""
+
+    what: str  # "org/name", or "the data set org/name"
+    path: str  # its page, below the endpoint: "org/name", "datasets/org/name"
+    endpoint: str
+    has_token: bool
+    revision: str = ""  # "" where none was named
+    again: str = "Try again later."  # what to do where another try may help
+
+    @property
+    def page(self) -> str:
+        """Where a browser shows it."""
+        return f"{self.endpoint}/{self.path}"
+
+
+@dataclass(frozen=True)
+class HubProblem:
+    """One row of the table, filled in."""
+
+    kind: str
+    message: str
+    hint: str
+    detail: str = ""
+
+
+Words = tuple[str, str]  # the fact, and what to do next
+AGAIN: Final = "Type the same command again later: what has arrived is kept."  # of a stage that downloads
+_CHECK: Final = "Check the network, HF_ENDPOINT and HTTPS_PROXY."
+
+
+def _gated(asked: Asked) -> Words:
+    if asked.has_token:
+        hint = f"The token in HF_TOKEN has no access yet: accept the terms at {asked.page} with its account, then wait."
+    else:
+        hint = f"Accept its terms at {asked.page}, then set HF_TOKEN to a token of that account."
+    return f"{_start(asked)} is gated: its owner wants the terms accepted first.", hint
+
+
+def _repo_not_found(asked: Asked) -> Words:
+    if asked.has_token:
+        fact = f"The Hub shows no {_name(asked)} to the owner of the token in HF_TOKEN: missing, or private to others."
+        return fact, f"Check the name at {asked.page}, and the token's read access to it."
+    fact = f"The Hub shows no {_name(asked)} to a visitor without a token: missing, or private."
+    return fact, f"Check the name at {asked.page}; if it is private, set HF_TOKEN."
+
+
+def _bad_token(asked: Asked) -> Words:
+    hint = f"Make a new one at {asked.endpoint}/settings/tokens, or unset HF_TOKEN for what is public."
+    return "The Hub does not accept the token in HF_TOKEN (answer 401).", hint
+
+
+def _rate_limited(asked: Asked) -> Words:
+    more = "" if asked.has_token else " With HF_TOKEN set, the limit is higher."
+    fact = f"{asked.endpoint} limits our requests (answer 429, also after waiting)."
+    return fact, f"Wait some minutes. {asked.again}{more}"
+
+
+# Answers of the Hub that concern what was asked for. To add one: its kind, and its words.
+_ANSWERS: Final[Mapping[str, Callable[[Asked], Words]]] = {
+    "gated": _gated,
+    "disabled": lambda asked: (f"The Hub has disabled {asked.what}.", f"See {asked.page} for the reason; use another."),
+    "revision-not-found": lambda asked: (
+        f"{_start(asked)} has no revision {asked.revision or 'of this name'}.", f"See {asked.page}/commits/main"
+    ),
+    "file-not-found": lambda asked: (f"{_start(asked)} lacks a file that it lists.", f"See {asked.page}/tree/main"),
+    "bad-token": _bad_token,
+    "repo-not-found": _repo_not_found,
+    "forbidden": lambda asked: (f"The Hub forbids reading {asked.what} (answer 403).", _access(asked)),
+    "rate-limited": _rate_limited,
+}  # fmt: skip
+# What goes wrong on the way, or with an answer that is not a Hub's.
+_ON_THE_WAY: Final[Mapping[str, Callable[[Asked], Words]]] = {
+    "certificate": lambda asked: (
+        f"The certificate of {asked.endpoint} is not trusted.",
+        "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file",
+    ),
+    "offline": lambda _asked: ("HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE."),
+    "name-not-resolved": lambda asked: (f"The name of {asked.endpoint} cannot be resolved.", _CHECK),
+    "proxy": lambda asked: (f"The proxy on the way to {asked.endpoint} refuses.", "Check HTTPS_PROXY and NO_PROXY."),
+    "timeout": lambda asked: (f"{asked.endpoint} does not answer in time.", f"{_CHECK} {asked.again}"),
+    "unreachable": lambda asked: (f"{asked.endpoint} cannot be reached.", f"{_CHECK} {asked.again}"),
+    "not-a-hub": lambda asked: (
+        f"{asked.endpoint} answers, but not as a Hub does.",
+        "Check HF_ENDPOINT, and that no login page of the network is in between.",
+    ),
+    "no-request": lambda asked: (
+        f"No request to {asked.endpoint} can be made.", "Check HF_ENDPOINT, HTTPS_PROXY and EXTRA_CA."
+    ),
+}  # fmt: skip
+
+
+def answered(kind: str, asked: Asked) -> HubProblem:
+    """The problem of this kind, of those that the Hub's own answers name."""
+    return HubProblem(kind, *_ANSWERS[kind](asked))
+
+
+def problem_of(error: BaseException, asked: Asked) -> HubProblem:
+    """What went wrong when `asked` was asked for."""
+    refused = next((cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    return _refused(refused, asked) if refused else _on_the_way(error, asked)
+
+
+def bad_answer(error: BadAnswer) -> HubProblem:
+    """An answer that was not taken, by the name of the host that gave it."""
+    if isinstance(error, AskedToWait):
+        return HubProblem("rate-limited", f"{error}.", "Wait until then, and type the same command again.")
+    hint = "Check HF_ENDPOINT, and that no login page or proxy of the network is in between; or try again later."
+    return HubProblem("bad-answer", f"{error}.", hint)
+
+
+def _refused(error: HfHubHTTPError, asked: Asked) -> HubProblem:
+    status, words = error.response.status_code, error.server_message or ""
+    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, which it is a kind of
+        return answered("gated", asked)
+    if isinstance(error, DisabledRepoError):
+        return answered("disabled", asked)
+    if isinstance(error, RevisionNotFoundError):
+        return answered("revision-not-found", asked)
+    if isinstance(error, RemoteEntryNotFoundError):
+        found = answered("file-not-found", asked)
+        return HubProblem(found.kind, f"{_start(asked)} lacks {error.response.url.path}.", found.hint)
+    if "Invalid credentials" in words:
+        return answered("bad-token", asked)
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        return answered("repo-not-found", asked)
+    if status == 403:
+        found = answered("forbidden", asked)
+        return HubProblem(found.kind, f"{found.message} {words}".strip(), found.hint)
+    if status == 429:
+        return answered("rate-limited", asked)
+    message = f"{asked.endpoint} answers {status} to a request for {asked.what}."
+    return HubProblem("hub-error", message, f"{asked.again} HF_ENDPOINT chooses another Hub.")
+
+
+def _on_the_way(error: BaseException, asked: Asked) -> HubProblem:
+    chain = list(causes(error))
+    if bad := next((cause for cause in chain if isinstance(cause, BadAnswer)), None):
+        return bad_answer(bad)
+    if damaged := next((cause for cause in chain if isinstance(cause, WrongContent | EndedEarly)), None):
+        message = f"What {asked.endpoint} sends is not the file it lists: {damaged}."
+        return HubProblem("damaged-file", message, f"Check HF_ENDPOINT and HTTPS_PROXY. {asked.again}")
+    kind = _kind_of(chain)
+    return HubProblem(kind, *_ON_THE_WAY[kind](asked), detail=_innermost(chain))
+
+
+def _kind_of(chain: list[BaseException]) -> str:
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in chain)
+
+    if any("CERTIFICATE_VERIFY_FAILED" in str(cause) for cause in chain):
+        return "certificate"
+    if has(OfflineModeIsEnabled):
+        return "offline"
+    if has(socket.gaierror):
+        return "name-not-resolved"
+    if has(httpx2.ProxyError):
+        return "proxy"
+    if has(httpx2.TimeoutException, TimeoutError):
+        return "timeout"
+    if has(httpx2.TransportError, ConnectionError):
+        return "unreachable"
+    return "not-a-hub" if has(KeyError, TypeError, json.JSONDecodeError) else "no-request"
+
+
+def _innermost(chain: list[BaseException]) -> str:
+    """What the cause of all says, in one line, with its type."""
+    return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())}".removesuffix(": ")
+
+
+def _access(asked: Asked) -> str:
+    return "Check what the token in HF_TOKEN may read." if asked.has_token else "Set HF_TOKEN to one that may read it."
+
+
+def _start(asked: Asked) -> str:
+    return asked.what[:1].upper() + asked.what[1:] if asked.what.startswith("the ") else asked.what
+
+
+def _name(asked: Asked) -> str:
+    return asked.what.removeprefix("the ")
