@@ -71,7 +71,7 @@ class GgufModel:
             StageFailure: `bad-gguf` (2), `not-a-text-model` (3), `load` (3).
         """
         header = _readable(path)
-        _refuseunfit(path, header)
+        _refuse_unfit(path, header)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 2**31 - 1
         handle = llama_cpp.llama_model_load_from_file(str(header.paths[0]).encode(), params)
@@ -190,7 +190,7 @@ def _readable(path: Path) -> GgufHeader:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", message, hint) from error
 
 
-def _refuseunfit(path: Path, header: GgufHeader) -> None:
+def _refuse_unfit(path: Path, header: GgufHeader) -> None:
     if not header.tensors:
         raise unfit(path, "it holds a vocabulary and no weights")
     if reason := why_not_generate(header):
