@@ -39,7 +39,8 @@ def gate() -> GateReport:
 def whole() -> Manifest:
     """A release with everything that a card can show."""
     found = manifest_of()
-    verified = found.stages["verify Q4_K_M"].model_copy(update={"facts": {"probes": 565, "chats": 10}})
+    facts = {"bits_per_weight": 4.9, "probes": 565, "chats": 10}
+    verified = found.stages["verify Q4_K_M"].model_copy(update={"facts": facts})
     mixed = {"recipe": "careful", "tensor_types": {"ffn_down": "Q6_K"}, "output_type": "Q8_0"}
     recipe = found.stages["quantize Q8_0"].model_copy(update={"request": {"quant": "Q8_0", **mixed}})
     stages = found.stages | {"verify Q4_K_M": verified, "quantize Q8_0": recipe}

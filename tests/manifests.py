@@ -96,7 +96,8 @@ def _stage(name: str, request: dict[str, str], tools: dict[str, str], output: st
     }
     return StageRecord(
         key=sha256_of(f"key of {name} {request}"), request={"stage": name, **request}, inputs={}, outputs=outputs,
-        facts={}, tools=tools, argv=[[f"/app/llama-{name}", "/in/source/model.gguf"]], duration_s=12.5, ran_by=ran_by,
+        facts={"bits_per_weight": 4.9} if name == "verify" else {}, tools=tools,
+        argv=[[f"/app/llama-{name}", "/in/source/model.gguf"]], duration_s=12.5, ran_by=ran_by,
         cpu="x86_64 AMD EPYC 9B14", finished_at=datetime(2026, 11, 20, 12, 0, tzinfo=UTC),
     )
 

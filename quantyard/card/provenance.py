@@ -10,6 +10,7 @@ from typing import Final
 from quantyard.card.escaping import Safe, code, fenced, joined, link, text
 from quantyard.card.subject import Subject
 from quantyard.protocol.base import digest_of_files
+from quantyard.protocol.facts import CalibrateFacts, VerifyFacts
 from quantyard.store.manifest import ImatrixRecord, StageRecord
 
 _MAX_NAMED: Final = 20
@@ -38,10 +39,10 @@ def _text_of(subject: Subject, found: ImatrixRecord) -> Safe:
     if made is None or digest_of_files(tuple(made.outputs)) != digest_of_files(tuple(found.given)):
         read = next((f for f in found.given if f.sha256 != found.sha256), None)
         return Safe(f"of a text with the SHA-256 {code(read.sha256 or '')}" if read else "made elsewhere")
-    facts, names = made.facts, made.request.get("text_files")
-    which = f"of the text {text(facts.get('text'), 200)}" if names else "of Quantyard's own text"
-    return Safe(f"{which} (SHA-256 {code(str(facts.get('text_sha256')))}), "
-                f"{text(facts.get('chunks'))} chunks of {text(facts.get('chunk_tokens'))} tokens")  # fmt: skip
+    facts, names = CalibrateFacts.read(made.facts), made.request.get("text_files")
+    which = f"of the text {text(facts.text, 200)}" if names else "of Quantyard's own text"
+    sha256 = code(facts.text_sha256 or "not known")
+    return Safe(f"{which} (SHA-256 {sha256}), {facts.chunks} chunks of {facts.chunk_tokens} tokens")
 
 
 def _recipe(stage: StageRecord) -> Safe:
@@ -93,10 +94,10 @@ def _portable(argument: str) -> str:
 
 def _verified(subject: Subject) -> Iterator[Safe]:
     for key, stage in subject.stages("verify"):
-        facts = stage.facts
-        parts = [Safe(f"{text(facts[name])} {what}") for name, what in
-                 (("probes", "tokenizer probes"), ("chats", "conversations")) if name in facts]  # fmt: skip
-        allowed = facts.get("mismatches_allowed")
+        facts = VerifyFacts.read(stage.facts)
+        compared = ((facts.probes, "tokenizer probes"), (facts.chats, "conversations"))
+        parts = [Safe(f"{n} {what}") for n, what in compared if n is not None]
+        allowed = facts.mismatches_allowed
         differs = Safe(f" **Differs from the source, and was allowed to: {text(allowed, 400)}.**") if allowed else ""
         tried = f" ({joined(', ', parts)})" if parts else ""
         yield Safe(f"{text(key)}: passed{tried}.{differs}")

@@ -17,7 +17,7 @@ from quantyard.plan.steps import BuildPlan, External, StageSpec, Step, Target
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import StageResult
 from quantyard.protocol.builder import QuantizeRequest
-from quantyard.protocol.facts import bits_per_weight
+from quantyard.protocol.facts import VerifyFacts
 from quantyard.protocol.measurements import EvalReport
 from quantyard.store.artifact import FinishedStage
 from quantyard.store.manifest import (
@@ -108,7 +108,7 @@ class Records:
 
     def publish(self, target: Target, finished: Mapping[str, FinishedStage]) -> BuiltFile:
         """Publish a verified file under its final name."""
-        bits = bits_per_weight(finished[target.verified_by].result)
+        verified = VerifyFacts.read(finished[target.verified_by].result.facts)
         name, origin = target.file.path, target.file.origin
         if isinstance(origin, External):
             made, path = origin.artifact, origin.artifact.folder / name
@@ -119,7 +119,7 @@ class Records:
         entry = next(f for f in made.files if f.path == name)
         record = QuantRecord(
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
-            bits_per_weight=bits, made_by=target.made_by,
+            bits_per_weight=verified.bits_per_weight, made_by=target.made_by,
             verified_by=target.verified_by, imatrix=self._imatrix(target, finished),
         )
         self._quant(target.quant.name, record)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,6 +33,14 @@ from quantyard.formatting.printable import one_line
 from quantyard.metrics.kinds import kind_of_metric
 from quantyard.protocol.base import Progress as StageProgress
 from quantyard.protocol.base import StageResult
+from quantyard.protocol.facts import (
+    DivergenceFacts,
+    EvaluateFacts,
+    ReportFacts,
+    SpeedFacts,
+    VerifyFacts,
+    facts_by_file,
+)
 
 _PACED = ("questions", "chunks", "repeats")  # shown with their number per second
 _TASKS_SHOWN = 3  # in one line
@@ -141,69 +148,68 @@ class LineReporter:
 
 def ending(label: str, result: StageResult) -> list[str]:
     """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each mismatch that was allowed has a further line."""
-    did = _measured(result) or _made(result)
-    allowed = result.facts.get("mismatches_allowed")
-    let_pass = [f"  allowed: {text}" for text in allowed] if isinstance(allowed, list) else []
-    return [f"[{label}] {did} in {elapsed(result.duration_s)}", *let_pass]
+    verified = VerifyFacts.read(result.facts) if result.stage == "verify" else None
+    findings = _FINDINGS.get(result.stage)
+    did = (", ".join(findings(result)) if findings else "") or _made(result)
+    if verified is not None and verified.probes is not None and verified.chats is not None:
+        did += f" ({verified.probes} probes, {verified.chats} conversations)"
+    allowed = [f"  allowed: {text}" for text in verified.mismatches_allowed] if verified else []
+    return [f"[{label}] {did} in {elapsed(result.duration_s)}", *allowed]
 
 
 def _made(result: StageResult) -> str:
     size_bytes = sum(f.size_bytes for f in result.outputs)
-    did = human_bytes(size_bytes) if size_bytes else "passed"
-    if "probes" in result.facts and "chats" in result.facts:
-        did += f" ({result.facts['probes']} probes, {result.facts['chats']} conversations)"
-    return did
+    return human_bytes(size_bytes) if size_bytes else "passed"
 
 
-def _measured(result: StageResult) -> str:
-    """The results of a measuring stage in a few words; "" for every other stage."""
-    facts = result.facts
-    found = {
-        "evaluate": [_number(facts, "n_questions", _questions), *_scores(facts.get("tasks"))],
-        "divergence": _divergences(facts),
-        "speed": [
-            _number(facts, "prompt_tokens_per_s", lambda x: f"prompt {tokens_per_s(x)} t/s"),
-            _number(facts, "generated_tokens_per_s", lambda x: f"generated {tokens_per_s(x)} t/s"),
-        ],
-        "report": _verdicts(facts.get("files")),
-    }
-    return ", ".join(text for text in found.get(result.stage, []) if text)
+# ---- what a measuring stage found, in a few words ----------------------------------------------------
 
 
-def _divergences(facts: Mapping[str, JsonValue]) -> list[str]:
-    """Of one file, or of each file of a shared run."""
-    several = [(label, found) for label, found in facts.items() if isinstance(found, dict)]
-    if several:
-        return [f"{label} {' '.join(filter(None, _divergences(found)))}" for label, found in several]
-    return [
-        _number(facts, "perplexity", lambda x: f"PPL {perplexity(x)}"),
-        _number(facts, "mean_kld", lambda x: f"mean KLD {kld(x)}"),
-    ]
-
-
-def _number(facts: Mapping[str, JsonValue], name: str, written: Callable[[float], str]) -> str:
-    value = facts.get(name)
-    return written(value) if isinstance(value, int | float) else ""
-
-
-def _questions(n: float) -> str:
-    return f"{count(int(n))} questions"
-
-
-def _scores(tasks: JsonValue) -> list[str]:
-    """The first metric of the first tasks, such as `arc_easy acc 47.5 %`."""
-    rows = list(tasks.items()) if isinstance(tasks, dict) else []
-    first = [(task, *next(iter(metrics.items()))) for task, metrics in rows if isinstance(metrics, dict) and metrics]
-    said = [
+def _evaluated(result: StageResult) -> Iterator[str]:
+    """The number of questions, and the first metric of the first tasks, such as `arc_easy acc 47.5 %`."""
+    facts = EvaluateFacts.read(result.facts)
+    if facts.n_questions:
+        yield f"{count(facts.n_questions)} questions"
+    first = [(task, *next(iter(metrics.items()))) for task, metrics in facts.tasks.items() if metrics]
+    scores = [
         f"{task} {name} {metric_value(value, kind_of_metric(name, value))}"
-        for task, name, value in first if isinstance(value, int | float)
+        for task, name, value in first if value is not None
     ]  # fmt: skip
-    return said[:_TASKS_SHOWN] + (["…"] if len(said) > _TASKS_SHOWN else [])
+    yield from scores[:_TASKS_SHOWN]
+    if len(scores) > _TASKS_SHOWN:
+        yield "…"
 
 
-def _verdicts(files: JsonValue) -> list[str]:
+def _diverged(result: StageResult) -> Iterator[str]:
+    """The divergence of one file, or of each file of a shared run."""
+    if not (by_file := facts_by_file(result)):
+        yield from _divergence(DivergenceFacts.read(result.facts))
+    for label, facts in by_file.items():
+        yield f"{label} {' '.join(_divergence(DivergenceFacts.read(facts)))}"
+
+
+def _divergence(facts: DivergenceFacts) -> Iterator[str]:
+    if facts.perplexity is not None:
+        yield f"PPL {perplexity(facts.perplexity)}"
+    if facts.mean_kld is not None:
+        yield f"mean KLD {kld(facts.mean_kld)}"
+
+
+def _timed(result: StageResult) -> Iterator[str]:
+    facts = SpeedFacts.read(result.facts)
+    if facts.prompt_tokens_per_s is not None:
+        yield f"prompt {tokens_per_s(facts.prompt_tokens_per_s)} t/s"
+    if facts.generated_tokens_per_s is not None:
+        yield f"generated {tokens_per_s(facts.generated_tokens_per_s)} t/s"
+
+
+def _compared(result: StageResult) -> Iterator[str]:
     """Such as `Q4_K_M: 3 same + 1 worse`."""
-    rows = files.items() if isinstance(files, dict) else ()
-    found = [(label, file.get("verdicts")) for label, file in rows if isinstance(file, dict)]
-    counted = [(label, counts) for label, counts in found if isinstance(counts, dict)]
-    return [f"{label}: " + " + ".join(f"{n} {verdict}" for verdict, n in counts.items()) for label, counts in counted]
+    for label, file in ReportFacts.read(result.facts).files.items():
+        if file.verdicts:
+            yield f"{label}: " + " + ".join(f"{n} {verdict}" for verdict, n in file.verdicts.items())
+
+
+_FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
+    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
+}  # fmt: skip

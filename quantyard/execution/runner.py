@@ -29,7 +29,7 @@ from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
-from quantyard.protocol.facts import n_questions
+from quantyard.protocol.facts import EvaluateFacts
 from quantyard.store.artifact import Artifact, FinishedStage, Workspace
 from quantyard.store.stages import ModelStore
 from quantyard.store.take_outputs import FILES
@@ -257,7 +257,7 @@ class Builder:
         self.ran.append(step.label)
         if not kept.run.resumed:
             seconds, concurrent = self.watch.taken_s[step.label], step.label in self.watch.concurrent
-            asked = n_questions(kept.result) if step.row.name == "evaluate" else 0
+            asked = EvaluateFacts.read(kept.result.facts).n_questions if step.row.name == "evaluate" else 0
             key, cpu = kept.run.spec.key, kept.result.cpu
             self.taken.append(Taken(step.label, key, seconds, concurrent, n_questions=asked, cpu=cpu))
         self._records.stage(step, kept.run.spec, kept.result)

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pydantic import JsonValue
-
 from quantyard.plan.steps import Step
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.evaluation import DivergenceMember, DivergenceRequest
+from quantyard.protocol.facts import facts_by_file
 
 # The share of memory for weights; contexts and logits need the rest.
 _WEIGHTS_SHARE: Final = 0.6
@@ -95,9 +94,7 @@ def member_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResu
     """Of a shared run, the file of this step, and the result as if the step had run alone."""
     label = _request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
-    facts = result.facts.get(label)
-    alone: dict[str, JsonValue] = dict(facts) if isinstance(facts, dict) else {}
+    facts = facts_by_file(result)
     output = made.model_copy(update={"path": "divergence.json"})
-    n_members = len(result.facts) or 1
-    own = {"outputs": (output,), "facts": alone, "duration_s": result.duration_s / n_members}
+    own = {"outputs": (output,), "facts": facts[label], "duration_s": result.duration_s / len(facts)}
     return made, result.model_copy(update=own)

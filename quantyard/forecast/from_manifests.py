@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from quantyard.forecast.samples import Book, ManifestSamples, Sample, keep_book, read_book
 from quantyard.forecast.work import threads_of, work_of
+from quantyard.protocol.facts import EvaluateFacts, Facts
 
 _ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the time of a stage
 Record = Mapping[str, Any]
@@ -58,8 +59,8 @@ def _samples_of(path: Path) -> Iterator[Sample]:
 
 
 def _n_params(manifest: Record) -> int:
-    counted = (record["facts"].get("n_params") for record in manifest["stages"].values())
-    return next((n for n in counted if isinstance(n, int)), sum(manifest["source"]["dtypes"].values()))
+    counted = (Facts.read(record["facts"]).n_params for record in manifest["stages"].values())
+    return next((n for n in counted if n is not None), sum(manifest["source"]["dtypes"].values()))
 
 
 def _runs(records: Mapping[str, Record]) -> list[list[Record]]:
@@ -88,7 +89,7 @@ def _sample(record: Record, members: Sequence[Record], n_params: int) -> Iterato
     request, engine = record["request"], str(record["ran_by"]["engine"])
     together = len(members) if request["stage"] == "divergence" else 1
     alone = all(member["request"].get("baseline_file") for member in members)
-    n_questions = int(record["facts"].get("n_questions", 0))
+    n_questions = EvaluateFacts.read(record["facts"]).n_questions if request["stage"] == "evaluate" else 0
     work = work_of(request, n_params, together, with_baseline=alone, n_questions=n_questions)
     if work is None or not work.amount or record["duration_s"] <= 0:
         return

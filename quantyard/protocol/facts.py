@@ -1,34 +1,50 @@
-"""What the orchestrator reads of the facts of a stage, field by field.
+"""The facts of each stage, as the orchestrator reads them.
 
-A stage may say more; that is kept as it is and never counted with. What is named here has its type and its range, or
-the whole result is refused.
+A stage may state more facts than its model names; they are kept in its record and never read. A fact that a model names
+must have its type and range, or the whole result is refused. A fact that is absent has the default written here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from quantyard.protocol.base import Sha256, StageResult
 
 _MAX_COUNT: Final = 2**53  # JSON readers keep integers exact so far
 Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
 Amount = Annotated[float, Field(ge=0)]
-F = TypeVar("F", bound="Facts")
 
 
 class Facts(BaseModel):
-    """Base: strict about what is named, silent about the rest."""
+    """The facts of any stage; None: not counted."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False, defer_build=True)
 
     n_params: Count | None = None
 
+    @classmethod
+    def read(cls, facts: object, where: str = "facts") -> Self:
+        """Check the facts of a result or a record.
+
+        Args:
+            where: what an error calls them.
+
+        Raises:
+            ValueError: a fact is missing, has another type, or is out of its range. Names the fact.
+        """
+        try:
+            return cls.model_validate(facts)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join((where, *map(str, first["loc"])))
+            raise ValueError(f"{place}: {first['msg']}") from error
+
 
 class CalibrateFacts(Facts):
-    """Which text the matrix was made of."""
+    """The text that the matrix was made of."""
 
     text: Annotated[str, Field(max_length=20_000)] = ""
     text_sha256: Sha256 | None = None
@@ -37,11 +53,11 @@ class CalibrateFacts(Facts):
 
 
 class VerifyFacts(Facts):
-    """What was found of one GGUF."""
+    """What was found in one GGUF; `probes` and `chats` are None where they were not compared."""
 
     bits_per_weight: Annotated[float, Field(ge=0, le=1024)]
-    probes: Count = 0
-    chats: Count = 0
+    probes: Count | None = None
+    chats: Count | None = None
     mismatches_allowed: Annotated[list[str], Field(max_length=100)] = []
 
 
@@ -53,27 +69,27 @@ class EvaluateFacts(Facts):
 
 
 class DivergenceFacts(Facts):
-    """Of one file; where several are read in step, one of these for each."""
+    """The divergence of one file; None: not measured."""
 
     perplexity: Amount | None = None
-    mean_kld: float | None = None  # rounding may leave it a little below nothing
+    mean_kld: float | None = None  # rounding may make it slightly negative
 
 
 class SpeedFacts(Facts):
-    """Tokens per second."""
+    """Tokens per second; None: not measured."""
 
     prompt_tokens_per_s: Amount | None = None
     generated_tokens_per_s: Amount | None = None
 
 
 class FileVerdicts(Facts):
-    """One file of a report."""
+    """How often each verdict was reached for one file of a report."""
 
     verdicts: dict[str, Count] = {}
 
 
 class ReportFacts(Facts):
-    """By the file's label."""
+    """The verdicts by the file's label."""
 
     files: dict[str, FileVerdicts] = {}
 
@@ -85,52 +101,33 @@ MODELS: Final[Mapping[str, type[Facts]]] = {
 }  # fmt: skip
 
 
-def facts_of(result: StageResult) -> Facts:
-    """Its facts, checked.
+def check_stage_facts(stage: str, facts: object, where: str = "facts") -> None:
+    """Check the facts of this stage.
 
     Raises:
-        ValueError: one of them has another type, or is out of its range. Names it.
+        ValueError: see `Facts.read`.
     """
-    return _read(MODELS.get(result.stage, Facts), result.facts)
-
-
-def bits_per_weight(result: StageResult) -> float:
-    """What `verify` counted.
-
-    Raises:
-        ValueError: it does not say.
-    """
-    return _read(VerifyFacts, result.facts).bits_per_weight
-
-
-def n_questions(result: StageResult) -> int:
-    """How many questions `evaluate` asked.
-
-    Raises:
-        ValueError: its facts are not those of `evaluate`.
-    """
-    return _read(EvaluateFacts, result.facts).n_questions
+    MODELS.get(stage, Facts).read(facts, where)
 
 
 def check_facts(result: StageResult, members: tuple[str, ...] = ()) -> None:
-    """Check them. `members`: the files that were read in step, each with facts of its own.
+    """Check the facts of a result.
+
+    Args:
+        members: the files of a shared run, each of which has facts of its own.
 
     Raises:
-        ValueError: see `facts_of`.
+        ValueError: see `Facts.read`.
     """
     if not members:
-        facts_of(result)
+        check_stage_facts(result.stage, result.facts)
         return
     if set(result.facts) != set(members):
         raise ValueError("facts: they are not those of the files that were read")
     for member in members:
-        _read(MODELS.get(result.stage, Facts), result.facts[member], f".{member}")
+        check_stage_facts(result.stage, result.facts[member], f"facts.{member}")
 
 
-def _read(kind: type[F], facts: Any, where: str = "") -> F:
-    try:
-        return kind.model_validate(facts)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"facts{where}{'.' * bool(place)}{place}: {first['msg']}") from error
+def facts_by_file(result: StageResult) -> dict[str, dict[str, JsonValue]]:
+    """The facts of each file of a shared run, by label; {} for the result of one file."""
+    return {label: dict(facts) for label, facts in result.facts.items() if isinstance(facts, dict)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quantyard.errors import BadRequest
 from quantyard.files.atomic import write_file
@@ -16,6 +16,7 @@ from quantyard.formats.names import shown
 from quantyard.formats.strict_json import load_json
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
+from quantyard.protocol.facts import check_stage_facts
 from quantyard.protocol.gate import GateReport
 from quantyard.protocol.measurements import EvalReport
 from quantyard.version import __version__
@@ -72,6 +73,11 @@ class StageRecord(_Record):
     finished_at: datetime
     # The file it is about; "" for what several need. Version 0.1.0 did not record it.
     quant: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        check_stage_facts(str(self.request.get("stage")), self.facts)
+        return self
 
 
 class ImatrixRecord(_Record):

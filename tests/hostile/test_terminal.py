@@ -319,9 +319,11 @@ def test_bars_and_lines_of_a_running_stage_carry_none(kind: type[LineReporter | 
         reporter.note(WORDS)
         reporter.fail(WORDS, WORDS)
         reporter.begin(WORDS, 2, 3)
-        facts: dict[str, Any] = {"n_questions": 3, "tasks": {WORDS: {WORDS: 1.0}}, "files": {WORDS: {"verdicts": {}}},
-                                 "mismatches_allowed": [WORDS], WORDS: {"perplexity": 1.0}}  # fmt: skip
-        for stage in ("evaluate", "divergence", "report", WORDS):
+        facts: dict[str, Any] = {
+            "n_questions": 3, "tasks": {WORDS: {WORDS: 1.0}}, "files": {WORDS: {"verdicts": {WORDS: 1}}},
+            "bits_per_weight": 4.5, "mismatches_allowed": [WORDS], WORDS: {"perplexity": 1.0},
+        }  # fmt: skip
+        for stage in ("evaluate", "divergence", "report", "verify", WORDS):
             reporter.end(WORDS, StageResult(stage=stage, exit_code=ExitCode.DONE, facts=facts))
     check(err.getvalue())
 

@@ -179,7 +179,8 @@ def test_a_card_of_six_files_is_complete_and_ordered_by_size_whatever_order_they
 
 def test_a_mismatch_that_was_allowed_is_on_the_card() -> None:
     manifest = manifest_of()
-    allowed = manifest.stages["verify Q8_0"].model_copy(update={"facts": {"mismatches_allowed": ["tokenizer"]}})
+    facts = {"bits_per_weight": 8.5, "mismatches_allowed": ["tokenizer"]}
+    allowed = manifest.stages["verify Q8_0"].model_copy(update={"facts": facts})
     found = render_card(manifest.model_copy(update={"stages": manifest.stages | {"verify Q8_0": allowed}}), CONTEXT)
     assert "Differs from the source, and was allowed to" in found
 

@@ -31,7 +31,7 @@ _REPORT: dict[str, JsonValue] = {"files": {"BF16": {}, "Q4_K_M": {"verdicts": {"
         ("report", _REPORT, "Q4_K_M: 3 same + 1 worse"),
         ("report", {}, "271 MB"),
         ("convert", {}, "271 MB"),
-        ("verify Q8_0", {"probes": 565, "chats": 10}, "271 MB (565 probes, 10 conversations)"),
+        ("verify Q8_0", {"bits_per_weight": 8.5, "probes": 565, "chats": 10}, "271 MB (565 probes, 10 conversations)"),
     ],
 )
 def test_the_line_of_a_stage_says_what_it_found(label: str, facts: dict[str, JsonValue], says: str) -> None:

@@ -115,6 +115,22 @@ _OF_THE_MODEL = {
 }
 
 
+def _names_facts(node: ast.AST) -> bool:
+    """`….facts` or `…["facts"]`, read."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "facts" and isinstance(node.ctx, ast.Load)
+    return isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "'facts'"
+
+
+def test_only_the_typed_models_read_the_facts_of_a_stage() -> None:
+    of_stages = {REPO_DIR / "quantyard" / "protocol", REPO_DIR / "quantyard" / "store"}
+    for path in (path for path in _modules("quantyard") if path.parent not in of_stages):
+        calls = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)]
+        handed_on = {id(arg) for call in calls for arg in (*call.args, *(word.value for word in call.keywords))}
+        guilty = [node for node in ast.walk(_tree(path)) if _names_facts(node) and id(node) not in handed_on]
+        assert not guilty, f"{path.relative_to(REPO_DIR)}: {[ast.unparse(node) for node in guilty]}"
+
+
 def test_no_file_that_we_write_as_json_can_hold_a_number_that_is_not_finite() -> None:
     careless = set()
     for path in _modules(*OURS):
