@@ -18,6 +18,11 @@ class Capacity:
     concurrent_stages: int
     gpu: str = ""  # its name; "" where stages have none
 
+    @property
+    def machine(self) -> str:
+        """The name of the machine in the request of a stage whose result depends on it."""
+        return f"{self.cpu}, {self.cpus} cores"
+
 
 def one_machine(cpu: str, cpus: int, memory_bytes: int, gpu: str = "") -> Capacity:
     """The capacity of an engine whose stages share one machine."""

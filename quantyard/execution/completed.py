@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from quantyard.engines import Engine
 from quantyard.engines.images import code_version
 from quantyard.plan.steps import BuildPlan, External, Output, StageSpec, Step, spec_of
+from quantyard.protocol.evaluation import SpeedRequest
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.stages import ModelStore
 
@@ -46,9 +48,19 @@ class CompletedSteps:
         image = self.engine.identity(step.row.image)
         if image is None and not step.row.pinned:
             return None
-        spec = spec_of(step, inputs, code_version(self.repo_dir, step.row.code), image or "")
+        spec = spec_of(self._placed(step), inputs, code_version(self.repo_dir, step.row.code), image or "")
         self.specs[step.label] = spec
         return spec
+
+    def _placed(self, step: Step) -> Step:
+        """The step, whose request names the engine's machine if its result depends on it."""
+        if not isinstance(step.request, SpeedRequest):
+            return step
+        return replace(step, request=step.request.model_copy(update={"machine": self._machine}))
+
+    @cached_property
+    def _machine(self) -> str:
+        return self.engine.capacity().machine
 
     def is_made(self, step: Step) -> bool:
         """Whether its result is in the store, now that its inputs are known; another plan may have made it."""

@@ -68,7 +68,6 @@ class Bench:
     engine: Engine
     folder: Path
     threads: int = 0
-    machine: str = ""
 
 
 def time_model(trial: Trial, bench: Bench, reporter: Reporter) -> list[Sample]:
@@ -133,4 +132,4 @@ def _measuring(bench: Bench) -> MeasureOptions:
     from quantyard.plan.suites import find_suite  # imported late: no build should wait for a YAML parser
 
     suite = find_suite(SUITE).suite.model_copy(update={"divergence": _DIVERGENCE, "speed": _SPEED})
-    return MeasureOptions(suite=suite, runtime=Runtime(threads=bench.threads), machine=bench.machine)
+    return MeasureOptions(suite=suite, runtime=Runtime(threads=bench.threads))

@@ -8,7 +8,6 @@ that the quants are made of, unless BASELINE names another one, which is then bu
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from typing import Final
 from quantyard.errors import BadRequest, NotScored
 from quantyard.files.own_files import find_file, list_files
 from quantyard.formats.gguf import why_not_generate
-from quantyard.hardware.machine import cpu_name
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
 from quantyard.protocol.base import FileEntry, digest_of_files
@@ -51,7 +49,6 @@ class MeasureOptions:
 
     suite: Suite
     runtime: Runtime
-    machine: str  # CPU and cores, for what depends on them
     files: Artifact | None = None  # the user's own suite: its tasks and text
     datasets: Artifact | None = None  # data sets brought from elsewhere
     baseline: Quant | None = None
@@ -73,7 +70,6 @@ def measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOp
     return MeasureOptions(
         suite=suite, files=loaded.local,
         runtime=Runtime(threads=request.threads, n_gpu_layers=measure.n_gpu_layers, max_length=measure.max_length),
-        machine=f"{cpu_name()}, {os.cpu_count()} cores",
         datasets=brought_datasets(measure.datasets, hashes) if measure.datasets and suite.needs_network else None,
         baseline=measure.baseline, allow_unsafe_code=measure.allow_unsafe_code, endpoint=request.endpoint,
     )
@@ -227,9 +223,7 @@ def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: 
 def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     settings = options.suite.speed
     assert settings is not None
-    request = SpeedRequest(
-        label=label, model_file=file.path, settings=settings, runtime=options.runtime, machine=options.machine
-    )
+    request = SpeedRequest(label=label, model_file=file.path, settings=settings, runtime=options.runtime)
     return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0, label)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from tempfile import TemporaryDirectory
 from quantyard.engines import Engine
 from quantyard.forecast.benchmark import TRIALS, Bench, time_model
 from quantyard.forecast.samples import Sample, keep_book, read_book
-from quantyard.hardware.machine import cpu_name
 from quantyard.requests import BuildRequest
 from quantyard.workflows.planning import engine_of
 from quantyard.workflows.reporter import Reporter, TimingBegins
@@ -45,9 +43,9 @@ def time_machine(request: BuildRequest, reporter: Reporter) -> Timed:
 def _time_all(request: BuildRequest, engine: Engine, reporter: Reporter) -> list[Sample]:
     """In a store of its own, of which nothing stays."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
-    machine, found = f"{cpu_name()}, {os.cpu_count()} cores", list[Sample]()
+    found: list[Sample] = []
     with TemporaryDirectory(prefix=".rates-", dir=request.artifacts) as folder, reporter.steps() as steps:
-        bench = Bench(engine, Path(folder), request.threads, machine)
+        bench = Bench(engine, Path(folder), request.threads)
         for trial in TRIALS:
             found += time_model(trial, bench, steps)
     return found

@@ -95,7 +95,7 @@ MakeBuilder = Callable[..., Builder]
 MakeMeasured = Callable[..., Builder]
 ONE_AT_A_TIME = Concurrency(stages=1, memory_bytes=0)  # what runs side by side is the subject of test_scheduler.py
 SUITE = Suite(name="trial", tasks=(TaskEntry(task="arc_easy", limit=200),))
-OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime(), machine="a CPU, 2 cores")
+OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime())
 
 
 @pytest.fixture

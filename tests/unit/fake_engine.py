@@ -139,12 +139,13 @@ class FakeEngine:
     prepared: list[str] = field(default_factory=list)
     told: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)  # inputs.json of each stage
     cpus: Mapping[str, str] = field(default_factory=dict)  # label → the CPU that its result names
+    cpu: str = field(default_factory=cpu_name)
     name: str = "fake"
     memory_bytes: int = field(default_factory=memory_bytes)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def capacity(self) -> Capacity:
-        return one_machine(cpu_name(), os.cpu_count() or 1, self.memory_bytes)
+        return one_machine(self.cpu, os.cpu_count() or 1, self.memory_bytes)
 
     def identity(self, image: str) -> str | None:
         return self.image or ("image-built" if image in self.prepared else None)

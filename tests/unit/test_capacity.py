@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ import pytest
 from quantyard.engines import docker
 from quantyard.engines.capacity import one_machine
 from quantyard.engines.local import LocalEngine
-from quantyard.hardware.machine import gpu_name, memory_bytes
+from quantyard.hardware.machine import cpu_name, gpu_name, memory_bytes
 from quantyard.requests import ImageSettings, RunEnvironment
 
 
 def test_a_stage_of_this_machine_may_take_all_of_its_memory_or_as_much_as_was_set(tmp_path: Path) -> None:
     assert LocalEngine(RunEnvironment(tmp_path)).capacity().memory_bytes == memory_bytes()
     assert LocalEngine(RunEnvironment(tmp_path, memory_bytes=2**30)).capacity().memory_bytes == 2**30
+
+
+def test_the_machine_of_the_local_engine_has_the_name_that_earlier_manifests_record(tmp_path: Path) -> None:
+    assert LocalEngine(RunEnvironment(tmp_path)).capacity().machine == f"{cpu_name()}, {os.cpu_count()} cores"
 
 
 class _Daemon:

@@ -92,7 +92,7 @@ def command(
 
     def options(_request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
         suite = Suite(name=Path(measure.suite).stem, tasks=(TaskEntry(task="arc_easy"),))
-        return MeasureOptions(suite=suite, runtime=Runtime(), machine="a CPU", baseline=measure.baseline)
+        return MeasureOptions(suite=suite, runtime=Runtime(), baseline=measure.baseline)
 
     monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (FakeEngine(), "asked for"))

@@ -182,7 +182,7 @@ def test_what_the_user_names_becomes_options(tmp_path: Path) -> None:
     assert options.suite.name == "smoke+limit-7+seed-3" and not options.suite.needs_network
     assert {entry.limit for entry in options.suite.tasks} == {7}
     assert options.runtime == Runtime(threads=2, n_gpu_layers=-1, max_length=0)
-    assert options.machine.endswith("cores") and options.files is None and options.datasets is None
+    assert options.files is None and options.datasets is None
 
 
 def test_data_sets_are_taken_from_a_folder_only_where_the_suite_needs_any(tmp_path: Path) -> None:

@@ -136,12 +136,24 @@ def test_another_margin_is_a_matter_of_the_report_alone(
     assert engine.ran == ["report"]
 
 
+def test_a_speed_is_recorded_with_the_machine_of_the_engine(
+    local_source: Source, measured: MakeMeasured, notes: Notes
+) -> None:
+    builder = measured(local_source, FakeEngine(cpu="a CPU"))
+    builder.run(notes)
+    manifest = read_manifest(builder.store.folder / "manifest.json")
+    assert manifest is not None
+    requests = {label: record.request for label, record in manifest.stages.items()}
+    named = {label: request["machine"] for label, request in requests.items() if "machine" in request}
+    assert named == dict.fromkeys(("speed BF16", "speed Q4_K_M"), f"a CPU, {os.cpu_count()} cores")
+
+
 def test_a_speed_measured_on_another_machine_is_another_measurement(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     measured(local_source, FakeEngine()).run(notes)
-    engine = FakeEngine()
-    measured(local_source, engine, machine="another CPU, 64 cores").run(notes)
+    engine = FakeEngine(cpu="another CPU")
+    measured(local_source, engine).run(notes)
     assert engine.ran == ["speed BF16", "speed Q4_K_M"]  # the fake finds the same, so the report still stands
 
 
