@@ -291,7 +291,7 @@ def bare_tools(bench: Bench, build: Build) -> Bare:
         return Bare({}, 0.0)
     image = next(iter(build.manifest.stages.values())).ran_by["builder_image"]
     start_s = statistics.median(timed(docker_run(image, {}, ["true"])) for _ in range(REPEATS + 1))
-    stages = {label: stage for label, stage in build.manifest.stages.items() if stage.argv and is_tool(label)}
+    stages = {label: stage for label, stage in build.manifest.stages.items() if stage.argv and is_tool(stage)}
     tool_s = {}
     for label, stage in stages.items():
         say(f"running the bare tool of {label}")
@@ -300,9 +300,9 @@ def bare_tools(bench: Bench, build: Build) -> Bare:
     return Bare(tool_s, start_s)
 
 
-def is_tool(label: str) -> bool:
+def is_tool(stage: StageRecord) -> bool:
     """Whether the stage is one tool's run and little else; verify asks a server hundreds of questions."""
-    return not label.startswith("verify")
+    return stage.request["stage"] != "verify"
 
 
 def mounts(bench: Bench, build: Build, label: str) -> dict[Path, str]:
@@ -361,7 +361,8 @@ def disk_row(build: Build) -> Row:
     """The most there ever was on disk, against what has to be there in the end."""
     stages = build.manifest.stages
     converted = sum(f.size_bytes for f in stages["convert"].outputs)
-    quants = sum(f.size_bytes for label, stage in stages.items() if label.startswith("quantize") for f in stage.outputs)
+    quantized = [stage for stage in stages.values() if stage.request["stage"] == "quantize"]
+    quants = sum(f.size_bytes for stage in quantized for f in stage.outputs)
     needed = converted + quants
     detail = f"{build.peak_disk_bytes / MB:.0f} MB, of which {converted / MB:.0f} converted, {quants / MB:.0f} quants"
     return Row("peak disk", build.peak_disk_bytes / needed, 1.02, "x", detail)

@@ -142,7 +142,7 @@ class Store:
         manifest = json.loads(path.read_text())
         files = {
             f"{label}/{entry['path']}": entry["sha256"]
-            for label, stage in manifest["stages"].items() if label.partition(" ")[0].partition("-")[0] in ALIKE
+            for label, stage in manifest["stages"].items() if stage["request"]["stage"] in ALIKE
             for entry in stage["outputs"]
         }  # fmt: skip
         measured = {

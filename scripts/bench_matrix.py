@@ -192,8 +192,8 @@ def inside_of(store: Path, ran: set[str]) -> dict[str, float]:
     manifest = read_manifest(next(store.rglob("manifest.json")))
     assert manifest is not None
     taken: dict[str, float] = defaultdict(float)
-    for label, stage in manifest.stages.items():
-        if (name := NAMES[label.partition(" ")[0]]) in ran:
+    for stage in manifest.stages.values():
+        if (name := NAMES[str(stage.request["stage"])]) in ran:
             taken[name] += stage.duration_s
     return dict(taken)
 

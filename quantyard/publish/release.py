@@ -203,12 +203,14 @@ def report_files(release: Release) -> Iterator[PublishedFile]:
 def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
     tasks = [entry.model_dump(mode="json") for entry in release.report.suite.tasks]
     for label, record in release.manifest.stages.items():
-        if not label.startswith("evaluate ") or record.request.get("tasks") != tasks:  # it may be of another suite
+        asked = record.request
+        if asked.get("stage") != "evaluate" or asked.get("tasks") != tasks:  # it may be of another suite
             continue
         folder = stage_folder(release.folder, label, record.key) / "files"
         wanted = [entry for entry in record.outputs if Path(entry.path).name.startswith("results_")]
         for entry in (entry for entry in wanted if (folder / entry.path).is_file()):
-            name = f"{folder_name(release.suite)}/lm-eval/{label.partition(' ')[2]}/{Path(entry.path).parts[0]}.json"
+            task, file = Path(entry.path).parts[0], file_of_stage(label, record)
+            name = f"{folder_name(release.suite)}/lm-eval/{file}/{task}.json"
             yield made(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
 
 

@@ -6,6 +6,7 @@ import json
 
 from quantyard.plan.api_tests import label_of
 from quantyard.plan.steps import StageSpec
+from quantyard.protocol.api_tests import ContractRequest
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.evaluation import ReportRequest
@@ -21,8 +22,9 @@ from tests.unit.fake_engine import FakeEngine, keeps_contract, reports, writes
 
 def _model(spec: StageSpec, space: Workspace) -> StageResult:
     """A real GGUF of the type asked for; like llama-quantize's it depends on the importance matrix and its name."""
-    quant = spec.label.partition(" ")[2] or "BF16"
-    with_matrix = isinstance(spec.request, QuantizeRequest) and spec.request.imatrix_file
+    request = spec.request if isinstance(spec.request, QuantizeRequest) else None
+    quant = request.quant if request else "BF16"
+    with_matrix = request is not None and request.imatrix_file
     matrix = str(json.loads((space.in_dir / "inputs.json").read_text())["imatrix"]) if with_matrix else ""
     names = ("model.gguf",) if quant != "BF16" else ("model.gguf", "reference.json")
     result = writes(*names)(spec, space)
@@ -52,8 +54,9 @@ def _report(spec: StageSpec, space: Workspace) -> StageResult:
 
 def _contract(spec: StageSpec, space: Workspace) -> StageResult:
     """One promise that the model cannot keep, beside those that it does."""
+    assert isinstance(spec.request, ContractRequest)
     result, path = keeps_contract()(spec, space), space.out_dir / "files" / "report.json"
-    path.write_text(contract_report(spec.label.partition(" ")[2]).model_dump_json())
+    path.write_text(contract_report(spec.request.label).model_dump_json())
     entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=sha256_of(path))
     return result.model_copy(update={"outputs": (entry,)})
 
