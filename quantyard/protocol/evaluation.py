@@ -137,7 +137,7 @@ class SpeedRequest(StageRequest):
     model_file: RelativePath = "model.gguf"
     settings: SpeedSettings = SpeedSettings()
     runtime: Runtime = Runtime()
-    machine: str = ""  # CPU and cores of the engine's, set as the stage begins: speed elsewhere is another measurement
+    machine: str = ""  # CPU and cores of the engine's machine: speed measured elsewhere is another measurement
 
 
 class ReportRequest(StageRequest):
