@@ -18,19 +18,19 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from builder.imatrix.calibration_text import bad_text, our_text, users_text
-from builder.imatrix.matrix import Imatrix, check_fits, coverage, read_imatrix
-from builder.imatrix.open import open_reader
-from builder.imatrix.reader import Leg, MatrixReader, not_finite
-from builder.llama.open import open_runtime
+from builder.imatrix.calibration_text import bad_calibration_text, own_calibration_text, users_calibration_text
+from builder.imatrix.matrix import Imatrix, check_imatrix_fits, imatrix_coverage, read_imatrix
+from builder.imatrix.open import open_imatrix_reader
+from builder.imatrix.reader import ImatrixLeg, MatrixReader, imatrix_not_finite
+from builder.llama.open import open_llama_runtime
 from builder.llama.runtime import LlamaRuntime
-from quantyard.formats.finite_json import dumps
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
+from quantyard.formats.finite_json import dump_finite_json
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import CalibrateRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, file_sha256, run_stage
 from quantyard.sandbox.bounded_process import OverLimit
-from quantyard.sandbox.chat_template import template_failure
+from quantyard.sandbox.chat_template import chat_template_failure
 
 PARTIAL: Final = ".partial"
 MATRIX: Final = "imatrix.gguf"
@@ -38,7 +38,7 @@ TEXT: Final = "calibration.txt"
 _LEAST_CHUNKS: Final = 2  # llama-imatrix refuses less, also of what is left behind the chunks it skips
 
 
-def calibrate(stage: Stage, request: CalibrateRequest) -> Outcome:
+def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
     """Make the matrix of `/in/source/<source_file>`; what an earlier run left of it is used.
 
     Raises:
@@ -52,8 +52,8 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> Outcome:
     facts = _facts(request, text, matrix, model) | {"perplexity": work.perplexity()}
     matrix.path.replace(stage.files_dir / MATRIX)
     shutil.rmtree(stage.files_dir / PARTIAL)
-    facts["imatrix_sha256"] = stage.known_sha256[MATRIX] = sha256_of(stage.files_dir / MATRIX)
-    return Outcome(facts=facts, tools={"llama.cpp": text.llama_cpp}, argv=tuple(work.argv))
+    facts["imatrix_sha256"] = stage.known_sha256[MATRIX] = file_sha256(stage.files_dir / MATRIX)
+    return StageOutcome(facts=facts, tools={"llama.cpp": text.llama_cpp}, argv=tuple(work.argv))
 
 
 # ---- the model and the text --------------------------------------------------------------------------
@@ -62,10 +62,10 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> Outcome:
 def _read_model(stage: Stage, request: CalibrateRequest) -> GgufHeader:
     path = stage.in_dir / "source" / request.source_file
     try:
-        model = read_model(path)
+        model = read_gguf_model(path)
     except GgufError as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{path.name} is not a usable GGUF: {error}") from error
-    if why := why_not_generate(model):
+    if why := why_gguf_cannot_generate(model):
         message = f"{path.name} cannot be calibrated: {why}."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, "Build without a matrix: IMATRIX=none")
     return model
@@ -84,32 +84,34 @@ class _Text:
 
 def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _Text:
     """Put the text beside the matrix: it is part of how that was made."""
-    with open_runtime(stage, model, request.threads) as runtime:
+    with open_llama_runtime(stage, model, request.threads) as runtime:
         if request.text_files:
-            text, dialogues = users_text([stage.in_dir / "text" / name for name in request.text_files]), 0
+            text, dialogues = users_calibration_text([stage.in_dir / "text" / name for name in request.text_files]), 0
         else:
             text, dialogues = _our_text(runtime)
         n_tokens, build = len(runtime.tokenize(text, add_special=True)), runtime.version()
     least = _LEAST_CHUNKS * request.n_ctx
     if n_tokens < least:
         message = f"The calibration text has {n_tokens:,} tokens, and two chunks of {request.n_ctx} need {least:,}."
-        raise bad_text(message, "Give a longer text, best 50,000 words or more, or leave CALIBRATION out for ours.")
+        raise bad_calibration_text(
+            message, "Give a longer text, best 50,000 words or more, or leave CALIBRATION out for ours."
+        )
     path = stage.files_dir / TEXT
     path.write_text(text, encoding="utf-8")  # no newline at the end: llama-imatrix would cut one off
-    return _Text(path, sha256_of(path), n_tokens, dialogues, build)
+    return _Text(path, file_sha256(path), n_tokens, dialogues, build)
 
 
 def _our_text(runtime: LlamaRuntime) -> tuple[str, int]:
     try:
-        return our_text(runtime)
+        return own_calibration_text(runtime)
     except OverLimit as error:
-        raise template_failure(str(error)) from error
+        raise chat_template_failure(str(error)) from error
 
 
 # ---- the legs ----------------------------------------------------------------------------------------
 
 
-def legs(n_tokens: int, n_ctx: int, n_chunks: int, save_every: int) -> list[tuple[int, int]]:
+def calibration_legs(n_tokens: int, n_ctx: int, n_chunks: int, save_every: int) -> list[tuple[int, int]]:
     """First chunk and end of each leg. The last is longer where llama-imatrix would find too little left to start."""
     whole = n_tokens // n_ctx
     end = min(n_chunks or whole, whole)
@@ -136,10 +138,10 @@ class _Work:
         """The matrix after the last leg."""
         self._folder.mkdir(parents=True, exist_ok=True)
         request, before = self.request, None
-        todo = legs(self.text.n_tokens, request.n_ctx, request.n_chunks, request.save_every)
-        with open_reader(self.stage, self.model.paths[0], request) as reader:
+        todo = calibration_legs(self.text.n_tokens, request.n_ctx, request.n_chunks, request.save_every)
+        with open_imatrix_reader(self.stage, self.model.paths[0], request) as reader:
             for start, end in todo:
-                leg = Leg(start, end, before, self._matrix(end))
+                leg = ImatrixLeg(start, end, before, self._matrix(end))
                 self.argv.append(reader.leg_argv(self.text.path, leg))
                 if not self._is_finished(end):
                     self._read(reader, leg)
@@ -148,7 +150,7 @@ class _Work:
                 self.stage.progress(end, todo[-1][1], "chunks")
         assert before is not None
         matrix = read_imatrix(before)
-        check_fits(matrix, self.model)
+        check_imatrix_fits(matrix, self.model)
         return matrix
 
     def _matrix(self, end: int) -> Path:
@@ -166,12 +168,12 @@ class _Work:
             return False
         return True
 
-    def _read(self, reader: MatrixReader, leg: Leg) -> None:
+    def _read(self, reader: MatrixReader, leg: ImatrixLeg) -> None:
         arriving = self._folder / f"arriving-{leg.end:06d}.gguf"
         perplexity = reader.read(self.text.path, replace(leg, out=arriving))
         if not math.isfinite(perplexity):
-            raise not_finite(f"the perplexity of chunks {leg.start} to {leg.end - 1} is {perplexity}")
-        self._note(leg.end).write_text(dumps({"perplexity": perplexity}))
+            raise imatrix_not_finite(f"the perplexity of chunks {leg.start} to {leg.end - 1} is {perplexity}")
+        self._note(leg.end).write_text(dump_finite_json({"perplexity": perplexity}))
         arriving.replace(leg.out)
 
     def perplexity(self) -> float:
@@ -186,7 +188,7 @@ def _facts(
     return {
         "text": ", ".join(request.text_files) or "Quantyard's own", "text_sha256": text.sha256,
         "text_tokens": text.n_tokens, "dialogues_in_template": text.dialogues, "chunks": matrix.n_chunks,
-        "chunk_tokens": matrix.chunk_tokens, **coverage(matrix, model),
+        "chunk_tokens": matrix.chunk_tokens, **imatrix_coverage(matrix, model),
     }
 
 

@@ -17,16 +17,16 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 
 from builder.checks.hf_reference import OVER_LIMIT, RENDERS
-from builder.checks.nonfinite import find_nonfinite
-from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
-from builder.llama.toolchain import tools_of
-from quantyard.formats.gguf import read_model
-from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_folder, source_dtype
+from builder.checks.nonfinite import find_nonfinite_tensors
+from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import llama_tools
+from quantyard.formats.gguf import read_gguf_model
+from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_safetensors_folder, safetensors_dtype
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ConvertRequest, Reference
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
-from quantyard.sandbox.bounded_process import how_it_ended
-from quantyard.sandbox.chat_template import template_failure
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.sandbox.bounded_process import sandbox_exit_words
+from quantyard.sandbox.chat_template import chat_template_failure
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
@@ -43,7 +43,7 @@ _LOSSLESS = {
 _LOSSLESS_INTO = {"BF16": {"bf16", "f32"}, "F16": {"f16", "f32"}, "F32": {"f32"}}
 
 
-def convert(stage: Stage, request: ConvertRequest) -> Outcome:
+def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     """Convert `/in/source` to `/out/files/model.gguf`, and write `/out/files/reference.json`.
 
     Raises:
@@ -53,23 +53,23 @@ def convert(stage: Stage, request: ConvertRequest) -> Outcome:
     source, target = stage.in_dir / "source", stage.files_dir / "model.gguf"
     architecture = _architecture(source)
     weights = _weights(source, request)
-    dtype = source_dtype(weights) if weights else "BF16"
+    dtype = safetensors_dtype(weights) if weights else "BF16"
     outtype, reason = _choose_outtype(request, dtype)
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
-        damaged = beside.submit(find_nonfinite, weights)
+        damaged = beside.submit(find_nonfinite_tensors, weights)
         tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
         versions = beside.submit(_versions, stage)
         run = _run_converter(stage, request, source, target, outtype)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, architecture, run)
     _refuse_nonfinite(damaged.result())
-    model = read_model(target)
+    model = read_gguf_model(target)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
         "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class.result(),
         "n_tensors": len(model.tensors), "n_params": model.n_params,
     }
-    return Outcome(facts=facts, tools=versions.result(), argv=(run.argv,))
+    return StageOutcome(facts=facts, tools=versions.result(), argv=(run.argv,))
 
 
 def _architecture(source: Path) -> str:
@@ -103,7 +103,7 @@ def _weights(source: Path, request: ConvertRequest) -> tuple[SafetensorsFile, ..
         _refuse_pickle(source, request)
         return ()
     try:
-        weights = read_folder(source)
+        weights = read_safetensors_folder(source)
     except SafetensorsError as error:
         hint = "The file is damaged: download or copy it again."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-safetensors", str(error), hint) from error
@@ -135,7 +135,7 @@ def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
 
 
 def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: Path, outtype: str) -> ToolRun:
-    tools = tools_of(stage)
+    tools = llama_tools(stage)
     argv = [str(tools.converter_python), str(tools.converter), str(source), "--outfile", str(target)]
     argv += ["--outtype", outtype, "--model-name", request.name]
 
@@ -144,13 +144,13 @@ def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: 
             done, total = (int(float(match[i]) * _SCALE[match[i + 1]]) for i in (1, 3))
             stage.progress(done, total, "bytes")
 
-    return run_tool(argv, tools.clean_env, on_line)
+    return run_llama_tool(argv, tools.clean_env, on_line)
 
 
 def _ask_tokenizer(stage: Stage, source: Path) -> str:
     """Write `reference.json`, what the Hugging Face side says; returns the tokenizer's class name."""
     path, script = stage.files_dir / "reference.json", Path(__file__).parent / "checks" / "hf_reference.py"
-    tools = tools_of(stage)
+    tools = llama_tools(stage)
     argv = [str(tools.converter_python), str(script), "--folder", str(source), "--out", str(path)]
     conversations: list[str] = []
 
@@ -158,7 +158,7 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
         if line.startswith(RENDERS):
             conversations[:] = [line.removeprefix(RENDERS)]
 
-    run = run_tool(argv, tools.clean_env, on_line, _REFERENCE_TIMEOUT_S)
+    run = run_llama_tool(argv, tools.clean_env, on_line, _REFERENCE_TIMEOUT_S)
     if run.exit_code != 0:
         raise _no_reference(stage, run, *conversations)
     try:
@@ -171,21 +171,21 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
 def _no_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFailure:
     """Why the script ended: the template where it was at one, else the tokenizer."""
     if run.exit_code == OVER_LIMIT:
-        return template_failure(run.tail.splitlines()[-1], conversation)
+        return chat_template_failure(run.tail.splitlines()[-1], conversation)
     if conversation and run.exit_code < 0:
-        return template_failure(how_it_ended(run.exit_code), conversation)
+        return chat_template_failure(sandbox_exit_words(run.exit_code), conversation)
     if run.exit_code == -signal.SIGXCPU:
         message = f"The model's own tokenizer does not answer within {_REFERENCE_TIMEOUT_S / 60:.0f} minutes."
         hint = "Its patterns may take time without end on some texts; such a tokenizer is not used."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint)
-    refuse_exhausted(run, stage.out_dir, "The tokenizer")
+    refuse_exhausted_tool(run, stage.out_dir, "The tokenizer")
     message = "The model's own tokenizer cannot be loaded without running code from its repo."
     hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.tail)
 
 
 def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
-    refuse_exhausted(run, stage.out_dir, "The converter")
+    refuse_exhausted_tool(run, stage.out_dir, "The converter")
     if match := _UNSUPPORTED.search(run.tail):
         message = f"llama.cpp's converter does not support the architecture {match[1]}."
         hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."
@@ -197,8 +197,8 @@ def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
 def _versions(stage: Stage) -> dict[str, str]:
     code = "from importlib.metadata import version as v; print(v('transformers'), v('torch'))"
     lines: list[str] = []
-    tools = tools_of(stage)
-    run_tool([str(tools.converter_python), "-c", code], tools.clean_env, lines.append)
+    tools = llama_tools(stage)
+    run_llama_tool([str(tools.converter_python), "-c", code], tools.clean_env, lines.append)
     transformers, torch = [*lines[-1].split(), "unknown", "unknown"][:2] if lines else ("unknown", "unknown")
     return {"transformers": transformers, "torch": torch}
 

@@ -14,12 +14,12 @@ from typing import Any, Final, NoReturn
 
 from pydantic import JsonValue
 
-from builder.llama.run_tool import refuse_exhausted, run_tool
-from builder.llama.toolchain import tools_of
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model
+from builder.llama.run_tool import refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import llama_tools
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import DequantizeRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _EACH_DIGIT: Final = {"type": "Digits", "individual_digits": True}
@@ -56,7 +56,7 @@ print("transformers", transformers.__version__)
 """
 
 
-def dequantize(stage: Stage, request: DequantizeRequest) -> Outcome:
+def dequantize(stage: Stage, request: DequantizeRequest) -> StageOutcome:
     """Write the GGUF at `/in/source` as a Hugging Face folder (bf16 safetensors) to `/out/files`.
 
     Raises:
@@ -64,22 +64,29 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> Outcome:
     """
     source = stage.in_dir / "source" / request.source_file
     header = _read(source)
-    argv = (str(tools_of(stage).converter_python), "-c", _SCRIPT, str(source.parent), source.name, str(stage.files_dir))
+    argv = (
+        str(llama_tools(stage).converter_python),
+        "-c",
+        _SCRIPT,
+        str(source.parent),
+        source.name,
+        str(stage.files_dir),
+    )
     version = _run(stage, argv)
-    is_restored = restore_tokenizer(stage.files_dir, header)
+    is_restored = restore_dequantized_tokenizer(stage.files_dir, header)
     if not is_restored:
         stage.log(f"the tokenizer is transformers' guess: {_pre(header)!r} is not in our table")
-    (stage.files_dir / "README.md").write_text(readme(header))
+    (stage.files_dir / "README.md").write_text(dequantized_readme(header))
     for path in stage.files_dir.rglob("*"):
         if path.is_file():
             path.chmod(0o644)
     facts: dict[str, JsonValue] = {
         "architecture": header.architecture, "n_params": header.n_params, "tokenizer_restored": is_restored,
     }  # fmt: skip
-    return Outcome(facts=facts, tools={"transformers": version}, argv=((*argv[:2], "…", *argv[3:]),))
+    return StageOutcome(facts=facts, tools={"transformers": version}, argv=((*argv[:2], "…", *argv[3:]),))
 
 
-def readme(header: GgufHeader) -> str:
+def dequantized_readme(header: GgufHeader) -> str:
     """A model card with the licence that the GGUF names: it must travel with the model.
 
     JSON is YAML, so whatever the value holds, it stays a value.
@@ -89,7 +96,7 @@ def readme(header: GgufHeader) -> str:
     return "\n".join(["---", *said, "---", "", "Made from a GGUF file.", ""])
 
 
-def restore_tokenizer(folder: Path, header: GgufHeader) -> bool:
+def restore_dequantized_tokenizer(folder: Path, header: GgufHeader) -> bool:
     """Make the tokenizer files say what the GGUF says, whatever this version of transformers made of it.
 
     Returns:
@@ -130,7 +137,7 @@ def _pre(header: GgufHeader) -> str:
 
 def _read(source: Path) -> GgufHeader:
     try:
-        return read_model(source)
+        return read_gguf_model(source)
     except (GgufError, FileNotFoundError) as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{error}.", "Give a GGUF file.") from error
 
@@ -138,10 +145,10 @@ def _read(source: Path) -> GgufHeader:
 def _run(stage: Stage, argv: tuple[str, ...]) -> str:
     """Run the script; returns the version of transformers."""
     lines: deque[str] = deque(maxlen=1)
-    env = dict(tools_of(stage).clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    run = run_tool(argv, env, lines.append)
+    env = dict(llama_tools(stage).clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    run = run_llama_tool(argv, env, lines.append)
     if run.exit_code != 0:
-        refuse_exhausted(run, stage.out_dir, "transformers")
+        refuse_exhausted_tool(run, stage.out_dir, "transformers")
         message = "transformers cannot turn this GGUF back into a Hugging Face model."
         hint = "Build from the original Hugging Face model instead."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "dequantize-failed", message, hint, run.tail)

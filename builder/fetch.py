@@ -19,12 +19,19 @@ from huggingface_hub import __version__, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
 
-from quantyard.network.hub_client import use_bounded_client
-from quantyard.network.hub_errors import AGAIN, Asked, problem_of
-from quantyard.network.transfer import EndedEarly, Line, Meter, Stopped, WrongContent, download
+from quantyard.network.hub_client import use_bounded_hub_client
+from quantyard.network.hub_errors import AGAIN, AskedHub, hub_problem_of_error
+from quantyard.network.transfer import (
+    DownloadLine,
+    DownloadMeter,
+    DownloadStopped,
+    EndedEarly,
+    WrongContent,
+    download_file,
+)
 from quantyard.protocol.base import ExitCode, FileEntry
 from quantyard.protocol.builder import FetchRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage, sha256_of
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, file_sha256, run_stage
 
 PARTIAL = ".partial"
 
@@ -33,20 +40,20 @@ PARTIAL = ".partial"
 class _Job:
     stage: Stage
     request: FetchRequest
-    line: Line
+    line: DownloadLine
 
     def url(self, entry: FileEntry) -> str:
         return f"{_endpoint(self.request)}/{self.request.repo_id}/resolve/{self.request.commit}/{quote(entry.path)}"
 
 
-def fetch(stage: Stage, request: FetchRequest) -> Outcome:
+def fetch(stage: Stage, request: FetchRequest) -> StageOutcome:
     """Download what is not there yet, `request.workers` files at once; the first failure stops the rest."""
     _check_paths(stage.files_dir, request.files)
-    use_bounded_client()
+    use_bounded_hub_client()
     total = sum(entry.size_bytes for entry in request.files)
-    meter = Meter(lambda done: stage.progress(done, total, "bytes"))
+    meter = DownloadMeter(lambda done: stage.progress(done, total, "bytes"))
     token = stage.secret("HF_TOKEN")
-    line = Line(_headers(token), meter, threading.Event(), stage.log)
+    line = DownloadLine(_headers(token), meter, threading.Event(), stage.log)
     try:
         _fetch_all(_Job(stage, request, line))
     except (httpx2.HTTPError, EndedEarly, OfflineModeIsEnabled) as error:
@@ -55,7 +62,7 @@ def fetch(stage: Stage, request: FetchRequest) -> Outcome:
     stage.progress(total, total, "bytes")
     facts = {"resumed_bytes": meter.resumed_bytes, "downloaded_bytes": meter.downloaded_bytes}
     tools = {"huggingface_hub": __version__}
-    return Outcome(facts={"repo_id": request.repo_id, "commit": request.commit, **facts}, tools=tools)
+    return StageOutcome(facts={"repo_id": request.repo_id, "commit": request.commit, **facts}, tools=tools)
 
 
 def _endpoint(request: FetchRequest) -> str:
@@ -90,7 +97,7 @@ def _fetch_all(job: _Job) -> None:
                 job.line.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
     for task in failed:
-        if not isinstance(error := task.exception(), Stopped) and error is not None:
+        if not isinstance(error := task.exception(), DownloadStopped) and error is not None:
             raise error
 
 
@@ -111,18 +118,18 @@ def _already(final: Path, entry: FileEntry) -> str | None:
     """SHA-256 of a file an earlier run finished, or None. A wrong one is overwritten, never trusted."""
     if not final.is_file() or final.stat().st_size != entry.size_bytes:
         return None
-    sha256 = sha256_of(final)
+    sha256 = file_sha256(final)
     return sha256 if entry.sha256 in (None, sha256) else None
 
 
 def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
     """SHA-256 of the file. One with wrong bytes is fetched once more from zero."""
     try:
-        return download(job.url(entry), entry, part, job.line)
+        return download_file(job.url(entry), entry, part, job.line)
     except WrongContent as wrong:
         job.stage.log(f"{entry.path}: {wrong}; fetching it once more")
     try:
-        return download(job.url(entry), entry, part, job.line)
+        return download_file(job.url(entry), entry, part, job.line)
     except WrongContent as wrong:
         message = f"{entry.path} arrived damaged twice: expected {wrong.expected}, got {wrong.got}."
         hint = "Something between here and the Hub changes files: a proxy or a mirror. See HTTPS_PROXY and HF_ENDPOINT."
@@ -131,8 +138,8 @@ def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
 
 def _explain(error: Exception, request: FetchRequest, *, has_token: bool) -> StageFailure:
     endpoint = _endpoint(request)
-    asked = Asked(request.repo_id, request.repo_id, endpoint, has_token, request.commit, AGAIN)
-    found = problem_of(error, asked)
+    asked = AskedHub(request.repo_id, request.repo_id, endpoint, has_token, request.commit, AGAIN)
+    found = hub_problem_of_error(error, asked)
     return StageFailure(ExitCode.NETWORK, found.kind, found.message, found.hint, found.detail)
 
 

@@ -16,15 +16,23 @@ from typing import Final
 
 from pydantic import JsonValue, ValidationError
 
-from builder.checks.lora_adapter import MERGE, Adapter, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
-from builder.checks.nonfinite import find_nonfinite
-from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
-from builder.llama.toolchain import Tools, tools_of
-from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_header
-from quantyard.formats.safetensors import SafetensorsError, read_file
+from builder.checks.lora_adapter import (
+    MERGE,
+    BaseSide,
+    LoraAdapter,
+    LoraPair,
+    check_lora_fit,
+    lora_pairs,
+    read_lora_config,
+)
+from builder.checks.nonfinite import find_nonfinite_tensors
+from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import LlamaTools, llama_tools
+from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_gguf_header
+from quantyard.formats.safetensors import SafetensorsError, read_safetensors_file
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import LoraRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
@@ -32,29 +40,29 @@ _QUANTIZATION: Final = "quantization_config"
 _MAX_NAMED: Final = 5
 
 
-def lora(stage: Stage, request: LoraRequest) -> Outcome:
+def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
     """Convert `/in/adapter`, trained on the model whose config.json is in `/in/base`, to `/out/files/adapter.gguf`.
 
     Raises:
         StageFailure: 2 if the adapter is not usable, cannot be represented or does not fit the base model, 3 if the
             converter does not support the base model or leaves something out, 5 if disk or memory ran out.
     """
-    tools, target = tools_of(stage), stage.files_dir / "adapter.gguf"
+    tools, target = llama_tools(stage), stage.files_dir / "adapter.gguf"
     _refuse_without_converter(tools)
     folder, base_folder = stage.in_dir / "adapter", _base_without_quantization(stage)
-    config = read_adapter_config(folder)
+    config = read_lora_config(folder)
     shapes = _shapes(folder, request)
     base = _ask_base(stage, tools, base_folder, None if shapes else folder / _PICKLE)
-    adapter = Adapter(config, pairs_of(shapes or base.pickle))
-    check_fit(adapter.pairs, base)
+    adapter = LoraAdapter(config, lora_pairs(shapes or base.pickle))
+    check_lora_fit(adapter.pairs, base)
     run = _run_converter(stage, request, tools, folder, base_folder)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, base, run)
-    facts = {**_adapter_facts(adapter, base), **check_result(_read(target), adapter, base.architecture)}
-    return Outcome(facts=facts, tools=base.versions, argv=(run.argv,))
+    facts = {**_adapter_facts(adapter, base), **check_lora_result(_read(target), adapter, base.architecture)}
+    return StageOutcome(facts=facts, tools=base.versions, argv=(run.argv,))
 
 
-def _refuse_without_converter(tools: Tools) -> None:
+def _refuse_without_converter(tools: LlamaTools) -> None:
     if not tools.lora_converter.is_file():
         message = f"The builder has no convert_lora_to_gguf.py: nothing is at {tools.lora_converter}."
         hint = (
@@ -92,25 +100,25 @@ def _shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
             raise StageFailure(ExitCode.BAD_REQUEST, "no-weights", message, hint)
         return {}
     try:
-        file = read_file(folder / _WEIGHTS)
+        file = read_safetensors_file(folder / _WEIGHTS)
     except SafetensorsError as error:
         hint = "The file is damaged: download or copy it again."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-safetensors", f"{error}.", hint) from error
-    if damaged := find_nonfinite((file,)):
+    if damaged := find_nonfinite_tensors((file,)):
         message = f"{len(damaged)} tensors of the adapter hold NaN or infinite weights, first {damaged[0]}."
         hint = "Its training diverged or its file is damaged: take an earlier checkpoint, or download it again."
         raise StageFailure(ExitCode.BAD_REQUEST, "nonfinite-source", message, hint)
     return {name: tensor.shape for name, tensor in file.tensors.items()}
 
 
-def _ask_base(stage: Stage, tools: Tools, folder: Path, pickle: Path | None) -> BaseSide:
+def _ask_base(stage: Stage, tools: LlamaTools, folder: Path, pickle: Path | None) -> BaseSide:
     """What the converter calls the base model, and the shapes of its tensors."""
     path, script = stage.scratch_dir / "base.json", Path(__file__).parent / "checks" / "lora_base.py"
     argv = [str(tools.converter_python), str(script), "--converter", str(tools.lora_converter)]
     argv += ["--folder", str(folder), "--out", str(path), *(["--pickle", str(pickle)] if pickle else [])]
-    run = run_tool(argv, tools.clean_env, lambda _line: None)
+    run = run_llama_tool(argv, tools.clean_env, lambda _line: None)
     if run.exit_code != 0:
-        refuse_exhausted(run, stage.out_dir, "Reading the base model's configuration")
+        refuse_exhausted_tool(run, stage.out_dir, "Reading the base model's configuration")
         raise _unreadable(run, pickle)
     try:
         base = BaseSide.model_validate_json(path.read_bytes())
@@ -134,30 +142,30 @@ def _unreadable(run: ToolRun, pickle: Path | None) -> StageFailure:
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "base", message, hint, run.tail)
 
 
-def _run_converter(stage: Stage, request: LoraRequest, tools: Tools, folder: Path, base: Path) -> ToolRun:
+def _run_converter(stage: Stage, request: LoraRequest, tools: LlamaTools, folder: Path, base: Path) -> ToolRun:
     """F32 holds what any adapter holds. The folder's name becomes the name in the metadata."""
     named = stage.scratch_dir / request.name
     named.symlink_to(folder, target_is_directory=True)
     argv = [str(tools.converter_python), str(tools.lora_converter), str(named), "--base", str(base)]
     argv += ["--outfile", str(stage.files_dir / "adapter.gguf"), "--outtype", "f32"]
-    return run_tool(argv, tools.clean_env, lambda _line: None)
+    return run_llama_tool(argv, tools.clean_env, lambda _line: None)
 
 
 def _failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
-    refuse_exhausted(run, stage.out_dir, "The converter")
+    refuse_exhausted_tool(run, stage.out_dir, "The converter")
     message = f"llama.cpp's converter failed on this adapter of {base.model_class} (exit code {run.exit_code})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, MERGE, run.tail)
 
 
 def _read(path: Path) -> GgufHeader:
     try:
-        return read_header(path)
+        return read_gguf_header(path)
     except GgufError as error:
         message = f"The converter left no usable GGUF: {error}."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-header", message, MERGE) from error
 
 
-def check_result(header: GgufHeader, adapter: Adapter, architecture: str) -> dict[str, JsonValue]:
+def check_lora_result(header: GgufHeader, adapter: LoraAdapter, architecture: str) -> dict[str, JsonValue]:
     """Hold the GGUF against the adapter it was made of; what was counted.
 
     Raises:
@@ -180,7 +188,7 @@ def check_result(header: GgufHeader, adapter: Adapter, architecture: str) -> dic
     return {"tensors": len(header.tensors), "n_params": header.n_params, "alpha": adapter.config.lora_alpha}
 
 
-def _wrong_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, Pair]) -> list[str]:
+def _wrong_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, LoraPair]) -> list[str]:
     """Each lora_a with its lora_b, of the same rank; and no weight lost.
 
     One module may become several tensors, and many experts one: what stays is the number of weights on the side of
@@ -207,7 +215,7 @@ def _rank_a(tensor: TensorInfo) -> int:
     return tensor.shape[dimension] if len(tensor.shape) > dimension else 1
 
 
-def _adapter_facts(adapter: Adapter, base: BaseSide) -> dict[str, JsonValue]:
+def _adapter_facts(adapter: LoraAdapter, base: BaseSide) -> dict[str, JsonValue]:
     ranks: list[JsonValue] = [*sorted({pair.rank for pair in adapter.pairs.values()})]
     kinds: list[JsonValue] = [*sorted({name.rpartition(".")[2] for name in adapter.pairs})]
     return {

@@ -14,22 +14,22 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from builder.imatrix.matrix import Floats, Imatrix, check_fits, read_imatrix
-from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
-from builder.llama.toolchain import tools_of
+from builder.imatrix.matrix import Floats, Imatrix, check_imatrix_fits, read_imatrix
+from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import llama_tools
 from quantyard.formats.ggml_types import TYPE_BY_NAME
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model
-from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
+from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve_tensor_patterns
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import QuantizeRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _OPTIONS = {f"{OUTPUT}.weight": "--output-tensor-type", f"{EMBEDDING}.weight": "--token-embedding-type"}
 _TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _BUILD_LINE = re.compile(r"^(?:main: build = |version: )(.+)")
 
 
-def quantize(stage: Stage, request: QuantizeRequest) -> Outcome:
+def quantize(stage: Stage, request: QuantizeRequest) -> StageOutcome:
     """Quantize `/in/source/<source_file>` to `/out/files/model.gguf`.
 
     Raises:
@@ -42,10 +42,10 @@ def quantize(stage: Stage, request: QuantizeRequest) -> Outcome:
     imatrix = None
     if request.imatrix_file is not None:
         imatrix = read_imatrix(stage.in_dir / "imatrix" / request.imatrix_file)
-        check_fits(imatrix, model)
+        check_imatrix_fits(imatrix, model)
     types = _recipe_types(model, request)
     log = _Log(stage)
-    if tools_of(stage).llama_bin is not None:
+    if llama_tools(stage).llama_bin is not None:
         run = _with_program(stage, request, source, target, imatrix, types, log)
     else:
         run = _with_bindings(request, source, target, imatrix, types, log)
@@ -56,7 +56,7 @@ def quantize(stage: Stage, request: QuantizeRequest) -> Outcome:
         facts["recipe_tensors"] = len(types)
     if imatrix is not None:
         facts |= {"imatrix_chunks": imatrix.n_chunks, "imatrix_tensors": len(imatrix.entries)}
-    return Outcome(facts=facts, tools={"llama.cpp": log.version}, argv=(run.argv,))
+    return StageOutcome(facts=facts, tools={"llama.cpp": log.version}, argv=(run.argv,))
 
 
 class _Log:
@@ -77,7 +77,7 @@ class _Log:
 
 def _refuse_requantizing(source: Path, request: QuantizeRequest) -> GgufHeader:
     try:
-        model = read_model(source)
+        model = read_gguf_model(source)
     except GgufError as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{source.name} is not a usable GGUF: {error}") from error
     if model.is_quantized and not request.allow_requantize and request.quant != "COPY":
@@ -90,7 +90,9 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> GgufHeader:
 def _recipe_types(model: GgufHeader, request: QuantizeRequest) -> dict[str, str]:
     """The type of each tensor that the recipe names; nothing without a recipe."""
     try:
-        return resolve(model.tensors, request.tensor_types, request.output_type, request.token_embedding_type)
+        return resolve_tensor_patterns(
+            model.tensors, request.tensor_types, request.output_type, request.token_embedding_type
+        )
     except PatternProblem as problem:
         message = f"The recipe {request.recipe} does not fit this model. {problem.message}"
         raise StageFailure(ExitCode.BAD_REQUEST, "recipe", message, problem.hint) from problem
@@ -100,7 +102,7 @@ def _with_program(
     stage: Stage, request: QuantizeRequest, source: Path, target: Path, imatrix: Imatrix | None,
     types: Mapping[str, str], log: _Log,
 ) -> ToolRun:
-    tools = tools_of(stage)
+    tools = llama_tools(stage)
     assert tools.llama_bin is not None
     argv = [str(tools.llama_bin / "llama-quantize")]
     argv += ["--allow-requantize"] if request.allow_requantize else []
@@ -108,7 +110,7 @@ def _with_program(
     argv += _type_options(types)
     argv += [str(source), str(target), request.quant]
     argv += [str(request.threads)] if request.threads else []
-    return run_tool(argv, tools.clean_env, log)
+    return run_llama_tool(argv, tools.clean_env, log)
 
 
 def _type_options(types: Mapping[str, str]) -> list[str]:
@@ -121,11 +123,11 @@ def _type_options(types: Mapping[str, str]) -> list[str]:
         if name in _OPTIONS:
             options += [_OPTIONS[name], kind.lower()]
         else:
-            options += ["--tensor-type", f"{exactly(name)}={kind.lower()}"]
+            options += ["--tensor-type", f"{exact_tensor_regex(name)}={kind.lower()}"]
     return options
 
 
-def exactly(name: str) -> str:
+def exact_tensor_regex(name: str) -> str:
     """A regular expression for this tensor alone, as C++ reads it."""
     return f"^{name.replace('.', '[.]')}$"
 
@@ -149,7 +151,11 @@ def _with_bindings(
     params.nthread = request.threads
     params.allow_requantize = request.allow_requantize
     params.only_copy = request.quant == "COPY"
-    named = [(exactly(name).encode(), TYPE_BY_NAME[kind].id) for name, kind in types.items() if name not in _OPTIONS]
+    named = [
+        (exact_tensor_regex(name).encode(), TYPE_BY_NAME[kind].id)
+        for name, kind in types.items()
+        if name not in _OPTIONS
+    ]
     if types:
         params.output_tensor_type = _id_of(types, OUTPUT, params.output_tensor_type)
         params.token_embedding_type = _id_of(types, EMBEDDING, params.token_embedding_type)
@@ -196,7 +202,7 @@ def _imatrix_data(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
 
 
 def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailure:
-    refuse_exhausted(run, stage.out_dir, "llama-quantize")
+    refuse_exhausted_tool(run, stage.out_dir, "llama-quantize")
     if "importance matrix" in run.tail.lower() or "imatrix" in run.tail.lower():
         what = "this one does not cover all that must be" if request.imatrix_file else "none was given"
         message = f"{request.label} needs an importance matrix, and {what}."

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.imatrix.calibration_text import OUR_TEXT
-from builder.llama.run_tool import refuse_exhausted, run_tool
-from builder.llama.toolchain import tools_of
-from quantyard.formats.finite_json import dumps
+from builder.llama.run_tool import refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import llama_tools
+from quantyard.formats.finite_json import dump_finite_json
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import RandomModelRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 HEAD: Final = 64  # weights of an attention head, as most small models have
 _SCALE: Final = 0.02  # the usual spread of fresh weights
@@ -44,32 +44,32 @@ sentencepiece.SentencePieceTrainer.train(
 """
 
 
-def random_model(stage: Stage, request: RandomModelRequest) -> Outcome:
+def random_model(stage: Stage, request: RandomModelRequest) -> StageOutcome:
     """Write the model to `/out/files`: bf16 safetensors, tokenizer, configuration. The same request, the same weights.
 
     Raises:
         StageFailure: 70 if no tokenizer of that many tokens can be learned, 5 if disk or memory ran out.
     """
     _write_tokenizer(stage, request.vocab_size)
-    (stage.files_dir / "config.json").write_text(dumps(_config(request), indent=2) + "\n")
+    (stage.files_dir / "config.json").write_text(dump_finite_json(_config(request), indent=2) + "\n")
     count = _write_weights(stage.files_dir / "model.safetensors", request)
-    return Outcome(facts={"n_params": count})
+    return StageOutcome(facts={"n_params": count})
 
 
 def _write_tokenizer(stage: Stage, size: int) -> None:
     """`tokenizer.model`, and what transformers wants beside it."""
     scratch, target = stage.scratch_dir / "text.txt", stage.files_dir / "tokenizer"
     scratch.write_text("\n".join(_lines()), encoding="utf-8")
-    tools = tools_of(stage)
+    tools = llama_tools(stage)
     argv = (str(tools.converter_python), "-c", _SCRIPT, str(scratch), str(target), str(size))
-    run = run_tool(argv, tools.clean_env, lambda _line: None)
+    run = run_llama_tool(argv, tools.clean_env, lambda _line: None)
     if run.exit_code != 0:
-        refuse_exhausted(run, stage.out_dir, "sentencepiece")
+        refuse_exhausted_tool(run, stage.out_dir, "sentencepiece")
         message = f"sentencepiece could not learn {size:,} tokens from our text."
         raise StageFailure(ExitCode.BUG, "tokenizer", message, "Please report this.", run.tail)
     target.with_suffix(".vocab").unlink()
     said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (stage.files_dir / "tokenizer_config.json").write_text(dumps(said, indent=2) + "\n")
+    (stage.files_dir / "tokenizer_config.json").write_text(dump_finite_json(said, indent=2) + "\n")
 
 
 def _lines() -> Iterator[str]:
@@ -90,7 +90,7 @@ def _config(request: RandomModelRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shapes(request: RandomModelRequest) -> dict[str, tuple[int, ...]]:
+def random_model_shapes(request: RandomModelRequest) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint, rows first."""
     width, wide, keys = request.width, 3 * request.width, request.width // HEAD // 2 * HEAD
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (request.vocab_size, width)}
@@ -106,12 +106,12 @@ def shapes(request: RandomModelRequest) -> dict[str, tuple[int, ...]]:
 
 def _write_weights(path: Path, request: RandomModelRequest) -> int:
     """The safetensors file: length of the header, header, tensors. Returns the number of weights."""
-    found, header, at = shapes(request), dict[str, Any](), 0
+    found, header, at = random_model_shapes(request), dict[str, Any](), 0
     for name, shape in found.items():
         end = at + 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    text = dumps(header).encode()
+    text = dump_finite_json(header).encode()
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         _write_tensors(stream, found, request.seed)
@@ -126,10 +126,10 @@ def _write_tensors(stream: IO[bytes], found: dict[str, tuple[int, ...]], seed: i
         else:
             spread = np.float32(_EMBEDDING_SCALE if "embed" in name else _SCALE)
             weights = random.standard_normal(shape, np.float32) * spread
-        stream.write(bf16(weights).tobytes())
+        stream.write(random_model_bf16(weights).tobytes())
 
 
-def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+def random_model_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The upper half of each float, which is what bfloat16 is."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 

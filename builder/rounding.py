@@ -16,14 +16,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from builder.llama.toolchain import tools_of
-from quantyard.formats.finite_json import dumps
+from builder.llama.toolchain import llama_tools
+from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formats.ggml_types import TYPE_BY_NAME
-from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_model
-from quantyard.formats.tensor_patterns import may_change, type_for_row
+from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_gguf_model
+from quantyard.formats.tensor_patterns import may_change_tensor_type, tensor_type_for_row
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import RoundingRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 ERRORS: Final = "rounding.json"
 _LIBRARY: Final = "libggml-base.*"
@@ -34,7 +34,7 @@ _LEAST: Final = 1e-9  # an error that is nothing but float32's own
 Floats = npt.NDArray[np.float32]
 
 
-def rounding(stage: Stage, request: RoundingRequest) -> Outcome:
+def rounding(stage: Stage, request: RoundingRequest) -> StageOutcome:
     """Write `rounding.json`: tensor → type → squared error of its weights, as a share of their squares.
 
     Raises:
@@ -42,19 +42,19 @@ def rounding(stage: Stage, request: RoundingRequest) -> Outcome:
     """
     header = _read(stage.in_dir / "source" / request.source_file)
     ggml, found = _opened(_library(stage)), {}
-    tensors = [tensor for tensor in header.tensors if may_change(tensor)]
+    tensors = [tensor for tensor in header.tensors if may_change_tensor_type(tensor)]
     for number, tensor in enumerate(tensors, 1):
-        weights = sample(ggml, tensor, request.rows)
-        kinds = dict.fromkeys(type_for_row(kind, tensor.shape[0]) for kind in request.types)
+        weights = sample_rounded_rows(ggml, tensor, request.rows)
+        kinds = dict.fromkeys(tensor_type_for_row(kind, tensor.shape[0]) for kind in request.types)
         found[tensor.name] = {kind: ggml.error(weights, kind) for kind in kinds}
         stage.progress(number, len(tensors), "tensors")
-    (stage.files_dir / ERRORS).write_text(dumps(found, indent=1) + "\n")
-    return Outcome(facts={"tensors": len(found), "rows": request.rows})
+    (stage.files_dir / ERRORS).write_text(dump_finite_json(found, indent=1) + "\n")
+    return StageOutcome(facts={"tensors": len(found), "rows": request.rows})
 
 
 def _read(path: Path) -> GgufHeader:
     try:
-        header = read_model(path)
+        header = read_gguf_model(path)
     except (GgufError, FileNotFoundError) as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{error}.", "Give an unquantized GGUF.") from error
     if header.is_quantized:
@@ -83,7 +83,7 @@ def _opened(library: Path) -> Ggml:
 
 
 def _folders(stage: Stage) -> Iterator[Path]:
-    if llama_bin := tools_of(stage).llama_bin:
+    if llama_bin := llama_tools(stage).llama_bin:
         yield llama_bin
         yield from sorted(_SYSTEM.glob("*-linux-gnu*"))
     elif (spec := find_spec("llama_cpp")) and spec.origin:
@@ -143,7 +143,7 @@ class Ggml:
         return max(wrong / total, _LEAST)
 
 
-def sample(ggml: Any, tensor: TensorInfo, rows: int) -> Floats:
+def sample_rounded_rows(ggml: Any, tensor: TensorInfo, rows: int) -> Floats:
     """At most so many rows of a tensor, from all of it, as float32."""
     length = tensor.shape[0]
     n_rows = tensor.n_params // length

@@ -14,13 +14,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from builder.llama.run_tool import refuse_exhausted, run_tool
-from builder.llama.toolchain import Tools, tools_of
-from quantyard.formats.gguf import DEFAULT_ALIGNMENT_BYTES, GgufError, GgufHeader, MetadataValue, TensorInfo, read_model
+from builder.llama.run_tool import refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import LlamaTools, llama_tools
+from quantyard.formats.gguf import (
+    DEFAULT_ALIGNMENT_BYTES,
+    GgufError,
+    GgufHeader,
+    MetadataValue,
+    TensorInfo,
+    read_gguf_model,
+)
 from quantyard.formats.gguf_values import GgufArray
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import SplitRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _UNIT_BYTES: Final = 1_000_000  # llama-gguf-split's M
 _SPLIT_KEYS_BYTES: Final = 256  # three keys, their values and the padding after them
@@ -31,7 +38,7 @@ _VERSION: Final = re.compile(r"^version: (.+)")
 _REPORT: Final = "Report it, with the log: this should never happen."
 
 
-def split(stage: Stage, request: SplitRequest) -> Outcome:
+def split(stage: Stage, request: SplitRequest) -> StageOutcome:
     """Split `/in/source/<model_file>` into `/out/files/<prefix>-00001-of-0000N.gguf` and so on.
 
     Raises:
@@ -39,19 +46,19 @@ def split(stage: Stage, request: SplitRequest) -> Outcome:
             it cannot be split; 5 if disk or memory ran out; 70 if the shards are not the source.
     """
     source = _read(stage.in_dir / "source" / request.model_file)
-    tensors_bytes = bytes_for_tensors(source, request.max_size_bytes)
-    tools = tools_of(stage)
+    tensors_bytes = split_tensor_bytes(source, request.max_size_bytes)
+    tools = llama_tools(stage)
     if tools.llama_bin is not None:
         outcome = _with_program(stage, request, tools.llama_bin / "llama-gguf-split", tools, source, tensors_bytes)
     else:
         outcome = _with_package(stage, request, source, tensors_bytes)
     shards = _read_shards(stage, request)
-    check_shards(stage, source, shards, request.max_size_bytes)
+    check_split_shards(stage, source, shards, request.max_size_bytes)
     facts = {"shards": len(shards.paths), "tensors": len(shards.tensors), "tensor_bytes": shards.tensor_bytes}
-    return Outcome(facts=facts, tools=outcome.tools, argv=outcome.argv)
+    return StageOutcome(facts=facts, tools=outcome.tools, argv=outcome.argv)
 
 
-def bytes_for_tensors(source: GgufHeader, max_size_bytes: int) -> int:
+def split_tensor_bytes(source: GgufHeader, max_size_bytes: int) -> int:
     """How many bytes of tensors a shard may hold, in whole megabytes as llama-gguf-split wants it.
 
     Raises:
@@ -91,7 +98,7 @@ def _refused(kind: str, message: str, hint: str) -> StageFailure:
 
 def _read(path: Path) -> GgufHeader:
     try:
-        source = read_model(path)
+        source = read_gguf_model(path)
     except (GgufError, FileNotFoundError) as error:
         raise _refused("bad-gguf", f"{path.name} is not a usable GGUF: {error}", "Build the model again.") from error
     if not source.tensors:
@@ -118,26 +125,26 @@ class _Log:
 
 
 def _with_program(
-    stage: Stage, request: SplitRequest, program: Path, tools: Tools, source: GgufHeader, tensors_bytes: int
-) -> Outcome:
+    stage: Stage, request: SplitRequest, program: Path, tools: LlamaTools, source: GgufHeader, tensors_bytes: int
+) -> StageOutcome:
     target = stage.files_dir / request.prefix
     size = f"{tensors_bytes // _UNIT_BYTES}M"
     argv = [str(program), "--split", "--split-max-size", size, str(source.paths[0]), str(target)]
-    run = run_tool(argv, tools.clean_env, _Log(stage, source))
+    run = run_llama_tool(argv, tools.clean_env, _Log(stage, source))
     if run.exit_code != 0:
-        refuse_exhausted(run, stage.out_dir, program.name)
+        refuse_exhausted_tool(run, stage.out_dir, program.name)
         raise _failure(f"{program.name} cannot split this model (exit code {run.exit_code}).", run.tail)
-    return Outcome(tools={"llama.cpp": _version_of(program, tools)}, argv=(run.argv,))
+    return StageOutcome(tools={"llama.cpp": _version_of(program, tools)}, argv=(run.argv,))
 
 
-def _version_of(program: Path, tools: Tools) -> str:
+def _version_of(program: Path, tools: LlamaTools) -> str:
     lines: list[str] = []
-    run = run_tool([str(program), "--version"], tools.clean_env, lines.append)
+    run = run_llama_tool([str(program), "--version"], tools.clean_env, lines.append)
     found = [match[1].strip() for line in lines if (match := _VERSION.match(line))]
     return found[0] if found and run.exit_code == 0 else "unknown"
 
 
-def _with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tensors_bytes: int) -> Outcome:
+def _with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tensors_bytes: int) -> StageOutcome:
     import gguf
 
     target = stage.files_dir / f"{request.prefix}.gguf"
@@ -149,7 +156,7 @@ def _with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tenso
     except (ValueError, KeyError, struct.error) as error:  # what it raises where it cannot hold a value
         raise _failure(f"The package gguf cannot write this model again: {error}.", "") from error
     argv = ("gguf.GGUFWriter", str(target), f"split_max_size={tensors_bytes}")
-    return Outcome(tools={"gguf": version("gguf")}, argv=(argv,))
+    return StageOutcome(tools={"gguf": version("gguf")}, argv=(argv,))
 
 
 def _copy_metadata(reader: Any, writer: Any) -> None:
@@ -190,13 +197,13 @@ def _failure(message: str, detail: str) -> StageFailure:
 
 
 def _read_shards(stage: Stage, request: SplitRequest) -> GgufHeader:
-    """All shards as one header; `read_model` finds the others by the first, and refuses gaps and strangers."""
+    """All shards as one header; `read_gguf_model` finds the others by the first, and refuses gaps and strangers."""
     made = sorted(stage.files_dir.glob("*"))
     first = next((path for path in made if path.name.startswith(f"{request.prefix}-00001-of-")), None)
     if first is None:
         raise _wrong([f"there is no {request.prefix}-00001-of-….gguf, only {[path.name for path in made]}"])
     try:
-        shards = read_model(first)
+        shards = read_gguf_model(first)
     except GgufError as error:
         raise _wrong([str(error)]) from error
     if strangers := {path.name for path in made} - {path.name for path in shards.paths}:
@@ -204,7 +211,7 @@ def _read_shards(stage: Stage, request: SplitRequest) -> GgufHeader:
     return shards
 
 
-def check_shards(stage: Stage, source: GgufHeader, shards: GgufHeader, max_size_bytes: int) -> None:
+def check_split_shards(stage: Stage, source: GgufHeader, shards: GgufHeader, max_size_bytes: int) -> None:
     """Hold the shards against the file they were made of; reads both whole.
 
     Raises:
@@ -237,7 +244,7 @@ def _told(value: MetadataValue) -> tuple[object, ...]:
 
 
 def _tensor_differences(stage: Stage, source: GgufHeader, shards: GgufHeader) -> list[str]:
-    """`read_model` has seen to it that no two shards hold a tensor of the same name."""
+    """`read_gguf_model` has seen to it that no two shards hold a tensor of the same name."""
     before, after = ({tensor.name: tensor for tensor in header.tensors} for header in (source, shards))
     wrong = [f"tensor {name} is in one of both only" for name in sorted(before.keys() ^ after.keys())]
     done = 0

@@ -16,15 +16,15 @@ from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
-from builder.checks.tensors import broken_recipe, compare_tensors, nonfinite_blocks, type_counts
-from builder.checks.text_parity import check_template, compare_chats, compare_ids, tokenizer_differences
-from builder.llama.open import open_runtime
+from builder.checks.tensors import check_recipe_types, compare_tensors, count_nonfinite_blocks, count_tensor_types
+from builder.checks.text_parity import check_chat_template, compare_chats, compare_token_ids, tokenizer_differences
+from builder.llama.open import open_llama_runtime
 from builder.llama.runtime import LlamaRuntime
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
-from quantyard.formats.tensor_patterns import PatternProblem, resolve
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
+from quantyard.formats.tensor_patterns import PatternProblem, resolve_tensor_patterns
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import Reference, VerifyRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
 _ONE_THREAD_BELOW_BYTES: Final = 1 << 30
@@ -32,7 +32,7 @@ _MAX_NAMED: Final = 5
 _REPORT: Final = "Report it, with the log: this should never happen."
 
 
-def verify(stage: Stage, request: VerifyRequest) -> Outcome:
+def verify(stage: Stage, request: VerifyRequest) -> StageOutcome:
     """Check `/in/model` against `/in/source` and `/in/reference/reference.json`.
 
     Raises:
@@ -43,17 +43,17 @@ def verify(stage: Stage, request: VerifyRequest) -> Outcome:
     source = _read(stage.in_dir / "source" / request.source_file)
     reference = _reference(stage) if request.has_reference else None
     _check_structure(source, model, request)
-    with open_runtime(stage, model, _threads(request, model)) as runtime:
+    with open_llama_runtime(stage, model, _threads(request, model)) as runtime:
         _check_blocks(stage, model, source)
-        check_template(runtime)
+        check_chat_template(runtime)
         facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
         facts["logits"] = _check_logits(runtime, model)
-        return Outcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
+        return StageOutcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
 
 
 def _read(path: Path) -> GgufHeader:
     try:
-        return read_model(path)
+        return read_gguf_model(path)
     except GgufError as error:
         hint = "Build the model again."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-header", f"{error}.", hint) from error
@@ -80,7 +80,7 @@ def _threads(request: VerifyRequest, model: GgufHeader) -> int:
 def _check_structure(source: GgufHeader, model: GgufHeader, request: VerifyRequest) -> None:
     """Same architecture, same tensors, types as the recipe says, or else as the quant's name promises."""
     types = _recipe_types(source, request)
-    wrong = compare_tensors(source, model, None if types else request.quant) + broken_recipe(types, model)
+    wrong = compare_tensors(source, model, None if types else request.quant) + check_recipe_types(types, model)
     if model.architecture != source.architecture:
         wrong.insert(0, f"The architecture is {model.architecture!r}, in the source {source.architecture!r}.")
     if wrong:
@@ -92,7 +92,9 @@ def _check_structure(source: GgufHeader, model: GgufHeader, request: VerifyReque
 def _recipe_types(source: GgufHeader, request: VerifyRequest) -> dict[str, str]:
     """What the recipe makes of each tensor it names; nothing without one."""
     try:
-        return resolve(source.tensors, request.tensor_types, request.output_type, request.token_embedding_type)
+        return resolve_tensor_patterns(
+            source.tensors, request.tensor_types, request.output_type, request.token_embedding_type
+        )
     except PatternProblem as problem:
         raise StageFailure(ExitCode.BAD_REQUEST, "recipe", problem.message, problem.hint) from problem
 
@@ -102,7 +104,7 @@ def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
     bad: dict[str, int] = {}
     done = 0
     for tensor in sorted(model.tensors, key=lambda tensor: (tensor.path, tensor.offset)):
-        if n_blocks := nonfinite_blocks(tensor.path, tensor):
+        if n_blocks := count_nonfinite_blocks(tensor.path, tensor):
             bad[tensor.name] = n_blocks
         done += tensor.size_bytes
         stage.progress(done, model.tensor_bytes, "bytes")
@@ -112,7 +114,7 @@ def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
 
 def _nonfinite(bad: Mapping[str, int], source: GgufHeader) -> StageFailure:
     """Ours if the source's same tensors are clean, the model's own otherwise."""
-    were_bad = [t.name for t in source.tensors if t.name in bad and nonfinite_blocks(t.path, t)]
+    were_bad = [t.name for t in source.tensors if t.name in bad and count_nonfinite_blocks(t.path, t)]
     names = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:_MAX_NAMED])
     message = f"{len(bad)} tensors have blocks that are NaN or infinite: {names}."
     if were_bad:
@@ -128,8 +130,8 @@ def _check_texts(
     if reference is None:
         return _check_against_source(model, source)
     checks: dict[str, Callable[[], int]] = {
-        "probes": lambda: compare_ids(runtime, reference.probe_ids, add_special=False),
-        "probes_with_special": lambda: compare_ids(runtime, reference.probe_ids_with_special, add_special=True),
+        "probes": lambda: compare_token_ids(runtime, reference.probe_ids, add_special=False),
+        "probes_with_special": lambda: compare_token_ids(runtime, reference.probe_ids_with_special, add_special=True),
         "chats": lambda: compare_chats(runtime, reference, model),
     }
     facts: dict[str, JsonValue] = {
@@ -159,13 +161,13 @@ def _check_against_source(model: GgufHeader, source: GgufHeader) -> dict[str, Js
 
 def _check_logits(runtime: LlamaRuntime, model: GgufHeader) -> JsonValue:
     """Rows of logits that were finite, or why there are none to check."""
-    if reason := why_not_generate(model):
+    if reason := why_gguf_cannot_generate(model):
         return f"not checked: {reason}"
     return runtime.finite_logits(PROMPTS)
 
 
 def _model_facts(model: GgufHeader) -> dict[str, JsonValue]:
-    types: dict[str, JsonValue] = {**type_counts(model.tensors)}
+    types: dict[str, JsonValue] = {**count_tensor_types(model.tensors)}
     bits_per_weight = 8 * model.tensor_bytes / model.n_params if model.n_params else 0.0
     return {
         "architecture": model.architecture, "context_length": model.context_length, "tensors": len(model.tensors),

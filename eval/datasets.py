@@ -21,25 +21,25 @@ from eval.tasks import offline
 from eval.tasks.offline import FetchedSet, FetchedSets
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import DatasetsRequest, TaskEntry
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, is_out_of_space, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, is_stage_out_of_space, run_stage
 
 PARTIAL = ".partial"
 WAITS_S: tuple[float | None, ...] = (1.0, 5.0, None)  # before each further try; None: give up
 
 
-def fetch_datasets(stage: Stage, request: DatasetsRequest) -> Outcome:
+def fetch_datasets(stage: Stage, request: DatasetsRequest) -> StageOutcome:
     """Build every task of the request, and keep what its data sets were."""
     partial, nltk_data = stage.files_dir / PARTIAL, stage.files_dir / offline.NLTK_DATA
-    offline.set_up(partial, nltk_data, request.endpoint, online=True)
-    from quantyard.network.hub_client import use_bounded_client
+    offline.set_up_dataset_libraries(partial, nltk_data, request.endpoint, online=True)
+    from quantyard.network.hub_client import use_bounded_hub_client
 
-    use_bounded_client()
-    from eval.tasks.load import code_of_tasks, count_tasks, include_dir, load_tasks
+    use_bounded_hub_client()
+    from eval.tasks.load import code_of_tasks, count_tasks, load_tasks, task_include_dir
 
     recorder = Recorder(stage, stage.secret("HF_TOKEN"))
-    offline.replace_loader(recorder.load)
+    offline.replace_dataset_loader(recorder.load)
     entries = [TaskEntry(task=name) for name in request.tasks]
-    folder = include_dir(stage, request.include_path)
+    folder = task_include_dir(stage, request.include_path)
     if any(b"nltk.download" in path.read_bytes() for path in code_of_tasks(entries, folder)):
         _watch_nltk(nltk_data)
     meter = _Meter(stage, count_tasks(entries, folder))
@@ -47,7 +47,7 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> Outcome:
     meter.end()
     sets = recorder.finish()
     shutil.rmtree(partial, ignore_errors=True)
-    return Outcome(facts=_facts(sets), tools=_tools())
+    return StageOutcome(facts=_facts(sets), tools=_tools())
 
 
 @dataclass
@@ -88,10 +88,12 @@ class Recorder:
         """
         import datasets
 
-        if offline.is_local(path, options):
+        if offline.is_local_dataset(path, options):
             cache = str(self._partial / "local")
-            return offline.unpatched()(path, name, **{**offline.sent(options), "cache_dir": cache})
-        key = offline.key_of(path, name, options)
+            return offline.unpatched_load_dataset()(
+                path, name, **{**offline.sent_dataset_options(options), "cache_dir": cache}
+            )
+        key = offline.dataset_call_key(path, name, options)
         if key not in self.sets:
             self.sets[key] = self._recalled(key) or self._fetched(key, path, name, options)
         return datasets.load_from_disk(str(self.stage.files_dir / self.sets[key].folder))
@@ -120,7 +122,7 @@ class Recorder:
         final.parent.mkdir(exist_ok=True)
         arriving.rename(final)
         fetched = FetchedSet(
-            path=path, name=name, options=offline.plain(options), commit=commit, rows=_rows(loaded),
+            path=path, name=name, options=offline.plain_dataset_options(options), commit=commit, rows=_rows(loaded),
             folder=f"sets/{key}",
         )
         (self._partial / "done").mkdir(exist_ok=True)
@@ -129,8 +131,8 @@ class Recorder:
 
     def _load(self, path: str, name: str | None, options: dict[str, Any], commit: str | None) -> Any:
         pinned = {} if commit is None else {"revision": commit}
-        asked = offline.sent(options) | pinned | {"token": self.token or False}
-        loaded = offline.unpatched()(path, name, **asked)
+        asked = offline.sent_dataset_options(options) | pinned | {"token": self.token or False}
+        loaded = offline.unpatched_load_dataset()(path, name, **asked)
         if not hasattr(loaded, "save_to_disk"):  # streaming
             message = f"The task streams {path}, which cannot be kept for measuring offline."
             raise StageFailure(ExitCode.BAD_REQUEST, "streaming", message, "Leave the task out of the suite.")
@@ -144,7 +146,7 @@ class Recorder:
 
     def _tried(self, path: str, act: Callable[[], Any]) -> Any:
         """Do it, again where that may help, and say in our words why it failed."""
-        from eval.tasks.dataset_errors import explain, is_transient
+        from eval.tasks.dataset_errors import explain_dataset_error, is_transient_dataset_error
 
         for wait_s in WAITS_S:
             try:
@@ -152,10 +154,10 @@ class Recorder:
             except (StageFailure, MemoryError):
                 raise
             except Exception as error:
-                if is_out_of_space(error):
+                if is_stage_out_of_space(error):
                     raise
-                if wait_s is None or not is_transient(error):
-                    raise explain(error, path, has_token=self.token is not None) from error
+                if wait_s is None or not is_transient_dataset_error(error):
+                    raise explain_dataset_error(error, path, has_token=self.token is not None) from error
                 self.stage.log(f"{path}: {type(error).__name__}; trying again in {wait_s:g} s")
                 time.sleep(wait_s)
         raise AssertionError("the last wait is None")

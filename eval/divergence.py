@@ -16,8 +16,16 @@ import llama_cpp
 import numpy as np
 from pydantic import JsonValue
 
-from eval.analysis.chunks import Text, chunks, read_text, windows
-from eval.analysis.kl_divergence import DivergenceRows, Doubles, Segment, TokenValues, comparison, perplexity, segments
+from eval.analysis.chunks import DivergenceText, divergence_text_chunks, divergence_text_windows, read_divergence_text
+from eval.analysis.kl_divergence import (
+    ChunkSegment,
+    DivergenceRows,
+    Doubles,
+    TokenValues,
+    chunk_segments,
+    divergence_comparison,
+    perplexity_estimate,
+)
 from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
 from eval.llama.model import NO_TOKEN, GgufModel
 from eval.llama.prefix_tree import Request
@@ -25,13 +33,13 @@ from eval.llama.scorer import Scorer
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
 from quantyard.protocol.measurements import Divergence
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
 OnProgress = Callable[[int], None]  # chunks or windows read
 
 
-def divergence(stage: Stage, request: DivergenceRequest) -> Outcome:
+def divergence(stage: Stage, request: DivergenceRequest) -> StageOutcome:
     """Measure `/in/model/<model_file>` and the files beside it, against `/in/baseline/<baseline_file>` if there is one.
 
     Raises:
@@ -39,7 +47,7 @@ def divergence(stage: Stage, request: DivergenceRequest) -> Outcome:
             longer than the model can read; 2 or 3 if a file cannot be measured (see `GgufModel.load`).
     """
     started = time.monotonic()
-    text = read_text(stage.in_dir / "suite", request.settings.text)
+    text = read_divergence_text(stage.in_dir / "suite", request.settings.text)
     with _models(stage, request) as models:
         measured = _measure(stage, request, models, text)
     took_s = (time.monotonic() - started) / len(measured)
@@ -48,12 +56,12 @@ def divergence(stage: Stage, request: DivergenceRequest) -> Outcome:
         folder.mkdir(parents=True, exist_ok=True)
         timed = found.model_copy(update={"duration_s": took_s})
         (folder / "divergence.json").write_text(timed.model_dump_json(indent=2) + "\n")
-    facts = {found.label: facts_of(found) for found in measured}
+    facts = {found.label: divergence_facts(found) for found in measured}
     tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
-    return Outcome(facts=facts if request.is_joined else facts[request.label], tools=tools)
+    return StageOutcome(facts=facts if request.is_joined else facts[request.label], tools=tools)
 
 
-def facts_of(found: Divergence) -> dict[str, JsonValue]:
+def divergence_facts(found: Divergence) -> dict[str, JsonValue]:
     """What is said of it in one line."""
     return {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value if found.mean_kld else None}
 
@@ -70,13 +78,13 @@ def _models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel
 
 
 def _measure(
-    stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: Text
+    stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
 ) -> list[Divergence]:
     """Of every model that was asked for; the baseline decodes the chunks once, whatever the number of the others."""
     settings, threads = request.settings, request.runtime.threads
     for model in models:
         _refuse_long(model, settings)
-    cut = same_chunks(models, text.whole, settings)
+    cut = divergence_chunks(models, text.whole, settings)
     asked = _asked(request, models)
     windows_of = [rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
     n_units, n_read = len(cut) + sum(len(found) for found in windows_of), 0
@@ -84,7 +92,7 @@ def _measure(
     def report(done: int) -> None:
         stage.progress(n_read + done, n_units, "chunks")
 
-    rows = read_side_by_side(models, cut, threads, report)
+    rows = divergence_side_by_side(models, cut, threads, report)
     n_read, rolled = len(cut), dict[str, float]()
     for (label, model), found in zip(asked, windows_of, strict=False):  # none, or one for each
         rolled[label] = rolling_perplexity(model, found, threads, report)
@@ -107,15 +115,15 @@ def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tupl
 
 def _result(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
     """`values` None: it is what the others are compared with."""
-    compared: dict[str, Any] = comparison(values, baseline_nll) if values else {}
+    compared: dict[str, Any] = divergence_comparison(values, baseline_nll) if values else {}
     nll = values.nll if values else baseline_nll
-    return Divergence(label=label, perplexity=perplexity(nll), **common, **compared)
+    return Divergence(label=label, perplexity=perplexity_estimate(nll), **common, **compared)
 
 
 # ---- chunks: llama-perplexity's definition -----------------------------------------------------------
 
 
-def same_chunks(models: Sequence[GgufModel], text: str, settings: DivergenceSettings) -> Ints:
+def divergence_chunks(models: Sequence[GgufModel], text: str, settings: DivergenceSettings) -> Ints:
     """The chunks that every model reads, shape (chunks, n_ctx).
 
     Raises:
@@ -127,18 +135,22 @@ def same_chunks(models: Sequence[GgufModel], text: str, settings: DivergenceSett
         _refuse_other_vocabulary(baseline, model)
         if model.tokenize(text, add_special=True, parse_special=False) != tokens:
             raise _other_tokens(model, "they cut the text into different tokens")
-    return chunks(tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None)
+    return divergence_text_chunks(
+        tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None
+    )
 
 
-def read_side_by_side(models: Sequence[GgufModel], cut: Ints, threads: int, on_chunk: OnProgress) -> DivergenceRows:
+def divergence_side_by_side(
+    models: Sequence[GgufModel], cut: Ints, threads: int, on_chunk: OnProgress
+) -> DivergenceRows:
     """Let every model read the chunks; `models[0]` is what the others are compared with.
 
     Args:
-        cut: token ids, shape (chunks, n_ctx), see `same_chunks`.
+        cut: token ids, shape (chunks, n_ctx), see `divergence_chunks`.
         on_chunk: told how many chunks were read.
     """
     n_ctx = cut.shape[1]
-    parts = list(segments(n_ctx, BATCH_TOKENS, _MAX_ROWS))
+    parts = list(chunk_segments(n_ctx, BATCH_TOKENS, _MAX_ROWS))
     rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
     with ExitStack() as stack:
         settings = ContextSettings(n_ctx, threads=threads)
@@ -153,7 +165,7 @@ def read_side_by_side(models: Sequence[GgufModel], cut: Ints, threads: int, on_c
     return rows
 
 
-def _decode(context: Context, chunk: Ints, part: Segment) -> Rows:
+def _decode(context: Context, chunk: Ints, part: ChunkSegment) -> Rows:
     """The scored rows of a segment; they stay valid until the same context decodes again."""
     positions = np.arange(part.start, part.end, dtype=np.int32)
     sequence, one = np.zeros_like(positions), np.ones_like(positions)
@@ -187,7 +199,7 @@ def _refuse_long(model: GgufModel, settings: DivergenceSettings) -> None:
 # ---- windows: lm-eval's rolling definition -----------------------------------------------------------
 
 
-def rolling_windows(model: GgufModel, text: Text, settings: DivergenceSettings) -> list[Request]:
+def rolling_windows(model: GgufModel, text: DivergenceText, settings: DivergenceSettings) -> list[Request]:
     """lm-eval's windows of `n_ctx` over the documents; as many at most as `n_chunks`, where that is not 0.
 
     Raises:
@@ -198,14 +210,14 @@ def rolling_windows(model: GgufModel, text: Text, settings: DivergenceSettings) 
         message = f"{model.path.name} has neither BOS nor EOS, so the first token of a text has no probability."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-prefix", message, "Leave out `divergence` in the suite.")
     documents = [model.tokenize(document, add_special=False) for document in text.documents]
-    return windows(documents, settings.n_ctx, settings.n_chunks, prefix)
+    return divergence_text_windows(documents, settings.n_ctx, settings.n_chunks, prefix)
 
 
 def rolling_perplexity(model: GgufModel, requests: Sequence[Request], threads: int, on_window: OnProgress) -> float:
     """The exponential of the mean negative log-probability per token over the windows."""
     scorer = Scorer(model, threads)  # it opens a context as long as the windows
     scores = scorer.score(requests, lambda done, _total: on_window(done))
-    return perplexity(-scores.logprobs).value
+    return perplexity_estimate(-scores.logprobs).value
 
 
 def main() -> None:

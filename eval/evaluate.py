@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from pydantic import JsonValue
 
 from eval.tasks import offline
-from quantyard.hardware.machine import hardware
+from quantyard.hardware.machine import hardware_facts
 from quantyard.protocol.base import Frozen
 from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.measurements import Evaluation, TaskOutcome
-from quantyard.protocol.runner import Outcome, Stage, run_stage
+from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
 if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.go_offline comes first
     from eval.llama.lm import LlamaLM
@@ -63,24 +63,24 @@ class _Counter:
         self.stage.progress(self.done, self.total, "questions")
 
 
-def evaluate(stage: Stage, request: EvaluateRequest) -> Outcome:
+def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     """Ask every question of the suite.
 
     Raises:
         StageFailure: the model cannot be measured, the self-check failed, or a task cannot be used.
     """
     datasets = stage.in_dir / "datasets"
-    offline.go_offline(datasets if datasets.is_dir() else None, stage.scratch_dir)
+    offline.take_datasets_offline(datasets if datasets.is_dir() else None, stage.scratch_dir)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     from eval.analysis.self_check import self_check
     from eval.llama.lm import LlamaLM
-    from eval.tasks.load import include_dir, load_tasks
+    from eval.tasks.load import load_tasks, task_include_dir
 
     started = time.monotonic()
     model = stage.in_dir / "model" / request.model_file
     runtime = request.runtime
     lm = LlamaLM(model, runtime.max_length, runtime.threads, runtime.n_gpu_layers, request.seed)
-    folder = include_dir(stage, request.include_path)
+    folder = task_include_dir(stage, request.include_path)
     leaves = load_tasks(
         request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code
     ) if request.tasks else ()
@@ -94,10 +94,12 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> Outcome:
         n_tokens_decoded=sum(record.n_tokens_decoded for record in records),
         n_tokens_requested=sum(record.n_tokens_requested for record in records),
         n_truncated=sum(record.n_truncated for record in records),
-        duration_s=time.monotonic() - started, versions=_versions(), hardware=hardware(threads),
+        duration_s=time.monotonic() - started, versions=_versions(), hardware=hardware_facts(threads),
     )
     (stage.files_dir / "evaluation.json").write_text(evaluation.model_dump_json(indent=1) + "\n")
-    return Outcome(facts=_facts(evaluation, records), tools=_versions(), argv=(("lm_eval", "llama-cpp", str(model)),))
+    return StageOutcome(
+        facts=_facts(evaluation, records), tools=_versions(), argv=(("lm_eval", "llama-cpp", str(model)),)
+    )
 
 
 def _run_entries(
@@ -135,7 +137,7 @@ def _entry(
 def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    from eval.tasks.outcomes import outcomes_of, write_results
+    from eval.tasks.outcomes import task_outcomes, write_task_results
 
     started = time.monotonic()
     before = (lm.n_requests, *lm.tokens(), lm.n_truncated)
@@ -145,8 +147,8 @@ def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: 
         fewshot_as_multiturn=request.apply_chat_template, confirm_run_unsafe_code=request.allow_unsafe_code,
     )
     duration_s = time.monotonic() - started
-    outcomes = outcomes_of(results, leaves, duration_s)
-    write_results(results, lm, request, folder)
+    outcomes = task_outcomes(results, leaves, duration_s)
+    write_task_results(results, lm, request, folder)
     spent = [now - then for now, then in zip((lm.n_requests, *lm.tokens(), lm.n_truncated), before, strict=True)]
     return EntryRecord(
         outcomes=outcomes, n_requests=spent[0], n_tokens_decoded=spent[1], n_tokens_requested=spent[2],

@@ -14,13 +14,13 @@ from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from eval.analysis.paired import NotComparable, compare, scores
-from eval.rendering.markdown import markdown
-from quantyard.metrics.headline_metrics import headlines
+from eval.analysis.paired import NotComparable, compare_evaluations, evaluation_scores
+from eval.rendering.markdown import render_report_markdown
+from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.measurements import Divergence, EvalReport, Evaluation, FileFacts, Measurement, Speed
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _Input = TypeVar("_Input", bound=Frozen)
 _AGAIN = "Run the measurement again: type the same command."
@@ -36,24 +36,24 @@ class Inputs:
     speed: Speed | None
 
 
-def report(stage: Stage, request: ReportRequest) -> Outcome:
+def report(stage: Stage, request: ReportRequest) -> StageOutcome:
     """Write `/out/files/report.json`, `report.md` and `plots/`.
 
     Raises:
         StageFailure: 2 if an input is missing or unreadable (kinds `report-labels`, `report-input`), or if two files
             were not asked the same questions (`report-unpaired`).
     """
-    from eval.rendering.plots import draw  # the only part that needs matplotlib
+    from eval.rendering.plots import draw_report_plots  # the only part that needs matplotlib
 
-    result = build(request, [_inputs(stage, request, label) for label in _labels(request)])
+    result = build_eval_report(request, [_inputs(stage, request, label) for label in _labels(request)])
     (stage.files_dir / "report.json").write_text(result.model_dump_json(indent=2) + "\n")
-    (stage.files_dir / "report.md").write_text(markdown(result))
-    plots = draw(result, stage.files_dir / "plots")
+    (stage.files_dir / "report.md").write_text(render_report_markdown(result))
+    plots = draw_report_plots(result, stage.files_dir / "plots")
     stage.log(f"{len(result.measurements)} files compared, {len(plots)} plots drawn")
-    return Outcome(facts=summary(result))
+    return StageOutcome(facts=eval_report_summary(result))
 
 
-def build(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
+def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
     """The report of inputs that are already read, the baseline's first."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
     of_baseline = inputs[0].evaluation
@@ -67,7 +67,7 @@ def build(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
     )  # fmt: skip
 
 
-def summary(result: EvalReport) -> dict[str, JsonValue]:
+def eval_report_summary(result: EvalReport) -> dict[str, JsonValue]:
     """Per label what the command line prints; shares and changes are fractions, speeds tokens per second."""
     files: dict[str, JsonValue] = {m.file.label: _summary_of(result, m) for m in result.measurements}
     return {"baseline": result.baseline, "n_questions": result.n_questions, "files": files}
@@ -122,11 +122,12 @@ def _measurement(inputs: Inputs, baseline: Evaluation | None, margin: float) -> 
     if evaluation is None:
         return Measurement(file=_unknown(inputs.label), divergence=inputs.divergence, speed=inputs.speed)
     try:
-        compared = compare(baseline, evaluation, margin) if baseline and evaluation is not baseline else ()
+        compared = compare_evaluations(baseline, evaluation, margin) if baseline and evaluation is not baseline else ()
     except NotComparable as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "report-unpaired", str(error), error.hint) from error
     return Measurement(
-        file=evaluation.file, self_check=evaluation.self_check, scores=scores(evaluation), comparisons=compared,
+        file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
+        comparisons=compared,
         divergence=inputs.divergence, speed=inputs.speed, n_truncated=evaluation.n_truncated,
     )  # fmt: skip
 
@@ -147,7 +148,7 @@ def _merged(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
 
 
 def _summary_of(result: EvalReport, measurement: Measurement) -> JsonValue:
-    shown = {(score.task, score.metric) for score in headlines(result.suite, result.measurements[0].scores)}
+    shown = {(score.task, score.metric) for score in headline_scores(result.suite, result.measurements[0].scores)}
     verdicts = Counter(c.verdict for c in measurement.comparisons if (c.task, c.metric) in shown)
     facts: dict[str, JsonValue] = {"verdicts": {str(name): n for name, n in verdicts.items()}} if verdicts else {}
     if divergence := measurement.divergence:

@@ -23,14 +23,14 @@ from quantyard.hardware.machine import peak_memory_bytes
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, SpeedRequest, SpeedSettings
 from quantyard.protocol.measurements import Speed
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _WARM_UP_TOKENS: Final = 4  # written before the first repeat
 _FACTS: Final = ("prompt_tokens_per_s", "generated_tokens_per_s", "peak_memory_bytes")
 OnRepeat = Callable[[int], None]
 
 
-def speed(stage: Stage, request: SpeedRequest) -> Outcome:
+def speed(stage: Stage, request: SpeedRequest) -> StageOutcome:
     """Time `/in/model/<model_file>`.
 
     Raises:
@@ -42,14 +42,14 @@ def speed(stage: Stage, request: SpeedRequest) -> Outcome:
     _warm_file_cache(path, request.runtime, settings)
     model, context, load_s = _open(path, request.runtime, settings)
     with model, context:
-        times = measure(context, settings, lambda done: stage.progress(done, settings.repeats, "repeats"))
+        times = measure_speed(context, settings, lambda done: stage.progress(done, settings.repeats, "repeats"))
         found = Speed(
             label=request.label, **times.speeds(settings), load_s=load_s, peak_memory_bytes=peak_memory_bytes(),
             threads=context.threads, n_ctx=context.n_ctx, n_gpu_layers=request.runtime.n_gpu_layers, settings=settings,
         )
     (stage.files_dir / "speed.json").write_text(found.model_dump_json(indent=2) + "\n")
     facts = {name: getattr(found, name) for name in _FACTS}
-    return Outcome(facts=facts, tools={"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"})
+    return StageOutcome(facts=facts, tools={"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"})
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Times:
         }
 
 
-def measure(context: Context, settings: SpeedSettings, on_repeat: OnRepeat) -> Times:
+def measure_speed(context: Context, settings: SpeedSettings, on_repeat: OnRepeat) -> Times:
     """Warm up, then read and write in turn, so that a machine that slows down slows both.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar
 
-from quantyard.formatting.printable import one_line
+from quantyard.formatting.printable import printable_line
 from quantyard.protocol.exit_codes import Answer, ExitCode
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class StageFailed(QuantyardError):
         error = result.error
         super().__init__(
             f"{stage}: {error.message}" if error else f"{stage} ended with exit code {int(result.exit_code)}.",
-            hint=one_line(error.hint) if error else "",
+            hint=printable_line(error.hint) if error else "",
             detail=error.detail if error else "",
         )
         self.stage = stage

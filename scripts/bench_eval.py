@@ -59,7 +59,7 @@ try:
     from eval.llama.lm import LlamaLM
     from eval.llama.logprobs import LogSoftmax
     from eval.llama.prefix_tree import Request
-    from quantyard.hardware.machine import hardware
+    from quantyard.hardware.machine import hardware_facts
     from scripts.bench_table import Row
 except ImportError as error:
     sys.exit(f"{error}. Type: scripts/setup-local.sh bench; then run this with .venv-bench/bin/python")
@@ -354,7 +354,7 @@ def _bench(args: argparse.Namespace) -> Bench:
         print("The demo's model is not here. Type: make demo", file=sys.stderr)
         sys.exit(2)
     path = args.questions or (SHARED_QUESTIONS if SHARED_QUESTIONS.exists() else SMOKE_QUESTIONS)
-    threads = args.threads or int(str(hardware(0)["physical_cores"]))
+    threads = args.threads or int(str(hardware_facts(0)["physical_cores"]))
     return Bench(args.gguf or files[-1], folder, _questions(path), threads)
 
 
@@ -369,7 +369,10 @@ def _questions(path: Path) -> list[Question]:
 
 def _print(args: argparse.Namespace, bench: Bench, rows: Sequence[Row]) -> None:
     if args.json:
-        value = {"hardware": hardware(bench.threads), "rows": [asdict(row) | {"holds": row.holds} for row in rows]}
+        value = {
+            "hardware": hardware_facts(bench.threads),
+            "rows": [asdict(row) | {"holds": row.holds} for row in rows],
+        }
         print(json.dumps(value, indent=1))
         return
     print(f"{bench.gguf.name}, {len(bench.questions)} questions, {bench.threads} threads")

@@ -41,12 +41,12 @@ sys.path.insert(0, str(REPO_DIR))
 from quantyard.engines.registry import choose_engine  # noqa: E402
 from quantyard.errors import QuantyardError  # noqa: E402
 from quantyard.execution.runner import Builder  # noqa: E402  (found only after the line above)
-from quantyard.formats.finite_json import dumps  # noqa: E402
+from quantyard.formats.finite_json import dump_finite_json  # noqa: E402
 from quantyard.hub.client import HubAccess  # noqa: E402
 from quantyard.paths import read_pins  # noqa: E402
-from quantyard.plan.build import BuildOptions, make_plan  # noqa: E402
+from quantyard.plan.build import BuildOptions, make_build_plan  # noqa: E402
 from quantyard.protocol.base import Progress, StageResult  # noqa: E402
-from quantyard.quants.selection import parse_list  # noqa: E402
+from quantyard.quants.selection import parse_quants  # noqa: E402
 from quantyard.requests import ImageSettings, RunEnvironment  # noqa: E402
 from quantyard.sources.resolve import find_source  # noqa: E402
 from quantyard.store.hash_cache import HashCache  # noqa: E402
@@ -56,8 +56,8 @@ from quantyard.workflows.demo import DEMO_NAME  # noqa: E402
 LIMIT = 0.03
 CHECKS = (
     "quantyard.store.stages.ModelStore.finish", "quantyard.store.stages.ModelStore.take",
-    "quantyard.engines.docker.read_result",
-    "quantyard.engines.local.read_result",
+    "quantyard.engines.docker.read_stage_result",
+    "quantyard.engines.local.read_stage_result",
 )  # fmt: skip
 
 
@@ -127,10 +127,13 @@ def build(args: argparse.Namespace, store: Path) -> dict[str, Any]:
     access, hashes = HubAccess(None, None), HashCache(store / "hashes.json")
     source = find_source(str(args.model), access, hashes, allow_pickle=False, gguf_file=None)
     options = BuildOptions(
-        quants=parse_list(args.quants), outtype="auto", allow_pickle=False, allow_requantize=False,
+        quants=parse_quants(args.quants), outtype="auto", allow_pickle=False, allow_requantize=False,
         allow_mismatch=False, threads=0, workers=4, endpoint=None,
     )
-    builder, clock = Builder(make_plan(source, options), engine, ModelStore(store, source.model), REPO_DIR), Clock()
+    builder, clock = (
+        Builder(make_build_plan(source, options), engine, ModelStore(store, source.model), REPO_DIR),
+        Clock(),
+    )
     with timing(clock):
         began = time.perf_counter()
         builder.run(Lines())
@@ -162,7 +165,7 @@ def main() -> None:
     except QuantyardError as error:
         print(f"{error.message} {error.hint}", file=sys.stderr)
         sys.exit(2)
-    print(dumps(row, indent=2) if args.json else text_of(row))
+    print(dump_finite_json(row, indent=2) if args.json else text_of(row))
     sys.exit(0 if row["holds"] else 1)
 
 

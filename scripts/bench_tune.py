@@ -43,7 +43,7 @@ REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
 from quantyard.metrics.intervals import Z  # noqa: E402 (the path above comes first)
-from quantyard.quants.recipe_files import shipped  # noqa: E402
+from quantyard.quants.recipe_files import shipped_recipes  # noqa: E402
 
 DEMO = REPO_DIR / "artifacts" / "demo" / "SmolLM2-135M-Instruct"
 
@@ -89,7 +89,7 @@ def _quantyard(*argv: str) -> dict[str, Any]:
 
 def _recipes(model: Path) -> dict[str, Any]:
     """Size and divergence of our recipes and their bases."""
-    names = dict.fromkeys(name for recipe in shipped() for name in (recipe.base, recipe.name))
+    names = dict.fromkeys(name for recipe in shipped_recipes() for name in (recipe.base, recipe.name))
     said = _quantyard("eval", f"--model={model}", f"--quant={','.join(names)}", "--suite=smoke", "--limit=1")
     measured = (one for one in said["report"]["measurements"] if one["file"]["label"] in names)
     return {

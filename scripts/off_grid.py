@@ -25,7 +25,7 @@ import numpy.typing as npt
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from quantyard.formats.safetensors import SafetensorsTensor, read_file  # noqa: E402 (the path above comes first)
+from quantyard.formats.safetensors import SafetensorsTensor, read_safetensors_file  # noqa: E402 (the path above comes first)
 
 WEIGHTS, SEED, BLOCK = "model.safetensors", 7, 32
 LEVELS, EMBEDDING_LEVELS = 15, 254  # steps between the least and the largest of a block: Q4_1, Q8_0
@@ -37,7 +37,7 @@ def main() -> None:
         _stop(f"Type: {Path(__file__).name} FOLDER COPY; the folder has the file {WEIGHTS}")
     source, copy = (Path(name) for name in sys.argv[1:])
     shutil.copytree(source, copy)
-    tensors = read_file(copy / WEIGHTS).tensors
+    tensors = read_safetensors_file(copy / WEIGHTS).tensors
     rng = np.random.default_rng(SEED)
     for name, tensor in sorted(tensors.items()):
         if len(tensor.shape) == 2:

@@ -14,14 +14,14 @@ from typing import Final, NoReturn
 
 import httpx2
 
-from quantyard.formatting.numbers import elapsed
+from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.runner import Outcome, Stage, StageFailure, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from server.api_checks.checks import CHECKS, ApiCheck
-from server.api_checks.checks import Outcome as Checked
+from server.api_checks.checks import CheckOutcome as Checked
 from server.api_checks.launch import Launch, ServedModel, Wire
-from server.api_checks.session import Broken, Session
+from server.api_checks.session import ApiSession, BrokenPromise
 
 REPORT_FILE: Final = "report.json"
 OnProgress = Callable[[int, int], None]
@@ -45,12 +45,12 @@ GAPS: Final = (
 )
 
 
-def run_check(session: Session, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
+def run_api_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
     """Run one check to its record; whatever goes wrong in it is its finding."""
     started = time.perf_counter()
     try:
         outcome = check.run(session)
-    except Broken as broken:
+    except BrokenPromise as broken:
         outcome = Checked("failed", str(broken))
     except httpx2.TransportError as error:
         outcome = Checked("failed", f"no answer: {type(error).__name__} {error}".rstrip())
@@ -66,12 +66,12 @@ def run_check(session: Session, check: ApiCheck) -> tuple[CheckRecord, SchemaRat
     return record, outcome.schemas
 
 
-def _gap(session: Session, check: ApiCheck, finding: str) -> Gap | None:
+def _gap(session: ApiSession, check: ApiCheck, finding: str) -> Gap | None:
     known = (gap for gap in GAPS if gap.check == check.name and gap.words in finding)
     return next((gap for gap in known if session.server.startswith(gap.server)), None)
 
 
-def run_checks(
+def run_api_checks(
     address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = ""
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
@@ -83,12 +83,12 @@ def run_checks(
         httpx2.TransportError: nobody answers there at all.
     """
     started = time.perf_counter()
-    session = Session(Wire(address.rstrip("/"), key))
+    session = ApiSession(Wire(address.rstrip("/"), key))
     server = session.server
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
     for check in CHECKS:
-        record, found = run_check(session, check)
+        record, found = run_api_check(session, check)
         records.append(record)
         schemas = found or schemas
         on_progress(len(records), len(CHECKS))
@@ -98,7 +98,7 @@ def run_checks(
     )  # fmt: skip
 
 
-def contract(stage: Stage, request: ContractRequest) -> Outcome:
+def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     """Serve `/in/model/<model_file>` and check what it promises.
 
     Raises:
@@ -119,7 +119,7 @@ def contract(stage: Stage, request: ContractRequest) -> Outcome:
     (stage.files_dir / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n")
     _log(stage, report)
     facts = {"passed": report.passed, "failed": [check.name for check in report.with_status("failed")]}
-    return Outcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
+    return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
 def _checked(stage: Stage, served: ServedModel, label: str) -> ContractReport:
@@ -128,7 +128,7 @@ def _checked(stage: Stage, served: ServedModel, label: str) -> ContractReport:
         stage.progress(done, total, "checks")
 
     try:
-        return run_checks(served.address, served.key, progress, label)
+        return run_api_checks(served.address, served.key, progress, label)
     except httpx2.TransportError as error:
         served.check_alive("the checks")
         message = f"The server no longer answers: {error}."
@@ -137,7 +137,7 @@ def _checked(stage: Stage, served: ServedModel, label: str) -> ContractReport:
 
 def _log(stage: Stage, report: ContractReport) -> None:
     for check in report.checks:
-        stage.log(f"{check.status}: {check.name} in {elapsed(check.duration_s)}: {check.finding}")
+        stage.log(f"{check.status}: {check.name} in {format_elapsed(check.duration_s)}: {check.finding}")
 
 
 def main() -> NoReturn:

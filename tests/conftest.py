@@ -26,7 +26,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from quantyard import cli
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import EngineError
 from quantyard.execution.progress import LineReporter
@@ -110,10 +110,10 @@ def made_once(folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> di
 @pytest.fixture(scope="session")
 def docker_client() -> Iterator[Any]:
     """A client of the real daemon."""
-    from quantyard.engines.docker import connect
+    from quantyard.engines.docker import connect_docker
 
     try:
-        client = connect(timeout_s=20)
+        client = connect_docker(timeout_s=20)
     except EngineError as error:
         if os.environ.get("REQUIRE_DOCKER") == "1":
             pytest.fail(f"REQUIRE_DOCKER=1, but {error.message}")
@@ -231,7 +231,7 @@ def _link(source: str, target: str) -> None:
 def demo_source(some_engine: str, run_folder: Path) -> Path:
     """SmolLM2-135M-Instruct in Hugging Face format, as `make demo` makes it; kept between test runs."""
     asked = {"ENGINE": some_engine, "ARTIFACTS": str(REPO_DIR / "artifacts")}
-    settings = read_request(argparse.Namespace(), os.environ | asked)
+    settings = read_command_request(argparse.Namespace(), os.environ | asked)
     engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
     with FileLock(run_folder / "demo-source.lock"):
         return demo_folder(settings, engine, LineReporter(Console(stderr=True)))

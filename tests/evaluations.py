@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from eval.analysis.paired import compare, scores
+from eval.analysis.paired import compare_evaluations, evaluation_scores
 from quantyard.protocol.evaluation import SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.measurements import (
     Divergence,
@@ -111,8 +111,8 @@ def _simulated(quants: tuple[tuple[str, float, float], ...], title: str, n_param
             outcomes.append(outcome("wikitext", *(metric(name, pairs, higher=False) for name in names)))
         evaluations.append(evaluation(label, *outcomes, size_bytes=int(n_params * bits / 8), bits=bits))
         measurements.append(Measurement(
-            file=evaluations[-1].file, self_check=evaluations[-1].self_check, scores=scores(evaluations[-1]),
-            comparisons=compare(evaluations[0], evaluations[-1], 0.01) if len(evaluations) > 1 else (),
+            file=evaluations[-1].file, self_check=evaluations[-1].self_check, scores=evaluation_scores(evaluations[-1]),
+            comparisons=compare_evaluations(evaluations[0], evaluations[-1], 0.01) if len(evaluations) > 1 else (),
             divergence=_divergence(label, kld) if divergence else None,
             speed=_speed(label, n_params * bits / 8) if speed else None,
         ))  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantyard.protocol.base import StageResult
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.store.manifest import read_manifest
 
 GONE_WITHIN_S = 20.0
@@ -56,7 +56,7 @@ class Witness:
     def _sha256(self, path: Path) -> str:
         mark = str(path), path.stat().st_ino, path.stat().st_mtime_ns
         if mark not in self._hashes:
-            self._hashes[mark] = sha256_of(path)
+            self._hashes[mark] = file_sha256(path)
         return self._hashes[mark]
 
 

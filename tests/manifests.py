@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from quantyard.formats.names import safe_name
+from quantyard.formats.names import safe_file_name
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, SchemaRate
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.measurements import EvalReport
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
 from tests.evaluations import SMALL, simulated
@@ -55,7 +55,7 @@ def with_imatrix(manifest: Manifest, *quants: str, made: bool = True) -> Manifes
     """The manifest, these files having been made with one importance matrix: of our text, or given (`made` False)."""
     entries = [FileEntry(path="imatrix.gguf", size_bytes=4_000_000, sha256=sha256_of("imatrix"))]
     entries += [FileEntry(path="calibration.txt", size_bytes=600_000, sha256=sha256_of("text"))] if made else []
-    digest, stages, files = digest_of_files(tuple(entries)), dict(manifest.stages), dict(manifest.quants)
+    digest, stages, files = files_digest(tuple(entries)), dict(manifest.stages), dict(manifest.quants)
     if made:
         facts = {"text": "Quantyard's own", "text_sha256": sha256_of("text"), "chunks": 234, "chunk_tokens": 512}
         stages["calibrate"] = _stage("calibrate", {}, {"llama.cpp": "b7640"}).model_copy(
@@ -72,7 +72,7 @@ def with_imatrix(manifest: Manifest, *quants: str, made: bool = True) -> Manifes
 
 def _quant(title: str, label: str, size_bytes: int, bits_per_weight: float) -> QuantRecord:
     return QuantRecord(
-        file=f"{safe_name(title)}-{label}.gguf", size_bytes=size_bytes, sha256=sha256_of(label),
+        file=f"{safe_file_name(title)}-{label}.gguf", size_bytes=size_bytes, sha256=sha256_of(label),
         bits_per_weight=bits_per_weight, made_by=f"quantize {label}", verified_by=f"verify {label}",
     )
 

@@ -69,11 +69,11 @@ def _is_second_engine(item: pytest.Item) -> bool:
 
 @cache
 def _docker_answers() -> bool:
-    from quantyard.engines.docker import connect
+    from quantyard.engines.docker import connect_docker
     from quantyard.errors import EngineError
 
     try:
-        connect(timeout_s=20).close()
+        connect_docker(timeout_s=20).close()
     except EngineError:
         return False
     return True

@@ -21,12 +21,12 @@ from quantyard.cli.settings import SETTINGS
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import find
+from quantyard.protocol.runner import file_sha256
+from quantyard.quants.catalog import find_quant
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest, SourceRecord, StageRecord
-from quantyard.store.stages import stage_folder
+from quantyard.store.stages import stored_stage_folder
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request
@@ -211,7 +211,7 @@ def tiny(quant: str, n_tensors: int = 3, made_with: str = "") -> bytes:
     """A GGUF whose header says that it is of this type."""
     tensors = [TensorSpec(f"blk.{i}.weight", (256, 4), "F32", f"{quant}{made_with}".encode().ljust(4096)) for i in
                range(n_tensors)]  # fmt: skip
-    return gguf({"general.architecture": "llama", "general.file_type": find(quant).ftype or 0}, tensors)
+    return gguf({"general.architecture": "llama", "general.file_type": find_quant(quant).ftype or 0}, tensors)
 
 
 def _with_files(manifest: Manifest, yard: Yard) -> Manifest:
@@ -220,7 +220,7 @@ def _with_files(manifest: Manifest, yard: Yard) -> Manifest:
     for number, (quant, record) in enumerate(manifest.quants.items(), 3):
         path = yard.file(quant)
         path.write_bytes(tiny(quant, n_tensors=number))
-        facts = {"file": path.name, "size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        facts = {"file": path.name, "size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
         manifest.quants[quant] = record.model_copy(update=facts)
     report = manifest.evaluations[SUITE]
     measured = []
@@ -269,11 +269,11 @@ def _evaluated(yard: Yard, like: StageRecord, label: str, tasks: Sequence[Any]) 
 def _left(yard: Yard, like: StageRecord, label: str, files: Mapping[str, str]) -> StageRecord:
     """A finished stage that left these files."""
     key = hash_of(label)
-    folder, entries = stage_folder(yard.folder, label, key) / "files", []
+    folder, entries = stored_stage_folder(yard.folder, label, key) / "files", []
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        entries.append(FileEntry(path=name, size_bytes=len(text), sha256=sha256_of(path)))
+        entries.append(FileEntry(path=name, size_bytes=len(text), sha256=file_sha256(path)))
     request = {"stage": label.partition(" ")[0]}
     return like.model_copy(update={"key": key, "outputs": entries, "argv": [], "request": request})

@@ -21,7 +21,7 @@ class BadGrammarError(Exception):
     """A line that is not a rule, or a slot for which there is none; the message names the file."""
 
 
-def read_rules(path: Path) -> Rules:
+def read_calibration_grammar(path: Path) -> Rules:
     """The rules of one file.
 
     Raises:
@@ -62,7 +62,7 @@ def _check_slots(file: str, rules: Mapping[str, list[str]]) -> None:
                 raise BadGrammarError(f"{file}: {name} uses {', '.join(sorted(unknown))}, for which there is no rule")
 
 
-class Writer:
+class GrammarWriter:
     """Writes documents of one grammar.
 
     Alternatives are dealt like cards: none comes twice before all have come once, so that texts vary as much as the

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from builder.calibration.grammar import Writer, read_rules
+from builder.calibration.grammar import GrammarWriter, read_calibration_grammar
 
 HERE = Path(__file__).parent
 TEXT_FILE = HERE / "text.jsonl"
@@ -33,9 +33,12 @@ SHARES = {
 TURNS = 32
 
 
-def documents() -> Iterator[dict[str, object]]:
+def calibration_documents() -> Iterator[dict[str, object]]:
     """The documents, in the order of the file."""
-    writers = {name: Writer(read_rules(HERE / "grammars" / f"{name}.txt"), f"{_SEED}:{name}") for name in SHARES}
+    writers = {
+        name: GrammarWriter(read_calibration_grammar(HERE / "grammars" / f"{name}.txt"), f"{_SEED}:{name}")
+        for name in SHARES
+    }
     for turn in range(TURNS):
         for name, share in _in_turn(turn):
             for _ in range(share):
@@ -57,14 +60,14 @@ def _document(name: str, text: str) -> dict[str, object]:
     return {"domain": name, "messages": [{"role": _ROLES[mark], "content": said} for mark, said in turns]}
 
 
-def as_jsonl() -> str:
+def calibration_jsonl() -> str:
     """The whole file."""
-    return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents())
+    return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in calibration_documents())
 
 
 def main() -> None:
     """Write the file, or with --check compare it."""
-    text = as_jsonl()
+    text = calibration_jsonl()
     if "--check" in sys.argv[1:]:
         sys.exit(TEXT_FILE.read_text(encoding="utf-8") != text)
     TEXT_FILE.write_text(text, encoding="utf-8")

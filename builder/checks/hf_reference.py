@@ -45,12 +45,12 @@ def main() -> int:
     args = parser.parse_args()
     _hide_own_folder()
     try:
-        tokenizer = load_tokenizer(args.folder)
+        tokenizer = load_hf_tokenizer(args.folder)
     except Exception as error:  # transformers raises whatever the folder's files lead it to
         print(f"transformers cannot load the tokenizer: {type(error).__name__}: {error}", file=sys.stderr)
         return UNSUPPORTED_MODEL
     try:
-        text = json.dumps(reference(tokenizer, _BOUNDED["limit_from_here"]), ensure_ascii=True)
+        text = json.dumps(hf_reference_facts(tokenizer, _BOUNDED["limit_from_here"]), ensure_ascii=True)
     except OverLimit as error:
         print(error)
         return OVER_LIMIT
@@ -64,7 +64,7 @@ def _hide_own_folder() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != own]
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_hf_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, loaded without the network and without remote code."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then takes torch as not installed
     from transformers import AutoTokenizer
@@ -72,43 +72,43 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
-def reference(tokenizer: Any, limit: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def hf_reference_facts(tokenizer: Any, limit: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Everything `verify` compares: the ids of every probe, and the text of every conversation.
 
     `limit` is called before each conversation, to give what renders it its seconds and megabytes.
     """
     probes = runpy.run_path(str(Path(__file__).with_name("tokenizer_probes.py")))
-    texts = [*probes["PROBES"], *probes["special_token_probes"](special_tokens(tokenizer))]
+    texts = [*probes["PROBES"], *probes["special_token_probes"](hf_special_tokens(tokenizer))]
     texts = [text for text in texts if _is_text(text)]
     template = getattr(tokenizer, "chat_template", None)
     has_template = bool(template)
     _refuse_large(template)
-    chats, refused = render(tokenizer, probes["CONVERSATIONS"], limit) if has_template else ([], {})
+    chats, refused = hf_render_chats(tokenizer, probes["CONVERSATIONS"], limit) if has_template else ([], {})
     return {
         "tokenizer_class": type(tokenizer).__name__,
         "bos_token": tokenizer.bos_token,
-        "probe_ids": {text: encode(tokenizer, text, add_special=False) for text in texts},
-        "probe_ids_with_special": {text: encode(tokenizer, text, add_special=True) for text in texts},
+        "probe_ids": {text: hf_encode(tokenizer, text, add_special=False) for text in texts},
+        "probe_ids_with_special": {text: hf_encode(tokenizer, text, add_special=True) for text in texts},
         "chat_template": has_template,
         "chats": chats,
         "refused_chats": refused,
     }
 
 
-def special_tokens(tokenizer: Any) -> list[str]:
+def hf_special_tokens(tokenizer: Any) -> list[str]:
     """The tokenizer's special tokens, those with a role (BOS, EOS, …) first."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     others = [str(token) for _, token in sorted(added.items()) if getattr(token, "special", False)]
     return [str(token) for token in (*tokenizer.all_special_tokens, *others)]
 
 
-def encode(tokenizer: Any, text: str, *, add_special: bool) -> list[int]:
+def hf_encode(tokenizer: Any, text: str, *, add_special: bool) -> list[int]:
     """Token ids of a text, special tokens in it parsed."""
     ids = tokenizer(text, add_special_tokens=add_special, return_attention_mask=False)["input_ids"]
     return [int(token) for token in ids]
 
 
-def render(
+def hf_render_chats(
     tokenizer: Any, conversations: dict[str, list[dict[str, str]]], limit: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The text of each conversation, and why the template refuses the others (no system role, for one).

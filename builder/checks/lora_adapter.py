@@ -69,7 +69,7 @@ class BaseSide(Frozen):
 
 
 @dataclass(frozen=True)
-class Pair:
+class LoraPair:
     """The two matrices of one module: A is [rank, in], B is [out, rank]; of embeddings "in" are the tokens."""
 
     a: tuple[int, ...]
@@ -88,14 +88,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoraAdapter:
     """One adapter: its configuration, and its pairs by the name of their module."""
 
     config: AdapterConfig
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, LoraPair]
 
 
-def read_adapter_config(folder: Path) -> AdapterConfig:
+def read_lora_config(folder: Path) -> AdapterConfig:
     """The adapter's configuration, if a GGUF can hold what it describes.
 
     Raises:
@@ -129,7 +129,7 @@ def _refuse_unrepresentable(config: AdapterConfig) -> None:
         raise _refused("bad-adapter-config", message, f"Look at {_CONFIG}: what was it trained with?")
 
 
-def pairs_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Pair]:
+def lora_pairs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraPair]:
     """Group an adapter's tensors by module.
 
     Raises:
@@ -154,16 +154,16 @@ def _refuse_tensor(name: str) -> NoReturn:
     raise _refused("adapter-tensors", message, MERGE)
 
 
-def _pair(module: str, both: Mapping[str, tuple[int, ...]], is_embedding: bool) -> Pair:
+def _pair(module: str, both: Mapping[str, tuple[int, ...]], is_embedding: bool) -> LoraPair:
     a, b = both.get("A", ()), both.get("B", ())
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not math.prod(a + b):
         message = f"The matrices of {module} do not form a pair: lora_A has the shape {list(a)}, lora_B {list(b)}."
         hint = "A is [rank, in] and B [out, rank]: save or download the adapter again; convolutions are not supported."
         raise _refused("adapter-tensors", message, hint)
-    return Pair(a, b, is_embedding)
+    return LoraPair(a, b, is_embedding)
 
 
-def check_fit(pairs: Mapping[str, Pair], base: BaseSide) -> None:
+def check_lora_fit(pairs: Mapping[str, LoraPair], base: BaseSide) -> None:
     """Whether every pair has its place in the base model, as far as its shapes are known.
 
     Experts are left to the converter: transformers 5 keeps all of a layer in one tensor, adapters have one each.
@@ -188,7 +188,7 @@ def check_fit(pairs: Mapping[str, Pair], base: BaseSide) -> None:
         _refuse_tied(pairs)
 
 
-def _refuse_tied(pairs: Mapping[str, Pair]) -> None:
+def _refuse_tied(pairs: Mapping[str, LoraPair]) -> None:
     """llama.cpp would take a pair of the one matrix for both of its uses, and abort."""
     tied = [m for m, pair in pairs.items() if pair.is_embedding or m.rpartition(".")[2] == "lm_head"]
     if tied:

@@ -29,12 +29,12 @@ def main() -> int:
     parser.add_argument("--pickle", type=Path)
     args = parser.parse_args()
     _search_libraries_of(args.converter)
-    model_class, architecture = architecture_of(args.folder)
-    shapes, ties, why = shapes_of(args.folder, model_class) if architecture else ({}, False, "")
+    model_class, architecture = lora_base_architecture(args.folder)
+    shapes, ties, why = lora_base_shapes(args.folder, model_class) if architecture else ({}, False, "")
     said = {
         "model_class": model_class, "architecture": architecture, "shapes": shapes, "why_no_shapes": why,
         "ties_embeddings": ties,
-        "pickle": pickle_shapes(args.pickle) if args.pickle else {},
+        "pickle": lora_pickle_shapes(args.pickle) if args.pickle else {},
         "versions": {name: version(name) for name in ("transformers", "torch")},
     }
     args.out.write_text(json.dumps(said), encoding="utf-8")
@@ -48,7 +48,7 @@ def _search_libraries_of(converter: Path) -> None:
     sys.path[:0] = [str(converter.parent), str(converter.parent / "gguf-py")]
 
 
-def architecture_of(folder: Path) -> tuple[str, str]:
+def lora_base_architecture(folder: Path) -> tuple[str, str]:
     """The Hugging Face class that the converter goes by, and llama.cpp's name for it ("": it has none)."""
     import gguf
     from conversion import (  # type: ignore[import-not-found]  # lies beside the converter
@@ -65,7 +65,7 @@ def architecture_of(folder: Path) -> tuple[str, str]:
         return name, ""
 
 
-def shapes_of(folder: Path, model_class: str) -> tuple[Shapes, bool, str]:
+def lora_base_shapes(folder: Path, model_class: str) -> tuple[Shapes, bool, str]:
     """The model's tensors by name, and whether its output is its token embeddings; or none, and why."""
     import torch
     import transformers
@@ -80,7 +80,7 @@ def shapes_of(folder: Path, model_class: str) -> tuple[Shapes, bool, str]:
     return shapes, bool(getattr(config.get_text_config(), "tie_word_embeddings", False)), ""
 
 
-def pickle_shapes(path: Path) -> Shapes:
+def lora_pickle_shapes(path: Path) -> Shapes:
     """The tensors of a pickle file, opened as the converter will: nothing but tensors is made."""
     import torch
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from quantyard.formats.ggml_types import TYPE_BY_NAME, Scale, ScaleKind, TensorType
+from quantyard.formats.ggml_types import TYPE_BY_NAME, BlockScale, ScaleKind, TensorType
 from quantyard.formats.gguf import GgufHeader, TensorInfo
-from quantyard.formats.tensor_patterns import type_for_row
+from quantyard.formats.tensor_patterns import tensor_type_for_row
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024  # stays in the processor's cache, which is faster than larger reads
 _MAX_NAMED: Final = 5
@@ -52,16 +52,16 @@ PROMISED_TYPES: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def nonfinite_blocks(path: Path, tensor: TensorInfo) -> int:
+def count_nonfinite_blocks(path: Path, tensor: TensorInfo) -> int:
     """How many blocks of a tensor in the file at `path` have a scale (or a value) that is NaN or infinite.
 
     Raises:
         OSError: the file cannot be read, or ends before the tensor does.
     """
-    return count_nonfinite(path, tensor.offset, tensor.size_bytes, tensor.type)
+    return count_nonfinite_bytes(path, tensor.offset, tensor.size_bytes, tensor.type)
 
 
-def count_nonfinite(path: Path, offset: int, size_bytes: int, layout: TensorType) -> int:
+def count_nonfinite_bytes(path: Path, offset: int, size_bytes: int, layout: TensorType) -> int:
     """The same for `size_bytes` bytes at `offset` of any file, laid out as this type; reads 4 MiB at a time."""
     if not layout.scales:
         return 0
@@ -95,7 +95,7 @@ def _count_bad(chunk: memoryview, layout: TensorType) -> int:
     return int(np.count_nonzero(bad))
 
 
-def _is_bad(chunk: memoryview, scale: Scale, block_bytes: int) -> npt.NDArray[np.bool_]:
+def _is_bad(chunk: memoryview, scale: BlockScale, block_bytes: int) -> npt.NDArray[np.bool_]:
     if scale.kind == "iq1_m":
         bits, exponent = _iq1_m_bits(chunk, scale.offset_bytes, block_bytes), _EXPONENT["f16"][1]
     else:
@@ -116,7 +116,7 @@ def _iq1_m_bits(chunk: memoryview, offset_bytes: int, block_bytes: int) -> npt.N
     return words[0] >> 12 | (words[1] >> 12) << 4 | (words[2] >> 12) << 8 | (words[3] >> 12) << 12
 
 
-def type_counts(tensors: Sequence[TensorInfo]) -> dict[str, int]:
+def count_tensor_types(tensors: Sequence[TensorInfo]) -> dict[str, int]:
     """Type → how many tensors have it, the most frequent first."""
     return dict(Counter(tensor.type.name for tensor in tensors).most_common())
 
@@ -135,7 +135,7 @@ def compare_tensors(source: GgufHeader, quantized: GgufHeader, quant: str | None
     return sorted(wrong) + (_broken_promise(quantized, quant) if quant else [])
 
 
-def broken_recipe(types: Mapping[str, str], quantized: GgufHeader) -> list[str]:
+def check_recipe_types(types: Mapping[str, str], quantized: GgufHeader) -> list[str]:
     """Which tensors have not the type that a recipe gives them (`types`, by name), as sentences; [] when all have."""
     return [
         f"Tensor {tensor.name} is {tensor.type.name}, and the recipe says {types[tensor.name]}."
@@ -143,7 +143,7 @@ def broken_recipe(types: Mapping[str, str], quantized: GgufHeader) -> list[str]:
     ]
 
 
-def is_worth_comparing(tensor: TensorInfo) -> bool:
+def is_tensor_worth_comparing(tensor: TensorInfo) -> bool:
     """Whether llama.cpp may quantize it: it has at least two dimensions."""
     return len(_trimmed(tensor.shape)) > 1
 
@@ -159,7 +159,7 @@ def _missing(has: dict[str, TensorInfo], lacks: dict[str, TensorInfo], what: str
 def _compare_tensor(before: TensorInfo, after: TensorInfo, quant: str | None) -> list[str]:
     if _trimmed(before.shape) != _trimmed(after.shape):
         return [f"Tensor {before.name} has the shape {after.shape}, its source {before.shape}."]
-    if not is_worth_comparing(before):
+    if not is_tensor_worth_comparing(before):
         is_kept = after.type_id == before.type_id
         what = f"is {after.type.name}, its source {before.type.name}: one dimension is never quantized"
         return [] if is_kept else [f"Tensor {before.name} {what}."]
@@ -175,15 +175,15 @@ def _widest(before: TensorInfo, quant: str | None) -> float:
 
 def _broken_promise(quantized: GgufHeader, quant: str) -> list[str]:
     promised = PROMISED_TYPES.get(quant)
-    candidates = [tensor for tensor in quantized.tensors if is_worth_comparing(tensor)]
+    candidates = [tensor for tensor in quantized.tensors if is_tensor_worth_comparing(tensor)]
     if promised is None or any(_keeps(tensor, name) for tensor in candidates for name in promised):
         return []
-    found = ", ".join(type_counts(candidates)) or "nothing"
+    found = ", ".join(count_tensor_types(candidates)) or "nothing"
     return [f"No tensor has the type that {quant} promises ({' or '.join(promised)}); there is {found}."]
 
 
 def _keeps(tensor: TensorInfo, promised: str) -> bool:
-    return tensor.type.name == type_for_row(promised, tensor.shape[0])
+    return tensor.type.name == tensor_type_for_row(promised, tensor.shape[0])
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ChatReference, Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import OverLimit
-from quantyard.sandbox.chat_template import ChatRefused, template_failure
+from quantyard.sandbox.chat_template import ChatRefused, chat_template_failure
 
 _SHOWN_IDS: Final = 12
 _SHOWN_CHARACTERS: Final = 60
@@ -30,7 +30,7 @@ _TEMPLATE_HINT: Final = (
 )
 
 
-def compare_ids(runtime: LlamaRuntime, expected: Mapping[str, list[int]], *, add_special: bool) -> int:
+def compare_token_ids(runtime: LlamaRuntime, expected: Mapping[str, list[int]], *, add_special: bool) -> int:
     """Tokenize every probe; returns how many there were.
 
     Raises:
@@ -65,7 +65,7 @@ def _ids_from(ids: list[int], other: list[int]) -> str:
     return f"[{'… ' if start else ''}{shown}{' …' if len(ids) > start + _SHOWN_IDS else ''}]"
 
 
-def check_template(runtime: LlamaRuntime) -> None:
+def check_chat_template(runtime: LlamaRuntime) -> None:
     """Whether whoever serves this file gets past its chat template; no permission lets one pass that stops the server.
 
     Raises:
@@ -74,9 +74,9 @@ def check_template(runtime: LlamaRuntime) -> None:
     try:
         runtime.check_template()
     except ChatRefused as error:
-        raise template_failure("is not accepted by llama.cpp", detail=str(error)) from error
+        raise chat_template_failure("is not accepted by llama.cpp", detail=str(error)) from error
     except OverLimit as error:
-        raise template_failure(str(error)) from error
+        raise chat_template_failure(str(error)) from error
 
 
 def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader) -> int:
@@ -98,13 +98,13 @@ def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader
         except ChatRefused as error:
             raise _wrong_chat(chat, f"llama.cpp refuses it: {error}") from error
         except OverLimit as error:
-            raise template_failure(str(error), chat.name) from error
-        if not same_chat(chat.text, text, reference.bos_token, has_date=has_date):
-            raise _wrong_chat(chat, first_difference(chat.text, text))
+            raise chat_template_failure(str(error), chat.name) from error
+        if not is_same_chat(chat.text, text, reference.bos_token, has_date=has_date):
+            raise _wrong_chat(chat, first_text_difference(chat.text, text))
     return len(reference.chats)
 
 
-def same_chat(expected: str, got: str, bos_token: str | None, *, has_date: bool) -> bool:
+def is_same_chat(expected: str, got: str, bos_token: str | None, *, has_date: bool) -> bool:
     """Whether two renderings are the same to the model.
 
     One leading BOS is ignored on either side: where llama.cpp adds the BOS when it tokenizes, it takes it out
@@ -117,7 +117,7 @@ def same_chat(expected: str, got: str, bos_token: str | None, *, has_date: bool)
     return pair[0] == pair[1]
 
 
-def first_difference(expected: str, got: str) -> str:
+def first_text_difference(expected: str, got: str) -> str:
     """A sentence on where two texts part."""
     pairs = enumerate(zip(expected, got, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(expected), len(got)))

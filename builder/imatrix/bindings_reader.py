@@ -16,8 +16,8 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from builder.imatrix.matrix import read_imatrix, values_of
-from builder.imatrix.reader import Leg, not_finite
+from builder.imatrix.matrix import imatrix_values, read_imatrix
+from builder.imatrix.reader import ImatrixLeg, imatrix_not_finite
 from builder.llama.bindings_runtime import BindingsRuntime
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -62,7 +62,7 @@ class Collector:
         """Go on from the sums of an earlier matrix."""
         for name, entry in read_imatrix(path).entries.items():
             counts = entry.counts
-            self.sums[name] = Sums(values_of(entry.sums).reshape(len(counts), -1), counts.astype(np.int64))
+            self.sums[name] = Sums(imatrix_values(entry.sums).reshape(len(counts), -1), counts.astype(np.int64))
 
     def save(self, path: Path, text: str, n_chunks: int, chunk_tokens: int) -> None:
         """Write the matrix as llama-imatrix does: a GGUF, tensors in the order of their names."""
@@ -131,7 +131,7 @@ class Collector:
         squares = found.squares.reshape(-1, rows.shape[-1])
         squares[at] = np.add.reduce(np.concatenate([squares[at : at + 1], np.square(rows)]), axis=0)
         if not np.isfinite(squares[at]).all():
-            self.problem = self.problem or not_finite(f"a value that is not a number in the inputs of {name}")
+            self.problem = self.problem or imatrix_not_finite(f"a value that is not a number in the inputs of {name}")
 
 
 class LocalReader(BindingsRuntime):
@@ -147,11 +147,11 @@ class LocalReader(BindingsRuntime):
         self._context = self._open_context()
         return self
 
-    def leg_argv(self, text: Path, leg: Leg) -> tuple[str, ...]:
+    def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
         """See `MatrixReader`: the function that is called, the text, and its chunks."""
         return ("llama_decode", str(self._path), str(text), str(leg.start), str(leg.end), str(self._threads))
 
-    def read(self, text: Path, leg: Leg) -> float:
+    def read(self, text: Path, leg: ImatrixLeg) -> float:
         """See `MatrixReader`."""
         self._collector.sums.clear()
         if leg.before:

@@ -26,7 +26,7 @@ class Renderer(Protocol):
         """
 
 
-def our_text(renderer: Renderer) -> tuple[str, int]:
+def own_calibration_text(renderer: Renderer) -> tuple[str, int]:
     """Quantyard's text, and how many of its dialogues are in the model's own template.
 
     A template that refuses a system message gets the dialogue without it; one that refuses that too, and a model
@@ -56,7 +56,7 @@ def _ways(messages: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
         yield messages[1:]
 
 
-def users_text(paths: list[Path]) -> str:
+def users_calibration_text(paths: list[Path]) -> str:
     """The user's files, one after the other.
 
     Raises:
@@ -71,14 +71,16 @@ def _users_file(path: Path) -> str:
         text = data.decode()
     except UnicodeDecodeError as error:
         what = f"byte {error.start:,} is 0x{error.object[error.start]:02x}"
-        raise bad_text(f"The calibration file {path.name} is not UTF-8: {what}.") from error
+        raise bad_calibration_text(f"The calibration file {path.name} is not UTF-8: {what}.") from error
     if "\0" in text:
-        raise bad_text(f"The calibration file {path.name} is binary: byte {data.index(0):,} is 0.")
+        raise bad_calibration_text(f"The calibration file {path.name} is binary: byte {data.index(0):,} is 0.")
     if not text.strip():
-        raise bad_text(f"The calibration file {path.name} is empty.")
+        raise bad_calibration_text(f"The calibration file {path.name} is empty.")
     return text.strip("\n")
 
 
-def bad_text(message: str, hint: str = "Give UTF-8 text, or leave CALIBRATION out for ours.") -> StageFailure:
+def bad_calibration_text(
+    message: str, hint: str = "Give UTF-8 text, or leave CALIBRATION out for ours."
+) -> StageFailure:
     """The failure for a text that cannot be used."""
     return StageFailure(ExitCode.BAD_REQUEST, "bad-text", message, hint)

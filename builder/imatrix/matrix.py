@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_header
+from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_gguf_header
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImatrixEntry:
     """What the matrix knows of one weight."""
 
     name: str
@@ -41,11 +41,11 @@ class Entry:
     @cached_property
     def counts(self) -> Floats:
         """Tokens that each of its matrices saw, shape (matrices,): one, or one for each expert."""
-        return values_of(self.counts_at)
+        return imatrix_values(self.counts_at)
 
     def importance(self) -> Floats:
         """Mean squared inputs, shape (matrices * row length,); 1 where nothing was seen, as llama-quantize has it."""
-        sums, counts = values_of(self.sums).reshape(len(self.counts), -1), self.counts[:, None]
+        sums, counts = imatrix_values(self.sums).reshape(len(self.counts), -1), self.counts[:, None]
         seen = counts > 0
         return np.where(seen, sums / np.where(seen, counts, 1), 1).astype(np.float32).reshape(-1)
 
@@ -55,7 +55,7 @@ class Imatrix:
     """A whole matrix."""
 
     path: Path
-    entries: dict[str, Entry]
+    entries: dict[str, ImatrixEntry]
     n_chunks: int
     chunk_tokens: int
 
@@ -67,7 +67,7 @@ def read_imatrix(path: Path) -> Imatrix:
         StageFailure: `bad-imatrix` (2): it is not a matrix, is in the old format, or holds values that are not numbers.
     """
     try:
-        header = read_header(path)
+        header = read_gguf_header(path)
     except FileNotFoundError as error:
         raise _bad(f"{path.name} does not exist") from error
     except GgufError as error:
@@ -84,7 +84,7 @@ def read_imatrix(path: Path) -> Imatrix:
     return found
 
 
-def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, Entry]]:
+def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, ImatrixEntry]]:
     tensors = {tensor.name: tensor for tensor in header.tensors}
     for key, sums in tensors.items():
         name = key.removesuffix(_SUMS)
@@ -93,16 +93,16 @@ def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, Entry]]:
         counts = tensors.get(name + _COUNTS)
         if counts is None or sums.n_params % counts.n_params or {sums.type.name, counts.type.name} != {"F32"}:
             raise _bad(f"{path.name} has no usable counts for {name}")
-        yield name, Entry(name, sums, counts)
+        yield name, ImatrixEntry(name, sums, counts)
 
 
 def _refuse_not_finite(matrix: Imatrix) -> None:
     for entry in matrix.entries.values():
-        if not (np.isfinite(values_of(entry.sums)).all() and np.isfinite(entry.counts).all()):
+        if not (np.isfinite(imatrix_values(entry.sums)).all() and np.isfinite(entry.counts).all()):
             raise _bad(f"{matrix.path.name} holds NaN or infinity for {entry.name}", "Make it again: IMATRIX=auto.")
 
 
-def check_fits(matrix: Imatrix, model: GgufHeader) -> None:
+def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
     """Refuse the matrix of another model: other names, other sizes, or blocks that it knows nothing of.
 
     Raises:
@@ -120,7 +120,7 @@ def check_fits(matrix: Imatrix, model: GgufHeader) -> None:
         raise _other(matrix, f"it covers no tensor of block {missing[0]}")
 
 
-def coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
+def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
     """What the matrix covers, for a stage's facts; `note` says what the rest means."""
     weights = [t.name for t in model.tensors if len(t.shape) > 1 and t.name.endswith(".weight")]
     missing = [name for name in weights if name not in matrix.entries]
@@ -161,7 +161,7 @@ def _block(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def values_of(tensor: TensorInfo) -> Floats:
+def imatrix_values(tensor: TensorInfo) -> Floats:
     """The values of a tensor in single precision, flat."""
     return np.fromfile(tensor.path, np.float32, count=tensor.n_params, offset=tensor.offset)
 

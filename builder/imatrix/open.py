@@ -7,14 +7,14 @@ from pathlib import Path
 
 from builder.imatrix.reader import MatrixReader
 from builder.imatrix.tool_reader import ToolReader
-from builder.llama.toolchain import tools_of
+from builder.llama.toolchain import llama_tools
 from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.runner import Stage
 
 
-def open_reader(stage: Stage, model: Path, request: CalibrateRequest) -> AbstractContextManager[MatrixReader]:
+def open_imatrix_reader(stage: Stage, model: Path, request: CalibrateRequest) -> AbstractContextManager[MatrixReader]:
     """The reader of this image or host; enter it to use it."""
-    if tools_of(stage).llama_bin is None:
+    if llama_tools(stage).llama_bin is None:
         from builder.imatrix.bindings_reader import LocalReader
 
         return LocalReader(model, request.threads, request.n_ctx)

@@ -11,7 +11,7 @@ from quantyard.protocol.runner import StageFailure
 
 
 @dataclass(frozen=True)
-class Leg:
+class ImatrixLeg:
     """The chunks from `start` to before `end`, added to the matrix `before`; what follows goes to `out`."""
 
     start: int
@@ -23,10 +23,10 @@ class Leg:
 class MatrixReader(Protocol):
     """Reads a text with a model."""
 
-    def leg_argv(self, text: Path, leg: Leg) -> tuple[str, ...]:
+    def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
         """What is run for a leg, for the manifest."""
 
-    def read(self, text: Path, leg: Leg) -> float:
+    def read(self, text: Path, leg: ImatrixLeg) -> float:
         """Write the matrix of a leg; returns the perplexity of its chunks, which may be no number.
 
         Raises:
@@ -34,7 +34,7 @@ class MatrixReader(Protocol):
         """
 
 
-def not_finite(what: str, detail: str = "") -> StageFailure:
+def imatrix_not_finite(what: str, detail: str = "") -> StageFailure:
     """llama.cpp stops at the first value that is not a number, and so do we: a matrix with one is worse than none."""
     message = f"The model's activations overflow: {what}."
     hint = "Convert with a wider range, OUTTYPE=bf16 or f32, or build without a matrix: IMATRIX=none"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from builder.imatrix.reader import Leg, not_finite
-from builder.llama.run_tool import ToolRun, refuse_exhausted, run_tool
-from builder.llama.toolchain import tools_of
+from builder.imatrix.reader import ImatrixLeg, imatrix_not_finite
+from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
+from builder.llama.toolchain import llama_tools
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Stage, StageFailure
 
@@ -26,9 +26,9 @@ class ToolReader:
     threads: int
     n_ctx: int
 
-    def leg_argv(self, text: Path, leg: Leg) -> tuple[str, ...]:
+    def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
         """Its command line."""
-        llama_bin, n_ctx = tools_of(self.stage).llama_bin, str(self.n_ctx)
+        llama_bin, n_ctx = llama_tools(self.stage).llama_bin, str(self.n_ctx)
         assert llama_bin is not None
         argv = [str(llama_bin / "llama-imatrix"), "--model", str(self.model), "--file", str(text)]
         argv += ["--parse-special", "--no-escape", "--output-frequency", "1000000"]  # it is to save nothing midway
@@ -38,18 +38,20 @@ class ToolReader:
         argv += ["--threads", str(self.threads)] if self.threads else []
         return (*argv, "--output-file", str(leg.out))
 
-    def read(self, text: Path, leg: Leg) -> float:
+    def read(self, text: Path, leg: ImatrixLeg) -> float:
         """See `MatrixReader`."""
         found: dict[str, str] = {}
-        run = run_tool(self.leg_argv(text, leg), tools_of(self.stage).clean_env, lambda line: _read_line(line, found))
+        run = run_llama_tool(
+            self.leg_argv(text, leg), llama_tools(self.stage).clean_env, lambda line: _read_line(line, found)
+        )
         if run.exit_code != 0 or not leg.out.exists():
             raise self._failure(run, found)
         return float(found.get("perplexity", "nan"))
 
     def _failure(self, run: ToolRun, found: dict[str, str]) -> StageFailure:
         if "not_finite" in found:
-            return not_finite(found["not_finite"], run.tail)
-        refuse_exhausted(run, self.stage.out_dir, "llama-imatrix")
+            return imatrix_not_finite(found["not_finite"], run.tail)
+        refuse_exhausted_tool(run, self.stage.out_dir, "llama-imatrix")
         message = f"llama-imatrix cannot read this model (exit code {run.exit_code})."
         hint = "Its last output says why. Build without a matrix: IMATRIX=none"
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, hint, run.tail)

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from builder.llama.runtime import CONTEXT_TOKENS, not_finite
+from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages
@@ -100,7 +100,7 @@ class BindingsRuntime:
         for prompt in prompts:
             logits = self._decode(self.tokenize(prompt, add_special=True)[:CONTEXT_TOKENS])
             if not np.isfinite(logits).all():
-                raise not_finite(prompt)
+                raise llama_not_finite(prompt)
             rows += len(logits)
         return rows
 

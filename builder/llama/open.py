@@ -5,14 +5,14 @@ from __future__ import annotations
 from builder.llama.runtime import LlamaRuntime
 from builder.llama.server_runtime import ServerRuntime
 from builder.llama.template_server import TemplateServer
-from builder.llama.toolchain import tools_of
+from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader
 from quantyard.protocol.runner import Stage
 
 
-def open_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
+def open_llama_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
     """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
-    llama_bin = tools_of(stage).llama_bin
+    llama_bin = llama_tools(stage).llama_bin
     if llama_bin is None:
         from builder.llama.bindings_runtime import BindingsRuntime
 

@@ -30,7 +30,7 @@ class ToolRun:
     tail: str
 
 
-def run_tool(
+def run_llama_tool(
     argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None], timeout_s: float | None = None
 ) -> ToolRun:
     """Run `argv` with exactly the environment `env`; every line of stdout and stderr goes to `on_line`.
@@ -54,7 +54,7 @@ def run_tool(
     return ToolRun(tuple(argv), process.returncode, "\n".join(tail))
 
 
-def refuse_exhausted(run: ToolRun, out_dir: Path, tool: str) -> None:
+def refuse_exhausted_tool(run: ToolRun, out_dir: Path, tool: str) -> None:
     """Tell whether a tool that failed ran out of something, before its failure is put down to the model.
 
     Raises:

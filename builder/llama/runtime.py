@@ -55,7 +55,7 @@ class LlamaRuntime(Protocol):
         """
 
 
-def not_finite(prompt: str) -> StageFailure:
+def llama_not_finite(prompt: str) -> StageFailure:
     """The failure to raise when a prompt leads to NaN or infinite logits."""
     message = f"The model loads, but its logits for the prompt {prompt!r} are not finite."
     hint = "Values overflow in this precision: try OUTTYPE=bf16 or f32, or a quant with more bits."

@@ -22,7 +22,7 @@ _LOG_TAIL_BYTES: Final = 4000
 _LOG_TAIL_LINES: Final = 20
 
 
-class Server:
+class LlamaServer:
     """One llama-server. `start` returns at once; the first `ask` waits until the model is loaded."""
 
     def __init__(self, command: list[str], timeout_s: float = _ANSWER_TIMEOUT_S) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from builder.llama.runtime import CONTEXT_TOKENS, not_finite
-from builder.llama.server import Server
-from builder.llama.template_server import TemplateServer, error_text
+from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
+from builder.llama.server import LlamaServer
+from builder.llama.template_server import TemplateServer, llama_server_error
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 
 _HARMLESS_TEMPLATE: Final = "chatml"  # llama.cpp's own, by name
@@ -29,7 +29,7 @@ class ServerRuntime:
         flags += ["--jinja", "--chat-template", _HARMLESS_TEMPLATE]
         if threads:
             flags += ["--threads", str(threads)]
-        self._server = Server([str(binary), "--model", str(model), *flags])
+        self._server = LlamaServer([str(binary), "--model", str(model), *flags])
         self._templates = templates
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class ServerRuntime:
         for prompt in prompts:
             found = self._logprobs(prompt)
             if not found or any(logprob is None for logprob in found):
-                raise not_finite(prompt)
+                raise llama_not_finite(prompt)
             rows += len(found)
         return rows
 
@@ -94,12 +94,12 @@ class ServerRuntime:
         body = {"prompt": self.tokenize(prompt, add_special=True), "n_predict": _GENERATED_TOKENS, "n_probs": 1}
         status, answer = self._server.ask("POST", "/completion", body | {"temperature": 0, "cache_prompt": False})
         if status != 200:  # newer servers refuse to sample from NaN
-            raise self._server.failure(f"does not generate text: {error_text(answer)}", "verify-logits")
+            raise self._server.failure(f"does not generate text: {llama_server_error(answer)}", "verify-logits")
         rows = answer.get("completion_probabilities", [])
         return [row["top_logprobs"][0]["logprob"] if row.get("top_logprobs") else row.get("logprob") for row in rows]
 
     def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         status, answer = self._server.ask("POST", path, body)
         if status != 200:
-            raise self._server.failure(f"answers {path} with {status}: {error_text(answer)}", "verify-load")
+            raise self._server.failure(f"answers {path} with {status}: {llama_server_error(answer)}", "verify-load")
         return answer

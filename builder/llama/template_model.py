@@ -33,7 +33,7 @@ _SHAPE: Final[Mapping[str, MetadataValue]] = {
 }  # fmt: skip
 
 
-def write_template_model(path: Path, model: GgufHeader) -> Path:
+def write_llama_template_model(path: Path, model: GgufHeader) -> Path:
     """Write `path`: a llama of one thin layer that has the tokenizer's metadata of `model`; some megabytes at most."""
     kept = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
     metadata = {**_SHAPE, **kept}

@@ -12,22 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from builder.llama.server import Server
-from builder.llama.template_model import write_template_model
+from builder.llama.server import LlamaServer
+from builder.llama.template_model import write_llama_template_model
 from quantyard.formats.gguf import GgufHeader
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import (
     CLOCK_S,
     TOO_LARGE,
     TOO_SLOW,
-    Budget,
     OverLimit,
-    grant_more,
-    how_it_ended,
-    limited,
-    too_much,
+    SandboxBudget,
+    sandbox_exit_words,
+    sandbox_grant_cpu_time,
+    sandbox_memory_exceeded,
+    sandboxed_command,
 )
-from quantyard.sandbox.chat_template import ChatRefused, Messages, refuse_large
+from quantyard.sandbox.chat_template import ChatRefused, Messages, refuse_large_template
 
 _MEMORY_BYTES: Final = 2 << 30  # the server itself takes a tenth of it
 _MAX_CHARACTERS: Final = 2 << 20  # of a rendered conversation
@@ -49,10 +49,10 @@ class TemplateServer:
         Raises:
             StageFailure: the template is longer than any real one.
         """
-        refuse_large(model.chat_template or "")
-        self._path = write_template_model(folder / "template.gguf", model)
-        command = limited([str(binary), "--model", str(self._path), *_FLAGS], _MEMORY_BYTES)
-        self._server, self._budget = Server(command, CLOCK_S), Budget()
+        refuse_large_template(model.chat_template or "")
+        self._path = write_llama_template_model(folder / "template.gguf", model)
+        command = sandboxed_command([str(binary), "--model", str(self._path), *_FLAGS], _MEMORY_BYTES)
+        self._server, self._budget = LlamaServer(command, CLOCK_S), SandboxBudget()
 
     def start(self) -> None:
         """Start it; does not wait."""
@@ -83,9 +83,9 @@ class TemplateServer:
         body: dict[str, object] = {"messages": list(messages)}
         status, answer = self._asked(lambda: self._server.ask("POST", "/apply-template", body))
         if status != 200:
-            reason = error_text(answer)
+            reason = llama_server_error(answer)
             if any(sign in reason for sign in _OUT_OF_MEMORY):
-                raise OverLimit(too_much(_MEMORY_BYTES))
+                raise OverLimit(sandbox_memory_exceeded(_MEMORY_BYTES))
             raise ChatRefused(reason[:_MAX_REASON])
         text = str(answer.get("prompt", ""))
         if len(text) > _MAX_CHARACTERS:
@@ -93,7 +93,7 @@ class TemplateServer:
         return text
 
     def _asked(self, ask: Callable[[], T]) -> T:
-        grant_more(self._server.pid)
+        sandbox_grant_cpu_time(self._server.pid)
         try:
             with self._budget.one_more():
                 return ask()
@@ -102,15 +102,15 @@ class TemplateServer:
             if code is None:
                 raise OverLimit(TOO_SLOW) from failure
             if code < 0:
-                raise OverLimit(how_it_ended(code, _MEMORY_BYTES)) from failure
+                raise OverLimit(sandbox_exit_words(code, _MEMORY_BYTES)) from failure
             if any(sign in log for sign in _OUT_OF_MEMORY):
-                raise OverLimit(too_much(_MEMORY_BYTES)) from failure
+                raise OverLimit(sandbox_memory_exceeded(_MEMORY_BYTES)) from failure
             if _TEMPLATE.search(log):
                 raise ChatRefused(_reason(log)) from failure
             raise
 
 
-def error_text(answer: dict[str, Any]) -> str:
+def llama_server_error(answer: dict[str, Any]) -> str:
     """What llama-server's answer says went wrong."""
     error = answer.get("error", answer)
     message = error.get("message") if isinstance(error, dict) else None

@@ -14,7 +14,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTW
 
 
 @dataclass(frozen=True)
-class Tools:
+class LlamaTools:
     """What a stage of the builder runs."""
 
     llama_bin: Path | None  # folder of llama-quantize and llama-server; None: use llama-cpp-python
@@ -24,11 +24,11 @@ class Tools:
     clean_env: Mapping[str, str]  # all that a tool's process may see: no PYTHONPATH of ours, no token, no proxy
 
 
-def tools_of(stage: Stage) -> Tools:
+def llama_tools(stage: Stage) -> LlamaTools:
     """The tools, as the stage's environment names them."""
     environment = stage.environment
     llama_bin = environment.get("LLAMA_BIN")
-    return Tools(
+    return LlamaTools(
         llama_bin=Path(llama_bin) if llama_bin else None,
         converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
         lora_converter=Path(environment.get("LLAMA_LORA_CONVERTER", "/app/convert_lora_to_gguf.py")),

@@ -23,7 +23,7 @@ _FORM_FEED: Final = "\f"  # between documents of a user's text
 
 
 @dataclass(frozen=True)
-class Text:
+class DivergenceText:
     """A text, whole and as its documents.
 
     A user's file is read whole, byte for byte what `llama-perplexity -f` reads; form feeds in it part documents,
@@ -35,7 +35,7 @@ class Text:
     documents: tuple[str, ...]
 
 
-def read_text(suite_dir: Path, file: str | None) -> Text:
+def read_divergence_text(suite_dir: Path, file: str | None) -> DivergenceText:
     """The user's text beside the suite, or our prose.
 
     Raises:
@@ -53,16 +53,16 @@ def read_text(suite_dir: Path, file: str | None) -> Text:
     documents = tuple(part for part in whole.split(_FORM_FEED) if part.strip())
     if not documents:
         raise _bad(f"The text {file} is empty.")
-    return Text(file, whole.removesuffix("\n"), documents)  # llama-perplexity drops the last newline too
+    return DivergenceText(file, whole.removesuffix("\n"), documents)  # llama-perplexity drops the last newline too
 
 
-def _our_prose() -> Text:
+def _our_prose() -> DivergenceText:
     lines = _PROSE_FILE.read_text(encoding="utf-8").splitlines()
     documents = tuple(json.loads(line)["text"] for line in lines if line)
-    return Text(OUR_PROSE, _BETWEEN.join(documents), documents)
+    return DivergenceText(OUR_PROSE, _BETWEEN.join(documents), documents)
 
 
-def chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos: int | None) -> npt.NDArray[np.int32]:
+def divergence_text_chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos: int | None) -> npt.NDArray[np.int32]:
     """The first `n_chunks` chunks of the text (0: all), shape (chunks, n_ctx); each begins with `bos` if there is one.
 
     Raises:
@@ -79,7 +79,9 @@ def chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos: int | None) ->
     return cut
 
 
-def windows(documents: Sequence[Sequence[int]], n_ctx: int, n_windows: int, prefix: int) -> list[Request]:
+def divergence_text_windows(
+    documents: Sequence[Sequence[int]], n_ctx: int, n_windows: int, prefix: int
+) -> list[Request]:
     """The first `n_windows` of lm-eval's rolling windows over the documents (0: all).
 
     Each token of a document is scored once. The first window follows `prefix`; a full one after it follows the one

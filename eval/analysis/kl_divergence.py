@@ -34,7 +34,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Segment:
+class ChunkSegment:
     """Positions `start` to `end` (exclusive) of a chunk are decoded at once; those from `first` on are scored."""
 
     start: int
@@ -42,7 +42,7 @@ class Segment:
     first: int
 
 
-def segments(n_ctx: int, max_tokens: int, max_rows: int) -> Iterator[Segment]:
+def chunk_segments(n_ctx: int, max_tokens: int, max_rows: int) -> Iterator[ChunkSegment]:
     """How a chunk is decoded: at most `max_tokens` tokens at once, at most `max_rows` of them scored.
 
     Rows n_ctx / 2 to n_ctx - 2 are scored, each against the token after it: there a model has at least half a chunk
@@ -52,7 +52,7 @@ def segments(n_ctx: int, max_tokens: int, max_rows: int) -> Iterator[Segment]:
     while start < n_ctx - 1:
         first = max(start, scored_from)
         end = min(start + max_tokens, first + max_rows, n_ctx - 1)
-        yield Segment(start, end, min(first, end))
+        yield ChunkSegment(start, end, min(first, end))
         start = end
 
 
@@ -169,7 +169,7 @@ def mean_estimate(values: Doubles | Bools) -> Estimate:
     return Estimate(value=float(numbers.mean()), stderr=float(numbers.std(ddof=1)) / math.sqrt(len(numbers)))
 
 
-def perplexity(nll: Doubles) -> Estimate:
+def perplexity_estimate(nll: Doubles) -> Estimate:
     """The exponential of the mean nll, with the standard error that its derivative gives (delta method)."""
     mean = mean_estimate(nll)
     value = math.exp(min(mean.value, _LARGEST_NLL))
@@ -183,7 +183,7 @@ def rms_estimate(values: Doubles) -> Estimate:
     return Estimate(value=rms, stderr=0.5 * square.stderr / rms if rms else 0.0)
 
 
-def comparison(values: TokenValues, baseline_nll: Doubles) -> dict[str, Any]:
+def divergence_comparison(values: TokenValues, baseline_nll: Doubles) -> dict[str, Any]:
     """The fields of a `Divergence` that need a baseline.
 
     The error of ln(PPL / baseline PPL) is that of the mean of the tokens' differences: what
@@ -191,7 +191,7 @@ def comparison(values: TokenValues, baseline_nll: Doubles) -> dict[str, Any]:
     """
     percentiles = np.percentile(values.kld, PERCENTILES)
     return {
-        "baseline_perplexity": perplexity(baseline_nll),
+        "baseline_perplexity": perplexity_estimate(baseline_nll),
         "ln_perplexity_ratio": mean_estimate(values.nll - baseline_nll),
         "mean_kld": mean_estimate(values.kld),
         "kld_percentiles": {f"{p:g}": float(kld) for p, kld in zip(PERCENTILES, percentiles, strict=True)},

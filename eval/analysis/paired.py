@@ -1,9 +1,9 @@
 """What two evaluations say of each other: scores with their intervals, paired comparisons, verdicts.
 
-A metric of a task becomes a `Column`: its values question by question, and what kind of number they are. A group (an
-entry of the suite that stands for several tasks) becomes a column too, of all its questions put together, so every
-question weighs the same. A metric whose value does not follow from its questions (lm-eval's F1, Matthews
-correlation, BLEU over a corpus) has a score, with lm-eval's own standard error, and no comparison.
+A metric of a task becomes a `MetricColumn`: its values question by question, and what kind of number they are. A group
+(an entry of the suite that stands for several tasks) becomes a column too, of all its questions put together, so every
+question weighs the same. A metric whose value does not follow from its questions (lm-eval's F1, Matthews correlation,
+BLEU over a corpus) has a score, with lm-eval's own standard error, and no comparison.
 
 Verdicts, in this order:
 
@@ -25,8 +25,8 @@ from typing import Literal
 import numpy as np
 
 from eval.analysis import statistics
-from eval.analysis.statistics import Numbers, as_numbers
-from quantyard.metrics.intervals import Z, wilson
+from eval.analysis.statistics import Numbers, as_float64
+from quantyard.metrics.intervals import Z, wilson_interval
 from quantyard.protocol.measurements import (
     CONFIDENCE,
     Comparison,
@@ -53,7 +53,7 @@ class NotComparable(Exception):
 
 
 @dataclass(frozen=True)
-class Column:
+class MetricColumn:
     """One metric of one task or group on one file. `values`: (n,), or (n, 2) for perplexities and bits."""
 
     key: Key
@@ -69,7 +69,7 @@ class Column:
     def interval(self) -> Interval:
         """The score and its interval."""
         if self.kind == "right or wrong":
-            return wilson(float(self.values.sum()), self.n)
+            return wilson_interval(float(self.values.sum()), self.n)
         if self.kind == "mean":
             return statistics.mean_interval(self.values)
         if self.kind == "perplexity":
@@ -80,7 +80,7 @@ class Column:
         return Interval(value=self.value, low=self.value - half, high=self.value + half)
 
 
-def scores(evaluation: Evaluation) -> tuple[Score, ...]:
+def evaluation_scores(evaluation: Evaluation) -> tuple[Score, ...]:
     """Every metric of every task and group of one file; a group comes before its tasks."""
     return tuple(
         Score(
@@ -91,7 +91,7 @@ def scores(evaluation: Evaluation) -> tuple[Score, ...]:
     )  # fmt: skip
 
 
-def compare(baseline: Evaluation, other: Evaluation, margin: float) -> tuple[Comparison, ...]:
+def compare_evaluations(baseline: Evaluation, other: Evaluation, margin: float) -> tuple[Comparison, ...]:
     """Every metric of `other` against the baseline's, question by question.
 
     `margin` is in the metric's unit where all its values lie in 0 to 1 (0.01: one point of accuracy), else relative
@@ -109,9 +109,9 @@ def compare(baseline: Evaluation, other: Evaluation, margin: float) -> tuple[Com
 # ---- columns -----------------------------------------------------------------------------------------
 
 
-def _columns(evaluation: Evaluation) -> dict[Key, Column]:
+def _columns(evaluation: Evaluation) -> dict[Key, MetricColumn]:
     """All columns, groups first; of two with one name (a task that two entries bring) the first."""
-    found: dict[Key, Column] = {}
+    found: dict[Key, MetricColumn] = {}
     asked = Counter(o.task for o in {(o.task, o.num_fewshot): o for o in evaluation.outcomes}.values())
     for entry in dict.fromkeys(outcome.entry for outcome in evaluation.outcomes):
         outcomes = [o for o in evaluation.outcomes if o.entry == entry]
@@ -126,19 +126,19 @@ def _wanted(metric: MetricOutcome) -> bool:
     return not metric.name.endswith("_stderr") and bool(metric.per_question) and math.isfinite(metric.value)
 
 
-def _column(outcome: TaskOutcome, metric: MetricOutcome, shots_tell: bool) -> Column:
+def _column(outcome: TaskOutcome, metric: MetricOutcome, shots_tell: bool) -> MetricColumn:
     task = f"{outcome.task} ({outcome.num_fewshot}-shot)" if shots_tell else outcome.task
     name = metric.name if metric.filter == "none" else f"{metric.name},{metric.filter}"
     kind, values = _kind(metric)
     chance = outcome.chance if kind == "right or wrong" and metric.higher_is_better else None
     n, better = len(metric.per_question), metric.higher_is_better
-    return Column((task, name), kind, n, metric.value, better, chance, values, metric.stderr)
+    return MetricColumn((task, name), kind, n, metric.value, better, chance, values, metric.stderr)
 
 
 def _kind(metric: MetricOutcome) -> tuple[Kind, Numbers]:
     """What kind of numbers these are; believed only if they give lm-eval's own value."""
     pairs = isinstance(metric.per_question[0], tuple)
-    values = as_numbers(metric.per_question)
+    values = as_float64(metric.per_question)
     kind: Kind = "right or wrong" if not pairs and np.isin(values, (0.0, 1.0)).all() else "mean"
     if metric.name.endswith("perplexity"):
         kind = "perplexity"
@@ -159,7 +159,7 @@ def _aggregate(kind: Kind, values: Numbers) -> float:
     return math.exp(nats) if kind == "perplexity" else nats / math.log(2)
 
 
-def _pooled(entry: str, columns: Sequence[Column], n_tasks: int) -> Iterator[Column]:
+def _pooled(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterator[MetricColumn]:
     """A group's columns: the metrics that all its tasks have, over all their questions."""
     for name in dict.fromkeys(column.key[1] for column in columns):
         parts = [column for column in columns if column.key[1] == name]
@@ -169,10 +169,10 @@ def _pooled(entry: str, columns: Sequence[Column], n_tasks: int) -> Iterator[Col
         kind = parts[0].kind if len(kinds) == 1 else "mean"
         values, n = np.concatenate([part.values for part in parts]), sum(part.n for part in parts)
         value = _aggregate(kind, values)
-        yield Column((entry, name), kind, n, value, parts[0].higher_is_better, _chance(parts), values)
+        yield MetricColumn((entry, name), kind, n, value, parts[0].higher_is_better, _chance(parts), values)
 
 
-def _chance(parts: Iterable[Column]) -> float | None:
+def _chance(parts: Iterable[MetricColumn]) -> float | None:
     """Of a group: the mean over all questions, if all its tasks have one."""
     total, n = 0.0, 0
     for part in parts:
@@ -209,7 +209,7 @@ def _refuse_other_documents(ours: TaskOutcome, theirs: TaskOutcome, differ: str)
             raise NotComparable(f"The questions {differ}: the first at position {i}, {one[:12]} and {two[:12]}.")
 
 
-def _comparable(one: Column, two: Column) -> bool:
+def _comparable(one: MetricColumn, two: MetricColumn) -> bool:
     """Whether a difference can be read off the questions, and has an interval."""
     if "opaque" in (one.kind, two.kind) or one.values.shape != two.values.shape:
         return False
@@ -218,7 +218,7 @@ def _comparable(one: Column, two: Column) -> bool:
     return one.n > 1 or one.kind == two.kind == "right or wrong"
 
 
-def _compare(one: Column, two: Column, margin: float) -> Comparison:
+def _compare(one: MetricColumn, two: MetricColumn, margin: float) -> Comparison:
     lost = gained = 0
     p: float | None = None
     if one.kind == two.kind == "right or wrong":
@@ -238,7 +238,7 @@ def _compare(one: Column, two: Column, margin: float) -> Comparison:
     )  # fmt: skip
 
 
-def _delta(one: Column, two: Column) -> Interval:
+def _delta(one: MetricColumn, two: MetricColumn) -> Interval:
     if one.kind == "perplexity":
         return statistics.perplexity_change(one.values[:, 0], two.values[:, 0], one.values[:, 1])
     if one.kind == "bits":
@@ -246,7 +246,7 @@ def _delta(one: Column, two: Column) -> Interval:
     return statistics.paired_means_interval(one.values, two.values)
 
 
-def _margin_unit(one: Column, two: Column) -> float:
+def _margin_unit(one: MetricColumn, two: MetricColumn) -> float:
     """1 where the margin is absolute or the delta relative already, else the baseline's size."""
     if one.kind in ("perplexity", "bits"):
         return 1.0
@@ -254,7 +254,7 @@ def _margin_unit(one: Column, two: Column) -> float:
     return 1.0 if values.min() >= 0 and values.max() <= 1 else abs(one.value) or 1.0
 
 
-def _verdict(one: Column, delta: Interval, p: float | None, margin: float) -> Verdict:
+def _verdict(one: MetricColumn, delta: Interval, p: float | None, margin: float) -> Verdict:
     if one.chance is not None and one.interval.low <= one.chance:
         return "no signal"
     if delta.low >= -margin and delta.high <= margin:

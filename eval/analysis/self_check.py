@@ -20,7 +20,7 @@ from eval.llama.context import Context, ContextSettings, FlashAttention
 from eval.llama.lm import LlamaLM
 from eval.llama.logprobs import LogSoftmax
 from eval.llama.prefix_tree import Request
-from quantyard.formatting.numbers import digits
+from quantyard.formatting.numbers import format_digits
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.measurements import SelfCheck
 from quantyard.protocol.runner import StageFailure
@@ -92,16 +92,16 @@ def _known_answers(lm: LlamaLM) -> int:
 
 def _three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
     """Log-probability of every token of the same requests: packed, plain, and plain with flash attention off."""
-    requests = check_requests(lm)
+    requests = self_check_requests(lm)
     packed = lm.scorer.score(requests).logprobs
-    plain = plain_logprobs(lm, requests, "auto")
-    control = plain_logprobs(lm, requests, "off")
+    plain = self_check_logprobs(lm, requests, "auto")
+    control = self_check_logprobs(lm, requests, "off")
     if np.array_equal(control, plain):  # this model has no flash attention: another order of the same sums
-        control = plain_logprobs(lm, requests, "auto", one_by_one=True)
+        control = self_check_logprobs(lm, requests, "auto", one_by_one=True)
     return packed, plain, control
 
 
-def check_requests(lm: LlamaLM) -> list[Request]:
+def self_check_requests(lm: LlamaLM) -> list[Request]:
     """Every stem with every ending."""
     requests = []
     for stem in _STEMS:
@@ -112,7 +112,7 @@ def check_requests(lm: LlamaLM) -> list[Request]:
     return requests
 
 
-def plain_logprobs(
+def self_check_logprobs(
     lm: LlamaLM, requests: Sequence[Request], flash_attention: FlashAttention, *, one_by_one: bool = False
 ) -> Doubles:
     """The same scores without packing: one sequence at a time, from an empty memory; nats, shape (targets,)."""
@@ -173,13 +173,13 @@ def _judge(found: SelfCheck) -> None:
         ),
         _Rule(
             found.packed_difference <= NOISE_FACTOR * found.noise,
-            f"packed scores differ from plain ones by {digits(found.packed_difference, 2)} nats a token, "
-            f"and the arithmetic's own noise is {digits(found.noise, 2)}", ExitCode.BUG, ours,
+            f"packed scores differ from plain ones by {format_digits(found.packed_difference, 2)} nats a token, "
+            f"and the arithmetic's own noise is {format_digits(found.noise, 2)}", ExitCode.BUG, ours,
         ),
         _Rule(
             found.rolling_difference <= ROLLING_TOLERANCE,
             "a continuation's score and the rolling score of the same text differ by "
-            f"{digits(found.rolling_difference, 2)} nats a token", ExitCode.BUG, ours,
+            f"{format_digits(found.rolling_difference, 2)} nats a token", ExitCode.BUG, ours,
         ),
     )
     for rule in rules:

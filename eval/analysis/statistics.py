@@ -103,7 +103,7 @@ def mcnemar_p(lost: int, gained: int) -> float:
 # ---- how many questions would do ---------------------------------------------------------------------
 
 
-def settled(interval: Interval, margin: float) -> bool:
+def is_interval_settled(interval: Interval, margin: float) -> bool:
     """Whether an interval allows a verdict: it leaves out 0, or it lies within ± margin."""
     return interval.low > 0 or interval.high < 0 or (interval.low >= -margin and interval.high <= margin)
 
@@ -122,7 +122,7 @@ def questions_needed_for_proportions(lost: int, gained: int, n: int, margin: flo
         interval = paired_proportions_interval(more_lost, more_gained, m)
         leaves_out_0 = interval.low > 0 or interval.high < 0
         agrees = not leaves_out_0 or mcnemar_p(round(more_lost), round(more_gained)) < 1 - CONFIDENCE
-        return settled(interval, margin) and (agrees or max(-interval.low, interval.high) <= margin)
+        return is_interval_settled(interval, margin) and (agrees or max(-interval.low, interval.high) <= margin)
 
     return _first(enough, n + 1)
 
@@ -221,6 +221,6 @@ def _first(enough: Callable[[int], bool], start: int) -> int:
     return high
 
 
-def as_numbers(values: Any) -> Numbers:
+def as_float64(values: Any) -> Numbers:
     """Whatever numpy can read, as float64."""
     return np.asarray(values, dtype=np.float64)

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from eval.llama.model import LOG, GgufModel, unfit
+from eval.llama.model import LOG, GgufModel, unfit_gguf_model
 from quantyard.hardware.machine import physical_cores
 
 MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
@@ -54,7 +54,7 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self._handle)
         if not self._memory:
             self.close()
-            raise unfit(model.path, "it keeps no memory of what it read")
+            raise unfit_gguf_model(model.path, "it keeps no memory of what it read")
         self._batch = _Batch(BATCH_TOKENS)
 
     def decode(

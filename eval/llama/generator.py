@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
 from eval.llama.model import GgufModel
-from eval.llama.sampling import GREEDY, Sampler, Sampling, Text
+from eval.llama.sampling import GREEDY, GeneratedText, Sampler, Sampling
 
 __all__ = ["Generator", "Prompt", "Sampling"]
 
@@ -237,11 +237,11 @@ class _Slot:
     n_read: int  # tokens decoded or in the batch
     n_generated: int = 0
     sampler: Sampler = field(init=False)
-    text: Text = field(init=False)
+    text: GeneratedText = field(init=False)
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.job.prompt.sampling, self.job.number)
-        self.text = Text(self.job.prompt.stop)
+        self.text = GeneratedText(self.job.prompt.stop)
 
     def take(self, room: int) -> _Part:
         """Move up to `room` pending tokens into a batch."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 import llama_cpp
 
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model, why_not_generate
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode, Sha256
 from quantyard.protocol.measurements import FileFacts
 from quantyard.protocol.runner import StageFailure
@@ -175,12 +175,12 @@ class GgufModel:
     def _refuse_encoder(self) -> None:
         if llama_cpp.llama_model_has_encoder(self.handle) or not llama_cpp.llama_model_has_decoder(self.handle):
             self.close()
-            raise unfit(self.path, "it has an encoder")
+            raise unfit_gguf_model(self.path, "it has an encoder")
 
 
 def _readable(path: Path) -> GgufHeader:
     try:
-        return read_model(path)
+        return read_gguf_model(path)
     except FileNotFoundError as error:
         message = f"{path} does not exist."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", message, "Build the model first.") from error
@@ -192,12 +192,12 @@ def _readable(path: Path) -> GgufHeader:
 
 def _refuse_unfit(path: Path, header: GgufHeader) -> None:
     if not header.tensors:
-        raise unfit(path, "it holds a vocabulary and no weights")
-    if reason := why_not_generate(header):
-        raise unfit(path, reason)
+        raise unfit_gguf_model(path, "it holds a vocabulary and no weights")
+    if reason := why_gguf_cannot_generate(header):
+        raise unfit_gguf_model(path, reason)
 
 
-def unfit(path: Path, reason: str) -> StageFailure:
+def unfit_gguf_model(path: Path, reason: str) -> StageFailure:
     """The failure for a file that has no next-token probabilities."""
     message = f"{path.name} cannot be measured as a language model: {reason}."
     hint = "Only models that predict the next token have scores; choose a text-generation model."

@@ -50,7 +50,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """Sequences first to last, end exclusive; `kept` tokens of the path before are still in memory."""
 
     first: int
@@ -59,13 +59,13 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PrefixPlan:
     """What to decode. `common[j]` is the length of the prefix that sequence j shares with its predecessor."""
 
     sequences: Sequence[Ints]
     common: Ints
     targets: Targets
-    groups: Sequence[Group]
+    groups: Sequence[PrefixGroup]
 
     @property
     def n_tokens(self) -> int:
@@ -73,7 +73,7 @@ class Plan:
         return sum(map(len, self.sequences)) - int(self.common.sum())
 
 
-def make_plan(requests: Sequence[Request], limits: Limits) -> Plan:
+def plan_prefix_tree(requests: Sequence[Request], limits: Limits) -> PrefixPlan:
     """Lay out the prefix tree of the requests and its groups.
 
     Raises:
@@ -86,7 +86,7 @@ def make_plan(requests: Sequence[Request], limits: Limits) -> Plan:
     sequences = [np.frombuffer(key, ">u4").astype(np.int32) for key in order]
     common = _common(sequences) if limits.share else np.zeros(len(sequences), np.int32)
     targets = _targets(requests, [place[key] for key in keys], sequences, common)
-    return Plan(sequences, common, targets, list(_groups(sequences, common, limits)))
+    return PrefixPlan(sequences, common, targets, list(_groups(sequences, common, limits)))
 
 
 def _check(requests: Sequence[Request], limits: Limits) -> None:
@@ -133,7 +133,7 @@ def _owners(sequences: Sequence[Ints], common: Ints) -> Iterator[Ints]:
         yield owners
 
 
-def _groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator[Group]:
+def _groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator[PrefixGroup]:
     """Cut greedily. A sequence too long for one batch is a group of its own, decoded in several."""
     first = 0
     while first < len(sequences):
@@ -144,5 +144,5 @@ def _groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator
             if last > first and not (fits and limits.share and last - first < limits.sequences):
                 break
             added, last = added + more, last + 1
-        yield Group(first, last, kept)
+        yield PrefixGroup(first, last, kept)
         first = last

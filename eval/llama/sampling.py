@@ -74,14 +74,14 @@ class Sampler:
         best = _best(logits)
         if self._sampling.temperature == 0:
             return best
-        ids, weights = candidates(logits, self._sampling)
+        ids, weights = sampling_candidates(logits, self._sampling)
         # An exponential race: token i wins with its probability. Every token has a runner of its own, so noise in the
         # logits changes the winner only where two are as close; a draw along their cumulated mass would move with all.
         runners = self._random.standard_exponential(len(logits))
         return int(ids[np.argmax(weights / runners[ids])])
 
 
-class Text:
+class GeneratedText:
     """A continuation as it grows, and its stop strings, looked for in bytes: a token may end in half a character."""
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -104,12 +104,12 @@ class Text:
         return text
 
 
-def candidates(logits: Row, sampling: Sampling) -> tuple[Indices, Doubles]:
+def sampling_candidates(logits: Row, sampling: Sampling) -> tuple[Indices, Doubles]:
     """Tokens that may be drawn, ascending, and their probabilities; both of shape (candidates,).
 
     Of equal logits the smaller id counts as likelier. `sampling.temperature` must not be 0.
     """
-    ids = largest(logits, sampling.top_k) if sampling.top_k > 0 else np.arange(len(logits))
+    ids = largest_logits(logits, sampling.top_k) if sampling.top_k > 0 else np.arange(len(logits))
     with np.errstate(over="ignore"):  # a tiny temperature: far below the best is probability 0
         weights = np.exp((logits[ids].astype(np.float64) - float(logits.max())) / sampling.temperature)
     if sampling.top_p < 1:
@@ -121,7 +121,7 @@ def candidates(logits: Row, sampling: Sampling) -> tuple[Indices, Doubles]:
     return ids, weights / weights.sum()
 
 
-def largest(values: npt.NDArray[np.floating], count: int) -> Indices:
+def largest_logits(values: npt.NDArray[np.floating], count: int) -> Indices:
     """Indices of the `count` (1 or more) largest values, ascending; of equal ones the first. Sorts nothing else."""
     if count >= len(values):
         return np.arange(len(values))
@@ -144,9 +144,9 @@ def _nucleus(weights: Doubles, p: float) -> Indices:
     """The smallest set of the largest weights whose sum reaches p of all, at least one; ascending."""
     target = p * float(weights.sum())
     count = _NUCLEUS_START
-    while count < len(weights) and weights[largest(weights, count)].sum() < target:
+    while count < len(weights) and weights[largest_logits(weights, count)].sum() < target:
         count *= _NUCLEUS_GROWTH
-    likeliest = largest(weights, count)
+    likeliest = largest_logits(weights, count)
     order = likeliest[np.argsort(-weights[likeliest], kind="stable")]
     enough = int(np.searchsorted(np.cumsum(weights[order]), target, side="left")) + 1
     return np.sort(order[:enough])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
 from eval.llama.logprobs import LogSoftmax
 from eval.llama.model import GgufModel
-from eval.llama.prefix_tree import Group, Limits, Plan, Request, Targets, make_plan
+from eval.llama.prefix_tree import Limits, PrefixGroup, PrefixPlan, Request, Targets, plan_prefix_tree
 from quantyard.hardware.machine import physical_cores
 
 _KEPT: Final = 0  # the sequence that holds the path from the group before
@@ -61,7 +61,7 @@ class Scorer:
         longest = max((len(request.tokens) for request in requests), default=0)
         share = self._model.shares_memory
         cells = longest + BATCH_TOKENS if share else longest
-        plan = make_plan(requests, Limits(BATCH_TOKENS, cells, MAX_SEQUENCES - 1, share))
+        plan = plan_prefix_tree(requests, Limits(BATCH_TOKENS, cells, MAX_SEQUENCES - 1, share))
         self.n_tokens_requested += sum(len(request.tokens) for request in requests)
         n_seq_max = MAX_SEQUENCES if share else 1
         with Context(self._model, ContextSettings(cells, n_seq_max, self.n_threads)) as context:
@@ -74,7 +74,7 @@ class _Run:
     """One walk over a plan."""
 
     def __init__(
-        self, context: Context, plan: Plan, softmax: LogSoftmax, on_progress: OnProgress, n_requests: int
+        self, context: Context, plan: PrefixPlan, softmax: LogSoftmax, on_progress: OnProgress, n_requests: int
     ) -> None:
         self._context, self._plan, self._softmax = context, plan, softmax
         self._on_progress, self._n_requests = on_progress, n_requests
@@ -95,7 +95,7 @@ class _Run:
         assert self._n_scored == len(self._logprobs)
         return Scores(self._logprobs, self._greedy, self._plan.targets.offsets)
 
-    def _together(self, group: Group) -> None:
+    def _together(self, group: PrefixGroup) -> None:
         """Decode what the group adds to the kept path, each token for all sequences that it belongs to."""
         self._share_path(group)
         nodes = _nodes_of(self._plan, group)
@@ -103,14 +103,14 @@ class _Run:
             self._decode(nodes, slice(start, start + BATCH_TOKENS))
         self._keep_path(group)
 
-    def _alone(self, group: Group) -> None:
+    def _alone(self, group: PrefixGroup) -> None:
         self._context.clear()
         nodes = _nodes_of(self._plan, group)
         alone = _Nodes(nodes.tokens, nodes.depth, nodes.sequence, np.zeros_like(nodes.first), nodes.count)
         for start in range(0, len(nodes.tokens), BATCH_TOKENS):
             self._decode(alone, slice(start, start + BATCH_TOKENS))
 
-    def _share_path(self, group: Group) -> None:
+    def _share_path(self, group: PrefixGroup) -> None:
         if not group.kept:
             self._context.clear()
             return
@@ -121,7 +121,7 @@ class _Run:
             if common:
                 self._context.copy(_KEPT, number - group.first + 1, common)
 
-    def _keep_path(self, group: Group) -> None:
+    def _keep_path(self, group: PrefixGroup) -> None:
         """Let sequence 0 be the group's last path, and forget the others."""
         last = group.last - group.first
         self._context.remove(_KEPT)
@@ -160,7 +160,7 @@ class _Nodes:
     count: npt.NDArray[np.int32]  # how many it belongs to, neighbours all
 
 
-def _nodes_of(plan: Plan, group: Group) -> _Nodes:
+def _nodes_of(plan: PrefixPlan, group: PrefixGroup) -> _Nodes:
     """A sequence's additions lie on the path of the next ones for as long as those share that much."""
     tokens, depths, owners, counts = [], [], [], []
     shared = np.zeros(max(len(plan.sequences[j]) for j in range(group.first, group.last)), np.int32)

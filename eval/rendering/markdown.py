@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from eval.rendering.sentences import GOOD_TO_BAD, plain_words, ppl_change
+from eval.rendering.sentences import GOOD_TO_BAD, render_ppl_change, render_report_sentences
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
-from quantyard.metrics.headline_metrics import headlines, is_perplexity
-from quantyard.metrics.kinds import kind_of
+from quantyard.metrics.headline_metrics import headline_scores, is_perplexity_metric
+from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score, SelfCheck
 
 _HOW_TO_READ = """\
@@ -34,10 +34,10 @@ Before the first task. Differences are of log-probabilities, in nats a token; no
 of computing the same value."""
 
 
-def markdown(report: EvalReport) -> str:
+def render_report_markdown(report: EvalReport) -> str:
     """The whole report."""
-    parts = [_head(report), plain_words(report), _files(report), *_tasks(report), _self_check(report)]
-    reading = _HOW_TO_READ.format(margin=numbers.margin(report.suite.margin))
+    parts = [_head(report), render_report_sentences(report), _files(report), *_tasks(report), _self_check(report)]
+    reading = _HOW_TO_READ.format(margin=numbers.format_margin(report.suite.margin))
     if any(m.comparisons for m in report.measurements):
         parts.append(f"## How to read this\n\n{reading}")
     parts.append(_not_measured(report))
@@ -51,10 +51,10 @@ def _head(report: EvalReport) -> str:
     suite = report.suite
     what = f"Suite **{suite.name}**"
     if report.n_questions:
-        what += f", {numbers.count(report.n_questions)} questions per file"
+        what += f", {numbers.format_count(report.n_questions)} questions per file"
     facts = [
         f"{what}, against the baseline **{report.baseline}**. {_how(report)}",
-        f"Measured in {numbers.duration(report.duration_s)}." if report.duration_s else "",
+        f"Measured in {numbers.format_duration(report.duration_s)}." if report.duration_s else "",
         _listed("Versions", report.versions.items()),
         _listed("Hardware", report.hardware.items()),
     ]
@@ -67,7 +67,9 @@ def _how(report: EvalReport) -> str:
         template = " in the model's chat template" if report.suite.apply_chat_template else ""
         parts.append(f"Tasks by lm-evaluation-harness on llama.cpp{template}, seed {report.suite.seed}")
     if first := next((m.divergence for m in report.measurements if m.divergence), None):
-        text = f"divergence over {numbers.count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}"
+        text = (
+            f"divergence over {numbers.format_count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}"
+        )
         parts.append(text if parts else text.capitalize())
     return "; ".join(parts) + "." if parts else ""
 
@@ -79,7 +81,7 @@ def _listed(name: str, items: Iterable[tuple[str, object]]) -> str:
 
 def _fact(key: str, value: object) -> str:
     if key.endswith("_bytes") and isinstance(value, int):
-        return f"{key.removesuffix('_bytes').replace('_', ' ')} {numbers.human_bytes(value)}"
+        return f"{key.removesuffix('_bytes').replace('_', ' ')} {numbers.format_bytes(value)}"
     return f"{key} {value}"
 
 
@@ -107,16 +109,16 @@ def _files(report: EvalReport) -> str:
 def _file_row(m: Measurement) -> list[str]:
     d, s, file = m.divergence, m.speed, m.file
     return [
-        file.label, numbers.file_size(file.size_bytes), numbers.bits_per_weight(file.bits_per_weight),
-        numbers.perplexity(d.perplexity.value) if d else DASH,
-        numbers.perplexity(d.rolling_perplexity) if d and d.rolling_perplexity else DASH,
-        ppl_change(d) if d else DASH,
-        numbers.kld(d.mean_kld.value) if d and d.mean_kld else DASH,
-        numbers.kld(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
-        numbers.percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,
-        numbers.tokens_per_s(s.prompt_tokens_per_s) if s else DASH,
-        numbers.tokens_per_s(s.generated_tokens_per_s) if s else DASH,
-        numbers.memory(s.peak_memory_bytes) if s else DASH,
+        file.label, numbers.format_file_size(file.size_bytes), numbers.format_bits_per_weight(file.bits_per_weight),
+        numbers.format_perplexity(d.perplexity.value) if d else DASH,
+        numbers.format_perplexity(d.rolling_perplexity) if d and d.rolling_perplexity else DASH,
+        render_ppl_change(d) if d else DASH,
+        numbers.format_kld(d.mean_kld.value) if d and d.mean_kld else DASH,
+        numbers.format_kld(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
+        numbers.format_percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,
+        numbers.format_tokens_per_s(s.prompt_tokens_per_s) if s else DASH,
+        numbers.format_tokens_per_s(s.generated_tokens_per_s) if s else DASH,
+        numbers.format_memory(s.peak_memory_bytes) if s else DASH,
     ]  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def _tasks(report: EvalReport) -> list[str]:
 
 
 def _task_section(report: EvalReport, m: Measurement) -> str:
-    shown = {score.task for score in headlines(report.suite, report.measurements[0].scores)}
+    shown = {score.task for score in headline_scores(report.suite, report.measurements[0].scores)}
     chances = {(s.task, s.metric): s.chance for s in report.measurements[0].scores}
     head = ("task", "metric", "verdict", "questions", report.baseline, m.file.label, "Δ (95 %)", "lost / gained", "p")
     first: dict[str, str] = {}
@@ -135,7 +137,7 @@ def _task_section(report: EvalReport, m: Measurement) -> str:
     for c in m.comparisons:
         if c.task not in shown:
             hidden.append(c)
-        elif not (is_perplexity(c.metric) and c.task in first):
+        elif not (is_perplexity_metric(c.metric) and c.task in first):
             rows.append(_task_row(c, chances.get((c.task, c.metric))))
             first.setdefault(c.task, c.metric)
     text = f"### {m.file.label}\n\n{_table(head, rows, 3)}"
@@ -149,34 +151,36 @@ def _hidden(hidden: Sequence[Comparison]) -> str:
 
 
 def _task_row(c: Comparison, chance: float | None) -> list[str]:
-    kind = kind_of(c)
-    value = [numbers.metric_value(x, kind) for x in (c.baseline, c.value)]
+    kind = score_metric_kind(c)
+    value = [numbers.format_metric_value(x, kind) for x in (c.baseline, c.value)]
     if c.verdict == "no signal" and chance is not None:
-        value[0] += f" (chance {numbers.percent(chance)})"
+        value[0] += f" (chance {numbers.format_percent(chance)})"
     is_paired = c.mcnemar_p is not None
     return [
-        c.task, c.metric, _verdict(c), numbers.count(c.n), *value, str(numbers.delta_written(c.delta, kind)),
-        f"{c.lost} / {c.gained}" if is_paired else DASH, DASH if c.mcnemar_p is None else numbers.p_value(c.mcnemar_p),
+        c.task, c.metric, _verdict(c), numbers.format_count(c.n), *value,
+        str(numbers.format_delta_interval(c.delta, kind)),
+        f"{c.lost} / {c.gained}" if is_paired else DASH,
+        DASH if c.mcnemar_p is None else numbers.format_p_value(c.mcnemar_p),
     ]  # fmt: skip
 
 
 def _verdict(c: Comparison) -> str:
     if c.questions_needed:
-        return f"too few questions ({numbers.forecast_count(c.questions_needed)})"
+        return f"too few questions ({numbers.format_forecast_count(c.questions_needed)})"
     return f"**{c.verdict}**" if c.verdict in ("worse", "better") else c.verdict
 
 
 def _scores_alone(report: EvalReport) -> list[str]:
     """A baseline measured on its own."""
-    shown = headlines(report.suite, report.measurements[0].scores)
+    shown = headline_scores(report.suite, report.measurements[0].scores)
     if not shown:
         return []
-    rows = [(s.task, s.metric, numbers.count(s.n), _score(s)) for s in shown]
+    rows = [(s.task, s.metric, numbers.format_count(s.n), _score(s)) for s in shown]
     return [f"## Tasks\n\n{_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
 
 
 def _score(s: Score) -> str:
-    return str(numbers.score_written(s.result, kind_of(s)))
+    return str(numbers.format_score_interval(s.result, score_metric_kind(s)))
 
 
 # ---- the end -----------------------------------------------------------------------------------------
@@ -192,7 +196,11 @@ def _self_check(report: EvalReport) -> str:
 
 def _self_check_row(label: str, check: SelfCheck) -> list[str]:
     found = (check.packed_difference, check.rolling_difference, check.noise)
-    return [label, f"{check.known_answers_right} of {check.known_answers}", *(numbers.digits(x, 2) for x in found)]
+    return [
+        label,
+        f"{check.known_answers_right} of {check.known_answers}",
+        *(numbers.format_digits(x, 2) for x in found),
+    ]
 
 
 def _not_measured(report: EvalReport) -> str:
@@ -216,7 +224,7 @@ def _not_measured(report: EvalReport) -> str:
 def _without_comparison(report: EvalReport) -> list[str]:
     if len(report.measurements) == 1:
         return ["the cost of quantization: no file beside the baseline"]
-    shown = {s.task for s in headlines(report.suite, report.measurements[0].scores)}
+    shown = {s.task for s in headline_scores(report.suite, report.measurements[0].scores)}
     scored = {(s.task, s.metric): None for s in report.measurements[0].scores if s.task in shown}
     compared = {(c.task, c.metric) for m in report.measurements[1:] for c in m.comparisons}
     why = "its value does not follow from single questions, or there is only one"

@@ -30,16 +30,16 @@ from eval.rendering.style import (
     THEMES,
     Mark,
     Theme,
-    headline,
-    keep,
-    new_figure,
-    plain_log,
-    row_axis,
-    styled,
+    new_plot_figure,
+    plot_headline,
+    plot_plain_log_axis,
+    plot_row_axis,
+    plot_style,
+    save_plot,
 )
-from eval.rendering.tradeoff import is_accuracy, tradeoff
-from quantyard.formatting.numbers import count, percent, tokens_per_s
-from quantyard.metrics.headline_metrics import headlines
+from eval.rendering.tradeoff import draw_tradeoff_plot, is_accuracy_score
+from quantyard.formatting.numbers import format_count, format_percent, format_tokens_per_s
+from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _T = TypeVar("_T", Score, Comparison)
@@ -56,14 +56,14 @@ _PERCENTILES: Final[Mapping[str, tuple[str, Mark]]] = {
 }
 
 
-def draw(report: EvalReport, folder: Path) -> list[Path]:
+def draw_report_plots(report: EvalReport, folder: Path) -> list[Path]:
     """Draw every plot the report has data for into `folder`; returns the files."""
     paths: list[Path] = []
     for name, plot in PLOTS.items():
         for theme in THEMES:
-            with styled(theme):
+            with plot_style(theme):
                 figure = plot(report, theme)
-                paths += keep(figure, folder, name, theme) if figure is not None else []
+                paths += save_plot(figure, folder, name, theme) if figure is not None else []
     return paths
 
 
@@ -76,15 +76,15 @@ def _by_size(report: EvalReport) -> list[Measurement]:
 # ---- accuracy ----------------------------------------------------------------------------------------
 
 
-def accuracy(report: EvalReport, theme: Theme) -> Any:
+def draw_accuracy_plot(report: EvalReport, theme: Theme) -> Any:
     """One panel per task, one row per file."""
-    shown = [s for s in headlines(report.suite, report.measurements[0].scores) if is_accuracy(s)]
+    shown = [s for s in headline_scores(report.suite, report.measurements[0].scores) if is_accuracy_score(s)]
     if not shown:
         return None
     rows = _by_size(report)
     n_columns = min(len(shown), 3 if len(shown) in (3, 5, 6, 9) else 4)
     n_lines = math.ceil(len(shown) / n_columns)
-    figure = new_figure(max(7.5, 1.0 + 2.7 * n_columns), 1.5 + n_lines * (0.95 + _ROW_IN * len(rows)))
+    figure = new_plot_figure(max(7.5, 1.0 + 2.7 * n_columns), 1.5 + n_lines * (0.95 + _ROW_IN * len(rows)))
     panels = figure.subplots(n_lines, n_columns, squeeze=False).flat
     drawn = [_accuracy_panel(axes, theme, score, rows) for axes, score in zip(panels, shown, strict=False)]
     for i, axes in enumerate(figure.axes):
@@ -93,7 +93,7 @@ def accuracy(report: EvalReport, theme: Theme) -> Any:
     _accuracy_legend(figure, theme, set().union(*drawn))
     thick = f" Thick bars: the difference from {report.baseline}, question by question; the verdict rests on it."
     subtitle = "Per cent right. Thin lines: each score's own 95 % interval." + thick * (len(rows) > 1)
-    headline(figure, theme, f"{report.title}: accuracy", subtitle)
+    plot_headline(figure, theme, f"{report.title}: accuracy", subtitle)
     return figure
 
 
@@ -115,7 +115,7 @@ def _accuracy_panel(axes: Any, theme: Theme, score: Score, rows: Sequence[Measur
             colour = getattr(theme, mark.colour)
             axes.hlines(y, *ends, color=colour, linewidth=5, alpha=0.45, zorder=3)
         axes.plot(100 * own.result.value, y, zorder=4, linestyle="none", **mark.style(theme))
-    row_axis(axes, [m.file.label for m in rows])
+    plot_row_axis(axes, [m.file.label for m in rows])
     _accuracy_title(axes, theme, score)
     return found | ({"chance"} if _accuracy_limits(axes, theme, score) else set())
 
@@ -134,8 +134,8 @@ def _accuracy_limits(axes: Any, theme: Theme, score: Score) -> bool:
 
 
 def _accuracy_title(axes: Any, theme: Theme, score: Score) -> None:
-    about = f"{score.metric}, {count(score.n)} questions"
-    about += f", chance {percent(score.chance)}" if score.chance is not None else ""
+    about = f"{score.metric}, {format_count(score.n)} questions"
+    about += f", chance {format_percent(score.chance)}" if score.chance is not None else ""
     axes.set_title(score.task, pad=17, fontsize=min(10.5, 10.5 * 26 / len(score.task)))
     axes.annotate(
         about, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
@@ -159,27 +159,27 @@ def _find(among: Sequence[_T], score: Score) -> _T | None:
 # ---- divergence --------------------------------------------------------------------------------------
 
 
-def divergence(report: EvalReport, theme: Theme) -> Any:
+def draw_divergence_plot(report: EvalReport, theme: Theme) -> Any:
     """One row per file: its KL divergence at several percentiles of the tokens."""
     rows = [m for m in _by_size(report) if m.divergence and m.divergence.kld_percentiles]
     if not rows:
         return None
-    figure = new_figure(8.5, 1.75 + 0.34 * len(rows))
+    figure = new_plot_figure(8.5, 1.75 + 0.34 * len(rows))
     axes = figure.subplots()
     axes.set_xscale("log")
     for y, m in enumerate(rows):
         _divergence_row(axes, theme, y, m)
-    row_axis(axes, [m.file.label for m in rows])
+    plot_row_axis(axes, [m.file.label for m in rows])
     axes.set_xlabel("KL divergence of a token, in nats")
-    plain_log(axes.xaxis)
+    plot_plain_log_axis(axes.xaxis)
     names = [(name, mark) for key, (name, mark) in _PERCENTILES.items() if _has_percentile(rows, key)]
     handles = [Line2D([], [], linestyle="none", label=name, **mark.style(theme)) for name, mark in names]
     handles.append(Line2D([], [], linestyle="none", marker="|", color=theme.text, markersize=11, mew=2, label="mean"))
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), columnspacing=1.2, handletextpad=0.2)
     first = rows[0].divergence
     assert first is not None
-    subtitle = f"{_READ_DIVERGENCE} Over {count(first.n_tokens)} tokens of {first.text}."
-    headline(figure, theme, f"{report.title}: divergence from {report.baseline}", subtitle)
+    subtitle = f"{_READ_DIVERGENCE} Over {format_count(first.n_tokens)} tokens of {first.text}."
+    plot_headline(figure, theme, f"{report.title}: divergence from {report.baseline}", subtitle)
     return figure
 
 
@@ -203,27 +203,27 @@ def _divergence_row(axes: Any, theme: Theme, y: int, m: Measurement) -> None:
 # ---- speed -------------------------------------------------------------------------------------------
 
 
-def speed(report: EvalReport, theme: Theme) -> Any:
+def draw_speed_plot(report: EvalReport, theme: Theme) -> Any:
     """Two panels of bars: reading a prompt, and generating."""
     rows = [m for m in _by_size(report) if m.speed]
     if not rows:
         return None
     first = rows[0].speed
     assert first is not None
-    figure = new_figure(8.5, 1.25 + 0.34 * len(rows))
+    figure = new_plot_figure(8.5, 1.25 + 0.34 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
     reading = [(m.speed.prompt_tokens_per_s, m.speed.prompt_spread) for m in rows if m.speed]
     writing = [(m.speed.generated_tokens_per_s, m.speed.generated_spread) for m in rows if m.speed]
     for axes, name, bars in ((left, "Prompt", reading), (right, "Generation", writing)):
         _bars(axes, theme, bars, [theme.muted if m.file.label == report.baseline else theme.blue for m in rows])
-        row_axis(axes, [m.file.label for m in rows])
+        plot_row_axis(axes, [m.file.label for m in rows])
         axes.set_title(f"{name}, tokens per second")
     threads = f"{first.threads} thread{'s' * (first.threads != 1)}"
     gpu = f", {first.n_gpu_layers} layers on the GPU" if first.n_gpu_layers > 0 else ""
     cpu = report.hardware.get("cpu")
     where = f" on {cpu}" if isinstance(cpu, str) else ""
     subtitle = f"Medians of {first.settings.repeats} runs with {threads}{gpu}{where}; whiskers span the runs."
-    headline(figure, theme, f"{report.title}: speed", subtitle)
+    plot_headline(figure, theme, f"{report.title}: speed", subtitle)
     return figure
 
 
@@ -234,16 +234,16 @@ def _bars(axes: Any, theme: Theme, bars: Sequence[tuple[float, float]], colours:
         end = value * (1 + spread / 2)
         axes.barh(y, value, height=0.62, color=colour, linewidth=0)
         axes.hlines(y, value * (1 - spread / 2), end, color=theme.text, linewidth=1.2)
-        axes.text(end + 0.015 * largest, y, tokens_per_s(value), va="center", size=9)
+        axes.text(end + 0.015 * largest, y, format_tokens_per_s(value), va="center", size=9)
     axes.set_xlim(0, 1.16 * largest)
     axes.grid(visible=False, axis="y")
 
 
 PLOTS: Final[Mapping[str, Callable[[EvalReport, Theme], Any]]] = {
-    "accuracy": accuracy,
-    "tradeoff": tradeoff,
-    "divergence": divergence,
-    "speed": speed,
+    "accuracy": draw_accuracy_plot,
+    "tradeoff": draw_tradeoff_plot,
+    "divergence": draw_divergence_plot,
+    "speed": draw_speed_plot,
 }
 
 
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("report", type=Path, help="report.json")
     parser.add_argument("folder", type=Path, help="where the plots go")
     args = parser.parse_args()
-    draw(EvalReport.model_validate_json(args.report.read_bytes()), args.folder)
+    draw_report_plots(EvalReport.model_validate_json(args.report.read_bytes()), args.folder)
 
 
 if __name__ == "__main__":

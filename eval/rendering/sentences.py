@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from quantyard.formatting.numbers import DASH, change_written, digits, human_bytes, percent, rough_percent
+from quantyard.formatting.numbers import (
+    DASH,
+    format_bytes,
+    format_change_interval,
+    format_digits,
+    format_percent,
+    format_rough_percent,
+)
 from quantyard.metrics import intervals
-from quantyard.metrics.headline_metrics import headlines
-from quantyard.metrics.pareto import entries_of, metric_of, standings
+from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.pareto import pareto_entries, pareto_metric, pareto_standings
 from quantyard.protocol.measurements import Comparison, Divergence, EvalReport, Measurement, Verdict
 
 GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("better", "same", "worse", "too few questions", "no signal")
 _MAX_NAMED: Final = 3
 
 
-def plain_words(report: EvalReport) -> str:
+def render_report_sentences(report: EvalReport) -> str:
     """One item per file beside the baseline; empty where there is none."""
-    stands = standings(entries_of(report), metric_of(report))
+    stands = pareto_standings(pareto_entries(report), pareto_metric(report))
     lines = [
         f"- **{m.file.label}** {_sentences(report, m)}{_standing(stands.get(m.file.label))}"
         for m in report.measurements[1:]
@@ -30,16 +37,16 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
     parts = []
     if m.file.size_bytes and baseline.file.size_bytes:
         share = m.file.size_bytes / baseline.file.size_bytes
-        parts.append(f"is {human_bytes(m.file.size_bytes)}, {rough_percent(share)} of the baseline.")
+        parts.append(f"is {format_bytes(m.file.size_bytes)}, {format_rough_percent(share)} of the baseline.")
     if shown := _headline_comparisons(report, m):
         parts.append(_verdicts(shown))
     if m.divergence and m.divergence.top1_agreement:
-        agreement, change = percent(m.divergence.top1_agreement.value), ppl_change(m.divergence)
+        agreement, change = format_percent(m.divergence.top1_agreement.value), render_ppl_change(m.divergence)
         perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
         parts.append(f"It picks the baseline's next token {agreement} of the time{perplexity}.")
     if m.speed and baseline.speed:
         ratio = m.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
-        parts.append(f"It generates {digits(ratio, 2)} times as fast.")
+        parts.append(f"It generates {format_digits(ratio, 2)} times as fast.")
     return " ".join(parts) or "has no value to compare."
 
 
@@ -50,7 +57,7 @@ def _standing(said: str | None) -> str:
 
 def _headline_comparisons(report: EvalReport, m: Measurement) -> list[Comparison]:
     found = {(c.task, c.metric): c for c in m.comparisons}
-    keys = ((s.task, s.metric) for s in headlines(report.suite, report.measurements[0].scores))
+    keys = ((s.task, s.metric) for s in headline_scores(report.suite, report.measurements[0].scores))
     return [found[key] for key in keys if key in found]
 
 
@@ -85,7 +92,7 @@ def _left_open(which: Sequence[Comparison]) -> str:
 # ---- shared with the tables --------------------------------------------------------------------------
 
 
-def ppl_change(d: Divergence) -> str:
+def render_ppl_change(d: Divergence) -> str:
     """exp(ln ratio) - 1 with its 95 % interval."""
-    change = intervals.ppl_change(d)
-    return DASH if change is None else str(change_written(change))
+    change = intervals.ppl_change_interval(d)
+    return DASH if change is None else str(format_change_interval(change))

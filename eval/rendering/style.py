@@ -23,7 +23,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
-from quantyard.formatting.numbers import axis_label, leading_digit
+from quantyard.formatting.numbers import format_axis_label, format_leading_digit
 from quantyard.protocol.measurements import Verdict
 
 PNG_DPI: Final = 160
@@ -87,7 +87,7 @@ MARKS: Final[Mapping[Verdict, Mark]] = {
 }
 
 
-def styled(theme: Theme) -> AbstractContextManager[None]:
+def plot_style(theme: Theme) -> AbstractContextManager[None]:
     """Matplotlib's settings while a plot of this theme is drawn."""
     settings: dict[str, Any] = {
         "svg.hashsalt": "quantyard", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 10,
@@ -105,25 +105,25 @@ def styled(theme: Theme) -> AbstractContextManager[None]:
     return context
 
 
-def new_figure(width_in: float, height_in: float) -> Any:
+def new_plot_figure(width_in: float, height_in: float) -> Any:
     """A figure that no window system and no global state knows of."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def keep(figure: Any, folder: Path, name: str, theme: Theme) -> list[Path]:
+def save_plot(figure: Any, folder: Path, name: str, theme: Theme) -> list[Path]:
     """Write `<name>-<theme>.svg` and `.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}-{theme.name}.{extension}" for extension in _FORMATS]
-    settle(figure)
+    settle_plot_layout(figure)
     for path in paths:
         kind = path.suffix[1:]
         figure.savefig(path, format=kind, dpi=PNG_DPI, metadata=dict(_METADATA[kind]))
     return paths
 
 
-def headline(figure: Any, theme: Theme, title: str, subtitle: str) -> None:
+def plot_headline(figure: Any, theme: Theme, title: str, subtitle: str) -> None:
     """A title and a line or two below it, flush left above the panels."""
     width_in = float(figure.get_figwidth())
     lines = textwrap.wrap(subtitle, int(width_in * 14))
@@ -136,35 +136,37 @@ def headline(figure: Any, theme: Theme, title: str, subtitle: str) -> None:
     figure.text(inset, below, "\n".join(lines), size=9, color=theme.muted, va="top", linespacing=1.25)
 
 
-def plain_log(axis: Any) -> None:
+def plot_plain_log_axis(axis: Any) -> None:
     """Numbers as people write them on a log axis, between the powers of ten too where it shows few of these."""
     low, high = axis.get_view_interval()
     between = "23468" if high < 4 * low else "25" if high < 15 * low else ""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: axis_label(x)))
-    axis.set_minor_formatter(FuncFormatter(lambda x, _: axis_label(x) if leading_digit(x) in between else ""))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: format_axis_label(x)))
+    axis.set_minor_formatter(
+        FuncFormatter(lambda x, _: format_axis_label(x) if format_leading_digit(x) in between else "")
+    )
 
 
-def row_axis(axes: Any, names: Sequence[str]) -> None:
+def plot_row_axis(axes: Any, names: Sequence[str]) -> None:
     """One named row for each file, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
-def settle(figure: Any) -> None:
+def settle_plot_layout(figure: Any) -> None:
     """Lay the figure out once and for all; laying it out anew for every file is most of the time it takes."""
     if figure.get_layout_engine() is not None:
         figure.canvas.draw()
         figure.set_layout_engine("none")
 
 
-def label_points(
+def label_plot_points(
     axes: Any, theme: Theme, points: Sequence[tuple[float, float, str]], lines: Iterable[Sequence[tuple[float, float]]]
 ) -> None:
     """Write each name beside its point, at the first of several places where it covers nothing.
 
     `lines` (of points in data units) are to keep clear of, besides the points and the names already written.
     """
-    settle(axes.figure)
+    settle_plot_layout(axes.figure)
     renderer = axes.figure.canvas.get_renderer()
     places = axes.transData.transform([point[:2] for point in points])
     taken = [_box(x, y, 5) for x, y in places]

@@ -9,11 +9,19 @@ from typing import Any, Final
 
 from matplotlib.ticker import MaxNLocator
 
-from eval.rendering.style import BASELINE, Mark, Theme, headline, label_points, new_figure, plain_log
-from quantyard.formatting.numbers import digits
-from quantyard.metrics.headline_metrics import headlines
+from eval.rendering.style import (
+    BASELINE,
+    Mark,
+    Theme,
+    label_plot_points,
+    new_plot_figure,
+    plot_headline,
+    plot_plain_log_axis,
+)
+from quantyard.formatting.numbers import format_digits
+from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.intervals import Z
-from quantyard.metrics.pareto import Entry, beaten_by
+from quantyard.metrics.pareto import ParetoEntry, pareto_beaten_by
 from quantyard.protocol.measurements import EvalReport, Measurement, Score
 
 _FRONT, _BEATEN = Mark("o", "blue"), Mark("o", "muted", hollow=True)
@@ -22,7 +30,7 @@ _READ: Final = "Left is smaller. The line joins the files no other beats in size
 
 
 @dataclass(frozen=True)
-class Point:
+class TradeoffPoint:
     """One file: its size, its quality with the ends of the interval, and how fast it generates."""
 
     label: str
@@ -34,37 +42,37 @@ class Point:
     is_baseline: bool = False
 
 
-def is_accuracy(score: Score) -> bool:
+def is_accuracy_score(score: Score) -> bool:
     """Whether a score is a share of something right."""
     return score.higher_is_better and 0 <= score.result.low <= score.result.high <= 1
 
 
-def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
+def plot_tradeoff_front(points: Sequence[TradeoffPoint], lower_is_better: bool) -> list[TradeoffPoint]:
     """The points that no other beats in size, quality and speed, from small to large."""
     sign = 1 if lower_is_better else -1
-    beaten = beaten_by(Entry(p.label, p.size, sign * p.value, p.tokens_per_s) for p in points)
+    beaten = pareto_beaten_by(ParetoEntry(p.label, p.size, sign * p.value, p.tokens_per_s) for p in points)
     return sorted((p for p in points if not beaten[p.label]), key=lambda p: (p.size, sign * p.value))
 
 
-def tradeoff(report: EvalReport, theme: Theme) -> Any:
+def draw_tradeoff_plot(report: EvalReport, theme: Theme) -> Any:
     """Size against mean KL divergence (or the change of perplexity), and against mean accuracy where there is one."""
     panels = [panel for panel in (_divergence_points(report), _accuracy_points(report)) if panel]
     if not panels or not all(m.file.size_bytes for m in report.measurements):
         return None
-    figure = new_figure(max(7.0, 5.2 * len(panels)), 4.9)
+    figure = new_plot_figure(max(7.0, 5.2 * len(panels)), 4.9)
     figure.subplots(1, len(panels))
     for axes, (points, name, lower_is_better, log) in zip(figure.axes, panels, strict=True):
         _panel(axes, theme, points, lower_is_better, log)
         axes.set_title(name)
         axes.set_xlabel(f"size, {_scale(report)[1]}")
     subtitle = f"{_READ} Bars: 95 % intervals, of accuracy those of the difference from {report.baseline}."
-    headline(figure, theme, f"{report.title}: size against quality", subtitle)
+    plot_headline(figure, theme, f"{report.title}: size against quality", subtitle)
     for axes, (points, _, lower_is_better, _) in zip(figure.axes, panels, strict=True):
         _label(axes, theme, points, lower_is_better, _scale(report)[1])
     return figure
 
 
-_Panel = tuple[list[Point], str, bool, bool]  # points, title, lower is better, log scale
+_Panel = tuple[list[TradeoffPoint], str, bool, bool]  # points, title, lower is better, log scale
 
 
 def _scale(report: EvalReport) -> tuple[float, str]:
@@ -75,20 +83,22 @@ def _divergence_points(report: EvalReport) -> _Panel | None:
     """Of mean KLD if two files have one that a log scale can show; else of perplexity, the baseline at 0."""
     unit = _scale(report)[0]
     klds = [
-        Point(m.file.label, m.file.size_bytes / unit, k.value, max(k.value - Z * k.stderr, k.value / 10),
+        TradeoffPoint(m.file.label, m.file.size_bytes / unit, k.value, max(k.value - Z * k.stderr, k.value / 10),
               k.value + Z * k.stderr, _speed(m))
         for m in report.measurements if m.divergence and (k := m.divergence.mean_kld) and k.value > 0
     ]  # fmt: skip
     if len(klds) > 1:
         return klds, "Mean KL divergence, nats per token", True, True
     changes = [
-        Point(m.file.label, m.file.size_bytes / unit, _change(r.value), _change(r.value - Z * r.stderr),
+        TradeoffPoint(m.file.label, m.file.size_bytes / unit, _change(r.value), _change(r.value - Z * r.stderr),
               _change(r.value + Z * r.stderr), _speed(m))
         for m in report.measurements if m.divergence and (r := m.divergence.ln_perplexity_ratio)
     ]  # fmt: skip
     first = report.measurements[0]
     others = [p for p in changes if p.label != first.file.label]
-    baseline = Point(first.file.label, first.file.size_bytes / unit, 0.0, 0.0, 0.0, _speed(first), is_baseline=True)
+    baseline = TradeoffPoint(
+        first.file.label, first.file.size_bytes / unit, 0.0, 0.0, 0.0, _speed(first), is_baseline=True
+    )
     return ([baseline, *others], "Change of perplexity, %", True, False) if others else None
 
 
@@ -100,19 +110,23 @@ def _accuracy_points(report: EvalReport) -> _Panel | None:
     """Mean accuracy over the tasks with a signal; the bars are of the difference from the baseline."""
     first, *others = report.measurements
     noise = {(c.task, c.metric) for m in others for c in m.comparisons if c.verdict == "no signal"}
-    shown = [s for s in headlines(report.suite, first.scores) if is_accuracy(s) and (s.task, s.metric) not in noise]
+    shown = [
+        s
+        for s in headline_scores(report.suite, first.scores)
+        if is_accuracy_score(s) and (s.task, s.metric) not in noise
+    ]
     if not shown or not others:
         return None
     unit, base = _scale(report)[0], sum(s.result.value for s in shown) / len(shown)
     score = (100 * base,) * 3
-    start = Point(first.file.label, first.file.size_bytes / unit, *score, _speed(first), is_baseline=True)
+    start = TradeoffPoint(first.file.label, first.file.size_bytes / unit, *score, _speed(first), is_baseline=True)
     points = [_accuracy_point(m, {(s.task, s.metric) for s in shown}, base, unit) for m in others]
     known = [point for point in points if point]
     name = f"Mean accuracy over {len(shown)} task{'s' * (len(shown) > 1)}, %"
     return ([start, *known], name, False, False) if known else None
 
 
-def _accuracy_point(m: Measurement, shown: set[tuple[str, str]], base: float, unit: float) -> Point | None:
+def _accuracy_point(m: Measurement, shown: set[tuple[str, str]], base: float, unit: float) -> TradeoffPoint | None:
     """Intervals of independent differences add in squares, each side for itself (MOVER: Zou and Donner, 2008)."""
     deltas = [c.delta for c in m.comparisons if (c.task, c.metric) in shown]
     if len(deltas) < len(shown):
@@ -121,16 +135,16 @@ def _accuracy_point(m: Measurement, shown: set[tuple[str, str]], base: float, un
     below = math.sqrt(sum((d.value - d.low) ** 2 for d in deltas)) / len(deltas)
     above = math.sqrt(sum((d.high - d.value) ** 2 for d in deltas)) / len(deltas)
     score = (100 * value, 100 * (value - below), 100 * (value + above))
-    return Point(m.file.label, m.file.size_bytes / unit, *score, _speed(m))
+    return TradeoffPoint(m.file.label, m.file.size_bytes / unit, *score, _speed(m))
 
 
 def _speed(m: Measurement) -> float | None:
     return m.speed.generated_tokens_per_s if m.speed else None
 
 
-def _panel(axes: Any, theme: Theme, points: Sequence[Point], lower_is_better: bool, log: bool) -> None:
+def _panel(axes: Any, theme: Theme, points: Sequence[TradeoffPoint], lower_is_better: bool, log: bool) -> None:
     inside = _inside(points)
-    best = front(inside, lower_is_better)
+    best = plot_tradeoff_front(inside, lower_is_better)
     axes.plot([p.size for p in best], [p.value for p in best], color=theme.blue, linewidth=1.2, alpha=0.6, zorder=1)
     for point in inside:
         mark = BASELINE if point.is_baseline else _FRONT if point in best else _BEATEN
@@ -144,20 +158,20 @@ def _panel(axes: Any, theme: Theme, points: Sequence[Point], lower_is_better: bo
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if log:
         axes.set_yscale("log")
-        plain_log(axes.yaxis)
+        plot_plain_log_axis(axes.yaxis)
 
 
-def _inside(points: Sequence[Point]) -> list[Point]:
+def _inside(points: Sequence[TradeoffPoint]) -> list[TradeoffPoint]:
     """The points in sight: of a baseline several times as large as the rest a line must do, or they would huddle."""
     return [p for p in points if not p.is_baseline or len(points) <= _MAX_BESIDE_BASELINE]
 
 
-def _label(axes: Any, theme: Theme, points: Sequence[Point], lower_is_better: bool, unit: str) -> None:
+def _label(axes: Any, theme: Theme, points: Sequence[TradeoffPoint], lower_is_better: bool, unit: str) -> None:
     """Names beside the points, clear of bars and lines; a baseline out of sight is named at the end of its line."""
     inside, ends = _inside(points), axes.get_xlim()
     names = [(p.size, p.value, p.label) for p in inside]
-    names += [(ends[1], p.value, f"{p.label}, {digits(p.size)} {unit}") for p in points if p not in inside]
+    names += [(ends[1], p.value, f"{p.label}, {format_digits(p.size)} {unit}") for p in points if p not in inside]
     lines = [[(p.size, p.low), (p.size, p.high)] for p in inside]
-    lines.append([(p.size, p.value) for p in front(inside, lower_is_better)])
+    lines.append([(p.size, p.value) for p in plot_tradeoff_front(inside, lower_is_better)])
     lines += [[(end, p.value) for end in ends] for p in points if p.is_baseline]
-    label_points(axes, theme, names, lines)
+    label_plot_points(axes, theme, names, lines)

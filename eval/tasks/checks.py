@@ -12,11 +12,11 @@ from typing import Any
 _FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
-class Slip(Exception):
+class TaskSlip(Exception):
     """What is wrong with the task, without its name."""
 
 
-def check(task: Any) -> None:
+def check_task(task: Any) -> None:
     """Look for slips in a task that was built.
 
     Raises:
@@ -29,7 +29,7 @@ def check(task: Any) -> None:
             _check_answer(number, task.doc_to_target(doc), task.doc_to_choice(doc))
 
 
-def lacks_examples(task: Any, shots: int) -> str:
+def task_lacks_examples(task: Any, shots: int) -> str:
     """Why a task cannot show so many examples; "" if it can, or if it chooses them itself.
 
     lm-eval takes them from the questions themselves where a task names no other split, so that a question might come
@@ -51,14 +51,16 @@ def _check_field(key: str, value: Any, task: Any) -> None:
         return
     near = difflib.get_close_matches(value, task.features, n=1)
     advice = f"Did you mean {near[0]!r}?" if near else f"Its fields are {', '.join(task.features)}."
-    raise Slip(f"{key} is {value!r}, which is not a field of its questions. {advice}")
+    raise TaskSlip(f"{key} is {value!r}, which is not a field of its questions. {advice}")
 
 
 def _check_answer(number: int, answer: Any, choices: list[Any]) -> None:
     right = answer if isinstance(answer, list) else [answer]
     if not right or not all(_is_choice(one, choices) for one in right):
         fact = f"the answer of question {number} is {answer!r}"
-        raise Slip(f"{fact}, which is not one of its {len(choices)} choices nor an index into them, counted from 0.")
+        raise TaskSlip(
+            f"{fact}, which is not one of its {len(choices)} choices nor an index into them, counted from 0."
+        )
 
 
 def _is_choice(answer: Any, choices: list[Any]) -> bool:

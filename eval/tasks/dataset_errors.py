@@ -1,4 +1,4 @@
-"""What went wrong while a data set was fetched, in our words. Import it after `offline.set_up`."""
+"""What went wrong while a data set was fetched, in our words. Import it after `offline.set_up_dataset_libraries`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from quantyard.network.bounded_http import BadAnswer
-from quantyard.network.hub_errors import AGAIN, Asked, HubProblem, answered, problem_of
+from quantyard.network.hub_errors import AGAIN, AskedHub, HubProblem, hub_problem_of_error, hub_problem_of_kind
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.runner import StageFailure, causes
+from quantyard.protocol.runner import StageFailure, error_causes
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _UNUSABLE = "Leave the tasks that use it out of the suite."
 E = TypeVar("E", bound=BaseException)
 
 
-def is_transient(error: Exception) -> bool:
+def is_transient_dataset_error(error: Exception) -> bool:
     """Whether trying again may help."""
     if refused := _find(error, HfHubHTTPError):
         return refused.response.status_code in _TRANSIENT
@@ -28,11 +28,11 @@ def is_transient(error: Exception) -> bool:
     return _is_network(error)
 
 
-def explain(error: Exception, path: str, *, has_token: bool) -> StageFailure:
+def explain_dataset_error(error: Exception, path: str, *, has_token: bool) -> StageFailure:
     """The failure: exit code 4 for the Hub and the way to it, 2 for a data set that cannot be used."""
-    asked = Asked(f"the data set {path}", f"datasets/{path}", constants.ENDPOINT, has_token, again=AGAIN)
+    asked = AskedHub(f"the data set {path}", f"datasets/{path}", constants.ENDPOINT, has_token, again=AGAIN)
     if _find(error, HfHubHTTPError) or _is_network(error):
-        return _network(problem_of(error, asked))
+        return _network(hub_problem_of_error(error, asked))
     if "Dataset scripts are no longer supported" in str(error):
         message = f"The data set {path} is a Python script, which is never run."
         return StageFailure(ExitCode.BAD_REQUEST, "script", message, _UNUSABLE)
@@ -40,7 +40,7 @@ def explain(error: Exception, path: str, *, has_token: bool) -> StageFailure:
         message = f"The data set {path} holds no files that can be read."
         return StageFailure(ExitCode.BAD_REQUEST, "no-data", message, _UNUSABLE)
     if _find(error, DatasetNotFoundError):
-        return _network(answered("repo-not-found", asked))
+        return _network(hub_problem_of_kind("repo-not-found", asked))
     message = f"The data set {path} cannot be read: {type(error).__name__}: {_text(error)[:500]}"
     return StageFailure(ExitCode.BAD_REQUEST, "bad-data-set", message, _UNUSABLE)
 
@@ -55,10 +55,10 @@ def _is_network(error: Exception) -> bool:
 
 
 def _find(error: BaseException, kind: type[E]) -> E | None:
-    return next((cause for cause in causes(error) if isinstance(cause, kind)), None)
+    return next((cause for cause in error_causes(error) if isinstance(cause, kind)), None)
 
 
 def _text(error: BaseException) -> str:
     """What the innermost cause says, in one line."""
-    last = list(causes(error))[-1]
+    last = list(error_causes(error))[-1]
     return " ".join(str(last).split()) or type(last).__name__

@@ -7,7 +7,7 @@ import difflib
 import re
 from pathlib import Path
 
-from eval.tasks.checks import Slip
+from eval.tasks.checks import TaskSlip
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -15,7 +15,7 @@ _UNKNOWN_KEY = re.compile(r"unexpected keyword argument '(\w+)'")
 _HELP = "docs/how-to/your-own-questions.md shows tasks that work."
 
 
-def unusable(name: str, path: Path | None, error: Exception) -> StageFailure:
+def unusable_task(name: str, path: Path | None, error: Exception) -> StageFailure:
     """The failure for a task that could not be built from this file."""
     where = f"The task {name!r}" + (f" ({path.name})" if path else "")
     if isinstance(error, ImportError):
@@ -23,7 +23,7 @@ def unusable(name: str, path: Path | None, error: Exception) -> StageFailure:
         return StageFailure(ExitCode.BAD_REQUEST, "missing-package", message, "Leave the task out of the suite.")
     if isinstance(error, TypeError) and (key := _UNKNOWN_KEY.search(str(error))):
         return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} {_unknown_key(key[1])}", _HELP)
-    reason = str(error) if isinstance(error, Slip) else _reason(error)
+    reason = str(error) if isinstance(error, TaskSlip) else _reason(error)
     return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} cannot be used: {reason}", _HELP)
 
 

@@ -19,8 +19,8 @@ import lm_eval.tasks
 from lm_eval.tasks._index import Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from quantyard.formats.strict_yaml import OnFunction, YamlProblem, load_plain
-from quantyard.formats.task_yaml import read_task
+from quantyard.formats.strict_yaml import OnFunction, YamlProblem, load_strict_yaml
+from quantyard.formats.task_yaml import read_task_yaml
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -32,14 +32,14 @@ _PLAIN = re.compile(r"[\w./ -]+")
 _WORD = rb"[\w./-]"
 
 
-def index_for(names: Iterable[str], include_dir: Path | None) -> Index:
+def task_index_for(names: Iterable[str], include_dir: Path | None) -> Index:
     """The entries for these tasks, groups and tags, and everything they refer to. A name unknown to lm-eval is absent.
 
     Raises:
         StageFailure: a YAML file under `include_dir` cannot be read.
     """
     names = tuple(names)
-    local = local_index(include_dir) if include_dir else {}
+    local = local_task_index(include_dir) if include_dir else {}
     index, wanted, seen = local, set(names), set[str]()
     while new := wanted - seen:
         seen |= new
@@ -57,11 +57,11 @@ def _reachable(names: Iterable[str], index: Index) -> set[str]:
         if name not in found:
             found.add(name)
             entry = index.get(name)
-            queue += list(members(entry)) if entry else []
+            queue += list(task_members(entry)) if entry else []
     return found
 
 
-def members(entry: Any) -> Iterator[str]:
+def task_members(entry: Any) -> Iterator[str]:
     """The names that a group or tag refers to; none for a task."""
     if entry.kind is Kind.TAG:
         yield from sorted(entry.tags)
@@ -79,30 +79,30 @@ def _in_group(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _in_group(item)  # a group defined in place
 
 
-def known_names(include_dir: Path | None) -> set[str]:
+def known_task_names(include_dir: Path | None) -> set[str]:
     """Names of all tasks and groups, near enough for proposing one: read off the text, where they stand plainly."""
     found = {match[1].decode() for text in _texts().values() for match in _NAME.finditer(text)}
-    return found | (local_index(include_dir).keys() if include_dir else set())
+    return found | (local_task_index(include_dir).keys() if include_dir else set())
 
 
-def local_index(folder: Path) -> Index:
+def local_task_index(folder: Path) -> Index:
     """The tasks defined under one folder. Unlike lm-eval's own, it does not skip in silence what it cannot read."""
     index: Index = {}
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.as_posix()):
-        config = local_config(path, folder)
+        config = local_task_config(path, folder)
         if config.keys() & {"task", "group", "class"}:  # else it is there to be included
             TaskIndex.process_cfg(config, path, index)
     return index
 
 
-def local_config(path: Path, top: Path, on_function: OnFunction = str) -> dict[str, Any]:
+def local_task_config(path: Path, top: Path, on_function: OnFunction = str) -> dict[str, Any]:
     """A task's file under the folder `top`, read without trust; `on_function` makes something of each `!function`.
 
     Raises:
         StageFailure: it is not a task.
     """
     try:
-        return read_task(path, top, on_function)
+        return read_task_yaml(path, top, on_function)
     except YamlProblem as problem:
         message = f"{path.name} is not a task of lm-eval: {problem}."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-task", message) from problem
@@ -132,7 +132,9 @@ def _includers() -> Mapping[Path, frozenset[Path]]:
 
 def _included(folder: Path, value: str) -> Iterator[Path]:
     try:
-        items = value.strip() if _PLAIN.fullmatch(value) else load_plain(value)  # most are plain, and YAML is slow
+        items = (
+            value.strip() if _PLAIN.fullmatch(value) else load_strict_yaml(value)
+        )  # most are plain, and YAML is slow
     except YamlProblem:
         return
     for item in items if isinstance(items, list) else [items]:

@@ -24,7 +24,7 @@ from eval.tasks import errors as task_errors
 from eval.tasks import offline
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import DEFAULT_SEED, TaskEntry
-from quantyard.protocol.runner import Stage, StageFailure, is_out_of_space
+from quantyard.protocol.runner import Stage, StageFailure, is_stage_out_of_space
 
 if TYPE_CHECKING:
     from eval.tasks.index import Index
@@ -54,7 +54,7 @@ class LeafTask:
     num_fewshot: int
 
 
-def include_dir(stage: Stage, include_path: str | None) -> Path | None:
+def task_include_dir(stage: Stage, include_path: str | None) -> Path | None:
     """Where a suite's own tasks are: in the input `suite`, or in our own `suites` for one of ours.
 
     Raises:
@@ -76,15 +76,15 @@ def load_tasks(
 ) -> tuple[LeafTask, ...]:
     """Build every task that these lines of a suite stand for, in order; `on_task` hears of each.
 
-    Data sets come from wherever `datasets.load_dataset` takes them: call `offline.go_offline` before.
+    Data sets come from wherever `datasets.load_dataset` takes them: call `offline.take_datasets_offline` before.
 
     Raises:
         StageFailure: a name that is not a task, a task named twice, one that cannot be used, or one that would run
             code written by the model.
     """
-    from eval.tasks.index import index_for
+    from eval.tasks.index import task_index_for
 
-    index = index_for((entry.task for entry in entries), include_dir)
+    index = task_index_for((entry.task for entry in entries), include_dir)
     for entry in entries:
         if entry.task not in index:
             raise _unknown(entry.task, include_dir)
@@ -97,17 +97,17 @@ def load_tasks(
 
 def count_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None) -> int:
     """How many tasks `load_tasks` will build, groups counted by their members."""
-    from eval.tasks.index import index_for, members
+    from eval.tasks.index import task_index_for, task_members
 
-    index = index_for((entry.task for entry in entries), include_dir)
-    return sum(not any(members(entry)) for entry in index.values())
+    index = task_index_for((entry.task for entry in entries), include_dir)
+    return sum(not any(task_members(entry)) for entry in index.values())
 
 
 def code_of_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None) -> frozenset[Path]:
     """The Python files beside their YAML: what building these tasks may run."""
-    from eval.tasks.index import index_for
+    from eval.tasks.index import task_index_for
 
-    index = index_for((entry.task for entry in entries), include_dir)
+    index = task_index_for((entry.task for entry in entries), include_dir)
     folders = {entry.yaml_path.parent for entry in index.values() if entry.yaml_path}
     return frozenset(path for folder in folders for path in folder.glob("*.py"))
 
@@ -148,10 +148,10 @@ class _Builder:
         """As lm-eval makes it, of what our own reader has read: lm-eval's would trust the file."""
         from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
-        from eval.tasks.index import local_config
+        from eval.tasks.index import local_task_config
 
         path: Path = entry.yaml_path
-        read = local_config(path, top, lambda name: _import_func_in_yml(name, path.parent))
+        read = local_task_config(path, top, lambda name: _import_func_in_yml(name, path.parent))
         config: dict[str, Any] = self._own_config(dataclasses.replace(entry, yaml_path=None, cfg=read), overrides)
         config["metadata"]["config_source"] = str(path)
         return config
@@ -163,7 +163,7 @@ class _Builder:
     def _checked(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         task = self._own_task(entry, overrides)
         if self._include_dir and entry.yaml_path.is_relative_to(self._include_dir) and hasattr(task, "features"):
-            task_checks.check(task)
+            task_checks.check_task(task)
         return task
 
 
@@ -173,9 +173,9 @@ def _explained(name: str, entry: Any, build: Callable[[Any], Any]) -> Any:
     except (StageFailure, MemoryError):
         raise
     except Exception as error:
-        if is_out_of_space(error):
+        if is_stage_out_of_space(error):
             raise
-        raise task_errors.unusable(name, entry.yaml_path, error) from error
+        raise task_errors.unusable_task(name, entry.yaml_path, error) from error
 
 
 def _with_absolute_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _leaf(entry: TaskEntry, task: Any, seed: int) -> LeafTask:
     shots = _shots(entry, task)
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=seed)
-    if problem := task_checks.lacks_examples(task, shots):
+    if problem := task_checks.task_lacks_examples(task, shots):
         message = f"The task {task.task_name!r} is asked with {shots} examples, but {problem}"
         raise StageFailure(ExitCode.BAD_REQUEST, "no-examples", message, "Set num_fewshot for it in the suite.")
     version = "" if task.VERSION in (None, _NO_VERSION) else str(task.VERSION)
@@ -225,9 +225,9 @@ def _shots(entry: TaskEntry, task: Any) -> int:
 
 
 def _unknown(name: str, include_dir: Path | None) -> StageFailure:
-    from eval.tasks.index import known_names
+    from eval.tasks.index import known_task_names
 
-    near = difflib.get_close_matches(name, known_names(include_dir), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, known_task_names(include_dir), n=3, cutoff=0.6)
     advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     message = f"Neither lm-eval nor the suite has a task {name!r}.{advice}"
     return StageFailure(ExitCode.BAD_REQUEST, "unknown-task", message, "See lm-eval's task list, or mind include_path.")

@@ -2,12 +2,12 @@
 
 Two rules make a measurement possible without a network:
 
-- `set_up` is called before `datasets`, `huggingface_hub`, `nltk` or `lm_eval` is imported, for they read the
-  environment once, while they are imported. This is the one module beside the edge that touches `os.environ`,
+- `set_up_dataset_libraries` is called before `datasets`, `huggingface_hub`, `nltk` or `lm_eval` is imported, for they
+  read the environment once, while they are imported. This is the one module beside the edge that touches `os.environ`,
   and it only writes.
 - `datasets.load_dataset` is replaced. The stage `datasets` puts a recorder in its place (`eval/datasets.py`);
-  `go_offline` puts in a reader of what was recorded. So a task gets exactly what its own call got online, with
-  no cache of Hugging Face's, whose locks and paths do not survive a read-only mount on another machine.
+  `take_datasets_offline` puts in a reader of what was recorded. So a task gets exactly what its own call got online,
+with no cache of Hugging Face's, whose locks and paths do not survive a read-only mount on another machine.
 
 What the stage `datasets` leaves, and what is mounted at /in/datasets:
 
@@ -30,7 +30,7 @@ from typing import Any, Final, Literal
 
 from pydantic import JsonValue
 
-from quantyard.protocol.base import ExitCode, Frozen, RelativePath, digest_of
+from quantyard.protocol.base import ExitCode, Frozen, RelativePath, json_digest
 from quantyard.protocol.runner import StageFailure
 
 INDEX: Final = "datasets.json"
@@ -53,8 +53,8 @@ class FetchedSet(Frozen):
 
     @property
     def key(self) -> str:
-        """What `key_of` says of the call."""
-        return key_of(self.path, self.name, self.options)
+        """What `dataset_call_key` says of the call."""
+        return dataset_call_key(self.path, self.name, self.options)
 
 
 class FetchedSets(Frozen):
@@ -64,14 +64,18 @@ class FetchedSets(Frozen):
     sets: tuple[FetchedSet, ...] = ()
 
 
-def set_up(scratch: Path, nltk_data: Path, endpoint: str | None = None, *, online: bool = False) -> None:
+def set_up_dataset_libraries(
+    scratch: Path, nltk_data: Path, endpoint: str | None = None, *, online: bool = False
+) -> None:
     """Tell the libraries where to write (`scratch`), and whether and which Hub to ask.
 
     Raises:
         RuntimeError: too late, a library has read its environment.
     """
     if online and "huggingface_hub" in sys.modules:
-        raise RuntimeError("eval.tasks.offline.set_up comes before the first import of huggingface_hub")
+        raise RuntimeError(
+            "eval.tasks.offline.set_up_dataset_libraries comes before the first import of huggingface_hub"
+        )
     told = {
         "HF_HOME": str(scratch / "hf"), "NLTK_DATA": str(nltk_data), "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -87,7 +91,7 @@ def set_up(scratch: Path, nltk_data: Path, endpoint: str | None = None, *, onlin
     (scratch / "tmp").mkdir(parents=True, exist_ok=True)
 
 
-def go_offline(folder: Path | None, scratch: Path) -> None:
+def take_datasets_offline(folder: Path | None, scratch: Path) -> None:
     """Let every later `load_dataset` read `folder`, which the stage `datasets` left; None: local files only.
 
     Call it before lm_eval is imported. `scratch` has to be writable; local files are unpacked there.
@@ -95,26 +99,26 @@ def go_offline(folder: Path | None, scratch: Path) -> None:
     Raises:
         StageFailure: `folder` holds no data sets.
     """
-    set_up(scratch, (folder or scratch) / NLTK_DATA)
+    set_up_dataset_libraries(scratch, (folder or scratch) / NLTK_DATA)
     import datasets
 
     fetched = {one.key: one for one in _read_index(folder).sets} if folder else {}
-    cache, local = str(scratch / "local"), unpatched()
+    cache, local = str(scratch / "local"), unpatched_load_dataset()
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
-        if is_local(path, options):
-            return local(path, name, **{**sent(options), "cache_dir": cache})
-        found = fetched.get(key_of(path, name, options))
+        if is_local_dataset(path, options):
+            return local(path, name, **{**sent_dataset_options(options), "cache_dir": cache})
+        found = fetched.get(dataset_call_key(path, name, options))
         if found is None or folder is None:
             raise _not_fetched(path, name)
         return datasets.load_from_disk(str(folder / found.folder))
 
     datasets.disable_caching()  # else `map` writes beside the read-only files
-    replace_loader(load)
+    replace_dataset_loader(load)
 
 
 @cache
-def unpatched() -> Load:
+def unpatched_load_dataset() -> Load:
     """The library's own `load_dataset`: what was there before the first replacement."""
     import datasets.load
 
@@ -122,12 +126,12 @@ def unpatched() -> Load:
     return own
 
 
-def replace_loader(load: Load) -> None:
+def replace_dataset_loader(load: Load) -> None:
     """Put `load` in the place of `datasets.load_dataset`, and forbid metrics whose code lies on the Hub."""
     import datasets
     import datasets.load
 
-    unpatched()  # to remember it
+    unpatched_load_dataset()  # to remember it
     datasets.load_dataset = datasets.load.load_dataset = load
     # `evaluate.load` is all that tasks want of that library, whose import takes transformers and torch where there are.
     replacement = ModuleType("evaluate")
@@ -135,26 +139,26 @@ def replace_loader(load: Load) -> None:
     sys.modules["evaluate"] = replacement
 
 
-def key_of(path: str, name: str | None, options: Mapping[str, Any]) -> str:
+def dataset_call_key(path: str, name: str | None, options: Mapping[str, Any]) -> str:
     """Names a call of `load_dataset`, the same online and offline."""
-    return digest_of([path, name, plain(options)])[:16]
+    return json_digest([path, name, plain_dataset_options(options)])[:16]
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, JsonValue]:
+def plain_dataset_options(options: Mapping[str, Any]) -> dict[str, JsonValue]:
     """The options that decide what comes, as JSON."""
     kept = {key: value for key, value in options.items() if key not in _NOT_IN_KEY and value is not None}
     value: dict[str, JsonValue] = json.loads(json.dumps(kept, default=str, sort_keys=True))
     return value
 
 
-def sent(options: Mapping[str, Any]) -> dict[str, Any]:
+def sent_dataset_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options to hand on: code from a repo is never run, whatever a task wants."""
     return {key: value for key, value in options.items() if key != "trust_remote_code"}
 
 
-def is_local(path: str, options: Mapping[str, Any]) -> bool:
+def is_local_dataset(path: str, options: Mapping[str, Any]) -> bool:
     """Whether a call reads files of this machine only."""
-    files = plain({key: options.get(key) for key in ("data_files", "data_dir")})
+    files = plain_dataset_options({key: options.get(key) for key in ("data_files", "data_dir")})
     if path in FILE_READERS:
         return bool(files) and "://" not in json.dumps(files)
     return Path(path).is_absolute() and Path(path).is_dir()

@@ -25,7 +25,7 @@ _TOLERANCE: Final = 1e-6
 Value = float | tuple[float, float]
 
 
-def outcomes_of(results: Any, leaves: Sequence[LeafTask], duration_s: float) -> tuple[TaskOutcome, ...]:
+def task_outcomes(results: Any, leaves: Sequence[LeafTask], duration_s: float) -> tuple[TaskOutcome, ...]:
     """One outcome per task of one line of a suite; `duration_s` is shared out by questions."""
     n_all = sum(_n(results, leaf.name) for leaf in leaves)
     return tuple(_outcome(results, leaf, duration_s * _n(results, leaf.name) / max(1, n_all)) for leaf in leaves)
@@ -96,7 +96,7 @@ def _is_mean(values: Sequence[Value], aggregate: float) -> bool:
     return len(numbers) < len(values) or abs(float(np.mean(numbers)) - aggregate) <= _TOLERANCE
 
 
-def write_results(results: Any, lm: LlamaLM, request: EvaluateRequest, folder: Path) -> None:
+def write_task_results(results: Any, lm: LlamaLM, request: EvaluateRequest, folder: Path) -> None:
     """Write lm-eval's own results and samples, with its own writer.
 
     Raises:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import Unpack
 
-from quantyard.api.call import Progress, documented, reporter_of, request_for, translated
+from quantyard.api.call import Progress, api_reporter, api_request, document_api_call, translate_api_errors
 from quantyard.api.settings import (
     BuildSettings,
     ChooseSettings,
@@ -49,7 +49,7 @@ from quantyard.workflows.verify import Verification
 Model = str | os.PathLike[str]
 
 
-@documented("build", BuildSettings)
+@document_api_call("build", BuildSettings)
 def build(model: Model, *, progress: Progress = None, **settings: Unpack[BuildSettings]) -> Built:
     """Fetch, convert, quantize and verify a model, whatever of it is not done yet.
 
@@ -64,12 +64,12 @@ def build(model: Model, *, progress: Progress = None, **settings: Unpack[BuildSe
         EngineError: Docker or the local tools are not as they must be.
         StageFailed: a stage failed; stages that finished before it are kept.
     """
-    request = request_for("build", settings, MODEL=model)
-    with translated():
-        return building.build(request, reporter_of(progress))
+    request = api_request("build", settings, MODEL=model)
+    with translate_api_errors():
+        return building.build(request, api_reporter(progress))
 
 
-@documented("eval", EvaluateSettings)
+@document_api_call("eval", EvaluateSettings)
 def evaluate(model: Model, *, progress: Progress = None, **settings: Unpack[EvaluateSettings]) -> Built:
     """Measure what quantization cost; builds first what is not built. The report is `Built.report`.
 
@@ -81,12 +81,12 @@ def evaluate(model: Model, *, progress: Progress = None, **settings: Unpack[Eval
         NotScored: the model does not expose token log-probabilities, so it cannot be measured.
         QuantyardError: as `build`.
     """
-    request = request_for("eval", settings, MODEL=model)
-    with translated():
-        return building.evaluate(request, reporter_of(progress))
+    request = api_request("eval", settings, MODEL=model)
+    with translate_api_errors():
+        return building.evaluate(request, api_reporter(progress))
 
 
-@documented("contract", BuildSettings)
+@document_api_call("contract", BuildSettings)
 def contract(
     model: Model, *, progress: Progress = None, **settings: Unpack[BuildSettings]
 ) -> tuple[ContractReport, ...]:
@@ -101,12 +101,12 @@ def contract(
     Raises:
         QuantyardError: as `build`.
     """
-    request = request_for("contract", settings, MODEL=model)
-    with translated():
-        return building.check_api(request, reporter_of(progress)).contracts
+    request = api_request("contract", settings, MODEL=model)
+    with translate_api_errors():
+        return building.check_api(request, api_reporter(progress)).contracts
 
 
-@documented("plan", MatrixSettings)
+@document_api_call("plan", MatrixSettings)
 def plan(model: Model, **settings: Unpack[MatrixSettings]) -> Planned:
     """What a build would run, need and take; with `suite` an evaluation, with `quants` a matrix. Nothing runs.
 
@@ -117,12 +117,12 @@ def plan(model: Model, **settings: Unpack[MatrixSettings]) -> Planned:
         BadRequest: the request cannot be met.
         HubError: the network or the Hub said no.
     """
-    request = request_for("plan", settings, MODEL=model)
-    with translated():
+    request = api_request("plan", settings, MODEL=model)
+    with translate_api_errors():
         return planning.plan(request)
 
 
-@documented("matrix", MatrixSettings)
+@document_api_call("matrix", MatrixSettings)
 def matrix(model: Model, *, progress: Progress = None, **settings: Unpack[MatrixSettings]) -> Matrix:
     """Make and measure many quants in one run; one that fails is in `Matrix.built.failures`, and the others are made.
 
@@ -134,12 +134,12 @@ def matrix(model: Model, *, progress: Progress = None, **settings: Unpack[Matrix
         StageFailed: no quant could be made, or the baseline failed.
         QuantyardError: as `build`.
     """
-    request = request_for("matrix", settings, MODEL=model)
-    with translated():
-        return matrices.matrix(request, reporter_of(progress))
+    request = api_request("matrix", settings, MODEL=model)
+    with translate_api_errors():
+        return matrices.matrix(request, api_reporter(progress))
 
 
-@documented("tune", TuneSettings)
+@document_api_call("tune", TuneSettings)
 def tune(model: Model, *, progress: Progress = None, **settings: Unpack[TuneSettings]) -> Tuned:
     """Search a mix of tensor types for a file size (`target_size`) or a divergence (`target_kld`); make and measure it.
 
@@ -151,12 +151,12 @@ def tune(model: Model, *, progress: Progress = None, **settings: Unpack[TuneSett
         BadRequest: no goal or two goals are given, or no mix reaches the goal; the message names the nearest.
         QuantyardError: as `build`.
     """
-    request = request_for("tune", settings, MODEL=model)
-    with translated():
-        return tuning.tune(request, reporter_of(progress))
+    request = api_request("tune", settings, MODEL=model)
+    with translate_api_errors():
+        return tuning.tune(request, api_reporter(progress))
 
 
-@documented("choose", ChooseSettings)
+@document_api_call("choose", ChooseSettings)
 def choose(model: Model, **settings: Unpack[ChooseSettings]) -> Chosen:
     """The best of the measured files for a memory size and a speed; `Chosen.best` is the file to take.
 
@@ -166,15 +166,15 @@ def choose(model: Model, **settings: Unpack[ChooseSettings]) -> Chosen:
     Raises:
         BadRequest: nothing was measured, or no file meets the limits; the hint says what would help.
     """
-    request = request_for("choose", settings, MODEL=model)
-    with translated():
+    request = api_request("choose", settings, MODEL=model)
+    with translate_api_errors():
         found = choosing.choose(request)
         if found.choice is None:
             raise found.refusal(request.model)
         return found
 
 
-@documented("gate", PublishSettings)
+@document_api_call("gate", PublishSettings)
 def gate(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> GateReport:
     """Compare what was measured with the limits; publish nothing. A limit that is exceeded is a finding, not an error.
 
@@ -185,12 +185,12 @@ def gate(model: Model, *, progress: Progress = None, **settings: Unpack[PublishS
     Raises:
         BadRequest: nothing was built or measured, or the limits cannot be read.
     """
-    request = request_for("gate", settings, MODEL=model)
-    with translated():
-        return releasing.gate(request, reporter_of(progress))
+    request = api_request("gate", settings, MODEL=model)
+    with translate_api_errors():
+        return releasing.gate(request, api_reporter(progress))
 
 
-@documented("report", PublishSettings)
+@document_api_call("report", PublishSettings)
 def report(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> WrittenReport:
     """Write the model card and the report page of what was built and measured.
 
@@ -201,12 +201,12 @@ def report(model: Model, *, progress: Progress = None, **settings: Unpack[Publis
     Raises:
         BadRequest: nothing was built or measured.
     """
-    request = request_for("report", settings, MODEL=model)
-    with translated():
-        return releasing.report(request, reporter_of(progress))
+    request = api_request("report", settings, MODEL=model)
+    with translate_api_errors():
+        return releasing.report(request, api_reporter(progress))
 
 
-@documented("publish", PublishSettings)
+@document_api_call("publish", PublishSettings)
 def publish(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> Publication:
     """Publish what was built and measured: to the Hub (`repo`), to a registry (`oci`), or both.
 
@@ -221,12 +221,12 @@ def publish(model: Model, *, progress: Progress = None, **settings: Unpack[Publi
         GateClosed: a limit is exceeded, cannot be judged, or was not measured; never for a dry run.
         HubError, EngineError: it could not be sent.
     """
-    request = request_for("publish", settings, MODEL=model)
-    with translated():
-        return releasing.publish(request, reporter_of(progress))
+    request = api_request("publish", settings, MODEL=model)
+    with translate_api_errors():
+        return releasing.publish(request, api_reporter(progress))
 
 
-@documented("release", ReleaseSettings)
+@document_api_call("release", ReleaseSettings)
 def release(model: Model, *, progress: Progress = None, **settings: Unpack[ReleaseSettings]) -> Publication:
     """Build, measure, test, judge and publish; skips what is done.
 
@@ -237,12 +237,12 @@ def release(model: Model, *, progress: Progress = None, **settings: Unpack[Relea
     Raises:
         QuantyardError: as `build`, `evaluate` and `publish`.
     """
-    request = request_for("release", settings, MODEL=model)
-    with translated():
-        return releasing.release(request, reporter_of(progress))
+    request = api_request("release", settings, MODEL=model)
+    with translate_api_errors():
+        return releasing.release(request, api_reporter(progress))
 
 
-@documented("verify", VerifySettings)
+@document_api_call("verify", VerifySettings)
 def verify(*, progress: Progress = None, **settings: Unpack[VerifySettings]) -> Verification:
     """Check a published repo (`repo`), or a folder or a file (`file`), against its manifest.
 
@@ -255,12 +255,12 @@ def verify(*, progress: Progress = None, **settings: Unpack[VerifySettings]) -> 
         BadRequest: there is no such file, or no manifest beside it that knows of it.
         HubError: the repo cannot be downloaded.
     """
-    request = request_for("verify", settings)
-    with translated():
-        return verifying.verify(request, reporter_of(progress))
+    request = api_request("verify", settings)
+    with translate_api_errors():
+        return verifying.verify(request, api_reporter(progress))
 
 
-@documented("lora", LoraSettings)
+@document_api_call("lora", LoraSettings)
 def lora(adapter: Model, *, progress: Progress = None, **settings: Unpack[LoraSettings]) -> Adapter:
     """Convert a LoRA adapter in PEFT format to GGUF, to be served on top of its base model.
 
@@ -273,20 +273,20 @@ def lora(adapter: Model, *, progress: Progress = None, **settings: Unpack[LoraSe
     """
     from quantyard.workflows.lora import make_lora
 
-    request = request_for("lora", settings, ADAPTER=adapter)
-    with translated():
-        return make_lora(request, reporter_of(progress))
+    request = api_request("lora", settings, ADAPTER=adapter)
+    with translate_api_errors():
+        return make_lora(request, api_reporter(progress))
 
 
-@documented("doctor", MachineSettings)
+@document_api_call("doctor", MachineSettings)
 def doctor(**settings: Unpack[MachineSettings]) -> list[Finding]:
     """Check this machine; every finding comes with a remedy."""
-    from quantyard.workflows.doctor import examine
+    from quantyard.workflows.doctor import examine_machine
 
-    return examine(request_for("doctor", settings))
+    return examine_machine(api_request("doctor", settings))
 
 
-@documented("demo", MachineSettings)
+@document_api_call("demo", MachineSettings)
 def demo(*, progress: Progress = None, **settings: Unpack[MachineSettings]) -> Demo:
     """Build and measure a real 135M model; needs no account anywhere.
 
@@ -298,6 +298,6 @@ def demo(*, progress: Progress = None, **settings: Unpack[MachineSettings]) -> D
     """
     from quantyard.workflows.demo import demo
 
-    request: BuildRequest = request_for("demo", settings)
-    with translated():
-        return demo(request, reporter_of(progress))
+    request: BuildRequest = api_request("demo", settings)
+    with translate_api_errors():
+        return demo(request, api_reporter(progress))

@@ -13,10 +13,10 @@ from numbers import Integral
 from typing import Any, Final, TypeVar, get_type_hints
 
 from quantyard.cli.commands import COMMANDS, MACHINE
-from quantyard.cli.faults import ours_of
-from quantyard.cli.request import read_request, tell_libraries
+from quantyard.cli.faults import quantyard_error_of
+from quantyard.cli.request import configure_http_libraries, read_command_request
 from quantyard.cli.settings import BY_NAME, SETTINGS, Setting
-from quantyard.cli.settings_file import text_of
+from quantyard.cli.settings_file import setting_text
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.requests import BuildRequest
 from quantyard.workflows.reporter import Lines, Reporter, Silent
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., object])
 _OF_THE_MACHINE: Final = frozenset((*MACHINE, "HF_TOKEN"))
 
 
-def request_for(command: str, settings: Mapping[str, Any], **given: str | os.PathLike[str]) -> BuildRequest:
+def api_request(command: str, settings: Mapping[str, Any], **given: str | os.PathLike[str]) -> BuildRequest:
     """The request of a call.
 
     Args:
@@ -40,7 +40,7 @@ def request_for(command: str, settings: Mapping[str, Any], **given: str | os.Pat
         TypeError: an argument that the function does not take.
         BadRequest: a value that cannot be.
     """
-    taken, function = settings_of(command), f"{_FUNCTIONS.get(command, command)}()"
+    taken, function = api_settings(command), f"{_FUNCTIONS.get(command, command)}()"
     values = {name: _text(function, BY_NAME[name], value) for name, value in given.items()}
     for key, value in settings.items():
         if key not in taken or taken[key].name in given:
@@ -53,12 +53,12 @@ def request_for(command: str, settings: Mapping[str, Any], **given: str | os.Pat
     hidden = {name: values.pop(name) for name in tuple(values) if BY_NAME[name].secret or BY_NAME[name].private}
     names = [setting.name for setting in taken.values()]
     args = argparse.Namespace(**{**dict.fromkeys(names), "JSON": None, **values})
-    request = read_request(args, {**environment, **hidden})
-    tell_libraries(request)
+    request = read_command_request(args, {**environment, **hidden})
+    configure_http_libraries(request)
     return request
 
 
-def settings_of(command: str) -> dict[str, Setting]:
+def api_settings(command: str) -> dict[str, Setting]:
     """The settings that a command's function takes, by argument: the command's but for what it prints, and the
     machine's.
     """
@@ -82,14 +82,14 @@ def _text(function: str, setting: Setting, value: object) -> str:
     if not isinstance(value, str | int | float | list):
         message = f"{function}: {setting.name.lower()!r} cannot be of the type {type(value).__name__}."
         raise BadRequest(message, "Give text, a number, True or False, a path, or a list of texts or paths.")
-    return text_of(function, setting.name.lower(), setting, value)
+    return setting_text(function, setting.name.lower(), setting, value)
 
 
 def _takes_bytes(setting: Setting) -> bool:
     return setting.kind == "size" or setting.name == "TARGET_SIZE"
 
 
-def reporter_of(progress: Progress) -> Reporter:
+def api_reporter(progress: Progress) -> Reporter:
     """Who listens: nobody, a function that takes lines, or a reporter."""
     if progress is None:
         return Silent()
@@ -97,7 +97,7 @@ def reporter_of(progress: Progress) -> Reporter:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_api_errors() -> Iterator[None]:
     """What the machine refuses (a full disk, a file that may not be read) is one of our errors; a bug stays what it is.
 
     Raises:
@@ -108,20 +108,20 @@ def translated() -> Iterator[None]:
     except QuantyardError:
         raise
     except (OSError, MemoryError) as error:
-        found = ours_of(error)
+        found = quantyard_error_of(error)
         if type(found) is QuantyardError:  # nobody foresaw it
             raise
         raise found from error
 
 
-def documented(command: str, settings: type) -> Callable[[F], F]:
+def document_api_call(command: str, settings: type) -> Callable[[F], F]:
     """Give a function the signature and the help of its settings, which are a table."""
 
     def give(function: F) -> F:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         hints = dict(sorted(get_type_hints(settings).items(), key=lambda item: item[0].upper() in _OF_THE_MACHINE))
-        taken = settings_of(command)
+        taken = api_settings(command)
         more = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             for name, kind in hints.items()

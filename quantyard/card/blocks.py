@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quantyard.card.escaping import Safe
+from quantyard.card.escaping import SafeMarkdown
 from quantyard.formatting.numbers import DASH
 
 _MARK: Final = re.compile(r"<!-- (/?)quantyard:([A-Za-z0-9_.-]+) -->")
@@ -21,13 +21,13 @@ _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 
 @dataclass(frozen=True)
-class Table:
+class CardTable:
     """A table. Its first column names the rows; the columns called in `words` are text too, the others numbers."""
 
     name: str
     title: str  # for people: "files table"
     head: tuple[str, ...]
-    rows: tuple[tuple[Safe, ...], ...]
+    rows: tuple[tuple[SafeMarkdown, ...], ...]
     words: frozenset[str] = frozenset()
     quoted: bool = False  # inside a warning
 
@@ -43,12 +43,12 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Items:
+class CardList:
     """A list, one fact an item; an item may go on with lines of its own."""
 
     name: str
     title: str
-    items: tuple[Safe, ...]
+    items: tuple[SafeMarkdown, ...]
     quoted: bool = False
 
     def lines(self) -> list[str]:
@@ -56,32 +56,32 @@ class Items:
         return [line for item in self.items for line in f"- {item}".split("\n")]
 
 
-Block = Table | Items
+Block = CardTable | CardList
 
 
-def table(
-    name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[Safe]], *, words: Iterable[str] = (),
+def card_table(
+    name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[SafeMarkdown]], *, words: Iterable[str] = (),
     quoted: bool = False,
-) -> Table | None:
+) -> CardTable | None:
     """A table without the columns that say nothing; None where no row is left."""
     found = [tuple(row) for row in rows]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in found)]
     kept = tuple(tuple(row[i] for i in keep) for row in found)
-    return Table(name, title, tuple(head[i] for i in keep), kept, frozenset(words), quoted) if found else None
+    return CardTable(name, title, tuple(head[i] for i in keep), kept, frozenset(words), quoted) if found else None
 
 
-def rendered(block: Block) -> Safe:
+def render_card_block(block: Block) -> SafeMarkdown:
     """The block between its marks."""
     lines = [f"<!-- quantyard:{block.name} -->", "", *block.lines(), "", f"<!-- /quantyard:{block.name} -->"]
-    return Safe("\n".join(f"> {line}".rstrip() if block.quoted else line for line in lines))
+    return SafeMarkdown("\n".join(f"> {line}".rstrip() if block.quoted else line for line in lines))
 
 
-def blocks_in(card: str) -> Iterator[tuple[str, list[str]]]:
+def card_blocks(card: str) -> Iterator[tuple[str, list[str]]]:
     """Every block of a card, in order: name and lines. Marks inside a block of code are only text."""
     name, lines, fence = "", list[str](), ""
     for raw in _FRONT_MATTER.sub("", card).splitlines():  # where a folded tag could look like a fence
         line = raw.removeprefix(">").removeprefix(" ") if raw.startswith(">") else raw
-        fence = fence_after(line, fence)
+        fence = card_fence_after(line, fence)
         mark = None if fence else _MARK.fullmatch(line.strip())
         if mark and not mark[1]:
             name, lines = mark[2], []
@@ -92,7 +92,7 @@ def blocks_in(card: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line.rstrip())
 
 
-def fence_after(line: str, fence: str) -> str:
+def card_fence_after(line: str, fence: str) -> str:
     """The fence of a block of code that is open after this line; "" for none."""
     found = _FENCE.match(line)
     if not found:
@@ -103,6 +103,6 @@ def fence_after(line: str, fence: str) -> str:
     return "" if closes else fence
 
 
-def cells(line: str) -> list[str]:
+def card_table_cells(line: str) -> list[str]:
     """The cells of one line of a table; no cell of ours holds a bar."""
     return [cell.replace(_NO_BREAK, " ").strip() for cell in line.strip().strip("|").split("|")]

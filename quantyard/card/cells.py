@@ -4,116 +4,122 @@ from __future__ import annotations
 
 from typing import Final
 
-from quantyard.card.escaping import Safe, text
+from quantyard.card.escaping import SafeMarkdown, escape_markdown
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics import intervals
 from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
-from quantyard.metrics.kinds import kind_of
+from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.api_tests import SchemaRate
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
 
-NOTHING: Final = Safe(DASH)
+NOTHING: Final = SafeMarkdown(DASH)
 CONFORMANCE: Final = "answers that conform to their JSON schema"  # the head of a column
 
 
-def size(size_bytes: int) -> Safe:
+def card_size(size_bytes: int) -> SafeMarkdown:
     """Of a file: "105 MB"."""
-    return Safe(numbers.file_size(size_bytes))
+    return SafeMarkdown(numbers.format_file_size(size_bytes))
 
 
-def bits(bits_per_weight: float) -> Safe:
+def card_bits(bits_per_weight: float) -> SafeMarkdown:
     """Of a file, all tensors: "6.17"."""
-    return Safe(numbers.bits_per_weight(bits_per_weight))
+    return SafeMarkdown(numbers.format_bits_per_weight(bits_per_weight))
 
 
-def count(n: int) -> Safe:
+def card_count(n: int) -> SafeMarkdown:
     """Of questions, checks and the like."""
-    return Safe(numbers.count(n))
+    return SafeMarkdown(numbers.format_count(n))
 
 
-def quality(found: Divergence | None) -> tuple[Safe, ...]:
+def card_quality(found: Divergence | None) -> tuple[SafeMarkdown, ...]:
     """PPL, ΔPPL with its interval, mean and p99 KLD in nats, share of tokens whose first choice is the same."""
     if found is None:
         return (NOTHING,) * 5
     p99 = found.kld_percentiles.get("99")
     return (
-        Safe(numbers.perplexity(found.perplexity.value)), ppl_change(found),
-        Safe(numbers.kld(found.mean_kld.value)) if found.mean_kld else NOTHING,
-        NOTHING if p99 is None else Safe(numbers.kld(p99)),
-        Safe(numbers.percent(found.top1_agreement.value)) if found.top1_agreement else NOTHING,
+        SafeMarkdown(numbers.format_perplexity(found.perplexity.value)), card_ppl_change(found),
+        SafeMarkdown(numbers.format_kld(found.mean_kld.value)) if found.mean_kld else NOTHING,
+        NOTHING if p99 is None else SafeMarkdown(numbers.format_kld(p99)),
+        SafeMarkdown(numbers.format_percent(found.top1_agreement.value)) if found.top1_agreement else NOTHING,
     )  # fmt: skip
 
 
-def ppl_change(found: Divergence) -> Safe:
+def card_ppl_change(found: Divergence) -> SafeMarkdown:
     """Against the baseline: "+5.5 % (+4.0 to +7.0)"."""
-    change = intervals.ppl_change(found)
-    return NOTHING if change is None else Safe(numbers.change_written(change))
+    change = intervals.ppl_change_interval(found)
+    return NOTHING if change is None else SafeMarkdown(numbers.format_change_interval(change))
 
 
-def speed(found: Measurement | None) -> tuple[Safe, ...]:
+def card_speed(found: Measurement | None) -> tuple[SafeMarkdown, ...]:
     """Tokens per second of the prompt and of the answer, and the peak of resident memory."""
     if found is None or found.speed is None:
         return (NOTHING,) * 3
     s = found.speed
-    rates = (Safe(numbers.tokens_per_s(x)) for x in (s.prompt_tokens_per_s, s.generated_tokens_per_s))
-    return (*rates, Safe(numbers.memory(s.peak_memory_bytes)))
+    rates = (SafeMarkdown(numbers.format_tokens_per_s(x)) for x in (s.prompt_tokens_per_s, s.generated_tokens_per_s))
+    return (*rates, SafeMarkdown(numbers.format_memory(s.peak_memory_bytes)))
 
 
-def score(found: Score | None) -> Safe:
+def card_score(found: Score | None) -> SafeMarkdown:
     """One metric of one task."""
-    return NOTHING if found is None else Safe(numbers.metric_value(found.result.value, kind_of(found)))
+    return (
+        NOTHING
+        if found is None
+        else SafeMarkdown(numbers.format_metric_value(found.result.value, score_metric_kind(found)))
+    )
 
 
-def values(found: Comparison, *, share: bool) -> tuple[Safe, Safe]:
+def card_score_values(found: Comparison, *, share: bool) -> tuple[SafeMarkdown, SafeMarkdown]:
     """The baseline's value and the file's, of the questions that both were asked."""
-    del share  # `kind_of` knows
-    kind = kind_of(found)
-    return Safe(numbers.metric_value(found.baseline, kind)), Safe(numbers.metric_value(found.value, kind))
+    del share  # `score_metric_kind` knows
+    kind = score_metric_kind(found)
+    return SafeMarkdown(numbers.format_metric_value(found.baseline, kind)), SafeMarkdown(
+        numbers.format_metric_value(found.value, kind)
+    )
 
 
-def delta(found: Comparison, *, share: bool) -> Safe:
+def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
     """Against the baseline, with its interval."""
-    del share  # `kind_of` knows
-    return Safe(numbers.delta_written(found.delta, kind_of(found)))
+    del share  # `score_metric_kind` knows
+    return SafeMarkdown(numbers.format_delta_interval(found.delta, score_metric_kind(found)))
 
 
-def verdict(found: Comparison, chance: float | None) -> Safe:
+def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
     """In plain words."""
     if found.questions_needed:
-        return Safe(f"too few questions ({numbers.forecast_count(found.questions_needed)} would do)")
+        return SafeMarkdown(f"too few questions ({numbers.format_forecast_count(found.questions_needed)} would do)")
     if found.verdict == "no signal" and chance is not None:
-        return Safe(f"no signal (chance is {numbers.percent(chance)})")
-    return Safe(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
+        return SafeMarkdown(f"no signal (chance is {numbers.format_percent(chance)})")
+    return SafeMarkdown(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
 
 
-def conformance(found: SchemaRate | None) -> Safe:
+def card_conformance(found: SchemaRate | None) -> SafeMarkdown:
     """Answers that conform to their JSON schema: "60 of 60, 100.0 % (94.0 to 100.0)"."""
     if found is None:
         return NOTHING
     rate = Interval(value=found.rate, low=found.low, high=found.high)
-    return Safe(f"{found.n_valid} of {found.n}, {numbers.score_written(rate, 'share')}")
+    return SafeMarkdown(f"{found.n_valid} of {found.n}, {numbers.format_score_interval(rate, 'share')}")
 
 
-def limit(found: BudgetResult) -> Safe:
+def card_budget_limit(found: BudgetResult) -> SafeMarkdown:
     """The limit of a budget as it was written, with its unit."""
-    return text(budget_limit(found.budget, found.limit))
+    return escape_markdown(budget_limit(found.budget, found.limit))
 
 
-def budgeted(found: BudgetResult) -> Safe:
+def card_budget_value(found: BudgetResult) -> SafeMarkdown:
     """What was found of a budget."""
-    return NOTHING if found.value is None else text(budget_value(found.budget, found.value))
+    return NOTHING if found.value is None else escape_markdown(budget_value(found.budget, found.value))
 
 
-def between(found: BudgetResult) -> Safe:
+def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
     """The ends of its interval, and how sure they are."""
     if found.interval is None:
         return NOTHING
-    confidence = f" ({numbers.percent(found.confidence, 0)})" if found.confidence is not None else ""
-    return text(f"{budget_interval(found.budget, found.interval).ends}{confidence}")
+    confidence = f" ({numbers.format_percent(found.confidence, 0)})" if found.confidence is not None else ""
+    return escape_markdown(f"{budget_interval(found.budget, found.interval).ends}{confidence}")
 
 
-def task_name(task: str, metric: str) -> Safe:
+def card_task_name(task: str, metric: str) -> SafeMarkdown:
     """A task and by what it is scored."""
-    return Safe(f"{text(task, 60)} ({text(metric, 60)})")
+    return SafeMarkdown(f"{escape_markdown(task, 60)} ({escape_markdown(metric, 60)})")

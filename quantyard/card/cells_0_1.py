@@ -7,74 +7,74 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from quantyard.card.escaping import Safe, text
-from quantyard.formatting.numbers import DASH, digits, human_bytes, percent, signed
+from quantyard.card.escaping import SafeMarkdown, escape_markdown
+from quantyard.formatting.numbers import DASH, format_bytes, format_digits, format_percent, format_signed
 from quantyard.metrics import intervals
 from quantyard.protocol.api_tests import SchemaRate
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
 
-NOTHING: Final = Safe(DASH)
+NOTHING: Final = SafeMarkdown(DASH)
 CONFORMANCE: Final = "answers that keep to their JSON schema"
 
 
-def size(size_bytes: int) -> Safe:
+def card_size(size_bytes: int) -> SafeMarkdown:
     """Of a file: "105 MB"."""
-    return Safe(human_bytes(size_bytes))
+    return SafeMarkdown(format_bytes(size_bytes))
 
 
-def bits(bits_per_weight: float) -> Safe:
+def card_bits(bits_per_weight: float) -> SafeMarkdown:
     """Of a file, all tensors: "6.17"."""
-    return Safe(f"{bits_per_weight:.2f}") if bits_per_weight else NOTHING
+    return SafeMarkdown(f"{bits_per_weight:.2f}") if bits_per_weight else NOTHING
 
 
-def count(n: int) -> Safe:
+def card_count(n: int) -> SafeMarkdown:
     """Of questions, checks and the like."""
-    return Safe(f"{n:,}")
+    return SafeMarkdown(f"{n:,}")
 
 
-def quality(found: Divergence | None) -> tuple[Safe, ...]:
+def card_quality(found: Divergence | None) -> tuple[SafeMarkdown, ...]:
     """PPL, ΔPPL with its interval, mean and p99 KLD in nats, share of tokens whose first choice is the same."""
     if found is None:
         return (NOTHING,) * 5
     p99 = found.kld_percentiles.get("99")
     return (
-        Safe(digits(found.perplexity.value, 4)), ppl_change(found),
-        Safe(digits(found.mean_kld.value)) if found.mean_kld else NOTHING,
-        NOTHING if p99 is None else Safe(digits(p99)),
-        Safe(percent(found.top1_agreement.value)) if found.top1_agreement else NOTHING,
+        SafeMarkdown(format_digits(found.perplexity.value, 4)), card_ppl_change(found),
+        SafeMarkdown(format_digits(found.mean_kld.value)) if found.mean_kld else NOTHING,
+        NOTHING if p99 is None else SafeMarkdown(format_digits(p99)),
+        SafeMarkdown(format_percent(found.top1_agreement.value)) if found.top1_agreement else NOTHING,
     )  # fmt: skip
 
 
-def ppl_change(found: Divergence) -> Safe:
+def card_ppl_change(found: Divergence) -> SafeMarkdown:
     """Against the baseline: "+5.5 ± 1.5 %"."""
-    change = intervals.ppl_change(found)
+    change = intervals.ppl_change_interval(found)
     if change is None:
         return NOTHING
     places = 1 if abs(change.value) >= 0.01 else 2
-    return Safe(f"{signed(100 * change.value, places)} ± {50 * (change.high - change.low):.{places}f} %")
+    return SafeMarkdown(f"{format_signed(100 * change.value, places)} ± {50 * (change.high - change.low):.{places}f} %")
 
 
-def speed(found: Measurement | None) -> tuple[Safe, ...]:
+def card_speed(found: Measurement | None) -> tuple[SafeMarkdown, ...]:
     """Tokens per second of the prompt and of the answer, and the peak of resident memory."""
     if found is None or found.speed is None:
         return (NOTHING,) * 3
     s = found.speed
-    rates = (Safe(digits(s.prompt_tokens_per_s)), Safe(digits(s.generated_tokens_per_s)))
-    return (*rates, Safe(human_bytes(s.peak_memory_bytes)))
+    rates = (SafeMarkdown(format_digits(s.prompt_tokens_per_s)), SafeMarkdown(format_digits(s.generated_tokens_per_s)))
+    return (*rates, SafeMarkdown(format_bytes(s.peak_memory_bytes)))
 
 
-def score(found: Score | None) -> Safe:
+def card_score(found: Score | None) -> SafeMarkdown:
     """One metric of one task: per cent where it is a share of right answers."""
     return NOTHING if found is None else _value(found.result.value, share=found.higher_is_better)
 
 
-def values(found: Comparison, *, share: bool) -> tuple[Safe, Safe]:
+def card_score_values(found: Comparison, *, share: bool) -> tuple[SafeMarkdown, SafeMarkdown]:
     """The baseline's value and the file's, of the questions that both were asked."""
     return _value(found.baseline, share=share), _value(found.value, share=share)
 
 
-def delta(found: Comparison, *, share: bool) -> Safe:
+def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
     """Against the baseline: points for shares, per cent for perplexities, else the metric's own unit."""
     if _is_relative(found.metric):
         return _spread(found.delta, 100, 2 if abs(found.delta.value) < 0.01 else 1, " %")
@@ -84,48 +84,48 @@ def delta(found: Comparison, *, share: bool) -> Safe:
     return _spread(found.delta, 1, max(0, 1 - math.floor(math.log10(width))), "")
 
 
-def verdict(found: Comparison, chance: float | None) -> Safe:
+def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
     """In plain words."""
     if found.questions_needed:
-        return Safe(f"too few questions ({_rounded_up(found.questions_needed)} would do)")
+        return SafeMarkdown(f"too few questions ({_rounded_up(found.questions_needed)} would do)")
     if found.verdict == "no signal" and chance is not None:
-        return Safe(f"no signal (chance is {percent(chance)})")
-    return Safe(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
+        return SafeMarkdown(f"no signal (chance is {format_percent(chance)})")
+    return SafeMarkdown(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
 
 
-def conformance(found: SchemaRate | None) -> Safe:
+def card_conformance(found: SchemaRate | None) -> SafeMarkdown:
     """Answers that keep to their JSON schema: "60 of 60 (94.0 to 100.0 %)"."""
     if found is None:
         return NOTHING
-    return Safe(f"{found.n_valid} of {found.n} ({100 * found.low:.1f} to {100 * found.high:.1f} %)")
+    return SafeMarkdown(f"{found.n_valid} of {found.n} ({100 * found.low:.1f} to {100 * found.high:.1f} %)")
 
 
-def limit(found: BudgetResult) -> Safe:
+def card_budget_limit(found: BudgetResult) -> SafeMarkdown:
     """A budget as somebody wrote it."""
     x = found.limit
-    return Safe(f"{x:.0f}" if float(x).is_integer() else f"{x:g}")
+    return SafeMarkdown(f"{x:.0f}" if float(x).is_integer() else f"{x:g}")
 
 
-def budgeted(found: BudgetResult) -> Safe:
+def card_budget_value(found: BudgetResult) -> SafeMarkdown:
     """What was found of a budget, in the budget's own unit."""
     return NOTHING if found.value is None else _plain(found.value)
 
 
-def between(found: BudgetResult) -> Safe:
+def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
     """The ends of its interval, and how sure they are."""
     if found.interval is None:
         return NOTHING
     ends = f"{_plain(found.interval.low)} to {_plain(found.interval.high)}"
-    return Safe(ends if found.confidence is None else f"{ends} ({100 * found.confidence:g} %)")
+    return SafeMarkdown(ends if found.confidence is None else f"{ends} ({100 * found.confidence:g} %)")
 
 
-def task_name(task: str, metric: str) -> Safe:
+def card_task_name(task: str, metric: str) -> SafeMarkdown:
     """A task and by what it is scored."""
-    return Safe(f"{text(task, 60)} ({text(metric, 60)})")
+    return SafeMarkdown(f"{escape_markdown(task, 60)} ({escape_markdown(metric, 60)})")
 
 
-def _value(x: float, *, share: bool) -> Safe:
-    return Safe(percent(x) if share and _is_share(x) else digits(x, 4))
+def _value(x: float, *, share: bool) -> SafeMarkdown:
+    return SafeMarkdown(format_percent(x) if share and _is_share(x) else format_digits(x, 4))
 
 
 def _is_share(x: float) -> bool:
@@ -137,9 +137,9 @@ def _is_relative(metric: str) -> bool:
     return name.endswith("perplexity") or name == "bits_per_byte"
 
 
-def _spread(interval: Interval, scale: float, places: int, unit: str) -> Safe:
-    value, low, high = (signed(scale * x, places) for x in (interval.value, interval.low, interval.high))
-    return Safe(f"{value}{unit} ({low} to {high})")
+def _spread(interval: Interval, scale: float, places: int, unit: str) -> SafeMarkdown:
+    value, low, high = (format_signed(scale * x, places) for x in (interval.value, interval.low, interval.high))
+    return SafeMarkdown(f"{value}{unit} ({low} to {high})")
 
 
 def _rounded_up(n: int) -> str:
@@ -148,5 +148,5 @@ def _rounded_up(n: int) -> str:
     return f"{math.ceil(n / step) * step:,}"
 
 
-def _plain(x: float) -> Safe:
-    return Safe(f"{x:.0f}" if float(x).is_integer() else digits(x))
+def _plain(x: float) -> SafeMarkdown:
+    return SafeMarkdown(f"{x:.0f}" if float(x).is_integer() else format_digits(x))

@@ -9,20 +9,20 @@ from typing import Any, Final
 
 from quantyard.card import cells as cells_now
 from quantyard.card import cells_0_1
-from quantyard.card.blocks import Block, Table, blocks_in, cells
-from quantyard.card.escaping import clean
-from quantyard.card.lists import lists
-from quantyard.card.metadata import metadata
-from quantyard.card.subject import Subject
-from quantyard.card.tables import tables
-from quantyard.formats.strict_yaml import YamlProblem, front_matter, load_plain
+from quantyard.card.blocks import Block, CardTable, card_blocks, card_table_cells
+from quantyard.card.escaping import clean_card_text
+from quantyard.card.lists import card_lists
+from quantyard.card.metadata import card_metadata
+from quantyard.card.subject import CardSubject
+from quantyard.card.tables import card_tables
+from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml, yaml_front_matter
 
 _EARLIER: Final = (cells_0_1,)  # how earlier versions wrote numbers
 _FRONT_MATTER_BYTES: Final = 512 * 1024  # every score of every file stands in it
 _FIELDS: Final = ("base_model", "base_model_relation", "license", "license_name", "license_link", "model-index")
 
 
-def differences(card: str, subject: Subject) -> list[str]:
+def compare_card(card: str, subject: CardSubject) -> list[str]:
     """One line per difference. Text around the blocks and further metadata may be anything: a publisher adds them. A
     card whose values are written as an earlier version wrote them is right too.
     """
@@ -30,22 +30,22 @@ def differences(card: str, subject: Subject) -> list[str]:
     return found if found and all(_differences(card, subject, earlier) for earlier in _EARLIER) else []
 
 
-def _differences(card: str, subject: Subject, notation: ModuleType) -> list[str]:
-    wanted = {block.name: block for block in (*tables(subject, notation), *lists(subject))}
-    found = list(blocks_in(card))
+def _differences(card: str, subject: CardSubject, notation: ModuleType) -> list[str]:
+    wanted = {block.name: block for block in (*card_tables(subject, notation), *card_lists(subject))}
+    found = list(card_blocks(card))
     names = {name for name, _ in found}
     missing = [f"{block.title}: not on the card" for name, block in wanted.items() if name not in names]
-    unknown = [f"{clean(name)}: on the card, not in the manifest" for name, _ in found if name not in wanted]
+    unknown = [f"{clean_card_text(name)}: on the card, not in the manifest" for name, _ in found if name not in wanted]
     told = [line for name, lines in found if name in wanted for line in _of_block(lines, wanted[name])]
     return [*_of_metadata(card, subject), *told, *missing, *unknown]
 
 
 def _of_block(lines: list[str], block: Block) -> Iterator[str]:
-    return _of_table(lines, block) if isinstance(block, Table) else _of_lines(lines, block)
+    return _of_table(lines, block) if isinstance(block, CardTable) else _of_lines(lines, block)
 
 
-def _of_table(lines: list[str], wanted: Table) -> Iterator[str]:
-    rows = [cells(line) for line in lines]
+def _of_table(lines: list[str], wanted: CardTable) -> Iterator[str]:
+    rows = [card_table_cells(line) for line in lines]
     if not rows or rows[0] != list(wanted.head):
         yield f"{wanted.title}: other columns than the manifest's"
         return
@@ -68,7 +68,7 @@ def _numbered(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], Sequence[s
     return found
 
 
-def _of_row(wanted: Table, on_card: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
+def _of_row(wanted: CardTable, on_card: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
     if len(on_card) != len(expected):
         yield f"{wanted.title}, {_shown(expected[0])}: {_both(f'{len(on_card)} cells', str(len(expected)))}"
         return
@@ -84,8 +84,8 @@ def _of_lines(lines: list[str], wanted: Block) -> Iterator[str]:
             yield f"{wanted.title}: {_both(' '.join(lines[a:b]), ' '.join(expected[c:d]))}"
 
 
-def _of_metadata(card: str, subject: Subject) -> Iterator[str]:
-    expected: dict[str, Any] = metadata(subject).to_dict()  # type: ignore[no-untyped-call]
+def _of_metadata(card: str, subject: CardSubject) -> Iterator[str]:
+    expected: dict[str, Any] = card_metadata(subject).to_dict()  # type: ignore[no-untyped-call]
     found = _metadata_of(card)
     if found is None:
         yield "metadata: none on the card that can be read"
@@ -100,7 +100,7 @@ def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
     """Down to the value that differs."""
     if isinstance(here, dict) and isinstance(there, dict):
         for key in dict.fromkeys([*there, *here]):
-            yield from _of_field(f"{path}.{clean(key, 60)}", here.get(key), there.get(key))
+            yield from _of_field(f"{path}.{clean_card_text(key, 60)}", here.get(key), there.get(key))
     elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
         for number, (one, two) in enumerate(zip(here, there, strict=True)):
             yield from _of_field(f"{path}.{number}", one, two)
@@ -111,7 +111,7 @@ def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
 def _metadata_of(card: str) -> dict[str, Any] | None:
     """The front matter. It comes with the release, so it is read without trust."""
     try:
-        data = load_plain(front_matter(card, 2 * _FRONT_MATTER_BYTES) or "", max_bytes=_FRONT_MATTER_BYTES)
+        data = load_strict_yaml(yaml_front_matter(card, 2 * _FRONT_MATTER_BYTES) or "", max_bytes=_FRONT_MATTER_BYTES)
     except YamlProblem:
         return None
     return data if isinstance(data, dict) else None
@@ -122,4 +122,4 @@ def _both(here: str, there: str) -> str:
 
 
 def _shown(cell: str) -> str:
-    return clean(cell, 160).strip("`")
+    return clean_card_text(cell, 160).strip("`")

@@ -1,6 +1,6 @@
 """Text that others wrote, made harmless for the card: no Markdown, HTML or link comes out of it, and it ends.
 
-A `Safe` is Markdown that is ready. The card's template escapes whatever is not one, so forgetting to escape shows
+`SafeMarkdown` is Markdown that is ready. The card's template escapes whatever is not, so forgetting to escape shows
 as a stray backslash and never as an injection.
 """
 
@@ -25,13 +25,13 @@ _LEADING: Final = re.compile(r"^(?:([-+=])|(\d+)([.)])(?=\s|$))")
 _ADDRESS: Final = re.compile(r":(?=/)|\.(?=[^\W\d_])")
 
 
-class Safe(str):
+class SafeMarkdown(str):
     """Markdown that is ready to be put on the card."""
 
     __slots__ = ()
 
 
-def clean(value: object, limit: int = LIMIT) -> str:
+def clean_card_text(value: object, limit: int = LIMIT) -> str:
     """One line without control characters, marks that turn the direction of writing, or more than `limit` letters."""
     kept = "".join(_kept(c) for c in str(value)[: 10 * limit])
     line = " ".join(kept.split())
@@ -45,42 +45,42 @@ def _kept(c: str) -> str:
     return "" if category in ("Cf", "Cs", "Co") else c
 
 
-def text(value: object, limit: int = LIMIT) -> Safe:
+def escape_markdown(value: object, limit: int = LIMIT) -> SafeMarkdown:
     """Words as they are: every sign that Markdown or HTML would act on is escaped."""
-    line = clean(value, limit).translate(_ESCAPES)
+    line = clean_card_text(value, limit).translate(_ESCAPES)
     line = _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", line)
-    return Safe(_LEADING.sub(lambda f: f"\\{f[1]}" if f[1] else f"{f[2]}\\{f[3]}", line))
+    return SafeMarkdown(_LEADING.sub(lambda f: f"\\{f[1]}" if f[1] else f"{f[2]}\\{f[3]}", line))
 
 
-def html(value: object, limit: int = LIMIT) -> Safe:
+def escape_card_html(value: object, limit: int = LIMIT) -> SafeMarkdown:
     """Words for a line of HTML, where a backslash escapes nothing."""
-    return Safe(clean(value, limit).translate(_HTML))
+    return SafeMarkdown(clean_card_text(value, limit).translate(_HTML))
 
 
-def code(value: object, limit: int = LIMIT) -> Safe:
+def markdown_code(value: object, limit: int = LIMIT) -> SafeMarkdown:
     """A name in the type of code, if it is made of plain letters; else as words."""
-    line = clean(value, limit)
-    return Safe(f"`{line}`") if _PLAIN.fullmatch(line) else text(value, limit)
+    line = clean_card_text(value, limit)
+    return SafeMarkdown(f"`{line}`") if _PLAIN.fullmatch(line) else escape_markdown(value, limit)
 
 
-def link(label: Safe, url: str) -> Safe:
+def markdown_link(label: SafeMarkdown, url: str) -> SafeMarkdown:
     """A link, if the address is plainly one; else the label alone."""
-    return Safe(f"[{label}]({url})") if _URL.fullmatch(url) and len(url) <= 4 * LIMIT else label
+    return SafeMarkdown(f"[{label}]({url})") if _URL.fullmatch(url) and len(url) <= 4 * LIMIT else label
 
 
-def fenced(body: str, language: str = "text") -> Safe:
+def markdown_code_block(body: str, language: str = "text") -> SafeMarkdown:
     """A block of code that its content cannot end."""
-    lines = (clean_line(line) for line in body[:TEXT_LIMIT].replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    lines = (clean_card_line(line) for line in body[:TEXT_LIMIT].replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     content = "\n".join(lines).strip("\n")
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", content)), default=0))
-    return Safe(f"{fence}{language}\n{content}\n{fence}")
+    return SafeMarkdown(f"{fence}{language}\n{content}\n{fence}")
 
 
-def clean_line(line: str) -> str:
+def clean_card_line(line: str) -> str:
     """One line of a longer text: its spaces stay."""
     return "".join(c if c == "\t" else _kept(c) for c in line).rstrip()
 
 
-def joined(separator: str, parts: Iterable[Safe]) -> Safe:
+def join_markdown(separator: str, parts: Iterable[SafeMarkdown]) -> SafeMarkdown:
     """Those that say something."""
-    return Safe(separator.join(part for part in parts if part))
+    return SafeMarkdown(separator.join(part for part in parts if part))

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from quantyard.card.escaping import clean
-from quantyard.card.subject import HUB, Subject
+from quantyard.card.escaping import clean_card_text
+from quantyard.card.subject import HUB, CardSubject
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.measurements import Score
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class HubBenchmark:
     """A task of lm-eval that asks a data set of the Hub, and nothing else."""
 
     task: str
@@ -35,24 +35,25 @@ class Benchmark:
 # To add a task: add a row. Data set, configuration and split are those of the task's YAML in lm-eval (test_split, else
 # validation_split); the id is `tasks[].id` of eval.yaml in the data set's repo.
 BENCHMARKS: Final = (
-    Benchmark("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "ARC Challenge", "ARC-Challenge", "test",
+    HubBenchmark("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "ARC Challenge", "ARC-Challenge", "test",
               "acc_norm"),
-    Benchmark("arc_easy", "allenai/ai2_arc", "ARC-Easy", "ARC Easy", "ARC-Easy", "test", "acc_norm"),
-    Benchmark("boolq", "aps/super_glue", "boolq", "BoolQ", "boolq", "validation", "acc"),
-    Benchmark("commonsense_qa", "tau/commonsense_qa", "default", "CommonsenseQA", "default", "validation", "acc"),
-    Benchmark("gsm8k", "openai/gsm8k", "gsm8k", "GSM8K", "main", "test", "exact_match,strict-match"),
-    Benchmark("hellaswag", "Rowan/hellaswag", "default", "HellaSwag", "default", "validation", "acc_norm"),
-    Benchmark("lambada_openai", "EleutherAI/lambada_openai", "default", "LAMBADA", "default", "test", "acc"),
-    Benchmark("leaderboard_mmlu_pro", "TIGER-Lab/MMLU-Pro", "mmlu_pro", "MMLU-Pro", "default", "test", "acc"),
-    Benchmark("mmlu", "cais/mmlu", "all", "MMLU", "all", "test", "acc"),
-    Benchmark("openbookqa", "allenai/openbookqa", "main", "OpenBookQA", "main", "test", "acc_norm"),
-    Benchmark("piqa", "baber/piqa", "default", "PIQA", "default", "validation", "acc_norm"),
-    Benchmark("sciq", "allenai/sciq", "default", "SciQ", "default", "test", "acc_norm"),
-    Benchmark("truthfulqa_mc1", "truthfulqa/truthful_qa", "multiple_choice", "TruthfulQA MC1", "multiple_choice",
+    HubBenchmark("arc_easy", "allenai/ai2_arc", "ARC-Easy", "ARC Easy", "ARC-Easy", "test", "acc_norm"),
+    HubBenchmark("boolq", "aps/super_glue", "boolq", "BoolQ", "boolq", "validation", "acc"),
+    HubBenchmark("commonsense_qa", "tau/commonsense_qa", "default", "CommonsenseQA", "default", "validation", "acc"),
+    HubBenchmark("gsm8k", "openai/gsm8k", "gsm8k", "GSM8K", "main", "test", "exact_match,strict-match"),
+    HubBenchmark("hellaswag", "Rowan/hellaswag", "default", "HellaSwag", "default", "validation", "acc_norm"),
+    HubBenchmark("lambada_openai", "EleutherAI/lambada_openai", "default", "LAMBADA", "default", "test", "acc"),
+    HubBenchmark("leaderboard_mmlu_pro", "TIGER-Lab/MMLU-Pro", "mmlu_pro", "MMLU-Pro", "default", "test", "acc"),
+    HubBenchmark("mmlu", "cais/mmlu", "all", "MMLU", "all", "test", "acc"),
+    HubBenchmark("openbookqa", "allenai/openbookqa", "main", "OpenBookQA", "main", "test", "acc_norm"),
+    HubBenchmark("piqa", "baber/piqa", "default", "PIQA", "default", "validation", "acc_norm"),
+    HubBenchmark("sciq", "allenai/sciq", "default", "SciQ", "default", "test", "acc_norm"),
+    HubBenchmark("truthfulqa_mc1", "truthfulqa/truthful_qa", "multiple_choice", "TruthfulQA MC1", "multiple_choice",
               "validation", "acc"),
-    Benchmark("truthfulqa_mc2", "truthfulqa/truthful_qa", "multiple_choice", "TruthfulQA MC2", "multiple_choice",
+    HubBenchmark("truthfulqa_mc2", "truthfulqa/truthful_qa", "multiple_choice", "TruthfulQA MC2", "multiple_choice",
               "validation", "acc"),
-    Benchmark("winogrande", "allenai/winogrande", "winogrande_xl", "WinoGrande", "winogrande_xl", "validation", "acc"),
+    HubBenchmark("winogrande", "allenai/winogrande", "winogrande_xl", "WinoGrande", "winogrande_xl", "validation",
+        "acc"),
 )  # fmt: skip
 _BY_TASK: Final = {row.task: row for row in BENCHMARKS}
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -61,7 +62,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 @dataclass(frozen=True)
 class _Result:
     label: str
-    row: Benchmark
+    row: HubBenchmark
     score: Score
     entry: TaskEntry
 
@@ -74,10 +75,10 @@ class _Result:
         """How, in words: part of what the number means."""
         shots = "" if self.entry.num_fewshot is None else f", {self.entry.num_fewshot}-shot"
         limit = "" if self.entry.limit is None else f", the first {self.score.n} questions only"
-        return clean(f"{self.label}, {self.score.metric} in %{shots}{limit}")
+        return clean_card_text(f"{self.label}, {self.score.metric} in %{shots}{limit}")
 
 
-def eval_results(subject: Subject) -> dict[str, str]:
+def card_eval_yaml(subject: CardSubject) -> dict[str, str]:
     """{".eval_results/<task>-<quant>.yaml": text}; one file per score, since several scores of one benchmark may
     not share one. A task of which only a part was asked is left out: a leaderboard compares whole benchmarks.
     """
@@ -93,7 +94,7 @@ def eval_results(subject: Subject) -> dict[str, str]:
     return found
 
 
-def _entry(subject: Subject, result: _Result) -> EvalResultEntry:
+def _entry(subject: CardSubject, result: _Result) -> EvalResultEntry:
     from huggingface_hub import EvalResultEntry
 
     assert subject.report
@@ -101,17 +102,17 @@ def _entry(subject: Subject, result: _Result) -> EvalResultEntry:
     return EvalResultEntry(
         dataset_id=result.row.dataset, task_id=result.row.task_id, value=result.per_cent, date=_date(subject),
         source_url=f"{HUB}/{subject.context.repo_id}", source_name="Quantyard",
-        notes=clean(f"{result.asked}, lm-eval {version} on llama.cpp".replace("lm-eval  ", "lm-eval ")),
+        notes=clean_card_text(f"{result.asked}, lm-eval {version} on llama.cpp".replace("lm-eval  ", "lm-eval ")),
     )  # fmt: skip
 
 
-def _date(subject: Subject) -> str | None:
+def _date(subject: CardSubject) -> str | None:
     """When this suite's last task ended."""
     found = [stage.finished_at for _, stage in subject.stages("evaluate")]
     return max(found).date().isoformat() if found else None
 
 
-def model_index(subject: Subject) -> list[EvalResult]:
+def card_model_index(subject: CardSubject) -> list[EvalResult]:
     """One result per task, one metric per file."""
     from huggingface_hub import EvalResult
 
@@ -129,7 +130,7 @@ def _metric(score: Score) -> str:
     return score.metric.split(",", maxsplit=1)[0]
 
 
-def _results(subject: Subject) -> Iterator[_Result]:
+def _results(subject: CardSubject) -> Iterator[_Result]:
     """In the order of the suite; a task that the suite brings itself is left out, whatever its name."""
     if subject.report is None or subject.report.suite.include_path is not None:
         return

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from quantyard.card.escaping import clean
-from quantyard.card.hub_results import model_index
-from quantyard.card.subject import Subject
+from quantyard.card.escaping import clean_card_text
+from quantyard.card.hub_results import card_model_index
+from quantyard.card.subject import CardSubject
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -27,18 +27,18 @@ _WEB: Final = re.compile(r"https?://\S+")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def metadata(subject: Subject) -> ModelCardData:
+def card_metadata(subject: CardSubject) -> ModelCardData:
     """The fields; those without a value are left out."""
     from huggingface_hub import ModelCardData
 
     card, hub = subject.manifest.source.card, subject.hub_source
-    results = model_index(subject)
+    results = card_model_index(subject)
     repo = subject.context.repo_id.rsplit("/", 1)[-1]
     named: dict[str, Any] = {"model_name": repo, "eval_results": results} if results else {}
     return ModelCardData(
-        **_base(hub), **licence(subject), language=_languages(card.languages),
+        **_base(hub), **card_licence(subject), language=_languages(card.languages),
         pipeline_tag=card.pipeline_tag if _PIPELINE.fullmatch(card.pipeline_tag) else None,
-        library_name="gguf", tags=tags(card.tags), quantized_by=subject.context.repo_id.split("/", maxsplit=1)[0],
+        library_name="gguf", tags=card_tags(card.tags), quantized_by=subject.context.repo_id.split("/", maxsplit=1)[0],
         **named,
     )  # fmt: skip
 
@@ -47,15 +47,15 @@ def _base(hub: str) -> dict[str, Any]:
     return {"base_model": hub, "base_model_relation": "quantized"} if hub else {}
 
 
-def licence(subject: Subject) -> dict[str, Any]:
+def card_licence(subject: CardSubject) -> dict[str, Any]:
     """`license`, and where the Hub has no word for it `license_name`; `license_link` where the source gives one."""
     card, stated = subject.manifest.source.card, subject.context.licence
     found: dict[str, Any] = {"license": stated.hub_id}
     name = card.license_name if stated.id == "other" else stated.id
     if stated.hub_id == "other" and name:
-        found["license_name"] = clean(name)
+        found["license_name"] = clean_card_text(name)
     url = card.license_link.strip()
-    if len(url) <= 400 and (_WEB.fullmatch(url) or _FILE.fullmatch(url)) and url == clean(url, 400):
+    if len(url) <= 400 and (_WEB.fullmatch(url) or _FILE.fullmatch(url)) and url == clean_card_text(url, 400):
         found["license_link"] = url
     return found
 
@@ -64,8 +64,8 @@ def _languages(named: list[str]) -> list[str] | None:
     return [name for name in named[:_MAX_LANGUAGES] if _LANGUAGE.fullmatch(name)] or None
 
 
-def tags(of_source: list[str]) -> list[str]:
+def card_tags(of_source: list[str]) -> list[str]:
     """Ours, then the source's own words."""
-    words = (clean(tag, 80) for tag in of_source)
+    words = (clean_card_text(tag, 80) for tag in of_source)
     carried = [word for word in words if word and word not in _NOT_OURS and not _MADE_BY_HUB.match(word)]
     return list(dict.fromkeys([*OWN_TAGS, *carried[:_MAX_TAGS]]))

@@ -7,9 +7,16 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from quantyard.card.escaping import Safe, code, fenced, joined, link, text
-from quantyard.card.subject import Subject
-from quantyard.protocol.base import digest_of_files
+from quantyard.card.escaping import (
+    SafeMarkdown,
+    escape_markdown,
+    join_markdown,
+    markdown_code,
+    markdown_code_block,
+    markdown_link,
+)
+from quantyard.card.subject import CardSubject
+from quantyard.protocol.base import files_digest
 from quantyard.protocol.facts import CalibrateFacts, VerifyFacts
 from quantyard.store.manifest import ImatrixRecord, StageRecord
 
@@ -21,53 +28,66 @@ _IN_IMAGES: Final = re.compile(r"/(?:in|out|app|opt|usr)/")
 # ---- importance matrices and recipes -----------------------------------------------------------------
 
 
-def apart(subject: Subject) -> Iterator[Safe]:
+def card_file_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """Which files were made with an importance matrix, and of which text that is; which follow a recipe."""
     for found in subject.imatrices:
         labels = [label for label, record in subject.quants.items() if record.imatrix == found]
-        yield Safe(f"{joined(', ', map(code, labels))}: made with the importance matrix {code(found.file)}, "
+        yield SafeMarkdown(f"{join_markdown(', ', map(markdown_code, labels))}: made with the importance matrix "
+        f"{markdown_code(found.file)}, "
                    f"{_text_of(subject, found)}.")  # fmt: skip
     for label, record in subject.quants.items():
         made_by = subject.manifest.stages.get(record.made_by)
         if made_by is not None and made_by.request.get("recipe"):
-            yield Safe(f"{code(label)}: a mix of tensor types, {_recipe(made_by)}.")
+            yield SafeMarkdown(f"{markdown_code(label)}: a mix of tensor types, {_recipe(made_by)}.")
 
 
-def _text_of(subject: Subject, found: ImatrixRecord) -> Safe:
+def _text_of(subject: CardSubject, found: ImatrixRecord) -> SafeMarkdown:
     """What a matrix was made of, where we made it and still know."""
     made = subject.manifest.stages.get("calibrate")
-    if made is None or digest_of_files(tuple(made.outputs)) != digest_of_files(tuple(found.given)):
+    if made is None or files_digest(tuple(made.outputs)) != files_digest(tuple(found.given)):
         read = next((f for f in found.given if f.sha256 != found.sha256), None)
-        return Safe(f"of a text with the SHA-256 {code(read.sha256 or '')}" if read else "made elsewhere")
+        return SafeMarkdown(
+            f"of a text with the SHA-256 {markdown_code(read.sha256 or '')}" if read else "made elsewhere"
+        )
     facts, names = CalibrateFacts.read(made.facts), made.request.get("text_files")
-    which = f"of the text {text(facts.text, 200)}" if names else "of Quantyard's own text"
-    sha256 = code(facts.text_sha256 or "not known")
-    return Safe(f"{which} (SHA-256 {sha256}), {facts.chunks} chunks of {facts.chunk_tokens} tokens")
+    which = f"of the text {escape_markdown(facts.text, 200)}" if names else "of Quantyard's own text"
+    sha256 = markdown_code(facts.text_sha256 or "not known")
+    return SafeMarkdown(f"{which} (SHA-256 {sha256}), {facts.chunks} chunks of {facts.chunk_tokens} tokens")
 
 
-def _recipe(stage: StageRecord) -> Safe:
+def _recipe(stage: StageRecord) -> SafeMarkdown:
     """The recipe as the request has it: a base type, and what differs."""
     asked = stage.request
     types = asked.get("tensor_types")
-    rules = [Safe(f"{code(name)} {text(kind)}") for name, kind in types.items()] if isinstance(types, dict) else []
+    rules = (
+        [SafeMarkdown(f"{markdown_code(name)} {escape_markdown(kind)}") for name, kind in types.items()]
+        if isinstance(types, dict)
+        else []
+    )
     for key, name in (("output_type", "output"), ("token_embedding_type", "token_embd")):
-        rules += [Safe(f"{code(name)} {text(asked[key])}")] if asked.get(key) else []
-    rest = [text(f"and {len(rules) - _MAX_NAMED} more")] if len(rules) > _MAX_NAMED else []
-    return Safe(f"{text(asked.get('quant'))} but for {joined(', ', [*rules[:_MAX_NAMED], *rest])}")
+        rules += [SafeMarkdown(f"{markdown_code(name)} {escape_markdown(asked[key])}")] if asked.get(key) else []
+    rest = [escape_markdown(f"and {len(rules) - _MAX_NAMED} more")] if len(rules) > _MAX_NAMED else []
+    return SafeMarkdown(
+        f"{escape_markdown(asked.get('quant'))} but for {join_markdown(', ', [*rules[:_MAX_NAMED], *rest])}"
+    )
 
 
 # ---- source, commands, images ------------------------------------------------------------------------
 
 
-def made(subject: Subject) -> Iterator[Safe]:
+def card_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
     source = subject.manifest.source
-    where = link(code(source.repo_id), subject.source_url) if source.repo_id else code(subject.title)
+    where = (
+        markdown_link(markdown_code(source.repo_id), subject.source_url)
+        if source.repo_id
+        else markdown_code(subject.title)
+    )
     kind = "commit" if source.repo_id else "local files, digest"
-    yield Safe(f"Source: {where}, {kind} {code(source.commit)}.")
+    yield SafeMarkdown(f"Source: {where}, {kind} {markdown_code(source.commit)}.")
     if not subject.imatrices:
         used = sorted({stage.inputs["imatrix"] for _, stage in subject.stages("quantize") if "imatrix" in stage.inputs})
-        told = f"not kept, digest {joined(', ', map(code, used))}" if used else "none"
-        yield Safe(f"Importance matrix: {told}. Calibration data: {'not known' if used else 'none'}.")
+        told = f"not kept, digest {join_markdown(', ', map(markdown_code, used))}" if used else "none"
+        yield SafeMarkdown(f"Importance matrix: {told}. Calibration data: {'not known' if used else 'none'}.")
     for name in ("fetch", "convert", "calibrate", "quantize"):
         if name != "calibrate" or subject.imatrices:  # it may have been made for others, or found to be of no use
             for key, stage in subject.stages(name):
@@ -76,12 +96,15 @@ def made(subject: Subject) -> Iterator[Safe]:
     yield from _images(subject)
 
 
-def _run(key: str, stage: StageRecord) -> Iterator[Safe]:
-    tools = joined(", ", [Safe(f"{text(name)} {text(version)}") for name, version in stage.tools.items()])
-    head = Safe(f"{text(key)}: {joined(', on ', [tools, text(stage.cpu)])}.")
+def _run(key: str, stage: StageRecord) -> Iterator[SafeMarkdown]:
+    tools = join_markdown(
+        ", ",
+        [SafeMarkdown(f"{escape_markdown(name)} {escape_markdown(version)}") for name, version in stage.tools.items()],
+    )
+    head = SafeMarkdown(f"{escape_markdown(key)}: {join_markdown(', on ', [tools, escape_markdown(stage.cpu)])}.")
     commands = "\n".join(shlex.join(_portable(arg) for arg in argv) for argv in stage.argv)
-    block = fenced(commands, "sh").replace("\n", "\n  ") if commands else ""
-    yield Safe(f"{head}\n\n  {block}\n" if block else head)
+    block = markdown_code_block(commands, "sh").replace("\n", "\n  ") if commands else ""
+    yield SafeMarkdown(f"{head}\n\n  {block}\n" if block else head)
 
 
 def _portable(argument: str) -> str:
@@ -92,31 +115,45 @@ def _portable(argument: str) -> str:
     return argument
 
 
-def _verified(subject: Subject) -> Iterator[Safe]:
+def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
     for key, stage in subject.stages("verify"):
         facts = VerifyFacts.read(stage.facts)
         compared = ((facts.probes, "tokenizer probes"), (facts.chats, "conversations"))
-        parts = [Safe(f"{n} {what}") for n, what in compared if n is not None]
+        parts = [SafeMarkdown(f"{n} {what}") for n, what in compared if n is not None]
         allowed = facts.mismatches_allowed
-        differs = Safe(f" **Differs from the source, and was allowed to: {text(allowed, 400)}.**") if allowed else ""
-        tried = f" ({joined(', ', parts)})" if parts else ""
-        yield Safe(f"{text(key)}: passed{tried}.{differs}")
+        differs = (
+            SafeMarkdown(f" **Differs from the source, and was allowed to: {escape_markdown(allowed, 400)}.**")
+            if allowed
+            else ""
+        )
+        tried = f" ({join_markdown(', ', parts)})" if parts else ""
+        yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{differs}")
 
 
-def _images(subject: Subject) -> Iterator[Safe]:
+def _images(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """Each image once, with the base that it was made on."""
     seen: dict[str, None] = {}
     for name in ("fetch", "convert", "calibrate", "quantize", "verify", "evaluate", "contract"):
         for _, stage in subject.stages(name):
             seen.update(dict.fromkeys(_image_lines(stage.ran_by)))
-    yield from map(Safe, seen)
+    yield from map(SafeMarkdown, seen)
 
 
 def _image_lines(ran_by: Mapping[str, str]) -> Iterator[str]:
     images = {key: value for key, value in ran_by.items() if key.endswith("_image") and key != "base_image"}
-    base = f" on {code(ran_by['base_image'])} {code(ran_by.get('base_digest', ''))}" if "base_image" in ran_by else ""
+    base = (
+        f" on {markdown_code(ran_by['base_image'])} {markdown_code(ran_by.get('base_digest', ''))}"
+        if "base_image" in ran_by
+        else ""
+    )
     for key, digest in images.items():
-        yield f"{text(key.removesuffix('_image'))} image {code(digest)}{base}."
+        yield f"{escape_markdown(key.removesuffix('_image'))} image {markdown_code(digest)}{base}."
     if not images and ran_by:
-        told = joined(", ", [Safe(f"{text(key)} {text(value)}") for key, value in list(ran_by.items())[:_MAX_NAMED]])
+        told = join_markdown(
+            ", ",
+            [
+                SafeMarkdown(f"{escape_markdown(key)} {escape_markdown(value)}")
+                for key, value in list(ran_by.items())[:_MAX_NAMED]
+            ],
+        )
         yield f"Run by {told}."

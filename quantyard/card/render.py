@@ -1,7 +1,7 @@
 """The model card: README.md of what is published, from the manifest alone.
 
 `card.md.jinja` says what stands where and `snippets/` how to run it; the modules beside it say what is true.
-Whatever the template writes is escaped unless it is a `Safe`.
+Whatever the template writes is escaped unless it is a `SafeMarkdown`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quantyard.card import check as card_check
 from quantyard.card import hub_results as card_results
-from quantyard.card.blocks import fence_after, rendered
-from quantyard.card.escaping import Safe, clean, code, fenced, html, link, text
-from quantyard.card.lists import lists
-from quantyard.card.metadata import metadata
-from quantyard.card.subject import HUB, CardContext, Subject
-from quantyard.card.tables import tables, task_tables
+from quantyard.card.blocks import card_fence_after, render_card_block
+from quantyard.card.escaping import (
+    SafeMarkdown,
+    clean_card_text,
+    escape_card_html,
+    escape_markdown,
+    markdown_code,
+    markdown_code_block,
+    markdown_link,
+)
+from quantyard.card.lists import card_lists
+from quantyard.card.metadata import card_metadata
+from quantyard.card.subject import HUB, CardContext, CardSubject
+from quantyard.card.tables import card_tables, card_task_tables
 from quantyard.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["CardContext", "card_differences", "eval_results", "render_card"]
+__all__ = ["CardContext", "card_differences", "card_eval_results", "render_card"]
 
 _HERE: Final = Path(__file__).parent
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
@@ -48,18 +56,18 @@ def render_card(manifest: Manifest, context: CardContext) -> str:
     """
     from huggingface_hub import ModelCard
 
-    subject = Subject(manifest, context)
+    subject = CardSubject(manifest, context)
     body = _environment().get_template("card.md.jinja").render(_view(subject))
-    return str(ModelCard(f"---\n{metadata(subject).to_yaml(line_break=chr(10))}\n---\n\n{_tidy(body)}\n"))
+    return str(ModelCard(f"---\n{card_metadata(subject).to_yaml(line_break=chr(10))}\n---\n\n{_tidy(body)}\n"))
 
 
-def eval_results(manifest: Manifest, context: CardContext) -> dict[str, str]:
+def card_eval_results(manifest: Manifest, context: CardContext) -> dict[str, str]:
     """{".eval_results/<task>-<quant>.yaml": text}, as the Hub's leaderboards read it; empty where no task is theirs.
 
     Raises:
         BadRequest: as `render_card`.
     """
-    return card_results.eval_results(Subject(manifest, context))
+    return card_results.card_eval_yaml(CardSubject(manifest, context))
 
 
 def card_differences(card: str, manifest: Manifest, context: CardContext) -> list[str]:
@@ -69,7 +77,7 @@ def card_differences(card: str, manifest: Manifest, context: CardContext) -> lis
     Raises:
         BadRequest: as `render_card`.
     """
-    return card_check.differences(card, Subject(manifest, context))
+    return card_check.compare_card(card, CardSubject(manifest, context))
 
 
 @cache
@@ -88,44 +96,45 @@ def _tidy(body: str) -> str:
     kept: list[str] = []
     fence = ""
     for line in body.strip().split("\n"):
-        fence = fence_after(line, fence)
+        fence = card_fence_after(line, fence)
         if line or fence or (kept and kept[-1]):
             kept.append(line)
     return "\n".join(kept)
 
 
 def _finalize(value: object) -> str:
-    return value if isinstance(value, Safe) else text(value)
+    return value if isinstance(value, SafeMarkdown) else escape_markdown(value)
 
 
 # ---- what the template is given ----------------------------------------------------------------------
 
 
-def _view(subject: Subject) -> dict[str, Any]:
-    blocks = {block.name: rendered(block) for block in (*tables(subject), *lists(subject))}
+def _view(subject: CardSubject) -> dict[str, Any]:
+    blocks = {block.name: render_card_block(block) for block in (*card_tables(subject), *card_lists(subject))}
     source, licence = subject.manifest.source, subject.context.licence
-    address = Safe(subject.source_url)
+    address, licence_text = SafeMarkdown(subject.source_url), subject.context.licence_text
     return {
-        "blocks": blocks, "title": text(subject.title), "baseline": _baseline(subject),
-        "source": link(code(source.repo_id), address) if source.repo_id else code(subject.title),
-        "source_file": code(source.gguf_file) if source.gguf_file else None,
+        "blocks": blocks, "title": escape_markdown(subject.title), "baseline": _baseline(subject),
+        "source": markdown_link(markdown_code(source.repo_id), address) if source.repo_id
+        else markdown_code(subject.title),
+        "source_file": markdown_code(source.gguf_file) if source.gguf_file else None,
         "memory_unknown": any(not (m := subject.measurement(label)) or not m.speed for label in subject.quants),
         "tasks": _tasks(subject, blocks), "plots": list(_plots(subject.context.plots)),
-        "licence": code(licence.id), "licence_by_user": licence.stated_by == "user",
+        "licence": markdown_code(licence.id), "licence_by_user": licence.stated_by == "user",
         "licence_link": _licence_link(source.card.license_link), "source_card": bool(subject.hub_source),
-        "notices": [text(notice, 2000) for notice in licence.notices],
-        "licence_text": fenced(subject.context.licence_text) if subject.context.licence_text.strip() else None,
+        "notices": [escape_markdown(notice, 2000) for notice in licence.notices],
+        "licence_text": markdown_code_block(licence_text) if licence_text.strip() else None,
         "run": _run(subject) if subject.usual else None,
     }  # fmt: skip
 
 
-def _baseline(subject: Subject) -> Safe | None:
-    return code(subject.baseline.file.label) if subject.baseline else None
+def _baseline(subject: CardSubject) -> SafeMarkdown | None:
+    return markdown_code(subject.baseline.file.label) if subject.baseline else None
 
 
-def _licence_link(url: str) -> Safe | None:
+def _licence_link(url: str) -> SafeMarkdown | None:
     """Its own words, where they have an address."""
-    found = link(Safe("its text"), url.strip())
+    found = markdown_link(SafeMarkdown("its text"), url.strip())
     return found if found != "its text" else None
 
 
@@ -133,23 +142,23 @@ def _licence_link(url: str) -> Safe | None:
 class _Task:
     """The tasks of one file."""
 
-    label: Safe
-    table: Safe
+    label: SafeMarkdown
+    table: SafeMarkdown
 
 
-def _tasks(subject: Subject, blocks: dict[str, Safe]) -> list[_Task]:
-    labels = {table.name: label for table, label in zip(task_tables(subject), subject.measured, strict=True)} \
+def _tasks(subject: CardSubject, blocks: dict[str, SafeMarkdown]) -> list[_Task]:
+    labels = {table.name: label for table, label in zip(card_task_tables(subject), subject.measured, strict=True)} \
         if subject.headlines else {}  # fmt: skip
-    return [_Task(html(label), blocks[name]) for name, label in labels.items()]
+    return [_Task(escape_card_html(label), blocks[name]) for name, label in labels.items()]
 
 
 @dataclass(frozen=True)
 class _Picture:
     """One plot for both themes."""
 
-    light: Safe
-    dark: Safe
-    words: Safe
+    light: SafeMarkdown
+    dark: SafeMarkdown
+    words: SafeMarkdown
 
 
 def _plots(paths: Iterable[str]) -> Iterator[_Picture]:
@@ -160,7 +169,7 @@ def _plots(paths: Iterable[str]) -> Iterator[_Picture]:
             by_theme = {theme: _path_of(safe, f"{name}-{theme}{ending}") for theme in ("light", "dark")}
             light, dark = by_theme["light"], by_theme["dark"]
             if light:
-                yield _Picture(Safe(light), Safe(dark or light), Safe(words))
+                yield _Picture(SafeMarkdown(light), SafeMarkdown(dark or light), SafeMarkdown(words))
                 break
 
 
@@ -168,13 +177,13 @@ def _path_of(paths: Iterable[str], name: str) -> str | None:
     return next((path for path in paths if PurePosixPath(path).name == name), None)
 
 
-def _run(subject: Subject) -> dict[str, Safe]:
+def _run(subject: CardSubject) -> dict[str, SafeMarkdown]:
     """What the snippets fill in. In a block of code a word of a shell is quoted, and nothing is escaped."""
     quant, repo_id = _word(subject.usual), subject.context.repo_id
-    pulled = _word(subject.context.oci) if subject.context.oci else Safe(f"hf.co/{repo_id}:{quant}")
-    return {"repo_id": Safe(repo_id), "quant": quant, "oci": pulled, "url": Safe(f"{HUB}/{repo_id}")}
+    pulled = _word(subject.context.oci) if subject.context.oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}")
+    return {"repo_id": SafeMarkdown(repo_id), "quant": quant, "oci": pulled, "url": SafeMarkdown(f"{HUB}/{repo_id}")}
 
 
-def _word(value: str) -> Safe:
+def _word(value: str) -> SafeMarkdown:
     """One word of a shell, on one line and without a backtick."""
-    return Safe(shlex.quote(clean(value).replace("`", "")))
+    return SafeMarkdown(shlex.quote(clean_card_text(value).replace("`", "")))

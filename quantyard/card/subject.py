@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import BadRequest
-from quantyard.hub.files import parse_repo_id
-from quantyard.metrics.headline_metrics import headlines
+from quantyard.hub.files import parse_hub_repo_id
+from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.gate import BudgetResult, Outcome
 from quantyard.protocol.measurements import EvalReport, Measurement, Score
-from quantyard.quants.catalog import rank
+from quantyard.quants.catalog import quant_rank
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class CardContext:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CardSubject:
     """A manifest and a context that fit each other."""
 
     manifest: Manifest
@@ -108,7 +108,7 @@ class Subject:
         """The baseline's scores to show: one per entry of the suite, or per task where groups have no own score."""
         if self.report is None or self.baseline is None:
             return ()
-        return headlines(self.report.suite, self.baseline.scores)
+        return headline_scores(self.report.suite, self.baseline.scores)
 
     def gate(self, outcome: Outcome) -> tuple[BudgetResult, ...]:
         """What the gate found of the published files."""
@@ -123,7 +123,7 @@ class Subject:
         failed = {result.quant for result in self.gate("failed")}
         labels = [label for label in self.quants if label not in failed] or list(self.quants)
         far = {label: abs(self.quants[label].bits_per_weight - USUAL_BITS) for label in labels}
-        return min(labels, key=lambda label: (rank(label), far[label]), default="")
+        return min(labels, key=lambda label: (quant_rank(label), far[label]), default="")
 
     @property
     def title(self) -> str:
@@ -157,6 +157,6 @@ class Subject:
 
 def _is_repo_id(text: str) -> bool:
     try:
-        return parse_repo_id(text) == (text, None)
+        return parse_hub_repo_id(text) == (text, None)
     except BadRequest:
         return False

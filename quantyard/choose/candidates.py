@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model
-from quantyard.memory.kv_cache import ContextUse, cache_bytes, mask_bytes
-from quantyard.memory.layers import ModelLayers, read_layers
-from quantyard.metrics.pareto import Entry, Metric, metric_of, quality_of
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
+from quantyard.memory.kv_cache import ContextUse, attention_mask_bytes, context_cache_bytes
+from quantyard.memory.layers import ModelLayers, read_cache_layers
+from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_metric, pareto_quality
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.measurements import Estimate, EvalReport, Measurement, Speed
 from quantyard.store.manifest import Manifest, QuantRecord
@@ -26,7 +26,7 @@ DEFAULT_CONTEXT: Final = 8192
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ChoiceCandidate:
     """One file with what was measured of it.
 
     Attributes:
@@ -48,9 +48,9 @@ class Candidate:
     layers: ModelLayers | None
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> ParetoEntry:
         """What decides whether another file beats it."""
-        return Entry(self.quant, self.size_bytes, self.quality.value, self.tokens_per_s)
+        return ParetoEntry(self.quant, self.size_bytes, self.quality.value, self.tokens_per_s)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ChoiceSet:
     architecture: str
     trained_context: int | None
     use: ContextUse
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ChoiceCandidate, ...]
     others: Mapping[str, str]
 
 
@@ -81,11 +81,11 @@ def find_choice_set(
         BadRequest: none of them was measured.
     """
     report = _report(manifest, paths, suite)
-    metric = metric_of(report)
+    metric = pareto_metric(report)
     reasons = {quant: _why_not(manifest, report, metric, quant, path) for quant, path in paths.items()}
     headers = {quant: _header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
-        raise nothing_measured("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
+        raise no_candidates_error("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
     first = next(iter(headers.values()))
     use = ContextUse(_context(first, context_tokens), parallel)
     found = tuple(_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
@@ -93,20 +93,20 @@ def find_choice_set(
     return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others)
 
 
-def nothing_measured(why: str, quants: Sequence[str]) -> BadRequest:
+def no_candidates_error(why: str, quants: Sequence[str]) -> BadRequest:
     """The error where there is nothing to choose from."""
     hint = f"Measure them in one run: make eval MODEL=… QUANT={','.join(quants)}"
     return BadRequest(f"Nothing to choose from: {why}.", hint)
 
 
-def eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
+def choice_eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
     """The command that measures all files in one run, `more` of them too."""
     suite = choices.report.suite.name
     quants = ",".join([*(c.quant for c in choices.candidates), *choices.others, *more])
     return f"make eval MODEL={model} QUANT={quants} SUITE={suite if suite in BUILTIN else '…'}"
 
 
-def memory_at(found: Candidate, use: ContextUse) -> int | None:
+def candidate_memory_bytes(found: ChoiceCandidate, use: ContextUse) -> int | None:
     """Bytes this file would take at another context."""
     return None if found.layers is None else _memory(found.speed, found.layers, use)
 
@@ -121,10 +121,10 @@ def _report(manifest: Manifest, paths: Mapping[str, Path], suite: str) -> EvalRe
     if not reports:
         what = f"the suite {suite} was not asked" if suite and manifest.evaluations else "nothing was measured"
         what = f"{what} of the model's commit {manifest.source.commit[:12]}"
-        raise nothing_measured(what, list(paths))
+        raise no_candidates_error(what, list(paths))
 
     def rank(report: EvalReport) -> tuple[int, int]:
-        fit = sum(not _why_not(manifest, report, metric_of(report), quant, path) for quant, path in paths.items())
+        fit = sum(not _why_not(manifest, report, pareto_metric(report), quant, path) for quant, path in paths.items())
         return fit, report.n_questions
 
     return max(reports.values(), key=rank)
@@ -141,7 +141,7 @@ def _why_not(manifest: Manifest, report: EvalReport, metric: Metric, quant: str,
         return f"was not measured with the suite {report.suite.name}"
     if found.file.sha256 != record.sha256:
         return f"was built again since it was measured with the suite {report.suite.name}"
-    if found.speed is None or quality_of(report, found, metric) is None:
+    if found.speed is None or pareto_quality(report, found, metric) is None:
         return f"has no {'speed' if found.speed is None else metric} in the suite {report.suite.name}"
     return ""
 
@@ -152,23 +152,30 @@ def _measurement(report: EvalReport, quant: str) -> Measurement | None:
 
 def _header(path: Path) -> GgufHeader:
     try:
-        return read_model(path)
+        return read_gguf_model(path)
     except GgufError as error:
         raise BadRequest(f"{path} cannot be read: {error}.", "Remove it and make it again: make build") from error
 
 
 def _candidate(
     manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse
-) -> Candidate:
+) -> ChoiceCandidate:
     found, record = _measurement(report, quant), manifest.quants[quant]
     assert found is not None, "files without a measurement were left out before"
-    quality, layers = quality_of(report, found, metric), read_layers(header)
+    quality, layers = pareto_quality(report, found, metric), read_cache_layers(header)
     assert found.speed is not None, "files without this value were left out before"
     assert quality is not None, "files without this value were left out before"
-    return Candidate(
-        quant=quant, path=header.paths[0], size_bytes=record.size_bytes, bits_per_weight=record.bits_per_weight,
-        memory_bytes=_memory(found.speed, layers, use), context_bytes=cache_bytes(layers, use) if layers else None,
-        quality=quality, tokens_per_s=found.speed.generated_tokens_per_s, speed=found.speed, layers=layers,
+    return ChoiceCandidate(
+        quant=quant,
+        path=header.paths[0],
+        size_bytes=record.size_bytes,
+        bits_per_weight=record.bits_per_weight,
+        memory_bytes=_memory(found.speed, layers, use),
+        context_bytes=context_cache_bytes(layers, use) if layers else None,
+        quality=quality,
+        tokens_per_s=found.speed.generated_tokens_per_s,
+        speed=found.speed,
+        layers=layers,
     )
 
 
@@ -181,10 +188,10 @@ def _memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | 
 
 
 def _context_bytes(layers: ModelLayers, use: ContextUse) -> int:
-    return cache_bytes(layers, use) + mask_bytes(layers, use)
+    return context_cache_bytes(layers, use) + attention_mask_bytes(layers, use)
 
 
-def paths_of(manifest: Manifest, folder: Path, source: Path | None, quants: Sequence[str]) -> dict[str, Path]:
+def candidate_paths(manifest: Manifest, folder: Path, source: Path | None, quants: Sequence[str]) -> dict[str, Path]:
     """Where each file is; a GGUF that was only measured stays in its own folder.
 
     Raises:

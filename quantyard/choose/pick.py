@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from quantyard.choose.candidates import Candidate
-from quantyard.metrics.intervals import Z, difference
-from quantyard.metrics.pareto import beaten_by
+from quantyard.choose.candidates import ChoiceCandidate
+from quantyard.metrics.intervals import Z, interval_difference
+from quantyard.metrics.pareto import pareto_beaten_by
 
 
 @dataclass(frozen=True)
-class Budget:
+class ChoiceBudget:
     """The limits of a choice: bytes of memory, generated tokens/s, mean KLD in nats (None: any)."""
 
     memory_bytes: int
@@ -25,7 +25,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Miss:
+class MissedLimit:
     """A limit that a file does not meet; `excess` is by how much: 0.1 for a tenth."""
 
     what: Literal["RAM", "MIN_TPS", "MAX_KLD"]
@@ -43,56 +43,56 @@ class Miss:
 class Choice:
     """The file to take; `equal` are larger ones whose quality is better by less than the interval."""
 
-    best: Candidate
-    equal: tuple[Candidate, ...]
-    runner_up: Candidate | None
-    fitting: tuple[Candidate, ...]
+    best: ChoiceCandidate
+    equal: tuple[ChoiceCandidate, ...]
+    runner_up: ChoiceCandidate | None
+    fitting: tuple[ChoiceCandidate, ...]
 
 
-def misses(found: Candidate, budget: Budget) -> tuple[Miss, ...]:
+def missed_choice_limits(found: ChoiceCandidate, budget: ChoiceBudget) -> tuple[MissedLimit, ...]:
     """The limits that this file does not meet."""
     assert found.memory_bytes is not None, "files of unknown memory are refused before"
     missed = []
     if found.memory_bytes > budget.memory_bytes:
-        missed.append(Miss("RAM", found.memory_bytes, budget.memory_bytes))
+        missed.append(MissedLimit("RAM", found.memory_bytes, budget.memory_bytes))
     if found.tokens_per_s < budget.min_tokens_per_s:
-        missed.append(Miss("MIN_TPS", found.tokens_per_s, budget.min_tokens_per_s))
+        missed.append(MissedLimit("MIN_TPS", found.tokens_per_s, budget.min_tokens_per_s))
     if budget.max_kld is not None and found.quality.value > budget.max_kld:
-        missed.append(Miss("MAX_KLD", found.quality.value, budget.max_kld))
+        missed.append(MissedLimit("MAX_KLD", found.quality.value, budget.max_kld))
     return tuple(missed)
 
 
-def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice | None:
+def choose_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> Choice | None:
     """The choice; None where no file meets the limits."""
-    fitting = tuple(c for c in candidates if not misses(c, budget))
+    fitting = tuple(c for c in candidates if not missed_choice_limits(c, budget))
     if not fitting:
         return None
     best, equal = _take(fitting)
     rest = [c for c in fitting if c not in (best, *equal)] or [c for c in fitting if c is not best]
-    beaten = beaten_by(c.entry for c in fitting)
+    beaten = pareto_beaten_by(c.entry for c in fitting)
     front = [c for c in rest if not beaten[c.quant]]
     return Choice(best, equal, _take(front or rest)[0] if rest else None, fitting)
 
 
-def nearest(candidates: Sequence[Candidate], budget: Budget) -> Candidate:
+def nearest_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> ChoiceCandidate:
     """The file whose worst miss is the least."""
-    return min(candidates, key=lambda c: max(miss.excess for miss in misses(c, budget)))
+    return min(candidates, key=lambda c: max(miss.excess for miss in missed_choice_limits(c, budget)))
 
 
-def is_tie(one: Candidate, other: Candidate) -> bool:
+def is_candidate_tie(one: ChoiceCandidate, other: ChoiceCandidate) -> bool:
     """Whether the difference in quality is within its 95 % interval."""
-    found = difference(one.quality, other.quality)
+    found = interval_difference(one.quality, other.quality)
     return found.low <= 0 <= found.high
 
 
-def half_width(found: Candidate) -> float:
+def candidate_half_width(found: ChoiceCandidate) -> float:
     """Half of the 95 % interval of its quality."""
     return Z * found.quality.stderr
 
 
-def _take(fitting: Sequence[Candidate]) -> tuple[Candidate, tuple[Candidate, ...]]:
+def _take(fitting: Sequence[ChoiceCandidate]) -> tuple[ChoiceCandidate, tuple[ChoiceCandidate, ...]]:
     """The smallest of those that are as good as the best, and the larger ones it stands for."""
     top = min(fitting, key=lambda c: (c.quality.value, c.size_bytes))
-    ties = [c for c in fitting if c is top or is_tie(c, top)]
+    ties = [c for c in fitting if c is top or is_candidate_tie(c, top)]
     best = min(ties, key=lambda c: (c.size_bytes, c.quality.value))
     return best, tuple(c for c in ties if c is not best and c.quality.value < best.quality.value)

@@ -5,49 +5,53 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantyard.choose.candidates import Candidate, ChoiceSet
-from quantyard.choose.pick import Budget, Miss, misses
+from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet
+from quantyard.choose.pick import ChoiceBudget, MissedLimit, missed_choice_limits
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import as_written, count, kld, memory, tokens_per_s
+from quantyard.formatting.numbers import format_as_written, format_count, format_kld, format_memory, format_tokens_per_s
 
 
-def nothing_fits(choices: ChoiceSet, budget: Budget, closest: Candidate, helps: Sequence[str]) -> BadRequest:
+def no_candidate_fits(
+    choices: ChoiceSet, budget: ChoiceBudget, closest: ChoiceCandidate, helps: Sequence[str]
+) -> BadRequest:
     """The error where no file meets the limits."""
-    missed = " and ".join(_missed(miss) for miss in misses(closest, budget))
+    missed = " and ".join(_missed(miss) for miss in missed_choice_limits(closest, budget))
     message = f"No file of {choices.name} meets the limits; the nearest, {closest.quant}, {missed}."
-    less = " ".join(_loosened(miss) for miss in misses(closest, budget))
+    less = " ".join(_loosened(miss) for miss in missed_choice_limits(closest, budget))
     return BadRequest(message, "\n".join([*helps, f"Ask for less: {less} takes {closest.quant}."]))
 
 
-def unknown_memory(choices: ChoiceSet) -> BadRequest:
+def candidate_memory_unknown(choices: ChoiceSet) -> BadRequest:
     """The error where the context's memory is not known exactly."""
     measured = choices.candidates[0].speed
-    context = f"{count(choices.use.tokens)} tokens of context"
+    context = f"{format_count(choices.use.tokens)} tokens of context"
     what = f"The memory of {context} is not known exactly for {choices.architecture}"
     hint = f"Choose at the context that was measured: CONTEXT_SIZE={measured.n_ctx} PARALLEL=1"
     return BadRequest(f"{what}, so whether a file of {choices.name} fits is not known.", hint)
 
 
-def no_divergence(choices: ChoiceSet) -> BadRequest:
+def choice_needs_divergence(choices: ChoiceSet) -> BadRequest:
     """The error where MAX_KLD was given and no KL divergence was measured."""
     suite = choices.report.suite.name
     message = f"MAX_KLD cannot be checked: the suite {suite} measured no KL divergence of {choices.name}."
     return BadRequest(message, "Measure it with SUITE=standard, or leave MAX_KLD out.")
 
 
-def _missed(miss: Miss) -> str:
+def _missed(miss: MissedLimit) -> str:
     if miss.what == "RAM":
-        value, limit = (memory(int(n)) for n in (miss.value, miss.limit))
+        value, limit = (format_memory(int(n)) for n in (miss.value, miss.limit))
         return f"takes {value}, more than the {limit} of RAM"
     if miss.what == "MIN_TPS":
-        return f"generates {tokens_per_s(miss.value)} tokens/s, less than MIN_TPS={as_written(miss.limit)}"
-    return f"has a mean KLD of {kld(miss.value)}, more than MAX_KLD={as_written(miss.limit)}"
+        return (
+            f"generates {format_tokens_per_s(miss.value)} tokens/s, less than MIN_TPS={format_as_written(miss.limit)}"
+        )
+    return f"has a mean KLD of {format_kld(miss.value)}, more than MAX_KLD={format_as_written(miss.limit)}"
 
 
-def _loosened(miss: Miss) -> str:
+def _loosened(miss: MissedLimit) -> str:
     """The limit that this file meets, rounded to its side."""
     if miss.what == "RAM":
         return f"RAM={-(-int(miss.value) // 2**20)}MiB"
     if miss.what == "MIN_TPS":
-        return f"MIN_TPS={as_written(math.floor(10 * miss.value) / 10)}"
-    return f"MAX_KLD={as_written(math.ceil(10_000 * miss.value) / 10_000)}"
+        return f"MIN_TPS={format_as_written(math.floor(10 * miss.value) / 10)}"
+    return f"MAX_KLD={format_as_written(math.ceil(10_000 * miss.value) / 10_000)}"

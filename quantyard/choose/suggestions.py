@@ -6,24 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from quantyard.choose.candidates import Candidate, ChoiceSet, eval_command, memory_at
-from quantyard.choose.pick import Budget, misses, nearest
+from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, candidate_memory_bytes, choice_eval_command
+from quantyard.choose.pick import ChoiceBudget, missed_choice_limits, nearest_candidate
 from quantyard.errors import UnknownQuant
-from quantyard.formatting.numbers import human_bytes, memory
-from quantyard.memory.kv_cache import CELL_STEP, can_be_quantized, kv_bytes
-from quantyard.quants.catalog import Quant, find
+from quantyard.formatting.numbers import format_bytes, format_memory
+from quantyard.memory.kv_cache import CELL_STEP, can_quantize_kv_cache, kv_bytes
+from quantyard.quants.catalog import Quant, find_quant
 
 # Those worth naming, the largest first: they need no importance matrix and suit any model.
 _USUAL: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K")
 
 
-def remedies(choices: ChoiceSet, budget: Budget, model: str) -> list[str]:
+def choice_remedies(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> list[str]:
     """One line each, with the command to type.
 
     Args:
         model: what the user typed after MODEL=.
     """
-    missed = {miss.what for c in choices.candidates for miss in misses(c, budget)}
+    missed = {miss.what for c in choices.candidates for miss in missed_choice_limits(c, budget)}
     return [
         *(_for_memory(choices, budget, model) if "RAM" in missed else ()),
         *(_for_speed(choices, budget, model) if "MIN_TPS" in missed else ()),
@@ -31,20 +31,20 @@ def remedies(choices: ChoiceSet, budget: Budget, model: str) -> list[str]:
     ]
 
 
-def largest_context(found: Candidate, choices: ChoiceSet, budget: Budget) -> int:
+def largest_candidate_context(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> int:
     """Tokens of context with which this file fits into the memory, in steps of 256; 0: with none."""
     low, high = 0, choices.use.cells // CELL_STEP
     while low < high:
         middle = -(-(low + high) // 2)
-        needed = memory_at(found, replace(choices.use, tokens=middle * CELL_STEP))
+        needed = candidate_memory_bytes(found, replace(choices.use, tokens=middle * CELL_STEP))
         low, high = (middle, high) if needed is not None and needed <= budget.memory_bytes else (low, middle - 1)
     return low * CELL_STEP
 
 
-def _for_memory(choices: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
-    others = [c for c in choices.candidates if {miss.what for miss in misses(c, budget)} == {"RAM"}]
-    for found in [nearest(others, budget)] if others else []:
-        if context := largest_context(found, choices, budget):
+def _for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
+    others = [c for c in choices.candidates if {miss.what for miss in missed_choice_limits(c, budget)} == {"RAM"}]
+    for found in [nearest_candidate(others, budget)] if others else []:
+        if context := largest_candidate_context(found, choices, budget):
             yield f"Less context: {found.quant} fits with CONTEXT_SIZE={context}."
         if text := _smaller_cache(found, choices, budget):
             yield text
@@ -52,14 +52,14 @@ def _for_memory(choices: ChoiceSet, budget: Budget, model: str) -> Iterator[str]
     assert smallest.memory_bytes is not None, "files of unknown memory are refused before"
     over = smallest.memory_bytes - budget.memory_bytes
     if over > 0 and (quant := _smaller(choices, smallest, smallest.size_bytes - over)):
-        size = human_bytes(_size(smallest, quant))
-        how = eval_command(choices, model, quant.name)
+        size = format_bytes(_size(smallest, quant))
+        how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant: {quant.name} is not measured yet (about {size}): {how}"
 
 
-def _smaller_cache(found: Candidate, choices: ChoiceSet, budget: Budget) -> str:
+def _smaller_cache(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> str:
     layers = found.layers
-    if layers is None or found.memory_bytes is None or not can_be_quantized(layers):
+    if layers is None or found.memory_bytes is None or not can_quantize_kv_cache(layers):
         return ""
     saved = kv_bytes(layers, choices.use) - kv_bytes(layers, choices.use, "q8_0")
     if found.memory_bytes - saved > budget.memory_bytes:
@@ -67,50 +67,51 @@ def _smaller_cache(found: Candidate, choices: ChoiceSet, budget: Budget) -> str:
     how = "LLAMA_ARG_CACHE_TYPE_K=q8_0 and LLAMA_ARG_CACHE_TYPE_V=q8_0"
     return (
         f"A KV cache in 8 bits ({how} for the server): {found.quant} then takes "
-        f"{memory(found.memory_bytes - saved)}; what that does to quality was not measured."
+        f"{format_memory(found.memory_bytes - saved)}; what that does to quality was not measured."
     )
 
 
-def _for_speed(choices: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
+def _for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
     fastest = max(choices.candidates, key=lambda c: c.tokens_per_s)
     if fastest.tokens_per_s >= budget.min_tokens_per_s:
         return
     smallest = min(choices.candidates, key=lambda c: c.size_bytes)
     wanted = int(smallest.size_bytes * smallest.tokens_per_s / budget.min_tokens_per_s)  # bytes read per token decide
     if quant := _smaller(choices, smallest, wanted):
-        how = eval_command(choices, model, quant.name)
+        how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant may be fast enough: {quant.name} is not measured yet: {how}"
     else:
         yield "No quant of this model reaches that speed on the machine that measured: use a faster one, or a GPU."
 
 
-def _for_quality(choices: ChoiceSet, budget: Budget, model: str) -> Iterator[str]:
+def _for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
     best = min(choices.candidates, key=lambda c: c.quality.value)
     if budget.max_kld is None or best.quality.value <= budget.max_kld:
         return
     larger = [q for q in _unmeasured(choices) if q.bits_per_weight > _bits(best)]
     if larger:
-        yield f"A larger quant: {larger[-1].name} is not measured yet: {eval_command(choices, model, larger[-1].name)}"
+        name = larger[-1].name
+        yield f"A larger quant: {name} is not measured yet: {choice_eval_command(choices, model, name)}"
 
 
-def _smaller(choices: ChoiceSet, than: Candidate, wanted_bytes: int) -> Quant | None:
+def _smaller(choices: ChoiceSet, than: ChoiceCandidate, wanted_bytes: int) -> Quant | None:
     """The largest quant that was not measured and is about as small as wanted; None: there is none."""
     return next((q for q in _unmeasured(choices) if _size(than, q) <= min(wanted_bytes, than.size_bytes - 1)), None)
 
 
 def _unmeasured(choices: ChoiceSet) -> Sequence[Quant]:
     measured = {c.quant for c in choices.candidates}
-    return [find(name) for name in _USUAL if name not in measured]
+    return [find_quant(name) for name in _USUAL if name not in measured]
 
 
-def _size(known: Candidate, quant: Quant) -> int:
+def _size(known: ChoiceCandidate, quant: Quant) -> int:
     """About: in proportion to the bits of a large model."""
     return int(known.size_bytes * quant.bits_per_weight / _bits(known))
 
 
-def _bits(known: Candidate) -> float:
+def _bits(known: ChoiceCandidate) -> float:
     """As the table of quants has it; a quant of the user's own making has only its own."""
     try:
-        return find(known.quant).bits_per_weight
+        return find_quant(known.quant).bits_per_weight
     except UnknownQuant:
         return known.bits_per_weight

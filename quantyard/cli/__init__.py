@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from quantyard.cli.command_names import as_typed
+from quantyard.cli.command_names import as_typed_command
 from quantyard.cli.commands import COMMANDS, find_command
 from quantyard.cli.make_variables import check_make_variables
-from quantyard.cli.parser import build_parser, parse
-from quantyard.cli.streams import forget_output, is_read, prepare_output, write_through
+from quantyard.cli.parser import command_line_parser, parse_command_line
+from quantyard.cli.streams import discard_stdout, flush_stdout, is_stdout_read, prepare_stdout
 from quantyard.errors import Interrupted, QuantyardError
 from quantyard.protocol.exit_codes import Answer, ExitCode
 
@@ -30,18 +30,18 @@ _MOST_SHOWN = 8_000  # characters of a message
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command, and exit with its code."""
     signal.signal(signal.SIGTERM, _stop)
-    prepare_output()
+    prepare_stdout()
     if "_ARGCOMPLETE" in os.environ:
-        from quantyard.cli.completion import complete
+        from quantyard.cli.completion import answer_completion
 
-        complete()
+        answer_completion()
     typed = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(JSON="1" if "--json" in typed else None)  # until it is parsed
     try:
         _run(typed, args)
-        write_through()
+        flush_stdout()
     except BrokenPipeError as error:
-        if not is_read():
+        if not is_stdout_read():
             _not_read()
         _fail(_translated(error), args)
     except KeyboardInterrupt:
@@ -56,16 +56,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
     if not typed or typed[0] in ("-h", "--help"):
-        build_parser("").print_help()
+        command_line_parser("").print_help()
         return
-    vars(args).update(vars(parse(typed)))
+    vars(args).update(vars(parse_command_line(typed)))
     check_make_variables(os.environ)
     find_command(args.command)(args)
 
 
 def _not_read() -> NoReturn:
     """The reader closed the pipe (`| head`). The code is not 0: what was not read may have been a failure."""
-    forget_output()
+    discard_stdout()
     sys.exit(Answer.OUTPUT_CLOSED)
 
 
@@ -75,15 +75,15 @@ def _stop(*_: object) -> NoReturn:
 
 
 def _translated(error: Exception) -> QuantyardError:
-    from quantyard.cli.faults import ours_of
+    from quantyard.cli.faults import quantyard_error_of
 
-    return ours_of(error)
+    return quantyard_error_of(error)
 
 
 def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
     with suppress(OSError):  # a stream that cannot be written to; the exit code says it
         _say(error, args)
-    forget_output()
+    discard_stdout()
     sys.exit(error.code)
 
 
@@ -95,27 +95,27 @@ def _cut(text: str) -> str:
 def _say(error: QuantyardError, args: argparse.Namespace) -> None:
     from textwrap import indent
 
-    from quantyard.cli.output import harmless, people, print_json
-    from quantyard.cli.render.styled import escape
+    from quantyard.cli.output import print_json, stderr_console, terminal_safe_text
+    from quantyard.cli.render.styled import escape_rich_markup
 
-    console, message, hint = people(), as_typed(error.message), as_typed(error.hint)
+    console, message, hint = stderr_console(), as_typed_command(error.message), as_typed_command(error.hint)
     if _wants_json(args):
         said = {"kind": error.kind, "message": message, "hint": hint, "detail": error.detail, "exit_code": error.code}
         print_json({"error": said})
-        write_through()
+        flush_stdout()
     if error.detail:  # indented: it may be a stage's text, and must not look like a line of ours
-        console.print(indent(harmless(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(_cut(message))} [dim]({error.kind})[/]", soft_wrap=True)
+        console.print(indent(terminal_safe_text(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape_rich_markup(_cut(message))} [dim]({error.kind})[/]", soft_wrap=True)
     if hint:
         console.print(_cut(hint), markup=False, soft_wrap=True)
 
 
 def _wants_json(args: argparse.Namespace) -> bool:
     """As the command would have read it; where the file cannot be read, without the file."""
-    from quantyard.cli.precedence import NO_FILE, resolve
+    from quantyard.cli.precedence import NO_FILE, resolve_settings
     from quantyard.cli.settings_file import read_settings_file
 
     file = NO_FILE
     with suppress(QuantyardError, OSError):
         file = read_settings_file(Path.cwd())
-    return resolve(args, os.environ, file)["JSON"].text.lower() in ("1", "true", "yes", "on")
+    return resolve_settings(args, os.environ, file)["JSON"].text.lower() in ("1", "true", "yes", "on")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from quantyard.cli.output import data, people, print_json, print_line
+from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.render import build as summary
-from quantyard.cli.request import request_of
+from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.execution.manifest_writer import Measured
 from quantyard.requests import BuildRequest
@@ -15,32 +15,32 @@ from quantyard.workflows.planning import plan as plan_workflow
 from quantyard.workflows.results import Built
 
 
-def plan(args: argparse.Namespace) -> None:
-    request = request_of(args)
+def plan_command(args: argparse.Namespace) -> None:
+    request = command_request(args)
     planned = plan_workflow(request)
     if request.json:
         print_json(summary.plan_json(planned))
         return
-    data().print(summary.plan_text(planned), soft_wrap=True)
+    stdout_console().print(summary.plan_text(planned), soft_wrap=True)
     planned.check_disk()
 
 
-def build(args: argparse.Namespace) -> None:
-    request = request_of(args)
-    print_built(request, workflow.build(request, TerminalReporter()))
+def build_command(args: argparse.Namespace) -> None:
+    request = command_request(args)
+    print_built_files(request, workflow.build(request, TerminalReporter()))
 
 
-def measure(args: argparse.Namespace) -> None:
-    request = request_of(args)
-    print_built(request, workflow.evaluate(request, TerminalReporter()))
+def eval_command(args: argparse.Namespace) -> None:
+    request = command_request(args)
+    print_built_files(request, workflow.evaluate(request, TerminalReporter()))
 
 
-def print_built(request: BuildRequest, built: Built) -> None:
+def print_built_files(request: BuildRequest, built: Built) -> None:
     """What a build, or an evaluation, ends with."""
     if request.json:
         print_json(summary.built_json(built))
         return
-    people().print(summary.built_text(built), soft_wrap=True)
+    stderr_console().print(summary.built_text(built), soft_wrap=True)
     if built.measured:
         _print_measured(built.measured)
         return
@@ -51,9 +51,9 @@ def print_built(request: BuildRequest, built: Built) -> None:
 def _print_measured(measured: Measured) -> None:
     from quantyard.cli.render import evaluation as eval_summary  # imported late: a build without measuring needs none
 
-    people().print(eval_summary.where_text(measured), soft_wrap=True)
-    out = data()
-    out.print(eval_summary.files_table(measured.report, out.width))
-    if table := eval_summary.tasks_table(measured.report):
+    stderr_console().print(eval_summary.measured_where_text(measured), soft_wrap=True)
+    out = stdout_console()
+    out.print(eval_summary.measured_files_table(measured.report, out.width))
+    if table := eval_summary.measured_tasks_table(measured.report):
         out.print()
         out.print(table)

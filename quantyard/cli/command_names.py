@@ -14,7 +14,7 @@ _SETTING: Final = re.compile(r" +([A-Z][A-Z_]*)=(\S*)")
 _SCRIPTS: Final = {"base-images": REPO_DIR / "scripts" / "base-images.sh"}
 
 
-def as_typed(text: str, *, in_checkout: bool = IN_CHECKOUT) -> str:
+def as_typed_command(text: str, *, in_checkout: bool = IN_CHECKOUT) -> str:
     """A text of ours, with every `make build MODEL=x` in it as one types it here."""
     return text if in_checkout else _COMPOSE.sub(_without_compose, _COMMAND.sub(_without_make, text))
 

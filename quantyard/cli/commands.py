@@ -61,98 +61,106 @@ class Command(NamedTuple):
 # To add a command: add a row and a target to the Makefile (a test compares the two), and run `make reference`.
 COMMANDS: Final = (
     Command(
-        "build", "build.build", "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest.",
+        "build", "build.build_command",
+        "Fetch, convert, quantize and verify a model; ends with GGUF files and a manifest.",
         _BUILDING, ("MODEL", "QUANT", "IMATRIX", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "eval", "build.measure", "Measure what quantization cost; builds first what is not built.",
+        "eval", "build.eval_command", "Measure what quantization cost; builds first what is not built.",
         _EVALUATING, ("MODEL", "QUANT", "SUITE", "BASELINE", "TASKS", "LIMIT", "ENGINE", "ARTIFACTS", "JSON"),
         "measure",
     ),
     Command(
-        "contract", "serve.contract", "Serve each file to itself and check every promise of the API.",
+        "contract", "serve.contract_command", "Serve each file to itself and check every promise of the API.",
         _BUILDING, ("MODEL", "QUANT", "ENGINE", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
-        "image", "serve.image", "Make one server image with the GGUF inside.",
+        "image", "serve.image_command", "Make one server image with the GGUF inside.",
         (*_BUILDING, *PACKING), ("MODEL", "QUANT", "TAG", "PUSH", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
-        "lora", "lora.lora", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
+        "lora", "lora.lora_command", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
         _LORA, ("ADAPTER", "BASE", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "serve", "serve.serve", "Serve the last build: docker compose up, or llama_cpp.server.",
+        "serve", "serve.serve_command", "Serve the last build: docker compose up, or llama_cpp.server.",
         (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
     ),
     Command(
-        "plan", "build.plan",
+        "plan", "build.plan_command",
         "Show what a build (with SUITE: an eval; with QUANTS: a matrix) would run, need and take; run nothing.",
         (*_EVALUATING, *COMPARING), ("MODEL", "QUANT", "SUITE", "QUANTS", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "matrix", "matrix.matrix", "Make and measure many quants in one run; a failed quant does not stop the others.",
+        "matrix", "matrix.matrix_command",
+        "Make and measure many quants in one run; a failed quant does not stop the others.",
         (*_EVALUATING, *COMPARING), ("MODEL", "QUANTS", "SUITE", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "publish", "release.publish", "Publish what was built and measured: to the Hub, to a registry, or both.",
+        "publish", "release.publish_command",
+        "Publish what was built and measured: to the Hub, to a registry, or both.",
         _PUBLISH, ("MODEL", "QUANT", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ARTIFACTS", "JSON"), "publish",
     ),
     Command(
-        "release", "release.release", "Build, measure, test, judge and publish; skips what is done.",
+        "release", "release.release_command", "Build, measure, test, judge and publish; skips what is done.",
         (*_EVALUATING, *PUBLISHING),
         ("MODEL", "QUANT", "SUITE", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ENGINE", "ARTIFACTS", "JSON"),
         "publish",
     ),
     Command(
-        "verify", "verify.verify", "Check a published repo, a folder or a file against its manifest.",
+        "verify", "verify.verify_command", "Check a published repo, a folder or a file against its manifest.",
         (*CHECKING, "MODEL", *ALLOWING, "THREADS", "JSON", *MACHINE), ("REPO", "FILE", "REBUILD", "JSON"), "publish",
     ),
     Command(
-        "choose", "choose.choose_file", "Name the best of the measured files for a memory size and a speed.",
+        "choose", "choose.choose_command", "Name the best of the measured files for a memory size and a speed.",
         _CHOOSE, ("MODEL", "QUANT", "RAM", "MIN_TPS", "MAX_KLD", "CONTEXT_SIZE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
-        "tune", "tune.tune", "Search a mix of tensor types for a file size or a divergence; make and measure it.",
+        "tune", "tune.tune_command",
+        "Search a mix of tensor types for a file size or a divergence; make and measure it.",
         _TUNE, ("MODEL", "TARGET_SIZE", "TARGET_KLD", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "rates", "rates.rates", "Time the stages on a model of random weights, so that plans can forecast their time.",
+        "rates", "rates.rates_command",
+        "Time the stages on a model of random weights, so that plans can forecast their time.",
         ("THREADS", "JSON", *MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
     ),
     Command(
-        "gate", "release.gate", "Compare what was measured with the limits; publish nothing.",
+        "gate", "release.gate_command", "Compare what was measured with the limits; publish nothing.",
         _PUBLISH, ("MODEL", "QUANT", "GATE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
-        "report", "release.report", "Write the model card and the report page, and show the page.",
+        "report", "release.report_command", "Write the model card and the report page, and show the page.",
         _PUBLISH, ("MODEL", "QUANT", "SUITE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
-        "quants", "lookup.quants", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),
+        "quants", "lookup.quants_command", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),
         "look up",
     ),
     Command(
-        "models", "lookup.models", "List the models that MODEL knows by a short name.", ("JSON",), ("JSON",), "look up",
+        "models", "lookup.models_command", "List the models that MODEL knows by a short name.", ("JSON",), ("JSON",),
+        "look up",
     ),
     Command(
-        "doctor", "machine.doctor", "Check this machine; every finding comes with a remedy.",
+        "doctor", "machine.doctor_command", "Check this machine; every finding comes with a remedy.",
         ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
-        "demo", "machine.demo", "Build and measure a real 135M model; needs no account anywhere.",
+        "demo", "machine.demo_command", "Build and measure a real 135M model; needs no account anywhere.",
         ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
-        "images", "machine.images", "Prepare the tools: the images (docker), or a virtual environment (local).",
+        "images", "machine.images_command", "Prepare the tools: the images (docker), or a virtual environment (local).",
         MACHINE, ("ENGINE",), "set up",
     ),
     Command(
-        "completion", "completion.completion", "Print what a shell runs to complete commands and options.", (), (),
+        "completion", "completion.completion_command", "Print what a shell runs to complete commands and options.", (),
+        (),
         "set up",
     ),
     Command(
-        "config", "config.config", "Show each setting's value, and where it comes from.", None, ("JSON",), "look up",
+        "config", "config.config_command", "Show each setting's value, and where it comes from.", None, ("JSON",),
+        "look up",
     ),
 )  # fmt: skip
 

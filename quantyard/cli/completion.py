@@ -10,17 +10,17 @@ import argcomplete
 from argcomplete.shell_integration import shellcode
 
 from quantyard.cli.output import print_script
-from quantyard.cli.parser import build_parser
+from quantyard.cli.parser import command_line_parser
 from quantyard.cli.settings import Setting
 
 
-def completion(args: argparse.Namespace) -> None:
+def completion_command(args: argparse.Namespace) -> None:
     print_script(shellcode(["quantyard"], shell=args.shell))
 
 
-def complete() -> None:
+def answer_completion() -> None:
     """Answer the shell, and end."""
-    argcomplete.autocomplete(build_parser(on_option=_teach), always_complete_options="long", validator=_begins)
+    argcomplete.autocomplete(command_line_parser(on_option=_teach), always_complete_options="long", validator=_begins)
 
 
 def _begins(completion: str, prefix: str) -> bool:

@@ -7,31 +7,31 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantyard.cli.output import data, print_json
-from quantyard.cli.precedence import Given, resolve
+from quantyard.cli.output import print_json, stdout_console
+from quantyard.cli.precedence import GivenSetting, resolve_settings
 from quantyard.cli.render.config import config_table
-from quantyard.cli.request import stored_token
+from quantyard.cli.request import stored_hub_token
 from quantyard.cli.settings import SETTINGS, Setting
 from quantyard.cli.settings_file import read_settings_file
 
 
-def config(args: argparse.Namespace) -> None:
+def config_command(args: argparse.Namespace) -> None:
     file = read_settings_file(Path.cwd())
-    given = resolve(args, os.environ, file)
+    given = resolve_settings(args, os.environ, file)
     rows = [(setting, *_shown(setting, given[setting.name], file.where, os.environ)) for setting in SETTINGS]
     if given["JSON"].text.lower() in ("1", "true", "yes", "on"):
         fields = ("name", "option", "value", "source")
         told = [dict(zip(fields, (s.name, s.option or None, value, source), strict=True)) for s, value, source in rows]
         print_json({"file": file.where or None, "settings": told})
     else:
-        data().print(config_table(rows))
+        stdout_console().print(config_table(rows))
 
 
-def _shown(setting: Setting, given: Given, file: str, environment: Mapping[str, str]) -> tuple[str, str]:
+def _shown(setting: Setting, given: GivenSetting, file: str, environment: Mapping[str, str]) -> tuple[str, str]:
     """The value, and where it comes from. Of a secret, only that there is one."""
     sources = {"option": f"option {setting.option}", "variable": f"variable {setting.name}", "file": file}
     source = sources.get(given.origin, "default")
-    if setting.secret and not given.text and stored_token(environment):
+    if setting.secret and not given.text and stored_hub_token(environment):
         return "(set)", "hf auth login"
     if setting.name == "ARTIFACTS" and given.origin == "default" and environment.get("QUANTYARD_HOME"):
         source = "variable QUANTYARD_HOME"

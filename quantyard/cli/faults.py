@@ -7,8 +7,8 @@ import traceback
 from typing import Final
 
 from quantyard.errors import BadRequest, OutOfResources, QuantyardError
-from quantyard.formatting.printable import one_line
-from quantyard.protocol.runner import causes
+from quantyard.formatting.printable import printable_line
+from quantyard.protocol.runner import error_causes
 
 _LONGEST: Final = 200  # characters of a path that are shown
 _AGAIN: Final = "Free some, then type the same command again; finished stages are kept."
@@ -34,9 +34,9 @@ _OF_PATHS: Final = {
 }  # fmt: skip
 
 
-def ours_of(error: Exception) -> QuantyardError:
+def quantyard_error_of(error: Exception) -> QuantyardError:
     """An error of ours that says whose fault it is: the machine's, a file's, or, with a traceback, our own."""
-    for cause in causes(error):
+    for cause in error_causes(error):
         if isinstance(cause, MemoryError):
             return OutOfResources("Memory ran out.", _EXHAUSTED[errno.ENOMEM][1])
         if isinstance(cause, OSError) and (found := _of_system(cause)):
@@ -61,4 +61,4 @@ def _of_system(error: OSError) -> QuantyardError | None:
 
 def _path(error: OSError) -> str:
     text = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else str(error.filename)
-    return one_line(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    return printable_line(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-from quantyard.cli.output import data, print_json
+from quantyard.cli.output import print_json, stdout_console
 from quantyard.cli.render import build as summary
-from quantyard.cli.request import request_of
+from quantyard.cli.request import command_request
 
 
-def quants(args: argparse.Namespace) -> None:
+def quants_command(args: argparse.Namespace) -> None:
     from quantyard.quants.catalog import QUANTS
 
-    if request_of(args).json:
+    if command_request(args).json:
         print_json({"quants": [summary.quant_json(quant) for quant in QUANTS]})
     else:
-        data().print(summary.quants_table(QUANTS))
+        stdout_console().print(summary.quants_table(QUANTS))
 
 
-def models(args: argparse.Namespace) -> None:
-    from quantyard.sources.presets import presets
+def models_command(args: argparse.Namespace) -> None:
+    from quantyard.sources.presets import shipped_presets
 
-    if request_of(args).json:
-        print_json({"models": [summary.preset_json(preset) for preset in presets()]})
+    if command_request(args).json:
+        print_json({"models": [summary.preset_json(preset) for preset in shipped_presets()]})
     else:
-        data().print(summary.presets_text(presets()), soft_wrap=True)
+        stdout_console().print(summary.presets_text(shipped_presets()), soft_wrap=True)

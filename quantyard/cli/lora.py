@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from quantyard.cli.output import people, print_json, print_line
+from quantyard.cli.output import print_json, print_line, stderr_console
 from quantyard.cli.render import build as summary
-from quantyard.cli.request import request_of
+from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.workflows.lora import make_lora
 
 
-def lora(args: argparse.Namespace) -> None:
-    request = request_of(args)
+def lora_command(args: argparse.Namespace) -> None:
+    request = command_request(args)
     adapter = make_lora(request, TerminalReporter())
     if request.json:
         print_json(summary.lora_json(adapter))
         return
     print_line(adapter.path)
     what = f"Serve its base model with it:  LORA_FILE={adapter.path} docker compose up"
-    people().print(what, markup=False, soft_wrap=True)
+    stderr_console().print(what, markup=False, soft_wrap=True)

@@ -5,40 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 
-from quantyard.cli.build import print_built
-from quantyard.cli.output import data, people, print_json, print_line
+from quantyard.cli.build import print_built_files
+from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.render import build as summary
-from quantyard.cli.request import request_of
+from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.protocol.exit_codes import Answer
 
 
-def doctor(args: argparse.Namespace) -> None:
+def doctor_command(args: argparse.Namespace) -> None:
     from quantyard.workflows import doctor
 
-    request = request_of(args)
-    findings = doctor.examine(request)
+    request = command_request(args)
+    findings = doctor.examine_machine(request)
     if request.json:
         print_json({"findings": [finding.__dict__ for finding in findings]})
     else:
-        data().print(summary.doctor_text(findings), soft_wrap=True)
+        stdout_console().print(summary.doctor_text(findings), soft_wrap=True)
     if any(finding.state == "missing" for finding in findings):
         sys.exit(Answer.DOCTOR_FAILED)
 
 
-def demo(args: argparse.Namespace) -> None:
+def demo_command(args: argparse.Namespace) -> None:
     from quantyard.workflows.demo import demo
 
-    request = request_of(args)
+    request = command_request(args)
     found = demo(request, TerminalReporter())
-    print_built(request, found.built)
-    people().print(summary.demo_end(found), soft_wrap=True)
+    print_built_files(request, found.built)
+    stderr_console().print(summary.demo_end_text(found), soft_wrap=True)
 
 
-def images(args: argparse.Namespace) -> None:
+def images_command(args: argparse.Namespace) -> None:
     from quantyard.workflows.image import prepare_tools
 
-    described = prepare_tools(request_of(args), TerminalReporter())
+    described = prepare_tools(command_request(args), TerminalReporter())
     lines = (f"{name}={value}" for found in described.values() for name, value in found.items())
     for line in dict.fromkeys(lines):  # what they have in common once
         print_line(line)

@@ -31,7 +31,7 @@ def check_make_variables(environment: Mapping[str, str]) -> None:
     """
     if not environment.get(CALLED_BY_MAKE):
         return
-    typed = [name for name in typed_variables(environment.get("MAKEFLAGS", "")) if name not in BY_NAME]
+    typed = [name for name in typed_make_variables(environment.get("MAKEFLAGS", "")) if name not in BY_NAME]
     known = {*_OURS, *_compose_variables()} if typed else set()
     meant = {name: close for name in typed if name not in known and (close := _close(name))}
     if not meant:
@@ -42,7 +42,7 @@ def check_make_variables(environment: Mapping[str, str]) -> None:
     raise BadRequest(message, f"Did you mean {told}? Every variable: make build-help")
 
 
-def typed_variables(makeflags: str) -> Iterator[str]:
+def typed_make_variables(makeflags: str) -> Iterator[str]:
     """The names of the variables on make's command line. A blank in a value is escaped with a backslash."""
     _, _, assignments = f" {makeflags} ".partition(" -- ")
     for word in re.findall(r"(?:\\.|\S)+", assignments):

@@ -15,12 +15,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from quantyard.cli.command_names import as_typed
+from quantyard.cli.command_names import as_typed_command
 from quantyard.execution.progress import LineReporter, LiveReporter
-from quantyard.formatting.printable import one_line, printable, redacted
+from quantyard.formatting.printable import printable, printable_line, redacted_url
 
 
-class BorderConsole(Console):
+class SafeConsole(Console):
     """A console that makes control characters of foreign text visible: the one way to the terminal.
 
     Text is made harmless before it is measured, so that tables stay straight, and again where it leaves, whatever
@@ -29,13 +29,13 @@ class BorderConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich does, of harmless text, with commands as one types them here."""
-        return super().render_str(harmless(as_typed(text)), **options)
+        return super().render_str(terminal_safe_text(as_typed_command(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich does. Segments of control are rich's own: where the cursor goes while bars move."""
         for segment in super().render(renderable, options):
             style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
-            yield segment if segment.control else Segment(harmless(segment.text), style)
+            yield segment if segment.control else Segment(terminal_safe_text(segment.text), style)
 
 
     def on_broken_pipe(self) -> None:
@@ -43,29 +43,29 @@ class BorderConsole(Console):
         raise BrokenPipeError
 
 
-def harmless(text: str) -> str:
+def terminal_safe_text(text: str) -> str:
     """What may be shown of a text."""
-    return printable(redacted(text))
+    return printable(redacted_url(text))
 
 
-def people() -> Console:
+def stderr_console() -> Console:
     """Stderr: plans, progress, errors."""
-    return BorderConsole(stderr=True, highlight=False, emoji=False)
+    return SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
-def data() -> Console:
+def stdout_console() -> Console:
     """Stdout, for tables. Where it is not a terminal, lines are up to 200 characters wide."""
-    return BorderConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+    return SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
-def reporter_for(console: Console) -> LiveReporter | LineReporter:
+def console_reporter(console: Console) -> LiveReporter | LineReporter:
     """Bars on a terminal, lines elsewhere."""
     return LiveReporter(console) if console.is_terminal else LineReporter(console)
 
 
 def print_line(value: object) -> None:
     """One line of data."""
-    print(one_line(redacted(str(value))))
+    print(printable_line(redacted_url(str(value))))
 
 
 def print_script(text: str) -> None:
@@ -75,7 +75,7 @@ def print_script(text: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """The one object of `--json`: ASCII, and null for a number that is not finite, which JSON has no word for."""
-    print(redacted(json.dumps(_plain(value), indent=2, allow_nan=False)))
+    print(redacted_url(json.dumps(_plain(value), indent=2, allow_nan=False)))
 
 
 def _plain(value: Any) -> Any:
@@ -84,5 +84,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, str):
-        return as_typed(value)
+        return as_typed_command(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import IO, Final
 
-from quantyard.cli.command_names import as_typed
+from quantyard.cli.command_names import as_typed_command
 from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, Command
 from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS, Kind, Setting
 from quantyard.errors import BadRequest
-from quantyard.formatting.printable import printable, redacted
+from quantyard.formatting.printable import printable, redacted_url
 from quantyard.protocol.exit_codes import EXIT_CODES
 from quantyard.version import __version__
 
@@ -27,7 +27,7 @@ OnOption = Callable[[Setting, argparse.Action], None]
 _ABOUT: Final = "Open language models in, measured and verified GGUF files out."
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
     """What was typed.
 
     Raises:
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if name is None and argv[0] not in _ALONE:
         hint = f"{_meant(argv[0], _ALONE)}A command comes first: quantyard COMMAND [OPTIONS]"
         raise BadRequest(f"{argv[0][:80]!r} is not an option of quantyard itself.", hint)
-    args, unknown = build_parser(name).parse_known_args(argv)
+    args, unknown = command_line_parser(name).parse_known_args(argv)
     if unknown:
         options = [BY_NAME[key].option for key in vars(args) if key in BY_NAME]
         option = unknown[0].partition("=")[0]
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def build_parser(command: str | None = None, on_option: OnOption = lambda _setting, _action: None) -> _Parser:
+def command_line_parser(command: str | None = None, on_option: OnOption = lambda _setting, _action: None) -> _Parser:
     """The parser; with the options of one command, or without a name those of all.
 
     Args:
@@ -62,14 +62,14 @@ def build_parser(command: str | None = None, on_option: OnOption = lambda _setti
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for row in COMMANDS:
         usage = f"quantyard {row.name} [OPTIONS]"
-        sub = commands.add_parser(row.name, add_help=False, usage=usage, description=as_typed(row.help))
+        sub = commands.add_parser(row.name, add_help=False, usage=usage, description=as_typed_command(row.help))
         sub.set_defaults(command=row.function)
         if command in (None, row.name):
             _fill(sub, row, on_option)
     return parser
 
 
-def add_options(
+def add_command_options(
     parser: argparse.ArgumentParser, names: Sequence[str] | None = None,
     on_option: OnOption = lambda _setting, _action: None,
 ) -> None:
@@ -92,7 +92,7 @@ def _fill(parser: argparse.ArgumentParser, command: Command, on_option: OnOption
         parser.add_argument("shell", choices=_SHELLS, help="the shell to complete in")
         return
     every = [s.name for s in SETTINGS] if command.settings is None else command.settings
-    add_options(parser, [name for name in every if name not in command.typical], on_option)
+    add_command_options(parser, [name for name in every if name not in command.typical], on_option)
     parser.epilog = (
         "Each option is also a variable (--gguf-file: GGUF_FILE), and most are keys of quantyard.toml (gguf-file). An "
         "option wins over a variable, a variable over the file."
@@ -101,7 +101,7 @@ def _fill(parser: argparse.ArgumentParser, command: Command, on_option: OnOption
 
 def _add_option(group: argparse._ArgumentGroup, setting: Setting) -> argparse.Action:
     default = f" (default: {setting.default})" if setting.default and "default" not in setting.help else ""
-    text = as_typed(setting.help + default).replace("%", "%%")
+    text = as_typed_command(setting.help + default).replace("%", "%%")
     if setting.flag:
         return group.add_argument(setting.option, dest=setting.name, action="store_const", const="1", help=text)
     return group.add_argument(setting.option, dest=setting.name, metavar=_PLACEHOLDERS[setting.kind], help=text)
@@ -126,24 +126,24 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options, formatter_class=_Format, allow_abbrev=False)  # type: ignore[arg-type]
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        super()._print_message(printable(redacted(message)), file)
+        super()._print_message(printable(redacted_url(message)), file)
 
     def format_help(self) -> str:
         """The commands in groups; of a command, its options in groups."""
-        return super().format_help() if self.prog != "quantyard" else overview()
+        return super().format_help() if self.prog != "quantyard" else help_overview()
 
 
-def overview() -> str:
+def help_overview() -> str:
     """What `quantyard --help` shows."""
     parts = ["usage: quantyard COMMAND [OPTIONS]", _ABOUT]
     for group, title in COMMAND_GROUPS.items():
-        rows = (_row(row.name, as_typed(row.help)) for row in COMMANDS if row.group == group)
+        rows = (_row(row.name, as_typed_command(row.help)) for row in COMMANDS if row.group == group)
         parts.append("\n".join([f"{title}:", *rows]))
     options = (_row("-h, --help", "Show this help."), _row("-V, --version", "Show the version."))
     parts.append("\n".join(["Options:", *options]))
     ends = (_row(str(int(row.code)), row.meaning) for row in EXIT_CODES)
     parts.append("\n".join(["Exit codes:", *ends]))
-    example = as_typed("make demo"), as_typed("make build MODEL=org/name QUANT=Q4_K_M")
+    example = as_typed_command("make demo"), as_typed_command("make build MODEL=org/name QUANT=Q4_K_M")
     parts.append("\n".join(["Start with:", *(f"  {line}" for line in example)]))
     parts.append("The options of a command:  quantyard COMMAND --help")
     return "\n\n".join(parts) + "\n"

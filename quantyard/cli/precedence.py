@@ -18,34 +18,36 @@ _SERVED: Final = ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "THREADS", "N_GPU_LAYERS
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenSetting:
     """A setting's value, as text, and where it comes from."""
 
     text: str
     origin: Origin
 
 
-def resolve(
+def resolve_settings(
     args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
-) -> dict[str, Given]:
+) -> dict[str, GivenSetting]:
     """Every setting's value. An empty variable is one that is not set."""
     return {setting.name: _given(setting, args, environment, file) for setting in SETTINGS}
 
 
-def _given(setting: Setting, args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile) -> Given:
+def _given(
+    setting: Setting, args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile
+) -> GivenSetting:
     option = getattr(args, setting.name, None)
     if option is not None:
-        return Given(str(option), "option")
+        return GivenSetting(str(option), "option")
     if variable := environment.get(setting.name):
-        return Given(variable, "variable")
+        return GivenSetting(variable, "variable")
     if setting.name in file.values:
-        return Given(file.values[setting.name], "file")
+        return GivenSetting(file.values[setting.name], "file")
     default = str(default_artifacts(environment)) if setting.name == "ARTIFACTS" else setting.default
-    return Given(default, "default")
+    return GivenSetting(default, "default")
 
 
 def compose_environment(
-    artifacts: Path, given: Mapping[str, Given], environment: Mapping[str, str]
+    artifacts: Path, given: Mapping[str, GivenSetting], environment: Mapping[str, str]
 ) -> dict[str, str]:
     """What compose.yaml reads: the environment, and what options and the settings file say of serving. Its folders are
     those of this store, wherever compose.yaml lies.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from quantyard.cli.output import people, print_json
+from quantyard.cli.output import print_json, stderr_console
 from quantyard.cli.render import build as summary
-from quantyard.cli.request import request_of
+from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
-from quantyard.workflows.rates import time_machine
+from quantyard.workflows.rates import benchmark_machine
 
 
-def rates(args: argparse.Namespace) -> None:
-    request = request_of(args)
-    timed = time_machine(request, TerminalReporter())
+def rates_command(args: argparse.Namespace) -> None:
+    request = command_request(args)
+    timed = benchmark_machine(request, TerminalReporter())
     if request.json:
         stages = [sample.model_dump() for sample in timed.samples]
         print_json({"engine": timed.engine, "seconds": timed.seconds, "stages": stages})
     else:
-        people().print(summary.rates_text(timed.samples, timed.seconds), markup=False, soft_wrap=True)
+        stderr_console().print(summary.rates_text(timed.samples, timed.seconds), markup=False, soft_wrap=True)

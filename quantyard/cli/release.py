@@ -5,34 +5,34 @@ from __future__ import annotations
 import argparse
 import sys
 
-from quantyard.cli.output import data, people, print_json, print_line
+from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.render import release as say
-from quantyard.cli.render.styled import escape
-from quantyard.cli.request import request_of
+from quantyard.cli.render.styled import escape_rich_markup
+from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.errors import GateClosed
 from quantyard.protocol.gate import GateReport
-from quantyard.publish.bundle import check_gate
+from quantyard.publish.bundle import check_release_gate
 from quantyard.requests import BuildRequest
 from quantyard.workflows import release as workflow
 from quantyard.workflows.release import Publication
 
 
-def publish(args: argparse.Namespace) -> None:
+def publish_command(args: argparse.Namespace) -> None:
     """Publish what was built and measured before."""
-    request = request_of(args)
+    request = command_request(args)
     _end(request, workflow.publish(request, TerminalReporter()))
 
 
-def release(args: argparse.Namespace) -> None:
+def release_command(args: argparse.Namespace) -> None:
     """Build, measure, test, judge and publish: whatever of it is not done yet."""
-    request = request_of(args)
+    request = command_request(args)
     _end(request, workflow.release(request, TerminalReporter()))
 
 
-def report(args: argparse.Namespace) -> None:
+def report_command(args: argparse.Namespace) -> None:
     """Write the card and the page of what was built and measured, and show the page."""
-    page = workflow.report(request_of(args), TerminalReporter()).page
+    page = workflow.report(command_request(args), TerminalReporter()).page
     print_line(page)
     if sys.stdout.isatty():
         import webbrowser
@@ -40,14 +40,14 @@ def report(args: argparse.Namespace) -> None:
         webbrowser.open(page.as_uri())
 
 
-def gate(args: argparse.Namespace) -> None:
+def gate_command(args: argparse.Namespace) -> None:
     """Compare what was measured with the limits; publish nothing."""
-    request = request_of(args)
+    request = command_request(args)
     found = workflow.gate(request, TerminalReporter())
     if request.json:
         print_json(say.release_json(found, (), (), None))
     else:
-        data().print(say.gate_text(found), soft_wrap=True)
+        stdout_console().print(say.gate_text(found), soft_wrap=True)
     _exit_by(found)
 
 
@@ -55,9 +55,9 @@ def _end(request: BuildRequest, done: Publication) -> None:
     if request.json:
         print_json(say.publication_json(done))
     elif done.published:
-        data().print(say.published_text(done.published), soft_wrap=True)
+        stdout_console().print(say.published_files_text(done.published), soft_wrap=True)
     else:
-        data().print(say.intention_text(done), soft_wrap=True)
+        stdout_console().print(say.publish_intention_text(done), soft_wrap=True)
     if done.intended:
         assert request.publish is not None, "the command has it"
         _exit_by(done.gate, allow_fail=request.publish.allow_fail)
@@ -66,7 +66,9 @@ def _end(request: BuildRequest, done: Publication) -> None:
 def _exit_by(gate: GateReport, *, allow_fail: bool = False) -> None:
     """End with the gate's exit code; what it found is on the screen already."""
     try:
-        check_gate(gate, allow_fail=allow_fail)
+        check_release_gate(gate, allow_fail=allow_fail)
     except GateClosed as closed:
-        people().print(f"[bold red]error:[/] {escape(closed.message)} [dim]({closed.kind})[/]", soft_wrap=True)
+        stderr_console().print(
+            f"[bold red]error:[/] {escape_rich_markup(closed.message)} [dim]({closed.kind})[/]", soft_wrap=True
+        )
         sys.exit(closed.code)

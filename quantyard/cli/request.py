@@ -13,29 +13,29 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantyard.cli.precedence import NO_FILE, Given, resolve
+from quantyard.cli.precedence import NO_FILE, GivenSetting, resolve_settings
 from quantyard.cli.settings import SETTINGS
 from quantyard.cli.settings_file import SettingsFile, read_settings_file
 from quantyard.cli.values import (
-    endpoint,
-    flag,
-    integer,
-    one_of,
-    optional,
-    plain,
-    proxy,
-    readable,
-    size,
-    token,
-    with_password,
+    endpoint_setting,
+    flag_setting,
+    integer_setting,
+    one_of_setting,
+    optional_integer_setting,
+    password_setting_error,
+    plain_setting,
+    proxy_setting,
+    readable_file_setting,
+    size_setting,
+    token_setting,
 )
 from quantyard.engines.images import RECIPES
 from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.files.own_files import kind_of, path_of, read_named
-from quantyard.formatting.printable import has_user_info
+from quantyard.files.own_files import kind_of_path, read_named_file, typed_path
+from quantyard.formatting.printable import url_has_user_info
 from quantyard.paths import REPO_DIR, local_venv, read_pins
-from quantyard.quants.catalog import Quant, find
-from quantyard.quants.selection import of_recipe, parse_list
+from quantyard.quants.catalog import Quant, find_quant
+from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
     BuildRequest,
     CheckRequest,
@@ -56,14 +56,14 @@ _MAX_PEM_BYTES = 16 * 2**20  # of a bundle; all of the world's authorities have 
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
-def request_of(args: argparse.Namespace) -> BuildRequest:
+def command_request(args: argparse.Namespace) -> BuildRequest:
     """The request; the libraries of this process are told of its proxies and certificates."""
-    request = read_request(args, os.environ, read_settings_file(Path.cwd()))
-    tell_libraries(request)
+    request = read_command_request(args, os.environ, read_settings_file(Path.cwd()))
+    configure_http_libraries(request)
     return request
 
 
-def read_request(
+def read_command_request(
     args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
 ) -> BuildRequest:
     """The frozen request of this command line in this environment, with what the settings file says.
@@ -71,7 +71,7 @@ def read_request(
     Raises:
         BadRequest: a value that cannot be.
     """
-    given = resolve(args, environment, file)
+    given = resolve_settings(args, environment, file)
     try:
         return _request(given, args, environment)
     except BadRequest as error:
@@ -81,31 +81,33 @@ def read_request(
         raise
 
 
-def _request(given: Mapping[str, Given], args: argparse.Namespace, environment: Mapping[str, str]) -> BuildRequest:
+def _request(
+    given: Mapping[str, GivenSetting], args: argparse.Namespace, environment: Mapping[str, str]
+) -> BuildRequest:
     values = {name: one.text for name, one in given.items()}
     for setting in SETTINGS:
         if not (setting.secret or setting.private):
-            plain(setting.name, values[setting.name])
+            plain_setting(setting.name, values[setting.name])
     for name in ("OCI", "TAG", "LLAMA_CPP_IMAGE", "EVAL_BASE_IMAGE"):  # addresses without https://
-        if has_user_info(values[name]):
-            raise with_password(name)
+        if url_has_user_info(values[name]):
+            raise password_setting_error(name)
     pins = read_pins(REPO_DIR / "versions.env")
     proxies = _proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
     extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
-    artifacts = path_of(values["ARTIFACTS"]).absolute()
+    artifacts = typed_path(values["ARTIFACTS"]).absolute()
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
-    hf_token = token("HF_TOKEN", values["HF_TOKEN"]) or stored_token(environment)
+    hf_token = token_setting("HF_TOKEN", values["HF_TOKEN"]) or stored_hub_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
-        outtype=one_of("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
-        engine=one_of("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
+        outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
+        engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
-        allow_pickle=flag("ALLOW_PICKLE", values), allow_requantize=flag("ALLOW_REQUANTIZE", values),
-        allow_mismatch=flag("ALLOW_MISMATCH", values),
-        threads=integer("THREADS", values, 0, 1024), workers=integer("WORKERS", values, 1, 32),
-        json=flag("JSON", values), endpoint=endpoint(values["HF_ENDPOINT"]), hf_token=hf_token,
+        allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
+        allow_mismatch=flag_setting("ALLOW_MISMATCH", values),
+        threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
+        json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(
             repo_dir=REPO_DIR, local_venv=local_venv(environment), hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
@@ -113,7 +115,7 @@ def _request(given: Mapping[str, Given], args: argparse.Namespace, environment: 
         images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
         measure=_measure(values) if hasattr(args, "SUITE") else None,
         serve=_serve(values) if hasattr(args, "PORT") else None,
-        pack=PackRequest(values["TAG"], flag("PUSH", values)) if hasattr(args, "TAG") else None,
+        pack=PackRequest(values["TAG"], flag_setting("PUSH", values)) if hasattr(args, "TAG") else None,
         publish=_publish(values, environment) if hasattr(args, "GATE") else None,
         check=_check(values) if hasattr(args, "REBUILD") else None,
         choose=_choose(values, "" if given["QUANT"].origin == "default" else values["QUANT"])
@@ -126,7 +128,7 @@ def _request(given: Mapping[str, Given], args: argparse.Namespace, environment: 
     )
 
 
-def tell_libraries(request: BuildRequest) -> None:
+def configure_http_libraries(request: BuildRequest) -> None:
     """Put proxies and certificates where the libraries of this process look for them: in its environment."""
     os.environ.update(request.environment.proxies or {})
     if bundle := request.environment.ca_bundle:
@@ -134,13 +136,13 @@ def tell_libraries(request: BuildRequest) -> None:
 
 
 def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
-    docker = path_of(environment.get("DOCKER_CONFIG") or "~/.docker")
+    docker = typed_path(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(
-        repo_id=values["REPO"], gate=readable("GATE", values), dry_run=flag("DRY_RUN", values),
-        allow_fail=flag("ALLOW_FAIL", values), license=values["LICENSE"], public=flag("PUBLIC", values),
-        branch=values["HUB_BRANCH"], pull_request=flag("HUB_PR", values),
-        split_above_bytes=size("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),
-        oci=values["OCI"], cosign_key=readable("COSIGN_KEY", values), docker_config=docker / "config.json",
+        repo_id=values["REPO"], gate=readable_file_setting("GATE", values), dry_run=flag_setting("DRY_RUN", values),
+        allow_fail=flag_setting("ALLOW_FAIL", values), license=values["LICENSE"], public=flag_setting("PUBLIC", values),
+        branch=values["HUB_BRANCH"], pull_request=flag_setting("HUB_PR", values),
+        split_above_bytes=size_setting("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),
+        oci=values["OCI"], cosign_key=readable_file_setting("COSIGN_KEY", values), docker_config=docker / "config.json",
     )
 
 
@@ -150,34 +152,38 @@ def _imatrix(values: Mapping[str, str]) -> str:
 
 
 def _chunks(values: Mapping[str, str], default: int) -> int:
-    return integer("CHUNKS", values, 0, 10_000) if values["CHUNKS"] else default
+    return integer_setting("CHUNKS", values, 0, 10_000) if values["CHUNKS"] else default
 
 
 def _check(values: Mapping[str, str]) -> CheckRequest:
-    file = path_of(values["FILE"]).absolute() if values["FILE"] else None
-    return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag("REBUILD", values))
+    file = typed_path(values["FILE"]).absolute() if values["FILE"] else None
+    return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag_setting("REBUILD", values))
 
 
 def _choose(values: Mapping[str, str], quants: str) -> ChooseRequest:
     return ChooseRequest(
-        quants=tuple(quant.name for quant in parse_list(quants)) if quants else (),
-        ram_bytes=size("RAM", values["RAM"], 2**20, "1 MiB") if values["RAM"] else None,
+        quants=tuple(quant.name for quant in parse_quants(quants)) if quants else (),
+        ram_bytes=size_setting("RAM", values["RAM"], 2**20, "1 MiB") if values["RAM"] else None,
         min_tokens_per_s=_decimal("MIN_TPS", values),
         max_kld=_decimal("MAX_KLD", values) if values["MAX_KLD"] else None,
-        context_tokens=integer("CONTEXT_SIZE", values, 0, 2**24), parallel=integer("PARALLEL", values, 1, 256),
+        context_tokens=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
+        parallel=integer_setting("PARALLEL", values, 1, 256),
     )
 
 
 def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
     """QUANT, which may name recipes, and RECIPE; without QUANT the recipes alone."""
     if not values["RECIPE"]:
-        return parse_list(values["QUANT"])
-    from quantyard.quants.recipe_files import read_recipe, refuse_doubles  # imported late: it needs a YAML parser
+        return parse_quants(values["QUANT"])
+    from quantyard.quants.recipe_files import (  # imported late: it needs a YAML parser
+        read_recipe,
+        refuse_double_recipes,
+    )
 
-    own = [read_recipe(path_of(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
-    refuse_doubles(own)
-    stock = parse_list(values["QUANT"], own) if asked else ()
-    found = {quant.name: quant for quant in (*stock, *map(of_recipe, own))}
+    own = [read_recipe(typed_path(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
+    refuse_double_recipes(own)
+    stock = parse_quants(values["QUANT"], own) if asked else ()
+    found = {quant.name: quant for quant in (*stock, *map(quant_of_recipe, own))}
     return tuple(found.values())
 
 
@@ -188,8 +194,8 @@ def _tune(values: Mapping[str, str]) -> TuneRequest:
     if kld == 0:
         raise BadRequest("TARGET_KLD=0 is reached by the unquantized model alone.", "Type: TARGET_KLD=0.05")
     return TuneRequest(
-        target_bytes=size("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
-        target_quant=quant, target_kld=kld, parts=integer("PARTS", values, 1, 100),
+        target_bytes=size_setting("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
+        target_quant=quant, target_kld=kld, parts=integer_setting("PARTS", values, 1, 100),
         chunks=_chunks(values, 16),
         types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),
     )
@@ -203,22 +209,26 @@ def _decimal(name: str, values: Mapping[str, str]) -> float:
 
 
 def _serve(values: Mapping[str, str]) -> ServeRequest:
-    path = path_of(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
+    path = typed_path(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
     return ServeRequest(
-        model_file=path, port=integer("PORT", values, 1, 65_535),
-        context_size=integer("CONTEXT_SIZE", values, 0, 2**24),
-        n_gpu_layers=integer("N_GPU_LAYERS", values, -1, 10_000),
+        model_file=path, port=integer_setting("PORT", values, 1, 65_535),
+        context_size=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
+        n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
     )
 
 
 def _measure(values: Mapping[str, str]) -> MeasureRequest:
     return MeasureRequest(
-        suite=values["SUITE"], baseline=_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
+        suite=values["SUITE"],
+        baseline=_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
         tasks=tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", values["TASKS"]) if name)),
-        limit=optional("LIMIT", values, 1, 10**9), num_fewshot=optional("NUM_FEWSHOT", values, 0, 1000),
-        seed=optional("SEED", values, 0, 2**32 - 1), datasets=_datasets(values["DATASETS"]),
-        allow_unsafe_code=flag("ALLOW_UNSAFE_CODE", values),
-        n_gpu_layers=integer("N_GPU_LAYERS", values, -1, 10_000), max_length=integer("MAX_LENGTH", values, 0, 2**24),
+        limit=optional_integer_setting("LIMIT", values, 1, 10**9),
+        num_fewshot=optional_integer_setting("NUM_FEWSHOT", values, 0, 1000),
+        seed=optional_integer_setting("SEED", values, 0, 2**32 - 1),
+        datasets=_datasets(values["DATASETS"]),
+        allow_unsafe_code=flag_setting("ALLOW_UNSAFE_CODE", values),
+        n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
+        max_length=integer_setting("MAX_LENGTH", values, 0, 2**24),
     )
 
 
@@ -229,16 +239,16 @@ def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: 
     found = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
     if values["HTTPS_PROXY"]:
         found["HTTPS_PROXY"] = values["HTTPS_PROXY"]
-    return {name: url if name.upper() == "NO_PROXY" else proxy(name, url) for name, url in found.items()}
+    return {name: url if name.upper() == "NO_PROXY" else proxy_setting(name, url) for name, url in found.items()}
 
 
-def stored_token(environment: Mapping[str, str]) -> str | None:
+def stored_hub_token(environment: Mapping[str, str]) -> str | None:
     """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
-    path = path_of(environment.get("HF_TOKEN_PATH") or f"{home}/token")
+    path = typed_path(environment.get("HF_TOKEN_PATH") or f"{home}/token")
     try:
-        return token(str(path), path.read_text().strip())
+        return token_setting(str(path), path.read_text().strip())
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -253,13 +263,13 @@ def _spellings(names: Sequence[str]) -> list[str]:
 
 def _named_quant(name: str, text: str) -> Quant:
     try:
-        return find(text)
+        return find_quant(text)
     except UnknownQuant as error:
         raise UnknownQuant(f"{name}={text[:80]}: {error.message}", error.hint) from error
 
 
 def _datasets(text: str) -> Path | None:
-    path = path_of(text).absolute() if text else None
+    path = typed_path(text).absolute() if text else None
     if path is not None and not path.is_dir():
         hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
         raise BadRequest(f"DATASETS={text} is not a folder.", hint)
@@ -267,21 +277,21 @@ def _datasets(text: str) -> Path | None:
 
 
 def _memory(text: str) -> int | None:
-    return size("MEMORY", text, 256 * 2**20, "256 MiB") if text else None
+    return size_setting("MEMORY", text, 256 * 2**20, "256 MiB") if text else None
 
 
 def _extra_ca(text: str) -> Path | None:
     if not text:
         return None
-    path = path_of(text).absolute()
-    if kind_of(path) != "file" or b"-----BEGIN" not in _bundle_bytes(path):
+    path = typed_path(text).absolute()
+    if kind_of_path(path) != "file" or b"-----BEGIN" not in _bundle_bytes(path):
         raise BadRequest(f"EXTRA_CA={text} is not a PEM file.", "Give the file with the proxy's certificate.")
     return path
 
 
 def _bundle_bytes(path: Path) -> bytes:
     try:
-        return read_named(path, _MAX_PEM_BYTES)
+        return read_named_file(path, _MAX_PEM_BYTES)
     except ValueError:
         return b""
 

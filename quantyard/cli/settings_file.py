@@ -57,10 +57,10 @@ def read_settings_file(folder: Path) -> SettingsFile:
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
-    from quantyard.files.own_files import read_named
+    from quantyard.files.own_files import read_named_file
 
     try:
-        return tomllib.loads(read_named(path, _MAX_BYTES).decode())
+        return tomllib.loads(read_named_file(path, _MAX_BYTES).decode())
     except OSError as error:
         raise BadRequest(f"{name} cannot be read: {error.strerror}.", f"Look at it: ls -l {name}") from error
     except tomllib.TOMLDecodeError as error:
@@ -70,7 +70,9 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 
 def _checked(where: str, table: Mapping[str, Any]) -> SettingsFile:
-    values = {_setting(where, key, value).name: text_of(where, key, BY_KEY[key], value) for key, value in table.items()}
+    values = {
+        _setting(where, key, value).name: setting_text(where, key, BY_KEY[key], value) for key, value in table.items()
+    }
     return SettingsFile(where, values)
 
 
@@ -100,7 +102,7 @@ def _meant(key: str) -> str:
     return f"Did you mean {close[0]!r}? " if close else ""
 
 
-def text_of(where: str, key: str, setting: Setting, value: object) -> str:
+def setting_text(where: str, key: str, setting: Setting, value: object) -> str:
     """A value of TOML or of Python as one would type it.
 
     Raises:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 
-def prepare_output() -> None:
+def prepare_stdout() -> None:
     """Let no character end a command: what the terminal's encoding lacks is written as its escape. What was closed
     before the start (`>&-`) swallows what is written.
     """
@@ -20,7 +20,7 @@ def prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def write_through() -> None:
+def flush_stdout() -> None:
     """Write what waits to be written, so that a full disk or a closed pipe shows while it can still be reported.
 
     Raises:
@@ -30,7 +30,7 @@ def write_through() -> None:
     sys.stderr.flush()
 
 
-def is_read() -> bool:
+def is_stdout_read() -> bool:
     """Whether the other end of both pipes, where they are pipes, is still open."""
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
@@ -39,7 +39,7 @@ def is_read() -> bool:
     return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def forget_output() -> None:
+def discard_stdout() -> None:
     """Let go what cannot be written: the interpreter would try once more at its end, and fail."""
     for stream in (sys.stdout, sys.stderr):
         try:

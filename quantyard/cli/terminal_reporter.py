@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from quantyard.cli.output import people, reporter_for
+from quantyard.cli.output import console_reporter, stderr_console
 from quantyard.cli.render.events import event_text
 from quantyard.execution.reporter import Reporter as StepReporter
 from quantyard.workflows.reporter import Event
@@ -14,11 +14,11 @@ class TerminalReporter:
     """The reporter that every command gives its workflow."""
 
     def __init__(self) -> None:
-        self._console = people()
+        self._console = stderr_console()
 
     def steps(self) -> AbstractContextManager[StepReporter]:
         """Bars, or lines, for as long as the steps run."""
-        return reporter_for(self._console)
+        return console_reporter(self._console)
 
     def tell(self, event: Event) -> None:
         """The event, above whatever comes."""

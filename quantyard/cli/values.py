@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from quantyard.errors import BadRequest
-from quantyard.files.own_files import kind_of, path_of
-from quantyard.formatting.printable import has_user_info, one_line
+from quantyard.files.own_files import kind_of_path, typed_path
+from quantyard.formatting.printable import printable_line, url_has_user_info
 
 _ON = {"1", "true", "yes", "on"}
 _OFF = {"", "0", "false", "no", "off"}
@@ -22,34 +22,34 @@ _LONGEST = 65_536  # characters of a value: far above any list of files
 _SHOWN = 200
 
 
-def plain(name: str, value: str) -> str:
+def plain_setting(name: str, value: str) -> str:
     """The value, which must be text of one line that can be shown, and hold no password.
 
     Only proxies may hold one: every other address is written down in requests, manifests and messages.
     """
-    if (shown := one_line(value)) != value:
+    if (shown := printable_line(value)) != value:
         message = f"{name}={_cut(shown)} holds a character that cannot be shown, written here as an escape."
         raise BadRequest(message, "Type it without: it may have come along with a copied text.")
     if len(value) > _LONGEST:
         message = f"{name} is {len(value):,} characters long, and {_LONGEST:,} are the most."
         raise BadRequest(message, f"It begins with: {_cut(value)}")
-    if "://" in value and has_user_info(value):
-        raise with_password(name)
+    if "://" in value and url_has_user_info(value):
+        raise password_setting_error(name)
     return value
 
 
-def with_password(name: str) -> BadRequest:
+def password_setting_error(name: str) -> BadRequest:
     """The refusal of an address that holds a user's name or password, which it does not repeat."""
     message = f"{name} holds a user's name or password, and what it names is written into requests and manifests."
     return BadRequest(message, "Give the address without what stands before the @; for the Hub, set HF_TOKEN.")
 
 
-def endpoint(text: str) -> str | None:
+def endpoint_setting(text: str) -> str | None:
     """The address of a Hub, which is recorded with every file from there; None where none is given."""
     if not text:
         return None
     if "@" in text:
-        raise with_password("HF_ENDPOINT")
+        raise password_setting_error("HF_ENDPOINT")
     if not _ADDRESS.fullmatch(text) or not _has_host(text):
         shown = _cut(re.split(r"[?#]", text)[0])  # what comes then may be a token
         message = f"HF_ENDPOINT={shown} is not the address of a Hub, which has no ? and no #."
@@ -57,15 +57,15 @@ def endpoint(text: str) -> str | None:
     return text.rstrip("/")
 
 
-def proxy(name: str, url: str) -> str:
+def proxy_setting(name: str, url: str) -> str:
     """The address of a proxy, as what opens connections takes it. It may hold a password, and so is never shown."""
-    if one_line(url) != url or not _has_host(url if "://" in url else f"//{url}"):
+    if printable_line(url) != url or not _has_host(url if "://" in url else f"//{url}"):
         hint = f"Write it like this: {name}=http://proxy.example:3128; of a password, / # ? @ : as %2F %23 %3F %40 %3A"
         raise BadRequest(f"{name} is not the address of a proxy.", hint)
     return url
 
 
-def token(name: str, text: str) -> str | None:
+def token_setting(name: str, text: str) -> str | None:
     """A token as it can stand in a request, and so is never shown; None where none is given."""
     if text and not _TOKEN.fullmatch(text):
         raise BadRequest(f"{name} is not a token: it holds a space, a line end, or a character outside ASCII.",
@@ -85,7 +85,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+def one_of_setting(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """The value, which must be one of these."""
     if value not in allowed:
         message = f"{name}={_cut(value)} is not one of {', '.join(allowed)}."
@@ -93,7 +93,7 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def flag(name: str, values: Mapping[str, str]) -> bool:
+def flag_setting(name: str, values: Mapping[str, str]) -> bool:
     """On or off; nothing is off."""
     value = values[name].lower()
     if value not in _ON | _OFF:
@@ -101,7 +101,7 @@ def flag(name: str, values: Mapping[str, str]) -> bool:
     return value in _ON
 
 
-def integer(name: str, values: Mapping[str, str], low: int, high: int) -> int:
+def integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -> int:
     """A whole number from `low` to `high`."""
     if not _INTEGER.fullmatch(values[name]) or not low <= int(values[name]) <= high:
         message = f"{name}={_cut(values[name])} is not a whole number from {low} to {high}."
@@ -109,17 +109,17 @@ def integer(name: str, values: Mapping[str, str], low: int, high: int) -> int:
     return int(values[name])
 
 
-def optional(name: str, values: Mapping[str, str], low: int, high: int) -> int | None:
+def optional_integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -> int | None:
     """The same; None where nothing is given."""
-    return integer(name, values, low, high) if values[name] else None
+    return integer_setting(name, values, low, high) if values[name] else None
 
 
-def readable(name: str, values: Mapping[str, str]) -> Path | None:
+def readable_file_setting(name: str, values: Mapping[str, str]) -> Path | None:
     """A file that is there and can be read: found out before hours of work, not after."""
     if not values[name]:
         return None
-    path = path_of(values[name]).absolute()
-    if kind_of(path) == "other":  # a pipe would be waited for
+    path = typed_path(values[name]).absolute()
+    if kind_of_path(path) == "other":  # a pipe would be waited for
         raise BadRequest(f"{name}={_cut(values[name])} is not a file.", f"Give a file that can be read: {name}=path")
     try:
         path.open("rb").close()
@@ -129,7 +129,7 @@ def readable(name: str, values: Mapping[str, str]) -> Path | None:
     return path
 
 
-def size(name: str, text: str, least_bytes: int, least: str, *, of_file: bool = False) -> int:
+def size_setting(name: str, text: str, least_bytes: int, least: str, *, of_file: bool = False) -> int:
     """16GiB, 16G and 16GB of memory are the same, powers of 1024; of a file the last two are powers of 1000, as our
     tables and the Hub show them.
     """

@@ -24,16 +24,16 @@ from docker.utils.socket import frames_iter
 
 import docker
 from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, one_machine
-from quantyard.engines.images import bake, recipe
+from quantyard.engines.capacity import Capacity, one_machine_capacity
+from quantyard.engines.images import bake_image, image_recipe
 from quantyard.engines.lines import Lines
-from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
-from quantyard.engines.stage_io import Listener, read_result, took_too_long
+from quantyard.engines.secrets import SECRETS_ON_STDIN, stage_proxies, stage_secrets_line
+from quantyard.engines.stage_io import StageListener, read_stage_result, stage_timeout_error
 from quantyard.errors import EngineError
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageError, StageResult
-from quantyard.protocol.runner import causes
+from quantyard.protocol.runner import error_causes
 from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.store.artifact import Artifact, Workspace
 
@@ -51,7 +51,7 @@ _TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
 _DaemonError = (docker.errors.DockerException, requests.exceptions.RequestException)
 
 
-def connect(timeout_s: float = 60) -> docker.DockerClient:
+def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
     """A client of the daemon that the environment names.
 
     Raises:
@@ -61,7 +61,7 @@ def connect(timeout_s: float = 60) -> docker.DockerClient:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except _DaemonError as error:
-        *_, root = causes(error)  # the SDK wraps a missing socket in four errors
+        *_, root = error_causes(error)  # the SDK wraps a missing socket in four errors
         message = f"The Docker daemon does not answer: {_first_line(root)}."
         hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
         raise EngineError(message, hint) from error
@@ -76,7 +76,7 @@ class DockerEngine:
     def __init__(self, environment: RunEnvironment, images: ImageSettings) -> None:
         self._environment = environment
         self._images = images
-        self._client = connect()
+        self._client = connect_docker()
         self._running: set[str] = set()  # ids of containers
         self._capacity: Capacity | None = None
         self._identities: dict[str, str] = {}  # cached: asking the daemon for each step is slow
@@ -86,7 +86,7 @@ class DockerEngine:
         if self._capacity is None:
             info = self._client.info()
             memory_bytes = self._environment.memory_bytes or int(info["MemTotal"]) - _RESERVE_BYTES
-            self._capacity = one_machine(cpu_name(), int(info["NCPU"]), memory_bytes)
+            self._capacity = one_machine_capacity(cpu_name(), int(info["NCPU"]), memory_bytes)
         return self._capacity
 
     def identity(self, image: str) -> str | None:
@@ -95,7 +95,7 @@ class DockerEngine:
             base = self._base_digest(image)
             if base is None or not self._has(self._tag(image, base)):
                 return None
-            self._identities[image] = f"{base}+{recipe(self._environment.repo_dir, image)}"
+            self._identities[image] = f"{base}+{image_recipe(self._environment.repo_dir, image)}"
         return self._identities[image]
 
     def prepare(self, image: str, on_note: OnNote) -> None:
@@ -106,7 +106,9 @@ class DockerEngine:
         assert base is not None
         if not self._has(self._tag(image, base)):
             on_note(f"building the {image} image on {self._images.bases[image]} ({_BUILD_TIMES[image]}, once)")
-            bake(self._environment.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None)
+            bake_image(
+                self._environment.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None
+            )
         if image == "server":  # under the name that compose.yaml looks for
             self._client.images.get(self._tag(image, base)).tag("quantyard/server", "latest")
 
@@ -130,7 +132,7 @@ class DockerEngine:
             self._remove_orphans(space)
             container = self._create(spec, self._mounts(spec, space, inputs), space)
             self._running.add(container.id)
-            listener = Listener(spec.row.name, on_progress)
+            listener = StageListener(spec.row.name, on_progress)
             try:
                 state = self._follow(spec, container, listener)
             finally:
@@ -138,7 +140,7 @@ class DockerEngine:
                 self._running.discard(container.id)
             if state.get("OOMKilled"):
                 return _out_of_memory(spec)
-            return read_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
+            return read_stage_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
         except _DaemonError as error:
             message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
@@ -173,7 +175,9 @@ class DockerEngine:
         return False
 
     def _tag(self, image: str, base: str) -> str:
-        return f"quantyard/{image}:{recipe(self._environment.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
+        return (
+            f"quantyard/{image}:{image_recipe(self._environment.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
+        )
 
     def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
         base = self._base_digest(spec.row.image)
@@ -215,7 +219,7 @@ class DockerEngine:
         env = {"HOME": _TMP, "TMPDIR": _TMP, "LANG": "C.UTF-8"}
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= open_proxies(self._environment)
+        env |= stage_proxies(self._environment)
         if self._environment.ca_bundle:
             env |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), _CA_IN_CONTAINER)
         return env
@@ -244,7 +248,7 @@ class DockerEngine:
         urls = [getattr(spec.request, "endpoint", None) or "", *proxies]
         return "host" if any(_is_loopback(url) for url in urls) else "bridge"
 
-    def _follow(self, spec: StageSpec, container: Any, listener: Listener) -> dict[str, Any]:
+    def _follow(self, spec: StageSpec, container: Any, listener: StageListener) -> dict[str, Any]:
         """Start the container and read its output until it ends. Returns its final state."""
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         connection = self._client.api.attach_socket(container.id, params=params)
@@ -254,7 +258,7 @@ class DockerEngine:
             container.start()
             timer.start()
             with suppress(OSError):  # the container is gone already; its exit code says why
-                _socket(connection).sendall(secrets_line(spec, self._environment))
+                _socket(connection).sendall(stage_secrets_line(spec, self._environment))
             started = time.monotonic()
             for stream, line in _lines(connection):
                 (listener.on_stdout if stream == _STDOUT else listener.on_stderr)(line)
@@ -269,7 +273,7 @@ class DockerEngine:
             container.reload()
         except docker.errors.NotFound as error:
             if ran_s >= spec.row.timeout_s:
-                raise took_too_long(spec) from error
+                raise stage_timeout_error(spec) from error
             message = f"{spec.label}: another program removed its container."
             raise EngineError(message, "Type the same command again; finished stages are kept.") from error
         return dict(container.attrs["State"])

@@ -50,7 +50,7 @@ BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
 
 
 @cache
-def code_version(repo_dir: Path, package: str) -> str:
+def stage_code_version(repo_dir: Path, package: str) -> str:
     """SHA-256 of what a stage of this package runs and reads: the package, and the rooms that it uses."""
     paths = (repo_dir / package).rglob("*")
     # Suites reach a stage through its request alone, which is part of the key.
@@ -60,18 +60,18 @@ def code_version(repo_dir: Path, package: str) -> str:
 
 
 @cache
-def recipe(repo_dir: Path, image: str) -> str:
+def image_recipe(repo_dir: Path, image: str) -> str:
     """SHA-256 of what we put onto the base of an image: recipe files, dependencies, code."""
     made_of = RECIPES[image]
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
     text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
     if image == "eval":
         text += _wheels_base(repo_dir)
-    text += "".join(code_version(repo_dir, package) for package in made_of.packages)
+    text += "".join(stage_code_version(repo_dir, package) for package in made_of.packages)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def bake(
+def bake_image(
     repo_dir: Path, image: str, tag: str, base_digest: str, settings: ImageSettings, on_line: Callable[[str], None]
 ) -> None:
     """Build an image with `docker buildx bake`; the Python SDK cannot build BuildKit files.
@@ -88,7 +88,7 @@ def bake(
 def bake_environment(repo_dir: Path, image: str, base_digest: str, settings: ImageSettings) -> dict[str, str]:
     """The variables that docker-bake.hcl reads, for one image."""
     return dict(os.environ) | dict(settings.proxies) | {
-        "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": recipe(repo_dir, image),
+        "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": image_recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
         "WHEELS_BASE": _wheels_base(repo_dir),
     }

@@ -18,12 +18,12 @@ from contextlib import suppress
 from typing import IO
 
 from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, one_machine
+from quantyard.engines.capacity import Capacity, one_machine_capacity
 from quantyard.engines.lines import Lines
-from quantyard.engines.secrets import SECRETS_ON_STDIN, open_proxies, secrets_line
-from quantyard.engines.stage_io import Listener, read_result, took_too_long
+from quantyard.engines.secrets import SECRETS_ON_STDIN, stage_proxies, stage_secrets_line
+from quantyard.engines.stage_io import StageListener, read_stage_result, stage_timeout_error
 from quantyard.errors import EngineError
-from quantyard.hardware.machine import cpu_name, gpu_name, memory_bytes
+from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import StageResult
 from quantyard.requests import RunEnvironment
@@ -49,8 +49,8 @@ class LocalEngine:
 
     def capacity(self) -> Capacity:
         """Of this machine."""
-        memory = self._environment.memory_bytes or memory_bytes()
-        return one_machine(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
+        memory = self._environment.memory_bytes or machine_memory_bytes()
+        return one_machine_capacity(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
 
     def identity(self, image: str) -> str | None:
         """Digest of the packages in `.venv-local`; None until it is set up."""
@@ -93,14 +93,14 @@ class LocalEngine:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         self._running.add(process)
-        listener = Listener(spec.row.name, on_progress)
+        listener = StageListener(spec.row.name, on_progress)
         try:
-            _send_secrets(process, secrets_line(spec, self._environment))
+            _send_secrets(process, stage_secrets_line(spec, self._environment))
             exit_code = self._follow(spec, process, listener)
         finally:
             _stop(process)
             self._running.discard(process)
-        return read_result(spec, space.out_dir, exit_code, listener.tail)
+        return read_stage_result(spec, space.out_dir, exit_code, listener.tail)
 
     def stop(self) -> None:
         """Stop the process of every stage that runs."""
@@ -131,12 +131,12 @@ class LocalEngine:
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= open_proxies(self._environment)
+        env |= stage_proxies(self._environment)
         if self._environment.ca_bundle:
             env |= {name: str(self._environment.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
         return env
 
-    def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: Listener) -> int:
+    def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: StageListener) -> int:
         """Read its output until it ends. Returns its exit code. What it started is stopped with it."""
         readers = (
             _StreamReader(process, process.stdout, listener.on_stdout),
@@ -157,7 +157,7 @@ class LocalEngine:
         if error := next((reader.error for reader in readers if reader.error is not None), None):
             raise error
         if exit_code < 0 and time.monotonic() - started >= spec.row.timeout_s:
-            raise took_too_long(spec)
+            raise stage_timeout_error(spec)
         return exit_code
 
 

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from quantyard.engines import OnProgress
 from quantyard.errors import EngineError, ResultRefused
-from quantyard.files.safe_files import SafeFolder, Unsafe
+from quantyard.files.safe_files import SafeFolder, UnsafeFile
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
-from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
+from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 
 _MAX_PROGRESS_CHARS: Final = 1000
 _MOST_PER_S: Final = 50  # progress lines; a stage prints ten
@@ -26,7 +26,7 @@ _FULL_BELOW_BYTES: Final = 64 * 1024
 _ENDED: Final = frozenset(int(code) for code in ExitCode if code is not ExitCode.DONE)
 
 
-class Listener:
+class StageListener:
     """Takes the lines of one stage: reports its progress, and keeps the last of its other lines."""
 
     def __init__(self, stage: str, on_progress: OnProgress) -> None:
@@ -69,7 +69,7 @@ def _progress(line: str) -> Progress | None:
         return None
 
 
-def read_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
+def read_stage_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
     """The result that a stage left, or one made from its exit code. The stage must have ended.
 
     Raises:
@@ -82,8 +82,8 @@ def read_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> St
         with SafeFolder.opened(out_dir) as out:
             is_there = RESULT in out.names()
             text = out.read(RESULT, MAX_RESULT_BYTES) if is_there else b""
-        result = parse_result(text) if is_there else _without(spec, out_dir, exit_code, tail)
-    except Unsafe as error:
+        result = parse_stage_result(text) if is_there else _without(spec, out_dir, exit_code, tail)
+    except UnsafeFile as error:
         raise ResultRefused(spec.label, str(error), tail) from error
     except ValueError as error:
         raise ResultRefused(spec.label, f"its {RESULT}: {error}", tail) from error
@@ -117,7 +117,7 @@ def _exhausted(out_dir: Path, tail: str) -> StageError:
     return StageError(kind="out-of-resources", message=message, hint=hint, detail=tail)
 
 
-def took_too_long(spec: StageSpec) -> EngineError:
+def stage_timeout_error(spec: StageSpec) -> EngineError:
     """For a stage that was stopped at its time limit."""
     message = f"{spec.label} took longer than its limit of {spec.row.timeout_s / 3600:.1f} hours."
     return EngineError(message, "Try a smaller model or a faster machine.")

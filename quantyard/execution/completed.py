@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from quantyard.engines import Engine
-from quantyard.engines.images import code_version
-from quantyard.plan.steps import BuildPlan, External, Output, StageSpec, Step, spec_of
+from quantyard.engines.images import stage_code_version
+from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
 from quantyard.protocol.evaluation import SpeedRequest
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.stages import ModelStore
@@ -39,7 +39,7 @@ class CompletedSteps:
         """The spec of a step; None while its inputs or its image are not there."""
         inputs: dict[str, str] = {}
         for name, origin in step.inputs.items():
-            if isinstance(origin, External):
+            if isinstance(origin, ExternalInput):
                 inputs[name] = origin.artifact.digest
             elif origin.step in self.steps:
                 inputs[name] = self.steps[origin.step].artifact.digest
@@ -48,7 +48,7 @@ class CompletedSteps:
         image = self.engine.identity(step.row.image)
         if image is None and not step.row.pinned:
             return None
-        spec = spec_of(self._placed(step), inputs, code_version(self.repo_dir, step.row.code), image or "")
+        spec = step_spec(self._placed(step), inputs, stage_code_version(self.repo_dir, step.row.code), image or "")
         self.specs[step.label] = spec
         return spec
 
@@ -72,12 +72,12 @@ class CompletedSteps:
 
     def is_ready(self, step: Step) -> bool:
         """Whether all of its inputs are there."""
-        return all(origin.step in self.steps for origin in step.inputs.values() if isinstance(origin, Output))
+        return all(origin.step in self.steps for origin in step.inputs.values() if isinstance(origin, StepOutput))
 
     def inputs(self, step: Step) -> Mapping[str, Artifact]:
         """Its inputs by name."""
         return {
-            name: origin.artifact if isinstance(origin, External) else self.steps[origin.step].artifact
+            name: origin.artifact if isinstance(origin, ExternalInput) else self.steps[origin.step].artifact
             for name, origin in step.inputs.items()
         }
 

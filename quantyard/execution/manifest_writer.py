@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantyard.engines import Engine
-from quantyard.plan.api_tests import label_of, read_contract
-from quantyard.plan.evaluation import REPORT, folder_name, read_report
-from quantyard.plan.steps import BuildPlan, External, StageSpec, Step, Target
+from quantyard.plan.api_tests import contract_step_label, read_contract_report
+from quantyard.plan.evaluation import REPORT, read_eval_report, suite_folder_name
+from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, Target
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import StageResult
 from quantyard.protocol.builder import QuantizeRequest
@@ -27,11 +27,11 @@ from quantyard.store.manifest import (
     SourceRecord,
     StageRecord,
     parse_manifest,
-    salvaged,
+    salvaged_manifest,
     write_manifest,
 )
 from quantyard.store.stages import ModelStore
-from quantyard.store.visible_files import copy_file, copy_outputs, link_file, set_aside
+from quantyard.store.visible_files import copy_file_to_store, copy_stored_outputs, link_stored_file, set_file_aside
 
 R = TypeVar("R")
 
@@ -84,10 +84,10 @@ class Records:
     def _after_damage(self, path: Path, error: Exception, source: SourceRecord) -> Manifest:
         """A new manifest with the intact records of a damaged one. The damaged one is kept, and the user is told."""
         try:
-            manifest, lost = salvaged(path.read_bytes(), source)
+            manifest, lost = salvaged_manifest(path.read_bytes(), source)
         except OSError:
             manifest, lost = Manifest(source=source), ["everything"]
-        aside = set_aside(path)
+        aside = set_file_aside(path)
         self.write(manifest)
         kept = f"It is kept as {aside.name}, and a new one replaces it." if aside else "A new one replaces it."
         self.on_note(
@@ -110,12 +110,12 @@ class Records:
         """Publish a verified file under its final name."""
         verified = VerifyFacts.read(finished[target.verified_by].result.facts)
         name, origin = target.file.path, target.file.origin
-        if isinstance(origin, External):
+        if isinstance(origin, ExternalInput):
             made, path = origin.artifact, origin.artifact.folder / name
         else:
             made = finished[origin.step].artifact
             path = self.store.folder / f"{self.plan.source.model.name}-{target.quant.name}.gguf"
-            link_file(made.folder / name, path)
+            link_stored_file(made.folder / name, path)
         entry = next(f for f in made.files if f.path == name)
         record = QuantRecord(
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
@@ -132,10 +132,10 @@ class Records:
             return None
         assert isinstance(step.request, QuantizeRequest), "no other stage takes a matrix"
         origin, ours = step.inputs["imatrix"], self.plan.source.model.name
-        artifact = origin.artifact if isinstance(origin, External) else finished[origin.step].artifact
+        artifact = origin.artifact if isinstance(origin, ExternalInput) else finished[origin.step].artifact
         entry = next(f for f in artifact.files if f.path == step.request.imatrix_file)
         name = _imatrix_name(self.read(), ours, target.quant.name, entry.sha256 or "")
-        keep = copy_file if isinstance(origin, External) else link_file
+        keep = copy_file_to_store if isinstance(origin, ExternalInput) else link_stored_file
         keep(artifact.folder / entry.path, self.store.folder / name)
         return ImatrixRecord(
             file=name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "", given=list(artifact.files)
@@ -146,8 +146,10 @@ class Records:
         if self.plan.measuring is None or REPORT not in finished:
             return None
         suite = self.plan.measuring.suite.name
-        report = read_report(finished[REPORT])
-        measured = Measured(report, copy_outputs(finished[REPORT].artifact, self.store.folder / folder_name(suite)))
+        report = read_eval_report(finished[REPORT])
+        measured = Measured(
+            report, copy_stored_outputs(finished[REPORT].artifact, self.store.folder / suite_folder_name(suite))
+        )
         manifest = self.read()
         if manifest.evaluations.get(suite) != measured.report:
             manifest.evaluations[suite] = measured.report
@@ -156,8 +158,8 @@ class Records:
 
     def publish_contracts(self, finished: Mapping[str, FinishedStage]) -> list[ContractReport]:
         """Record the reports of the plan's API tests."""
-        tested = [quant for quant in self.plan.contracts if label_of(quant) in finished]
-        found = {quant: read_contract(finished[label_of(quant)].artifact.folder) for quant in tested}
+        tested = [quant for quant in self.plan.contracts if contract_step_label(quant) in finished]
+        found = {quant: read_contract_report(finished[contract_step_label(quant)].artifact.folder) for quant in tested}
         manifest = self.read()
         if manifest.contracts != manifest.contracts | found:
             manifest.contracts |= found
@@ -182,12 +184,12 @@ class Records:
         manifest = self.read()
         if manifest.quants.get(name) != record:
             order = [target.quant.name for target in self.plan.targets]
-            manifest.quants = placed(manifest.quants, name, record, order)
+            manifest.quants = placed_record(manifest.quants, name, record, order)
             self.write(manifest)
 
     def _add(self, manifest: Manifest, step: Step, record: StageRecord) -> None:
         order = [each.label for each in self.plan.steps]
-        manifest.stages = placed(manifest.stages, step.label, record, order)
+        manifest.stages = placed_record(manifest.stages, step.label, record, order)
 
     def _record_of(self, step: Step, spec: StageSpec, result: StageResult, finished_at: datetime) -> StageRecord:
         return StageRecord(
@@ -211,7 +213,7 @@ def _key(manifest: Manifest, label: str) -> str:
     return manifest.stages[label].key if label in manifest.stages else ""
 
 
-def placed(records: Mapping[str, R], name: str, record: R, order: Sequence[str]) -> dict[str, R]:
+def placed_record(records: Mapping[str, R], name: str, record: R, order: Sequence[str]) -> dict[str, R]:
     """The records with this one at its old place, else after the last of those that precede it in `order`: concurrent
     steps leave the same manifest whichever ends first.
     """

@@ -20,17 +20,17 @@ from rich.progress import (
 from rich.text import Text
 
 from quantyard.formatting.numbers import (
-    count,
-    digits,
-    elapsed,
-    human_bytes,
-    kld,
-    metric_value,
-    perplexity,
-    tokens_per_s,
+    format_bytes,
+    format_count,
+    format_digits,
+    format_elapsed,
+    format_kld,
+    format_metric_value,
+    format_perplexity,
+    format_tokens_per_s,
 )
-from quantyard.formatting.printable import one_line
-from quantyard.metrics.kinds import kind_of_metric
+from quantyard.formatting.printable import printable_line
+from quantyard.metrics.kinds import metric_kind
 from quantyard.protocol.base import Progress as StageProgress
 from quantyard.protocol.base import StageResult
 from quantyard.protocol.facts import (
@@ -54,10 +54,10 @@ class _Amount(ProgressColumn):
         if task.total is None or not unit:
             return Text("")
         if unit != "bytes":
-            pace = f", {digits(task.speed)}/s" if task.speed and unit in _PACED else ""
+            pace = f", {format_digits(task.speed)}/s" if task.speed and unit in _PACED else ""
             return Text(f"{int(task.completed)} of {int(task.total)} {unit}{pace}")
-        rate = f", {human_bytes(int(task.speed))}/s" if task.speed else ""
-        return Text(f"{human_bytes(int(task.completed))} of {human_bytes(int(task.total))}{rate}")
+        rate = f", {format_bytes(int(task.speed))}/s" if task.speed else ""
+        return Text(f"{format_bytes(int(task.completed))} of {format_bytes(int(task.total))}{rate}")
 
 
 class LiveReporter:
@@ -84,7 +84,7 @@ class LiveReporter:
         if self._stages is None:
             self._stages = self._bars.add_task("stages", total=of, unit="stages")
         self._bars.update(self._stages, completed=max(0, number - 1 - len(self._running)))
-        self._running[label] = self._bars.add_task(one_line(label), total=None, unit="")
+        self._running[label] = self._bars.add_task(printable_line(label), total=None, unit="")
 
     def progress(self, label: str, progress: StageProgress) -> None:
         """Move the step's bar."""
@@ -94,7 +94,7 @@ class LiveReporter:
     def end(self, label: str, result: StageResult) -> None:
         """Replace the step's bar with a line that stays."""
         self._remove(label)
-        for line in ending(label, result):
+        for line in stage_end_lines(label, result):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
@@ -110,7 +110,7 @@ class LiveReporter:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(one_line(text), markup=False, highlight=False)
+        self._console.print(printable_line(text), markup=False, highlight=False)
 
 
 class LineReporter:
@@ -133,7 +133,7 @@ class LineReporter:
 
     def end(self, label: str, result: StageResult) -> None:
         """Print the stage's line."""
-        for line in ending(label, result):
+        for line in stage_end_lines(label, result):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
@@ -143,10 +143,10 @@ class LineReporter:
 
     def note(self, text: str) -> None:
         """One line."""
-        self._console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def ending(label: str, result: StageResult) -> list[str]:
+def stage_end_lines(label: str, result: StageResult) -> list[str]:
     """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each mismatch that was allowed has a further line."""
     verified = VerifyFacts.read(result.facts) if result.stage == "verify" else None
     findings = _FINDINGS.get(result.stage)
@@ -154,12 +154,12 @@ def ending(label: str, result: StageResult) -> list[str]:
     if verified is not None and verified.probes is not None and verified.chats is not None:
         did += f" ({verified.probes} probes, {verified.chats} conversations)"
     allowed = [f"  allowed: {text}" for text in verified.mismatches_allowed] if verified else []
-    return [f"[{label}] {did} in {elapsed(result.duration_s)}", *allowed]
+    return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *allowed]
 
 
 def _made(result: StageResult) -> str:
     size_bytes = sum(f.size_bytes for f in result.outputs)
-    return human_bytes(size_bytes) if size_bytes else "passed"
+    return format_bytes(size_bytes) if size_bytes else "passed"
 
 
 # ---- what a measuring stage found, in a few words ----------------------------------------------------
@@ -169,10 +169,10 @@ def _evaluated(result: StageResult) -> Iterator[str]:
     """The number of questions, and the first metric of the first tasks, such as `arc_easy acc 47.5 %`."""
     facts = EvaluateFacts.read(result.facts)
     if facts.n_questions:
-        yield f"{count(facts.n_questions)} questions"
+        yield f"{format_count(facts.n_questions)} questions"
     first = [(task, *next(iter(metrics.items()))) for task, metrics in facts.tasks.items() if metrics]
     scores = [
-        f"{task} {name} {metric_value(value, kind_of_metric(name, value))}"
+        f"{task} {name} {format_metric_value(value, metric_kind(name, value))}"
         for task, name, value in first if value is not None
     ]  # fmt: skip
     yield from scores[:_TASKS_SHOWN]
@@ -190,17 +190,17 @@ def _diverged(result: StageResult) -> Iterator[str]:
 
 def _divergence(facts: DivergenceFacts) -> Iterator[str]:
     if facts.perplexity is not None:
-        yield f"PPL {perplexity(facts.perplexity)}"
+        yield f"PPL {format_perplexity(facts.perplexity)}"
     if facts.mean_kld is not None:
-        yield f"mean KLD {kld(facts.mean_kld)}"
+        yield f"mean KLD {format_kld(facts.mean_kld)}"
 
 
 def _timed(result: StageResult) -> Iterator[str]:
     facts = SpeedFacts.read(result.facts)
     if facts.prompt_tokens_per_s is not None:
-        yield f"prompt {tokens_per_s(facts.prompt_tokens_per_s)} t/s"
+        yield f"prompt {format_tokens_per_s(facts.prompt_tokens_per_s)} t/s"
     if facts.generated_tokens_per_s is not None:
-        yield f"generated {tokens_per_s(facts.generated_tokens_per_s)} t/s"
+        yield f"generated {format_tokens_per_s(facts.generated_tokens_per_s)} t/s"
 
 
 def _compared(result: StageResult) -> Iterator[str]:

@@ -15,16 +15,16 @@ from quantyard.execution.reporter import Reporter
 from quantyard.execution.scheduler import (
     CONCURRENT_STAGES,
     Concurrency,
-    Ended,
+    EndedJob,
     InOrder,
     Stopwatch,
     Taken,
     Workers,
-    batches,
+    batch_concurrent_steps,
     concurrency_of,
 )
-from quantyard.execution.shared_baseline import SharedRun, can_share, member_result, shared_run
-from quantyard.plan.evaluation import is_pointless, without
+from quantyard.execution.shared_baseline import SharedRun, can_share_baseline, shared_baseline_run, shared_run_result
+from quantyard.plan.evaluation import is_pointless_step, step_without_files
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.api_tests import ContractReport
@@ -114,7 +114,7 @@ class Builder:
                 reporter.note(f"made again: {problem}")
             self._prepare_images(reporter)
             self._records.finished(self._finished.steps, self._finished.specs)
-            for steps in batches(self.plan.steps):
+            for steps in batch_concurrent_steps(self.plan.steps):
                 if steps[0].row.name in CONCURRENT_STAGES:
                     self._run_concurrent(steps, reporter)
                 else:
@@ -127,8 +127,8 @@ class Builder:
 
     def _run_alone(self, step: Step, reporter: Reporter) -> None:
         """Run a step, unless it is finished, or what it needs has failed."""
-        possible = without(step, self._lost)
-        if step.label in self._finished or possible is None or is_pointless(self.plan, step, self._lost):
+        possible = step_without_files(step, self._lost)
+        if step.label in self._finished or possible is None or is_pointless_step(self.plan, step, self._lost):
             return
         try:
             self._run_step(possible, reporter)
@@ -167,7 +167,7 @@ class Builder:
     def _begin_ready(self, waiting: list[Step], workers: Workers[_Kept], said: InOrder, reporter: Reporter) -> None:
         """Start what is ready, in the plan's order: a step that does not fit yet is not overtaken by later ones."""
         for step in tuple(waiting):
-            lost = without(step, self._lost) is None
+            lost = step_without_files(step, self._lost) is None
             if not lost and not self._finished.is_ready(step):
                 continue
             if lost or step.label in self._finished or self._finished.is_made(step):
@@ -180,7 +180,7 @@ class Builder:
             waiting.remove(step)
 
     def _settle(
-        self, ended: Ended[_Kept], said: InOrder, reporter: Reporter, failed: dict[str, BaseException]
+        self, ended: EndedJob[_Kept], said: InOrder, reporter: Reporter, failed: dict[str, BaseException]
     ) -> None:
         """Keep the result of one of several steps, or its error. Only this thread writes the manifest."""
         self.watch.end(ended.label)
@@ -265,7 +265,7 @@ class Builder:
 
     def _shared_run(self, step: Step) -> SharedRun | None:
         """The steps that are ready to share one run with this one."""
-        if not can_share(step) or step.label in self._alone:
+        if not can_share_baseline(step) or step.label in self._alone:
             return None
         others = [
             other for other in self.plan.steps
@@ -276,7 +276,7 @@ class Builder:
             return None
         sizes = {each.label: self._finished.inputs(each)["model"].size_bytes for each in (step, *others)}
         baseline = next((i["baseline"].size_bytes for i in map(self._finished.inputs, others) if "baseline" in i), 0)
-        return shared_run(step, others, sizes | {"": baseline}, self.engine.capacity().memory_bytes)
+        return shared_baseline_run(step, others, sizes | {"": baseline}, self.engine.capacity().memory_bytes)
 
     def _run_shared(self, shared: SharedRun, reporter: Reporter) -> bool:
         """Run them as one, and keep for each what it would have left alone.
@@ -310,7 +310,7 @@ class Builder:
         return True
 
     def _keep_member(self, step: Step, shared: Workspace, result: StageResult) -> None:
-        spec, (made, alone) = self._finished.specs[step.label], member_result(step, result)
+        spec, (made, alone) = self._finished.specs[step.label], shared_run_result(step, result)
         space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
         self.store.give(space, shared.kept_dir / FILES / made.path, alone)
         finished = self.store.finish(spec.label, spec.key, space, alone, spec.leaves)

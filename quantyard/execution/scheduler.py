@@ -44,7 +44,7 @@ def concurrency_of(capacity: Capacity) -> Concurrency:
     return Concurrency(capacity.concurrent_stages, int(capacity.memory_bytes * _MEMORY_SHARE))
 
 
-def batches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
+def batch_concurrent_steps(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
     """The plan in its order, cut into groups of neighbours that may run at the same time, and single steps."""
     for concurrent, group in groupby(steps, lambda step: step.row.name in CONCURRENT_STAGES):
         if concurrent:
@@ -54,7 +54,7 @@ def batches(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
 
 
 @dataclass(frozen=True)
-class Ended(Generic[T]):
+class EndedJob(Generic[T]):
     """How one job ended: what it returned, or what it raised."""
 
     label: str
@@ -73,7 +73,7 @@ class Workers(Generic[T]):
     def __init__(self, concurrency: Concurrency, stop: Callable[[], None]) -> None:
         self._concurrency, self._stop = concurrency, stop
         self._running: dict[str, tuple[threading.Thread, int]] = {}
-        self._ended: SimpleQueue[Ended[T]] = SimpleQueue()
+        self._ended: SimpleQueue[EndedJob[T]] = SimpleQueue()
         self._stopping = threading.Event()
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class Workers(Generic[T]):
         self._running[label] = (thread, size_bytes)
         thread.start()
 
-    def wait(self) -> Ended[T]:
+    def wait(self) -> EndedJob[T]:
         """The next job that ends."""
         ended = self._ended.get()
         self._running.pop(ended.label)[0].join()
@@ -114,9 +114,9 @@ class Workers(Generic[T]):
         try:
             value = None if self._stopping.is_set() else job()
         except BaseException as error:  # the deciding thread must learn of any error
-            self._ended.put(Ended(label, None, error))
+            self._ended.put(EndedJob(label, None, error))
         else:
-            self._ended.put(Ended(label, value, None))
+            self._ended.put(EndedJob(label, value, None))
 
 
 @dataclass

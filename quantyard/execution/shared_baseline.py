@@ -27,12 +27,14 @@ class SharedRun:
     members: tuple[Step, ...]
 
 
-def can_share(step: Step) -> bool:
+def can_share_baseline(step: Step) -> bool:
     """Whether steps like this one can run as one."""
     return isinstance(step.request, DivergenceRequest)
 
 
-def shared_run(first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_bytes: int) -> SharedRun | None:
+def shared_baseline_run(
+    first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_bytes: int
+) -> SharedRun | None:
     """`first` with as many of the others as fit the memory; None if it must run alone.
 
     Args:
@@ -90,7 +92,7 @@ def _name_of(labels: Sequence[str]) -> str:
     return f"{', '.join(labels[:_MOST_NAMED])} and {len(labels) - _MOST_NAMED} more"
 
 
-def member_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
+def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
     """Of a shared run, the file of this step, and the result as if the step had run alone."""
     label = _request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")

@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file_atomically(path: Path, content: bytes) -> None:
     """Write a small file so that it is either the old or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
-    sync(temporary)
+    sync_file(temporary)
     temporary.rename(path)
-    sync(path.parent)
+    sync_file(path.parent)
 
 
-def sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
     """Have a file, or the names in a folder, on disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

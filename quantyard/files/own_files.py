@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from quantyard.errors import BadSource
-from quantyard.formats.names import fault_of_path, shown
+from quantyard.formats.names import file_path_fault, shown_name
 from quantyard.protocol.base import FileEntry
 
 MAX_FILES: Final = 50_000  # of a folder; the largest models have some hundreds
@@ -30,7 +30,7 @@ _KINDS: Final = (
 )  # fmt: skip
 
 
-def path_of(text: str) -> Path:
+def typed_path(text: str) -> Path:
     """The path that was typed; `~name` of a user that there is not is a name like any other."""
     try:
         return Path(text).expanduser()
@@ -38,7 +38,7 @@ def path_of(text: str) -> Path:
         return Path(text)
 
 
-def kind_of(path: Path) -> Literal["file", "folder", "other", ""]:
+def kind_of_path(path: Path) -> Literal["file", "folder", "other", ""]:
     """What is there, links followed; "" for nothing, and for what can be no path (too long, half characters)."""
     try:
         str(path).encode()
@@ -61,7 +61,7 @@ def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
     found: list[FileEntry] = []
     for entry in _walk(folder, every=every):
         name = os.path.relpath(entry.path, folder)
-        if not fault_of_path(name):
+        if not file_path_fault(name):
             found.append(FileEntry(path=name, size_bytes=_size_of(entry)))
         if len(found) > MAX_FILES:
             hint = "Give a folder that holds what is needed and nothing else."
@@ -78,12 +78,12 @@ def _walk(folder: Path, *, every: bool) -> Iterator[os.DirEntry[str]]:
                     if not _is_folder(entry):
                         yield entry
                     elif entry.is_symlink():
-                        if every and leads_out(folder, path := Path(entry.path)):
+                        if every and leads_out_of_folder(folder, path := Path(entry.path)):
                             raise _leads_out(path, path.resolve())
                     elif every or not entry.name.startswith("."):
                         waiting.append(entry.path)
         except OSError as error:
-            message = f"{shown(str(error.filename), 300)} cannot be read: {error.strerror}."
+            message = f"{shown_name(str(error.filename), 300)} cannot be read: {error.strerror}."
             raise BadSource(message, "Make it readable, or give another folder.") from error
 
 
@@ -129,7 +129,7 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
     return real
 
 
-def leads_out(folder: Path, path: Path) -> bool:
+def leads_out_of_folder(folder: Path, path: Path) -> bool:
     """Whether a path, which is there, lies neither in this folder nor in the Hub's cache of it."""
     return not any(path.resolve().is_relative_to(home) for home in _homes(folder))
 
@@ -148,7 +148,7 @@ def _leads_out(path: Path, real: Path) -> BadSource:
     return BadSource(f"{path} is a link that leads out of its folder, to {real}.", hint)
 
 
-def read_named(path: Path, max_bytes: int) -> bytes:
+def read_named_file(path: Path, max_bytes: int) -> bytes:
     """A file that the user names, or whose place `find_file` told: all of it.
 
     Raises:

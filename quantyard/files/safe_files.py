@@ -30,12 +30,12 @@ _KINDS: Final = (
 )  # fmt: skip
 
 
-class Unsafe(ValueError):
+class UnsafeFile(ValueError):
     """What is there is not a regular file or folder, or not there at all. The message names path and reason."""
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """One name below a folder: its relative path, and what is there."""
 
     path: str
@@ -102,7 +102,7 @@ class SafeFolder:
         with self.file(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             content = stream.read(max_bytes + 1)
         if len(content) > max_bytes:
-            raise Unsafe(f"{path} is larger than {max_bytes:,} bytes")
+            raise UnsafeFile(f"{path} is larger than {max_bytes:,} bytes")
         return content
 
     def stat(self, path: str) -> os.stat_result:
@@ -114,7 +114,7 @@ class SafeFolder:
         with self._parent(path) as (parent, name):
             return _stat(name, parent, path)
 
-    def walk(self) -> Iterator[Found]:
+    def walk(self) -> Iterator[FoundFile]:
         """Everything below it, folders before what is in them.
 
         Raises:
@@ -127,9 +127,9 @@ class SafeFolder:
                 count += 1
                 path = f"{above}/{name}" if above else name
                 if count > MAX_ENTRIES or path.count("/") >= MAX_FOLDERS:
-                    raise Unsafe(f"{above or 'it'} holds more than {MAX_ENTRIES:,} names, or {MAX_FOLDERS} levels")
-                with suppress(Unsafe):  # it went away
-                    found = Found(path, self.stat(path))
+                    raise UnsafeFile(f"{above or 'it'} holds more than {MAX_ENTRIES:,} names, or {MAX_FOLDERS} levels")
+                with suppress(UnsafeFile):  # it went away
+                    found = FoundFile(path, self.stat(path))
                     yield found
                     todo += [path] if found.is_folder else []
 
@@ -154,7 +154,7 @@ class SafeFolder:
         with self._parent(path) as (parent, name), target._parent(path) as (their_parent, their_name):
             with suppress(FileNotFoundError):
                 os.stat(their_name, dir_fd=their_parent, follow_symlinks=False)
-                raise Unsafe(f"{path} is there twice")
+                raise UnsafeFile(f"{path} is there twice")
             os.rename(name, their_name, src_dir_fd=parent, dst_dir_fd=their_parent)
 
     def _make_folder(self, path: str) -> None:
@@ -162,7 +162,7 @@ class SafeFolder:
             os.mkdir(name, 0o755, dir_fd=parent)
 
     def _names(self, path: str) -> list[str]:
-        with suppress(Unsafe, OSError), self.folder(path) if path else _self(self) as folder:
+        with suppress(UnsafeFile, OSError), self.folder(path) if path else _self(self) as folder:
             return folder.names()
         return []
 
@@ -180,7 +180,7 @@ class SafeFolder:
             os.close(descriptor)
 
 
-def read_file(folder: Path, path: str, max_bytes: int) -> bytes:
+def read_file_below(folder: Path, path: str, max_bytes: int) -> bytes:
     """All bytes of a small file below `folder`.
 
     Raises:
@@ -190,20 +190,20 @@ def read_file(folder: Path, path: str, max_bytes: int) -> bytes:
         return opened.read(path, max_bytes)
 
 
-def copy_open(descriptor: int, target: Path) -> None:
+def copy_open_file(descriptor: int, target: Path) -> None:
     """Copy an open file to a new one."""
     with open(descriptor, "rb", closefd=False) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy)
 
 
-def tame(descriptor: int) -> None:
+def tame_file_mode(descriptor: int) -> None:
     """Take the bits away that let a file run as another user, or be written by others; its owner may read it."""
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if (tamed := (mode & ~_SPECIAL_BITS) | stat.S_IRUSR | stat.S_IWUSR) != mode:
         os.fchmod(descriptor, tamed)
 
 
-def is_mostly_holes(descriptor: int) -> bool:
+def is_sparse_file(descriptor: int) -> bool:
     """Whether more than half of a large file was never written. It says to be large, and costs whoever reads it time
     and memory, but takes no room. Where the file system cannot tell, it is False.
     """
@@ -274,21 +274,21 @@ def _open_any(name: str, parent: int) -> int:
 
 def _check_file(found: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise Unsafe(f"{path} is {_kind(found.st_mode)}, not a file")
+        raise UnsafeFile(f"{path} is {_kind(found.st_mode)}, not a file")
 
 
 def _stat(name: str, parent: int, path: str) -> os.stat_result:
     try:
         return os.stat(name, dir_fd=parent, follow_symlinks=False)
     except (OSError, ValueError) as error:
-        raise Unsafe(f"{path} is not there") from error
+        raise UnsafeFile(f"{path} is not there") from error
 
 
 def _open(name: str, flags: int, parent: int | None, path: str) -> int:
     try:
         return os.open(name, flags, dir_fd=parent)
     except (OSError, ValueError) as error:
-        raise Unsafe(f"{path} {_reason(name, parent, error)}") from error
+        raise UnsafeFile(f"{path} {_reason(name, parent, error)}") from error
 
 
 def _reason(name: str, parent: int | None, error: Exception) -> str:

@@ -13,19 +13,19 @@ from typing import Final
 from quantyard.engines import Engine
 from quantyard.execution.reporter import Reporter
 from quantyard.execution.runner import Builder
-from quantyard.forecast.samples import Book, Sample
-from quantyard.forecast.time import conditions_of, learn
+from quantyard.forecast.samples import ForecastBook, TimingSample
+from quantyard.forecast.time import forecast_conditions, learn_step_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
-from quantyard.plan.build import BuildOptions, make_plan
-from quantyard.plan.evaluation import REPORT, MeasureOptions, add_measuring
-from quantyard.plan.imatrix import Calibration, plain_label, with_imatrix
+from quantyard.plan.build import BuildOptions, make_build_plan
+from quantyard.plan.evaluation import REPORT, MeasureOptions, add_measuring_steps
+from quantyard.plan.imatrix import Calibration, plain_step_label, plan_with_imatrix
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, ModelFile, Output, Step
-from quantyard.protocol.base import digest_of_request
+from quantyard.plan.steps import BuildPlan, ModelFile, Step, StepOutput
+from quantyard.protocol.base import stage_request_digest
 from quantyard.protocol.builder import RandomModelRequest
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime, SpeedSettings
-from quantyard.quants.selection import parse_list
+from quantyard.quants.selection import parse_quants
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifact import ModelId
 from quantyard.store.hash_cache import HashCache
@@ -44,7 +44,7 @@ _TOKENS: Final = 1.3
 
 
 @dataclass(frozen=True)
-class Trial:
+class TimingTrial:
     """One model, and the quants that are made of it. Measuring takes most of the time, so that some are only made."""
 
     name: str
@@ -56,13 +56,13 @@ class Trial:
 
 # 6 and 40 million weights. Shapes like those of small models; K-quants need rows of a multiple of 256.
 TRIALS: Final = (
-    Trial("small", RandomModelRequest(layers=2, width=256), "Q8_0", "Q4_K_M,IQ3_M", reported=True),
-    Trial("large", RandomModelRequest(layers=10, width=512), "Q4_K_M,Q5_0,Q8_0", "IQ4_NL"),
+    TimingTrial("small", RandomModelRequest(layers=2, width=256), "Q8_0", "Q4_K_M,IQ3_M", reported=True),
+    TimingTrial("large", RandomModelRequest(layers=10, width=512), "Q4_K_M,Q5_0,Q8_0", "IQ4_NL"),
 )
 
 
 @dataclass(frozen=True)
-class Bench:
+class TimingBench:
     """Where the trials run. `folder` is a store for them alone, not needed afterwards."""
 
     engine: Engine
@@ -70,30 +70,30 @@ class Bench:
     threads: int = 0
 
 
-def time_model(trial: Trial, bench: Bench, reporter: Reporter) -> list[Sample]:
+def benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> list[TimingSample]:
     """Run one trial; returns what each stage took.
 
     Raises:
         StageFailed, EngineError: a stage failed.
     """
-    plan = trial_plan(trial, _model(trial, bench, reporter), bench)
-    builder, book = Builder(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), Book()
+    plan = benchmark_plan(trial, _model(trial, bench, reporter), bench)
+    builder, book = Builder(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), ForecastBook()
     builder.run(reporter)
-    learn(book, plan, builder.taken, conditions_of(builder), synthetic=True)
+    learn_step_times(book, plan, builder.taken, forecast_conditions(builder), synthetic=True)
     return [_as_real(sample) for sample in book.samples]
 
 
-def _as_real(sample: Sample) -> Sample:
+def _as_real(sample: TimingSample) -> TimingSample:
     """The sample of a model with a real tokenizer: its questions have fewer tokens."""
     return sample.model_copy(update={"amount": sample.amount * _TOKENS}) if sample.kind == "evaluate" else sample
 
 
-def _model(trial: Trial, bench: Bench, reporter: Reporter) -> Source:
+def _model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> Source:
     """The random model, as a local folder."""
-    digest = digest_of_request(trial.model)
+    digest = stage_request_digest(trial.model)
     source = Source(ModelId("random", trial.name, digest), "huggingface", f"{trial.name} random model", ())
     step = Step(RANDOM, STAGES[RANDOM], trial.model, {}, 0)
-    plan = BuildPlan(source, (step,), ModelFile(Output(RANDOM), "model.gguf"), (), "auto", "")
+    plan = BuildPlan(source, (step,), ModelFile(StepOutput(RANDOM), "model.gguf"), (), "auto", "")
     builder = Builder(plan, bench.engine, ModelStore(bench.folder, source.model), REPO_DIR)
     builder.run(reporter)
     hashes = HashCache(bench.folder / ".hashes.json")
@@ -102,33 +102,33 @@ def _model(trial: Trial, bench: Bench, reporter: Reporter) -> Source:
     )
 
 
-def trial_plan(trial: Trial, source: Source, bench: Bench) -> BuildPlan:
+def benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBench) -> BuildPlan:
     """The plan: each quant with a matrix and without; what is measured is verified too."""
-    measured = parse_list(trial.measured)
+    measured = parse_quants(trial.measured)
     options = BuildOptions(
-        quants=(*measured, *parse_list(trial.made)), outtype="auto", allow_pickle=False, allow_requantize=False,
+        quants=(*measured, *parse_quants(trial.made)), outtype="auto", allow_pickle=False, allow_requantize=False,
         allow_mismatch=True, threads=bench.threads, workers=1, endpoint=None,
     )  # allow_mismatch: the tokenizer of a random model is never used
-    plan = _with_and_without(make_plan(source, options), bench.threads)
-    plan = add_measuring(replace(plan, targets=plan.targets[: len(measured)]), _measuring(bench))
-    left_out = {f"verify {quant.name}" for quant in parse_list(trial.made)}
+    plan = _with_and_without(make_build_plan(source, options), bench.threads)
+    plan = add_measuring_steps(replace(plan, targets=plan.targets[: len(measured)]), _measuring(bench))
+    left_out = {f"verify {quant.name}" for quant in parse_quants(trial.made)}
     left_out |= set() if trial.reported else {REPORT}
     return replace(plan, steps=tuple(step for step in plan.steps if step.label not in left_out))
 
 
 def _with_and_without(plan: BuildPlan, threads: int) -> BuildPlan:
     calibration = Calibration(threads=threads, n_chunks=_CALIBRATION_CHUNKS)
-    given = with_imatrix(plan, calibration, [target.quant.name for target in plan.targets])
+    given = plan_with_imatrix(plan, calibration, [target.quant.name for target in plan.targets])
     plain = {step.label: step for step in plan.steps}
     steps: list[Step] = []
     for step in given.steps:
         if "imatrix" in step.inputs:
-            steps.append(replace(plain[step.label], label=plain_label("quantize", step.quant)))
+            steps.append(replace(plain[step.label], label=plain_step_label("quantize", step.quant)))
         steps.append(step)
     return replace(given, steps=tuple(steps))
 
 
-def _measuring(bench: Bench) -> MeasureOptions:
+def _measuring(bench: TimingBench) -> MeasureOptions:
     from quantyard.plan.suites import find_suite  # imported late: no build should wait for a YAML parser
 
     suite = find_suite(SUITE).suite.model_copy(update={"divergence": _DIVERGENCE, "speed": _SPEED})

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantyard.errors import NotEnoughDisk
-from quantyard.forecast.disk import files_to_choose, fitting
+from quantyard.forecast.disk import disk_bytes_of_files, files_fitting_disk
 from quantyard.forecast.time import Forecast
-from quantyard.formatting.numbers import human_bytes
+from quantyard.formatting.numbers import format_bytes
 from quantyard.memory.from_config import serve_memory_bytes
-from quantyard.plan.steps import BuildPlan, External, Step
+from quantyard.plan.steps import BuildPlan, ExternalInput, Step
 
 SERVE_CONTEXT_TOKENS = 4096
 _RESERVE_BYTES = 64 * 1024 * 1024  # for results, the manifest, and the file system
@@ -57,7 +57,7 @@ class Cost:
         """
         if self.fits:
             return
-        needed, free = human_bytes(self.disk_needed_bytes), human_bytes(self.disk_free_bytes)
+        needed, free = format_bytes(self.disk_needed_bytes), format_bytes(self.disk_free_bytes)
         message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
         elsewhere = "Free some space, or use another disk: ARTIFACTS=/path"
         if self.fitting and setting:
@@ -66,7 +66,7 @@ class Cost:
         raise NotEnoughDisk(message, elsewhere)
 
 
-def cost_of(
+def forecast_cost(
     plan: BuildPlan, finished: Collection[str], partial_bytes: int, artifacts: Path, time: Forecast | None = None
 ) -> Cost:
     """The cost of the steps that are not finished; `partial_bytes` of a download are there already."""
@@ -76,7 +76,7 @@ def cost_of(
     cost = Cost(
         download_bytes=max(0, download_bytes - partial_bytes),
         disk_needed_bytes=max(0, sum(s.size_bytes for s in left) - partial_bytes),
-        disk_free_bytes=shutil.disk_usage(nearest_folder(artifacts)).free,
+        disk_free_bytes=shutil.disk_usage(forecast_disk_folder(artifacts)).free,
         files=files, downloads_datasets=any(s.row.name == "datasets" for s in left),
         stage_memory_bytes=_stage_memory(plan, left), time=time or Forecast(),
     )
@@ -84,9 +84,9 @@ def cost_of(
 
 
 def _fitting(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[str, ...]:
-    sizes = files_to_choose(plan, finished)
+    sizes = disk_bytes_of_files(plan, finished)
     needed_by_all_bytes = cost.disk_needed_bytes - sum(sizes.values())
-    return fitting(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
+    return files_fitting_disk(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
 
 
 def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
@@ -108,7 +108,7 @@ def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
 
 def _base_bytes(plan: BuildPlan) -> int:
     """Size of what the quants are made of."""
-    if isinstance(plan.base.origin, External):
+    if isinstance(plan.base.origin, ExternalInput):
         return plan.base.origin.artifact.size_bytes
     label = plan.base.origin.step
     return next((step.size_bytes for step in plan.steps if step.label == label), 0)
@@ -120,7 +120,7 @@ def _file_cost(plan: BuildPlan, quant: str, size_bytes: int) -> FileCost:
     return FileCost(quant, size_bytes, memory)
 
 
-def nearest_folder(path: Path) -> Path:
+def forecast_disk_folder(path: Path) -> Path:
     """The path, or the nearest of its parents that exists."""
     while not path.exists():
         path = path.parent

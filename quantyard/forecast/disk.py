@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
 from quantyard.plan.steps import BuildPlan
-from quantyard.quants.catalog import rank
+from quantyard.quants.catalog import quant_rank
 
 
-def files_to_choose(plan: BuildPlan, finished: Collection[str]) -> dict[str, int]:
+def disk_bytes_of_files(plan: BuildPlan, finished: Collection[str]) -> dict[str, int]:
     """The disk that each file of the plan still needs, bytes; without the baseline, which cannot be left out."""
     baseline = plan.measuring.baseline if plan.measuring else ""
     names = (target.quant.name for target in plan.targets if target.quant.name != baseline)
@@ -21,7 +21,7 @@ def files_to_choose(plan: BuildPlan, finished: Collection[str]) -> dict[str, int
     return {name: sum(step.size_bytes for step in left if step.quant == name) for name in names}
 
 
-def fitting(sizes: Mapping[str, int], free_bytes: int) -> tuple[str, ...]:
+def files_fitting_disk(sizes: Mapping[str, int], free_bytes: int) -> tuple[str, ...]:
     """The names of the files that fit together, in the order given; () if not even one fits.
 
     Args:
@@ -31,7 +31,7 @@ def fitting(sizes: Mapping[str, int], free_bytes: int) -> tuple[str, ...]:
     names = list(sizes)
     n_most = _how_many([*sizes.values()], free_bytes)
     chosen: list[str] = []
-    waiting = sorted(names, key=rank)
+    waiting = sorted(names, key=quant_rank)
     while waiting and len(chosen) < n_most:
         name = waiting.pop(0)
         left_bytes = free_bytes - sizes[name]

@@ -14,23 +14,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from quantyard.forecast.samples import Book, ManifestSamples, Sample, keep_book, read_book
-from quantyard.forecast.work import threads_of, work_of
+from quantyard.forecast.samples import (
+    ForecastBook,
+    ManifestSamples,
+    TimingSample,
+    read_forecast_book,
+    write_forecast_book,
+)
+from quantyard.forecast.work import forecast_threads, forecast_work
 from quantyard.protocol.facts import EvaluateFacts, Facts
 
 _ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the time of a stage
 Record = Mapping[str, Any]
 
 
-def known_times(artifacts: Path) -> Book:
+def known_step_times(artifacts: Path) -> ForecastBook:
     """All past times that this store knows; a manifest is read again only if it has changed."""
-    book = read_book(artifacts)
-    if update_from_manifests(book, artifacts):
-        keep_book(artifacts, book)
+    book = read_forecast_book(artifacts)
+    if learn_from_manifests(book, artifacts):
+        write_forecast_book(artifacts, book)
     return book
 
 
-def update_from_manifests(book: Book, artifacts: Path) -> bool:
+def learn_from_manifests(book: ForecastBook, artifacts: Path) -> bool:
     """Update the book from the manifests of the store. Returns whether that changed it."""
     before = dict(book.manifests)
     for path in sorted(artifacts.glob("*/*/*/manifest.json")):
@@ -41,7 +47,7 @@ def update_from_manifests(book: Book, artifacts: Path) -> bool:
     return book.manifests != before
 
 
-def _samples_of(path: Path) -> Iterator[Sample]:
+def _samples_of(path: Path) -> Iterator[TimingSample]:
     """A sample for each record that can be read: the store may be older than this code, or damaged."""
     try:
         manifest = json.loads(path.read_bytes())
@@ -85,16 +91,16 @@ def _interval(record: Record) -> tuple[float, float]:
     return ended - float(record["duration_s"]), ended
 
 
-def _sample(record: Record, members: Sequence[Record], n_params: int) -> Iterator[Sample]:
+def _sample(record: Record, members: Sequence[Record], n_params: int) -> Iterator[TimingSample]:
     request, engine = record["request"], str(record["ran_by"]["engine"])
     together = len(members) if request["stage"] == "divergence" else 1
     alone = all(member["request"].get("baseline_file") for member in members)
     n_questions = EvaluateFacts.read(record["facts"]).n_questions if request["stage"] == "evaluate" else 0
-    work = work_of(request, n_params, together, with_baseline=alone, n_questions=n_questions)
+    work = forecast_work(request, n_params, together, with_baseline=alone, n_questions=n_questions)
     if work is None or not work.amount or record["duration_s"] <= 0:
         return
     seconds = record["duration_s"] + _ENGINE_S.get(engine, 0.0) / together
-    yield Sample(
-        key=record["key"], **asdict(work), seconds=seconds, engine=engine, threads=threads_of(request),
+    yield TimingSample(
+        key=record["key"], **asdict(work), seconds=seconds, engine=engine, threads=forecast_threads(request),
         cpu=record["cpu"], concurrent=False, at=record["finished_at"],
     )

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantyard.files.atomic import write_file
-from quantyard.forecast.work import Limits, Work
+from quantyard.files.atomic import write_file_atomically
+from quantyard.forecast.work import Limits, StageWork
 
 BOOK: Final = ".rates.json"
 _MOST_SAMPLES: Final = 2000
@@ -32,7 +32,7 @@ def _formerly(name: str) -> Any:
     return Field(validation_alias=name)
 
 
-class Sample(_Record):
+class TimingSample(_Record):
     """One stage that ran: its work, and the seconds that it took (a concurrent stage: its share of them)."""
 
     key: str
@@ -46,23 +46,23 @@ class Sample(_Record):
     cpu: str
     concurrent: Annotated[bool, _formerly("beside")]
     at: str  # UTC, ISO 8601
-    dominant_type: Annotated[str, _formerly("mostly")] = ""  # see `Work`
+    dominant_type: Annotated[str, _formerly("mostly")] = ""  # see `StageWork`
     asked: int = 0
     limits: Limits = ()
     n_together: int = 1
     synthetic: Annotated[bool, _formerly("stand_in")] = False  # of the random model of `make rates`
 
     @property
-    def work(self) -> Work:
+    def work(self) -> StageWork:
         """What took this time."""
-        return Work(**{each.name: getattr(self, each.name) for each in fields(Work)})
+        return StageWork(**{each.name: getattr(self, each.name) for each in fields(StageWork)})
 
 
 class ManifestSamples(_Record):
     """The samples of one manifest, and the size and time that the file had."""
 
     mark: str
-    samples: tuple[Sample, ...]
+    samples: tuple[TimingSample, ...]
 
 
 class RunRecord(_Record):
@@ -75,23 +75,23 @@ class RunRecord(_Record):
     median_error: float
 
 
-class Book(BaseModel):
+class ForecastBook(BaseModel):
     """All samples, and the record of estimates."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     version: Literal[2] = 2  # 1 measured evaluations and divergences in other units
-    samples: list[Sample] = []
+    samples: list[TimingSample] = []
     manifests: dict[str, ManifestSamples] = {}
     runs: list[RunRecord] = []
 
-    def replace_synthetic(self, found: Sequence[Sample]) -> None:
+    def replace_synthetic(self, found: Sequence[TimingSample]) -> None:
         """Replace the synthetic samples of the same CPUs and engines with these."""
         places = {(sample.cpu, sample.engine) for sample in found}
         self.samples = [s for s in self.samples if not (s.synthetic and (s.cpu, s.engine) in places)] + [*found]
 
     @property
-    def all_samples(self) -> list[Sample]:
+    def all_samples(self) -> list[TimingSample]:
         """The samples of runs, and of manifests those that no run has recorded more exactly; the oldest first."""
         known = {sample.key for sample in self.samples}
         told = (s for found in self.manifests.values() for s in found.samples if s.key not in known)
@@ -118,19 +118,19 @@ def _total(limits: Limits) -> int | None:
     return sum(given) if len(given) == len(limits) else None
 
 
-def read_book(artifacts: Path) -> Book:
+def read_forecast_book(artifacts: Path) -> ForecastBook:
     """The book of this store; an empty one where the file is missing or unreadable."""
     try:
-        return Book.model_validate_json((artifacts / BOOK).read_bytes())
+        return ForecastBook.model_validate_json((artifacts / BOOK).read_bytes())
     except (OSError, ValidationError):
-        return Book()
+        return ForecastBook()
 
 
-def keep_book(artifacts: Path, book: Book) -> None:
+def write_forecast_book(artifacts: Path, book: ForecastBook) -> None:
     """Write it. A failure is ignored: only estimates suffer."""
     book.samples, book.runs = book.samples[-_MOST_SAMPLES:], book.runs[-_MOST_RUNS:]
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
-        write_file(artifacts / BOOK, book.model_dump_json().encode())
+        write_file_atomically(artifacts / BOOK, book.model_dump_json().encode())
     except OSError:
         return

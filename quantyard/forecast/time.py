@@ -17,20 +17,20 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.execution.scheduler import CONCURRENT_STAGES, Concurrency, Taken
-from quantyard.forecast.samples import Book, RunRecord, Sample, keep_book, read_book
+from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, read_forecast_book, write_forecast_book
 from quantyard.forecast.work import (
     FIXED_S,
     Request,
-    Work,
-    asked_of,
-    least_squares,
-    start_and_slope,
-    threads_of,
+    StageWork,
+    fit_least_squares,
+    fit_start_and_slope,
+    forecast_questions,
+    forecast_threads,
+    forecast_work,
     timing_class,
-    work_of,
 )
 from quantyard.plan.steps import BuildPlan, Step
-from quantyard.quants.catalog import find
+from quantyard.quants.catalog import find_quant
 
 UNTIMED: Final = ("fetch", "datasets", "split", "contract", "dequantize", "lora", "rounding")  # by `make rates`
 _RECENT: Final = 7  # of samples alike, how many the median is of
@@ -64,7 +64,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class ForecastConditions:
     """Where and how the steps will run."""
 
     engine: str
@@ -72,16 +72,18 @@ class Conditions:
     cpu: str
 
 
-def conditions_of(builder: Builder) -> Conditions:
+def forecast_conditions(builder: Builder) -> ForecastConditions:
     """Those of a build."""
-    return Conditions(builder.engine.name, builder.concurrency, builder.engine.capacity().cpu)
+    return ForecastConditions(builder.engine.name, builder.concurrency, builder.engine.capacity().cpu)
 
 
-def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Conditions) -> Forecast:
+def forecast_times(
+    plan: BuildPlan, finished: Collection[str], book: ForecastBook, where: ForecastConditions
+) -> Forecast:
     """The time of each step that is not finished."""
     samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
     left = [step for step in plan.steps if step.label not in finished]
-    works, concurrent = works_of(plan, left, book), _concurrent(left, where.concurrency)
+    works, concurrent = forecast_works(plan, left, book), _concurrent(left, where.concurrency)
     found = {
         step.label: _expect(samples, works[step.label], where.engine, _threads(step), step.label in concurrent)
         for step in left
@@ -93,9 +95,9 @@ def forecast(plan: BuildPlan, finished: Collection[str], book: Book, where: Cond
     return Forecast(known, {step.label: step.row.name for step in unknown}, would_gain)
 
 
-def works_of(
-    plan: BuildPlan, steps: Sequence[Step], book: Book, asked: Mapping[str, int] | None = None
-) -> dict[str, Work | None]:
+def forecast_works(
+    plan: BuildPlan, steps: Sequence[Step], book: ForecastBook, asked: Mapping[str, int] | None = None
+) -> dict[str, StageWork | None]:
     """The work of these steps; the divergences of a shared run share the work on the baseline.
 
     Args:
@@ -108,26 +110,28 @@ def works_of(
     for step in steps:
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
         n_questions = (asked or {}).get(step.label) or _n_questions(request, book)
-        work = work_of(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
+        work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
         works[step.label] = work and replace(work, dominant_type=_dominant_type(plan, work.family))
     return works
 
 
-def _n_questions(request: Request, book: Book) -> int:
-    return book.n_questions(*asked_of(request)) if request["stage"] == "evaluate" else 0
+def _n_questions(request: Request, book: ForecastBook) -> int:
+    return book.n_questions(*forecast_questions(request)) if request["stage"] == "evaluate" else 0
 
 
 def _dominant_type(plan: BuildPlan, family: str) -> str:
     """The tensor type of most weights of this file; "" where it is not known."""
     name = family.partition("+")[0].removesuffix("-plain")
     try:
-        return plan.source.main_type(next((t.quant for t in plan.targets if t.quant.name == name), None) or find(name))
+        return plan.source.main_type(
+            next((t.quant for t in plan.targets if t.quant.name == name), None) or find_quant(name)
+        )
     except BadRequest:
         return ""
 
 
 def _threads(step: Step) -> int:
-    return threads_of(step.request.model_dump(mode="json"))
+    return forecast_threads(step.request.model_dump(mode="json"))
 
 
 def _concurrent(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
@@ -137,11 +141,11 @@ def _concurrent(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
     return {step.label for step in small} if len(files) > 1 else set()
 
 
-Test = Callable[[Sample], bool]
+Test = Callable[[TimingSample], bool]
 
 
 def _expect(
-    samples: Iterable[Sample], work: Work | None, engine: str, threads: int, concurrent: bool
+    samples: Iterable[TimingSample], work: StageWork | None, engine: str, threads: int, concurrent: bool
 ) -> StepTime | None:
     if work is None or not work.amount:
         return None
@@ -152,26 +156,26 @@ def _expect(
         near = [sample for sample in alike if test(sample)]
         near = ([s for s in near if not s.synthetic] or near)[-_RECENT:]
         if near:
-            at, slope = start_and_slope([_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None)
+            at, slope = fit_start_and_slope([_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None)
             share = at / work.n_together + slope * work.amount
             return StepTime(share, rough or any(s.synthetic for s in near))
     return None
 
 
-def _tests(work: Work, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
+def _tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
     """Which samples an estimate is made from, and whether it is rough: the first test that a sample passes is used."""
-    def here(s: Sample) -> bool:
+    def here(s: TimingSample) -> bool:
         return (s.engine, s.threads) == (engine, threads)
 
-    def same(s: Sample) -> bool:
+    def same(s: TimingSample) -> bool:
         """Whether it is the same quant, made of the same types."""
         known = s.dominant_type and work.dominant_type
         return s.family == work.family and (s.dominant_type == work.dominant_type or not known)
 
-    def of_class(s: Sample) -> bool:
+    def of_class(s: TimingSample) -> bool:
         return timing_class(s.work) == timing_class(work)
 
-    def as_concurrent(s: Sample) -> bool:
+    def as_concurrent(s: TimingSample) -> bool:
         """Whether it ran concurrently, as this step will. Of synthetic samples both sizes are needed, so all count."""
         return s.synthetic or s.concurrent == concurrent
 
@@ -186,15 +190,15 @@ def _tests(work: Work, engine: str, threads: int, concurrent: bool) -> Iterator[
     yield True, lambda _: True
 
 
-def _measured_start(samples: Sequence[Sample], concurrent: bool) -> float | None:
+def _measured_start(samples: Sequence[TimingSample], concurrent: bool) -> float | None:
     """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
     each = ([_run(s, concurrent) for s in samples if s.family == family] for family in families)
-    starts = [found[0] for points in each if (found := least_squares(points))]
+    starts = [found[0] for points in each if (found := fit_least_squares(points))]
     return median(starts) if starts else None
 
 
-def _run(sample: Sample, concurrent: bool) -> tuple[float, float]:
+def _run(sample: TimingSample, concurrent: bool) -> tuple[float, float]:
     """Work and seconds of the whole run that the sample is part of, converted to running concurrently or alone."""
     factor = 1.0 if sample.concurrent == concurrent else _CONCURRENT_SHARE if concurrent else 1 / _CONCURRENT_SHARE
     return sample.amount * sample.n_together, sample.seconds * sample.n_together * factor
@@ -204,7 +208,7 @@ def _run(sample: Sample, concurrent: bool) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ForecastComparison:
     """Estimate and run: seconds of all stages that had an estimate and ran, and the relative error of each by label."""
 
     planned_s: float
@@ -217,36 +221,41 @@ class Compared:
         return median(abs(error) for error in self.errors.values())
 
 
-def compare(planned: Forecast, taken: Sequence[Taken]) -> Compared | None:
+def compare_forecast(planned: Forecast, taken: Sequence[Taken]) -> ForecastComparison | None:
     """The estimates against the times; None where no stage has both."""
     both = [(planned.steps[t.label].seconds, t) for t in taken if t.label in planned.steps and t.seconds > 0]
     if not both:
         return None
     errors = {t.label: seconds / t.seconds - 1 for seconds, t in both}
-    return Compared(sum(seconds for seconds, _ in both), sum(t.seconds for _, t in both), errors)
+    return ForecastComparison(sum(seconds for seconds, _ in both), sum(t.seconds for _, t in both), errors)
 
 
-def keep_times(
-    artifacts: Path, plan: BuildPlan, planned: Forecast, taken: Sequence[Taken], where: Conditions
-) -> Compared | None:
+def record_forecast_times(
+    artifacts: Path, plan: BuildPlan, planned: Forecast, taken: Sequence[Taken], where: ForecastConditions
+) -> ForecastComparison | None:
     """Compare times with estimates, and record both. The book is read again: another run may have changed it."""
-    book, compared = read_book(artifacts), compare(planned, taken)
+    book, compared = read_forecast_book(artifacts), compare_forecast(planned, taken)
     if taken:
-        learn(book, plan, taken, where, compared)
-        keep_book(artifacts, book)
+        learn_step_times(book, plan, taken, where, compared)
+        write_forecast_book(artifacts, book)
     return compared
 
 
-def learn(
-    book: Book, plan: BuildPlan, taken: Sequence[Taken], where: Conditions, compared: Compared | None = None,
-    *, synthetic: bool = False,
+def learn_step_times(
+    book: ForecastBook,
+    plan: BuildPlan,
+    taken: Sequence[Taken],
+    where: ForecastConditions,
+    compared: ForecastComparison | None = None,
+    *,
+    synthetic: bool = False,
 ) -> None:
     """Add the times to the book, and how exact their estimates were. `synthetic`: the model was a random one."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ran, asked = {t.label: t for t in taken}, {t.label: t.n_questions for t in taken}
     joined = [step for step in plan.steps if step.label in ran and ran[step.label].n_together > 1]
     for step in (step for step in plan.steps if step.label in ran):
-        work = works_of(plan, joined if step in joined else [step], book, asked)[step.label]
+        work = forecast_works(plan, joined if step in joined else [step], book, asked)[step.label]
         if work is not None and work.amount > 0:
             book.samples.append(_sample(work, ran[step.label], _threads(step), where, at, synthetic))
     if compared is not None:
@@ -256,8 +265,10 @@ def learn(
         ))  # fmt: skip
 
 
-def _sample(work: Work, taken: Taken, threads: int, where: Conditions, at: str, synthetic: bool) -> Sample:
-    return Sample(
+def _sample(
+    work: StageWork, taken: Taken, threads: int, where: ForecastConditions, at: str, synthetic: bool
+) -> TimingSample:
+    return TimingSample(
         key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads,
         cpu=taken.cpu or where.cpu,
         concurrent=taken.concurrent, at=at, synthetic=synthetic,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
-from quantyard.protocol.base import digest_of
+from quantyard.protocol.base import json_digest
 
 Request = Mapping[str, Any]  # a stage's request as JSON
 Limits = tuple[int | None, ...]  # questions of each task of an evaluation; None: all
@@ -25,7 +25,7 @@ _GENERATED_COST: Final = 4  # prompt tokens in the time of one generated token: 
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """The work of one step.
 
     Times are compared only within one `kind` and `variant`. `family` and `dominant_type` change the speed too, but
@@ -42,9 +42,9 @@ class Work:
     n_together: int = 1  # steps of a shared run: `amount` is the share of one
 
 
-def work_of(
+def forecast_work(
     request: Request, n_params: int, n_together: int = 1, *, with_baseline: bool = True, n_questions: int = 0
-) -> Work | None:
+) -> StageWork | None:
     """The work of a stage with this request; None where it is not known.
 
     Args:
@@ -63,7 +63,7 @@ def work_of(
     return rule(request, n_params) if rule else None
 
 
-def _divergence(request: Request, n_params: int, n_together: int, with_baseline: bool) -> Work:
+def _divergence(request: Request, n_params: int, n_together: int, with_baseline: bool) -> StageWork:
     """Decoded tokens: the model's own, and its share of the baseline's, which reads the chunks alone."""
     settings = request["settings"]
     if n_together == 1:
@@ -72,60 +72,60 @@ def _divergence(request: Request, n_params: int, n_together: int, with_baseline:
     passes = 1 + rolling + with_baseline / n_together
     tokens = (settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
     amount = n_params * tokens * passes
-    return Work("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
+    return StageWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
 
 
-def _evaluate(request: Request, n_params: int, n_questions: int) -> Work:
+def _evaluate(request: Request, n_params: int, n_questions: int) -> StageWork:
     """Questions; 0 where their number is not known."""
-    variant, limits = asked_of(request)
+    variant, limits = forecast_questions(request)
     amount = n_params * (n_questions + _SELF_CHECK) if n_questions else 0
-    return Work("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)
+    return StageWork("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)
 
 
-def asked_of(request: Request) -> tuple[str, Limits]:
+def forecast_questions(request: Request) -> tuple[str, Limits]:
     """What an evaluation asks, and its limits: the same tasks with other limits are the same variant."""
     tasks = request["tasks"]
     plain: list[JsonValue] = [{name: value for name, value in task.items() if name != "limit"} for task in tasks]
-    variant = digest_of([plain, request["apply_chat_template"], request["include_path"]])[:12]
+    variant = json_digest([plain, request["apply_chat_template"], request["include_path"]])[:12]
     return variant, tuple(task["limit"] for task in tasks)
 
 
-def _speed(request: Request, n_params: int) -> Work:
+def _speed(request: Request, n_params: int) -> StageWork:
     settings = request["settings"]
     read = (settings["repeats"] + 1) * settings["prompt_tokens"]
     written = settings["repeats"] * settings["generated_tokens"] + _WARM_UP_TOKENS
-    return Work("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
+    return StageWork("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
 
 
-def _calibrate(request: Request, n_params: int) -> Work | None:
+def _calibrate(request: Request, n_params: int) -> StageWork | None:
     if request["n_chunks"]:
-        return Work("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
-    return None if request["text_files"] else Work("calibrate", n_params * _OWN_TEXT_TOKENS)
+        return StageWork("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
+    return None if request["text_files"] else StageWork("calibrate", n_params * _OWN_TEXT_TOKENS)
 
 
-def _quantize(request: Request, n_params: int) -> Work:
+def _quantize(request: Request, n_params: int) -> StageWork:
     given = "+imatrix" if request.get("imatrix_file") else ""
-    return Work("quantize", n_params, "", request["quant"] + given)
+    return StageWork("quantize", n_params, "", request["quant"] + given)
 
 
-def _fetch(request: Request, _n_params: int) -> Work:
-    return Work("fetch", sum(file["size_bytes"] for file in request["files"]))
+def _fetch(request: Request, _n_params: int) -> StageWork:
+    return StageWork("fetch", sum(file["size_bytes"] for file in request["files"]))
 
 
-def _datasets(request: Request, _n_params: int) -> Work:
-    return Work("datasets", 1, digest_of(list(request["tasks"]))[:12])
+def _datasets(request: Request, _n_params: int) -> StageWork:
+    return StageWork("datasets", 1, json_digest(list(request["tasks"]))[:12])
 
 
-def _weights(request: Request, n_params: int) -> Work:
-    return Work(request["stage"], n_params)
+def _weights(request: Request, n_params: int) -> StageWork:
+    return StageWork(request["stage"], n_params)
 
 
 # To add a stage: add a row. The time of other stages is "not known yet".
-_RULES: Mapping[str, Callable[[Request, int], Work | None]] = {
+_RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
     "fetch": _fetch, "convert": _weights, "calibrate": _calibrate, "quantize": _quantize, "verify": _weights,
     "dequantize": _weights, "split": _weights, "datasets": _datasets, "speed": _speed,
-    "contract": lambda request, n_params: Work("contract", n_params, "", request["label"]),
-    "report": lambda request, _n_params: Work("report", len(request["labels"])),
+    "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
+    "report": lambda request, _n_params: StageWork("report", len(request["labels"])),
 }  # fmt: skip
 
 
@@ -135,14 +135,14 @@ _KINDS: Final = ("IQ4", "IQ", "_K", "Q8", "BF", "F")
 _ROUNDING: Final = ("Q8", "BF", "F")  # a matrix does not change how they are made
 
 
-def timing_class(work: Work) -> str:
+def timing_class(work: StageWork) -> str:
     """Steps of one class take similar times: the kind of their types, and whether an importance matrix is used."""
     kind = next((name for name in _KINDS if name in (work.dominant_type or work.family)), "old")
     given = "" if kind in _ROUNDING else work.family.partition("+")[2]
     return f"{kind}+{given}" if work.family else ""
 
 
-def threads_of(request: Request) -> int:
+def forecast_threads(request: Request) -> int:
     """The threads that were asked for; 0: the stage decides."""
     runtime = request.get("runtime")
     return int(runtime["threads"] if runtime else request.get("threads") or 0)
@@ -159,7 +159,7 @@ _MOST_START: Final = 0.95  # of the seconds of the most work: some part always g
 Points = Sequence[tuple[float, float]]  # (work, seconds)
 
 
-def start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
+def fit_start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
     """Start and slope of seconds over work: the least squares where sizes differ enough, else `fixed_s` and the median
     of what is left.
 
@@ -170,13 +170,13 @@ def start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = False
     """
     from statistics import fmean, median
 
-    if fitted := least_squares(points):
+    if fitted := fit_least_squares(points):
         return fitted
     start = min(fixed_s, (_MOST_START if is_measured else 0.5) * fmean(seconds for _, seconds in points))
     return start, median((seconds - start) / work for work, seconds in points if work > 0)
 
 
-def least_squares(points: Points) -> tuple[float, float] | None:
+def fit_least_squares(points: Points) -> tuple[float, float] | None:
     """Start and slope by least squares; None where the sizes do not differ enough. Where a start below nothing or no
     growth comes out, the slope is that of the most work beyond the nearest start there can be.
     """

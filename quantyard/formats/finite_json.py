@@ -15,7 +15,7 @@ _MAX_NUMBER: Final = 1e100  # no measure is larger, and sums and products of a f
 T = TypeVar("T")
 
 
-def dumps(value: Any, *, indent: int | None = None) -> str:
+def dump_finite_json(value: Any, *, indent: int | None = None) -> str:
     """The value as JSON.
 
     Raises:
@@ -24,7 +24,7 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False)
 
 
-def only_finite(value: T) -> T:
+def only_finite_json(value: T) -> T:
     """The value itself, for a field of a pydantic model.
 
     Raises:

@@ -17,7 +17,7 @@ ScaleKind = Literal["f16", "bf16", "f32", "f64", "e8m0", "ue4m3", "iq1_m"]
 
 
 @dataclass(frozen=True)
-class Scale:
+class BlockScale:
     """One number of a block that must be finite.
 
     Kinds beside the IEEE ones: `e8m0` is a power of two in a byte (0xFF is NaN); `ue4m3` an 8-bit float
@@ -37,7 +37,7 @@ class TensorType:
     name: str
     block_size: int
     type_size_bytes: int
-    scales: tuple[Scale, ...] = ()
+    scales: tuple[BlockScale, ...] = ()
 
     @property
     def is_quantized(self) -> bool:
@@ -50,15 +50,15 @@ class TensorType:
         return 8 * self.type_size_bytes / self.block_size
 
 
-def _f16(*offsets_bytes: int) -> tuple[Scale, ...]:
-    return tuple(Scale("f16", offset) for offset in offsets_bytes)
+def _f16(*offsets_bytes: int) -> tuple[BlockScale, ...]:
+    return tuple(BlockScale("f16", offset) for offset in offsets_bytes)
 
 
 # To add a type: add a row with its number from `enum ggml_type`, its name without the prefix, the two sizes,
 # and the offset of each scale in its block (the struct `block_…` gives the order of the fields).
 # tests/unit/test_ggml_types.py compares the rows with the gguf package. Numbers left out were removed from GGUF.
 TENSOR_TYPES: Final[tuple[TensorType, ...]] = (
-    TensorType(0, "F32", 1, 4, (Scale("f32", 0),)),
+    TensorType(0, "F32", 1, 4, (BlockScale("f32", 0),)),
     TensorType(1, "F16", 1, 2, _f16(0)),
     TensorType(2, "Q4_0", 32, 18, _f16(0)),
     TensorType(3, "Q4_1", 32, 20, _f16(0, 2)),
@@ -71,7 +71,7 @@ TENSOR_TYPES: Final[tuple[TensorType, ...]] = (
     TensorType(12, "Q4_K", 256, 144, _f16(0, 2)),
     TensorType(13, "Q5_K", 256, 176, _f16(0, 2)),
     TensorType(14, "Q6_K", 256, 210, _f16(208)),
-    TensorType(15, "Q8_K", 256, 292, (Scale("f32", 0),)),
+    TensorType(15, "Q8_K", 256, 292, (BlockScale("f32", 0),)),
     TensorType(16, "IQ2_XXS", 256, 66, _f16(0)),
     TensorType(17, "IQ2_XS", 256, 74, _f16(0)),
     TensorType(18, "IQ3_XXS", 256, 98, _f16(0)),
@@ -84,13 +84,13 @@ TENSOR_TYPES: Final[tuple[TensorType, ...]] = (
     TensorType(25, "I16", 1, 2),
     TensorType(26, "I32", 1, 4),
     TensorType(27, "I64", 1, 8),
-    TensorType(28, "F64", 1, 8, (Scale("f64", 0),)),
-    TensorType(29, "IQ1_M", 256, 56, (Scale("iq1_m", 48),)),
-    TensorType(30, "BF16", 1, 2, (Scale("bf16", 0),)),
+    TensorType(28, "F64", 1, 8, (BlockScale("f64", 0),)),
+    TensorType(29, "IQ1_M", 256, 56, (BlockScale("iq1_m", 48),)),
+    TensorType(30, "BF16", 1, 2, (BlockScale("bf16", 0),)),
     TensorType(34, "TQ1_0", 256, 54, _f16(52)),
     TensorType(35, "TQ2_0", 256, 66, _f16(64)),
-    TensorType(39, "MXFP4", 32, 17, (Scale("e8m0", 0),)),
-    TensorType(40, "NVFP4", 64, 36, tuple(Scale("ue4m3", offset) for offset in range(4))),
+    TensorType(39, "MXFP4", 32, 17, (BlockScale("e8m0", 0),)),
+    TensorType(40, "NVFP4", 64, 36, tuple(BlockScale("ue4m3", offset) for offset in range(4))),
     TensorType(41, "Q1_0", 128, 18, _f16(0)),
     TensorType(42, "Q2_0", 64, 18, _f16(0)),
 )

@@ -20,8 +20,8 @@ from quantyard.formats.ggml_types import TYPE_BY_ID, TensorType
 from quantyard.formats.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
 
 __all__ = [
-    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_header", "read_model",
-    "why_not_generate",
+    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_gguf_header", "read_gguf_model",
+    "why_gguf_cannot_generate",
 ]
 
 MAGIC: Final = b"GGUF"
@@ -123,7 +123,7 @@ class GgufHeader:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def read_header(path: Path) -> GgufHeader:
+def read_gguf_header(path: Path) -> GgufHeader:
     """Parse one file.
 
     Raises:
@@ -143,7 +143,7 @@ def read_header(path: Path) -> GgufHeader:
     return GgufHeader(version, metadata, placed, alignment, data_offset, cursor.size, (path,))
 
 
-def why_not_generate(header: GgufHeader) -> str | None:
+def why_gguf_cannot_generate(header: GgufHeader) -> str | None:
     """Why this model has no next-token logits (it embeds, encodes or projects), or None when it has."""
     arch, kind = header.architecture, header.metadata.get("general.type", "model")
     if kind != "model":
@@ -157,7 +157,7 @@ def why_not_generate(header: GgufHeader) -> str | None:
     return None
 
 
-def read_model(path: Path) -> GgufHeader:
+def read_gguf_model(path: Path) -> GgufHeader:
     """Parse a file and, when it is the first shard of several, all the others into one header.
 
     Tensors keep the path of the shard that holds them. Metadata is that of the first shard.
@@ -165,10 +165,10 @@ def read_model(path: Path) -> GgufHeader:
     Raises:
         GgufError: a shard is malformed or missing, or the shards do not belong together.
     """
-    first = read_header(path)
+    first = read_gguf_header(path)
     if first.split_count == 1:
         return first
-    headers = [first, *(read_header(shard) for shard in _other_shards(first, path))]
+    headers = [first, *(read_gguf_header(shard) for shard in _other_shards(first, path))]
     _check_shards(headers)
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     size, paths = sum(h.file_size for h in headers), tuple(h.paths[0] for h in headers)

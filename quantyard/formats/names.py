@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from quantyard.formatting.printable import one_line
+from quantyard.formatting.printable import printable_line
 
 MAX_NAME_BYTES: Final = 255  # what ext4, XFS, APFS and NTFS take
 MAX_PATH_BYTES: Final = 1024
@@ -16,7 +16,7 @@ _SAFE_NAME_CHARACTERS: Final = 96  # as long as a name on the Hub; endings are p
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def fault_of_name(name: str) -> str:
+def file_name_fault(name: str) -> str:
     """Why this is not a name of one file or folder; "" where it is one."""
     if not name:
         return "it is empty"
@@ -28,12 +28,12 @@ def fault_of_name(name: str) -> str:
         size_bytes = len(name.encode())
     except UnicodeEncodeError:
         return "it holds half a character (a surrogate)"
-    if one_line(name) != name:
+    if printable_line(name) != name:
         return "it holds a control character or one that nobody sees"
     return f"it is {size_bytes:,} bytes long, and {MAX_NAME_BYTES} are possible" if size_bytes > MAX_NAME_BYTES else ""
 
 
-def fault_of_path(path: str) -> str:
+def file_path_fault(path: str) -> str:
     """Why this is not a path of a file inside a folder; "" where it is one."""
     if "\\" in path:
         return "it holds a backslash"
@@ -41,37 +41,37 @@ def fault_of_path(path: str) -> str:
         return f"it is {len(path):,} characters long, and {MAX_PATH_BYTES:,} are possible"
     if path and "" in path.split("/"):
         return "it begins or ends with a slash, or has two in a row"
-    faults = (fault_of_name(part) for part in path.split("/"))
+    faults = (file_name_fault(part) for part in path.split("/"))
     return next((fault for fault in faults if fault), "")
 
 
-def one_name(text: str) -> str:
+def one_file_name(text: str) -> str:
     """The text, which is one name.
 
     Raises:
         ValueError: it is none.
     """
-    if fault := fault_of_name(text):
-        raise ValueError(f"{shown(text)} is not a file name: {fault}")
+    if fault := file_name_fault(text):
+        raise ValueError(f"{shown_name(text)} is not a file name: {fault}")
     return text
 
 
-def relative_path(text: str) -> str:
+def relative_file_path(text: str) -> str:
     """The text, which is a path of names inside its folder, separated by single slashes.
 
     Raises:
         ValueError: it is none.
     """
-    if fault := fault_of_path(text):
-        raise ValueError(f"{shown(text)} is not a relative path inside its folder: {fault}")
+    if fault := file_path_fault(text):
+        raise ValueError(f"{shown_name(text)} is not a relative path inside its folder: {fault}")
     return text
 
 
-def safe_name(text: str, otherwise: str = "model") -> str:
+def safe_file_name(text: str, otherwise: str = "model") -> str:
     """A name made of any text: ASCII letters, digits, dots, dashes; never hidden, never an option, not long."""
     return _UNSAFE.sub("-", text).strip("-.")[:_SAFE_NAME_CHARACTERS].rstrip("-.") or otherwise
 
 
-def shown(text: str, limit: int = 80) -> str:
+def shown_name(text: str, limit: int = 80) -> str:
     """A text of others' for a message: in quotes, on one line, what a terminal obeys escaped, its beginning alone."""
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text):,} characters)"

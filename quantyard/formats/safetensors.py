@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeGuard
 
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import JsonProblem, load_json
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
@@ -62,7 +62,7 @@ class SafetensorsFile:
     size: int
 
 
-def read_folder(folder: Path, names: Sequence[str] | None = None) -> tuple[SafetensorsFile, ...]:
+def read_safetensors_folder(folder: Path, names: Sequence[str] | None = None) -> tuple[SafetensorsFile, ...]:
     """Check every `*.safetensors` of a folder, or those its index names.
 
     Args:
@@ -81,12 +81,12 @@ def read_folder(folder: Path, names: Sequence[str] | None = None) -> tuple[Safet
     for name in wanted:
         if name not in here:
             raise SafetensorsError(f"{name} is missing, but {INDEX_NAME} names it")
-    files = tuple(read_file(folder / name) for name in wanted)
+    files = tuple(read_safetensors_file(folder / name) for name in wanted)
     _check_together(files, index)
     return files
 
 
-def read_file(path: Path) -> SafetensorsFile:
+def read_safetensors_file(path: Path) -> SafetensorsFile:
     """Check one file.
 
     Raises:
@@ -100,7 +100,7 @@ def read_file(path: Path) -> SafetensorsFile:
     return SafetensorsFile(path, tensors, size)
 
 
-def source_dtype(files: Sequence[SafetensorsFile]) -> str:
+def safetensors_dtype(files: Sequence[SafetensorsFile]) -> str:
     """The narrowest of "BF16", "F16" and "F32" that holds every weight of the model without loss.
 
     What decides are the floating-point tensors of two dimensions or more; the converter writes all others
@@ -145,7 +145,7 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
 
 
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> SafetensorsTensor:
-    problem = f"{path.name} describes its tensor {shown(name)} wrongly"
+    problem = f"{path.name} describes its tensor {shown_name(name)} wrongly"
     if not isinstance(entry, dict):
         raise SafetensorsError(f"{problem}: {entry!r:.80} is not a JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -177,7 +177,7 @@ def _check_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_star
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != end:
             what = "overlaps the one before it" if tensor.start < end else "leaves a gap before it"
-            raise SafetensorsError(f"{path.name} is malformed: its tensor {shown(name)} {what}")
+            raise SafetensorsError(f"{path.name} is malformed: its tensor {shown_name(name)} {what}")
         end = tensor.end
     if end > size:
         raise SafetensorsError(f"{path.name} is truncated: {size} bytes, {end} expected")
@@ -195,7 +195,7 @@ def _read_index(path: Path) -> dict[str, str]:
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or {"/", "\\", "\0"} & set(file):
             where = f"in {file!r:.80}, which is not a file of this folder"
-            raise SafetensorsError(f"{path.name} places the tensor {shown(tensor)} {where}")
+            raise SafetensorsError(f"{path.name} places the tensor {shown_name(tensor)} {where}")
     return weight_map
 
 
@@ -204,14 +204,14 @@ def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str]) -> 
     for file in files:
         for name in file.tensors:
             if name in place:
-                raise SafetensorsError(f"{file.path.name} repeats the tensor {shown(name)} of {place[name]}")
+                raise SafetensorsError(f"{file.path.name} repeats the tensor {shown_name(name)} of {place[name]}")
             place[name] = file.path.name
     for name, expected in index.items():
         if place.get(name) != expected:
-            raise SafetensorsError(f"{expected} lacks the tensor {shown(name)}, which {INDEX_NAME} places there")
+            raise SafetensorsError(f"{expected} lacks the tensor {shown_name(name)}, which {INDEX_NAME} places there")
     if index and len(index) != len(place):
         extra = next(name for name in place if name not in index)
-        raise SafetensorsError(f"{place[extra]} holds the tensor {shown(extra)}, which {INDEX_NAME} does not name")
+        raise SafetensorsError(f"{place[extra]} holds the tensor {shown_name(extra)}, which {INDEX_NAME} does not name")
 
 
 def _counts_as(dtype: str) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 
 MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 1_000_000  # each takes a hundred bytes of memory, however few it has here
@@ -57,7 +57,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise JsonProblem(f"the key {shown(twice)} is repeated")
+        raise JsonProblem(f"the key {shown_name(twice)} is repeated")
     return found
 
 
@@ -96,7 +96,7 @@ def _check_texts(value: Any) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise JsonProblem(f"it holds half a character (a surrogate): {shown(text)}") from error
+                raise JsonProblem(f"it holds half a character (a surrogate): {shown_name(text)}") from error
         level = [inner for each in level for inner in _inside(each)]
 
 

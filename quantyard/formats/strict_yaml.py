@@ -35,18 +35,18 @@ class YamlProblem(ValueError):
     """YAML that cannot be used; the message says why, with the line where that is known."""
 
 
-def read_plain(path: Path, *, max_bytes: int = MAX_BYTES, on_function: OnFunction | None = None) -> Any:
-    """The one document in a file; see `load_plain`.
+def read_strict_yaml(path: Path, *, max_bytes: int = MAX_BYTES, on_function: OnFunction | None = None) -> Any:
+    """The one document in a file; see `load_strict_yaml`.
 
     Raises:
-        YamlProblem: as `load_plain`.
+        YamlProblem: as `load_strict_yaml`.
         OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
-        return load_plain(stream.read(max_bytes + 1), max_bytes=max_bytes, on_function=on_function)
+        return load_strict_yaml(stream.read(max_bytes + 1), max_bytes=max_bytes, on_function=on_function)
 
 
-def load_plain(
+def load_strict_yaml(
     data: bytes | str, *, typed: bool = True, max_bytes: int = MAX_BYTES, on_function: OnFunction | None = None
 ) -> Any:
     """The one document in `data`; None where it is empty. Not `typed`: each scalar is its text, `no` stays "no".
@@ -72,7 +72,7 @@ def load_plain(
         raise YamlProblem(str(error).splitlines()[0] if str(error) else "a value cannot be read") from error
 
 
-def front_matter(text: str, max_characters: int) -> str | None:
+def yaml_front_matter(text: str, max_characters: int) -> str | None:
     """The text between the first two lines of `---`, as on top of a model card; None where it does not begin so."""
     lines = text[:max_characters].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").lstrip().splitlines()
     ends = [number for number, line in enumerate(lines) if line.rstrip() == "---"]

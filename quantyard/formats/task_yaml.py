@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from quantyard.formats.strict_yaml import OnFunction, YamlProblem, read_plain
+from quantyard.formats.strict_yaml import OnFunction, YamlProblem, read_strict_yaml
 
 MAX_BYTES: Final = 128 * 1024  # of one file; examples written out make the longest
 _MAX_FILES: Final = 50  # read for one task; files that include others twice double at every step
 
 
-def read_task(path: Path, top: Path, on_function: OnFunction) -> dict[str, Any]:
+def read_task_yaml(path: Path, top: Path, on_function: OnFunction) -> dict[str, Any]:
     """The mapping in a file, over those it includes; nothing outside the folder `top` is read.
 
     Args:
@@ -46,7 +46,7 @@ class _Reader:
 
     def _own(self, path: Path) -> dict[str, Any]:
         try:
-            data = read_plain(path, max_bytes=MAX_BYTES, on_function=self._on_function)
+            data = read_strict_yaml(path, max_bytes=MAX_BYTES, on_function=self._on_function)
         except YamlProblem as problem:
             raise YamlProblem(f"{path.name} is not valid YAML: {problem}") from problem
         except OSError as error:

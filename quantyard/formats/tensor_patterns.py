@@ -49,20 +49,20 @@ class PatternProblem(ValueError):
         self.message, self.hint = message, hint
 
 
-def may_change(tensor: TensorInfo) -> bool:
+def may_change_tensor_type(tensor: TensorInfo) -> bool:
     """Whether llama-quantize gives this tensor another type at all."""
     is_weight = tensor.name.endswith("weight") and not any(part in tensor.name for part in _KEPT)
     return is_weight and any(length > 1 for length in tensor.shape[1:])
 
 
-def place_of(name: str) -> tuple[int | None, str]:
+def tensor_name_parts(name: str) -> tuple[int | None, str]:
     """Layer and kind of a tensor: "blk.3.attn_q.weight" → (3, "attn_q"), "token_embd.weight" → (None, "token_embd")."""
     if match := _OF_LAYER.fullmatch(name):
         return int(match[1]), match[2]
     return None, name.removesuffix(".weight")
 
 
-def type_for_row(wanted: str, row_length: int) -> str:
+def tensor_type_for_row(wanted: str, row_length: int) -> str:
     """The type llama.cpp gives a tensor with rows of so many weights when it is told `wanted`."""
     if row_length % TYPE_BY_NAME[wanted].block_size == 0:
         return wanted
@@ -70,7 +70,7 @@ def type_for_row(wanted: str, row_length: int) -> str:
     return fallback if row_length % TYPE_BY_NAME[fallback].block_size == 0 else "F16"
 
 
-def check_pattern(pattern: str) -> None:
+def check_tensor_pattern(pattern: str) -> None:
     """Whether it can be read, as far as that can be known without a model.
 
     Raises:
@@ -79,7 +79,7 @@ def check_pattern(pattern: str) -> None:
     _matcher(pattern, 1)
 
 
-def resolve(
+def resolve_tensor_patterns(
     tensors: Iterable[TensorInfo], types: Mapping[str, str], output: str | None = None, embedding: str | None = None
 ) -> dict[str, str]:
     """The type of every tensor that a recipe names; what it does not name is left to the base quant.
@@ -93,18 +93,18 @@ def resolve(
     Raises:
         PatternProblem: a pattern that no tensor has, or two that contradict each other.
     """
-    known = {tensor.name: tensor for tensor in tensors if may_change(tensor)}
+    known = {tensor.name: tensor for tensor in tensors if may_change_tensor_type(tensor)}
     found = {name: types[pattern] for name, pattern in _deciding(_layered(known), types).items()}
     single = {f"{OUTPUT}.weight": output, f"{EMBEDDING}.weight": embedding}
     if output and embedding is None and f"{OUTPUT}.weight" not in known:
         single[f"{EMBEDDING}.weight"] = output
     found |= {name: kind for name, kind in single.items() if kind and name in known}
-    return {name: type_for_row(kind, known[name].shape[0]) for name, kind in found.items()}
+    return {name: tensor_type_for_row(kind, known[name].shape[0]) for name, kind in found.items()}
 
 
 def _layered(known: Mapping[str, TensorInfo]) -> dict[str, tuple[int, str]]:
     """Layer and kind of the tensors that patterns can name."""
-    places = ((name, place_of(name)) for name in known)
+    places = ((name, tensor_name_parts(name)) for name in known)
     return {name: (layer, kind) for name, (layer, kind) in places if layer is not None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def columns(facts: Sequence[tuple[str, str]]) -> str:
+def format_columns(facts: Sequence[tuple[str, str]]) -> str:
     """Names on the left, each only on the first line of its run."""
     lines, before = [], ""
     for name, text in facts:

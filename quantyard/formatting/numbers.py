@@ -1,7 +1,7 @@
 """How numbers are written for people: one rule for each kind of figure, wherever it is shown.
 
 The terminal, the report and its plots, the card, the page and the gate all write their numbers here, so a figure has
-the same text everywhere. Annotations, which programs read, are written by `machine`.
+the same text everywhere. Annotations, which programs read, are written by `format_for_machine`.
 
 | figure | rule | text |
 |---|---|---|
@@ -62,7 +62,7 @@ class Written:
 # ---- sizes -------------------------------------------------------------------------------------------
 
 
-def human_bytes(n: int, *, binary: bool = False) -> str:
+def format_bytes(n: int, *, binary: bool = False) -> str:
     """105453920 → "105 MB": three digits, in powers of 1000; `binary`: in powers of 1024, "101 MiB"."""
     step, units = (1024, ("B", "KiB", "MiB", "GiB", "TiB")) if binary else (1000, ("B", "kB", "MB", "GB", "TB"))
     size, power = float(n), 0
@@ -72,22 +72,22 @@ def human_bytes(n: int, *, binary: bool = False) -> str:
     return f"{size:.{places}f} {units[power]}"
 
 
-def file_size(n: int) -> str:
+def format_file_size(n: int) -> str:
     """105453920 → "105 MB"; a dash where it is not known, which is 0."""
-    return human_bytes(n) if n > 0 else DASH
+    return format_bytes(n) if n > 0 else DASH
 
 
-def memory(n: int) -> str:
+def format_memory(n: int) -> str:
     """105453920 → "101 MiB"."""
-    return human_bytes(n, binary=True)
+    return format_bytes(n, binary=True)
 
 
-def exact_bytes(n: int) -> str:
+def format_exact_bytes(n: int) -> str:
     """105453920 → "105,453,920 bytes"."""
     return f"{n:,} bytes"
 
 
-def bits_per_weight(x: float) -> str:
+def format_bits_per_weight(x: float) -> str:
     """6.1712 → "6.17"; a dash where it is not known, which is 0."""
     return f"{x:.2f}" if x else DASH
 
@@ -95,28 +95,28 @@ def bits_per_weight(x: float) -> str:
 # ---- counts and times --------------------------------------------------------------------------------
 
 
-def count(n: int) -> str:
+def format_count(n: int) -> str:
     """12345 → "12,345"."""
     return f"{n:,}"
 
 
-def n_weights(n: int) -> str:
+def format_weight_count(n: int) -> str:
     """1100048384 → "1.10 B"; millions ("135 M") below a billion."""
-    return f"{digits(n / 1e9)} B" if n >= 999_500_000 else f"{digits(n / 1e6)} M"
+    return f"{format_digits(n / 1e9)} B" if n >= 999_500_000 else f"{format_digits(n / 1e6)} M"
 
 
-def forecast_count(n: int) -> str:
+def format_forecast_count(n: int) -> str:
     """12345 → "13,000": rounded up to two digits, which is all that a forecast deserves."""
     step = 10 ** max(0, len(str(n)) - 2)
-    return count(-(-n // step) * step)
+    return format_count(-(-n // step) * step)
 
 
-def elapsed(seconds: float) -> str:
-    """What something took: tenths of a second below 90 s, then as `duration`."""
-    return f"{seconds:.1f} s" if seconds < 90 else duration(seconds)
+def format_elapsed(seconds: float) -> str:
+    """What something took: tenths of a second below 90 s, then as `format_duration`."""
+    return f"{seconds:.1f} s" if seconds < 90 else format_duration(seconds)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """What something will take, or took in all: in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -126,89 +126,89 @@ def duration(seconds: float) -> str:
 # ---- what was measured -------------------------------------------------------------------------------
 
 
-def perplexity(x: float) -> str:
+def format_perplexity(x: float) -> str:
     """12.3456 → "12.35"."""
-    return digits(x, 4)
+    return format_digits(x, 4)
 
 
-def kld(nats: float) -> str:
+def format_kld(nats: float) -> str:
     """0.046412 → "0.0464"."""
-    return digits(nats)
+    return format_digits(nats)
 
 
-def tokens_per_s(x: float) -> str:
+def format_tokens_per_s(x: float) -> str:
     """61.234 → "61.2", without the unit."""
-    return digits(x)
+    return format_digits(x)
 
 
-def percent(share: float, places: int = 1) -> str:
+def format_percent(share: float, places: int = 1) -> str:
     """0.123 → "12.3 %"."""
     return f"{100 * share:.{places}f} %".replace("-", MINUS)
 
 
-def rough_percent(share: float) -> str:
+def format_rough_percent(share: float) -> str:
     """How much larger, smaller or faster: 0.045 → "4.5 %", 0.314 → "31 %"."""
-    return f"{digits(100 * share, 2 if abs(share) < 0.1 else 1)} %"
+    return f"{format_digits(100 * share, 2 if abs(share) < 0.1 else 1)} %"
 
 
-def change(share: float) -> str:
+def format_change(share: float) -> str:
     """A relative change alone: 0.0123 → "+1.23 %"."""
-    return f"{signed(100 * share, _change_places(share))} %"
+    return f"{format_signed(100 * share, _change_places(share))} %"
 
 
-def margin(share: float) -> str:
+def format_margin(share: float) -> str:
     """The difference that counts as none, as the suite has it: 0.01 → "1 %"."""
-    return f"{as_written(100 * share)} %"
+    return f"{format_as_written(100 * share)} %"
 
 
-def off_by(share: float) -> str:
+def format_off_by(share: float) -> str:
     """How far a forecast was off: 0.123 → "+12 %"."""
-    return f"{signed(100 * share, 0)} %"
+    return f"{format_signed(100 * share, 0)} %"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     """0.0004 → "< 0.001"; three decimals below 0.1, else two."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def metric_value(x: float, kind: Kind) -> str:
+def format_metric_value(x: float, kind: Kind) -> str:
     """A value of a task's metric."""
-    return percent(x) if kind == "share" else digits(x, 4)
+    return format_percent(x) if kind == "share" else format_digits(x, 4)
 
 
 # ---- with their intervals ----------------------------------------------------------------------------
 
 
-def change_written(found: Span) -> Written:
+def format_change_interval(found: Span) -> Written:
     """A relative change, such as that of perplexity: "+1.23 % (+0.31 to +2.15)"."""
     return _signed_written(found, 100, _change_places(found.value), " %")
 
 
-def delta_written(found: Span, kind: Kind) -> Written:
+def format_delta_interval(found: Span, kind: Kind) -> Written:
     """The difference of a metric from the baseline's: points of shares, the change of perplexities, else as it is."""
     if kind == "share":
         return _signed_written(found, 100, 1, "")
     if kind == "relative":
-        return change_written(found)
+        return format_change_interval(found)
     largest = max(abs(found.low), abs(found.high), 1e-9)
     return _signed_written(found, 1, max(0, 1 - math.floor(math.log10(largest))), "")
 
 
-def score_written(found: Span, kind: Kind) -> Written:
+def format_score_interval(found: Span, kind: Kind) -> Written:
     """The value of a metric: "78.1 % (75.0 to 81.0)"."""
-    value, low, high = (metric_value(x, kind) for x in (found.value, found.low, found.high))
+    value, low, high = (format_metric_value(x, kind) for x in (found.value, found.low, found.high))
     return Written(value, low.removesuffix(" %"), high.removesuffix(" %"))
 
 
-def kld_written(found: Span) -> Written:
+def format_kld_interval(found: Span) -> Written:
     """A KL divergence: "0.0464 (0.0446 to 0.0483)"."""
-    return Written(kld(found.value), kld(found.low), kld(found.high))
+    return Written(format_kld(found.value), format_kld(found.low), format_kld(found.high))
 
 
 # ---- the parts ---------------------------------------------------------------------------------------
 
 
-def digits(x: float, n: int = 3) -> str:
+def format_digits(x: float, n: int = 3) -> str:
     """At least `n` significant digits, never in powers of ten: 0.00123, 1.23, 123, 1235."""
     if x == 0 or not math.isfinite(x):
         return f"{x:.0f}"
@@ -216,31 +216,31 @@ def digits(x: float, n: int = 3) -> str:
     return f"{x:.{places}f}".replace("-", MINUS)
 
 
-def signed(x: float, places: int) -> str:
+def format_signed(x: float, places: int) -> str:
     """With its sign, but for a zero."""
     text = f"{x:+.{places}f}"
     return text.replace("-", MINUS) if float(text) else text[1:]
 
 
-def as_written(x: float) -> str:
+def format_as_written(x: float) -> str:
     """A limit as somebody wrote it: 5.0 → "5", 0.05 → "0.05"."""
     text = f"{x:.6f}".rstrip("0").rstrip(".")
     return text if float(text) or x == 0 else f"{x:g}"
 
 
-def axis_label(x: float) -> str:
+def format_axis_label(x: float) -> str:
     """A round value at the tick of an axis; what is 0 but for the arithmetic is 0."""
     return f"{x:.6g}".replace("-", MINUS) if abs(x) > 1e-12 else "0"
 
 
-def leading_digit(x: float) -> str:
+def format_leading_digit(x: float) -> str:
     """0.0234 → "2": which of the values between two powers of ten it is."""
     return f"{x:e}".lstrip("-")[0]
 
 
-def machine(x: float) -> str:
+def format_for_machine(x: float) -> str:
     """Six digits with the minus that programs read: enough for people's rules to write the same figure from it."""
-    text = digits(x, 6).replace(MINUS, "-")
+    text = format_digits(x, 6).replace(MINUS, "-")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -250,5 +250,5 @@ def _change_places(share: float) -> int:
 
 
 def _signed_written(found: Span, scale: float, places: int, unit: str) -> Written:
-    value, low, high = (signed(scale * x, places) for x in (found.value, found.low, found.high))
+    value, low, high = (format_signed(scale * x, places) for x in (found.value, found.low, found.high))
     return Written(f"{value}{unit}", low, high)

@@ -33,27 +33,27 @@ def printable(text: str) -> str:
     return _LINES.sub(_escape, text)
 
 
-def one_line(value: object) -> str:
+def printable_line(value: object) -> str:
     """What has to stay on its line: line ends and tabs are escaped too."""
     return _ONE_LINE.sub(_escape, str(value))
 
 
-def words_of(text: str) -> str:
+def printable_words(text: str) -> str:
     """The words of a server's message, on one line with single spaces, without anything that cannot be shown."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def with_unseen(text: str, sign: str) -> str:
+def replace_unprintable(text: str, sign: str) -> str:
     """The text with this sign in place of everything that acts or hides."""
     return _LINES.sub(sign, text)
 
 
-def redacted(text: str) -> str:
+def redacted_url(text: str) -> str:
     """`http://me:secret@host` as `http://me:***@host`; a name alone may be a token and goes too, and the Hub's go."""
     return _TOKEN.sub(f"hf_{_HIDDEN}", _USER_INFO.sub(_without_password, text))
 
 
-def has_user_info(url: str) -> bool:
+def url_has_user_info(url: str) -> bool:
     """Whether a user's password or a token stands in an address, which may lack its `https://`."""
     return bool(_USER_INFO.search(url) or _BARE_USER_INFO.match(url))
 

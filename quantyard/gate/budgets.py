@@ -25,9 +25,9 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 
 from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_plain
+from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_strict_yaml
 from quantyard.protocol.base import Frozen
-from quantyard.quants.catalog import FAMILIES, QUANTS, family_of, find, nearest
+from quantyard.quants.catalog import FAMILIES, QUANTS, find_quant, nearest_quant_name, quant_family
 
 DEFAULT: Final = Path(__file__).parent / "default.yaml"
 _SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
@@ -55,7 +55,7 @@ _Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
-class Budget(Frozen):
+class GateBudget(Frozen):
     """The budgets of one file; None: none. To add one: add a field here, and a judge in `gate.py`.
 
     `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific counts.
@@ -72,31 +72,31 @@ class Budget(Frozen):
 
 
 class _BudgetFile(Frozen):
-    defaults: Budget = Budget()
-    quants: dict[str, Budget] = {}  # noqa: RUF012  (pydantic copies it)
+    defaults: GateBudget = GateBudget()
+    quants: dict[str, GateBudget] = {}  # noqa: RUF012  (pydantic copies it)
 
 
 @dataclass(frozen=True)
-class Budgets:
+class GateBudgets:
     """A file of budgets. `name` is "default" or the file's; `sha256` is of its text, so that two can be told apart."""
 
     name: str
     sha256: str
-    defaults: Budget
-    quants: dict[str, Budget]  # by family, pattern or name, as in the file
+    defaults: GateBudget
+    quants: dict[str, GateBudget]  # by family, pattern or name, as in the file
 
-    def of(self, quant: str) -> Budget:
+    def of(self, quant: str) -> GateBudget:
         """What holds for this quant."""
         layers = [self.defaults, *(self.quants[key] for key in sorted(self._keys(quant), key=_specificity))]
         given = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}
-        return Budget.model_construct(**given)
+        return GateBudget.model_construct(**given)
 
     def _keys(self, quant: str) -> Iterator[str]:
-        family = family_of(quant)
+        family = quant_family(quant)
         return (key for key in self.quants if key == family or fnmatchcase(quant, key))
 
 
-def load_budgets(path: Path | None) -> Budgets:
+def load_budgets(path: Path | None) -> GateBudgets:
     """The budgets in a YAML file; None: ours.
 
     Raises:
@@ -105,29 +105,29 @@ def load_budgets(path: Path | None) -> Budgets:
     file = path or DEFAULT
     data = _read(file)
     try:
-        content = load_plain(data)
+        content = load_strict_yaml(data)
     except YamlProblem as error:
         raise BadBudgets(f"{file.name} cannot be used: {error}.", _HELP) from error
     found = _checked(content, file.name)
     if not any(_sets_something(budget) for budget in (found.defaults, *found.quants.values())):
         raise BadBudgets(f"{file.name} sets no budget, so every file would pass.", _HELP)
     name = path.name if path else "default"
-    return Budgets(name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical(found.quants, file.name))
+    return GateBudgets(name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical(found.quants, file.name))
 
 
-def most_specific(name: str, patterns: Iterable[str]) -> str | None:
+def most_specific_budget(name: str, patterns: Iterable[str]) -> str | None:
     """Of the patterns that match a name, the one with the most letters; of equals the last."""
     return max((p for p in reversed([*patterns]) if fnmatchcase(name, p)), key=_specificity, default=None)
 
 
-def is_pattern(text: str) -> bool:
+def is_budget_pattern(text: str) -> bool:
     """Whether it may stand for several names."""
     return any(sign in text for sign in "*?[")
 
 
 def _specificity(key: str) -> tuple[bool, bool, int]:
     """Families first, then patterns by their letters, then names."""
-    return key not in FAMILIES, not is_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
+    return key not in FAMILIES, not is_budget_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
 
 
 # ---- reading -----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _checked(data: Any, where: str) -> _BudgetFile:
     places += [(f"quants: {key}", value) for key, value in quants.items()] if isinstance(quants, dict) else []
     for place, budget in places:
         if isinstance(budget, dict):
-            _check_keys(budget, Budget.model_fields, f"{where}: {place}")
+            _check_keys(budget, GateBudget.model_fields, f"{where}: {place}")
     try:  # as JSON, where strict takes no text for a number and no truth value either
         return _BudgetFile.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
@@ -175,13 +175,13 @@ def _bad_value(error: ValidationError, where: str) -> BadBudgets:
     return BadBudgets(message, _HELP)
 
 
-def _sets_something(budget: Budget) -> bool:
+def _sets_something(budget: GateBudget) -> bool:
     return any(getattr(budget, name) not in (None, {}) for name in budget.model_fields_set - {"confidence"})
 
 
-def _canonical(quants: dict[str, Budget], where: str) -> dict[str, Budget]:
+def _canonical(quants: dict[str, GateBudget], where: str) -> dict[str, GateBudget]:
     """With names as llama-quantize spells them; a name or pattern of no quant would never hold, so it is refused."""
-    found: dict[str, Budget] = {}
+    found: dict[str, GateBudget] = {}
     for key, budget in quants.items():
         name = _key(key, where)
         if name in found:
@@ -193,14 +193,14 @@ def _canonical(quants: dict[str, Budget], where: str) -> dict[str, Budget]:
 def _key(key: str, where: str) -> str:
     if key.lower() in FAMILIES:
         return key.lower()
-    if is_pattern(key):
+    if is_budget_pattern(key):
         if any(fnmatchcase(quant.name, key.upper()) for quant in QUANTS):
             return key.upper()
         raise BadBudgets(f"{where}: no quant matches {key[:80]!r}.", "List them: make quants")
     try:
-        return find(key).name
+        return find_quant(key).name
     except UnknownQuant as error:
-        near = next(iter(difflib.get_close_matches(key.lower(), FAMILIES, n=1)), None) or nearest(key)
+        near = next(iter(difflib.get_close_matches(key.lower(), FAMILIES, n=1)), None) or nearest_quant_name(key)
         advice = f" Did you mean {near!r}?" if near else ""
         hint = f"Name a quant (make quants), a pattern like Q4* or a family: {', '.join(FAMILIES)}."
         raise BadBudgets(f"{where}: unknown quant {key[:80]!r}.{advice}", hint) from error

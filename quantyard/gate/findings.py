@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from quantyard.formatting.numbers import count, forecast_count, percent
+from quantyard.formatting.numbers import format_count, format_forecast_count, format_percent
 from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.gate import Outcome
@@ -25,7 +25,7 @@ NAMES: Final = {
 }
 
 
-def judged(
+def gate_judged(
     budget: str, task: str, found: Interval | float, limit: float, outcome: Outcome, needed: str = "", against: str = ""
 ) -> str:
     """"mean KLD 0.0464 (0.0446 to 0.0483) is above 0.04"."""
@@ -39,29 +39,29 @@ def judged(
     return f"{what} is {side} {budget_limit(budget, limit)}{baseline}"
 
 
-def no_number(budget: str, limit: float, task: str) -> str:
+def gate_no_number(budget: str, limit: float, task: str) -> str:
     """For a value that is not finite."""
     return f"{_name(budget, task)} is not finite, so it is not within {budget_limit(budget, limit)}"
 
 
-def is_baseline(budget: str) -> str:
+def gate_is_baseline(budget: str) -> str:
     """For the unquantized file itself."""
     return f"{_name(budget, '')} is 0: this file is the baseline that the others are held against"
 
 
-def own_baseline(what: str, manifest: Manifest, quant: str) -> str:
+def gate_own_baseline(what: str, manifest: Manifest, quant: str) -> str:
     """For a quantized file that was measured against itself."""
     why = f"{what} is not known: {quant} was the baseline"
-    return f"{why}. Type: make eval MODEL={model(manifest)} QUANT={quant} BASELINE=BF16"
+    return f"{why}. Type: make eval MODEL={gate_model_setting(manifest)} QUANT={quant} BASELINE=BF16"
 
 
-def no_signal(found: Comparison, baseline: str) -> str:
+def gate_no_signal(found: Comparison, baseline: str) -> str:
     """For a task on which the baseline is at chance."""
-    score = percent(found.baseline)
+    score = format_percent(found.baseline)
     return f"on {found.task} the baseline {baseline} is not better than guessing ({score}), so the task decides nothing"
 
 
-def unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool) -> str:
+def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool) -> str:
     """For a value that another suite, or any evaluation at all, would give."""
     if evaluated:
         why = f"{what} was not measured: the suite {suite} does not measure it"
@@ -70,30 +70,30 @@ def unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluat
     return f"{what} of this file was not measured with the suite {suite}. Type: {_eval(manifest, quant, again)}"
 
 
-def no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
+def gate_no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
     """For a file without a result of the API test."""
     why = "the API test got no answer to a JSON schema" if tested else "the API test was not run"
     what = NAMES["min_schema_conformance"]
-    return f"{what} was not measured: {why}. Type: make contract MODEL={model(manifest)} QUANT={quant}"
+    return f"{what} was not measured: {why}. Type: make contract MODEL={gate_model_setting(manifest)} QUANT={quant}"
 
 
-def tokens(needed: int | None, n: int) -> str:
+def gate_tokens_needed(needed: int | None, n: int) -> str:
     """How long a text would decide."""
     return _would_do(needed, "tokens of text", n, "the suite's divergence.text may be longer")
 
 
-def questions(needed: int | None, n: int, suite: str) -> str:
+def gate_questions_needed(needed: int | None, n: int, suite: str) -> str:
     """How many questions of the task would decide."""
     short = suite.partition("+")[0] in ("smoke", "quick")
     return _would_do(needed, "questions", n, "SUITE=standard asks more" if short else "")
 
 
-def answers(needed: int | None, n: int) -> str:
+def gate_answers_needed(needed: int | None, n: int) -> str:
     """How many answers to schemas would decide."""
     return _would_do(needed, "answers", n)
 
 
-def model(manifest: Manifest) -> str:
+def gate_model_setting(manifest: Manifest) -> str:
     """The value for MODEL=; the path of a local folder is left out."""
     return manifest.source.repo_id or "…"
 
@@ -101,11 +101,13 @@ def model(manifest: Manifest) -> str:
 def _would_do(needed: int | None, what: str, n: int, how: str = "") -> str:
     if needed is None:
         return f"the value lies on the limit, and more {what} cannot decide"
-    return f"about {forecast_count(needed)} {what} would decide; there were {count(n)}" + (f" ({how})" if how else "")
+    return f"about {format_forecast_count(needed)} {what} would decide; there were {format_count(n)}" + (
+        f" ({how})" if how else ""
+    )
 
 
 def _eval(manifest: Manifest, quant: str, suite: str) -> str:
-    return f"make eval MODEL={model(manifest)} QUANT={quant} SUITE={suite}"
+    return f"make eval MODEL={gate_model_setting(manifest)} QUANT={quant} SUITE={suite}"
 
 
 def _name(budget: str, task: str) -> str:

@@ -15,17 +15,22 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.gate import findings as words
-from quantyard.gate.budgets import Budget, Budgets, is_pattern, load_budgets, most_specific
-from quantyard.gate.sample_size import accuracy_loss, more, more_answers, more_questions
-from quantyard.metrics.headline_metrics import entry_of, rank_of
-from quantyard.metrics.intervals import mapped, normal, quantile, wilson
-from quantyard.metrics.kinds import kind_of
+from quantyard.gate.budgets import GateBudget, GateBudgets, is_budget_pattern, load_budgets, most_specific_budget
+from quantyard.gate.sample_size import (
+    gate_accuracy_loss,
+    gate_answer_sample_size,
+    gate_question_sample_size,
+    gate_sample_size,
+)
+from quantyard.metrics.headline_metrics import headline_entry, metric_rank
+from quantyard.metrics.intervals import mapped_interval, normal_interval, normal_quantile, wilson_interval
+from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
 from quantyard.protocol.measurements import Comparison, EvalReport, Interval, Measurement
-from quantyard.quants.catalog import family_of, is_unquantized
+from quantyard.quants.catalog import is_unquantized_type, quant_family
 from quantyard.store.manifest import Manifest
 
-__all__ = ["Budgets", "judge", "load_budgets"]
+__all__ = ["GateBudgets", "judge_budgets", "load_budgets"]
 
 
 
@@ -36,7 +41,7 @@ class _File:
     quant: str
     manifest: Manifest
     suite: str
-    budget: Budget
+    budget: GateBudget
     report: EvalReport | None
     found: Measurement | None  # of these very bytes
 
@@ -47,15 +52,15 @@ class _File:
     @property
     def z(self) -> float:
         """How many standard errors an interval reaches to each side."""
-        return quantile(self.budget.confidence)
+        return normal_quantile(self.budget.confidence)
 
     def unmeasured(self, budget: str, limit: float, what: str, task: str = "") -> BudgetResult:
         """The result of a budget without a measured value."""
         if self.is_baseline and self.found and budget in _RELATIVE:
-            finding = words.own_baseline(what, self.manifest, self.quant)
+            finding = words.gate_own_baseline(what, self.manifest, self.quant)
         else:
             evaluated = self.found is not None
-            finding = words.unmeasured(what, self.manifest, self.quant, self.suite, evaluated=evaluated)
+            finding = words.gate_unmeasured(what, self.manifest, self.quant, self.suite, evaluated=evaluated)
         return self.result(budget, limit, "not measured", finding, task=task)
 
     def result(
@@ -70,7 +75,7 @@ class _File:
         )
 
 
-def judge(manifest: Manifest, quants: Sequence[str], suite: str, budgets: Budgets) -> GateReport:
+def judge_budgets(manifest: Manifest, quants: Sequence[str], suite: str, budgets: GateBudgets) -> GateReport:
     """Hold the budgets against these files of the manifest, as the evaluation with this suite measured them.
 
     Raises:
@@ -80,12 +85,12 @@ def judge(manifest: Manifest, quants: Sequence[str], suite: str, budgets: Budget
     return GateReport(budgets=budgets.name, sha256=budgets.sha256, suite=suite, results=tuple(results))
 
 
-def _file(manifest: Manifest, quant: str, suite: str, budgets: Budgets) -> _File:
+def _file(manifest: Manifest, quant: str, suite: str, budgets: GateBudgets) -> _File:
     record = manifest.quants.get(quant)
     if record is None:
         built = ", ".join(manifest.quants) or "none"
         message = f"{quant} is not built; built: {built}."
-        raise BadRequest(message, f"Type: make eval MODEL={words.model(manifest)} QUANT={quant}")
+        raise BadRequest(message, f"Type: make eval MODEL={words.gate_model_setting(manifest)} QUANT={quant}")
     report = manifest.evaluations.get(suite)
     of_label = [m for m in report.measurements if m.file.label == quant] if report else []
     found = next((m for m in of_label if m.file.sha256 == record.sha256), None)
@@ -108,10 +113,10 @@ def _ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     if divergence is None or ratio is None:
         yield _relative(file, name, limit)
         return
-    interval = mapped(normal(ratio, file.z), lambda ln: 100 * math.expm1(ln))
+    interval = mapped_interval(normal_interval(ratio, file.z), lambda ln: 100 * math.expm1(ln))
     distance = abs(math.log1p(limit / 100) - ratio.value)
-    tokens = more(divergence.n_tokens, file.z * ratio.stderr, distance)
-    yield _within(file, name, limit, interval, words.tokens(tokens, divergence.n_tokens))
+    tokens = gate_sample_size(divergence.n_tokens, file.z * ratio.stderr, distance)
+    yield _within(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
 def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
@@ -120,8 +125,10 @@ def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     if divergence is None or kld is None:
         yield _relative(file, name, limit)
         return
-    tokens = more(divergence.n_tokens, file.z * kld.stderr, abs(limit - kld.value))
-    yield _within(file, name, limit, normal(kld, file.z), words.tokens(tokens, divergence.n_tokens))
+    tokens = gate_sample_size(divergence.n_tokens, file.z * kld.stderr, abs(limit - kld.value))
+    yield _within(
+        file, name, limit, normal_interval(kld, file.z), words.gate_tokens_needed(tokens, divergence.n_tokens)
+    )
 
 
 def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
@@ -129,8 +136,8 @@ def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetRes
 
     Only an unquantized baseline has lost nothing; for a quantized one the same zero would be meaningless.
     """
-    if file.is_baseline and file.found and is_unquantized(file.quant):
-        return file.result(name, limit, "passed", words.is_baseline(name), task=task, value=0.0)
+    if file.is_baseline and file.found and is_unquantized_type(file.quant):
+        return file.result(name, limit, "passed", words.gate_is_baseline(name), task=task, value=0.0)
     return file.unmeasured(name, limit, words.NAMES[name], task)
 
 
@@ -141,11 +148,11 @@ def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[B
     """
     judged: set[str] = set()
     for task, comparison in _tasks(file, limits).items():
-        pattern = most_specific(task, limits)
+        pattern = most_specific_budget(task, limits)
         if pattern is None:
             continue
         result = _accuracy_of(file, name, limits[pattern], comparison)
-        judged |= {p for p in limits if result.outcome != "not judged" and most_specific(task, [p])}
+        judged |= {p for p in limits if result.outcome != "not judged" and most_specific_budget(task, [p])}
         yield result
     for pattern in limits:
         if pattern not in judged:
@@ -155,23 +162,25 @@ def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[B
 def _accuracy_of(file: _File, name: str, limit: float, found: Comparison) -> BudgetResult:
     if found.verdict == "no signal":
         assert file.report is not None
-        finding = words.no_signal(found, file.report.baseline)
+        finding = words.gate_no_signal(found, file.report.baseline)
         return file.result(name, limit, "not judged", finding, task=found.task)
-    interval = accuracy_loss(found, file.z)
-    needed = more_questions(found, abs(limit - interval.value) / 100, (interval.high - interval.value) / 100, file.z)
-    return _within(file, name, limit, interval, words.questions(needed, found.n, file.suite), found.task)
+    interval = gate_accuracy_loss(found, file.z)
+    needed = gate_question_sample_size(
+        found, abs(limit - interval.value) / 100, (interval.high - interval.value) / 100, file.z
+    )
+    return _within(file, name, limit, interval, words.gate_questions_needed(needed, found.n, file.suite), found.task)
 
 
 def _schema(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     contract = file.manifest.contracts.get(file.quant)
     rate = contract.schemas if contract else None
     if rate is None:
-        finding = words.no_schemas(file.manifest, file.quant, tested=contract is not None)
+        finding = words.gate_no_schemas(file.manifest, file.quant, tested=contract is not None)
         yield file.result(name, limit, "not measured", finding)
         return
-    interval = wilson(rate.n_valid, rate.n, file.z)
-    needed = more_answers(rate.n, interval.value, limit, file.z)
-    yield _within(file, name, limit, interval, words.answers(needed, rate.n))
+    interval = wilson_interval(rate.n_valid, rate.n, file.z)
+    needed = gate_answer_sample_size(rate.n, interval.value, limit, file.z)
+    yield _within(file, name, limit, interval, words.gate_answers_needed(needed, rate.n))
 
 
 def _size(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
@@ -187,7 +196,7 @@ def _speed(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
 
 
 _Judge = Callable[..., Iterator[BudgetResult]]
-# To add a budget: a row, its name in `words.NAMES`, and its field in `budgets.Budget`.
+# To add a budget: a row, its name in `words.NAMES`, and its field in `budgets.GateBudget`.
 _JUDGES: Final[Mapping[str, _Judge]] = {
     "max_ppl_change": _ppl_change,
     "max_mean_kld": _mean_kld,
@@ -210,16 +219,16 @@ def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
     if file.found is None or file.report is None:
         return {}
     rising = {(s.task, s.metric) for s in file.found.scores if s.higher_is_better}
-    shares = [c for c in file.found.comparisons if (c.task, c.metric) in rising and kind_of(c) == "share"]
+    shares = [c for c in file.found.comparisons if (c.task, c.metric) in rising and score_metric_kind(c) == "share"]
     by_task: dict[str, Comparison] = {}
-    for comparison in sorted(shares, key=lambda c: rank_of(c.metric)):
+    for comparison in sorted(shares, key=lambda c: metric_rank(c.metric)):
         by_task.setdefault(comparison.task, comparison)
     entries = {entry.task for entry in file.report.suite.tasks}
-    measured = {entry_of(s.task) for s in file.found.scores}
-    wanted = {entry_of(task) for task in by_task} if not entries <= measured else entries
-    wanted |= {name for name in named if not is_pattern(name)}
+    measured = {headline_entry(s.task) for s in file.found.scores}
+    wanted = {headline_entry(task) for task in by_task} if not entries <= measured else entries
+    wanted |= {name for name in named if not is_budget_pattern(name)}
     order = dict.fromkeys(c.task for c in shares)
-    return {task: by_task[task] for task in order if entry_of(task) in wanted or task in wanted}
+    return {task: by_task[task] for task in order if headline_entry(task) in wanted or task in wanted}
 
 
 # ---- limits ------------------------------------------------------------------------------------------
@@ -227,18 +236,18 @@ def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
 
 def _within(file: _File, name: str, limit: float, found: Interval | None, needed: str, task: str = "") -> BudgetResult:
     if found is None:
-        return file.result(name, limit, "failed", words.no_number(name, limit, task), task=task)
+        return file.result(name, limit, "failed", words.gate_no_number(name, limit, task), task=task)
     over = name.startswith("max_")
     inside = found.high <= limit if over else found.low >= limit
     outside = found.low > limit if over else found.high < limit
     outcome: Outcome = "passed" if inside else "failed" if outside else "too few questions"
     baseline = file.report.baseline if file.report and name in _RELATIVE else ""
-    against = baseline if family_of(baseline) and not is_unquantized(baseline) else ""
-    finding = words.judged(name, task, found, limit, outcome, needed, against)
+    against = baseline if quant_family(baseline) and not is_unquantized_type(baseline) else ""
+    finding = words.gate_judged(name, task, found, limit, outcome, needed, against)
     return file.result(name, limit, outcome, finding, task=task, value=found.value, interval=found)
 
 
 def _point(file: _File, name: str, limit: float, value: float) -> BudgetResult:
     inside = value <= limit if name.startswith("max_") else value >= limit
     outcome: Outcome = "passed" if inside else "failed"
-    return file.result(name, limit, outcome, words.judged(name, "", value, limit, outcome), value=value)
+    return file.result(name, limit, outcome, words.gate_judged(name, "", value, limit, outcome), value=value)

@@ -11,7 +11,7 @@ from quantyard.metrics.intervals import Z
 from quantyard.protocol.measurements import Comparison, Interval
 
 
-def accuracy_loss(found: Comparison, z: float) -> Interval:
+def gate_accuracy_loss(found: Comparison, z: float) -> Interval:
     """Points lost, -100 to 100. The comparison's own 95 % interval, wider or narrower as z is than its 1.96: exact
     for a confidence of 95 %, near enough for others.
     """
@@ -21,24 +21,24 @@ def accuracy_loss(found: Comparison, z: float) -> Interval:
     return Interval(value=value, low=max(low, -100.0), high=min(high, 100.0))
 
 
-def more(n: int, half: float, distance: float) -> int | None:
+def gate_sample_size(n: int, half: float, distance: float) -> int | None:
     """How many would bring the half width down to the distance from the limit; None where it is none."""
     return max(n + 1, math.ceil(n * (half / distance) ** 2)) if distance > 0 and math.isfinite(half) else None
 
 
-def more_answers(n: int, share: float, limit: float, z: float) -> int | None:
+def gate_answer_sample_size(n: int, share: float, limit: float, z: float) -> int | None:
     """The same for Wilson's interval: it ends at the limit when z of the limit's own standard errors do."""
     if share == limit or not 0 < limit < 1:
         return None
     return max(n + 1, math.ceil(limit * (1 - limit) * (z / (share - limit)) ** 2))
 
 
-def more_questions(found: Comparison, distance: float, half: float, z: float) -> int | None:
+def gate_question_sample_size(found: Comparison, distance: float, half: float, z: float) -> int | None:
     """The same for accuracies. With few flips Tango's interval shrinks faster than 1/√n: its half width is near
     z √(v/m + z²/m²) / (1 + z²/m) for m questions with the flips' variance v, which is solved for m here.
     """
     if found.mcnemar_p is None or not 0 < distance < 1:
-        return more(found.n, half, distance)
+        return gate_sample_size(found.n, half, distance)
     variance = (found.lost + found.gained) / found.n - found.delta.value**2
     a = variance - 2 * distance**2
     m = z * z * (a + math.sqrt(a * a + 4 * distance**2 * (1 - distance**2))) / (2 * distance**2)

@@ -34,7 +34,7 @@ def _siblings(cpu: int) -> str:
         return str(cpu)
 
 
-def memory_bytes() -> int:
+def machine_memory_bytes() -> int:
     """All of the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -51,11 +51,11 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes
 
 
-def hardware(threads: int) -> dict[str, JsonValue]:
+def hardware_facts(threads: int) -> dict[str, JsonValue]:
     """For the report: CPU, cores, threads used, memory."""
     return {
         "cpu": cpu_name(), "physical_cores": physical_cores(),
-        "threads": threads, "memory_bytes": memory_bytes(),
+        "threads": threads, "memory_bytes": machine_memory_bytes(),
     }
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from quantyard.errors import HubError, HubUnreachable, QuantyardError, RepoEmpty, RepoRenamed
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
-from quantyard.hub.files import Selection, parse_repo_id, select_files
-from quantyard.hub.model_card import card_of_hub
+from quantyard.hub.files import Selection, parse_hub_repo_id, select_hub_files
+from quantyard.hub.model_card import hub_card_of_repo
 from quantyard.protocol.base import FileEntry
 from quantyard.quants.file_size import TensorShape
 from quantyard.store.manifest import SourceCard
@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 __all__ = [
-    "HubAccess", "HubRepo", "Selection", "parse_repo_id", "read_config", "resolve", "select_files", "tensor_shapes",
+    "HubAccess",
+    "HubRepo",
+    "Selection",
+    "hub_tensor_shapes",
+    "parse_hub_repo_id",
+    "read_hub_config",
+    "resolve_hub_repo",
+    "select_hub_files",
 ]  # fmt: skip
 
 REQUEST_TIMEOUT_S = 20.0
@@ -75,7 +82,7 @@ class HubRepo:
     card: SourceCard
 
 
-def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> HubRepo:
+def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = None) -> HubRepo:
     """Ask the Hub for one repo: its commit, its files with sizes and hashes, and whether they may be read.
 
     Raises:
@@ -85,32 +92,32 @@ def resolve(access: HubAccess, repo_id: str, revision: str | None = None) -> Hub
 
     api = hub_api(access)
     try:
-        info = with_retries(lambda: _model_info(api, repo_id, revision))
+        info = with_hub_retries(lambda: _model_info(api, repo_id, revision))
         _refuse_other_name(info, repo_id, revision)
         if info.disabled:
-            raise hub_errors.disabled(api, repo_id)
+            raise hub_errors.hub_disabled_error(api, repo_id)
         repo = _repo(info, repo_id, revision, api.endpoint)
         if repo.gated:
-            with_retries(lambda: _try_reading(api, repo))
+            with_hub_retries(lambda: _try_reading(api, repo))
     except QuantyardError:
         raise
     except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
-        raise hub_errors.explain(error, api, repo_id, revision) from error
+        raise hub_errors.explain_hub_error(error, api, repo_id, revision) from error
     return repo
 
 
-def described(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
+def describe_hub_repo(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
     """The repo as the Hub describes it, by whatever name it has now; whether its files may be read is not asked."""
-    return _repo(with_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
+    return _repo(with_hub_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
 
 
 def hub_api(access: HubAccess) -> HfApi:
     """huggingface_hub's client; without a token it asks as a visitor, whoever is logged in on this machine."""
     from huggingface_hub import HfApi
 
-    from quantyard.network.hub_client import use_bounded_client
+    from quantyard.network.hub_client import use_bounded_hub_client
 
-    use_bounded_client()
+    use_bounded_hub_client()
     endpoint = access.endpoint.rstrip("/") if access.endpoint else None
     return HfApi(endpoint=endpoint, token=access.token or False, library_name="quantyard")
 
@@ -119,7 +126,7 @@ def _model_info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
     return api.model_info(repo_id, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S)
 
 
-def with_retries(call: Callable[[], T]) -> T:
+def with_hub_retries(call: Callable[[], T]) -> T:
     """Repeat a call that failed for a moment: 1, 2 and 4 s later, or when the Hub asks for."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -129,14 +136,14 @@ def with_retries(call: Callable[[], T]) -> T:
         try:
             return call()
         except (HfHubHTTPError, httpx2.TimeoutException, httpx2.RemoteProtocolError, httpx2.ReadError) as error:
-            pause_s = wait_s(error, failed)
+            pause_s = hub_retry_wait_s(error, failed)
             if pause_s is None:
                 raise
             time.sleep(pause_s)
     raise AssertionError("the last try returns or raises")
 
 
-def wait_s(error: Exception, failed: int) -> float | None:
+def hub_retry_wait_s(error: Exception, failed: int) -> float | None:
     """Seconds until the next try; None: it would not help."""
     from quantyard.network.bounded_http import BadAnswer, retry_after_s
 
@@ -164,13 +171,13 @@ def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) ->
         message = f"{repo_id} is empty: {', '.join(s.rfilename for s in siblings) or 'no files'}."
         raise RepoEmpty(message, f"See {endpoint}/{repo_id}/tree/{revision or 'main'}; name a repo that holds a model.")
     return HubRepo(
-        repo_id=repo_id, revision=revision or "main", commit=commit_of(info, endpoint),
+        repo_id=repo_id, revision=revision or "main", commit=hub_commit(info, endpoint),
         files=_files(siblings, endpoint), gated=bool(info.gated), private=bool(info.private), license=_license(info),
-        dtypes=dict(info.safetensors.parameters) if info.safetensors else {}, card=card_of_hub(info),
+        dtypes=dict(info.safetensors.parameters) if info.safetensors else {}, card=hub_card_of_repo(info),
     )
 
 
-def commit_of(info: ModelInfo, endpoint: str) -> str:
+def hub_commit(info: ModelInfo, endpoint: str) -> str:
     """The commit that an answer names. It becomes a part of addresses and the name of a folder.
 
     Raises:
@@ -178,7 +185,9 @@ def commit_of(info: ModelInfo, endpoint: str) -> str:
     """
     sha = str(info.sha)
     if not _COMMIT.fullmatch(sha):
-        message = f"{endpoint} answers that {shown(str(info.id))} is at commit {shown(sha)}, which is not a commit."
+        message = (
+            f"{endpoint} answers that {shown_name(str(info.id))} is at commit {shown_name(sha)}, which is not a commit."
+        )
         raise HubError(message, "A commit has 40 hex digits: set another HF_ENDPOINT, or tell who runs this one.")
     return sha
 
@@ -188,7 +197,7 @@ def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
     for file in siblings:
         size = file.lfs.size if file.lfs else file.size
         if size is None:
-            message = f"{endpoint} does not tell the size of {shown(file.rfilename)}."
+            message = f"{endpoint} does not tell the size of {shown_name(file.rfilename)}."
             raise HubUnreachable(message, "A mirror that knows no file sizes cannot be used: set another HF_ENDPOINT.")
         try:
             sha256 = file.lfs.sha256 if file.lfs else None
@@ -213,18 +222,18 @@ def _license(info: ModelInfo) -> str | None:
 def _try_reading(api: HfApi, repo: HubRepo) -> None:
     """The Hub describes a gated repo to everyone; only its largest file tells whether the terms are accepted."""
     largest = max(repo.files, key=lambda f: f.size_bytes)
-    url = file_url(api, repo.repo_id, repo.commit, largest.path)
+    url = hub_file_url(api, repo.repo_id, repo.commit, largest.path)
     api.get_hf_file_metadata(url=url, token=api.token, timeout=REQUEST_TIMEOUT_S)
 
 
-def file_url(api: HfApi, repo_id: str, commit: str, path: str) -> str:
+def hub_file_url(api: HfApi, repo_id: str, commit: str, path: str) -> str:
     """Where a file is downloaded from."""
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(repo_id, path, revision=commit, endpoint=api.endpoint)
 
 
-def tensor_shapes(
+def hub_tensor_shapes(
     access: HubAccess, repo: HubRepo, files: tuple[FileEntry, ...] | None = None
 ) -> tuple[TensorShape, ...] | None:
     """Name, shape and dtype of every tensor, from the safetensors headers alone (range requests, a few MB at most).
@@ -237,7 +246,7 @@ def tensor_shapes(
     """
     try:
         api = hub_api(access)
-        chosen = select_files(repo.repo_id, repo.files).files if files is None else files
+        chosen = select_hub_files(repo.repo_id, repo.files).files if files is None else files
         paths = [f.path for f in chosen if f.path.endswith(".safetensors")]
         until = time.monotonic() + HEADERS_S
         with ThreadPoolExecutor(HEADER_WORKERS) as pool:
@@ -251,12 +260,14 @@ def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorSh
     """The tensors of one safetensors file: 8 bytes of length (little endian), then JSON."""
     if time.monotonic() > until:
         raise TimeoutError(f"{path}: the plan has waited long enough for headers")
-    url = file_url(api, repo.repo_id, repo.commit, path)
-    first = with_retries(lambda: read_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
+    url = hub_file_url(api, repo.repo_id, repo.commit, path)
+    first = with_hub_retries(lambda: read_hub_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
     length = int.from_bytes(first[:8], "little")
     if not 2 <= length <= HEADER_LIMIT_BYTES:
         raise ValueError(f"{path}: a header of {length} bytes")
-    rest = b"" if len(first) >= 8 + length else with_retries(lambda: read_range(api, url, len(first), 8 + length))
+    rest = (
+        b"" if len(first) >= 8 + length else with_hub_retries(lambda: read_hub_range(api, url, len(first), 8 + length))
+    )
     header = load_json((first + rest)[8 : 8 + length], HEADER_LIMIT_BYTES)
     return [_shape(name, said) for name, said in header.items() if name != "__metadata__"]
 
@@ -268,7 +279,7 @@ def _shape(name: str, said: Mapping[str, Any]) -> TensorShape:
     return TensorShape(name, tuple(shape), dtype)
 
 
-def read_range(api: HfApi, url: str, start: int, end: int) -> bytes:
+def read_hub_range(api: HfApi, url: str, start: int, end: int) -> bytes:
     """The bytes from `start` up to (not including) `end`, or fewer; never more, whatever the server sends."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
@@ -284,16 +295,16 @@ def read_range(api: HfApi, url: str, start: int, end: int) -> bytes:
     return response.content[skip : skip + end - start]
 
 
-def read_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
+def read_hub_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
     """The model's config.json at this commit; empty when it cannot be had (the plan then says less)."""
     try:
-        config = load_json(read_config_file(access, repo.repo_id, repo.commit, "config.json"), CONFIG_LIMIT_BYTES)
+        config = load_json(read_hub_config_file(access, repo.repo_id, repo.commit, "config.json"), CONFIG_LIMIT_BYTES)
     except Exception:
         return {}
     return config if isinstance(config, dict) else {}
 
 
-def read_config_file(access: HubAccess, repo_id: str, commit: str, path: str) -> bytes:
+def read_hub_config_file(access: HubAccess, repo_id: str, commit: str, path: str) -> bytes:
     """A small file at this commit; of a larger one the first `CONFIG_LIMIT_BYTES`.
 
     Raises:
@@ -302,14 +313,14 @@ def read_config_file(access: HubAccess, repo_id: str, commit: str, path: str) ->
     from quantyard.hub import errors as hub_errors
 
     api = hub_api(access)
-    url = file_url(api, repo_id, commit, path)
+    url = hub_file_url(api, repo_id, commit, path)
     try:
-        return with_retries(lambda: read_range(api, url, 0, CONFIG_LIMIT_BYTES))
+        return with_hub_retries(lambda: read_hub_range(api, url, 0, CONFIG_LIMIT_BYTES))
     except Exception as error:
-        raise hub_errors.explain(error, api, repo_id, commit) from error
+        raise hub_errors.explain_hub_error(error, api, repo_id, commit) from error
 
 
-def whoami(access: HubAccess) -> str | None:
+def hub_whoami(access: HubAccess) -> str | None:
     """Whose token it is; None without one. Either way the Hub has answered.
 
     Raises:
@@ -325,5 +336,5 @@ def whoami(access: HubAccess) -> str | None:
             return str(api.whoami()["name"])
         get_session().head(api.endpoint, timeout=REQUEST_TIMEOUT_S)  # any answer will do, and one try
     except Exception as error:
-        raise hub_errors.explain(error, api, "the Hub", None) from error
+        raise hub_errors.explain_hub_error(error, api, "the Hub", None) from error
     return None

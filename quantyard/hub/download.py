@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.hub import client as hub
-from quantyard.hub.client import HubAccess, HubRepo, parse_repo_id
-from quantyard.hub.foreign_manifest import parse_foreign
+from quantyard.hub.client import HubAccess, HubRepo, parse_hub_repo_id
+from quantyard.hub.foreign_manifest import parse_foreign_manifest
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.store.manifest import MAX_BYTES, Manifest
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MANIFEST, _CARD = "manifest.json", "README.md"
 _PART: Final = ".part"  # behind the name of a file on its way
 
 
-def download_release(access: HubAccess, name: str, root: Path) -> Path:
+def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
     """The folder that holds the release of `org/name[@revision]` now; what is there already is not fetched again.
 
     Raises:
@@ -31,10 +31,10 @@ def download_release(access: HubAccess, name: str, root: Path) -> Path:
     """
     from quantyard.hub import errors as hub_errors
 
-    repo_id, revision = parse_repo_id(name)
+    repo_id, revision = parse_hub_repo_id(name)
     api = hub.hub_api(access)
     try:
-        repo = hub.described(api, repo_id, revision)
+        repo = hub.describe_hub_repo(api, repo_id, revision)
         folder, files = root / repo_id / repo.commit[:12], {entry.path: entry for entry in repo.files}
         manifest = _manifest(api, repo, folder, files)
         wanted = [entry.path for record in manifest.quants.values() for entry in record.files]
@@ -44,7 +44,7 @@ def download_release(access: HubAccess, name: str, root: Path) -> Path:
     except QuantyardError:
         raise
     except Exception as error:  # the client raises a dozen kinds; every one of them is about the Hub
-        raise hub_errors.explain(error, api, repo_id, revision) from error
+        raise hub_errors.explain_hub_error(error, api, repo_id, revision) from error
     return folder
 
 
@@ -58,7 +58,7 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
         raise BadRequest(message, "Ask who published it.")
     _fetch(api, repo, folder, files[_MANIFEST])
     try:
-        return parse_foreign((folder / _MANIFEST).read_bytes(), title)
+        return parse_foreign_manifest((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
         message = f"{title} is not a manifest of Quantyard: {str(error).splitlines()[0]}."
         raise BadRequest(message, "Ask who published it.") from error
@@ -68,13 +68,13 @@ def _fetch(api: HfApi, repo: HubRepo, folder: Path, entry: FileEntry) -> None:
     """One file, whole, of the size and the SHA-256 that the Hub tells; one that is there already stays."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    from quantyard.network.transfer import Line, Meter, download
+    from quantyard.network.transfer import DownloadLine, DownloadMeter, download_file
 
     path = folder / entry.path
-    if entry.sha256 and path.is_file() and sha256_of(path) == entry.sha256:
+    if entry.sha256 and path.is_file() and file_sha256(path) == entry.sha256:
         return
     headers = build_hf_headers(token=api.token, library_name="quantyard")
-    line = Line(headers, Meter(lambda _: None), threading.Event(), lambda _: None)
+    line = DownloadLine(headers, DownloadMeter(lambda _: None), threading.Event(), lambda _: None)
     part = path.with_name(f"{path.name}{_PART}")
-    download(hub.file_url(api, repo.repo_id, repo.commit, entry.path), entry, part, line)
+    download_file(hub.hub_file_url(api, repo.repo_id, repo.commit, entry.path), entry, part, line)
     part.replace(path)

@@ -8,10 +8,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 
 from quantyard.errors import HubError, HubUnreachable, QuantyardError, RepoGated, RepoNotFound, RevisionNotFound
-from quantyard.hub.files import is_revision
+from quantyard.hub.files import is_hub_revision
 from quantyard.network.bounded_http import BadAnswer
-from quantyard.network.hub_errors import Asked, HubProblem, answered, problem_of
-from quantyard.network.hub_errors import bad_answer as bad_answer_problem
+from quantyard.network.hub_errors import AskedHub, HubProblem, hub_problem_of_error, hub_problem_of_kind
+from quantyard.network.hub_errors import hub_bad_answer_problem as bad_answer_problem
 
 _REFS_SHOWN = 8
 # Kinds of problems whose errors are not `HubUnreachable`.
@@ -21,35 +21,35 @@ _CLASSES = {
 }  # fmt: skip
 
 
-def explain(error: Exception, api: HfApi, repo_id: str, revision: str | None) -> QuantyardError:
+def explain_hub_error(error: Exception, api: HfApi, repo_id: str, revision: str | None) -> QuantyardError:
     """The error to raise in place of one that a call of `api` about `repo_id` raised."""
     if isinstance(error, RevisionNotFoundError):
         return _revision_not_found(api, repo_id, revision or "main")
-    return _error_of(problem_of(error, _asked(api, repo_id)))
+    return _error_of(hub_problem_of_error(error, _asked(api, repo_id)))
 
 
-def gated(api: HfApi, repo_id: str) -> QuantyardError:
+def hub_gated_error(api: HfApi, repo_id: str) -> QuantyardError:
     """The terms of this repo are not accepted, as far as the Hub can tell who asks."""
-    return _error_of(answered("gated", _asked(api, repo_id)))
+    return _error_of(hub_problem_of_kind("gated", _asked(api, repo_id)))
 
 
-def disabled(api: HfApi, repo_id: str) -> QuantyardError:
+def hub_disabled_error(api: HfApi, repo_id: str) -> QuantyardError:
     """The Hub itself has locked this repo."""
-    return _error_of(answered("disabled", _asked(api, repo_id)))
+    return _error_of(hub_problem_of_kind("disabled", _asked(api, repo_id)))
 
 
-def bad_answer(error: BadAnswer) -> QuantyardError:
+def hub_bad_answer_error(error: BadAnswer) -> QuantyardError:
     """An answer that was not taken, by the name of the host that gave it."""
     return _error_of(bad_answer_problem(error))
 
 
-def unreachable(error: Exception, endpoint: str) -> QuantyardError:
+def hub_unreachable_error(error: Exception, endpoint: str) -> QuantyardError:
     """No answer, or none that a Hub would give."""
-    return _error_of(problem_of(error, Asked("the Hub", "", endpoint, has_token=False)))
+    return _error_of(hub_problem_of_error(error, AskedHub("the Hub", "", endpoint, has_token=False)))
 
 
-def _asked(api: HfApi, repo_id: str) -> Asked:
-    return Asked(repo_id, repo_id, str(api.endpoint), has_token=bool(api.token))
+def _asked(api: HfApi, repo_id: str) -> AskedHub:
+    return AskedHub(repo_id, repo_id, str(api.endpoint), has_token=bool(api.token))
 
 
 def _error_of(found: HubProblem) -> QuantyardError:
@@ -72,4 +72,4 @@ def _refs(api: HfApi, repo_id: str) -> list[str]:
         refs = api.list_repo_refs(repo_id)
     except Exception:  # the list only makes the message better
         return []
-    return [ref.name for ref in (*refs.branches, *refs.tags) if is_revision(ref.name)]  # what can be typed as it is
+    return [ref.name for ref in (*refs.branches, *refs.tags) if is_hub_revision(ref.name)]  # what can be typed as it is

@@ -89,7 +89,7 @@ class Selection:
         return sum(f.size_bytes for f in self.files)
 
 
-def parse_repo_id(text: str) -> tuple[str, str | None]:
+def parse_hub_repo_id(text: str) -> tuple[str, str | None]:
     """Split `org/name[@revision]`.
 
     Raises:
@@ -102,7 +102,7 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
     repo_id, at, revision = text.partition("@")
     if not _is_repo_id(repo_id):
         raise BadSource(f"{text!r} is not a model id: {_fault(repo_id)}.", "Type org/name: make build MODEL=org/name")
-    if at and not is_revision(revision):
+    if at and not is_hub_revision(revision):
         message = f"{text!r} names no revision that git could have: {revision!r}."
         raise BadSource(message, f"A branch, tag or commit follows the @: make build MODEL={repo_id}@main")
     return repo_id, revision if at else None
@@ -114,7 +114,7 @@ def _is_repo_id(text: str) -> bool:
     return len(parts) == 2 and legal and not text.endswith(".git") and len(text) <= 96
 
 
-def is_revision(text: str) -> bool:
+def is_hub_revision(text: str) -> bool:
     """Whether git could have a branch, tag or commit of this name, and a shell takes it as it is."""
     clean = not any(bad in text for bad in ("..", "//", "/.")) and not text.endswith(("/", ".", ".lock"))
     return clean and _REVISION.fullmatch(text) is not None
@@ -138,7 +138,7 @@ def _fault(repo_id: str) -> str:
     return "letters, digits, '_', '.' and '-' make a name, with no '-' or '.' at its ends and no '--' or '..' inside"
 
 
-def select_files(
+def select_hub_files(
     title: str, files: tuple[FileEntry, ...], *, allow_pickle: bool = False, gguf_file: str | None = None
 ) -> Selection:
     """Choose what a build needs of all the files of a repo or folder.

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from quantyard.errors import BadSource
-from quantyard.formats.names import shown
-from quantyard.hub.files import parse_repo_id
+from quantyard.formats.names import shown_name
+from quantyard.hub.files import parse_hub_repo_id
 from quantyard.store.manifest import Manifest, parse_manifest
 
 MAX_QUANTS: Final = 200
@@ -23,7 +23,7 @@ _HUB_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _ENDING: Final = ".gguf"
 
 
-def parse_foreign(data: bytes, name: str) -> Manifest:
+def parse_foreign_manifest(data: bytes, name: str) -> Manifest:
     """The manifest of a release that was downloaded, or may have been; `name` is for people.
 
     Raises:
@@ -42,7 +42,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         yield f"it names {len(manifest.quants):,} files, and {MAX_QUANTS} are possible"
     for quant, record in manifest.quants.items():
         if not _QUANT.fullmatch(quant):
-            yield f"{shown(quant)} is not the name of a quant"
+            yield f"{shown_name(quant)} is not the name of a quant"
         if len(record.parts) > MAX_PARTS:
             yield f"{quant} has {len(record.parts):,} parts, and {MAX_PARTS:,} are possible"
     yield from _of_names(manifest)
@@ -54,11 +54,11 @@ def _of_source(manifest: Manifest) -> Iterator[str]:
     if not source.repo_id:
         return
     try:
-        parse_repo_id(source.repo_id)
+        parse_hub_repo_id(source.repo_id)
     except BadSource:
-        yield f"source.repo_id {shown(source.repo_id)} is not a repo of the Hub"
+        yield f"source.repo_id {shown_name(source.repo_id)} is not a repo of the Hub"
     if not _HUB_COMMIT.fullmatch(source.commit):
-        yield f"source.commit {shown(source.commit)} is not a commit of the Hub: 40 hex digits"
+        yield f"source.commit {shown_name(source.commit)} is not a commit of the Hub: 40 hex digits"
 
 
 def _of_names(manifest: Manifest) -> Iterator[str]:
@@ -66,11 +66,12 @@ def _of_names(manifest: Manifest) -> Iterator[str]:
     owners: dict[str, str] = {}
     for name, owner in _named(manifest):
         if "/" in name or name.startswith(".") or not name.lower().endswith(_ENDING):
-            yield f"{shown(name)} ({owner}) is not a file of a release: not called *{_ENDING}, or hidden, or a path"
+            shown = shown_name(name)
+            yield f"{shown} ({owner}) is not a file of a release: not called *{_ENDING}, or hidden, or a path"
         if len(name.encode()) > MAX_NAME_BYTES:
-            yield f"{shown(name)} ({owner}) is longer than {MAX_NAME_BYTES} bytes"
+            yield f"{shown_name(name)} ({owner}) is longer than {MAX_NAME_BYTES} bytes"
         if owners.setdefault(name.casefold(), owner) != owner:
-            yield f"{shown(name)} is the file of {owners[name.casefold()]} and of {owner}"
+            yield f"{shown_name(name)} is the file of {owners[name.casefold()]} and of {owner}"
 
 
 def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -81,4 +82,4 @@ def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
         for number, part in enumerate(record.parts, 1):
             yield part.path, f"{quant}, part {number}"
     for name in manifest.imatrices:
-        yield name, f"the importance matrix {shown(name)}"
+        yield name, f"the importance matrix {shown_name(name)}"

@@ -38,20 +38,20 @@ PIPELINE_TAGS: Final = frozenset({
 })  # fmt: skip
 
 
-def card_of_readme(text: str) -> tuple[str | None, SourceCard]:
+def hub_card_of_readme(text: str) -> tuple[str | None, SourceCard]:
     """The licence and the card in a README's YAML front matter; None and an empty card where there is none to use."""
     data = _front_matter(text)
     asks = any(key.startswith("extra_gated_") for key in data)  # for terms to be accepted; how, only the Hub knew
     return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else ""})
 
 
-def card_of_hub(info: ModelInfo) -> SourceCard:
+def hub_card_of_repo(info: ModelInfo) -> SourceCard:
     """The card of a model as the Hub describes it. Its gate is the Hub's word, not the card's."""
     data = {name: getattr(info.card_data, name, None) for name in _FIELDS}
     return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated})
 
 
-def card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> tuple[str | None, SourceCard]:
+def hub_card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> tuple[str | None, SourceCard]:
     """The licence and the card in a GGUF's metadata.
 
     Args:
@@ -99,11 +99,15 @@ def _front_matter(text: str) -> dict[str, Any]:
     """The mapping between the first two lines of ---; empty where there is none that can be used."""
     if not text:
         return {}
-    from quantyard.formats.strict_yaml import YamlProblem, front_matter, load_plain  # imported late: many have no card
+    from quantyard.formats.strict_yaml import (  # imported late: many have no card
+        YamlProblem,
+        load_strict_yaml,
+        yaml_front_matter,
+    )
 
-    found = front_matter(text, 2 * _FRONT_MATTER_BYTES)
+    found = yaml_front_matter(text, 2 * _FRONT_MATTER_BYTES)
     try:  # untyped, else the language `no` would be false and a licence 1.0 a number
-        data = load_plain(found or "", typed=False, max_bytes=_FRONT_MATTER_BYTES)
+        data = load_strict_yaml(found or "", typed=False, max_bytes=_FRONT_MATTER_BYTES)
     except YamlProblem:
         return {}
     return data if isinstance(data, dict) else {}

@@ -6,7 +6,16 @@ from typing import Final
 
 from quantyard.memory.kv_cache import UBATCH_TOKENS, CacheType, ContextUse, kv_bytes
 from quantyard.memory.layers import Layer, ModelLayers
-from quantyard.quants.model_config import HIDDEN, KV_HEADS, VOCAB, Config, n_kv_heads, n_layers, number, text_config
+from quantyard.quants.model_config import (
+    HIDDEN,
+    KV_HEADS,
+    VOCAB,
+    Config,
+    model_config_number,
+    model_text_config,
+    n_kv_heads,
+    n_layers,
+)
 
 # To teach it an architecture that mixes window and full attention without saying so in `layer_types`: add a row.
 # model_type → every how many layers one sees the whole context.
@@ -25,14 +34,14 @@ def kv_cache_bytes(config: Config, context_tokens: int, cache_type: CacheType = 
     Exact for standard, grouped, windowed and latent attention. Not counted: the states of recurrent layers, tens of MB
     whatever the context, and the context that each further slot of a server adds.
     """
-    text = text_config(config)
+    text = model_text_config(config)
     if text.get("model_type") in _NO_KV_CACHE:
         return 0
     attention = _attention(text)
     uneven = any(key in text for key in _UNEVEN_KEYS) or any(isinstance(text.get(key), list) for key in KV_HEADS)
     if attention is None or uneven:
         return None
-    window = number(text, "sliding_window", "attention_chunk_size") or 0
+    window = model_config_number(text, "sliding_window", "attention_chunk_size") or 0
     layers = tuple(layer for kind in _layer_kinds(text) if (layer := _layer(kind, attention, window)))
     return kv_bytes(ModelLayers(layers, window), ContextUse(context_tokens), cache_type)
 
@@ -49,18 +58,21 @@ def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
     servers reserve but touch only when a client asks for them; and file pages that stay in memory after the weights
     were repacked for the CPU (Q4_0, Q8_0 and others), which the kernel takes back when it needs them.
     """
-    text = text_config(config)
-    activations = UBATCH_TOKENS * 4 * 8 * (number(text, *HIDDEN) or 0)
-    return file_size + (kv or 0) + activations + 250 * (number(text, *VOCAB) or 0) + _PROCESS_BYTES
+    text = model_text_config(config)
+    activations = UBATCH_TOKENS * 4 * 8 * (model_config_number(text, *HIDDEN) or 0)
+    return file_size + (kv or 0) + activations + 250 * (model_config_number(text, *VOCAB) or 0) + _PROCESS_BYTES
 
 
 def _attention(text: Config) -> Layer | None:
     """What an attention layer keeps per token; of latent attention (DeepSeek) the latent and the rotary part."""
-    latent = number(text, "kv_lora_rank")
+    latent = model_config_number(text, "kv_lora_rank")
     if latent:
-        return Layer(latent + (number(text, "qk_rope_head_dim") or 0), 0)
-    heads, hidden = number(text, "num_attention_heads", "n_head", "n_heads"), number(text, *HIDDEN)
-    head_dim = number(text, "head_dim") or (hidden // heads if heads and hidden else None)
+        return Layer(latent + (model_config_number(text, "qk_rope_head_dim") or 0), 0)
+    heads, hidden = (
+        model_config_number(text, "num_attention_heads", "n_head", "n_heads"),
+        model_config_number(text, *HIDDEN),
+    )
+    head_dim = model_config_number(text, "head_dim") or (hidden // heads if heads and hidden else None)
     if not head_dim or not n_layers(text):
         return None
     return Layer(n_kv_heads(text) * head_dim, n_kv_heads(text) * head_dim)
@@ -70,8 +82,10 @@ def _layer_kinds(text: Config) -> list[str]:
     """The attention of each layer that has a cache of its own (the last of some models share one)."""
     kinds = text.get("layer_types")
     if isinstance(kinds, list | tuple) and kinds:
-        return [str(kind) for kind in kinds][: len(kinds) - (number(text, "num_kv_shared_layers") or 0)]
-    every = number(text, "sliding_window_pattern") or _FULL_ATTENTION_EVERY.get(str(text.get("model_type")), 1)
+        return [str(kind) for kind in kinds][: len(kinds) - (model_config_number(text, "num_kv_shared_layers") or 0)]
+    every = model_config_number(text, "sliding_window_pattern") or _FULL_ATTENTION_EVERY.get(
+        str(text.get("model_type")), 1
+    )
     return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n_layers(text))]
 
 

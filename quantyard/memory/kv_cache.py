@@ -60,9 +60,9 @@ class ContextUse:
         return _padded(min(self.cells, window * (self.sequences if self.unified else 1) + self.batch), CELL_STEP)
 
 
-def cache_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
+def context_cache_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
     """Bytes of the KV cache and of recurrent states: "KV buffer size" and "RS buffer size" in llama-server's log."""
-    return kv_bytes(model, use, cache_type) + state_bytes(model, use)
+    return kv_bytes(model, use, cache_type) + recurrent_state_bytes(model, use)
 
 
 def kv_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
@@ -75,7 +75,7 @@ def kv_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16")
     return total
 
 
-def state_bytes(model: ModelLayers, use: ContextUse) -> int:
+def recurrent_state_bytes(model: ModelLayers, use: ContextUse) -> int:
     """Bytes of the recurrent states: the same at every context."""
     recurrent = sum(layer.recurrent for layer in model.layers)
     rows = max(1, use.sequences)
@@ -83,7 +83,7 @@ def state_bytes(model: ModelLayers, use: ContextUse) -> int:
     return recurrent * each
 
 
-def mask_bytes(model: ModelLayers, use: ContextUse) -> int:
+def attention_mask_bytes(model: ModelLayers, use: ContextUse) -> int:
     """Bytes of the masks that tell flash attention which tokens to see: 1 KiB for each token of context.
 
     The one part of a batch's working memory that grows with the context; the rest was measured.
@@ -93,7 +93,7 @@ def mask_bytes(model: ModelLayers, use: ContextUse) -> int:
     return cells * use.batch * _MASK_BYTES
 
 
-def can_be_quantized(model: ModelLayers) -> bool:
+def can_quantize_kv_cache(model: ModelLayers) -> bool:
     """Whether llama.cpp takes a cache in 8 or 4 bits for this model, and it would be smaller."""
     return all(layer.in_blocks for layer in model.layers) and any(layer.k for layer in model.layers)
 

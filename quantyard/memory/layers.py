@@ -84,7 +84,7 @@ class ModelLayers:
     s_state: int = 0
 
 
-def read_layers(header: GgufHeader) -> ModelLayers | None:
+def read_cache_layers(header: GgufHeader) -> ModelLayers | None:
     """The layers of this model; None where its architecture, or this file of it, is not known exactly.
 
     Raises:

@@ -15,21 +15,21 @@ _UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_me
 def budget_value(budget: str, x: float) -> str:
     """A value in the budget's own unit: per cent, points, nats, bytes, a share, tokens per second."""
     if budget == "max_ppl_change":
-        return numbers.change(x / 100)
+        return numbers.format_change(x / 100)
     if budget == "max_accuracy_loss":
-        return f"{numbers.signed(x, 1)} points"
+        return f"{numbers.format_signed(x, 1)} points"
     if budget == "max_size":
-        return f"{numbers.human_bytes(int(x))} ({numbers.exact_bytes(int(x))})"
+        return f"{numbers.format_bytes(int(x))} ({numbers.format_exact_bytes(int(x))})"
     if budget == "min_schema_conformance":
-        return numbers.percent(x)
-    return f"{numbers.tokens_per_s(x)} tokens/s" if budget.endswith("_per_s") else numbers.kld(x)
+        return numbers.format_percent(x)
+    return f"{numbers.format_tokens_per_s(x)} tokens/s" if budget.endswith("_per_s") else numbers.format_kld(x)
 
 
 def budget_interval(budget: str, found: Interval) -> Written:
     """A value with its interval."""
     if budget == "max_ppl_change":
         share = Interval(value=found.value / 100, low=found.low / 100, high=found.high / 100)
-        return numbers.change_written(share)
+        return numbers.format_change_interval(share)
     low, high = (budget_value(budget, x).partition(" ")[0] for x in (found.low, found.high))
     return Written(budget_value(budget, found.value), low, high)
 
@@ -38,4 +38,4 @@ def budget_limit(budget: str, x: float) -> str:
     """The limit, as the user wrote it."""
     if budget in ("max_size", "min_schema_conformance"):
         return budget_value(budget, x)
-    return f"{numbers.as_written(x)}{_UNITS.get(budget, ' tokens/s')}"
+    return f"{numbers.format_as_written(x)}{_UNITS.get(budget, ' tokens/s')}"

@@ -12,7 +12,7 @@ _HEADLINES: Final = ("acc_norm", "acc", "exact_match")
 Found = TypeVar("Found", Score, Comparison)
 
 
-def headlines(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:
+def headline_scores(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:
     """One score, or comparison, per entry of the suite, in the suite's order.
 
     Falls back to one per task where a group's tasks have no metric in common.
@@ -21,26 +21,26 @@ def headlines(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:
     by_task: dict[str, list[Found]] = {}
     for score in found:
         by_task.setdefault(score.task, []).append(score)
-    names = {name: entry_of(name) for name in by_task}
+    names = {name: headline_entry(name) for name in by_task}
     if set(entries) <= set(names.values()):
         order = sorted((name for name in by_task if names[name] in entries), key=lambda n: entries.index(names[n]))
     else:
         order = list(by_task)
-    return tuple(min(by_task[name], key=lambda score: rank_of(score.metric)) for name in order)
+    return tuple(min(by_task[name], key=lambda score: metric_rank(score.metric)) for name in order)
 
 
-def entry_of(task: str) -> str:
+def headline_entry(task: str) -> str:
     """The suite's word for it: of "mmlu (57 tasks)" or "arc (5-shot)" what comes before."""
     return task.rsplit(" (", 1)[0]
 
 
-def rank_of(metric: str) -> int:
+def metric_rank(metric: str) -> int:
     """0 for the metric that a task is known by, more for the others."""
     name = metric.split(",", maxsplit=1)[0]
     return _HEADLINES.index(name) if name in _HEADLINES else len(_HEADLINES)
 
 
-def is_perplexity(metric: str) -> bool:
+def is_perplexity_metric(metric: str) -> bool:
     """Whether the delta of this metric's comparisons is relative."""
     name = metric.split(",", maxsplit=1)[0]
     return name.endswith("perplexity") or name == "bits_per_byte"

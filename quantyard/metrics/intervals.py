@@ -10,28 +10,28 @@ from typing import Final
 from quantyard.protocol.measurements import CONFIDENCE, Divergence, Estimate, Interval
 
 
-def quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
     """The z of a two-sided confidence, 0 to 1: how many standard errors an interval reaches to each side."""
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-Z: Final = quantile(CONFIDENCE)  # of the intervals in a report
+Z: Final = normal_quantile(CONFIDENCE)  # of the intervals in a report
 
 
-def normal(found: Estimate, z: float = Z) -> Interval:
+def normal_interval(found: Estimate, z: float = Z) -> Interval:
     """A mean and its standard error as an interval."""
     half = z * found.stderr
     return Interval(value=found.value, low=found.value - half, high=found.value + half)
 
 
-def difference(one: Estimate, other: Estimate) -> Interval:
+def interval_difference(one: Estimate, other: Estimate) -> Interval:
     """`one` less `other`, as if their texts were drawn apart. Two files that read the same tokens err together, so the
     true interval is narrower: what this one calls a difference is one.
     """
-    return normal(Estimate(value=one.value - other.value, stderr=math.hypot(one.stderr, other.stderr)))
+    return normal_interval(Estimate(value=one.value - other.value, stderr=math.hypot(one.stderr, other.stderr)))
 
 
-def wilson(right: float, n: float, z: float = Z) -> Interval:
+def wilson_interval(right: float, n: float, z: float = Z) -> Interval:
     """Wilson's score interval (JASA 22, 1927, 209) of the share `right` of `n`; 0 to 1 where nothing was asked."""
     if n == 0:
         return Interval(value=0.0, low=0.0, high=1.0)
@@ -41,7 +41,7 @@ def wilson(right: float, n: float, z: float = Z) -> Interval:
     return Interval(value=p, low=min(p, max(0.0, centre - half)), high=max(p, min(1.0, centre + half)))
 
 
-def mapped(found: Interval, rising: Callable[[float], float]) -> Interval | None:
+def mapped_interval(found: Interval, rising: Callable[[float], float]) -> Interval | None:
     """The interval in another unit, by a rising function; None where that leaves the range of numbers."""
     try:
         value, low, high = (rising(x) for x in (found.value, found.low, found.high))
@@ -50,7 +50,7 @@ def mapped(found: Interval, rising: Callable[[float], float]) -> Interval | None
     return Interval(value=value, low=low, high=high) if math.isfinite(high) else None
 
 
-def ppl_change(found: Divergence | None, z: float = Z) -> Interval | None:
+def ppl_change_interval(found: Divergence | None, z: float = Z) -> Interval | None:
     """PPL / baseline PPL - 1 with its interval (0.01: 1 % more); None for the baseline, or beyond the numbers."""
     ratio = found.ln_perplexity_ratio if found else None
-    return mapped(normal(ratio, z), math.expm1) if ratio else None
+    return mapped_interval(normal_interval(ratio, z), math.expm1) if ratio else None

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from quantyard.formatting.numbers import Kind
-from quantyard.metrics.headline_metrics import is_perplexity
+from quantyard.metrics.headline_metrics import is_perplexity_metric
 from quantyard.protocol.measurements import Comparison, Score
 
 # Metrics of lm-evaluation-harness that may lie between 0 and 1 and are shares of nothing.
 _OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})
 
 
-def kind_of(found: Score | Comparison) -> Kind:
+def score_metric_kind(found: Score | Comparison) -> Kind:
     """The kind of a score, or of a comparison."""
     values = (found.result.value,) if isinstance(found, Score) else (found.baseline, found.value)
-    return kind_of_metric(found.metric, *values)
+    return metric_kind(found.metric, *values)
 
 
-def kind_of_metric(metric: str, *values: float) -> Kind:
+def metric_kind(metric: str, *values: float) -> Kind:
     """"relative" for perplexities and bits per byte, "share" for what lies between 0 and 1, else "own unit"."""
-    if is_perplexity(metric):
+    if is_perplexity_metric(metric):
         return "relative"
     is_share = metric.split(",", maxsplit=1)[0] not in _OWN_UNIT and all(0 <= value <= 1 for value in values)
     return "share" if is_share else "own unit"

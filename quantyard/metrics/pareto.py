@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from quantyard.formatting.numbers import change, kld, rough_percent
-from quantyard.metrics.intervals import ppl_change
+from quantyard.formatting.numbers import format_change, format_kld, format_rough_percent
+from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
 
 Metric = Literal["mean KLD", "ΔPPL"]
@@ -20,7 +20,7 @@ _OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)  # the file that the other
 
 
 @dataclass(frozen=True)
-class Entry:
+class ParetoEntry:
     """One file.
 
     Attributes:
@@ -39,46 +39,46 @@ class Entry:
 # ---- the definition ----------------------------------------------------------------------------------
 
 
-def beats(one: Entry, other: Entry) -> bool:
+def pareto_beats(one: ParetoEntry, other: ParetoEntry) -> bool:
     """Whether `one` is at least as small, as good and as fast as `other`, and better in one of the three."""
     mine, theirs = _costs(one), _costs(other)
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
-def beaten_by(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
+def pareto_beaten_by(entries: Iterable[ParetoEntry]) -> dict[str, tuple[str, ...]]:
     """Each label → those that beat it; empty for a file of the front. Speed counts if it was measured of all."""
     found = tuple(entries)
     if any(e.tokens_per_s is None for e in found):
         found = _without_speed(found)
-    return {e.label: tuple(o.label for o in found if beats(o, e)) for e in found}
+    return {e.label: tuple(o.label for o in found if pareto_beats(o, e)) for e in found}
 
 
-def fast_alone(entries: Sequence[Entry]) -> tuple[str, ...]:
+def pareto_fast_alone(entries: Sequence[ParetoEntry]) -> tuple[str, ...]:
     """The files that are on the front for their speed alone: another file is at most as large and at least as good."""
-    whole, slow = beaten_by(entries), beaten_by(_without_speed(entries))
+    whole, slow = pareto_beaten_by(entries), pareto_beaten_by(_without_speed(entries))
     return tuple(label for label, others in slow.items() if others and not whole[label])
 
 
-def _costs(entry: Entry) -> tuple[float, float, float]:
+def _costs(entry: ParetoEntry) -> tuple[float, float, float]:
     """The lower, the better."""
     return entry.size_bytes, entry.loss, -(entry.tokens_per_s or 0.0)
 
 
-def _without_speed(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def _without_speed(entries: Sequence[ParetoEntry]) -> tuple[ParetoEntry, ...]:
     return tuple(replace(e, tokens_per_s=None) for e in entries)
 
 
 # ---- the files of a report ---------------------------------------------------------------------------
 
 
-def metric_of(report: EvalReport) -> Metric:
+def pareto_metric(report: EvalReport) -> Metric:
     """The metric of quality: KL divergence, or perplexity where that alone was measured."""
     found = [m.divergence for m in report.measurements if m.divergence]
-    only_perplexity = any(ppl_change(d) for d in found) and all(d.mean_kld is None for d in found)
+    only_perplexity = any(ppl_change_interval(d) for d in found) and all(d.mean_kld is None for d in found)
     return "ΔPPL" if only_perplexity else "mean KLD"
 
 
-def quality_of(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
+def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
     """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 of the baseline. None where it was not measured."""
     divergence = found.divergence
     if divergence is None:
@@ -88,12 +88,12 @@ def quality_of(report: EvalReport, found: Measurement, metric: Metric) -> Estima
     return divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
 
 
-def entries_of(report: EvalReport) -> tuple[Entry, ...]:
+def pareto_entries(report: EvalReport) -> tuple[ParetoEntry, ...]:
     """The files beside the baseline whose size and quality were measured, in the report's order."""
-    metric = metric_of(report)
-    qualities = ((m, quality_of(report, m, metric)) for m in report.measurements)
+    metric = pareto_metric(report)
+    qualities = ((m, pareto_quality(report, m, metric)) for m in report.measurements)
     return tuple(
-        Entry(m.file.label, m.file.size_bytes, quality.value, _speed(m), _shown(quality.value, metric))
+        ParetoEntry(m.file.label, m.file.size_bytes, quality.value, _speed(m), _shown(quality.value, metric))
         for m, quality in qualities if quality and m.file.size_bytes and m.file.label != report.baseline
     )  # fmt: skip
 
@@ -103,32 +103,32 @@ def _speed(m: Measurement) -> float | None:
 
 
 def _shown(value: float, metric: Metric) -> str:
-    return kld(value) if metric == "mean KLD" else change(math.expm1(value))
+    return format_kld(value) if metric == "mean KLD" else format_change(math.expm1(value))
 
 
 # ---- in words ----------------------------------------------------------------------------------------
 
 
-def standings(entries: Sequence[Entry], metric: str) -> dict[str, str]:
+def pareto_standings(entries: Sequence[ParetoEntry], metric: str) -> dict[str, str]:
     """Each beaten file → "beaten by IQ4_XS: 4.5 % smaller, mean KLD 0.041 against 0.058, 4.7 % faster"; and what is
     on the front for its speed alone. Of the other files of the front there is nothing to say.
     """
     by_label = {entry.label: entry for entry in entries}
     said = {}
-    for label, others in beaten_by(entries).items():
+    for label, others in pareto_beaten_by(entries).items():
         if len(others) == 1:
             said[label] = f"beaten by {others[0]}: {_against(by_label[others[0]], by_label[label], metric)}"
         elif others:
             winners = f"{', '.join(others[:-1])} and {others[-1]}"
             said[label] = f"beaten by {winners}: at least as small, as accurate and as fast"
-    return said | dict.fromkeys(fast_alone(entries), "on the front for its speed alone")
+    return said | dict.fromkeys(pareto_fast_alone(entries), "on the front for its speed alone")
 
 
-def _against(winner: Entry, loser: Entry, metric: str) -> str:
+def _against(winner: ParetoEntry, loser: ParetoEntry, metric: str) -> str:
     smaller = 1 - winner.size_bytes / loser.size_bytes
-    parts = [f"{rough_percent(smaller)} smaller" if smaller else "as large"]
+    parts = [f"{format_rough_percent(smaller)} smaller" if smaller else "as large"]
     parts.append(f"{metric} {winner.shown} against {loser.shown}")
     if winner.tokens_per_s and loser.tokens_per_s:
         faster = winner.tokens_per_s / loser.tokens_per_s - 1
-        parts.append(f"{rough_percent(faster)} faster" if faster else "as fast")
+        parts.append(f"{format_rough_percent(faster)} faster" if faster else "as fast")
     return ", ".join(parts)

@@ -1,9 +1,9 @@
 """What hosts that may mean harm answer over HTTP, bounded before anyone reads it: bytes, seconds, headers, redirects.
 
-`guard` puts a client's transports behind one that knows these bounds, so whatever uses the client cannot forget them.
-An answer is read whole, within a deadline that begins with its first byte and moves on with its bytes; the body of a
-file comes as a stream that must not fall below a pace. Bytes are counted after decompression. What a `Border` says of
-a host's own protocol (which answers are files, which forms they have) is asked here too.
+`bound_http_client` puts a client's transports behind one that knows these bounds, so that whatever uses the client
+cannot forget them. An answer is read whole, within a deadline that begins with its first byte and moves on with its
+bytes; the body of a file comes as a stream that must not fall below a pace. Bytes are counted after decompression.
+What a `HttpBorder` says of a host's own protocol (which answers are files, which forms they have) is asked here too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpcore2
 import httpx2
 
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 
 C = TypeVar("C", bound=httpx2.Client)
 READING: Final = "quantyard.reading"  # the extension of a request that holds its `Reading`
@@ -34,7 +34,7 @@ _LONGEST_DATE: Final = 64
 
 
 @dataclass(frozen=True)
-class Bounds:
+class HttpBounds:
     """How much is taken from others; the same for every host."""
 
     answer_bytes: int = 16 * 1024 * 1024
@@ -48,7 +48,7 @@ class Bounds:
     headers_bytes: int = 48 * 1024
 
 
-BOUNDS = Bounds()
+BOUNDS = HttpBounds()
 
 
 class BadAnswer(httpx2.TransportError):
@@ -60,7 +60,7 @@ class BadAnswer(httpx2.TransportError):
 
     def hide(self, secret: str) -> None:
         """Take a secret out of what is said, should the host have sent it back."""
-        self.fault = without(secret, self.fault)
+        self.fault = without_secret(secret, self.fault)
         self.args = (f"{self.host} {self.fault}",)
 
 
@@ -70,7 +70,7 @@ class TooSlow(BadAnswer):
 
 @dataclass(frozen=True)
 class Reading:
-    """How the answer to one request is read, where the `Border` would not know.
+    """How the answer to one request is read, where the `HttpBorder` would not know.
 
     Args:
         limit_bytes: no more are taken; None: as `BOUNDS` say.
@@ -81,7 +81,7 @@ class Reading:
     is_cut: bool = False
 
 
-class Border:
+class HttpBorder:
     """What is known of a host's own protocol. This one knows of none."""
 
     def is_file(self, request: httpx2.Request) -> bool:  # noqa: ARG002 - for those that know more
@@ -96,7 +96,7 @@ class Border:
         return content
 
 
-def guard(client: C, border: Border) -> C:
+def bound_http_client(client: C, border: HttpBorder) -> C:
     """The client, all of whose answers are bounded from now on."""
     client.max_redirects = MAX_REDIRECTS
     # httpx2 offers no other place that sees requests by way of a proxy too.
@@ -106,17 +106,17 @@ def guard(client: C, border: Border) -> C:
     return client
 
 
-def host_of(request: httpx2.Request) -> str:
+def http_request_host(request: httpx2.Request) -> str:
     """scheme://host[:port], without a user's name or password."""
     return f"{request.url.scheme}://{request.url.netloc.decode('ascii', 'replace')}"
 
 
-def secret_of(request: httpx2.Request) -> str:
+def http_request_secret(request: httpx2.Request) -> str:
     """What the request authorizes itself by; "" without."""
     return request.headers.get("Authorization", "").partition(" ")[2]
 
 
-def without(secret: str, text: str) -> str:
+def without_secret(secret: str, text: str) -> str:
     """The text without a secret that a host may have sent back."""
     return text.replace(secret, "(the token)") if secret else text
 
@@ -134,12 +134,12 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def count_of(text: str | None) -> int | None:
+def http_byte_count(text: str | None) -> int | None:
     """A number of bytes in a header; None: it is none."""
     return int(text) if text and _COUNT.fullmatch(text) else None
 
 
-def fault_of_address(text: str, sender: httpx2.URL, *, is_redirect: bool) -> str:
+def http_address_fault(text: str, sender: httpx2.URL, *, is_redirect: bool) -> str:
     """Why an address that a host names cannot be gone to; "" where it can. It may be relative to `sender`."""
     if len(text) > _LONGEST_ADDRESS:
         return f"an address of {len(text):,} characters"
@@ -167,7 +167,7 @@ def fault_of_address(text: str, sender: httpx2.URL, *, is_redirect: bool) -> str
 class _Guard(httpx2.BaseTransport):
     """A transport whose answers are bounded."""
 
-    def __init__(self, inner: httpx2.BaseTransport, border: Border) -> None:
+    def __init__(self, inner: httpx2.BaseTransport, border: HttpBorder) -> None:
         self._inner, self._border = inner, border
         pool = getattr(inner, "_pool", None)
         if pool is not None:  # none in a test's transport
@@ -180,11 +180,11 @@ class _Guard(httpx2.BaseTransport):
         try:
             return self._bounded(request)
         except BadAnswer as error:
-            error.hide(secret_of(request))
+            error.hide(http_request_secret(request))
             raise
 
     def _bounded(self, request: httpx2.Request) -> httpx2.Response:
-        watch = _Watch(host_of(request), BOUNDS)
+        watch = _Watch(http_request_host(request), BOUNDS)
         with _watched(watch):
             response = self._inner.handle_request(request)
             try:
@@ -195,7 +195,7 @@ class _Guard(httpx2.BaseTransport):
                 content = _whole(request, response, reading or Reading(), watch)
             except httpx2.DecodingError as error:
                 response.close()
-                raise BadAnswer(host_of(request), f"sends what cannot be unpacked ({error})") from error
+                raise BadAnswer(http_request_host(request), f"sends what cannot be unpacked ({error})") from error
             except BaseException:
                 response.close()
                 raise
@@ -205,14 +205,14 @@ class _Guard(httpx2.BaseTransport):
         return _answer(response, headers, httpx2.ByteStream(content))
 
     def _headers(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.Headers:
-        headers, host = httpx2.Headers(response.headers), host_of(request)
+        headers, host = httpx2.Headers(response.headers), http_request_host(request)
         size = sum(len(name) + len(value) for name, value in headers.raw)
         if len(headers.raw) > BOUNDS.n_headers or size > BOUNDS.headers_bytes:
             raise BadAnswer(host, f"sends {len(headers.raw):,} headers of {size:,} bytes")
         if "Location" in headers:
             said = headers["Location"]
-            if fault := fault_of_address(said, request.url, is_redirect=response.is_redirect):
-                raise BadAnswer(host, f"leads to {fault}: {shown(said)}")
+            if fault := http_address_fault(said, request.url, is_redirect=response.is_redirect):
+                raise BadAnswer(host, f"leads to {fault}: {shown_name(said)}")
         _plain_waits(headers)
         if not headers.get("Set-Cookie", "").isascii():
             headers.pop("Set-Cookie")  # it could not be sent back
@@ -254,7 +254,9 @@ def _whole(request: httpx2.Request, response: httpx2.Response, reading: Reading,
         if size > limit:
             break
     if size > limit and not is_cut:
-        raise BadAnswer(host_of(request), f"sends more than {limit:,} bytes for {shown(request.url.path)}")
+        raise BadAnswer(
+            http_request_host(request), f"sends more than {limit:,} bytes for {shown_name(request.url.path)}"
+        )
     return b"".join(blocks)[:limit]
 
 
@@ -264,7 +266,7 @@ class _File(httpx2.SyncByteStream):
     def __init__(self, response: httpx2.Response, watch: _Watch) -> None:
         self._response, self._watch = response, watch
         is_packed = "Content-Encoding" in response.headers
-        announced = None if is_packed else count_of(response.headers.get("Content-Length"))
+        announced = None if is_packed else http_byte_count(response.headers.get("Content-Length"))
         self._limit = BOUNDS.unannounced_bytes if announced is None else announced
         self._blocks = response.iter_bytes() if is_packed else iter(response.stream)  # type: ignore[arg-type]
 
@@ -288,7 +290,7 @@ class _File(httpx2.SyncByteStream):
 class _Pace:
     """Whether enough bytes come in every window of time."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: HttpBounds) -> None:
         self._bounds, self._start, self._bytes = bounds, time.monotonic(), 0
 
     def is_lost(self, n_bytes: int) -> bool:
@@ -308,7 +310,7 @@ class _Pace:
 class _Watch:
     """The deadline of one answer, from its first byte on."""
 
-    def __init__(self, host: str, bounds: Bounds) -> None:
+    def __init__(self, host: str, bounds: HttpBounds) -> None:
         self.host, self._bounds, self._first, self._bytes = host, bounds, 0.0, 0
 
     def left_s(self) -> float | None:
@@ -361,7 +363,7 @@ class _Backend(httpcore2.NetworkBackend):
         try:
             return _Stream(self._inner.connect_tcp(host, port, *args, **kwargs))
         except UnicodeError as error:  # a name with a part that is too long for DNS
-            raise httpcore2.ConnectError(f"{shown(host)} is not a host name") from error
+            raise httpcore2.ConnectError(f"{shown_name(host)} is not a host name") from error
 
     def connect_unix_socket(self, path: str, *args: Any, **kwargs: Any) -> httpcore2.NetworkStream:
         return _Stream(self._inner.connect_unix_socket(path, *args, **kwargs))

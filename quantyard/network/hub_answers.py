@@ -11,9 +11,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import JsonProblem, load_json
-from quantyard.network.bounded_http import without
+from quantyard.network.bounded_http import without_secret
 
 MAX_FILES: Final = 20_000
 _MAX_BYTES: Final = 64 * 1024 * 1024  # what was read is bounded already
@@ -54,11 +54,11 @@ class _Safetensors(_Answer):
     total: Size = 0
 
 
-class Model(_Answer):
+class HubModel(_Answer):
     """/api/models/<id>/revision/<revision>."""
 
     id: RepoName
-    sha: Words | None = None  # 40 hex digits: checked by `commit_of`
+    sha: Words | None = None  # 40 hex digits: checked by `hub_commit`
     private: bool | None = None
     gated: bool | Literal["auto", "manual"] | None = None
     disabled: bool | None = None
@@ -82,7 +82,7 @@ class _Ref(_Answer):
     targetCommit: Words  # noqa: N815
 
 
-class Refs(_Answer):
+class HubRefs(_Answer):
     """/api/models/<id>/refs."""
 
     branches: Annotated[list[_Ref], Field(max_length=MAX_FILES)]
@@ -98,7 +98,7 @@ class _Auth(_Answer):
     accessToken: _AccessToken = _AccessToken()  # noqa: N815
 
 
-class WhoAmI(_Answer):
+class HubWhoAmI(_Answer):
     """/api/whoami-v2."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -138,7 +138,7 @@ class _Discussion(_Answer):
     repo: _RepoOf
 
 
-class Discussions(_Answer):
+class HubDiscussions(_Answer):
     """/api/models/<id>/discussions, one page."""
 
     discussions: Annotated[list[_Discussion], Field(max_length=1000)]
@@ -159,7 +159,7 @@ class _Preupload(_Answer):
     oid: Words | None = None
 
 
-class Preuploads(_Answer):
+class HubPreuploads(_Answer):
     """/api/models/<id>/preupload/<revision>."""
 
     files: Annotated[list[_Preupload], Field(max_length=MAX_FILES)]
@@ -173,7 +173,7 @@ class _Action(_Answer):
     def _has_parts(self) -> Self:
         size = (self.header or {}).get("chunk_size")
         if size is not None and not re.fullmatch(r"[1-9][0-9]{0,14}", size):
-            raise ValueError(f"a chunk_size of {shown(size)}")
+            raise ValueError(f"a chunk_size of {shown_name(size)}")
         return self
 
 
@@ -194,14 +194,14 @@ class _Upload(_Answer):
     error: _Trouble | None = None
 
 
-class Batch(_Answer):
+class HubBatch(_Answer):
     """<id>.git/info/lfs/objects/batch."""
 
     objects: Annotated[list[_Upload], Field(max_length=MAX_FILES)]
     transfer: Words | None = None
 
 
-class Committed(_Answer):
+class HubCommitted(_Answer):
     """/api/models/<id>/commit/<revision>."""
 
     commitOid: Commit  # noqa: N815
@@ -209,7 +209,7 @@ class Committed(_Answer):
     pullRequestUrl: Address | None = None  # noqa: N815
 
 
-class Created(_Answer):
+class HubCreated(_Answer):
     """/api/repos/create."""
 
     url: Address
@@ -231,16 +231,16 @@ def _form(methods: str, path: str, type_: Any) -> _Form:
 _REPO = r"/api/models/[^/]+(?:/[^/]+)?"
 # To check one more kind of answer: add a row; the first that fits is taken.
 _FORMS: Final = (
-    _form("GET", f"{_REPO}/refs", Refs),
+    _form("GET", f"{_REPO}/refs", HubRefs),
     _form("POST", f"{_REPO}/paths-info/[^/]+", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
-    _form("POST", f"{_REPO}/preupload/[^/]+", Preuploads),
-    _form("POST", f"{_REPO}/commit/[^/]+", Committed),
-    _form("GET", f"{_REPO}/discussions", Discussions),
-    _form("GET", f"{_REPO}/revision/[^/]+", Model),
-    _form("GET", f"{_REPO}", Model),
-    _form("GET", "/api/whoami-v2", WhoAmI),
-    _form("POST", "/api/repos/create", Created),
-    _form("POST", r"\.git/info/lfs/objects/batch", Batch),
+    _form("POST", f"{_REPO}/preupload/[^/]+", HubPreuploads),
+    _form("POST", f"{_REPO}/commit/[^/]+", HubCommitted),
+    _form("GET", f"{_REPO}/discussions", HubDiscussions),
+    _form("GET", f"{_REPO}/revision/[^/]+", HubModel),
+    _form("GET", f"{_REPO}", HubModel),
+    _form("GET", "/api/whoami-v2", HubWhoAmI),
+    _form("POST", "/api/repos/create", HubCreated),
+    _form("POST", r"\.git/info/lfs/objects/batch", HubBatch),
 )
 
 
@@ -248,7 +248,7 @@ class WrongForm(ValueError):
     """An answer that the Hub would not give; the message says what is wrong with it."""
 
 
-def checked(method: str, path: str, content: bytes) -> bytes:
+def checked_hub_answer(method: str, path: str, content: bytes) -> bytes:
     """The answer to a request for this path (as it was sent, percent signs and all), with checked fields alone.
 
     An answer of which no form is known is JSON that can be read safely, or no JSON at all.
@@ -274,11 +274,11 @@ def _first_fault(error: ValidationError) -> str:
     """The first field that is wrong, and how."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    what = f"{shown(place)}: {first['msg']}" if place else str(first["msg"])
+    what = f"{shown_name(place)}: {first['msg']}" if place else str(first["msg"])
     return what[:_LONGEST_WORDS]
 
 
-def plain_error(content: bytes, secret: str = "") -> bytes:
+def plain_hub_error(content: bytes, secret: str = "") -> bytes:
     """The body of an error with nothing in it but the Hub's words, cut short and without the secret."""
     try:
         said = load_json(content, _MAX_BYTES)
@@ -287,16 +287,18 @@ def plain_error(content: bytes, secret: str = "") -> bytes:
     if not isinstance(said, dict):
         return b"{}"
     texts = {key: said.get(key) for key in ("error", "error_description")}
-    kept: dict[str, Any] = {key: without(secret, text) for key, text in texts.items() if isinstance(text, str)}
-    kept = {key: cut(text) for key, text in kept.items()}
+    kept: dict[str, Any] = {key: without_secret(secret, text) for key, text in texts.items() if isinstance(text, str)}
+    kept = {key: cut_hub_text(text) for key, text in kept.items()}
     if isinstance(url := said.get("url"), str) and _ADDRESS.fullmatch(url):
         kept["url"] = url  # of a repo that exists already
     if isinstance(errors := said.get("errors"), list):
         messages = [each.get("message") for each in errors[:10] if isinstance(each, dict)]
-        kept["errors"] = [{"message": cut(without(secret, each))} for each in messages if isinstance(each, str)]
+        kept["errors"] = [
+            {"message": cut_hub_text(without_secret(secret, each))} for each in messages if isinstance(each, str)
+        ]
     return TypeAdapter(dict[str, Any]).dump_json(kept)
 
 
-def cut(text: str) -> str:
+def cut_hub_text(text: str) -> str:
     """What others say, no longer than one reads."""
     return text if len(text) <= _LONGEST_WORDS else f"{text[:_LONGEST_WORDS]} …"

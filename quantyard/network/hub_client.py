@@ -16,19 +16,19 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils._http import default_client_factory
 
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 from quantyard.network.bounded_http import (
     BadAnswer,
-    Border,
-    count_of,
-    fault_of_address,
-    guard,
-    host_of,
+    HttpBorder,
+    bound_http_client,
+    http_address_fault,
+    http_byte_count,
+    http_request_host,
+    http_request_secret,
     retry_after_s,
-    secret_of,
-    without,
+    without_secret,
 )
-from quantyard.network.hub_answers import Batch, WrongForm, checked, cut, plain_error
+from quantyard.network.hub_answers import HubBatch, WrongForm, checked_hub_answer, cut_hub_text, plain_hub_error
 
 CONNECT_TIMEOUT_S: Final = 20.0
 WRITE_TIMEOUT_S: Final = 60.0  # until a part of the body goes on
@@ -46,24 +46,24 @@ class AskedToWait(BadAnswer):
     """It limits our requests, for longer than anybody would watch; the library would sleep for all of it."""
 
 
-def use_bounded_client() -> None:
+def use_bounded_hub_client() -> None:
     """Let huggingface_hub ask by no other client than this from now on, in this process."""
     if _READY:
         return
     constants.HF_HUB_DISABLE_TELEMETRY = True  # else its first request asks for a list of agents, 3 s at worst
     constants.HF_HUB_DISABLE_XET = True  # a client of its own, which would go where the Hub says, unbounded
-    set_client_factory(bounded_client)
+    set_client_factory(bounded_hub_client)
     _READY.append(True)
 
 
-def bounded_client() -> httpx2.Client:
+def bounded_hub_client() -> httpx2.Client:
     """A client for the Hub."""
     client = default_client_factory()
     client.timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S, write=WRITE_TIMEOUT_S)
-    return guard(client, HubBorder())
+    return bound_http_client(client, HubBorder())
 
 
-class HubBorder(Border):
+class HubBorder(HttpBorder):
     """What the Hub, or a host that says it is one, may answer."""
 
     def __init__(self) -> None:
@@ -75,18 +75,20 @@ class HubBorder(Border):
 
     def clean(self, request: httpx2.Request, status: int, headers: httpx2.Headers) -> None:
         """Leave nothing that the library would make a file name, a number or another address of unseen."""
-        if status >= 400 and (asked_s := asked_to_wait_s(headers)) > LONGEST_WAIT_S:
+        if status >= 400 and (asked_s := hub_asked_to_wait_s(headers)) > LONGEST_WAIT_S:
             fault = f"wants fewer requests (answer {status}), and to be asked again in {asked_s:.0f} s"
-            raise AskedToWait(host_of(request), fault)
+            raise AskedToWait(http_request_host(request), fault)
         for name in ("ETag", "X-Linked-Etag"):
             if name in headers and (not _TAG.fullmatch(headers[name]) or ".." in headers[name]):
                 headers.pop(name)
         if "X-Repo-Commit" in headers and not _COMMIT.fullmatch(headers["X-Repo-Commit"]):
             headers.pop("X-Repo-Commit")
-        if "X-Linked-Size" in headers and count_of(headers["X-Linked-Size"]) is None:
+        if "X-Linked-Size" in headers and http_byte_count(headers["X-Linked-Size"]) is None:
             headers.pop("X-Linked-Size")
         if "X-Error-Message" in headers:
-            headers["X-Error-Message"] = cut(without(secret_of(request), headers["X-Error-Message"]))
+            headers["X-Error-Message"] = cut_hub_text(
+                without_secret(http_request_secret(request), headers["X-Error-Message"])
+            )
         headers.pop("X-HF-Warning", None)  # it would be logged as it is
         self._check_next(request, headers.get("Link", ""))
 
@@ -100,26 +102,26 @@ class HubBorder(Border):
         except httpx2.InvalidURL:
             is_here = False
         if not is_here:
-            raise BadAnswer(host_of(request), f"says that its list goes on at {shown(found[1])}")
-        place = f"{host_of(request)}{request.url.path}"
+            raise BadAnswer(http_request_host(request), f"says that its list goes on at {shown_name(found[1])}")
+        place = f"{http_request_host(request)}{request.url.path}"
         self._pages[place] = self._pages[place] + 1 if "cursor" in request.url.params else 1
         if self._pages[place] > MAX_PAGES:
-            raise BadAnswer(host_of(request), f"answers with a list of more than {MAX_PAGES} pages")
+            raise BadAnswer(http_request_host(request), f"answers with a list of more than {MAX_PAGES} pages")
 
     def content(self, request: httpx2.Request, status: int, content: bytes) -> bytes:
         """An error's own words alone; of any other answer of the API, the fields that were checked."""
         if status >= 400:
-            return plain_error(content, secret_of(request))
+            return plain_hub_error(content, http_request_secret(request))
         if not _API.fullmatch(request.url.path) or not 200 <= status < 300:
             return content
         path = request.url.raw_path.decode("ascii", "replace").partition("?")[0]
         try:
-            found = checked(request.method, path, content)
+            found = checked_hub_answer(request.method, path, content)
         except WrongForm as wrong:
-            fault = f"answers, but not as a Hub does: {shown(request.url.path)} gives {wrong}"
-            raise BadAnswer(host_of(request), fault) from None
-        if (secret := secret_of(request)) and secret.encode() in found:
-            raise BadAnswer(host_of(request), "sends the token back, where none belongs")
+            fault = f"answers, but not as a Hub does: {shown_name(request.url.path)} gives {wrong}"
+            raise BadAnswer(http_request_host(request), fault) from None
+        if (secret := http_request_secret(request)) and secret.encode() in found:
+            raise BadAnswer(http_request_host(request), "sends the token back, where none belongs")
         if path.endswith("/info/lfs/objects/batch"):
             _check_uploads(request, found)
         return found
@@ -127,17 +129,17 @@ class HubBorder(Border):
 
 def _check_uploads(request: httpx2.Request, content: bytes) -> None:
     """A file goes out with encryption if the question did, and the token goes back to the Hub alone."""
-    for each in Batch.model_validate_json(content).objects:
+    for each in HubBatch.model_validate_json(content).objects:
         actions = [each.actions.upload, each.actions.verify] if each.actions else []
         for address in (action.href for action in actions if action):
-            if fault := fault_of_address(address, request.url, is_redirect=True):
-                raise BadAnswer(host_of(request), f"wants a file sent to {fault}: {shown(address)}")
+            if fault := http_address_fault(address, request.url, is_redirect=True):
+                raise BadAnswer(http_request_host(request), f"wants a file sent to {fault}: {shown_name(address)}")
         verify = each.actions.verify if each.actions else None
         if verify and httpx2.URL(verify.href).origin != request.url.origin:
-            raise BadAnswer(host_of(request), f"wants the token sent to {shown(verify.href)}")
+            raise BadAnswer(http_request_host(request), f"wants the token sent to {shown_name(verify.href)}")
 
 
-def asked_to_wait_s(headers: httpx2.Headers) -> float:
+def hub_asked_to_wait_s(headers: httpx2.Headers) -> float:
     """Seconds until the Hub wants to be asked again; 0: it does not say."""
     limit = parse_ratelimit_headers(headers)
     asked_s = retry_after_s(headers)

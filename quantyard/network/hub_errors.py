@@ -26,11 +26,11 @@ from huggingface_hub.errors import (
 from quantyard.network.bounded_http import BadAnswer
 from quantyard.network.hub_client import AskedToWait
 from quantyard.network.transfer import EndedEarly, WrongContent
-from quantyard.protocol.runner import causes
+from quantyard.protocol.runner import error_causes
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedHub:
     """What was asked for, as messages name it."""
 
     what: str  # "org/name", or "the data set org/name"
@@ -61,7 +61,7 @@ AGAIN: Final = "Type the same command again later: what has arrived is kept."  #
 _CHECK: Final = "Check the network, HF_ENDPOINT and HTTPS_PROXY."
 
 
-def _gated(asked: Asked) -> Words:
+def _gated(asked: AskedHub) -> Words:
     if asked.has_token:
         hint = f"The token in HF_TOKEN has no access yet: accept the terms at {asked.page} with its account, then wait."
     else:
@@ -69,7 +69,7 @@ def _gated(asked: Asked) -> Words:
     return f"{_start(asked)} is gated: its owner wants the terms accepted first.", hint
 
 
-def _repo_not_found(asked: Asked) -> Words:
+def _repo_not_found(asked: AskedHub) -> Words:
     if asked.has_token:
         fact = f"The Hub shows no {_name(asked)} to the owner of the token in HF_TOKEN: missing, or private to others."
         return fact, f"Check the name at {asked.page}, and the token's read access to it."
@@ -77,19 +77,19 @@ def _repo_not_found(asked: Asked) -> Words:
     return fact, f"Check the name at {asked.page}; if it is private, set HF_TOKEN."
 
 
-def _bad_token(asked: Asked) -> Words:
+def _bad_token(asked: AskedHub) -> Words:
     hint = f"Make a new one at {asked.endpoint}/settings/tokens, or unset HF_TOKEN for what is public."
     return "The Hub does not accept the token in HF_TOKEN (answer 401).", hint
 
 
-def _rate_limited(asked: Asked) -> Words:
+def _rate_limited(asked: AskedHub) -> Words:
     more = "" if asked.has_token else " With HF_TOKEN set, the limit is higher."
     fact = f"{asked.endpoint} limits our requests (answer 429, also after waiting)."
     return fact, f"Wait some minutes. {asked.again}{more}"
 
 
 # Answers of the Hub that concern what was asked for. To add one: its kind, and its words.
-_ANSWERS: Final[Mapping[str, Callable[[Asked], Words]]] = {
+_ANSWERS: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "gated": _gated,
     "disabled": lambda asked: (f"The Hub has disabled {asked.what}.", f"See {asked.page} for the reason; use another."),
     "revision-not-found": lambda asked: (
@@ -102,7 +102,7 @@ _ANSWERS: Final[Mapping[str, Callable[[Asked], Words]]] = {
     "rate-limited": _rate_limited,
 }  # fmt: skip
 # What goes wrong on the way, or with an answer that is not a Hub's.
-_ON_THE_WAY: Final[Mapping[str, Callable[[Asked], Words]]] = {
+_ON_THE_WAY: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "certificate": lambda asked: (
         f"The certificate of {asked.endpoint} is not trusted.",
         "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file",
@@ -122,18 +122,18 @@ _ON_THE_WAY: Final[Mapping[str, Callable[[Asked], Words]]] = {
 }  # fmt: skip
 
 
-def answered(kind: str, asked: Asked) -> HubProblem:
+def hub_problem_of_kind(kind: str, asked: AskedHub) -> HubProblem:
     """The problem of this kind, of those that the Hub's own answers name."""
     return HubProblem(kind, *_ANSWERS[kind](asked))
 
 
-def problem_of(error: BaseException, asked: Asked) -> HubProblem:
+def hub_problem_of_error(error: BaseException, asked: AskedHub) -> HubProblem:
     """What went wrong when `asked` was asked for."""
-    refused = next((cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    refused = next((cause for cause in error_causes(error) if isinstance(cause, HfHubHTTPError)), None)
     return _refused(refused, asked) if refused else _on_the_way(error, asked)
 
 
-def bad_answer(error: BadAnswer) -> HubProblem:
+def hub_bad_answer_problem(error: BadAnswer) -> HubProblem:
     """An answer that was not taken, by the name of the host that gave it."""
     if isinstance(error, AskedToWait):
         return HubProblem("rate-limited", f"{error}.", "Wait until then, and type the same command again.")
@@ -141,34 +141,34 @@ def bad_answer(error: BadAnswer) -> HubProblem:
     return HubProblem("bad-answer", f"{error}.", hint)
 
 
-def _refused(error: HfHubHTTPError, asked: Asked) -> HubProblem:
+def _refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
     status, words = error.response.status_code, error.server_message or ""
     if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, which it is a kind of
-        return answered("gated", asked)
+        return hub_problem_of_kind("gated", asked)
     if isinstance(error, DisabledRepoError):
-        return answered("disabled", asked)
+        return hub_problem_of_kind("disabled", asked)
     if isinstance(error, RevisionNotFoundError):
-        return answered("revision-not-found", asked)
+        return hub_problem_of_kind("revision-not-found", asked)
     if isinstance(error, RemoteEntryNotFoundError):
-        found = answered("file-not-found", asked)
+        found = hub_problem_of_kind("file-not-found", asked)
         return HubProblem(found.kind, f"{_start(asked)} lacks {error.response.url.path}.", found.hint)
     if "Invalid credentials" in words:
-        return answered("bad-token", asked)
+        return hub_problem_of_kind("bad-token", asked)
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        return answered("repo-not-found", asked)
+        return hub_problem_of_kind("repo-not-found", asked)
     if status == 403:
-        found = answered("forbidden", asked)
+        found = hub_problem_of_kind("forbidden", asked)
         return HubProblem(found.kind, f"{found.message} {words}".strip(), found.hint)
     if status == 429:
-        return answered("rate-limited", asked)
+        return hub_problem_of_kind("rate-limited", asked)
     message = f"{asked.endpoint} answers {status} to a request for {asked.what}."
     return HubProblem("hub-error", message, f"{asked.again} HF_ENDPOINT chooses another Hub.")
 
 
-def _on_the_way(error: BaseException, asked: Asked) -> HubProblem:
-    chain = list(causes(error))
+def _on_the_way(error: BaseException, asked: AskedHub) -> HubProblem:
+    chain = list(error_causes(error))
     if bad := next((cause for cause in chain if isinstance(cause, BadAnswer)), None):
-        return bad_answer(bad)
+        return hub_bad_answer_problem(bad)
     if damaged := next((cause for cause in chain if isinstance(cause, WrongContent | EndedEarly)), None):
         message = f"What {asked.endpoint} sends is not the file it lists: {damaged}."
         return HubProblem("damaged-file", message, f"Check HF_ENDPOINT and HTTPS_PROXY. {asked.again}")
@@ -200,13 +200,13 @@ def _innermost(chain: list[BaseException]) -> str:
     return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())}".removesuffix(": ")
 
 
-def _access(asked: Asked) -> str:
+def _access(asked: AskedHub) -> str:
     return "Check what the token in HF_TOKEN may read." if asked.has_token else "Set HF_TOKEN to one that may read it."
 
 
-def _start(asked: Asked) -> str:
+def _start(asked: AskedHub) -> str:
     return asked.what[:1].upper() + asked.what[1:] if asked.what.startswith("the ") else asked.what
 
 
-def _name(asked: Asked) -> str:
+def _name(asked: AskedHub) -> str:
     return asked.what.removeprefix("the ")

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # public by its documentation
 
 from quantyard.network.bounded_http import BadAnswer, TooSlow, retry_after_s
-from quantyard.network.hub_client import LONGEST_WAIT_S, use_bounded_client
+from quantyard.network.hub_client import LONGEST_WAIT_S, use_bounded_hub_client
 from quantyard.protocol.base import FileEntry
 
 TRIES = 5
@@ -35,7 +35,7 @@ TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524})
 _BLOCK_BYTES = 4 * 1024 * 1024
 
 
-class Stopped(Exception):
+class DownloadStopped(Exception):
     """Another file failed, so this one was given up; its part stays for the next run."""
 
 
@@ -52,7 +52,7 @@ class WrongContent(Exception):
 
 
 @dataclass
-class Meter:
+class DownloadMeter:
     """Counts the bytes of all files together; safe to use from several threads."""
 
     report: Callable[[int], None]
@@ -84,11 +84,11 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Line:
+class DownloadLine:
     """What all downloads of one stage share."""
 
     headers: Mapping[str, str] = field(repr=False)  # the token is among them
-    meter: Meter
+    meter: DownloadMeter
     stop: threading.Event
     log: Callable[[str], None]
 
@@ -96,7 +96,7 @@ class Line:
 class _Part:
     """The file being written: its bytes so far and the SHA-256 of them."""
 
-    def __init__(self, path: Path, entry: FileEntry, meter: Meter) -> None:
+    def __init__(self, path: Path, entry: FileEntry, meter: DownloadMeter) -> None:
         self.entry, self.meter = entry, meter
         path.parent.mkdir(parents=True, exist_ok=True)
         self.stream = path.open("r+b" if path.exists() else "w+b")
@@ -143,7 +143,7 @@ class _Part:
         return got
 
 
-def download(url: str, entry: FileEntry, path: Path, line: Line) -> str:
+def download_file(url: str, entry: FileEntry, path: Path, line: DownloadLine) -> str:
     """Download `url` to `path`, going on from what is there already.
 
     Returns:
@@ -155,7 +155,7 @@ def download(url: str, entry: FileEntry, path: Path, line: Line) -> str:
         Stopped: `line.stop` was set.
         OSError: it could not be written.
     """
-    use_bounded_client()
+    use_bounded_hub_client()
     part = _Part(path, entry, line.meter)
     try:
         with part.stream:
@@ -167,7 +167,7 @@ def download(url: str, entry: FileEntry, path: Path, line: Line) -> str:
         raise
 
 
-def _fill(part: _Part, url: str, line: Line) -> None:
+def _fill(part: _Part, url: str, line: DownloadLine) -> None:
     failed, worth = 0, part.size + WORTH_BYTES
     while part.size < part.entry.size_bytes:
         try:
@@ -176,15 +176,15 @@ def _fill(part: _Part, url: str, line: Line) -> None:
             if part.size >= worth:
                 failed, worth = 0, part.size + WORTH_BYTES
             failed += 1
-            wait_s = pause_s(error, failed)
+            wait_s = download_pause_s(error, failed)
             if wait_s is None:
                 raise
             line.log(f"{part.entry.path}: {_first_line(error)}; going on in {wait_s:g} s")
             if line.stop.wait(wait_s):
-                raise Stopped from error
+                raise DownloadStopped from error
 
 
-def _receive(part: _Part, url: str, line: Line) -> None:
+def _receive(part: _Part, url: str, line: DownloadLine) -> None:
     """One request, and what it brings."""
     end = min(part.size + PIECE_BYTES, part.entry.size_bytes)
     headers = {**line.headers, "Accept-Encoding": "identity"}
@@ -200,7 +200,7 @@ def _receive(part: _Part, url: str, line: Line) -> None:
                 raise EndedEarly("the answer was another range than asked for")
         for block in response.iter_bytes():
             if line.stop.is_set():
-                raise Stopped
+                raise DownloadStopped
             part.write(block)
     if part.size < end:
         raise EndedEarly(f"the body ended at {part.size:,} of {part.entry.size_bytes:,} bytes")
@@ -211,7 +211,7 @@ def _continues(response: httpx2.Response, size_bytes: int) -> bool:
     return response.status_code == 206 and given.startswith(f"bytes {size_bytes}-")
 
 
-def pause_s(error: Exception, failed: int) -> float | None:
+def download_pause_s(error: Exception, failed: int) -> float | None:
     """Seconds to wait before the next try after `failed` failures in a row; None: give up."""
     if failed >= TRIES or is_certificate_error(error):
         return None

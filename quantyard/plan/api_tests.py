@@ -8,19 +8,19 @@ from pathlib import Path
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.api_tests import ContractReport, ContractRequest
-from quantyard.store.outputs import read_left
+from quantyard.store.outputs import read_stored_output
 
 
-def label_of(quant: str) -> str:
+def contract_step_label(quant: str) -> str:
     """The label of the step that tests this file."""
     return f"contract {quant}"
 
 
-def add_contract(plan: BuildPlan, threads: int) -> BuildPlan:
+def add_contract_steps(plan: BuildPlan, threads: int) -> BuildPlan:
     """The plan with an API test for each of its files."""
     steps = [
         Step(
-            label_of(target.quant.name), STAGES["contract"],
+            contract_step_label(target.quant.name), STAGES["contract"],
             ContractRequest(label=target.quant.name, model_file=target.file.path, threads=threads),
             {"model": target.file.origin}, 0, target.quant.name,
         )
@@ -29,10 +29,10 @@ def add_contract(plan: BuildPlan, threads: int) -> BuildPlan:
     return replace(plan, steps=(*plan.steps, *steps), contracts=tuple(t.quant.name for t in plan.targets))
 
 
-def read_contract(folder: Path) -> ContractReport:
+def read_contract_report(folder: Path) -> ContractReport:
     """The report that the stage left in this folder.
 
     Raises:
         ResultRefused: it is not one.
     """
-    return read_left(folder, "report.json", ContractReport, "is not a contract report")
+    return read_stored_output(folder, "report.json", ContractReport, "is not a contract report")

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantyard.errors import BadRequest
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step, Target
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Origin, Step, StepOutput, Target
 from quantyard.protocol.builder import (
     ConvertRequest,
     DequantizeRequest,
@@ -36,7 +36,7 @@ class BuildOptions:
     imatrix: bool = False  # an importance matrix will be there; imatrix.py puts it into the plan
 
 
-def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
+def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
     """Lay out the steps: fetch → convert → quantize and verify each quant, each only if the source needs it.
 
     Raises:
@@ -47,7 +47,7 @@ def make_plan(source: Source, options: BuildOptions) -> BuildPlan:
     steps: list[Step] = []
     origin = _origin(source, options, steps)
     outtype, reason = source.outtype(options.outtype)
-    base = ModelFile(Output("convert"), "model.gguf")
+    base = ModelFile(StepOutput("convert"), "model.gguf")
     if source.kind == "gguf":
         base = ModelFile(origin, source.gguf_file or "")
     if source.kind == "huggingface":
@@ -68,13 +68,13 @@ def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
 
 def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
     if source.local is not None:
-        return External(source.local)
+        return ExternalInput(source.local)
     request = FetchRequest(
         repo_id=source.repo_id, commit=source.model.commit, files=source.files,
         endpoint=options.endpoint, workers=options.workers,
     )
     steps.append(Step("fetch", STAGES["fetch"], request, {}, source.size_bytes))
-    return Output("fetch")
+    return StepOutput("fetch")
 
 
 def _target(
@@ -86,17 +86,17 @@ def _target(
     if not source.is_already(quant, outtype):
         request = QuantizeRequest(
             quant=quant.base, ftype=quant.ftype, source_file=base.path,
-            allow_requantize=options.allow_requantize, threads=options.threads, **recipe_fields(quant),
+            allow_requantize=options.allow_requantize, threads=options.threads, **recipe_request_fields(quant),
             recipe=quant.recipe.name if quant.recipe else "",
         )
         label = f"quantize {quant.name}"
         steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes, quant.name))
-        made = ModelFile(Output(label), "model.gguf")
+        made = ModelFile(StepOutput(label), "model.gguf")
     steps.append(_verify(source, options, quant, made, base))
     return Target(quant, made, steps[-1].label, size_bytes)
 
 
-def recipe_fields(quant: Quant) -> dict[str, Any]:
+def recipe_request_fields(quant: Quant) -> dict[str, Any]:
     """The fields of a request that a recipe sets; none for a plain quant."""
     if quant.recipe is None:
         return {}
@@ -114,7 +114,7 @@ def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile
         inputs["reference"] = base.origin  # convert leaves reference.json beside model.gguf
     request = VerifyRequest(
         quant=quant.base, model_file=made.path, source_file=base.path, has_reference=has_reference,
-        allow_mismatch=options.allow_mismatch, threads=options.threads, **recipe_fields(quant),
+        allow_mismatch=options.allow_mismatch, threads=options.threads, **recipe_request_fields(quant),
     )
     return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0, quant.name)
 

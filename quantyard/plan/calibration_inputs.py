@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.files.own_files import kind_of, path_of, read_named
-from quantyard.formats.gguf import GgufError, read_header
-from quantyard.formats.names import fault_of_path, shown
+from quantyard.files.own_files import kind_of_path, read_named_file, typed_path
+from quantyard.formats.gguf import GgufError, read_gguf_header
+from quantyard.formats.names import file_path_fault, shown_name
 from quantyard.paths import REPO_DIR
-from quantyard.plan.contamination import find_overlap, texts_of_json
+from quantyard.plan.contamination import contaminating_texts, find_contamination
 from quantyard.plan.imatrix import Calibration
-from quantyard.protocol.base import FileEntry, digest_of_files
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.base import FileEntry, files_digest
+from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact
 from quantyard.store.hash_cache import HashCache
 
@@ -25,13 +25,13 @@ _MOST_BYTES: Final = 256 * 2**20  # of one file, which is read at once; usual te
 
 
 
-def calibration_of(
+def plan_calibration(
     imatrix: str, text_files: Sequence[Path], hashes: HashCache, evaluation: Iterable[Path], threads: int = 0
 ) -> Calibration | None:
     """What IMATRIX (auto, none, or a file) and CALIBRATION (files of text) ask for; None: no matrix.
 
     Args:
-        evaluation: the files that no calibration text may share words with; see `contamination.evaluation_files`.
+        evaluation: the files that no calibration text may share words with; see `contamination.contaminating_files`.
 
     Raises:
         BadRequest: a file cannot be used, or the two contradict each other.
@@ -42,9 +42,9 @@ def calibration_of(
     if imatrix == "none":
         return None
     if imatrix != "auto":
-        return Calibration(matrix=_matrix(path_of(imatrix).absolute(), hashes), threads=threads)
-    paths = [path_of(str(path)).absolute() for path in text_files]
-    check_texts(paths, evaluation)
+        return Calibration(matrix=_matrix(typed_path(imatrix).absolute(), hashes), threads=threads)
+    paths = [typed_path(str(path)).absolute() for path in text_files]
+    check_calibration_texts(paths, evaluation)
     artifact = _text_artifact(paths, hashes) if paths else None
     names = tuple(path.relative_to(artifact.folder).as_posix() for path in paths) if artifact else ()
     return Calibration(text=artifact, text_files=names, threads=threads)
@@ -52,10 +52,10 @@ def calibration_of(
 
 def _matrix(path: Path, hashes: HashCache) -> Artifact:
     """The matrix as an artifact. Only the stage `quantize`, which has the model, can tell whether the two match."""
-    if kind_of(path) != "file":
+    if kind_of_path(path) != "file":
         raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
     try:
-        kind = read_header(path).metadata.get("general.type")
+        kind = read_gguf_header(path).metadata.get("general.type")
     except GgufError as error:
         hint = "Convert an old one: llama-imatrix --in-file old.dat -o imatrix.gguf"
         raise BadRequest(f"IMATRIX={path} is not an importance matrix in GGUF format: {error}.", hint) from error
@@ -64,7 +64,7 @@ def _matrix(path: Path, hashes: HashCache) -> Artifact:
     return _artifact(path.parent, [path], hashes)
 
 
-def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
+def check_calibration_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
     """Refuse an unsuitable calibration text before anything runs: the user's files, or Quantyard's text.
 
     Raises:
@@ -75,8 +75,8 @@ def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
         size = sum(path.stat().st_size for path in paths)
         message = f"CALIBRATION has {size:,} bytes of text, and two chunks need {_LEAST_BYTES:,} tokens."
         raise BadRequest(message, "Give more, 50,000 words at best, or leave CALIBRATION out to use Quantyard's text.")
-    strings = texts.values() if paths else texts_of_json(OUR_TEXT.read_text(encoding="utf-8").splitlines())
-    if found := find_overlap(strings, evaluation):
+    strings = texts.values() if paths else contaminating_texts(OUR_TEXT.read_text(encoding="utf-8").splitlines())
+    if found := find_contamination(strings, evaluation):
         named = ", ".join(str(path) for path in texts)
         message = f"The calibration text ({named}) shares words with the evaluation ({found.file}): “{found.words}”."
         raise BadRequest(message, "Remove that passage: a file calibrated on its questions would score too well.")
@@ -84,7 +84,7 @@ def check_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
 
 def _read(path: Path) -> str:
     try:
-        data = read_named(path, _MOST_BYTES)
+        data = read_named_file(path, _MOST_BYTES)
     except OSError as error:
         raise _bad_file(path, f"cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -112,13 +112,13 @@ def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
 
 def _artifact(folder: Path, paths: Sequence[Path], hashes: HashCache) -> Artifact:
     for path in paths:
-        if fault := fault_of_path(path.relative_to(folder).as_posix()):
-            raise BadRequest(f"{shown(str(path))} cannot be given to a stage: {fault}.", "Rename it.")
+        if fault := file_path_fault(path.relative_to(folder).as_posix()):
+            raise BadRequest(f"{shown_name(str(path))} cannot be given to a stage: {fault}.", "Rename it.")
     files = tuple(
         FileEntry(
             path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size,
-            sha256=hashes.sha256(path, sha256_of),
+            sha256=hashes.sha256(path, file_sha256),
         )
         for path in dict.fromkeys(paths)
     )
-    return Artifact(digest_of_files(files), files, folder, whole_folder=False)
+    return Artifact(files_digest(files), files, folder, whole_folder=False)

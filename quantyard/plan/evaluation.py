@@ -16,10 +16,10 @@ from typing import Final
 
 from quantyard.errors import BadRequest, NotScored
 from quantyard.files.own_files import find_file, list_files
-from quantyard.formats.gguf import why_not_generate
+from quantyard.formats.gguf import why_gguf_cannot_generate
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, Measuring, ModelFile, Origin, Output, Step
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.plan.steps import BuildPlan, ExternalInput, Measuring, ModelFile, Origin, Step, StepOutput
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.evaluation import (
     DatasetsRequest,
     DivergenceRequest,
@@ -30,13 +30,13 @@ from quantyard.protocol.evaluation import (
     Suite,
 )
 from quantyard.protocol.measurements import EvalReport
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import QUANTS, TYPE_UNKNOWN, UNQUANTIZED, Quant
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.hash_cache import HashCache
-from quantyard.store.outputs import read_left
+from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
 _MEASURING: Final = ("evaluate", "divergence", "speed")  # the stages that a report is made of
@@ -56,26 +56,29 @@ class MeasureOptions:
     endpoint: str | None = None
 
 
-def measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
+def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
     """Find the suite and the data sets that the user named.
 
     Raises:
         BadRequest: the suite does not exist, or DATASETS is not a folder of data sets.
     """
-    from quantyard.plan.suites import adjusted, find_suite  # imported late: no build should wait for a YAML parser
+    from quantyard.plan.suites import (  # imported late: no build should wait for a YAML parser
+        adjusted_suite,
+        find_suite,
+    )
 
     loaded = find_suite(measure.suite)
-    suite = adjusted(loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed)
+    suite = adjusted_suite(loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed)
     hashes = HashCache(request.artifacts / ".hashes.json")
     return MeasureOptions(
         suite=suite, files=loaded.local,
         runtime=Runtime(threads=request.threads, n_gpu_layers=measure.n_gpu_layers, max_length=measure.max_length),
-        datasets=brought_datasets(measure.datasets, hashes) if measure.datasets and suite.needs_network else None,
+        datasets=plan_brought_datasets(measure.datasets, hashes) if measure.datasets and suite.needs_network else None,
         baseline=measure.baseline, allow_unsafe_code=measure.allow_unsafe_code, endpoint=request.endpoint,
     )
 
 
-def brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
+def plan_brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
     """The data sets of an air-gapped site: the folder `files` that a datasets stage left elsewhere.
 
     Raises:
@@ -87,27 +90,27 @@ def brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
         raise BadRequest(f"DATASETS={folder} does not hold any files.", hint)
     places = {name: find_file(folder, name) for name in names}
     files = tuple(
-        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, file_sha256))
         for name, place in places.items()
     )
-    return Artifact(digest_of_files(files), files, folder)
+    return Artifact(files_digest(files), files, folder)
 
 
-def add_measuring(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
+def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     """The plan with the steps that measure its files and compare them with the baseline.
 
     Raises:
         BadRequest: the source is quantized already, and BASELINE is not given.
         NotScored: a model that cannot be measured.
     """
-    refuse_unscored(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
+    refuse_unscored_model(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
     baseline, file = _baseline(plan, options)
     files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
     datasets = _datasets(options)
     measuring = _measuring_steps(options, baseline, files)
     labels = tuple(files)
     request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
-    inputs = {_report_input(step.row.name, step.quant): Output(step.label) for step in measuring}
+    inputs = {_report_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
     report = Step(REPORT, STAGES["report"], request, inputs, 0)
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
@@ -119,7 +122,7 @@ def _report_input(stage: str, label: str) -> str:
     return f"{stage}-{label}"
 
 
-def refuse_unscored(source: Source, deed: str, instead: str) -> None:
+def refuse_unscored_model(source: Source, deed: str, instead: str) -> None:
     """Refuse a model that does not expose token log-probabilities, before its weights are downloaded.
 
     Args:
@@ -131,7 +134,7 @@ def refuse_unscored(source: Source, deed: str, instead: str) -> None:
     """
     reason = "it is an encoder-decoder" if source.config.get("is_encoder_decoder") is True else None
     if source.gguf is not None:
-        reason = why_not_generate(source.gguf)
+        reason = why_gguf_cannot_generate(source.gguf)
     if reason:
         message = f"{source.title} cannot be {deed}: {reason} and does not expose token log-probabilities."
         raise NotScored(message, instead)
@@ -140,7 +143,7 @@ def refuse_unscored(source: Source, deed: str, instead: str) -> None:
 def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
     if options.baseline is not None:
         return options.baseline.name, next(t.file for t in plan.targets if t.quant == options.baseline)
-    name = unquantized_name(plan)
+    name = plan_unquantized_type(plan)
     if name is None:
         what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
         message = f"{what} is quantized already, so the build has no unquantized file to compare with."
@@ -148,7 +151,7 @@ def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]
     return name, plan.base
 
 
-def unquantized_name(plan: BuildPlan) -> str | None:
+def plan_unquantized_type(plan: BuildPlan) -> str | None:
     """The type of what the quants are made of, such as BF16; None if it is quantized."""
     source = plan.source
     if source.is_quantized or (source.kind == "huggingface" and plan.outtype == "q8_0"):
@@ -179,7 +182,7 @@ def _datasets(options: MeasureOptions) -> tuple[Step, ...]:
 
 def _suite_input(options: MeasureOptions, path: str | None) -> dict[str, Origin]:
     """The files of the user's suite, for a stage that reads `path` of them."""
-    return {"suite": External(options.files)} if path is not None and options.files is not None else {}
+    return {"suite": ExternalInput(options.files)} if path is not None and options.files is not None else {}
 
 
 def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str, ModelFile]) -> list[Step]:
@@ -200,9 +203,9 @@ def _evaluate(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     )
     inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, suite.include_path)
     if options.datasets is not None:
-        inputs["datasets"] = External(options.datasets)
+        inputs["datasets"] = ExternalInput(options.datasets)
     elif _datasets(options):
-        inputs["datasets"] = Output("datasets")
+        inputs["datasets"] = StepOutput("datasets")
     return Step(f"evaluate {label}", STAGES["evaluate"], request, inputs, 0, label)
 
 
@@ -227,7 +230,7 @@ def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0, label)
 
 
-def without(step: Step, lost: Collection[str]) -> Step | None:
+def step_without_files(step: Step, lost: Collection[str]) -> Step | None:
     """The step without the files that failed; None if nothing is left of it. A report needs the baseline and one
     more file.
     """
@@ -243,7 +246,7 @@ def without(step: Step, lost: Collection[str]) -> Step | None:
     return replace(step, request=step.request.model_copy(update={"labels": labels}), inputs=inputs)
 
 
-def is_pointless(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
+def is_pointless_step(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
     """Whether a step would measure the baseline for nothing: every file to compare with it has failed."""
     if plan.measuring is None or step.row.name not in _MEASURING:
         return False
@@ -251,15 +254,15 @@ def is_pointless(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
     return bool(compared) and set(compared) <= set(lost)
 
 
-def folder_name(suite: str) -> str:
+def suite_folder_name(suite: str) -> str:
     """Where the report on a suite is published, relative to the model's folder."""
     return f"eval/{_UNSAFE.sub('-', suite).strip('-.') or 'suite'}"
 
 
-def read_report(finished: FinishedStage) -> EvalReport:
+def read_eval_report(finished: FinishedStage) -> EvalReport:
     """The report that the stage left.
 
     Raises:
         ResultRefused: the file is not a report.
     """
-    return read_left(finished.artifact.folder, "report.json", EvalReport, "is not a report")
+    return read_stored_output(finished.artifact.folder, "report.json", EvalReport, "is not a report")

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import QuantyardError
-from quantyard.formatting.numbers import change, kld
-from quantyard.metrics.intervals import difference
+from quantyard.formatting.numbers import format_change, format_kld
+from quantyard.metrics.intervals import interval_difference
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.evaluation import DivergenceRequest, Runtime
 from quantyard.protocol.measurements import Divergence, Interval
-from quantyard.quants.catalog import Quant, find
+from quantyard.quants.catalog import Quant, find_quant
 from quantyard.store.artifact import Artifact
-from quantyard.store.outputs import read_left
+from quantyard.store.outputs import read_stored_output
 
 CALIBRATE: Final = "calibrate"  # the step's label
 MATRIX: Final = "imatrix.gguf"
@@ -48,7 +48,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Decision:
+class ImatrixDecision:
     """Whether one file is made with the matrix. `difference`: mean KLD with it minus that without, nats, 95 %."""
 
     quant: str
@@ -60,7 +60,7 @@ class Decision:
 # ---- the steps ---------------------------------------------------------------------------------------
 
 
-def with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterable[str]) -> BuildPlan:
+def plan_with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterable[str]) -> BuildPlan:
     """The plan that makes these quants with the matrix, and the matrix itself if it is not given.
 
     Types that a matrix cannot change stay as they are.
@@ -77,7 +77,7 @@ def calibrate_step(base: ModelFile, calibration: Calibration) -> Step:
     """The step that makes the matrix of the unquantized model."""
     inputs: dict[str, Origin] = {"source": base.origin}
     if calibration.text is not None:
-        inputs["text"] = External(calibration.text)
+        inputs["text"] = ExternalInput(calibration.text)
     request = CalibrateRequest(
         source_file=base.path, text_files=calibration.text_files, n_chunks=calibration.n_chunks,
         threads=calibration.threads,
@@ -92,7 +92,7 @@ def _quant_of(step: Step) -> str:
 
 def _known(plan: BuildPlan, name: str) -> Quant:
     """The quant of this name; only the plan knows recipes."""
-    return next((target.quant for target in plan.targets if target.quant.name == name), None) or find(name)
+    return next((target.quant for target in plan.targets if target.quant.name == name), None) or find_quant(name)
 
 
 def _uses_imatrix(plan: BuildPlan, name: str) -> bool:
@@ -104,10 +104,10 @@ def _needs_imatrix(plan: BuildPlan, name: str) -> bool:
 
 
 def _given(step: Step, calibration: Calibration) -> Step:
-    matrix, name = Output(CALIBRATE), MATRIX
+    matrix, name = StepOutput(CALIBRATE), MATRIX
     origin: Origin = matrix
     if calibration.matrix is not None:
-        origin, name = External(calibration.matrix), calibration.matrix.files[0].path
+        origin, name = ExternalInput(calibration.matrix), calibration.matrix.files[0].path
     request = step.request.model_copy(update={"imatrix_file": name})
     return replace(step, request=request, inputs={**step.inputs, "imatrix": origin})
 
@@ -115,30 +115,30 @@ def _given(step: Step, calibration: Calibration) -> Step:
 # ---- auto: with and without --------------------------------------------------------------------------
 
 
-def on_trial(plan: BuildPlan) -> tuple[str, ...]:
+def imatrix_trial_quants(plan: BuildPlan) -> tuple[str, ...]:
     """The quants that can be made both ways: all but those that need a matrix, or are not changed by one."""
     made = (_quant_of(step) for step in plan.steps)
     return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
 
 
-def trial_plan(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
+def imatrix_trial_plan(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
     """The plan that makes and measures both versions of each file; None where nothing is to be decided.
 
-    It publishes no file: the plan of `decided` does. Divergences come last, so that they can share one run.
+    It publishes no file: the plan of `plan_as_decided` does. Divergences come last, so that they can share one run.
     """
-    names = on_trial(plan)
+    names = imatrix_trial_quants(plan)
     if not names:
         return None
-    given = with_imatrix(plan, calibration, names)
+    given = plan_with_imatrix(plan, calibration, names)
     plain = {_quant_of(step): step for step in plan.steps if _quant_of(step) in names}
     before = [s for s in given.steps if s.row.name in ("datasets", "fetch", "convert", CALIBRATE)]
     both = [s for s in given.steps if _quant_of(s) in names]
-    both += [replace(step, label=plain_label("quantize", name)) for name, step in plain.items()]
+    both += [replace(step, label=plain_step_label("quantize", name)) for name, step in plain.items()]
     measured = [_divergence(plan, calibration, step) for step in both]
     return replace(plan, steps=(*before, *both, *measured), targets=(), measuring=None, contracts=())
 
 
-def trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
+def plan_trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
     """One plan for the disk that a trial and the plan after it need together.
 
     Args:
@@ -148,7 +148,7 @@ def trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
     return replace(given, steps=(*tried.steps, *(step for step in given.steps if step.label not in known)))
 
 
-def plain_label(stage: str, quant: str) -> str:
+def plain_step_label(stage: str, quant: str) -> str:
     """The label of a step of the version without a matrix; the other version has the usual label."""
     return f"{stage}-plain {quant}"
 
@@ -163,26 +163,28 @@ def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
             label=quant, baseline_file=plan.base.path, runtime=Runtime(threads=calibration.threads)
         )
         step = Step(label, STAGES["divergence"], request, {"baseline": plan.base.origin}, 0, quant)
-    step = replace(step, inputs={**step.inputs, "model": Output(made.label)})
+    step = replace(step, inputs={**step.inputs, "model": StepOutput(made.label)})
     if not is_plain:
         return step
     other = step.request.model_copy(update={"label": f"{quant}-plain"})
-    return replace(step, label=plain_label("divergence", quant), request=other)
+    return replace(step, label=plain_step_label("divergence", quant), request=other)
 
 
-def decide(quant: str, given: Divergence, plain: Divergence) -> Decision:
+def decide_imatrix(quant: str, given: Divergence, plain: Divergence) -> ImatrixDecision:
     """Which version to keep: the one with the matrix only if its mean KLD is lower by more than chance."""
-    found = kld_difference(given, plain)
+    found = imatrix_kld_difference(given, plain)
     assert given.mean_kld is not None, "it was held against a baseline"
     assert plain.mean_kld is not None, "it was held against a baseline"
-    values = f"mean KLD {kld(given.mean_kld.value)} with the matrix, {kld(plain.mean_kld.value)} without"
+    values = f"mean KLD {format_kld(given.mean_kld.value)} with the matrix, {format_kld(plain.mean_kld.value)} without"
     if found.high < 0:
-        return Decision(quant, True, f"better with: {values} ({change(found.value / plain.mean_kld.value)})", found)
+        return ImatrixDecision(
+            quant, True, f"better with: {values} ({format_change(found.value / plain.mean_kld.value)})", found
+        )
     verdict = "worse with" if found.low > 0 else "no difference to see"
-    return Decision(quant, False, f"{verdict}: {values}", found)
+    return ImatrixDecision(quant, False, f"{verdict}: {values}", found)
 
 
-def decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, Decision]:
+def imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, ImatrixDecision]:
     """Whether each quant that a matrix can change is made with it, once its trial has run.
 
     Args:
@@ -193,29 +195,29 @@ def decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, De
     found = {}
     for name in filter(None, map(_quant_of, plan.steps)):
         if _needs_imatrix(plan, name):
-            found[name] = Decision(name, True, "cannot be made without a matrix")
+            found[name] = ImatrixDecision(name, True, "cannot be made without a matrix")
         elif _uses_imatrix(plan, name):
             with suppress(KeyError):
-                given, plain = output(f"divergence {name}"), output(plain_label("divergence", name))
-                found[name] = decide(name, read_divergence(given), read_divergence(plain))
+                given, plain = output(f"divergence {name}"), output(plain_step_label("divergence", name))
+                found[name] = decide_imatrix(name, read_trial_divergence(given), read_trial_divergence(plain))
     return found
 
 
-def decided(plan: BuildPlan, calibration: Calibration, found: Mapping[str, Decision]) -> BuildPlan:
+def plan_as_decided(plan: BuildPlan, calibration: Calibration, found: Mapping[str, ImatrixDecision]) -> BuildPlan:
     """The plan that makes each file as was decided."""
-    return with_imatrix(plan, calibration, [name for name, decision in found.items() if decision.with_imatrix])
+    return plan_with_imatrix(plan, calibration, [name for name, decision in found.items() if decision.with_imatrix])
 
 
-def read_divergence(folder: Path) -> Divergence:
+def read_trial_divergence(folder: Path) -> Divergence:
     """The record that the stage left in this folder.
 
     Raises:
         QuantyardError: the file is not such a record.
     """
-    return read_left(folder, "divergence.json", Divergence, "is not a divergence")
+    return read_stored_output(folder, "divergence.json", Divergence, "is not a divergence")
 
 
-def kld_difference(one: Divergence, other: Divergence) -> Interval:
+def imatrix_kld_difference(one: Divergence, other: Divergence) -> Interval:
     """Mean KL divergence of one file minus that of another, nats.
 
     Raises:
@@ -226,4 +228,4 @@ def kld_difference(one: Divergence, other: Divergence) -> Interval:
     if (one.text, one.n_tokens) != (other.text, other.n_tokens):
         message = f"{one.label} and {other.label} were not measured on the same text."
         raise QuantyardError(message, "Please report this.")
-    return difference(one.mean_kld, other.mean_kld)
+    return interval_difference(one.mean_kld, other.mean_kld)

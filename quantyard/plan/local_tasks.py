@@ -12,7 +12,7 @@ from typing import Any
 
 from quantyard.errors import BadRequest
 from quantyard.formats.strict_yaml import YamlProblem
-from quantyard.formats.task_yaml import read_task
+from quantyard.formats.task_yaml import read_task_yaml
 
 # The same as in eval/tasks/offline.py; tests/measure/test_tasks.py compares the two.
 FILE_READERS = frozenset({"json", "csv", "parquet", "text", "arrow", "xml"})
@@ -22,7 +22,7 @@ _MAX_MEMBERS = 20_000  # of groups, counted with those of their groups; lm-eval 
 Configs = Mapping[str, dict[str, Any]]  # task or group → its YAML
 
 
-def are_all_local(folder: Path, names: Iterable[str]) -> bool:
+def are_local_tasks(folder: Path, names: Iterable[str]) -> bool:
     """Whether all these tasks and groups are defined under `folder` and read nothing but files there.
 
     Raises:
@@ -52,7 +52,7 @@ def _configs(folder: Path) -> Configs:
 def _load(path: Path, top: Path) -> dict[str, Any]:
     """One file with what it includes; `!function module.name` is kept as text, never imported."""
     try:
-        return read_task(path, top, lambda name: f"!function {name}")
+        return read_task_yaml(path, top, lambda name: f"!function {name}")
     except YamlProblem as problem:
         raise BadRequest(f"{problem}.", HELP) from problem
 

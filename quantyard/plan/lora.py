@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadRequest, BadSource, NeedsPermission
-from quantyard.files.own_files import read_named
-from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, read_config_file
+from quantyard.files.own_files import read_named_file
+from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, read_hub_config_file
 from quantyard.hub.files import LEGAL_FILES, SIDE_FILES
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.builder import FetchRequest, LoraRequest
 from quantyard.requests import BuildRequest
-from quantyard.sources.parts import Files, Wanted, find_part, part_on_hub
+from quantyard.sources.parts import Files, WantedPart, find_source_part, source_part_on_hub
 from quantyard.sources.resolve import Source
 from quantyard.store.hash_cache import HashCache
 
@@ -42,12 +42,12 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     if not request.adapter:
         raise BadRequest("ADAPTER is not given.", "Name one: make lora ADAPTER=org/name, or a folder in PEFT format.")
     allowed = request.allow_pickle
-    kind = Wanted("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
-    adapter = find_part(kind, request.adapter, access, hashes)
-    wanted = Wanted("BASE", _BASE_CONFIG, _base_files)
+    kind = WantedPart("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
+    adapter = find_source_part(kind, request.adapter, access, hashes)
+    wanted = WantedPart("BASE", _BASE_CONFIG, _base_files)
     if request.base:
-        return _plan(adapter, find_part(wanted, request.base, access, hashes), request)
-    return _plan(adapter, part_on_hub(wanted, _named_base(adapter, access), access), request)
+        return _plan(adapter, find_source_part(wanted, request.base, access, hashes), request)
+    return _plan(adapter, source_part_on_hub(wanted, _named_base(adapter, access), access), request)
 
 
 def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
@@ -56,19 +56,19 @@ def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
     asked = LoraRequest(name=adapter.model.name, allow_pickle=request.allow_pickle)
     steps.append(Step(LORA, STAGES[LORA], asked, inputs, _F32_TO_16_BIT * adapter.size_bytes))
     source = replace(adapter, title=f"LoRA adapter {adapter.title}, for {base.title}")
-    result = ModelFile(Output(LORA), RESULT)
+    result = ModelFile(StepOutput(LORA), RESULT)
     return BuildPlan(source, tuple(steps), result, (), "f32", "loses nothing of an adapter, and every device has it")
 
 
 def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step]) -> Origin:
     if source.local is not None:
-        return External(source.local)
+        return ExternalInput(source.local)
     fetch = FetchRequest(
         repo_id=source.repo_id, commit=source.model.commit, files=source.files,
         endpoint=request.endpoint, workers=request.workers,
     )
     steps.append(Step(f"fetch {name}", STAGES["fetch"], fetch, {}, source.size_bytes))
-    return Output(f"fetch {name}")
+    return StepOutput(f"fetch {name}")
 
 
 def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:
@@ -113,7 +113,7 @@ def _named_base(adapter: Source, access: HubAccess) -> str:
 
 def _local_config(folder: Path) -> Mapping[str, object]:
     path = folder / ADAPTER_CONFIG
-    return _parsed(str(path), path.stat().st_size, lambda: read_named(path, CONFIG_LIMIT_BYTES))
+    return _parsed(str(path), path.stat().st_size, lambda: read_named_file(path, CONFIG_LIMIT_BYTES))
 
 
 def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
@@ -121,7 +121,7 @@ def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
     entry = next(f for f in adapter.files if f.path == ADAPTER_CONFIG)
     return _parsed(
         f"{ADAPTER_CONFIG} of {adapter.title}", entry.size_bytes,
-        lambda: read_config_file(access, adapter.repo_id, adapter.model.commit, ADAPTER_CONFIG),
+        lambda: read_hub_config_file(access, adapter.repo_id, adapter.model.commit, ADAPTER_CONFIG),
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantyard.protocol.allowed_outputs import LeavesOf, divergences, fetched, named, nothing, shards
+from quantyard.protocol.allowed_outputs import (
+    LeavesOf,
+    allowed_divergences,
+    allowed_fetched_files,
+    allowed_named_files,
+    allowed_shards,
+    nothing,
+)
 
 HOUR_S = 3600.0
 
@@ -54,33 +61,36 @@ STAGES: Mapping[str, StageRow] = {
     for row in (
         StageRow(
             "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True,
-            leaves=fetched,
+            leaves=allowed_fetched_files,
         ),
-        StageRow("convert", "builder", leaves=named("model.gguf", "reference.json")),
+        StageRow("convert", "builder", leaves=allowed_named_files("model.gguf", "reference.json")),
         StageRow(
             "calibrate", "builder", timeout_s=48 * HOUR_S, resumable=True,
-            leaves=named("imatrix.gguf", "calibration.txt"),
+            leaves=allowed_named_files("imatrix.gguf", "calibration.txt"),
         ),
-        StageRow("quantize", "builder", leaves=named("model.gguf")),
-        StageRow("rounding", "builder", timeout_s=2 * HOUR_S, leaves=named("rounding.json")),
+        StageRow("quantize", "builder", leaves=allowed_named_files("model.gguf")),
+        StageRow("rounding", "builder", timeout_s=2 * HOUR_S, leaves=allowed_named_files("rounding.json")),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
-        StageRow("dequantize", "builder", timeout_s=1 * HOUR_S, leaves=named("config.json", may=_MODEL_FILES)),
-        StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S, leaves=named("config.json", may=_MODEL_FILES)),
-        StageRow("lora", "builder", timeout_s=1 * HOUR_S, leaves=named("adapter.gguf")),
-        StageRow("split", "builder", timeout_s=2 * HOUR_S, leaves=shards),
+        StageRow("dequantize", "builder", timeout_s=1 * HOUR_S,
+            leaves=allowed_named_files("config.json", may=_MODEL_FILES)),
+        StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S,
+            leaves=allowed_named_files("config.json", may=_MODEL_FILES)),
+        StageRow("lora", "builder", timeout_s=1 * HOUR_S, leaves=allowed_named_files("adapter.gguf")),
+        StageRow("split", "builder", timeout_s=2 * HOUR_S, leaves=allowed_shards),
         StageRow(
             "datasets", "eval", network=True, secrets=("HF_TOKEN",), timeout_s=12 * HOUR_S, resumable=True,
-            leaves=named("datasets.json", may=_DATASETS_FILES),
+            leaves=allowed_named_files("datasets.json", may=_DATASETS_FILES),
         ),
         StageRow(
             "evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True,
-            leaves=named("evaluation.json", may=_EVALUATE_FILES),
+            leaves=allowed_named_files("evaluation.json", may=_EVALUATE_FILES),
         ),
-        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=divergences),
-        StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=named("speed.json")),
+        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=allowed_divergences),
+        StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=allowed_named_files("speed.json")),
         StageRow(
-            "report", "eval", timeout_s=0.5 * HOUR_S, leaves=named("report.json", "report.md", may=_PLOTS)
+            "report", "eval", timeout_s=0.5 * HOUR_S, leaves=allowed_named_files("report.json", "report.md", may=_PLOTS)
         ),
-        StageRow("contract", "contract", timeout_s=2 * HOUR_S, package="server", leaves=named("report.json")),
+        StageRow("contract", "contract", timeout_s=2 * HOUR_S, package="server",
+            leaves=allowed_named_files("report.json")),
     )
 }  # fmt: skip

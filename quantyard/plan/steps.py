@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from quantyard.plan.stages import StageRow
 from quantyard.protocol.allowed_outputs import Leaves
-from quantyard.protocol.base import StageRequest, digest_of, digest_of_request
+from quantyard.protocol.base import StageRequest, json_digest, stage_request_digest
 from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import Suite
 from quantyard.quants.catalog import Quant
@@ -21,20 +21,20 @@ from quantyard.store.artifact import Artifact
 
 
 @dataclass(frozen=True)
-class Output:
+class StepOutput:
     """An input that a step of the plan makes."""
 
     step: str
 
 
 @dataclass(frozen=True)
-class External:
+class ExternalInput:
     """An input that exists already, such as a local model or a user's suite; a spec names it by its digest."""
 
     artifact: Artifact
 
 
-Origin = Output | External
+Origin = StepOutput | ExternalInput
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class StageSpec:
         return self.row.leaves(self.request)
 
 
-def spec_of(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:
+def step_spec(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:
     """The spec of a step whose input digests are known. The key is made of request, inputs, code and image."""
-    parts: dict[str, JsonValue] = {"request": digest_of_request(step.request), "inputs": dict(inputs)}
+    parts: dict[str, JsonValue] = {"request": stage_request_digest(step.request), "inputs": dict(inputs)}
     if not step.row.pinned:
         parts |= {"code": code_version, "image": image}
-    return StageSpec(step.label, step.row, step.request, dict(inputs), digest_of(parts))
+    return StageSpec(step.label, step.row, step.request, dict(inputs), json_digest(parts))
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Target:
     @property
     def made_by(self) -> str:
         """A step's label, or "" when the source itself is that file."""
-        return self.file.origin.step if isinstance(self.file.origin, Output) else ""
+        return self.file.origin.step if isinstance(self.file.origin, StepOutput) else ""
 
 
 @dataclass(frozen=True)

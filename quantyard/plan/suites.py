@@ -25,14 +25,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from quantyard.errors import BadRequest
-from quantyard.files.own_files import leads_out, path_of
-from quantyard.formats.names import fault_of_path, shown
-from quantyard.formats.strict_yaml import YamlProblem, read_plain
+from quantyard.files.own_files import leads_out_of_folder, typed_path
+from quantyard.formats.names import file_path_fault, shown_name
+from quantyard.formats.strict_yaml import YamlProblem, read_strict_yaml
 from quantyard.paths import REPO_DIR
-from quantyard.plan.local_tasks import HELP, are_all_local
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.plan.local_tasks import HELP, are_local_tasks
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact
 
 SUITES_DIR = REPO_DIR / "eval" / "suites"
@@ -71,7 +71,7 @@ def find_suite(text: str) -> LoadedSuite:
     if text.strip().lower() in BUILTIN:
         path = SUITES_DIR / f"{text.strip().lower()}.yaml"
         return LoadedSuite(_read(path, SUITES_DIR), None, path)
-    path = path_of(text)
+    path = typed_path(text)
     if path.is_dir() or path.suffix not in (".yaml", ".yml"):
         raise _unknown(text, path)
     if not path.is_file():
@@ -81,7 +81,7 @@ def find_suite(text: str) -> LoadedSuite:
     return LoadedSuite(suite, _local_files(suite, path.parent), path)
 
 
-def adjusted(
+def adjusted_suite(
     loaded: LoadedSuite, tasks: tuple[str, ...] | None = None, limit: int | None = None,
     num_fewshot: int | None = None, seed: int | None = None,
 ) -> Suite:
@@ -113,7 +113,7 @@ def adjusted(
 
 def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
     """Whether any of these tasks reads a data set that is not in the suite's own folder."""
-    return suite.include_path is None or not are_all_local(folder / suite.include_path, tasks)
+    return suite.include_path is None or not are_local_tasks(folder / suite.include_path, tasks)
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _read(path: Path, folder: Path) -> Suite:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        data = read_plain(path)
+        data = read_strict_yaml(path)
     except YamlProblem as problem:
         raise BadSuite(f"{path.name} is not valid YAML: {problem}.", HELP) from problem
     except OSError as error:
@@ -214,9 +214,9 @@ def _check_inside(folder: Path, relative: str, where: str) -> Path:
     path = folder / relative
     if not path.exists():
         raise BadSuite(f"{where}: {relative} is not in {folder}.", "Paths are relative to the suite's file.")
-    if fault := fault_of_path(relative.removesuffix("/")):
-        raise BadSuite(f"{where}: {shown(relative)} cannot be used: {fault}.", "Rename it.")
-    if leads_out(folder, path):
+    if fault := file_path_fault(relative.removesuffix("/")):
+        raise BadSuite(f"{where}: {shown_name(relative)} cannot be used: {fault}.", "Rename it.")
+    if leads_out_of_folder(folder, path):
         raise BadSuite(f"{where}: {relative} leads out of {folder}.", "Put it into the folder of the suite's file.")
     return path
 
@@ -229,10 +229,10 @@ def _local_files(suite: Suite, folder: Path) -> Artifact | None:
     if not paths:
         return None
     files = tuple(
-        FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in sorted(set(paths))
     )
-    return Artifact(digest_of_files(files), files, folder.absolute(), whole_folder=False)
+    return Artifact(files_digest(files), files, folder.absolute(), whole_folder=False)
 
 
 def _task_files(folder: Path, include_path: str) -> list[Path]:

@@ -61,26 +61,26 @@ class Leaves:
 LeavesOf = Callable[[Any], Leaves]
 
 
-def named(*must: str, may: str = "") -> LeavesOf:
+def allowed_named_files(*must: str, may: str = "") -> LeavesOf:
     """These files, whatever was asked for."""
     leaves = Leaves(frozenset(must), may)
     return lambda _request: leaves
 
 
-nothing: Final = named()
+nothing: Final = allowed_named_files()
 
 
-def fetched(request: FetchRequest) -> Leaves:
+def allowed_fetched_files(request: FetchRequest) -> Leaves:
     """Exactly the files that were asked for."""
     return Leaves(files={entry.path: entry for entry in request.files})
 
 
-def shards(request: SplitRequest) -> Leaves:
+def allowed_shards(request: SplitRequest) -> Leaves:
     """One or more numbered parts."""
     return Leaves(may=rf"{re.escape(request.prefix)}-\d{{5}}-of-\d{{5}}\.gguf", at_least=1)
 
 
-def divergences(request: DivergenceRequest) -> Leaves:
+def allowed_divergences(request: DivergenceRequest) -> Leaves:
     """One for each file that was read."""
     if not request.is_joined:
         return Leaves(frozenset({"divergence.json"}))

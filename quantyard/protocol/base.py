@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from quantyard.formats.finite_json import MAX_INT, only_finite
-from quantyard.formats.names import one_name, relative_path
+from quantyard.formats.finite_json import MAX_INT, only_finite_json
+from quantyard.formats.names import one_file_name, relative_file_path
 from quantyard.protocol.exit_codes import ExitCode as ExitCode  # noqa: PLC0414  (stages import it from here)
 
 PROTOCOL_VERSION: Final = 1
@@ -48,11 +48,11 @@ def _without_slash(value: object) -> object:
     return value.removesuffix("/") if isinstance(value, str) else value
 
 
-RelativePath = Annotated[str, AfterValidator(relative_path)]
+RelativePath = Annotated[str, AfterValidator(relative_file_path)]
 RelativeFolder = Annotated[RelativePath, BeforeValidator(_without_slash)]  # people write tasks/
-FileName = Annotated[str, AfterValidator(one_name)]  # of a file or a folder, not a path
+FileName = Annotated[str, AfterValidator(one_file_name)]  # of a file or a folder, not a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-JsonObject = Annotated[dict[str, JsonValue], AfterValidator(only_finite)]
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(only_finite_json)]
 Cut = Annotated[str, BeforeValidator(_cut)]
 _Count = Annotated[int, Field(ge=0, lt=MAX_INT)]
 _Word = Annotated[str, Field(max_length=1000)]
@@ -112,19 +112,19 @@ class Progress(Frozen):
     unit: Literal["bytes", "tensors", "checks", "questions", "chunks", "repeats"]
 
 
-def digest_of(value: JsonValue) -> str:
+def json_digest(value: JsonValue) -> str:
     """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_of_files(files: tuple[FileEntry, ...]) -> str:
+def files_digest(files: tuple[FileEntry, ...]) -> str:
     """One digest for a set of files: what names an artifact, wherever it lies."""
-    return digest_of([[f.path, f.size_bytes, f.sha256] for f in sorted(files, key=lambda f: f.path)])
+    return json_digest([[f.path, f.size_bytes, f.sha256] for f in sorted(files, key=lambda f: f.path)])
 
 
-def digest_of_request(request: StageRequest) -> str:
+def stage_request_digest(request: StageRequest) -> str:
     """The part of a stage's key that its request decides."""
     parts = (name.partition(".") for name in request.not_in_key)
     exclude: dict[str, Any] = {name: {inner} if inner else True for name, _, inner in parts}
-    return digest_of(request.model_dump(mode="json", exclude=exclude))
+    return json_digest(request.model_dump(mode="json", exclude=exclude))

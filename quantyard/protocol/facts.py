@@ -110,7 +110,7 @@ def check_stage_facts(stage: str, facts: object, where: str = "facts") -> None:
     MODELS.get(stage, Facts).read(facts, where)
 
 
-def check_facts(result: StageResult, members: tuple[str, ...] = ()) -> None:
+def check_result_facts(result: StageResult, members: tuple[str, ...] = ()) -> None:
     """Check the facts of a result.
 
     Args:

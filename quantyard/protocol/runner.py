@@ -25,7 +25,7 @@ from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from quantyard.formatting.printable import redacted
+from quantyard.formatting.printable import redacted_url
 from quantyard.hardware.machine import cpu_name
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
 
@@ -89,11 +89,11 @@ class Stage:
 
     def log(self, message: str) -> None:
         """Print one line for people."""
-        print(redacted(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
+        print(redacted_url(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """What a stage found out, beside the files it wrote."""
 
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -101,13 +101,13 @@ class Outcome:
     argv: tuple[tuple[str, ...], ...] = ()
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file, read in blocks."""
     with path.open("rb") as stream:
-        return sha256_of_open(stream.fileno())
+        return open_file_sha256(stream.fileno())
 
 
-def sha256_of_open(descriptor: int) -> str:
+def open_file_sha256(descriptor: int) -> str:
     """SHA-256 (hex) of an open file from its beginning, read in blocks."""
     digest, block = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK_BYTES))
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -116,7 +116,7 @@ def sha256_of_open(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def run_stage(request_type: type[R], work: Callable[[Stage, R], Outcome]) -> NoReturn:
+def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -> NoReturn:
     """Run one stage as this process, and exit with its code."""
     args = _parse_argv()
     secrets = _read_secrets() if args.secrets_on_stdin else {}
@@ -184,13 +184,13 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
         code, what = ExitCode.UNSUPPORTED_MODEL, StageError(kind="not-finite", message=message, hint=hint)
     elif isinstance(error, ValidationError | json.JSONDecodeError):
         code, what = ExitCode.BAD_REQUEST, StageError(kind="bad-request", message=f"The request is not valid: {error}")
-    elif is_out_of_space(error):
-        code, what = ExitCode.RESOURCES, out_of_space(stage)
+    elif is_stage_out_of_space(error):
+        code, what = ExitCode.RESOURCES, stage_out_of_space(stage)
     elif isinstance(error, MemoryError):
         hint = "Give it more memory: MEMORY=16GiB, or close other programs."
         code, what = ExitCode.RESOURCES, StageError(kind="out-of-memory", message="Memory ran out.", hint=hint)
     else:
-        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(redacted_url("".join(traceback.format_exception(error))), file=sys.stderr)
         code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
     return StageResult(
         stage=stage.name, exit_code=code, duration_s=duration_s, cpu=cpu_name(), error=_without_passwords(what)
@@ -198,7 +198,7 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
 
 
 def _without_passwords(error: StageError) -> StageError:
-    words = {name: redacted(getattr(error, name)) for name in ("message", "hint", "detail")}
+    words = {name: redacted_url(getattr(error, name)) for name in ("message", "hint", "detail")}
     return error.model_copy(update=words)
 
 
@@ -208,12 +208,14 @@ def _not_finite(error: ValidationError) -> str:
     return next(found, "")
 
 
-def is_out_of_space(error: BaseException) -> bool:
+def is_stage_out_of_space(error: BaseException) -> bool:
     """Whether this error, or what caused it, is a full disk."""
-    return any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes(error))
+    return any(
+        isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in error_causes(error)
+    )
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def error_causes(error: BaseException) -> Iterator[BaseException]:
     """The error, then what led to it, to the first of all."""
     seen: set[int] = set()  # a library may have tied its errors to a ring
     cause: BaseException | None = error
@@ -223,7 +225,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def out_of_space(stage: Stage) -> StageError:
+def stage_out_of_space(stage: Stage) -> StageError:
     """The error for a full disk, with what is left of it."""
     free = os.statvfs(stage.out_dir)
     message = f"The disk is full: {free.f_bavail * free.f_frsize:,} bytes are left where artifacts are kept."
@@ -240,5 +242,5 @@ def _write_result(stage: Stage, result: StageResult) -> ExitCode:
         stage.log(f"result.json cannot be written: {error.strerror}")
         with suppress(OSError):
             partial.unlink()
-        return ExitCode.RESOURCES if is_out_of_space(error) else ExitCode.BUG
+        return ExitCode.RESOURCES if is_stage_out_of_space(error) else ExitCode.BUG
     return result.exit_code

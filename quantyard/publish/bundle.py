@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quantyard.card.render import CardContext, eval_results, render_card
+from quantyard.card.render import CardContext, card_eval_results, render_card
 from quantyard.errors import BadRequest, GateClosed, NeedsPermission
-from quantyard.gate.judge import Budgets, judge, load_budgets
+from quantyard.gate.judge import GateBudgets, judge_budgets, load_budgets
 from quantyard.hub.client import HubAccess
-from quantyard.plan.evaluation import folder_name
+from quantyard.plan.evaluation import suite_folder_name
 from quantyard.protocol.gate import GateReport
-from quantyard.publish.files import PublishedFile, made
-from quantyard.publish.hub.commit import HubTarget, check_target
-from quantyard.publish.hub.errors import needs_token
-from quantyard.publish.registry.artifact import OciReference, parse_reference
-from quantyard.publish.registry.signing import check_key
-from quantyard.publish.release import Release, public_manifest, report_files, whole
-from quantyard.report_page.render import render_page
+from quantyard.publish.files import PublishedFile, made_release_file
+from quantyard.publish.hub.commit import HubTarget, check_hub_target
+from quantyard.publish.hub.errors import publish_needs_token
+from quantyard.publish.registry.artifact import OciReference, parse_oci_reference
+from quantyard.publish.registry.signing import check_signing_key
+from quantyard.publish.release import Release, release_manifest, release_report_files, whole_release_file
+from quantyard.report_page.render import render_report_page
 from quantyard.requests import PublishRequest
-from quantyard.sources.licence import Licence, check_licence
+from quantyard.sources.licence import Licence, source_licence
 from quantyard.store.manifest import SourceCard
 
 CARD: Final = "README.md"
@@ -34,15 +34,17 @@ _LICENCE_TEXT_LIMIT: Final = 100_000  # characters of it that the card quotes
 
 
 @dataclass(frozen=True)
-class Destination:
+class ReleaseDestination:
     """Where a release goes; at least one of the two."""
 
     hub: HubTarget | None
     oci: OciReference | None
-    budgets: Budgets
+    budgets: GateBudgets
 
 
-def destination(publish: PublishRequest, access: HubAccess, card: SourceCard, n_quants: int) -> Destination:
+def release_destination(
+    publish: PublishRequest, access: HubAccess, card: SourceCard, n_quants: int
+) -> ReleaseDestination:
     """What can be refused by looking at the request alone is, before hours of work.
 
     Raises:
@@ -50,7 +52,7 @@ def destination(publish: PublishRequest, access: HubAccess, card: SourceCard, n_
     """
     if not publish.repo_id and not publish.oci:
         raise BadRequest("REPO is not given.", "Name it: REPO=me/name-GGUF, or a registry: OCI=registry/name")
-    where = Destination(_hub(publish, card), _oci(publish, n_quants), load_budgets(publish.gate))
+    where = ReleaseDestination(_hub(publish, card), _oci(publish, n_quants), load_budgets(publish.gate))
     if not publish.dry_run:
         _check_means(publish, where, access)
     return where
@@ -63,12 +65,12 @@ def _hub(publish: PublishRequest, card: SourceCard) -> HubTarget | None:
         publish.repo_id, private=not publish.public, gated=card.gated, branch=publish.branch,
         pull_request=publish.pull_request,
     )
-    check_target(target)
+    check_hub_target(target)
     return target
 
 
 def _oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
-    reference = parse_reference(publish.oci) if publish.oci else None
+    reference = parse_oci_reference(publish.oci) if publish.oci else None
     if reference and reference.tag and n_quants > 1:
         message = f"OCI={publish.oci} is one tag, for {n_quants} files."
         untagged = f"{reference.registry}/{reference.repository}"
@@ -76,34 +78,34 @@ def _oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
     return reference
 
 
-def _check_means(publish: PublishRequest, where: Destination, access: HubAccess) -> None:
+def _check_means(publish: PublishRequest, where: ReleaseDestination, access: HubAccess) -> None:
     """The token and the key: a release takes hours, and would end without them."""
     if where.hub and not access.token:
-        raise needs_token(access.endpoint or HUB)
+        raise publish_needs_token(access.endpoint or HUB)
     if where.oci and publish.cosign_key:
-        check_key(publish.cosign_key)
+        check_signing_key(publish.cosign_key)
 
 
-def licence_of(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
+def release_licence(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
     """The licence that the release is published under.
 
     Raises:
         NeedsPermission: the source's is unknown or forbids it, and the user has not stated one.
     """
-    return check_licence(source, publish.license, card.license_name)
+    return source_licence(source, publish.license, card.license_name)
 
 
-def licence_so_far(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
+def preview_release_licence(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
     """The same for a preview, which may show that the licence is not known yet."""
     try:
-        return licence_of(source, card, publish)
+        return release_licence(source, card, publish)
     except NeedsPermission:
         return Licence(source or "unknown", "source", ())
 
 
-def judged(release: Release, budgets: Budgets, licence: Licence) -> Release:
+def judged_release(release: Release, budgets: GateBudgets, licence: Licence) -> Release:
     """The release with what the gate says of it, and with the licence where the user states it."""
-    gate = judge(release.manifest, release.quants, release.suite, budgets)
+    gate = judge_budgets(release.manifest, release.quants, release.suite, budgets)
     stated = licence.id if licence.stated_by == "user" else ""
     return replace(release, manifest=release.manifest.model_copy(update={"gate": gate, "stated_license": stated}))
 
@@ -113,7 +115,7 @@ _SAYS_NO: Final = {
 }  # fmt: skip
 
 
-def check_gate(gate: GateReport, *, allow_fail: bool) -> None:
+def check_release_gate(gate: GateReport, *, allow_fail: bool) -> None:
     """Stop here if the gate says no.
 
     Raises:
@@ -130,25 +132,25 @@ def check_gate(gate: GateReport, *, allow_fail: bool) -> None:
     raise GateClosed(gate.outcome, message, hint, detail)
 
 
-def card_context(
+def release_card_context(
     release: Release, publish: PublishRequest, licence: Licence, legal: Sequence[PublishedFile] = ()
 ) -> CardContext:
     """What the card says beside the manifest."""
     texts = [file.read().decode(errors="replace") for file in legal if "README" not in file.path.upper()]
     return CardContext(
         repo_id=publish.repo_id or f"me/{release.name}-GGUF", suite=release.suite, licence=licence, oci=publish.oci,
-        plots=plots_of(release), licence_text="\n\n".join(texts)[:_LICENCE_TEXT_LIMIT],
+        plots=release_plots(release), licence_text="\n\n".join(texts)[:_LICENCE_TEXT_LIMIT],
     )
 
 
-def plots_of(release: Release) -> tuple[str, ...]:
+def release_plots(release: Release) -> tuple[str, ...]:
     """The plots of the report, by their names in the release."""
-    folder = release.folder / folder_name(release.suite) / "plots"
+    folder = release.folder / suite_folder_name(release.suite) / "plots"
     return tuple(sorted(path.relative_to(release.folder).as_posix() for path in folder.glob("*.*")))
 
 
 @dataclass(frozen=True)
-class Bundle:
+class ReleaseBundle:
     """Every file of a release: the models by quant, the importance matrices they were made with, licence texts, and
     what tells of them.
     """
@@ -164,18 +166,18 @@ class Bundle:
         return (*(file for files in self.models.values() for file in files), *self.imatrices, *self.legal, *self.words)
 
 
-def compose(
+def compose_release(
     release: Release, publish: PublishRequest, licence: Licence, legal: tuple[PublishedFile, ...],
     parts: Mapping[str, tuple[PublishedFile, ...]],
-) -> Bundle:
+) -> ReleaseBundle:
     """Make the card, the page and the rest. `parts`: of the models that had to be split."""
-    context, manifest = card_context(release, publish, licence, legal), public_manifest(release, parts)
+    context, manifest = release_card_context(release, publish, licence, legal), release_manifest(release, parts)
     words = (
-        made(CARD, render_card(manifest, context)),
-        made(MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
-        made(PAGE, render_page(manifest, release.suite)),
-        *report_files(release),
-        *(made(path, text) for path, text in eval_results(manifest, context).items()),
+        made_release_file(CARD, render_card(manifest, context)),
+        made_release_file(MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
+        made_release_file(PAGE, render_report_page(manifest, release.suite)),
+        *release_report_files(release),
+        *(made_release_file(path, text) for path, text in card_eval_results(manifest, context).items()),
     )
-    models = {quant: parts.get(quant) or (whole(release, quant),) for quant in release.quants}
-    return Bundle(models, release.imatrices, legal, words)
+    models = {quant: parts.get(quant) or (whole_release_file(release, quant),) for quant in release.quants}
+    return ReleaseBundle(models, release.imatrices, legal, words)

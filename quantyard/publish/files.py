@@ -21,12 +21,12 @@ class PublishedFile:
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
-def made(path: str, content: str | bytes) -> PublishedFile:
+def made_release_file(path: str, content: str | bytes) -> PublishedFile:
     """A file whose content was made just now."""
     data = content.encode() if isinstance(content, str) else content
     return PublishedFile(path, data, len(data), hashlib.sha256(data).hexdigest())
 
 
-def kept(path: str, local: Path, sha256: str) -> PublishedFile:
+def kept_release_file(path: str, local: Path, sha256: str) -> PublishedFile:
     """A file that this machine has, whose hash is known."""
     return PublishedFile(path, local, local.stat().st_size, sha256)

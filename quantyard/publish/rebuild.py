@@ -16,17 +16,17 @@ from typing import Final
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from quantyard.errors import BadRequest, NeedsPermission
-from quantyard.files.own_files import find_file, kind_of
-from quantyard.formats.names import fault_of_name, shown
-from quantyard.plan.imatrix import Calibration, with_imatrix
+from quantyard.files.own_files import find_file, kind_of_path
+from quantyard.formats.names import file_name_fault, shown_name
+from quantyard.plan.imatrix import Calibration, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.builder import OutType
-from quantyard.protocol.runner import sha256_of
-from quantyard.publish.verify import Check, CheckedRelease
-from quantyard.quants.catalog import Quant, find
-from quantyard.quants.recipe_files import recipe_of
-from quantyard.quants.selection import of_recipe
+from quantyard.protocol.runner import file_sha256
+from quantyard.publish.verify import CheckedRelease, ReleaseCheck
+from quantyard.quants.catalog import Quant, find_quant
+from quantyard.quants.recipe_files import recipe_from_fields
+from quantyard.quants.selection import quant_of_recipe
 from quantyard.requests import BuildRequest
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
@@ -83,7 +83,9 @@ def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, 
     """
     used = {name for stage in asked.values() for name, value in stage.items() if name.startswith("allow_") and value}
     if unknown := sorted(used - PERMISSIONS.keys()):
-        message = f"These files were made with {shown(unknown[0])}, which this Quantyard ({__version__}) does not know."
+        message = (
+            f"These files were made with {shown_name(unknown[0])}, which this Quantyard ({__version__}) does not know."
+        )
         raise BadRequest(message, "Check them without making them again: leave REBUILD out.")
     missing = [f"{setting}=1" for name, setting in PERMISSIONS.items() if name in used and not getattr(request, name)]
     if missing:
@@ -109,7 +111,7 @@ def _outtype(value: JsonValue) -> OutType:
 
 
 def _said(value: object) -> str:
-    return shown(value if isinstance(value, str) else repr(value)[:_SAID])
+    return shown_name(value if isinstance(value, str) else repr(value)[:_SAID])
 
 
 def with_recorded_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: Path) -> BuildPlan:
@@ -125,11 +127,11 @@ def with_recorded_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: Pa
     for number, (quant, name) in enumerate(_used(subject).items()):
         made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
         recorded = made.request.get("imatrix_file") if made else None
-        if not isinstance(recorded, str) or fault_of_name(recorded) or recorded.startswith("."):
+        if not isinstance(recorded, str) or file_name_fault(recorded) or recorded.startswith("."):
             message = f"The importance matrix of {quant} is recorded as {_said(recorded)}, which is not a file name."
             raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.")
         matrix = _copied(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)
-        plan = with_imatrix(plan, Calibration(matrix=matrix), [quant])
+        plan = plan_with_imatrix(plan, Calibration(matrix=matrix), [quant])
     return plan
 
 
@@ -141,17 +143,17 @@ def _used(subject: CheckedRelease) -> dict[str, str]:
 
 def _copied(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
     path = release / record.file
-    if not kind_of(path):
+    if not kind_of_path(path):
         message = f"{path} is not there, and these files were made with that importance matrix."
         raise BadRequest(message, "Download it beside them, or let all be downloaded: make verify REPO=… REBUILD=1")
     real = find_file(release, record.file)
-    if (found := sha256_of(real)) != record.sha256:
+    if (found := file_sha256(real)) != record.sha256:
         message = f"{path} is not the importance matrix that these files were made with: SHA-256 {found}."
         raise BadRequest(message, f"Download the one of SHA-256 {record.sha256} again.")
     folder.mkdir(parents=True)  # nothing is in it that a name could lead through
     shutil.copyfile(real, folder / name)
     files = (FileEntry(path=name, size_bytes=record.size_bytes, sha256=record.sha256),)
-    return Artifact(digest_of_files(files), files, folder, whole_folder=False)
+    return Artifact(files_digest(files), files, folder, whole_folder=False)
 
 
 def _quant(manifest: Manifest, name: str) -> Quant:
@@ -163,16 +165,16 @@ def _quant(manifest: Manifest, name: str) -> Quant:
     made_by = manifest.stages.get(manifest.quants[name].made_by)
     asked = made_by.request if made_by else {}
     if not asked.get("recipe"):
-        return find(name)
+        return find_quant(name)
     fields = {
         "name": name, "base": asked.get("quant"), "description": "as its manifest tells it",
         "tensors": asked.get("tensor_types", {}), "output": asked.get("output_type"),
         "token_embedding": asked.get("token_embedding_type"),
     }
-    return of_recipe(recipe_of(fields, f"recorded of {name}"))
+    return quant_of_recipe(recipe_from_fields(fields, f"recorded of {name}"))
 
 
-def check_source(subject: CheckedRelease, model: ModelId) -> None:
+def check_rebuild_source(subject: CheckedRelease, model: ModelId) -> None:
     """Refuse to rebuild from another source than the recorded one. Its name counts: the converter writes it down.
 
     Raises:
@@ -192,7 +194,7 @@ def check_source(subject: CheckedRelease, model: ModelId) -> None:
 
 def compare_rebuilt(
     subject: CheckedRelease, again: Mapping[str, QuantRecord], stages: Mapping[str, StageRecord]
-) -> Iterator[Check]:
+) -> Iterator[ReleaseCheck]:
     """Each file beside its second making.
 
     Args:
@@ -203,11 +205,11 @@ def compare_rebuilt(
         before, now = subject.manifest.quants[quant], again[quant]
         what = f"rebuilt {before.file}"
         if before.sha256 == now.sha256:
-            yield Check(what, "ok", "the same bytes")
+            yield ReleaseCheck(what, "ok", "the same bytes")
             continue
         others = _other_means(subject.manifest.stages.get(before.made_by), stages.get(now.made_by))
         found = f"other bytes: SHA-256 {now.sha256}, recorded {before.sha256}"
-        yield Check(what, "not checked" if others else "failed", f"{found}{_proves_nothing(others)}")
+        yield ReleaseCheck(what, "not checked" if others else "failed", f"{found}{_proves_nothing(others)}")
 
 
 def _proves_nothing(others: str) -> str:

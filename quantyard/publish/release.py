@@ -24,16 +24,16 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
-from quantyard.plan.evaluation import folder_name
+from quantyard.plan.evaluation import suite_folder_name
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.measurements import EvalReport
-from quantyard.protocol.runner import sha256_of
-from quantyard.publish.files import PublishedFile, kept, made
-from quantyard.sources.licence import licence_files
+from quantyard.protocol.runner import file_sha256
+from quantyard.publish.files import PublishedFile, kept_release_file, made_release_file
+from quantyard.sources.licence import source_licence_files
 from quantyard.sources.resolve import Source
 from quantyard.store.hash_cache import HashCache
-from quantyard.store.manifest import Manifest, QuantRecord, file_of_stage, read_manifest, write_manifest
-from quantyard.store.stages import ModelStore, stage_folder
+from quantyard.store.manifest import Manifest, QuantRecord, read_manifest, stage_record_file, write_manifest
+from quantyard.store.stages import ModelStore, stored_stage_folder
 
 _AGAIN: Final = "make release MODEL=… QUANT=… REPO=…"
 
@@ -99,13 +99,13 @@ def _imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[
     """Each importance matrix that a file of the release was made with."""
     for name, record in manifest.imatrices.items():
         _refuse_changed(folder / name, record.sha256, hashes)
-        yield kept(name, folder / name, record.sha256)
+        yield kept_release_file(name, folder / name, record.sha256)
 
 
 def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
     if not path.is_file():
         raise BadRequest(f"{path} is gone.", f"Make it again: {_AGAIN}")
-    if (found := hashes.sha256(path, sha256_of)) != sha256:
+    if (found := hashes.sha256(path, file_sha256)) != sha256:
         message = f"{path} was changed after it was verified: SHA-256 {found}, recorded {sha256}."
         raise BadRequest(message, f"Remove it and make it again: {_AGAIN}")
 
@@ -142,13 +142,13 @@ def _only(manifest: Manifest, quants: Sequence[str], suite: str) -> Manifest:
     measurements = tuple(m for m in report.measurements if m.file.label in kept_labels)
     return manifest.model_copy(update={
         "quants": {quant: manifest.quants[quant] for quant in quants},
-        "stages": {label: s for label, s in manifest.stages.items() if file_of_stage(label, s) in kept_labels},
+        "stages": {label: s for label, s in manifest.stages.items() if stage_record_file(label, s) in kept_labels},
         "evaluations": {suite: report.model_copy(update={"measurements": measurements})},
         "contracts": {quant: found for quant, found in manifest.contracts.items() if quant in quants},
     })  # fmt: skip
 
 
-def public_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, ...]]) -> Manifest:
+def release_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, ...]]) -> Manifest:
     """The manifest without the paths of this machine, and with the parts that files are published in."""
     text = _without_paths(release.manifest.model_dump_json(), release)
     manifest = Manifest.model_validate_json(text)
@@ -185,18 +185,18 @@ def _folders(release: Release) -> dict[str, str]:
     return {str(path): name for path, name in every if path != path.parent}  # "/" is everybody's
 
 
-def whole(release: Release, quant: str) -> PublishedFile:
+def whole_release_file(release: Release, quant: str) -> PublishedFile:
     """The model in one file."""
     record = release.manifest.quants[quant]
-    return kept(record.file, release.paths[quant], record.sha256)
+    return kept_release_file(record.file, release.paths[quant], record.sha256)
 
 
-def report_files(release: Release) -> Iterator[PublishedFile]:
+def release_report_files(release: Release) -> Iterator[PublishedFile]:
     """The report, its plots and lm-eval's results; empty for a model folder that has none any more."""
-    folder = release.folder / folder_name(release.suite)
+    folder = release.folder / suite_folder_name(release.suite)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "report.json":  # the manifest holds it
-            yield kept(path.relative_to(release.folder).as_posix(), path, sha256_of(path))
+            yield kept_release_file(path.relative_to(release.folder).as_posix(), path, file_sha256(path))
     yield from _lm_eval_results(release)
 
 
@@ -206,29 +206,31 @@ def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
         asked = record.request
         if asked.get("stage") != "evaluate" or asked.get("tasks") != tasks:  # it may be of another suite
             continue
-        folder = stage_folder(release.folder, label, record.key) / "files"
+        folder = stored_stage_folder(release.folder, label, record.key) / "files"
         wanted = [entry for entry in record.outputs if Path(entry.path).name.startswith("results_")]
         for entry in (entry for entry in wanted if (folder / entry.path).is_file()):
-            task, file = Path(entry.path).parts[0], file_of_stage(label, record)
-            name = f"{folder_name(release.suite)}/lm-eval/{file}/{task}.json"
-            yield made(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
+            task, file = Path(entry.path).parts[0], stage_record_file(label, record)
+            name = f"{suite_folder_name(release.suite)}/lm-eval/{file}/{task}.json"
+            yield made_release_file(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
 
 
-def legal_files(release: Release, source: Source) -> tuple[PublishedFile, ...]:
+def release_legal_files(release: Release, source: Source) -> tuple[PublishedFile, ...]:
     """The licence texts of the source, as it has them; none where it is not here. Where a link of a local source leads
     was found out when the source was read.
     """
-    names = licence_files(entry.path for entry in source.files)
+    names = source_licence_files(entry.path for entry in source.files)
     if source.local is not None:
         places = {name: source.local.place_of(name) for name in names}
     else:
         fetched = release.manifest.stages.get("fetch")
-        folder = stage_folder(release.folder, "fetch", fetched.key) / "files" if fetched else None
+        folder = stored_stage_folder(release.folder, "fetch", fetched.key) / "files" if fetched else None
         places = {name: folder / name for name in names if folder is not None}
-    return tuple(kept(name, place, sha256_of(place)) for name, place in places.items() if place.is_file())
+    return tuple(
+        kept_release_file(name, place, file_sha256(place)) for name, place in places.items() if place.is_file()
+    )
 
 
-def keep_gate(store: ModelStore, judged: Manifest) -> None:
+def keep_release_gate(store: ModelStore, judged: Manifest) -> None:
     """Write down in the store's manifest what the gate found, and the licence as it was stated."""
     manifest = read_manifest(store.folder / "manifest.json")
     assert manifest is not None, "a release was found in it"

@@ -8,13 +8,20 @@ from pathlib import Path
 
 from quantyard.errors import BadRequest, HubUnreachable
 from quantyard.hub.client import HubAccess
-from quantyard.hub.foreign_manifest import parse_foreign
-from quantyard.publish.bundle import MANIFEST, Bundle, Destination
-from quantyard.publish.files import made
-from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget, preview, publish, read_published
-from quantyard.publish.registry.artifact import OciModel, model_of, oci_digest
+from quantyard.hub.foreign_manifest import parse_foreign_manifest
+from quantyard.publish.bundle import MANIFEST, ReleaseBundle, ReleaseDestination
+from quantyard.publish.files import made_release_file
+from quantyard.publish.hub.commit import (
+    FileChange,
+    HubPublication,
+    HubTarget,
+    preview_hub_publication,
+    publish_to_hub,
+    read_published_file,
+)
+from quantyard.publish.registry.artifact import OciModel, make_oci_model, oci_digest
 from quantyard.publish.registry.login import docker_login
-from quantyard.publish.registry.signing import push_signed
+from quantyard.publish.registry.signing import push_signed_oci_model
 from quantyard.publish.release import Release
 from quantyard.store.manifest import MAX_BYTES
 
@@ -51,9 +58,9 @@ class Published:
 class Sender:
     """One release with everything needed to send it."""
 
-    where: Destination
+    where: ReleaseDestination
     release: Release
-    bundle: Bundle
+    bundle: ReleaseBundle
     access: HubAccess
     docker_config: Path
     cosign_key: Path | None
@@ -66,7 +73,7 @@ class Sender:
         """
         self._refuse_to_forget()
         hub = self.where.hub
-        exists, changes = preview(self.access, hub, self.bundle.files) if hub else (None, ())
+        exists, changes = preview_hub_publication(self.access, hub, self.bundle.files) if hub else (None, ())
         return Intention(exists, changes, tuple(self._oci(quant) for quant in self._oci_quants()))
 
     def send(self, on_progress: Progress) -> Published:
@@ -80,7 +87,7 @@ class Sender:
         found = None
         if self.where.hub:
             message = f"{self.release.name}: {', '.join(self.release.quants)}, measured ({self.release.suite})"
-            found = publish(self.access, self.where.hub, self.bundle.files, message, on_progress)
+            found = publish_to_hub(self.access, self.where.hub, self.bundle.files, message, on_progress)
         return Published(found, pushed)
 
     def _refuse_to_forget(self) -> None:
@@ -94,13 +101,13 @@ class Sender:
 
     def _published_before(self, hub: HubTarget) -> list[str]:
         try:
-            text = read_published(self.access, hub, MANIFEST, MAX_BYTES)
-            known = parse_foreign(text, MANIFEST).quants if text else {}
+            text = read_published_file(self.access, hub, MANIFEST, MAX_BYTES)
+            known = parse_foreign_manifest(text, MANIFEST).quants if text else {}
         except (HubUnreachable, ValueError):  # nobody can be asked, or it is not ours
             return []
         others = {quant: record for quant, record in known.items() if quant not in self.release.quants}
-        files = [made(record.files[0].path, b"") for record in others.values()]
-        _, changes = preview(self.access, hub, files)
+        files = [made_release_file(record.files[0].path, b"") for record in others.values()]
+        _, changes = preview_hub_publication(self.access, hub, files)
         there = {change.path for change in changes if change.state in ("changed", "unchanged")}
         return [quant for quant, record in others.items() if record.files[0].path in there]
 
@@ -117,9 +124,9 @@ class Sender:
         reference = self.where.oci
         assert reference is not None
         login = docker_login(reference.registry, self.docker_config)
-        push_signed(reference, self._model(quant), login, self.cosign_key, on_progress)
+        push_signed_oci_model(reference, self._model(quant), login, self.cosign_key, on_progress)
         return self._oci(quant)
 
     def _model(self, quant: str) -> OciModel:
         manifest, suite = self.release.manifest, self.release.suite
-        return model_of(manifest, quant, suite, self.bundle.models[quant], self.bundle.legal)
+        return make_oci_model(manifest, quant, suite, self.bundle.models[quant], self.bundle.legal)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from quantyard.execution.runner import Builder
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, ModelFile, Step
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Step
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.builder import SplitRequest
-from quantyard.publish.files import PublishedFile, kept
+from quantyard.publish.files import PublishedFile, kept_release_file
 from quantyard.publish.release import Release
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact
@@ -20,8 +20,8 @@ def _label_of(quant: str) -> str:
     return f"split {quant}"
 
 
-def split_plan(release: Release, source: Source, max_size_bytes: int) -> BuildPlan | None:
-    """A step for each file above the limit; None where there is none. The plan has no targets: see `parts_of`."""
+def split_release_plan(release: Release, source: Source, max_size_bytes: int) -> BuildPlan | None:
+    """A step for each file above the limit, else None. The plan has no targets: see `split_release_parts`."""
     steps = [
         _step(quant, release.paths[quant], record.sha256, record.size_bytes, max_size_bytes)
         for quant, record in release.manifest.quants.items() if record.size_bytes > max_size_bytes
@@ -34,12 +34,12 @@ def split_plan(release: Release, source: Source, max_size_bytes: int) -> BuildPl
 
 def _step(quant: str, path: Path, sha256: str, size_bytes: int, max_size_bytes: int) -> Step:
     files = (FileEntry(path=path.name, size_bytes=size_bytes, sha256=sha256),)
-    whole = Artifact(digest_of_files(files), files, path.parent, whole_folder=False)
+    whole = Artifact(files_digest(files), files, path.parent, whole_folder=False)
     request = SplitRequest(model_file=path.name, prefix=path.stem, max_size_bytes=max_size_bytes)
-    return Step(_label_of(quant), STAGES["split"], request, {"source": External(whole)}, size_bytes, quant)
+    return Step(_label_of(quant), STAGES["split"], request, {"source": ExternalInput(whole)}, size_bytes, quant)
 
 
-def parts_of(builder: Builder, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:
+def split_release_parts(builder: Builder, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:
     """The parts that the finished plan left, by quant."""
     labels = {step.label for step in builder.plan.steps}
     return {
@@ -49,4 +49,4 @@ def parts_of(builder: Builder, release: Release) -> Mapping[str, tuple[Published
 
 def _parts(builder: Builder, label: str) -> tuple[PublishedFile, ...]:
     folder, files = builder.output(label), builder.outputs(label)
-    return tuple(kept(f.path, folder / f.path, str(f.sha256)) for f in files)
+    return tuple(kept_release_file(f.path, folder / f.path, str(f.sha256)) for f in files)

@@ -14,15 +14,15 @@ from typing import Final, Literal
 
 from quantyard.card.render import CardContext, card_differences
 from quantyard.errors import BadRequest, BadSource, HubError, HubUnreachable
-from quantyard.files.own_files import find_file, kind_of, read_named
-from quantyard.formats.gguf import GgufError, read_header, read_model
-from quantyard.formats.names import shown
-from quantyard.hub.client import HubAccess, resolve
-from quantyard.hub.foreign_manifest import parse_foreign
-from quantyard.protocol.base import digest_of_files
-from quantyard.protocol.runner import sha256_of
+from quantyard.files.own_files import find_file, kind_of_path, read_named_file
+from quantyard.formats.gguf import GgufError, read_gguf_header, read_gguf_model
+from quantyard.formats.names import shown_name
+from quantyard.hub.client import HubAccess, resolve_hub_repo
+from quantyard.hub.foreign_manifest import parse_foreign_manifest
+from quantyard.protocol.base import files_digest
+from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import QUANTS
-from quantyard.sources.licence import Licence, check_licence
+from quantyard.sources.licence import Licence, source_licence
 from quantyard.store.manifest import MAX_BYTES, ImatrixRecord, Manifest, QuantRecord, StageRecord
 
 State = Literal["ok", "failed", "not checked"]
@@ -35,7 +35,7 @@ _NAME_ON_CARD: Final = re.compile(r"^model-index:\n- name: '?([\w.-]+)'?$", re.M
 
 
 @dataclass(frozen=True)
-class Check:
+class ReleaseCheck:
     """One thing that was looked at, and what was found."""
 
     what: str
@@ -53,15 +53,15 @@ class CheckedRelease:
     imatrices: tuple[str, ...] = ()
 
 
-def find_subject(path: Path) -> CheckedRelease:
+def find_checked_release(path: Path) -> CheckedRelease:
     """The release in a folder, or the one file of it.
 
     Raises:
         BadRequest: there is no such file, or no manifest beside it that knows of it.
     """
-    kind = kind_of(path)
+    kind = kind_of_path(path)
     if not kind:
-        what = shown(str(path), _PATH_SHOWN)
+        what = shown_name(str(path), _PATH_SHOWN)
         raise BadRequest(f"There is no file or folder {what}.", "Give one that exists: make verify FILE=path")
     folder = path if kind == "folder" else path.parent
     manifest = _manifest_in(folder)
@@ -83,8 +83,8 @@ def find_subject(path: Path) -> CheckedRelease:
 def _manifest_in(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        read_from = find_file(folder, MANIFEST) if kind_of(path) else path
-        return parse_foreign(read_named(read_from, MAX_BYTES), str(path))
+        read_from = find_file(folder, MANIFEST) if kind_of_path(path) else path
+        return parse_foreign_manifest(read_named_file(read_from, MAX_BYTES), str(path))
     except OSError as error:
         hint = "Download it from where the file is from, or give the repo: make verify REPO=me/name-GGUF"
         raise BadRequest(f"{path} cannot be read: {error.strerror}.", hint) from error
@@ -93,13 +93,15 @@ def _manifest_in(folder: Path) -> Manifest:
         raise BadRequest(f"{path} is not a manifest of Quantyard: {first}.", "Download it again.") from error
 
 
-def check(subject: CheckedRelease, access: HubAccess, repo_id: str, on_file: Callable[[str], None]) -> Iterator[Check]:
+def check_release(
+    subject: CheckedRelease, access: HubAccess, repo_id: str, on_file: Callable[[str], None]
+) -> Iterator[ReleaseCheck]:
     """Every check, the files first. `repo_id` "": it was not published yet, or who knows where."""
     for quant in subject.quants:
         record = subject.manifest.quants[quant]
         on_file(record.file)
         for entry in record.files:
-            yield Check(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
+            yield ReleaseCheck(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
         yield _check_type(subject.folder, quant, record)
         yield _check_story(subject.manifest, quant, record)
     for name in subject.imatrices:
@@ -110,7 +112,7 @@ def check(subject: CheckedRelease, access: HubAccess, repo_id: str, on_file: Cal
 
 
 def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
-    if not kind_of(folder / name):
+    if not kind_of_path(folder / name):
         return "failed", "is not there"
     try:
         path = find_file(folder, name)
@@ -118,23 +120,23 @@ def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[Sta
         return "failed", error.message
     if (size := path.stat().st_size) != size_bytes:
         return "failed", f"has {size:,} bytes, the manifest says {size_bytes:,}"
-    if (found := sha256_of(path)) != sha256:
+    if (found := file_sha256(path)) != sha256:
         return "failed", f"SHA-256 {found}, the manifest says {sha256}"
     return "ok", f"SHA-256 {sha256}"
 
 
-def _check_type(folder: Path, quant: str, record: QuantRecord) -> Check:
+def _check_type(folder: Path, quant: str, record: QuantRecord) -> ReleaseCheck:
     """The header is this machine's own reading, whatever name and manifest say."""
     what = f"type of {record.file}"
     try:
-        header = read_model(_its_file(folder, record.files[0].path))
+        header = read_gguf_model(_its_file(folder, record.files[0].path))
     except (GgufError, OSError) as error:
-        return Check(what, "failed", f"is not a readable GGUF: {error}")
+        return ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
     found = next((q.name for q in QUANTS if q.ftype == header.file_type), str(header.file_type))
     known = next((q for q in QUANTS if q.name == quant), None)
     if known is None or quant == "COPY" or header.file_type == known.ftype:  # a copy keeps the type that it had
-        return Check(what, "ok", f"{found}, {header.architecture}, {len(header.tensors)} tensors")
-    return Check(what, "failed", f"its header says {found}, the manifest {quant}")
+        return ReleaseCheck(what, "ok", f"{found}, {header.architecture}, {len(header.tensors)} tensors")
+    return ReleaseCheck(what, "failed", f"its header says {found}, the manifest {quant}")
 
 
 def _its_file(folder: Path, name: str) -> Path:
@@ -150,23 +152,23 @@ def _its_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[Check]:
-    yield Check(record.file, *_compare(folder, record.file, record.size_bytes, record.sha256))
+def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck]:
+    yield ReleaseCheck(record.file, *_compare(folder, record.file, record.size_bytes, record.sha256))
     what = f"type of {record.file}"
     try:
-        kind = read_header(_its_file(folder, record.file)).metadata.get("general.type")
+        kind = read_gguf_header(_its_file(folder, record.file)).metadata.get("general.type")
     except (GgufError, OSError) as error:
-        yield Check(what, "failed", f"is not a readable GGUF: {error}")
+        yield ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
         return
     state: State = "ok" if kind == "imatrix" else "failed"
-    yield Check(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, and no imatrix")
+    yield ReleaseCheck(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, and no imatrix")
 
 
-def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> Check:
+def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:
     """What made the file, verified it and measured it are all about the same bytes."""
     problems = list(_contradictions(manifest, quant, record))
     told = [f"made by {record.made_by or 'its source'}", *_measured_by(manifest, quant)]
-    return Check(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
+    return ReleaseCheck(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
 
 
 def _measured_by(manifest: Manifest, quant: str) -> Iterator[str]:
@@ -198,7 +200,7 @@ def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
     used = made.inputs.get("imatrix")
     if recorded is None:
         return "took an importance matrix of which there is no record" if used else ""
-    if used != digest_of_files(tuple(recorded.given)):
+    if used != files_digest(tuple(recorded.given)):
         return f"took another importance matrix than {recorded.file}" if used else "took no importance matrix"
     names = {entry.path: (entry.size_bytes, entry.sha256) for entry in recorded.given}
     given = names.get(str(made.request.get("imatrix_file")))
@@ -206,45 +208,45 @@ def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
     return "" if same else f"took an importance matrix with another hash than {recorded.file}"
 
 
-def _check_source(manifest: Manifest, access: HubAccess) -> Check:
+def _check_source(manifest: Manifest, access: HubAccess) -> ReleaseCheck:
     source = manifest.source
     if not source.repo_id:
-        return Check("source", "not checked", f"{source.title} was a local model, digest {source.commit[:12]}")
+        return ReleaseCheck("source", "not checked", f"{source.title} was a local model, digest {source.commit[:12]}")
     what = f"source {source.repo_id}"
     try:
-        repo = resolve(access, source.repo_id, source.commit)
+        repo = resolve_hub_repo(access, source.repo_id, source.commit)
     except HubUnreachable as error:
-        return Check(what, "not checked", error.message)
+        return ReleaseCheck(what, "not checked", error.message)
     except HubError as error:
-        return Check(what, "failed", f"commit {source.commit[:12]}: {error.message}")
+        return ReleaseCheck(what, "failed", f"commit {source.commit[:12]}: {error.message}")
     there = {entry.path: entry.sha256 for entry in repo.files}
     if gone := [f.path for f in source.files if f.path not in there]:
-        return Check(what, "failed", f"not there at commit {source.commit[:12]}: {', '.join(gone)}")
+        return ReleaseCheck(what, "failed", f"not there at commit {source.commit[:12]}: {', '.join(gone)}")
     if others := [f.path for f in source.files if f.sha256 and there[f.path] not in (None, f.sha256)]:
-        return Check(what, "failed", f"other bytes at commit {source.commit[:12]}: {', '.join(others)}")
-    return Check(what, "ok", f"commit {source.commit[:12]} is there, its files as recorded")
+        return ReleaseCheck(what, "failed", f"other bytes at commit {source.commit[:12]}: {', '.join(others)}")
+    return ReleaseCheck(what, "ok", f"commit {source.commit[:12]} is there, its files as recorded")
 
 
-def _check_card(subject: CheckedRelease, repo_id: str) -> Check:
+def _check_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
     """Its numbers, one by one; what people wrote around them is theirs."""
-    if not kind_of(subject.folder / _CARD):
-        return Check("card", "not checked", f"{_CARD} is missing")
+    if not kind_of_path(subject.folder / _CARD):
+        return ReleaseCheck("card", "not checked", f"{_CARD} is missing")
     manifest = subject.manifest
     if not manifest.evaluations:
-        return Check("card", "not checked", "nothing was measured")
+        return ReleaseCheck("card", "not checked", "nothing was measured")
     try:
-        text = read_named(find_file(subject.folder, _CARD, _CARD_BYTES), _CARD_BYTES).decode(errors="replace")
+        text = read_named_file(find_file(subject.folder, _CARD, _CARD_BYTES), _CARD_BYTES).decode(errors="replace")
     except BadSource as error:
-        return Check("card", "failed", error.message)
+        return ReleaseCheck("card", "failed", error.message)
     context = CardContext(
         repo_id=_repo_on(text) or repo_id.partition("@")[0] or "me/model-GGUF", suite=next(iter(manifest.evaluations)),
-        licence=licence_in(manifest),
+        licence=checked_release_licence(manifest),
     )
     try:
         found = card_differences(text, manifest, context)
     except BadRequest as error:  # no card can be right where the manifest contradicts itself
         found = [error.message]
-    return Check("card", "failed" if found else "ok", "; ".join(found) or "its numbers are the manifest's")
+    return ReleaseCheck("card", "failed" if found else "ok", "; ".join(found) or "its numbers are the manifest's")
 
 
 def _repo_on(card: str) -> str:
@@ -253,15 +255,15 @@ def _repo_on(card: str) -> str:
     return f"me/{found[1]}" if found else ""
 
 
-def licence_in(manifest: Manifest) -> Licence:
+def checked_release_licence(manifest: Manifest) -> Licence:
     """The licence that a release says it is under."""
     try:
-        return check_licence(manifest.source.license, manifest.stated_license, manifest.source.card.license_name)
+        return source_licence(manifest.source.license, manifest.stated_license, manifest.source.card.license_name)
     except BadRequest:
         return Licence(manifest.source.license or "unknown", "source", ())
 
 
-def worst(checks: Sequence[Check]) -> State:
+def worst_release_check(checks: Sequence[ReleaseCheck]) -> State:
     """Failed if one has; ok only if something was checked."""
     states = {check.state for check in checks}
     return "failed" if "failed" in states else "ok" if "ok" in states else "not checked"

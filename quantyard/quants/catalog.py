@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import UnknownQuant
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 
 if TYPE_CHECKING:
     from quantyard.quants.recipe import Recipe
@@ -36,7 +36,7 @@ class Quant:
             A model whose rows are no multiple of 256 may get through, with larger fallback types.
         use: when to choose it, one line.
         alias_of: the full name, for a shorthand.
-        recipe: what it changes of `base`, where it is made by a recipe; see `selection.of_recipe`.
+        recipe: what it changes of `base`, where it is made by a recipe; see `selection.quant_of_recipe`.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Quant:
     @property
     def uses_imatrix(self) -> bool:
         """Whether a matrix can change its bytes: these formats round every weight the same, whatever matters."""
-        return self.name != "Q8_0" and not is_unquantized(self.name)
+        return self.name != "Q8_0" and not is_unquantized_type(self.name)
 
 
 UNQUANTIZED: Final = ("F32", "BF16", "F16")
@@ -63,18 +63,18 @@ UNQUANTIZED: Final = ("F32", "BF16", "F16")
 TYPE_UNKNOWN: Final = "unquantized"
 
 
-def is_unquantized(name: str) -> bool:
+def is_unquantized_type(name: str) -> bool:
     """Whether a file of this quant holds weights that were not rounded to blocks; COPY keeps the source's."""
     return name in (*UNQUANTIZED, "COPY", TYPE_UNKNOWN)
 
 
-# To add a family: add a row; which types are in it, their names say (`family_of`).
+# To add a family: add a row; which types are in it, their names say (`quant_family`).
 FAMILIES: Final = ("unquantized", "8-bit", "6-bit", "5-bit", "4-bit", "3-bit", "2-bit", "1-bit")
 
 
-def family_of(name: str) -> str:
+def quant_family(name: str) -> str:
     """The family of a quant by its name: Q4_K_M and IQ4_XS are "4-bit"; "" where the name does not tell."""
-    if is_unquantized(name):
+    if is_unquantized_type(name):
         return "unquantized"
     bits = re.match(r"(?:[IT]?Q|MXFP)(\d)", name)
     return f"{bits[1]}-bit" if bits else ""
@@ -148,12 +148,12 @@ _BY_LETTERS = {quant.name.replace("_", ""): quant.alias_of or quant.name for qua
 USEFUL: Final = ("Q4_K_M", "Q8_0", "Q5_K_M", "Q6_K", "IQ4_XS", "Q4_K_S", "Q5_K_S", "Q3_K_M", "IQ3_M", "Q2_K")
 
 
-def rank(name: str) -> int:
+def quant_rank(name: str) -> int:
     """How far behind in `USEFUL` a quant is; what is not in it comes after all."""
     return USEFUL.index(name) if name in USEFUL else len(USEFUL)
 
 
-def find(name: str) -> Quant:
+def find_quant(name: str) -> Quant:
     """The quant of this name, in any case; a shorthand gives what it stands for.
 
     Raises:
@@ -161,13 +161,13 @@ def find(name: str) -> Quant:
     """
     quant = _BY_NAME.get(name.strip().upper())
     if quant is None:
-        near = nearest(name)
+        near = nearest_quant_name(name)
         advice = f"Did you mean {near!r}?" if near else "The usual choice is 'Q4_K_M'."
-        raise UnknownQuant(f"Unknown quant {shown(name.strip())}. {advice}", hint=LIST_THEM)
+        raise UnknownQuant(f"Unknown quant {shown_name(name.strip())}. {advice}", hint=LIST_THEM)
     return _BY_NAME[quant.alias_of or quant.name]
 
 
-def nearest(name: str) -> str | None:
+def nearest_quant_name(name: str) -> str | None:
     """The type a misspelt name most likely means: the same letters, a nickname, else the most similar, if any is."""
     letters = re.sub(r"[^A-Z0-9]", "", name.upper())
     known = {**NICKNAMES, **_BY_LETTERS}

@@ -1,7 +1,7 @@
 """How large a GGUF will be, before a byte is downloaded.
 
 The size of a quant is worked out tensor by tensor from the shapes in the safetensors headers: each is put in
-llama.cpp's category by its Hugging Face name, and `tensor_types.tensor_type` says what type it gets there. What
+llama.cpp's category by its Hugging Face name, and `tensor_types.quant_tensor_type` says what type it gets there. What
 stays unquantized follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
 
 Not foreseen: tensors a converter merges, drops or pads for one architecture only, and sources that are quantized
@@ -20,10 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantyard.formats.gguf import TensorInfo
-from quantyard.formats.tensor_patterns import PatternProblem, resolve, type_for_row
-from quantyard.quants.catalog import Quant, find
-from quantyard.quants.model_config import VOCAB, Config, n_heads, n_kv_heads, n_layers, number, text_config
-from quantyard.quants.tensor_types import BLOCKS, Place, tensor_type
+from quantyard.formats.tensor_patterns import PatternProblem, resolve_tensor_patterns, tensor_type_for_row
+from quantyard.quants.catalog import Quant, find_quant
+from quantyard.quants.model_config import (
+    VOCAB,
+    Config,
+    model_config_number,
+    model_text_config,
+    n_heads,
+    n_kv_heads,
+    n_layers,
+)
+from quantyard.quants.tensor_types import BLOCKS, TensorPlace, quant_tensor_type
 
 if TYPE_CHECKING:
     from quantyard.protocol.builder import OutType
@@ -94,7 +102,7 @@ class _Model:
     copy_of: str  # tensor type that COPY leaves in place
 
 
-def gguf_size_bytes(
+def quant_gguf_bytes(
     tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool | None = None
 ) -> int:
     """Expected size of the GGUF in bytes.
@@ -108,23 +116,23 @@ def gguf_size_bytes(
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    model = _model(tensors, text_config(config))
+    model = _model(tensors, model_text_config(config))
     given = quant.needs_imatrix if imatrix is None else imatrix
-    named, stock = _told_by_recipe(model, quant), find(quant.base)
+    named, stock = _told_by_recipe(model, quant), find_quant(quant.base)
     data = sum(n * _weight_bytes(weight, model, stock, named, imatrix=given) for weight, n in model.weights.items())
-    vocab = number(model.config, *VOCAB) or 0
+    vocab = model_config_number(model.config, *VOCAB) or 0
     headers = sum(1 if weight.is_expert else n for weight, n in model.weights.items())  # experts are merged
     return data + _BYTES_FIXED + _BYTES_PER_TOKEN * vocab + _BYTES_PER_TENSOR * headers
 
 
-def main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False) -> str:
+def quant_main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False) -> str:
     """The tensor type that most weights of a GGUF of this quant have. It is not always the one that the quant is
     called by: rows that its blocks do not fit get another.
 
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    model, stock, counts = _model(tensors, text_config(config)), find(quant.base), Counter[str]()
+    model, stock, counts = _model(tensors, model_text_config(config)), find_quant(quant.base), Counter[str]()
     named = _told_by_recipe(model, quant)
     for weight, n in model.weights.items():
         if not _is_left_out(weight, model):
@@ -132,7 +140,7 @@ def main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, i
     return counts.most_common(1)[0][0]
 
 
-def params_size_bytes(n_params: int, quant: Quant) -> int:
+def quant_rough_bytes(n_params: int, quant: Quant) -> int:
     """Rough size in bytes of a GGUF whose tensor shapes are unknown; 10 % off and more for small models."""
     return math.ceil(quant.bits_per_weight * n_params / 8)
 
@@ -147,7 +155,7 @@ def _model(tensors: Sequence[TensorShape], text: Config) -> _Model:
         weights=weights,
         tied=text.get("tie_word_embeddings") is True or all(weight.category != "output" for weight in weights),
         v_layers=tuple(sorted({weight.layer for weight in weights if weight.category == "v"})),
-        copy_of=outtype_for(dtypes)[0].upper(),
+        copy_of=quant_outtype_for(dtypes)[0].upper(),
     )
 
 
@@ -190,7 +198,9 @@ def _type(
     where = "output" if weight.category == "embed" and model.tied else weight.category
     told = named.get((_kind_of(weight), weight.layer))
     place = _place(weight, model, imatrix=imatrix)
-    return (told and type_for_row(told, weight.row_length)) or tensor_type(quant, where, weight.row_length, place)
+    return (told and tensor_type_for_row(told, weight.row_length)) or quant_tensor_type(
+        quant, where, weight.row_length, place
+    )
 
 
 # Category → the GGUF's name for its tensors, as recipes know them.
@@ -216,20 +226,21 @@ def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
         names = {name: at for name, at in names.items() if name != "output.weight"}
     tensors = [TensorInfo(name, (256, 2), 0, 0, 0, Path()) for name in names]
     try:
-        types = resolve(tensors, recipe.tensors, recipe.output, recipe.token_embedding)
+        types = resolve_tensor_patterns(tensors, recipe.tensors, recipe.output, recipe.token_embedding)
     except PatternProblem:
         return {}
     return {names[name]: kind for name, kind in types.items()}
 
 
-def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> Place:
+def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> TensorPlace:
     config, is_v = model.config, weight.category == "v"
     heads, layers, model_type = n_heads(config), n_layers(config), config.get("model_type")
-    return Place(
+    return TensorPlace(
         i=model.v_layers.index(weight.layer) if is_v else weight.layer,
         n=len(model.v_layers) if is_v else layers,
         gqa=heads / n_kv_heads(config),
-        experts=number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0,
+        experts=model_config_number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        or 0,
         is_expert=weight.is_expert,
         falcon=model_type in ("falcon", "RefinedWeb", "RefinedWebModel"),
         seventy_b=layers == 80 and model_type in ("llama", "qwen2") and heads != n_kv_heads(config),
@@ -246,7 +257,7 @@ def _category_of(name: str) -> str:
     return next(category for pattern, category in _NAME_PATTERNS if pattern.search(name))
 
 
-def outtype_for(dtypes: Mapping[str, int]) -> tuple[OutType, str]:
+def quant_outtype_for(dtypes: Mapping[str, int]) -> tuple[OutType, str]:
     """The smallest converter outtype that loses nothing of the source, and why.
 
     Args:

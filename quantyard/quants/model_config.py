@@ -13,13 +13,13 @@ _LARGEST_NUMBER = 1 << 32
 _MOST_LAYERS = 10_000  # ten times the deepest model; each is an element of a list here
 
 
-def text_config(config: Config) -> Config:
+def model_text_config(config: Config) -> Config:
     """The language model's part of it: a multimodal model has one within the whole."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, Mapping) else config
 
 
-def number(config: Config, *keys: str) -> int | None:
+def model_config_number(config: Config, *keys: str) -> int | None:
     """The first of the keys that holds an integer, and one that a model can have: config.json is hostile input."""
     values = (config.get(key) for key in keys)
     return next((value for value in values if type(value) is int and 0 <= value <= _LARGEST_NUMBER), None)
@@ -27,16 +27,16 @@ def number(config: Config, *keys: str) -> int | None:
 
 def n_layers(config: Config) -> int:
     """How many layers there are; 0 where it does not say."""
-    return min(number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
+    return min(model_config_number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
 
 
 def n_heads(config: Config) -> int:
     """Attention heads of a layer; 1 where it does not say."""
-    return number(config, "num_attention_heads", "n_head", "n_heads") or 1
+    return model_config_number(config, "num_attention_heads", "n_head", "n_heads") or 1
 
 
 def n_kv_heads(config: Config) -> int:
     """Heads of keys and values of a layer: fewer where several query heads share one."""
     if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
         return 1
-    return number(config, *KV_HEADS) or n_heads(config)
+    return model_config_number(config, *KV_HEADS) or n_heads(config)

@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import TensorInfo
-from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve
+from quantyard.formats.tensor_patterns import PatternProblem, check_tensor_pattern, resolve_tensor_patterns
 from quantyard.protocol.base import Frozen
 
 _LONGEST_PATTERN: Final = 200  # characters
@@ -67,7 +67,7 @@ class Recipe(Frozen):
             if len(pattern) > _LONGEST_PATTERN:
                 raise ValueError(f"a pattern has {len(pattern):,} characters, and {_LONGEST_PATTERN} are possible")
             try:
-                check_pattern(pattern)
+                check_tensor_pattern(pattern)
             except PatternProblem as problem:
                 raise ValueError(f"{problem.message} {problem.hint}") from problem
         return {pattern: _type(kind) for pattern, kind in value.items()}
@@ -103,7 +103,9 @@ def _type(text: str) -> str:
 def _contradiction(types: dict[str, str]) -> str:
     """Two patterns at odds in a model of the usual kinds and 100 layers; "" where there are none."""
     try:
-        resolve(_usual_tensors(), {pattern: kind for pattern, kind in types.items() if _is_usual(pattern)})
+        resolve_tensor_patterns(
+            _usual_tensors(), {pattern: kind for pattern, kind in types.items() if _is_usual(pattern)}
+        )
     except PatternProblem as problem:
         return f"{problem.message} {problem.hint}"
     return ""
@@ -118,7 +120,7 @@ def _usual_tensors() -> tuple[TensorInfo, ...]:
 @cache
 def _is_usual(pattern: str) -> bool:
     try:
-        resolve(_usual_tensors(), {pattern: "Q8_0"})
+        resolve_tensor_patterns(_usual_tensors(), {pattern: "Q8_0"})
     except PatternProblem:
         return False
     return True

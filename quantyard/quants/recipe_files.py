@@ -14,9 +14,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.files.own_files import read_named
-from quantyard.formats.strict_yaml import MAX_BYTES, load_plain
-from quantyard.quants.catalog import QUANTS, find, is_unquantized
+from quantyard.files.own_files import read_named_file
+from quantyard.formats.strict_yaml import MAX_BYTES, load_strict_yaml
+from quantyard.quants.catalog import QUANTS, find_quant, is_unquantized_type
 from quantyard.quants.recipe import Recipe
 
 FOLDER: Final = Path(__file__).parent / "recipes"
@@ -30,17 +30,17 @@ def read_recipe(path: Path) -> Recipe:
         BadRequest: it cannot be read, or says something that cannot be.
     """
     try:
-        value = load_plain(read_named(path, MAX_BYTES))
+        value = load_strict_yaml(read_named_file(path, MAX_BYTES))
     except OSError as error:
         raise BadRequest(f"The recipe {path} cannot be read: {error.strerror}.", "Type: RECIPE=file.yaml") from error
     except ValueError as error:  # too large, or a YamlProblem
         raise BadRequest(f"The recipe {path} is not usable YAML: {error}.", _HINT) from error
     if not isinstance(value, dict):
         raise BadRequest(f"The recipe {path} has no fields.", _HINT)
-    return recipe_of(value, str(path))
+    return recipe_from_fields(value, str(path))
 
 
-def recipe_of(value: Mapping[str, object], title: str) -> Recipe:
+def recipe_from_fields(value: Mapping[str, object], title: str) -> Recipe:
     """The recipe of these fields, from a file or a manifest.
 
     Raises:
@@ -48,12 +48,12 @@ def recipe_of(value: Mapping[str, object], title: str) -> Recipe:
     """
     try:
         recipe = Recipe.model_validate(value)
-        base = find(recipe.base)
+        base = find_quant(recipe.base)
     except ValidationError as error:
         raise BadRequest(f"The recipe {title}: {_words(error)}.", _HINT) from error
     except UnknownQuant as error:
         raise BadRequest(f"The recipe {title}: base: {error.message}", error.hint) from error
-    if is_unquantized(base.name):
+    if is_unquantized_type(base.name):
         message = f"The recipe {title}: base: {base.name} gives all tensors one type, so a recipe cannot change it."
         raise BadRequest(message, _HINT)
     if any(recipe.name.upper() == quant.name for quant in QUANTS):
@@ -73,24 +73,24 @@ def _words(error: ValidationError) -> str:
 
 
 @cache
-def shipped() -> tuple[Recipe, ...]:
+def shipped_recipes() -> tuple[Recipe, ...]:
     """Those that come with Quantyard, in the order of their names."""
     return tuple(read_recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
 
 
 def find_recipe(name: str, own: Sequence[Recipe] = ()) -> Recipe | None:
     """The recipe of this name, in any case; the user's own come first. None where no recipe has it."""
-    return next((recipe for recipe in (*own, *shipped()) if recipe.name.lower() == name.strip().lower()), None)
+    return next((recipe for recipe in (*own, *shipped_recipes()) if recipe.name.lower() == name.strip().lower()), None)
 
 
-def meant_recipe(name: str, own: Sequence[Recipe] = ()) -> str | None:
+def nearest_recipe_name(name: str, own: Sequence[Recipe] = ()) -> str | None:
     """The recipe that a misspelt name most likely means, if it is near one."""
-    names = {recipe.name.lower(): recipe.name for recipe in (*own, *shipped())}
+    names = {recipe.name.lower(): recipe.name for recipe in (*own, *shipped_recipes())}
     found = difflib.get_close_matches(name.strip().lower(), names, n=1, cutoff=0.8)
     return names[found[0]] if found else None
 
 
-def refuse_doubles(recipes: Iterable[Recipe]) -> None:
+def refuse_double_recipes(recipes: Iterable[Recipe]) -> None:
     """Refuse two recipes of one name: their files would be one.
 
     Raises:

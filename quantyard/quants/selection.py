@@ -8,21 +8,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.formats.names import shown
-from quantyard.quants.catalog import LIST_THEM, Quant, find
+from quantyard.formats.names import shown_name
+from quantyard.quants.catalog import LIST_THEM, Quant, find_quant
 
 if TYPE_CHECKING:
     from quantyard.quants.recipe import Recipe
 
 
-def of_recipe(recipe: Recipe) -> Quant:
+def quant_of_recipe(recipe: Recipe) -> Quant:
     """A recipe as a quant like any other, under its own name."""
-    base = find(recipe.base)
+    base = find_quant(recipe.base)
     needs_imatrix = base.needs_imatrix or recipe.needs_imatrix
     return replace(base, name=recipe.name, needs_imatrix=needs_imatrix, use=recipe.description, recipe=recipe)
 
 
-def parse_list(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUANT") -> tuple[Quant, ...]:
+def parse_quants(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUANT") -> tuple[Quant, ...]:
     """The quants of "Q4_K_M,Q8_0": separated by commas or spaces, duplicates dropped, order kept.
 
     Args:
@@ -41,14 +41,17 @@ def parse_list(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUANT"
 
 def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
     try:
-        return find(name)
+        return find_quant(name)
     except UnknownQuant:
-        from quantyard.quants.recipe_files import find_recipe, meant_recipe  # imported late: they need a YAML parser
+        from quantyard.quants.recipe_files import (  # imported late: they need a YAML parser
+            find_recipe,
+            nearest_recipe_name,
+        )
 
         recipe = find_recipe(name, recipes)
         if recipe is None:
-            if meant := meant_recipe(name, recipes):
+            if meant := nearest_recipe_name(name, recipes):
                 hint = f"{LIST_THEM}; recipes: docs/how-to/tune.md"
-                raise UnknownQuant(f"Unknown quant {shown(name)}. Did you mean {meant!r}?", hint) from None
+                raise UnknownQuant(f"Unknown quant {shown_name(name)}. Did you mean {meant!r}?", hint) from None
             raise
-        return of_recipe(recipe)
+        return quant_of_recipe(recipe)

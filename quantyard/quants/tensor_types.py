@@ -25,7 +25,7 @@ BASE_TYPES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor sits: the `i`-th of `n` of its kind, in a model with these traits."""
 
     i: int
@@ -38,35 +38,35 @@ class Place:
     imatrix: bool = False  # one is given
 
 
-Holds = Callable[[Place], bool]
+Holds = Callable[[TensorPlace], bool]
 
 
 def _first(part: int) -> Holds:
     return lambda p: p.i < p.n // part
 
 
-def _more(p: Place) -> bool:
+def _more(p: TensorPlace) -> bool:
     """llama.cpp's use_more_bits: the first and last eighth of the layers, and every third between."""
     return p.i < p.n // 8 or p.i >= 7 * p.n // 8 or (p.i - p.n // 8) % 3 == 2
 
 
-def _always(_: Place) -> bool:
+def _always(_: TensorPlace) -> bool:
     return True
 
 
-def _gqa4(p: Place) -> bool:
+def _gqa4(p: TensorPlace) -> bool:
     return p.gqa >= 4
 
 
-def _eight(p: Place) -> bool:
+def _eight(p: TensorPlace) -> bool:
     return p.experts == 8
 
 
-def _plain(p: Place) -> bool:
+def _plain(p: TensorPlace) -> bool:
     return not p.falcon and p.experts != 8
 
 
-def _middle(p: Place) -> bool:
+def _middle(p: TensorPlace) -> bool:
     return p.n // 8 <= p.i < 7 * p.n // 8
 
 
@@ -131,7 +131,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Holds, str], ...] = (
 )
 
 
-def tensor_type(quant: Quant, category: str, row_length: int, place: Place) -> str:
+def quant_tensor_type(quant: Quant, category: str, row_length: int, place: TensorPlace) -> str:
     """The ggml type (a key of BLOCKS) that llama-quantize gives a weight with two or more dimensions.
 
     `category` is one of embed, output, v, k, q, attn_out, gate, up, down, other; fused qkv counts as v, and
@@ -152,7 +152,7 @@ def tensor_type(quant: Quant, category: str, row_length: int, place: Place) -> s
     return _fitting(wanted, row_length)
 
 
-def _mixed_type(name: str, base: str, category: str, place: Place) -> str:
+def _mixed_type(name: str, base: str, category: str, place: TensorPlace) -> str:
     rows = (kind for names, where, holds, kind in RULES if where == category and name in names and holds(place))
     kind = next(rows, base)
     if category == "v" and place.seventy_b and name in NOT_LOW and kind in ("Q3_K", "Q4_K"):
@@ -160,7 +160,7 @@ def _mixed_type(name: str, base: str, category: str, place: Place) -> str:
     return kind
 
 
-def _output_type(name: str, base: str, row_length: int, place: Place) -> str:
+def _output_type(name: str, base: str, row_length: int, place: TensorPlace) -> str:
     if name in ("MXFP4_MOE", "Q8_0") or place.falcon or row_length % BLOCKS[base][0]:
         return "Q8_0"
     return "Q5_K" if name in LOW or name == "IQ3_XXS" else "Q6_K"

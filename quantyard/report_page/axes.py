@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from quantyard.formatting.numbers import axis_label
+from quantyard.formatting.numbers import format_axis_label
 
 CHAR_PX: Final = 8.0  # of capitals in a wide font at 12 px: names come out narrower, hardly ever wider
 LINE_PX: Final = 15.0
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """Values from `low` to `high` lie between the pixels `start` and `end`, evenly or by their logarithm."""
 
     low: float
@@ -33,10 +33,10 @@ class Scale:
     def ticks(self, at_most: int) -> tuple[tuple[float, str], ...]:
         """Pixel and label of round values, at most so many."""
         found = _log_ticks(self.low, self.high, at_most) if self.log else _ticks(self.low, self.high, at_most)
-        return tuple((self(value), axis_label(value)) for value in found)
+        return tuple((self(value), format_axis_label(value)) for value in found)
 
 
-def spanning(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
+def page_axis_span(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
     """Lowest and highest of the values with a share of the span added at both ends; never empty."""
     low, high = min(values), max(values)
     if log:
@@ -65,7 +65,7 @@ def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
     return found[:: max(1, math.ceil(len(found) / at_most))]
 
 
-def short(text: str, width_px: float) -> str:
+def shorten_page_name(text: str, width_px: float) -> str:
     """As much of a name as there is room for."""
     room = int(width_px / CHAR_PX)
     return text if len(text) <= room else f"{text[: max(1, room - 1)]}…"
@@ -105,7 +105,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedName:
     """A name: where its text starts, ends or has its middle (`anchor`), `y` its base line.
 
     If it is far, a thin line leads to its point.
@@ -126,13 +126,13 @@ _AWAY_COST: Final = 1.5  # a pixel farther away is as bad as covering so many sq
 _CONFUSING: Final = 120.0
 
 
-def place_names(
+def place_page_names(
     points: Sequence[tuple[float, float, str]], lines: Sequence[tuple[float, float, float, float]], frame: Box
-) -> list[Placed]:
+) -> list[PlacedName]:
     """A place for each name near its point: inside the frame, on no other name, point or line, nearest to its own."""
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
     taken += [box for line in lines for box in _along(line)]
-    placed: list[Placed] = []
+    placed: list[PlacedName] = []
     for i, (x, y, text) in enumerate(points):
         others = [(px, py) for j, (px, py, _) in enumerate(points) if j != i]
         places = _places(x, y, text)
@@ -144,7 +144,7 @@ def place_names(
     return placed
 
 
-def _places(x: float, y: float, text: str) -> list[Placed]:
+def _places(x: float, y: float, text: str) -> list[PlacedName]:
     width, found = len(text) * CHAR_PX, []
     for reach in _REACH_PX:
         for dx, dy in _DIRECTIONS:
@@ -153,11 +153,11 @@ def _places(x: float, y: float, text: str) -> list[Placed]:
             top = y + dy * reach - (LINE_PX if dy < 0 else LINE_PX / 2 if dy == 0 else 0)
             box = Box(left, top, left + width, top + LINE_PX)
             anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
-            found.append(Placed(text, round(at, 1), round(top + LINE_PX - 4, 1), anchor, box, is_far=reach > 16))
+            found.append(PlacedName(text, round(at, 1), round(top + LINE_PX - 4, 1), anchor, box, is_far=reach > 16))
     return found
 
 
-def _around(places: Sequence[Placed]) -> Box:
+def _around(places: Sequence[PlacedName]) -> Box:
     """The box that holds them all."""
     boxes = [place.box for place in places]
     return Box(
@@ -182,6 +182,6 @@ def _along(line: tuple[float, float, float, float]) -> list[Box]:
     return [Box(x - 2, y - 2, x + 2, y + 2) for x, y in spots]
 
 
-def segments(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+def page_line_segments(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
     """The lines from corner to corner."""
     return [(*one, *two) for one, two in pairwise(corners)]

@@ -12,10 +12,10 @@ from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import Kind
-from quantyard.metrics.headline_metrics import headlines
-from quantyard.metrics.kinds import kind_of
+from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.measurements import Comparison, EvalReport
-from quantyard.report_page.axes import CHAR_PX, Scale, short, spanning
+from quantyard.report_page.axes import CHAR_PX, AxisScale, page_axis_span, shorten_page_name
 from quantyard.report_page.marks import MARK_OF
 from quantyard.report_page.tables import PageFile
 
@@ -25,7 +25,7 @@ MAX_PANELS: Final = 36
 
 
 @dataclass(frozen=True)
-class Spot:
+class PlotSpot:
     """One file in a plot: where it is, how far its interval goes, and what is said of it (a line each)."""
 
     number: int
@@ -46,12 +46,12 @@ class PanelRow:
     label: str
     text: str
     text_x: float
-    spot: Spot
+    spot: PlotSpot
     mark: str
 
 
 @dataclass(frozen=True)
-class Panel:
+class PagePanel:
     """Intervals around a zero line (`zero` is its pixel), or bars from the left edge (`zero` None)."""
 
     name: str
@@ -67,11 +67,11 @@ class Panel:
     band: tuple[float, float] | None = None  # pixels between which a difference counts as none
 
 
-def forest(report: EvalReport, files: Sequence[PageFile]) -> tuple[Panel, ...]:
+def page_forest_plot(report: EvalReport, files: Sequence[PageFile]) -> tuple[PagePanel, ...]:
     """One panel per task: each file's difference from the baseline. Panels of one unit share a scale."""
     all_of_them = [c for s in files if s.found for c in s.found.comparisons]
-    panels: list[Panel] = []
-    shown = [(c.task, c.metric) for c in headlines(report.suite, all_of_them)][:MAX_PANELS]
+    panels: list[PagePanel] = []
+    shown = [(c.task, c.metric) for c in headline_scores(report.suite, all_of_them)][:MAX_PANELS]
     for key in shown:
         found = [(s, c) for s in files for c in (s.found.comparisons if s.found else ()) if (c.task, c.metric) == key]
         key_of_scale = _scale_key(found[0][1])
@@ -86,25 +86,28 @@ _SCALES: Final[dict[Kind, tuple[int, str]]] = {"share": (100, "points"), "relati
 
 def _scale_key(c: Comparison) -> str:
     """What may share a scale; a metric in its own unit is alone on its own."""
-    kind = kind_of(c)
+    kind = score_metric_kind(c)
     return f"{c.task} {c.metric}" if kind == "own unit" else kind
 
 
-def _forest_panel(found: Sequence[tuple[PageFile, Comparison]], alike: Sequence[Comparison], margin: float) -> Panel:
+def _forest_panel(
+    found: Sequence[tuple[PageFile, Comparison]], alike: Sequence[Comparison], margin: float
+) -> PagePanel:
     first = found[0][1]
-    factor, unit = _SCALES[kind_of(first)]
+    factor, unit = _SCALES[score_metric_kind(first)]
     left, right, bottom = _gutter([s.label for s, _ in found]), NARROW_PX - 62, ROW_PX * len(found) + 8
     ends = [factor * end for c in alike for end in (c.delta.low, c.delta.high)] + [-factor * margin, factor * margin]
-    x = Scale(*spanning(ends, 0.04), left, right)
+    x = AxisScale(*page_axis_span(ends, 0.04), left, right)
     rows = tuple(
-        PanelRow(short(s.label, left - 10), numbers.delta_written(c.delta, kind_of(c)).value, NARROW_PX - 2,
-                 Spot(s.number, x(factor * c.delta.value), ROW_PX * (i + 0.5) + 4, x(factor * c.delta.low),
+        PanelRow(shorten_page_name(s.label, left - 10),
+            numbers.format_delta_interval(c.delta, score_metric_kind(c)).value, NARROW_PX - 2,
+                 PlotSpot(s.number, x(factor * c.delta.value), ROW_PX * (i + 0.5) + 4, x(factor * c.delta.low),
                       x(factor * c.delta.high), _said(s, c)), MARK_OF[c.verdict])
         for i, (s, c) in enumerate(found)
     )  # fmt: skip
     band = (x(-factor * margin), x(factor * margin))
-    note = f"{first.metric} · n = {numbers.count(first.n)}"
-    return Panel(
+    note = f"{first.metric} · n = {numbers.format_count(first.n)}"
+    return PagePanel(
         first.task, note, unit or first.metric, NARROW_PX, bottom + 24, left, right, x.ticks(5), rows,
         zero=x(0.0), band=band,
     )  # fmt: skip
@@ -116,27 +119,27 @@ def _gutter(labels: Sequence[str]) -> float:
 
 
 def _said(s: PageFile, c: Comparison) -> tuple[str, ...]:
-    kind = kind_of(c)
-    value, baseline = (numbers.metric_value(x, kind) for x in (c.value, c.baseline))
-    delta = numbers.delta_written(c.delta, kind)
+    kind = score_metric_kind(c)
+    value, baseline = (numbers.format_metric_value(x, kind) for x in (c.value, c.baseline))
+    delta = numbers.format_delta_interval(c.delta, kind)
     lines = [s.label, f"{c.task}, {c.metric}", f"{value}, baseline {baseline}", f"Δ {delta}"]
     if c.mcnemar_p is not None:
-        lines.append(f"{c.lost} lost, {c.gained} gained of {numbers.count(c.n)}")
+        lines.append(f"{c.lost} lost, {c.gained} gained of {numbers.format_count(c.n)}")
     return (*lines, c.verdict)
 
 
 # ---- speed -------------------------------------------------------------------------------------------
 
 
-def speed(files: Sequence[PageFile]) -> tuple[Panel, ...]:
+def page_speed_plot(files: Sequence[PageFile]) -> tuple[PagePanel, ...]:
     """Bars: reading a prompt, generating, peak memory."""
     timed = [(s, s.speed) for s in files if s.speed]
     if not timed:
         return ()
-    rate = numbers.tokens_per_s
+    rate = numbers.format_tokens_per_s
     prompt = [(s, v.prompt_tokens_per_s, v.prompt_spread, rate(v.prompt_tokens_per_s)) for s, v in timed]
     written = [(s, v.generated_tokens_per_s, v.generated_spread, rate(v.generated_tokens_per_s)) for s, v in timed]
-    memory = [(s, float(v.peak_memory_bytes), 0.0, numbers.memory(v.peak_memory_bytes)) for s, v in timed]
+    memory = [(s, float(v.peak_memory_bytes), 0.0, numbers.format_memory(v.peak_memory_bytes)) for s, v in timed]
     return (
         _bars("Reading a prompt", "tokens per second", prompt),
         _bars("Generating", "tokens per second", written),
@@ -144,15 +147,15 @@ def speed(files: Sequence[PageFile]) -> tuple[Panel, ...]:
     )
 
 
-def _bars(name: str, unit: str, found: Sequence[tuple[PageFile, float, float, str]]) -> Panel:
+def _bars(name: str, unit: str, found: Sequence[tuple[PageFile, float, float, str]]) -> PagePanel:
     """A whisker is as long as the runs are spread (a share of the value), around the value."""
     left, right = _gutter([s.label for s, *_ in found]), NARROW_PX - 62
-    x = Scale(0.0, max(value * (1 + spread / 2) for _, value, spread, _ in found) or 1.0, left, right)
+    x = AxisScale(0.0, max(value * (1 + spread / 2) for _, value, spread, _ in found) or 1.0, left, right)
     rows = []
     for i, (s, value, spread, text) in enumerate(found):
         low, high = (x(max(0.0, value * (1 + sign * spread / 2))) for sign in (-1, 1))
         said = (s.label, name.lower(), f"{text} tokens per second" if "token" in unit else text)
-        spot = Spot(s.number, x(value), ROW_PX * (i + 0.5) + 4, low, high, said)
+        spot = PlotSpot(s.number, x(value), ROW_PX * (i + 0.5) + 4, low, high, said)
         mark = "baseline" if s.is_baseline else "file"
-        rows.append(PanelRow(short(s.label, left - 10), text, NARROW_PX - 2, spot, mark))
-    return Panel(name, unit, unit, NARROW_PX, ROW_PX * len(found) + 8, left, right, (), tuple(rows))
+        rows.append(PanelRow(shorten_page_name(s.label, left - 10), text, NARROW_PX - 2, spot, mark))
+    return PagePanel(name, unit, unit, NARROW_PX, ROW_PX * len(found) + 8, left, right, (), tuple(rows))

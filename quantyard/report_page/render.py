@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import margin
-from quantyard.formatting.printable import with_unseen
-from quantyard.metrics.headline_metrics import headlines
+from quantyard.formatting.numbers import format_margin
+from quantyard.formatting.printable import replace_unprintable
+from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.marks import MARK_OF, SHAPES, VERDICTS
-from quantyard.report_page.plots import MAX_PANELS, forest, speed
-from quantyard.report_page.sentences import facts, plain_words
-from quantyard.report_page.tables import PageFile, checks_table, files_table, gate_table, page_files
-from quantyard.report_page.task_tables import scores_table, tasks_table
-from quantyard.report_page.tradeoff import tradeoffs
+from quantyard.report_page.plots import MAX_PANELS, page_forest_plot, page_speed_plot
+from quantyard.report_page.sentences import page_facts, page_sentences
+from quantyard.report_page.tables import PageFile, page_checks_table, page_files, page_files_table, page_gate_table
+from quantyard.report_page.task_tables import page_scores_table, page_tasks_table
+from quantyard.report_page.tradeoff import page_tradeoffs
 from quantyard.store.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ FILE_NAME: Final = "report.html"
 _UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
-def render_page(manifest: Manifest, suite: str) -> str:
+def render_report_page(manifest: Manifest, suite: str) -> str:
     """The page of one suite's measurements, as HTML; the same to the byte for the same manifest.
 
     Raises:
@@ -54,16 +54,16 @@ def render_page(manifest: Manifest, suite: str) -> str:
 
 def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]) -> dict[str, Any]:
     compared = any(m.comparisons for m in report.measurements)
-    first = headlines(report.suite, [c for m in report.measurements for c in m.comparisons])
+    first = headline_scores(report.suite, [c for m in report.measurements for c in m.comparisons])
     return {
         "title": report.title, "report": report, "manifest": manifest, "files": files, "verdicts": VERDICTS,
         "baseline": next(s for s in files if s.is_baseline),
-        "shapes": SHAPES, "mark_of": MARK_OF, "facts": facts(manifest, report), "plain": plain_words(files),
-        "files_table": files_table(files), "compared": compared,
-        "tasks_table": tasks_table(report, files) if compared else scores_table(report, files),
-        "checks_table": checks_table(files), "gate_table": gate_table(manifest, files),
-        "tradeoffs": tradeoffs(files), "forest": forest(report, files), "speed": speed(files),
-        "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": margin(report.suite.margin),
+        "shapes": SHAPES, "mark_of": MARK_OF, "facts": page_facts(manifest, report), "plain": page_sentences(files),
+        "files_table": page_files_table(files), "compared": compared,
+        "tasks_table": page_tasks_table(report, files) if compared else page_scores_table(report, files),
+        "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
+        "tradeoffs": page_tradeoffs(files), "forest": page_forest_plot(report, files), "speed": page_speed_plot(files),
+        "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": format_margin(report.suite.margin),
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def _environment() -> Environment:
 
 def _seen(value: Any) -> Any:
     """Text of the manifest with every character in sight; what the template wrote itself stays as it is."""
-    return with_unseen(value, _UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return replace_unprintable(value, _UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _policy(css: str, script: str) -> str:

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantyard.formatting.numbers import (
-    change_written,
-    count,
-    digits,
-    duration,
-    file_size,
-    human_bytes,
-    percent,
-    rough_percent,
+    format_bytes,
+    format_change_interval,
+    format_count,
+    format_digits,
+    format_duration,
+    format_file_size,
+    format_percent,
+    format_rough_percent,
 )
-from quantyard.metrics.intervals import ppl_change
+from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.marks import VERDICTS
 from quantyard.report_page.tables import PageFile
@@ -24,7 +24,7 @@ from quantyard.store.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Plain:
+class PageSentences:
     """The sentences about one file."""
 
     number: int
@@ -32,7 +32,7 @@ class Plain:
     sentences: tuple[str, ...]
 
 
-def facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str], ...]:
+def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str], ...]:
     """Name and value of what a reader needs in order to judge the numbers; nothing about the maker's folders."""
     source, suite = manifest.source, report.suite
     local = "a local GGUF" if source.kind == "gguf" else "a local folder"
@@ -44,7 +44,7 @@ def facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str], ...]
         ("Asked", _asked(report)),
         ("Text read", _text_read(report)),
         ("Seed", str(suite.seed)),
-        ("Took", duration(report.duration_s) if report.duration_s else ""),
+        ("Took", format_duration(report.duration_s) if report.duration_s else ""),
         ("Hardware", _listed(report.hardware)),
         ("Versions", _listed(report.versions)),
     )
@@ -55,12 +55,12 @@ def _asked(report: EvalReport) -> str:
     if not report.n_questions:
         return ""
     template = ", in the model's chat template" if report.suite.apply_chat_template else ""
-    return f"{count(report.n_questions)} questions of each file, the same of all{template}"
+    return f"{format_count(report.n_questions)} questions of each file, the same of all{template}"
 
 
 def _text_read(report: EvalReport) -> str:
     first = next((m.divergence for m in report.measurements if m.divergence), None)
-    return f"{count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
+    return f"{format_count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
 
 
 def _listed(items: Mapping[str, object]) -> str:
@@ -69,19 +69,19 @@ def _listed(items: Mapping[str, object]) -> str:
 
 def _fact(key: str, value: object) -> str:
     if key.endswith("_bytes") and isinstance(value, int):
-        return f"{key.removesuffix('_bytes').replace('_', ' ')} {human_bytes(value)}"
+        return f"{key.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}"
     return f"{key.replace('_', ' ')} {value}"
 
 
-def plain_words(files: Sequence[PageFile]) -> tuple[Plain, ...]:
+def page_sentences(files: Sequence[PageFile]) -> tuple[PageSentences, ...]:
     """A few sentences for each file beside the baseline."""
     baseline = next(s for s in files if s.is_baseline)
-    return tuple(Plain(s.number, s.label, _sentences(s, baseline)) for s in files if not s.is_baseline)
+    return tuple(PageSentences(s.number, s.label, _sentences(s, baseline)) for s in files if not s.is_baseline)
 
 
 def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
     if s.found is None:
-        return (f"{file_size(s.size_bytes)}, not measured by this suite.",)
+        return (f"{format_file_size(s.size_bytes)}, not measured by this suite.",)
     parts = (_size(s, baseline), _agreement(s), _verdicts(s), _pace(s, baseline), _contract(s), _gate(s))
     return tuple(part for part in parts if part)
 
@@ -89,16 +89,17 @@ def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
 def _size(s: PageFile, baseline: PageFile) -> str:
     if not (s.size_bytes and baseline.size_bytes):
         return ""
-    return f"{file_size(s.size_bytes)}: {rough_percent(s.size_bytes / baseline.size_bytes)} of {baseline.label}."
+    share = format_rough_percent(s.size_bytes / baseline.size_bytes)
+    return f"{format_file_size(s.size_bytes)}: {share} of {baseline.label}."
 
 
 def _agreement(s: PageFile) -> str:
     d = s.divergence
     parts = []
     if d and d.top1_agreement:
-        parts.append(f"Agrees with the baseline on {percent(d.top1_agreement.value)} of next tokens")
-    if change := ppl_change(d):
-        parts.append(f"{'p' if parts else 'P'}erplexity changes by {change_written(change)}")
+        parts.append(f"Agrees with the baseline on {format_percent(d.top1_agreement.value)} of next tokens")
+    if change := ppl_change_interval(d):
+        parts.append(f"{'p' if parts else 'P'}erplexity changes by {format_change_interval(change)}")
     return "; ".join(parts) + "." if parts else ""
 
 
@@ -114,7 +115,7 @@ def _pace(s: PageFile, baseline: PageFile) -> str:
     if not (s.speed and baseline.speed and baseline.speed.generated_tokens_per_s):
         return ""
     ratio = s.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
-    return f"Generates {digits(ratio, 2)} times as fast."
+    return f"Generates {format_digits(ratio, 2)} times as fast."
 
 
 def _contract(s: PageFile) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
-from quantyard.metrics.intervals import ppl_change
+from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.gate import OUTCOMES, Outcome
 from quantyard.protocol.measurements import Divergence, EvalReport, Interval, Measurement, Speed
@@ -41,7 +41,7 @@ class PageFile:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PageCell:
     """What is read, below it in small (an interval), and what it is sorted by; without that it goes last."""
 
     text: str
@@ -52,7 +52,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class PageColumn:
     """One column; `group` is what stands above it and its neighbours."""
 
     name: str
@@ -62,11 +62,11 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class PageRow:
     """One row; `number` is the file's."""
 
     number: int
-    cells: tuple[Cell, ...]
+    cells: tuple[PageCell, ...]
     verdict: str = ""
 
 
@@ -76,8 +76,8 @@ class PageTable:
 
     name: str
     caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[PageColumn, ...]
+    rows: tuple[PageRow, ...]
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -91,7 +91,7 @@ class PageTable:
         return spans if any(name for name, _ in spans) else []
 
 
-_EMPTY: Final = Cell(DASH)
+_EMPTY: Final = PageCell(DASH)
 
 
 # ---- files -------------------------------------------------------------------------------------------
@@ -118,135 +118,147 @@ def _gate_outcome(manifest: Manifest, label: str) -> Outcome | None:
     return next((outcome for outcome in OUTCOMES if outcome in found), None)
 
 
-def _name(s: PageFile) -> Cell:
-    return Cell(s.label, "baseline" if s.is_baseline else "", s.label, kind="name")
+def _name(s: PageFile) -> PageCell:
+    return PageCell(s.label, "baseline" if s.is_baseline else "", s.label, kind="name")
 
 
-def _size(s: PageFile) -> Cell:
-    return Cell(numbers.file_size(s.size_bytes), sort=s.size_bytes or None)
+def _size(s: PageFile) -> PageCell:
+    return PageCell(numbers.format_file_size(s.size_bytes), sort=s.size_bytes or None)
 
 
-def _bits(s: PageFile) -> Cell:
-    return Cell(numbers.bits_per_weight(s.bits_per_weight), sort=s.bits_per_weight) if s.bits_per_weight else _EMPTY
+def _bits(s: PageFile) -> PageCell:
+    return (
+        PageCell(numbers.format_bits_per_weight(s.bits_per_weight), sort=s.bits_per_weight)
+        if s.bits_per_weight
+        else _EMPTY
+    )
 
 
-def _perplexity(s: PageFile) -> Cell:
+def _perplexity(s: PageFile) -> PageCell:
     d = s.divergence
-    return Cell(numbers.perplexity(d.perplexity.value), sort=d.perplexity.value) if d else _EMPTY
+    return PageCell(numbers.format_perplexity(d.perplexity.value), sort=d.perplexity.value) if d else _EMPTY
 
 
-def _change(s: PageFile) -> Cell:
-    change = ppl_change(s.divergence)
+def _change(s: PageFile) -> PageCell:
+    change = ppl_change_interval(s.divergence)
     if change is None:
         return _EMPTY
-    written = numbers.change_written(change)
-    return Cell(written.value, written.ends, change.value)
+    written = numbers.format_change_interval(change)
+    return PageCell(written.value, written.ends, change.value)
 
 
-def _mean_kld(s: PageFile) -> Cell:
+def _mean_kld(s: PageFile) -> PageCell:
     found = s.divergence.mean_kld if s.divergence else None
-    return Cell(numbers.kld(found.value), sort=found.value) if found else _EMPTY
+    return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
 
 
-def _p99_kld(s: PageFile) -> Cell:
+def _p99_kld(s: PageFile) -> PageCell:
     found = s.divergence.kld_percentiles.get("99") if s.divergence else None
-    return Cell(numbers.kld(found), sort=found) if found is not None else _EMPTY
+    return PageCell(numbers.format_kld(found), sort=found) if found is not None else _EMPTY
 
 
-def _top1(s: PageFile) -> Cell:
+def _top1(s: PageFile) -> PageCell:
     found = s.divergence.top1_agreement if s.divergence else None
-    return Cell(numbers.percent(found.value), sort=found.value) if found else _EMPTY
+    return PageCell(numbers.format_percent(found.value), sort=found.value) if found else _EMPTY
 
 
-def _prompt(s: PageFile) -> Cell:
+def _prompt(s: PageFile) -> PageCell:
     return _rate(s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
 
 
-def _generation(s: PageFile) -> Cell:
+def _generation(s: PageFile) -> PageCell:
     return _rate(s.speed.generated_tokens_per_s) if s.speed else _EMPTY
 
 
-def _rate(tokens_per_s: float) -> Cell:
-    return Cell(numbers.tokens_per_s(tokens_per_s), sort=tokens_per_s)
+def _rate(tokens_per_s: float) -> PageCell:
+    return PageCell(numbers.format_tokens_per_s(tokens_per_s), sort=tokens_per_s)
 
 
-def _memory(s: PageFile) -> Cell:
-    return Cell(numbers.memory(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes) if s.speed else _EMPTY
+def _memory(s: PageFile) -> PageCell:
+    return (
+        PageCell(numbers.format_memory(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes)
+        if s.speed
+        else _EMPTY
+    )
 
 
-def _schemas(s: PageFile) -> Cell:
+def _schemas(s: PageFile) -> PageCell:
     found = s.contract.schemas if s.contract else None
     if found is None:
         return _EMPTY
-    rate = numbers.score_written(Interval(value=found.rate, low=found.low, high=found.high), "share")
-    return Cell(rate.value, rate.ends, found.rate)
+    rate = numbers.format_score_interval(Interval(value=found.rate, low=found.low, high=found.high), "share")
+    return PageCell(rate.value, rate.ends, found.rate)
 
 
-def _contract(s: PageFile) -> Cell:
+def _contract(s: PageFile) -> PageCell:
     if s.contract is None:
-        return Cell(DASH, kind="text")
+        return PageCell(DASH, kind="text")
     failed, aside = len(s.contract.with_status("failed")), len(s.contract.with_status("not supported"))
     note = f"{len(s.contract.checks) - failed - aside} of {len(s.contract.checks)} passed"
     status = "passed" if s.contract.passed else "failed"
-    return Cell(status, note, status, MARK_OF[status], "text")
+    return PageCell(status, note, status, MARK_OF[status], "text")
 
 
-def _gate(s: PageFile) -> Cell:
-    return Cell(s.gate, "", OUTCOMES.index(s.gate), MARK_OF[s.gate], "text") if s.gate else Cell(DASH, kind="text")
+def _gate(s: PageFile) -> PageCell:
+    return (
+        PageCell(s.gate, "", OUTCOMES.index(s.gate), MARK_OF[s.gate], "text") if s.gate else PageCell(DASH, kind="text")
+    )
 
 
 # To add a column: add a row. One that holds nothing but dashes is left out.
-_FILE_COLUMNS: Final[tuple[tuple[Column, Callable[[PageFile], Cell]], ...]] = (
-    (Column("File", "quantization type of the file", "name"), _name),
-    (Column("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
-    (Column("Bits/weight", "mean over all tensors", group="Weight"), _bits),
-    (Column("PPL", "perplexity, by llama-perplexity's definition", group="Divergence"), _perplexity),
-    (Column("ΔPPL", "change of perplexity against the baseline, with its 95 % interval", group="Divergence"), _change),
-    (Column("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"), _mean_kld),
-    (Column("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
-    (Column("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"), _top1),
-    (Column("Prompt", "tokens per second, reading a prompt", group="Tokens / s"), _prompt),
-    (Column("Generation", "tokens per second, writing", group="Tokens / s"), _generation),
-    (Column("Peak", "resident memory, mapped weights included", group="Memory"), _memory),
-    (Column("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
+_FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ...]] = (
+    (PageColumn("File", "quantization type of the file", "name"), _name),
+    (PageColumn("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
+    (PageColumn("Bits/weight", "mean over all tensors", group="Weight"), _bits),
+    (PageColumn("PPL", "perplexity, by llama-perplexity's definition", group="Divergence"), _perplexity),
+    (PageColumn("ΔPPL", "change of perplexity against the baseline, with its 95 % interval", group="Divergence"),
+        _change),
+    (PageColumn("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"), _mean_kld),
+    (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
+    (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
+        _top1),
+    (PageColumn("Prompt", "tokens per second, reading a prompt", group="Tokens / s"), _prompt),
+    (PageColumn("Generation", "tokens per second, writing", group="Tokens / s"), _generation),
+    (PageColumn("Peak", "resident memory, mapped weights included", group="Memory"), _memory),
+    (PageColumn("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
      _schemas),
-    (Column("Contract", "outcome of the API test", "text", "Served"), _contract),
-    (Column("Gate", "the worst of the budgets it was held against", "text"), _gate),
+    (PageColumn("Contract", "outcome of the API test", "text", "Served"), _contract),
+    (PageColumn("Gate", "the worst of the budgets it was held against", "text"), _gate),
 )  # fmt: skip
 
 
-def files_table(files: Sequence[PageFile]) -> PageTable:
+def page_files_table(files: Sequence[PageFile]) -> PageTable:
     """One row per file, the baseline's first."""
     whole = [[cell(s) for _, cell in _FILE_COLUMNS] for s in files]
     keep = [i for i in range(len(_FILE_COLUMNS)) if any(cells[i].text != DASH for cells in whole)]
-    rows = tuple(Row(s.number, tuple(cells[i] for i in keep)) for s, cells in zip(files, whole, strict=True))
+    rows = tuple(PageRow(s.number, tuple(cells[i] for i in keep)) for s, cells in zip(files, whole, strict=True))
     return PageTable("files", "Every file beside its baseline", tuple(_FILE_COLUMNS[i][0] for i in keep), rows)
 
 
 # ---- serving and the gate ----------------------------------------------------------------------------
 
 
-def checks_table(files: Sequence[PageFile]) -> PageTable:
+def page_checks_table(files: Sequence[PageFile]) -> PageTable:
     """The checks of the API test that did not pass."""
     columns = (
-        Column("File", "", "name"), Column("Check", "", "text"), Column("Promise", "", "text"),
-        Column("Result", "", "text"), Column("Finding", "", "text"),
+        PageColumn("File", "", "name"), PageColumn("Check", "", "text"), PageColumn("Promise", "", "text"),
+        PageColumn("Result", "", "text"), PageColumn("Finding", "", "text"),
     )  # fmt: skip
     return PageTable("checks", "Checks that did not pass", columns, tuple(_check_rows(files)))
 
 
-def _check_rows(files: Sequence[PageFile]) -> Iterator[Row]:
+def _check_rows(files: Sequence[PageFile]) -> Iterator[PageRow]:
     for s in files:
         for check in s.contract.checks if s.contract else ():
             if check.status != "passed":
                 yield _text_row(s, check.name, check.promise, check.status, check.finding, status_at=2)
 
 
-def gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
+def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
     """Every budget of every file, the worst first."""
     columns = (
-        Column("File", "", "name"), Column("Budget", "", "text"), Column("Task", "", "text"),
-        Column("Outcome", "", "text"), Column("Finding", "", "text"),
+        PageColumn("File", "", "name"), PageColumn("Budget", "", "text"), PageColumn("Task", "", "text"),
+        PageColumn("Outcome", "", "text"), PageColumn("Finding", "", "text"),
     )  # fmt: skip
     by_label = {s.label: s for s in files}
     results = sorted(manifest.gate.results if manifest.gate else (), key=lambda r: OUTCOMES.index(r.outcome))
@@ -257,9 +269,9 @@ def gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
     return PageTable("budgets", "Budgets, the worst first", columns, tuple(rows))
 
 
-def _text_row(s: PageFile, *texts: str, status_at: int) -> Row:
+def _text_row(s: PageFile, *texts: str, status_at: int) -> PageRow:
     cells = tuple(
-        Cell(text, sort=text, mark=MARK_OF.get(text, NO_MARK) if i == status_at else NO_MARK, kind="text")
+        PageCell(text, sort=text, mark=MARK_OF.get(text, NO_MARK) if i == status_at else NO_MARK, kind="text")
         for i, text in enumerate(texts)
     )  # fmt: skip
-    return Row(s.number, (Cell(s.label, sort=s.label, kind="name"), *cells))
+    return PageRow(s.number, (PageCell(s.label, sort=s.label, kind="name"), *cells))

@@ -9,19 +9,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from quantyard.formatting.numbers import Written, change_written, file_size, kld_written, tokens_per_s
-from quantyard.metrics.intervals import normal, ppl_change
-from quantyard.metrics.pareto import Entry, beaten_by, standings
+from quantyard.formatting.numbers import (
+    Written,
+    format_change_interval,
+    format_file_size,
+    format_kld_interval,
+    format_tokens_per_s,
+)
+from quantyard.metrics.intervals import normal_interval, ppl_change_interval
+from quantyard.metrics.pareto import ParetoEntry, pareto_beaten_by, pareto_standings
 from quantyard.protocol.measurements import Interval
-from quantyard.report_page.axes import Box, Placed, Scale, place_names, segments, short, spanning
-from quantyard.report_page.plots import NARROW_PX, Spot
+from quantyard.report_page.axes import (
+    AxisScale,
+    Box,
+    PlacedName,
+    page_axis_span,
+    page_line_segments,
+    place_page_names,
+    shorten_page_name,
+)
+from quantyard.report_page.plots import NARROW_PX, PlotSpot
 from quantyard.report_page.tables import PageFile
 
 WIDE_PX: Final = 720
 
 
 @dataclass(frozen=True)
-class Quality:
+class PageQuality:
     """One way to say what a file lost; lower is better."""
 
     number: int
@@ -33,13 +47,13 @@ class Quality:
     shown: str = ""
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> ParetoEntry:
         """What decides whether another file beats it."""
-        return Entry(self.label, self.size_bytes, self.of.value, self.tokens_per_s, self.shown)
+        return ParetoEntry(self.label, self.size_bytes, self.of.value, self.tokens_per_s, self.shown)
 
 
 @dataclass(frozen=True)
-class Point(Spot):
+class PagePoint(PlotSpot):
     """A file in the plot, with what the page's script finds the front of the files in sight by."""
 
     on_front: bool
@@ -49,7 +63,7 @@ class Point(Spot):
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PageDrawing:
     """A plot of size against quality at one width."""
 
     form: str  # wide or narrow
@@ -58,8 +72,8 @@ class Drawing:
     frame: Box
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
-    spots: tuple[Point, ...]
-    names: tuple[tuple[int, Placed], ...]
+    spots: tuple[PagePoint, ...]
+    names: tuple[tuple[int, PlacedName], ...]
     front: tuple[tuple[float, float], ...]
     zero: float | None
 
@@ -76,16 +90,18 @@ class Tradeoff:
     unit: str
     aside: str
     standings: tuple[tuple[int, str, str], ...]
-    drawings: tuple[Drawing, ...]
+    drawings: tuple[PageDrawing, ...]
 
 
-def tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
+def page_tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     """Mean KL divergence and change of perplexity against size, as far as they were measured."""
     klds, changes = _klds(files), _changes(files)
     shown = [q for q in klds if q.of.value > 0]  # a log scale has no place for rounding's zeros
     unseen = ", ".join(q.label for q in klds if q not in shown)
     baseline = next((s for s in files if s.is_baseline), None)
-    at_zero = f"{baseline.label} itself, {file_size(baseline.size_bytes)}, is 0 by definition" if baseline else ""
+    at_zero = (
+        f"{baseline.label} itself, {format_file_size(baseline.size_bytes)}, is 0 by definition" if baseline else ""
+    )
     aside = f"{at_zero} and has no place on a log scale{f'; nor has {unseen}, at 0 or below' if unseen else ''}."
     found = []
     if shown:
@@ -95,70 +111,70 @@ def tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     return tuple(found)
 
 
-def _klds(files: Sequence[PageFile]) -> list[Quality]:
+def _klds(files: Sequence[PageFile]) -> list[PageQuality]:
     found = []
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
         if kld is not None and s.size_bytes:
-            of = normal(kld)
-            found.append(_quality(s, of, "mean KLD", kld_written(of)))
+            of = normal_interval(kld)
+            found.append(_quality(s, of, "mean KLD", format_kld_interval(of)))
     return found
 
 
-def _changes(files: Sequence[PageFile]) -> list[Quality]:
+def _changes(files: Sequence[PageFile]) -> list[PageQuality]:
     found = []
     for s in files:
-        change = ppl_change(s.divergence)
+        change = ppl_change_interval(s.divergence)
         if change is not None and s.size_bytes:
             value, low, high = (100 * x for x in (change.value, change.low, change.high))
             of = Interval(value=value, low=low, high=high)
-            found.append(_quality(s, of, "ΔPPL", change_written(change)))
+            found.append(_quality(s, of, "ΔPPL", format_change_interval(change)))
     return found
 
 
-def _quality(s: PageFile, of: Interval, name: str, written: Written) -> Quality:
+def _quality(s: PageFile, of: Interval, name: str, written: Written) -> PageQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
-    said = (file_size(s.size_bytes), f"{name} {written}")
-    return Quality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
+    said = (format_file_size(s.size_bytes), f"{name} {written}")
+    return PageQuality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
 
 
-def _tradeoff(key: str, name: str, title: str, aside: str, found: list[Quality], *, log: bool = False) -> Tradeoff:
+def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PageQuality], *, log: bool = False) -> Tradeoff:
     scale, unit = (1e9, "GB") if max(q.size_bytes for q in found) >= 2e9 else (1e6, "MB")
     drawings = (
         _drawing("wide", WIDE_PX, 420, found, scale, log),
         _drawing("narrow", NARROW_PX, 340, found, scale, log),
     )
-    said = standings([q.entry for q in found], "mean KLD" if log else name)
+    said = pareto_standings([q.entry for q in found], "mean KLD" if log else name)
     standing = tuple((q.number, q.label, said[q.label]) for q in found if q.label in said)
     return Tradeoff(key, name, title, unit, aside, standing, drawings)
 
 
-def _drawing(form: str, width: float, height: float, found: list[Quality], unit: float, log: bool) -> Drawing:
+def _drawing(form: str, width: float, height: float, found: list[PageQuality], unit: float, log: bool) -> PageDrawing:
     frame = Box(52, 12, width - 12, height - 34)
     floor = min(q.of.value for q in found) / 10 if log else 0.0
     ends = [max(end, floor) if log else end for q in found for end in (q.of.low, q.of.high)] + ([] if log else [0.0])
-    x = Scale(*spanning([q.size_bytes / unit for q in found], 0.14), frame.left, frame.right)
-    y = Scale(*spanning(ends, 0.12, log=log), frame.bottom, frame.top, log=log)
-    beaten = beaten_by(q.entry for q in found)
+    x = AxisScale(*page_axis_span([q.size_bytes / unit for q in found], 0.14), frame.left, frame.right)
+    y = AxisScale(*page_axis_span(ends, 0.12, log=log), frame.bottom, frame.top, log=log)
+    beaten = pareto_beaten_by(q.entry for q in found)
     front = sorted((q for q in found if not beaten[q.label]), key=lambda q: (q.size_bytes, q.of.value))
     timed = all(q.tokens_per_s for q in found)
     spots = tuple(
-        Point(q.number, x(q.size_bytes / unit), y(q.of.value), y(max(q.of.low, floor) if log else q.of.low),
+        PagePoint(q.number, x(q.size_bytes / unit), y(q.of.value), y(max(q.of.low, floor) if log else q.of.low),
              y(q.of.high), (q.label, *_all_said(q, beaten[q.label])), not beaten[q.label], q.size_bytes, q.of.value,
              (timed and q.tokens_per_s) or 0.0)
         for q in found
     )  # fmt: skip
     line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front)
     zero = None if log else y(0.0)
-    lines = [*segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
+    lines = [*page_line_segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
     lines += [(frame.left, zero, frame.right, zero)] if zero is not None else []
-    names = place_names([(s.x, s.y, short(s.said[0], 130)) for s in spots], lines, frame)
-    return Drawing(
+    names = place_page_names([(s.x, s.y, shorten_page_name(s.said[0], 130)) for s in spots], lines, frame)
+    return PageDrawing(
         form, width, height, frame, x.ticks(max(3, int(width / 90))), y.ticks(7), spots,
         tuple((s.number, name) for s, name in zip(spots, names, strict=True)), line, zero,
     )  # fmt: skip
 
 
-def _all_said(q: Quality, winners: Sequence[str]) -> tuple[str, ...]:
-    speed = (f"{tokens_per_s(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
+def _all_said(q: PageQuality, winners: Sequence[str]) -> tuple[str, ...]:
+    speed = (f"{format_tokens_per_s(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
     return (*q.said, *speed, f"beaten by {', '.join(winners)}" if winners else "on the front")

@@ -44,27 +44,27 @@ class OverLimit(Exception):
     """It took more than it may, or broke what ran it; the message goes on after its name: `runs longer than 10 s`."""
 
 
-def too_long(cpu_s: int = CPU_S) -> str:
+def sandbox_time_exceeded(cpu_s: int = CPU_S) -> str:
     """The words for one that runs on."""
     return f"runs longer than {cpu_s} s"
 
 
-def too_much(memory_bytes: int = MEMORY_BYTES) -> str:
+def sandbox_memory_exceeded(memory_bytes: int = MEMORY_BYTES) -> str:
     """The words for one that wants more memory than that."""
     return f"needs more than {memory_bytes >> 20:,} MiB of memory"
 
 
-def how_it_ended(exit_code: int, memory_bytes: int = MEMORY_BYTES, cpu_s: int = CPU_S) -> str:
+def sandbox_exit_words(exit_code: int, memory_bytes: int = MEMORY_BYTES, cpu_s: int = CPU_S) -> str:
     """The words for a process of this exit code (negative: the signal) that should have answered."""
     if exit_code == -signal.SIGXCPU:
-        return too_long(cpu_s)
+        return sandbox_time_exceeded(cpu_s)
     if exit_code in (-signal.SIGKILL, -signal.SIGABRT):
-        return too_much(memory_bytes)
+        return sandbox_memory_exceeded(memory_bytes)
     name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
     return f"ends the program that renders it ({name})"
 
 
-def limit_from_here(cpu_s: int = CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
+def sandbox_this_process(cpu_s: int = CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
     """Let this process go on for so many seconds of CPU time, and take so much more memory than it has."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + cpu_s)
@@ -72,8 +72,8 @@ def limit_from_here(cpu_s: int = CPU_S, memory_bytes: int = MEMORY_BYTES) -> Non
     _lower(resource.RLIMIT_CORE, 0)  # one that crashes leaves no file
 
 
-def grant_more(pid: int, cpu_s: int = CPU_S) -> None:
-    """Let another process, which is `limited`, go on for so many seconds of CPU time from now (Linux; else nothing)."""
+def sandbox_grant_cpu_time(pid: int, cpu_s: int = CPU_S) -> None:
+    """Let another process (`sandboxed_command`) go on for so many seconds of CPU time (Linux; else nothing)."""
     with suppress(OSError, ValueError, AttributeError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
@@ -95,12 +95,12 @@ def _data_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def limited(argv: Sequence[str], memory_bytes: int = MEMORY_BYTES) -> list[str]:
+def sandboxed_command(argv: Sequence[str], memory_bytes: int = MEMORY_BYTES) -> list[str]:
     """The command line that runs `argv` with so much memory, and `CPU_S` seconds until it is granted more."""
     return [sys.executable, "-I", "-S", str(Path(__file__)), str(CPU_S), str(memory_bytes), *argv]
 
 
-class Budget:
+class SandboxBudget:
     """Sees to it that many answers, each within its limit, do not take hours."""
 
     def __init__(self) -> None:
@@ -120,14 +120,14 @@ class Budget:
             raise OverLimit(TOO_SLOW_IN_ALL)
 
 
-class Worker:
+class SandboxWorker:
     """A process that answers lines of JSON; it is started by the first question, and again after it was ended."""
 
     def __init__(self, argv: Sequence[str], cpu_s: int = CPU_S) -> None:
         """`argv` is given the seconds for each answer as its last argument, and has to keep to them."""
         self._argv, self._cpu_s = [*argv, str(cpu_s)], cpu_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._budget = Budget()
+        self._budget = SandboxBudget()
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -155,7 +155,7 @@ class Worker:
                 process.wait(timeout=1)
             code = process.poll()
             self.close()
-            raise OverLimit(TOO_LARGE if code is None else how_it_ended(code, cpu_s=self._cpu_s)) from error
+            raise OverLimit(TOO_LARGE if code is None else sandbox_exit_words(code, cpu_s=self._cpu_s)) from error
         except BaseException:
             self.close()
             raise
@@ -188,7 +188,7 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) ->
 
 
 def _run(cpu_s: int, memory_bytes: int, argv: Sequence[str]) -> None:
-    limit_from_here(cpu_s, memory_bytes)
+    sandbox_this_process(cpu_s, memory_bytes)
     os.execv(argv[0], list(argv))  # noqa: S606  (there is no shell to want)
 
 

@@ -35,7 +35,7 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+def sandboxed_jinja() -> ImmutableSandboxedEnvironment:
     """Jinja with the filters and functions that chat templates may use."""
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -65,7 +65,7 @@ def _answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
             state.update(question)
             return {}
         if "compiled" not in state:
-            state["compiled"] = environment().from_string(state["template"])
+            state["compiled"] = sandboxed_jinja().from_string(state["template"])
         names = {name: state[name] for name in ("bos_token", "eos_token")}
         text = str(state["compiled"].render(**question, **names, tools=None, documents=None))
         text.encode()  # a lone surrogate is no text

@@ -34,7 +34,7 @@ class ModelImage:
     license: str
 
 
-def check_tag(tag: str) -> None:
+def check_served_image_tag(tag: str) -> None:
     """Refuse an invalid image name before anything is built.
 
     Raises:
@@ -45,7 +45,7 @@ def check_tag(tag: str) -> None:
         raise BadRequest(f"{given}.", "Name it like this: make image MODEL=… TAG=registry.example/team/model:q4")
 
 
-def model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> ModelImage:
+def served_model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> ModelImage:
     """The image of one file of a build."""
     source, record = manifest.source, manifest.quants[quant]
     address = f"https://huggingface.co/{source.repo_id}" if source.repo_id else ""  # a local path is private
@@ -55,7 +55,7 @@ def model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> ModelIm
     )
 
 
-def build_model_image(
+def build_served_image(
     repo_dir: Path, image: ModelImage, base_digest: str, settings: ImageSettings, *, push: bool
 ) -> None:
     """Build the image, with SBOM and provenance where the builder can attach them, and push it if asked.

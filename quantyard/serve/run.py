@@ -15,16 +15,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantyard.errors import BadRequest, EngineError
-from quantyard.formats.finite_json import dumps
+from quantyard.formats.finite_json import dump_finite_json
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.api_tests import bindings_config
 from quantyard.requests import BuildRequest
-from quantyard.serve.served_files import api_key, served_files
+from quantyard.serve.served_files import served_api_key, served_files
 
 HOST = "127.0.0.1"
 
 
-def compose_up(repo_dir: Path, environment: Mapping[str, str]) -> int:
+def serve_compose(repo_dir: Path, environment: Mapping[str, str]) -> int:
     """Run `docker compose up` to its end; its exit code."""
     return _run(["docker", "compose", "up"], repo_dir, environment)
 
@@ -39,7 +39,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     serve = request.serve
     assert serve is not None
     files = served_files(request.artifacts, serve.model_file)
-    key = api_key(request.artifacts)
+    key = served_api_key(request.artifacts)
     _check_port(serve.port)
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:
         config = Path(folder) / "server.json"
@@ -48,7 +48,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
             [path.resolve() for path in files], serve.port, key, n_ctx=serve.context_size, threads=request.threads,
             n_gpu_layers=serve.n_gpu_layers, verbose=False,
         )
-        config.write_text(dumps(told))
+        config.write_text(dump_finite_json(told))
         # -P: modules of the working directory cannot replace libraries
         argv = [str(python), "-P", "-m", "server.local.server", str(config)]
         code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})

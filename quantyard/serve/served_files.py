@@ -18,7 +18,7 @@ _KEY_BYTES = 24
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
-def offer(root: Path, files: Sequence[Path]) -> Path | None:
+def offer_served_files(root: Path, files: Sequence[Path]) -> Path | None:
     """Serve these GGUFs and no others. Returns the folder, or None if they cannot be linked there.
 
     A source on another disk, or in several parts, can be served with MODEL_FILE only.
@@ -46,7 +46,7 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
     return found
 
 
-def api_key(root: Path) -> str:
+def served_api_key(root: Path) -> str:
     """The key in `keys/api-key`, which is made if it is missing; only its owner can read it.
 
     Raises:

@@ -184,7 +184,7 @@ _IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9.+_-]{0,94}[a-z0-9+])?")
 _SHOWN: Final = 60  # characters of a value that is no identifier
 
 
-def check_licence(license_id: str | None, stated: str, license_name: str = "") -> Licence:
+def source_licence(license_id: str | None, stated: str, license_name: str = "") -> Licence:
     """The licence to publish under.
 
     Args:
@@ -214,7 +214,7 @@ def check_licence(license_id: str | None, stated: str, license_name: str = "") -
     return Licence(user, "user", _notices(user))
 
 
-def licence_files(names: Iterable[str]) -> list[str]:
+def source_licence_files(names: Iterable[str]) -> list[str]:
     """Which of a source's files travel with every release: licence, notice and use policy, from its top folder."""
     patterns = [pattern.lower() for pattern in LEGAL_FILES if pattern != "README.md"]
     top = (name for name in dict.fromkeys(names) if name.isprintable() and not set(name) & set("/\\"))

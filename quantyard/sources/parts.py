@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantyard.errors import BadSource, QuantyardError
-from quantyard.files.own_files import find_file, kind_of, list_files, path_of
-from quantyard.formats.names import safe_name
-from quantyard.hub.client import HubAccess, parse_repo_id, resolve
-from quantyard.protocol.base import FileEntry, digest_of_files
-from quantyard.sources.resolve import Source, hashed, says_path, size_limit, title_of
+from quantyard.files.own_files import find_file, kind_of_path, list_files, typed_path
+from quantyard.formats.names import safe_file_name
+from quantyard.hub.client import HubAccess, parse_hub_repo_id, resolve_hub_repo
+from quantyard.protocol.base import FileEntry, files_digest
+from quantyard.sources.resolve import Source, hashed_source_files, is_source_path, source_file_limit, source_title
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.hash_cache import HashCache
 
@@ -20,7 +20,7 @@ Files = tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedPart:
     """An input that is not a whole model: the variable naming it, the file identifying it, and the files it needs."""
 
     setting: str
@@ -28,49 +28,52 @@ class Wanted:
     choose: Callable[[str, Files], Files]
 
 
-def find_part(wanted: Wanted, text: str, access: HubAccess, hashes: HashCache) -> Source:
+def find_source_part(wanted: WantedPart, text: str, access: HubAccess, hashes: HashCache) -> Source:
     """The source that the text names. It is a path if it is written like one, or is a folder with the marker file."""
-    path = path_of(text)
-    found = kind_of(path)
-    if found == "folder" and (says_path(text) or kind_of(path / wanted.marker)):
+    path = typed_path(text)
+    found = kind_of_path(path)
+    if found == "folder" and (is_source_path(text) or kind_of_path(path / wanted.marker)):
         return _folder(wanted, path.absolute(), hashes)
     if found == "file" or text.endswith(".gguf"):
         hint = f"Give the folder that holds {wanted.marker}, or a Hub id: {wanted.setting}=org/name"
         raise BadSource(f"{wanted.setting}={text} is a file, not a folder.", hint)
-    if says_path(text):
+    if is_source_path(text):
         hint = f"Give a path that exists, or a Hub id: {wanted.setting}=org/name"
         raise BadSource(f"There is no folder {text}.", hint)
-    return part_on_hub(wanted, text, access)
+    return source_part_on_hub(wanted, text, access)
 
 
-def _folder(wanted: Wanted, path: Path, hashes: HashCache) -> Source:
+def _folder(wanted: WantedPart, path: Path, hashes: HashCache) -> Source:
     listed = tuple(file for file in list_files(path) if "/" not in file.path)
     chosen = wanted.choose(f"{wanted.setting}={path}", listed)
-    places = {file.path: find_file(path, file.path, size_limit(file.path)) for file in chosen}
-    files = hashed(places, hashes)
-    digest = digest_of_files(files)
+    places = {file.path: find_file(path, file.path, source_file_limit(file.path)) for file in chosen}
+    files = hashed_source_files(places, hashes)
+    digest = files_digest(files)
     return Source(
-        model=ModelId("local", safe_name(path.name, "lora"), digest), kind="huggingface", title=str(path), files=files,
+        model=ModelId("local", safe_file_name(path.name, "lora"), digest),
+        kind="huggingface",
+        title=str(path),
+        files=files,
         # The weights of a base, or the state of a training, are left out.
         local=Artifact(digest, files, path, whole_folder=False, places=places),
     )
 
 
-def part_on_hub(wanted: Wanted, text: str, access: HubAccess) -> Source:
+def source_part_on_hub(wanted: WantedPart, text: str, access: HubAccess) -> Source:
     """The same where the text is a repo of the Hub."""
     with _words_of(wanted):
-        repo_id, revision = parse_repo_id(text)
-        repo = resolve(access, repo_id, revision)
+        repo_id, revision = parse_hub_repo_id(text)
+        repo = resolve_hub_repo(access, repo_id, revision)
     org, name = repo.repo_id.split("/", 1)
     return Source(
-        model=ModelId(org, name, repo.commit), kind="huggingface", title=title_of(repo),
+        model=ModelId(org, name, repo.commit), kind="huggingface", title=source_title(repo),
         files=wanted.choose(f"{wanted.setting}={repo.repo_id}", repo.files), repo_id=repo.repo_id,
         revision=revision or "main", license=repo.license,
     )
 
 
 @contextmanager
-def _words_of(wanted: Wanted) -> Iterator[None]:
+def _words_of(wanted: WantedPart) -> Iterator[None]:
     """Makes errors about a model speak of this variable."""
     try:
         yield

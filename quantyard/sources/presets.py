@@ -111,12 +111,12 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
 
 
 @cache
-def presets() -> tuple[Preset, ...]:
+def shipped_presets() -> tuple[Preset, ...]:
     """The models of `models.toml`, read once."""
     return read_presets(FILE)
 
 
-def split_name(model: str) -> tuple[str, str | None]:
+def split_preset_name(model: str) -> tuple[str, str | None]:
     """`name[@revision]` in its two parts."""
     name, at, revision = model.partition("@")
     return name, revision if at else None
@@ -131,7 +131,7 @@ def find_preset(name: str, among: Sequence[Preset] | None = None) -> Preset:
     Raises:
         BadSource: there is none; the message names the nearest ones.
     """
-    known = presets() if among is None else among
+    known = shipped_presets() if among is None else among
     wanted = name.strip().lower()
     found = next((preset for preset in known if wanted in preset.names), None)
     if found is None:
@@ -142,7 +142,7 @@ def find_preset(name: str, among: Sequence[Preset] | None = None) -> Preset:
     return found
 
 
-def refuse_unsupported(preset: Preset) -> None:
+def refuse_unsupported_preset(preset: Preset) -> None:
     """What llama.cpp cannot make a GGUF of is refused before a byte is downloaded.
 
     Raises:

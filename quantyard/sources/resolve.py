@@ -11,34 +11,41 @@ from pathlib import Path
 from typing import Literal
 
 from quantyard.errors import BadSource, NeedsPermission
-from quantyard.files.own_files import find_file, kind_of, leads_out, list_files, path_of, read_named
-from quantyard.formats.gguf import GgufError, GgufHeader, read_model
-from quantyard.formats.names import fault_of_name, safe_name, shown
-from quantyard.formats.safetensors import SafetensorsError, read_folder
+from quantyard.files.own_files import (
+    find_file,
+    kind_of_path,
+    leads_out_of_folder,
+    list_files,
+    read_named_file,
+    typed_path,
+)
+from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
+from quantyard.formats.names import file_name_fault, safe_file_name, shown_name
+from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder
 from quantyard.hub.client import (
     CONFIG_LIMIT_BYTES,
     HubAccess,
     HubRepo,
-    parse_repo_id,
-    read_config,
-    resolve,
-    tensor_shapes,
+    hub_tensor_shapes,
+    parse_hub_repo_id,
+    read_hub_config,
+    resolve_hub_repo,
 )
-from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_files
-from quantyard.hub.model_card import card_of_gguf, card_of_readme
+from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_hub_files
+from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
 from quantyard.memory.from_config import kv_cache_bytes
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.builder import OutType
-from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find
+from quantyard.protocol.runner import file_sha256
+from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find_quant
 from quantyard.quants.file_size import (
     TensorShape,
-    gguf_size_bytes,
-    main_type,
-    outtype_for,
-    params_size_bytes,
+    quant_gguf_bytes,
+    quant_main_type,
+    quant_outtype_for,
+    quant_rough_bytes,
 )
-from quantyard.sources.presets import Preset, find_preset, refuse_unsupported, split_name
+from quantyard.sources.presets import Preset, find_preset, refuse_unsupported_preset, split_preset_name
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import SourceCard, read_manifest
@@ -100,7 +107,7 @@ class Source:
             return asked, "asked for"
         if not self.dtypes:
             return "auto", "decided by the weights' own type when they are here"
-        return outtype_for(self.dtypes)
+        return quant_outtype_for(self.dtypes)
 
     def is_already(self, quant: Quant, outtype: OutType) -> bool:
         """Whether the conversion, or the GGUF itself, is this quant already, so that nothing is left to quantize."""
@@ -116,17 +123,17 @@ class Source:
 
     def converted_size_bytes(self, outtype: OutType) -> int:
         """Expected size of the conversion."""
-        return self.quant_size_bytes(find("BF16" if outtype == "auto" else outtype))
+        return self.quant_size_bytes(find_quant("BF16" if outtype == "auto" else outtype))
 
     def quant_size_bytes(self, quant: Quant) -> int:
         """Expected size of a GGUF of this quant."""
         if self.tensors is not None:
-            return gguf_size_bytes(self.tensors, self.config, quant)
-        return params_size_bytes(self.n_params, quant)
+            return quant_gguf_bytes(self.tensors, self.config, quant)
+        return quant_rough_bytes(self.n_params, quant)
 
     def main_type(self, quant: Quant) -> str:
         """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
-        return main_type(self.tensors, self.config, quant) if self.tensors else ""
+        return quant_main_type(self.tensors, self.config, quant) if self.tensors else ""
 
     def kv_cache_bytes(self, context_tokens: int) -> int | None:
         """Size of the KV cache at this context; None when the configuration does not tell."""
@@ -146,16 +153,16 @@ def find_source(
         HubError: the Hub said no.
     """
     if "\0" in model or not model.strip() or model.startswith("-"):
-        raise BadSource(f"{shown(model)} is not a model.", "Name one: make build MODEL=org/name")
-    path = path_of(model)
-    kind = kind_of(path)
-    if kind == "folder" and (says_path(model) or kind_of(path / "config.json")):
+        raise BadSource(f"{shown_name(model)} is not a model.", "Name one: make build MODEL=org/name")
+    path = typed_path(model)
+    kind = kind_of_path(path)
+    if kind == "folder" and (is_source_path(model) or kind_of_path(path / "config.json")):
         return _folder(path.absolute(), hashes, allow_pickle=allow_pickle, gguf_file=gguf_file)
     if kind == "file":
         return _gguf(path.absolute(), hashes)
-    if says_path(model) and not (model.startswith("..") and model.count("/") == 1):
+    if is_source_path(model) and not (model.startswith("..") and model.count("/") == 1):
         hint = "Give a path that exists, or a Hub id: MODEL=org/name"
-        raise BadSource(f"There is no file or folder {shown(model, 300)}.", hint)
+        raise BadSource(f"There is no file or folder {shown_name(model, 300)}.", hint)
     repo, preset = _on_hub(model)
     wanted = gguf_file or (preset.gguf_file if preset else None)
     return replace(_hub(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)
@@ -165,49 +172,49 @@ def _on_hub(model: str) -> tuple[str, Preset | None]:
     """`org/name[@revision]`, and the preset that says so where its name was typed."""
     if "/" in model:
         return model, None
-    name, typed = split_name(model)
+    name, typed = split_preset_name(model)
     preset = find_preset(name)
-    refuse_unsupported(preset)
+    refuse_unsupported_preset(preset)
     revision = preset.revision if typed is None else typed
     return preset.repo if revision is None else f"{preset.repo}@{revision}", preset
 
 
-def says_path(model: str) -> bool:
+def is_source_path(model: str) -> bool:
     """Whether it is written like a path."""
     return model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
 
 
 def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
-    if not kind_of(path / "config.json"):  # before the folder is walked, which may be the whole disk
+    if not kind_of_path(path / "config.json"):  # before the folder is walked, which may be the whole disk
         hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
         raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
-    chosen = select_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
-    places = {file.path: find_file(path, file.path, size_limit(file.path)) for file in chosen.files}
+    chosen = select_hub_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
+    places = {file.path: find_file(path, file.path, source_file_limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)
     # What can be refused by a header is, before many GB are read for their hashes.
     config = _config(path)
     weights = [name for name in places if name.endswith(".safetensors")]
     tensors = _local_tensors(path, list(places)) if weights else None
-    files = hashed(places, hashes)
-    digest = digest_of_files(files)
-    license_, card = card_of_readme(_readme(places.get("README.md")))
+    files = hashed_source_files(places, hashes)
+    digest = files_digest(files)
+    license_, card = hub_card_of_readme(_readme(places.get("README.md")))
     return Source(
-        model=ModelId("local", safe_name(path.name), digest), kind="huggingface", title=str(path), files=files,
+        model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
         dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
     )
 
 
-def hashed(places: Mapping[str, Path], hashes: HashCache) -> tuple[FileEntry, ...]:
+def hashed_source_files(places: Mapping[str, Path], hashes: HashCache) -> tuple[FileEntry, ...]:
     """The files of a local source, by where they really are."""
     return tuple(
-        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, sha256_of))
+        FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, file_sha256))
         for name, place in places.items()
     )
 
 
-def size_limit(name: str) -> int | None:
+def source_file_limit(name: str) -> int | None:
     """How large this file of a model can be, bytes; None: weights may be as large as they are."""
     if name.endswith(_WEIGHTS):
         return None
@@ -217,25 +224,32 @@ def size_limit(name: str) -> int | None:
 
 
 def _readme(place: Path | None) -> str:
-    return read_named(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
+    return read_named_file(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
 
 
 def _gguf(path: Path, hashes: HashCache) -> Source:
-    if fault := fault_of_name(path.name):
-        raise BadSource(f"{shown(path.name)} cannot name a model's file: {fault}.", "Rename it.")
+    if fault := file_name_fault(path.name):
+        raise BadSource(f"{shown_name(path.name)} cannot name a model's file: {fault}.", "Rename it.")
     try:
-        gguf = read_model(path)
+        gguf = read_gguf_model(path)
     except GgufError as error:
         raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
     places = {shard.name: _shard(path, shard) for shard in gguf.paths}
-    files = hashed(places, hashes)
-    digest = digest_of_files(files)
+    files = hashed_source_files(places, hashes)
+    digest = files_digest(files)
     name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
-    license_, card = card_of_gguf(gguf.metadata, path)
+    license_, card = hub_card_of_gguf(gguf.metadata, path)
     local = Artifact(digest, files, path.parent, whole_folder=False, places=places)
     return Source(
-        model=ModelId("local", safe_name(name), digest), kind="gguf", title=str(path), files=files, license=license_,
-        local=local, gguf_file=path.name, gguf=gguf, card=card,
+        model=ModelId("local", safe_file_name(name), digest),
+        kind="gguf",
+        title=str(path),
+        files=files,
+        license=license_,
+        local=local,
+        gguf_file=path.name,
+        gguf=gguf,
+        card=card,
     )
 
 
@@ -243,12 +257,12 @@ def _shard(first: Path, shard: Path) -> Path:
     """Where a file really is: the first wherever it leads, since the user named it; the others where that one is, or
     beside it.
     """
-    if shard == first or not leads_out(first.resolve().parent, shard):
+    if shard == first or not leads_out_of_folder(first.resolve().parent, shard):
         return shard.resolve()
     return find_file(first.parent, shard.name)
 
 
-def refuse_requantizing(source: Source, quants: tuple[Quant, ...], outtype: OutType, *, allowed: bool) -> None:
+def refuse_quantized_source(source: Source, quants: tuple[Quant, ...], outtype: OutType, *, allowed: bool) -> None:
     """What is quantized already, as a file or by OUTTYPE, is only quantized again on request.
 
     Raises:
@@ -263,16 +277,16 @@ def refuse_requantizing(source: Source, quants: tuple[Quant, ...], outtype: OutT
 
 
 def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | None) -> Source:
-    repo_id, revision = parse_repo_id(model)
-    repo = resolve(access, repo_id, revision)
-    chosen = select_files(repo.repo_id, repo.files, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    repo_id, revision = parse_hub_repo_id(model)
+    repo = resolve_hub_repo(access, repo_id, revision)
+    chosen = select_hub_files(repo.repo_id, repo.files, allow_pickle=allow_pickle, gguf_file=gguf_file)
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
     return Source(
-        model=ModelId(org, name, repo.commit), kind=chosen.kind, title=title_of(repo), files=chosen.files,
+        model=ModelId(org, name, repo.commit), kind=chosen.kind, title=source_title(repo), files=chosen.files,
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
-        dtypes=repo.dtypes, tensors=tensor_shapes(access, repo, chosen.files) if is_hf else None,
-        config=read_config(access, repo) if is_hf else {}, card=repo.card,
+        dtypes=repo.dtypes, tensors=hub_tensor_shapes(access, repo, chosen.files) if is_hf else None,
+        config=read_hub_config(access, repo) if is_hf else {}, card=repo.card,
     )
 
 
@@ -281,7 +295,7 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
     for anything less exact.
     """
     repo, preset = _on_hub(model)
-    repo_id, commit = parse_repo_id(repo)
+    repo_id, commit = parse_hub_repo_id(repo)
     if commit is None or not _COMMIT.match(commit):
         return None
     org, name = repo_id.split("/", 1)
@@ -297,14 +311,14 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
     )
 
 
-def title_of(repo: HubRepo) -> str:
+def source_title(repo: HubRepo) -> str:
     """How a repo at its commit is shown."""
     return f"{repo.repo_id} at {repo.commit[:12]}"
 
 
 def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     try:
-        files = read_folder(path, names)
+        files = read_safetensors_folder(path, names)
     except SafetensorsError as error:
         raise BadSource(str(error), "The file is damaged: download or copy it again.") from error
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
@@ -322,7 +336,7 @@ def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
 
 def _config(path: Path) -> Mapping[str, object]:
     try:
-        config = json.loads(read_named(path / "config.json", CONFIG_LIMIT_BYTES))
+        config = json.loads(read_named_file(path / "config.json", CONFIG_LIMIT_BYTES))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise BadSource(f"{path / 'config.json'} is not valid JSON: {error}", "Download the model again.") from error
     if not isinstance(config, dict):

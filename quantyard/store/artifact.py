@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantyard.errors import BadSource
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 from quantyard.protocol.base import FileEntry, StageRequest, StageResult
 
 _MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
@@ -55,7 +55,7 @@ class ModelId:
         """Whatever these were made of: no path, no hidden name, no option."""
         for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
             if not pattern.fullmatch(part):
-                raise BadSource(f"{shown(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
+                raise BadSource(f"{shown_name(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from quantyard.formats.finite_json import dumps
+from quantyard.formats.finite_json import dump_finite_json
 
 
 class HashCache:
@@ -33,5 +33,5 @@ class HashCache:
     def _save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(dumps(self._known, indent=0))
+        temporary.write_text(dump_finite_json(self._known, indent=0))
         temporary.rename(self._path)

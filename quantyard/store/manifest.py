@@ -10,9 +10,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quantyard.errors import BadRequest
-from quantyard.files.atomic import write_file
-from quantyard.formats.finite_json import dumps
-from quantyard.formats.names import shown
+from quantyard.files.atomic import write_file_atomically
+from quantyard.formats.finite_json import dump_finite_json
+from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
@@ -129,7 +129,7 @@ class Manifest(_Record):
         return {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
 
 
-def file_of_stage(label: str, record: StageRecord) -> str:
+def stage_record_file(label: str, record: StageRecord) -> str:
     """The one file that a stage was about; "" for what several need. Version 0.1.0 said it in the label alone."""
     return label.partition(" ")[2] if record.quant is None else record.quant
 
@@ -148,7 +148,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Keep it; a reader sees the old one or the new one."""
-    write_file(path, f"{manifest.model_dump_json(indent=2)}\n".encode())
+    write_file_atomically(path, f"{manifest.model_dump_json(indent=2)}\n".encode())
 
 
 def parse_manifest(text: bytes, name: str) -> Manifest:
@@ -175,10 +175,10 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
 def _brief(value: object) -> str:
     """A key or value of others', which may be anything."""
     text = str(value)
-    return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown(text, _LONGEST_KEY)
+    return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown_name(text, _LONGEST_KEY)
 
 
-def salvaged(text: bytes, source: SourceRecord) -> tuple[Manifest, list[str]]:
+def salvaged_manifest(text: bytes, source: SourceRecord) -> tuple[Manifest, list[str]]:
     """A new manifest with every record of a damaged one that is whole, and what is lost: ["quants Q4_K_M"]."""
     try:
         value = json.loads(text)
@@ -192,7 +192,7 @@ def salvaged(text: bytes, source: SourceRecord) -> tuple[Manifest, list[str]]:
         records = value.get(group)
         for name, record in records.items() if isinstance(records, dict) else ():
             try:
-                part = parse_manifest(dumps({"source": told, group: {name: record}}).encode(), "")
+                part = parse_manifest(dump_finite_json({"source": told, group: {name: record}}).encode(), "")
             except (ValueError, BadRequest, RecursionError):
                 lost.append(f"{group} {name}")
             else:

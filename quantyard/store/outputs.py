@@ -8,25 +8,25 @@ from typing import Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from quantyard.errors import ResultRefused
-from quantyard.files.safe_files import Unsafe, read_file
-from quantyard.formats.finite_json import only_finite
+from quantyard.files.safe_files import UnsafeFile, read_file_below
+from quantyard.formats.finite_json import only_finite_json
 from quantyard.formats.strict_json import load_json
 
 T = TypeVar("T")
 MAX_BYTES: Final = 8 * 1024 * 1024  # a report goes into the manifest
 
 
-def read_left(folder: Path, name: str, kind: type[T], wrong: str) -> T:
+def read_stored_output(folder: Path, name: str, kind: type[T], wrong: str) -> T:
     """A record in JSON. `wrong` is what to say of a file that is none: "is not a divergence".
 
     Raises:
         ResultRefused: it is not there, reached through a link, or none.
     """
     try:
-        text = read_file(folder, name, MAX_BYTES)
-        only_finite(load_json(text, MAX_BYTES))
+        text = read_file_below(folder, name, MAX_BYTES)
+        only_finite_json(load_json(text, MAX_BYTES))
         return TypeAdapter(kind).validate_json(text)
-    except (Unsafe, ValueError, ValidationError) as error:
+    except (UnsafeFile, ValueError, ValidationError) as error:
         first = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first(error)
         raise ResultRefused(folder.parent.name, f"{name} {wrong}: {first}") from error
 

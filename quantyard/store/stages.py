@@ -24,16 +24,22 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from quantyard.errors import QuantyardError
-from quantyard.files.atomic import sync, write_file
-from quantyard.files.safe_files import SafeFolder, Unsafe, remove_tree
-from quantyard.formats.finite_json import dumps
+from quantyard.files.atomic import sync_file, write_file_atomically
+from quantyard.files.safe_files import SafeFolder, UnsafeFile, remove_tree
+from quantyard.formats.finite_json import dump_finite_json
 from quantyard.protocol.allowed_outputs import Leaves
-from quantyard.protocol.base import StageRequest, StageResult, digest_of_files
-from quantyard.protocol.facts import check_facts
-from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_result
+from quantyard.protocol.base import StageRequest, StageResult, files_digest
+from quantyard.protocol.facts import check_result_facts
+from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 from quantyard.store.artifact import Artifact, FinishedStage, ModelId, Workspace
-from quantyard.store.file_stamps import STAMPS, holds_the_same, is_unchanged, read_stamps, stamps_text
-from quantyard.store.take_outputs import FILES, left_bytes, take_files, tame_left
+from quantyard.store.file_stamps import (
+    STAMPS,
+    file_stamps_text,
+    matches_file_stamp,
+    matches_stored_hash,
+    read_file_stamps,
+)
+from quantyard.store.take_outputs import FILES, store_stage_outputs, tame_unfinished_outputs, unfinished_output_bytes
 
 _WAIT_STEP_S = 0.5
 
@@ -84,31 +90,31 @@ class ModelStore:
     def _read(self, folder: Path) -> FinishedStage | None:
         try:
             with SafeFolder.opened(folder) as stage, stage.folder(FILES) as files:
-                result = parse_result(stage.read(RESULT, MAX_RESULT_BYTES))
-                check_facts(result)
+                result = parse_stage_result(stage.read(RESULT, MAX_RESULT_BYTES))
+                check_result_facts(result)
                 if problem := self._changed_in(folder, files, result, stage.stat(RESULT).st_mtime_ns):
                     self.changed += [problem] if problem not in self.changed else []
                     return None
         except (OSError, ValueError):
             return None
-        return FinishedStage(result, Artifact(digest_of_files(result.outputs), result.outputs, folder / FILES))
+        return FinishedStage(result, Artifact(files_digest(result.outputs), result.outputs, folder / FILES))
 
     def _changed_in(self, folder: Path, files: SafeFolder, result: StageResult, made_ns: int) -> str:
         """What somebody removed or changed since the stage left it; "" for nothing. What only looks changed, such as a
         copy of the store, is hashed once and trusted from then on.
         """
-        stamps, hashed = read_stamps(folder), False
+        stamps, hashed = read_file_stamps(folder), False
         for entry in result.outputs:
             try:
-                unchanged = is_unchanged(files, entry, stamps, made_ns)
-                if not unchanged and not holds_the_same(files, entry):
+                unchanged = matches_file_stamp(files, entry, stamps, made_ns)
+                if not unchanged and not matches_stored_hash(files, entry):
                     return f"{folder.name}: {entry.path} was changed after it was made"
-            except Unsafe as error:
+            except UnsafeFile as error:
                 return f"{folder.name}: {error}"
             hashed |= not unchanged
         if hashed:
             with suppress(OSError):  # a store that cannot be written to is hashed each time
-                write_file(folder / STAMPS, stamps_text(files, result.outputs).encode())
+                write_file_atomically(folder / STAMPS, file_stamps_text(files, result.outputs).encode())
         return ""
 
     def begin(
@@ -123,14 +129,14 @@ class ModelStore:
             for path in partial.glob("*"):
                 if path != space.out_dir:
                     remove_tree(path)
-            tame_left(space.out_dir)
+            tame_unfinished_outputs(space.out_dir)
         else:
             remove_tree(partial)
         space.in_dir.mkdir(parents=True)
         space.out_dir.mkdir(exist_ok=True)
         (space.in_dir / "request.json").write_text(_text_of(request))
         known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
-        (space.in_dir / "inputs.json").write_text(dumps(known) + "\n")  # a stage need not hash 40 GB again
+        (space.in_dir / "inputs.json").write_text(dump_finite_json(known) + "\n")  # a stage need not hash 40 GB again
         return space
 
     def take(self, label: str, space: Workspace, result: StageResult, leaves: Leaves) -> StageResult:
@@ -141,7 +147,7 @@ class ModelStore:
             OutOfResources: the disk is full.
         """
         remove_tree(space.kept_dir)
-        return take_files(label, space.out_dir, space.kept_dir, result, leaves)
+        return store_stage_outputs(label, space.out_dir, space.kept_dir, result, leaves)
 
     def give(self, space: Workspace, file: Path, result: StageResult) -> None:
         """Give a workspace the one file that another run made for it, and that was taken from there."""
@@ -157,14 +163,14 @@ class ModelStore:
             ResultRefused, OutOfResources: see `take`.
         """
         taken, kept = self.take(label, space, result, leaves), space.kept_dir
-        write_file(kept / "request.json", _text_of(space.request).encode())
-        write_file(kept / RESULT, _text_of(taken).encode())
+        write_file_atomically(kept / "request.json", _text_of(space.request).encode())
+        write_file_atomically(kept / RESULT, _text_of(taken).encode())
         with SafeFolder.opened(kept / FILES) as files:
-            write_file(kept / STAMPS, stamps_text(files, taken.outputs).encode())
+            write_file_atomically(kept / STAMPS, file_stamps_text(files, taken.outputs).encode())
         final = self._final(label, key)
         remove_tree(final)
         kept.rename(final)
-        sync(final.parent)
+        sync_file(final.parent)
         remove_tree(self._partial(label, key))
         finished = self.finished(label, key)
         if finished is None:
@@ -191,16 +197,16 @@ class ModelStore:
 
     def partial_bytes(self, label: str, key: str) -> int:
         """Size of what an unfinished stage left to resume from."""
-        return left_bytes(self._partial(label, key) / "out")
+        return unfinished_output_bytes(self._partial(label, key) / "out")
 
     def _final(self, label: str, key: str) -> Path:
-        return stage_folder(self.folder, label, key)
+        return stored_stage_folder(self.folder, label, key)
 
     def _partial(self, label: str, key: str) -> Path:
         return self.folder / "stages" / f".{_slug(label)}-{key[:12]}"
 
 
-def stage_folder(model_folder: Path, label: str, key: str) -> Path:
+def stored_stage_folder(model_folder: Path, label: str, key: str) -> Path:
     """Where a finished stage is kept."""
     return model_folder / "stages" / f"{_slug(label)}-{key[:12]}"
 

@@ -18,22 +18,22 @@ from quantyard.errors import OutOfResources, ResultRefused
 from quantyard.files.safe_files import (
     MAX_FOLDERS,
     MAX_PATH,
-    Found,
+    FoundFile,
     SafeFolder,
-    Unsafe,
-    is_mostly_holes,
+    UnsafeFile,
+    is_sparse_file,
     remove_tree,
-    tame,
+    tame_file_mode,
 )
 from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
-from quantyard.protocol.facts import check_facts
-from quantyard.protocol.runner import sha256_of_open
+from quantyard.protocol.facts import check_result_facts
+from quantyard.protocol.runner import open_file_sha256
 
 FILES: Final = "files"
 
 
-def take_files(label: str, out: Path, kept: Path, result: StageResult, leaves: Leaves) -> StageResult:
+def store_stage_outputs(label: str, out: Path, kept: Path, result: StageResult, leaves: Leaves) -> StageResult:
     """Move the outputs from `out/files` to `kept/files`, synced to disk; the result with their SHA-256.
 
     Raises:
@@ -45,13 +45,13 @@ def take_files(label: str, out: Path, kept: Path, result: StageResult, leaves: L
     if problem := leaves.problem(result.outputs) or _names_problem(result.outputs):
         raise ResultRefused(label, problem)
     try:
-        check_facts(result, leaves.members)
+        check_result_facts(result, leaves.members)
     except ValueError as error:
         raise ResultRefused(label, f"its {error}") from error
     (kept / FILES).mkdir(parents=True)
     try:
         outputs = _take_all(out, kept, result.outputs, leaves) if result.outputs else ()
-    except Unsafe as error:
+    except UnsafeFile as error:
         raise ResultRefused(label, str(error)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -86,17 +86,17 @@ def _take(
         _check(descriptor, entry)
         synced: Future[None] = beside.submit(os.fsync, descriptor)
         try:
-            sha256 = sha256_of_open(descriptor)
+            sha256 = open_file_sha256(descriptor)
         finally:
             synced.result()
         for said, who in ((entry.sha256, "the stage says"), (wanted, "it should be")):
             if said not in (None, sha256):
-                raise Unsafe(f"{entry.path} has the SHA-256 {sha256}, and {who} {said}")
-        tame(descriptor)
+                raise UnsafeFile(f"{entry.path} has the SHA-256 {sha256}, and {who} {said}")
+        tame_file_mode(descriptor)
         files.move(entry.path, ours)
         moved, opened = ours.stat(entry.path), os.fstat(descriptor)
         if (moved.st_ino, moved.st_dev, opened.st_size) != (opened.st_ino, opened.st_dev, entry.size_bytes):
-            raise Unsafe(f"{entry.path} was changed while it was read")
+            raise UnsafeFile(f"{entry.path} was changed while it was read")
     return entry.model_copy(update={"sha256": sha256})
 
 
@@ -104,14 +104,14 @@ def _check(descriptor: int, entry: FileEntry) -> None:
     """Size, and whether the bytes are the stage's own: a second name of a file may be that of one of the user's."""
     found = os.fstat(descriptor)
     if found.st_nlink != 1:
-        raise Unsafe(f"{entry.path} has {found.st_nlink} names: it may be a hard link to another file")
+        raise UnsafeFile(f"{entry.path} has {found.st_nlink} names: it may be a hard link to another file")
     if found.st_size != entry.size_bytes:
-        raise Unsafe(f"{entry.path} has {found.st_size:,} bytes, and the stage says {entry.size_bytes:,}")
-    if is_mostly_holes(descriptor):
-        raise Unsafe(f"{entry.path} says to have {found.st_size:,} bytes, and most of them were never written")
+        raise UnsafeFile(f"{entry.path} has {found.st_size:,} bytes, and the stage says {entry.size_bytes:,}")
+    if is_sparse_file(descriptor):
+        raise UnsafeFile(f"{entry.path} says to have {found.st_size:,} bytes, and most of them were never written")
 
 
-def tame_left(out: Path) -> None:
+def tame_unfinished_outputs(out: Path) -> None:
     """Of what an unfinished run left in its folder, keep what the next may read and write: plain files below `files`.
     Links, and whatever else would make it write elsewhere, go away; where there is too much of it, all goes.
     """
@@ -123,14 +123,14 @@ def tame_left(out: Path) -> None:
             with left.folder(FILES) as files:
                 for found in files.walk():
                     _tame_one(files, found)
-    except (Unsafe, OSError):
+    except (UnsafeFile, OSError):
         remove_tree(out)
 
 
-def _tame_one(files: SafeFolder, found: Found) -> None:
+def _tame_one(files: SafeFolder, found: FoundFile) -> None:
     if found.is_file:
         with files.file(found.path) as descriptor:
-            tame(descriptor)
+            tame_file_mode(descriptor)
     elif found.is_folder:
         with files.folder(found.path) as folder:
             os.fchmod(folder.descriptor, 0o755)
@@ -138,10 +138,10 @@ def _tame_one(files: SafeFolder, found: Found) -> None:
         files.remove(found.path)
 
 
-def left_bytes(out: Path) -> int:
+def unfinished_output_bytes(out: Path) -> int:
     """Size of what an unfinished run left to resume from."""
     try:
         with SafeFolder.opened(out) as left, left.folder(FILES) as files:
             return sum(found.stat.st_size for found in files.walk() if found.is_file)
-    except (Unsafe, OSError):
+    except (UnsafeFile, OSError):
         return 0

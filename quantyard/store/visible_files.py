@@ -8,12 +8,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from quantyard.files.atomic import sync
-from quantyard.files.safe_files import SafeFolder, copy_open
+from quantyard.files.atomic import sync_file
+from quantyard.files.safe_files import SafeFolder, copy_open_file
 from quantyard.store.artifact import Artifact
 
 
-def link_file(source: Path, target: Path) -> Path:
+def link_stored_file(source: Path, target: Path) -> Path:
     """Give one output of a stage its final name: a hard link, so that no byte is copied."""
     if target.exists() and target.samefile(source):
         return target
@@ -28,17 +28,17 @@ def link_file(source: Path, target: Path) -> Path:
     return target
 
 
-def copy_file(source: Path, target: Path) -> Path:
+def copy_file_to_store(source: Path, target: Path) -> Path:
     """The same for a file of the user's, who may change it later: a copy."""
     if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
         temporary = _temporary(target)
         shutil.copyfile(source, temporary)
-        sync(temporary)
+        sync_file(temporary)
         temporary.rename(target)
     return target
 
 
-def copy_outputs(artifact: Artifact, target: Path) -> Path:
+def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
     """Give all files of a stage a folder of their own: copies, which people may edit. A reader sees all or none."""
     if _is_copy(target, artifact):
         return target
@@ -49,18 +49,18 @@ def copy_outputs(artifact: Artifact, target: Path) -> Path:
             path = temporary / entry.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.file(entry.path) as source:
-                copy_open(source, path)
-            sync(path)
+                copy_open_file(source, path)
+            sync_file(path)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     temporary.rename(target)
-    sync(target.parent)
+    sync_file(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def set_aside(path: Path) -> Path | None:
+def set_file_aside(path: Path) -> Path | None:
     """Rename a file that cannot be read, so that nothing is written over it.
 
     Returns:

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from quantyard.errors import BadRequest
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import GgufHeader, TensorInfo
-from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, may_change, place_of, type_for_row
-from quantyard.quants.catalog import QUANTS, Quant, is_unquantized
-from quantyard.quants.tensor_types import Place, tensor_type
+from quantyard.formats.tensor_patterns import (
+    EMBEDDING,
+    OUTPUT,
+    may_change_tensor_type,
+    tensor_name_parts,
+    tensor_type_for_row,
+)
+from quantyard.quants.catalog import QUANTS, Quant, is_unquantized_type
+from quantyard.quants.tensor_types import TensorPlace, quant_tensor_type
 
 _CATEGORIES = {
     "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_qkv": "v", "attn_kv_b": "v", "attn_output": "attn_out",
@@ -28,7 +34,7 @@ class Sizes:
 
     def of_tensor(self, tensor: TensorInfo, wanted: str) -> int:
         """Bytes of a tensor at a type, padded as in the file."""
-        kind = TYPE_BY_NAME[type_for_row(wanted, tensor.shape[0])]
+        kind = TYPE_BY_NAME[tensor_type_for_row(wanted, tensor.shape[0])]
         return self._padded(tensor.n_params // kind.block_size * kind.type_size_bytes)
 
     def of_file(self, types: Mapping[str, str]) -> int:
@@ -48,26 +54,26 @@ class Sizes:
         return self.of_file({t.name: kind for t, kind in self._stock_types(quant)})
 
     def _stock_types(self, quant: Quant) -> list[tuple[TensorInfo, str]]:
-        tensors = [tensor for tensor in self.made.tensors if may_change(tensor)]
+        tensors = [tensor for tensor in self.made.tensors if may_change_tensor_type(tensor)]
         counts: dict[str, int] = {}
         n_of = {c: sum(self._category(t) == c for t in tensors) for c in set(_CATEGORIES.values())}
         found = []
-        for tensor in sorted(tensors, key=lambda t: (place_of(t.name)[0] or 0)):
+        for tensor in sorted(tensors, key=lambda t: (tensor_name_parts(t.name)[0] or 0)):
             category = self._category(tensor)
             place = self._place(counts.get(category, 0), n_of.get(category, 1), tensor)
             counts[category] = counts.get(category, 0) + 1
-            found.append((tensor, tensor_type(quant, category, tensor.shape[0], place)))
+            found.append((tensor, quant_tensor_type(quant, category, tensor.shape[0], place)))
         return found
 
     def _category(self, tensor: TensorInfo) -> str:
-        kind = place_of(tensor.name)[1].removesuffix("_exps").removesuffix("_shexp")
+        kind = tensor_name_parts(tensor.name)[1].removesuffix("_exps").removesuffix("_shexp")
         is_tied = kind == EMBEDDING and all(t.name != f"{OUTPUT}.weight" for t in self.made.tensors)
         return "output" if is_tied else _CATEGORIES.get(kind, "other")
 
-    def _place(self, i: int, n: int, tensor: TensorInfo) -> Place:
+    def _place(self, i: int, n: int, tensor: TensorInfo) -> TensorPlace:
         architecture = self.made.architecture
         heads, kv_heads = self._number("attention.head_count"), self._number("attention.head_count_kv")
-        return Place(
+        return TensorPlace(
             i=i, n=n, gqa=heads / kv_heads if heads and kv_heads else 1.0, experts=self._number("expert_count"),
             is_expert="_exps" in tensor.name, falcon=architecture == "falcon",
             seventy_b=architecture == "llama" and self._number("block_count") == 80 and heads != kv_heads,
@@ -81,11 +87,11 @@ class Sizes:
         return -(-size_bytes // self.made.alignment) * self.made.alignment
 
 
-def stock_sizes(sizes: Sizes) -> dict[str, int]:
+def stock_quant_sizes(sizes: Sizes) -> dict[str, int]:
     """The size of each quant of llama.cpp's own that a mix can be held against, without a matrix."""
     found = {}
     for quant in QUANTS:
-        if quant.alias_of or quant.needs_imatrix or is_unquantized(quant.name) or quant.name in _NO_YARDSTICK:
+        if quant.alias_of or quant.needs_imatrix or is_unquantized_type(quant.name) or quant.name in _NO_YARDSTICK:
             continue
         try:
             found[quant.name] = sizes.stock(quant)
@@ -94,7 +100,7 @@ def stock_sizes(sizes: Sizes) -> dict[str, int]:
     return found
 
 
-def nearest_stock(stock: Mapping[str, int], size_bytes: int) -> str | None:
+def nearest_stock_quant(stock: Mapping[str, int], size_bytes: int) -> str | None:
     """The largest of them that is not larger than this; of equals the later, which is the newer format."""
     fitting = [name for name, size in stock.items() if size <= size_bytes]
     return max(fitting, key=lambda name: stock[name], default=None)

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import as_written, exact_bytes, human_bytes, kld
-from quantyard.metrics.intervals import normal
-from quantyard.plan.imatrix import kld_difference
+from quantyard.formatting.numbers import format_as_written, format_bytes, format_exact_bytes, format_kld
+from quantyard.metrics.intervals import normal_interval
+from quantyard.plan.imatrix import imatrix_kld_difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.evaluation import DivergenceRequest, Runtime
 from quantyard.protocol.measurements import Divergence, Interval
 from quantyard.requests import TuneRequest
-from quantyard.tune.exact_sizes import nearest_stock
-from quantyard.tune.knapsack import Mix, within_kld, within_size
+from quantyard.tune.exact_sizes import nearest_stock_quant
+from quantyard.tune.knapsack import Mix, tuned_mix_within_kld, tuned_mix_within_size
 
 
 @dataclass(frozen=True)
-class Goal:
+class TuningGoal:
     """What the mix must keep: a size in bytes, or a mean KL divergence in nats. One of them."""
 
     size_bytes: int | None = None
@@ -28,31 +28,35 @@ class Goal:
     @property
     def text(self) -> str:
         """In a few words."""
-        return exact_bytes(self.size_bytes) if self.size_bytes is not None else f"a mean KLD of {kld(self.kld or 0)}"
+        return (
+            format_exact_bytes(self.size_bytes)
+            if self.size_bytes is not None
+            else f"a mean KLD of {format_kld(self.kld or 0)}"
+        )
 
     @property
     def name(self) -> str:
         """What a recipe for it is called: TUNED-105MB, TUNED-KLD0.05."""
         if self.size_bytes is not None:
-            return f"TUNED-{human_bytes(self.size_bytes).replace(' ', '')}"
-        return f"TUNED-KLD{as_written(self.kld or 0)}"
+            return f"TUNED-{format_bytes(self.size_bytes).replace(' ', '')}"
+        return f"TUNED-KLD{format_as_written(self.kld or 0)}"
 
 
-def goal_of(asked: TuneRequest, stock: dict[str, int]) -> Goal:
+def tuning_goal(asked: TuneRequest, stock: dict[str, int]) -> TuningGoal:
     """What was asked for; the name of a stock quant is its size in this model.
 
     Raises:
         BadRequest: a quant that has no size here.
     """
     if not asked.target_quant:
-        return Goal(asked.target_bytes, asked.target_kld)
+        return TuningGoal(asked.target_bytes, asked.target_kld)
     if asked.target_quant not in stock:
         message = f"TARGET_SIZE={asked.target_quant} cannot be aimed at: this model cannot be quantized to it."
         raise BadRequest(message, f"Type a size, TARGET_SIZE=4GiB, or one of: {', '.join(stock)}")
-    return Goal(stock[asked.target_quant])
+    return TuningGoal(stock[asked.target_quant])
 
 
-def find_mix(mixes: Sequence[Mix], goal: Goal, kld_scale: float = 1.0) -> Mix:
+def find_tuned_mix(mixes: Sequence[Mix], goal: TuningGoal, kld_scale: float = 1.0) -> Mix:
     """The mix that answers the goal.
 
     Args:
@@ -62,24 +66,26 @@ def find_mix(mixes: Sequence[Mix], goal: Goal, kld_scale: float = 1.0) -> Mix:
         BadRequest: none does; the message says the nearest.
     """
     if goal.size_bytes is not None:
-        found, nearest = within_size(mixes, goal.size_bytes), mixes[0]
+        found, nearest = tuned_mix_within_size(mixes, goal.size_bytes), mixes[0]
         hint = f"Type: TARGET_SIZE={nearest.size_bytes}"
     else:
         assert goal.kld is not None
-        found, nearest = within_kld(mixes, goal.kld / kld_scale), mixes[-1]
-        hint = f"Type: TARGET_KLD={kld(nearest.kld * kld_scale * 1.05)}"
+        found, nearest = tuned_mix_within_kld(mixes, goal.kld / kld_scale), mixes[-1]
+        hint = f"Type: TARGET_KLD={format_kld(nearest.kld * kld_scale * 1.05)}"
     if found is None:
-        values = f"{exact_bytes(nearest.size_bytes)} and an expected KLD of {kld(nearest.kld * kld_scale)}"
+        values = (
+            f"{format_exact_bytes(nearest.size_bytes)} and an expected KLD of {format_kld(nearest.kld * kld_scale)}"
+        )
         raise BadRequest(f"No mix reaches {goal.text}; the nearest has {values}.", hint)
     return found
 
 
-def yardstick(stock: dict[str, int], size_bytes: int) -> str:
+def tuning_yardstick(stock: dict[str, int], size_bytes: int) -> str:
     """The stock quant to hold a file of this size against: the nearest that is not larger, else the smallest."""
-    return nearest_stock(stock, size_bytes) or min(stock, key=lambda name: stock[name])
+    return nearest_stock_quant(stock, size_bytes) or min(stock, key=lambda name: stock[name])
 
 
-def held_out_plan(plan: BuildPlan, threads: int) -> BuildPlan:
+def tuning_held_out_plan(plan: BuildPlan, threads: int) -> BuildPlan:
     """The plan of a build, with the divergence of each of its files on the prose that no search has read."""
     steps = [_held_out(plan, number, threads) for number in range(len(plan.targets))]
     return replace(plan, steps=(*plan.steps, *steps))
@@ -109,11 +115,11 @@ class HeldOutFile:
         """Mean KL divergence from the unquantized model, nats, 95 %."""
         found = self.divergence.mean_kld
         assert found is not None, "it was held against a baseline"
-        return normal(found)
+        return normal_interval(found)
 
 
 @dataclass(frozen=True)
-class Gain:
+class TuningGain:
     """The tuned file against the stock one. `difference`: mean KLD, tuned less stock, nats; negative is better."""
 
     tuned: HeldOutFile
@@ -134,10 +140,10 @@ class Gain:
         return "worse" if self.difference.low > 0 else "no difference to see"
 
 
-def gain_of(tuned: HeldOutFile, stock: HeldOutFile) -> Gain:
+def tuning_gain(tuned: HeldOutFile, stock: HeldOutFile) -> TuningGain:
     """What a search has gained.
 
     Raises:
         QuantyardError: the two did not read the same text.
     """
-    return Gain(tuned, stock, kld_difference(tuned.divergence, stock.divergence))
+    return TuningGain(tuned, stock, imatrix_kld_difference(tuned.divergence, stock.divergence))

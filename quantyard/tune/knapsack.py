@@ -48,7 +48,7 @@ class _Partial:
         return (*self.before.types(), self.option.type)
 
 
-def front(groups: Sequence[Sequence[Option]], fixed_bytes: int) -> list[Mix]:
+def tuning_mix_front(groups: Sequence[Sequence[Option]], fixed_bytes: int) -> list[Mix]:
     """All mixes worth having, smallest first: each further one is larger and diverges less.
 
     Args:
@@ -75,12 +75,12 @@ def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
     return kept
 
 
-def within_size(mixes: Sequence[Mix], size_bytes: int) -> Mix | None:
+def tuned_mix_within_size(mixes: Sequence[Mix], size_bytes: int) -> Mix | None:
     """The best mix that is not larger; None where all are."""
     at = bisect_right([mix.size_bytes for mix in mixes], size_bytes)
     return mixes[at - 1] if at else None
 
 
-def within_kld(mixes: Sequence[Mix], kld: float) -> Mix | None:
+def tuned_mix_within_kld(mixes: Sequence[Mix], kld: float) -> Mix | None:
     """The smallest mix that is not expected to diverge more; None where all do."""
     return next((mix for mix in mixes if mix.kld <= kld), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantyard.quants.recipe import Recipe
 
 
-def recipe_text(recipe: Recipe) -> str:
+def tuned_recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML that `read_recipe` reads; no type or pattern can be anything but plain text."""
     lines = [f"name: {recipe.name}", f"base: {recipe.base}", f'description: "{_quoted(recipe.description)}"']
     lines += [f"output: {recipe.output}"] if recipe.output else []

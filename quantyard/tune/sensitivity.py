@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT
-from quantyard.plan.imatrix import read_divergence
+from quantyard.plan.imatrix import read_trial_divergence
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, Output, Step
+from quantyard.plan.steps import BuildPlan, ExternalInput, Step, StepOutput
 from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, Runtime
 from quantyard.protocol.measurements import Divergence
@@ -24,9 +24,9 @@ from quantyard.quants.recipe import Recipe
 from quantyard.store.artifact import Artifact
 from quantyard.tune.exact_sizes import Sizes
 from quantyard.tune.knapsack import Option
-from quantyard.tune.tensor_groups import Group
+from quantyard.tune.tensor_groups import TensorGroup
 from quantyard.tune.text import NAME
-from quantyard.tune.type_errors import HIGH, LADDER, LOW, Errors, distinct, error_of
+from quantyard.tune.type_errors import HIGH, LADDER, LOW, Errors, distinct_tuning_types, tuning_type_error
 
 FLOOR: Final = HIGH  # the label of the file in which no group is low
 _LEAST_SHARE: Final = 0.1  # of a standard error: what is too small to see is not nothing
@@ -46,38 +46,38 @@ class Probing:
 class Sensitivity:
     """How much a group matters. `kld`: mean divergence that LOW in it alone adds to HIGH everywhere, nats."""
 
-    group: Group
+    group: TensorGroup
     kld: float
     stderr: float
 
 
-def high_plan(plan: BuildPlan) -> BuildPlan:
+def sensitivity_high_plan(plan: BuildPlan) -> BuildPlan:
     """Of a plan that makes HIGH: fetch, convert and quantize it, and end with no file."""
     kept = tuple(step for step in plan.steps if step.row.name in ("fetch", "convert", "quantize"))
     return replace(plan, steps=kept, targets=(), measuring=None, contracts=())
 
 
-def probe_plan(high: BuildPlan, groups: Sequence[Group], sizes: Sizes, probing: Probing) -> BuildPlan:
+def sensitivity_probe_plan(high: BuildPlan, groups: Sequence[TensorGroup], sizes: Sizes, probing: Probing) -> BuildPlan:
     """The plan that makes and measures a probe of each group, beside HIGH itself."""
-    floor = high_step(high)
+    floor = sensitivity_high_step(high)
     made = [_probe(floor, group, sizes) for group in groups]
-    measured = [probe_divergence(high, probing, FLOOR, floor)]
-    measured += [probe_divergence(high, probing, g.name, step) for g, step in zip(groups, made, strict=True)]
-    return replace(high, steps=(*high.steps, rounding_step(high), *made, *measured))
+    measured = [sensitivity_probe_step(high, probing, FLOOR, floor)]
+    measured += [sensitivity_probe_step(high, probing, g.name, step) for g, step in zip(groups, made, strict=True)]
+    return replace(high, steps=(*high.steps, tuning_rounding_step(high), *made, *measured))
 
 
-def rounding_step(plan: BuildPlan) -> Step:
+def tuning_rounding_step(plan: BuildPlan) -> Step:
     """The step that measures how far each type rounds the model's weights."""
     request = RoundingRequest(source_file=plan.base.path, types=LADDER)
     return Step("rounding", STAGES["rounding"], request, {"source": plan.base.origin}, 0)
 
 
-def high_step(plan: BuildPlan) -> Step:
+def sensitivity_high_step(plan: BuildPlan) -> Step:
     """The step that makes HIGH."""
     return next(step for step in plan.steps if step.label == f"quantize {HIGH}")
 
 
-def _probe(floor: Step, group: Group, sizes: Sizes) -> Step:
+def _probe(floor: Step, group: TensorGroup, sizes: Sizes) -> Step:
     field = {EMBEDDING: "token_embedding_type", OUTPUT: "output_type"}.get(group.kind)
     given = {field: LOW} if field else {"tensor_types": {group.pattern: LOW}}
     request = floor.request.model_copy(update={"recipe": f"probe {group.name}", **given})
@@ -86,28 +86,31 @@ def _probe(floor: Step, group: Group, sizes: Sizes) -> Step:
     return replace(floor, label=label, request=request, size_bytes=size_bytes, quant=group.name)
 
 
-def probe_divergence(plan: BuildPlan, probing: Probing, label: str, made: Step) -> Step:
+def sensitivity_probe_step(plan: BuildPlan, probing: Probing, label: str, made: Step) -> Step:
     """The step that measures one file on the text of the search."""
     request = DivergenceRequest(
         label=label, baseline_file=plan.base.path, runtime=Runtime(threads=probing.threads),
         settings=DivergenceSettings(text=NAME, n_chunks=probing.n_chunks),
     )
-    inputs = {"model": Output(made.label), "baseline": plan.base.origin, "suite": External(probing.text)}
-    return Step(probe_label(label), STAGES["divergence"], request, inputs, 0, label)
+    inputs = {"model": StepOutput(made.label), "baseline": plan.base.origin, "suite": ExternalInput(probing.text)}
+    return Step(sensitivity_probe_label(label), STAGES["divergence"], request, inputs, 0, label)
 
 
-def probe_label(name: str) -> str:
+def sensitivity_probe_label(name: str) -> str:
     """The label of the step that measured a file on the text of the search."""
     return f"divergence-probe {name}"
 
 
-def sensitivities(groups: Sequence[Group], output: Callable[[str], Path]) -> list[Sensitivity]:
+def group_sensitivities(groups: Sequence[TensorGroup], output: Callable[[str], Path]) -> list[Sensitivity]:
     """What the probes found; `output` gives the folder of a finished step by its label."""
-    found = {name: read_divergence(output(probe_label(name))) for name in (FLOOR, *(g.name for g in groups))}
+    found = {
+        name: read_trial_divergence(output(sensitivity_probe_label(name)))
+        for name in (FLOOR, *(g.name for g in groups))
+    }
     return [_sensitivity(group, found[group.name], found[FLOOR]) for group in groups]
 
 
-def _sensitivity(group: Group, probe: Divergence, floor: Divergence) -> Sensitivity:
+def _sensitivity(group: TensorGroup, probe: Divergence, floor: Divergence) -> Sensitivity:
     assert probe.mean_kld is not None, "it was held against the unquantized model"
     assert floor.mean_kld is not None, "likewise"
     added = probe.mean_kld.value - floor.mean_kld.value
@@ -115,7 +118,7 @@ def _sensitivity(group: Group, probe: Divergence, floor: Divergence) -> Sensitiv
     return Sensitivity(group, max(added, least), probe.mean_kld.stderr)
 
 
-def options_of(
+def tuning_options(
     found: Sensitivity, sizes: Sizes, errors: Errors, ladder: Sequence[str] = LADDER
 ) -> list[Option]:
     """What each type would cost this group in bytes and in divergence: in proportion to the squared error of the types.
@@ -123,22 +126,24 @@ def options_of(
     HIGH in the group is on both sides of the difference that was measured, so LOW has that much more.
     """
     tensors = found.group.tensors
-    low, high = error_of(LOW, tensors, errors), error_of(HIGH, tensors, errors)
+    low, high = tuning_type_error(LOW, tensors, errors), tuning_type_error(HIGH, tensors, errors)
     per_error = found.kld / max(low - high, _LEAST_ERROR)
     return [
-        Option(kind, sum(sizes.of_tensor(t, kind) for t in tensors), per_error * error_of(kind, tensors, errors))
-        for kind in distinct(tensors, ladder)
+        Option(
+            kind, sum(sizes.of_tensor(t, kind) for t in tensors), per_error * tuning_type_error(kind, tensors, errors)
+        )
+        for kind in distinct_tuning_types(tensors, ladder)
     ]
 
 
-def fixed_bytes(groups: Sequence[Group], sizes: Sizes) -> int:
+def tuning_fixed_bytes(groups: Sequence[TensorGroup], sizes: Sizes) -> int:
     """What of a file no group decides: the header, and the tensors that keep their types."""
     chosen = {tensor.name: HIGH for group in groups for tensor in group.tensors}
     grouped = sum(sizes.of_tensor(tensor, HIGH) for group in groups for tensor in group.tensors)
     return sizes.of_file(chosen) - grouped
 
 
-def recipe_of(name: str, groups: Sequence[Group], types: Sequence[str], description: str) -> Recipe:
+def tuned_recipe(name: str, groups: Sequence[TensorGroup], types: Sequence[str], description: str) -> Recipe:
     """The mix as a recipe. Its base is a plain quant of the type that most weights have; every group is named."""
     chosen = dict(zip(groups, types, strict=True))
     single = {group.kind: kind for group, kind in chosen.items() if group.layers is None}
@@ -149,7 +154,7 @@ def recipe_of(name: str, groups: Sequence[Group], types: Sequence[str], descript
     )
 
 
-def _base(chosen: Mapping[Group, str]) -> str:
+def _base(chosen: Mapping[TensorGroup, str]) -> str:
     weights: dict[str, int] = {}
     for group, kind in chosen.items():
         weights[kind] = weights.get(kind, 0) + group.n_params
@@ -157,7 +162,7 @@ def _base(chosen: Mapping[Group, str]) -> str:
     return {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}.get(most, most)
 
 
-def _patterns(chosen: Mapping[Group, str]) -> dict[str, str]:
+def _patterns(chosen: Mapping[TensorGroup, str]) -> dict[str, str]:
     """One line for a kind that has one type everywhere."""
     kinds: dict[str, set[str]] = {}
     for group, kind in chosen.items():

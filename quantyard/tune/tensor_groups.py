@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from quantyard.formats.gguf import GgufHeader, TensorInfo
-from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, may_change, place_of
+from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, may_change_tensor_type, tensor_name_parts
 
 PARTS = 3  # thirds of the depth
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors that get one type. `layers` is (first, last), None for what belongs to no layer."""
 
     kind: str  # attn_q, ffn_down, token_embd …
@@ -36,13 +36,13 @@ class Group:
         return sum(tensor.n_params for tensor in self.tensors)
 
 
-def groups_of(header: GgufHeader, parts: int = PARTS) -> tuple[Group, ...]:
+def tuning_tensor_groups(header: GgufHeader, parts: int = PARTS) -> tuple[TensorGroup, ...]:
     """Every tensor that can be given a type, in exactly one group; the order is that of the file.
 
     Args:
         parts: into how many parts the depth is cut; 1: a group for each kind.
     """
-    tensors = [tensor for tensor in header.tensors if may_change(tensor)]
+    tensors = [tensor for tensor in header.tensors if may_change_tensor_type(tensor)]
     n_layers = 1 + max((layer for layer, _ in map(_place, tensors) if layer is not None), default=0)
     cuts = _cuts(n_layers, min(parts, n_layers))
     found: dict[tuple[str, tuple[int, int] | None], list[TensorInfo]] = {}
@@ -52,11 +52,11 @@ def groups_of(header: GgufHeader, parts: int = PARTS) -> tuple[Group, ...]:
             continue  # what a recipe cannot name stays at the base
         part = None if layer is None else next(cut for cut in cuts if cut[0] <= layer <= cut[1])
         found.setdefault((kind, part), []).append(tensor)
-    return tuple(Group(kind, part, tuple(members)) for (kind, part), members in found.items())
+    return tuple(TensorGroup(kind, part, tuple(members)) for (kind, part), members in found.items())
 
 
 def _place(tensor: TensorInfo) -> tuple[int | None, str]:
-    return place_of(tensor.name)
+    return tensor_name_parts(tensor.name)
 
 
 def _cuts(n_layers: int, parts: int) -> Sequence[tuple[int, int]]:

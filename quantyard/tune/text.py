@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from quantyard.files.atomic import write_file
-from quantyard.plan.calibration_inputs import OUR_TEXT, check_texts
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.files.atomic import write_file_atomically
+from quantyard.plan.calibration_inputs import OUR_TEXT, check_calibration_texts
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.store.artifact import Artifact
 
 NAME: Final = "tuning.txt"
@@ -23,7 +23,7 @@ def tuning_text(files: Sequence[Path], evaluation: Iterable[Path], artifacts: Pa
     Raises:
         BadRequest: a file cannot be used, or shares eight words in a row with the evaluation.
     """
-    check_texts(files, evaluation)
+    check_calibration_texts(files, evaluation)
     parts = [path.read_text(encoding="utf-8").strip("\n") for path in files] or list(_our_documents())
     return _kept("\n\n".join(parts), artifacts)
 
@@ -49,6 +49,6 @@ def _kept(text: str, artifacts: Path) -> Artifact:
     path = folder / NAME
     if not (path.is_file() and path.read_bytes() == data):
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, data)
+        write_file_atomically(path, data)
     files = (FileEntry(path=NAME, size_bytes=len(data), sha256=sha256),)
-    return Artifact(digest_of_files(files), files, folder)
+    return Artifact(files_digest(files), files, folder)

@@ -9,8 +9,8 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import TensorInfo
-from quantyard.formats.tensor_patterns import type_for_row
-from quantyard.store.outputs import read_left
+from quantyard.formats.tensor_patterns import tensor_type_for_row
+from quantyard.store.outputs import read_stored_output
 
 # Tensor → type → squared error of its weights, as a share of their squares; the stage `rounding` measures it.
 # Divergence grows with the square of a small disturbance, so a group's divergence at one type tells that at another.
@@ -24,22 +24,24 @@ LOW: Final = "Q3_K"  # what a group is given while all others have HIGH; Q4_0 wh
 HIGH: Final = "Q8_0"
 
 
-def error_of(wanted: str, tensors: Sequence[TensorInfo], errors: Errors) -> float:
+def tuning_type_error(wanted: str, tensors: Sequence[TensorInfo], errors: Errors) -> float:
     """The squared error of these tensors at a type, each by how many weights it has."""
     weights = sum(tensor.n_params for tensor in tensors)
-    return sum(errors[t.name][type_for_row(wanted, t.shape[0])] * t.n_params for t in tensors) / weights
+    return sum(errors[t.name][tensor_type_for_row(wanted, t.shape[0])] * t.n_params for t in tensors) / weights
 
 
-def read_errors(folder: Path) -> Errors:
+def read_rounding_errors(folder: Path) -> Errors:
     """What the stage `rounding` left in this folder.
 
     Raises:
         QuantyardError: it is none.
     """
-    return read_left(folder, "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded")
+    return read_stored_output(
+        folder, "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded"
+    )
 
 
-def ladder_of(asked: Sequence[str]) -> tuple[str, ...]:
+def tuning_type_ladder(asked: Sequence[str]) -> tuple[str, ...]:
     """The types to choose from; all where none is asked for.
 
     Raises:
@@ -53,11 +55,11 @@ def ladder_of(asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in LADDER if name in asked) or LADDER
 
 
-def distinct(tensors: Sequence[TensorInfo], ladder: Sequence[str] = LADDER) -> tuple[str, ...]:
+def distinct_tuning_types(tensors: Sequence[TensorInfo], ladder: Sequence[str] = LADDER) -> tuple[str, ...]:
     """The types worth trying for these tensors: one of those that end as the same."""
     found: dict[tuple[str, ...], str] = {}
     for wanted in ladder:
-        ends = tuple(type_for_row(wanted, tensor.shape[0]) for tensor in tensors)
+        ends = tuple(tensor_type_for_row(wanted, tensor.shape[0]) for tensor in tensors)
         if ends not in found or wanted in ends:
             found[ends] = wanted
     return tuple(found.values())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from quantyard.plan.api_tests import add_contract
+from quantyard.plan.api_tests import add_contract_steps
 from quantyard.requests import BuildRequest
-from quantyard.workflows.planning import measured, plan_of
+from quantyard.workflows.planning import workflow_plan, workflow_with_suite
 from quantyard.workflows.reporter import Reporter
 from quantyard.workflows.results import Built
-from quantyard.workflows.run import build_plan
+from quantyard.workflows.run import run_build_plan
 
 
 def build(request: BuildRequest, reporter: Reporter) -> Built:
@@ -16,7 +16,7 @@ def build(request: BuildRequest, reporter: Reporter) -> Built:
     Raises:
         QuantyardError: see errors.py.
     """
-    return build_plan(request, plan_of(request), reporter)
+    return run_build_plan(request, workflow_plan(request), reporter)
 
 
 def evaluate(request: BuildRequest, reporter: Reporter) -> Built:
@@ -25,7 +25,7 @@ def evaluate(request: BuildRequest, reporter: Reporter) -> Built:
     Raises:
         QuantyardError: see errors.py.
     """
-    return build(measured(request), reporter)
+    return build(workflow_with_suite(request), reporter)
 
 
 def check_api(request: BuildRequest, reporter: Reporter) -> Built:
@@ -34,4 +34,4 @@ def check_api(request: BuildRequest, reporter: Reporter) -> Built:
     Raises:
         QuantyardError: see errors.py. A promise that is not kept is a finding, not an error.
     """
-    return build_plan(request, add_contract(plan_of(request), request.threads), reporter)
+    return run_build_plan(request, add_contract_steps(workflow_plan(request), request.threads), reporter)

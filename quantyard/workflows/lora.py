@@ -9,8 +9,8 @@ from quantyard.execution.runner import Builder
 from quantyard.plan.lora import LORA, RESULT, plan_lora
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import Source
-from quantyard.store.visible_files import link_file
-from quantyard.workflows.planning import hashes_of, hub_access
+from quantyard.store.visible_files import link_stored_file
+from quantyard.workflows.planning import workflow_hashes, workflow_hub_access
 from quantyard.workflows.reporter import Reporter
 from quantyard.workflows.run import run_plan
 
@@ -42,7 +42,7 @@ def make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
         BadRequest: ADAPTER or BASE is not given, is not what it should be, or must be allowed (pickle).
         QuantyardError: see errors.py.
     """
-    plan = plan_lora(request, hub_access(request), hashes_of(request))
+    plan = plan_lora(request, workflow_hub_access(request), workflow_hashes(request))
     builder, _no_targets = run_plan(request, plan, reporter)
     path = publish_lora(builder)
     return Adapter(plan.source, path, builder.store.folder / "manifest.json", tuple(builder.ran))
@@ -51,4 +51,4 @@ def make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
 def publish_lora(builder: Builder) -> Path:
     """Give the finished adapter its name beside the manifest; its path."""
     target = builder.store.folder / f"{builder.plan.source.model.name}-lora.gguf"
-    return link_file(builder.output(LORA) / RESULT, target)
+    return link_stored_file(builder.output(LORA) / RESULT, target)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from quantyard.errors import BadRequest
 from quantyard.requests import BuildRequest, ChooseRequest, PublishRequest
-from quantyard.workflows.choose import Chosen, choose_from
-from quantyard.workflows.planning import matrix_plan
-from quantyard.workflows.release import write_report
+from quantyard.workflows.choose import Chosen, choose_from_manifest
+from quantyard.workflows.planning import workflow_matrix_plan
+from quantyard.workflows.release import write_release_report
 from quantyard.workflows.reporter import QuantsFailed, Reporter
 from quantyard.workflows.results import Built
-from quantyard.workflows.run import build_plan
+from quantyard.workflows.run import run_build_plan
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def matrix(request: BuildRequest, reporter: Reporter) -> Matrix:
         StageFailed: no quant could be made, or the baseline failed; it is the first failure.
         QuantyardError: see errors.py.
     """
-    request, plan = matrix_plan(request)
-    built = build_plan(request, plan, reporter, keep_going=True)
+    request, plan = workflow_matrix_plan(request)
+    built = run_build_plan(request, plan, reporter, keep_going=True)
     if built.measured is None:  # then there is nothing to compare
         failed = list(built.failures.values())
         if len(failed) > 1:
@@ -63,7 +63,9 @@ def _write_page(request: BuildRequest, built: Built, reporter: Reporter) -> Path
     assert built.measured is not None, "the caller has looked"
     assert request.measure is not None, "a matrix measures"
     measure = replace(request.measure, suite=built.measured.report.suite.name)
-    return write_report(replace(request, quants=quants, measure=measure), PublishRequest(), reporter, built.plan)
+    return write_release_report(
+        replace(request, quants=quants, measure=measure), PublishRequest(), reporter, built.plan
+    )
 
 
 def _choice(built: Built) -> Chosen:
@@ -74,4 +76,4 @@ def _choice(built: Built) -> Chosen:
     """
     assert built.measured is not None, "the caller has looked"
     paths, suite = {file.quant: file.path for file in built.files}, built.measured.report.suite.name
-    return choose_from(built.manifest, built.plan.source.model.name, paths, suite, ChooseRequest())
+    return choose_from_manifest(built.manifest, built.plan.source.model.name, paths, suite, ChooseRequest())

@@ -9,20 +9,20 @@ from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, HubUnreachable
 from quantyard.execution.runner import Builder
-from quantyard.forecast.cost import Cost, cost_of
-from quantyard.forecast.from_manifests import known_times
-from quantyard.forecast.time import conditions_of, forecast
+from quantyard.forecast.cost import Cost, forecast_cost
+from quantyard.forecast.from_manifests import known_step_times
+from quantyard.forecast.time import forecast_conditions, forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
-from quantyard.plan.build import BuildOptions, make_plan
-from quantyard.plan.calibration_inputs import calibration_of
-from quantyard.plan.contamination import evaluation_files
-from quantyard.plan.evaluation import add_measuring, measure_options, refuse_unscored
-from quantyard.plan.imatrix import Calibration, trial_and_rest, trial_plan, with_imatrix
+from quantyard.plan.build import BuildOptions, make_build_plan
+from quantyard.plan.calibration_inputs import plan_calibration
+from quantyard.plan.contamination import contaminating_files
+from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_model
+from quantyard.plan.imatrix import Calibration, imatrix_trial_plan, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
-from quantyard.quants.selection import parse_list
+from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
-from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
+from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
 from quantyard.workflows.results import Planned
@@ -39,13 +39,13 @@ def plan(request: BuildRequest) -> Planned:
     """
     if request.measure is not None and not request.measure.suite and not request.matrix_quants:
         request = replace(request, measure=None)
-    engine, reason = engine_of(request)
-    request, planned = matrix_plan(request) if request.matrix_quants else (request, plan_of(request))
-    builder, finished, cost = foreseen(request, planned, engine)
-    return planned_of(request, builder.plan, finished, cost, (engine, reason))
+    engine, reason = workflow_engine(request)
+    request, planned = workflow_matrix_plan(request) if request.matrix_quants else (request, workflow_plan(request))
+    builder, finished, cost = foreseen_workflow(request, planned, engine)
+    return planned_workflow(request, builder.plan, finished, cost, (engine, reason))
 
 
-def planned_of(
+def planned_workflow(
     request: BuildRequest, plan: BuildPlan, finished: set[str], cost: Cost, engine: tuple[Engine, str]
 ) -> Planned:
     """All that is known of a plan in one object."""
@@ -53,7 +53,7 @@ def planned_of(
     return Planned(plan, frozenset(finished), cost, engine[0].name, engine[1], request.artifacts, setting)
 
 
-def engine_of(request: BuildRequest) -> tuple[Engine, str]:
+def workflow_engine(request: BuildRequest) -> tuple[Engine, str]:
     """The engine, and why this one.
 
     Raises:
@@ -62,17 +62,17 @@ def engine_of(request: BuildRequest) -> tuple[Engine, str]:
     return choose_engine(request.engine, request.environment, request.images)
 
 
-def hub_access(request: BuildRequest) -> HubAccess:
+def workflow_hub_access(request: BuildRequest) -> HubAccess:
     """How the Hub is asked."""
     return HubAccess(request.endpoint, request.hf_token)
 
 
-def hashes_of(request: BuildRequest) -> HashCache:
+def workflow_hashes(request: BuildRequest) -> HashCache:
     """The hashes of files that were read before."""
     return HashCache(request.artifacts / ".hashes.json")
 
 
-def source_of(request: BuildRequest) -> Source:
+def workflow_source(request: BuildRequest) -> Source:
     """What MODEL is. A command asks once: on the Hub it may be another commit the next time.
 
     Raises:
@@ -88,7 +88,7 @@ def _source_of(request: BuildRequest) -> Source:
     """The source; where the Hub is out of reach, the one that an earlier build of the very commit recorded."""
     try:
         return find_source(
-            request.model, hub_access(request), hashes_of(request), allow_pickle=request.allow_pickle,
+            request.model, workflow_hub_access(request), workflow_hashes(request), allow_pickle=request.allow_pickle,
             gguf_file=request.gguf_file,
         )
     except HubUnreachable:
@@ -98,100 +98,100 @@ def _source_of(request: BuildRequest) -> Source:
         return known
 
 
-def plan_of(request: BuildRequest, source: Source | None = None) -> BuildPlan:
+def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildPlan:
     """The plan of the build, and of the measuring if it was asked for. A baseline is built like any quant.
 
     Args:
         source: what MODEL is, where that has been looked up.
     """
-    source = source or source_of(request)
+    source = source or workflow_source(request)
     baseline = request.measure and request.measure.baseline
     quants = tuple(dict.fromkeys((baseline, *request.quants))) if baseline else request.quants
-    refuse_requantizing(source, quants, request.outtype, allowed=request.allow_requantize)
+    refuse_quantized_source(source, quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
         allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
-        workers=request.workers, endpoint=request.endpoint, imatrix=wants_imatrix(request),
+        workers=request.workers, endpoint=request.endpoint, imatrix=workflow_wants_imatrix(request),
     )
-    plan = make_plan(source, options)
-    return add_measuring(plan, measure_options(request, request.measure)) if request.measure else plan
+    plan = make_build_plan(source, options)
+    return add_measuring_steps(plan, plan_measure_options(request, request.measure)) if request.measure else plan
 
 
-def files_plan(request: BuildRequest) -> BuildPlan:
+def workflow_files_plan(request: BuildRequest) -> BuildPlan:
     """The plan of the build alone: which model it is, and where its files are."""
-    return plan_of(replace(request, measure=None))
+    return workflow_plan(replace(request, measure=None))
 
 
-def matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan]:
+def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan]:
     """The request with its quants, and its plan. QUANTS decides; else what the preset recommends, else one of each
     size. Recipes of RECIPE come beside them.
     """
-    source = source_of(request)
-    request = replace(measured(request), imatrix=request.imatrix or "auto")
+    source = workflow_source(request)
+    request = replace(workflow_with_suite(request), imatrix=request.imatrix or "auto")
     names = request.matrix_quants or (",".join(source.preset.quants) if source.preset else _MATRIX_QUANTS)
     own = tuple(quant for quant in request.quants if quant.recipe)
-    quants = parse_list(names, [quant.recipe for quant in own if quant.recipe], setting="QUANTS")
+    quants = parse_quants(names, [quant.recipe for quant in own if quant.recipe], setting="QUANTS")
     request = replace(request, quants=tuple(dict.fromkeys((*quants, *own))), matrix_quants=names)
-    return request, plan_of(request, source)
+    return request, workflow_plan(request, source)
 
 
-def measured(request: BuildRequest) -> BuildRequest:
+def workflow_with_suite(request: BuildRequest) -> BuildRequest:
     """The request with something to measure: the suite asked for, else the default one."""
     asked = request.measure or MeasureRequest()
     return replace(request, measure=replace(asked, suite=asked.suite or EVAL_SUITE))
 
 
-def prepare(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
+def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
     """The builder of a plan, which of its steps are finished, and what the rest will cost."""
     store = ModelStore(request.artifacts, plan.source.model)
     builder = Builder(plan, engine, store, REPO_DIR)
     finished = set(builder.find_finished())
-    time = forecast(plan, finished, known_times(request.artifacts), conditions_of(builder))
-    return builder, finished, cost_of(plan, finished, builder.partial_bytes(), request.artifacts, time)
+    time = forecast_times(plan, finished, known_step_times(request.artifacts), forecast_conditions(builder))
+    return builder, finished, forecast_cost(plan, finished, builder.partial_bytes(), request.artifacts, time)
 
 
 # ---- importance matrices -----------------------------------------------------------------------------
 
 
-def wants_imatrix(request: BuildRequest) -> bool:
+def workflow_wants_imatrix(request: BuildRequest) -> bool:
     """Whether files are to be made with an importance matrix."""
     return request.imatrix not in ("", "none")
 
 
-def foreseen(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
-    """As `prepare`, and nothing runs: where IMATRIX=auto will decide, every file gets the matrix, and the disk holds
-    both versions.
+def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
+    """As `prepare_workflow`, but nothing runs: where IMATRIX=auto decides, every file gets the matrix, and the disk
+    holds both versions.
     """
-    calibration = calibration_for(request, plan.source)
-    builder, finished, cost = prepare(request, with_matrix(plan, calibration), engine)
-    tried = trial_of(plan, calibration)
+    calibration = workflow_calibration(request, plan.source)
+    builder, finished, cost = prepare_workflow(request, workflow_plan_with_imatrix(plan, calibration), engine)
+    tried = workflow_trial_plan(plan, calibration)
     if tried is not None:
-        both = prepare(request, trial_and_rest(tried, builder.plan), engine)[2]
+        both = prepare_workflow(request, plan_trial_and_rest(tried, builder.plan), engine)[2]
         trial_s = both.time.seconds - cost.time.seconds
         cost = replace(cost, disk_needed_bytes=both.disk_needed_bytes, fitting=both.fitting, trial_s=trial_s)
     return builder, finished, cost
 
 
-def trial_of(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan | None:
+def workflow_trial_plan(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan | None:
     """The plan of the trial that decides about the matrix; None where there is nothing to decide."""
-    return trial_plan(plan, calibration) if calibration and calibration.is_made else None
+    return imatrix_trial_plan(plan, calibration) if calibration and calibration.is_made else None
 
 
-def with_matrix(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan:
+def workflow_plan_with_imatrix(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan:
     """The plan that makes every file with the matrix."""
     if calibration is None:
         return plan
-    return with_imatrix(plan, calibration, [target.quant.name for target in plan.targets])
+    return plan_with_imatrix(plan, calibration, [target.quant.name for target in plan.targets])
 
 
-def calibration_for(request: BuildRequest, source: Source) -> Calibration | None:
+def workflow_calibration(request: BuildRequest, source: Source) -> Calibration | None:
     """Where the request's matrix comes from; None: there is none.
 
     Raises:
         BadRequest: the text of it has words of the evaluation.
         NotScored: the model cannot be calibrated.
     """
-    if not wants_imatrix(request) and not request.calibration:
+    if not workflow_wants_imatrix(request) and not request.calibration:
         return None
     from quantyard.plan.suites import find_suite  # imported late: no build should wait for a YAML parser
 
@@ -201,10 +201,10 @@ def calibration_for(request: BuildRequest, source: Source) -> Calibration | None
         # Its files alone: beside a suite there may be anything, this store too.
         places = [local.folder / file.path for file in local.files] if local else []
         places += [request.measure.datasets] if request.measure.datasets else []
-    evaluation = evaluation_files(request.artifacts, *places)
+    evaluation = contaminating_files(request.artifacts, *places)
     imatrix = request.imatrix or "none"
-    calibration = calibration_of(imatrix, request.calibration, hashes_of(request), evaluation, request.threads)
+    calibration = plan_calibration(imatrix, request.calibration, workflow_hashes(request), evaluation, request.threads)
     if calibration is None or not calibration.is_made:
         return calibration
-    refuse_unscored(source, "calibrated", "Build without a matrix: IMATRIX=none")
+    refuse_unscored_model(source, "calibrated", "Build without a matrix: IMATRIX=none")
     return replace(calibration, n_chunks=request.chunks)

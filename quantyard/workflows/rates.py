@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from quantyard.engines import Engine
-from quantyard.forecast.benchmark import TRIALS, Bench, time_model
-from quantyard.forecast.samples import Sample, keep_book, read_book
+from quantyard.forecast.benchmark import TRIALS, TimingBench, benchmark_model
+from quantyard.forecast.samples import TimingSample, read_forecast_book, write_forecast_book
 from quantyard.requests import BuildRequest
-from quantyard.workflows.planning import engine_of
+from quantyard.workflows.planning import workflow_engine
 from quantyard.workflows.reporter import Reporter, TimingBegins
 
 
@@ -21,31 +21,31 @@ class Timed:
 
     engine: str
     seconds: float
-    samples: tuple[Sample, ...]
+    samples: tuple[TimingSample, ...]
 
 
-def time_machine(request: BuildRequest, reporter: Reporter) -> Timed:
+def benchmark_machine(request: BuildRequest, reporter: Reporter) -> Timed:
     """Run the trials, and keep what their stages took in place of what was timed before.
 
     Raises:
         StageFailed, EngineError: a stage failed.
     """
-    engine, _reason = engine_of(request)
+    engine, _reason = workflow_engine(request)
     reporter.tell(TimingBegins())
     started = time.monotonic()
     found = _time_all(request, engine, reporter)
-    book = read_book(request.artifacts)
+    book = read_forecast_book(request.artifacts)
     book.replace_synthetic(found)
-    keep_book(request.artifacts, book)
+    write_forecast_book(request.artifacts, book)
     return Timed(engine.name, time.monotonic() - started, tuple(found))
 
 
-def _time_all(request: BuildRequest, engine: Engine, reporter: Reporter) -> list[Sample]:
+def _time_all(request: BuildRequest, engine: Engine, reporter: Reporter) -> list[TimingSample]:
     """In a store of its own, of which nothing stays."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
-    found: list[Sample] = []
+    found: list[TimingSample] = []
     with TemporaryDirectory(prefix=".rates-", dir=request.artifacts) as folder, reporter.steps() as steps:
-        bench = Bench(engine, Path(folder), request.threads)
+        bench = TimingBench(engine, Path(folder), request.threads)
         for trial in TRIALS:
-            found += time_model(trial, bench, steps)
+            found += benchmark_model(trial, bench, steps)
     return found

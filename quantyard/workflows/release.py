@@ -5,32 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantyard.gate.judge import Budgets, load_budgets
-from quantyard.plan.api_tests import add_contract
+from quantyard.gate.judge import GateBudgets, load_budgets
+from quantyard.plan.api_tests import add_contract_steps
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import (
     CARD,
     PAGE,
-    Bundle,
-    Destination,
-    check_gate,
-    compose,
-    destination,
-    judged,
-    licence_of,
-    licence_so_far,
+    ReleaseBundle,
+    ReleaseDestination,
+    check_release_gate,
+    compose_release,
+    judged_release,
+    preview_release_licence,
+    release_destination,
+    release_licence,
 )
 from quantyard.publish.folder import write_release
 from quantyard.publish.progress import UploadProgress
-from quantyard.publish.release import Release, find_release, keep_gate, legal_files
+from quantyard.publish.release import Release, find_release, keep_release_gate, release_legal_files
 from quantyard.publish.send import Intention, Published, Sender
-from quantyard.publish.split import parts_of, split_plan
+from quantyard.publish.split import split_release_parts, split_release_plan
 from quantyard.requests import BuildRequest, PublishRequest
 from quantyard.store.stages import ModelStore
-from quantyard.workflows.planning import files_plan, hashes_of, hub_access, measured, plan_of
+from quantyard.workflows.planning import (
+    workflow_files_plan,
+    workflow_hashes,
+    workflow_hub_access,
+    workflow_plan,
+    workflow_with_suite,
+)
 from quantyard.workflows.reporter import GateJudged, Reporter, Waiting
-from quantyard.workflows.run import build_plan, run_plan
+from quantyard.workflows.run import run_build_plan, run_plan
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Publication:
     """
 
     gate: GateReport
-    where: Destination
+    where: ReleaseDestination
     intended: Intention | None
     published: Published | None
     folder: Path
@@ -70,7 +76,7 @@ def publish(request: BuildRequest, reporter: Reporter) -> Publication:
         GateClosed: a budget is exceeded, cannot be judged, or was not measured; never for a dry run.
         HubError, EngineError: see errors.py.
     """
-    asked, plan = _asked(request), files_plan(request)
+    asked, plan = _asked(request), workflow_files_plan(request)
     return _publish(request, asked, plan, _destination(request, asked, plan), reporter)
 
 
@@ -80,15 +86,15 @@ def release(request: BuildRequest, reporter: Reporter) -> Publication:
     Raises:
         QuantyardError: as `publish`, and as a build.
     """
-    asked, request = _asked(request), measured(request)
-    plan = plan_of(request)
+    asked, request = _asked(request), workflow_with_suite(request)
+    plan = workflow_plan(request)
     assert plan.measuring is not None, "a suite was asked for"
     assert request.measure is not None, "likewise"
     # LIMIT, TASKS and the like make another suite of it, whose name tells.
     request = replace(request, measure=replace(request.measure, suite=plan.measuring.suite.name))
     where = _destination(request, asked, plan)  # what can be refused is, before hours of work
-    licence_of(plan.source.license, plan.source.card, asked)
-    build_plan(request, add_contract(plan, request.threads), reporter)
+    release_licence(plan.source.license, plan.source.card, asked)
+    run_build_plan(request, add_contract_steps(plan, request.threads), reporter)
     return _publish(request, asked, plan, where, reporter)
 
 
@@ -99,7 +105,7 @@ def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
         BadRequest: nothing was built or measured, or the budgets cannot be read.
     """
     asked = _asked(request)
-    return _gate_of(_judged(request, asked, files_plan(request), load_budgets(asked.gate), reporter))
+    return _gate_of(_judged(request, asked, workflow_files_plan(request), load_budgets(asked.gate), reporter))
 
 
 def report(request: BuildRequest, reporter: Reporter) -> WrittenReport:
@@ -108,11 +114,11 @@ def report(request: BuildRequest, reporter: Reporter) -> WrittenReport:
     Raises:
         BadRequest: nothing was built or measured.
     """
-    page = write_report(request, _asked(request), reporter)
+    page = write_release_report(request, _asked(request), reporter)
     return WrittenReport(page, page.with_name(CARD))
 
 
-def write_report(
+def write_release_report(
     request: BuildRequest, asked: PublishRequest, reporter: Reporter, plan: BuildPlan | None = None
 ) -> Path:
     """The page's path; the card is beside it. Both as they would be published.
@@ -120,7 +126,7 @@ def write_report(
     Args:
         plan: what was just built; by default the request's own.
     """
-    plan = plan or files_plan(request)
+    plan = plan or workflow_files_plan(request)
     found = _judged(request, asked, plan, load_budgets(asked.gate), reporter)
     return write_release(found.folder, _composed(request, asked, plan, found, reporter).files) / PAGE
 
@@ -133,17 +139,17 @@ def _asked(request: BuildRequest) -> PublishRequest:
 
 
 def _publish(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: Destination, reporter: Reporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination, reporter: Reporter
 ) -> Publication:
-    licence_of(plan.source.license, plan.source.card, asked)
+    release_licence(plan.source.license, plan.source.card, asked)
     found = _judged(request, asked, plan, where.budgets, reporter)
     gate = _gate_of(found)
     if not asked.dry_run:
-        check_gate(gate, allow_fail=asked.allow_fail)
+        check_release_gate(gate, allow_fail=asked.allow_fail)
     reporter.tell(GateJudged(gate))
     bundle = _composed(request, asked, plan, found, reporter)
     folder = write_release(found.folder, bundle.files)
-    sender = Sender(where, found, bundle, hub_access(request), asked.docker_config, asked.cosign_key)
+    sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key)
     if asked.dry_run:
         return Publication(gate, where, sender.intend(), None, folder, request.endpoint)
     with reporter.steps() as steps:
@@ -151,22 +157,22 @@ def _publish(
     return Publication(gate, where, None, sent, folder, request.endpoint)
 
 
-def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) -> Destination:
-    return destination(asked, hub_access(request), plan.source.card, len(request.quants))
+def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) -> ReleaseDestination:
+    return release_destination(asked, workflow_hub_access(request), plan.source.card, len(request.quants))
 
 
 def _judged(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: Budgets, reporter: Reporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: Reporter
 ) -> Release:
     """The release of these files, judged; the store's manifest remembers how."""
     local, store = plan.source.local, ModelStore(request.artifacts, plan.source.model)
     found = find_release(
         store.folder, local.folder if local else None, [quant.name for quant in request.quants],
-        _suite_of(request), hashes_of(request),
+        _suite_of(request), workflow_hashes(request),
     )
-    found = judged(found, budgets, licence_so_far(plan.source.license, plan.source.card, asked))
+    found = judged_release(found, budgets, preview_release_licence(plan.source.license, plan.source.card, asked))
     with store.locked(lambda holder: reporter.tell(Waiting(holder))):
-        keep_gate(store, found.manifest)
+        keep_release_gate(store, found.manifest)
     return found
 
 
@@ -187,9 +193,11 @@ def _gate_of(found: Release) -> GateReport:
 
 def _composed(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: Reporter
-) -> Bundle:
+) -> ReleaseBundle:
     """Everything that is published, models above the limit in parts."""
-    splitting = split_plan(found, plan.source, asked.split_above_bytes)
-    parts = parts_of(run_plan(request, splitting, reporter)[0], found) if splitting else {}
-    legal = legal_files(found, plan.source)
-    return compose(found, asked, licence_so_far(plan.source.license, plan.source.card, asked), legal, parts)
+    splitting = split_release_plan(found, plan.source, asked.split_above_bytes)
+    parts = split_release_parts(run_plan(request, splitting, reporter)[0], found) if splitting else {}
+    legal = release_legal_files(found, plan.source)
+    return compose_release(
+        found, asked, preview_release_licence(plan.source.license, plan.source.card, asked), legal, parts
+    )

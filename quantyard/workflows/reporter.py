@@ -13,10 +13,10 @@ from typing import Protocol, runtime_checkable
 
 from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
-from quantyard.forecast.time import Compared
-from quantyard.formatting.numbers import duration, human_bytes, kld
-from quantyard.formatting.printable import one_line, redacted
-from quantyard.plan.imatrix import Decision
+from quantyard.forecast.time import ForecastComparison
+from quantyard.formatting.numbers import format_bytes, format_duration, format_kld
+from quantyard.formatting.printable import printable_line, redacted_url
+from quantyard.plan.imatrix import ImatrixDecision
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.gate import GateReport
 from quantyard.workflows.results import Planned
@@ -54,7 +54,7 @@ class PlanMade:
     def text(self) -> str:
         """What is left of it."""
         plan, left, cost = self.planned.plan, self.planned.to_run, self.planned.cost
-        needs = f"; {human_bytes(cost.disk_needed_bytes)} of disk" if cost.disk_needed_bytes else ""
+        needs = f"; {format_bytes(cost.disk_needed_bytes)} of disk" if cost.disk_needed_bytes else ""
         return f"{plan.source.title}: {len(left)} of {len(plan.steps)} stages to run with {self.planned.engine}{needs}"
 
 
@@ -72,7 +72,7 @@ class TrialBegins:
 class ImatrixDecided:
     """What the trial found for each file."""
 
-    decisions: Sequence[Decision]
+    decisions: Sequence[ImatrixDecision]
 
     @property
     def text(self) -> str:
@@ -84,12 +84,12 @@ class ImatrixDecided:
 class RunTimed:
     """How long a run took, against what the plan said."""
 
-    compared: Compared
+    compared: ForecastComparison
 
     @property
     def text(self) -> str:
         """Both, in seconds."""
-        return f"Planned {duration(self.compared.planned_s)}, took {duration(self.compared.taken_s)}."
+        return f"Planned {format_duration(self.compared.planned_s)}, took {format_duration(self.compared.taken_s)}."
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ class MixMeasured:
     @property
     def text(self) -> str:
         """Both divergences."""
-        return f"Round {self.number}: expected {kld(self.expected_kld)}, measured {kld(self.measured_kld)}."
+        return (
+            f"Round {self.number}: expected {format_kld(self.expected_kld)}, measured {format_kld(self.measured_kld)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,9 @@ class Lines:
 
     def end(self, label: str, result: StageResult) -> None:
         """The step's line: `[convert] 271 MB in 10.2 s`."""
-        from quantyard.execution.progress import ending  # imported late: it needs rich
+        from quantyard.execution.progress import stage_end_lines  # imported late: it needs rich
 
-        for line in ending(label, result):
+        for line in stage_end_lines(label, result):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
@@ -249,4 +251,4 @@ class Lines:
 
     def note(self, text: str) -> None:
         """One line."""
-        self._on_line(one_line(redacted(text)))
+        self._on_line(printable_line(redacted_url(text)))

@@ -88,7 +88,7 @@ class Built:
         return self.measured.report if self.measured else None
 
 
-def built_of(builder: Builder, files: Sequence[BuiltFile]) -> Built:
+def built_result(builder: Builder, files: Sequence[BuiltFile]) -> Built:
     """What this builder has done, for whoever need not know of it."""
     return Built(
         plan=builder.plan, files=tuple(files), ran=tuple(builder.ran), folder=builder.store.folder,

@@ -8,11 +8,11 @@ from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
-from quantyard.serve.served_files import offer
-from quantyard.workflows.planning import engine_of, planned_of, prepare
+from quantyard.serve.served_files import offer_served_files
+from quantyard.workflows.planning import planned_workflow, prepare_workflow, workflow_engine
 from quantyard.workflows.reporter import NotOffered, PlanMade, Reporter
-from quantyard.workflows.results import Built, built_of
-from quantyard.workflows.timed_run import run_timed
+from quantyard.workflows.results import Built, built_result
+from quantyard.workflows.timed_run import run_timed_plan
 from quantyard.workflows.trial import settle_imatrix
 
 
@@ -28,24 +28,24 @@ def run_plan(
         NotEnoughDisk: the disk is too small; nothing of the plan has run.
         StageFailed, EngineError: see `Builder.run`.
     """
-    engine, reason = engine_of(request)
+    engine, reason = workflow_engine(request)
     plan = settle_imatrix(request, plan, engine, reporter, keep_going=keep_going)
-    builder, finished, cost = prepare(request, plan, engine)
-    planned = planned_of(request, plan, finished, cost, (engine, reason))
+    builder, finished, cost = prepare_workflow(request, plan, engine)
+    planned = planned_workflow(request, plan, finished, cost, (engine, reason))
     reporter.tell(PlanMade(planned))
     planned.check_disk()
     builder.keep_going = keep_going
-    return builder, run_timed(request, builder, cost, reporter)
+    return builder, run_timed_plan(request, builder, cost, reporter)
 
 
-def build_plan(request: BuildRequest, plan: BuildPlan, reporter: Reporter, *, keep_going: bool = False) -> Built:
+def run_build_plan(request: BuildRequest, plan: BuildPlan, reporter: Reporter, *, keep_going: bool = False) -> Built:
     """Run what is left of a plan, and let its files be what is served."""
     builder, files = run_plan(request, plan, reporter, keep_going=keep_going)
-    offer_files(request, files, reporter)
-    return built_of(builder, files)
+    offer_built_files(request, files, reporter)
+    return built_result(builder, files)
 
 
-def offer_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: Reporter) -> None:
+def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: Reporter) -> None:
     """Let these files be what is served."""
-    if files and offer(request.artifacts, [file.path for file in files]) is None:
+    if files and offer_served_files(request.artifacts, [file.path for file in files]) is None:
         reporter.tell(NotOffered(request.artifacts, files[0].path))

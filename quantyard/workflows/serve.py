@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
-from quantyard.serve.run import compose_up, serve_local
-from quantyard.workflows.planning import engine_of
+from quantyard.serve.run import serve_compose, serve_local
+from quantyard.workflows.planning import workflow_engine
 from quantyard.workflows.reporter import Reporter
 
 
@@ -21,9 +21,9 @@ def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Repor
         BadRequest: there is nothing to serve, or the port is taken.
         EngineError: the server cannot be started, or ends badly.
     """
-    engine, _reason = engine_of(request)
+    engine, _reason = workflow_engine(request)
     with reporter.steps() as steps:
         engine.prepare("server", steps.note)
     if engine.name == "docker":
-        return compose_up(REPO_DIR, environment)
+        return serve_compose(REPO_DIR, environment)
     return serve_local(request, request.environment.venv / "bin" / "python", environment)

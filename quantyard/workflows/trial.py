@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from quantyard.engines import Engine
 from quantyard.execution.runner import Builder
-from quantyard.plan.imatrix import decided, decisions, trial_and_rest
+from quantyard.plan.imatrix import imatrix_decisions, plan_as_decided, plan_trial_and_rest
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
-from quantyard.workflows.planning import calibration_for, planned_of, prepare, trial_of, with_matrix
+from quantyard.workflows.planning import (
+    planned_workflow,
+    prepare_workflow,
+    workflow_calibration,
+    workflow_plan_with_imatrix,
+    workflow_trial_plan,
+)
 from quantyard.workflows.reporter import ImatrixDecided, Reporter, TrialBegins
-from quantyard.workflows.timed_run import run_timed
+from quantyard.workflows.timed_run import run_timed_plan
 
 
 def settle_imatrix(
@@ -24,25 +30,25 @@ def settle_imatrix(
         NotEnoughDisk: both versions of every file do not fit the disk.
         StageFailed, EngineError: the trial failed.
     """
-    calibration = calibration_for(request, plan.source)
-    tried = trial_of(plan, calibration)
+    calibration = workflow_calibration(request, plan.source)
+    tried = workflow_trial_plan(plan, calibration)
     if calibration is None or tried is None:
-        return with_matrix(plan, calibration)
-    all_of_it = trial_and_rest(tried, with_matrix(plan, calibration))
-    _builder, finished, cost = prepare(request, all_of_it, engine)
-    planned_of(request, all_of_it, finished, cost, (engine, "")).check_disk()
+        return workflow_plan_with_imatrix(plan, calibration)
+    all_of_it = plan_trial_and_rest(tried, workflow_plan_with_imatrix(plan, calibration))
+    _builder, finished, cost = prepare_workflow(request, all_of_it, engine)
+    planned_workflow(request, all_of_it, finished, cost, (engine, "")).check_disk()
     ran = _run_trial(request, tried, engine, reporter, keep_going=keep_going)
-    found = decisions(plan, ran.output)
+    found = imatrix_decisions(plan, ran.output)
     if found:
         reporter.tell(ImatrixDecided(tuple(found.values())))
-    return decided(plan, calibration, found)
+    return plan_as_decided(plan, calibration, found)
 
 
 def _run_trial(
     request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: Reporter, *, keep_going: bool
 ) -> Builder:
-    builder, _finished, cost = prepare(request, plan, engine)
+    builder, _finished, cost = prepare_workflow(request, plan, engine)
     builder.keep_going = keep_going
     reporter.tell(TrialBegins())
-    run_timed(request, builder, cost, reporter)
+    run_timed_plan(request, builder, cost, reporter)
     return builder

@@ -9,41 +9,50 @@ from pathlib import Path
 from quantyard.errors import BadRequest
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import Builder
-from quantyard.files.atomic import write_file
-from quantyard.formats.gguf import read_model
-from quantyard.formatting.numbers import exact_bytes
-from quantyard.plan.contamination import evaluation_files
-from quantyard.plan.evaluation import refuse_unscored, unquantized_name
-from quantyard.plan.imatrix import read_divergence
+from quantyard.files.atomic import write_file_atomically
+from quantyard.formats.gguf import read_gguf_model
+from quantyard.formatting.numbers import format_exact_bytes
+from quantyard.plan.contamination import contaminating_files
+from quantyard.plan.evaluation import plan_unquantized_type, refuse_unscored_model
+from quantyard.plan.imatrix import read_trial_divergence
 from quantyard.plan.steps import BuildPlan, Target
-from quantyard.quants.catalog import find
+from quantyard.quants.catalog import find_quant
 from quantyard.quants.recipe import Recipe
-from quantyard.quants.selection import of_recipe
+from quantyard.quants.selection import quant_of_recipe
 from quantyard.requests import BuildRequest, TuneRequest
-from quantyard.tune.exact_sizes import Sizes, stock_sizes
-from quantyard.tune.goal import Gain, Goal, HeldOutFile, find_mix, gain_of, goal_of, held_out_plan, yardstick
-from quantyard.tune.knapsack import Mix, front
-from quantyard.tune.recipe_text import recipe_text
+from quantyard.tune.exact_sizes import Sizes, stock_quant_sizes
+from quantyard.tune.goal import (
+    HeldOutFile,
+    TuningGain,
+    TuningGoal,
+    find_tuned_mix,
+    tuning_gain,
+    tuning_goal,
+    tuning_held_out_plan,
+    tuning_yardstick,
+)
+from quantyard.tune.knapsack import Mix, tuning_mix_front
+from quantyard.tune.recipe_text import tuned_recipe_text
 from quantyard.tune.sensitivity import (
     Probing,
     Sensitivity,
-    fixed_bytes,
-    high_plan,
-    high_step,
-    options_of,
-    probe_divergence,
-    probe_label,
-    probe_plan,
-    recipe_of,
-    sensitivities,
+    group_sensitivities,
+    sensitivity_high_plan,
+    sensitivity_high_step,
+    sensitivity_probe_label,
+    sensitivity_probe_plan,
+    sensitivity_probe_step,
+    tuned_recipe,
+    tuning_fixed_bytes,
+    tuning_options,
 )
-from quantyard.tune.tensor_groups import Group, groups_of
+from quantyard.tune.tensor_groups import TensorGroup, tuning_tensor_groups
 from quantyard.tune.text import tuning_text
-from quantyard.tune.type_errors import HIGH, ladder_of, read_errors
-from quantyard.workflows.planning import engine_of, plan_of, prepare
+from quantyard.tune.type_errors import HIGH, read_rounding_errors, tuning_type_ladder
+from quantyard.workflows.planning import prepare_workflow, workflow_engine, workflow_plan
 from quantyard.workflows.reporter import MixMeasured, Reporter, SearchRuns
-from quantyard.workflows.results import Built, built_of
-from quantyard.workflows.run import offer_files, run_plan
+from quantyard.workflows.results import Built, built_result
+from quantyard.workflows.run import offer_built_files, run_plan
 
 _ROUNDS = 3  # of correcting what is expected of a mix by what one has shown
 
@@ -61,12 +70,12 @@ class Tuned:
         built: both files.
     """
 
-    goal: Goal
+    goal: TuningGoal
     mix: Mix
     sensitivities: tuple[Sensitivity, ...]
     recipe: Recipe
     recipe_path: Path
-    gain: Gain
+    gain: TuningGain
     built: Built
 
 
@@ -79,10 +88,10 @@ class _Search:
     high: BuildPlan
     probing: Probing
     sizes: Sizes
-    groups: tuple[Group, ...]
+    groups: tuple[TensorGroup, ...]
     found: Sequence[Sensitivity]
     mixes: Sequence[Mix]
-    goal: Goal
+    goal: TuningGoal
     stock: dict[str, int]
 
 
@@ -99,22 +108,22 @@ def tune(request: BuildRequest, reporter: Reporter) -> Tuned:
     _refuse_unclear(asked)
     search = _searched(request, asked, reporter)
     mix, recipe = _mix(search)
-    name = yardstick(search.stock, search.goal.size_bytes or mix.size_bytes)
-    plan = plan_of(replace(_plain(request), quants=(find(name), of_recipe(recipe))))
-    plan = held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
+    name = tuning_yardstick(search.stock, search.goal.size_bytes or mix.size_bytes)
+    plan = workflow_plan(replace(_plain(request), quants=(find_quant(name), quant_of_recipe(recipe))))
+    plan = tuning_held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
     builder, files = run_plan(_plain(request), plan, reporter)
-    offer_files(request, files, reporter)
+    offer_built_files(request, files, reporter)
     path = builder.store.folder / "recipes" / f"{recipe.name}.yaml"
     path.parent.mkdir(exist_ok=True)
-    write_file(path, recipe_text(recipe).encode())
+    write_file_atomically(path, tuned_recipe_text(recipe).encode())
     gain = _gain(recipe, builder, files)
     return Tuned(
-        search.goal, mix, tuple(search.found), recipe, path, gain, built_of(builder, files)
+        search.goal, mix, tuple(search.found), recipe, path, gain, built_result(builder, files)
     )
 
 
 def _refuse_unclear(asked: TuneRequest) -> None:
-    ladder_of(asked.types)
+    tuning_type_ladder(asked.types)
     has_size = bool(asked.target_bytes or asked.target_quant)
     if has_size == (asked.target_kld is not None):
         both, none = "TARGET_SIZE and TARGET_KLD are both given.", "Neither TARGET_SIZE nor TARGET_KLD is given."
@@ -128,44 +137,46 @@ def _plain(request: BuildRequest) -> BuildRequest:
 
 
 def _searched(request: BuildRequest, asked: TuneRequest, reporter: Reporter) -> _Search:
-    plan = plan_of(replace(_plain(request), quants=(find(HIGH),)))
-    if unquantized_name(plan) is None:
+    plan = workflow_plan(replace(_plain(request), quants=(find_quant(HIGH),)))
+    if plan_unquantized_type(plan) is None:
         message = f"{plan.source.title} is quantized already, and a search needs the unquantized model."
         raise BadRequest(message, "Start from the 16-bit model: make tune MODEL=org/name")
-    refuse_unscored(plan.source, "tuned", "Build it with a stock quant: make build MODEL=… QUANT=Q4_K_M")
-    text = tuning_text(request.calibration, evaluation_files(request.artifacts), request.artifacts)
+    refuse_unscored_model(plan.source, "tuned", "Build it with a stock quant: make build MODEL=… QUANT=Q4_K_M")
+    text = tuning_text(request.calibration, contaminating_files(request.artifacts), request.artifacts)
     probing = Probing(text, asked.chunks, request.threads)
-    high = high_plan(plan)
+    high = sensitivity_high_plan(plan)
     made = _run(request, high, "the model at high precision", reporter).output(f"quantize {HIGH}")
-    sizes = Sizes(read_model(made / "model.gguf"))
-    groups, stock = groups_of(sizes.made, asked.parts), stock_sizes(sizes)
-    goal = goal_of(asked, stock)
-    ladder = ladder_of(asked.types)
+    sizes = Sizes(read_gguf_model(made / "model.gguf"))
+    groups, stock = tuning_tensor_groups(sizes.made, asked.parts), stock_quant_sizes(sizes)
+    goal = tuning_goal(asked, stock)
+    ladder = tuning_type_ladder(asked.types)
     _refuse_impossible(goal, groups, sizes, ladder)
     what = f"{len(groups)} groups of tensors, each at low precision alone"
-    probes = _run(request, probe_plan(high, groups, sizes, probing), what, reporter)
-    found, errors = sensitivities(groups, probes.output), read_errors(probes.output("rounding"))
-    mixes = front([options_of(one, sizes, errors, ladder) for one in found], fixed_bytes(groups, sizes))
+    probes = _run(request, sensitivity_probe_plan(high, groups, sizes, probing), what, reporter)
+    found, errors = group_sensitivities(groups, probes.output), read_rounding_errors(probes.output("rounding"))
+    mixes = tuning_mix_front(
+        [tuning_options(one, sizes, errors, ladder) for one in found], tuning_fixed_bytes(groups, sizes)
+    )
     return _Search(request, reporter, high, probing, sizes, groups, found, mixes, goal, stock)
 
 
-def _refuse_impossible(goal: Goal, groups: Sequence[Group], sizes: Sizes, ladder: Sequence[str]) -> None:
+def _refuse_impossible(goal: TuningGoal, groups: Sequence[TensorGroup], sizes: Sizes, ladder: Sequence[str]) -> None:
     """What no mix can reach is known from the header, before anything is measured."""
     each = (min(sum(sizes.of_tensor(t, kind) for t in g.tensors) for kind in ladder) for g in groups)
-    smallest = sum(each) + fixed_bytes(groups, sizes)
+    smallest = sum(each) + tuning_fixed_bytes(groups, sizes)
     if goal.size_bytes is not None and smallest > goal.size_bytes:
-        message = f"No mix reaches {goal.text}: the nearest, of the smallest types, has {exact_bytes(smallest)}."
+        message = f"No mix reaches {goal.text}: the nearest, of the smallest types, has {format_exact_bytes(smallest)}."
         raise BadRequest(message, f"Type: TARGET_SIZE={smallest}")
 
 
 def _mix(search: _Search) -> tuple[Mix, Recipe]:
     """The mix for the goal. A divergence is not only expected but measured: where it is missed, the next is larger."""
     goal = search.goal
-    mix = find_mix(search.mixes, goal)
+    mix = find_tuned_mix(search.mixes, goal)
     for number in range(_ROUNDS if goal.kld is not None else 0):
         seen = _seen(search, mix, number)
         search.reporter.tell(MixMeasured(number + 1, mix.kld, seen))
-        better = find_mix(search.mixes, goal, seen / mix.kld)
+        better = find_tuned_mix(search.mixes, goal, seen / mix.kld)
         if better == mix:
             break
         mix = better
@@ -176,33 +187,33 @@ def _recipe(search: _Search, mix: Mix, name: str) -> Recipe:
     assert search.request.tune is not None
     types = f" of {', '.join(search.request.tune.types)}" if search.request.tune.types else ""
     text = f"found for {search.high.source.model.name}: {search.goal.text}{types}"
-    return recipe_of(name, search.groups, mix.types, text[:300])
+    return tuned_recipe(name, search.groups, mix.types, text[:300])
 
 
 def _seen(search: _Search, mix: Mix, number: int) -> float:
     """Mean KLD of a mix on the text of the search, nats."""
     label = f"{search.goal.name}.{number}"
     recipe = _recipe(search, mix, search.goal.name)
-    floor = high_step(search.high)
+    floor = sensitivity_high_step(search.high)
     request = floor.request.model_copy(update={
-        "recipe": label, "quant": recipe.base, "ftype": find(recipe.base).ftype, "tensor_types": recipe.tensors,
+        "recipe": label, "quant": recipe.base, "ftype": find_quant(recipe.base).ftype, "tensor_types": recipe.tensors,
         "output_type": recipe.output, "token_embedding_type": recipe.token_embedding,
     })  # fmt: skip
     made = replace(
         floor, label=f"quantize-probe {label}", request=request, size_bytes=mix.size_bytes, quant=label
     )
-    measured = probe_divergence(search.high, search.probing, label, made)
+    measured = sensitivity_probe_step(search.high, search.probing, label, made)
     steps = tuple(s for s in search.high.steps if s is not floor)
     plan = replace(search.high, steps=(*steps, made, measured))
     builder = _run(search.request, plan, f"mix {number + 1}", search.reporter)
-    found = read_divergence(builder.output(probe_label(label))).mean_kld
+    found = read_trial_divergence(builder.output(sensitivity_probe_label(label))).mean_kld
     assert found is not None, "it was held against the unquantized model"
     return found.value
 
 
 def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: Reporter) -> Builder:
-    engine, _reason = engine_of(request)
-    builder, finished, cost = prepare(request, plan, engine)
+    engine, _reason = workflow_engine(request)
+    builder, finished, cost = prepare_workflow(request, plan, engine)
     left = [step for step in plan.steps if step.label not in finished]
     if left:
         reporter.tell(SearchRuns(what, len(left), len(plan.steps)))
@@ -222,13 +233,13 @@ def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
     return replace(plan, steps=steps, targets=targets)
 
 
-def _gain(recipe: Recipe, builder: Builder, files: Sequence[BuiltFile]) -> Gain:
+def _gain(recipe: Recipe, builder: Builder, files: Sequence[BuiltFile]) -> TuningGain:
     """Both files on the held-out text."""
     measured = {
         file.quant: HeldOutFile(
-            file.quant, file.record.size_bytes, read_divergence(builder.output(f"divergence {file.quant}"))
+            file.quant, file.record.size_bytes, read_trial_divergence(builder.output(f"divergence {file.quant}"))
         )
         for file in files
     }
     tuned = measured.pop(recipe.name)
-    return gain_of(tuned, next(iter(measured.values())))
+    return tuning_gain(tuned, next(iter(measured.values())))

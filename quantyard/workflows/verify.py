@@ -8,12 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantyard.errors import BadRequest
-from quantyard.hub.download import download_release
-from quantyard.publish.rebuild import check_source, compare_rebuilt, rebuild_request, with_recorded_imatrices
-from quantyard.publish.verify import Check, CheckedRelease, State, check, find_subject, worst
+from quantyard.hub.download import download_hub_release
+from quantyard.publish.rebuild import check_rebuild_source, compare_rebuilt, rebuild_request, with_recorded_imatrices
+from quantyard.publish.verify import (
+    CheckedRelease,
+    ReleaseCheck,
+    State,
+    check_release,
+    find_checked_release,
+    worst_release_check,
+)
 from quantyard.requests import BuildRequest, CheckRequest
 from quantyard.store.manifest import read_manifest
-from quantyard.workflows.planning import hub_access, plan_of
+from quantyard.workflows.planning import workflow_hub_access, workflow_plan
 from quantyard.workflows.reporter import Reporter
 from quantyard.workflows.run import run_plan
 
@@ -24,12 +31,12 @@ _DOWNLOADS = "verified"  # a folder of the store
 class Verification:
     """What was looked at, and what was found."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[ReleaseCheck, ...]
 
     @property
     def state(self) -> State:
         """The worst of the checks: `ok` only if every check passed."""
-        return worst(self.checks)
+        return worst_release_check(self.checks)
 
 
 def verify(request: BuildRequest, reporter: Reporter) -> Verification:
@@ -45,7 +52,7 @@ def verify(request: BuildRequest, reporter: Reporter) -> Verification:
     subject = _subject(request, asked, reporter)
     with reporter.steps() as steps:
         on_file = lambda name: steps.note(f"checking {name}")  # noqa: E731
-        checks = list(check(subject, hub_access(request), asked.repo_id, on_file))
+        checks = list(check_release(subject, workflow_hub_access(request), asked.repo_id, on_file))
     if asked.rebuild:
         checks += _rebuilt(request, subject, reporter)
     return Verification(tuple(checks))
@@ -56,19 +63,21 @@ def _subject(request: BuildRequest, asked: CheckRequest, reporter: Reporter) -> 
         given = "REPO and FILE are both given" if asked.repo_id else "Neither REPO nor FILE is given"
         raise BadRequest(f"{given}.", "Type: make verify REPO=me/name-GGUF, or FILE=path")
     if asked.file is not None:
-        return find_subject(asked.file)
+        return find_checked_release(asked.file)
     with reporter.steps() as steps:
         steps.note(f"downloading {asked.repo_id}")
-        return find_subject(download_release(hub_access(request), asked.repo_id, request.artifacts / _DOWNLOADS))
+        return find_checked_release(
+            download_hub_release(workflow_hub_access(request), asked.repo_id, request.artifacts / _DOWNLOADS)
+        )
 
 
-def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: Reporter) -> Iterator[Check]:
+def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: Reporter) -> Iterator[ReleaseCheck]:
     """In a store of its own, which is gone afterwards."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:
         again = rebuild_request(request, subject, Path(folder))
-        plan = plan_of(again)
-        check_source(subject, plan.source.model)
+        plan = workflow_plan(again)
+        check_rebuild_source(subject, plan.source.model)
         plan = with_recorded_imatrices(plan, subject, Path(folder) / ".imatrices")
         builder, built = run_plan(replace(again, imatrix="none"), plan, reporter)  # they are in the plan already
         manifest = read_manifest(builder.store.folder / "manifest.json")

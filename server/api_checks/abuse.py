@@ -13,9 +13,17 @@ from contextlib import ExitStack, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from quantyard.formatting.numbers import elapsed
+from quantyard.formatting.numbers import format_elapsed
 from server.api_checks.launch import Answer
-from server.api_checks.session import CHAT, COMPLETION, EXCERPT, Session, error_text, need, shown
+from server.api_checks.session import (
+    CHAT,
+    COMPLETION,
+    EXCERPT,
+    ApiSession,
+    api_error_text,
+    need_promise,
+    shown_api_answer,
+)
 from server.limits.request_rules import LIMITS
 
 HALF_OPEN: Final = 700
@@ -51,7 +59,7 @@ _SCHEMAS: Final[dict[str, Callable[[], Any]]] = {
 }  # fmt: skip
 
 
-def slow_clients(session: Session) -> str:
+def check_slow_clients(session: ApiSession) -> str:
     """All of them at once: a time limit is waited for once."""
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     key = f"Authorization: Bearer {session.wire.key}\r\n"
@@ -66,13 +74,15 @@ def slow_clients(session: Session) -> str:
         beside_s = _ordinary(session, f"while {len(said)} connections say nothing")
         for number, connection in enumerate(connections):
             is_ended = _is_ended(connection, began + ENDED_WITHIN_S - time.monotonic())
-            need(is_ended, f"{len(said) - number} of {len(said)} connections are open after {ENDED_WITHIN_S:g} s")
+            need_promise(
+                is_ended, f"{len(said) - number} of {len(said)} connections are open after {ENDED_WITHIN_S:g} s"
+            )
         ended_s = time.monotonic() - began
     counted = f"{HALF_OPEN} half-open connections and {SLOW_BODIES} slow bodies"
-    return f"{counted} ended in {elapsed(ended_s)}, and others were answered in {elapsed(beside_s)}"
+    return f"{counted} ended in {format_elapsed(ended_s)}, and others were answered in {format_elapsed(beside_s)}"
 
 
-def _connect(session: Session) -> socket.socket:
+def _connect(session: ApiSession) -> socket.socket:
     address = urlsplit(session.wire.address)
     return socket.create_connection((address.hostname, address.port or 80), _CONNECT_TIMEOUT_S)
 
@@ -89,27 +99,27 @@ def _is_ended(connection: socket.socket, within_s: float) -> bool:
     return True
 
 
-def large_body(session: Session) -> str:
+def check_large_body(session: ApiSession) -> str:
     n_bytes, status = _TOO_LARGE
     answer = session.wire.post_text(CHAT, json.dumps(session.chat_body("a" * n_bytes)))
-    need(answer.status == status, f"a body of {n_bytes} bytes: wanted {status}, got {shown(answer)}")
-    return f"{status}: {error_text(answer)[:EXCERPT]}; {_afterwards(session)}"
+    need_promise(answer.status == status, f"a body of {n_bytes} bytes: wanted {status}, got {shown_api_answer(answer)}")
+    return f"{status}: {api_error_text(answer)[:EXCERPT]}; {_afterwards(session)}"
 
 
-def closed_routes(session: Session) -> str:
+def check_closed_routes(session: ApiSession) -> str:
     for method, path in _CLOSED:
         answer = session.wire.send(method, path, "" if method == "GET" else "{}")
-        need(answer.status in {404, 405}, f"{method} {path}: wanted 404 or 405, got {shown(answer)}")
+        need_promise(answer.status in {404, 405}, f"{method} {path}: wanted 404 or 405, got {shown_api_answer(answer)}")
     return f"404 or 405 for {len(_CLOSED)} routes"
 
 
-def hostile_grammars(session: Session) -> str:
+def check_hostile_grammars(session: ApiSession) -> str:
     for name, made in _GRAMMARS.items():
         _need_refused(name, session.wire.post(COMPLETION, {"prompt": "a", "max_tokens": 4, "grammar": made()}))
     return f"400 for {len(_GRAMMARS)} of them; {_afterwards(session)}"
 
 
-def hostile_schemas(session: Session) -> str:
+def check_hostile_schemas(session: ApiSession) -> str:
     for name, made in _SCHEMAS.items():
         for form in _forms(made()):
             _need_refused(name, session.chat("a", max_tokens=4, **form))
@@ -121,7 +131,7 @@ def _forms(schema: Any) -> Iterator[dict[str, Any]]:
     yield {"tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": schema}}]}
 
 
-def large_tokenize(session: Session) -> str:
+def check_large_tokenize(session: ApiSession) -> str:
     most = LIMITS["text_bytes"].most
     text = "a b " * (most // 4 + 1)
     for path, field in (("/tokenize", "content"), ("/extras/tokenize", "input")):
@@ -133,16 +143,21 @@ def large_tokenize(session: Session) -> str:
 
 
 def _need_refused(name: str, answer: Answer) -> None:
-    need(answer.status == 400 and bool(error_text(answer)), f"{name}: wanted 400 and why, got {shown(answer)}")
+    need_promise(
+        answer.status == 400 and bool(api_error_text(answer)),
+        f"{name}: wanted 400 and why, got {shown_api_answer(answer)}",
+    )
 
 
-def _afterwards(session: Session) -> str:
-    return f"then answered in {elapsed(_ordinary(session, 'afterwards'))}"
+def _afterwards(session: ApiSession) -> str:
+    return f"then answered in {format_elapsed(_ordinary(session, 'afterwards'))}"
 
 
-def _ordinary(session: Session, when: str) -> float:
+def _ordinary(session: ApiSession, when: str) -> float:
     """Seconds that a request of one token takes."""
     answer = session.chat("Hello", max_tokens=1)
-    need(answer.status == 200, f"{when} an ordinary request gets {shown(answer)}")
-    need(answer.duration_s <= ANSWERED_WITHIN_S, f"{when} an ordinary request takes {elapsed(answer.duration_s)}")
+    need_promise(answer.status == 200, f"{when} an ordinary request gets {shown_api_answer(answer)}")
+    need_promise(
+        answer.duration_s <= ANSWERED_WITHIN_S, f"{when} an ordinary request takes {format_elapsed(answer.duration_s)}"
+    )
     return answer.duration_s

@@ -1,7 +1,7 @@
 """What a served model promises on the wire, as checks: plain requests, and a judgement with values.
 
-A check is a function of a `Session`; it returns an `Outcome`, or raises `Broken` with what was promised and not
-kept. Prompts and seeds are fixed and the temperature is 0 where chance is not the question. Answers that are
+A check is a function of an `ApiSession`; it returns a `CheckOutcome`, or raises `BrokenPromise` with what was promised
+and not kept. Prompts and seeds are fixed and the temperature is 0 where chance is not the question. Answers that are
 compared are asked for once before: the first finds no cache, and sums in another order can turn a near-tie.
 """
 
@@ -16,30 +16,39 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from quantyard.formatting.numbers import elapsed
+from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckStatus, SchemaRate
 from server.api_checks.abuse import (
-    closed_routes,
-    hostile_grammars,
-    hostile_schemas,
-    large_body,
-    large_tokenize,
-    slow_clients,
+    check_closed_routes,
+    check_hostile_grammars,
+    check_hostile_schemas,
+    check_large_body,
+    check_large_tokenize,
+    check_slow_clients,
 )
 from server.api_checks.launch import Answer
-from server.api_checks.schemas import CASES, Case, Schema, Verdict, judge_answer, rate_of, say_rate, why_invalid
+from server.api_checks.schemas import (
+    CASES,
+    Schema,
+    SchemaCase,
+    SchemaVerdict,
+    judge_schema_answer,
+    judge_schema_text,
+    schema_rate,
+    schema_rate_text,
+)
 from server.api_checks.session import (
     CHAT,
     COMPLETION,
     EXCERPT,
-    Broken,
-    Session,
-    choice_of,
-    error_text,
-    need,
-    shown,
-    text_of,
-    usage_of,
+    ApiSession,
+    BrokenPromise,
+    api_answer_choice,
+    api_answer_text,
+    api_answer_usage,
+    api_error_text,
+    need_promise,
+    shown_api_answer,
 )
 
 _STORY: Final = "Write a long story about a ship and the sea."
@@ -75,7 +84,7 @@ _DOORS: Final = (CHAT, COMPLETION, "/completion", "/chat/completions", "/v1/mess
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """How a check ended."""
 
     status: CheckStatus
@@ -84,128 +93,140 @@ class Outcome:
     schemas: SchemaRate | None = None
 
 
-def _passed(finding: str, **facts: JsonValue) -> Outcome:
-    return Outcome("passed", finding, facts)
+def _passed(finding: str, **facts: JsonValue) -> CheckOutcome:
+    return CheckOutcome("passed", finding, facts)
 
 
 # ---- answers -----------------------------------------------------------------------------------------
 
 
-def _health(session: Session) -> Outcome:
+def _health(session: ApiSession) -> CheckOutcome:
     answer = session.wire.with_key(None).get("/health")
-    need(answer.status == 200, f"/health without a key: {shown(answer)}")
+    need_promise(answer.status == 200, f"/health without a key: {shown_api_answer(answer)}")
     return _passed("200, without a key")
 
 
-def _models(session: Session) -> Outcome:
+def _models(session: ApiSession) -> CheckOutcome:
     answer = session.wire.get("/v1/models")
     data = answer.body.get("data")
-    need(answer.status == 200 and answer.body.get("object") == "list" and bool(data), f"no list: {shown(answer)}")
-    need(bool(session.model), f"the first model has no id: {data}")
+    need_promise(
+        answer.status == 200 and answer.body.get("object") == "list" and bool(data),
+        f"no list: {shown_api_answer(answer)}",
+    )
+    need_promise(bool(session.model), f"the first model has no id: {data}")
     return _passed(f"{len(data or ())} listed, the first is {session.model!r}")
 
 
-def _chat(session: Session) -> Outcome:
+def _chat(session: ApiSession) -> CheckOutcome:
     answer = session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS)
-    choice, text, (prompt, completion, _) = choice_of(answer), text_of(answer), usage_of(answer)
+    choice, text, (prompt, completion, _) = api_answer_choice(answer), api_answer_text(answer), api_answer_usage(answer)
     role, reason = (choice.get("message") or {}).get("role"), choice.get("finish_reason")
-    need(role == "assistant", f"the role is {role!r}")
-    need(bool(text.strip()), "the content is empty")
-    need(reason in {"stop", "length"}, f"finish_reason is {reason!r}")
+    need_promise(role == "assistant", f"the role is {role!r}")
+    need_promise(bool(text.strip()), "the content is empty")
+    need_promise(reason in {"stop", "length"}, f"finish_reason is {reason!r}")
     model, created = answer.body.get("model"), answer.body.get("created")
-    need(model == session.model, f"asked for {session.model!r}, answered as {model!r}")
-    need(isinstance(created, int) and created > 0, f"created is {created!r}")
+    need_promise(model == session.model, f"asked for {session.model!r}, answered as {model!r}")
+    need_promise(isinstance(created, int) and created > 0, f"created is {created!r}")
     return _passed(f"{text[:60]!r}, finish_reason {reason}, {prompt} + {completion} tokens")
 
 
-def _completion(session: Session) -> Outcome:
+def _completion(session: ApiSession) -> CheckOutcome:
     answer = session.complete("One, two, three, four,", max_tokens=_MAX_TOKENS)
-    text, (prompt, completion, _) = text_of(answer), usage_of(answer)
-    need(bool(text.strip()), "the text is empty")
+    text, (prompt, completion, _) = api_answer_text(answer), api_answer_usage(answer)
+    need_promise(bool(text.strip()), "the text is empty")
     return _passed(f"{text[:60]!r}, {prompt} + {completion} tokens")
 
 
-def _streaming(session: Session) -> Outcome:
+def _streaming(session: ApiSession) -> CheckOutcome:
     session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS)
     whole = session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS)
     streamed = session.stream(_CAPITAL, max_tokens=_ANSWER_TOKENS)
-    text, reason = text_of(whole), choice_of(whole).get("finish_reason")
-    need(streamed.text == text, f"streamed {streamed.text!r}, but in one piece {text!r}")
-    need(streamed.finish_reason == reason, f"finish_reason {streamed.finish_reason!r}, but in one piece {reason!r}")
-    need(streamed.is_done, "the stream does not end with [DONE]")
+    text, reason = api_answer_text(whole), api_answer_choice(whole).get("finish_reason")
+    need_promise(streamed.text == text, f"streamed {streamed.text!r}, but in one piece {text!r}")
+    need_promise(
+        streamed.finish_reason == reason, f"finish_reason {streamed.finish_reason!r}, but in one piece {reason!r}"
+    )
+    need_promise(streamed.is_done, "the stream does not end with [DONE]")
     return _passed(f"the same {len(text)} characters in {streamed.n_chunks} events, then [DONE]")
 
 
-def _streamed_usage(session: Session) -> Outcome:
-    whole = usage_of(session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS))
+def _streamed_usage(session: ApiSession) -> CheckOutcome:
+    whole = api_answer_usage(session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS))
     usage = session.stream(_CAPITAL, max_tokens=_ANSWER_TOKENS, stream_options={"include_usage": True}).usage
-    need(bool(usage), "no chunk has a usage, though include_usage was asked for")
+    need_promise(bool(usage), "no chunk has a usage, though include_usage was asked for")
     streamed = tuple(usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
-    need(streamed == whole, f"usage {streamed} in the stream, {whole} in one piece")
+    need_promise(streamed == whole, f"usage {streamed} in the stream, {whole} in one piece")
     return _passed(f"{whole[0]} + {whole[1]} tokens in both")
 
 
-def _stop(session: Session) -> Outcome:
+def _stop(session: ApiSession) -> CheckOutcome:
     """A stop string that begins inside one token and ends inside another must not leak, not even in a stream."""
     session.chat(_STORY, max_tokens=_ANSWER_TOKENS)
-    text = text_of(session.chat(_STORY, max_tokens=_ANSWER_TOKENS))
+    text = api_answer_text(session.chat(_STORY, max_tokens=_ANSWER_TOKENS))
     middle = len(text) // 2
     stop = text[middle : middle + 5]
-    need(bool(stop.strip()), f"too short an answer to stop in: {text!r}")
+    need_promise(bool(stop.strip()), f"too short an answer to stop in: {text!r}")
     wanted = text[: text.index(stop)]
     answer = session.chat(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
     streamed = session.stream(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
-    found = ((text_of(answer), choice_of(answer).get("finish_reason")), (streamed.text, streamed.finish_reason))
+    found = (
+        (api_answer_text(answer), api_answer_choice(answer).get("finish_reason")),
+        (streamed.text, streamed.finish_reason),
+    )
     for written, reason in found:
-        need(stop not in written, f"the stop string {stop!r} is in {written!r}")
-        need(reason == "stop", f"finish_reason is {reason!r} at the stop string {stop!r}")
-        need(written == wanted, f"wanted {wanted!r} up to {stop!r}, got {written!r}")
+        need_promise(stop not in written, f"the stop string {stop!r} is in {written!r}")
+        need_promise(reason == "stop", f"finish_reason is {reason!r} at the stop string {stop!r}")
+        need_promise(written == wanted, f"wanted {wanted!r} up to {stop!r}, got {written!r}")
     return _passed(f"ended before {stop!r} after {len(wanted)} characters, in one piece and streamed")
 
 
-def _max_tokens(session: Session) -> Outcome:
+def _max_tokens(session: ApiSession) -> CheckOutcome:
     answer = session.chat(_STORY, max_tokens=_MAX_TOKENS)
-    reason, completion = choice_of(answer).get("finish_reason"), usage_of(answer)[1]
-    need(reason == "length", f"finish_reason is {reason!r} at max_tokens {_MAX_TOKENS}, after {completion} tokens")
-    need(completion == _MAX_TOKENS, f"{completion} completion_tokens, {_MAX_TOKENS} were asked for")
+    reason, completion = api_answer_choice(answer).get("finish_reason"), api_answer_usage(answer)[1]
+    need_promise(
+        reason == "length", f"finish_reason is {reason!r} at max_tokens {_MAX_TOKENS}, after {completion} tokens"
+    )
+    need_promise(completion == _MAX_TOKENS, f"{completion} completion_tokens, {_MAX_TOKENS} were asked for")
     return _passed(f"length after exactly {completion} tokens")
 
 
-def _usage_counts(session: Session) -> Outcome:
-    short = usage_of(session.complete("One, two,", max_tokens=1))[0]
-    long = usage_of(session.complete("One, two, three, four, five, six,", max_tokens=1))[0]
-    need(long > short, f"{long} prompt_tokens for the longer prompt, {short} for the shorter")
+def _usage_counts(session: ApiSession) -> CheckOutcome:
+    short = api_answer_usage(session.complete("One, two,", max_tokens=1))[0]
+    long = api_answer_usage(session.complete("One, two, three, four, five, six,", max_tokens=1))[0]
+    need_promise(long > short, f"{long} prompt_tokens for the longer prompt, {short} for the shorter")
     counted = [_counted(session, "One, two,", short), _counted_chat(session)]
     return _passed(f"{short} and {long} prompt_tokens; {'; '.join(counted)}")
 
 
-def _counted(session: Session, prompt: str, used: int) -> str:
+def _counted(session: ApiSession, prompt: str, used: int) -> str:
     """A prompt's tokens, as the server's own tokenizer counts them."""
     asked = {"content": prompt, "input": prompt, "add_special": True}
     answers = (session.wire.post(path, asked) for path in ("/tokenize", "/extras/tokenize"))
     tokens = next((answer.body.get("tokens") for answer in answers if answer.status == 200), None)
     if tokens is None:
         return "no tokenizer to ask"
-    need(len(tokens) == used, f"{used} prompt_tokens, but its tokenizer counts {len(tokens)}: {prompt[:EXCERPT]!r}")
+    need_promise(
+        len(tokens) == used, f"{used} prompt_tokens, but its tokenizer counts {len(tokens)}: {prompt[:EXCERPT]!r}"
+    )
     return f"its tokenizer counts {used} too"
 
 
-def _counted_chat(session: Session) -> str:
+def _counted_chat(session: ApiSession) -> str:
     body = session.chat_body(_CAPITAL, max_tokens=1)
     template = session.wire.post("/apply-template", body)
     if template.status != 200:
         return "no template to ask"
-    used = usage_of(session.wire.post(CHAT, body))[0]
+    used = api_answer_usage(session.wire.post(CHAT, body))[0]
     return f"of a chat, {_counted(session, str(template.body.get('prompt')), used)}"
 
 
-def _seeds(session: Session) -> Outcome:
+def _seeds(session: ApiSession) -> CheckOutcome:
     def ask(seed: int) -> str:
-        return text_of(session.chat(_STORY, max_tokens=_ANSWER_TOKENS, temperature=1, seed=seed))
+        return api_answer_text(session.chat(_STORY, max_tokens=_ANSWER_TOKENS, temperature=1, seed=seed))
 
     ask(42)
     first, second, other = ask(42), ask(42), ask(43)
-    need(first == second, f"seed 42 wrote {first!r}, then {second!r}")
+    need_promise(first == second, f"seed 42 wrote {first!r}, then {second!r}")
     differs = "another" if first != other else "the same"
     return _passed(f"seed 42 wrote the same {len(first)} characters twice, seed 43 {differs} text")
 
@@ -213,25 +234,29 @@ def _seeds(session: Session) -> Outcome:
 # ---- structure ---------------------------------------------------------------------------------------
 
 
-def _json_schema(session: Session) -> Outcome:
+def _json_schema(session: ApiSession) -> CheckOutcome:
     form, refusal = _schema_form(session)
     verdicts = {case.name: _asked(session, case, form) for case in CASES}
-    rate = rate_of(verdicts, form)
-    said = f"{_REFUSED} ({refusal}); as json_object with a schema, {say_rate(rate)}" if refusal else say_rate(rate)
+    rate = schema_rate(verdicts, form)
+    said = (
+        f"{_REFUSED} ({refusal}); as json_object with a schema, {schema_rate_text(rate)}"
+        if refusal
+        else schema_rate_text(rate)
+    )
     kept = not refusal and rate.rate >= rate.gate
-    return Outcome("passed" if kept else "failed", said, schemas=rate)
+    return CheckOutcome("passed" if kept else "failed", said, schemas=rate)
 
 
-def _asked(session: Session, case: Case, form: str) -> Verdict:
+def _asked(session: ApiSession, case: SchemaCase, form: str) -> SchemaVerdict:
     asked = {"max_tokens": _SCHEMA_TOKENS, "response_format": _response_format(form, case.schema)}
     return _judged(session.chat(f"{case.prompt} Answer in JSON.", **asked), case.schema)
 
 
-def _schema_form(session: Session) -> tuple[str, str]:
+def _schema_form(session: ApiSession) -> tuple[str, str]:
     """The form the server takes, and why it refuses the standard one ("": it does not)."""
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     answer = session.chat("Is it?", max_tokens=1, response_format=_response_format("json_schema", schema))
-    return ("json_schema", "") if answer.status == 200 else ("json_object", shown(answer)[:EXCERPT])
+    return ("json_schema", "") if answer.status == 200 else ("json_object", shown_api_answer(answer)[:EXCERPT])
 
 
 def _response_format(form: str, schema: Schema) -> dict[str, object]:
@@ -240,21 +265,21 @@ def _response_format(form: str, schema: Schema) -> dict[str, object]:
     return {"type": form, "schema": schema}
 
 
-def _judged(answer: Answer, schema: Schema) -> Verdict:
+def _judged(answer: Answer, schema: Schema) -> SchemaVerdict:
     if answer.status != 200:
-        return Verdict("refused", shown(answer))
-    choice = choice_of(answer)
+        return SchemaVerdict("refused", shown_api_answer(answer))
+    choice = api_answer_choice(answer)
     content = (choice.get("message") or {}).get("content")
-    return judge_answer(str(content or ""), str(choice.get("finish_reason")), schema)
+    return judge_schema_answer(str(content or ""), str(choice.get("finish_reason")), schema)
 
 
-def _tool_calls(session: Session) -> Outcome:
+def _tool_calls(session: ApiSession) -> CheckOutcome:
     """Asked for plainly, then with an example of a call in the conversation: llama-server's grammar lets any text come
     before a required call (ggml-org/llama.cpp#27217), and a weak model goes on with it until max_tokens. Naming the
     tool would say nothing: it takes that for "auto" (#26849).
     """
     if session.props.get("chat_template_caps", {}).get("supports_tools") is False:
-        return Outcome("not supported", "the model's chat template has no tools (chat_template_caps of /props)")
+        return CheckOutcome("not supported", "the model's chat template has no tools (chat_template_caps of /props)")
     said, is_call = _call(session, [])
     if is_call:
         return _passed(f"{said}, valid against the tool's schema", after_an_example=False)
@@ -262,44 +287,44 @@ def _tool_calls(session: Session) -> Outcome:
     if is_call:
         finding = f"{later}, valid against the tool's schema, after an example of a call; without one, {said}"
         return _passed(finding, after_an_example=True)
-    raise Broken(f"tool_choice 'required' gave no tool call but {said}; after an example of one, {later}")
+    raise BrokenPromise(f"tool_choice 'required' gave no tool call but {said}; after an example of one, {later}")
 
 
-def _call(session: Session, before: list[dict[str, object]]) -> tuple[str, bool]:
+def _call(session: ApiSession, before: list[dict[str, object]]) -> tuple[str, bool]:
     """The one tool call of an answer, checked; or what came in its place."""
     prompt = _TOOL_PROMPT.format(city="Paris", days=3)
     answer = session.chat(
         prompt, messages=[*before, {"role": "user", "content": prompt}], max_tokens=_TOOL_TOKENS,
         tools=[{"type": "function", "function": _TOOL}], tool_choice="required",
     )  # fmt: skip
-    found = choice_of(answer)
+    found = api_answer_choice(answer)
     calls = (found.get("message") or {}).get("tool_calls")
     if not calls:
-        return f"{text_of(answer)[:40]!r} (finish_reason {found.get('finish_reason')})", False
+        return f"{api_answer_text(answer)[:40]!r} (finish_reason {found.get('finish_reason')})", False
     function = calls[0].get("function") or {}
     name, arguments = function.get("name"), function.get("arguments")
-    need(name == _TOOL["name"], f"called {name!r}, there is only {_TOOL['name']!r}")
-    need(isinstance(arguments, str), f"arguments are not a string of JSON: {arguments!r}")
-    verdict = why_invalid(str(arguments), TOOL_PARAMETERS)
-    need(verdict.kind == "valid", f"arguments {arguments!r} are {verdict.kind}: {verdict.finding}")
+    need_promise(name == _TOOL["name"], f"called {name!r}, there is only {_TOOL['name']!r}")
+    need_promise(isinstance(arguments, str), f"arguments are not a string of JSON: {arguments!r}")
+    verdict = judge_schema_text(str(arguments), TOOL_PARAMETERS)
+    need_promise(verdict.kind == "valid", f"arguments {arguments!r} are {verdict.kind}: {verdict.finding}")
     return f"{name}({arguments})", True
 
 
 # ---- refusals ----------------------------------------------------------------------------------------
 
 
-def _embeddings(session: Session) -> Outcome:
+def _embeddings(session: ApiSession) -> CheckOutcome:
     answer = session.wire.post("/v1/embeddings", {"model": session.model, "input": "hello"})
     if answer.status == 200:
         vector = (answer.body.get("data") or [{}])[0].get("embedding")
-        need(bool(vector), f"200 without an embedding: {shown(answer)}")
+        need_promise(bool(vector), f"200 without an embedding: {shown_api_answer(answer)}")
         return _passed(f"served: {len(vector)} numbers")
     refused = 400 <= answer.status < 500 or answer.status == 501
-    need(refused and bool(error_text(answer)), f"wanted 4xx or 501 and why, got {shown(answer)}")
-    return _passed(f"refused: {answer.status} {error_text(answer)[:EXCERPT]}")
+    need_promise(refused and bool(api_error_text(answer)), f"wanted 4xx or 501 and why, got {shown_api_answer(answer)}")
+    return _passed(f"refused: {answer.status} {api_error_text(answer)[:EXCERPT]}")
 
 
-def _wrong_key(session: Session) -> Outcome:
+def _wrong_key(session: ApiSession) -> CheckOutcome:
     body = {**session.chat_body("Hello", max_tokens=1), "prompt": "Hello", "input": "Hello"}
     right = session.wire.key or ""
     for key, called in (*_STRANGERS, (right[:-1] or "x", "a cut key"), (right + "x", "a longer key")):
@@ -307,65 +332,70 @@ def _wrong_key(session: Session) -> Outcome:
         for path in _DOORS:
             answer = stranger.post(path, body)
             is_open = answer.status < 400 or "choices" in answer.body
-            need(not is_open, f"{path} answers {called}: {shown(answer)}")
+            need_promise(not is_open, f"{path} answers {called}: {shown_api_answer(answer)}")
             wanted = answer.status == 401 or path not in (CHAT, COMPLETION)
-            need(wanted, f"{path} refuses {called} with {answer.status}, wanted 401")
+            need_promise(wanted, f"{path} refuses {called} with {answer.status}, wanted 401")
     return _passed(f"401 for no key, a wrong, a cut and a longer one; {len(_DOORS)} paths give them nothing")
 
 
-def _oversized(session: Session) -> Outcome:
+def _oversized(session: ApiSession) -> CheckOutcome:
     n_words = (session.n_ctx or _UNKNOWN_CONTEXT) + 64
     answer = session.chat("word " * n_words, max_tokens=1)
-    said = error_text(answer)
-    need(answer.status == 400 and bool(said), f"a prompt of {n_words} words: wanted 400 and why, got {shown(answer)}")
+    said = api_error_text(answer)
+    need_promise(
+        answer.status == 400 and bool(said),
+        f"a prompt of {n_words} words: wanted 400 and why, got {shown_api_answer(answer)}",
+    )
     numbers = {int(number) for number in re.findall(r"\d+", said.replace(",", ""))}
     names_context = session.n_ctx in numbers if session.n_ctx else any(number < n_words for number in numbers)
     names_prompt = any(number >= n_words for number in numbers)
-    need(names_context and names_prompt, f"the error does not name both sizes: {said[:EXCERPT]!r}")
+    need_promise(names_context and names_prompt, f"the error does not name both sizes: {said[:EXCERPT]!r}")
     return _passed(f"400: {said[:EXCERPT]}")
 
 
-def _malformed(session: Session) -> Outcome:
+def _malformed(session: ApiSession) -> CheckOutcome:
     for text in ('{"messages": [', "", "[]", '{"messages": "Hello"}'):
         answer = session.wire.post_text(CHAT, text)
-        is_clear = 400 <= answer.status < 500 and bool(error_text(answer))
-        need(is_clear, f"the body {text!r}: wanted 4xx and a JSON error, got {shown(answer) or 'nothing'}")
-    return _passed(f"4xx with a JSON error, the last {shown(answer)}")
+        is_clear = 400 <= answer.status < 500 and bool(api_error_text(answer))
+        need_promise(
+            is_clear, f"the body {text!r}: wanted 4xx and a JSON error, got {shown_api_answer(answer) or 'nothing'}"
+        )
+    return _passed(f"4xx with a JSON error, the last {shown_api_answer(answer)}")
 
 
-def _unknown_path(session: Session) -> Outcome:
+def _unknown_path(session: ApiSession) -> CheckOutcome:
     answers = session.wire.get("/v1/no-such-thing"), session.wire.post("/v1/no-such-thing", {})
     for answer in answers:
-        need(answer.status == 404, f"wanted 404, got {shown(answer)}")
+        need_promise(answer.status == 404, f"wanted 404, got {shown_api_answer(answer)}")
     return _passed("404, for GET and POST")
 
 
 # ---- many at once ------------------------------------------------------------------------------------
 
 
-def _concurrency(session: Session) -> Outcome:
+def _concurrency(session: ApiSession) -> CheckOutcome:
     """Each client's prompt has a length of its own, so an answer that belongs to another shows in its usage."""
     def ask(number: int) -> Answer:
         return session.chat("Say it again:" + " word" * (number + 1), max_tokens=_MAX_TOKENS)
 
-    alone = [usage_of(ask(number))[0] for number in (0, _CLIENTS - 1)]
+    alone = [api_answer_usage(ask(number))[0] for number in (0, _CLIENTS - 1)]
     started = time.perf_counter()
     with ThreadPoolExecutor(_CLIENTS) as clients:
         answers = list(clients.map(ask, range(_CLIENTS)))
     total_s, slowest_s = time.perf_counter() - started, max(answer.duration_s for answer in answers)
-    empty = [number for number, answer in enumerate(answers) if not text_of(answer).strip()]
-    need(not empty, f"the answers of clients {empty} are empty")
-    used = [usage_of(answer)[0] for answer in answers]
-    need([used[0], used[-1]] == alone, f"prompt_tokens {used[0]} and {used[-1]}, but alone {alone}")
-    need(sorted(set(used)) == used, f"answers belong to other prompts: prompt_tokens {used}")
-    finding = f"{_CLIENTS} clients answered in {elapsed(total_s)}, the slowest after {elapsed(slowest_s)}"
+    empty = [number for number, answer in enumerate(answers) if not api_answer_text(answer).strip()]
+    need_promise(not empty, f"the answers of clients {empty} are empty")
+    used = [api_answer_usage(answer)[0] for answer in answers]
+    need_promise([used[0], used[-1]] == alone, f"prompt_tokens {used[0]} and {used[-1]}, but alone {alone}")
+    need_promise(sorted(set(used)) == used, f"answers belong to other prompts: prompt_tokens {used}")
+    finding = f"{_CLIENTS} clients answered in {format_elapsed(total_s)}, the slowest after {format_elapsed(slowest_s)}"
     return _passed(finding, total_s=total_s, slowest_s=slowest_s, clients=_CLIENTS)
 
 
 # ---- clients that mean harm --------------------------------------------------------------------------
 
 
-def _abuse(check: Callable[[Session], str]) -> Callable[[Session], Outcome]:
+def _abuse(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOutcome]:
     return lambda session: _passed(check(session))
 
 
@@ -378,7 +408,7 @@ class ApiCheck:
 
     name: str
     promise: str
-    run: Callable[[Session], Outcome]
+    run: Callable[[ApiSession], CheckOutcome]
 
 
 # To add a check: a row, with a function of a Session that raises Broken where the promise is not kept.
@@ -401,10 +431,14 @@ CHECKS: Final = (
     ApiCheck("malformed", "a body that is not a request is refused, with the reason", _malformed),
     ApiCheck("unknown-path", "a path that is not there is 404", _unknown_path),
     ApiCheck("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
-    ApiCheck("slow-clients", "idle connections do not block other clients, and end in seconds", _abuse(slow_clients)),
-    ApiCheck("large-body", "a body that is too large is refused", _abuse(large_body)),
-    ApiCheck("closed-routes", "routes that change the server or show requests are closed", _abuse(closed_routes)),
-    ApiCheck("hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(hostile_grammars)),
-    ApiCheck("hostile-schemas", "a schema that would is refused too", _abuse(hostile_schemas)),
-    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _abuse(large_tokenize)),
+    ApiCheck(
+        "slow-clients", "idle connections do not block other clients, and end in seconds", _abuse(check_slow_clients)
+    ),
+    ApiCheck("large-body", "a body that is too large is refused", _abuse(check_large_body)),
+    ApiCheck("closed-routes", "routes that change the server or show requests are closed", _abuse(check_closed_routes)),
+    ApiCheck(
+        "hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(check_hostile_grammars)
+    ),
+    ApiCheck("hostile-schemas", "a schema that would is refused too", _abuse(check_hostile_schemas)),
+    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _abuse(check_large_tokenize)),
 )

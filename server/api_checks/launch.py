@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 import httpx2
 
-from quantyard.formats.finite_json import dumps
+from quantyard.formats.finite_json import dump_finite_json
 from quantyard.protocol.api_tests import bindings_config
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -121,7 +121,7 @@ class Wire:
         return Answer(answer.status_code, answer.text, answer.headers.get("content-type", ""), duration_s)
 
 
-def free_port() -> int:
+def free_loopback_port() -> int:
     """A TCP port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
@@ -152,7 +152,7 @@ class ServedModel:
 
     launch: Launch
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=free_loopback_port)
     argv: tuple[str, ...] = ()
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # the server, then what stands before it
 
@@ -181,7 +181,7 @@ class ServedModel:
         proxy = ProxyFiles.of(self.launch.environment)
         key_file = proxy.key_file if proxy else self.launch.folder / "api-key"
         _write_private(key_file, self.key + "\n")
-        port = free_port() if proxy else self.port
+        port = free_loopback_port() if proxy else self.port
         self.argv, variables = self._command(key_file, port)
         self._run(self.argv, variables)
         if proxy:
@@ -211,7 +211,7 @@ class ServedModel:
         config = self.launch.folder / "server.json"
         launch = self.launch
         told = bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
-        _write_private(config, dumps(told))
+        _write_private(config, dump_finite_json(told))
         # -P: no module of the working directory stands in for a library
         return (sys.executable, "-P", "-m", "server.local.server", str(config)), {}
 

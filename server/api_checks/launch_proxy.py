@@ -45,7 +45,7 @@ class ProxyFiles:
             StageFailure: the configuration is not as it is expected here.
         """
         config = folder / "nginx.conf"
-        text = proxy_config((_FILES / "nginx.conf").read_text(), self.root, port, model_port)
+        text = api_proxy_config((_FILES / "nginx.conf").read_text(), self.root, port, model_port)
         config.write_text(text if os.geteuid() else _AS_ROOT + text)
         _TEMPORARY.mkdir(exist_ok=True)
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -53,7 +53,7 @@ class ProxyFiles:
         return (self.nginx, "-c", str(config))
 
 
-def proxy_config(text: str, root: str, port: int, model_port: int) -> str:
+def api_proxy_config(text: str, root: str, port: int, model_port: int) -> str:
     """nginx.conf for a proxy on loopback's `port` before a server on `model_port`. Limits and routes stay as they are.
 
     Raises:

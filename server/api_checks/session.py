@@ -13,7 +13,7 @@ COMPLETION: Final = "/v1/completions"
 EXCERPT: Final = 160  # characters of an answer that a finding shows
 
 
-class Broken(Exception):
+class BrokenPromise(Exception):
     """A promise that was not kept; its text is the finding."""
 
 
@@ -29,7 +29,7 @@ class Streamed:
 
 
 @dataclass
-class Session:
+class ApiSession:
     """A server as the checks see it: its wire, and what it says of itself (asked once)."""
 
     wire: Wire
@@ -74,46 +74,46 @@ class Session:
     def stream(self, prompt: str, **settings: object) -> Streamed:
         """A chat as a stream."""
         answer = self.chat(prompt, stream=True, **settings)
-        need(answer.status == 200, f"a stream is refused: {shown(answer)}")
-        need("text/event-stream" in answer.content_type, f"a stream comes as {answer.content_type!r}")
-        return read_stream(answer.text)
+        need_promise(answer.status == 200, f"a stream is refused: {shown_api_answer(answer)}")
+        need_promise("text/event-stream" in answer.content_type, f"a stream comes as {answer.content_type!r}")
+        return read_api_stream(answer.text)
 
 
-def need(kept: bool, finding: str) -> None:
+def need_promise(kept: bool, finding: str) -> None:
     if not kept:
-        raise Broken(finding)
+        raise BrokenPromise(finding)
 
 
-def shown(answer: Answer) -> str:
+def shown_api_answer(answer: Answer) -> str:
     return f"{answer.status} {' '.join(answer.text.split())[:EXCERPT]}".rstrip()
 
 
-def choice_of(answer: Answer) -> dict[str, Any]:
+def api_answer_choice(answer: Answer) -> dict[str, Any]:
     """The first choice of an answer that must be one."""
     choices = answer.body.get("choices")
     is_one = answer.status == 200 and isinstance(choices, list) and choices and isinstance(choices[0], dict)
-    need(bool(is_one), f"wanted 200 and choices, got {shown(answer)}")
+    need_promise(bool(is_one), f"wanted 200 and choices, got {shown_api_answer(answer)}")
     return dict(choices[0])  # type: ignore[index]
 
 
-def text_of(answer: Answer) -> str:
+def api_answer_text(answer: Answer) -> str:
     """What the model wrote, what it thought included."""
-    choice = choice_of(answer)
+    choice = api_answer_choice(answer)
     message = choice.get("message") or {}
     return str(choice.get("text") or f"{message.get('reasoning_content') or ''}{message.get('content') or ''}")
 
 
-def usage_of(answer: Answer) -> tuple[int, int, int]:
+def api_answer_usage(answer: Answer) -> tuple[int, int, int]:
     """Tokens of the prompt, of the completion, and in all."""
     usage = answer.body.get("usage") or {}
     counts = tuple(usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
-    need(all(isinstance(count, int) for count in counts), f"usage is {usage}")
+    need_promise(all(isinstance(count, int) for count in counts), f"usage is {usage}")
     prompt, completion, total = counts
-    need(prompt + completion == total, f"usage does not add up: {prompt} + {completion} is not {total}")  # type: ignore[operator]
+    need_promise(prompt + completion == total, f"usage does not add up: {prompt} + {completion} is not {total}")  # type: ignore[operator]
     return prompt, completion, total  # type: ignore[return-value]
 
 
-def read_stream(text: str) -> Streamed:
+def read_api_stream(text: str) -> Streamed:
     """Add up the chunks of a chat's stream.
 
     Raises:
@@ -123,8 +123,8 @@ def read_stream(text: str) -> Streamed:
     pieces, reason, usage = [], "", dict[str, Any]()
     for event in events:
         chunk = Answer(200, event).body
-        need(event == "[DONE]" or bool(chunk), f"a chunk is not a JSON object: {event[:EXCERPT]!r}")
-        need("error" not in chunk, f"the stream ends in an error: {event[:EXCERPT]}")
+        need_promise(event == "[DONE]" or bool(chunk), f"a chunk is not a JSON object: {event[:EXCERPT]!r}")
+        need_promise("error" not in chunk, f"the stream ends in an error: {event[:EXCERPT]}")
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
@@ -133,7 +133,7 @@ def read_stream(text: str) -> Streamed:
     return Streamed("".join(pieces), reason, usage, events[-1:] == ["[DONE]"], len(events))
 
 
-def error_text(answer: Answer) -> str:
+def api_error_text(answer: Answer) -> str:
     """The words of an error that is JSON; "" if it is not JSON. FastAPI's own errors say `detail`."""
     error = answer.body.get("error") or answer.body.get("detail") or ""
     return error if isinstance(error, str) else str(error.get("message", "") if isinstance(error, dict) else error)

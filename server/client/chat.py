@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO, TypeVar
 
-from quantyard.formatting.printable import printable, redacted
+from quantyard.formatting.printable import printable, redacted_url
 from server.client.client import (
     DEFAULT_KEY_FILE,
     DEFAULT_URL,
@@ -47,7 +47,7 @@ class Option:
 
 
 _USUAL: Final = Sampling()
-# To add an option: a row here, and its use in `read_settings`.
+# To add an option: a row here, and its use in `read_chat_settings`.
 OPTIONS: Final = (
     Option("BASE_URL", DEFAULT_URL, "address of the server, up to and with /v1"),
     Option("KEY_FILE", str(DEFAULT_KEY_FILE), "file that holds the server's key"),
@@ -60,7 +60,7 @@ OPTIONS: Final = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChatSettings:
     """What was decided."""
 
     base_url: str
@@ -70,7 +70,7 @@ class Settings:
     color: bool
 
 
-def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+def read_chat_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ChatSettings:
     """Options win over the environment; an empty value is the default.
 
     Raises:
@@ -88,7 +88,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         top_k=_number(int, "TOP_K", value), max_tokens=_number(int, "MAX_TOKENS", value),
     )
     color = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-    return Settings(value["BASE_URL"], Path(value["KEY_FILE"]), value["MODEL_NAME"], sampling, color)
+    return ChatSettings(value["BASE_URL"], Path(value["KEY_FILE"]), value["MODEL_NAME"], sampling, color)
 
 
 def _number(kind: Callable[[str], T], name: str, values: Mapping[str, str]) -> T:
@@ -132,7 +132,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line that is not an answer."""
-        shown = printable(redacted(text))
+        shown = printable(redacted_url(text))
         self._notes.write(f"{_DIM}{shown}{_PLAIN}\n" if self._color else f"{shown}\n")
         self._notes.flush()
 
@@ -234,7 +234,7 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     try:
-        _chat(read_settings(sys.argv[1:], os.environ))
+        _chat(read_chat_settings(sys.argv[1:], os.environ))
     except ClientError as error:
         sys.exit(_say_last(str(error), 2 if isinstance(error, BadSampling | KeyUnusable) else 4))
     except KeyboardInterrupt:
@@ -243,7 +243,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _chat(settings: Settings) -> None:
+def _chat(settings: ChatSettings) -> None:
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, color=settings.color)
     client = Client(settings.base_url, settings.key_file, settings.model)
     model = client.model
@@ -253,7 +253,7 @@ def _chat(settings: Settings) -> None:
 
 
 def _say_last(message: str, code: int) -> int:
-    sys.stderr.write(printable(redacted(message)) + "\n")
+    sys.stderr.write(printable(redacted_url(message)) + "\n")
     return code
 
 

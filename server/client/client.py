@@ -143,7 +143,7 @@ class Client:
 
     Args:
         base_url: up to and with `/v1`.
-        key_file: see `read_key`; None for a server without one.
+        key_file: see `read_client_key`; None for a server without one.
         model: a name of the server's list; "": the first of it.
         timeout_s: for an answer, or between two pieces of one.
 
@@ -158,7 +158,7 @@ class Client:
         self.base_url = base_url
         self._wanted = model
         self.openai = openai.OpenAI(
-            base_url=base_url, api_key="none" if key_file is None else read_key(key_file), max_retries=0,
+            base_url=base_url, api_key="none" if key_file is None else read_client_key(key_file), max_retries=0,
             timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S), http_client=self._transport(),
         )
 
@@ -273,7 +273,7 @@ class Client:
         return RequestRefused(f"{self.base_url} refuses the request ({error.status_code}): {said}.")
 
 
-def read_key(path: Path) -> str:
+def read_client_key(path: Path) -> str:
     """The first key in a file; as to llama-server, blank lines and those that begin with a hash are not keys.
 
     Raises:

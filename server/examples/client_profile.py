@@ -32,7 +32,7 @@ class ClientProfile(BaseModel):
     zip_code: Annotated[str, Field(pattern=r"^\d{5}(-\d{4})?$")]
 
 
-def question(note: str) -> str:
+def client_profile_question(note: str) -> str:
     """What to ask the model about a note."""
     return (
         "Read this note and give the client's profile as JSON with the fields name, phone as (503) 555-0142, "
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         client = Client(args.base_url, args.key_file)
-        found = over_http(client, ClientProfile, question(args.note), SAMPLING)
+        found = over_http(client, ClientProfile, client_profile_question(args.note), SAMPLING)
     except ClientError as error:
         sys.exit(printable(str(error)))
     sys.stdout.write(json.dumps(found.model_dump(), indent=2) + "\n")

@@ -46,7 +46,7 @@ class Found:
     sources: tuple[str, ...]
 
 
-def read_passages(folder: Path = DOCUMENTS) -> list[Passage]:
+def read_rag_passages(folder: Path = DOCUMENTS) -> list[Passage]:
     """Every section of every Markdown file of a folder, in the order of names."""
     return [passage for path in sorted(folder.glob("*.md")) for passage in _sections(path)]
 
@@ -87,7 +87,7 @@ class Index:
         )
 
 
-def build_prompt(question: str, passages: Sequence[Passage]) -> list[Message]:
+def build_rag_prompt(question: str, passages: Sequence[Passage]) -> list[Message]:
     """What the model is asked."""
     known = "\n\n".join(f"[{number}] {passage.text}" for number, passage in enumerate(passages, 1))
     return [
@@ -96,7 +96,7 @@ def build_prompt(question: str, passages: Sequence[Passage]) -> list[Message]:
     ]
 
 
-def answer(client: Client, index: Index, question: str) -> Found:
+def rag_answer(client: Client, index: Index, question: str) -> Found:
     """The answer to a question, from what the index holds.
 
     Raises:
@@ -105,7 +105,7 @@ def answer(client: Client, index: Index, question: str) -> Found:
     passages = index.search(question)
     if not passages:
         return Found("Nothing in the documents fits the question.", ())
-    said = client.chat(build_prompt(question, passages), GREEDY)
+    said = client.chat(build_rag_prompt(question, passages), GREEDY)
     return Found(said.text.strip(), tuple(passage.source for passage in passages))
 
 
@@ -118,8 +118,8 @@ def main() -> None:
     parser.add_argument("--key-file", type=Path, default=DEFAULT_KEY_FILE)
     args = parser.parse_args()
     try:
-        index = Index(read_passages(args.documents))
-        found = answer(Client(args.base_url, args.key_file), index, args.question)
+        index = Index(read_rag_passages(args.documents))
+        found = rag_answer(Client(args.base_url, args.key_file), index, args.question)
     except (ClientError, ValueError) as error:
         sys.exit(printable(str(error)))
     sources = "".join(f"  {source}\n" for source in found.sources)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from server.limits.grammar_size import NotRead, Part, Read
+from server.limits.grammar_size import GrammarPart, NotRead, ReadGrammar
 
 Ranges = tuple[tuple[int, int], ...]  # of code points, both ends included
 _LAST: Final = 0x10FFFF
@@ -20,7 +20,7 @@ _CHAR: Final = re.compile(r"\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa
 _NAMED: Final = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def check_beginnings(read: Read) -> Beginnings:
+def check_grammar_beginnings(read: ReadGrammar) -> Beginnings:
     """Refuse what cannot be told by what it begins with.
 
     Returns:
@@ -37,19 +37,19 @@ def check_beginnings(read: Read) -> Beginnings:
         circle = {other for other, number in circles.items() if number == circles[name]}
         if not circle.intersection(_references(choices)):
             continue  # it does not lead back to itself
-        for group in groups_of(choices):
+        for group in grammar_choice_groups(choices):
             deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
-            check_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
+            check_grammar_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
             for sequence in deeper:
                 beginnings.check_optional(name, sequence, circle)
     return beginnings
 
 
-def _leads_back(part: Part, circle: set[str]) -> bool:
+def _leads_back(part: GrammarPart, circle: set[str]) -> bool:
     return part.ref in circle if part.choices is None else not circle.isdisjoint(_references(part.choices))
 
 
-def _leads_deeper(sequence: list[Part], circle: set[str]) -> bool:
+def _leads_deeper(sequence: list[GrammarPart], circle: set[str]) -> bool:
     """Whether a rule of the circle stands in it before something else: what stands last needs nothing to be kept."""
     return any(
         _leads_back(part, circle) and (at < len(sequence) - 1 or (part.low, part.high) != (1, 1))
@@ -61,7 +61,7 @@ def _leads_deeper(sequence: list[Part], circle: set[str]) -> bool:
 class Beginnings:
     """The characters that rules, sequences and parts begin with."""
 
-    read: Read
+    read: ReadGrammar
     _of: dict[str, tuple[Ranges, bool] | None] = field(default_factory=dict)  # None: being worked out
 
     def of_rule(self, name: str) -> tuple[Ranges, bool]:
@@ -74,14 +74,14 @@ class Beginnings:
             raise NotRead(f"rule {name[:40]!r} begins with itself")
         return found
 
-    def _of_choices(self, choices: list[list[Part]]) -> tuple[Ranges, bool]:
+    def _of_choices(self, choices: list[list[GrammarPart]]) -> tuple[Ranges, bool]:
         found = [self._of_parts(sequence) for sequence in choices]
         return _merged([one for ranges, _empty in found for one in ranges]), any(empty for _ranges, empty in found)
 
-    def of_sequence(self, parts: list[Part]) -> Ranges:
+    def of_sequence(self, parts: list[GrammarPart]) -> Ranges:
         return self._of_parts(parts)[0]
 
-    def _of_parts(self, parts: list[Part]) -> tuple[Ranges, bool]:
+    def _of_parts(self, parts: list[GrammarPart]) -> tuple[Ranges, bool]:
         ranges: list[tuple[int, int]] = []
         for part in parts:
             found, may_be_empty = self.of_part(part)
@@ -90,40 +90,40 @@ class Beginnings:
                 return _merged(ranges), False
         return _merged(ranges), True
 
-    def of_part(self, part: Part) -> tuple[Ranges, bool]:
+    def of_part(self, part: GrammarPart) -> tuple[Ranges, bool]:
         if part.choices is not None:
             ranges, may_be_empty = self._of_choices(part.choices)
         elif part.ref is not None:
             ranges, may_be_empty = self.of_rule(part.ref)
         else:
-            ranges, may_be_empty = first_of(part.chars), part.chars == '""'
+            ranges, may_be_empty = grammar_first_points(part.chars), part.chars == '""'
         return ranges, may_be_empty or part.low == 0
 
-    def check_optional(self, name: str, parts: list[Part], circle: set[str]) -> None:
+    def check_optional(self, name: str, parts: list[GrammarPart], circle: set[str]) -> None:
         """Of two parts that lead back, one that may be left out must not begin like what follows."""
         for at, part in enumerate(parts):
             rest = parts[at + 1 :]
             is_open = self.of_part(part)[1] and _leads_back(part, circle)
             if is_open and any(_leads_back(other, circle) for other in rest):
-                check_told_apart(name, [self.of_part(part)[0], self.of_sequence(rest)])
+                check_grammar_told_apart(name, [self.of_part(part)[0], self.of_sequence(rest)])
 
 
-def groups_of(choices: list[list[Part]]) -> Iterator[list[list[Part]]]:
+def grammar_choice_groups(choices: list[list[GrammarPart]]) -> Iterator[list[list[GrammarPart]]]:
     yield choices
     for sequence in choices:
         for part in sequence:
             if part.choices is not None:
-                yield from groups_of(part.choices)
+                yield from grammar_choice_groups(part.choices)
 
 
-def check_told_apart(name: str, beginnings: list[Ranges]) -> None:
+def check_grammar_told_apart(name: str, beginnings: list[Ranges]) -> None:
     """Refuse beginnings that share a character."""
     ordered = sorted(one for ranges in beginnings for one in ranges)
     if any(first[1] >= second[0] for first, second in pairwise(ordered)):
         raise NotRead(f"rule {name[:40]!r} calls itself, or repeats, in two ways that begin alike")
 
 
-def _circles(read: Read) -> dict[str, int]:
+def _circles(read: ReadGrammar) -> dict[str, int]:
     """A number for each rule, the same for rules that lead to each other (Tarjan, SIAM J. Comput. 1, 1972, 146)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -150,15 +150,15 @@ def _circles(read: Read) -> dict[str, int]:
     return circles
 
 
-def _references(choices: list[list[Part]]) -> Iterator[str]:
-    for group in groups_of(choices):
+def _references(choices: list[list[GrammarPart]]) -> Iterator[str]:
+    for group in grammar_choice_groups(choices):
         yield from (part.ref for sequence in group for part in sequence if part.ref is not None)
 
 
-def first_of(chars: str) -> Ranges:
+def grammar_first_points(chars: str) -> Ranges:
     """The code points that a text, a class or "." may begin with; none for an empty text."""
     if chars.startswith('"'):
-        first = next(points_of(chars[1:-1]), None)
+        first = next(grammar_code_points(chars[1:-1]), None)
         return () if first is None else ((first, first),)
     if chars.startswith("["):
         return _of_class(chars)
@@ -167,7 +167,7 @@ def first_of(chars: str) -> Ranges:
 
 def _of_class(chars: str) -> Ranges:
     is_negated = chars.startswith("[^")
-    points = list(points_of(chars[2 if is_negated else 1 : -1], dash=-1))
+    points = list(grammar_code_points(chars[2 if is_negated else 1 : -1], dash=-1))
     ranges, at = [], 0
     while at < len(points):
         is_range = at + 2 < len(points) and points[at + 1] == -1
@@ -181,7 +181,7 @@ def _of_class(chars: str) -> Ranges:
     return found
 
 
-def points_of(chars: str, dash: int = ord("-")) -> Iterator[int]:
+def grammar_code_points(chars: str, dash: int = ord("-")) -> Iterator[int]:
     for two, four, eight, named, plain in _CHAR.findall(chars):
         if digits := two or four or eight:
             yield int(digits, 16)

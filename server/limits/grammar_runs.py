@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from server.limits.grammar_beginnings import Ranges, first_of, groups_of, points_of
-from server.limits.grammar_size import NotRead, Part, Read
+from server.limits.grammar_beginnings import Ranges, grammar_choice_groups, grammar_code_points, grammar_first_points
+from server.limits.grammar_size import GrammarPart, NotRead, ReadGrammar
 
 RUN: Final = 64  # characters
 _STEPS: Final = 150_000  # of counting, before a text is refused for its size
@@ -28,7 +28,7 @@ class TooManyWays(NotRead):
         self.ways = ways
 
 
-def check_runs(read: Read, most: int) -> None:
+def check_grammar_runs(read: ReadGrammar, most: int) -> None:
     """Count for every character that the grammar names alone.
 
     Raises:
@@ -49,16 +49,16 @@ def check_runs(read: Read, most: int) -> None:
             _Runs(read, lengths, most, left).check()
 
 
-def _parts(read: Read) -> Iterator[Part]:
+def _parts(read: ReadGrammar) -> Iterator[GrammarPart]:
     for choices in read.rules.values():
-        yield from (part for group in groups_of(choices) for sequence in group for part in sequence)
+        yield from (part for group in grammar_choice_groups(choices) for sequence in group for part in sequence)
 
 
 def _atom(chars: str) -> tuple[Ranges, int]:
     """The characters of which a text or class is a run, and how long it is then."""
     if not chars.startswith('"'):
-        return first_of(chars), 1
-    points = list(points_of(chars[1:-1]))
+        return grammar_first_points(chars), 1
+    points = list(grammar_code_points(chars[1:-1]))
     return (((points[0], points[0]),) if len(set(points)) == 1 else ()), len(points)
 
 
@@ -86,7 +86,7 @@ class _Ways:
 class _Runs:
     """The counts of one character; a rule that calls itself is counted until nothing is added."""
 
-    read: Read
+    read: ReadGrammar
     lengths: dict[str, int]  # of texts and classes, where they match the character; else -1
     most: int
     left: _Left
@@ -121,14 +121,14 @@ class _Runs:
             self._repeated(_Ways(ways.again), 0, None)
         return ways if any(self._met.values()) else _Ways(ways.done)
 
-    def _choice(self, choices: list[list[Part]]) -> _Ways:
+    def _choice(self, choices: list[list[GrammarPart]]) -> _Ways:
         done: Counts = ()
         again: Counts = ()
         for ways in map(self._sequence, choices):
             done, again = self._sum(done, ways.done), self._sum(again, ways.again)
         return _Ways(done, again)
 
-    def _sequence(self, parts: list[Part]) -> _Ways:
+    def _sequence(self, parts: list[GrammarPart]) -> _Ways:
         """`fresh`: the same for a run that begins anywhere in the sequence."""
         done = fresh = _NOTHING
         again: Counts = ()
@@ -141,7 +141,7 @@ class _Runs:
             done = self._joined(done, ways.done)
         return _Ways(done, again)
 
-    def _part(self, part: Part) -> _Ways:
+    def _part(self, part: GrammarPart) -> _Ways:
         self.left.take(1)
         if part.choices is not None:
             ways = self._choice(part.choices)

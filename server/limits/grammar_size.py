@@ -31,10 +31,10 @@ class NotRead(ValueError):
 
 
 @dataclass
-class Part:
+class GrammarPart:
     """A piece of a sequence, and how often it may come; `high` None: without end."""
 
-    choices: list[list[Part]] | None = None  # of a group
+    choices: list[list[GrammarPart]] | None = None  # of a group
     ref: str | None = None
     chars: str = ""  # a text in its quotes, a class in its brackets, or "."
     low: int = 1
@@ -46,10 +46,10 @@ class Part:
 
 
 @dataclass
-class Read:
+class ReadGrammar:
     """A text as a tree; of a pattern the one rule is called ""."""
 
-    rules: dict[str, list[list[Part]]] = field(default_factory=dict)
+    rules: dict[str, list[list[GrammarPart]]] = field(default_factory=dict)
     depth: int = 0  # groups, one within the other
     n_optional: int = 0
     n_written: int = 0  # repetitions, added up
@@ -57,24 +57,26 @@ class Read:
     is_pattern: bool = False
 
 
-def read_grammar(text: str) -> Read:
+def read_gbnf_grammar(text: str) -> ReadGrammar:
     """GBNF.
 
     Raises:
         NotRead: at which character it stops to be one.
     """
-    return _read(text, _GBNF, Read(), [])
+    return _read(text, _GBNF, ReadGrammar(), [])
 
 
-def read_pattern(text: str) -> Read:
+def read_regex_grammar(text: str) -> ReadGrammar:
     """A regular expression. Raises: the same."""
-    read = Read(n_rules=1, is_pattern=True)
-    top: list[list[Part]] = [[]]
+    read = ReadGrammar(n_rules=1, is_pattern=True)
+    top: list[list[GrammarPart]] = [[]]
     read.rules[""] = top
     return _read(text, _REGEX, read, [top])
 
 
-def _read(text: str, syntax: re.Pattern[str], read: Read, open_groups: list[list[list[Part]]]) -> Read:
+def _read(
+    text: str, syntax: re.Pattern[str], read: ReadGrammar, open_groups: list[list[list[GrammarPart]]]
+) -> ReadGrammar:
     at = 0
     while at < len(text):
         found = syntax.match(text, at)
@@ -94,12 +96,12 @@ def _read(text: str, syntax: re.Pattern[str], read: Read, open_groups: list[list
     return read
 
 
-def _take(kind: str, found: re.Match[str], read: Read, open_groups: list[list[list[Part]]]) -> None:
+def _take(kind: str, found: re.Match[str], read: ReadGrammar, open_groups: list[list[list[GrammarPart]]]) -> None:
     if not open_groups:
         raise NotRead("it does not begin with a rule")
     sequence = open_groups[-1][-1]
     if kind == "open":
-        sequence.append(Part(choices=[[]]))
+        sequence.append(GrammarPart(choices=[[]]))
         open_groups.append(sequence[-1].choices or [])
         read.depth = max(read.depth, len(open_groups) - 1)
     elif kind == "close":
@@ -115,11 +117,11 @@ def _take(kind: str, found: re.Match[str], read: Read, open_groups: list[list[li
         read.n_optional += sequence[-1].low == 0
         read.n_written += max(sequence[-1].low, sequence[-1].high or 0)
     elif kind == "ref":
-        sequence.append(Part(ref=found["ref"]))
+        sequence.append(GrammarPart(ref=found["ref"]))
     elif read.is_pattern:
-        sequence.extend(Part(chars=chars) for chars in _as_gbnf(found[0]))
+        sequence.extend(GrammarPart(chars=chars) for chars in _as_gbnf(found[0]))
     else:
-        sequence.append(Part(chars=found[0]))
+        sequence.append(GrammarPart(chars=found[0]))
 
 
 def _as_gbnf(piece: str) -> list[str]:
@@ -135,11 +137,11 @@ def _as_gbnf(piece: str) -> list[str]:
     return ["." if piece in {r"\D", r"\W", r"\S"} else f'"{piece}"']
 
 
-def _repeat(sequence: list[Part], low: int, high: int | None) -> None:
+def _repeat(sequence: list[GrammarPart], low: int, high: int | None) -> None:
     """Of a part that has a number already, as in `a*{3}`, it becomes a group."""
     last = sequence[-1]
     if (last.low, last.high) != (1, 1):
-        sequence[-1] = last = Part(choices=[[last]])
+        sequence[-1] = last = GrammarPart(choices=[[last]])
     last.low, last.high = low, high
 
 
@@ -159,7 +161,7 @@ def _number(digits: str) -> int:
 
 
 @dataclass(frozen=True)
-class Size:
+class GrammarSize:
     """What one part, sequence or rule comes to, with everything that it refers to."""
 
     may_be_empty: bool = False
@@ -169,60 +171,60 @@ class Size:
     loops: int = 0  # parts in a row that may be nothing or repeat
     open_loops: int = 0  # the same, if nothing else is in it
 
-    def with_most_of(self, other: Size) -> Size:
+    def with_most_of(self, other: GrammarSize) -> GrammarSize:
         """The same, but no smaller in what does not add up."""
         repeats, loops = max(self.repeats, other.repeats), max(self.loops, other.loops)
         open_loops = max(self.open_loops, other.open_loops)
         ways, run = max(self.ways, other.ways), max(self.run, other.run)
-        return Size(self.may_be_empty, ways, run, repeats, loops, open_loops)
+        return GrammarSize(self.may_be_empty, ways, run, repeats, loops, open_loops)
 
 
 @dataclass
-class Sizes:
+class GrammarSizes:
     """The size of every rule of what was read.
 
     Raises:
         RecursionError: references lead on and on.
     """
 
-    read: Read
-    _of: dict[str, Size] = field(default_factory=dict)
+    read: ReadGrammar
+    _of: dict[str, GrammarSize] = field(default_factory=dict)
 
-    def all(self) -> Size:
+    def all(self) -> GrammarSize:
         """The most of each, over all rules."""
-        most = Size()
+        most = GrammarSize()
         for name in self.read.rules:
             most = most.with_most_of(self._rule(name))
         return most
 
-    def _rule(self, name: str) -> Size:
+    def _rule(self, name: str) -> GrammarSize:
         if name not in self._of:
-            self._of[name] = Size()  # what refers to itself adds nothing to itself
+            self._of[name] = GrammarSize()  # what refers to itself adds nothing to itself
             self._of[name] = self._choice(self.read.rules.get(name, []))
         return self._of[name]
 
-    def _choice(self, choices: list[list[Part]]) -> Size:
+    def _choice(self, choices: list[list[GrammarPart]]) -> GrammarSize:
         sizes = [self._sequence(sequence) for sequence in choices]
-        most = Size()
+        most = GrammarSize()
         for size in sizes:
             most = most.with_most_of(size)
         may_be_empty = any(size.may_be_empty for size in sizes)
-        return Size(may_be_empty, min(_LARGE, sum(size.ways for size in sizes))).with_most_of(most)
+        return GrammarSize(may_be_empty, min(_LARGE, sum(size.ways for size in sizes))).with_most_of(most)
 
-    def _sequence(self, parts: list[Part]) -> Size:
+    def _sequence(self, parts: list[GrammarPart]) -> GrammarSize:
         """Parts that may be left out add up to the next that may not."""
-        most, ways, run, loops, may_be_empty = Size(), 0, 0, 0, True
+        most, ways, run, loops, may_be_empty = GrammarSize(), 0, 0, 0, True
         for part in parts:
             size = self._part(part)
             ways, run = ways + size.ways, run + size.run if size.may_be_empty else size.run
             loops = loops + size.open_loops if size.may_be_empty else 0
-            most = Size(False, ways, run, loops=loops).with_most_of(most).with_most_of(size)
+            most = GrammarSize(False, ways, run, loops=loops).with_most_of(most).with_most_of(size)
             if not size.may_be_empty:
                 ways, run, may_be_empty = 0, 0, False
         open_loops = loops if may_be_empty else 0
-        return Size(may_be_empty, max(ways, most.ways), most.run, most.repeats, most.loops, open_loops)
+        return GrammarSize(may_be_empty, max(ways, most.ways), most.run, most.repeats, most.loops, open_loops)
 
-    def _part(self, part: Part) -> Size:
+    def _part(self, part: GrammarPart) -> GrammarSize:
         one = self._one(part)
         may_be_empty = one.may_be_empty or part.low == 0
         copies = part.times if one.may_be_empty else 1  # of what cannot be empty, one follows the other
@@ -230,11 +232,11 @@ class Sizes:
         repeats = min(_LARGE, one.repeats * max(1, part.times))
         loops = 0 if not may_be_empty else one.open_loops if part.high == 1 else 1
         ways = min(_LARGE, one.ways * max(1, copies))
-        return Size(may_be_empty, ways, min(_LARGE, run), repeats, max(loops, one.loops), loops)
+        return GrammarSize(may_be_empty, ways, min(_LARGE, run), repeats, max(loops, one.loops), loops)
 
-    def _one(self, part: Part) -> Size:
+    def _one(self, part: GrammarPart) -> GrammarSize:
         if part.choices is not None:
             return self._choice(part.choices)
         if part.ref is not None:
             return self._rule(part.ref)
-        return Size(may_be_empty=part.chars == '""', ways=1 + len(part.chars) // _CHARS_A_WAY)
+        return GrammarSize(may_be_empty=part.chars == '""', ways=1 + len(part.chars) // _CHARS_A_WAY)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from server.limits.grammar_beginnings import check_beginnings
-from server.limits.grammar_loops import check_loops
-from server.limits.grammar_runs import TooManyWays, check_runs
-from server.limits.grammar_size import NotRead, Read, Sizes, read_grammar, read_pattern
-from server.limits.schema_size import SchemaError, measure_schema, patterns_of
+from server.limits.grammar_beginnings import check_grammar_beginnings
+from server.limits.grammar_loops import check_grammar_loops
+from server.limits.grammar_runs import TooManyWays, check_grammar_runs
+from server.limits.grammar_size import GrammarSizes, NotRead, ReadGrammar, read_gbnf_grammar, read_regex_grammar
+from server.limits.schema_size import SchemaError, measure_schema_size, schema_regexes
 
 LIMITS_FILE: Final = Path(__file__).parent / "request_limits.json"
 
@@ -54,7 +54,7 @@ class TooMuch(ValueError):
     """A request that exceeds a limit, or is not a request at all."""
 
 
-def parse_body(body: bytes) -> dict[str, Any]:
+def parse_request_body(body: bytes) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
@@ -68,13 +68,13 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise TooMuch(f"the body is not JSON: {str(error)[:80]}") from None
     if not isinstance(value, dict):
         raise TooMuch("the body is not a JSON object")
-    depth, n_values = measure_json(value)
+    depth, n_values = measure_request_json(value)
     _hold("json_depth", depth)
     _hold("json_values", n_values)
     return value
 
 
-def measure_json(value: Any) -> tuple[int, int]:
+def measure_request_json(value: Any) -> tuple[int, int]:
     """How deep, and how many values; counting stops once they are too many.
 
     Raises:
@@ -92,7 +92,7 @@ def measure_json(value: Any) -> tuple[int, int]:
     return deepest, n_values
 
 
-def check_request(asked: Mapping[str, Any]) -> None:
+def check_request_limits(asked: Mapping[str, Any]) -> None:
     """Hold what a body asks for against every limit.
 
     Raises:
@@ -108,10 +108,10 @@ def check_request(asked: Mapping[str, Any]) -> None:
             _hold(limit, len(listed))
     _check_texts(asked)
     if (grammar := asked.get("grammar")) is not None:
-        check_grammar(grammar)
+        check_grammar_limits(grammar)
     n_optional = 0
-    for schema in schemas_of(asked):
-        n_optional += check_schema(schema)
+    for schema in request_schemas(asked):
+        n_optional += check_schema_limits(schema)
         _hold("schema_optional_all", n_optional)
 
 
@@ -134,19 +134,19 @@ def _check_texts(asked: Mapping[str, Any]) -> None:
             _hold("prompts", len(prompts))
 
 
-def check_text(text: Any) -> None:
+def check_text_limit(text: Any) -> None:
     """Hold a text to tokenize against its limit. Raises: the same."""
     if isinstance(text, str):
         _hold("text_bytes", len(text.encode(errors="surrogatepass")))
 
 
-def check_grammar(grammar: Any) -> None:
+def check_grammar_limits(grammar: Any) -> None:
     """Hold a text in GBNF against the limits of grammars. Raises: the same."""
     if not isinstance(grammar, str):
         raise TooMuch("grammar is not text")
     _hold("grammar_chars", len(grammar))
     try:
-        read = read_grammar(grammar)
+        read = read_gbnf_grammar(grammar)
         _hold("grammar_rules", read.n_rules)
         _check_work(read, "grammar")
     except NotRead as error:
@@ -155,48 +155,48 @@ def check_grammar(grammar: Any) -> None:
         raise TooMuch("grammar: its rules lead on and on") from None
 
 
-def check_pattern(pattern: str) -> None:
+def check_regex_limits(pattern: str) -> None:
     """Hold a regular expression against the limits of patterns. Raises: the same."""
     _hold("pattern_chars", len(pattern))
     try:
-        _check_work(read_pattern(pattern), "pattern")
+        _check_work(read_regex_grammar(pattern), "pattern")
     except NotRead as error:
         raise TooMuch(f"a pattern: {error}") from None
 
 
-def _check_work(read: Read, kind: str) -> None:
+def _check_work(read: ReadGrammar, kind: str) -> None:
     """`kind`: whose limits count, a grammar's or a pattern's."""
     _hold(f"{kind}_depth", read.depth)
-    size = Sizes(read).all()
+    size = GrammarSizes(read).all()
     _hold(f"{kind}_optional", read.n_optional)
     _hold(f"{kind}_optional_run", size.run)
     _hold(f"{kind}_repeats", size.repeats)
     _hold(f"{kind}_choices", size.ways)
     _hold(f"{kind}_loops", size.loops)
     _hold(f"{kind}_written", read.n_written)
-    check_loops(read, check_beginnings(read))
+    check_grammar_loops(read, check_grammar_beginnings(read))
     try:
-        check_runs(read, LIMITS[f"{kind}_run_ways"].most)
+        check_grammar_runs(read, LIMITS[f"{kind}_run_ways"].most)
     except TooManyWays as error:
         _hold(f"{kind}_run_ways", error.ways)
 
 
-def check_schema(schema: Any) -> int:
+def check_schema_limits(schema: Any) -> int:
     """Hold a JSON schema against the limits of schemas. Raises: the same.
 
     Returns:
         Its properties that are not required.
     """
-    depth, n_values = measure_json(schema)
+    depth, n_values = measure_request_json(schema)
     _hold("schema_depth", depth)
     _hold("schema_values", n_values)
     n_optional = 0
     try:
-        for limit, value in measure_schema(schema, LIMITS["schema_expanded"].most):
+        for limit, value in measure_schema_size(schema, LIMITS["schema_expanded"].most):
             _hold(limit, value)
             n_optional += int(value) if limit == "schema_optional" else 0
-        for pattern in patterns_of(schema):
-            check_pattern(pattern)
+        for pattern in schema_regexes(schema):
+            check_regex_limits(pattern)
     except SchemaError as error:
         raise TooMuch(f"a JSON schema: {error}") from None
     except RecursionError:
@@ -204,7 +204,7 @@ def check_schema(schema: Any) -> int:
     return n_optional
 
 
-def schemas_of(asked: Mapping[str, Any]) -> Iterator[Any]:
+def request_schemas(asked: Mapping[str, Any]) -> Iterator[Any]:
     """The schema in every place of a body where one may be."""
     yield from _present(asked, "json_schema")
     wanted = asked.get("response_format")

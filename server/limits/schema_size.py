@@ -23,7 +23,7 @@ class SchemaError(ValueError):
     """A schema that no grammar can be made of, whatever its size."""
 
 
-def measure_schema(schema: Any, most_expanded: int) -> Iterator[Measure]:
+def measure_schema_size(schema: Any, most_expanded: int) -> Iterator[Measure]:
     """Every value of a schema that has a limit.
 
     Args:
@@ -48,7 +48,7 @@ def measure_schema(schema: Any, most_expanded: int) -> Iterator[Measure]:
     yield "schema_expanded", expansion.n
 
 
-def patterns_of(schema: Any) -> Iterator[str]:
+def schema_regexes(schema: Any) -> Iterator[str]:
     """The regular expressions in it."""
     yield from (one["pattern"] for one in _parts(schema) if isinstance(one.get("pattern"), str))
 

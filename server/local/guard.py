@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from server.limits.request_rules import LIMITS, TooMuch, check_request, check_text, parse_body
+from server.limits.request_rules import LIMITS, TooMuch, check_request_limits, check_text_limit, parse_request_body
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,7 +42,7 @@ _TYPES: Final = {  # of errors, where the status does not say that the request i
 }  # fmt: skip
 
 
-def error_of(status: int, message: str) -> dict[str, Any]:
+def local_error_body(status: int, message: str) -> dict[str, Any]:
     """An error in the API's own form."""
     return {"code": status, "message": message, "type": _TYPES.get(status, "invalid_request_error")}
 
@@ -55,7 +55,7 @@ class Refused(Exception):
         self.status = status
 
     def body(self) -> bytes:
-        return json.dumps({"error": error_of(self.status, str(self))}).encode()
+        return json.dumps({"error": local_error_body(self.status, str(self))}).encode()
 
     def headers(self) -> Headers:
         named = [(b"content-type", b"application/json"), (b"connection", b"close")]
@@ -96,7 +96,7 @@ class Pending:
 CURRENT: Final[ContextVar[Pending | None]] = ContextVar("request", default=None)
 
 
-def is_over() -> bool:
+def is_request_over() -> bool:
     """Whether the request that this thread or task works for needs no answer any more."""
     pending = CURRENT.get()
     return pending is not None and pending.is_over
@@ -163,10 +163,10 @@ class Guard:
         except TimeoutError:
             raise Refused(408, f"nothing of the body came for {PIECE_S:g} s") from None
         try:
-            asked = parse_body(body)
-            check_request(asked)
+            asked = parse_request_body(body)
+            check_request_limits(asked)
             if scope["path"].startswith(_TOKENIZE):
-                check_text(asked.get("input"))
+                check_text_limit(asked.get("input"))
         except TooMuch as error:
             raise Refused(400, str(error)) from None
         if why := await asyncio.to_thread(self.refusal, asked):

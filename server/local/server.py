@@ -29,9 +29,9 @@ from llama_cpp.server import app as bindings
 from llama_cpp.server.errors import RouteErrorHandler
 from llama_cpp.server.settings import ConfigFileSettings, ServerSettings
 
-from server.limits.grammar_size import NotRead, read_grammar
+from server.limits.grammar_size import NotRead, read_gbnf_grammar
 from server.local.connections import Connections, LimitedProtocol
-from server.local.guard import Guard, error_of, is_over
+from server.local.guard import Guard, is_request_over, local_error_body
 
 _HEAD_BYTES: Final = 16384
 _DEEPEST: Final = 2000  # groups of a grammar; the bindings write one for each character that maxLength allows
@@ -45,27 +45,27 @@ class NoLongerWanted(Exception):
     """The client of this request is gone."""
 
 
-def serve(config: Path) -> None:
+def serve_local_bindings(config: Path) -> None:
     """Run until it is told to end."""
     told = ConfigFileSettings.model_validate_json(config.read_bytes())
     key, told.api_key = told.api_key, None  # the guard asks for it
     app = bindings.create_app(server_settings=ServerSettings.model_validate(told), model_settings=told.models)
-    stop_for_those_who_left()
-    refuse_dead_ends()
-    RouteErrorHandler.error_message_wrapper = error_message
+    stop_for_gone_clients()
+    refuse_dead_end_grammars()
+    RouteErrorHandler.error_message_wrapper = bindings_error_message
     props = {
         "server": f"llama-cpp-python {llama_cpp.__version__}",
         "default_generation_settings": {"n_ctx": bindings._llama_proxy().n_ctx()},  # noqa: SLF001
     }
     _allow_many_connections()
-    guard = Guard(app, key, told.models[0].model_alias, props, refusal)
+    guard = Guard(app, key, told.models[0].model_alias, props, grammar_refusal)
     uvicorn.run(
         guard, host=told.host, port=told.port, http=partial(LimitedProtocol, Connections()), ws="none",
         h11_max_incomplete_event_size=_HEAD_BYTES, server_header=False, access_log=False,
     )  # fmt: skip
 
 
-def stop_for_those_who_left() -> None:
+def stop_for_gone_clients() -> None:
     """Let nothing more be computed for a client that is gone; the bindings would go on to max_tokens, and all others
     wait for it.
     """
@@ -76,14 +76,14 @@ def stop_for_those_who_left() -> None:
 def _while_wanted(function: Any) -> Any:
     @wraps(function)
     def wanted(*args: Any, **kwargs: Any) -> Any:
-        if is_over():
+        if is_request_over():
             raise NoLongerWanted
         return function(*args, **kwargs)
 
     return wanted
 
 
-def refuse_dead_ends() -> None:
+def refuse_dead_end_grammars() -> None:
     """Raise ValueError where a grammar leaves the model nothing to write; llama.cpp would take a forbidden token, find
     that it does not fit, and end the process.
     """
@@ -116,19 +116,19 @@ def _sample_what_fits(sampler: Any, context: Any, idx: int) -> int:
     return int(chosen.id)
 
 
-def error_message(handler: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
+def bindings_error_message(handler: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
     """What the bindings answer to an exception: 400 where the request is to blame, and no path of this machine."""
     if isinstance(error, RequestValidationError):
-        return 400, error_of(400, _say_invalid(error))
+        return 400, local_error_body(400, _say_invalid(error))
     for words, answer_of in handler.pattern_and_formatters.items():
         if found := words.search(str(error)):
             status, said = answer_of(body, found)
             return int(status), said
     if isinstance(error, _OF_THE_REQUEST):
-        return 400, error_of(400, str(error) or "the request cannot be answered")
+        return 400, local_error_body(400, str(error) or "the request cannot be answered")
     if not isinstance(error, NoLongerWanted):
         traceback.print_exception(error)
-    return 500, error_of(500, f"the server failed: {type(error).__name__}")
+    return 500, local_error_body(500, f"the server failed: {type(error).__name__}")
 
 
 def _say_invalid(error: RequestValidationError) -> str:
@@ -136,7 +136,7 @@ def _say_invalid(error: RequestValidationError) -> str:
     return "; ".join(found)
 
 
-def refusal(asked: Mapping[str, Any]) -> str:
+def grammar_refusal(asked: Mapping[str, Any]) -> str:
     """Why llama.cpp would not take the grammars that a request asks for; "": it does.
 
     The bindings do not look at what its parser returns, and end with the first grammar that it does not understand.
@@ -173,7 +173,7 @@ def _grammars(asked: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _parses(grammar: str) -> bool:
     try:
-        if read_grammar(grammar).depth > _DEEPEST:
+        if read_gbnf_grammar(grammar).depth > _DEEPEST:
             return False
     except NotRead:
         return False
@@ -198,4 +198,4 @@ def _nothing_said() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve_local_bindings(Path(sys.argv[1]))

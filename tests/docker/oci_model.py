@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import pytest
 
-from quantyard.protocol.runner import sha256_of
-from quantyard.publish.files import kept, made
-from quantyard.publish.registry.artifact import OciModel, OciReference, model_of, parse_reference
+from quantyard.protocol.runner import file_sha256
+from quantyard.publish.files import kept_release_file, made_release_file
+from quantyard.publish.registry.artifact import OciModel, OciReference, make_oci_model, parse_oci_reference
 from quantyard.publish.registry.upload import CHUNK_BYTES
 from tests.docker.registry import Registry
 from tests.manifests import manifest_of
@@ -35,13 +35,15 @@ def gguf_model(folder: Path) -> OciModel:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    part = kept("Lagoon-1B-Instruct-Q4_K_M.gguf", path, sha256_of(path))
-    return model_of(manifest_of(), "Q4_K_M", "standard", (part,), (made("LICENSE", "Apache License\n"),))
+    part = kept_release_file("Lagoon-1B-Instruct-Q4_K_M.gguf", path, file_sha256(path))
+    return make_oci_model(
+        manifest_of(), "Q4_K_M", "standard", (part,), (made_release_file("LICENSE", "Apache License\n"),)
+    )
 
 
 def at(store: Registry, name: str) -> OciReference:
     """A place in this registry."""
-    return parse_reference(f"{store.address}/{name}")
+    return parse_oci_reference(f"{store.address}/{name}")
 
 
 def silent(_path: str, _done: int, _total: int) -> None:

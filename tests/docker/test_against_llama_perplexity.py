@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from eval.analysis.chunks import read_text
+from eval.analysis.chunks import read_divergence_text
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Divergence
 from tests.measure.conftest import demo_gguf  # noqa: F401  (a fixture)
@@ -54,7 +54,7 @@ def files(
     """The demo's, which is built where it is not."""
     del demo_model
     text = tmp_path_factory.mktemp("text") / "prose.txt"
-    text.write_text(read_text(Path("/nowhere"), None).whole)
+    text.write_text(read_divergence_text(Path("/nowhere"), None).whole)
     return Files(demo_gguf("BF16"), demo_gguf("Q4_K_M"), text)
 
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from builder.imatrix.matrix import Imatrix, check_fits, read_imatrix
-from quantyard.cli.request import read_request
+from builder.imatrix.matrix import Imatrix, check_imatrix_fits, read_imatrix
+from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import EngineError, StageFailed
 from quantyard.execution.progress import LineReporter
 from quantyard.execution.runner import Builder
-from quantyard.formats.gguf import read_header, read_model
+from quantyard.formats.gguf import read_gguf_header, read_gguf_model
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, ModelFile, Origin, Output, Step
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.base import StageRequest
 from quantyard.protocol.builder import CalibrateRequest, QuantizeRequest, VerifyRequest
 from quantyard.sources.resolve import Source, find_source
@@ -50,12 +50,12 @@ class Yard:
     @property
     def base(self) -> ModelFile:
         assert self.source.local is not None
-        return ModelFile(External(self.source.local), self.source.gguf_file or "")
+        return ModelFile(ExternalInput(self.source.local), self.source.gguf_file or "")
 
     def run(self, steps: Sequence[Step]) -> Builder:
         """Run the steps; the builder, for what they left."""
         environment = os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
-        request = read_request(argparse.Namespace(), environment)
+        request = read_command_request(argparse.Namespace(), environment)
         engine, _ = choose_engine(request.engine, request.environment, request.images)
         plan = BuildPlan(self.source, tuple(steps), self.base, (), "auto", "")
         builder = Builder(plan, engine, ModelStore(self.artifacts, self.source.model), REPO_DIR)
@@ -104,13 +104,13 @@ def yard(tiny_source: Source, tmp_path_factory: pytest.TempPathFactory, builder_
 def _values(path: Path) -> dict[str, bytes]:
     """The numbers of a GGUF: each tensor's bytes."""
     data = path.read_bytes()
-    return {t.name: data[t.offset : t.offset + t.size_bytes] for t in read_header(path).tensors}
+    return {t.name: data[t.offset : t.offset + t.size_bytes] for t in read_gguf_header(path).tensors}
 
 
 def test_a_matrix_covers_the_model_and_says_how_it_was_made(yard: Yard) -> None:
     builder = yard.run([yard.calibrate()])
     matrix = read_imatrix(builder.output("calibrate") / "imatrix.gguf")
-    check_fits(matrix, read_model(yard.base.origin.artifact.folder / yard.base.path))  # type: ignore[union-attr]
+    check_imatrix_fits(matrix, read_gguf_model(yard.base.origin.artifact.folder / yard.base.path))  # type: ignore[union-attr]
     facts = builder.find_finished()["calibrate"].result.facts
     assert (matrix.n_chunks, facts["chunks"], facts["chunk_tokens"]) == (N_CHUNKS, N_CHUNKS, 512)
     assert {name.split(".")[2] for name in matrix.entries} == {
@@ -156,13 +156,13 @@ def test_files_made_with_a_matrix_verify_and_differ_from_those_made_without(yard
     plain = yard.run([yard.quantize("Q4_K_M", 15, None)]).output("quantize Q4_K_M") / "model.gguf"
     steps = [yard.calibrate()]
     for quant, ftype in (("Q4_K_M", 15), ("IQ2_XS", 20)):
-        steps.append(yard.quantize(quant, ftype, Output("calibrate")))
+        steps.append(yard.quantize(quant, ftype, StepOutput("calibrate")))
         request = VerifyRequest(quant=quant, source_file=yard.base.path, has_reference=False, threads=1)
-        steps.append(yard.step(f"verify {quant}", request, model=Output(f"quantize {quant}")))
+        steps.append(yard.step(f"verify {quant}", request, model=StepOutput(f"quantize {quant}")))
     builder = yard.run(steps)
     given = builder.output("quantize Q4_K_M") / "model.gguf"
     assert _values(given).keys() == _values(plain).keys() and _values(given) != _values(plain)
-    assert read_header(given).metadata["quantize.imatrix.chunks_count"] == N_CHUNKS
+    assert read_gguf_header(given).metadata["quantize.imatrix.chunks_count"] == N_CHUNKS
 
 
 def test_a_matrix_of_another_model_ends_the_build_before_quantizing(yard: Yard, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_matrix_of_another_model_ends_the_build_before_quantizing(yard: Yard, 
     other.write_bytes(made.read_bytes().replace(b"blk.0.ffn_up.weight", b"blk.9.ffn_up.weight"))
     source = Artifact("d" * 64, (), tmp_path, whole_folder=True)
     with pytest.raises(StageFailed, match=r"of another model: it covers blk\.9\.ffn_up\.weight") as failed:
-        yard.run([yard.quantize("Q4_K_M", 15, External(source), "other.gguf")])
+        yard.run([yard.quantize("Q4_K_M", 15, ExternalInput(source), "other.gguf")])
     assert failed.value.code == 2 and "IMATRIX=auto" in failed.value.hint
 
 
@@ -182,7 +182,7 @@ def test_a_users_text_that_cannot_be_used_is_refused(content: str, says: str, ya
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "mine.txt").write_text(content)
-    text = External(Artifact("e" * 64, (), folder))
+    text = ExternalInput(Artifact("e" * 64, (), folder))
     with pytest.raises(StageFailed, match=says) as failed:
         yard.run([yard.calibrate(text_files=("mine.txt",), text=text)])
     assert failed.value.code == 2 and failed.value.hint
@@ -192,7 +192,7 @@ def test_the_local_engine_quantizes_with_a_matrix_to_the_same_numbers(
     yard: Yard, local_tools: None, tmp_path: Path
 ) -> None:
     matrix = yard.run([yard.calibrate()]).output("calibrate")
-    given = External(Artifact("f" * 64, (), matrix))
+    given = ExternalInput(Artifact("f" * 64, (), matrix))
     made = [
         Yard(engine, yard.source, tmp_path / engine).run([yard.quantize("Q4_K_M", 15, given)])
         for engine in ("docker", "local")
@@ -231,7 +231,7 @@ def test_an_expert_that_no_token_reached_is_told_and_the_model_quantized_all_the
 ) -> None:
     request.getfixturevalue("builder_image" if engine == "docker" else "local_tools")
     yard = Yard(engine, experts_source, tmp_path)
-    quantize = yard.quantize("IQ4_NL", 25, Output("calibrate"))
+    quantize = yard.quantize("IQ4_NL", 25, StepOutput("calibrate"))
     facts = yard.run([yard.calibrate(n_chunks=3), quantize]).find_finished()["calibrate"].result.facts
     assert facts["experts_without"] == {
         f"blk.{layer}.ffn_{part}_exps.weight": 1 for layer in (0, 1) for part in ("gate", "up", "down")

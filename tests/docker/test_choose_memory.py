@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from quantyard.choose.candidates import Candidate, find_choice_set, memory_at
-from quantyard.formats.gguf import read_model
-from quantyard.memory.kv_cache import ContextUse, kv_bytes, state_bytes
-from quantyard.memory.layers import ModelLayers, read_layers
+from quantyard.choose.candidates import ChoiceCandidate, candidate_memory_bytes, find_choice_set
+from quantyard.formats.gguf import read_gguf_model
+from quantyard.memory.kv_cache import ContextUse, kv_bytes, recurrent_state_bytes
+from quantyard.memory.layers import ModelLayers, read_cache_layers
 from quantyard.store.manifest import read_manifest
 from tests.measure.conftest import ARTIFACTS, DEMO_NAME, demo_gguf  # noqa: F401  (a fixture)
 from tests.tiny_gguf import write_tiny
@@ -90,7 +90,7 @@ def serve(docker_client: Any, builder_image: str) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def measured() -> Candidate:
+def measured() -> ChoiceCandidate:
     """The demo's Q8_0, with what `make demo` measured of it."""
     for path in sorted(ARTIFACTS.glob("**/manifest.json")):
         manifest = read_manifest(path) if DEMO_NAME in path.parts else None
@@ -101,7 +101,7 @@ def measured() -> Candidate:
 
 
 def _layers(gguf: Path) -> ModelLayers:
-    layers = read_layers(read_model(gguf))
+    layers = read_cache_layers(read_gguf_model(gguf))
     assert layers is not None
     return layers
 
@@ -134,7 +134,7 @@ def test_the_states_of_a_recurrent_model_are_what_the_server_says(
     gguf = write_tiny(demo_gguf("Q8_0"), tmp_path / "mamba.gguf", "mamba", n_layers=24)
     use = ContextUse(1024, 8)
     with serve(gguf, use) as server:
-        assert server.said("RS") == pytest.approx(state_bytes(_layers(gguf), use) / MIB, abs=ROUNDING)
+        assert server.said("RS") == pytest.approx(recurrent_state_bytes(_layers(gguf), use) / MIB, abs=ROUNDING)
         assert server.said("KV") == 0
 
 
@@ -151,19 +151,21 @@ def test_the_peak_grows_with_the_context_as_the_cache_does(
 
 @pytest.mark.parametrize("tokens", [512, 1024])
 def test_the_predicted_memory_holds_a_context_that_is_full(
-    serve: Callable[..., Any], measured: Candidate, tokens: int
+    serve: Callable[..., Any], measured: ChoiceCandidate, tokens: int
 ) -> None:
     use = ContextUse(tokens, SEQUENCES)
-    predicted = memory_at(measured, use)
+    predicted = candidate_memory_bytes(measured, use)
     assert predicted is not None
     with serve(measured.path, use, "--no-repack") as server:
         assert server.read(tokens - 64) > tokens - 128
         assert server.peak_bytes() <= predicted <= TOLERANCE * server.peak_bytes()
 
 
-def test_a_server_that_may_use_no_more_than_predicted_answers(serve: Callable[..., Any], measured: Candidate) -> None:
+def test_a_server_that_may_use_no_more_than_predicted_answers(
+    serve: Callable[..., Any], measured: ChoiceCandidate
+) -> None:
     use = ContextUse(1024, SEQUENCES)
-    limit = memory_at(measured, use)
+    limit = candidate_memory_bytes(measured, use)
     with serve(measured.path, use, mem_limit=limit, memswap_limit=limit) as server:
         assert server.read(900) > 800
         server.container.reload()

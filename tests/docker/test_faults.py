@@ -20,9 +20,9 @@ from quantyard.errors import StageFailed
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
-from quantyard.plan.build import BuildOptions, make_plan
+from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.protocol.exit_codes import Answer
-from quantyard.quants.selection import parse_list
+from quantyard.quants.selection import parse_quants
 from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache
@@ -151,11 +151,11 @@ def _builder(model: Path, artifacts: Path) -> Builder:
         str(model), HubAccess(None, None), HashCache(artifacts / "hashes"), allow_pickle=False, gguf_file=None
     )
     options = BuildOptions(
-        quants=parse_list("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
+        quants=parse_quants("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
         threads=0, workers=4, endpoint=None,
     )
     engine = DockerEngine(RunEnvironment(repo_dir=REPO_DIR), images)
-    return Builder(make_plan(source, options), engine, ModelStore(artifacts, source.model), REPO_DIR)
+    return Builder(make_build_plan(source, options), engine, ModelStore(artifacts, source.model), REPO_DIR)
 
 
 def test_a_second_build_of_the_same_model_waits_and_then_has_nothing_to_do(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.formats.gguf import read_header
+from quantyard.formats.gguf import read_gguf_header
 from quantyard.paths import REPO_DIR
 from tests.adapters import attention_pairs, safetensors, write_adapter
 from tests.conftest import run, run_json
@@ -106,7 +106,7 @@ def test_the_file_holds_the_whole_adapter_and_the_same_command_again_runs_nothin
     made = convert(adapters["strong"], demo_model)
     path, manifest = Path(made["path"]), json.loads(Path(made["manifest"]).read_text())
     assert path.name == "strong-lora.gguf" and path.parent.parent == artifacts / "local" / "strong"
-    header = read_header(path)
+    header = read_gguf_header(path)
     said = {key: header.metadata[key] for key in ("general.type", "adapter.type", "adapter.lora.alpha")}
     assert said == {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
     assert header.architecture == "llama" and len(header.tensors) == 2 * 60

@@ -16,9 +16,16 @@ from pathlib import Path
 import pytest
 import requests
 
-from quantyard.protocol.runner import sha256_of
-from quantyard.publish.files import kept
-from quantyard.publish.registry.artifact import CONFIG_TYPE, GGUF_TYPE, OciModel, oci_digest, parse_reference, push
+from quantyard.protocol.runner import file_sha256
+from quantyard.publish.files import kept_release_file
+from quantyard.publish.registry.artifact import (
+    CONFIG_TYPE,
+    GGUF_TYPE,
+    OciModel,
+    oci_digest,
+    parse_oci_reference,
+    push_oci_model,
+)
 from quantyard.publish.registry.errors import LoginNeeded, OciError, RegistryUnreachable
 from quantyard.publish.registry.login import docker_login
 from quantyard.publish.registry.upload import CHUNK_BYTES
@@ -45,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OciModel:
 @pytest.fixture(scope="module")
 def digest(store: Registry, model: OciModel) -> str:
     """Pushed once."""
-    return push(at(store, NAME), model, None, silent)
+    return push_oci_model(at(store, NAME), model, None, silent)
 
 
 def test_the_layer_is_the_gguf_itself(store: Registry, model: OciModel, digest: str) -> None:
@@ -70,17 +77,17 @@ def test_the_manifest_under_the_tag_has_the_digest_that_was_foretold(
 
 
 def test_a_second_push_sends_no_bytes_and_gives_the_same_digest(store: Registry, model: OciModel, digest: str) -> None:
-    assert push(at(store, NAME), model, None, silent) == digest
+    assert push_oci_model(at(store, NAME), model, None, silent) == digest
     assert store.uploaded(f"sha256:{model.parts[0].sha256}") == 1
     other = replace(model, annotations={**model.annotations, "quantyard.gate": "failed"})
-    assert push(replace(at(store, NAME), tag="other"), other, None, silent) != digest
+    assert push_oci_model(replace(at(store, NAME), tag="other"), other, None, silent) != digest
     assert store.uploaded(f"sha256:{model.parts[0].sha256}") == 1, "new numbers sent the model again"
 
 
 def test_the_file_is_never_in_memory_as_a_whole(store: Registry, model: OciModel) -> None:
     tracemalloc.start()
     try:
-        push(at(store, "team/memory"), model, None, silent)
+        push_oci_model(at(store, "team/memory"), model, None, silent)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -127,16 +134,16 @@ def test_a_connection_cut_in_mid_upload_is_mended(store: Registry, model: OciMod
     """This registry forgets what it has of a blob when a connection is cut, so all of it is sent again."""
     other = tmp_path / "other.gguf"
     other.write_bytes(model.parts[0].read() + b"0" * 4096)
-    part = kept("other.gguf", other, sha256_of(other))
+    part = kept_release_file("other.gguf", other, file_sha256(other))
     with _cutting(store.address, CHUNK_BYTES // 2) as (address, carried):
-        push(parse_reference(f"{address}/team/cut"), replace(model, parts=(part,)), None, silent)
+        push_oci_model(parse_oci_reference(f"{address}/team/cut"), replace(model, parts=(part,)), None, silent)
     assert len(carried) > 1 and carried[0] < CHUNK_BYTES, "nothing was cut"
     assert store.blob("team/cut", f"sha256:{part.sha256}") == other.read_bytes()
 
 
 def test_a_reference_that_nobody_answers_is_an_error_of_the_network(model: OciModel) -> None:
     with pytest.raises(OciError) as caught:
-        push(parse_reference(f"127.0.0.1:9/{NAME}"), model, None, silent)
+        push_oci_model(parse_oci_reference(f"127.0.0.1:9/{NAME}"), model, None, silent)
     assert caught.value.code == 4
 
 
@@ -175,12 +182,12 @@ def test_dockers_login_lets_one_push_and_without_it_nothing_is_sent(
     store: Registry, model: OciModel, tmp_path: Path
 ) -> None:
     with _guarded(tmp_path, "127.0.0.1") as address:
-        reference = parse_reference(f"{address}/{NAME}")
+        reference = parse_oci_reference(f"{address}/{NAME}")
         with pytest.raises(LoginNeeded) as caught:
-            push(reference, model, None, silent)
+            push_oci_model(reference, model, None, silent)
         assert caught.value.hint == f"Type: docker login {address}" and not (tmp_path / "data").exists()
         login = docker_login(address, _docker_config(tmp_path, address))
-        assert push(reference, model, login, silent) == oci_digest(model)
+        assert push_oci_model(reference, model, login, silent) == oci_digest(model)
 
 
 @pytest.fixture
@@ -207,10 +214,10 @@ def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
     with _guarded(tmp_path, socket.gethostname(), tls) as address:
         login = docker_login(address, _docker_config(tmp_path, address))
         with pytest.raises(RegistryUnreachable, match="certificate") as caught:
-            push(parse_reference(f"{address}/{NAME}"), small, login, silent)
+            push_oci_model(parse_oci_reference(f"{address}/{NAME}"), small, login, silent)
         assert "EXTRA_CA" in caught.value.hint
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        assert push(parse_reference(f"{address}/{NAME}"), small, login, silent) == oci_digest(small)
+        assert push_oci_model(parse_oci_reference(f"{address}/{NAME}"), small, login, silent) == oci_digest(small)
 
 
 def test_no_other_machine_is_spoken_to_without_tls(
@@ -218,5 +225,5 @@ def test_no_other_machine_is_spoken_to_without_tls(
 ) -> None:
     with _guarded(tmp_path, socket.gethostname()) as address:
         with pytest.raises(RegistryUnreachable) as caught:
-            push(parse_reference(f"{address}/{NAME}"), model, None, silent)
+            push_oci_model(parse_oci_reference(f"{address}/{NAME}"), model, None, silent)
         assert "Plain HTTP is spoken to registries on this machine only" in caught.value.hint

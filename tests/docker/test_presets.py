@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from quantyard.sources.presets import Preset, presets
+from quantyard.sources.presets import Preset, shipped_presets
 
 # As a stage runs it: none of the image's own Python paths, which lead to other versions of its libraries.
 CONVERTER = 'env -i PATH="$PATH" HOME=/tmp "$CONVERTER_PYTHON" "$LLAMA_CONVERTER" --print-supported-models 2>&1'
@@ -24,7 +24,7 @@ def supported(builder_image: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", shipped_presets(), ids=lambda preset: preset.name)
 def test_the_converter_knows_the_architecture_unless_the_preset_says_that_it_does_not(
     preset: Preset, supported: set[str]
 ) -> None:

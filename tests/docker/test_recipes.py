@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from quantyard.formats.gguf import GgufHeader, read_model
-from quantyard.formats.tensor_patterns import resolve, type_for_row
+from quantyard.formats.gguf import GgufHeader, read_gguf_model
+from quantyard.formats.tensor_patterns import resolve_tensor_patterns, tensor_type_for_row
 from quantyard.store.manifest import read_manifest
-from quantyard.tune.exact_sizes import Sizes, stock_sizes
-from quantyard.tune.recipe_text import recipe_text
-from quantyard.tune.sensitivity import recipe_of
-from quantyard.tune.tensor_groups import groups_of
+from quantyard.tune.exact_sizes import Sizes, stock_quant_sizes
+from quantyard.tune.recipe_text import tuned_recipe_text
+from quantyard.tune.sensitivity import tuned_recipe
+from quantyard.tune.tensor_groups import tuning_tensor_groups
 from quantyard.tune.type_errors import LADDER
 from tests.conftest import run, run_json
 
@@ -28,7 +28,7 @@ def build(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, builder_im
 
     def go(**asked: str) -> dict[str, GgufHeader]:
         made = run_json("build", MODEL=str(tiny_model), ARTIFACTS=str(artifacts), **{"ENGINE": "docker"} | asked)
-        return {file["quant"]: read_model(Path(file["path"])) for file in made["files"]}
+        return {file["quant"]: read_gguf_model(Path(file["path"])) for file in made["files"]}
 
     return go
 
@@ -42,7 +42,7 @@ def test_a_recipe_gives_each_tensor_its_type_and_all_others_those_of_its_base(bu
     made = build(QUANT="Q4_K_M,MINE", RECIPE=str(recipe))
     plain, mixed = made["Q4_K_M"], {tensor.name: tensor for tensor in made["MINE"].tensors}
     types = {"attn_v": "Q8_0", "blk.0.ffn_*": "Q6_K", "blk.0.ffn_up": "BF16"}
-    told = resolve(plain.tensors, types, embedding="Q4_K")
+    told = resolve_tensor_patterns(plain.tensors, types, embedding="Q4_K")
     assert told["blk.0.ffn_up.weight"] == "BF16" and "token_embd.weight" in told
     assert {name: tensor.type.name for name, tensor in mixed.items()} == {
         t.name: told.get(t.name, t.type.name) for t in plain.tensors
@@ -66,19 +66,19 @@ def test_ours_are_built_by_their_names_and_verify_accepts_them(build: Build) -> 
 def test_sizes_are_known_to_the_byte_before_a_file_is_made(build: Build, tmp_path: Path) -> None:
     made = build(QUANT="Q8_0,Q4_K_M,Q5_K_M,Q3_K_S,IQ4_XS,Q2_K")
     sizes = Sizes(made["Q8_0"])
-    stock = stock_sizes(sizes)
+    stock = stock_quant_sizes(sizes)
     assert {name: stock[name] for name in made} == {name: header.file_size for name, header in made.items()}
-    groups = groups_of(made["Q8_0"])
+    groups = tuning_tensor_groups(made["Q8_0"])
     types = [LADDER[number % len(LADDER)] for number in range(len(groups))]
-    recipe = recipe_of("EACH", groups, types, "every type once or more")
+    recipe = tuned_recipe("EACH", groups, types, "every type once or more")
     path = tmp_path / "each.yaml"
-    path.write_text(recipe_text(recipe))
+    path.write_text(tuned_recipe_text(recipe))
     expected = {t.name: kind for group, kind in zip(groups, types, strict=True) for t in group.tensors}
     mixed = build(RECIPE=str(path))["EACH"]
     assert mixed.file_size == sizes.of_file(expected)
     shapes = {tensor.name: tensor.shape[0] for tensor in mixed.tensors}
     found = {tensor.name: tensor.type.name for tensor in mixed.tensors if tensor.name in expected}
-    assert found == {name: type_for_row(kind, shapes[name]) for name, kind in expected.items()}
+    assert found == {name: tensor_type_for_row(kind, shapes[name]) for name, kind in expected.items()}
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import StageFailed
 from quantyard.execution.progress import LineReporter
 from quantyard.execution.runner import Builder
-from quantyard.formats.gguf import read_header, read_model
+from quantyard.formats.gguf import read_gguf_header, read_gguf_model
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, External, ModelFile, Output, Step
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Step, StepOutput
 from quantyard.protocol.builder import SplitRequest, VerifyRequest
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache
@@ -43,19 +43,19 @@ class Splitter:
 
     def run(self, max_size_bytes: int) -> Builder:
         """Split and verify; the builder, for what it left."""
-        request = read_request(
+        request = read_command_request(
             argparse.Namespace(), os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
         )
         engine, _ = choose_engine(request.engine, request.environment, request.images)
         hashes = HashCache(self.artifacts / ".hashes.json")
         source = find_source(str(self.gguf), HubAccess(None, None), hashes, allow_pickle=False, gguf_file=None)
         assert source.local is not None
-        whole, name = External(source.local), self.gguf.name
+        whole, name = ExternalInput(source.local), self.gguf.name
         asked = SplitRequest(model_file=name, prefix=PREFIX, max_size_bytes=max_size_bytes)
         check = VerifyRequest(quant="Q8_0", model_file=NAMES[0], source_file=name, has_reference=False, threads=1)
         steps = (
             Step("split", STAGES["split"], asked, {"source": whole}, source.size_bytes),
-            Step("verify", STAGES["verify"], check, {"model": Output("split"), "source": whole}, 0),
+            Step("verify", STAGES["verify"], check, {"model": StepOutput("split"), "source": whole}, 0),
         )
         plan = BuildPlan(source, steps, ModelFile(whole, name), (), "auto", "")
         builder = Builder(plan, engine, ModelStore(self.artifacts, source.model), REPO_DIR)
@@ -85,7 +85,7 @@ def test_the_shards_keep_the_limit_and_llama_cpp_loads_them_as_the_model_they_we
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
     assert max(path.stat().st_size for path in folder.iterdir()) <= LIMIT_BYTES
     assert [entry["path"] for entry in stages["split"]["outputs"]] == list(NAMES)
-    whole, shards = read_model(splitter.gguf), read_model(folder / NAMES[0])
+    whole, shards = read_gguf_model(splitter.gguf), read_gguf_model(folder / NAMES[0])
     assert stages["split"]["facts"] == {
         "shards": 3, "tensors": len(whole.tensors), "tensor_bytes": whole.tensor_bytes,
     }  # fmt: skip
@@ -96,7 +96,7 @@ def test_the_shards_keep_the_limit_and_llama_cpp_loads_them_as_the_model_they_we
 
 def test_both_engines_cut_between_the_same_tensors(splitter: Splitter) -> None:
     folder = splitter.run(LIMIT_BYTES).output("split")
-    cuts = [[tensor.name for tensor in read_header(folder / name).tensors] for name in NAMES]
+    cuts = [[tensor.name for tensor in read_gguf_header(folder / name).tensors] for name in NAMES]
     assert cuts == _planned(splitter.gguf, room=48_000_000)
 
 
@@ -104,7 +104,7 @@ def _planned(gguf: Path, room: int) -> list[list[str]]:
     """In the order of the file, a shard is closed by the tensor that does not fit."""
     cuts: list[list[str]] = [[]]
     left = room
-    for tensor in read_header(gguf).tensors:
+    for tensor in read_gguf_header(gguf).tensors:
         if tensor.size_bytes > left:
             cuts.append([])
             left = room
@@ -114,7 +114,7 @@ def _planned(gguf: Path, room: int) -> list[list[str]]:
 
 
 def test_a_tensor_above_the_limit_is_an_error_that_names_it(splitter: Splitter) -> None:
-    largest = max(read_header(splitter.gguf).tensors, key=lambda tensor: tensor.size_bytes)
+    largest = max(read_gguf_header(splitter.gguf).tensors, key=lambda tensor: tensor.size_bytes)
     with pytest.raises(StageFailed) as failed:
         splitter.run(largest.size_bytes)
     assert failed.value.code == 2

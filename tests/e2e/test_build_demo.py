@@ -20,13 +20,13 @@ import pytest
 from gguf import GGUFReader
 from rich.console import Console
 
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.execution.progress import LineReporter
-from quantyard.formats.gguf import TensorInfo, read_model
-from quantyard.formats.safetensors import SafetensorsTensor, read_file
+from quantyard.formats.gguf import TensorInfo, read_gguf_model
+from quantyard.formats.safetensors import SafetensorsTensor, read_safetensors_file
 from quantyard.paths import REPO_DIR, read_pins
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.workflows.demo import demo_folder
 from tests.conftest import DEMO_QUANTS, Demo, run, run_json
 
@@ -59,7 +59,7 @@ def test_a_build_ends_with_files_whose_header_another_parser_reads(demo: Demo) -
     reader = GGUFReader(demo.file("Q4_K_M"))  # seconds: it keeps every token
     assert reader.fields["general.architecture"].contents() == "llama"
     assert reader.fields["general.name"].contents() == demo.model.name
-    ours = {quant: read_model(demo.file(quant)) for quant in ("Q4_K_M", "Q8_0")}
+    ours = {quant: read_gguf_model(demo.file(quant)) for quant in ("Q4_K_M", "Q8_0")}
     assert {quant: model.file_type for quant, model in ours.items()} == {"Q4_K_M": 15, "Q8_0": 7}
     sizes = {tensor.name: tensor.n_bytes for tensor in reader.tensors}
     assert sizes == {tensor.name: tensor.size_bytes for tensor in ours["Q4_K_M"].tensors} and len(sizes) == 272
@@ -78,7 +78,7 @@ def test_the_manifest_holds_the_hash_and_size_of_every_file(demo: Demo) -> None:
     quants = demo.manifest["quants"]
     for file in demo.made["files"]:
         path, record = Path(file["path"]), quants[file["quant"]]
-        assert sha256_of(path) == record["sha256"] == file["sha256"]
+        assert file_sha256(path) == record["sha256"] == file["sha256"]
         assert path.stat().st_size == record["size_bytes"] == file["size_bytes"]
         assert path.name == record["file"]
         assert record["made_by"] in demo.manifest["stages"] and record["verified_by"] in demo.manifest["stages"]
@@ -185,12 +185,12 @@ def test_a_quantized_gguf_is_quantized_again_only_on_request(demo: Demo, tmp_pat
     assert not list(tmp_path.rglob("stages/*"))
     made = run_json("build", **asked, ALLOW_REQUANTIZE="1")
     assert made["ran"] == ["quantize Q4_0", "verify Q4_0"]
-    assert read_model(Path(made["files"][0]["path"])).is_quantized
+    assert read_gguf_model(Path(made["files"][0]["path"])).is_quantized
 
 
 def test_converting_loses_no_bit_of_any_weight(demo: Demo) -> None:
-    source = read_file(demo.model / "model.safetensors")
-    converted = read_model(_converted(demo))
+    source = read_safetensors_file(demo.model / "model.safetensors")
+    converted = read_gguf_model(_converted(demo))
     tensors = {tensor.name: tensor for tensor in converted.tensors}
     names = {_ggml_name(name): tensor for name, tensor in source.tensors.items()}
     assert names.keys() == tensors.keys()
@@ -242,9 +242,9 @@ def test_the_demos_weights_are_the_same_to_the_byte_whichever_engine_makes_them(
     gguf = demo_source.parent / Path(read_pins(REPO_DIR / "versions.env")["DEMO_FILE"]).name
     (tmp_path / "demo").mkdir()
     shutil.copy(gguf, tmp_path / "demo")  # it need not be downloaded again
-    settings = read_request(argparse.Namespace(), os.environ | {"ENGINE": "local", "ARTIFACTS": str(tmp_path)})
+    settings = read_command_request(argparse.Namespace(), os.environ | {"ENGINE": "local", "ARTIFACTS": str(tmp_path)})
     engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
     again = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
     # The tokenizer's files are as the engine's transformers writes them.
-    assert sha256_of(demo_source / "model.safetensors") == sha256_of(again / "model.safetensors")
+    assert file_sha256(demo_source / "model.safetensors") == file_sha256(again / "model.safetensors")
     assert {path.name for path in demo_source.iterdir()} == {path.name for path in again.iterdir()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.formatting.numbers import digits
+from quantyard.formatting.numbers import format_digits
 from quantyard.protocol.measurements import EvalReport
 from tests.conftest import REPO_DIR, Demo, run, run_json
 from tests.hostile.sampling import WHOLE
@@ -153,7 +153,7 @@ def test_card_and_page_show_all_of_them_with_the_reports_numbers(made: Made) -> 
     card, page = Path(made.said["card"]).read_text(), Path(made.said["page"]).read_text()
     for m in made.report.measurements[1:]:
         assert m.divergence and m.divergence.mean_kld
-        shown = digits(m.divergence.mean_kld.value)
+        shown = format_digits(m.divergence.mean_kld.value)
         assert any(m.file.label in line and shown in line for line in card.splitlines() if line.startswith("|"))
         assert m.file.label in page and shown in page
     assert "imatrix" in card

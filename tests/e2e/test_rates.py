@@ -10,7 +10,7 @@ import pytest
 
 from quantyard import cli
 from quantyard.forecast.benchmark import TRIALS
-from quantyard.forecast.samples import read_book
+from quantyard.forecast.samples import read_forecast_book
 from tests.conftest import run_json
 
 QUESTIONS = 192  # of the suite `smoke`
@@ -39,7 +39,7 @@ def test_a_machine_that_was_timed_foresees_every_stage_of_a_matrix(
     with pytest.raises(SystemExit) as ended:
         cli.main(["rates", "--engine=docker", f"--artifacts={tmp_path}"])
     assert ended.value.code == 0
-    samples = read_book(tmp_path).samples
+    samples = read_forecast_book(tmp_path).samples
     assert {sample.asked for sample in samples if sample.kind == "evaluate"} == {QUESTIONS}
     assert not list(tmp_path.glob(".rates-*")), "nothing of it stays"
     plan = run_json("plan", **asked)

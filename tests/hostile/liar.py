@@ -15,12 +15,12 @@ from http.server import BaseHTTPRequestHandler
 from itertools import islice, repeat
 from typing import Any, TypeVar
 
-from quantyard.network.bounded_http import Bounds
+from quantyard.network.bounded_http import HttpBounds
 
 E = TypeVar("E", bound=Exception)
 Handler = BaseHTTPRequestHandler
 # As the product's own bounds, but that a test can wait for them.
-QUICK = Bounds(
+QUICK = HttpBounds(
     answer_bytes=2_000_000, error_bytes=64_000, unannounced_bytes=4_000_000, answer_s=0.3, bytes_per_s=10_000_000,
     window_s=0.3, window_bytes=64_000,
 )

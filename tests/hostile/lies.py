@@ -14,7 +14,7 @@ from quantyard.errors import QuantyardError
 from quantyard.execution.runner import Builder
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import dequantize_step
-from quantyard.plan.steps import BuildPlan, External, ModelFile
+from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, ModelId
@@ -107,7 +107,7 @@ class Attack:
         (package / "lie").write_text(f"{lie}\n{self.host}")
         given = self.folder / "given"
         given.mkdir()
-        origin = External(Artifact("0" * 64, (), given))
+        origin = ExternalInput(Artifact("0" * 64, (), given))
         file = ModelFile(origin, "model.gguf")
         source = Source(ModelId("org", "name", "c" * 40), "gguf", "a model", (), gguf_file="model.gguf", dtypes={})
         plan = BuildPlan(source, (dequantize_step(file, 100),), file, (), "auto", "")

@@ -18,15 +18,15 @@ from typing import Final
 
 import pytest
 
-from builder.checks.lora_adapter import read_adapter_config
-from builder.checks.nonfinite import find_nonfinite
+from builder.checks.lora_adapter import read_lora_config
+from builder.checks.nonfinite import find_nonfinite_tensors
 from quantyard.card.check import _metadata_of
 from quantyard.errors import BadRequest
-from quantyard.formats.gguf import GgufError, read_model
-from quantyard.formats.safetensors import SafetensorsError, read_folder, source_dtype
-from quantyard.formats.strict_yaml import YamlProblem, load_plain
+from quantyard.formats.gguf import GgufError, read_gguf_model
+from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder, safetensors_dtype
+from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml
 from quantyard.gate.budgets import load_budgets
-from quantyard.hub.model_card import card_of_gguf, card_of_readme
+from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
 from quantyard.protocol.builder import Reference
@@ -118,8 +118,8 @@ def test_gguf_headers(tmp_path: Path) -> None:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        header = read_model(path)
-        card_of_gguf(header.metadata, path)
+        header = read_gguf_model(path)
+        hub_card_of_gguf(header.metadata, path)
         assert all(tensor.offset + tensor.size_bytes <= len(data) for tensor in header.tensors)
 
     fuzz("gguf", [SMALL], rounds(sample=600, whole=20_000), read, GgufError, FileNotFoundError)
@@ -140,9 +140,9 @@ def _json(value: object) -> bytes:
 def test_safetensors_headers(tmp_path: Path) -> None:
     def read(data: bytes) -> None:
         (tmp_path / "model.safetensors").write_bytes(data)
-        files = read_folder(tmp_path)
-        source_dtype(files)
-        find_nonfinite(files)
+        files = read_safetensors_folder(tmp_path)
+        safetensors_dtype(files)
+        find_nonfinite_tensors(files)
 
     fuzz("safetensors", _safetensors(), rounds(sample=600, whole=20_000), read, SafetensorsError)
 
@@ -153,7 +153,7 @@ def test_an_index_of_safetensors(tmp_path: Path) -> None:
 
     def read(data: bytes) -> None:
         (tmp_path / "model.safetensors.index.json").write_bytes(data)
-        read_folder(tmp_path)
+        read_safetensors_folder(tmp_path)
 
     fuzz("index", [_json(index)], rounds(sample=500, whole=10_000), read, SafetensorsError)
 
@@ -166,7 +166,7 @@ def test_adapter_configurations(tmp_path: Path) -> None:
 
     def read(data: bytes) -> None:
         (tmp_path / "adapter_config.json").write_bytes(data)
-        read_adapter_config(tmp_path)
+        read_lora_config(tmp_path)
 
     fuzz("adapter", [_json(config)], rounds(sample=500, whole=10_000), read, StageFailure)
 
@@ -202,8 +202,8 @@ def _yaml_files() -> list[bytes]:
 
 def test_yaml() -> None:
     def read(data: bytes) -> None:
-        json.dumps(load_plain(data), allow_nan=False)
-        load_plain(data, typed=False)
+        json.dumps(load_strict_yaml(data), allow_nan=False)
+        load_strict_yaml(data, typed=False)
 
     small = [data for data in _yaml_files() if len(data) < 3000]
     fuzz("yaml", small, rounds(sample=250, whole=5000), read, YamlProblem)
@@ -232,7 +232,7 @@ def test_model_cards() -> None:
 
     def read(data: bytes) -> None:
         text = data.decode(errors="replace")
-        card_of_readme(text)
+        hub_card_of_readme(text)
         _metadata_of(text)
 
     fuzz("card", [card], rounds(sample=500, whole=10_000), read)

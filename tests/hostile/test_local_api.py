@@ -19,7 +19,7 @@ import pytest
 
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.api_tests import bindings_config
-from server.api_checks.launch import Answer, Wire, free_port
+from server.api_checks.launch import Answer, Wire, free_loopback_port
 from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, ORDINARY, TEXT, Case
 from tests.hostile.sampling import sampled
 from tests.tiny_gguf import write_tiny
@@ -71,7 +71,7 @@ def _python() -> str:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     python, folder = _python(), tmp_path_factory.mktemp("served")
     model = write_tiny(None, folder / "tiny.gguf", n_layers=1)
-    port = free_port()
+    port = free_loopback_port()
     config = folder / "server.json"
     config.write_text(json.dumps(bindings_config([model], port, KEY, n_ctx=2048, threads=1, verbose=False)))
     log = folder / "server.log"

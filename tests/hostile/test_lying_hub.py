@@ -21,12 +21,12 @@ import pytest
 
 from quantyard.cli import main
 from quantyard.errors import HubError, QuantyardError
-from quantyard.hub.client import HubAccess, read_config, resolve, tensor_shapes, whoami
-from quantyard.hub.download import download_release
+from quantyard.hub.client import HubAccess, hub_tensor_shapes, hub_whoami, read_hub_config, resolve_hub_repo
+from quantyard.hub.download import download_hub_release
 from quantyard.network import bounded_http
-from quantyard.network.bounded_http import Bounds
-from quantyard.publish.files import PublishedFile, made
-from quantyard.publish.hub.commit import HubTarget, preview, publish, read_published
+from quantyard.network.bounded_http import HttpBounds
+from quantyard.publish.files import PublishedFile, made_release_file
+from quantyard.publish.hub.commit import HubTarget, preview_hub_publication, publish_to_hub, read_published_file
 from tests import hub_server
 from tests.hostile import liar
 from tests.hostile.liar import QUICK, SOON_S, Lie, error_of, says
@@ -169,20 +169,20 @@ def test_there_are_enough_lies() -> None:
 @pytest.mark.parametrize("lie", sampled(OF_MODEL, 25), ids=str)
 def test_a_false_word_about_a_model_is_refused(stage: Stage, lie: Lie) -> None:
     stage.tell(INFO, lie)
-    by_the_hub(stage, lambda: resolve(stage.access(), REPO), may_pass=lie.is_harmless)
+    by_the_hub(stage, lambda: resolve_hub_repo(stage.access(), REPO), may_pass=lie.is_harmless)
 
 
 @pytest.mark.parametrize("lie", sampled(ANY, 30), ids=str)
 def test_whatever_a_hub_answers_a_plan_ends_soon_and_by_its_name(stage: Stage, lie: Lie) -> None:
     stage.tell(INFO, lie)
-    by_the_hub(stage, lambda: resolve(stage.access(), REPO))
+    by_the_hub(stage, lambda: resolve_hub_repo(stage.access(), REPO))
 
 
 @pytest.mark.parametrize("lie", sampled([*ANY, *OF_MODEL], 12), ids=str)
 def test_a_plan_does_without_a_configuration_and_headers_that_lie(stage: Stage, lie: Lie) -> None:
-    repo = resolve(stage.access(), REPO)
+    repo = resolve_hub_repo(stage.access(), REPO)
     begun = time.monotonic()
-    for where, ask in ((r".*/config\.json", read_config), (r".*/model\.safetensors", tensor_shapes)):
+    for where, ask in ((r".*/config\.json", read_hub_config), (r".*/model\.safetensors", hub_tensor_shapes)):
         stage.tell(where, lie)
         ask(stage.access(), repo)
     assert time.monotonic() - begun < 2 * SOON_S
@@ -211,9 +211,9 @@ def test_the_command_line_ends_with_code_4_and_without_a_traceback(
 ])  # fmt: skip
 def test_shapes_that_cannot_be_are_none(stage: Stage, header: Any) -> None:
     text = json.dumps(header).encode()
-    repo = resolve(stage.access(), REPO)
+    repo = resolve_hub_repo(stage.access(), REPO)
     stage.tell(r".*/model\.safetensors", says("header", len(text).to_bytes(8, "little") + text))
-    assert tensor_shapes(stage.access(), repo) is None
+    assert hub_tensor_shapes(stage.access(), repo) is None
 
 
 @pytest.mark.parametrize("lie", sampled([
@@ -221,7 +221,7 @@ def test_shapes_that_cannot_be_are_none(stage: Stage, header: Any) -> None:
 ], 10), ids=str)  # fmt: skip
 def test_who_one_is_is_not_believed_in_any_form(stage: Stage, lie: Lie) -> None:
     stage.tell("/api/whoami-v2", lie)
-    by_the_hub(stage, lambda: whoami(stage.access()))
+    by_the_hub(stage, lambda: hub_whoami(stage.access()))
 
 
 @pytest.mark.parametrize("refs", [
@@ -230,7 +230,7 @@ def test_who_one_is_is_not_believed_in_any_form(stage: Stage, lie: Lie) -> None:
 ])  # fmt: skip
 def test_branches_that_lie_are_not_offered(stage: Stage, refs: Any) -> None:
     stage.tell(f"/api/models/{REPO}/refs", says("refs", refs))
-    error = refused(stage, lambda: resolve(stage.access(), f"{REPO}", "mian"))
+    error = refused(stage, lambda: resolve_hub_repo(stage.access(), f"{REPO}", "mian"))
     assert error and "rm -rf" not in f"{error.message} {error.hint}"
     assert error.hint.endswith(f"make build MODEL={REPO}@main")
 
@@ -238,7 +238,8 @@ def test_branches_that_lie_are_not_offered(stage: Stage, refs: Any) -> None:
 # ---- Lies to who publishes and downloads -------------------------------------------------------------------------
 
 FILES: tuple[PublishedFile, ...] = (
-    made("README.md", "---\nlicense: mit\n---\n# Name\n"), made("name-Q4_K_M.gguf", b"GGUF\0" + b"x" * 50_000),
+    made_release_file("README.md", "---\nlicense: mit\n---\n# Name\n"),
+    made_release_file("name-Q4_K_M.gguf", b"GGUF\0" + b"x" * 50_000),
 )  # fmt: skip
 BATCH = rf"/{MINE}\.git/info/lfs/objects/batch"
 _SHA256, _SIZE = FILES[1].sha256, FILES[1].size_bytes
@@ -283,7 +284,7 @@ def _publish(stage: Stage, *, is_new: bool = False, offer: bool = False) -> obje
     if is_new:
         stage.hub.repos.pop(MINE, None)
     target = HubTarget(MINE, pull_request=offer)
-    return publish(stage.access(), target, FILES, "Publish name", lambda *_: None)
+    return publish_to_hub(stage.access(), target, FILES, "Publish name", lambda *_: None)
 
 
 @pytest.mark.parametrize(("where", "lie"), sampled(TOLD, 14), ids=str)
@@ -313,7 +314,7 @@ def test_the_token_is_not_sent_where_a_redirect_leads(stage: Stage) -> None:
     with _elsewhere(seen) as address:
         moved = liar.ok(f"Location: {address}/", "Content-Length: 0", status="302 Found")
         stage.tell(INFO, liar.raw("elsewhere", moved))
-        refused(stage, lambda: resolve(stage.access(), REPO))
+        refused(stage, lambda: resolve_hub_repo(stage.access(), REPO))
     assert seen == [""]
 
 
@@ -325,7 +326,7 @@ def test_a_token_that_the_hub_says_back_is_not_shown(stage: Stage, path: str) ->
             says("back", {token: 1, "id": token, "name": token})]  # fmt: skip
     for lie in lies:
         stage.tell(path, lie)
-        refused(stage, lambda: resolve(stage.access(), REPO) if path == INFO else whoami(stage.access()))
+        refused(stage, lambda: resolve_hub_repo(stage.access(), REPO) if path == INFO else hub_whoami(stage.access()))
 
 
 @pytest.mark.parametrize("page", [
@@ -358,10 +359,12 @@ def test_an_old_file_of_another_size_is_not_read_back(stage: Stage) -> None:
 def test_previews_and_what_is_published_end_soon(stage: Stage, lie: Lie) -> None:
     target = HubTarget(MINE)
     stage.tell(rf"/api/models/{MINE}/revision/.*", lie)
-    refused(stage, lambda: preview(stage.access(), target, FILES), may_pass=True)  # it says "unknown" then
-    refused(stage, lambda: read_published(stage.access(), target, "README.md", 1000), may_pass=True)
+    refused(
+        stage, lambda: preview_hub_publication(stage.access(), target, FILES), may_pass=True
+    )  # it says "unknown" then
+    refused(stage, lambda: read_published_file(stage.access(), target, "README.md", 1000), may_pass=True)
     stage.tell(r".*/resolve/.*", lie)
-    refused(stage, lambda: read_published(stage.access(), target, "README.md", 1000), may_pass=True)
+    refused(stage, lambda: read_published_file(stage.access(), target, "README.md", 1000), may_pass=True)
 
 
 @pytest.mark.parametrize(("where", "lie"), sampled(
@@ -372,7 +375,7 @@ def test_a_release_is_not_downloaded_from_a_liar(stage: Stage, tmp_path: Path, w
     names = [entry.path for record in manifest.quants.values() for entry in record.files]
     stage.hub.add_repo(MINE, {"manifest.json": manifest.model_dump_json().encode(), **dict.fromkeys(names, b"x" * 999)})
     stage.tell(where, lie)
-    error = refused(stage, lambda: download_release(stage.access(), MINE, tmp_path / "to"))
+    error = refused(stage, lambda: download_hub_release(stage.access(), MINE, tmp_path / "to"))
     assert error and error.code in (2, 4)  # 2: what is no manifest was not published by us
     there = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert all(name.removesuffix(".part") in {"README.md", "manifest.json", *names} for name in there)
@@ -389,35 +392,35 @@ def test_a_release_is_not_downloaded_from_a_liar(stage: Stage, tmp_path: Path, w
 def test_no_answer_takes_much_memory_with_the_products_own_bounds(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, lie: Lie
 ) -> None:
-    monkeypatch.setattr(bounded_http, "BOUNDS", Bounds())
+    monkeypatch.setattr(bounded_http, "BOUNDS", HttpBounds())
     stage.tell(INFO, lie)
     tracemalloc.start()
     try:
         with pytest.raises(HubError):
-            resolve(stage.access(), REPO)
+            resolve_hub_repo(stage.access(), REPO)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 10 * Bounds().answer_bytes
+    assert peak < 10 * HttpBounds().answer_bytes
 
 
 def test_a_deadline_moves_on_with_the_bytes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is large and slow is read; one that is small and slow is not."""
     body = json.dumps(model_info(stage.hub.repos[REPO])).encode().ljust(400_000)
     pieces = [body[at : at + 20_000] for at in range(0, len(body), 20_000)]
-    monkeypatch.setattr(bounded_http, "BOUNDS", Bounds(answer_s=0.3, bytes_per_s=200_000))
+    monkeypatch.setattr(bounded_http, "BOUNDS", HttpBounds(answer_s=0.3, bytes_per_s=200_000))
     stage.tell(INFO, liar.sends("slow", liar.ok(), lambda: iter(pieces), 0.05))
-    assert resolve(stage.access(), REPO).repo_id == REPO
-    monkeypatch.setattr(bounded_http, "BOUNDS", Bounds(answer_s=0.3, bytes_per_s=10_000_000))
-    by_the_hub(stage, lambda: resolve(stage.access(), REPO))
+    assert resolve_hub_repo(stage.access(), REPO).repo_id == REPO
+    monkeypatch.setattr(bounded_http, "BOUNDS", HttpBounds(answer_s=0.3, bytes_per_s=10_000_000))
+    by_the_hub(stage, lambda: resolve_hub_repo(stage.access(), REPO))
 
 
 def test_every_page_of_a_list_is_at_the_same_host_and_there_is_a_last_one(stage: Stage) -> None:
     from huggingface_hub import HfApi
 
-    from quantyard.network.hub_client import use_bounded_client
+    from quantyard.network.hub_client import use_bounded_hub_client
 
-    use_bounded_client()
+    use_bounded_hub_client()
     api = HfApi(endpoint=stage.hub.endpoint, token=stage.hub.writer)
     seen: list[str] = []
     page = [{"type": "file", "path": "a", "size": 1, "oid": "a" * 40}]
@@ -471,11 +474,11 @@ def test_answers_changed_at_random_never_end_in_an_error_that_is_not_ours(
     release = {"manifest.json": manifest_of().model_dump_json().encode(), "README.md": b"# a"}
     stage.hub.add_repo("org/release", release)
     calls: tuple[Callable[[], object], ...] = (
-        lambda: resolve(stage.access(), REPO), lambda: resolve(stage.access(), REPO, "mian"),
-        lambda: whoami(stage.access()),
+        lambda: resolve_hub_repo(stage.access(), REPO), lambda: resolve_hub_repo(stage.access(), REPO, "mian"),
+        lambda: hub_whoami(stage.access()),
         lambda: _publish(stage, is_new=True), lambda: _publish(stage), lambda: _publish(stage, offer=True),
-        lambda: download_release(stage.access(), "org/release", tmp_path),
-        lambda: preview(stage.access(), HubTarget(MINE), FILES),
+        lambda: download_hub_release(stage.access(), "org/release", tmp_path),
+        lambda: preview_hub_publication(stage.access(), HubTarget(MINE), FILES),
     )  # fmt: skip
     for call in calls:
         error = refused(stage, call, may_pass=True)

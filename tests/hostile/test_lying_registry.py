@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from quantyard.network import bounded_http
-from quantyard.network.bounded_http import Bounds
-from quantyard.publish.files import kept, made
+from quantyard.network.bounded_http import HttpBounds
+from quantyard.publish.files import kept_release_file, made_release_file
 from quantyard.publish.registry import client as oci_registry
 from quantyard.publish.registry import upload as oci_upload
-from quantyard.publish.registry.artifact import OciModel, OciReference, push
+from quantyard.publish.registry.artifact import OciModel, OciReference, push_oci_model
 from quantyard.publish.registry.errors import OciError, RegistryRefused
-from quantyard.publish.registry.login import Credentials
+from quantyard.publish.registry.login import RegistryCredentials
 from tests.hostile import liar
 from tests.hostile.liar import QUICK, Lie, error_of, says
 from tests.hostile.sampling import rounds, sampled
@@ -33,7 +33,7 @@ from tests.unit.oci_server import SECRET, TOKEN, USER, Fault, OciServer
 from tests.unit.oci_server import oci_server as running
 
 CONTENT = "".join(f"{number:07}\n" for number in range(8_192))  # 64 KiB
-ME = Credentials(USER, SECRET)
+ME = RegistryCredentials(USER, SECRET)
 UPLOADS = "/blobs/uploads/"
 
 
@@ -48,8 +48,8 @@ class Yard:
     def tell(self, method: str, where: str, lie: Lie) -> None:
         self.lies.append((method, where, lie))
 
-    def push(self, who: Credentials | None = ME) -> str:
-        return push(OciReference(self.server.address, "team/name"), self.model, who, lambda *_: None)
+    def push(self, who: RegistryCredentials | None = ME) -> str:
+        return push_oci_model(OciReference(self.server.address, "team/name"), self.model, who, lambda *_: None)
 
 
 @pytest.fixture
@@ -61,9 +61,11 @@ def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     monkeypatch.setattr(bounded_http, "BOUNDS", QUICK)
     path = tmp_path / "model.gguf"
     path.write_text(CONTENT)
-    gguf = kept("Lagoon-Q4_K_M.gguf", path, sha256_of(CONTENT))
+    gguf = kept_release_file("Lagoon-Q4_K_M.gguf", path, sha256_of(CONTENT))
     created = datetime(2026, 11, 20, 12, tzinfo=UTC)
-    model = OciModel("Q4_K_M", (gguf,), (made("LICENSE", "yours"),), "llama", 135_000_000, created, {"k": "v"})
+    model = OciModel(
+        "Q4_K_M", (gguf,), (made_release_file("LICENSE", "yours"),), "llama", 135_000_000, created, {"k": "v"}
+    )
     handle = oci_server._Handler.handle_any
     with running(auth="bearer") as server:
         yard = Yard(server, model)
@@ -82,7 +84,7 @@ def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
         yield yard
 
 
-def refused(yard: Yard, *, may_pass: bool = False, who: Credentials | None = ME) -> OciError | None:
+def refused(yard: Yard, *, may_pass: bool = False, who: RegistryCredentials | None = ME) -> OciError | None:
     """The error of ours that a push ends with: soon, short, and without the login."""
     seen = error_of(lambda: yard.push(who), OciError, may_pass=may_pass)
     if seen is None:
@@ -144,8 +146,8 @@ def test_a_realm_that_cannot_be_trusted_gets_nothing(yard: Yard, challenge: str)
     assert not [path for _, path, _ in yard.server.log if path.startswith("/token")]
 
 
-@pytest.mark.parametrize("login", [ME, Credentials(identity_token=TOKEN)])
-def test_the_login_goes_to_no_other_host(yard: Yard, login: Credentials) -> None:
+@pytest.mark.parametrize("login", [ME, RegistryCredentials(identity_token=TOKEN)])
+def test_the_login_goes_to_no_other_host(yard: Yard, login: RegistryCredentials) -> None:
     seen: list[str] = []
     with _elsewhere(seen) as address:
         yard.tell("GET", "/v2/$", says("who", {}, 401, WWW_Authenticate=f'Bearer realm="{address}/t",service="r"'))
@@ -223,7 +225,7 @@ def test_a_login_that_the_registry_says_back_is_not_shown(yard: Yard) -> None:
 def test_no_answer_takes_much_memory_with_the_products_own_bounds(
     yard: Yard, monkeypatch: pytest.MonkeyPatch, lie: Lie
 ) -> None:
-    monkeypatch.setattr(bounded_http, "BOUNDS", Bounds())
+    monkeypatch.setattr(bounded_http, "BOUNDS", HttpBounds())
     yard.tell("GET", "/token$", lie)
     tracemalloc.start()
     try:
@@ -232,7 +234,7 @@ def test_no_answer_takes_much_memory_with_the_products_own_bounds(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 10 * Bounds().answer_bytes
+    assert peak < 10 * HttpBounds().answer_bytes
 
 
 @pytest.mark.parametrize("seed", range(rounds(sample=8, whole=200)))
@@ -246,4 +248,4 @@ def test_headers_and_bodies_changed_at_random_never_end_in_an_error_that_is_not_
         clean = {name: value for name, value in headers.items() if "\n" not in value and "\r" not in value}
         body = mutated({"token": "t", "errors": [{"code": "A", "message": "b"}]}, rng)
         yard.tell(method, where, says("odd", body, rng.choice((200, 201, 202, 204, 307, 401, 404, 429, 500)), **clean))
-    refused(yard, may_pass=True, who=rng.choice((ME, None, Credentials(identity_token=TOKEN))))
+    refused(yard, may_pass=True, who=rng.choice((ME, None, RegistryCredentials(identity_token=TOKEN))))

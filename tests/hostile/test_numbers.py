@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from quantyard.cli.render.build import built_text
 from quantyard.errors import ResultRefused
-from quantyard.formats.finite_json import dumps, only_finite
+from quantyard.formats.finite_json import dump_finite_json, only_finite_json
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord
 from quantyard.protocol.base import StageResult
@@ -50,7 +50,7 @@ def test_no_record_takes_a_number_that_is_none(record: Callable[[float], object]
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, [math.nan], {"a": {"b": [1, -math.inf]}}])
 def test_none_is_written_as_json_either(value: Any) -> None:
-    for write in (dumps, only_finite):
+    for write in (dump_finite_json, only_finite_json):
         with pytest.raises(ValueError, match=r"float|finite"):
             write(value)
 
@@ -58,7 +58,7 @@ def test_none_is_written_as_json_either(value: Any) -> None:
 @pytest.mark.parametrize("value", [2**64, -(2**70), 10**400, 1e101, {"a": [[[1e300]]]}])
 def test_nor_is_one_that_would_not_survive_a_sum(value: Any) -> None:
     with pytest.raises(ValueError, match=r"64 bits|beyond"):
-        only_finite(value)
+        only_finite_json(value)
 
 
 def _verifies(facts: dict[str, Any]) -> Behaviour:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.faults import ours_of
+from quantyard.cli.faults import quantyard_error_of
 from quantyard.engines.local import LocalEngine
 from quantyard.errors import EngineError
 from quantyard.paths import REPO_DIR
@@ -196,7 +196,7 @@ FAULTS = {
 @pytest.mark.parametrize(("number", "code"), FAULTS.items(), ids=[errno.errorcode[n] for n in FAULTS])
 def test_a_fault_of_the_machine_or_a_path_says_so(number: int, code: int) -> None:
     error = OSError(number, os.strerror(number), f"/place/{'n' * 5000}\x1b")
-    found = ours_of(error)
+    found = quantyard_error_of(error)
     assert found.code == code and found.hint and not found.detail
     assert "/place/nnn" in found.message and len(found.message) < 500 and "\x1b" not in found.message
 
@@ -204,10 +204,10 @@ def test_a_fault_of_the_machine_or_a_path_says_so(number: int, code: int) -> Non
 def test_a_fault_that_led_to_another_error_counts_and_our_own_bug_stays_ours() -> None:
     later = ValueError("while writing")
     later.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    assert ours_of(later).code == 5
-    assert ours_of(MemoryError()).code == 5
+    assert quantyard_error_of(later).code == 5
+    assert quantyard_error_of(MemoryError()).code == 5
     for bug in (KeyError("x"), RecursionError(), OSError(errno.EBADF, "Bad file descriptor")):
-        assert ours_of(bug).code == 70 and "report it" in ours_of(bug).hint
+        assert quantyard_error_of(bug).code == 70 and "report it" in quantyard_error_of(bug).hint
 
 
 def _process(command: str, **environment: str) -> subprocess.CompletedProcess[str]:

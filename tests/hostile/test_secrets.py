@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.request import read_request
-from quantyard.engines.secrets import clear_leftovers, open_proxies, secrets_line
+from quantyard.cli.request import read_command_request
+from quantyard.engines.secrets import remove_leftover_secrets, stage_proxies, stage_secrets_line
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.plan.stages import STAGES
@@ -132,9 +132,9 @@ def test_a_download_that_ends_has_used_the_token_and_leaves_it_nowhere(hub: HubS
 def test_a_stage_is_told_what_it_needs_and_no_more(name: str) -> None:
     row = STAGES[name]
     around = RunEnvironment(REPO_DIR, WORD, {"HTTPS_PROXY": PROXY, "http_proxy": "http://open:1", "NO_PROXY": "x"})
-    told = json.loads(secrets_line(StageSpec(name, row, None, {}, ""), around))  # type: ignore[arg-type]
+    told = json.loads(stage_secrets_line(StageSpec(name, row, None, {}, ""), around))  # type: ignore[arg-type]
     assert set(told) == {*row.secrets, *(["HTTPS_PROXY"] if row.network else [])}
-    assert set(open_proxies(around)) == {"http_proxy", "NO_PROXY"}
+    assert set(stage_proxies(around)) == {"http_proxy", "NO_PROXY"}
 
 
 def test_what_an_earlier_version_left_when_it_was_killed_is_removed(
@@ -150,7 +150,7 @@ def test_what_an_earlier_version_left_when_it_was_killed_is_removed(
         if "young" not in name:
             os.utime(folder, (0, 0))
     (tmp_path / "quantyard-link").symlink_to(tmp_path / "else-old")
-    clear_leftovers()
+    remove_leftover_secrets()
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "quantyard-link"}
 
 
@@ -181,7 +181,7 @@ def test_a_password_or_a_broken_secret_in_a_setting_is_refused_and_not_repeated(
     tmp_path: Path, name: str, value: str
 ) -> None:
     with pytest.raises(BadRequest) as caught:
-        read_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HF_HOME": str(tmp_path), name: value})
+        read_command_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HF_HOME": str(tmp_path), name: value})
     said = caught.value
     assert WORD not in said.message + said.hint + said.detail and said.code == 2
     assert any(word in said.message for word in (name, "HF_ENDPOINT"))
@@ -191,17 +191,17 @@ def test_a_password_or_a_broken_secret_in_a_setting_is_refused_and_not_repeated(
 def test_a_stored_token_that_is_none_is_refused_and_not_repeated(tmp_path: Path, value: str) -> None:
     (tmp_path / "token").write_text(value)
     with pytest.raises(BadRequest) as caught:
-        read_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HF_HOME": str(tmp_path)})
+        read_command_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HF_HOME": str(tmp_path)})
     assert WORD not in str(caught.value) + caught.value.hint
 
 
 def test_a_password_is_no_option_of_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="every user of this machine sees it"):
-        read_request(_nothing_typed(HTTPS_PROXY=PROXY), {"ARTIFACTS": str(tmp_path)})
+        read_command_request(_nothing_typed(HTTPS_PROXY=PROXY), {"ARTIFACTS": str(tmp_path)})
 
 
 def test_a_proxy_may_have_a_password_that_no_description_of_the_request_holds(tmp_path: Path) -> None:
-    asked = read_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HTTPS_PROXY": PROXY, "HF_TOKEN": WORD})
+    asked = read_command_request(_nothing_typed(), {"ARTIFACTS": str(tmp_path), "HTTPS_PROXY": PROXY, "HF_TOKEN": WORD})
     assert asked.environment.proxies == {"HTTPS_PROXY": PROXY}
     assert WORD not in f"{asked!r} {asked} {asked.environment!r} {asked.images!r}"
 

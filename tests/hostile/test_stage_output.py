@@ -15,16 +15,16 @@ import pytest
 from quantyard.engines import Engine
 from quantyard.engines.lines import MAX_LINE_BYTES, Lines
 from quantyard.engines.local import LocalEngine
-from quantyard.engines.stage_io import Listener
+from quantyard.engines.stage_io import StageListener
 from quantyard.errors import QuantyardError, ResultRefused
-from quantyard.protocol.allowed_outputs import named
+from quantyard.protocol.allowed_outputs import allowed_named_files
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult
 from quantyard.protocol.builder import DequantizeRequest
-from quantyard.protocol.stage_result import parse_result
+from quantyard.protocol.stage_result import parse_stage_result
 from quantyard.requests import RunEnvironment
 from quantyard.store.artifact import ModelId
 from quantyard.store.stages import ModelStore
-from quantyard.store.visible_files import copy_outputs
+from quantyard.store.visible_files import copy_stored_outputs
 from tests.hostile.lies import Attack, names
 from tests.hostile.sampling import rounds, sampled
 
@@ -111,7 +111,7 @@ def test_a_result_of_chance_is_taken_whole_or_refused(tmp_path: Path) -> None:
         text = json.dumps(_changed(HONEST, chance)).encode()
         text = _damaged(text, chance) if number % 2 else text
         try:
-            result = parse_result(text)
+            result = parse_stage_result(text)
         except ValueError as error:
             longest = max(longest, len(str(error)))
             continue
@@ -119,7 +119,7 @@ def test_a_result_of_chance_is_taken_whole_or_refused(tmp_path: Path) -> None:
         (space.out_dir / "files").mkdir()
         (space.out_dir / "files" / "config.json").write_text("{}")
         try:
-            finished = store.finish("dequantize", "0" * 64, space, result, named("config.json")(None))
+            finished = store.finish("dequantize", "0" * 64, space, result, allowed_named_files("config.json")(None))
         except ResultRefused:
             continue
         taken += 1
@@ -155,7 +155,7 @@ def test_a_line_that_is_cut_off_has_its_beginning_and_the_next_is_whole() -> Non
 def test_progress_that_no_stage_of_ours_prints_is_a_line_like_any_other(changes: dict[str, Any]) -> None:
     sys.set_int_max_str_digits(0)
     told: list[Progress] = []
-    listener = Listener("dequantize", told.append)
+    listener = StageListener("dequantize", told.append)
     line = {"event": "progress", "stage": "dequantize", "done": 1, "total": 2, "unit": "bytes"}
     listener.on_stdout(json.dumps(line | changes))
     assert told == [] and "progress" in listener.tail + "progress"
@@ -252,7 +252,9 @@ def _finished(store: ModelStore, content: str = "{}") -> Path:
     (space.out_dir / "files" / "sub" / "x").write_text(content)
     outputs = tuple(FileEntry(path=path, size_bytes=len(content)) for path in ("config.json", "sub/x"))
     result = StageResult(stage="dequantize", exit_code=ExitCode.DONE, outputs=outputs)
-    return store.finish("dequantize", "2" * 64, space, result, named("config.json", "sub/x")(None)).artifact.folder
+    return store.finish(
+        "dequantize", "2" * 64, space, result, allowed_named_files("config.json", "sub/x")(None)
+    ).artifact.folder
 
 
 def test_a_link_in_a_finished_stage_is_neither_counted_nor_published(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_link_in_a_finished_stage_is_neither_counted_nor_published(tmp_path: P
     (files / "sub").symlink_to(tmp_path / "host")
     assert store.finished("dequantize", "2" * 64) is None and "link" in store.changed[0]
     with pytest.raises((QuantyardError, ValueError)):
-        copy_outputs(found.artifact, store.folder / "eval")
+        copy_stored_outputs(found.artifact, store.folder / "eval")
     assert not (store.folder / "eval").exists()
 
 

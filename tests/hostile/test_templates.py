@@ -17,11 +17,11 @@ import pytest
 
 from builder.calibrate import _our_text
 from builder.convert import _ask_tokenizer
-from quantyard.engines.docker import connect
+from quantyard.engines.docker import connect_docker
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Stage, StageFailure
-from quantyard.sandbox.bounded_process import Budget, OverLimit, Worker
+from quantyard.sandbox.bounded_process import OverLimit, SandboxBudget, SandboxWorker
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
 from tests.conftest import run
 from tests.gguf_files import TensorSpec, Value, gguf
@@ -126,7 +126,7 @@ def test_a_template_longer_than_any_real_one_is_not_even_read() -> None:
 def test_many_conversations_that_each_take_long_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 10_000, 5))
     monkeypatch.setattr("quantyard.sandbox.bounded_process.time", SimpleNamespace(monotonic=lambda: next(now)))
-    budget = Budget()
+    budget = SandboxBudget()
     for _ in range(12):
         with budget.one_more():
             pass
@@ -139,7 +139,7 @@ def test_many_conversations_that_each_take_long_are_too_many(monkeypatch: pytest
     ["import sys; sys.exit(3)", "print('no JSON')", "import os; os.kill(0, 9)", "input(); print('1' * 40000000)"],
 )
 def test_a_worker_that_does_not_answer_is_an_answer(code: str) -> None:
-    worker = Worker(["/usr/bin/env", "setsid", sys.executable, "-c", code])
+    worker = SandboxWorker(["/usr/bin/env", "setsid", sys.executable, "-c", code])
     with pytest.raises(OverLimit):
         worker.ask({})
     worker.close()
@@ -265,7 +265,7 @@ OF_GGUFS: dict[str, tuple[dict[str, Value], str]] = {
 @pytest.fixture(scope="module")
 def verify_of(builder_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """Runs the stage `verify` on a GGUF in the builder image, as the engine does; returns result.json."""
-    client = connect()
+    client = connect_docker()
 
     def verify(metadata: dict[str, Value]) -> dict[str, object]:
         folder = tmp_path_factory.mktemp("verify")

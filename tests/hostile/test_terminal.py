@@ -298,7 +298,7 @@ RENDERED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", sampled(list(RENDERED), 4))
-@pytest.mark.parametrize("console", [output.people, output.data])
+@pytest.mark.parametrize("console", [output.stderr_console, output.stdout_console])
 def test_nothing_gets_past_the_consoles_whatever_it_comes_in(
     name: str, console: Callable[[], Console], shown: str
 ) -> None:
@@ -313,7 +313,7 @@ def test_nothing_gets_past_the_consoles_whatever_it_comes_in(
 @pytest.mark.parametrize("kind", [LineReporter, LiveReporter])
 def test_bars_and_lines_of_a_running_stage_carry_none(kind: type[LineReporter | LiveReporter], shown: str) -> None:
     err = io.StringIO()
-    with redirect_stderr(err), kind(output.people()) as reporter:
+    with redirect_stderr(err), kind(output.stderr_console()) as reporter:
         reporter.begin(WORDS, 1, 3)
         reporter.progress(WORDS, Progress(stage=WORDS, done=1, total=2, unit="bytes"))
         reporter.note(WORDS)
@@ -385,5 +385,7 @@ def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
 
 
 def test_every_command_prints_through_the_border() -> None:
-    assert isinstance(output.people(), output.BorderConsole) and isinstance(output.data(), output.BorderConsole)
-    assert isinstance(parser.build_parser(), parser._Parser)
+    assert isinstance(output.stderr_console(), output.SafeConsole) and isinstance(
+        output.stdout_console(), output.SafeConsole
+    )
+    assert isinstance(parser.command_line_parser(), parser._Parser)

@@ -14,11 +14,11 @@ import pytest
 
 from quantyard.card.check import _metadata_of
 from quantyard.errors import BadRequest
-from quantyard.formats.strict_yaml import YamlProblem, load_plain
+from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml
 from quantyard.gate.budgets import load_budgets
-from quantyard.hub.model_card import card_of_readme
+from quantyard.hub.model_card import hub_card_of_readme
 from quantyard.paths import REPO_DIR
-from quantyard.plan.local_tasks import are_all_local
+from quantyard.plan.local_tasks import are_local_tasks
 from quantyard.plan.suites import find_suite
 from quantyard.quants.recipe_files import read_recipe
 from tests.hostile.sampling import sampled
@@ -68,7 +68,7 @@ def _read_suite(path: Path) -> object:
 
 
 def _read_tasks(path: Path) -> object:
-    return are_all_local(path.parent, ["mine"])
+    return are_local_tasks(path.parent, ["mine"])
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -110,7 +110,7 @@ def test_a_repeated_key_is_refused_with_file_line_and_key_in_every_kind_of_yaml(
 def test_a_model_card_that_means_harm_says_nothing_and_stops_nothing(case: str) -> None:
     text = f"---\nlicense: mit\n{REFUSED[case][0]}\n---\n# Model\n".encode(errors="replace").decode()
     started = time.monotonic()
-    licence, _ = card_of_readme(text)
+    licence, _ = hub_card_of_readme(text)
     assert licence in (None, "mit")
     _metadata_of(text)
     assert time.monotonic() - started < SECONDS
@@ -119,13 +119,15 @@ def test_a_model_card_that_means_harm_says_nothing_and_stops_nothing(case: str) 
 @pytest.mark.parametrize("text", ["---\n" + "\n" * 400_000, "-" * 400_000, "\n---" * 100_000, "---\n" + "-x\n" * 9000])
 def test_finding_the_front_matter_takes_no_time(text: str) -> None:
     started = time.monotonic()
-    card_of_readme(text)
+    hub_card_of_readme(text)
     _metadata_of(text)
     assert time.monotonic() - started < SECONDS
 
 
 def test_dates_and_times_of_day_stay_texts() -> None:
-    found = load_plain("{a: 2001-01-01, b: 2001-02-30, c: 1:30, d: 190:20:30.15, e: 2001-12-14t21:59:43.10-05:00}")
+    found = load_strict_yaml(
+        "{a: 2001-01-01, b: 2001-02-30, c: 1:30, d: 190:20:30.15, e: 2001-12-14t21:59:43.10-05:00}"
+    )
     assert found == {
         "a": "2001-01-01", "b": "2001-02-30", "c": "1:30", "d": "190:20:30.15", "e": "2001-12-14t21:59:43.10-05:00",
     }  # fmt: skip
@@ -133,7 +135,7 @@ def test_dates_and_times_of_day_stay_texts() -> None:
 
 def test_plain_values_are_read_as_yaml_has_them() -> None:
     text = "{a: 1, b: -2.5, c: true, d: no, e: ~, f: '1', g: [], h: 1_000, i: 0x10, j: .5, k: text, l: }"
-    assert load_plain(text) == {
+    assert load_strict_yaml(text) == {
         "a": 1, "b": -2.5, "c": True, "d": False, "e": None, "f": "1", "g": [], "h": 1000, "i": 16, "j": 0.5,
         "k": "text", "l": None,
     }  # fmt: skip
@@ -142,9 +144,9 @@ def test_plain_values_are_read_as_yaml_has_them() -> None:
 def test_the_largest_file_that_is_allowed_takes_little_memory() -> None:
     """In a process of its own, where 300 MB are all there is."""
     code = (
-        "import resource; from quantyard.formats.strict_yaml import load_plain\n"
+        "import resource; from quantyard.formats.strict_yaml import load_strict_yaml\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (300 << 20,) * 2)\n"
-        "assert len(load_plain('[' + '1, ' * 19000 + ']')) == 19000"
+        "assert len(load_strict_yaml('[' + '1, ' * 19000 + ']')) == 19000"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO_DIR, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -188,7 +190,7 @@ def test_tasks_that_include_or_hold_each_other_without_end_are_refused(
     folder = _folder(tmp_path / "tasks", files)
     started = time.monotonic()
     with pytest.raises(BadRequest) as caught:
-        are_all_local(folder, ["g0", "mine"])
+        are_local_tasks(folder, ["g0", "mine"])
     assert words in caught.value.message and time.monotonic() - started < SECONDS
 
 
@@ -199,4 +201,4 @@ ODD = ("\0", "\ufeff\ufeff", "%", "%YAML 9.9\n---\na", "!", "&", "*", "|", ">", 
 @pytest.mark.parametrize("text", ODD)
 def test_what_is_no_yaml_raises_nothing_else(text: str) -> None:
     with suppress(YamlProblem):
-        load_plain(text)
+        load_strict_yaml(text)

@@ -18,9 +18,9 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from eval.analysis.chunks import OUR_PROSE, Text, read_text
-from eval.analysis.kl_divergence import comparison, perplexity
-from eval.divergence import read_side_by_side, rolling_perplexity, rolling_windows, same_chunks
+from eval.analysis.chunks import OUR_PROSE, DivergenceText, read_divergence_text
+from eval.analysis.kl_divergence import divergence_comparison, perplexity_estimate
+from eval.divergence import divergence_chunks, divergence_side_by_side, rolling_perplexity, rolling_windows
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
@@ -33,7 +33,7 @@ from tests.tiny_gguf import write_tiny
 ONE_THREAD = 1  # the tests of other folders may run beside
 NOISE_NATS = 0.05  # of one token in a batch of another size: random weights are sharp; another row is off by several
 NOISE = 0.01  # of a mean over many tokens
-PROSE = read_text(Path("/nowhere"), None)
+PROSE = read_divergence_text(Path("/nowhere"), None)
 Demo = Callable[[str], Path]
 
 
@@ -130,9 +130,9 @@ def plain_logprobs(model: GgufModel, tokens: list[int]) -> npt.NDArray[np.float6
 def test_chunks_are_scored_as_plain_decoding_scores_them(
     tiny_model: GgufModel, other_model: GgufModel, n_ctx: int
 ) -> None:
-    cut = same_chunks([tiny_model, other_model], PROSE.whole, DivergenceSettings(n_ctx=n_ctx, n_chunks=2))
+    cut = divergence_chunks([tiny_model, other_model], PROSE.whole, DivergenceSettings(n_ctx=n_ctx, n_chunks=2))
     done: list[int] = []
-    rows = read_side_by_side([tiny_model, other_model], cut, ONE_THREAD, done.append)
+    rows = divergence_side_by_side([tiny_model, other_model], cut, ONE_THREAD, done.append)
     scored = np.arange(n_ctx // 2, n_ctx - 1)
     nll, kld = [], []
     for chunk in cut:
@@ -147,7 +147,7 @@ def test_chunks_are_scored_as_plain_decoding_scores_them(
 
 def test_the_text_is_cut_as_llama_perplexity_cuts_it(tiny_model: GgufModel) -> None:
     tokens = tiny_model.tokenize(PROSE.whole, add_special=True, parse_special=False)
-    cut = same_chunks([tiny_model], PROSE.whole, DivergenceSettings(n_ctx=100))
+    cut = divergence_chunks([tiny_model], PROSE.whole, DivergenceSettings(n_ctx=100))
     assert cut.shape == (len(tokens) // 100, 100)
     assert cut[:, 1:].ravel().tolist() == [t for i, t in enumerate(tokens[: cut.size]) if i % 100]
     begin = {tiny_model.bos} if tiny_model.adds_bos else {tokens[i] for i in range(0, cut.size, 100)}
@@ -160,7 +160,7 @@ def test_special_tokens_written_in_the_text_are_mere_text(tiny_model: GgufModel)
 
 
 def test_rolling_perplexity_scores_every_token_of_every_document_once(tiny_model: GgufModel) -> None:
-    text = Text("t", "", ("The otter swam upstream. " * 20, "A short one."))
+    text = DivergenceText("t", "", ("The otter swam upstream. " * 20, "A short one."))
     requests = rolling_windows(tiny_model, text, DivergenceSettings(n_ctx=64))
     nll: list[float] = []
     for document in text.documents:
@@ -171,7 +171,7 @@ def test_rolling_perplexity_scores_every_token_of_every_document_once(tiny_model
             log_p = plain_logprobs(tiny_model, tokens[first:end])[start - first :]
             nll += (-log_p[np.arange(end - start), tokens[start + 1 : end + 1]]).tolist()
     found = rolling_perplexity(tiny_model, requests, ONE_THREAD, lambda _done: None)
-    assert found == pytest.approx(perplexity(np.array(nll)).value, rel=NOISE)
+    assert found == pytest.approx(perplexity_estimate(np.array(nll)).value, rel=NOISE)
 
 
 def test_rolling_reads_as_many_windows_as_there_may_be_chunks(tiny_model: GgufModel) -> None:
@@ -183,9 +183,9 @@ def test_rolling_reads_as_many_windows_as_there_may_be_chunks(tiny_model: GgufMo
 
 def test_no_buffer_of_context_times_vocabulary_is_made(tiny_model: GgufModel, other_model: GgufModel) -> None:
     models = [tiny_model, other_model]
-    cut = same_chunks(models, PROSE.whole, DivergenceSettings(n_ctx=2048, n_chunks=2))
+    cut = divergence_chunks(models, PROSE.whole, DivergenceSettings(n_ctx=2048, n_chunks=2))
     tracemalloc.start()
-    read_side_by_side(models, cut, ONE_THREAD, lambda _done: None)
+    divergence_side_by_side(models, cut, ONE_THREAD, lambda _done: None)
     _now, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 16 * 1024 * 1024 < cut.shape[1] * tiny_model.n_vocab * 4 / 16
@@ -194,11 +194,11 @@ def test_no_buffer_of_context_times_vocabulary_is_made(tiny_model: GgufModel, ot
 def test_a_recurrent_model_begins_every_chunk_anew(demo_gguf: Demo, tmp_path: Path) -> None:
     path = write_tiny(demo_gguf("BF16"), tmp_path / "mamba.gguf", "mamba")
     with GgufModel.load(path) as model, GgufModel.load(path) as again:
-        cut = same_chunks([model], PROSE.whole, DivergenceSettings(n_ctx=64, n_chunks=2))
-        both = read_side_by_side([model, again], cut, ONE_THREAD, lambda _done: None)
-        second = read_side_by_side([model], cut[1:], ONE_THREAD, lambda _done: None)
+        cut = divergence_chunks([model], PROSE.whole, DivergenceSettings(n_ctx=64, n_chunks=2))
+        both = divergence_side_by_side([model, again], cut, ONE_THREAD, lambda _done: None)
+        second = divergence_side_by_side([model], cut[1:], ONE_THREAD, lambda _done: None)
     np.testing.assert_allclose(both.baseline_nll()[31:], second.baseline_nll(), atol=NOISE_NATS)
-    assert comparison(both.models()[0], both.baseline_nll())["mean_kld"].value < NOISE
+    assert divergence_comparison(both.models()[0], both.baseline_nll())["mean_kld"].value < NOISE
 
 
 # ---- the stage ---------------------------------------------------------------------------------------
@@ -208,9 +208,9 @@ def test_the_demo_model_diverges_more_in_four_bits_than_in_eight(demo_gguf: Demo
     paths = [demo_gguf(quant) for quant in ("BF16", "Q8_0", "Q4_K_M")]
     with GgufModel.load(paths[0]) as base, GgufModel.load(paths[1]) as eight, GgufModel.load(paths[2]) as four:
         models = [base, eight, four]
-        cut = same_chunks(models, PROSE.whole, DivergenceSettings(n_ctx=256, n_chunks=2))
-        rows = read_side_by_side(models, cut, ONE_THREAD, lambda _done: None)
-    in_eight, in_four = (comparison(values, rows.baseline_nll()) for values in rows.models())
+        cut = divergence_chunks(models, PROSE.whole, DivergenceSettings(n_ctx=256, n_chunks=2))
+        rows = divergence_side_by_side(models, cut, ONE_THREAD, lambda _done: None)
+    in_eight, in_four = (divergence_comparison(values, rows.baseline_nll()) for values in rows.models())
     assert 0 < in_eight["mean_kld"].value < 0.02 < in_four["mean_kld"].value < 0.2
     assert in_eight["top1_agreement"].value > in_four["top1_agreement"].value > 0.7
     assert in_eight["rms_delta_p"].value < in_four["rms_delta_p"].value
@@ -300,7 +300,7 @@ def test_a_baseline_with_another_vocabulary_is_refused(tiny_model: GgufModel, ti
     changed = tmp_path / "changed.gguf"
     changed.write_bytes(tiny.read_bytes().replace(b"<|im_start|>", b"<|im_stort|>"))
     with GgufModel.load(changed) as model, pytest.raises(StageFailure, match="im_stort") as failure:
-        same_chunks([tiny_model, model], PROSE.whole, DivergenceSettings())
+        divergence_chunks([tiny_model, model], PROSE.whole, DivergenceSettings())
     assert failure.value.exit_code == ExitCode.BAD_REQUEST and failure.value.error.kind == "vocabulary"
 
 
@@ -311,4 +311,4 @@ def test_a_baseline_that_cuts_the_text_otherwise_is_refused(tiny_model: GgufMode
     assert data.count(name) == 1
     changed.write_bytes(data.replace(name, name.replace(b"smollm", b"falcon")))
     with GgufModel.load(changed) as model, pytest.raises(StageFailure, match="different tokens"):
-        same_chunks([tiny_model, model], PROSE.whole, DivergenceSettings())
+        divergence_chunks([tiny_model, model], PROSE.whole, DivergenceSettings())

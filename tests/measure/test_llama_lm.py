@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 
-from eval.analysis.self_check import NOISE_FACTOR, check_requests, plain_logprobs, self_check
+from eval.analysis.self_check import NOISE_FACTOR, self_check, self_check_logprobs, self_check_requests
 from eval.llama import context as context_module
 from eval.llama import lm as llama_lm_module
 from eval.llama import scorer as scorer_module
@@ -88,8 +88,8 @@ def test_random_request_trees_score_as_one_by_one_whatever_the_packing(lm: Llama
     asked = [request_from(chosen, lm) for _ in range(20)]
     asked += [Request(asked[0].tokens, asked[0].targets), Request(asked[1].tokens[:-1] or [1], asked[1].targets[:1])]
     chosen.shuffle(asked)
-    plain = plain_logprobs(lm, asked, "auto")
-    noise = rms(plain_logprobs(lm, asked, "off") - plain)
+    plain = self_check_logprobs(lm, asked, "auto")
+    noise = rms(self_check_logprobs(lm, asked, "off") - plain)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scorer_module, "BATCH_TOKENS", batch)
         packed = lm.scorer.score(asked).logprobs
@@ -107,7 +107,7 @@ def request_from(chosen: random.Random, lm: LlamaLM) -> Request:
 
 def test_tokens_decoded_are_the_nodes_of_the_prefix_tree(demo_gguf: Any) -> None:
     lm = LlamaLM(demo_gguf("Q4_K_M"), threads=1)
-    asked = check_requests(lm)
+    asked = self_check_requests(lm)
     lm.scorer.score(asked)
     nodes = {tuple(request.tokens[: n + 1]) for request in asked for n in range(len(request.tokens))}
     assert lm.scorer.n_tokens_decoded == len(nodes) < lm.scorer.n_tokens_requested
@@ -142,7 +142,7 @@ def test_a_text_without_context_is_conditioned_on_one_bos(lm: LlamaLM) -> None:
     alone = loglikelihoods(lm, [("", text)])[0][0]
     rolling = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])[0]
     tokens = lm.tok_encode(text, add_special_tokens=False)
-    by_hand = plain_logprobs(lm, [Request([lm.prefix_token_id, *tokens[:-1]], tokens)], "auto").sum()
+    by_hand = self_check_logprobs(lm, [Request([lm.prefix_token_id, *tokens[:-1]], tokens)], "auto").sum()
     assert rolling == alone and abs(by_hand - alone) < 0.3
 
 
@@ -152,7 +152,7 @@ def test_a_long_request_is_cut_from_the_left_and_counted(demo_gguf: Any) -> None
     cut, short = loglikelihoods(lm, [(long + "we went", " home"), ("we went", " home")])
     assert lm.n_truncated == 1
     whole = lm.tok_encode(long + "we went home")[-33:]
-    by_hand = plain_logprobs(lm, [Request(whole[:-1], whole[-1:])], "auto").sum()
+    by_hand = self_check_logprobs(lm, [Request(whole[:-1], whole[-1:])], "auto").sum()
     assert abs(by_hand - cut[0]) < 0.5 and cut[0] != short[0]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 
-from eval.analysis.self_check import check_requests, plain_logprobs
+from eval.analysis.self_check import self_check_logprobs, self_check_requests
 from eval.llama.lm import LlamaLM
 from tests.tiny_gguf import write_tiny
 
@@ -37,11 +37,11 @@ def test_sharing_is_what_the_model_says(tiny: Callable[[str], LlamaLM], architec
 @pytest.mark.parametrize("architecture", ["gemma2", "mamba"])
 def test_they_are_scored_one_by_one_and_right(tiny: Callable[[str], LlamaLM], architecture: str) -> None:
     lm = tiny(architecture)
-    asked = check_requests(lm)
+    asked = self_check_requests(lm)
     longer = asked[0]
     assert len(longer.tokens) > WINDOW, "the window has to have something to forget"
     found = lm.scorer.score(asked).logprobs
-    assert np.abs(found - plain_logprobs(lm, asked, "auto")).max() < 1e-4
+    assert np.abs(found - self_check_logprobs(lm, asked, "auto")).max() < 1e-4
     assert lm.scorer.n_tokens_decoded == sum(len(tokens) for tokens in {tuple(request.tokens) for request in asked})
 
 
@@ -50,9 +50,9 @@ def test_they_score_token_by_token_what_they_score_in_batches(
     tiny: Callable[[str], LlamaLM], architecture: str
 ) -> None:
     lm = tiny(architecture)
-    asked = check_requests(lm)[:3]
-    batches = plain_logprobs(lm, asked, "auto")
-    assert np.abs(batches - plain_logprobs(lm, asked, "auto", one_by_one=True)).max() < 0.05
+    asked = self_check_requests(lm)[:3]
+    batches = self_check_logprobs(lm, asked, "auto")
+    assert np.abs(batches - self_check_logprobs(lm, asked, "auto", one_by_one=True)).max() < 0.05
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mamba"])

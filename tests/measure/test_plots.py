@@ -17,8 +17,8 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.text import Annotation, Text
 
-from eval.rendering.plots import PLOTS, draw
-from eval.rendering.style import MARKS, THEMES, Theme, settle, styled
+from eval.rendering.plots import PLOTS, draw_report_plots
+from eval.rendering.style import MARKS, THEMES, Theme, plot_style, settle_plot_layout
 from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
 from quantyard.protocol.measurements import EvalReport
 from tests.evaluations import LARGE, SMALL, evaluation, outcome, right_or_wrong, simulated
@@ -55,10 +55,10 @@ def small() -> EvalReport:
 
 def _figures(report: EvalReport, theme: Theme) -> Iterator[tuple[str, Any]]:
     for name, plot in PLOTS.items():
-        with styled(theme):
+        with plot_style(theme):
             figure = plot(report, theme)
             if figure is not None:
-                settle(figure)
+                settle_plot_layout(figure)
                 yield name, figure
 
 
@@ -133,15 +133,15 @@ def test_chance_is_drawn_where_it_is_in_sight_and_written_everywhere(small: Eval
 
 def test_plots_without_data_are_left_out(tmp_path: Path) -> None:
     tasks_only = simulated(SMALL, title="m", n_params=1e8, n_tasks=1, divergence=False, speed=False)
-    assert {path.name.split("-")[0] for path in draw(tasks_only, tmp_path)} == {"accuracy", "tradeoff"}
+    assert {path.name.split("-")[0] for path in draw_report_plots(tasks_only, tmp_path)} == {"accuracy", "tradeoff"}
     nothing = tasks_only.model_copy(update={"measurements": tuple(
         m.model_copy(update={"scores": (), "comparisons": ()}) for m in tasks_only.measurements
     )})  # fmt: skip
-    assert draw(nothing, tmp_path) == []
+    assert draw_report_plots(nothing, tmp_path) == []
 
 
 def test_each_plot_comes_as_svg_and_png_on_light_and_dark(small: EvalReport, tmp_path: Path) -> None:
-    paths = draw(small, tmp_path / "plots")
+    paths = draw_report_plots(small, tmp_path / "plots")
     expected = {f"{name}-{theme}.{kind}" for name in PLOTS for theme in ("light", "dark") for kind in ("svg", "png")}
     assert {path.name for path in paths} == expected == {path.name for path in (tmp_path / "plots").iterdir()}
     for path in paths:
@@ -157,7 +157,7 @@ def test_drawn_again_in_another_process_every_file_is_the_same_to_the_byte(small
     source = tmp_path / "report.json"
     source.write_text(small.model_dump_json())
     subprocess.run([sys.executable, "-m", "eval.rendering.plots", str(source), str(tmp_path / "again")], check=True)
-    first = {path.name: path.read_bytes() for path in draw(small, tmp_path / "first")}
+    first = {path.name: path.read_bytes() for path in draw_report_plots(small, tmp_path / "first")}
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == first
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("llama_cpp")
 
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
-from eval.speed import Times, measure
+from eval.speed import Times, measure_speed
 from quantyard.hardware.machine import physical_cores
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
@@ -82,7 +82,7 @@ def test_the_context_holds_prompt_and_generation(run_speed: Run, tiny: Path) -> 
 def test_every_repeat_decodes_prompt_and_generation_after_one_warm_up(tiny: Path) -> None:
     settings, done = SpeedSettings(prompt_tokens=600, generated_tokens=6, repeats=3), []
     with GgufModel.load(tiny) as model, Context(model, ContextSettings(606, threads=1)) as context:
-        times = measure(context, settings, done.append)
+        times = measure_speed(context, settings, done.append)
         assert context.n_tokens_decoded == 600 + 4 + 3 * 606
     assert len(times.prompt_s) == len(times.generation_s) == 3 and done == [1, 2, 3]
 

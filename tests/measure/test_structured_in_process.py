@@ -11,7 +11,7 @@ import pytest
 
 from quantyard.paths import REPO_DIR
 from server.client.structured import AnswerCut, InProcess, NotConstrained
-from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, question
+from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, client_profile_question
 from tests.serve.profiles import check_profile
 
 HOT = replace(SAMPLING, temperature=1.5)
@@ -24,7 +24,7 @@ def local(demo_gguf: Any) -> InProcess:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_constraint_of_a_profile_holds_in_process(local: InProcess, seed: int) -> None:
-    check_profile(local.ask(ClientProfile, question(NOTE), replace(HOT, seed=seed), retries=0))
+    check_profile(local.ask(ClientProfile, client_profile_question(NOTE), replace(HOT, seed=seed), retries=0))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is what this test plants
@@ -36,12 +36,12 @@ def test_a_constraint_that_fails_inside_llama_cpp_does_not_pass_in_silence(local
 
     monkeypatch.setattr(OutlinesCoreLogitsProcessor, "process_logits", fail)
     with pytest.raises(NotConstrained, match="planted"):
-        local.ask(ClientProfile, question(NOTE), replace(SAMPLING, max_tokens=20))
+        local.ask(ClientProfile, client_profile_question(NOTE), replace(SAMPLING, max_tokens=20))
 
 
 def test_an_answer_in_process_that_is_cut_is_named(local: InProcess) -> None:
     with pytest.raises(AnswerCut):
-        local.ask(ClientProfile, question(NOTE), replace(SAMPLING, max_tokens=10))
+        local.ask(ClientProfile, client_profile_question(NOTE), replace(SAMPLING, max_tokens=10))
 
 
 def test_without_numba_nothing_is_asked_in_process(demo_gguf: Any) -> None:

@@ -42,7 +42,7 @@ ROW_OF_5 = '{"question": "?", "choices": ["a", "b"], "answer": 5}'
 
 @pytest.fixture(autouse=True)
 def _offline(tmp_path_factory: pytest.TempPathFactory) -> None:
-    offline.go_offline(None, tmp_path_factory.mktemp("scratch"))
+    offline.take_datasets_offline(None, tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ def test_the_answers_of_the_example_are_spread_over_the_choices() -> None:
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "smoke"])
 def test_every_task_of_a_suite_of_ours_is_one_of_lm_evals_and_safe(name: str) -> None:
-    from eval.tasks.index import index_for
+    from eval.tasks.index import task_index_for
     from eval.tasks.load import _refuse
 
     names = [entry.task for entry in find_suite(name).suite.tasks]
-    index = index_for(names, None)
+    index = task_index_for(names, None)
     assert [task for task in names if task not in index] == []
     _refuse(index, allow_unsafe_code=False)
 
@@ -141,23 +141,25 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["TASK", "PY_TASK", "GROUP", "TAG"])
 def test_the_quick_index_is_a_part_of_lm_evals(kind: str, full: dict[str, Any]) -> None:
-    from eval.tasks.index import index_for, members
+    from eval.tasks.index import task_index_for, task_members
 
     of_kind = sorted(name for name, entry in full.items() if entry.kind.name == kind)
     for name in random.Random(3).sample(of_kind, min(60, len(of_kind))):
-        index = index_for([name], None)
+        index = task_index_for([name], None)
         assert same(index[name], full[name]), name
         assert all(same(entry, full[other]) for other, entry in index.items()), name
-        missing = [other for entry in index.values() for other in members(entry) if other in full.keys() - index.keys()]
+        missing = [
+            other for entry in index.values() for other in task_members(entry) if other in full.keys() - index.keys()
+        ]
         assert missing == [], name
 
 
 @pytest.mark.slow
 def test_several_suites_at_once_are_the_same_part(full: dict[str, Any]) -> None:
-    from eval.tasks.index import index_for
+    from eval.tasks.index import task_index_for
 
     names = {entry.task for suite in BUILTIN[1:] for entry in find_suite(suite).suite.tasks}
-    assert all(same(entry, full[name]) for name, entry in index_for(names, None).items())
+    assert all(same(entry, full[name]) for name, entry in task_index_for(names, None).items())
 
 
 def test_local_names_are_found_without_reading_lm_evals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

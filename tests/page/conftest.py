@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.report_page.render import render_page
+from quantyard.report_page.render import render_report_page
 from quantyard.store.manifest import Manifest
 
 
@@ -100,7 +100,7 @@ def page(tmp_path: Path) -> Callable[[Manifest, str], Path]:
 
     def write(manifest: Manifest, suite: str = "standard") -> Path:
         path = tmp_path / "report.html"
-        path.write_text(render_page(manifest, suite), encoding="utf-8")
+        path.write_text(render_report_page(manifest, suite), encoding="utf-8")
         return path
 
     return write

@@ -14,7 +14,7 @@ import pytest
 
 from quantyard.paths import REPO_DIR
 from server.client.client import GREEDY, AnswerBroken, Client, KeyRefused, PromptTooLong, Sampling, UnknownModel
-from server.examples.rag import Index, answer, read_passages
+from server.examples.rag import Index, rag_answer, read_rag_passages
 from tests.serve.conftest import Server
 
 HELLO = [{"role": "user", "content": "Say hello."}]
@@ -78,7 +78,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_stream_gives_an_error(own_se
 
 
 def test_answers_from_documents_name_their_sources(server: Server) -> None:
-    found = answer(server.client(), Index(read_passages()), "When is the tool library open?")
+    found = rag_answer(server.client(), Index(read_rag_passages()), "When is the tool library open?")
     assert "Tuesday" in found.text
     assert found.sources[0] == "opening.md, Hours"
 

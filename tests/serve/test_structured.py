@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 from server.client.client import PromptTooLong, Sampling
-from server.client.regex_subset import normalise
+from server.client.regex_subset import normalise_regex
 from server.client.structured import AnswerCut, AnswerInvalid, over_http
-from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, question
+from server.examples.client_profile import NOTE, SAMPLING, ClientProfile, client_profile_question
 from tests.hostile.sampling import sampled
 from tests.serve.conftest import KEY, Server
 from tests.serve.profiles import check_profile
@@ -24,7 +24,9 @@ HOT = replace(SAMPLING, temperature=1.5)
 
 @pytest.mark.parametrize("seed", sampled(range(20), 6))
 def test_every_constraint_of_a_profile_holds_over_http(server: Server, seed: int) -> None:
-    check_profile(over_http(server.client(), ClientProfile, question(NOTE), replace(HOT, seed=seed), retries=0))
+    check_profile(
+        over_http(server.client(), ClientProfile, client_profile_question(NOTE), replace(HOT, seed=seed), retries=0)
+    )
 
 
 @pytest.mark.parametrize("seed", sampled(range(20), 6))
@@ -69,7 +71,7 @@ def test_the_server_holds_the_normal_form_of_a_pattern_whatever_is_drawn(server:
     for seed in range(5):
         body = {
             "prompt": "x", "n_predict": 40, "temperature": 3.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed,
-            "json_schema": {"type": "string", "pattern": normalise(pattern)},
+            "json_schema": {"type": "string", "pattern": normalise_regex(pattern)},
         }
         found = _complete(server, body)
         assert "\nstring ::=" not in found["generation_settings"]["grammar"], "the server takes any string for it"

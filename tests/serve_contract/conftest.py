@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from server.api_checks.launch import Wire, free_port
+from server.api_checks.launch import Wire, free_loopback_port
 from tests.conftest import run_json
 
 LOAD_TIMEOUT_S = 120.0
@@ -72,7 +72,7 @@ def _first_line(container: Any) -> str:
 @contextlib.contextmanager
 def llama_server(client: Any, image: str, gguf: Path, folder: Path, *flags: str) -> Iterator[Served]:
     """A llama-server on a port of loopback, ready when entered and gone when left."""
-    served = Served(f"http://127.0.0.1:{free_port()}", secrets.token_urlsafe(32))
+    served = Served(f"http://127.0.0.1:{free_loopback_port()}", secrets.token_urlsafe(32))
     key_file = folder / "api-key"
     key_file.write_text(served.key + "\n")
     key_file.chmod(0o644)  # the container's user is another

@@ -13,13 +13,13 @@ import pytest
 from quantyard.execution.runner import Builder
 from quantyard.execution.scheduler import Concurrency
 from quantyard.paths import REPO_DIR
-from quantyard.plan.build import BuildOptions, make_plan
-from quantyard.plan.evaluation import MeasureOptions, add_measuring
-from quantyard.protocol.base import FileEntry, Progress, StageResult, digest_of_files
+from quantyard.plan.build import BuildOptions, make_build_plan
+from quantyard.plan.evaluation import MeasureOptions, add_measuring_steps
+from quantyard.protocol.base import FileEntry, Progress, StageResult, files_digest
 from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
-from quantyard.protocol.runner import sha256_of
-from quantyard.quants.selection import parse_list
+from quantyard.protocol.runner import file_sha256
+from quantyard.quants.selection import parse_quants
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.stages import ModelStore
@@ -77,8 +77,8 @@ def local_source(tmp_path: Path) -> Source:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     path = folder / "config.json"
-    files = (FileEntry(path="config.json", size_bytes=path.stat().st_size, sha256=sha256_of(path)),)
-    digest = digest_of_files(files)
+    files = (FileEntry(path="config.json", size_bytes=path.stat().st_size, sha256=file_sha256(path)),)
+    digest = files_digest(files)
     return Source(
         model=ModelId("local", "tiny", digest), kind="huggingface", title=str(folder), files=files,
         local=Artifact(digest, files, folder), dtypes={"BF16": 1000},
@@ -102,11 +102,11 @@ OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime())
 def make_builder(tmp_path: Path) -> MakeBuilder:
     def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> Builder:
         options = BuildOptions(
-            quants=parse_list(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
+            quants=parse_quants(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
             allow_mismatch=False, threads=0, workers=4, endpoint=None,
         )
         store = ModelStore(tmp_path / "artifacts", source.model)
-        return Builder(make_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)
+        return Builder(make_build_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)
 
     return make
 
@@ -119,7 +119,7 @@ def measured(make_builder: MakeBuilder) -> MakeMeasured:
         options = replace(OPTIONS, **changes)
         names = f"{options.baseline.name},{quants}" if options.baseline else quants
         builder = make_builder(source, engine, names)
-        builder.plan = add_measuring(builder.plan, options)
+        builder.plan = add_measuring_steps(builder.plan, options)
         return builder
 
     return make

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, one_machine
-from quantyard.hardware.machine import cpu_name, memory_bytes
+from quantyard.engines.capacity import Capacity, one_machine_capacity
+from quantyard.hardware.machine import cpu_name, machine_memory_bytes
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
 from quantyard.protocol.base import ExitCode, FileEntry, StageError, StageResult
 from quantyard.protocol.builder import FetchRequest
 from quantyard.protocol.evaluation import DivergenceRequest, ReportRequest
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact, Workspace
 from tests.unit.fake_report import report_of
 
@@ -49,7 +49,7 @@ def fetches(spec: StageSpec, space: Workspace) -> StageResult:
 
 def _done(spec: StageSpec, space: Workspace, names: tuple[str, ...]) -> StageResult:
     paths = [(name, space.out_dir / "files" / name) for name in names]
-    entries = tuple(FileEntry(path=n, size_bytes=p.stat().st_size, sha256=sha256_of(p)) for n, p in paths)
+    entries = tuple(FileEntry(path=n, size_bytes=p.stat().st_size, sha256=file_sha256(p)) for n, p in paths)
     return StageResult(
         stage=spec.row.name, exit_code=ExitCode.DONE, outputs=entries, facts={"bits_per_weight": 4.5}
     )
@@ -141,11 +141,11 @@ class FakeEngine:
     cpus: Mapping[str, str] = field(default_factory=dict)  # label → the CPU that its result names
     cpu: str = field(default_factory=cpu_name)
     name: str = "fake"
-    memory_bytes: int = field(default_factory=memory_bytes)
+    memory_bytes: int = field(default_factory=machine_memory_bytes)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def capacity(self) -> Capacity:
-        return one_machine(self.cpu, os.cpu_count() or 1, self.memory_bytes)
+        return one_machine_capacity(self.cpu, os.cpu_count() or 1, self.memory_bytes)
 
     def identity(self, image: str) -> str | None:
         return self.image or ("image-built" if image in self.prepared else None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-from quantyard.plan.api_tests import label_of
+from quantyard.plan.api_tests import contract_step_label
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import ContractRequest
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.measurements import EvalReport
-from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import find
+from quantyard.protocol.runner import file_sha256
+from quantyard.quants.catalog import find_quant
 from quantyard.store.artifact import Workspace
 from quantyard.workflows import planning
 from tests.manifests import contract_report
@@ -29,8 +29,8 @@ def _model(spec: StageSpec, space: Workspace) -> StageResult:
     names = ("model.gguf",) if quant != "BF16" else ("model.gguf", "reference.json")
     result = writes(*names)(spec, space)
     path = space.out_dir / "files" / "model.gguf"
-    path.write_bytes(tiny(find(quant).name, made_with=matrix))
-    entry = FileEntry(path="model.gguf", size_bytes=path.stat().st_size, sha256=sha256_of(path))
+    path.write_bytes(tiny(find_quant(quant).name, made_with=matrix))
+    entry = FileEntry(path="model.gguf", size_bytes=path.stat().st_size, sha256=file_sha256(path))
     return result.model_copy(update={"outputs": (entry, *result.outputs[1:])})
 
 
@@ -40,7 +40,7 @@ def _report(spec: StageSpec, space: Workspace) -> StageResult:
     assert isinstance(request, ReportRequest)
     result, path = reports(spec, space), space.out_dir / "files" / "report.json"
     files = space.out_dir.parents[1].glob("quantize-*/files/model.gguf")
-    hashes = {file.parents[1].name.rsplit("-", 1)[0].removeprefix("quantize-"): sha256_of(file) for file in files}
+    hashes = {file.parents[1].name.rsplit("-", 1)[0].removeprefix("quantize-"): file_sha256(file) for file in files}
     found = simulated().evaluations[SUITE]
     measured = tuple(
         m.model_copy(update={"file": m.file.model_copy(update={"sha256": hashes.get(m.file.label)})})
@@ -48,7 +48,7 @@ def _report(spec: StageSpec, space: Workspace) -> StageResult:
     )
     told = EvalReport.model_validate(found.model_dump() | {"measurements": measured, "suite": request.suite})
     path.write_text(told.model_dump_json())
-    entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=sha256_of(path))
+    entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=file_sha256(path))
     return result.model_copy(update={"outputs": (entry, *result.outputs[1:])})
 
 
@@ -57,7 +57,7 @@ def _contract(spec: StageSpec, space: Workspace) -> StageResult:
     assert isinstance(spec.request, ContractRequest)
     result, path = keeps_contract()(spec, space), space.out_dir / "files" / "report.json"
     path.write_text(contract_report(spec.request.label).model_dump_json())
-    entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=sha256_of(path))
+    entry = FileEntry(path="report.json", size_bytes=path.stat().st_size, sha256=file_sha256(path))
     return result.model_copy(update={"outputs": (entry,)})
 
 
@@ -66,7 +66,10 @@ def engine_of(yard: Yard) -> FakeEngine:
     for path in yard.folder.iterdir():
         if path.is_file():
             path.unlink()
-    labels, tests = ("convert", "quantize Q8_0", "quantize Q4_K_M"), (label_of("Q8_0"), label_of("Q4_K_M"))
+    labels, tests = (
+        ("convert", "quantize Q8_0", "quantize Q4_K_M"),
+        (contract_step_label("Q8_0"), contract_step_label("Q4_K_M")),
+    )
     made = FakeEngine(behaviours=dict.fromkeys(labels, _model) | {"report": _report} | dict.fromkeys(tests, _contract))
     yard.monkeypatch.setattr(planning, "choose_engine", lambda *_: (made, "asked for"))
     return made

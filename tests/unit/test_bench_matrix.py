@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.execution.progress import ending
+from quantyard.execution.progress import stage_end_lines
 from quantyard.protocol.base import ExitCode, StageResult
 from scripts.bench_matrix import Cores, Found, Run, stage_of, whole_walls
 
@@ -17,7 +17,7 @@ LABELS = ("convert", "quantize Q4_K_M", "verify Q4_K_M", "divergence BF16, Q4_K_
 def line(label: str) -> str:
     stage = label.partition(" ")[0]
     result = StageResult(stage=stage, exit_code=ExitCode.DONE, facts={"bits_per_weight": 4.5}, duration_s=1.0)
-    return "\n".join(ending(label, result)) + "\n"
+    return "\n".join(stage_end_lines(label, result)) + "\n"
 
 
 def run(wall_s: float, divergence_s: float = 1.0) -> Run:

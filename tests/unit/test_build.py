@@ -11,8 +11,8 @@ import pytest
 from quantyard.errors import BadRequest, NeedsPermission, ResultRefused, StageFailed
 from quantyard.execution.runner import Builder
 from quantyard.protocol.base import ExitCode
-from quantyard.quants.selection import parse_list
-from quantyard.sources.resolve import Source, refuse_requantizing
+from quantyard.quants.selection import parse_quants
+from quantyard.sources.resolve import Source, refuse_quantized_source
 from quantyard.store.manifest import read_manifest
 from tests.unit.conftest import MakeBuilder, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
@@ -171,11 +171,11 @@ def test_a_quant_that_needs_an_imatrix_is_refused_before_anything_runs(
 
 
 def test_an_already_quantized_conversion_is_not_quantized_again_unasked(local_source: Source) -> None:
-    quants = parse_list("Q8_0,Q4_K_M")
+    quants = parse_quants("Q8_0,Q4_K_M")
     with pytest.raises(NeedsPermission, match="making Q4_K_M of it"):
-        refuse_requantizing(local_source, quants, "q8_0", allowed=False)
-    refuse_requantizing(local_source, quants, "q8_0", allowed=True)
-    refuse_requantizing(local_source, parse_list("Q8_0"), "q8_0", allowed=False)
+        refuse_quantized_source(local_source, quants, "q8_0", allowed=False)
+    refuse_quantized_source(local_source, quants, "q8_0", allowed=True)
+    refuse_quantized_source(local_source, parse_quants("Q8_0"), "q8_0", allowed=False)
 
 
 def test_a_build_without_hard_links_still_publishes(

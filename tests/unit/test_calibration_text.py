@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from builder.calibration.grammar import BadGrammarError, Writer, read_rules
-from builder.calibration.make_text import SHARES, TEXT_FILE, as_jsonl
-from builder.imatrix.calibration_text import our_text, users_text
-from quantyard.plan.calibration_inputs import check_texts
-from quantyard.plan.contamination import evaluation_files
+from builder.calibration.grammar import BadGrammarError, GrammarWriter, read_calibration_grammar
+from builder.calibration.make_text import SHARES, TEXT_FILE, calibration_jsonl
+from builder.imatrix.calibration_text import own_calibration_text, users_calibration_text
+from quantyard.plan.calibration_inputs import check_calibration_texts
+from quantyard.plan.contamination import contaminating_files
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 
@@ -30,7 +30,7 @@ def _words(document: dict[str, Any]) -> list[str]:
 
 
 def test_the_script_makes_the_file_byte_for_byte() -> None:
-    assert as_jsonl() == TEXT_FILE.read_text(encoding="utf-8")
+    assert calibration_jsonl() == TEXT_FILE.read_text(encoding="utf-8")
 
 
 def test_it_has_forty_thousand_words_in_all_domains() -> None:
@@ -68,16 +68,16 @@ def test_dialogues_alternate_and_end_with_the_assistant() -> None:
 
 
 def test_it_shares_no_eight_words_with_our_evaluations(tmp_path: Path) -> None:
-    check_texts([], evaluation_files(tmp_path))
+    check_calibration_texts([], contaminating_files(tmp_path))
 
 
 # ---- grammars ----------------------------------------------------------------------------------------
 
 
-def _writer(tmp_path: Path, text: str, seed: str = "1") -> Writer:
+def _writer(tmp_path: Path, text: str, seed: str = "1") -> GrammarWriter:
     path = tmp_path / "g.txt"
     path.write_text(text)
-    return Writer(read_rules(path), seed)
+    return GrammarWriter(read_calibration_grammar(path), seed)
 
 
 def test_a_grammar_gives_the_same_texts_for_one_seed_and_others_for_another(tmp_path: Path) -> None:
@@ -126,19 +126,19 @@ class _Template:
 
 
 def test_dialogues_are_put_into_the_models_template_with_their_last_answer_after_its_opening() -> None:
-    text, templated = our_text(_Template())
+    text, templated = own_calibration_text(_Template())
     dialogues = [document["messages"] for document in DOCUMENTS if "messages" in document]
     assert templated == len(dialogues)
     assert f"<user>{dialogues[0][-2]['content']}</><assistant>{dialogues[0][-1]['content']}\n\n" in text
 
 
 def test_a_template_that_refuses_system_messages_gets_dialogues_without() -> None:
-    text, templated = our_text(_Template("system"))
+    text, templated = own_calibration_text(_Template("system"))
     assert templated == sum("messages" in document for document in DOCUMENTS) and "<system>" not in text
 
 
 def test_without_a_template_dialogues_are_plain_lines() -> None:
-    text, templated = our_text(_Template("all"))
+    text, templated = own_calibration_text(_Template("all"))
     assert templated == 0 and "\nassistant: " in text and "<user>" not in text
 
 
@@ -149,11 +149,11 @@ def test_without_a_template_dialogues_are_plain_lines() -> None:
 def test_the_stage_refuses_a_file_that_is_no_text(data: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_bytes(data)
     with pytest.raises(StageFailure, match=says) as failed:
-        users_text([tmp_path / "mine.txt"])
+        users_calibration_text([tmp_path / "mine.txt"])
     assert failed.value.exit_code == 2 and failed.value.error.hint
 
 
 def test_the_users_files_are_read_in_the_order_given(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / name).write_text(f"text {name}\n")
-    assert users_text([tmp_path / "b", tmp_path / "a"]) == "text b\n\ntext a"
+    assert users_calibration_text([tmp_path / "b", tmp_path / "a"]) == "text b\n\ntext a"

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from quantyard.engines import docker
-from quantyard.engines.capacity import one_machine
+from quantyard.engines.capacity import one_machine_capacity
 from quantyard.engines.local import LocalEngine
-from quantyard.hardware.machine import cpu_name, gpu_name, memory_bytes
+from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes
 from quantyard.requests import ImageSettings, RunEnvironment
 
 
 def test_a_stage_of_this_machine_may_take_all_of_its_memory_or_as_much_as_was_set(tmp_path: Path) -> None:
-    assert LocalEngine(RunEnvironment(tmp_path)).capacity().memory_bytes == memory_bytes()
+    assert LocalEngine(RunEnvironment(tmp_path)).capacity().memory_bytes == machine_memory_bytes()
     assert LocalEngine(RunEnvironment(tmp_path, memory_bytes=2**30)).capacity().memory_bytes == 2**30
 
 
@@ -37,7 +37,7 @@ def test_a_container_may_take_the_memory_of_the_daemon_but_a_reserve_and_the_dae
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon, images = _Daemon(), ImageSettings({}, None, {})
-    monkeypatch.setattr(docker, "connect", lambda: daemon)
+    monkeypatch.setattr(docker, "connect_docker", lambda: daemon)
     engine = docker.DockerEngine(RunEnvironment(tmp_path), images)
     found = engine.capacity()
     assert (found.cpus, found.memory_bytes, found.concurrent_stages, found.gpu) == (8, 31 * 2**29, 4, "")
@@ -47,7 +47,7 @@ def test_a_container_may_take_the_memory_of_the_daemon_but_a_reserve_and_the_dae
 
 
 def test_one_machine_runs_as_many_stages_as_it_has_cpus_and_four_at_most() -> None:
-    assert [one_machine("", cpus, 1).concurrent_stages for cpus in (1, 2, 64)] == [1, 2, 4]
+    assert [one_machine_capacity("", cpus, 1).concurrent_stages for cpus in (1, 2, 64)] == [1, 2, 4]
 
 
 def test_the_gpu_is_called_what_its_driver_calls_it(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from markdown_it import MarkdownIt
 
-from quantyard.card.blocks import blocks_in, cells
+from quantyard.card.blocks import card_blocks, card_table_cells
 from quantyard.card.hub_results import BENCHMARKS
 from quantyard.card.metadata import OWN_TAGS
-from quantyard.card.render import CardContext, card_differences, eval_results, render_card
+from quantyard.card.render import CardContext, card_differences, card_eval_results, render_card
 from quantyard.errors import BadRequest
 from quantyard.protocol.base import FileEntry
 from quantyard.sources.licence import Licence
@@ -77,7 +77,7 @@ def test_a_failed_gate_stands_above_everything_with_value_limit_and_interval(car
 
 
 def test_too_few_questions_and_not_measured_are_said_apart_from_what_failed(card: str) -> None:
-    blocks = dict(blocks_in(card))
+    blocks = dict(card_blocks(card))
     assert [len(blocks[name]) for name in ("gate-failed", "gate-open", "gate-unmeasured")] == [3, 3, 3]
     assert "Too few questions were asked to decide" in card
 
@@ -104,7 +104,7 @@ def test_the_memory_is_said_to_be_unknown_where_it_was_not_measured() -> None:
     without = tuple(m.model_copy(update={"speed": None}) for m in report.measurements)
     evaluations = {"standard": report.model_copy(update={"measurements": without})}
     found = render_card(manifest.model_copy(update={"evaluations": evaluations}), CONTEXT)
-    choice = "\n".join(dict(blocks_in(found))["choice"])
+    choice = "\n".join(dict(card_blocks(found))["choice"])
     assert "not\N{NO-BREAK SPACE}measured" in choice and "Where it was not measured" in found
     assert "Speed and memory of `Q8_0`, `Q4_K_M`." in found
 
@@ -118,10 +118,10 @@ def test_what_was_never_evaluated_or_tested_says_so() -> None:
 
 
 def test_the_card_says_which_files_an_imatrix_made_and_of_which_text(card: str) -> None:
-    (line, *_) = dict(blocks_in(card))["apart"]
+    (line, *_) = dict(card_blocks(card))["apart"]
     assert f"`Q4_K_M`: made with the importance matrix `{NAME}.imatrix.gguf`, of Quantyard's own text (" in line
     assert sha256_of("text") in line and "234 chunks of 512 tokens" in line
-    hashes = "\n".join(dict(blocks_in(card))["hashes"])
+    hashes = "\n".join(dict(card_blocks(card))["hashes"])
     assert f"| `{NAME}.imatrix.gguf` | 4,000,000 | `{sha256_of('imatrix')}` |" in hashes
     assert "calibrate: llama" in card and "Importance matrix: none" not in card
 
@@ -139,14 +139,14 @@ def test_the_users_calibration_text_is_named_and_one_that_was_overwritten_since_
 
 def test_an_imatrix_that_was_given_is_said_to_be_made_elsewhere() -> None:
     found = render_card(with_imatrix(manifest_of(), "Q4_K_M", "Q8_0", made=False), CONTEXT)
-    assert dict(blocks_in(found))["apart"] == [
+    assert dict(card_blocks(found))["apart"] == [
         f"- `Q8_0`, `Q4_K_M`: made with the importance matrix `{NAME}.imatrix.gguf`, made elsewhere."
     ]
 
 
 def test_without_an_imatrix_the_card_says_none_and_of_one_that_was_not_kept_its_digest() -> None:
     plain = render_card(manifest_of(), CONTEXT)
-    assert "Importance matrix: none. Calibration data: none." in plain and "apart" not in dict(blocks_in(plain))
+    assert "Importance matrix: none. Calibration data: none." in plain and "apart" not in dict(card_blocks(plain))
     manifest = manifest_of()
     used = manifest.stages["quantize Q4_K_M"].model_copy(update={"inputs": {"imatrix": "d" * 64}})
     lost = manifest.model_copy(update={"stages": manifest.stages | {"quantize Q4_K_M": used}})
@@ -160,21 +160,21 @@ def test_an_imatrix_that_proved_of_no_use_is_not_on_the_card() -> None:
 
 
 def test_a_file_of_a_recipe_says_what_the_recipe_is(card: str) -> None:
-    (_, line) = dict(blocks_in(card))["apart"]
+    (_, line) = dict(card_blocks(card))["apart"]
     assert line == "- `Q8_0`: a mix of tensor types, Q8\\_0 but for `ffn_down` Q6\\_K, `output` Q8\\_0."
 
 
 def test_a_card_of_six_files_is_complete_and_ordered_by_size_whatever_order_they_were_made_in() -> None:
     six = [LARGE[0], *(LARGE[i] for i in (3, 8, 1, 5, 2, 7))]
     manifest = manifest_of(six)
-    blocks = dict(blocks_in(render_card(manifest, CONTEXT)))
+    blocks = dict(card_blocks(render_card(manifest, CONTEXT)))
     sizes = {label: record.size_bytes for label, record in manifest.quants.items()}
     large_first = sorted(sizes, key=lambda label: -sizes[label])
-    assert [cells(row)[0].strip("`") for row in blocks["files"][3:]] == large_first
-    assert [cells(row)[1].strip("`") for row in blocks["choice"][2:]] == large_first[::-1]
-    assert [cells(row)[0].strip("`") for row in blocks["speed"][3:]] == large_first
+    assert [card_table_cells(row)[0].strip("`") for row in blocks["files"][3:]] == large_first
+    assert [card_table_cells(row)[1].strip("`") for row in blocks["choice"][2:]] == large_first[::-1]
+    assert [card_table_cells(row)[0].strip("`") for row in blocks["speed"][3:]] == large_first
     assert len(blocks["hashes"]) == len(blocks["verdicts"]) == 2 + 6
-    assert not any("—" in cells(row) for row in blocks["files"][3:])
+    assert not any("—" in card_table_cells(row) for row in blocks["files"][3:])
 
 
 def test_a_mismatch_that_was_allowed_is_on_the_card() -> None:
@@ -224,7 +224,9 @@ def test_a_file_published_in_parts_has_the_hash_of_each() -> None:
     manifest = manifest_of()
     parts = [FileEntry(path=f"Q8_0-0000{i}-of-00002.gguf", size_bytes=i, sha256=str(i) * 64) for i in (1, 2)]
     quants = manifest.quants | {"Q8_0": manifest.quants["Q8_0"].model_copy(update={"parts": parts})}
-    hashes = "\n".join(dict(blocks_in(render_card(manifest.model_copy(update={"quants": quants}), CONTEXT)))["hashes"])
+    hashes = "\n".join(
+        dict(card_blocks(render_card(manifest.model_copy(update={"quants": quants}), CONTEXT)))["hashes"]
+    )
     assert all(f"| `{part.path}` | {part.size_bytes} | `{part.sha256}` |" in hashes for part in parts)
     assert "Q8_0.gguf" not in hashes
 
@@ -233,7 +235,7 @@ def test_a_file_published_in_parts_has_the_hash_of_each() -> None:
 
 
 def test_a_result_for_the_hub_is_one_file_per_task_and_quant_with_how_it_was_asked() -> None:
-    found = eval_results(standard(num_fewshot=0), CONTEXT)
+    found = card_eval_results(standard(num_fewshot=0), CONTEXT)
     (entry,) = parse_eval_result_entries(yaml.safe_load(found[".eval_results/arc_easy-Q4_K_M.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("allenai/ai2_arc", "ARC-Easy", 57.0)
     assert entry.notes == "Q4_K_M, acc_norm in %, 0-shot, lm-eval 0.4.13 on llama.cpp"
@@ -242,7 +244,7 @@ def test_a_result_for_the_hub_is_one_file_per_task_and_quant_with_how_it_was_ask
 
 def test_a_part_of_a_benchmark_goes_on_no_leaderboard_but_into_the_model_index() -> None:
     manifest = standard(limit=200)
-    assert eval_results(manifest, CONTEXT) == {}
+    assert card_eval_results(manifest, CONTEXT) == {}
     results = ModelCard(render_card(manifest, CONTEXT)).data.eval_results
     assert {"ARC Easy", "HellaSwag"} <= {result.dataset_name for result in results}
     assert all("questions only" in (result.metric_name or "") for result in results)
@@ -253,7 +255,7 @@ def test_tasks_of_a_suites_own_are_never_a_result_for_the_hub() -> None:
     report = manifest.evaluations["standard"]
     suite = report.suite.model_copy(update={"include_path": "smoke"})
     local = manifest.model_copy(update={"evaluations": {"standard": report.model_copy(update={"suite": suite})}})
-    assert eval_results(local, CONTEXT) == {}
+    assert card_eval_results(local, CONTEXT) == {}
     assert "model-index" not in ModelCard(render_card(local, CONTEXT)).data.to_dict()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from quantyard.card.blocks import blocks_in, cells
+from quantyard.card.blocks import card_blocks, card_table_cells
 from quantyard.card.render import card_differences, render_card
 from quantyard.store.manifest import Manifest
 from tests.cards import CONTEXT, standard, whole
@@ -49,14 +49,14 @@ def _wrong(found: str) -> str:
 def test_a_wrong_number_in_any_cell_of_any_table_is_found(card: str, manifest: Manifest) -> None:
     planted = Counter[tuple[str, str]]()
     lines = card.split("\n")
-    for name, rows in blocks_in(card):
+    for name, rows in card_blocks(card):
         for row in (row for row in rows[2:] if rows[0].startswith("|")):
             for number, cell in enumerate(row.split("|")[1:-1]):
                 if number and re.search(r"\d", cell):
                     parts = row.split("|")
                     parts[number + 1] = _wrong(cell)
                     at = next(i for i, line in enumerate(lines) if line.endswith(row) and _block_of(lines, i) == name)
-                    head = cells(rows[0])[number]
+                    head = card_table_cells(rows[0])[number]
                     (told,) = card_differences(_with_line(lines, at, "|".join(parts)), manifest, CONTEXT)
                     assert f", {head}: " in told and " on the card, " in told
                     planted[name, head] += 1
@@ -82,7 +82,7 @@ def _with_line(lines: list[str], at: int, line: str) -> str:
 
 
 def test_a_wrong_memory_which_names_its_row_is_found_too(card: str, manifest: Manifest) -> None:
-    memory = cells(dict(blocks_in(card))["choice"][2])[0].replace(" ", "\N{NO-BREAK SPACE}")
+    memory = card_table_cells(dict(card_blocks(card))["choice"][2])[0].replace(" ", "\N{NO-BREAK SPACE}")
     planted = card.replace(f"| {memory} | `Q4_K_M`", "| 1 MB | `Q4_K_M`")
     told = card_differences(planted, manifest, CONTEXT)
     assert any("not on the card" in line for line in told) and any("1 MB: not in the manifest" in line for line in told)
@@ -91,7 +91,7 @@ def test_a_wrong_memory_which_names_its_row_is_found_too(card: str, manifest: Ma
 def test_a_wrong_number_in_any_line_of_any_list_is_found(card: str, manifest: Manifest) -> None:
     lines = card.split("\n")
     planted = Counter[str]()
-    for name, block in blocks_in(card):
+    for name, block in card_blocks(card):
         for line in (line for line in block if not block[0].startswith("|") and re.search(r"\d", line)):
             at = next(i for i, found in enumerate(lines) if found.rstrip() == line and _block_of(lines, i) == name)
             (told,) = card_differences(_with_line(lines, at, _wrong(line)), manifest, CONTEXT)

@@ -16,10 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from quantyard.card.escaping import clean, code, fenced, html, link, text
+from quantyard.card.escaping import (
+    clean_card_text,
+    escape_card_html,
+    escape_markdown,
+    markdown_code,
+    markdown_code_block,
+    markdown_link,
+)
 from quantyard.card.metadata import OWN_TAGS
 from quantyard.card.render import CardContext, _environment, card_differences, render_card
-from quantyard.formats.names import fault_of_name
+from quantyard.formats.names import file_name_fault
 from quantyard.plan.stages import STAGES
 from quantyard.sources.licence import Licence
 from quantyard.store.manifest import Manifest, SourceCard
@@ -75,7 +82,7 @@ def _legal(key: str, item: Any, words: str) -> str:
 
 def _name(words: str) -> str:
     """What of them may stand in a name."""
-    return "".join(c for c in words if not fault_of_name(c)).encode()[:_WORDS_BYTES].decode(errors="ignore")
+    return "".join(c for c in words if not file_name_fault(c)).encode()[:_WORDS_BYTES].decode(errors="ignore")
 
 
 def _key(key: str, words: str) -> str:
@@ -148,15 +155,15 @@ def _check_harmless(words: str) -> None:
     assert found.tags == plain.tags
     assert found.addresses == plain.addresses
     assert found.attributes == plain.attributes
-    assert found.heading == f"{clean(manifest.source.repo_id.rsplit('/', 1)[-1])} GGUF".strip()
+    assert found.heading == f"{clean_card_text(manifest.source.repo_id.rsplit('/', 1)[-1])} GGUF".strip()
     assert card_differences(card, manifest, context) == []
     _check_metadata(card, manifest, context)
 
 
 def _check_metadata(card: str, manifest: Manifest, context: CardContext) -> None:
     data = yaml.safe_load(card.split("\n---\n", maxsplit=1)[0].removeprefix("---\n"))
-    assert data["tags"] == list(dict.fromkeys([*OWN_TAGS, clean(manifest.source.card.tags[0], 80)]))
-    assert (data["license"], data["license_name"]) == ("other", clean(context.licence.id))
+    assert data["tags"] == list(dict.fromkeys([*OWN_TAGS, clean_card_text(manifest.source.card.tags[0], 80)]))
+    assert (data["license"], data["license_name"]) == ("other", clean_card_text(context.licence.id))
     assert set(data) <= {
         "license", "license_name", "language", "pipeline_tag", "library_name", "tags", "quantized_by"
     }  # fmt: skip
@@ -165,7 +172,7 @@ def _check_metadata(card: str, manifest: Manifest, context: CardContext) -> None
 @pytest.mark.parametrize("words", sampled(HOSTILE, 15), ids=ascii)
 def test_hostile_words_make_no_element_no_link_and_no_metadata(words: str) -> None:
     if "\ud800" in words:  # JSON cannot carry it into a manifest, so it can only come from a context
-        assert text(words) == "" and clean(words) == ""
+        assert escape_markdown(words) == "" and clean_card_text(words) == ""
         return
     _check_harmless(words)
 
@@ -181,12 +188,12 @@ def test_no_text_at_all_makes_an_element_a_link_or_metadata(words: str) -> None:
 
 @given(st.one_of(MARKUP, st.text(max_size=80)))
 def test_escaped_words_are_read_as_they_were_in_a_heading_a_cell_an_item_and_html(words: str) -> None:
-    line = clean(words)
-    for shown in (text(words), code(words)):
+    line = clean_card_text(words)
+    for shown in (escape_markdown(words), markdown_code(words)):
         _same(f"# {shown}", "h1", line)
         _same(f"- {shown}", "li", line)
         _same(f"| a |\n| - |\n| {shown} |", "td", line)
-    _same(f"<p>{html(words)}</p>", "p", line)
+    _same(f"<p>{escape_card_html(words)}</p>", "p", line)
 
 
 def _same(markdown: str, tag: str, line: str) -> None:
@@ -195,13 +202,13 @@ def _same(markdown: str, tag: str, line: str) -> None:
     found.feed(rendered)
     assert set(found.tags) <= {tag, "code", "ul", "table", "thead", "tbody", "tr", "th", "p"}, rendered
     assert found.addresses == set()
-    shown = clean("".join(found.words), 10_000)
+    shown = clean_card_text("".join(found.words), 10_000)
     assert (shown.removeprefix("a").strip() if tag == "td" else shown) == line
 
 
 @given(st.text(st.sampled_from(list("ab`~ \n\r\t<>-")), max_size=80))
 def test_a_block_of_code_is_ended_by_nothing_in_it(body: str) -> None:
-    tokens = _COMMONMARK.parse(f"before\n\n{fenced(body)}\n\nafter")
+    tokens = _COMMONMARK.parse(f"before\n\n{markdown_code_block(body)}\n\nafter")
     assert [token.type for token in tokens if token.level == 0] == [
         "paragraph_open", "paragraph_close", "fence", "paragraph_open", "paragraph_close"
     ]  # fmt: skip
@@ -209,10 +216,10 @@ def test_a_block_of_code_is_ended_by_nothing_in_it(body: str) -> None:
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "http://x.example", "https://x.example/a)b", "https://x y", ""])
 def test_only_a_plain_address_becomes_a_link(url: str) -> None:
-    assert link(text("x"), url) == "x"
+    assert markdown_link(escape_markdown("x"), url) == "x"
 
 
 def test_what_the_template_writes_is_escaped_unless_it_was_made_safe() -> None:
     template = _environment().from_string("{{ x }} {{ y }}")
-    assert template.render(x="<b>", y=text("<b>")) == "&lt;b&gt; &lt;b&gt;"
-    assert template.render(x="a" + text("*"), y=1) == "a\\\\* 1".replace("\\\\*", "&#92;\\*")
+    assert template.render(x="<b>", y=escape_markdown("<b>")) == "&lt;b&gt; &lt;b&gt;"
+    assert template.render(x="a" + escape_markdown("*"), y=1) == "a\\\\* 1".replace("\\\\*", "&#92;\\*")

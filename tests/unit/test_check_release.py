@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from quantyard.protocol.exit_codes import Answer
-from quantyard.publish.verify import Check, worst
+from quantyard.publish.verify import ReleaseCheck, worst_release_check
 from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
@@ -113,10 +113,10 @@ def test_a_hub_out_of_reach_proves_nothing_about_the_source(yard: Yard) -> None:
 
 
 def test_what_was_not_checked_is_neither_good_nor_bad() -> None:
-    known = {state: Check("x", state, "") for state in ("ok", "not checked", "failed")}  # type: ignore[arg-type]
-    assert worst([known["ok"], known["not checked"]]) == "ok"
-    assert worst([known["ok"], known["failed"]]) == "failed"
-    assert worst([known["not checked"]]) == "not checked"
+    known = {state: ReleaseCheck("x", state, "") for state in ("ok", "not checked", "failed")}  # type: ignore[arg-type]
+    assert worst_release_check([known["ok"], known["not checked"]]) == "ok"
+    assert worst_release_check([known["ok"], known["failed"]]) == "failed"
+    assert worst_release_check([known["not checked"]]) == "not checked"
 
 
 # ---- planted faults ----------------------------------------------------------------------------------
@@ -164,9 +164,9 @@ def test_a_copy_keeps_the_type_of_what_it_was_copied_from(yard: Yard) -> None:
 
 
 def _facts(path: Path) -> Mapping[str, object]:
-    from quantyard.protocol.runner import sha256_of
+    from quantyard.protocol.runner import file_sha256
 
-    return {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+    return {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
 
 
 def _made_other_bytes(manifest: dict[str, Any]) -> None:

@@ -19,17 +19,23 @@ import pytest
 from rich.console import Console
 
 from quantyard import cli
-from quantyard.choose.candidates import Candidate, ChoiceSet, find_choice_set, memory_at, paths_of
-from quantyard.choose.pick import Budget, Choice, choose, is_tie, nearest
-from quantyard.choose.refusals import no_divergence, nothing_fits, unknown_memory
-from quantyard.choose.suggestions import largest_context, remedies
-from quantyard.cli.parser import add_options
+from quantyard.choose.candidates import (
+    ChoiceCandidate,
+    ChoiceSet,
+    candidate_memory_bytes,
+    candidate_paths,
+    find_choice_set,
+)
+from quantyard.choose.pick import Choice, ChoiceBudget, choose_candidate, is_candidate_tie, nearest_candidate
+from quantyard.choose.refusals import candidate_memory_unknown, choice_needs_divergence, no_candidate_fits
+from quantyard.choose.suggestions import choice_remedies, largest_candidate_context
+from quantyard.cli.parser import add_command_options
 from quantyard.cli.render import choice as say
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
 from quantyard.memory.kv_cache import ContextUse
-from quantyard.metrics.pareto import beaten_by
+from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Estimate, EvalReport
 from quantyard.requests import ChooseRequest
 from quantyard.sources.resolve import find_source
@@ -59,7 +65,7 @@ def keep(tmp_path: Path) -> Keep:
     ) -> ChoiceSet:
         manifest = manifest_of(quants)
         change(manifest)
-        paths = paths_of(manifest, tmp_path, None, only)
+        paths = candidate_paths(manifest, tmp_path, None, only)
         for quant, path in paths.items():
             _write(path, manifest.quants[quant].size_bytes, header)
         for quant in gone:
@@ -74,11 +80,11 @@ def _write(path: Path, size_bytes: int, header: Mapping[str, Value] = HEADER) ->
     os.truncate(path, size_bytes)
 
 
-def _by_name(choices: ChoiceSet) -> dict[str, Candidate]:
+def _by_name(choices: ChoiceSet) -> dict[str, ChoiceCandidate]:
     return {c.quant: c for c in choices.candidates}
 
 
-def _with(quality: float, stderr: float = 0.0, **more: Any) -> Callable[[Candidate], Candidate]:
+def _with(quality: float, stderr: float = 0.0, **more: Any) -> Callable[[ChoiceCandidate], ChoiceCandidate]:
     return lambda c: replace(c, quality=Estimate(value=quality, stderr=stderr), **more)
 
 
@@ -93,10 +99,10 @@ def _change_report(**more: Any) -> Callable[[Manifest], None]:
     return change
 
 
-def _text(choices: ChoiceSet, budget: Budget, choice: Choice | None) -> str:
+def _text(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200)
-    console.print(say.files_table(choices, budget, choice))
+    console.print(say.choice_table(choices, budget, choice))
     if choice:
         console.print(say.choice_text(choices, budget, choice, "org/name"))
     return out.getvalue()
@@ -129,7 +135,7 @@ def test_an_architecture_that_is_not_known_has_no_memory_at_another_context(keep
     unknown = {key.replace("llama", "other"): "other" if x == "llama" else x for key, x in HEADER.items()}
     choices = keep(header=unknown, context=8192)
     assert {c.memory_bytes for c in choices.candidates} == {None}
-    error = unknown_memory(choices)
+    error = candidate_memory_unknown(choices)
     assert "not known exactly for other" in error.message and "CONTEXT_SIZE=1024 PARALLEL=1" in error.hint
 
 
@@ -144,7 +150,7 @@ def test_at_the_context_that_was_measured_the_peak_counts_whatever_the_architect
 
 def test_a_file_that_is_larger_worse_and_slower_is_beaten_and_the_others_are_the_front(keep: Keep) -> None:
     # Q4_0 is larger than IQ4_XS (4.67 and 4.46 bits), worse (0.058 and 0.041) and so slower in this report
-    found = beaten_by(c.entry for c in keep().candidates)
+    found = pareto_beaten_by(c.entry for c in keep().candidates)
     assert found.pop("Q4_0") == ("IQ4_XS",)
     assert set(found.values()) == {()} and len(found) == 7
 
@@ -153,16 +159,16 @@ def test_a_file_that_is_larger_worse_and_slower_is_beaten_and_the_others_are_the
 
 
 @pytest.mark.parametrize(("budget", "best", "runner_up"), [
-    (Budget(8 * GIB, ""), "Q8_0", "Q6_K"),
-    (Budget(1300 * MIB, ""), "Q6_K", "Q5_K_M"),  # 903 MB x 1.08 + 60 MB + 242 MB = 1219 MiB; Q8_0 1492 MiB
-    (Budget(8 * GIB, "", min_tokens_per_s=30), "Q4_K_M", "IQ4_XS"),  # 2.1e10 / size: 31.5 t/s; Q5_K_M 26.8
-    (Budget(8 * GIB, "", min_tokens_per_s=35, max_kld=0.2), "Q3_K_M", None),
-    (Budget(8 * GIB, "", max_kld=0.001), "Q8_0", None),
+    (ChoiceBudget(8 * GIB, ""), "Q8_0", "Q6_K"),
+    (ChoiceBudget(1300 * MIB, ""), "Q6_K", "Q5_K_M"),  # 903 MB x 1.08 + 60 MB + 242 MB = 1219 MiB; Q8_0 1492 MiB
+    (ChoiceBudget(8 * GIB, "", min_tokens_per_s=30), "Q4_K_M", "IQ4_XS"),  # 2.1e10 / size: 31.5 t/s; Q5_K_M 26.8
+    (ChoiceBudget(8 * GIB, "", min_tokens_per_s=35, max_kld=0.2), "Q3_K_M", None),
+    (ChoiceBudget(8 * GIB, "", max_kld=0.001), "Q8_0", None),
 ])  # fmt: skip
 def test_of_what_keeps_the_budget_the_best_by_quality_is_taken(
-    keep: Keep, budget: Budget, best: str, runner_up: str | None
+    keep: Keep, budget: ChoiceBudget, best: str, runner_up: str | None
 ) -> None:
-    choice = choose(keep().candidates, budget)
+    choice = choose_candidate(keep().candidates, budget)
     assert choice is not None
     assert (choice.best.quant, choice.runner_up.quant if choice.runner_up else None) == (best, runner_up)
 
@@ -170,8 +176,8 @@ def test_of_what_keeps_the_budget_the_best_by_quality_is_taken(
 def test_what_is_better_by_less_than_the_interval_is_not_worth_its_size(keep: Keep) -> None:
     # 0.0041 ± 3 % and 0.0042 ± 3 %: the difference is 0.0001, its interval ± 1.96 x 0.000176 = 0.000345
     choices = keep([("BF16", 16, 0), ("Q6_K", 6.57, 0.0041), ("Q5_K_M", 5.69, 0.0042), ("Q2_K", 3.16, 0.42)])
-    budget = Budget(8 * GIB, "")
-    choice = choose(choices.candidates, budget)
+    budget = ChoiceBudget(8 * GIB, "")
+    choice = choose_candidate(choices.candidates, budget)
     assert choice is not None
     assert (choice.best.quant, [c.quant for c in choice.equal]) == ("Q5_K_M", ["Q6_K"])
     assert choice.runner_up is not None and choice.runner_up.quant == "Q2_K"
@@ -182,13 +188,13 @@ def test_what_is_better_by_less_than_the_interval_is_not_worth_its_size(keep: Ke
 
 def test_a_difference_beyond_the_interval_is_no_tie(keep: Keep) -> None:
     one, other = keep().candidates[:2]
-    assert is_tie(_with(0.010, 0.001)(one), _with(0.0127, 0.001)(other))  # 1.96 x 0.001414 = 0.00277
-    assert not is_tie(_with(0.010, 0.001)(one), _with(0.0129, 0.001)(other))
+    assert is_candidate_tie(_with(0.010, 0.001)(one), _with(0.0127, 0.001)(other))  # 1.96 x 0.001414 = 0.00277
+    assert not is_candidate_tie(_with(0.010, 0.001)(one), _with(0.0129, 0.001)(other))
 
 
 def test_where_all_tie_the_larger_is_the_runner_up(keep: Keep) -> None:
     choices = keep([("BF16", 16, 0), ("Q6_K", 6.57, 0.0041), ("Q5_K_M", 5.69, 0.0042)])
-    choice = choose(choices.candidates, Budget(8 * GIB, ""))
+    choice = choose_candidate(choices.candidates, ChoiceBudget(8 * GIB, ""))
     assert choice is not None and choice.runner_up is not None
     assert (choice.best.quant, choice.runner_up.quant) == ("Q5_K_M", "Q6_K")
 
@@ -196,10 +202,10 @@ def test_where_all_tie_the_larger_is_the_runner_up(keep: Keep) -> None:
 def test_the_runner_up_is_no_file_that_is_beaten(keep: Keep) -> None:
     choices = keep(only=["Q4_K_M", "Q4_0", "IQ4_XS"])
     worse = [_with(0.5)(c) if c.quant == "IQ4_XS" else c for c in choices.candidates]
-    choice = choose(worse, Budget(8 * GIB, ""))
+    choice = choose_candidate(worse, ChoiceBudget(8 * GIB, ""))
     assert choice is not None and choice.runner_up is not None
     assert (choice.best.quant, choice.runner_up.quant) == ("Q4_K_M", "Q4_0")
-    choice = choose(choices.candidates, Budget(8 * GIB, ""))
+    choice = choose_candidate(choices.candidates, ChoiceBudget(8 * GIB, ""))
     assert choice is not None and choice.runner_up is not None and choice.runner_up.quant == "IQ4_XS"
 
 
@@ -211,7 +217,7 @@ def test_the_unquantized_file_is_the_best_where_it_fits_and_was_built(keep: Keep
         })  # fmt: skip
         manifest.quants["BF16"] = record
 
-    choice = choose(keep(change=build_baseline).candidates, Budget(8 * GIB, ""))
+    choice = choose_candidate(keep(change=build_baseline).candidates, ChoiceBudget(8 * GIB, ""))
     assert choice is not None and choice.best.quant == "BF16" and choice.best.quality.value == 0
 
 
@@ -224,12 +230,12 @@ def test_perplexity_decides_where_there_is_no_divergence(keep: Keep) -> None:
         )
         manifest.evaluations["standard"] = report.model_copy(update={"measurements": without})
 
-    choices, budget = keep(change=drop, only=["Q4_K_M", "Q2_K"]), Budget(8 * GIB, "")
-    choice = choose(choices.candidates, budget)
+    choices, budget = keep(change=drop, only=["Q4_K_M", "Q2_K"]), ChoiceBudget(8 * GIB, "")
+    choice = choose_candidate(choices.candidates, budget)
     assert choice is not None and choices.metric == "ΔPPL"
     # ln ratio 0.8 x 0.031 = 0.0248: 2.51 %; the ends: ± 1.96 x 0.03 x √0.031
     assert "+2.51 % (+1.46 to +3.58)" in _text(choices, budget, choice)
-    assert "MAX_KLD cannot be checked" in no_divergence(choices).message
+    assert "MAX_KLD cannot be checked" in choice_needs_divergence(choices).message
 
 
 # ---- what is no candidate ----------------------------------------------------------------------------
@@ -239,9 +245,9 @@ def test_a_file_that_was_not_measured_is_left_out_and_said_with_what_to_type(kee
     def build_another(manifest: Manifest) -> None:
         manifest.quants["Q5_0"] = manifest.quants["Q4_0"].model_copy(update={"file": "other.gguf"})
 
-    choices, budget = keep(change=build_another), Budget(8 * GIB, "")
+    choices, budget = keep(change=build_another), ChoiceBudget(8 * GIB, "")
     assert choices.others == {"Q5_0": "was not measured with the suite standard"}
-    text = _text(choices, budget, choose(choices.candidates, budget))
+    text = _text(choices, budget, choose_candidate(choices.candidates, budget))
     assert "Q5_0 was not measured" in text
     assert "make eval MODEL=org/name QUANT=Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,IQ4_XS,Q3_K_M,Q2_K,Q5_0 SUITE=standard" in text
 
@@ -258,7 +264,7 @@ def test_a_file_that_is_gone_or_another_one_now_is_left_out(keep: Keep, tmp_path
 
 def test_a_file_of_another_size_than_recorded_is_left_out(tmp_path: Path) -> None:
     manifest = manifest_of()
-    paths = paths_of(manifest, tmp_path, None, ())
+    paths = candidate_paths(manifest, tmp_path, None, ())
     for quant, path in paths.items():
         _write(path, manifest.quants[quant].size_bytes + (quant == "Q8_0"))
     choices = find_choice_set(manifest, NAME, paths, "", 0, 4)
@@ -300,7 +306,7 @@ def test_of_several_evaluations_the_one_that_holds_most_files_counts(keep: Keep)
 
 def test_a_quant_that_was_never_built_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest) as error:
-        paths_of(manifest_of(), tmp_path, None, ["Q4_K_M", "Q3_K_M"])
+        candidate_paths(manifest_of(), tmp_path, None, ["Q4_K_M", "Q3_K_M"])
     assert "Q3_K_M is not built; built: Q8_0, Q4_K_M" in error.value.message
     assert "QUANT=Q8_0,Q4_K_M,Q3_K_M" in error.value.hint
 
@@ -309,38 +315,38 @@ def test_a_quant_that_was_never_built_is_named(tmp_path: Path) -> None:
 
 
 def test_where_nothing_fits_the_nearest_is_named_with_what_it_misses(keep: Keep) -> None:
-    choices, budget = keep(), Budget(512 * MIB, "")
-    assert choose(choices.candidates, budget) is None
-    closest = nearest(choices.candidates, budget)
-    error = nothing_fits(choices, budget, closest, [])
+    choices, budget = keep(), ChoiceBudget(512 * MIB, "")
+    assert choose_candidate(choices.candidates, budget) is None
+    closest = nearest_candidate(choices.candidates, budget)
+    error = no_candidate_fits(choices, budget, closest, [])
     assert closest.quant == "Q2_K" and isinstance(error, BadRequest) and error.code == 2
     assert "the nearest, Q2_K, takes 736 MiB, more than the 512 MiB of RAM" in error.message
     assert error.hint == "Ask for less: RAM=736MiB takes Q2_K."
 
 
 def test_the_budget_that_would_take_the_nearest_does_take_it(keep: Keep) -> None:
-    choices, budget = keep(only=["Q5_K_M"]), Budget(8 * GIB, "", min_tokens_per_s=100, max_kld=0.001)
-    closest = nearest(choices.candidates, budget)
+    choices, budget = keep(only=["Q5_K_M"]), ChoiceBudget(8 * GIB, "", min_tokens_per_s=100, max_kld=0.001)
+    closest = nearest_candidate(choices.candidates, budget)
     # 2.1e10 / 782,375,000 bytes = 26.84 tokens/s
-    error = nothing_fits(choices, budget, closest, [])
+    error = no_candidate_fits(choices, budget, closest, [])
     assert error.hint == "Ask for less: MIN_TPS=26.8 MAX_KLD=0.0098 takes Q5_K_M."
-    choice = choose(choices.candidates, Budget(8 * GIB, "", min_tokens_per_s=26.8, max_kld=0.0098))
+    choice = choose_candidate(choices.candidates, ChoiceBudget(8 * GIB, "", min_tokens_per_s=26.8, max_kld=0.0098))
     assert choice is not None and choice.best is closest
 
 
 def test_less_context_is_named_to_the_step_that_still_fits(keep: Keep) -> None:
-    choices, budget = keep(), Budget(640 * MIB, "")
+    choices, budget = keep(), ChoiceBudget(640 * MIB, "")
     found = _by_name(choices)["Q2_K"]
-    context = largest_context(found, choices, budget)
-    fits, over = (memory_at(found, ContextUse(tokens, 4)) for tokens in (context, context + 256))
+    context = largest_candidate_context(found, choices, budget)
+    fits, over = (candidate_memory_bytes(found, ContextUse(tokens, 4)) for tokens in (context, context + 256))
     assert fits is not None and over is not None and fits <= budget.memory_bytes < over
-    assert f"Less context: Q2_K fits with CONTEXT_SIZE={context}." in remedies(choices, budget, "m")
+    assert f"Less context: Q2_K fits with CONTEXT_SIZE={context}." in choice_remedies(choices, budget, "m")
 
 
 def test_no_context_helps_where_the_weights_alone_are_too_much(keep: Keep) -> None:
-    choices, budget = keep(), Budget(100 * MIB, "")
-    assert largest_context(_by_name(choices)["Q2_K"], choices, budget) == 0
-    assert not any("context" in text for text in remedies(choices, budget, "m"))
+    choices, budget = keep(), ChoiceBudget(100 * MIB, "")
+    assert largest_candidate_context(_by_name(choices)["Q2_K"], choices, budget) == 0
+    assert not any("context" in text for text in choice_remedies(choices, budget, "m"))
 
 
 def test_a_cache_in_8_bits_is_named_where_it_would_do(keep: Keep) -> None:
@@ -348,14 +354,14 @@ def test_a_cache_in_8_bits_is_named_where_it_would_do(keep: Keep) -> None:
     choices = keep()
     needed = _by_name(choices)["Q2_K"].memory_bytes
     assert needed is not None
-    said = [any("LLAMA_ARG_CACHE_TYPE_K=q8_0" in text for text in remedies(choices, Budget(ram, ""), "m"))
+    said = [any("LLAMA_ARG_CACHE_TYPE_K=q8_0" in text for text in choice_remedies(choices, ChoiceBudget(ram, ""), "m"))
             for ram in (needed - 120 * MIB - 1, needed - 120 * MIB, needed - 1)]  # fmt: skip
     assert said == [False, True, True]
 
 
 def test_a_smaller_quant_that_was_never_measured_is_named(keep: Keep) -> None:
     choices = keep(only=["Q8_0", "Q6_K"])
-    texts = remedies(choices, Budget(1120 * MIB, ""), "org/name")
+    texts = choice_remedies(choices, ChoiceBudget(1120 * MIB, ""), "org/name")
     # Q6_K is 903 MB and takes 99 MiB too much; 903 x 5.7036 / 6.5633 = 785
     assert any("Q5_K_M is not measured yet (about 785 MB): make eval MODEL=org/name QUANT=Q8_0,Q6_K,Q5_K_M" in text
                for text in texts), texts  # fmt: skip
@@ -363,21 +369,24 @@ def test_a_smaller_quant_that_was_never_measured_is_named(keep: Keep) -> None:
 
 def test_a_larger_quant_is_named_where_quality_is_missed_and_a_smaller_one_where_speed_is(keep: Keep) -> None:
     choices = keep(only=["Q5_K_M", "Q4_K_M"])
-    assert [text.split(" is not")[0] for text in remedies(choices, Budget(8 * GIB, "", max_kld=0.005), "m")] == [
-        "A larger quant: Q6_K"
-    ]
-    assert [text.split(" is not")[0] for text in remedies(choices, Budget(8 * GIB, "", min_tokens_per_s=38), "m")] == [
-        "A smaller quant may be fast enough: Q3_K_M"
-    ]
-    assert remedies(choices, Budget(8 * GIB, "", min_tokens_per_s=1000), "m")[0].startswith("No quant of this model")
+    assert [
+        text.split(" is not")[0] for text in choice_remedies(choices, ChoiceBudget(8 * GIB, "", max_kld=0.005), "m")
+    ] == ["A larger quant: Q6_K"]
+    assert [
+        text.split(" is not")[0]
+        for text in choice_remedies(choices, ChoiceBudget(8 * GIB, "", min_tokens_per_s=38), "m")
+    ] == ["A smaller quant may be fast enough: Q3_K_M"]
+    assert choice_remedies(choices, ChoiceBudget(8 * GIB, "", min_tokens_per_s=1000), "m")[0].startswith(
+        "No quant of this model"
+    )
 
 
 # ---- words -------------------------------------------------------------------------------------------
 
 
 def test_the_table_names_what_beats_a_file_and_what_it_misses(keep: Keep) -> None:
-    choices, budget = keep(), Budget(8 * GIB, "", min_tokens_per_s=20)
-    text = _text(choices, budget, choose(choices.candidates, budget))
+    choices, budget = keep(), ChoiceBudget(8 * GIB, "", min_tokens_per_s=20)
+    text = _text(choices, budget, choose_candidate(choices.candidates, budget))
     rows = {line.split()[0]: line for line in text.splitlines()[:9]}
     assert rows["Q4_0"].rstrip().endswith("beaten by IQ4_XS")
     assert rows["Q8_0"].rstrip().endswith("below MIN_TPS")
@@ -386,14 +395,14 @@ def test_the_table_names_what_beats_a_file_and_what_it_misses(keep: Keep) -> Non
 
 
 def test_it_is_said_on_which_machine_the_speed_was_measured(keep: Keep) -> None:
-    choices, budget = keep(), Budget(8 * GIB, "")
-    text = _text(choices, budget, choose(choices.candidates, budget))
+    choices, budget = keep(), ChoiceBudget(8 * GIB, "")
+    text = _text(choices, budget, choose_candidate(choices.candidates, budget))
     assert "suite standard on AMD EPYC 9B14, 2 threads; other machines have other speeds" in text
 
 
 def test_a_context_beyond_the_models_training_and_an_interval_beyond_the_limit_are_said(keep: Keep) -> None:
-    choices, budget = keep(context=32768, only=["Q4_K_M"]), Budget(8 * GIB, "", max_kld=0.0315)
-    text = _text(choices, budget, choose(choices.candidates, budget))
+    choices, budget = keep(context=32768, only=["Q4_K_M"]), ChoiceBudget(8 * GIB, "", max_kld=0.0315)
+    text = _text(choices, budget, choose_candidate(choices.candidates, budget))
     assert "the model was trained on 16,384 tokens" in text
     assert "the interval of Q4_K_M reaches beyond MAX_KLD=0.0315" in text
 
@@ -474,8 +483,8 @@ def test_a_model_that_was_never_built_is_refused_with_what_to_type(
 
 def _asked(**environment: str) -> ChooseRequest:
     parser = argparse.ArgumentParser()
-    add_options(parser)
-    found = read_request(parser.parse_args([]), environment).choose
+    add_command_options(parser)
+    found = read_command_request(parser.parse_args([]), environment).choose
     assert found is not None
     return found
 

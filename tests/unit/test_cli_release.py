@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.render.release import checks_text
-from quantyard.plan.api_tests import label_of
+from quantyard.cli.render.release import verify_checks_text
+from quantyard.plan.api_tests import contract_step_label
 from quantyard.protocol.base import ExitCode, Progress, StageResult
 from quantyard.protocol.exit_codes import Answer
 from quantyard.publish.progress import UploadProgress
-from quantyard.publish.verify import Check
+from quantyard.publish.verify import ReleaseCheck
 from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_server import HubServer
 from tests.released import REPO, SUITE, Yard, lay_out
@@ -106,7 +106,7 @@ def engine(yard: Yard) -> FakeEngine:
 def test_release_builds_measures_tests_judges_and_publishes(yard: Yard, engine: FakeEngine) -> None:
     said = yard.publish("--suite=smoke", command="release")
     assert said.code == 0, said.err
-    assert {"convert", "quantize Q8_0", "verify Q4_K_M", "report", label_of("Q8_0")} <= set(engine.ran)
+    assert {"convert", "quantize Q8_0", "verify Q4_K_M", "report", contract_step_label("Q8_0")} <= set(engine.ran)
     assert {"Lagoon-Q8_0.gguf", "Lagoon-Q4_K_M.gguf", "README.md", "eval/smoke/report.md"} <= set(yard.published())
     assert yard.verify(f"--repo={REPO}").code == 0
     engine.ran.clear()
@@ -116,7 +116,7 @@ def test_release_builds_measures_tests_judges_and_publishes(yard: Yard, engine: 
 
 
 def test_a_model_that_kept_every_promise_of_the_contract_is_published(yard: Yard, engine: FakeEngine) -> None:
-    engine.behaviours |= dict.fromkeys((label_of("Q8_0"), label_of("Q4_K_M")), keeps_contract())
+    engine.behaviours |= dict.fromkeys((contract_step_label("Q8_0"), contract_step_label("Q4_K_M")), keeps_contract())
     assert yard.publish("--suite=smoke", command="release").code == 0
 
 
@@ -184,10 +184,14 @@ def test_a_rebuild_that_gives_other_bytes_fails(yard: Yard, engine: FakeEngine) 
 
 
 def test_the_verdict_of_verify_counts_what_failed_and_what_was_left_open() -> None:
-    good, open_, bad = Check("a", "ok", "fine"), Check("b", "not checked", "no"), Check("c", "failed", "[red]")
-    assert checks_text([good, open_]).endswith("; 1 could not be run here.")
-    assert "1 of 3 checks failed" in checks_text([good, open_, bad])
-    assert r"\[red]" in checks_text([bad])
+    good, open_, bad = (
+        ReleaseCheck("a", "ok", "fine"),
+        ReleaseCheck("b", "not checked", "no"),
+        ReleaseCheck("c", "failed", "[red]"),
+    )
+    assert verify_checks_text([good, open_]).endswith("; 1 could not be run here.")
+    assert "1 of 3 checks failed" in verify_checks_text([good, open_, bad])
+    assert r"\[red]" in verify_checks_text([bad])
 
 
 class _Told:

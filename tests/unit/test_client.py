@@ -22,9 +22,9 @@ from server.client.client import (
     Sampling,
     TimedOut,
     UnknownModel,
-    read_key,
+    read_client_key,
 )
-from server.examples.rag import Index, Passage, build_prompt, read_passages
+from server.examples.rag import Index, Passage, build_rag_prompt, read_rag_passages
 
 PIECE = 'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":%s,"finish_reason":%s}]}\n\n'  # noqa: E501  (as on the wire)
 HELLO, STOP, DONE = PIECE % ('{"content":"Hello"}', "null"), PIECE % ("{}", '"stop"'), "data: [DONE]\n\n"
@@ -125,9 +125,9 @@ def test_no_server_says_what_to_type() -> None:
 def test_a_key_is_the_first_line_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("  abc \nsecond\n")
-    assert read_key(path) == "abc"
+    assert read_client_key(path) == "abc"
     path.write_text("# mine\n\n  def\nother\n")
-    assert read_key(path) == "def"
+    assert read_client_key(path) == "def"
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "does not exist"), (b" \n", "is empty"), (b"\xff", "be read")])
@@ -136,7 +136,7 @@ def test_a_key_that_cannot_be_read_names_its_file(tmp_path: Path, content: bytes
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(KeyUnusable, match=words) as caught:
-        read_key(path)
+        read_client_key(path)
     assert str(path) in str(caught.value)
 
 
@@ -155,13 +155,13 @@ def test_top_k_goes_into_the_body_and_a_seed_only_where_there_is_one() -> None:
 
 
 def test_options_of_the_chat_win_over_its_environment_and_empty_ones_do_not_count() -> None:
-    found = chat.read_settings(["--top-k", "3"], {"TOP_K": "9", "TOP_P": "0.5", "MODEL_NAME": "", "NO_COLOR": "1"})
+    found = chat.read_chat_settings(["--top-k", "3"], {"TOP_K": "9", "TOP_P": "0.5", "MODEL_NAME": "", "NO_COLOR": "1"})
     assert (found.sampling.top_k, found.sampling.top_p, found.model, found.color) == (3, 0.5, "", False)
 
 
 def test_an_option_of_the_chat_that_is_no_number_is_refused_by_name() -> None:
     with pytest.raises(BadSampling, match="TOP_K is 'many'"):
-        chat.read_settings([], {"TOP_K": "many"})
+        chat.read_chat_settings([], {"TOP_K": "many"})
 
 
 @pytest.mark.parametrize(("question", "source"), [
@@ -171,14 +171,14 @@ def test_an_option_of_the_chat_that_is_no_number_is_refused_by_name() -> None:
     ("How do I reserve something?", "borrowing.md, Reserving"),
 ])  # fmt: skip
 def test_the_search_finds_the_section_that_answers(question: str, source: str) -> None:
-    assert Index(read_passages()).search(question)[0].source == source
+    assert Index(read_rag_passages()).search(question)[0].source == source
 
 
 def test_a_question_without_a_known_word_finds_nothing() -> None:
-    assert Index(read_passages()).search("xylophone quantum") == []
-    assert Index(read_passages()).search("") == []
+    assert Index(read_rag_passages()).search("xylophone quantum") == []
+    assert Index(read_rag_passages()).search("") == []
 
 
 def test_the_prompt_holds_the_passages_and_the_question() -> None:
-    _system, user = build_prompt("Why?", [Passage("a", "one"), Passage("b", "two")])
+    _system, user = build_rag_prompt("Why?", [Passage("a", "one"), Passage("b", "two")])
     assert user["content"] == "Passages:\n\n[1] one\n\n[2] two\n\nQuestion: Why?"

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.analysis.paired import NotComparable, compare, scores
-from quantyard.metrics.headline_metrics import headlines
+from eval.analysis.paired import NotComparable, compare_evaluations, evaluation_scores
+from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.evaluation import Suite, TaskEntry
 from quantyard.protocol.measurements import Comparison, Evaluation, TaskOutcome
 from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
 
 def _one(base: TaskOutcome, other: TaskOutcome, margin: float = 0.01) -> Comparison:
-    (comparison,) = compare(evaluation("BF16", base), evaluation("Q4_K_M", other), margin)
+    (comparison,) = compare_evaluations(evaluation("BF16", base), evaluation("Q4_K_M", other), margin)
     return comparison
 
 
@@ -58,9 +58,9 @@ def test_the_same_questions_in_another_order_are_refused() -> None:
 def test_a_task_that_only_one_file_was_asked_is_refused() -> None:
     arc, piqa = outcome("arc", right_or_wrong([1])), outcome("piqa", right_or_wrong([1]))
     with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was asked of BF16 and not of Q8_0"):
-        compare(evaluation("BF16", arc, piqa), evaluation("Q8_0", arc), 0.01)
+        compare_evaluations(evaluation("BF16", arc, piqa), evaluation("Q8_0", arc), 0.01)
     with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was asked of Q8_0 and not of BF16"):
-        compare(evaluation("BF16", arc), evaluation("Q8_0", arc, piqa), 0.01)
+        compare_evaluations(evaluation("BF16", arc), evaluation("Q8_0", arc, piqa), 0.01)
 
 
 def test_other_shots_and_other_versions_are_other_questions() -> None:
@@ -137,14 +137,14 @@ def test_a_metric_whose_value_does_not_follow_from_its_questions_has_a_score_and
     f1 = metric("f1", [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0)], value=0.66, stderr=0.05)
     mcc = metric("mcc", [0.0, 1.0, 1.0], value=0.31)
     both = evaluation("BF16", outcome("cola", f1, mcc))
-    assert [(s.metric, s.result.value) for s in scores(both)] == [("f1", 0.66), ("mcc", 0.31)]
-    assert scores(both)[0].result.high == pytest.approx(0.66 + 1.96 * 0.05, abs=1e-4)
-    assert compare(both, both, 0.01) == ()
+    assert [(s.metric, s.result.value) for s in evaluation_scores(both)] == [("f1", 0.66), ("mcc", 0.31)]
+    assert evaluation_scores(both)[0].result.high == pytest.approx(0.66 + 1.96 * 0.05, abs=1e-4)
+    assert compare_evaluations(both, both, 0.01) == ()
 
 
 def test_a_perplexity_of_one_document_is_not_compared_for_it_has_no_interval() -> None:
     one = outcome("wikitext", metric("word_perplexity", [(-30.0, 10.0)], higher=False))
-    assert compare(evaluation("BF16", one), evaluation("Q8_0", one), 0.01) == ()
+    assert compare_evaluations(evaluation("BF16", one), evaluation("Q8_0", one), 0.01) == ()
 
 
 def test_filters_are_told_apart_and_standard_errors_left_out() -> None:
@@ -152,7 +152,7 @@ def test_filters_are_told_apart_and_standard_errors_left_out() -> None:
         "gsm8k", metric("exact_match", [1.0, 0.0], filter="strict-match"),
         metric("exact_match", [1.0, 1.0], filter="flexible-extract"), metric("exact_match_stderr", [0.5, 0.5]),
     )  # fmt: skip
-    assert [s.metric for s in scores(evaluation("BF16", gsm8k))] == [
+    assert [s.metric for s in evaluation_scores(evaluation("BF16", gsm8k))] == [
         "exact_match,strict-match", "exact_match,flexible-extract",
     ]  # fmt: skip
 
@@ -231,7 +231,7 @@ def _group(label: str, lost: int) -> Evaluation:
 
 
 def test_a_group_is_compared_over_all_its_questions_under_its_own_name() -> None:
-    found = {c.task: c for c in compare(_group("BF16", 8), _group("Q4_K_M", 8), 0.01)}
+    found = {c.task: c for c in compare_evaluations(_group("BF16", 8), _group("Q4_K_M", 8), 0.01)}
     assert list(found) == ["mmlu", "mmlu_anatomy", "mmlu_law", "mmlu_physics", "piqa"]
     assert (found["mmlu"].n, found["mmlu"].lost, found["mmlu"].gained) == (450, 24, 3)
     assert found["mmlu"].baseline == pytest.approx(180 / 450)
@@ -239,26 +239,28 @@ def test_a_group_is_compared_over_all_its_questions_under_its_own_name() -> None
 
 
 def test_a_groups_chance_is_that_of_its_questions() -> None:
-    mmlu = next(s for s in scores(_group("BF16", 8)) if s.task == "mmlu")
+    mmlu = next(s for s in evaluation_scores(_group("BF16", 8)) if s.task == "mmlu")
     assert mmlu.chance == pytest.approx((100 * 0.2 + 350 * 0.25) / 450)
 
 
 def test_a_group_has_only_the_metrics_that_all_its_tasks_have() -> None:
     one = outcome("a", right_or_wrong([1, 0]), metric("f", [0.5, 0.2]), entry="g")
     two = outcome("b", right_or_wrong([1, 1]), entry="g")
-    assert [(s.task, s.metric) for s in scores(evaluation("BF16", one, two)) if s.task == "g"] == [("g", "acc")]
+    assert [(s.task, s.metric) for s in evaluation_scores(evaluation("BF16", one, two)) if s.task == "g"] == [
+        ("g", "acc")
+    ]
 
 
 def test_one_task_with_two_numbers_of_shots_is_two_tasks() -> None:
     both = evaluation("BF16", outcome("arc", right_or_wrong([1, 0])), outcome("arc", right_or_wrong([1, 1]), shots=5))
-    assert [s.task for s in scores(both)] == ["arc (0-shot)", "arc (5-shot)"]
+    assert [s.task for s in evaluation_scores(both)] == ["arc (0-shot)", "arc (5-shot)"]
     suite = Suite(name="s", tasks=(TaskEntry(task="arc"), TaskEntry(task="arc", num_fewshot=5)))
-    assert [s.task for s in headlines(suite, scores(both))] == ["arc (0-shot)", "arc (5-shot)"]
+    assert [s.task for s in headline_scores(suite, evaluation_scores(both))] == ["arc (0-shot)", "arc (5-shot)"]
 
 
 def test_headlines_are_one_metric_per_entry_in_the_suites_order() -> None:
     arc = outcome("arc", right_or_wrong([1, 0]), right_or_wrong([1, 1], "acc_norm"))
-    found = scores(evaluation("BF16", arc, *_group("BF16", 1).outcomes))
+    found = evaluation_scores(evaluation("BF16", arc, *_group("BF16", 1).outcomes))
     suite = Suite(name="s", tasks=(TaskEntry(task="mmlu"), TaskEntry(task="piqa"), TaskEntry(task="arc")))
-    shown = [(s.task, s.metric) for s in headlines(suite, found)]
+    shown = [(s.task, s.metric) for s in headline_scores(suite, found)]
     assert shown == [("mmlu", "acc"), ("piqa", "acc"), ("arc", "acc_norm")]

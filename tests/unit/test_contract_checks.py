@@ -12,14 +12,14 @@ from server.api_checks.checks import CHECKS
 from server.api_checks.schemas import (
     CASES,
     SCHEMA_GATE,
-    Case,
-    Verdict,
-    judge_answer,
-    rate_of,
-    say_rate,
-    why_invalid,
+    SchemaCase,
+    SchemaVerdict,
+    judge_schema_answer,
+    judge_schema_text,
+    schema_rate,
+    schema_rate_text,
 )  # fmt: skip
-from server.api_checks.session import Broken, read_stream
+from server.api_checks.session import BrokenPromise, read_api_stream
 
 BY_NAME = {case.name: case.schema for case in CASES}
 WRONG = {
@@ -38,7 +38,7 @@ def test_there_are_at_least_fifty_schemas_and_no_two_of_a_name() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_schema_is_one(case: Case) -> None:
+def test_every_schema_is_one(case: SchemaCase) -> None:
     Draft202012Validator.check_schema(case.schema)
 
 
@@ -53,7 +53,7 @@ def test_the_schemas_use_every_keyword_that_is_promised() -> None:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_an_answer_that_breaks_its_schema_is_invalid(name: str) -> None:
-    verdict = why_invalid(json.dumps(WRONG[name]), BY_NAME[name])
+    verdict = judge_schema_text(json.dumps(WRONG[name]), BY_NAME[name])
     assert verdict.kind == "invalid" and verdict.finding.startswith("$")
 
 
@@ -65,24 +65,27 @@ def test_an_answer_that_breaks_its_schema_is_invalid(name: str) -> None:
     ],
 )
 def test_an_answer_that_conforms_is_valid(name: str, answer: object) -> None:
-    assert why_invalid(json.dumps(answer), BY_NAME[name]) == Verdict("valid")
+    assert judge_schema_text(json.dumps(answer), BY_NAME[name]) == SchemaVerdict("valid")
 
 
 def test_text_around_the_json_is_not_json() -> None:
-    assert why_invalid('Here: {"city": "Rome"}', BY_NAME["one-string"]).kind == "not JSON"
+    assert judge_schema_text('Here: {"city": "Rome"}', BY_NAME["one-string"]).kind == "not JSON"
 
 
 def test_an_answer_that_max_tokens_ended_is_cut_even_if_it_conforms() -> None:
-    assert judge_answer('{"city": "Rome"}', "length", BY_NAME["one-string"]).kind == "cut"
-    assert judge_answer('{"city": "Rome"}', "stop", BY_NAME["one-string"]).kind == "valid"
+    assert judge_schema_answer('{"city": "Rome"}', "length", BY_NAME["one-string"]).kind == "cut"
+    assert judge_schema_answer('{"city": "Rome"}', "stop", BY_NAME["one-string"]).kind == "valid"
 
 
 def test_the_rate_counts_cut_answers_as_failures_of_their_own_and_names_every_failure() -> None:
-    rate = rate_of({"a": Verdict("valid"), "b": Verdict("cut", "…"), "c": Verdict("invalid", "$: no")}, "json_schema")
+    rate = schema_rate(
+        {"a": SchemaVerdict("valid"), "b": SchemaVerdict("cut", "…"), "c": SchemaVerdict("invalid", "$: no")},
+        "json_schema",
+    )
     assert (rate.n, rate.n_valid, rate.n_cut) == (3, 1, 1) and rate.gate == SCHEMA_GATE
     assert [(failure.schema_name, failure.kind) for failure in rate.failures] == [("b", "cut"), ("c", "invalid")]
     said = "1 of 3 answers conform, 33.3 % (6.1 to 79.2); the limit is 95 %; not: b (cut), c (invalid)"
-    assert say_rate(rate) == said
+    assert schema_rate_text(rate) == said
 
 
 def test_a_stream_adds_up_thoughts_text_reason_and_usage() -> None:
@@ -92,15 +95,15 @@ def test_a_stream_adds_up_thoughts_text_reason_and_usage() -> None:
         {"choices": [{"delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": {"total_tokens": 9}},
     )  # fmt: skip
     lines = "".join(f"data: {json.dumps(chunk)}\r\n\r\n" for chunk in chunks)
-    found = read_stream(": ping\n" + lines + "data: [DONE]\n\n")
+    found = read_api_stream(": ping\n" + lines + "data: [DONE]\n\n")
     assert (found.text, found.finish_reason, found.usage) == ("Hm. Yes", "stop", {"total_tokens": 9})
-    assert found.is_done and not read_stream(lines).is_done
+    assert found.is_done and not read_api_stream(lines).is_done
 
 
 @pytest.mark.parametrize("event", ["{half", '{"error": {"message": "out of slots"}}'])
 def test_a_broken_stream_is_a_broken_promise(event: str) -> None:
-    with pytest.raises(Broken):
-        read_stream(f"data: {event}\n\n")
+    with pytest.raises(BrokenPromise):
+        read_api_stream(f"data: {event}\n\n")
 
 
 def test_every_check_has_a_name_of_its_own_and_a_promise() -> None:

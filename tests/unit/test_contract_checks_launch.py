@@ -16,7 +16,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from server.api_checks.launch import Launch, ServedModel, Wire
-from server.api_checks.launch_proxy import proxy_config
+from server.api_checks.launch_proxy import api_proxy_config
 
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys, time
@@ -183,9 +183,9 @@ def test_a_proxy_stands_before_the_server_where_the_image_has_one(tmp_path: Path
 
 def test_the_proxys_configuration_is_that_of_the_compose_file_but_for_where_things_are() -> None:
     text = (REPO_DIR / "server" / "proxy" / "nginx.conf").read_text()
-    told = proxy_config(text, "/opt/proxy", 18080, 18081)
+    told = api_proxy_config(text, "/opt/proxy", 18080, 18081)
     changed = [(old, new) for old, new in zip(text.splitlines(), told.splitlines(), strict=True) if old != new]
     assert len(changed) == 6
     assert all(re.search(r"load_module|listen 8080|model:8080|resolver|errors\.conf", old) for old, _new in changed)
     with pytest.raises(StageFailure, match="0 times, not 1"):
-        proxy_config(told, "/opt/proxy", 1, 2)
+        api_proxy_config(told, "/opt/proxy", 1, 2)

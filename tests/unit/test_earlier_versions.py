@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.forecast.samples import read_book
+from quantyard.forecast.samples import read_forecast_book
 from quantyard.hub.client import HubAccess
 from quantyard.protocol.exit_codes import Answer
 from quantyard.sources.resolve import find_source
@@ -83,7 +83,7 @@ def test_a_stage_with_a_file_that_was_changed_counts_no_more(yard: Yard) -> None
 
 def test_past_times_are_read(yard: Yard) -> None:
     written = json.loads((yard.artifacts / ".rates.json").read_bytes())
-    book = read_book(yard.artifacts)
+    book = read_forecast_book(yard.artifacts)
     assert len(book.samples) == len(written["samples"]) > 0
     assert [sample.seconds for sample in book.samples] == [sample["seconds"] for sample in written["samples"]]
     assert len(book.runs) == len(written["runs"])

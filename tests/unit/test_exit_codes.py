@@ -14,7 +14,7 @@ import pytest
 
 import quantyard
 from quantyard import cli
-from quantyard.cli.parser import overview
+from quantyard.cli.parser import help_overview
 from quantyard.errors import GateClosed, QuantyardError, StageFailed
 from quantyard.protocol.base import StageError, StageResult
 from quantyard.protocol.exit_codes import EXIT_CODES, Answer, ExitCode
@@ -73,7 +73,7 @@ def test_each_failure_says_what_to_do() -> None:
 
 
 def test_help_and_reference_list_every_exit_code() -> None:
-    text = " ".join(overview().split())
+    text = " ".join(help_overview().split())
     for row in EXIT_CODES:
         assert f"{int(row.code)} {row.meaning}" in text
         assert f"| {int(row.code)} | `{row.name}` | {row.meaning} | {row.what_to_do} |" in REFERENCE

@@ -27,7 +27,7 @@ import pytest
 
 from builder import fetch
 from quantyard.network.bounded_http import retry_after_s
-from quantyard.network.transfer import TRIES, is_certificate_error, pause_s
+from quantyard.network.transfer import TRIES, download_pause_s, is_certificate_error
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.protocol.builder import FetchRequest
 from tests.hub_repo import Repo
@@ -431,13 +431,13 @@ def test_a_full_disk_is_a_lack_of_disk_and_the_next_run_finishes(bench: Bench, t
 
 def test_waits_grow_and_end_after_five_tries_without_progress() -> None:
     error = httpx2.ReadTimeout("slow")
-    assert [pause_s(error, failed) for failed in range(1, TRIES + 1)] == [0.5, 1.0, 2.0, 4.0, None]
+    assert [download_pause_s(error, failed) for failed in range(1, TRIES + 1)] == [0.5, 1.0, 2.0, 4.0, None]
 
 
 def test_a_certificate_nobody_trusts_is_not_tried_again() -> None:
     error = httpx2.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
     assert is_certificate_error(error)
-    assert pause_s(error, 1) is None
+    assert download_pause_s(error, 1) is None
 
 
 @pytest.mark.parametrize(("value", "expected"), [("7", 7.0), ("", None), ("soon", None)])

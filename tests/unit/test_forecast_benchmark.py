@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.random_model import bf16, shapes
+from builder.random_model import random_model_bf16, random_model_shapes
 from quantyard import cli
-from quantyard.forecast.benchmark import TRIALS, Bench, trial_plan
-from quantyard.forecast.samples import Book, keep_book, read_book
+from quantyard.forecast.benchmark import TRIALS, TimingBench, benchmark_plan
+from quantyard.forecast.samples import ForecastBook, read_forecast_book, write_forecast_book
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageResult
@@ -32,7 +32,7 @@ def _random_model(spec: StageSpec, space: Workspace) -> StageResult:
     assert isinstance(asked, RandomModelRequest)
     result = writes("config.json", "model.safetensors", "tokenizer.model")(spec, space)
     at, header = 0, {}
-    for name, shape in shapes(asked.model_copy(update={"vocab_size": 1000, "width": 256})).items():
+    for name, shape in random_model_shapes(asked.model_copy(update={"vocab_size": 1000, "width": 256})).items():
         end = at + 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
         at = end
@@ -46,11 +46,11 @@ def _random_model(spec: StageSpec, space: Workspace) -> StageResult:
 
 
 def _rehashed(result: StageResult, files: Path) -> StageResult:
-    from quantyard.protocol.runner import sha256_of
+    from quantyard.protocol.runner import file_sha256
 
     outputs = tuple(
         entry.model_copy(update={"size_bytes": (files / entry.path).stat().st_size,
-                                 "sha256": sha256_of(files / entry.path)})
+                                 "sha256": file_sha256(files / entry.path)})
         for entry in result.outputs
     )  # fmt: skip
     return result.model_copy(update={"outputs": outputs})
@@ -107,24 +107,24 @@ def test_again_it_takes_the_place_of_what_it_timed_before_on_this_engine_alone(r
     artifacts = tmp_path / "artifacts"
     own = [_sample("convert", 9.0), _sample("convert", 8.0, synthetic=True)]
     other = _sample("convert", 7.0, cpu=cpu_name(), engine="local", synthetic=True)
-    keep_book(artifacts, Book(samples=[*own, other]))
+    write_forecast_book(artifacts, ForecastBook(samples=[*own, other]))
     for _ in range(2):
         assert run(_engine(), "rates") == 0
-    found = read_book(artifacts).samples
+    found = read_forecast_book(artifacts).samples
     assert found[:3] == [*own, other], "of another CPU, and of the other engine"
     assert len([s for s in found if s.kind == "convert" and s.engine == "docker" and s.cpu == cpu_name()]) == 2
 
 
 def test_one_that_fails_leaves_the_book_as_it_was(run: Run, tmp_path: Path) -> None:
-    keep_book(tmp_path / "artifacts", Book(samples=[_sample("convert", 9.0)]))
+    write_forecast_book(tmp_path / "artifacts", ForecastBook(samples=[_sample("convert", 9.0)]))
     assert run(_engine(**{"speed BF16": fails(ExitCode.RESOURCES)}), "rates") == ExitCode.RESOURCES
-    assert read_book(tmp_path / "artifacts").samples == [_sample("convert", 9.0)]
+    assert read_forecast_book(tmp_path / "artifacts").samples == [_sample("convert", 9.0)]
 
 
 def test_types_are_made_with_a_matrix_and_without_and_few_of_them_are_measured(
     local_source: Source, tmp_path: Path
 ) -> None:
-    labels = [step.label for step in trial_plan(TRIALS[1], local_source, Bench(FakeEngine(), tmp_path)).steps]
+    labels = [step.label for step in benchmark_plan(TRIALS[1], local_source, TimingBench(FakeEngine(), tmp_path)).steps]
     assert {"quantize IQ4_NL", "quantize-plain IQ4_NL", "evaluate Q4_K_M", "speed Q8_0"} <= set(labels)
     assert "quantize-plain Q8_0" not in labels, "a matrix does not change it"
     assert not {"evaluate IQ4_NL", "verify IQ4_NL", "report"} & set(labels), "it is only made"
@@ -132,23 +132,25 @@ def test_types_are_made_with_a_matrix_and_without_and_few_of_them_are_measured(
 
 def test_the_two_models_are_far_enough_apart_to_tell_a_start_from_growth() -> None:
     def weights(request: RandomModelRequest) -> int:
-        return sum(int(np.prod(shape)) for shape in shapes(request).values())
+        return sum(int(np.prod(shape)) for shape in random_model_shapes(request).values())
 
     small, large = (weights(trial.model) for trial in TRIALS)
     assert large > 6 * small
-    assert all(shape[-1] % 256 == 0 for trial in TRIALS for shape in shapes(trial.model).values())
+    assert all(shape[-1] % 256 == 0 for trial in TRIALS for shape in random_model_shapes(trial.model).values())
     shared = set(TRIALS[0].made.split(",") + TRIALS[0].measured.split(","))
     assert shared & set((TRIALS[1].made + "," + TRIALS[1].measured).split(","))
 
 
 def test_bfloat16_is_the_upper_half_of_a_float() -> None:
-    assert bf16(np.array([1.0, -2.0, 0.0], np.float32)).tolist() == [0x3F80, 0xC000, 0]
+    assert random_model_bf16(np.array([1.0, -2.0, 0.0], np.float32)).tolist() == [0x3F80, 0xC000, 0]
 
 
 def test_what_a_trial_of_the_matrix_takes_is_foreseen_too(
     run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    keep_book(tmp_path / "artifacts", Book(samples=[_sample("quantize", 100, cpu=cpu_name(), family="Q4_K_M")]))
+    write_forecast_book(
+        tmp_path / "artifacts", ForecastBook(samples=[_sample("quantize", 100, cpu=cpu_name(), family="Q4_K_M")])
+    )
     asked = ("plan", "--model=x", "--quants=Q4_K_M", "--suite=smoke")
     found = {}
     for imatrix in ("none", "auto"):

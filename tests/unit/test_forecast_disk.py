@@ -15,10 +15,10 @@ import pytest
 from quantyard import cli
 from quantyard.errors import NotEnoughDisk
 from quantyard.forecast import cost
-from quantyard.forecast.disk import files_to_choose, fitting
+from quantyard.forecast.disk import disk_bytes_of_files, files_fitting_disk
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
-from quantyard.quants.catalog import QUANTS, USEFUL, find
+from quantyard.quants.catalog import QUANTS, USEFUL, find_quant
 from quantyard.sources.resolve import Source
 from quantyard.workflows import matrix as matrix_workflow
 from quantyard.workflows import planning
@@ -43,7 +43,7 @@ SIZES = {"Q2_K": 3, "Q3_K_M": 4, "Q4_K_M": 5, "Q5_K_M": 6, "Q6_K": 7, "Q8_0": 9}
     ],
 )  # fmt: skip
 def test_as_many_as_fit_are_named_and_among_those_the_most_useful(room: int, names: str) -> None:
-    assert ",".join(fitting(SIZES, room)) == names
+    assert ",".join(files_fitting_disk(SIZES, room)) == names
 
 
 def test_no_choice_of_more_files_fits_and_none_of_as_many_is_more_useful() -> None:
@@ -54,15 +54,15 @@ def test_no_choice_of_more_files_fits_and_none_of_as_many_is_more_useful() -> No
         possible = [c for n in range(7) for c in itertools.combinations(sizes, n) if sum(sizes[x] for x in c) <= room]
         most = max(map(len, possible))
         best = min((c for c in possible if len(c) == most), key=lambda c: sorted(map(USEFUL.index, c)))
-        assert set(fitting(sizes, room)) == set(best)
+        assert set(files_fitting_disk(sizes, room)) == set(best)
 
 
 def test_what_no_table_knows_comes_last_in_the_order_given() -> None:
-    assert fitting({"mine": 5, "other": 5, "Q2_K": 5}, 10) == ("mine", "Q2_K")
+    assert files_fitting_disk({"mine": 5, "other": 5, "Q2_K": 5}, 10) == ("mine", "Q2_K")
 
 
 def test_the_table_of_useful_quants_names_quants_that_need_no_matrix() -> None:
-    assert [name for name in USEFUL if find(name) not in QUANTS or find(name).needs_imatrix] == []
+    assert [name for name in USEFUL if find_quant(name) not in QUANTS or find_quant(name).needs_imatrix] == []
 
 
 def test_the_documentation_has_the_same_order() -> None:
@@ -73,10 +73,10 @@ def test_the_documentation_has_the_same_order() -> None:
 def test_a_baseline_of_ones_own_is_no_choice_and_finished_files_take_nothing_more(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
-    builder = measured(local_source, FakeEngine(), "Q4_K_M,Q6_K", baseline=find("Q8_0"))
-    left = files_to_choose(builder.plan, ())
+    builder = measured(local_source, FakeEngine(), "Q4_K_M,Q6_K", baseline=find_quant("Q8_0"))
+    left = disk_bytes_of_files(builder.plan, ())
     assert list(left) == ["Q4_K_M", "Q6_K"] and left["Q4_K_M"] < left["Q6_K"]
-    assert files_to_choose(builder.plan, {"quantize Q4_K_M"})["Q4_K_M"] == 0
+    assert disk_bytes_of_files(builder.plan, {"quantize Q4_K_M"})["Q4_K_M"] == 0
 
 
 # ---- the commands ------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def run(
 ) -> Run:
     """Runs a command where so many bytes are free, beside the reserve; its exit code and what it said."""
     monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
-    monkeypatch.setattr(matrix_workflow, "write_report", lambda *_: tmp_path / "report.html")
+    monkeypatch.setattr(matrix_workflow, "write_release_report", lambda *_: tmp_path / "report.html")
 
     def go(command: str, free: int, engine: FakeEngine, *argv: str) -> tuple[int, str, str]:
         monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))

@@ -11,21 +11,21 @@ import pytest
 
 from eval.analysis.statistics import paired_proportions_interval
 from quantyard.errors import BadRequest
-from quantyard.gate.budgets import DEFAULT, BadBudgets, Budget
+from quantyard.gate.budgets import DEFAULT, BadBudgets, GateBudget
 from quantyard.gate.findings import NAMES
-from quantyard.gate.judge import _JUDGES, judge, load_budgets
-from quantyard.gate.sample_size import accuracy_loss, more_answers, more_questions
-from quantyard.metrics.headline_metrics import headlines
-from quantyard.metrics.intervals import ppl_change, quantile, wilson
+from quantyard.gate.judge import _JUDGES, judge_budgets, load_budgets
+from quantyard.gate.sample_size import gate_accuracy_loss, gate_answer_sample_size, gate_question_sample_size
+from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.intervals import normal_quantile, ppl_change_interval, wilson_interval
 from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import Comparison, Estimate, EvalReport, Interval, Measurement
-from quantyard.quants.catalog import FAMILIES, QUANTS, family_of
+from quantyard.quants.catalog import FAMILIES, QUANTS, quant_family
 from quantyard.store.manifest import Manifest
 from tests.manifests import contract_report, manifest_of, sha256_of
 
 QUANT = "Q4_K_M"
 MANIFEST = manifest_of()
-Z95 = quantile(0.95)
+Z95 = normal_quantile(0.95)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def gate(tmp_path: Path):  # what a YAML text says of a manifest
     def held(text: str, manifest: Manifest | None = None, quant: str = QUANT, suite: str = "standard") -> GateReport:
         path = tmp_path / "gate.yaml"
         path.write_text(text)
-        return judge(manifest or MANIFEST, [quant], suite, load_budgets(path))
+        return judge_budgets(manifest or MANIFEST, [quant], suite, load_budgets(path))
 
     return held
 
@@ -102,7 +102,7 @@ def test_a_higher_confidence_asks_for_more(gate) -> None:
 
 def test_the_change_of_perplexity_is_the_reports_own_interval(gate) -> None:
     divergence = measurement().divergence
-    change = ppl_change(divergence)
+    change = ppl_change_interval(divergence)
     assert change is not None
     result = only(gate("defaults: {max_ppl_change: 5}"))
     assert result.interval is not None and result.value is not None
@@ -123,8 +123,8 @@ def test_a_model_so_broken_that_no_number_describes_it_fails(gate, value: float)
 
 @pytest.mark.parametrize("confidence", [0.9, 0.99])
 def test_a_scaled_interval_is_near_tangos_own(confidence: float) -> None:
-    scaled = accuracy_loss(comparison(60, 40, 1000), quantile(confidence))
-    exact = paired_proportions_interval(60, 40, 1000, z=quantile(confidence))
+    scaled = gate_accuracy_loss(comparison(60, 40, 1000), normal_quantile(confidence))
+    exact = paired_proportions_interval(60, 40, 1000, z=normal_quantile(confidence))
     assert (scaled.low, scaled.high) == pytest.approx((-100 * exact.high, -100 * exact.low), abs=0.2)
 
 
@@ -134,7 +134,7 @@ def test_a_scaled_interval_is_near_tangos_own(confidence: float) -> None:
 def test_as_many_questions_as_are_said_would_tell(lost: int, gained: int, n: int, limit: int) -> None:
     found = comparison(lost, gained, n)
     distance = abs(limit / 100 + found.delta.value)
-    m = more_questions(found, distance, 1.0, Z95)
+    m = gate_question_sample_size(found, distance, 1.0, Z95)
     assert m is not None
 
     def clearance(questions: float) -> float:
@@ -147,9 +147,9 @@ def test_as_many_questions_as_are_said_would_tell(lost: int, gained: int, n: int
 
 
 def test_as_many_answers_as_are_said_would_tell() -> None:
-    n = more_answers(60, 1.0, 0.95, Z95)
+    n = gate_answer_sample_size(60, 1.0, 0.95, Z95)
     assert n is not None
-    assert wilson(n, n, Z95).low >= 0.95 > wilson(n - 1, n - 1, Z95).low
+    assert wilson_interval(n, n, Z95).low >= 0.95 > wilson_interval(n - 1, n - 1, Z95).low
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------
@@ -174,9 +174,9 @@ def test_a_loss_of_accuracy_is_judged_by_its_interval(gate, lost: int, outcome: 
 def test_the_tasks_judged_are_the_reports_headlines() -> None:
     manifest = MANIFEST
     report = manifest.evaluations["standard"]
-    found = judge(manifest, [QUANT], "standard", load_budgets(None)).results
+    found = judge_budgets(manifest, [QUANT], "standard", load_budgets(None)).results
     judged = [r.task for r in found if r.budget == "max_accuracy_loss"]
-    shown = headlines(report.suite, report.measurements[0].scores)
+    shown = headline_scores(report.suite, report.measurements[0].scores)
     assert judged == [s.task for s in shown if s.metric not in ("word_perplexity", "bits_per_byte")] != []
 
 
@@ -270,13 +270,13 @@ def test_what_was_not_measured_of_this_very_file_never_passes(gate, manifest: Ma
 def test_no_finding_names_a_folder_of_this_machine(gate) -> None:
     manifest = MANIFEST.model_copy(update={"evaluations": {}, "contracts": {}})
     at_home = manifest.source.model_copy(update={"repo_id": "", "title": "/home/me/model"})
-    report = judge(manifest.model_copy(update={"source": at_home}), [QUANT], "mine", load_budgets(None))
+    report = judge_budgets(manifest.model_copy(update={"source": at_home}), [QUANT], "mine", load_budgets(None))
     assert not [r for r in report.results if "/home" in r.finding]
 
 
 def test_a_quant_that_is_not_built_is_refused() -> None:
     with pytest.raises(BadRequest, match="Q5_K_M is not built; built: Q8_0, Q4_K_M"):
-        judge(MANIFEST, ["Q5_K_M"], "standard", load_budgets(None))
+        judge_budgets(MANIFEST, ["Q5_K_M"], "standard", load_budgets(None))
 
 
 def as_baseline(quant: str) -> Manifest:
@@ -312,7 +312,7 @@ def test_a_loss_against_a_quantized_baseline_says_so(gate) -> None:
 
 def test_the_worst_result_is_the_gates_and_files_keep_their_order() -> None:
     manifest = MANIFEST
-    report = judge(manifest, ["Q4_K_M", "Q8_0", "Q4_K_M"], "standard", load_budgets(None))
+    report = judge_budgets(manifest, ["Q4_K_M", "Q8_0", "Q4_K_M"], "standard", load_budgets(None))
     assert list(dict.fromkeys(r.quant for r in report.results)) == ["Q4_K_M", "Q8_0"]
     assert len({(r.quant, r.budget, r.task) for r in report.results}) == len(report.results)
     assert (report.budgets, report.suite, report.outcome) == ("default", "standard", "too few questions")
@@ -320,7 +320,7 @@ def test_the_worst_result_is_the_gates_and_files_keep_their_order() -> None:
 
 
 def test_every_budget_has_a_judge_and_a_name() -> None:
-    assert set(Budget.model_fields) - {"confidence"} == set(_JUDGES) == set(NAMES)
+    assert set(GateBudget.model_fields) - {"confidence"} == set(_JUDGES) == set(NAMES)
 
 
 # ---- budgets -----------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_a_file_stands_alone_and_is_known_by_its_name_and_hash(tmp_path: Path) -
     text = "defaults: {max_size: 4GiB}\n"
     budgets = load(tmp_path, text)
     assert (budgets.name, budgets.sha256) == ("gate.yaml", hashlib.sha256(text.encode()).hexdigest())
-    assert budgets.of("Q4_K_M") == Budget.model_validate({"max_size": 4 * 2**30})
+    assert budgets.of("Q4_K_M") == GateBudget.model_validate({"max_size": 4 * 2**30})
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -415,13 +415,13 @@ TABLE = {
 LOST = {"IQ2_XS": (0.546290, 72.69), "IQ2_XXS": (0.812022, 126.1), "IQ1_M": (1.393084, 309.1)}
 
 
-def loss(budget: Budget) -> float:
+def loss(budget: GateBudget) -> float:
     assert budget.max_accuracy_loss is not None
     return budget.max_accuracy_loss["*"]
 
 
 def test_every_quant_has_a_family_with_budgets_of_its_own() -> None:
-    assert {family_of(quant.name) for quant in QUANTS} == set(FAMILIES) == set(load_budgets(None).quants)
+    assert {quant_family(quant.name) for quant in QUANTS} == set(FAMILIES) == set(load_budgets(None).quants)
 
 
 @pytest.mark.parametrize("quant", TABLE)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from quantyard.formats.gguf import GgufArray, GgufError, read_header, read_model
+from quantyard.formats.gguf import GgufArray, GgufError, read_gguf_header, read_gguf_model
 from tests.gguf_files import SMALL, SMALL_TENSORS, TensorSpec, gguf, preamble, string, tensor_info, value
 
 Write = Callable[[bytes], Path]
@@ -31,7 +31,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_a_small_file_is_read_whole(write: Write) -> None:
-    header = read_header(write(SMALL))
+    header = read_gguf_header(write(SMALL))
     assert (header.version, header.architecture, header.file_type, header.context_length) == (3, "llama", 15, 2048)
     assert header.chat_template == "{{ messages }}"
     assert header.metadata["flag"] is True
@@ -46,14 +46,14 @@ def test_a_small_file_is_read_whole(write: Write) -> None:
 
 
 def test_arrays_are_recorded_by_type_length_and_digest_but_not_kept(write: Write) -> None:
-    tokens = read_header(write(SMALL)).metadata["tokenizer.ggml.tokens"]
+    tokens = read_gguf_header(write(SMALL)).metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, GgufArray)
     assert (tokens.element_type, tokens.length, tokens.size_bytes) == ("string", 4, 4 * 8 + 6)
 
 
 def test_a_digest_depends_on_the_elements_alone(write: Write) -> None:
     def digest(before: str, tokens: list[str]) -> str:
-        array = read_header(write(gguf({"x": before, "tokens": tokens}, []))).metadata["tokens"]
+        array = read_gguf_header(write(gguf({"x": before, "tokens": tokens}, []))).metadata["tokens"]
         assert isinstance(array, GgufArray)
         return array.sha256
 
@@ -62,7 +62,7 @@ def test_a_digest_depends_on_the_elements_alone(write: Write) -> None:
 
 def test_a_vocabulary_larger_than_the_read_buffer_is_stepped_over_exactly(write: Write) -> None:
     tokens = ["x" * (i % 50) for i in range(60_000)] + ["y" * 3_000_000, "z"]
-    header = read_header(write(gguf({"tokens": tokens, "after": "here"}, SMALL_TENSORS)))
+    header = read_gguf_header(write(gguf({"tokens": tokens, "after": "here"}, SMALL_TENSORS)))
     assert header.metadata["after"] == "here"
     assert len(header.tensors) == 3
 
@@ -77,7 +77,7 @@ def test_what_the_gguf_package_writes_is_read(tmp_path: Path) -> None:
     writer.add_tensor("two", np.ones((4,), dtype=np.float16))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    header = read_header(path)
+    header = read_gguf_header(path)
     assert (header.alignment, header.context_length) == (64, 4096)
     assert [(t.name, t.shape) for t in header.tensors] == [("one", (3, 2)), ("two", (4,))]
     assert np.fromfile(path, np.float32, 6, offset=header.tensors[0].offset).tolist() == list(range(6))
@@ -85,7 +85,7 @@ def test_what_the_gguf_package_writes_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_versions_2_and_3_are_read(write: Write, version: int) -> None:
-    assert read_header(write(gguf({}, SMALL_TENSORS, version))).version == version
+    assert read_gguf_header(write(gguf({}, SMALL_TENSORS, version))).version == version
 
 
 _TENSOR = tensor_info("t", (4,), 0, 0)
@@ -143,7 +143,7 @@ def test_a_hostile_header_is_refused_with_its_reason_in_no_time(write: Write, na
     tracemalloc.start()
     started = time.process_time()
     with pytest.raises(GgufError) as caught:
-        read_header(path)
+        read_gguf_header(path)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert reason in str(caught.value)
@@ -155,13 +155,13 @@ def test_a_hostile_header_is_refused_with_its_reason_in_no_time(write: Write, na
 @pytest.mark.parametrize("length", range(0, len(SMALL) - 40, 7))
 def test_a_file_cut_anywhere_is_refused(write: Write, length: int) -> None:
     with pytest.raises(GgufError):
-        read_header(write(SMALL[:length]))
+        read_gguf_header(write(SMALL[:length]))
 
 
 def _read_or_refuse(path: Path) -> None:
     started = time.process_time()
     try:
-        header = read_header(path)
+        header = read_gguf_header(path)
     except GgufError:
         pass
     else:
@@ -192,7 +192,7 @@ def _shard(folder: Path, number: int, count: int, tensors: list[TensorSpec], tot
 def test_shards_are_joined_and_tensors_keep_the_shard_they_are_in(tmp_path: Path) -> None:
     first = _shard(tmp_path, 1, 2, [TensorSpec("a", (4,))], 2)
     second = _shard(tmp_path, 2, 2, [TensorSpec("b", (8,))], 2)
-    model = read_model(first)
+    model = read_gguf_model(first)
     assert [(t.name, t.path) for t in model.tensors] == [("a", first), ("b", second)]
     assert (model.architecture, model.n_params, model.paths) == ("llama", 12, (first, second))
     assert model.file_size == first.stat().st_size + second.stat().st_size
@@ -201,21 +201,21 @@ def test_shards_are_joined_and_tensors_keep_the_shard_they_are_in(tmp_path: Path
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     first = _shard(tmp_path, 1, 2, [TensorSpec("a", (4,))], 2)
     with pytest.raises(GgufError, match=r"m-00002-of-00002\.gguf is missing"):
-        read_model(first)
+        read_gguf_model(first)
 
 
 def test_a_shard_that_is_not_the_first_is_refused(tmp_path: Path) -> None:
     _shard(tmp_path, 1, 2, [TensorSpec("a", (4,))], 2)
     second = _shard(tmp_path, 2, 2, [TensorSpec("b", (4,))], 2)
     with pytest.raises(GgufError, match="give the first"):
-        read_model(second)
+        read_gguf_model(second)
 
 
 def test_shards_that_repeat_or_lack_a_tensor_are_refused(tmp_path: Path) -> None:
     first = _shard(tmp_path, 1, 2, [TensorSpec("a", (4,))], 3)
     _shard(tmp_path, 2, 2, [TensorSpec("a", (4,))], 3)
     with pytest.raises(GgufError, match="repeats the tensor 'a'"):
-        read_model(first)
+        read_gguf_model(first)
     _shard(tmp_path, 2, 2, [TensorSpec("b", (4,))], 3)
     with pytest.raises(GgufError, match="promises 3 tensors; its shards hold 2"):
-        read_model(first)
+        read_gguf_model(first)

@@ -23,7 +23,7 @@ from quantyard.errors import (
     RevisionNotFound,
 )
 from quantyard.hub import client as hub
-from quantyard.hub.client import HubAccess, parse_repo_id, resolve, select_files
+from quantyard.hub.client import HubAccess, parse_hub_repo_id, resolve_hub_repo, select_hub_files
 from quantyard.hub.files import Selection
 from quantyard.protocol.base import FileEntry
 from tests.hub_server import HubServer
@@ -76,7 +76,7 @@ def words(error: QuantyardError) -> str:
 
 def test_a_repo_is_resolved_to_its_commit_files_hashes_licence_and_dtypes(fake_hub: HubServer) -> None:
     repo = fake_hub.add_repo("org/name", MODEL, license="apache-2.0")
-    found = resolve(visitor(fake_hub), "org/name")
+    found = resolve_hub_repo(visitor(fake_hub), "org/name")
     sizes = {f.path: (f.size_bytes, f.sha256) for f in found.files}
     assert found.commit == repo.commit
     assert sizes["model.safetensors"] == (len(MODEL["model.safetensors"]), repo.files["model.safetensors"].sha256)
@@ -86,31 +86,31 @@ def test_a_repo_is_resolved_to_its_commit_files_hashes_licence_and_dtypes(fake_h
 
 def test_resolving_takes_one_request_and_downloads_nothing(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL)
-    resolve(visitor(fake_hub), "org/name")
+    resolve_hub_repo(visitor(fake_hub), "org/name")
     assert [r.path for r in fake_hub.requests] == ["/api/models/org/name"]
 
 
 @pytest.mark.parametrize("revision", ["v1.0", "refs/pr/1", "main"])
 def test_a_branch_tag_or_pull_request_becomes_a_commit(fake_hub: HubServer, revision: str) -> None:
     repo = fake_hub.add_repo("org/name", MODEL, branches=("main", "refs/pr/1"), tags=("v1.0",))
-    found = resolve(visitor(fake_hub), "org/name", revision)
+    found = resolve_hub_repo(visitor(fake_hub), "org/name", revision)
     assert (found.commit, found.revision) == (repo.commit, revision)
 
 
 def test_an_endpoint_with_a_slash_at_its_end_works(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL)
-    assert resolve(HubAccess(fake_hub.endpoint + "/"), "org/name").commit
+    assert resolve_hub_repo(HubAccess(fake_hub.endpoint + "/"), "org/name").commit
 
 
 def test_a_file_whose_name_leads_out_of_its_folder_is_never_listed(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL | {"../../evil.json": b"{}", "/etc/config.json": b"{}"})
-    assert {f.path for f in resolve(visitor(fake_hub), "org/name").files} == set(MODEL)
+    assert {f.path for f in resolve_hub_repo(visitor(fake_hub), "org/name").files} == set(MODEL)
 
 
 def test_a_gated_repo_names_the_page_where_its_terms_are_accepted(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL, gated=True)
     with pytest.raises(RepoGated) as caught:
-        resolve(visitor(fake_hub), "org/name")
+        resolve_hub_repo(visitor(fake_hub), "org/name")
     assert f"{fake_hub.endpoint}/org/name" in caught.value.hint
     assert "HF_TOKEN" in caught.value.hint
 
@@ -118,35 +118,35 @@ def test_a_gated_repo_names_the_page_where_its_terms_are_accepted(fake_hub: HubS
 def test_a_gated_repo_tells_the_owner_of_a_token_without_access_to_accept_the_terms(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL, gated=True)
     with pytest.raises(RepoGated, match="gated") as caught:
-        resolve(HubAccess(fake_hub.endpoint, fake_hub.stranger), "org/name")
+        resolve_hub_repo(HubAccess(fake_hub.endpoint, fake_hub.stranger), "org/name")
     assert "has no access yet" in caught.value.hint
     assert fake_hub.stranger not in words(caught.value)
 
 
 def test_a_gated_repo_opens_to_a_token_with_access(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL, gated=True)
-    assert resolve(HubAccess(fake_hub.endpoint, fake_hub.token), "org/name").gated
+    assert resolve_hub_repo(HubAccess(fake_hub.endpoint, fake_hub.token), "org/name").gated
 
 
 def test_a_missing_repo_and_a_private_one_are_told_as_the_same(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/secret", MODEL, private=True)
     for name in ("org/secret", "org/nothing"):
         with pytest.raises(RepoNotFound, match="missing, or private") as caught:
-            resolve(visitor(fake_hub), name)
+            resolve_hub_repo(visitor(fake_hub), name)
         assert "set HF_TOKEN" in caught.value.hint
 
 
 def test_a_private_repo_is_worded_differently_for_the_owner_of_a_token(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/secret", MODEL, private=True)
     with pytest.raises(RepoNotFound, match="owner of the token"):
-        resolve(HubAccess(fake_hub.endpoint, fake_hub.stranger), "org/secret")
-    assert resolve(HubAccess(fake_hub.endpoint, fake_hub.token), "org/secret").private
+        resolve_hub_repo(HubAccess(fake_hub.endpoint, fake_hub.stranger), "org/secret")
+    assert resolve_hub_repo(HubAccess(fake_hub.endpoint, fake_hub.token), "org/secret").private
 
 
 def test_a_token_the_hub_does_not_know_has_its_own_words(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL)
     with pytest.raises(HubError, match="does not accept the token") as caught:
-        resolve(HubAccess(fake_hub.endpoint, "hf_wrong"), "org/name")
+        resolve_hub_repo(HubAccess(fake_hub.endpoint, "hf_wrong"), "org/name")
     assert "hf_wrong" not in words(caught.value)
 
 
@@ -157,7 +157,7 @@ def test_a_renamed_repo_gives_the_command_with_the_new_name(
     fake_hub.add_repo("org/new", MODEL, tags=("v1",))
     fake_hub.rename("org/old", "org/new")
     with pytest.raises(RepoRenamed) as caught:
-        resolve(visitor(fake_hub), "org/old", revision)
+        resolve_hub_repo(visitor(fake_hub), "org/old", revision)
     assert caught.value.hint.endswith(f"make build {command}")
 
 
@@ -165,13 +165,13 @@ def test_a_renamed_repo_gives_the_command_with_the_new_name(
 def test_a_repo_without_a_model_in_it_is_empty(fake_hub: HubServer, files: dict[str, bytes]) -> None:
     fake_hub.add_repo("org/name", files)
     with pytest.raises(RepoEmpty):
-        resolve(visitor(fake_hub), "org/name")
+        resolve_hub_repo(visitor(fake_hub), "org/name")
 
 
 def test_an_unknown_revision_gets_the_nearest_and_the_list(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL, branches=("main", "beta"), tags=("v1.0.0",))
     with pytest.raises(RevisionNotFound, match=r"Did you mean 'v1\.0\.0'") as caught:
-        resolve(visitor(fake_hub), "org/name", "v1.0")
+        resolve_hub_repo(visitor(fake_hub), "org/name", "v1.0")
     assert "main, beta, v1.0.0" in caught.value.hint
     assert "make build MODEL=org/name@v1.0.0" in caught.value.hint
 
@@ -179,14 +179,14 @@ def test_an_unknown_revision_gets_the_nearest_and_the_list(fake_hub: HubServer) 
 def test_a_disabled_repo_is_said_to_be_disabled(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL, disabled=True)
     with pytest.raises(HubError, match="has disabled org/name"):
-        resolve(visitor(fake_hub), "org/name")
+        resolve_hub_repo(visitor(fake_hub), "org/name")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_hub_that_fails_for_a_moment_is_asked_again(fake_hub: HubServer, status: int) -> None:
     fake_hub.add_repo("org/name", MODEL)
     fake_hub.fail("/api/models/org/name", status=status, times=2, retry_after=1)
-    assert resolve(visitor(fake_hub), "org/name").commit
+    assert resolve_hub_repo(visitor(fake_hub), "org/name").commit
     assert len(fake_hub.requests) == 3
 
 
@@ -194,7 +194,7 @@ def test_a_hub_that_keeps_failing_is_given_up(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL)
     fake_hub.fail("/api/models/org/name", status=503, times=None)
     with pytest.raises(HubUnreachable, match="answers 503"):
-        resolve(visitor(fake_hub), "org/name")
+        resolve_hub_repo(visitor(fake_hub), "org/name")
     assert len(fake_hub.requests) == hub.TRIES
 
 
@@ -202,7 +202,7 @@ def test_a_wait_longer_than_anybody_watches_is_not_waited(fake_hub: HubServer) -
     fake_hub.add_repo("org/name", MODEL)
     fake_hub.fail("/api/models/org/name", status=429, times=None, retry_after=3600)
     with pytest.raises(HubUnreachable, match="to be asked again in 3600 s"):
-        resolve(visitor(fake_hub), "org/name")
+        resolve_hub_repo(visitor(fake_hub), "org/name")
     assert len(fake_hub.requests) == 1
 
 
@@ -211,7 +211,7 @@ def test_a_closed_port_is_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(HubUnreachable, match="cannot be reached") as caught:
-        resolve(HubAccess(f"http://127.0.0.1:{port}"), "org/name")
+        resolve_hub_repo(HubAccess(f"http://127.0.0.1:{port}"), "org/name")
     assert "HF_ENDPOINT" in caught.value.hint
 
 
@@ -219,7 +219,7 @@ def test_a_server_that_is_no_hub_is_told_apart(fake_hub: HubServer, monkeypatch:
     fake_hub.add_repo("org/name", MODEL)
     monkeypatch.setattr("tests.hub_server.model_info", lambda repo: {"status": "a login page"})
     with pytest.raises(HubUnreachable, match="not as a Hub does"):
-        resolve(visitor(fake_hub), "org/name")
+        resolve_hub_repo(visitor(fake_hub), "org/name")
 
 
 def test_the_token_is_not_in_the_repr_of_an_access() -> None:
@@ -242,8 +242,8 @@ def test_tensor_shapes_come_from_the_headers_alone(fake_hub: HubServer, ignore_r
     fake_hub.add_repo("org/name", MODEL | {"model.safetensors": weights})
     if ignore_range:
         fake_hub.fail("model.safetensors", ignore_range=True)
-    repo = resolve(visitor(fake_hub), "org/name")
-    found = hub.tensor_shapes(visitor(fake_hub), repo)
+    repo = resolve_hub_repo(visitor(fake_hub), "org/name")
+    found = hub.hub_tensor_shapes(visitor(fake_hub), repo)
     assert found is not None
     assert [(t.name, t.shape, t.dtype) for t in found] == [("a", (1000, 1000), "BF16"), ("b", (7,), "BF16")]
     if not ignore_range:
@@ -253,21 +253,24 @@ def test_tensor_shapes_come_from_the_headers_alone(fake_hub: HubServer, ignore_r
 def test_a_header_larger_than_the_first_read_is_read_to_its_end(fake_hub: HubServer) -> None:
     many = safetensors(**{f"model.layers.{i}.mlp.gate_proj.weight": (1, 1) for i in range(3000)})
     fake_hub.add_repo("org/name", MODEL | {"model.safetensors": many})
-    repo = resolve(visitor(fake_hub), "org/name")
-    assert len(hub.tensor_shapes(visitor(fake_hub), repo) or ()) == 3000
+    repo = resolve_hub_repo(visitor(fake_hub), "org/name")
+    assert len(hub.hub_tensor_shapes(visitor(fake_hub), repo) or ()) == 3000
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, (10).to_bytes(8, "little") + b"not json at all"])
 def test_shapes_that_cannot_be_read_are_none_and_never_an_error(fake_hub: HubServer, content: bytes) -> None:
     fake_hub.add_repo("org/name", MODEL | {"model.safetensors": content})
-    repo = resolve(visitor(fake_hub), "org/name")
-    assert hub.tensor_shapes(visitor(fake_hub), repo) is None
+    repo = resolve_hub_repo(visitor(fake_hub), "org/name")
+    assert hub.hub_tensor_shapes(visitor(fake_hub), repo) is None
 
 
 def test_the_configuration_is_read_at_the_commit_and_empty_when_there_is_none(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/name", MODEL)
     fake_hub.add_repo("org/bare", {"model.gguf": b"GGUF"})
-    read = [hub.read_config(visitor(fake_hub), resolve(visitor(fake_hub), name)) for name in ("org/name", "org/bare")]
+    read = [
+        hub.read_hub_config(visitor(fake_hub), resolve_hub_repo(visitor(fake_hub), name))
+        for name in ("org/name", "org/bare")
+    ]
     assert read == [{"model_type": "llama"}, {}]
 
 
@@ -285,7 +288,7 @@ def test_the_configuration_is_read_at_the_commit_and_empty_when_there_is_none(fa
     ],
 )
 def test_a_model_id_is_split_from_its_revision(text: str, expected: tuple[str, str | None]) -> None:
-    assert parse_repo_id(text) == expected
+    assert parse_hub_repo_id(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -300,7 +303,7 @@ def test_a_model_id_is_split_from_its_revision(text: str, expected: tuple[str, s
 )  # fmt: skip
 def test_whatever_is_no_model_id_is_refused(text: str) -> None:
     with pytest.raises(BadSource) as caught:
-        parse_repo_id(text)
+        parse_hub_repo_id(text)
     assert "make build MODEL=" in caught.value.hint
 
 
@@ -313,7 +316,7 @@ def test_whatever_is_no_model_id_is_refused(text: str) -> None:
 )  # fmt: skip
 def test_an_address_gets_the_id_to_type_instead(url: str) -> None:
     with pytest.raises(BadSource, match="is an address") as caught:
-        parse_repo_id(url)
+        parse_hub_repo_id(url)
     assert caught.value.hint.endswith("make build MODEL=org/name")
 
 
@@ -322,7 +325,7 @@ def test_an_address_gets_the_id_to_type_instead(url: str) -> None:
 
 def choose(*names: str, allow_pickle: bool = False, gguf_file: str | None = None) -> Selection:
     files = tuple(FileEntry(path=n, size_bytes=10) for n in names)
-    return select_files("org/name", files, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    return select_hub_files("org/name", files, allow_pickle=allow_pickle, gguf_file=gguf_file)
 
 
 def chosen(*names: str, allow_pickle: bool = False, gguf_file: str | None = None) -> set[str]:

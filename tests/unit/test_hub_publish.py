@@ -15,9 +15,16 @@ import pytest
 
 from quantyard.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RepoRenamed
 from quantyard.hub.client import HubAccess
-from quantyard.publish.files import PublishedFile, kept, made
+from quantyard.publish.files import PublishedFile, kept_release_file, made_release_file
 from quantyard.publish.hub import upload
-from quantyard.publish.hub.commit import HubPublication, HubTarget, check_target, preview, publish, read_published
+from quantyard.publish.hub.commit import (
+    HubPublication,
+    HubTarget,
+    check_hub_target,
+    preview_hub_publication,
+    publish_to_hub,
+    read_published_file,
+)
 from quantyard.publish.hub.errors import (
     MayNotWrite,
     NeedsToken,
@@ -32,8 +39,8 @@ TARGET = HubTarget(REPO)
 BATCH, COMMIT = f"/{REPO}.git/info/lfs/objects/batch", f"/api/models/{REPO}/commit/main"
 Q4, Q8 = random.Random(1).randbytes(300_000), random.Random(2).randbytes(2_500_000)  # the second is sent in parts
 PLOT = b"\x89PNG\r\n\0" + random.Random(3).randbytes(5_000)
-CARD = made("README.md", "---\nlicense: apache-2.0\n---\n# Name\n")
-EMPTY = made("NOTICE", b"")
+CARD = made_release_file("README.md", "---\nlicense: apache-2.0\n---\n# Name\n")
+EMPTY = made_release_file("NOTICE", b"")
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +67,10 @@ def fake_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
 @pytest.fixture
 def release(tmp_path: Path) -> list[PublishedFile]:
     """A card, a plot, an empty file, and two GGUFs on disk."""
-    files = [CARD, EMPTY, made("plots/tradeoff.png", PLOT)]
+    files = [CARD, EMPTY, made_release_file("plots/tradeoff.png", PLOT)]
     for name, content in (("name-Q4_K_M.gguf", Q4), ("name-Q8_0.gguf", Q8)):
         (tmp_path / name).write_bytes(content)
-        files.append(kept(name, tmp_path / name, hashlib.sha256(content).hexdigest()))
+        files.append(kept_release_file(name, tmp_path / name, hashlib.sha256(content).hexdigest()))
     return files
 
 
@@ -75,7 +82,7 @@ def send(
     hub: HubServer, files: list[PublishedFile], target: HubTarget = TARGET, token: str | None = "",
     on_progress: Callable[[str, int, int], None] = lambda path, done, total: None,
 ) -> HubPublication:  # fmt: skip
-    return publish(access(hub, token), target, files, "Publish name", on_progress)
+    return publish_to_hub(access(hub, token), target, files, "Publish name", on_progress)
 
 
 def refused(hub: HubServer, files: list[PublishedFile], target: HubTarget = TARGET, token: str | None = "") -> str:
@@ -218,7 +225,7 @@ def test_publishing_the_same_again_makes_no_commit_and_sends_nothing(
 def test_only_what_changed_is_sent(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     send(fake_hub, release)
     fake_hub.requests.clear()
-    card = made("README.md", CARD.read() + b"More.\n")
+    card = made_release_file("README.md", CARD.read() + b"More.\n")
     found = send(fake_hub, [card, *release[1:]])
     assert [path for path, state in states(found).items() if state == "changed"] == ["README.md"]
     assert not puts(fake_hub)
@@ -302,7 +309,7 @@ def test_an_open_pull_request_with_the_same_files_is_not_opened_twice(
     fake_hub.add_repo(REPO)
     target = HubTarget(REPO, pull_request=True)
     assert send(fake_hub, release, target).pull_request == send(fake_hub, release, target).pull_request
-    changed = [made("README.md", CARD.read() + b"More.\n"), *release[1:]]
+    changed = [made_release_file("README.md", CARD.read() + b"More.\n"), *release[1:]]
     assert send(fake_hub, changed, target).pull_request.endswith("/discussions/2")
 
 
@@ -411,7 +418,11 @@ def test_a_renamed_repo_gives_its_new_name(fake_hub: HubServer, release: list[Pu
 def test_a_target_that_is_none_is_refused_before_the_hub_is_asked(
     fake_hub: HubServer, release: list[PublishedFile], target: HubTarget
 ) -> None:
-    for call in (check_target, lambda t: preview(access(fake_hub), t, release), lambda t: send(fake_hub, release, t)):
+    for call in (
+        check_hub_target,
+        lambda t: preview_hub_publication(access(fake_hub), t, release),
+        lambda t: send(fake_hub, release, t),
+    ):
         with pytest.raises(BadRequest) as caught:
             call(target)
         assert any(name in caught.value.hint for name in ("REPO=me/name-GGUF", "HUB_BRANCH", "pull request"))
@@ -472,19 +483,21 @@ def test_a_file_that_changes_between_two_sendings_of_a_part_is_refused(
 
 @pytest.mark.parametrize("path", ["../evil", "a/../../b", ".git/config", "/etc/passwd", "./x"])
 def test_a_path_that_leads_elsewhere_is_refused(fake_hub: HubServer, path: str) -> None:
-    assert "No file on the Hub can be called" in refused(fake_hub, [made(path, b"x")])
+    assert "No file on the Hub can be called" in refused(fake_hub, [made_release_file(path, b"x")])
     assert not fake_hub.requests
 
 
 def test_two_files_of_one_name_and_no_file_at_all_are_refused(fake_hub: HubServer) -> None:
-    assert "Two files are called a.txt" in refused(fake_hub, [made("a.txt", b"1"), made("a.txt", b"2")])
+    assert "Two files are called a.txt" in refused(
+        fake_hub, [made_release_file("a.txt", b"1"), made_release_file("a.txt", b"2")]
+    )
     assert "nothing to publish" in refused(fake_hub, [])
 
 
 def test_a_card_that_the_hub_does_not_understand_stops_before_anything_is_made(
     fake_hub: HubServer, release: list[PublishedFile]
 ) -> None:
-    words = refused(fake_hub, [made("README.md", "---\nlicense: [1]\n---\n"), *release[1:]])
+    words = refused(fake_hub, [made_release_file("README.md", "---\nlicense: [1]\n---\n"), *release[1:]])
     assert words.startswith("UploadRefused") and '"license" must be a string' in words
     assert not fake_hub.repos
 
@@ -608,7 +621,9 @@ def test_a_closed_port_is_unreachable(release: list[PublishedFile]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(HubUnreachable, match="cannot be reached"):
-        publish(HubAccess(f"http://127.0.0.1:{port}", "hf_x"), TARGET, release, "m", lambda path, done, total: None)
+        publish_to_hub(
+            HubAccess(f"http://127.0.0.1:{port}", "hf_x"), TARGET, release, "m", lambda path, done, total: None
+        )
 
 
 def test_a_process_that_publishes_says_nothing_itself(fake_hub: HubServer, release: list[PublishedFile]) -> None:
@@ -616,14 +631,17 @@ def test_a_process_that_publishes_says_nothing_itself(fake_hub: HubServer, relea
     code = f"""
 from importlib.util import find_spec
 from pathlib import Path
-from quantyard.publish.hub.commit import HubTarget, publish
+from quantyard.publish.hub.commit import HubTarget, publish_to_hub
 from quantyard.hub.client import HubAccess
-from quantyard.publish.files import kept, made
-files = [kept("q4.gguf", Path({str(release[3].content)!r}), {release[3].sha256!r}), made("plot.png", {PLOT!r})]
-files.append(made("README.md", "---\\n---\\n# A card that the Hub has doubts about"))
+from quantyard.publish.files import kept_release_file, made_release_file
+files = [
+    kept_release_file("q4.gguf", Path({str(release[3].content)!r}), {release[3].sha256!r}),
+    made_release_file("plot.png", {PLOT!r}),
+]
+files.append(made_release_file("README.md", "---\\n---\\n# A card that the Hub has doubts about"))
 access = HubAccess({fake_hub.endpoint!r}, {fake_hub.writer!r})
 for branch in ("v2", ""):  # the second time, every object is there
-    publish(access, HubTarget({REPO!r}, branch=branch), files, "m", lambda path, done, total: None)
+    publish_to_hub(access, HubTarget({REPO!r}, branch=branch), files, "m", lambda path, done, total: None)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")  # neither bars nor signed addresses
@@ -689,7 +707,7 @@ def test_a_preview_tells_what_would_change_and_writes_nothing(
     fake_hub: HubServer, release: list[PublishedFile]
 ) -> None:
     fake_hub.add_repo(REPO, {"README.md": b"old", "name-Q4_K_M.gguf": Q4, "NOTICE": b""})
-    exists, changes = preview(access(fake_hub), TARGET, release)
+    exists, changes = preview_hub_publication(access(fake_hub), TARGET, release)
     assert exists is True
     assert {c.path: c.state for c in changes} == {
         "README.md": "changed", "NOTICE": "unchanged", "plots/tradeoff.png": "new", "name-Q4_K_M.gguf": "unchanged",
@@ -700,12 +718,12 @@ def test_a_preview_tells_what_would_change_and_writes_nothing(
 
 def test_a_preview_of_a_new_branch_compares_with_main(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     fake_hub.add_repo(REPO, {"name-Q4_K_M.gguf": Q4})
-    _, changes = preview(access(fake_hub), HubTarget(REPO, branch="v2"), release)
+    _, changes = preview_hub_publication(access(fake_hub), HubTarget(REPO, branch="v2"), release)
     assert "unchanged" in {c.state for c in changes}
 
 
 def test_a_preview_of_a_missing_repo_finds_everything_new(fake_hub: HubServer, release: list[PublishedFile]) -> None:
-    exists, changes = preview(access(fake_hub), TARGET, release)
+    exists, changes = preview_hub_publication(access(fake_hub), TARGET, release)
     assert (exists, {c.state for c in changes}) == (False, {"new"})
     assert not fake_hub.repos
 
@@ -713,28 +731,28 @@ def test_a_preview_of_a_missing_repo_finds_everything_new(fake_hub: HubServer, r
 def test_a_preview_without_a_token_cannot_tell_missing_from_private(
     fake_hub: HubServer, release: list[PublishedFile]
 ) -> None:
-    exists, changes = preview(access(fake_hub, None), TARGET, release)
+    exists, changes = preview_hub_publication(access(fake_hub, None), TARGET, release)
     assert (exists, {c.state for c in changes}) == (None, {"unknown"})
 
 
 def test_a_preview_without_a_network_knows_nothing(release: list[PublishedFile], fake_hub: HubServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    exists, changes = preview(HubAccess(f"http://127.0.0.1:{port}", "hf_x"), TARGET, release)
+    exists, changes = preview_hub_publication(HubAccess(f"http://127.0.0.1:{port}", "hf_x"), TARGET, release)
     assert (exists, {c.state for c in changes}) == (None, {"unknown"})
 
 
 def test_a_preview_says_so_when_the_token_is_not_accepted(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     with pytest.raises(HubError, match="does not accept the token"):
-        preview(access(fake_hub, "hf_wrong_0123"), TARGET, release)
+        preview_hub_publication(access(fake_hub, "hf_wrong_0123"), TARGET, release)
 
 
 def test_the_file_of_an_earlier_release_can_be_read(fake_hub: HubServer, release: list[PublishedFile]) -> None:
-    assert read_published(access(fake_hub), TARGET, "README.md", 1000) is None
+    assert read_published_file(access(fake_hub), TARGET, "README.md", 1000) is None
     send(fake_hub, release)
-    send(fake_hub, [made("README.md", "---\n---\nv2")], HubTarget(REPO, branch="v2"))
+    send(fake_hub, [made_release_file("README.md", "---\n---\nv2")], HubTarget(REPO, branch="v2"))
     read = [
-        read_published(access(fake_hub), target, path, 1_000_000)
+        read_published_file(access(fake_hub), target, path, 1_000_000)
         for target, path in [(TARGET, "README.md"), (TARGET, "name-Q4_K_M.gguf"), (TARGET, "no.txt"),
                              (TARGET, "NOTICE"), (HubTarget(REPO, branch="v2"), "README.md"),
                              (HubTarget(REPO, branch="v3"), "README.md")]
@@ -746,7 +764,7 @@ def test_a_file_that_is_larger_than_it_can_be_is_not_read(fake_hub: HubServer, r
     send(fake_hub, release)
     fake_hub.requests.clear()
     with pytest.raises(HubError, match="larger than it can be"):
-        read_published(access(fake_hub), TARGET, "name-Q8_0.gguf", 1000)
+        read_published_file(access(fake_hub), TARGET, "name-Q8_0.gguf", 1000)
     assert not fake_hub.bodies("name-Q8_0.gguf")
 
 

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from eval.analysis import kl_divergence
-from eval.analysis.chunks import OUR_PROSE, chunks, read_text
-from eval.analysis.kl_divergence import DivergenceRows, TokenValues, comparison, mean_estimate, perplexity, segments
+from eval.analysis.chunks import OUR_PROSE, divergence_text_chunks, read_divergence_text
+from eval.analysis.kl_divergence import (
+    DivergenceRows,
+    TokenValues,
+    chunk_segments,
+    divergence_comparison,
+    mean_estimate,
+    perplexity_estimate,
+)
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import StageFailure
@@ -75,7 +82,7 @@ def test_the_divergence_of_a_very_good_quant_is_not_lost_in_rounding(noise: floa
 def test_a_model_does_not_diverge_from_itself() -> None:
     x = logits(5)
     rows = rows_of(x, x)
-    found = comparison(rows.models()[0], rows.baseline_nll())
+    found = divergence_comparison(rows.models()[0], rows.baseline_nll())
     assert found["mean_kld"].value == 0 and found["kld_percentiles"]["100"] == 0
     assert found["top1_agreement"].value == 1 and found["top1_agreement"].stderr == 0
     assert found["ln_perplexity_ratio"].value == 0 and found["ln_perplexity_ratio"].stderr == 0
@@ -155,7 +162,9 @@ def test_a_logit_that_is_no_number_is_refused(bad: float, whose: str) -> None:
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
-    assert perplexity(rows_of(np.zeros((40, N_VOCAB), np.float32)).baseline_nll()).value == pytest.approx(N_VOCAB)
+    assert perplexity_estimate(rows_of(np.zeros((40, N_VOCAB), np.float32)).baseline_nll()).value == pytest.approx(
+        N_VOCAB
+    )
 
 
 def test_errors_are_those_of_llama_perplexity() -> None:
@@ -163,7 +172,7 @@ def test_errors_are_those_of_llama_perplexity() -> None:
     x, y = logits(18, n_rows=300), near(logits(18, n_rows=300), 19, 0.5)
     rows = rows_of(x, y)
     (values,), base = rows.models(), rows.baseline_nll()
-    found, n = comparison(values, base), len(base)
+    found, n = divergence_comparison(values, base), len(base)
 
     def uncertainty(v: npt.NDArray[np.float64]) -> float:
         return math.sqrt(((v * v).sum() / n - (v.sum() / n) ** 2) / (n - 1))
@@ -172,7 +181,7 @@ def test_errors_are_those_of_llama_perplexity() -> None:
     ratio_error = math.sqrt(uncertainty(values.nll) ** 2 + uncertainty(base) ** 2 - 2 * covariance)
     agreement = values.same_top.mean()
     squares = values.delta_p**2
-    ppl = perplexity(values.nll)
+    ppl = perplexity_estimate(values.nll)
     assert ppl.value == pytest.approx(math.exp(values.nll.mean()))
     assert ppl.stderr == pytest.approx(ppl.value * uncertainty(values.nll))
     assert found["ln_perplexity_ratio"].value == pytest.approx(math.log(ppl.value / found["baseline_perplexity"].value))
@@ -187,7 +196,7 @@ def test_errors_are_those_of_llama_perplexity() -> None:
 def test_percentiles_are_named_as_the_contract_has_them() -> None:
     n = 1001
     values = TokenValues(np.ones(n), np.arange(n) / 1000, np.zeros(n), np.ones(n, np.bool_))
-    found = comparison(values, np.ones(n))["kld_percentiles"]
+    found = divergence_comparison(values, np.ones(n))["kld_percentiles"]
     assert found == pytest.approx({"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999, "100": 1.0})
 
 
@@ -195,11 +204,11 @@ def test_a_comparison_has_every_field_of_the_contract_that_needs_a_baseline() ->
     rows = rows_of(logits(20), logits(21))
     optional = {name for name, field in Divergence.model_fields.items() if not field.is_required()}
     optional -= {"duration_s", "rolling_perplexity"}
-    assert set(comparison(rows.models()[0], rows.baseline_nll())) == optional
+    assert set(divergence_comparison(rows.models()[0], rows.baseline_nll())) == optional
 
 
 def test_a_perplexity_beyond_all_numbers_is_still_a_number() -> None:
-    assert math.isfinite(perplexity(np.array([900.0, 1000.0])).value)
+    assert math.isfinite(perplexity_estimate(np.array([900.0, 1000.0])).value)
 
 
 def test_an_estimate_of_truths_is_their_share() -> None:
@@ -211,7 +220,7 @@ def test_an_estimate_of_truths_is_their_share() -> None:
 
 @given(st.integers(64, 3000), st.integers(1, 600), st.integers(1, 300))
 def test_segments_read_each_token_once_and_score_the_second_half(n_ctx: int, max_tokens: int, max_rows: int) -> None:
-    parts = list(segments(n_ctx, max_tokens, max_rows))
+    parts = list(chunk_segments(n_ctx, max_tokens, max_rows))
     assert [position for part in parts for position in range(part.start, part.end)] == list(range(n_ctx - 1))
     scored = [row for part in parts for row in range(part.first, part.end)]
     assert scored == list(range(n_ctx // 2, n_ctx - 1))
@@ -219,37 +228,40 @@ def test_segments_read_each_token_once_and_score_the_second_half(n_ctx: int, max
 
 
 def test_a_chunk_of_llama_perplexitys_size_is_decoded_at_once() -> None:
-    assert len(list(segments(512, 512, 256))) == 1
+    assert len(list(chunk_segments(512, 512, 256))) == 1
 
 
 def test_chunks_begin_with_bos_and_leave_the_rest_of_the_text_out() -> None:
-    cut = chunks(range(100, 350), 64, 0, bos=1)
+    cut = divergence_text_chunks(range(100, 350), 64, 0, bos=1)
     assert cut.shape == (3, 64) and cut[:, 0].tolist() == [1, 1, 1] and cut[1, 1:].tolist() == list(range(165, 228))
-    assert chunks(range(100, 350), 64, 0, bos=None)[1, 0] == 164
-    assert len(chunks(range(250), 64, 2, bos=None)) == 2 and len(chunks(range(250), 64, 9, bos=None)) == 3
+    assert divergence_text_chunks(range(100, 350), 64, 0, bos=None)[1, 0] == 164
+    assert (
+        len(divergence_text_chunks(range(250), 64, 2, bos=None)) == 2
+        and len(divergence_text_chunks(range(250), 64, 9, bos=None)) == 3
+    )
 
 
 def test_a_text_too_short_for_one_chunk_says_how_many_tokens_it_has_and_needs() -> None:
     with pytest.raises(StageFailure, match="has 63 tokens, and one chunk needs 64") as failure:
-        chunks(range(63), 64, 0, bos=None)
+        divergence_text_chunks(range(63), 64, 0, bos=None)
     assert failure.value.exit_code == 2
 
 
 def test_our_prose_is_read_where_no_text_is_given() -> None:
-    text = read_text(Path("/nowhere"), None)
+    text = read_divergence_text(Path("/nowhere"), None)
     assert text.name == OUR_PROSE and len(text.documents) > 10 and text.whole == "\n\n".join(text.documents)
     assert len(text.whole.split()) > 8000
 
 
 def test_form_feeds_part_the_documents_of_a_users_text_and_stay_in_the_whole(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes("One.\r\n\fTwo: naïve.\n\f \f".encode())
-    text = read_text(tmp_path, "text.txt")
+    text = read_divergence_text(tmp_path, "text.txt")
     assert text.documents == ("One.\r\n", "Two: naïve.\n") and text.whole == "One.\r\n\fTwo: naïve.\n\f \f"
 
 
 def test_the_last_newline_is_left_out_as_llama_perplexity_does(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"One.\n\n")
-    assert read_text(tmp_path, "text.txt").whole == "One.\n"
+    assert read_divergence_text(tmp_path, "text.txt").whole == "One.\n"
 
 
 @pytest.mark.parametrize(("data", "message"), [
@@ -259,7 +271,7 @@ def test_a_text_that_cannot_be_read_says_why(tmp_path: Path, data: bytes | None,
     if data is not None:
         (tmp_path / "text.txt").write_bytes(data)
     with pytest.raises(StageFailure, match=message) as failure:
-        read_text(tmp_path, "text.txt")
+        read_divergence_text(tmp_path, "text.txt")
     assert failure.value.exit_code == 2 and failure.value.error.hint
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.formats.gguf import read_model
+from quantyard.formats.gguf import read_gguf_model
 from quantyard.memory.kv_cache import (
     CacheType,
     ContextUse,
-    cache_bytes,
-    can_be_quantized,
+    attention_mask_bytes,
+    can_quantize_kv_cache,
+    context_cache_bytes,
     kv_bytes,
-    mask_bytes,
-    state_bytes,
+    recurrent_state_bytes,
 )
-from quantyard.memory.layers import Layer, ModelLayers, read_layers
+from quantyard.memory.layers import Layer, ModelLayers, read_cache_layers
 from tests.gguf_files import SMALL_TENSORS, Value, gguf
 
 MIB = 2**20
@@ -26,7 +26,7 @@ MIB = 2**20
 def _read(path: Path, arch: str, keys: Mapping[str, Value]) -> ModelLayers | None:
     metadata: dict[str, Value] = {"general.architecture": arch, **{f"{arch}.{key}": x for key, x in keys.items()}}
     path.write_bytes(gguf(metadata, SMALL_TENSORS))
-    return read_layers(read_model(path))
+    return read_cache_layers(read_gguf_model(path))
 
 
 def _known(path: Path, arch: str, keys: Mapping[str, Value]) -> ModelLayers:
@@ -59,22 +59,22 @@ MAMBA = {
 @pytest.mark.parametrize(("tokens", "mib"), [(256, 5.625), (1024, 22.5), (1025, 28.125), (8192, 180)])
 def test_the_demo_model_keeps_384_elements_in_each_of_30_layers(path: Path, tokens: int, mib: float) -> None:
     # K and V: 2 x 3 heads x 64 = 384 elements x 2 bytes x 30 layers = 23,040 bytes a token
-    assert cache_bytes(_known(path, "llama", SMOLLM), ContextUse(tokens)) == mib * MIB
+    assert context_cache_bytes(_known(path, "llama", SMOLLM), ContextUse(tokens)) == mib * MIB
 
 
 def test_a_gigabyte_holds_8192_tokens_of_an_8b_with_grouped_heads(path: Path) -> None:
     # 2 x 8 heads x 128 x 2 bytes x 32 layers = 128 KiB a token
     layers = _known(path, "llama", LLAMA_8B)
-    assert cache_bytes(layers, ContextUse(8192)) == 2**30
-    assert cache_bytes(layers, ContextUse(8192, 4)) == 2**30  # four requests share it
+    assert context_cache_bytes(layers, ContextUse(8192)) == 2**30
+    assert context_cache_bytes(layers, ContextUse(8192, 4)) == 2**30  # four requests share it
 
 
 def test_without_a_shared_cache_each_request_has_its_part_rounded_up(path: Path) -> None:
     # 3000 is rounded up to 3072; a quarter is 768 tokens
     layers = _known(path, "llama", LLAMA_8B)
-    assert cache_bytes(layers, ContextUse(3000, 4, unified=False)) == 4 * 768 * 128 * 1024
+    assert context_cache_bytes(layers, ContextUse(3000, 4, unified=False)) == 4 * 768 * 128 * 1024
     # a third of 3072 is 1024; a fifth, 614, is rounded up to 768
-    assert cache_bytes(layers, ContextUse(3000, 5, unified=False)) == 5 * 768 * 128 * 1024
+    assert context_cache_bytes(layers, ContextUse(3000, 5, unified=False)) == 5 * 768 * 128 * 1024
 
 
 @pytest.mark.parametrize(("cache_type", "bytes_per_block"), [("q8_0", 34), ("q4_0", 18)])
@@ -83,19 +83,19 @@ def test_a_quantized_cache_holds_32_elements_in_a_block(
 ) -> None:
     layers = _known(path, "llama", SMOLLM)
     assert kv_bytes(layers, ContextUse(1024), cache_type) == 1024 * 30 * 384 // 32 * bytes_per_block
-    assert can_be_quantized(layers)
+    assert can_quantize_kv_cache(layers)
 
 
 def test_heads_that_are_no_whole_blocks_take_no_quantized_cache(path: Path) -> None:
-    assert not can_be_quantized(_known(path, "phi2", _attention(32, 32, 32, 2560)))  # 80 wide
-    assert not can_be_quantized(ModelLayers((Layer(0, 0, recurrent=True),), 0, 100, 100))  # there is none
+    assert not can_quantize_kv_cache(_known(path, "phi2", _attention(32, 32, 32, 2560)))  # 80 wide
+    assert not can_quantize_kv_cache(ModelLayers((Layer(0, 0, recurrent=True),), 0, 100, 100))  # there is none
 
 
 def test_the_heads_of_each_layer_are_read_from_the_file(path: Path) -> None:
     # 12, 3 and no KV heads: 15 x 64 x 2 x 2 bytes a token
     layers = _known(path, "openelm", _attention(3, 12, [12, 3, 0], 768))
     assert [layer.k for layer in layers.layers] == [768, 192, 0]
-    assert cache_bytes(layers, ContextUse(256)) == 256 * 15 * 64 * 2 * 2
+    assert context_cache_bytes(layers, ContextUse(256)) == 256 * 15 * 64 * 2 * 2
 
 
 def test_keys_and_values_may_have_lengths_of_their_own(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_latent_attention_keeps_one_vector_and_no_values(path: Path) -> None:
         27, 16, 1, 2048, key_length=576, value_length=512, key_length_mla=192, value_length_mla=128, kv_lora_rank=512
     )
     # 512 + 64 rotary elements x 2 bytes x 27 layers
-    assert cache_bytes(_known(path, "deepseek2", keys), ContextUse(4096)) == 4096 * 576 * 2 * 27
+    assert context_cache_bytes(_known(path, "deepseek2", keys), ContextUse(4096)) == 4096 * 576 * 2 * 27
 
 
 # ---- sliding windows ---------------------------------------------------------------------------------
@@ -118,25 +118,25 @@ def test_gemmas_windows_hold_the_window_of_each_request_and_one_batch(path: Path
     layers = _known(path, "gemma3", GEMMA3)
     assert [il for il, layer in enumerate(layers.layers) if not layer.windowed] == [5, 11, 17, 23]
     per_token = 2 * 256 * 2  # K and V of one layer, bytes
-    assert cache_bytes(layers, ContextUse(8192)) == per_token * (4 * 8192 + 22 * 1024)  # 512 + 512
-    assert cache_bytes(layers, ContextUse(8192, 4)) == per_token * (4 * 8192 + 22 * 2560)  # 4 x 512 + 512
+    assert context_cache_bytes(layers, ContextUse(8192)) == per_token * (4 * 8192 + 22 * 1024)  # 512 + 512
+    assert context_cache_bytes(layers, ContextUse(8192, 4)) == per_token * (4 * 8192 + 22 * 2560)  # 4 x 512 + 512
     apart = ContextUse(8192, 4, unified=False)  # 2048 each, and 512 + 512 of a window
-    assert cache_bytes(layers, apart) == per_token * 4 * (4 * 2048 + 22 * 1024)
+    assert context_cache_bytes(layers, apart) == per_token * 4 * (4 * 2048 + 22 * 1024)
 
 
 def test_a_window_is_no_larger_than_the_context(path: Path) -> None:
     layers = _known(path, "gemma3", GEMMA3)
-    assert cache_bytes(layers, ContextUse(600)) == 2 * 256 * 2 * 26 * 768
+    assert context_cache_bytes(layers, ContextUse(600)) == 2 * 256 * 2 * 26 * 768
 
 
 def test_measuring_keeps_windows_whole(path: Path) -> None:
     layers = _known(path, "gemma3", GEMMA3)
-    assert cache_bytes(layers, ContextUse(4096, whole_windows=True)) == 2 * 256 * 2 * 26 * 4096
+    assert context_cache_bytes(layers, ContextUse(4096, whole_windows=True)) == 2 * 256 * 2 * 26 * 4096
 
 
 def test_a_window_of_zero_is_none(path: Path) -> None:
     layers = _known(path, "gemma3", GEMMA3 | {"attention.sliding_window": 0})
-    assert cache_bytes(layers, ContextUse(4096)) == 2 * 256 * 2 * 26 * 4096
+    assert context_cache_bytes(layers, ContextUse(4096)) == 2 * 256 * 2 * 26 * 4096
 
 
 @pytest.mark.parametrize(("arch", "whole"), [
@@ -188,8 +188,8 @@ def test_layers_that_only_draft_tokens_have_no_cache(path: Path) -> None:
 def test_mambas_state_is_the_same_at_every_context(path: Path, tokens: int) -> None:
     layers = _known(path, "mamba", MAMBA)
     # (4 - 1) x 1536 and 16 x 1536 floats in each of 24 layers, for each request
-    assert cache_bytes(layers, ContextUse(tokens)) == 24 * 4 * (3 * 1536 + 16 * 1536)
-    assert cache_bytes(layers, ContextUse(tokens, 4)) == 4 * 24 * 4 * (3 * 1536 + 16 * 1536)
+    assert context_cache_bytes(layers, ContextUse(tokens)) == 24 * 4 * (3 * 1536 + 16 * 1536)
+    assert context_cache_bytes(layers, ContextUse(tokens, 4)) == 4 * 24 * 4 * (3 * 1536 + 16 * 1536)
 
 
 def test_a_hybrid_has_states_where_it_has_no_heads(path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_hybrid_has_states_where_it_has_no_heads(path: Path) -> None:
     }  # fmt: skip
     layers = _known(path, "granitehybrid", keys)
     assert kv_bytes(layers, ContextUse(1024)) == 1024 * 2 * 2 * 64 * 2
-    assert state_bytes(layers, ContextUse(1024)) == 3 * 4 * (3 * (1024 + 2 * 128) + 128 * 1024)
+    assert recurrent_state_bytes(layers, ContextUse(1024)) == 3 * 4 * (3 * (1024 + 2 * 128) + 128 * 1024)
 
 
 def test_every_fourth_layer_of_qwen3next_attends(path: Path) -> None:
@@ -212,19 +212,19 @@ def test_every_fourth_layer_of_qwen3next_attends(path: Path) -> None:
 
 def test_short_convolutions_and_rwkv_have_states_of_their_own_form(path: Path) -> None:
     lfm = _known(path, "lfm2", _attention(2, 8, [0, 4], 1024) | {"shortconv.l_cache": 3})
-    assert state_bytes(lfm, ContextUse(256)) == 1024 * 2 * 4
+    assert recurrent_state_bytes(lfm, ContextUse(256)) == 1024 * 2 * 4
     rwkv = _known(path, "rwkv7", {"block_count": 12, "embedding_length": 768, "wkv.head_size": 64})
-    assert state_bytes(rwkv, ContextUse(256)) == 12 * 4 * (2 * 768 + 768 * 64)
+    assert recurrent_state_bytes(rwkv, ContextUse(256)) == 12 * 4 * (2 * 768 + 768 * 64)
 
 
 # ---- the mask ----------------------------------------------------------------------------------------
 
 
 def test_the_mask_takes_a_kibibyte_for_each_token_of_context(path: Path) -> None:
-    assert mask_bytes(_known(path, "llama", SMOLLM), ContextUse(8192)) == 8192 * 1024
+    assert attention_mask_bytes(_known(path, "llama", SMOLLM), ContextUse(8192)) == 8192 * 1024
     # one mask for the whole context, one for the windows
-    assert mask_bytes(_known(path, "gemma3", GEMMA3), ContextUse(8192)) == (8192 + 1024) * 1024
-    assert mask_bytes(_known(path, "mamba", MAMBA), ContextUse(8192)) == 0
+    assert attention_mask_bytes(_known(path, "gemma3", GEMMA3), ContextUse(8192)) == (8192 + 1024) * 1024
+    assert attention_mask_bytes(_known(path, "mamba", MAMBA), ContextUse(8192)) == 0
 
 
 # ---- what is not known -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from quantyard.errors import BadRequest, NeedsPermission
-from quantyard.sources.licence import RULES, check_licence, licence_files
+from quantyard.sources.licence import RULES, source_licence, source_licence_files
 
 # Of the Hub's list, without its two words for "I do not know"; Quantyard's own rows are checked one by one below.
 HUB_TEXT = """
@@ -33,32 +33,32 @@ def test_the_table_holds_the_hubs_identifiers_each_once() -> None:
 
 @pytest.mark.parametrize("name", ["apache-2.0", "mit", "llama3.2", "gemma", "cc-by-nc-4.0", "openrail++", "gpl-3.0"])
 def test_a_licence_that_lets_files_be_shared_needs_no_word(name: str) -> None:
-    found = check_licence(name, "")
+    found = source_licence(name, "")
     assert (found.id, found.stated_by, found.hub_id) == (name, "source", name)
 
 
 def test_repeating_the_sources_licence_changes_nothing() -> None:
-    assert check_licence("Apache-2.0", " apache-2.0 ") == check_licence("apache-2.0", "")
+    assert source_licence("Apache-2.0", " apache-2.0 ") == source_licence("apache-2.0", "")
 
 
 @pytest.mark.parametrize("missing", [None, "", " ", "unknown", "other", "none", "Other", *HOSTILE])
 def test_a_source_that_names_no_licence_needs_the_users_word(missing: str | None) -> None:
     with pytest.raises(NeedsPermission, match="source") as caught:
-        check_licence(missing, "")
+        source_licence(missing, "")
     assert "LICENSE=apache-2.0" in caught.value.hint
     assert caught.value.message.isprintable()
-    stated = check_licence(missing, "apache-2.0")
+    stated = source_licence(missing, "apache-2.0")
     assert (stated.id, stated.stated_by) == ("apache-2.0", "user")
 
 
 @pytest.mark.parametrize("name", sorted(rule.id for rule in RULES.values() if rule.derivatives != "yes"))
 def test_a_licence_that_may_forbid_sharing_has_to_be_repeated_exactly(name: str) -> None:
     with pytest.raises(NeedsPermission) as caught:
-        check_licence(name, "")
+        source_licence(name, "")
     assert f"LICENSE={name}" in caught.value.hint
-    assert check_licence(name, name).stated_by == "user"
+    assert source_licence(name, name).stated_by == "user"
     with pytest.raises(BadRequest, match="LICENSE says"):
-        check_licence(name, "mit")
+        source_licence(name, "mit")
 
 
 def test_all_no_derivatives_licences_are_known_as_such() -> None:
@@ -67,7 +67,7 @@ def test_all_no_derivatives_licences_are_known_as_such() -> None:
 
 def test_another_licence_than_the_sources_is_refused() -> None:
     with pytest.raises(BadRequest) as caught:
-        check_licence("apache-2.0", "mit")
+        source_licence("apache-2.0", "mit")
     assert caught.value.message == "The source's licence is apache-2.0, and LICENSE says mit."
     assert "LICENSE=apache-2.0" in caught.value.hint
 
@@ -75,14 +75,14 @@ def test_another_licence_than_the_sources_is_refused() -> None:
 @pytest.mark.parametrize("arguments", [("other", "", "lfm1.0"), ("lfm1.0", "", "")])
 def test_a_named_licence_that_the_table_lacks_has_to_be_repeated(arguments: tuple[str, str, str]) -> None:
     with pytest.raises(NeedsPermission, match=r"lfm1\.0") as caught:
-        check_licence(*arguments)
+        source_licence(*arguments)
     assert "LICENSE=lfm1.0" in caught.value.hint
-    found = check_licence(arguments[0], "lfm1.0", arguments[2])
+    found = source_licence(arguments[0], "lfm1.0", arguments[2])
     assert (found.id, found.stated_by, found.hub_id, found.notices) == ("lfm1.0", "user", "other", ())
 
 
 def test_other_by_a_known_name_is_that_licence() -> None:
-    found = check_licence("other", "", "qwen")
+    found = source_licence("other", "", "qwen")
     assert (found.id, found.stated_by, found.hub_id) == ("qwen", "source", "other")
     assert found.notices[0].startswith('"Qwen is licensed under the Qwen LICENSE AGREEMENT')
 
@@ -90,23 +90,23 @@ def test_other_by_a_known_name_is_that_licence() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_of_a_licence_is_none(name: str) -> None:
     with pytest.raises(NeedsPermission):
-        check_licence("other", "", name)
+        source_licence("other", "", name)
 
 
 @pytest.mark.parametrize("stated", [*HOSTILE[:1], *HOSTILE[2:], "unknown", "other", "none"])
 def test_a_statement_that_names_no_licence_is_refused(stated: str) -> None:
     with pytest.raises(BadRequest, match="names no licence") as caught:
-        check_licence("mit", stated)
+        source_licence("mit", stated)
     assert caught.value.message.isprintable()
 
 
 def test_a_misspelt_statement_is_told_the_nearest_licence() -> None:
     with pytest.raises(BadRequest, match=r"Did you mean 'apache-2\.0'"):
-        check_licence(None, "apache2.0")
+        source_licence(None, "apache2.0")
 
 
 def test_a_licence_of_ones_own_may_be_stated() -> None:
-    assert check_licence("", "house-terms-of-lagoon").hub_id == "other"
+    assert source_licence("", "house-terms-of-lagoon").hub_id == "other"
 
 
 META = "Copyright {} Meta Platforms, Inc. All Rights Reserved."
@@ -122,7 +122,7 @@ META = "Copyright {} Meta Platforms, Inc. All Rights Reserved."
     ("apache-2.0", "The files were changed: converted to GGUF and quantized."),
 ])  # fmt: skip
 def test_what_a_licence_wants_said_is_said(name: str, words: str) -> None:
-    assert words in check_licence(name, "").notices
+    assert words in source_licence(name, "").notices
 
 
 def test_every_notice_is_one_plain_line() -> None:
@@ -135,6 +135,6 @@ def test_legal_files_of_the_top_folder_travel_and_no_others() -> None:
         "LICENSE", "license.md", "LICENCE-MIT", "Copying", "NOTICE.txt", "Notice", "USE_POLICY.md", "LICENSE",
         "README.md", "config.json", "sub/LICENSE", "..\\LICENSE", "../LICENSE", "LICENSE\n.md", "MY_LICENSE",
     ]  # fmt: skip
-    assert licence_files(names) == [
+    assert source_licence_files(names) == [
         "LICENSE", "license.md", "LICENCE-MIT", "Copying", "NOTICE.txt", "Notice", "USE_POLICY.md",
     ]  # fmt: skip

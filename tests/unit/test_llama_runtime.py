@@ -10,10 +10,10 @@ import pytest
 
 from builder.llama.server_runtime import ServerRuntime
 from builder.llama.template_server import TemplateServer
-from quantyard.formats.gguf import read_header
+from quantyard.formats.gguf import read_gguf_header
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
-from quantyard.sandbox.bounded_process import OverLimit, grant_more
+from quantyard.sandbox.bounded_process import OverLimit, sandbox_grant_cpu_time
 from quantyard.sandbox.chat_template import ChatRefused
 from tests.gguf_files import SMALL
 
@@ -80,7 +80,7 @@ def _runtime(folder: Path, mode: str) -> ServerRuntime:
     binary.chmod(0o755)
     (folder / "mode").write_text(mode)
     (folder / "model.gguf").write_bytes(SMALL)
-    header = read_header(folder / "model.gguf")
+    header = read_gguf_header(folder / "model.gguf")
     return ServerRuntime(binary, folder / "model.gguf", 1, TemplateServer(binary, header, folder))
 
 
@@ -126,7 +126,9 @@ def test_a_template_that_eats_all_memory_is_not_told_as_memory_of_the_model(tmp_
 
 def test_a_template_that_runs_without_end_is_ended_and_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantyard.sandbox.bounded_process.CPU_S", 1)  # what it starts with
-    monkeypatch.setattr("builder.llama.template_server.grant_more", lambda pid: grant_more(pid, 1))
+    monkeypatch.setattr(
+        "builder.llama.template_server.sandbox_grant_cpu_time", lambda pid: sandbox_grant_cpu_time(pid, 1)
+    )
     with _runtime(tmp_path, "template-loops") as runtime:
         with pytest.raises(OverLimit, match="runs longer than"):
             runtime.check_template()

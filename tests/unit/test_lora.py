@@ -12,18 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.checks.lora_adapter import Adapter, AdapterConfig, BaseSide, Pair, check_fit, pairs_of, read_adapter_config
-from builder.lora import check_result, lora
+from builder.checks.lora_adapter import (
+    AdapterConfig,
+    BaseSide,
+    LoraAdapter,
+    LoraPair,
+    check_lora_fit,
+    lora_pairs,
+    read_lora_config,
+)
+from builder.lora import check_lora_result, lora
 from quantyard import cli
 from quantyard.cli.commands import ADAPTING
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError, RepoNotFound
 from quantyard.execution.runner import Builder
-from quantyard.formats.gguf import read_header
+from quantyard.formats.gguf import read_gguf_header
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.lora import plan_lora
-from quantyard.plan.steps import BuildPlan, External
+from quantyard.plan.steps import BuildPlan, ExternalInput
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import LoraRequest
 from quantyard.protocol.runner import Stage, StageFailure
@@ -55,7 +63,7 @@ def _pairs(n_layers: int = 1) -> dict[str, tuple[int, ...]]:
 
 
 def test_an_ordinary_adapter_of_peft_passes(tmp_path: Path) -> None:
-    config = read_adapter_config(write_adapter(tmp_path, {}))
+    config = read_lora_config(write_adapter(tmp_path, {}))
     assert (config.lora_alpha, config.base_model_name_or_path) == (8, "org/base")
 
 
@@ -79,14 +87,14 @@ def test_an_adapter_that_a_gguf_cannot_hold_is_refused_by_name(
     change: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(StageFailure, match=r".+") as failed:
-        read_adapter_config(write_adapter(tmp_path, {}, **change))
+        read_lora_config(write_adapter(tmp_path, {}, **change))
     assert failed.value.exit_code is ExitCode.BAD_REQUEST
     assert says in failed.value.error.message and failed.value.error.hint
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal"])
 def test_a_start_of_training_that_left_the_base_model_alone_passes(start: object, tmp_path: Path) -> None:
-    read_adapter_config(write_adapter(tmp_path, {}, init_lora_weights=start))
+    read_lora_config(write_adapter(tmp_path, {}, init_lora_weights=start))
 
 
 # ---- its tensors -------------------------------------------------------------------------------------
@@ -95,7 +103,7 @@ def test_a_start_of_training_that_left_the_base_model_alone_passes(start: object
 def test_tensors_are_paired_by_module_and_a_pair_knows_the_weight_it_changes() -> None:
     rows = {"base_model.model.model.embed_tokens.lora_embedding_A": (4, 1000),
             "base_model.model.model.embed_tokens.lora_embedding_B": (64, 4)}  # fmt: skip
-    pairs = pairs_of({**SHAPES, **rows, "base_model.model.model.embed_tokens.base_layer.weight": (1000, 64)})
+    pairs = lora_pairs({**SHAPES, **rows, "base_model.model.model.embed_tokens.base_layer.weight": (1000, 64)})
     assert {name: pair.weight_shape for name, pair in pairs.items()} == {
         MODULE: (32, 64), "model.embed_tokens": (1000, 64)
     }  # fmt: skip
@@ -118,42 +126,44 @@ def test_a_tensor_that_would_be_left_out_or_has_no_partner_is_named(
     change: dict[str, tuple[int, ...]], says: str
 ) -> None:
     with pytest.raises(StageFailure) as failed:
-        pairs_of({**SHAPES, **change})
+        lora_pairs({**SHAPES, **change})
     assert says in failed.value.error.message
 
 
 def test_an_adapter_without_tensors_is_refused() -> None:
     with pytest.raises(StageFailure, match="holds no tensors"):
-        pairs_of({})
+        lora_pairs({})
 
 
 def test_an_adapter_must_fit_its_base_model_in_names_and_shapes() -> None:
-    check_fit(pairs_of(SHAPES), BASE)
+    check_lora_fit(lora_pairs(SHAPES), BASE)
     with pytest.raises(StageFailure, match=r"LlamaForCausalLM, has no model.layers.0.self_attn.v_proj, which"):
-        check_fit(pairs_of(_pairs()), BASE)
+        check_lora_fit(lora_pairs(_pairs()), BASE)
     with pytest.raises(StageFailure, match=r"made for \[32, 64\], BASE has \[64, 64\]"):
-        check_fit(pairs_of(SHAPES), BASE.model_copy(update={"shapes": {f"{MODULE}.weight": (64, 64)}}))
+        check_lora_fit(lora_pairs(SHAPES), BASE.model_copy(update={"shapes": {f"{MODULE}.weight": (64, 64)}}))
 
 
 def test_names_of_another_release_of_transformers_fit_and_experts_are_left_to_the_converter() -> None:
     older = {name.replace(".model.model.", ".model.language_model.model."): shape for name, shape in SHAPES.items()}
-    check_fit(pairs_of(older), BASE)
-    check_fit(pairs_of({name.replace("self_attn", "mlp.experts.7"): shape for name, shape in SHAPES.items()}), BASE)
+    check_lora_fit(lora_pairs(older), BASE)
+    check_lora_fit(
+        lora_pairs({name.replace("self_attn", "mlp.experts.7"): shape for name, shape in SHAPES.items()}), BASE
+    )
 
 
 @pytest.mark.parametrize(("module", "is_embedding"), [("lm_head", False), ("model.embed_tokens", True)])
 def test_where_embeddings_and_output_are_one_matrix_no_adapter_changes_one_of_them(
     module: str, is_embedding: bool
 ) -> None:
-    pairs = {module: Pair((4, 100 if is_embedding else 64), (64 if is_embedding else 100, 4), is_embedding)}
+    pairs = {module: LoraPair((4, 100 if is_embedding else 64), (64 if is_embedding else 100, 4), is_embedding)}
     untied = BASE.model_copy(update={"shapes": {f"{module}.weight": (100, 64)}})
-    check_fit(pairs, untied)
+    check_lora_fit(pairs, untied)
     with pytest.raises(StageFailure, match="one matrix for token embeddings and output"):
-        check_fit(pairs, untied.model_copy(update={"ties_embeddings": True}))
+        check_lora_fit(pairs, untied.model_copy(update={"ties_embeddings": True}))
 
 
 def test_where_the_shapes_of_the_base_model_are_not_known_nothing_is_held_against_the_adapter() -> None:
-    check_fit(pairs_of(SHAPES), BASE.model_copy(update={"shapes": {}, "why_no_shapes": "unknown class"}))
+    check_lora_fit(lora_pairs(SHAPES), BASE.model_copy(update={"shapes": {}, "why_no_shapes": "unknown class"}))
 
 
 # ---- the result --------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ METADATA: dict[str, Value] = {
 }  # fmt: skip
 Q = "blk.0.attn_q.weight"
 TENSORS = (TensorSpec(f"{Q}.lora_a", (64, 4)), TensorSpec(f"{Q}.lora_b", (4, 32)))
-ADAPTER = Adapter(AdapterConfig(peft_type="LORA", lora_alpha=8), {MODULE: Pair((4, 64), (32, 4))})
+ADAPTER = LoraAdapter(AdapterConfig(peft_type="LORA", lora_alpha=8), {MODULE: LoraPair((4, 64), (32, 4))})
 
 
 @pytest.fixture
@@ -171,12 +181,12 @@ def checked(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Holds a GGUF of these tensors against `ADAPTER`; keywords change its metadata."""
 
     def check(
-        tensors: tuple[TensorSpec, ...] = TENSORS, adapter: Adapter = ADAPTER, **changes: Value
+        tensors: tuple[TensorSpec, ...] = TENSORS, adapter: LoraAdapter = ADAPTER, **changes: Value
     ) -> dict[str, Any]:
         path = tmp_path / "adapter.gguf"
         metadata = METADATA | {key.replace("__", "."): item for key, item in changes.items()}
         path.write_bytes(gguf(metadata, tensors))
-        return check_result(read_header(path), adapter, "llama")
+        return check_lora_result(read_gguf_header(path), adapter, "llama")
 
     return check
 
@@ -194,7 +204,7 @@ def test_a_module_that_became_several_tensors_and_embeddings_on_their_side_pass(
     )
     assert checked(halves)["tensors"] == 4
     rows = (TensorSpec("token_embd.weight.lora_a", (4, 1000)), TensorSpec("token_embd.weight.lora_b", (4, 64)))
-    pair = Pair((4, 1000), (64, 4), is_embedding=True)
+    pair = LoraPair((4, 1000), (64, 4), is_embedding=True)
     assert checked(rows, replace(ADAPTER, pairs={"model.embed_tokens": pair}))["tensors"] == 2
 
 
@@ -278,7 +288,9 @@ Plan = Callable[..., BuildPlan]
 
 
 def _request(artifacts: Path, **environment: str) -> BuildRequest:
-    return read_request(argparse.Namespace(), {"ARTIFACTS": str(artifacts), "HOME": str(artifacts), **environment})
+    return read_command_request(
+        argparse.Namespace(), {"ARTIFACTS": str(artifacts), "HOME": str(artifacts), **environment}
+    )
 
 
 @pytest.fixture
@@ -313,7 +325,9 @@ def test_folders_are_used_in_place_and_only_what_the_converter_needs_of_them(
 ) -> None:
     made = plan(ADAPTER=str(adapter), BASE=str(base))
     assert [step.label for step in made.steps] == ["lora"] and not made.targets
-    given = {name: origin.artifact for name, origin in made.steps[0].inputs.items() if isinstance(origin, External)}
+    given = {
+        name: origin.artifact for name, origin in made.steps[0].inputs.items() if isinstance(origin, ExternalInput)
+    }
     names = {name: sorted(f.path for f in artifact.files) for name, artifact in given.items()}
     assert names == {
         "adapter": ["adapter_config.json", "adapter_model.safetensors"], "base": ["config.json", "tokenizer.json"]

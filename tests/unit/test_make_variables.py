@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.make_variables import CALLED_BY_MAKE, check_make_variables, typed_variables
+from quantyard.cli.make_variables import CALLED_BY_MAKE, check_make_variables, typed_make_variables
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 
@@ -71,9 +71,9 @@ def test_no_variable_of_make_itself_is_taken_for_one_of_ours() -> None:
 
 def test_the_names_are_read_from_what_make_passes_on(tmp_path: Path) -> None:
     told = _make(tmp_path, "MODLE=a b", "q=1", "R=$x=y", "T:=x -- Z=1", "-k", "--no-builtin-rules")
-    assert set(typed_variables(told)) == {"MODLE", "q", "R", "T"}
-    assert set(typed_variables(_make(tmp_path))) == set()
-    assert set(typed_variables("")) == set()
+    assert set(typed_make_variables(told)) == {"MODLE", "q", "R", "T"}
+    assert set(typed_make_variables(_make(tmp_path))) == set()
+    assert set(typed_make_variables("")) == set()
 
 
 def test_variables_of_another_makefile_are_not_ours() -> None:

@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from eval.rendering.markdown import markdown
-from quantyard.card.blocks import blocks_in, cells
+from eval.rendering.markdown import render_report_markdown
+from quantyard.card.blocks import card_blocks, card_table_cells
 from quantyard.card.render import render_card
-from quantyard.cli.render.evaluation import files_table as terminal_files
-from quantyard.cli.render.evaluation import tasks_table as terminal_tasks
+from quantyard.cli.render.evaluation import measured_files_table as terminal_files
+from quantyard.cli.render.evaluation import measured_tasks_table as terminal_tasks
 from quantyard.formatting import numbers
 from quantyard.gate.budgets import load_budgets
-from quantyard.gate.judge import judge
-from quantyard.metrics.intervals import normal, ppl_change
-from quantyard.metrics.kinds import kind_of
+from quantyard.gate.judge import judge_budgets
+from quantyard.metrics.intervals import normal_interval, ppl_change_interval
+from quantyard.metrics.kinds import score_metric_kind
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Interval, Measurement
 from quantyard.publish.registry.annotations import evaluation_annotations
-from quantyard.report_page.tables import files_table as page_files
 from quantyard.report_page.tables import page_files as files_of
-from quantyard.report_page.task_tables import tasks_table as page_tasks
+from quantyard.report_page.tables import page_files_table as page_files
+from quantyard.report_page.task_tables import page_tasks_table as page_tasks
 from quantyard.store.manifest import Manifest
 from tests.cards import CONTEXT, whole
 
@@ -63,14 +63,14 @@ def _markdown(text: str) -> Iterator[Row]:
         if not line.startswith("|"):
             head = []
         elif not head:
-            head = cells(line)
+            head = card_table_cells(line)
         elif ":---" not in line:
-            yield dict(zip(head, cells(line), strict=True))
+            yield dict(zip(head, card_table_cells(line), strict=True))
 
 
 def _card(manifest: Manifest) -> str:
     """The card's tables and lists, without the marks of Markdown's escaping."""
-    blocks = dict(blocks_in(render_card(manifest, CONTEXT).replace("\\", "")))
+    blocks = dict(card_blocks(render_card(manifest, CONTEXT).replace("\\", "")))
     return "\n\n".join("\n".join(lines) for lines in blocks.values())
 
 
@@ -93,43 +93,49 @@ def _page(manifest: Manifest) -> Row:
 def _gate(manifest: Manifest, tmp_path: Path, budgets: str) -> str:
     path = tmp_path / "gate.yaml"
     path.write_text(f"defaults: {budgets}")
-    (result,) = judge(manifest, [QUANT], SUITE, load_budgets(path)).results
+    (result,) = judge_budgets(manifest, [QUANT], SUITE, load_budgets(path)).results
     return result.finding
 
 
 def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Measurement, tmp_path: Path) -> None:
     report = manifest.evaluations[SUITE]
     terminal = _row(_terminal(terminal_files(report)), QUANT, "mean KLD")
-    text = _row(_markdown(markdown(report)), QUANT, "mean KLD")
+    text = _row(_markdown(render_report_markdown(report)), QUANT, "mean KLD")
     card = _row(_markdown(_card(manifest)), QUANT, "mean KLD")
     speeds = _row(_markdown(_card(manifest)), QUANT, "peak memory")
     page, said = _page(manifest), evaluation_annotations(manifest, QUANT, SUITE)
     divergence, speed = found.divergence, found.speed
     assert divergence and speed and divergence.mean_kld and divergence.top1_agreement
-    change = ppl_change(divergence)
+    change = ppl_change_interval(divergence)
     assert change is not None
 
     assert terminal["size"] == text["size"] == card["size"] == page["Size"]
     assert terminal["bits/weight"] == text["bits per weight"] == card["bits per weight"] == page["Bits/weight"]
-    assert numbers.bits_per_weight(float(said["quantyard.bits-per-weight"])) == terminal["bits/weight"]
+    assert numbers.format_bits_per_weight(float(said["quantyard.bits-per-weight"])) == terminal["bits/weight"]
     assert terminal["PPL"] == text["PPL"] == card["PPL"] == page["PPL"]
-    assert numbers.perplexity(float(said["quantyard.ppl"])) == terminal["PPL"]
-    assert text["ΔPPL"] == card["ΔPPL"] == page["ΔPPL"] == str(numbers.change_written(change))
+    assert numbers.format_perplexity(float(said["quantyard.ppl"])) == terminal["PPL"]
+    assert text["ΔPPL"] == card["ΔPPL"] == page["ΔPPL"] == str(numbers.format_change_interval(change))
     assert text["ΔPPL"].startswith(f"{terminal['Δ']} (") and terminal["Δ"] == "+2.51 %"
-    assert numbers.change_written(_interval(said["quantyard.ppl-change"])) == numbers.change_written(change)
+    assert numbers.format_change_interval(_interval(said["quantyard.ppl-change"])) == numbers.format_change_interval(
+        change
+    )
     assert terminal["mean KLD"] == text["mean KLD"] == card["mean KLD"] == page["Mean KLD"] == "0.0310"
-    assert numbers.kld(float(said["quantyard.mean-kld"])) == terminal["mean KLD"]
-    assert text["p99 KLD"] == card["p99 KLD"] == page["p99 KLD"] == numbers.kld(float(said["quantyard.p99-kld"]))
+    assert numbers.format_kld(float(said["quantyard.mean-kld"])) == terminal["mean KLD"]
+    assert text["p99 KLD"] == card["p99 KLD"] == page["p99 KLD"] == numbers.format_kld(float(said["quantyard.p99-kld"]))
     assert terminal["same top-1"] == text["same top token"] == card["same top token"] == page["Top-1"]
-    assert numbers.percent(float(said["quantyard.top1-agreement"])) == terminal["same top-1"]
+    assert numbers.format_percent(float(said["quantyard.top1-agreement"])) == terminal["same top-1"]
     assert terminal["prompt"] == f"{text['prompt t/s']} t/s" == f"{speeds['prompt tokens/s']} t/s"
-    assert page["Prompt"] == text["prompt t/s"] == numbers.tokens_per_s(float(said["quantyard.prompt-tokens-per-s"]))
+    assert (
+        page["Prompt"]
+        == text["prompt t/s"]
+        == numbers.format_tokens_per_s(float(said["quantyard.prompt-tokens-per-s"]))
+    )
     assert terminal["generated"] == f"{text['generation t/s']} t/s" == f"{speeds['generated tokens/s']} t/s"
     assert page["Generation"] == text["generation t/s"]
     assert terminal["memory"] == text["peak memory"] == speeds["peak memory"] == page["Peak"]
-    assert numbers.memory(int(said["quantyard.peak-memory-bytes"])) == terminal["memory"]
+    assert numbers.format_memory(int(said["quantyard.peak-memory-bytes"])) == terminal["memory"]
 
-    assert f"mean KLD {numbers.kld_written(normal(divergence.mean_kld))} is" in _gate(
+    assert f"mean KLD {numbers.format_kld_interval(normal_interval(divergence.mean_kld))} is" in _gate(
         manifest, tmp_path, "{max_mean_kld: 1}"
     )
     assert f"perplexity {card['ΔPPL']} is within" in _gate(manifest, tmp_path, "{max_ppl_change: 50}")
@@ -150,17 +156,21 @@ def test_a_task_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
     page = [row for row in page_tasks(report, files_of(manifest, report)).rows if row.cells[0].text == QUANT]
     kinds, n_quoted = set(), 0
     for comparison, terminal, on_page in zip(found.comparisons, rows, page, strict=True):
-        kinds.add(kind_of(comparison))
-        written = numbers.delta_written(comparison.delta, kind_of(comparison))
+        kinds.add(score_metric_kind(comparison))
+        written = numbers.format_delta_interval(comparison.delta, score_metric_kind(comparison))
         shown = [cell.text for cell in on_page.cells]
         assert (terminal["Δ"], terminal["95 % interval"]) == (written.value, written.ends)
         assert (on_page.cells[6].text, on_page.cells[6].note) == (written.value, written.ends)
         assert [terminal["n"], terminal["baseline"], terminal["value"]] == shown[3:6]
         told = said[f"quantyard.task.{comparison.task}.{comparison.metric}.delta"]
-        assert numbers.delta_written(_interval(told), kind_of(comparison)) == written
+        assert numbers.format_delta_interval(_interval(told), score_metric_kind(comparison)) == written
         in_report = (comparison.task, comparison.metric)
         on_card = f"{comparison.task} ({comparison.metric})"
-        quoted = [row for row in _markdown(markdown(report)) if (row.get("task"), row.get("metric")) == in_report]
+        quoted = [
+            row
+            for row in _markdown(render_report_markdown(report))
+            if (row.get("task"), row.get("metric")) == in_report
+        ]
         quoted += [row for row in _markdown(_card(manifest)) if row.get("task") == on_card]
         for row in (row for row in quoted if QUANT in row):
             n_quoted += 1
@@ -171,7 +181,7 @@ def test_a_task_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
 
 def test_a_change_of_bits_per_byte_is_told_in_per_cent() -> None:
     found = Interval(value=0.0123, low=0.0031, high=0.0215)
-    assert str(numbers.delta_written(found, "relative")) == "+1.23 % (+0.31 to +2.15)"
+    assert str(numbers.format_delta_interval(found, "relative")) == "+1.23 % (+0.31 to +2.15)"
 
 
 def _interval(text: str) -> Interval:
@@ -185,7 +195,7 @@ def _interval(text: str) -> Interval:
 
 @given(st.floats(1e-9, 1e9))
 def test_numbers_for_programs_are_plain_decimals_within_half_of_their_sixth_digit(x: float) -> None:
-    text = numbers.machine(-x)
+    text = numbers.format_for_machine(-x)
     assert re.fullmatch(r"-\d+(\.\d+)?", text)
     assert float(text) == pytest.approx(-x, rel=1e-5)
 
@@ -193,16 +203,22 @@ def test_numbers_for_programs_are_plain_decimals_within_half_of_their_sixth_digi
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (numbers.memory(105_453_920), "101 MiB"), (numbers.exact_bytes(105_453_920), "105,453,920 bytes"),
-        (numbers.bits_per_weight(6.1712), "6.17"), (numbers.bits_per_weight(0), "—"), (numbers.count(12345), "12,345"),
-        (numbers.forecast_count(12345), "13,000"), (numbers.forecast_count(7), "7"),
-        (numbers.n_weights(1_100_048_384), "1.10 B"),
-        (numbers.n_weights(134_515_008), "135 M"), (numbers.elapsed(10.24), "10.2 s"), (numbers.elapsed(600), "10 min"),
-        (numbers.change(0.00123), "+0.12 %"), (numbers.change(-0.25), "−25.0 %"), (numbers.off_by(0.123), "+12 %"),
-        (numbers.rough_percent(0.045), "4.5 %"), (numbers.rough_percent(0.314), "31 %"),
-        (numbers.p_value(0.0004), "< 0.001"), (numbers.p_value(0.0456), "0.046"), (numbers.p_value(0.456), "0.46"),
-        (numbers.as_written(5.0), "5"), (numbers.as_written(0.05), "0.05"), (numbers.as_written(1e-9), "1e-09"),
-        (numbers.as_written(1.17e9), "1170000000"), (numbers.margin(0.01), "1 %"), (numbers.axis_label(-0.5), "−0.5"),
+        (numbers.format_memory(105_453_920), "101 MiB"), (numbers.format_exact_bytes(105_453_920), "105,453,920 bytes"),
+        (numbers.format_bits_per_weight(6.1712), "6.17"), (numbers.format_bits_per_weight(0), "—"),
+        (numbers.format_count(12345), "12,345"),
+        (numbers.format_forecast_count(12345), "13,000"), (numbers.format_forecast_count(7), "7"),
+        (numbers.format_weight_count(1_100_048_384), "1.10 B"),
+        (numbers.format_weight_count(134_515_008), "135 M"), (numbers.format_elapsed(10.24), "10.2 s"),
+        (numbers.format_elapsed(600), "10 min"),
+        (numbers.format_change(0.00123), "+0.12 %"), (numbers.format_change(-0.25), "−25.0 %"),
+        (numbers.format_off_by(0.123), "+12 %"),
+        (numbers.format_rough_percent(0.045), "4.5 %"), (numbers.format_rough_percent(0.314), "31 %"),
+        (numbers.format_p_value(0.0004), "< 0.001"), (numbers.format_p_value(0.0456), "0.046"),
+        (numbers.format_p_value(0.456), "0.46"),
+        (numbers.format_as_written(5.0), "5"), (numbers.format_as_written(0.05), "0.05"),
+        (numbers.format_as_written(1e-9), "1e-09"),
+        (numbers.format_as_written(1.17e9), "1170000000"), (numbers.format_margin(0.01), "1 %"),
+        (numbers.format_axis_label(-0.5), "−0.5"),
     ],
 )  # fmt: skip
 def test_each_figure_has_its_rule(written: str, expected: str) -> None:
@@ -305,8 +321,8 @@ def test_a_class_of_this_name_is_defined_once(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "home"),
-    [("NormalDist", "quantyard/metrics/intervals.py"), ("def wilson", "quantyard/metrics/intervals.py"),
-     ("def is_unquantized", "quantyard/quants/catalog.py"), ("def family_of", "quantyard/quants/catalog.py"),
+    [("NormalDist", "quantyard/metrics/intervals.py"), ("def wilson_interval", "quantyard/metrics/intervals.py"),
+     ("def is_unquantized_type", "quantyard/quants/catalog.py"), ("def quant_family", "quantyard/quants/catalog.py"),
      ("def kv_bytes", "quantyard/memory/kv_cache.py"), ("import yaml", "quantyard/formats/strict_yaml.py")],
 )  # fmt: skip
 def test_a_definition_has_one_home(words: str, home: str) -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantyard.errors import BadRequest
-from quantyard.metrics.intervals import ppl_change
+from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
-from quantyard.publish.files import made
+from quantyard.publish.files import made_release_file
 from quantyard.publish.registry.artifact import (
     CONFIG_TYPE,
     GGUF_TYPE,
@@ -21,23 +21,23 @@ from quantyard.publish.registry.artifact import (
     OciModel,
     OciReference,
     evaluation_annotations,
-    model_of,
+    make_oci_model,
     oci_digest,
     oci_manifest,
-    parse_reference,
+    parse_oci_reference,
 )
-from quantyard.publish.registry.client import Registry, is_loopback
+from quantyard.publish.registry.client import Registry, is_loopback_registry
 from quantyard.publish.registry.errors import RegistryRefused
 from quantyard.store.manifest import Manifest
 from tests.manifests import COMMIT, manifest_of, sha256_of
 
 SUITE = "standard"
-PARTS = tuple(made(f"Lagoon-{n:05}-of-00002.gguf", f"part {n}") for n in (1, 2))
-LICENCES = (made("LICENSE", "yours"), made("NOTICE", "and ours"))
+PARTS = tuple(made_release_file(f"Lagoon-{n:05}-of-00002.gguf", f"part {n}") for n in (1, 2))
+LICENCES = (made_release_file("LICENSE", "yours"), made_release_file("NOTICE", "and ours"))
 
 
 def _model(manifest: Manifest | None = None) -> OciModel:
-    return model_of(manifest or manifest_of(), "Q4_K_M", SUITE, PARTS, LICENCES)
+    return make_oci_model(manifest or manifest_of(), "Q4_K_M", SUITE, PARTS, LICENCES)
 
 
 # ---- names -------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def _model(manifest: Manifest | None = None) -> OciModel:
     ("docker.io/me/name", OciReference("docker.io", "me/name")),
 ])  # fmt: skip
 def test_a_place_in_a_registry_is_read(text: str, found: OciReference) -> None:
-    assert parse_reference(text) == found
+    assert parse_oci_reference(text) == found
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -68,22 +68,22 @@ def test_a_place_in_a_registry_is_read(text: str, found: OciReference) -> None:
 ])  # fmt: skip
 def test_what_is_no_place_in_a_registry_is_refused_with_the_reason(text: str, says: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        parse_reference(text)
+        parse_oci_reference(text)
     assert says in caught.value.message and "OCI=registry.example/team/name" in caught.value.hint
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_name_or_is_refused(text: str) -> None:
     try:
-        found = parse_reference(f"registry.example/{text}")
+        found = parse_oci_reference(f"registry.example/{text}")
     except BadRequest:
         return
     assert found.registry == "registry.example" and found.repository == found.repository.lower()
 
 
 def test_the_tag_is_the_quants_name_unless_one_is_given() -> None:
-    assert parse_reference("registry.example/a").tag_of("Q4_K_M") == "Q4_K_M"
-    assert parse_reference("registry.example/a:mine").tag_of("Q4_K_M") == "mine"
+    assert parse_oci_reference("registry.example/a").tag_of("Q4_K_M") == "Q4_K_M"
+    assert parse_oci_reference("registry.example/a:mine").tag_of("Q4_K_M") == "mine"
 
 
 @pytest.mark.parametrize(("netloc", "local"), [
@@ -92,7 +92,7 @@ def test_the_tag_is_the_quants_name_unless_one_is_given() -> None:
     ("localhost@registry.example", False),
 ])  # fmt: skip
 def test_plain_http_is_for_this_machine_alone(netloc: str, local: bool) -> None:
-    assert is_loopback(netloc) == local
+    assert is_loopback_registry(netloc) == local
 
 
 def test_docker_hubs_api_is_not_where_its_name_says() -> None:
@@ -187,7 +187,7 @@ def test_every_number_is_the_manifests() -> None:
     found = next(m for m in manifest.evaluations[SUITE].measurements if m.file.label == "Q4_K_M")
     said = evaluation_annotations(manifest, "Q4_K_M", SUITE)
     divergence, speed = found.divergence, found.speed
-    change = ppl_change(divergence)
+    change = ppl_change_interval(divergence)
     assert divergence and divergence.mean_kld and divergence.top1_agreement and change and speed
     numbers = {
         "ppl": divergence.perplexity.value, "mean-kld": divergence.mean_kld.value,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.publish.files import PublishedFile, kept, made
+from quantyard.publish.files import PublishedFile, kept_release_file, made_release_file
 from quantyard.publish.registry import client as oci_registry
 from quantyard.publish.registry import upload as oci_upload
-from quantyard.publish.registry.artifact import OciModel, OciReference, oci_digest, push
+from quantyard.publish.registry.artifact import OciModel, OciReference, oci_digest, push_oci_model
 from quantyard.publish.registry.errors import (
     ArtifactChanged,
     LoginNeeded,
@@ -21,12 +21,12 @@ from quantyard.publish.registry.errors import (
     RegistryRefused,
     RegistryUnreachable,
 )
-from quantyard.publish.registry.login import Credentials
+from quantyard.publish.registry.login import RegistryCredentials
 from tests.manifests import sha256_of
 from tests.unit.oci_server import SECRET, TOKEN, USER, Fault, OciServer, oci_server
 
 CONTENT = "".join(f"{number:07}\n" for number in range(16_384))  # 128 KiB, no part like another
-ME = Credentials(USER, SECRET)
+ME = RegistryCredentials(USER, SECRET)
 UPLOADS = "/blobs/uploads/"
 
 
@@ -47,23 +47,27 @@ def server() -> Iterator[OciServer]:
 def gguf(tmp_path: Path) -> PublishedFile:
     path = tmp_path / "model.gguf"
     path.write_text(CONTENT)
-    return kept("Lagoon-Q4_K_M.gguf", path, sha256_of(CONTENT))
+    return kept_release_file("Lagoon-Q4_K_M.gguf", path, sha256_of(CONTENT))
 
 
 def _model(gguf: PublishedFile) -> OciModel:
     created = datetime(2026, 11, 20, 12, tzinfo=UTC)
-    return OciModel("Q4_K_M", (gguf,), (made("LICENSE", "yours"),), "llama", 135_000_000, created, {"k": "v"})
+    return OciModel(
+        "Q4_K_M", (gguf,), (made_release_file("LICENSE", "yours"),), "llama", 135_000_000, created, {"k": "v"}
+    )
 
 
-def _push(server: OciServer, gguf: PublishedFile, credentials: Credentials | None = None) -> str:
-    return push(_reference(server.address), _model(gguf), credentials, lambda *_: None)
+def _push(server: OciServer, gguf: PublishedFile, credentials: RegistryCredentials | None = None) -> str:
+    return push_oci_model(_reference(server.address), _model(gguf), credentials, lambda *_: None)
 
 
 def _reference(address: str) -> OciReference:
     return OciReference(address, "team/name")
 
 
-def _refused(server: OciServer, gguf: PublishedFile, kind: type[OciError], who: Credentials | None = None) -> OciError:
+def _refused(
+    server: OciServer, gguf: PublishedFile, kind: type[OciError], who: RegistryCredentials | None = None
+) -> OciError:
     with pytest.raises(kind) as caught:
         _push(server, gguf, who)
     assert not server.manifests, "something was tagged"
@@ -73,7 +77,7 @@ def _refused(server: OciServer, gguf: PublishedFile, kind: type[OciError], who: 
 
 def test_the_quants_name_is_the_tag_and_all_bytes_arrive(server: OciServer, gguf: PublishedFile) -> None:
     seen: list[tuple[str, int, int]] = []
-    digest = push(_reference(server.address), _model(gguf), None, lambda *said: seen.append(said))
+    digest = push_oci_model(_reference(server.address), _model(gguf), None, lambda *said: seen.append(said))
     assert digest == oci_digest(_model(gguf)) and list(server.manifests) == ["Q4_K_M"]
     assert server.blobs[f"sha256:{gguf.sha256}"] == CONTENT.encode()
     sent = [done for path, done, _ in seen if path == gguf.path]
@@ -140,12 +144,12 @@ def test_no_registry_there_is_said_at_once(gguf: PublishedFile) -> None:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(RegistryUnreachable, match=f"The registry {address} cannot be reached: .*refused"):
-        push(_reference(address), _model(gguf), None, lambda *_: None)
+        push_oci_model(_reference(address), _model(gguf), None, lambda *_: None)
 
 
 def test_a_name_that_nobody_has_is_said(gguf: PublishedFile) -> None:
     with pytest.raises(RegistryUnreachable, match=r"registry\.invalid cannot be reached") as caught:
-        push(_reference("registry.invalid"), _model(gguf), None, lambda *_: None)
+        push_oci_model(_reference("registry.invalid"), _model(gguf), None, lambda *_: None)
     assert "curl -I https://registry.invalid/v2/" in caught.value.hint
 
 
@@ -164,15 +168,15 @@ def test_without_a_login_it_says_what_to_type(auth: str, gguf: PublishedFile) ->
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_a_wrong_login_is_told_from_none_and_never_shown(auth: str, gguf: PublishedFile) -> None:
     with oci_server(auth=auth) as server:
-        error = _refused(server, gguf, LoginNeeded, Credentials(USER, "wr0ng"))
+        error = _refused(server, gguf, LoginNeeded, RegistryCredentials(USER, "wr0ng"))
         assert "does not accept the login" in error.message
-        assert "wr0ng" not in f"{error.message}{error.hint}{error.detail}{Credentials(USER, 'wr0ng')!r}"
+        assert "wr0ng" not in f"{error.message}{error.hint}{error.detail}{RegistryCredentials(USER, 'wr0ng')!r}"
 
 
 @pytest.mark.parametrize(
-    ("auth", "who"), [("basic", ME), ("bearer", ME), ("bearer", Credentials(identity_token=TOKEN))]
+    ("auth", "who"), [("basic", ME), ("bearer", ME), ("bearer", RegistryCredentials(identity_token=TOKEN))]
 )
-def test_a_login_lets_one_push(auth: str, who: Credentials, gguf: PublishedFile) -> None:
+def test_a_login_lets_one_push(auth: str, who: RegistryCredentials, gguf: PublishedFile) -> None:
     with oci_server(auth=auth) as server:
         _push(server, gguf, who)
         assert server.blobs[f"sha256:{gguf.sha256}"] == CONTENT.encode()
@@ -230,7 +234,7 @@ def test_a_file_that_changes_while_it_is_sent_again_is_never_tagged(server: OciS
             path.write_text("8" + CONTENT[1:])
 
     with pytest.raises(ArtifactChanged):
-        push(_reference(server.address), _model(gguf), None, damage)
+        push_oci_model(_reference(server.address), _model(gguf), None, damage)
     assert not server.manifests and f"sha256:{gguf.sha256}" not in server.blobs
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from quantyard.errors import BadRequest
 from quantyard.publish.registry.errors import LoginNeeded
-from quantyard.publish.registry.login import Credentials, docker_login
+from quantyard.publish.registry.login import RegistryCredentials, docker_login
 
 Helper = Callable[[str, str], None]
 
@@ -46,10 +46,10 @@ def test_a_login_in_dockers_file_is_found(tmp_path: Path) -> None:
         "registry.example": _auth("me:pa:ss"), "https://index.docker.io/v1/": _auth("hub:x"),
         "old.example": {"identitytoken": "tok"}, "https://url.example": _auth("u:p"),
     })  # fmt: skip
-    assert docker_login("registry.example", config) == Credentials("me", "pa:ss")
-    assert docker_login("docker.io", config) == Credentials("hub", "x")
-    assert docker_login("old.example", config) == Credentials(identity_token="tok")
-    assert docker_login("url.example", config) == Credentials("u", "p")
+    assert docker_login("registry.example", config) == RegistryCredentials("me", "pa:ss")
+    assert docker_login("docker.io", config) == RegistryCredentials("hub", "x")
+    assert docker_login("old.example", config) == RegistryCredentials(identity_token="tok")
+    assert docker_login("url.example", config) == RegistryCredentials("u", "p")
 
 
 def test_no_login_is_none(tmp_path: Path) -> None:
@@ -60,16 +60,20 @@ def test_no_login_is_none(tmp_path: Path) -> None:
 
 def test_a_credential_helper_is_asked_by_the_registrys_name(tmp_path: Path, helper: Helper) -> None:
     helper("safe", 'read name; test "$name" = registry.example || exit 1; echo \'{"Username":"me","Secret":"s3"}\'')
-    assert docker_login("registry.example", _config(tmp_path, credsStore="safe", auths={})) == Credentials("me", "s3")
+    assert docker_login("registry.example", _config(tmp_path, credsStore="safe", auths={})) == RegistryCredentials(
+        "me", "s3"
+    )
     assert docker_login("other.example", _config(tmp_path, credsStore="safe")) is None
     one = _config(tmp_path, credHelpers={"registry.example": "safe"}, auths={"other.example": _auth("you:x")})
-    assert docker_login("registry.example", one) == Credentials("me", "s3")
-    assert docker_login("other.example", one) == Credentials("you", "x")
+    assert docker_login("registry.example", one) == RegistryCredentials("me", "s3")
+    assert docker_login("other.example", one) == RegistryCredentials("you", "x")
 
 
 def test_a_helpers_identity_token_is_one(tmp_path: Path, helper: Helper) -> None:
     helper("safe", 'echo \'{"Username":"<token>","Secret":"tok"}\'')
-    assert docker_login("registry.example", _config(tmp_path, credsStore="safe")) == Credentials(identity_token="tok")
+    assert docker_login("registry.example", _config(tmp_path, credsStore="safe")) == RegistryCredentials(
+        identity_token="tok"
+    )
 
 
 @pytest.mark.parametrize("script", [None, "echo no json"])
@@ -96,4 +100,4 @@ def test_a_broken_login_is_said_and_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_in_no_traceback() -> None:
-    assert "s3cret" not in repr(Credentials("me", "s3cret", "s3cret"))
+    assert "s3cret" not in repr(RegistryCredentials("me", "s3cret", "s3cret"))

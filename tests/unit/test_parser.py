@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from quantyard import __version__, cli
-from quantyard.cli.command_names import as_typed
+from quantyard.cli.command_names import as_typed_command
 from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, find_command
-from quantyard.cli.parser import overview, parse
+from quantyard.cli.parser import help_overview, parse_command_line
 from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
@@ -87,9 +87,13 @@ def test_what_is_not_there_is_answered_with_what_was_meant(
 
 
 def test_an_option_may_follow_its_value_after_an_equals_sign_or_a_blank() -> None:
-    assert parse(["build", "--quant=Q8_0"]).QUANT == parse(["build", "--quant", "Q8_0"]).QUANT == "Q8_0"
+    assert (
+        parse_command_line(["build", "--quant=Q8_0"]).QUANT
+        == parse_command_line(["build", "--quant", "Q8_0"]).QUANT
+        == "Q8_0"
+    )
     with pytest.raises(BadRequest):
-        parse(["build", "--quan", "Q8_0"])  # an abbreviation would change its meaning with the next option
+        parse_command_line(["build", "--quan", "Q8_0"])  # an abbreviation would change its meaning with the next option
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -119,12 +123,12 @@ def test_every_command_leads_to_a_function(command: object) -> None:
     ],
 )
 def test_outside_a_checkout_commands_are_named_as_the_program_has_them(text: str, typed: str) -> None:
-    assert as_typed(text, in_checkout=True) == text
-    assert as_typed(text, in_checkout=False) == typed
+    assert as_typed_command(text, in_checkout=True) == text
+    assert as_typed_command(text, in_checkout=False) == typed
 
 
 def test_hints_are_named_so_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "as_typed", lambda text: as_typed(text, in_checkout=False))
+    monkeypatch.setattr(cli, "as_typed_command", lambda text: as_typed_command(text, in_checkout=False))
     code, _out, err = _run(capsys, "build", "--engine", "local", "--model", "")
     assert code == 2 and "quantyard build --model org/name" in err and "make " not in err
 
@@ -196,4 +200,4 @@ def test_a_build_loads_neither_the_hub_nor_what_publishes() -> None:
 
 
 def test_the_overview_is_what_the_help_is() -> None:
-    assert overview().startswith("usage: quantyard COMMAND")
+    assert help_overview().startswith("usage: quantyard COMMAND")

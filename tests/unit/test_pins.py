@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.engines.images import IMAGES
 
 REPO = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def test_the_context_of_a_build_holds_what_the_dockerfiles_copy() -> None:
 
 
 def test_every_base_image_has_a_stand_in() -> None:
-    bases = read_request(argparse.Namespace(), {}).images.bases
+    bases = read_command_request(argparse.Namespace(), {}).images.bases
     assert set(bases) == set(IMAGES) and bases["contract"] == bases["builder"]
     own = [image for image in IMAGES if image != "contract"]
     assert len({bases[image] for image in own}) == len(own)

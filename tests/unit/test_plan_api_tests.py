@@ -6,7 +6,7 @@ import pytest
 
 from quantyard.cli.render.build import contract_text
 from quantyard.errors import QuantyardError, StageFailed
-from quantyard.plan.api_tests import add_contract
+from quantyard.plan.api_tests import add_contract_steps
 from quantyard.protocol.base import ExitCode
 from quantyard.sources.resolve import Source
 from quantyard.store.manifest import read_manifest
@@ -19,7 +19,7 @@ def test_each_file_is_tested_after_the_build_and_the_result_is_in_the_manifest(
 ) -> None:
     engine = FakeEngine()
     builder = make_builder(local_source, engine, "Q4_K_M,Q8_0")
-    builder.plan = add_contract(builder.plan, threads=1)
+    builder.plan = add_contract_steps(builder.plan, threads=1)
     builder.run(notes)
     assert engine.ran[-2:] == ["contract Q4_K_M", "contract Q8_0"]
     manifest = read_manifest(builder.store.folder / "manifest.json")
@@ -33,7 +33,7 @@ def test_a_repeat_tests_nothing_and_still_tells_what_was_found(
     for expected in (["convert", "quantize Q4_K_M", "verify Q4_K_M", "contract Q4_K_M"], []):
         engine = FakeEngine()
         builder = make_builder(local_source, engine)
-        builder.plan = add_contract(builder.plan, threads=1)
+        builder.plan = add_contract_steps(builder.plan, threads=1)
         builder.run(notes)
         assert engine.ran == expected
         assert [report.label for report in builder.contracts] == ["Q4_K_M"]
@@ -42,7 +42,7 @@ def test_a_repeat_tests_nothing_and_still_tells_what_was_found(
 def test_a_broken_promise_is_named_and_counted(local_source: Source, make_builder: MakeBuilder, notes: Notes) -> None:
     engine = FakeEngine(behaviours={"contract Q4_K_M": keeps_contract("chat")})
     builder = make_builder(local_source, engine)
-    builder.plan = add_contract(builder.plan, threads=0)
+    builder.plan = add_contract_steps(builder.plan, threads=0)
     builder.run(notes)
     text = contract_text(builder.contracts)
     assert "Q4_K_M (fake) fails 1 of 2 checks of the API test" in text
@@ -54,6 +54,6 @@ def test_a_contract_test_that_fails_or_leaves_no_report_is_an_error(
 ) -> None:
     for behaviour, error in ((fails(ExitCode.RESOURCES), StageFailed), (writes("report.json"), QuantyardError)):
         builder = make_builder(local_source, FakeEngine(behaviours={"contract Q4_K_M": behaviour}))
-        builder.plan = add_contract(builder.plan, threads=0)
+        builder.plan = add_contract_steps(builder.plan, threads=0)
         with pytest.raises(error):
             builder.run(notes)

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.parser import add_options
-from quantyard.cli.request import read_request
+from quantyard.cli.parser import add_command_options
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
 from quantyard.hub.client import HubAccess
-from quantyard.plan.evaluation import MeasureOptions, add_measuring, brought_datasets, measure_options
-from quantyard.plan.steps import External
-from quantyard.protocol.base import FileEntry, digest_of_files
+from quantyard.plan.evaluation import MeasureOptions, add_measuring_steps, plan_brought_datasets, plan_measure_options
+from quantyard.plan.steps import ExternalInput
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime
-from quantyard.protocol.runner import Stage, sha256_of
-from quantyard.quants.catalog import find
+from quantyard.protocol.runner import Stage, file_sha256
+from quantyard.quants.catalog import find_quant
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifact import Artifact
 from quantyard.store.hash_cache import HashCache
@@ -41,7 +41,7 @@ def _steps(builder: Builder) -> dict[str, Any]:
 def test_the_baseline_is_what_the_quants_are_made_of(
     outtype: OutType, label: str, local_source: Source, make_builder: MakeBuilder
 ) -> None:
-    plan = add_measuring(make_builder(local_source, FakeEngine(), "Q4_K_M", outtype).plan, OPTIONS)
+    plan = add_measuring_steps(make_builder(local_source, FakeEngine(), "Q4_K_M", outtype).plan, OPTIONS)
     assert plan.measuring is not None
     assert (plan.measuring.baseline, plan.measuring.labels) == (label, (label, "Q4_K_M"))
 
@@ -57,12 +57,14 @@ def test_another_baseline_is_built_and_verified_like_any_quant(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     engine = FakeEngine()
-    built = measured(local_source, engine, baseline=find("Q8_0")).run(notes)
+    built = measured(local_source, engine, baseline=find_quant("Q8_0")).run(notes)
     assert engine.ran.index("verify Q8_0") < engine.ran.index("evaluate Q8_0") < engine.ran.index("evaluate Q4_K_M")
     assert "evaluate BF16" not in engine.ran and [file.quant for file in built] == ["Q8_0", "Q4_K_M"]
 
 
-@pytest.mark.parametrize("changes", [{"quants": "BF16,Q4_K_M"}, {"baseline": find("Q4_K_M"), "quants": "Q4_K_M,Q8_0"}])
+@pytest.mark.parametrize(
+    "changes", [{"quants": "BF16,Q4_K_M"}, {"baseline": find_quant("Q4_K_M"), "quants": "Q4_K_M,Q8_0"}]
+)
 def test_a_quant_that_is_the_baseline_is_measured_once(
     changes: dict[str, Any], local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
@@ -86,9 +88,9 @@ def test_only_other_files_are_held_against_the_baseline(local_source: Source, me
 def test_a_conversion_to_q8_0_is_no_baseline(local_source: Source, make_builder: MakeBuilder) -> None:
     plan = make_builder(local_source, FakeEngine(), "Q8_0", "q8_0").plan
     with pytest.raises(BadRequest, match=r"\(q8_0\) is quantized already") as error:
-        add_measuring(plan, OPTIONS)
+        add_measuring_steps(plan, OPTIONS)
     assert "BASELINE=Q8_0" in error.value.hint
-    assert add_measuring(plan, replace(OPTIONS, baseline=find("Q8_0"))).measuring is not None
+    assert add_measuring_steps(plan, replace(OPTIONS, baseline=find_quant("Q8_0"))).measuring is not None
 
 
 @pytest.mark.parametrize(("file_type", "type_name"), [(1, "F16"), (0, "F32"), (32, "BF16")])
@@ -98,7 +100,7 @@ def test_an_unquantized_gguf_is_the_baseline_itself(
     source = _gguf(tmp_path, file_type, type_name)
     step = _steps(measured(source, FakeEngine()))[f"evaluate {type_name}"]
     assert step.request.model_file == "m.gguf"
-    assert source.local is not None and step.inputs["model"] == External(source.local)
+    assert source.local is not None and step.inputs["model"] == ExternalInput(source.local)
 
 
 def test_with_a_quantized_gguf_there_is_nothing_to_compare_with_unless_a_baseline_is_named(
@@ -108,7 +110,7 @@ def test_with_a_quantized_gguf_there_is_nothing_to_compare_with_unless_a_baselin
     with pytest.raises(BadRequest, match=r"m\.gguf is quantized already.*no unquantized file") as error:
         measured(source, FakeEngine())
     assert "BASELINE=" in error.value.hint
-    assert "evaluate Q4_K_M" in _steps(measured(source, FakeEngine(), baseline=find("Q4_K_M")))
+    assert "evaluate Q4_K_M" in _steps(measured(source, FakeEngine(), baseline=find_quant("Q4_K_M")))
 
 
 # ---- what the stages are given -----------------------------------------------------------------------
@@ -123,7 +125,7 @@ def test_a_stage_is_told_the_hash_of_every_file_it_reads(
     path = builder.output("quantize Q4_K_M") / "model.gguf"
     told = engine.told["evaluate Q4_K_M"]
     assert told.keys() == {"model", "datasets"}
-    assert {"path": "model.gguf", "size_bytes": path.stat().st_size, "sha256": sha256_of(path)} in told["model"]
+    assert {"path": "model.gguf", "size_bytes": path.stat().st_size, "sha256": file_sha256(path)} in told["model"]
     assert engine.told["datasets"] == {}
 
 
@@ -145,11 +147,11 @@ def test_a_users_own_tasks_and_text_reach_the_stages_that_read_them(
     local_source: Source, measured: MakeMeasured, tmp_path: Path
 ) -> None:
     files = (FileEntry(path="tasks/mine.yaml", size_bytes=3, sha256="b" * 64),)
-    artifact = Artifact(digest_of_files(files), files, tmp_path)
+    artifact = Artifact(files_digest(files), files, tmp_path)
     changes = {"include_path": "tasks", "divergence": DivergenceSettings(text="mine.txt")}
     steps = _steps(measured(local_source, FakeEngine(), suite=SUITE.model_copy(update=changes), files=artifact))
     for label in ("datasets", "evaluate BF16", "divergence Q4_K_M"):
-        assert steps[label].inputs["suite"] == External(artifact)
+        assert steps[label].inputs["suite"] == ExternalInput(artifact)
     assert "suite" not in steps["speed BF16"].inputs
 
 
@@ -165,7 +167,7 @@ def test_data_sets_brought_from_elsewhere_give_the_same_measurement(
     first = measured(local_source, FakeEngine())
     first.run(notes)
     hashes = HashCache(tmp_path / "hashes.json")
-    brought = brought_datasets(first.output("datasets"), hashes)
+    brought = plan_brought_datasets(first.output("datasets"), hashes)
     engine = FakeEngine()
     measured(local_source, engine, datasets=brought).run(notes)
     assert engine.ran == []
@@ -173,7 +175,7 @@ def test_data_sets_brought_from_elsewhere_give_the_same_measurement(
 
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="does not hold any files") as error:
-        brought_datasets(tmp_path, HashCache(tmp_path / "hashes.json"))
+        plan_brought_datasets(tmp_path, HashCache(tmp_path / "hashes.json"))
     assert "datasets" in error.value.hint
 
 
@@ -201,10 +203,10 @@ def test_an_unknown_suite_is_named_with_the_nearest(tmp_path: Path) -> None:
 
 def _options(artifacts: Path, **environment: str) -> MeasureOptions:
     parser = argparse.ArgumentParser()
-    add_options(parser)
-    request = read_request(parser.parse_args([]), {"ARTIFACTS": str(artifacts), **environment})
+    add_command_options(parser)
+    request = read_command_request(parser.parse_args([]), {"ARTIFACTS": str(artifacts), **environment})
     assert request.measure is not None
-    return measure_options(request, request.measure)
+    return plan_measure_options(request, request.measure)
 
 
 def _gguf(folder: Path, file_type: int, type_name: str) -> Source:

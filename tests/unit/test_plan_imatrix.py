@@ -12,37 +12,37 @@ import numpy as np
 import pytest
 from pydantic import JsonValue
 
-from builder.calibrate import legs
-from builder.imatrix.matrix import check_fits, coverage, read_imatrix
+from builder.calibrate import calibration_legs
+from builder.imatrix.matrix import check_imatrix_fits, imatrix_coverage, read_imatrix
 from builder.quantize import quantize
 from quantyard.engines import OnProgress
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import Builder
-from quantyard.formats.gguf import GgufHeader, read_header
+from quantyard.formats.gguf import GgufHeader, read_gguf_header
 from quantyard.paths import REPO_DIR
 from quantyard.plan import contamination
-from quantyard.plan.build import BuildOptions, make_plan
-from quantyard.plan.calibration_inputs import calibration_of, check_texts
-from quantyard.plan.contamination import evaluation_files, find_overlap
-from quantyard.plan.evaluation import add_measuring
+from quantyard.plan.build import BuildOptions, make_build_plan
+from quantyard.plan.calibration_inputs import check_calibration_texts, plan_calibration
+from quantyard.plan.contamination import contaminating_files, find_contamination
+from quantyard.plan.evaluation import add_measuring_steps
 from quantyard.plan.imatrix import (
     CALIBRATE,
     Calibration,
-    decide,
-    decided,
-    decisions,
-    on_trial,
-    trial_plan,
-    with_imatrix,
+    decide_imatrix,
+    imatrix_decisions,
+    imatrix_trial_plan,
+    imatrix_trial_quants,
+    plan_as_decided,
+    plan_with_imatrix,
 )
-from quantyard.plan.steps import BuildPlan, External, Output, StageSpec
-from quantyard.protocol.base import ExitCode, FileEntry, StageResult, digest_of_request
+from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, StepOutput
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult, stage_request_digest
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
 from quantyard.protocol.measurements import Divergence, Estimate
-from quantyard.protocol.runner import Stage, StageFailure, sha256_of
+from quantyard.protocol.runner import Stage, StageFailure, file_sha256
 from quantyard.quants.catalog import QUANTS
-from quantyard.quants.selection import parse_list
+from quantyard.quants.selection import parse_quants
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.hash_cache import HashCache
@@ -86,7 +86,7 @@ def _matrix(tmp_path: Path, known: Known = KNOWN, value: float = 2.0, name: str 
 def _model(tmp_path: Path, weights: Sequence[TensorSpec] = WEIGHTS, **more: Value) -> GgufHeader:
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf({**META, **more}, weights))
-    return read_header(path)
+    return read_gguf_header(path)
 
 
 # ---- how the work is cut -----------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _model(tmp_path: Path, weights: Sequence[TensorSpec] = WEIGHTS, **more: Valu
 @pytest.mark.parametrize("n_chunks", [0, 1, 5, 12, 999])
 @pytest.mark.parametrize("save_every", [1, 3, 20])
 def test_legs_cover_every_chunk_once_and_each_can_be_started(n_tokens: int, n_chunks: int, save_every: int) -> None:
-    found = legs(n_tokens, 512, n_chunks, save_every)
+    found = calibration_legs(n_tokens, 512, n_chunks, save_every)
     whole = n_tokens // 512
     assert found[0][0] == 0 and found[-1][1] == min(n_chunks or whole, whole)
     assert all(before[1] == after[0] for before, after in pairwise(found))
@@ -111,9 +111,9 @@ def test_legs_cover_every_chunk_once_and_each_can_be_started(n_tokens: int, n_ch
 
 def test_a_matrix_of_the_model_fits_and_says_what_it_covers(tmp_path: Path) -> None:
     matrix, model = read_imatrix(_matrix(tmp_path)), _model(tmp_path)
-    check_fits(matrix, model)
+    check_imatrix_fits(matrix, model)
     assert (matrix.n_chunks, matrix.chunk_tokens) == (1, 512)
-    facts = coverage(matrix, model)
+    facts = imatrix_coverage(matrix, model)
     assert (facts["tensors"], facts["tensors_of_model"]) == (3, 4)
     assert facts["tensors_without"] == ["token_embd.weight"] and "experts_without" not in facts
 
@@ -121,7 +121,7 @@ def test_a_matrix_of_the_model_fits_and_says_what_it_covers(tmp_path: Path) -> N
 def test_experts_that_saw_nothing_are_counted_and_explained(tmp_path: Path) -> None:
     known = KNOWN | {"blk.0.ffn_down_exps.weight": (16, [256.0, 0.0, 512.0, 0.0])}
     matrix = read_imatrix(_matrix(tmp_path, known))
-    facts = coverage(matrix, _model(tmp_path))
+    facts = imatrix_coverage(matrix, _model(tmp_path))
     assert facts["experts_without"] == {"blk.0.ffn_down_exps.weight": 2}
     assert "2 of 4 experts in blk.0.ffn_down_exps.weight saw no token" in str(facts["note"])
 
@@ -154,7 +154,7 @@ def test_the_matrix_of_another_model_is_refused_before_quantizing(known: Known, 
 
 def test_blocks_that_predict_further_tokens_need_not_be_covered(tmp_path: Path) -> None:
     known = {name: KNOWN[name] for name in list(KNOWN)[:2]}
-    check_fits(read_imatrix(_matrix(tmp_path, known)), _model(tmp_path, **{"llama.nextn_predict_layers": 1}))
+    check_imatrix_fits(read_imatrix(_matrix(tmp_path, known)), _model(tmp_path, **{"llama.nextn_predict_layers": 1}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -185,9 +185,9 @@ def test_what_is_no_matrix_is_refused(data: bytes, says: str, tmp_path: Path) ->
 
 def test_a_request_without_a_matrix_keeps_the_key_it_had_before_there_were_any() -> None:
     plain = QuantizeRequest(quant="Q4_K_M", ftype=15)
-    assert digest_of_request(plain) == "6baba04aa9c52ab3449894e2c3849633dbc71657405902f387ad72e63e7003b1"
+    assert stage_request_digest(plain) == "6baba04aa9c52ab3449894e2c3849633dbc71657405902f387ad72e63e7003b1"
     given = QuantizeRequest(quant="Q4_K_M", ftype=15, imatrix_file="imatrix.gguf")
-    assert digest_of_request(given) != digest_of_request(plain)
+    assert stage_request_digest(given) != stage_request_digest(plain)
     assert QuantizeRequest.model_validate_json(plain.model_dump_json()) == plain
     assert QuantizeRequest.model_validate_json(given.model_dump_json()) == given
 
@@ -203,12 +203,12 @@ def hashes(tmp_path: Path) -> HashCache:
 
 
 def test_none_is_none_and_auto_makes_one_of_our_text(hashes: HashCache) -> None:
-    assert calibration_of("none", [], hashes, []) is None
-    assert calibration_of("auto", [], hashes, []) == Calibration()
+    assert plan_calibration("none", [], hashes, []) is None
+    assert plan_calibration("auto", [], hashes, []) == Calibration()
 
 
 def test_a_matrix_of_the_users_is_taken_as_it_is(tmp_path: Path, hashes: HashCache) -> None:
-    found = calibration_of(str(_matrix(tmp_path, name="mine.gguf")), [], hashes, [])
+    found = plan_calibration(str(_matrix(tmp_path, name="mine.gguf")), [], hashes, [])
     assert found is not None and found.matrix is not None and not found.is_made
     assert [file.path for file in found.matrix.files] == ["mine.gguf"] and not found.matrix.whole_folder
 
@@ -217,7 +217,7 @@ def test_texts_in_several_folders_keep_their_order(tmp_path: Path, hashes: HashC
     for name in ("b/one.txt", "a/two.txt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(PLENTY + name)
-    found = calibration_of("auto", [tmp_path / "b/one.txt", tmp_path / "a/two.txt"], hashes, [])
+    found = plan_calibration("auto", [tmp_path / "b/one.txt", tmp_path / "a/two.txt"], hashes, [])
     assert found is not None and found.text_files == ("b/one.txt", "a/two.txt")
 
 
@@ -231,7 +231,7 @@ def test_texts_in_several_folders_keep_their_order(tmp_path: Path, hashes: HashC
 def test_a_text_that_cannot_be_used_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_bytes(data)
     with pytest.raises(BadRequest, match=says) as error:
-        check_texts([tmp_path / "mine.txt"], [])
+        check_calibration_texts([tmp_path / "mine.txt"], [])
     assert error.value.code == 2 and "CALIBRATION" in error.value.message + error.value.hint
 
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_is_refused_with_what_to_type(
     (tmp_path / "t.txt").write_text(PLENTY)
     (tmp_path / "model.gguf").write_bytes(gguf(META, WEIGHTS))
     with pytest.raises(BadRequest, match=says) as error:
-        calibration_of(imatrix, [Path(text) for text in texts], hashes, [])
+        plan_calibration(imatrix, [Path(text) for text in texts], hashes, [])
     assert error.value.hint
 
 
@@ -269,30 +269,30 @@ EIGHT = "The quick grey Heron: waits beside the river"
 )
 def test_eight_words_in_a_row_are_found_in_every_form_of_data_set(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content.encode("latin-1"))  # 0xff is no UTF-8
-    found = find_overlap([f"Before. {EIGHT.upper()} after"], evaluation_files(tmp_path / "store", tmp_path))
+    found = find_contamination([f"Before. {EIGHT.upper()} after"], contaminating_files(tmp_path / "store", tmp_path))
     assert found is not None
     assert (found.words, found.file) == ("the quick grey heron waits beside the river", tmp_path / name)
-    assert find_overlap(["the quick grey heron waits beside the sea"], [tmp_path / name]) is None
+    assert find_contamination(["the quick grey heron waits beside the sea"], [tmp_path / name]) is None
 
 
 def test_words_that_two_blocks_of_a_large_file_share_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contamination, "_BLOCK_CHARACTERS", 1500)
     (tmp_path / "large.txt").write_text("filler " * 210 + EIGHT + " more" * 300)
-    assert find_overlap([EIGHT], [tmp_path / "large.txt"]) is not None
+    assert find_contamination([EIGHT], [tmp_path / "large.txt"]) is not None
 
 
 def test_data_sets_in_the_store_count_as_evaluation(tmp_path: Path) -> None:
     folder = tmp_path / "org" / "name" / "abc" / "stages" / "datasets-12" / "files" / "sets"
     folder.mkdir(parents=True)
     (folder / "data-00000.arrow").write_text("x")
-    assert folder / "data-00000.arrow" in evaluation_files(tmp_path)
+    assert folder / "data-00000.arrow" in contaminating_files(tmp_path)
 
 
 def test_a_text_with_a_question_of_ours_is_refused_and_the_words_are_named(tmp_path: Path) -> None:
     question = "Which carpet? " + "In which year did the Second World War end, and who was there? " + PLENTY
     (tmp_path / "mine.txt").write_text(question)
     with pytest.raises(BadRequest, match="“in which year did the second world war”") as error:
-        check_texts([tmp_path / "mine.txt"], evaluation_files(tmp_path / "store"))
+        check_calibration_texts([tmp_path / "mine.txt"], contaminating_files(tmp_path / "store"))
     assert "questions.jsonl" in error.value.message and "mine.txt" in error.value.message
 
 
@@ -301,10 +301,10 @@ def test_a_text_with_a_question_of_ours_is_refused_and_the_words_are_named(tmp_p
 
 def _plan(source: Source, quants: str, *, imatrix: bool = True) -> BuildPlan:
     options = BuildOptions(
-        quants=parse_list(quants), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
+        quants=parse_quants(quants), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
         threads=1, workers=4, endpoint=None, imatrix=imatrix,
     )
-    return make_plan(source, options)
+    return make_build_plan(source, options)
 
 
 def test_types_that_need_a_matrix_are_refused_without_one(local_source: Source) -> None:
@@ -316,32 +316,32 @@ def test_types_that_need_a_matrix_are_refused_without_one(local_source: Source) 
 
 
 def test_the_matrix_is_made_once_before_the_first_file_that_is_made_with_it(local_source: Source) -> None:
-    plan = with_imatrix(_plan(local_source, "Q8_0,Q4_K_M,IQ2_XS"), Calibration(), ["Q8_0", "Q4_K_M", "IQ2_XS"])
+    plan = plan_with_imatrix(_plan(local_source, "Q8_0,Q4_K_M,IQ2_XS"), Calibration(), ["Q8_0", "Q4_K_M", "IQ2_XS"])
     labels = [step.label for step in plan.steps]
     assert labels == [
         "convert", "quantize Q8_0", "verify Q8_0", CALIBRATE, "quantize Q4_K_M", "verify Q4_K_M", "quantize IQ2_XS",
         "verify IQ2_XS",
     ]
     steps = dict(zip(labels, plan.steps, strict=True))
-    assert steps[CALIBRATE].inputs == {"source": Output("convert")} and steps[CALIBRATE].row.resumable
-    assert steps["quantize Q4_K_M"].inputs["imatrix"] == Output(CALIBRATE)
+    assert steps[CALIBRATE].inputs == {"source": StepOutput("convert")} and steps[CALIBRATE].row.resumable
+    assert steps["quantize Q4_K_M"].inputs["imatrix"] == StepOutput(CALIBRATE)
     assert "imatrix" not in steps["quantize Q8_0"].inputs
 
 
 def test_a_given_matrix_needs_no_step(local_source: Source, tmp_path: Path, hashes: HashCache) -> None:
-    given = calibration_of(str(_matrix(tmp_path, name="mine.gguf")), [], hashes, [])
+    given = plan_calibration(str(_matrix(tmp_path, name="mine.gguf")), [], hashes, [])
     assert given is not None and given.matrix is not None
-    plan = with_imatrix(_plan(local_source, "IQ2_XS"), given, ["IQ2_XS"])
+    plan = plan_with_imatrix(_plan(local_source, "IQ2_XS"), given, ["IQ2_XS"])
     quantize_step = next(step for step in plan.steps if step.label == "quantize IQ2_XS")
-    assert quantize_step.inputs["imatrix"] == External(given.matrix)
+    assert quantize_step.inputs["imatrix"] == ExternalInput(given.matrix)
     assert quantize_step.request.model_dump()["imatrix_file"] == "mine.gguf"
     assert CALIBRATE not in [step.label for step in plan.steps]
 
 
 def test_the_trial_makes_and_measures_both_versions(local_source: Source) -> None:
     plan = _plan(local_source, "Q8_0,Q4_K_M,IQ2_XS")
-    assert on_trial(plan) == ("Q4_K_M",)
-    trial = trial_plan(plan, Calibration(threads=1))
+    assert imatrix_trial_quants(plan) == ("Q4_K_M",)
+    trial = imatrix_trial_plan(plan, Calibration(threads=1))
     assert trial is not None and not trial.targets
     assert [step.label for step in trial.steps] == [
         "convert", CALIBRATE, "quantize Q4_K_M", "quantize-plain Q4_K_M", "divergence Q4_K_M",
@@ -355,8 +355,8 @@ def test_the_trial_makes_and_measures_both_versions(local_source: Source) -> Non
 
 def test_a_trial_reads_what_the_suite_reads_so_that_no_file_is_read_twice(local_source: Source) -> None:
     suite = SUITE.model_copy(update={"divergence": DivergenceSettings(n_chunks=3)})
-    plan = add_measuring(_plan(local_source, "Q4_K_M"), replace(OPTIONS, suite=suite))
-    trial = trial_plan(plan, Calibration())
+    plan = add_measuring_steps(_plan(local_source, "Q4_K_M"), replace(OPTIONS, suite=suite))
+    trial = imatrix_trial_plan(plan, Calibration())
     assert trial is not None
     tried = {step.label: step for step in trial.steps}
     given, plain = tried["divergence Q4_K_M"], tried["divergence-plain Q4_K_M"]
@@ -366,7 +366,7 @@ def test_a_trial_reads_what_the_suite_reads_so_that_no_file_is_read_twice(local_
 
 
 def test_with_nothing_to_choose_there_is_no_trial(local_source: Source) -> None:
-    assert trial_plan(_plan(local_source, "Q8_0,IQ2_XS"), Calibration()) is None
+    assert imatrix_trial_plan(_plan(local_source, "Q8_0,IQ2_XS"), Calibration()) is None
 
 
 # ---- the choice --------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def _found(label: str, kld: float, stderr: float, n_tokens: int = 6000) -> Diver
 def test_the_matrix_is_used_only_where_the_file_is_better_beyond_chance(
     given: tuple[float, float], plain: tuple[float, float], keeps: bool, why: str
 ) -> None:
-    found = decide("Q4_K_M", _found("Q4_K_M", *given), _found("Q4_K_M-plain", *plain))
+    found = decide_imatrix("Q4_K_M", _found("Q4_K_M", *given), _found("Q4_K_M-plain", *plain))
     assert (found.with_imatrix, found.reason.startswith(why)) == (keeps, True)
     assert found.difference is not None
     half = 1.959964 * (given[1] ** 2 + plain[1] ** 2) ** 0.5
@@ -412,7 +412,7 @@ def _divergences(values: Mapping[str, float]) -> Behaviour:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_found(label, values[label], 0.0001).model_dump_json())
         outputs = tuple(
-            FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256_of(path))
+            FileEntry(path=name, size_bytes=path.stat().st_size, sha256=file_sha256(path))
             for name in names.values() if (path := space.out_dir / "files" / name)
         )
         facts: dict[str, JsonValue] = {label: {"mean_kld": values[label]} for label in labels}
@@ -442,12 +442,14 @@ VALUES = {"Q4_K_M": 0.04, "Q4_K_M-plain": 0.05, "Q6_K": 0.004, "Q6_K-plain": 0.0
 def _decided(source: Source, engine: FakeEngine, store: ModelStore, notes: Notes) -> tuple[BuildPlan, dict[str, bool]]:
     """Run the trial; the plan that follows, and which files get the matrix."""
     plan = _plan(source, "Q4_K_M,Q6_K,IQ2_XS,Q8_0")
-    trial = trial_plan(plan, Calibration())
+    trial = imatrix_trial_plan(plan, Calibration())
     assert trial is not None
     builder = Builder(trial, engine, store, REPO_DIR)
     assert builder.run(notes) == []
-    found = decisions(plan, builder.output)
-    return decided(plan, Calibration(), found), {name: decision.with_imatrix for name, decision in found.items()}
+    found = imatrix_decisions(plan, builder.output)
+    return plan_as_decided(plan, Calibration(), found), {
+        name: decision.with_imatrix for name, decision in found.items()
+    }
 
 
 def test_auto_keeps_the_better_of_both_and_runs_nothing_of_the_trial_again(

@@ -9,9 +9,9 @@ import pytest
 
 from quantyard import cli
 from quantyard.cli.commands import COMMANDS
-from quantyard.cli.parser import parse
-from quantyard.cli.precedence import compose_environment, resolve
-from quantyard.cli.request import read_request
+from quantyard.cli.parser import parse_command_line
+from quantyard.cli.precedence import compose_environment, resolve_settings
+from quantyard.cli.request import read_command_request
 from quantyard.cli.settings import SETTINGS
 from quantyard.cli.settings_file import SettingsFile
 from quantyard.errors import BadRequest
@@ -41,27 +41,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_nearest_word_wins(argv: list[str], environment: dict[str, str], text: str, origin: str) -> None:
-    given = resolve(parse(["build", *argv]), environment, FILE)["THREADS"]
+    given = resolve_settings(parse_command_line(["build", *argv]), environment, FILE)["THREADS"]
     assert (given.text, given.origin) == (text, origin)
-    assert resolve(parse(["build"]), {})["THREADS"].origin == "default"
+    assert resolve_settings(parse_command_line(["build"]), {})["THREADS"].origin == "default"
 
 
 def test_the_file_reaches_the_request() -> None:
-    request = read_request(parse(["build"]), {}, FILE)
+    request = read_command_request(parse_command_line(["build"]), {}, FILE)
     assert ([quant.name for quant in request.quants], request.threads) == (["Q8_0"], 1)
 
 
 def test_a_value_of_the_file_that_cannot_be_names_the_file() -> None:
     with pytest.raises(BadRequest, match=r"^quantyard.toml: THREADS=5000 is not a whole number from 0 to 1024"):
-        read_request(parse(["build"]), {}, SettingsFile("quantyard.toml", {"THREADS": "5000"}))
+        read_command_request(parse_command_line(["build"]), {}, SettingsFile("quantyard.toml", {"THREADS": "5000"}))
     with pytest.raises(BadRequest, match=r"^THREADS=5000"):
-        read_request(parse(["build"]), {"THREADS": "5000"}, FILE)
+        read_command_request(parse_command_line(["build"]), {"THREADS": "5000"}, FILE)
 
 
 def test_results_go_to_quantyard_home_where_it_is_set(tmp_path: Path) -> None:
     home = {"QUANTYARD_HOME": str(tmp_path)}
-    assert read_request(parse(["build"]), home).artifacts == tmp_path / "artifacts"
-    assert read_request(parse(["build"]), home | {"ARTIFACTS": str(tmp_path / "b")}).artifacts == tmp_path / "b"
+    assert read_command_request(parse_command_line(["build"]), home).artifacts == tmp_path / "artifacts"
+    assert (
+        read_command_request(parse_command_line(["build"]), home | {"ARTIFACTS": str(tmp_path / "b")}).artifacts
+        == tmp_path / "b"
+    )
 
 
 def test_the_tools_of_the_local_engine_are_in_the_checkout_or_in_the_users_data(
@@ -75,14 +78,14 @@ def test_the_tools_of_the_local_engine_are_in_the_checkout_or_in_the_users_data(
 
 
 def test_compose_gets_what_options_and_the_file_say_of_serving(here: Path) -> None:
-    given = resolve(parse(["serve", "--port", "9000"]), {"THREADS": "2", "PATH": "/bin"}, FILE)
+    given = resolve_settings(parse_command_line(["serve", "--port", "9000"]), {"THREADS": "2", "PATH": "/bin"}, FILE)
     told = compose_environment(here / "artifacts", given, {"THREADS": "2", "PATH": "/bin"})
     assert told == {
         "PATH": "/bin", "THREADS": "2", "PORT": "9000",
         "MODEL_FILE": str(here / "artifacts/served"), "KEYS_DIR": str(here / "artifacts/keys"),
     }
-    assert compose_environment(REPO_DIR / "artifacts", resolve(parse(["serve"]), {}), {}) == {}
-    given = resolve(parse(["serve", "--model-file", "a.gguf"]), {})
+    assert compose_environment(REPO_DIR / "artifacts", resolve_settings(parse_command_line(["serve"]), {}), {}) == {}
+    given = resolve_settings(parse_command_line(["serve", "--model-file", "a.gguf"]), {})
     assert compose_environment(REPO_DIR / "artifacts", given, {}) == {"MODEL_FILE": str(here / "a.gguf")}
 
 

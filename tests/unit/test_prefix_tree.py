@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.llama.prefix_tree import Limits, Plan, Request, make_plan
+from eval.llama.prefix_tree import Limits, PrefixPlan, Request, plan_prefix_tree
 
 ROOMY = Limits(batch_tokens=512, cells=4096, sequences=255, share=True)
 
@@ -33,7 +33,7 @@ def tree_size(asked: list[Request]) -> int:
     return len({tuple(request.tokens[: n + 1]) for request in asked for n in range(len(request.tokens))})
 
 
-def decoded(plan: Plan) -> list[tuple[int, int]]:
+def decoded(plan: PrefixPlan) -> list[tuple[int, int]]:
     """(sequence, depth) of every token in the order of decoding."""
     return [
         (number, depth)
@@ -45,7 +45,7 @@ def decoded(plan: Plan) -> list[tuple[int, int]]:
 
 @given(requests(), limits)
 def test_every_node_of_the_tree_is_decoded_once(asked: list[Request], allowed: Limits) -> None:
-    plan = make_plan(asked, allowed)
+    plan = plan_prefix_tree(asked, allowed)
     nodes = [tuple(plan.sequences[number][: depth + 1]) for number, depth in decoded(plan)]
     assert len(nodes) == plan.n_tokens
     if allowed.share:
@@ -56,7 +56,7 @@ def test_every_node_of_the_tree_is_decoded_once(asked: list[Request], allowed: L
 
 @given(requests(), limits)
 def test_every_target_finds_the_row_that_follows_its_own_prefix(asked: list[Request], allowed: Limits) -> None:
-    plan = make_plan(asked, allowed)
+    plan = plan_prefix_tree(asked, allowed)
     places = set(decoded(plan))
     for number, request in enumerate(asked):
         start = len(request.tokens) - len(request.targets)
@@ -70,7 +70,7 @@ def test_every_target_finds_the_row_that_follows_its_own_prefix(asked: list[Requ
 
 @given(requests(), limits)
 def test_a_group_breaks_no_limit_and_only_a_long_sequence_is_alone(asked: list[Request], allowed: Limits) -> None:
-    plan = make_plan(asked, allowed)
+    plan = plan_prefix_tree(asked, allowed)
     assert [group.first for group in plan.groups] == [0, *[group.last for group in plan.groups][:-1]]
     assert plan.groups[-1].last == len(plan.sequences)
     for group in plan.groups:
@@ -84,7 +84,7 @@ def test_a_group_breaks_no_limit_and_only_a_long_sequence_is_alone(asked: list[R
 
 @given(requests(), limits)
 def test_what_a_group_keeps_lies_on_the_last_path_of_the_group_before(asked: list[Request], allowed: Limits) -> None:
-    plan = make_plan(asked, allowed)
+    plan = plan_prefix_tree(asked, allowed)
     for before, group in zip(plan.groups, plan.groups[1:], strict=False):
         path = plan.sequences[before.last - 1]
         for number in range(group.first, group.last):
@@ -96,18 +96,18 @@ def test_what_a_group_keeps_lies_on_the_last_path_of_the_group_before(asked: lis
 def test_the_order_of_the_requests_changes_nothing_that_is_decoded(asked: list[Request], shuffler: object) -> None:
     shuffled = list(asked)
     shuffler.shuffle(shuffled)  # type: ignore[attr-defined]
-    one, other = make_plan(asked, ROOMY), make_plan(shuffled, ROOMY)
+    one, other = plan_prefix_tree(asked, ROOMY), plan_prefix_tree(shuffled, ROOMY)
     assert [s.tolist() for s in one.sequences] == [s.tolist() for s in other.sequences]
     assert list(one.groups) == list(other.groups)
 
 
 def test_tokens_above_255_sort_as_numbers_and_not_as_their_bytes() -> None:
-    plan = make_plan([Request([256, 1], [0]), Request([1, 256], [0]), Request([65536], [0])], ROOMY)
+    plan = plan_prefix_tree([Request([256, 1], [0]), Request([1, 256], [0]), Request([65536], [0])], ROOMY)
     assert [s.tolist() for s in plan.sequences] == [[1, 256], [256, 1], [65536]]
 
 
 def test_four_choices_of_one_token_are_one_sequence_with_four_targets() -> None:
-    plan = make_plan([Request([7, 8, 9], [choice]) for choice in range(4)], ROOMY)
+    plan = plan_prefix_tree([Request([7, 8, 9], [choice]) for choice in range(4)], ROOMY)
     assert len(plan.sequences) == 1 and plan.n_tokens == 3
     assert plan.targets.sequence.tolist() == [0] * 4 and plan.targets.depth.tolist() == [2] * 4
 
@@ -121,9 +121,9 @@ def test_four_choices_of_one_token_are_one_sequence_with_four_targets() -> None:
 )
 def test_a_request_that_has_nothing_to_score_or_does_not_fit_is_refused(request_: Request, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        make_plan([Request([1], [1]), request_], ROOMY)
+        plan_prefix_tree([Request([1], [1]), request_], ROOMY)
 
 
 def test_no_requests_are_an_empty_plan() -> None:
-    plan = make_plan([], ROOMY)
+    plan = plan_prefix_tree([], ROOMY)
     assert plan.n_tokens == 0 and not plan.groups and plan.targets.offsets.tolist() == [0]

@@ -15,11 +15,11 @@ from quantyard.cli.render import build as summary
 from quantyard.errors import BadRequest, BadSource
 from quantyard.forecast.cost import Cost
 from quantyard.hub.client import HubAccess
-from quantyard.hub.files import parse_repo_id
+from quantyard.hub.files import parse_hub_repo_id
 from quantyard.plan.steps import BuildPlan
-from quantyard.quants.catalog import QUANTS, find
+from quantyard.quants.catalog import QUANTS, find_quant
 from quantyard.sources.licence import RULES
-from quantyard.sources.presets import Preset, find_preset, presets, read_presets, split_name
+from quantyard.sources.presets import Preset, find_preset, read_presets, shipped_presets, split_preset_name
 from quantyard.sources.resolve import Source, find_source, recall_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.workflows.results import Planned
@@ -54,19 +54,19 @@ def _file(folder: Path, name: str = "tiny", **changed: str) -> Path:
 # ---- The list ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", shipped_presets(), ids=lambda preset: preset.name)
 def test_an_entry_names_a_repo_a_licence_and_quants_that_exist(preset: Preset) -> None:
-    assert parse_repo_id(preset.repo) == (preset.repo, None)
+    assert parse_hub_repo_id(preset.repo) == (preset.repo, None)
     assert preset.licence in RULES
     assert preset.commit == "latest" or re.fullmatch(r"[0-9a-f]{40}", preset.commit)
-    quants = [find(name) for name in preset.quants]
+    quants = [find_quant(name) for name in preset.quants]
     assert [q.name for q in quants] == list(preset.quants), "full names, in capitals"
     assert [q.name for q in quants if q.needs_imatrix] == [], "`make build` has no importance matrix"
     places = [QUANTS.index(q) for q in quants]
     assert places == sorted(set(places)), "largest first, none twice"
 
 
-@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", shipped_presets(), ids=lambda preset: preset.name)
 def test_whoever_may_not_share_a_model_freely_is_told(preset: Preset) -> None:
     restricted = preset.licence not in ("apache-2.0", "mit")
     assert preset.licence_note or not restricted, f"{preset.licence} needs a licence_note"
@@ -167,7 +167,7 @@ def test_a_name_is_looked_up_and_resolved_to_the_newest_commit(hub: HubServer, t
 
 def test_a_revision_after_the_name_is_taken_as_after_a_repo_id(hub: HubServer, tmp_path: Path) -> None:
     hub.add_repo("microsoft/phi-2", MODEL, tags=("v1.0",))
-    assert split_name("phi-2@v1.0") == ("phi-2", "v1.0")
+    assert split_preset_name("phi-2@v1.0") == ("phi-2", "v1.0")
     assert _find(hub, "phi-2@v1.0", tmp_path).revision == "v1.0"
 
 
@@ -199,7 +199,7 @@ def test_the_file_of_a_ready_made_repo_is_the_presets_unless_another_is_asked_fo
 
 
 def test_what_cannot_be_built_is_refused_before_the_hub_is_asked(hub: HubServer, tmp_path: Path) -> None:
-    for preset in (p for p in presets() if p.unsupported):
+    for preset in (p for p in shipped_presets() if p.unsupported):
         with pytest.raises(BadSource) as error:
             _find(hub, preset.name, tmp_path)
         assert str(preset.unsupported) in error.value.message and preset.name in error.value.message
@@ -208,7 +208,7 @@ def test_what_cannot_be_built_is_refused_before_the_hub_is_asked(hub: HubServer,
 
 def _pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, commit: str) -> None:
     listed = read_presets(_file(folder, "short", commit=f'"{commit}"'))
-    monkeypatch.setattr("quantyard.sources.presets.presets", lambda: listed)
+    monkeypatch.setattr("quantyard.sources.presets.shipped_presets", lambda: listed)
 
 
 def test_a_pinned_commit_is_the_one_that_is_built(
@@ -264,9 +264,11 @@ def test_models_lists_every_preset_with_all_that_is_known_of_it(capsys: pytest.C
         cli.main(["models"])
     lines = capsys.readouterr().out.splitlines()
     assert not ended.value.code
-    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [preset.name for preset in presets()]
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        preset.name for preset in shipped_presets()
+    ]
     notes = {line.strip() for line in lines if line.startswith(" ")}
-    for preset in presets():
+    for preset in shipped_presets():
         assert {*preset.caveats, *filter(None, [preset.licence_note])} <= notes, preset.name
         assert any(preset.repo in line and preset.licence in line for line in lines)
 
@@ -275,4 +277,4 @@ def test_models_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         cli.main(["models", "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert [Preset.model_validate(model) for model in told["models"]] == list(presets())
+    assert [Preset.model_validate(model) for model in told["models"]] == list(shipped_presets())

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from quantyard.formatting.printable import has_user_info, one_line, printable, redacted
+from quantyard.formatting.printable import printable, printable_line, redacted_url, url_has_user_info
 
 ACTING = {
     "escape": "\x1b", "bell": "\a", "backspace": "\b", "carriage return": "\r", "delete": "\x7f", "CSI of C1": "\x9b",
@@ -32,11 +32,11 @@ def test_what_a_terminal_obeys_or_nobody_sees_is_written_as_its_escape(sign: str
      "❤\ufe0f\u200d🔥", "1\ufe0f\u20e3"],
 )  # fmt: skip
 def test_letters_of_every_script_and_emoji_stay_as_they_are(text: str) -> None:
-    assert one_line(text) == text
+    assert printable_line(text) == text
 
 
 def test_line_ends_and_tabs_stay_only_where_several_lines_are_meant() -> None:
-    assert printable("a\n\tb") == "a\n\tb" and one_line("a\n\tb") == r"a\n\tb"
+    assert printable("a\n\tb") == "a\n\tb" and printable_line("a\n\tb") == r"a\n\tb"
 
 
 def test_no_control_or_format_character_is_left_of_all_that_unicode_has() -> None:
@@ -64,13 +64,13 @@ def test_a_run_of_joiners_hides_nothing() -> None:
     ],
 )  # fmt: skip
 def test_a_password_in_an_address_is_never_shown(text: str, shown: str) -> None:
-    assert redacted(text) == shown and has_user_info(text) == (text != shown)
+    assert redacted_url(text) == shown and url_has_user_info(text) == (text != shown)
 
 
 def test_a_token_that_somebody_sends_back_is_not_shown() -> None:
     said = f"Bearer hf_{'aB3' * 12} is wrong, says hf_hub_download"
-    assert redacted(said) == "Bearer hf_*** is wrong, says hf_hub_download"
+    assert redacted_url(said) == "Bearer hf_*** is wrong, says hf_hub_download"
 
 
 def test_an_endless_line_of_addresses_costs_no_time() -> None:
-    assert redacted("://a:" * 20_000).startswith("://a:")
+    assert redacted_url("://a:" * 20_000).startswith("://a:")

@@ -6,7 +6,7 @@ import pytest
 from pydantic import JsonValue
 from rich.progress import Progress
 
-from quantyard.execution.progress import _Amount, ending
+from quantyard.execution.progress import _Amount, stage_end_lines
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 
 _EVALUATE: dict[str, JsonValue] = {
@@ -38,7 +38,7 @@ def test_the_line_of_a_stage_says_what_it_found(label: str, facts: dict[str, Jso
     outputs = (FileEntry(path="file", size_bytes=271_000_000),)
     name = label.split(maxsplit=1)[0]
     result = StageResult(stage=name, exit_code=ExitCode.DONE, outputs=outputs, facts=facts, duration_s=12.34)
-    assert ending(label, result) == [f"[{label}] {says} in 12.3 s"]
+    assert stage_end_lines(label, result) == [f"[{label}] {says} in 12.3 s"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
@@ -39,7 +39,7 @@ def test_a_release_is_one_commit_of_exactly_the_composed_files(yard: Yard) -> No
 
 def test_every_file_on_the_hub_has_the_bytes_of_the_folder_release(yard: Yard) -> None:
     assert yard.publish().code == 0
-    local = {path.relative_to(yard.release).as_posix(): sha256_of(path) for path in yard.release.rglob("*")
+    local = {path.relative_to(yard.release).as_posix(): file_sha256(path) for path in yard.release.rglob("*")
              if path.is_file()}  # fmt: skip
     assert {name: hashlib.sha256(content).hexdigest() for name, content in yard.published().items()} == local
     assert local["Lagoon-Q8_0.gguf"] == yard.manifest().quants["Q8_0"].sha256
@@ -232,7 +232,7 @@ def test_a_file_changed_after_its_evaluation_is_refused_with_both_hashes(yard: Y
     path.write_bytes(content)
     said = yard.publish()
     assert said.code == 2
-    assert recorded in said.err and sha256_of(path) in said.err
+    assert recorded in said.err and file_sha256(path) in said.err
     assert not yard.hub.requests and not yard.release.exists()
 
 
@@ -271,7 +271,7 @@ def test_an_evaluation_without_one_of_the_files_is_refused(yard: Yard) -> None:
 def test_an_evaluation_of_another_file_is_refused_with_both_hashes(yard: Yard) -> None:
     manifest = yard.manifest()
     yard.file("Q8_0").write_bytes(yard.file("Q6_K").read_bytes())
-    now = sha256_of(yard.file("Q8_0"))
+    now = file_sha256(yard.file("Q8_0"))
     measured = manifest.quants["Q8_0"].sha256
     manifest.quants["Q8_0"] = manifest.quants["Q8_0"].model_copy(update={"sha256": now})
     yard.keep(manifest)

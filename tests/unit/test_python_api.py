@@ -117,7 +117,9 @@ def test_a_matrix_keeps_the_files_that_succeed_and_tells_of_those_that_fail(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
-    monkeypatch.setattr("quantyard.workflows.matrix.write_report", lambda *_: page)  # the fake measures no files
+    monkeypatch.setattr(
+        "quantyard.workflows.matrix.write_release_report", lambda *_: page
+    )  # the fake measures no files
     engine.behaviours["quantize Q4_K_M"] = fails(ExitCode.RESOURCES)
     found = quantyard.matrix("x", quants="Q4_K_M,Q8_0", suite="smoke", imatrix="none")
     assert [file.quant for file in found.built.files] == ["Q8_0"] and found.page == page
@@ -207,7 +209,7 @@ def test_a_function_is_given_each_line_of_progress(engine: FakeEngine, capfd: py
 
 def test_no_line_of_progress_acts_on_a_terminal_or_shows_a_password() -> None:
     lines: list[str] = []
-    reporter = call.reporter_of(lines.append)
+    reporter = call.api_reporter(lines.append)
     with reporter.steps() as steps:
         steps.note("\x1b[2Jgone http://me:secret@host/")
     assert "\x1b" not in lines[0] and "secret" not in lines[0]
@@ -215,7 +217,7 @@ def test_no_line_of_progress_acts_on_a_terminal_or_shows_a_password() -> None:
 
 def test_a_reporter_of_ones_own_is_used_as_it_is() -> None:
     own = Silent()
-    assert call.reporter_of(own) is own
+    assert call.api_reporter(own) is own
 
 
 # ---- errors ------------------------------------------------------------------------------------------
@@ -275,14 +277,14 @@ def test_a_full_disk_is_one_of_our_errors_and_a_bug_stays_what_it_is(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(planning, "make_plan", full)
+    monkeypatch.setattr(planning, "make_build_plan", full)
     with pytest.raises(OutOfResources, match="disk is full"):
         quantyard.build("x", quant="Q4_K_M")
 
     def wrong(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr(planning, "make_plan", wrong)
+    monkeypatch.setattr(planning, "make_build_plan", wrong)
     with pytest.raises(KeyError):
         quantyard.build("x", quant="Q4_K_M")
 
@@ -297,10 +299,10 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_runs(
 
 
 def test_numbers_of_numpy_are_numbers_and_sizes_are_bytes(engine: FakeEngine) -> None:
-    request = call.request_for("eval", {"limit": np.int64(5), "memory": 2**30, "suite": "smoke"}, MODEL="x")
+    request = call.api_request("eval", {"limit": np.int64(5), "memory": 2**30, "suite": "smoke"}, MODEL="x")
     assert request.measure is not None and request.measure.limit == 5
     assert request.environment.memory_bytes == 2**30
-    chosen = call.request_for("choose", {"min_tps": np.float64(2.5), "ram": "8GiB"}, MODEL="x").choose
+    chosen = call.api_request("choose", {"min_tps": np.float64(2.5), "ram": "8GiB"}, MODEL="x").choose
     assert chosen is not None and (chosen.min_tokens_per_s, chosen.ram_bytes) == (2.5, 8 * 2**30)
 
 
@@ -347,7 +349,7 @@ def test_the_environment_describes_the_machine_and_not_what_is_made(
 
 def test_a_token_and_a_proxys_password_are_given_to_the_call_and_shown_nowhere(engine: FakeEngine) -> None:
     settings = {"hf_token": "hf_abc", "https_proxy": "http://me:secret@proxy:3128"}
-    request = call.request_for("build", settings, MODEL="x")
+    request = call.api_request("build", settings, MODEL="x")
     assert request.hf_token == "hf_abc" and (request.environment.proxies or {})["HTTPS_PROXY"].startswith("http://me")
     assert "secret" not in repr(request) and "hf_abc" not in repr(request)
 
@@ -380,7 +382,7 @@ def test_a_function_takes_the_settings_of_its_command(command: str) -> None:
     positional = {name for name, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
     named = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY} - {"progress"}
     assert named == set(get_type_hints(_FUNCTIONS[command]))
-    assert named | positional == set(call.settings_of(command)), "the table of commands"
+    assert named | positional == set(call.api_settings(command)), "the table of commands"
     for name in named:
         assert f"\n    {name}: " in (function.__doc__ or "")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest, NeedsPermission
-from quantyard.publish.rebuild import PERMISSIONS, check_source, compare_rebuilt, rebuild_request
+from quantyard.publish.rebuild import PERMISSIONS, check_rebuild_source, compare_rebuilt, rebuild_request
 from quantyard.publish.verify import CheckedRelease
 from quantyard.requests import BuildRequest
 from quantyard.store.artifact import ModelId
@@ -26,7 +26,7 @@ NAME = "Lagoon-1B-Instruct"
 @pytest.fixture
 def request_(monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
     """What `verify` reads of its command line; no quant and no permission is named there."""
-    return read_request(argparse.Namespace(MODEL="", QUANT="Q2_K"), {"PATH": os.environ["PATH"]})
+    return read_command_request(argparse.Namespace(MODEL="", QUANT="Q2_K"), {"PATH": os.environ["PATH"]})
 
 
 def subject(manifest: Manifest | None = None, quants: tuple[str, ...] = ("Q8_0", "Q4_K_M")) -> CheckedRelease:
@@ -94,7 +94,7 @@ def test_of_a_local_model_the_user_must_say_where_it_is_now(request_: BuildReque
 
 
 def test_the_very_source_that_is_recorded_is_accepted() -> None:
-    check_source(subject(asked(manifest_of(), "convert", name=NAME)), ModelId("lagoon", NAME, COMMIT))
+    check_rebuild_source(subject(asked(manifest_of(), "convert", name=NAME)), ModelId("lagoon", NAME, COMMIT))
 
 
 @pytest.mark.parametrize(("model", "says"), [
@@ -103,7 +103,7 @@ def test_the_very_source_that_is_recorded_is_accepted() -> None:
 ])  # fmt: skip
 def test_another_source_or_name_is_refused(model: ModelId, says: str) -> None:
     with pytest.raises(BadRequest, match=says) as refused:
-        check_source(subject(asked(manifest_of(), "convert", name=NAME)), model)
+        check_rebuild_source(subject(asked(manifest_of(), "convert", name=NAME)), model)
     assert refused.value.hint
 
 

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from builder.checks.tensors import broken_recipe
-from quantyard.cli.request import read_request
+from builder.checks.tensors import check_recipe_types
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.formats.gguf import GgufHeader, TensorInfo, read_header
-from quantyard.formats.tensor_patterns import PatternProblem, check_pattern, resolve
-from quantyard.plan.build import BuildOptions, make_plan
-from quantyard.plan.imatrix import Calibration, trial_plan, with_imatrix
-from quantyard.protocol.base import digest_of_request
+from quantyard.formats.gguf import GgufHeader, TensorInfo, read_gguf_header
+from quantyard.formats.tensor_patterns import PatternProblem, check_tensor_pattern, resolve_tensor_patterns
+from quantyard.plan.build import BuildOptions, make_build_plan
+from quantyard.plan.imatrix import Calibration, imatrix_trial_plan, plan_with_imatrix
+from quantyard.protocol.base import stage_request_digest
 from quantyard.protocol.builder import QuantizeRequest, VerifyRequest
 from quantyard.publish.rebuild import rebuild_request
 from quantyard.publish.verify import CheckedRelease
-from quantyard.quants.catalog import find
-from quantyard.quants.file_size import TensorShape, gguf_size_bytes
+from quantyard.quants.catalog import find_quant
+from quantyard.quants.file_size import TensorShape, quant_gguf_bytes
 from quantyard.quants.recipe import Recipe
-from quantyard.quants.recipe_files import read_recipe, shipped
-from quantyard.quants.selection import of_recipe, parse_list
+from quantyard.quants.recipe_files import read_recipe, shipped_recipes
+from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.sources.resolve import Source
-from quantyard.tune.recipe_text import recipe_text
+from quantyard.tune.recipe_text import tuned_recipe_text
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.manifests import manifest_of
 
@@ -48,7 +48,7 @@ def tensors_of(n_layers: int = 10, row: int = 512, *, tied: bool = True) -> tupl
 
 def layers_of(types: dict[str, str], pattern: str) -> list[int]:
     """The layers whose tensors a pattern named."""
-    return sorted(int(name.split(".")[1]) for name in resolve(tensors_of(), {pattern: "Q8_0"}))
+    return sorted(int(name.split(".")[1]) for name in resolve_tensor_patterns(tensors_of(), {pattern: "Q8_0"}))
 
 
 # ---- patterns ----------------------------------------------------------------------------------------
@@ -73,34 +73,34 @@ def test_parts_of_the_depth_that_touch_share_no_layer_and_leave_none_out() -> No
         named = []
         for part in parts:
             try:
-                named += list(resolve(tensors, {part: "Q8_0"}))
+                named += list(resolve_tensor_patterns(tensors, {part: "Q8_0"}))
             except PatternProblem:
                 assert n_layers < 3  # too few for three parts
         assert sorted(named) == sorted(f"blk.{i}.attn_v.weight" for i in range(n_layers))
 
 
 def test_a_glob_names_no_tensor_that_llama_quantize_leaves_alone() -> None:
-    named = resolve(tensors_of(1), {"*": "Q8_0"})
+    named = resolve_tensor_patterns(tensors_of(1), {"*": "Q8_0"})
     assert sorted(named) == sorted(f"blk.0.{kind}.weight" for kind in KINDS)
 
 
 def test_the_pattern_that_names_fewer_of_the_same_tensors_decides_in_whatever_order() -> None:
     types = {"ffn_*": "Q4_K", "blk.0-4.ffn_down": "Q6_K", "ffn_down": "Q5_K", "blk.2.ffn_down": "Q8_0"}
     for given in (types, dict(reversed(types.items()))):
-        found = resolve(tensors_of(), given)
+        found = resolve_tensor_patterns(tensors_of(), given)
         assert [found[f"blk.{i}.ffn_down.weight"] for i in (0, 2, 4, 5)] == ["Q6_K", "Q8_0", "Q6_K", "Q5_K"]
         assert found["blk.0.ffn_up.weight"] == "Q4_K"
 
 
 def test_patterns_at_odds_of_which_neither_is_more_specific_are_refused() -> None:
     with pytest.raises(PatternProblem) as refused:
-        resolve(tensors_of(), {"blk.0-4.ffn_*": "Q6_K", "ffn_down": "Q5_K"})
+        resolve_tensor_patterns(tensors_of(), {"blk.0-4.ffn_*": "Q6_K", "ffn_down": "Q5_K"})
     assert "'ffn_down' (Q5_K)" in refused.value.message and "'blk.0-4.ffn_*' (Q6_K)" in refused.value.message
     assert "neither is more specific" in refused.value.message
 
 
 def test_patterns_that_agree_need_no_order() -> None:
-    found = resolve(tensors_of(), {"blk.0-4.ffn_*": "Q6_K", "ffn_down": "Q6_K"})
+    found = resolve_tensor_patterns(tensors_of(), {"blk.0-4.ffn_*": "Q6_K", "ffn_down": "Q6_K"})
     assert set(found.values()) == {"Q6_K"}
 
 
@@ -111,7 +111,7 @@ def test_patterns_that_agree_need_no_order() -> None:
 )  # fmt: skip
 def test_a_pattern_that_names_nothing_is_refused_with_what_it_may_have_meant(pattern: str, says: str) -> None:
     with pytest.raises(PatternProblem, match="matches no tensor of this model") as refused:
-        resolve(tensors_of(), {pattern: "Q8_0"})
+        resolve_tensor_patterns(tensors_of(), {pattern: "Q8_0"})
     assert says in refused.value.hint
 
 
@@ -122,20 +122,20 @@ def test_a_pattern_that_names_nothing_is_refused_with_what_it_may_have_meant(pat
 )  # fmt: skip
 def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(PatternProblem):
-        check_pattern(pattern)
+        check_tensor_pattern(pattern)
 
 
 def test_tied_embeddings_are_the_output_too_and_their_own_field_wins() -> None:
-    assert resolve(tensors_of(), {}, output="Q6_K") == {"token_embd.weight": "Q6_K"}
-    assert resolve(tensors_of(), {}, "Q6_K", "Q5_K") == {"token_embd.weight": "Q5_K"}
+    assert resolve_tensor_patterns(tensors_of(), {}, output="Q6_K") == {"token_embd.weight": "Q6_K"}
+    assert resolve_tensor_patterns(tensors_of(), {}, "Q6_K", "Q5_K") == {"token_embd.weight": "Q5_K"}
     both = {"token_embd.weight": "Q5_K", "output.weight": "Q6_K"}
-    assert resolve(tensors_of(tied=False), {}, "Q6_K", "Q5_K") == both
-    assert resolve(tensors_of(tied=False), {}, "Q6_K") == {"output.weight": "Q6_K"}
+    assert resolve_tensor_patterns(tensors_of(tied=False), {}, "Q6_K", "Q5_K") == both
+    assert resolve_tensor_patterns(tensors_of(tied=False), {}, "Q6_K") == {"output.weight": "Q6_K"}
 
 
 def test_rows_that_a_type_does_not_fit_get_what_llama_cpp_takes_instead() -> None:
     """Of the embeddings too: there llama-quantize checks nothing, and writes what cannot be loaded."""
-    found = resolve(tensors_of(1, row=576), {"attn_v": "Q4_K", "attn_q": "Q6_K"}, embedding="Q5_K")
+    found = resolve_tensor_patterns(tensors_of(1, row=576), {"attn_v": "Q4_K", "attn_q": "Q6_K"}, embedding="Q5_K")
     assert found == {"blk.0.attn_v.weight": "Q5_0", "blk.0.attn_q.weight": "Q8_0", "token_embd.weight": "Q5_1"}
 
 
@@ -183,41 +183,41 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_was_written_is_read_as_the_same(tmp_path: Path) -> None:
-    for recipe in (MIXED, *shipped()):
-        assert read(tmp_path, recipe_text(recipe)) == recipe
+    for recipe in (MIXED, *shipped_recipes()):
+        assert read(tmp_path, tuned_recipe_text(recipe)) == recipe
     quoted = MIXED.model_copy(update={"description": 'a "quoted" back\\slash: #1'})
-    assert read(tmp_path, recipe_text(quoted)) == quoted
+    assert read(tmp_path, tuned_recipe_text(quoted)) == quoted
 
 
 def test_three_recipes_come_with_quantyard_and_fit_any_llama() -> None:
-    assert len(shipped()) == 3
-    for recipe in shipped():
+    assert len(shipped_recipes()) == 3
+    for recipe in shipped_recipes():
         for tensors in (tensors_of(8), tensors_of(40, tied=False), tensors_of(30, row=576)):
-            assert resolve(tensors, recipe.tensors, recipe.output, recipe.token_embedding)
+            assert resolve_tensor_patterns(tensors, recipe.tensors, recipe.output, recipe.token_embedding)
 
 
 # ---- as a quant --------------------------------------------------------------------------------------
 
 
 def test_a_recipe_is_named_like_a_quant_in_any_case() -> None:
-    quants = parse_list("Q8_0,q4_k_m-attn,Q4_K_M-ATTN")
+    quants = parse_quants("Q8_0,q4_k_m-attn,Q4_K_M-ATTN")
     assert [quant.name for quant in quants] == ["Q8_0", "Q4_K_M-ATTN"]
-    assert (quants[1].base, quants[1].ftype) == ("Q4_K_M", find("Q4_K_M").ftype)
+    assert (quants[1].base, quants[1].ftype) == ("Q4_K_M", find_quant("Q4_K_M").ftype)
     with pytest.raises(UnknownQuant, match="Did you mean 'Q4_K_M-ATTN'"):
-        parse_list("Q4_K_M-ATTTN")
+        parse_quants("Q4_K_M-ATTTN")
     with pytest.raises(UnknownQuant, match="Did you mean 'Q4_K_M'"):
-        parse_list("Q4_KM")
+        parse_quants("Q4_KM")
 
 
 def test_users_recipes_are_read_from_the_command_line(tmp_path: Path) -> None:
     read(tmp_path, GOOD)
     mine, environment = str(tmp_path / "mine.yaml"), {"ARTIFACTS": str(tmp_path)}
     asked = argparse.Namespace(RECIPE=mine)
-    assert [quant.name for quant in read_request(asked, environment).quants] == ["Mine"]
-    both = read_request(argparse.Namespace(RECIPE=mine, QUANT="Q8_0,mine"), environment)
+    assert [quant.name for quant in read_command_request(asked, environment).quants] == ["Mine"]
+    both = read_command_request(argparse.Namespace(RECIPE=mine, QUANT="Q8_0,mine"), environment)
     assert [quant.name for quant in both.quants] == ["Q8_0", "Mine"]
     with pytest.raises(BadRequest, match="Two recipes have the name Mine"):
-        read_request(argparse.Namespace(RECIPE=f"{mine},{mine}"), environment)
+        read_command_request(argparse.Namespace(RECIPE=f"{mine},{mine}"), environment)
 
 
 def test_a_rebuild_makes_the_recipe_that_the_manifest_tells_of(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_rebuild_makes_the_recipe_that_the_manifest_tells_of(tmp_path: Path) -
         "stages": manifest.stages | {"quantize Mine": made},
         "quants": {"Mine": manifest.quants["Q4_K_M"].model_copy(update={"made_by": "quantize Mine"})},
     })  # fmt: skip
-    request = read_request(argparse.Namespace(), {"ARTIFACTS": str(tmp_path)})
+    request = read_command_request(argparse.Namespace(), {"ARTIFACTS": str(tmp_path)})
     again = rebuild_request(request, CheckedRelease(Path("release"), manifest, ("Mine",)), tmp_path)
     assert again.quants[0].recipe == Recipe(
         name="Mine", base="Q5_K_M", description="as its manifest tells it", tensors={"attn_v": "Q8_0"}, output="Q6_K"
@@ -237,23 +237,23 @@ def test_a_rebuild_makes_the_recipe_that_the_manifest_tells_of(tmp_path: Path) -
 
 
 def test_a_matrix_is_given_to_recipes_as_to_any_quant(local_source: Source) -> None:
-    options = BuildOptions((of_recipe(MIXED), find("Q8_0")), "auto", False, False, False, 0, 4, None)
-    plan = make_plan(local_source, options)
-    given = with_imatrix(plan, Calibration(), ["Mine", "Q8_0"])
+    options = BuildOptions((quant_of_recipe(MIXED), find_quant("Q8_0")), "auto", False, False, False, 0, 4, None)
+    plan = make_build_plan(local_source, options)
+    given = plan_with_imatrix(plan, Calibration(), ["Mine", "Q8_0"])
     assert [step.label for step in given.steps if "imatrix" in step.inputs] == ["quantize Mine"]
-    trial = trial_plan(plan, Calibration())
+    trial = imatrix_trial_plan(plan, Calibration())
     assert trial is not None
     assert {"quantize Mine", "quantize-plain Mine", "divergence Mine"} <= {step.label for step in trial.steps}
 
 
 def test_a_type_that_needs_a_matrix_makes_the_recipe_need_one() -> None:
-    assert of_recipe(MIXED.model_copy(update={"tensors": {"attn_v": "IQ2_XS"}})).needs_imatrix
-    assert not of_recipe(MIXED).needs_imatrix
+    assert quant_of_recipe(MIXED.model_copy(update={"tensors": {"attn_v": "IQ2_XS"}})).needs_imatrix
+    assert not quant_of_recipe(MIXED).needs_imatrix
 
 
 def test_a_plan_names_its_steps_after_the_recipe_and_tells_both_stages_what_it_says(local_source: Source) -> None:
-    options = BuildOptions((of_recipe(MIXED), find("Q8_0")), "auto", False, False, False, 0, 4, None)
-    steps = {step.label: step.request for step in make_plan(local_source, options).steps}
+    options = BuildOptions((quant_of_recipe(MIXED), find_quant("Q8_0")), "auto", False, False, False, 0, 4, None)
+    steps = {step.label: step.request for step in make_build_plan(local_source, options).steps}
     asked, check, plain = steps["quantize Mine"], steps["verify Mine"], steps["quantize Q8_0"]
     assert isinstance(asked, QuantizeRequest) and isinstance(check, VerifyRequest)
     assert (asked.quant, asked.label, asked.tensor_types) == ("Q4_K_M", "Mine", MIXED.tensors)
@@ -263,29 +263,29 @@ def test_a_plan_names_its_steps_after_the_recipe_and_tells_both_stages_what_it_s
 
 def test_a_plain_request_has_the_key_it_had_and_a_recipes_name_is_not_in_its_own() -> None:
     plain = QuantizeRequest(quant="Q4_K_M", ftype=15)
-    assert digest_of_request(plain) == "6baba04aa9c52ab3449894e2c3849633dbc71657405902f387ad72e63e7003b1"
+    assert stage_request_digest(plain) == "6baba04aa9c52ab3449894e2c3849633dbc71657405902f387ad72e63e7003b1"
     mixed = plain.model_copy(update={"recipe": "one", "tensor_types": {"attn_v": "Q8_0"}})
-    assert digest_of_request(mixed) == digest_of_request(mixed.model_copy(update={"recipe": "other"}))
-    assert digest_of_request(mixed) != digest_of_request(plain)
+    assert stage_request_digest(mixed) == stage_request_digest(mixed.model_copy(update={"recipe": "other"}))
+    assert stage_request_digest(mixed) != stage_request_digest(plain)
 
 
 def test_what_is_quantized_already_is_still_given_its_recipe(local_source: Source) -> None:
-    quant = of_recipe(MIXED)
+    quant = quant_of_recipe(MIXED)
     assert not replace(local_source, kind="gguf", gguf_file="m-Mine.gguf").is_already(quant, "auto")
 
 
 def test_verify_holds_every_tensor_to_the_recipe(tmp_path: Path) -> None:
     made = _file(tmp_path, "Q8_0")
-    types = resolve(made.tensors, {"attn_v": "Q8_0"})
-    assert broken_recipe(types, made) == []
-    broken = broken_recipe(types, _file(tmp_path, "Q4_0"))
+    types = resolve_tensor_patterns(made.tensors, {"attn_v": "Q8_0"})
+    assert check_recipe_types(types, made) == []
+    broken = check_recipe_types(types, _file(tmp_path, "Q4_0"))
     assert broken == ["Tensor blk.0.attn_v.weight is Q4_0, and the recipe says Q8_0."]
 
 
 def _file(tmp_path: Path, kind: str) -> GgufHeader:
     path = tmp_path / f"{kind}.gguf"
     path.write_bytes(gguf(SMALL_METADATA, [TensorSpec("blk.0.attn_v.weight", (64, 2), kind)]))
-    return read_header(path)
+    return read_gguf_header(path)
 
 
 def test_the_expected_size_follows_the_recipe() -> None:
@@ -294,8 +294,8 @@ def test_the_expected_size_follows_the_recipe() -> None:
     names = [f"model.layers.{i}.self_attn.{kind}_proj.weight" for i in range(2) for kind in "qkvo"]
     tensors = [TensorShape(name, (512, 512), "BF16") for name in names]
     tensors.append(TensorShape("model.embed_tokens.weight", (100, 512), "BF16"))
-    plain = gguf_size_bytes(tensors, config, find("Q4_0"))
+    plain = quant_gguf_bytes(tensors, config, find_quant("Q4_0"))
     recipe = Recipe(name="Mine", base="Q4_0", description="x", tensors={"blk.0.attn_q": "Q8_0"}, token_embedding="Q4_0")
-    mixed = gguf_size_bytes(tensors, config, of_recipe(recipe))
+    mixed = quant_gguf_bytes(tensors, config, quant_of_recipe(recipe))
     embeddings = 100 * 512 * (18 / 32 - 210 / 256)
     assert mixed - plain == 512 * 512 * (34 - 18) // 32 + embeddings

@@ -13,14 +13,14 @@ from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.builder import SplitRequest
 from quantyard.protocol.evaluation import Suite, TaskEntry
-from quantyard.protocol.runner import sha256_of
-from quantyard.publish.files import made
+from quantyard.protocol.runner import file_sha256
+from quantyard.publish.files import made_release_file
 from quantyard.publish.folder import write_release
-from quantyard.publish.release import Release, find_release, public_manifest, report_files
+from quantyard.publish.release import Release, find_release, release_manifest, release_report_files
 from quantyard.store.artifact import Workspace
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest, StageRecord, parse_manifest
-from quantyard.store.visible_files import set_aside
+from quantyard.store.visible_files import set_file_aside
 from quantyard.workflows import planning
 from tests.hub_server import HubServer
 from tests.released import SUITE, TASKS, Yard, lay_out, tiny
@@ -45,7 +45,7 @@ def found(yard: Yard, *quants: str, suite: str = "") -> Release:
 
 
 def test_the_published_manifest_knows_the_published_files_only(yard: Yard) -> None:
-    manifest = public_manifest(found(yard, "Q4_K_M"), {})
+    manifest = release_manifest(found(yard, "Q4_K_M"), {})
     assert set(manifest.quants) == set(manifest.contracts) == {"Q4_K_M"}
     assert [m.file.label for m in manifest.evaluations[SUITE].measurements] == ["BF16", "Q4_K_M"]
     words = {word for label in manifest.stages for word in label.split()}
@@ -57,7 +57,7 @@ def test_the_stages_of_a_file_that_never_passed_are_not_published(yard: Yard) ->
     manifest = yard.manifest()
     manifest.stages["quantize Q2_K"] = manifest.stages["quantize Q8_0"]
     yard.keep(manifest)
-    assert "quantize Q2_K" not in public_manifest(found(yard), {}).stages
+    assert "quantize Q2_K" not in release_manifest(found(yard), {}).stages
 
 
 def test_nothing_published_names_a_folder_of_this_machine(yard: Yard) -> None:
@@ -83,7 +83,7 @@ def test_an_address_that_only_looks_like_a_folder_of_this_machine_stays(
     yard.keep(manifest)
     for home in ("/root", "/"):
         monkeypatch.setenv("HOME", home)
-        kept = public_manifest(found(yard), {}).stages["convert"].argv[0]
+        kept = release_manifest(found(yard), {}).stages["convert"].argv[0]
         assert kept[:4] == links[:4]
         assert kept[4] == "file://quantyard/z"
 
@@ -96,21 +96,21 @@ def test_a_store_behind_a_link_is_not_named_by_its_real_path_either(yard: Yard, 
     yard.keep(manifest)
     folder = tmp_path / "link" / "artifacts" / yard.source.model.folder
     release = find_release(folder, None, ["Q8_0"], "", HashCache(tmp_path / ".h.json"))
-    assert public_manifest(release, {}).stages["convert"].argv == [["artifacts/x", "store/y"]]
+    assert release_manifest(release, {}).stages["convert"].argv == [["artifacts/x", "store/y"]]
 
 
 def test_the_path_of_a_local_source_is_not_its_title(yard: Yard) -> None:
-    assert public_manifest(found(yard), {}).source.title == "Lagoon"
+    assert release_manifest(found(yard), {}).source.title == "Lagoon"
 
 
 def test_parts_are_in_the_published_manifest_beside_the_hash_of_the_whole(yard: Yard) -> None:
-    parts = (made("a-00001-of-00002.gguf", b"1"), made("a-00002-of-00002.gguf", b"22"))
-    manifest = public_manifest(found(yard), {"Q8_0": parts})
+    parts = (made_release_file("a-00001-of-00002.gguf", b"1"), made_release_file("a-00002-of-00002.gguf", b"22"))
+    manifest = release_manifest(found(yard), {"Q8_0": parts})
     record = manifest.quants["Q8_0"]
     assert [(entry.path, entry.size_bytes, entry.sha256) for entry in record.files] == [
         (part.path, part.size_bytes, part.sha256) for part in parts
     ]
-    assert record.sha256 == sha256_of(yard.file("Q8_0"))
+    assert record.sha256 == file_sha256(yard.file("Q8_0"))
     assert [entry.path for entry in manifest.quants["Q4_K_M"].files] == ["Lagoon-Q4_K_M.gguf"]
 
 
@@ -148,8 +148,8 @@ def test_results_of_lm_eval_are_published_under_the_suite_that_they_are_of(yard:
     manifest = yard.manifest()
     _measured_again(manifest, "huge", 10**6)
     yard.keep(manifest)
-    assert [file.path for file in report_files(found(yard, suite="huge"))] == []
-    names = [file.path for file in report_files(found(yard, suite=SUITE)) if "lm-eval" in file.path]
+    assert [file.path for file in release_report_files(found(yard, suite="huge"))] == []
+    names = [file.path for file in release_report_files(found(yard, suite=SUITE)) if "lm-eval" in file.path]
     assert len(names) == len(TASKS) * 3 and all(name.startswith(f"eval/{SUITE}/") for name in names)
 
 
@@ -158,7 +158,7 @@ def test_results_of_lm_eval_name_no_folder_of_this_machine(yard: Yard) -> None:
     name = next(entry.path for entry in record.outputs if "results_" in entry.path)
     path = next(yard.folder.glob(f"stages/evaluate-Q8_0-*/files/{name}"))
     path.write_text(json.dumps({"data_files": f"{yard.folder}/a.jsonl", "of": str(REPO_DIR / "eval" / "x.jsonl")}))
-    published = {file.path: file.read().decode() for file in report_files(found(yard))}
+    published = {file.path: file.read().decode() for file in release_report_files(found(yard))}
     assert json.loads(published[f"eval/{SUITE}/lm-eval/Q8_0/{TASKS[0]}.json"]) == {
         "data_files": "artifacts/a.jsonl", "of": "quantyard/eval/x.jsonl",
     }
@@ -181,10 +181,10 @@ def test_a_gguf_that_was_only_measured_is_found_where_its_source_is(yard: Yard) 
 def test_the_folder_release_holds_exactly_the_files_and_models_as_hard_links(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"many bytes")
-    file = made("README.md", "# A")
-    write_release(tmp_path, [file, made("old/x.txt", "gone later")])
-    kept = file.__class__("model.gguf", model, 10, sha256_of(model))
-    target = write_release(tmp_path, [file, kept, made("eval/s/report.md", "r")])
+    file = made_release_file("README.md", "# A")
+    write_release(tmp_path, [file, made_release_file("old/x.txt", "gone later")])
+    kept = file.__class__("model.gguf", model, 10, file_sha256(model))
+    target = write_release(tmp_path, [file, kept, made_release_file("eval/s/report.md", "r")])
     names = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert names == {"README.md", "model.gguf", "eval/s/report.md"}
     assert (target / "model.gguf").samefile(model)
@@ -192,12 +192,12 @@ def test_the_folder_release_holds_exactly_the_files_and_models_as_hard_links(tmp
 
 
 def test_a_release_that_cannot_be_written_leaves_the_old_one_whole(tmp_path: Path) -> None:
-    write_release(tmp_path, [made("README.md", "old")])
-    gone = made("x.gguf", b"").__class__("x.gguf", tmp_path / "gone.gguf", 1, "0" * 64)
+    write_release(tmp_path, [made_release_file("README.md", "old")])
+    gone = made_release_file("x.gguf", b"").__class__("x.gguf", tmp_path / "gone.gguf", 1, "0" * 64)
     with pytest.raises(FileNotFoundError):
-        write_release(tmp_path, [made("README.md", "new"), gone])
+        write_release(tmp_path, [made_release_file("README.md", "new"), gone])
     assert (tmp_path / "release" / "README.md").read_text() == "old"
-    write_release(tmp_path, [made("README.md", "new")])
+    write_release(tmp_path, [made_release_file("README.md", "new")])
     assert (tmp_path / "release" / "README.md").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
@@ -212,8 +212,8 @@ def test_files_above_the_limit_are_published_in_parts_that_verify_accepts(yard: 
         result = writes(*names)(spec, space)
         for name in names:
             (space.out_dir / "files" / name).write_bytes(tiny("Q4_K_M"))
-        outputs = tuple(FileEntry(path=n, size_bytes=len(tiny("Q4_K_M")), sha256=sha256_of(space.out_dir / "files" / n))
-                        for n in names)  # fmt: skip
+        files, size = space.out_dir / "files", len(tiny("Q4_K_M"))
+        outputs = tuple(FileEntry(path=n, size_bytes=size, sha256=file_sha256(files / n)) for n in names)
         return result.model_copy(update={"outputs": outputs})
 
     engine = FakeEngine(behaviours={"split Q4_K_M": split})
@@ -226,7 +226,7 @@ def test_files_above_the_limit_are_published_in_parts_that_verify_accepts(yard: 
     assert {name for name in yard.published() if name.endswith(".gguf")} == {"Lagoon-Q8_0.gguf", *names}
     record = parse_manifest(yard.published()["manifest.json"], "").quants["Q4_K_M"]
     assert [entry.path for entry in record.parts] == names
-    assert record.sha256 == sha256_of(yard.file("Q4_K_M"))
+    assert record.sha256 == file_sha256(yard.file("Q4_K_M"))
     told = yard.verify(f"--file={yard.release}", "--json").json
     states = {entry["what"]: entry["state"] for entry in told["checks"]}
     assert (states[names[0]], states[names[1]], told["state"]) == ("ok", "ok", "ok")
@@ -250,12 +250,12 @@ def test_splitting_again_runs_nothing(yard: Yard) -> None:
 
 def test_a_manifest_that_cannot_be_read_is_set_aside_and_never_written_over(yard: Yard) -> None:
     (yard.folder / "manifest.json").write_text('{"half": ')
-    set_aside(yard.folder / "manifest.json")
+    set_file_aside(yard.folder / "manifest.json")
     (yard.folder / "manifest.json").write_text("{}")
     aside = yard.folder.glob("manifest.unreadable-*.json")
     assert [path.read_text() for path in aside] == ['{"half": ']
 
 
 def test_a_record_of_a_stage_is_whole_in_what_is_published(yard: Yard) -> None:
-    record = public_manifest(found(yard), {}).stages["quantize Q8_0"]
-    assert isinstance(record, StageRecord) and record.outputs[0].sha256 == sha256_of(yard.file("Q8_0"))
+    record = release_manifest(found(yard), {}).stages["quantize Q8_0"]
+    assert isinstance(record, StageRecord) and record.outputs[0].sha256 == file_sha256(yard.file("Q8_0"))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from quantyard.plan.imatrix import Calibration, with_imatrix
-from quantyard.protocol.base import digest_of_files
+from quantyard.plan.imatrix import Calibration, plan_with_imatrix
+from quantyard.protocol.base import files_digest
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.exit_codes import Answer
-from quantyard.protocol.runner import sha256_of
+from quantyard.protocol.runner import file_sha256
 from quantyard.sources.resolve import Source
 from quantyard.store.manifest import ImatrixRecord, Manifest, parse_manifest, read_manifest
 from tests.gguf_files import TensorSpec, gguf
@@ -78,8 +78,8 @@ def test_the_matrix_is_published_beside_the_files_with_its_hash_and_what_it_was_
     assert shared.published()[MATRIX] == content
     assert list(manifest.imatrices) == [MATRIX]
     record = manifest.quants["Q4_K_M"].imatrix
-    assert record is not None and (record.size_bytes, record.sha256) == (len(content), sha256_of(matrix(shared)))
-    assert manifest.stages["quantize Q4_K_M"].inputs["imatrix"] == digest_of_files(tuple(record.given))
+    assert record is not None and (record.size_bytes, record.sha256) == (len(content), file_sha256(matrix(shared)))
+    assert manifest.stages["quantize Q4_K_M"].inputs["imatrix"] == files_digest(tuple(record.given))
     assert manifest.quants["Q8_0"].imatrix is None, "8 bits round every weight the same"
     card = shared.published()["README.md"].decode()
     assert f"`Q4_K_M`: made with the importance matrix `{MATRIX}`, made elsewhere" in card
@@ -115,12 +115,12 @@ def test_a_matrix_that_is_gone_or_was_changed_is_not_published(
 def test_one_matrix_has_one_name_and_another_one_does_not_take_it(yard: Yard, engine: FakeEngine) -> None:
     engine.behaviours["quantize Q6_K"] = engine.behaviours["quantize Q4_K_M"]
     first, second = matrix(yard, "one.gguf"), matrix(yard, "two.gguf", seen=7)
-    other = f"Lagoon.imatrix-{sha256_of(second)[:12]}.gguf"
+    other = f"Lagoon.imatrix-{file_sha256(second)[:12]}.gguf"
 
     def names(quant: str, given: Path) -> dict[str, str]:
         assert yard.run("build", f"--model={yard.model}", f"--quant={quant}", f"--imatrix={given}").code == 0
         found = {name: record.imatrix for name, record in yard.manifest().quants.items() if record.imatrix}
-        assert all(sha256_of(yard.folder / record.file) == record.sha256 for record in found.values())
+        assert all(file_sha256(yard.folder / record.file) == record.sha256 for record in found.values())
         return {name: record.file for name, record in found.items()}
 
     assert names("Q4_K_M", first) == {"Q4_K_M": MATRIX}
@@ -136,7 +136,7 @@ def test_a_matrix_that_the_build_makes_lies_beside_its_files_as_a_hard_link(
 ) -> None:
     behaviours = {"calibrate": writes("imatrix.gguf", "calibration.txt")}
     builder = make_builder(local_source, FakeEngine(behaviours=behaviours), "Q4_K_M,Q6_K,Q8_0")
-    builder.plan = with_imatrix(builder.plan, Calibration(), ["Q4_K_M", "Q6_K"])
+    builder.plan = plan_with_imatrix(builder.plan, Calibration(), ["Q4_K_M", "Q6_K"])
     builder.run(notes)
     manifest = read_manifest(builder.store.folder / "manifest.json")
     assert manifest is not None

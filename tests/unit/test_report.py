@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from eval.rendering.markdown import markdown
-from eval.rendering.sentences import plain_words
-from eval.report import Inputs, _inputs, _labels, build, summary
-from quantyard.formatting.numbers import digits, duration, file_size, human_bytes, percent, signed
+from eval.rendering.markdown import render_report_markdown
+from eval.rendering.sentences import render_report_sentences
+from eval.report import Inputs, _inputs, _labels, build_eval_report, eval_report_summary
+from quantyard.formatting.numbers import (
+    format_bytes,
+    format_digits,
+    format_duration,
+    format_file_size,
+    format_percent,
+    format_signed,
+)
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
 from quantyard.protocol.measurements import EvalReport, Evaluation
@@ -56,7 +63,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def _built(stage: Stage, request: ReportRequest) -> EvalReport:
-    return build(request, [_inputs(stage, request, label) for label in _labels(request)])
+    return build_eval_report(request, [_inputs(stage, request, label) for label in _labels(request)])
 
 
 def _failure(stage: Stage, request: ReportRequest) -> StageFailure:
@@ -103,7 +110,7 @@ def test_what_the_suite_does_not_ask_for_may_be_missing(tmp_path: Path) -> None:
         _leave(stage, f"evaluate-{label}", "evaluation.json", _arc(label))
     report = _built(stage, _request(suite))
     assert all(m.divergence is None and m.speed is None for m in report.measurements)
-    assert "- speed and memory (the suite asks for none)" in markdown(report)
+    assert "- speed and memory (the suite asks for none)" in render_report_markdown(report)
 
 
 def test_a_suite_without_tasks_reports_divergence_and_speed(stage: Stage) -> None:
@@ -112,7 +119,7 @@ def test_a_suite_without_tasks_reports_divergence_and_speed(stage: Stage) -> Non
     report = _built(stage, _request(Suite(name="quick")))
     assert [m.file.label for m in report.measurements] == ["BF16", "Q4_K_M"]
     assert report.n_questions == 0
-    text = markdown(report)
+    text = render_report_markdown(report)
     assert "- tasks (the suite has none)" in text
     assert "## Tasks" not in text
     assert "0 B" not in text
@@ -150,11 +157,11 @@ def test_a_mixture_of_versions_shows() -> None:
         Inputs("BF16", _arc("BF16", versions={"llama_cpp": "b1"}), None, None),
         Inputs("Q4_K_M", _arc("Q4_K_M", versions={"llama_cpp": "b2"}), None, None),
     ]
-    assert build(_request(), inputs).versions == {"llama_cpp": "b1 / b2"}
+    assert build_eval_report(_request(), inputs).versions == {"llama_cpp": "b1 / b2"}
 
 
 def test_the_summary_is_plain_json_with_the_verdicts_of_every_file(stage: Stage) -> None:
-    facts = json.loads(json.dumps(summary(_built(stage, _request()))))
+    facts = json.loads(json.dumps(eval_report_summary(_built(stage, _request()))))
     assert (facts["baseline"], facts["n_questions"]) == ("BF16", 500)
     assert list(facts["files"]) == ["BF16", "Q4_K_M"]
     assert facts["files"]["Q4_K_M"]["verdicts"] == {"worse": 1}
@@ -171,14 +178,14 @@ def large() -> EvalReport:
 
 
 def test_every_table_is_rectangular(large: EvalReport) -> None:
-    tables = re.findall(r"(?:^\|.*\n)+", markdown(large), re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", render_report_markdown(large), re.MULTILINE)
     assert len(tables) == 2 + len(LARGE) - 1  # files, the self-check, and tasks of each quant
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_every_file_and_task_is_in_the_text_with_its_numbers(large: EvalReport) -> None:
-    text = markdown(large)
+    text = render_report_markdown(large)
     for m in large.measurements[1:]:
         row = next(line for line in text.splitlines() if line.startswith(f"| {m.file.label} |"))
         assert f"{m.file.bits_per_weight:.2f}" in row
@@ -191,7 +198,7 @@ def test_every_file_and_task_is_in_the_text_with_its_numbers(large: EvalReport) 
 
 
 def test_numbers_carry_no_more_digits_than_they_deserve(large: EvalReport) -> None:
-    for number in re.findall(r"\d+\.\d+", markdown(large)):
+    for number in re.findall(r"\d+\.\d+", render_report_markdown(large)):
         assert len(number.replace(".", "").lstrip("0")) <= 5, number
 
 
@@ -203,8 +210,8 @@ def test_plain_words_name_what_is_worse_and_count_what_is_open() -> None:
         evaluation(label, *(outcome(t, right_or_wrong(bits), chance=0.25) for t, bits in answers.items()), size_bytes=s)
         for label, answers, s in (("BF16", base, 200_000_000), ("Q4_K_M", other, 80_000_000))
     ]
-    report = build(_request(suite), [Inputs(e.file.label, e, None, None) for e in files])
-    assert plain_words(report).splitlines()[-1] == (
+    report = build_eval_report(_request(suite), [Inputs(e.file.label, e, None, None) for e in files])
+    assert render_report_sentences(report).splitlines()[-1] == (
         "- **Q4_K_M** is 80.0 MB, 40 % of the baseline. Of 2 tasks, it is worse on 1 (arc); "
         "1 has too few questions to tell."
     )
@@ -219,15 +226,17 @@ def test_a_certain_difference_within_the_margin_is_said_to_be_the_same() -> None
         evaluation(label, outcome("wikitext", metric("word_perplexity", pairs, higher=False)))
         for label, pairs in (("BF16", base), ("Q8_0", other))
     ]
-    report = build(_request(suite, ("BF16", "Q8_0")), [Inputs(e.file.label, e, None, None) for e in files])
-    assert "it is the same on 1" in plain_words(report)
+    report = build_eval_report(_request(suite, ("BF16", "Q8_0")), [Inputs(e.file.label, e, None, None) for e in files])
+    assert "it is the same on 1" in render_report_sentences(report)
 
 
 def test_the_subtasks_of_a_group_are_summed_up_in_a_line() -> None:
     parts = [outcome(f"mmlu_{i}", right_or_wrong([1] * 60 + [0] * 40), entry="mmlu", chance=0.25) for i in range(5)]
     files = [evaluation(label, *parts) for label in ("BF16", "Q4_K_M")]
     suite = Suite(name="s", tasks=(TaskEntry(task="mmlu"),))
-    text = markdown(build(_request(suite), [Inputs(e.file.label, e, None, None) for e in files]))
+    text = render_report_markdown(
+        build_eval_report(_request(suite), [Inputs(e.file.label, e, None, None) for e in files])
+    )
     assert "| mmlu | acc | same | 500 |" in text
     assert "mmlu_3" not in text
     assert "Within the groups, 5 further comparisons (5 too few questions) are in report.json." in text
@@ -237,19 +246,21 @@ def test_a_metric_without_comparison_is_listed_as_not_measured() -> None:
     odd = outcome("cola", metric("mcc", [0.0, 1.0, 1.0], value=0.31))
     files = [evaluation(label, odd) for label in ("BF16", "Q4_K_M")]
     suite = Suite(name="s", tasks=(TaskEntry(task="cola"),))
-    text = markdown(build(_request(suite), [Inputs(e.file.label, e, None, None) for e in files]))
+    text = render_report_markdown(
+        build_eval_report(_request(suite), [Inputs(e.file.label, e, None, None) for e in files])
+    )
     assert "- a comparison of cola by mcc" in text
 
 
 def test_a_baseline_alone_shows_its_scores_and_says_that_nothing_was_compared() -> None:
-    text = markdown(simulated(SMALL[:1], title="m", n_params=1e8, n_tasks=3))
+    text = render_report_markdown(simulated(SMALL[:1], title="m", n_params=1e8, n_tasks=3))
     assert "| arc_easy | acc | 500 |" in text
     assert "no file beside the baseline" in text
     assert "## In plain words" not in text
 
 
 def test_the_models_name_and_the_self_check_are_in_the_text(large: EvalReport) -> None:
-    text = markdown(large)
+    text = render_report_markdown(large)
     assert text.startswith("# Llama-3.1-8B-Instruct: what quantization cost\n")
     assert "| Q2_K | 12 of 12 | 0.00031 | 0.00012 | 0.00044 |" in text
 
@@ -257,11 +268,14 @@ def test_the_models_name_and_the_self_check_are_in_the_text(large: EvalReport) -
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (human_bytes(105_453_920), "105 MB"), (human_bytes(999_600), "1.00 MB"),
-        (human_bytes(0), "0 B"), (file_size(0), "—"),
-        (digits(0.0012345), "0.00123"), (digits(1234.6), "1235"), (digits(9.999), "10.0"), (digits(0), "0"),
-        (percent(0.1234), "12.3 %"), (percent(-0.5), "−50.0 %"), (signed(-1.25, 1), "−1.2"), (signed(-0.001, 1), "0.0"),
-        (signed(2, 1), "+2.0"), (duration(42), "42 s"), (duration(600), "10 min"), (duration(9000), "2.5 h"),
+        (format_bytes(105_453_920), "105 MB"), (format_bytes(999_600), "1.00 MB"),
+        (format_bytes(0), "0 B"), (format_file_size(0), "—"),
+        (format_digits(0.0012345), "0.00123"), (format_digits(1234.6), "1235"), (format_digits(9.999), "10.0"),
+        (format_digits(0), "0"),
+        (format_percent(0.1234), "12.3 %"), (format_percent(-0.5), "−50.0 %"), (format_signed(-1.25, 1), "−1.2"),
+        (format_signed(-0.001, 1), "0.0"),
+        (format_signed(2, 1), "+2.0"), (format_duration(42), "42 s"), (format_duration(600), "10 min"),
+        (format_duration(9000), "2.5 h"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_as_people_write_them(written: str, expected: str) -> None:

@@ -15,8 +15,8 @@ from quantyard.errors import BadRequest
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import EvalReport
-from quantyard.report_page.axes import Box, Scale, place_names
-from quantyard.report_page.render import TEMPLATES, render_page
+from quantyard.report_page.axes import AxisScale, Box, place_page_names
+from quantyard.report_page.render import TEMPLATES, render_report_page
 from quantyard.store.manifest import Manifest, SourceCard
 from tests.evaluations import LARGE
 from tests.manifests import manifest_of
@@ -118,7 +118,7 @@ def _text(page: str) -> str:
 @pytest.mark.parametrize("manifest", [manifest_of(), with_gate(manifest_of(LARGE, n_tasks=12)), hostile()],
                          ids=["small", "large", "hostile"])  # fmt: skip
 def test_the_html_is_well_formed_and_what_it_refers_to_is_there(manifest: Manifest) -> None:
-    read = _Read(render_page(manifest, "standard"))
+    read = _Read(render_report_page(manifest, "standard"))
     assert read.open == []
     assert [name for name, n in Counter(read.ids).items() if n > 1] == []
     assert read.refers <= set(read.ids)
@@ -126,12 +126,12 @@ def test_the_html_is_well_formed_and_what_it_refers_to_is_there(manifest: Manife
 
 
 def test_the_same_manifest_gives_the_same_page_to_the_byte() -> None:
-    assert render_page(manifest_of(), "standard") == render_page(manifest_of(), "standard")
+    assert render_report_page(manifest_of(), "standard") == render_report_page(manifest_of(), "standard")
 
 
 def test_a_suite_that_was_not_measured_is_refused_with_those_that_were() -> None:
     with pytest.raises(BadRequest, match="standard") as caught:
-        render_page(manifest_of(), "full")
+        render_report_page(manifest_of(), "full")
     assert "SUITE=full" in caught.value.hint
 
 
@@ -139,19 +139,19 @@ def test_a_report_without_its_baseline_is_refused() -> None:
     manifest = manifest_of()
     report = manifest.evaluations["standard"].model_copy(update={"baseline": "F32"})
     with pytest.raises(BadRequest):
-        render_page(manifest.model_copy(update={"evaluations": {"standard": report}}), "standard")
+        render_report_page(manifest.model_copy(update={"evaluations": {"standard": report}}), "standard")
 
 
 def test_a_change_that_no_number_can_hold_is_left_out_of_plot_and_table() -> None:
     data = manifest_of().model_dump()
     data["evaluations"]["standard"]["measurements"][2]["divergence"]["ln_perplexity_ratio"]["value"] = 1e4
-    page = render_page(Manifest.model_validate(data), "standard")
+    page = render_report_page(Manifest.model_validate(data), "standard")
     assert "inf" not in re.findall(r'data-sort="([^"]*)"', page)
 
 
 def test_planted_numbers_appear_and_the_old_ones_are_gone() -> None:
     def page(manifest: Manifest) -> str:
-        return _text(render_page(manifest, "standard"))
+        return _text(render_report_page(manifest, "standard"))
 
     manifest = manifest_of()
     data = manifest.model_dump(mode="json")
@@ -173,20 +173,22 @@ def test_planted_numbers_appear_and_the_old_ones_are_gone() -> None:
 def test_every_file_of_the_manifest_has_a_row_even_if_the_suite_left_it_out() -> None:
     manifest = manifest_of()
     extra = manifest.quants["Q4_K_M"].model_copy(update={"size_bytes": 654_000_000, "bits_per_weight": 4.56})
-    page = _text(render_page(manifest.model_copy(update={"quants": {**manifest.quants, "IQ4_NL": extra}}), "standard"))
+    page = _text(
+        render_report_page(manifest.model_copy(update={"quants": {**manifest.quants, "IQ4_NL": extra}}), "standard")
+    )
     assert "654 MB, not measured by this suite." in page and "4.56" in page
 
 
 def test_the_gate_is_told_with_the_worst_first_and_is_left_out_where_there_is_none() -> None:
-    page = render_page(with_gate(manifest_of()), "standard")
+    page = render_report_page(with_gate(manifest_of()), "standard")
     table = page[page.index('id="budgets-table"') :]
     assert table.index("mean KLD 0.0310 is above 0.0200") < table.index("well below")
     assert "Outcome: <b>failed</b>" in page
-    assert 'id="gate"' not in render_page(manifest_of(), "standard")
+    assert 'id="gate"' not in render_report_page(manifest_of(), "standard")
 
 
 def test_a_baseline_measured_alone_has_its_scores_and_says_what_is_missing() -> None:
-    page = _text(render_page(manifest_of([("BF16", 16.0, 0.0)]), "standard"))
+    page = _text(render_report_page(manifest_of([("BF16", 16.0, 0.0)]), "standard"))
     assert "Only the baseline has been measured" in page and "Scores of the baseline" in page and "arc_easy" in page
 
 
@@ -194,7 +196,7 @@ def test_a_suite_of_tasks_alone_has_no_plot_of_sizes_or_speed() -> None:
     data = manifest_of().model_dump(mode="json")
     for measurement in data["evaluations"]["standard"]["measurements"]:
         measurement |= {"divergence": None, "speed": None}
-    page = render_page(Manifest.model_validate(data), "standard")
+    page = render_report_page(Manifest.model_validate(data), "standard")
     assert 'id="size"' not in page and 'id="speed"' not in page and 'id="accuracy"' in page
     assert "Mean KLD" not in page
 
@@ -202,7 +204,7 @@ def test_a_suite_of_tasks_alone_has_no_plot_of_sizes_or_speed() -> None:
 def test_the_folder_a_local_model_came_from_stays_at_home() -> None:
     manifest = manifest_of()
     source = manifest.source.model_copy(update={"title": "/home/ada/secret/model", "repo_id": ""})
-    page = render_page(manifest.model_copy(update={"source": source}), "standard")
+    page = render_report_page(manifest.model_copy(update={"source": source}), "standard")
     assert "/home/ada" not in page and "a local folder, commit 7ae557604adf" in page
 
 
@@ -210,7 +212,7 @@ def test_the_folder_a_local_model_came_from_stays_at_home() -> None:
 
 
 def test_the_policy_allows_our_style_and_script_by_their_hashes_and_nothing_else() -> None:
-    page = render_page(manifest_of(), "standard")
+    page = render_report_page(manifest_of(), "standard")
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
     assert policy
     rules = dict(rule.split(" ", 1) for rule in policy[1].replace("&#39;", "'").split("; "))
@@ -222,12 +224,15 @@ def test_the_policy_allows_our_style_and_script_by_their_hashes_and_nothing_else
 
 
 def test_nothing_in_the_page_names_another_place_on_the_network() -> None:
-    page = render_page(with_gate(manifest_of(LARGE)), "standard")
+    page = render_report_page(with_gate(manifest_of(LARGE)), "standard")
     assert re.findall(r"https?:|url\(|@import|src=|XMLHttpRequest|fetch\(|localStorage|sessionStorage", page) == []
 
 
 def test_hostile_text_is_shown_as_it_is_and_adds_no_tag() -> None:
-    tame, wild = _Read(render_page(with_gate(manifest_of()), "standard")), _Read(render_page(hostile(), "standard"))
+    tame, wild = (
+        _Read(render_report_page(with_gate(manifest_of()), "standard")),
+        _Read(render_report_page(hostile(), "standard")),
+    )
     assert wild.tags["script"] == 1 and wild.tags["img"] == 0 and wild.tags["style"] == tame.tags["style"] == 1
     text = " ".join(wild.text)
     assert all(bad in text for bad in HOSTILE if "\N{RIGHT-TO-LEFT OVERRIDE}" not in bad)
@@ -274,15 +279,15 @@ def test_every_colour_is_one_of_the_table() -> None:
 
 
 def test_ticks_are_round_and_lie_inside() -> None:
-    scale = Scale(-21.3, 6.2, 0, 100)
+    scale = AxisScale(-21.3, 6.2, 0, 100)
     assert [text for _, text in scale.ticks(5)] == ["−20", "−10", "0"]
-    log = Scale(0.0007, 0.9, 100, 0, log=True)
+    log = AxisScale(0.0007, 0.9, 100, 0, log=True)
     assert [text for _, text in log.ticks(7)] == ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3"]
     assert all(0 <= pixel <= 100 for pixel, _ in (*scale.ticks(5), *log.ticks(7)))
 
 
 def test_names_cover_neither_each_other_nor_points() -> None:
     points = [(100 + 24 * i, 100 + 14 * (i % 3), f"Q{i}_K_M") for i in range(8)]
-    boxes = [placed.box for placed in place_names(points, [], Box(0, 0, 400, 250))]
+    boxes = [placed.box for placed in place_page_names(points, [], Box(0, 0, 400, 250))]
     assert all(a.overlap(b) == 0 for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     assert all(box.distance(x, y) > 5 for box in boxes for x, y, _ in points)

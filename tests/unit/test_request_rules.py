@@ -10,16 +10,16 @@ import pytest
 
 from server.api_checks.checks import TOOL_PARAMETERS
 from server.api_checks.schemas import CASES
-from server.limits.grammar_size import NotRead, Sizes, read_grammar, read_pattern
+from server.limits.grammar_size import GrammarSizes, NotRead, read_gbnf_grammar, read_regex_grammar
 from server.limits.request_rules import (
     LIMITS,
     LIMITS_FILE,
     TooMuch,
-    check_grammar,
-    check_request,
-    check_schema,
-    check_text,
-    parse_body,
+    check_grammar_limits,
+    check_request_limits,
+    check_schema_limits,
+    check_text_limit,
+    parse_request_body,
 )
 from tests.hostile.api_requests import HOSTILE, JSON_GRAMMAR, ORDINARY, SUM_GRAMMAR, Case, nested
 
@@ -28,10 +28,10 @@ OF_THE_BODY = [case for case in (*ORDINARY, *HOSTILE) if case.method == "POST" a
 
 def _refusal(case: Case) -> str:
     try:
-        asked = parse_body(case.sent())
-        check_request(asked)
+        asked = parse_request_body(case.sent())
+        check_request_limits(asked)
         if case.path == "/tokenize":
-            check_text(asked["content"])
+            check_text_limit(asked["content"])
     except TooMuch as error:
         return str(error)
     return ""
@@ -46,7 +46,7 @@ def test_every_request_of_the_table_passes_or_is_refused_as_it_says(case: Case) 
 
 @pytest.mark.parametrize("schema", [*(case.schema for case in CASES), TOOL_PARAMETERS])
 def test_every_schema_that_the_contract_promises_passes(schema: Any) -> None:
-    check_schema(schema)
+    check_schema_limits(schema)
 
 
 def test_the_limits_are_those_of_the_file_that_the_proxy_reads() -> None:
@@ -136,17 +136,17 @@ _OF_BODIES: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("name", _OF_BODIES)
 def test_a_limit_of_the_body_takes_its_most_and_nothing_more(name: str) -> None:
     most = LIMITS[name].most
-    check_text(parse_body(_OF_BODIES[name](most)).get("content"))
+    check_text_limit(parse_request_body(_OF_BODIES[name](most)).get("content"))
     with pytest.raises(TooMuch, match=f"at most {most} are taken"):
-        check_text(parse_body(_OF_BODIES[name](most + 1)).get("content"))
+        check_text_limit(parse_request_body(_OF_BODIES[name](most + 1)).get("content"))
 
 
 @pytest.mark.parametrize("name", _ASKS)
 def test_a_limit_takes_its_most_and_nothing_more(name: str) -> None:
     most = LIMITS[name].most
-    check_request(_ASKS[name](most))
+    check_request_limits(_ASKS[name](most))
     with pytest.raises(TooMuch, match=f"at most {most} are taken"):
-        check_request(_ASKS[name](most + 1))
+        check_request_limits(_ASKS[name](most + 1))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_limit_takes_its_most_and_nothing_more(name: str) -> None:
 )  # fmt: skip
 def test_what_is_no_grammar_or_matches_nothing_is_refused(grammar: str) -> None:
     with pytest.raises(TooMuch, match=r"^grammar: "):
-        check_grammar(grammar)
+        check_grammar_limits(grammar)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_is_no_grammar_or_matches_nothing_is_refused(grammar: str) -> None:
     ],
 )  # fmt: skip
 def test_grammars_that_ordinary_clients_write_pass(grammar: str) -> None:
-    check_grammar(grammar)
+    check_grammar_limits(grammar)
 
 
 @pytest.mark.parametrize(
@@ -185,35 +185,35 @@ def test_grammars_that_ordinary_clients_write_pass(grammar: str) -> None:
 )  # fmt: skip
 def test_a_rule_that_calls_itself_in_two_ways_that_begin_alike_is_refused(grammar: str) -> None:
     with pytest.raises(TooMuch, match=r"begin alike|begins with itself"):
-        check_grammar(grammar)
+        check_grammar_limits(grammar)
 
 
 def test_what_a_rule_holds_counts_wherever_the_rule_stands() -> None:
-    size = Sizes(read_grammar('root ::= a{10}\na ::= b b b\nb ::= "x"?')).all()
+    size = GrammarSizes(read_gbnf_grammar('root ::= a{10}\na ::= b b b\nb ::= "x"?')).all()
     assert (size.run, size.ways, size.repeats) == (30, 30, 10)
-    assert Sizes(read_pattern("^(( ?){4}){4}$")).all().run == 16
-    assert Sizes(read_grammar('root ::= "a"{0,2000}')).all().run == 1  # each has its place after the last
+    assert GrammarSizes(read_regex_grammar("^(( ?){4}){4}$")).all().run == 16
+    assert GrammarSizes(read_gbnf_grammar('root ::= "a"{0,2000}')).all().run == 1  # each has its place after the last
 
 
 def test_a_comment_or_a_quoted_bracket_is_no_part() -> None:
-    read = read_grammar('# ((((\nroot ::= "((" [(] # ))\n')
+    read = read_gbnf_grammar('# ((((\nroot ::= "((" [(] # ))\n')
     assert read.depth == 0 and read.n_rules == 1
 
 
 def test_a_reference_counts_each_time_and_a_cycle_once() -> None:
-    check_schema({"$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/a"})
-    check_schema({"properties": {"x": {"$ref": "#"}}})
+    check_schema_limits({"$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/a"})
+    check_schema_limits({"properties": {"x": {"$ref": "#"}}})
     with pytest.raises(TooMuch, match="leads nowhere"):
-        check_schema({"$ref": "#/$defs/none"})
+        check_schema_limits({"$ref": "#/$defs/none"})
 
 
 def test_keywords_count_where_they_are_keywords_alone() -> None:
     named = {"maxLength": {"type": "integer"}, "$ref": {"type": "string"}}
-    check_schema({"properties": named, "default": {"enum": [1] * 400}})
+    check_schema_limits({"properties": named, "default": {"enum": [1] * 400}})
     with pytest.raises(TooMuch, match="maxLength"):
-        check_schema({"properties": {"enum": {"items": {"additionalProperties": {"maxLength": 10**7}}}}})
+        check_schema_limits({"properties": {"enum": {"items": {"additionalProperties": {"maxLength": 10**7}}}}})
 
 
 def test_what_cannot_be_read_names_where() -> None:
     with pytest.raises(NotRead, match="character 9"):
-        read_grammar("root ::= %")
+        read_gbnf_grammar("root ::= %")

@@ -10,12 +10,12 @@ import pytest
 from builder import rounding as stage_module
 from builder.rounding import rounding
 from quantyard.errors import BadRequest, QuantyardError
-from quantyard.formats.gguf import read_header
+from quantyard.formats.gguf import read_gguf_header
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.runner import Stage, StageFailure
 from quantyard.quants.recipe import NEED_IMATRIX
-from quantyard.tune.type_errors import LADDER, error_of, ladder_of, read_errors
+from quantyard.tune.type_errors import LADDER, read_rounding_errors, tuning_type_error, tuning_type_ladder
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.rounding import write_model
 
@@ -88,15 +88,15 @@ def test_a_result_that_cannot_be_read_is_an_error_that_names_the_file(text: str 
     if text is not None:
         (tmp_path / "rounding.json").write_text(text)
     with pytest.raises(QuantyardError, match=r"rounding\.json does not tell"):
-        read_errors(tmp_path)
+        read_rounding_errors(tmp_path)
 
 
 def test_the_error_of_tensors_counts_each_by_its_weights(tmp_path: Path) -> None:
     path = tmp_path / "two.gguf"
     path.write_bytes(gguf(SMALL_METADATA, [TensorSpec("a.weight", (256, 3)), TensorSpec("b.weight", (96, 8))]))
     (tmp_path / "rounding.json").write_text(json.dumps({"a.weight": {"Q4_K": 0.5}, "b.weight": {"Q5_0": 0.1}}))
-    errors = read_errors(tmp_path)  # Q4_K ends as Q5_0 where rows have 96 weights
-    assert error_of("Q4_K", read_header(path).tensors, errors) == pytest.approx(0.3)
+    errors = read_rounding_errors(tmp_path)  # Q4_K ends as Q5_0 where rows have 96 weights
+    assert tuning_type_error("Q4_K", read_gguf_header(path).tensors, errors) == pytest.approx(0.3)
 
 
 def test_no_type_of_the_search_needs_an_importance_matrix() -> None:
@@ -104,8 +104,8 @@ def test_no_type_of_the_search_needs_an_importance_matrix() -> None:
 
 
 def test_types_to_choose_from_are_those_that_were_asked_for() -> None:
-    assert ladder_of(()) == LADDER
-    assert ladder_of(("Q8_0", "Q4_K")) == ("Q4_K", "Q8_0")
+    assert tuning_type_ladder(()) == LADDER
+    assert tuning_type_ladder(("Q8_0", "Q4_K")) == ("Q4_K", "Q8_0")
     with pytest.raises(BadRequest, match="Q6_KM is not a tensor type") as refused:
-        ladder_of(("Q8_0", "Q6_KM"))
+        tuning_type_ladder(("Q8_0", "Q6_KM"))
     assert refused.value.hint.startswith("Did you mean Q6_K?")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from quantyard.errors import ResultRefused, StageFailed
-from quantyard.files.safe_files import copy_open
+from quantyard.files.safe_files import copy_open_file
 from quantyard.protocol.base import ExitCode
 from quantyard.sources.resolve import Source
-from quantyard.store.manifest import file_of_stage, read_manifest
+from quantyard.store.manifest import read_manifest, stage_record_file
 from tests.unit.conftest import SUITE, MakeBuilder, MakeMeasured, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 
@@ -114,8 +114,10 @@ def test_records_name_the_file_of_a_stage_and_the_machine_that_ran_it(
     assert records["convert"].quant == records["report"].quant == "" and records["convert"].cpu == ""
     assert records["verify Q4_K_M"].quant == records["speed Q4_K_M"].quant == "Q4_K_M"
     for label, record in records.items():
-        assert file_of_stage(label, record) == record.quant
-        assert file_of_stage(label, record.model_copy(update={"quant": None})) == record.quant, "as version 0.1.0 wrote"
+        assert stage_record_file(label, record) == record.quant
+        assert stage_record_file(label, record.model_copy(update={"quant": None})) == record.quant, (
+            "as version 0.1.0 wrote"
+        )
 
 
 def test_what_memory_does_not_hold_is_read_in_several_runs(
@@ -259,7 +261,7 @@ def test_a_run_killed_while_it_publishes_leaves_no_half_report(
 ) -> None:
     builder = measured(local_source, FakeEngine())
     with monkeypatch.context() as patch:
-        patch.setattr("quantyard.store.visible_files.copy_open", _copies_until("size.svg", copy_open))
+        patch.setattr("quantyard.store.visible_files.copy_open_file", _copies_until("size.svg", copy_open_file))
         with pytest.raises(KeyboardInterrupt):
             builder.run(notes)
     assert not (builder.store.folder / "eval" / "trial").exists()

@@ -13,8 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builder.checks.nonfinite import find_nonfinite
-from quantyard.formats.safetensors import SafetensorsError, read_file, read_folder, source_dtype
+from builder.checks.nonfinite import find_nonfinite_tensors
+from quantyard.formats.safetensors import (
+    SafetensorsError,
+    read_safetensors_file,
+    read_safetensors_folder,
+    safetensors_dtype,
+)
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "F8_E4M3": 1, "F64": 8}
 
@@ -49,7 +54,7 @@ def _write(folder: Path, data: bytes, name: str = "model.safetensors") -> Path:
 
 def test_a_good_file_is_read(tmp_path: Path) -> None:
     path = _write(tmp_path, SMALL)
-    (file,) = read_folder(tmp_path)
+    (file,) = read_safetensors_folder(tmp_path)
     assert (file.path, file.size, set(file.tensors)) == (path, len(SMALL), {"w", "b", "empty"})
     assert (file.tensors["w"].dtype, file.tensors["w"].shape) == ("BF16", (4, 8))
     assert file.tensors["b"].end == len(SMALL)
@@ -88,7 +93,7 @@ def test_a_bad_file_is_refused_by_name_and_reason(tmp_path: Path, name: str) -> 
     data, reason = BAD[name]
     path = _write(tmp_path, data)
     with pytest.raises(SafetensorsError) as caught:
-        read_file(path)
+        read_safetensors_file(path)
     assert reason in str(caught.value)
     assert str(caught.value).startswith("model.safetensors ")
 
@@ -98,7 +103,7 @@ def test_an_oversized_header_is_refused_without_reading_it(tmp_path: Path) -> No
     with path.open("r+b") as stream:
         stream.truncate(200_000_000)  # sparse
     with pytest.raises(SafetensorsError, match="header of 100000001 bytes"):
-        read_file(path)
+        read_safetensors_file(path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,7 +111,7 @@ def test_an_oversized_header_is_refused_without_reading_it(tmp_path: Path) -> No
 def test_a_flipped_byte_leads_to_a_file_or_an_error_and_nothing_else(tmp_path: Path, position: int, byte: int) -> None:
     path = _write(tmp_path, SMALL[:position] + bytes([byte]) + SMALL[position + 1 :])
     with contextlib.suppress(SafetensorsError):
-        read_file(path)
+        read_safetensors_file(path)
 
 
 def _sharded(folder: Path, weight_map: Mapping[str, str]) -> None:
@@ -120,14 +125,14 @@ _FIRST, _SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safe
 
 def test_shards_that_agree_with_their_index_are_read(tmp_path: Path) -> None:
     _sharded(tmp_path, {"a": _FIRST, "b": _SECOND})
-    assert [list(file.tensors) for file in read_folder(tmp_path)] == [["a"], ["b"]]
+    assert [list(file.tensors) for file in read_safetensors_folder(tmp_path)] == [["a"], ["b"]]
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     _sharded(tmp_path, {"a": _FIRST, "b": _SECOND})
     (tmp_path / _SECOND).unlink()
     with pytest.raises(SafetensorsError, match=f"{_SECOND} is missing"):
-        read_folder(tmp_path)
+        read_safetensors_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,26 +148,26 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_an_index_that_disagrees_is_refused(tmp_path: Path, weight_map: dict[str, str], reason: str) -> None:
     _sharded(tmp_path, weight_map)
     with pytest.raises(SafetensorsError, match=reason):
-        read_folder(tmp_path)
+        read_safetensors_folder(tmp_path)
 
 
 def test_a_tensor_the_index_does_not_name_is_refused(tmp_path: Path) -> None:
     _sharded(tmp_path, {"a": _FIRST, "b": _SECOND})
     _write(tmp_path, _file({"b": ("BF16", [2, 2]), "extra": ("F32", [1])}), _SECOND)
     with pytest.raises(SafetensorsError, match="'extra'"):
-        read_folder(tmp_path)
+        read_safetensors_folder(tmp_path)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     _write(tmp_path, SMALL, "one.safetensors")
     _write(tmp_path, SMALL, "two.safetensors")
     with pytest.raises(SafetensorsError, match=r"two\.safetensors repeats the tensor 'w' of one\.safetensors"):
-        read_folder(tmp_path)
+        read_safetensors_folder(tmp_path)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SafetensorsError, match="holds no"):
-        read_folder(tmp_path)
+        read_safetensors_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ def test_the_source_dtype_is_the_narrowest_that_loses_nothing(
     tmp_path: Path, tensors: dict[str, tuple[str, list[int]]], dtype: str
 ) -> None:
     _write(tmp_path, _file(tensors))
-    assert source_dtype(read_folder(tmp_path)) == dtype
+    assert safetensors_dtype(read_safetensors_folder(tmp_path)) == dtype
 
 
 @pytest.mark.parametrize(
@@ -196,8 +201,8 @@ def test_nan_and_infinity_are_found_by_tensor_name(tmp_path: Path, dtype: str, b
     nan = {"F32": 0x7FC00000, "F16": 0xFE00, "BF16": 0x7FC0, "F64": 0x7FF8 << 48}[dtype]
     infinity = {"F32": 0xFF800000, "F16": 0x7C00, "BF16": 0xFF80, "F64": 0x7FF0 << 48}[dtype]
     data = bytearray(_file({"good": (dtype, [3, 5]), "nan": (dtype, [3, 5]), "inf": (dtype, [3, 5])}))
-    file = read_file(_write(tmp_path, bytes(data)))
+    file = read_safetensors_file(_write(tmp_path, bytes(data)))
     struct.pack_into(bits, data, file.tensors["nan"].end - _ITEM_BYTES[dtype], nan)
     struct.pack_into(bits, data, file.tensors["inf"].start, infinity)
     _write(tmp_path, bytes(data))
-    assert find_nonfinite([file]) == ["nan", "inf"]
+    assert find_nonfinite_tensors([file]) == ["nan", "inf"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.llama.sampling import Sampler, Sampling, Text, candidates, largest
+from eval.llama.sampling import GeneratedText, Sampler, Sampling, largest_logits, sampling_candidates
 from quantyard.protocol.runner import StageFailure
 
 Row = npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ def test_top_k_of_one_is_greedy(row: Row, temperature: float, seed: int) -> None
 
 @given(logits, samplings)
 def test_a_choice_is_a_candidate_and_the_likeliest_token_always_is_one(row: Row, sampling: Sampling) -> None:
-    ids, weights = candidates(row, sampling)
+    ids, weights = sampling_candidates(row, sampling)
     assert Sampler(sampling, 3).choose(row) in ids
     mass = plain_softmax(row, sampling.temperature)
     assert mass[ids].max() == mass.max()  # logits that differ by 1e-45 are equally likely
@@ -55,14 +55,14 @@ def test_a_choice_is_a_candidate_and_the_likeliest_token_always_is_one(row: Row,
 def test_each_step_works_on_what_the_one_before_left(row: Row, sampling: Sampling) -> None:
     t, ids = sampling.temperature, np.arange(len(row))
     for step in ({"top_k": sampling.top_k}, {"top_p": sampling.top_p}, {"min_p": sampling.min_p}):
-        ids = ids[candidates(row[ids], Sampling(temperature=t, **step))[0]]
-    assert candidates(row, sampling)[0].tolist() == ids.tolist()
+        ids = ids[sampling_candidates(row[ids], Sampling(temperature=t, **step))[0]]
+    assert sampling_candidates(row, sampling)[0].tolist() == ids.tolist()
 
 
 @given(logits, st.floats(0, 0.999), st.floats(0.05, 5))
 def test_top_p_keeps_the_smallest_set_that_reaches_its_mass(row: Row, p: float, temperature: float) -> None:
     mass = plain_softmax(row, temperature)
-    ids, _weights = candidates(row, Sampling(temperature=temperature, top_p=p))
+    ids, _weights = sampling_candidates(row, Sampling(temperature=temperature, top_p=p))
     kept = mass[ids]
     assert kept.sum() >= p - 1e-9
     assert len(ids) == 1 or kept.sum() - kept.min() < p + 1e-9
@@ -72,7 +72,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_its_mass(row: Row, p: float, 
 @given(logits, st.floats(0.001, 1), st.floats(0.05, 5))
 def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(row: Row, p: float, temperature: float) -> None:
     mass = plain_softmax(row, temperature)
-    ids, _weights = candidates(row, Sampling(temperature=temperature, min_p=p))
+    ids, _weights = sampling_candidates(row, Sampling(temperature=temperature, min_p=p))
     assert (mass[ids] >= p * mass.max() * (1 - 1e-9)).all()
     assert (np.delete(mass, ids) <= p * mass.max() * (1 + 1e-9)).all()
 
@@ -80,14 +80,14 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(row: Row, p: flo
 @given(logits, st.integers(1, 60))
 def test_largest_prefers_the_first_of_equal_values(row: Row, count: int) -> None:
     expected = np.sort(np.argsort(-row, kind="stable")[:count])
-    assert largest(row, count).tolist() == expected.tolist()
+    assert largest_logits(row, count).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0, 8.0])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
 def test_top_p_looks_as_far_into_a_large_vocabulary_as_it_must(sigma: float, p: float) -> None:
     row = np.random.default_rng(7).normal(0, sigma, 30_000).astype(np.float32)
-    ids, _weights = candidates(row, Sampling(temperature=1, top_p=p))
+    ids, _weights = sampling_candidates(row, Sampling(temperature=1, top_p=p))
     order = np.argsort(-row, kind="stable")
     enough = int(np.searchsorted(np.cumsum(plain_softmax(row, 1)[order]), p)) + 1
     assert abs(len(ids) - enough) <= 1
@@ -104,8 +104,8 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_a_higher_temperature_flattens_and_comes_before_top_p() -> None:
     row = np.log(np.array([0.8, 0.1, 0.1], np.float32))
-    assert candidates(row, Sampling(temperature=1.0, top_p=0.75))[0].tolist() == [0]
-    ids, weights = candidates(row, Sampling(temperature=2.0, top_p=0.75))
+    assert sampling_candidates(row, Sampling(temperature=1.0, top_p=0.75))[0].tolist() == [0]
+    ids, weights = sampling_candidates(row, Sampling(temperature=2.0, top_p=0.75))
     assert ids.tolist() == [0, 1]
     assert weights[0] / weights[1] == pytest.approx(math.sqrt(8), rel=1e-5)
 
@@ -161,7 +161,7 @@ stops = st.lists(st.text("aé€😀\n", max_size=4), max_size=3)
 
 @given(st.text("aé€😀\n", max_size=30), stops, st.lists(st.integers(1, 5), min_size=1))
 def test_a_stop_string_is_found_wherever_tokens_end(text: str, stop: list[str], sizes: list[int]) -> None:
-    data, grown, ended = text.encode(), Text(stop), False
+    data, grown, ended = text.encode(), GeneratedText(stop), False
     at = number = 0
     while at < len(data) and not ended:
         size = sizes[number % len(sizes)]
@@ -173,7 +173,7 @@ def test_a_stop_string_is_found_wherever_tokens_end(text: str, stop: list[str], 
 
 
 def test_a_stop_string_after_half_a_character_is_found() -> None:
-    text = Text(["END"])
+    text = GeneratedText(["END"])
     assert not text.add("€".encode()[:2])
     assert not text.add(b"EN")
     assert text.add(b"D!")
@@ -181,13 +181,13 @@ def test_a_stop_string_after_half_a_character_is_found() -> None:
 
 
 def test_a_special_token_named_as_a_stop_string_ends_the_text() -> None:
-    text = Text(["<|im_start|>"])
+    text = GeneratedText(["<|im_start|>"])
     assert not text.add(b"Hi", b"")
     assert text.add(b"", b"<|im_start|>")
     assert text.cut() == "Hi"
 
 
 def test_empty_stop_strings_stop_nothing() -> None:
-    text = Text(["", ""])
+    text = GeneratedText(["", ""])
     assert not text.add(b"Hello")
     assert text.cut() == "Hello"

@@ -18,9 +18,9 @@ import pytest
 from rich.console import Console
 
 from quantyard.engines import OnProgress
-from quantyard.engines.capacity import one_machine
+from quantyard.engines.capacity import one_machine_capacity
 from quantyard.errors import EngineError, QuantyardError, StageFailed
-from quantyard.execution.manifest_writer import placed
+from quantyard.execution.manifest_writer import placed_record
 from quantyard.execution.progress import LiveReporter
 from quantyard.execution.runner import Builder
 from quantyard.execution.scheduler import Concurrency, InOrder, Stopwatch, concurrency_of
@@ -125,8 +125,8 @@ def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
 
 
 def test_room_is_for_as_many_steps_as_cores_but_a_few_at_most_and_for_half_the_memory() -> None:
-    assert concurrency_of(one_machine("", 2, 16 * 2**30)) == Concurrency(2, 8 * 2**30)
-    assert concurrency_of(one_machine("", 64, 16 * 2**30)).stages == 4
+    assert concurrency_of(one_machine_capacity("", 2, 16 * 2**30)) == Concurrency(2, 8 * 2**30)
+    assert concurrency_of(one_machine_capacity("", 64, 16 * 2**30)).stages == 4
     concurrency = Concurrency(2, 100)
     assert concurrency.allows(0, 0, 1000) and concurrency.allows(1, 60, 40)
     assert not concurrency.allows(1, 60, 41) and not concurrency.allows(2, 0, 1)
@@ -160,11 +160,11 @@ def test_whichever_ends_first_the_lines_and_the_manifest_keep_the_plans_order(
 def test_a_record_takes_its_place_in_the_plan_and_leaves_the_others_where_they_are() -> None:
     order = ["convert", "quantize A", "verify A", "quantize B", "report"]
     records = {"lora": 1, "convert": 1, "quantize B": 1}
-    assert list(placed(records, "verify A", 2, order)) == ["lora", "convert", "verify A", "quantize B"]
-    assert list(placed(records, "report", 2, order))[-1] == "report"
-    assert list(placed(records, "lora", 2, order)) == list(records)
-    assert list(placed({"quantize B": 1}, "convert", 2, order)) == ["convert", "quantize B"]
-    assert list(placed({"other": 1}, "convert", 2, order)) == ["other", "convert"]
+    assert list(placed_record(records, "verify A", 2, order)) == ["lora", "convert", "verify A", "quantize B"]
+    assert list(placed_record(records, "report", 2, order))[-1] == "report"
+    assert list(placed_record(records, "lora", 2, order)) == list(records)
+    assert list(placed_record({"quantize B": 1}, "convert", 2, order)) == ["convert", "quantize B"]
+    assert list(placed_record({"other": 1}, "convert", 2, order)) == ["other", "convert"]
 
 
 def test_things_are_said_in_order_and_the_rest_at_the_end() -> None:
@@ -369,14 +369,14 @@ def test_a_disk_that_fails_under_the_manifest_stops_the_others_too(
     engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0})
     builder = make_builder(local_source, engine, QUANTS)
     builder.limit = WIDE
-    write = manifest.write_file
+    write = manifest.write_file_atomically
 
     def full(path: Path, content: bytes) -> None:
         if b"quantize Q3_K_M" in content:
             raise QuantyardError("The disk is full.")
         write(path, content)
 
-    monkeypatch.setattr(manifest, "write_file", full)
+    monkeypatch.setattr(manifest, "write_file_atomically", full)
     with pytest.raises(QuantyardError, match="disk is full"):
         builder.run(notes)
     assert engine.running == set() and _unfinished(builder.store) == []

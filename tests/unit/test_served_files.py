@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.request import read_request
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
-from quantyard.serve.model_image import check_tag
+from quantyard.serve.model_image import check_served_image_tag
 from quantyard.serve.run import serve_local
-from quantyard.serve.served_files import api_key, offer, served_files
+from quantyard.serve.served_files import offer_served_files, served_api_key, served_files
 
 
 def model(folder: Path, name: str) -> Path:
@@ -25,21 +25,21 @@ def model(folder: Path, name: str) -> Path:
 
 def test_what_is_served_is_what_was_built_last_and_no_byte_is_copied(tmp_path: Path) -> None:
     first, second = model(tmp_path / "org", "a-Q4_K_M.gguf"), model(tmp_path / "org", "a-Q8_0.gguf")
-    folder = offer(tmp_path, [first, second])
+    folder = offer_served_files(tmp_path, [first, second])
     assert folder == tmp_path / "served"
     assert [path.name for path in served_files(tmp_path, None)] == ["a-Q4_K_M.gguf", "a-Q8_0.gguf"]
     assert (folder / first.name).samefile(first)
-    offer(tmp_path, [second])
+    offer_served_files(tmp_path, [second])
     assert served_files(tmp_path, None) == [folder / second.name]
     assert first.exists()
 
 
 def test_a_file_that_was_built_anew_replaces_the_one_that_was_served(tmp_path: Path) -> None:
     path = model(tmp_path / "org", "a.gguf")
-    offer(tmp_path, [path])
+    offer_served_files(tmp_path, [path])
     path.unlink()
     path.write_bytes(b"GGUF new")
-    offer(tmp_path, [path])
+    offer_served_files(tmp_path, [path])
     assert served_files(tmp_path, None)[0].read_bytes() == b"GGUF new"
 
 
@@ -47,19 +47,19 @@ def test_what_cannot_be_linked_is_not_served_and_what_was_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = model(tmp_path / "org", "old.gguf")
-    offer(tmp_path, [old])
+    offer_served_files(tmp_path, [old])
 
     def refuse(*_paths: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert offer(tmp_path, [model(tmp_path / "org", "new.gguf")]) is None
+    assert offer_served_files(tmp_path, [model(tmp_path / "org", "new.gguf")]) is None
     assert [path.name for path in served_files(tmp_path, None)] == ["old.gguf"]
 
 
 def test_a_model_in_several_parts_is_not_served_by_its_first_alone(tmp_path: Path) -> None:
     part = model(tmp_path / "org", "big-00001-of-00002.gguf")
-    assert offer(tmp_path, [part]) is None
+    assert offer_served_files(tmp_path, [part]) is None
     assert not list((tmp_path / "served").glob("*.gguf"))
 
 
@@ -78,8 +78,8 @@ def test_nothing_built_and_a_wrong_file_say_what_to_type(tmp_path: Path) -> None
 
 
 def test_the_key_is_made_once_and_readable_to_its_owner_alone(tmp_path: Path) -> None:
-    key = api_key(tmp_path)
-    assert key == api_key(tmp_path) and key.startswith("qy-") and len(key) == 51
+    key = served_api_key(tmp_path)
+    assert key == served_api_key(tmp_path) and key.startswith("qy-") and len(key) == 51
     assert (tmp_path / "keys" / "api-key").stat().st_mode & 0o777 == 0o600
 
 
@@ -87,10 +87,10 @@ def test_a_key_of_ones_own_is_taken_comments_and_blank_lines_apart(tmp_path: Pat
     (tmp_path / "keys").mkdir()
     path = tmp_path / "keys" / "api-key"
     path.write_text("# mine\n\n  secret \nother\n")
-    assert api_key(tmp_path) == "secret"
+    assert served_api_key(tmp_path) == "secret"
     path.write_text("# nothing\n")
     with pytest.raises(BadRequest, match="is empty") as caught:
-        api_key(tmp_path)
+        served_api_key(tmp_path)
     assert f"rm {path}" in caught.value.hint
 
 
@@ -100,7 +100,7 @@ def test_a_port_that_is_taken_is_named_with_another_to_try(tmp_path: Path) -> No
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        request = read_request(argparse.Namespace(PORT=None), {"ARTIFACTS": str(tmp_path), "PORT": str(port)})
+        request = read_command_request(argparse.Namespace(PORT=None), {"ARTIFACTS": str(tmp_path), "PORT": str(port)})
         with pytest.raises(BadRequest, match=f"Port {port} of 127.0.0.1 is taken") as caught:
             serve_local(request, Path("/no/python"), {})
     assert f"PORT={port + 1}" in caught.value.hint
@@ -108,10 +108,10 @@ def test_a_port_that_is_taken_is_named_with_another_to_try(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("tag", ["model", "team/model:q4", "localhost:5000/team/model:Q4_K_M", "a.b-c/d_e:1.0"])
 def test_the_name_of_an_image_may_be_what_docker_takes(tag: str) -> None:
-    check_tag(tag)
+    check_served_image_tag(tag)
 
 
 @pytest.mark.parametrize("tag", ["", "Upper/case", "a b", "-a", "a:", "a:-b", "a//b$"])
 def test_what_docker_would_refuse_is_refused_at_once(tag: str) -> None:
     with pytest.raises(BadRequest, match="TAG"):
-        check_tag(tag)
+        check_served_image_tag(tag)

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.commands import MEASURING
-from quantyard.cli.parser import add_options
-from quantyard.cli.request import read_request
+from quantyard.cli.parser import add_command_options
+from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
-from quantyard.quants.catalog import find
+from quantyard.quants.catalog import find_quant
 from quantyard.requests import BuildRequest, MeasureRequest
 
 
 def _read(*argv: str, **environment: str) -> BuildRequest:
     parser = argparse.ArgumentParser()
-    add_options(parser)
-    return read_request(parser.parse_args(argv), environment)
+    add_command_options(parser)
+    return read_command_request(parser.parse_args(argv), environment)
 
 
 def test_make_variables_and_options_meet_in_the_same_setting() -> None:
@@ -111,7 +111,7 @@ def test_what_is_to_be_measured_is_read_from_options_and_variables_alike(tmp_pat
         DATASETS=str(tmp_path), ALLOW_UNSAFE_CODE="1", N_GPU_LAYERS="-1", MAX_LENGTH="2048",
     )
     assert request.measure == MeasureRequest(
-        suite="standard", baseline=find("Q8_0"), tasks=("piqa", "arc_easy"), limit=50, num_fewshot=None, seed=0,
+        suite="standard", baseline=find_quant("Q8_0"), tasks=("piqa", "arc_easy"), limit=50, num_fewshot=None, seed=0,
         datasets=tmp_path, allow_unsafe_code=True, n_gpu_layers=-1, max_length=2048,
     )
 
@@ -122,5 +122,5 @@ def test_what_is_not_said_of_a_measuring_is_left_to_the_suite() -> None:
 
 def test_a_command_that_does_not_measure_does_not_read_what_only_measuring_needs() -> None:
     parser = argparse.ArgumentParser()
-    add_options(parser, ("MODEL", "QUANT"))
-    assert read_request(parser.parse_args([]), dict.fromkeys(MEASURING, "nonsense")).measure is None
+    add_command_options(parser, ("MODEL", "QUANT"))
+    assert read_command_request(parser.parse_args([]), dict.fromkeys(MEASURING, "nonsense")).measure is None

@@ -10,9 +10,9 @@ import pytest
 from quantyard.errors import BadSource, NeedsPermission
 from quantyard.hub.client import HubAccess
 from quantyard.protocol.base import FileEntry
-from quantyard.quants.catalog import find
-from quantyard.quants.selection import parse_list
-from quantyard.sources.resolve import Source, find_source, recall_source, refuse_requantizing
+from quantyard.quants.catalog import find_quant
+from quantyard.quants.selection import parse_quants
+from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.unit.conftest import MakeBuilder, Notes
@@ -59,14 +59,14 @@ def test_a_changed_folder_is_another_model(tmp_path: Path, local_source: Source)
     ("name", "quant"), [("m-Q4_K_M.gguf", "Q4_K_M"), ("m.q8_0.gguf", "Q8_0"), ("m-BF16-00001-of-00002.gguf", "BF16")]
 )
 def test_a_gguf_on_the_hub_says_by_its_name_what_it_is(name: str, quant: str, hub_source: Source) -> None:
-    assert _hub_gguf(hub_source, name).named_quant == find(quant)
+    assert _hub_gguf(hub_source, name).named_quant == find_quant(quant)
 
 
 def test_a_quantized_gguf_on_the_hub_is_refused_before_it_is_downloaded(hub_source: Source) -> None:
     source = _hub_gguf(hub_source, "m-Q4_K_M.gguf")
     with pytest.raises(NeedsPermission, match=r"m-Q4_K_M\.gguf is quantized already; making Q8_0"):
-        refuse_requantizing(source, parse_list("Q8_0"), "auto", allowed=False)
-    refuse_requantizing(source, parse_list("Q4_K_M,COPY"), "auto", allowed=False)
+        refuse_quantized_source(source, parse_quants("Q8_0"), "auto", allowed=False)
+    refuse_quantized_source(source, parse_quants("Q4_K_M,COPY"), "auto", allowed=False)
 
 
 def test_a_gguf_that_is_the_wanted_quant_already_is_verified_as_it_is(

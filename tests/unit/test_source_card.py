@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantyard.formats.gguf_values import GgufArray
-from quantyard.hub.model_card import MAX_ITEMS, card_of_gguf, card_of_hub, card_of_readme
+from quantyard.hub.model_card import MAX_ITEMS, hub_card_of_gguf, hub_card_of_readme, hub_card_of_repo
 from quantyard.store.manifest import SourceCard
 
 README = """---
@@ -32,11 +32,11 @@ tags: [conversational, math]
 
 
 def readme(front_matter: str) -> tuple[str | None, SourceCard]:
-    return card_of_readme(f"---\n{front_matter}\n---\n# Text\n")
+    return hub_card_of_readme(f"---\n{front_matter}\n---\n# Text\n")
 
 
 def test_a_readme_gives_its_licence_and_card() -> None:
-    license_id, card = card_of_readme(README)
+    license_id, card = hub_card_of_readme(README)
     assert license_id == "other"
     assert card == SourceCard(
         license_name="lagoon-1.0", license_link="https://lagoon.example/license", languages=["en", "no"],
@@ -45,7 +45,7 @@ def test_a_readme_gives_its_licence_and_card() -> None:
 
 
 def test_windows_line_ends_and_a_byte_order_mark_do_no_harm() -> None:
-    assert card_of_readme("\ufeff" + README.replace("\n", "\r\n")) == card_of_readme(README)
+    assert hub_card_of_readme("\ufeff" + README.replace("\n", "\r\n")) == hub_card_of_readme(README)
 
 
 def test_norwegian_is_a_language_and_no_truth_value() -> None:
@@ -81,7 +81,7 @@ def test_broken_or_hostile_front_matter_gives_an_empty_card(front_matter: str) -
 
 @pytest.mark.parametrize("text", ["", "# Only text", "---\nlicense: mit\n", "text\n---\nlicense: mit\n---\n"])
 def test_a_readme_without_front_matter_gives_an_empty_card(text: str) -> None:
-    assert card_of_readme(text) == (None, SourceCard())
+    assert hub_card_of_readme(text) == (None, SourceCard())
 
 
 def test_values_are_bounded_and_of_one_line() -> None:
@@ -98,7 +98,7 @@ def test_values_are_bounded_and_of_one_line() -> None:
 @given(st.text())
 def test_no_readme_whatsoever_is_an_error(text: str) -> None:
     for content in (text, f"---\n{text}\n---\n"):
-        license_id, card = card_of_readme(content)
+        license_id, card = hub_card_of_readme(content)
         assert all(value.isprintable() for value in (license_id or "", card.license_name, *card.tags))
 
 
@@ -112,7 +112,7 @@ def info(**fields: Any) -> ModelInfo:
 def test_the_hubs_words_on_gate_and_task_win() -> None:
     card_data = {"license": "other", "license_name": "lagoon-1.0", "language": "en", "tags": ["math"],
                  "license_link": "LICENSE", "extra_gated_prompt": "Agree."}  # fmt: skip
-    card = card_of_hub(info(cardData=card_data, gated="manual", pipeline_tag="text-generation"))
+    card = hub_card_of_repo(info(cardData=card_data, gated="manual", pipeline_tag="text-generation"))
     assert card == SourceCard(
         license_name="lagoon-1.0", license_link="LICENSE", gated="manual", languages=["en"],
         pipeline_tag="text-generation", tags=["math"],
@@ -121,15 +121,15 @@ def test_the_hubs_words_on_gate_and_task_win() -> None:
 
 @pytest.mark.parametrize(("gated", "expected"), [(False, ""), (None, ""), ("auto", "auto"), (True, "auto")])
 def test_a_gate_of_the_hub_is_carried_on(gated: Any, expected: str) -> None:
-    assert card_of_hub(info(gated=gated)).gated == expected
+    assert hub_card_of_repo(info(gated=gated)).gated == expected
 
 
 def test_a_hub_model_without_a_card_gives_an_empty_one() -> None:
-    assert card_of_hub(info()) == SourceCard()
+    assert hub_card_of_repo(info()) == SourceCard()
 
 
 def test_false_as_a_language_is_norwegian() -> None:
-    assert card_of_hub(info(cardData={"language": ["en", False]})).languages == ["en", "no"]
+    assert hub_card_of_repo(info(cardData={"language": ["en", False]})).languages == ["en", "no"]
 
 
 # ---- a GGUF ------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_gguf_gives_its_licence_and_card(tmp_path: Path) -> None:
     tags = array(tmp_path / "model.gguf", "math", "text-generation")
     metadata = {"general.license": "apache-2.0", "general.license.link": "LICENSE", "general.tags": tags,
                 "general.languages": ["en"]}  # fmt: skip
-    license_id, card = card_of_gguf(metadata, tmp_path / "model.gguf")
+    license_id, card = hub_card_of_gguf(metadata, tmp_path / "model.gguf")
     assert license_id == "apache-2.0"
     assert card == SourceCard(
         license_link="LICENSE", languages=["en"], pipeline_tag="text-generation", tags=["math", "text-generation"]
@@ -155,10 +155,10 @@ def test_a_gguf_gives_its_licence_and_card(tmp_path: Path) -> None:
 def test_arrays_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     for tags in (array(path, "math", length=2), array(path, "math", length=1_000_000), 3, "math", None):
-        assert card_of_gguf({"general.tags": tags}, path) == (None, SourceCard())
-    assert card_of_gguf({"general.tags": array(path, "math")}, tmp_path / "missing")[1].tags == []
-    assert card_of_gguf({"general.tags": array(path, "math")})[1].tags == []
+        assert hub_card_of_gguf({"general.tags": tags}, path) == (None, SourceCard())
+    assert hub_card_of_gguf({"general.tags": array(path, "math")}, tmp_path / "missing")[1].tags == []
+    assert hub_card_of_gguf({"general.tags": array(path, "math")})[1].tags == []
 
 
 def test_metadata_of_other_types_is_no_licence() -> None:
-    assert card_of_gguf({"general.license": 7, "general.license.name": b"x"}) == (None, SourceCard())
+    assert hub_card_of_gguf({"general.license": 7, "general.license.name": b"x"}) == (None, SourceCard())

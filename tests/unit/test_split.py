@@ -10,8 +10,8 @@ import gguf as gguf_py
 import pytest
 from pydantic import ValidationError
 
-from builder.split import bytes_for_tensors, check_shards, split
-from quantyard.formats.gguf import GgufHeader, read_header, read_model
+from builder.split import check_split_shards, split, split_tensor_bytes
+from quantyard.formats.gguf import GgufHeader, read_gguf_header, read_gguf_model
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import SplitRequest
 from quantyard.protocol.runner import Stage, StageFailure
@@ -84,7 +84,7 @@ def test_metadata_is_in_the_first_shard_with_its_types(stage: Stage) -> None:
     before, after = (gguf_py.GGUFReader(path).fields for path in (_source(stage), _shards(stage)[0]))
     for name in SMALL_METADATA:
         assert (after[name].types, after[name].contents()) == (before[name].types, before[name].contents()), name
-    assert not read_header(_shards(stage)[1]).architecture
+    assert not read_gguf_header(_shards(stage)[1]).architecture
 
 
 def test_a_vocabulary_that_is_no_utf_8_is_kept_as_it_is(stage: Stage) -> None:
@@ -106,7 +106,7 @@ def test_quantized_tensors_keep_their_type_and_shape(stage: Stage) -> None:
     quantized = tuple(TensorSpec(f"blk.{i}.weight", (1600, 800), "Q8_0", blocks) for i in range(3))
     _source(stage).write_bytes(gguf(SMALL_METADATA, quantized))
     split(stage, _request())
-    made = read_model(_shards(stage)[0])
+    made = read_gguf_model(_shards(stage)[0])
     assert [(tensor.type.name, tensor.shape) for tensor in made.tensors] == [("Q8_0", (1600, 800))] * 3
 
 
@@ -176,7 +176,7 @@ def test_a_prefix_leads_to_no_other_folder(prefix: str) -> None:
 
 def _checked(stage: Stage, limit: int = LIMIT_BYTES) -> StageFailure:
     with pytest.raises(StageFailure) as failed:
-        check_shards(stage, read_model(_source(stage)), read_model(_shards(stage)[0]), limit)
+        check_split_shards(stage, read_gguf_model(_source(stage)), read_gguf_model(_shards(stage)[0]), limit)
     assert failed.value.exit_code is ExitCode.BUG
     return failed.value
 
@@ -184,7 +184,7 @@ def _checked(stage: Stage, limit: int = LIMIT_BYTES) -> StageFailure:
 @pytest.fixture
 def made(stage: Stage) -> GgufHeader:
     split(stage, _request())
-    return read_model(_shards(stage)[0])
+    return read_gguf_model(_shards(stage)[0])
 
 
 @pytest.mark.parametrize("where", [0, EACH_BYTES // 2, EACH_BYTES - 1])
@@ -223,6 +223,6 @@ def test_a_file_that_is_no_shard_is_noticed(stage: Stage) -> None:
 
 
 def test_room_is_kept_for_the_header(stage: Stage) -> None:
-    source = read_model(_source(stage))
-    assert bytes_for_tensors(source, 3_000_000) == 2_000_000
-    assert bytes_for_tensors(source, 3_002_000) == 3_000_000
+    source = read_gguf_model(_source(stage))
+    assert split_tensor_bytes(source, 3_000_000) == 2_000_000
+    assert split_tensor_bytes(source, 3_002_000) == 3_000_000

@@ -14,6 +14,7 @@ from eval.analysis.statistics import (
     Z,
     bits_change,
     bits_interval,
+    is_interval_settled,
     mcnemar_p,
     mean_interval,
     paired_means_interval,
@@ -22,10 +23,9 @@ from eval.analysis.statistics import (
     perplexity_interval,
     questions_needed_for_means,
     questions_needed_for_proportions,
-    settled,
     t_quantile,
 )
-from quantyard.metrics.intervals import wilson
+from quantyard.metrics.intervals import wilson_interval
 from quantyard.protocol.measurements import Interval
 
 flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).filter(lambda t: sum(t) > 0)
@@ -40,7 +40,7 @@ flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).f
 )
 def test_wilsons_interval_is_that_of_newcombes_table(right: int, n: int, low: float, high: float) -> None:
     # Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3.
-    interval = wilson(right, n)
+    interval = wilson_interval(right, n)
     assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
@@ -129,7 +129,7 @@ def test_an_interval_of_proportions_lies_in_its_range_around_its_value(counts: t
     lost, gained, _ = counts
     difference = paired_proportions_interval(lost, gained, sum(counts))
     assert -1 <= difference.low <= difference.value <= difference.high <= 1
-    share = wilson(lost, sum(counts))
+    share = wilson_interval(lost, sum(counts))
     assert 0 <= share.low <= share.value <= share.high <= 1
 
 
@@ -259,16 +259,16 @@ def test_that_many_questions_settle_it_and_one_less_does_not(counts: tuple[int, 
     needed = questions_needed_for_proportions(lost, gained, n, margin)
     assert needed > n
     at = paired_proportions_interval(lost * needed / n, gained * needed / n, needed)
-    assert settled(at, margin)
+    assert is_interval_settled(at, margin)
     before = paired_proportions_interval(lost * (needed - 1) / n, gained * (needed - 1) / n, needed - 1)
     unsure = mcnemar_p(round(lost * (needed - 1) / n), round(gained * (needed - 1) / n)) >= 0.05
-    assert not settled(before, margin) or unsure or needed == n + 1
+    assert not is_interval_settled(before, margin) or unsure or needed == n + 1
 
 
 def test_without_a_flip_381_questions_show_that_two_files_are_within_one_per_cent() -> None:
     assert questions_needed_for_proportions(0, 0, 100, 0.01) == 381
-    assert settled(paired_proportions_interval(0, 0, 381), 0.01)
-    assert not settled(paired_proportions_interval(0, 0, 380), 0.01)
+    assert is_interval_settled(paired_proportions_interval(0, 0, 381), 0.01)
+    assert not is_interval_settled(paired_proportions_interval(0, 0, 380), 0.01)
 
 
 def test_where_mcnemar_hesitates_more_questions_are_asked_for_although_the_interval_leaves_out_0() -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from quantyard.files.atomic import write_file
+from quantyard.files.atomic import write_file_atomically
 from quantyard.paths import REPO_DIR
 from quantyard.store.artifact import ModelId
 from quantyard.store.hash_cache import HashCache
@@ -63,8 +63,8 @@ def test_a_killed_build_does_not_hold_its_lock(tmp_path: Path) -> None:
 
 
 def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_file(tmp_path / "manifest.json", b"old")
-    write_file(tmp_path / "manifest.json", b"new")
+    write_file_atomically(tmp_path / "manifest.json", b"old")
+    write_file_atomically(tmp_path / "manifest.json", b"new")
     assert (tmp_path / "manifest.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
-from quantyard.plan.suites import BUILTIN, BadSuite, LoadedSuite, adjusted, find_suite
+from quantyard.plan.suites import BUILTIN, BadSuite, LoadedSuite, adjusted_suite, find_suite
 from quantyard.protocol.evaluation import Suite, TaskEntry
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
@@ -261,27 +261,27 @@ LOADED = LoadedSuite(SUITE, None, Path("s.yaml"))
 
 
 def test_nothing_given_changes_nothing() -> None:
-    assert adjusted(LOADED) == SUITE
+    assert adjusted_suite(LOADED) == SUITE
 
 
 def test_limit_examples_and_seed_hold_for_every_task() -> None:
-    changed = adjusted(LOADED, limit=5, num_fewshot=0, seed=3)
+    changed = adjusted_suite(LOADED, limit=5, num_fewshot=0, seed=3)
     assert [(t.limit, t.num_fewshot) for t in changed.tasks] == [(5, 0), (5, 0)] and changed.seed == 3
     assert not changed.needs_network
 
 
 def test_a_changed_suite_has_a_name_of_its_own() -> None:
-    assert adjusted(LOADED, limit=5, seed=3).name == "s+limit-5+seed-3"
-    assert adjusted(LOADED, tasks=("b",), num_fewshot=0).name == "s+b+num_fewshot-0"
+    assert adjusted_suite(LOADED, limit=5, seed=3).name == "s+limit-5+seed-3"
+    assert adjusted_suite(LOADED, tasks=("b",), num_fewshot=0).name == "s+b+num_fewshot-0"
 
 
 def test_chosen_tasks_keep_their_settings_and_foreign_ones_need_a_network() -> None:
     smoke = find_suite("smoke")
-    chosen = adjusted(smoke, tasks=("smoke_questions", "smoke_prose"))
+    chosen = adjusted_suite(smoke, tasks=("smoke_questions", "smoke_prose"))
     assert chosen.tasks == (smoke.suite.tasks[0], TaskEntry(task="smoke_prose")) and not chosen.needs_network
-    more = adjusted(LOADED, tasks=("a", "arc_easy"))
+    more = adjusted_suite(LOADED, tasks=("a", "arc_easy"))
     assert more.tasks == (SUITE.tasks[0], TaskEntry(task="arc_easy")) and more.needs_network
-    assert adjusted(smoke, tasks=("arc_easy",)).needs_network
+    assert adjusted_suite(smoke, tasks=("arc_easy",)).needs_network
 
 
 @pytest.mark.parametrize(
@@ -289,4 +289,4 @@ def test_chosen_tasks_keep_their_settings_and_foreign_ones_need_a_network() -> N
 )
 def test_what_cannot_be_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(BadSuite):
-        adjusted(LOADED, **change)  # type: ignore[arg-type]
+        adjusted_suite(LOADED, **change)  # type: ignore[arg-type]

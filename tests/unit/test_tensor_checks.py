@@ -11,10 +11,10 @@ import gguf as gguf_py
 import numpy as np
 import pytest
 
-from builder.checks.tensors import compare_tensors, nonfinite_blocks, type_counts
-from quantyard.formats.ggml_types import TENSOR_TYPES, TYPE_BY_NAME, Scale, TensorType
-from quantyard.formats.gguf import GgufHeader, read_header
-from quantyard.formats.tensor_patterns import type_for_row
+from builder.checks.tensors import compare_tensors, count_nonfinite_blocks, count_tensor_types
+from quantyard.formats.ggml_types import TENSOR_TYPES, TYPE_BY_NAME, BlockScale, TensorType
+from quantyard.formats.gguf import GgufHeader, read_gguf_header
+from quantyard.formats.tensor_patterns import tensor_type_for_row
 from tests.gguf_files import TensorSpec, gguf
 
 _NAN = {
@@ -37,15 +37,15 @@ def _tensor_file(folder: Path, row: TensorType, data: bytes) -> GgufHeader:
     n_blocks = len(data) // row.type_size_bytes
     path = folder / "model.gguf"
     path.write_bytes(gguf({}, [TensorSpec("t", (n_blocks * row.block_size,), row.name, data)]))
-    return read_header(path)
+    return read_gguf_header(path)
 
 
 def _count(folder: Path, row: TensorType, data: bytes) -> int:
     header = _tensor_file(folder, row, data)
-    return nonfinite_blocks(header.paths[0], header.tensors[0])
+    return count_nonfinite_blocks(header.paths[0], header.tensors[0])
 
 
-def _plant(row: TensorType, scale: Scale, bits: bytes, n_blocks: int, bad: tuple[int, ...]) -> bytes:
+def _plant(row: TensorType, scale: BlockScale, bits: bytes, n_blocks: int, bad: tuple[int, ...]) -> bytes:
     data = bytearray(n_blocks * row.type_size_bytes)
     for block in bad:
         start = block * row.type_size_bytes + scale.offset_bytes
@@ -55,7 +55,7 @@ def _plant(row: TensorType, scale: Scale, bits: bytes, n_blocks: int, bad: tuple
 
 @pytest.mark.parametrize(("row", "scale"), _PLANTED, ids=lambda x: getattr(x, "name", None) or str(x.offset_bytes))
 def test_a_planted_nan_or_infinity_is_found_in_every_scale_of_every_type(
-    tmp_path: Path, row: TensorType, scale: Scale
+    tmp_path: Path, row: TensorType, scale: BlockScale
 ) -> None:
     for bits in filter(None, (_NAN[scale.kind], _INFINITY.get(scale.kind))):
         assert _count(tmp_path, row, _plant(row, scale, bits, 9, (0, 4, 8))) == 3
@@ -98,7 +98,7 @@ def test_a_tensor_of_many_chunks_is_read_in_little_memory(tmp_path: Path) -> Non
     n_blocks = 200_000  # 42 MB
     header = _tensor_file(tmp_path, row, _plant(row, row.scales[0], b"\x00\x7e", n_blocks, (0, 19_972, 199_999)))
     tracemalloc.start()
-    assert nonfinite_blocks(header.paths[0], header.tensors[0]) == 3
+    assert count_nonfinite_blocks(header.paths[0], header.tensors[0]) == 3
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 16_000_000
@@ -109,7 +109,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     with header.paths[0].open("r+b") as stream:
         stream.truncate(1000)
     with pytest.raises(OSError, match="became shorter"):
-        nonfinite_blocks(header.paths[0], header.tensors[0])
+        count_nonfinite_blocks(header.paths[0], header.tensors[0])
 
 
 _SOURCE = (
@@ -127,7 +127,7 @@ def _compare(folder: Path, after: Mapping[str, TensorSpec | None], quant: str = 
     for name, tensors in (("source", list(_SOURCE)), ("quantized", [t for t in quantized_or_none.values() if t])):
         path = folder / f"{name}.gguf"
         path.write_bytes(gguf({}, tensors))
-        headers.append(read_header(path))
+        headers.append(read_gguf_header(path))
     return compare_tensors(headers[0], headers[1], quant)
 
 
@@ -138,7 +138,7 @@ def test_a_proper_quantization_has_no_differences(tmp_path: Path) -> None:
 def test_a_file_compared_with_itself_has_no_differences(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf({}, _SOURCE))
-    assert compare_tensors(read_header(path), read_header(path), "BF16") == []
+    assert compare_tensors(read_gguf_header(path), read_gguf_header(path), "BF16") == []
 
 
 def test_trailing_ones_in_a_shape_do_not_matter(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_rows_that_are_not_whole_blocks_may_have_the_fallback_type(tmp_path: Pat
      ("Q8_0", 33, "F16"), ("F16", 33, "F16")],
 )  # fmt: skip
 def test_the_fallback_is_llama_cpps(promised: str, row_length: int, expected: str) -> None:
-    assert type_for_row(promised, row_length) == expected
+    assert tensor_type_for_row(promised, row_length) == expected
 
 
 def test_types_are_counted_the_most_frequent_first(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf({}, _SOURCE))
-    assert type_counts(read_header(path).tensors) == {"BF16": 3, "F32": 1}
+    assert count_tensor_types(read_gguf_header(path).tensors) == {"BF16": 3, "F32": 1}

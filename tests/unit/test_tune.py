@@ -17,26 +17,26 @@ import pytest
 from quantyard import cli
 from quantyard.engines import OnProgress
 from quantyard.errors import BadRequest
-from quantyard.formats.gguf import GgufHeader, read_header
-from quantyard.formats.tensor_patterns import place_of, resolve
+from quantyard.formats.gguf import GgufHeader, read_gguf_header
+from quantyard.formats.tensor_patterns import resolve_tensor_patterns, tensor_name_parts
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.protocol.builder import QuantizeRequest, RoundingRequest
 from quantyard.protocol.evaluation import DivergenceRequest
 from quantyard.protocol.measurements import Divergence, Estimate
-from quantyard.protocol.runner import sha256_of
-from quantyard.quants.catalog import find
+from quantyard.protocol.runner import file_sha256
+from quantyard.quants.catalog import find_quant
 from quantyard.quants.recipe_files import read_recipe
 from quantyard.requests import TuneRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, Workspace
-from quantyard.tune.exact_sizes import Sizes, nearest_stock, stock_sizes
-from quantyard.tune.goal import Goal, HeldOutFile, find_mix, gain_of, goal_of
-from quantyard.tune.knapsack import Option, front, within_kld, within_size
+from quantyard.tune.exact_sizes import Sizes, nearest_stock_quant, stock_quant_sizes
+from quantyard.tune.goal import HeldOutFile, TuningGoal, find_tuned_mix, tuning_gain, tuning_goal
+from quantyard.tune.knapsack import Option, tuned_mix_within_kld, tuned_mix_within_size, tuning_mix_front
 from quantyard.tune.sensitivity import Sensitivity as Found
-from quantyard.tune.sensitivity import fixed_bytes, options_of, recipe_of
-from quantyard.tune.tensor_groups import groups_of
-from quantyard.tune.type_errors import LADDER, distinct
+from quantyard.tune.sensitivity import tuned_recipe, tuning_fixed_bytes, tuning_options
+from quantyard.tune.tensor_groups import tuning_tensor_groups
+from quantyard.tune.type_errors import LADDER, distinct_tuning_types
 from quantyard.workflows import planning
 from quantyard.workflows import tune as tune_workflow
 from tests.gguf_files import TensorSpec, gguf
@@ -71,7 +71,7 @@ def tensors_of(types: Mapping[str, str]) -> list[TensorSpec]:
 
 def write_model(path: Path, types: Mapping[str, str]) -> GgufHeader:
     path.write_bytes(gguf(METADATA, tensors_of(types)))
-    return read_header(path)
+    return read_gguf_header(path)
 
 
 @pytest.fixture
@@ -82,7 +82,10 @@ def made(tmp_path: Path) -> GgufHeader:
 def diverges_by(header: GgufHeader) -> float:
     """Mean KLD of a file of this model: each weight's part, by the error of its type."""
     parts = [
-        MATTERS[place_of(t.name)[1]] * (2 if place_of(t.name)[0] in (0, 1) else 1) * t.n_params * ERROR[t.type.name]
+        MATTERS[tensor_name_parts(t.name)[1]]
+        * (2 if tensor_name_parts(t.name)[0] in (0, 1) else 1)
+        * t.n_params
+        * ERROR[t.type.name]
         for t in header.tensors if len(t.shape) > 1
     ]  # fmt: skip
     return sum(parts)
@@ -93,19 +96,21 @@ def diverges_by(header: GgufHeader) -> float:
 
 def test_every_tensor_that_can_be_quantized_is_in_one_group(made: GgufHeader) -> None:
     for parts in (1, 2, 3, 4, 6, 100):
-        groups = groups_of(made, parts)
+        groups = tuning_tensor_groups(made, parts)
         names = [tensor.name for group in groups for tensor in group.tensors]
         assert sorted(names) == sorted(t.name for t in made.tensors if len(t.shape) > 1)
         assert len(groups) == 1 + 3 * min(parts, LAYERS)
-    assert {group.name for group in groups_of(made) if group.kind == "attn_q"} == {
+    assert {group.name for group in tuning_tensor_groups(made) if group.kind == "attn_q"} == {
         "attn_q.0-1", "attn_q.2-3", "attn_q.4-5",
     }  # fmt: skip
 
 
 def test_a_groups_pattern_names_its_tensors_and_no_other(made: GgufHeader) -> None:
-    for group in groups_of(made):
+    for group in tuning_tensor_groups(made):
         if group.layers is not None:
-            assert set(resolve(made.tensors, {group.pattern: "Q4_0"})) == {tensor.name for tensor in group.tensors}
+            assert set(resolve_tensor_patterns(made.tensors, {group.pattern: "Q4_0"})) == {
+                tensor.name for tensor in group.tensors
+            }
 
 
 def test_sizes_are_those_of_the_files_to_the_byte(made: GgufHeader, tmp_path: Path) -> None:
@@ -116,20 +121,20 @@ def test_sizes_are_those_of_the_files_to_the_byte(made: GgufHeader, tmp_path: Pa
 
 
 def test_the_nearest_stock_quant_is_never_larger(made: GgufHeader) -> None:
-    stock = stock_sizes(Sizes(made))
+    stock = stock_quant_sizes(Sizes(made))
     for size in stock.values():
-        assert stock[nearest_stock(stock, size) or ""] == size
-        smaller = nearest_stock(stock, size - 1)
+        assert stock[nearest_stock_quant(stock, size) or ""] == size
+        smaller = nearest_stock_quant(stock, size - 1)
         assert smaller is None or stock[smaller] < size
-    assert nearest_stock(stock, min(stock.values()) - 1) is None
+    assert nearest_stock_quant(stock, min(stock.values()) - 1) is None
 
 
 def test_types_that_end_as_the_same_are_tried_once(made: GgufHeader) -> None:
-    assert set(distinct(made.tensors[:1])) == set(LADDER)
+    assert set(distinct_tuning_types(made.tensors[:1])) == set(LADDER)
     narrow = TensorSpec("blk.0.attn_q.weight", (96, 4), "Q8_0")
     path = made.paths[0].with_name("narrow.gguf")
     path.write_bytes(gguf(METADATA, [narrow]))
-    ends = distinct(read_header(path).tensors)
+    ends = distinct_tuning_types(read_gguf_header(path).tensors)
     assert set(ends) == {"Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"}
 
 
@@ -140,16 +145,16 @@ def test_no_mix_is_better_than_the_one_that_is_chosen() -> None:
     draw = random.Random(3)
     for _ in range(30):
         groups = [_options(draw) for _ in range(4)]
-        mixes = front(groups, 1000)
+        mixes = tuning_mix_front(groups, 1000)
         every = [(1000 + sum(o.size_bytes for o in c), sum(o.kld for o in c)) for c in itertools.product(*groups)]
         for size in range(min(s for s, _ in every), max(s for s, _ in every) + 100, 173):
             best = min(kld for s, kld in every if s <= size)
-            chosen = within_size(mixes, size)
+            chosen = tuned_mix_within_size(mixes, size)
             assert chosen is not None and chosen.size_bytes <= size
             assert chosen.kld == pytest.approx(best)
         for kld in (min(k for _, k in every), 0.3, 0.6, 1.1):
             fitting = [s for s, k in every if k <= kld + 1e-12]
-            smallest = within_kld(mixes, kld + 1e-12)
+            smallest = tuned_mix_within_kld(mixes, kld + 1e-12)
             assert (smallest and smallest.size_bytes) == (min(fitting) if fitting else None)
 
 
@@ -160,22 +165,22 @@ def _options(draw: random.Random) -> list[Option]:
 def test_the_knapsack_is_near_the_best_where_mixes_are_too_many_to_try() -> None:
     """All groups the same: how many have which type is all there is to find."""
     groups = [[Option("low", 1_000_003, 8.0), Option("mid", 1_300_007, 2.0), Option("high", 2_000_011, 0.1)]] * 40
-    mixes = front(groups, 0)
+    mixes = tuning_mix_front(groups, 0)
     counts = [(a, b, 40 - a - b) for a in range(41) for b in range(41 - a)]
     for budget in (41_000_000, 52_000_000, 70_000_000):
         fitting = [c for c in counts if 1_000_003 * c[0] + 1_300_007 * c[1] + 2_000_011 * c[2] <= budget]
         best = min(8.0 * a + 2.0 * b + 0.1 * c for a, b, c in fitting)
-        chosen = within_size(mixes, budget)
+        chosen = tuned_mix_within_size(mixes, budget)
         assert chosen is not None and chosen.kld <= best * 1.02
 
 
 def test_a_recipe_of_a_mix_gives_each_group_its_type(made: GgufHeader) -> None:
-    groups = groups_of(made)
+    groups = tuning_tensor_groups(made)
     draw = random.Random(9)
     for _ in range(20):
         types = [draw.choice(LADDER) for _ in groups]
-        recipe = recipe_of("X", groups, types, "drawn")
-        found = resolve(made.tensors, recipe.tensors, recipe.output, recipe.token_embedding)
+        recipe = tuned_recipe("X", groups, types, "drawn")
+        found = resolve_tensor_patterns(made.tensors, recipe.tensors, recipe.output, recipe.token_embedding)
         assert found == {t.name: kind for group, kind in zip(groups, types, strict=True) for t in group.tensors}
 
 
@@ -183,22 +188,22 @@ def test_a_recipe_of_a_mix_gives_each_group_its_type(made: GgufHeader) -> None:
 
 
 def test_a_goal_that_no_mix_reaches_is_told_the_nearest_and_that_one_is_reached(made: GgufHeader) -> None:
-    sizes, groups = Sizes(made), groups_of(made)
-    options = [options_of(Found(group, 0.01, 0.0), sizes, errors_of(made)) for group in groups]
-    mixes = front(options, fixed_bytes(groups, sizes))
-    for goal in (Goal(size_bytes=1000), Goal(kld=1e-9)):
+    sizes, groups = Sizes(made), tuning_tensor_groups(made)
+    options = [tuning_options(Found(group, 0.01, 0.0), sizes, errors_of(made)) for group in groups]
+    mixes = tuning_mix_front(options, tuning_fixed_bytes(groups, sizes))
+    for goal in (TuningGoal(size_bytes=1000), TuningGoal(kld=1e-9)):
         with pytest.raises(BadRequest, match=r"No mix reaches .*the nearest has") as refused:
-            find_mix(mixes, goal)
+            find_tuned_mix(mixes, goal)
         value = refused.value.hint.partition("=")[2]
-        reached = Goal(size_bytes=int(value)) if goal.size_bytes else Goal(kld=float(value))
-        assert find_mix(mixes, reached)
+        reached = TuningGoal(size_bytes=int(value)) if goal.size_bytes else TuningGoal(kld=float(value))
+        assert find_tuned_mix(mixes, reached)
 
 
 def test_a_stock_quants_name_is_the_size_it_has(made: GgufHeader) -> None:
-    stock = stock_sizes(Sizes(made))
-    assert goal_of(TuneRequest(target_quant="Q4_K_M"), stock) == Goal(size_bytes=stock["Q4_K_M"])
+    stock = stock_quant_sizes(Sizes(made))
+    assert tuning_goal(TuneRequest(target_quant="Q4_K_M"), stock) == TuningGoal(size_bytes=stock["Q4_K_M"])
     with pytest.raises(BadRequest, match="cannot be aimed at"):
-        goal_of(TuneRequest(target_quant="IQ2_XS"), stock)
+        tuning_goal(TuneRequest(target_quant="IQ2_XS"), stock)
 
 
 def divergence(label: str, kld: float, stderr: float = 1e-6, text: str = "prose") -> Divergence:
@@ -213,7 +218,7 @@ def divergence(label: str, kld: float, stderr: float = 1e-6, text: str = "prose"
     ("kld", "stderr", "verdict"), [(0.02, 0.001, "better"), (0.06, 0.001, "worse"), (0.039, 0.01, "no difference")]
 )
 def test_a_gain_is_claimed_only_where_its_interval_leaves_zero_out(kld: float, stderr: float, verdict: str) -> None:
-    gain = gain_of(
+    gain = tuning_gain(
         HeldOutFile("T", 100, divergence("T", kld, stderr)),
         HeldOutFile("Q4_K_M", 110, divergence("Q4_K_M", 0.04, 0.001)),
     )
@@ -248,8 +253,10 @@ class Yard(FakeEngine):
         assert isinstance(request, QuantizeRequest)
         self.asked.append(request)
         plain = write_model(space.out_dir / "plain.gguf", {})
-        stock = {t.name: kind for t, kind in Sizes(plain)._stock_types(find(request.quant))}
-        told = resolve(plain.tensors, request.tensor_types, request.output_type, request.token_embedding_type)
+        stock = {t.name: kind for t, kind in Sizes(plain)._stock_types(find_quant(request.quant))}
+        told = resolve_tensor_patterns(
+            plain.tensors, request.tensor_types, request.output_type, request.token_embedding_type
+        )
         (space.out_dir / "files").mkdir(exist_ok=True)
         write_model(space.out_dir / "files" / "model.gguf", stock | told)
         return self._left(spec, space, ["model.gguf"])
@@ -268,7 +275,7 @@ class Yard(FakeEngine):
         for label, name in of.items():
             path = f"{label}/divergence.json" if request.is_joined else "divergence.json"
             (space.out_dir / "files" / path).parent.mkdir(parents=True, exist_ok=True)
-            kld = diverges_by(read_header(inputs[name].folder / "model.gguf"))
+            kld = diverges_by(read_gguf_header(inputs[name].folder / "model.gguf"))
             text = request.settings.text or "prose"
             (space.out_dir / "files" / path).write_text(divergence(label, kld, text=text).model_dump_json())
             names.append(path)
@@ -277,7 +284,7 @@ class Yard(FakeEngine):
     @staticmethod
     def _left(spec: StageSpec, space: Workspace, names: list[str]) -> StageResult:
         paths = [(name, space.out_dir / "files" / name) for name in names]
-        entries = tuple(FileEntry(path=n, size_bytes=p.stat().st_size, sha256=sha256_of(p)) for n, p in paths)
+        entries = tuple(FileEntry(path=n, size_bytes=p.stat().st_size, sha256=file_sha256(p)) for n, p in paths)
         return StageResult(stage=spec.row.name, exit_code=ExitCode.DONE, outputs=entries)
 
 
@@ -289,7 +296,7 @@ def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """Runs `tune` on this engine; returns its exit code."""
     monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
     # What overlaps is the subject of another test.
-    monkeypatch.setattr(tune_workflow, "evaluation_files", lambda *_: [])
+    monkeypatch.setattr(tune_workflow, "contaminating_files", lambda *_: [])
 
     def go(engine: FakeEngine, *argv: str) -> int:
         monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))

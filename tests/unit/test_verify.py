@@ -12,15 +12,15 @@ from typing import Any, Self
 import pytest
 
 from builder import verify as verify_module
-from builder.checks.hf_reference import reference as make_reference
-from builder.checks.text_parity import compare_ids, first_difference, same_chat, tokenizer_differences
-from builder.dequantize import PRE_TOKENIZERS, restore_tokenizer
-from builder.llama.runtime import not_finite
+from builder.checks.hf_reference import hf_reference_facts as make_reference
+from builder.checks.text_parity import compare_token_ids, first_text_difference, is_same_chat, tokenizer_differences
+from builder.dequantize import PRE_TOKENIZERS, restore_dequantized_tokenizer
+from builder.llama.runtime import llama_not_finite
 from builder.verify import verify
-from quantyard.formats.gguf import GgufHeader, read_header, why_not_generate
+from quantyard.formats.gguf import GgufHeader, read_gguf_header, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import Reference, VerifyRequest
-from quantyard.protocol.runner import Outcome, Stage, StageFailure
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 from tests.gguf_files import SMALL_METADATA, TensorSpec, Value, gguf
@@ -83,11 +83,11 @@ class FakeRuntime:
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
         if not self.finite:
-            raise not_finite(prompts[0])
+            raise llama_not_finite(prompts[0])
         return len(prompts)
 
 
-Run = Callable[..., Outcome]
+Run = Callable[..., StageOutcome]
 
 
 @pytest.fixture
@@ -97,13 +97,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run_verify(
         source: Sequence[TensorSpec] = SOURCE, model: Sequence[TensorSpec] = QUANTIZED,
         metadata: Mapping[str, Value] = SMALL_METADATA, runtime: FakeRuntime | None = None, **request: Any,
-    ) -> Outcome:  # fmt: skip
+    ) -> StageOutcome:  # fmt: skip
         for folder, tensors, keys in (("source", source, SMALL_METADATA), ("model", model, metadata)):
             (tmp_path / "in" / folder).mkdir(parents=True)
             (tmp_path / "in" / folder / "model.gguf").write_bytes(gguf(keys, tensors))
         (tmp_path / "in/reference").mkdir()
         (tmp_path / "in/reference/reference.json").write_text(json.dumps(make_reference(FakeTokenizer())))
-        monkeypatch.setattr(verify_module, "open_runtime", lambda *_: runtime or FakeRuntime())
+        monkeypatch.setattr(verify_module, "open_llama_runtime", lambda *_: runtime or FakeRuntime())
         stage = Stage("verify", tmp_path / "in", tmp_path / "out", {})
         return verify(stage, VerifyRequest(**{"quant": "Q4_K_M"} | request))
 
@@ -226,7 +226,7 @@ def test_without_a_reference_a_changed_vocabulary_is_our_bug(run: Run) -> None:
 def _header(folder: Path, metadata: Mapping[str, Value]) -> GgufHeader:
     path = folder / "header.gguf"
     path.write_bytes(gguf(metadata, []))
-    return read_header(path)
+    return read_gguf_header(path)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def _header(folder: Path, metadata: Mapping[str, Value]) -> GgufHeader:
 def test_models_that_do_not_generate_are_recognised(
     tmp_path: Path, metadata: Mapping[str, Value], reason: str | None
 ) -> None:
-    found = why_not_generate(_header(tmp_path, metadata))
+    found = why_gguf_cannot_generate(_header(tmp_path, metadata))
     assert (reason is None) == (found is None)
     assert reason is None or reason in str(found)
 
@@ -254,7 +254,7 @@ def test_an_embedding_model_is_recorded_as_not_checked(run: Run) -> None:
 
 
 def test_probes_that_agree_are_counted() -> None:
-    assert compare_ids(FakeRuntime(), {"ab": [97, 98], "": []}, add_special=False) == 2
+    assert compare_token_ids(FakeRuntime(), {"ab": [97, 98], "": []}, add_special=False) == 2
 
 
 @pytest.mark.parametrize(
@@ -270,16 +270,16 @@ def test_probes_that_agree_are_counted() -> None:
 def test_chats_are_the_same_but_for_one_bos_and_the_date(
     *, expected: str, got: str, has_date: bool, is_same: bool
 ) -> None:
-    assert same_chat(expected, got, "<s>", has_date=has_date) is is_same
+    assert is_same_chat(expected, got, "<s>", has_date=has_date) is is_same
 
 
 def test_a_missing_bos_token_is_no_problem() -> None:
-    assert same_chat("hi", "hi", None, has_date=False)
+    assert is_same_chat("hi", "hi", None, has_date=False)
 
 
 def test_the_first_difference_is_where_texts_part() -> None:
-    assert first_difference("abcd", "abXd").startswith("from character 2 on, 'cd' is expected and 'Xd' found")
-    assert "'' is expected and 'c' found" in first_difference("ab", "abc")
+    assert first_text_difference("abcd", "abXd").startswith("from character 2 on, 'cd' is expected and 'Xd' found")
+    assert "'' is expected and 'c' found" in first_text_difference("ab", "abc")
 
 
 def test_tokenizers_are_compared_by_content_not_by_place(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_the_pre_tokenizer_a_gguf_names_is_put_back(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<wrong>", "eos_token_id": 1}))
     metadata: dict[str, Value] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
     metadata["tokenizer.ggml.eos_token_id"] = 2
-    assert restore_tokenizer(tmp_path, _header(tmp_path, metadata))
+    assert restore_dequantized_tokenizer(tmp_path, _header(tmp_path, metadata))
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     assert tokenizer["pre_tokenizer"] == PRE_TOKENIZERS["smollm"]
     assert tokenizer["model"] == {"vocab": {"é": 0}, "byte_fallback": False, "fuse_unk": False, "unk_token": None}
@@ -318,5 +318,5 @@ def test_an_unknown_pre_tokenizer_is_left_alone(tmp_path: Path, pre: str) -> Non
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
     header = _header(tmp_path, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre})
-    assert not restore_tokenizer(tmp_path, header)
+    assert not restore_dequantized_tokenizer(tmp_path, header)
     assert path.read_text() == "{}"

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from quantyard.cli.render.styled import escape
-from quantyard.formatting.columns import columns
+from quantyard.cli.render.styled import escape_rich_markup
+from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import (
-    bits_per_weight,
-    count,
-    duration,
-    human_bytes,
-    memory,
-    n_weights,
-    off_by,
-    percent,
+    format_bits_per_weight,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_memory,
+    format_off_by,
+    format_percent,
+    format_weight_count,
 )
-from quantyard.formatting.printable import one_line
+from quantyard.formatting.printable import printable_line
 
 if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.forecast.cost import Cost
-    from quantyard.forecast.samples import Sample
-    from quantyard.forecast.time import Compared, Forecast, StepTime
+    from quantyard.forecast.samples import TimingSample
+    from quantyard.forecast.time import Forecast, ForecastComparison, StepTime
     from quantyard.plan.steps import Measuring, Step
     from quantyard.protocol.api_tests import ContractReport
     from quantyard.quants.catalog import Quant
@@ -40,7 +40,7 @@ def plan_text(planned: Planned) -> str:
     """The plan, one fact a line."""
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
-    facts = [("Model", escape(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
+    facts = [("Model", escape_rich_markup(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
     facts.append(("Engine", f"{planned.engine} ({planned.engine_reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
@@ -49,14 +49,18 @@ def plan_text(planned: Planned) -> str:
     facts += [("Stages", _step_text(step, step.label in finished, cost)) for step in plan.steps]
     facts += _time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
     if cost.trial_s >= 1:
-        facts.append(("", f"and {duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well"))
+        facts.append(
+            ("", f"and {format_duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well")
+        )
     facts.append(("Download", _download_text(cost)))
-    needed = human_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
-    facts.append(("Disk", f"{needed} more at the peak, {human_bytes(cost.disk_free_bytes)} free"))
+    needed = format_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
+    facts.append(("Disk", f"{needed} more at the peak, {format_bytes(cost.disk_free_bytes)} free"))
     if not cost.fits and len(cost.files) > 1:
-        facts.append(("Disk", f"[red]too small for all; these fit: {escape(', '.join(cost.fitting)) or 'none'}[/]"))
+        facts.append(
+            ("Disk", f"[red]too small for all; these fit: {escape_rich_markup(', '.join(cost.fitting)) or 'none'}[/]")
+        )
     facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
-    return columns(facts)
+    return format_columns(facts)
 
 
 def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
@@ -65,76 +69,82 @@ def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
         return []
     gated = ["Gated: accept its terms on the Hub, and set HF_TOKEN."] if preset.gated else []
     notes = [*gated, *([preset.licence_note] if preset.licence_note else [])]
-    return [("Licence", escape(note)) for note in notes] + [("Note", escape(caveat)) for caveat in preset.caveats]
+    return [("Licence", escape_rich_markup(note)) for note in notes] + [
+        ("Note", escape_rich_markup(caveat)) for caveat in preset.caveats
+    ]
 
 
 def _measuring_text(measuring: Measuring) -> str:
     others = ", ".join(measuring.labels[1:])
     beside = f"{others} beside {measuring.baseline}" if others else f"{measuring.baseline} alone"
-    return escape(f"{beside}, suite {measuring.suite.name}")
+    return escape_rich_markup(f"{beside}, suite {measuring.suite.name}")
 
 
 def _download_text(cost: Cost) -> str:
-    parts = [human_bytes(cost.download_bytes)] if cost.download_bytes else []
+    parts = [format_bytes(cost.download_bytes)] if cost.download_bytes else []
     parts += ["the suite's data sets"] if cost.downloads_datasets else []
     return " and ".join(parts) or "nothing"
 
 
 def _step_text(step: Step, done: bool, cost: Cost) -> str:
     if done:
-        return f"[green]done[/]    {escape(step.label)}"
+        return f"[green]done[/]    {escape_rich_markup(step.label)}"
     time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
-    parts = [f"about {human_bytes(step.size_bytes)}"] if step.size_bytes else []
+    parts = [f"about {format_bytes(step.size_bytes)}"] if step.size_bytes else []
     parts += [f"{_seconds(time)}"] if time else []
-    parts += [f"{memory(memory_bytes)} of memory"] if memory_bytes else []
-    return ", ".join([f"[yellow]to run[/]  {escape(step.label)}", *parts])
+    parts += [f"{format_memory(memory_bytes)} of memory"] if memory_bytes else []
+    return ", ".join([f"[yellow]to run[/]  {escape_rich_markup(step.label)}", *parts])
 
 
 def _seconds(time: StepTime) -> str:
     """An estimate from other models, types or settings is marked: ~8 s."""
-    return f"{'~' if time.rough else ''}{duration(max(1.0, time.seconds))}"
+    return f"{'~' if time.rough else ''}{format_duration(max(1.0, time.seconds))}"
 
 
 def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
     """How long the whole run will take, and the stages whose time is not known yet."""
     if not left:
         return []
-    unknown = escape(", ".join(dict.fromkeys(time.unknown.values())))
+    unknown = escape_rich_markup(", ".join(dict.fromkeys(time.unknown.values())))
     remedy = [("", "Time this machine once, for a few minutes:  make rates")] if time.would_gain else []
     if not time.steps:
         return [("Time", "not known yet: none of these stages has run on this machine"), *remedy]
     rough = "; ~ is from other models, types or settings" if any(step.rough for step in time.steps.values()) else ""
     missing = f", and {unknown}: not known yet" if unknown else ""
-    said = f"about {duration(max(1.0, time.seconds))}{missing} (from past runs on this machine{rough})"
+    said = f"about {format_duration(max(1.0, time.seconds))}{missing} (from past runs on this machine{rough})"
     return [("Time", said), *remedy]
 
 
-def rates_text(samples: Sequence[Sample], seconds: float) -> str:
+def rates_text(samples: Sequence[TimingSample], seconds: float) -> str:
     """What `make rates` ends with."""
     kinds = ", ".join(dict.fromkeys(sample.kind for sample in samples))
     return (
-        f"Timed {len(samples)} stages in {duration(seconds)}: {kinds}.\n"
+        f"Timed {len(samples)} stages in {format_duration(seconds)}: {kinds}.\n"
         "Plans now state how long they take; the first real run makes them more exact:  make plan MODEL=org/name"
     )
 
 
-def time_text(compared: Compared) -> str:
+def run_time_text(compared: ForecastComparison) -> str:
     """Plan and run, at the end of one."""
     n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
     worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
-    stages = f"A stage was off by {percent(compared.median_error, 0)} (median of {n}), most {worst}: " if n > 1 else ""
-    by = f"{stages}{off_by(compared.errors[worst])}." if n > 1 else ""
-    planned, taken = duration(compared.planned_s), duration(compared.taken_s)
-    return f"Planned {planned}, took {taken} ({off_by(whole)}). {by}".rstrip()
+    stages = (
+        f"A stage was off by {format_percent(compared.median_error, 0)} (median of {n}), most {worst}: "
+        if n > 1
+        else ""
+    )
+    by = f"{stages}{format_off_by(compared.errors[worst])}." if n > 1 else ""
+    planned, taken = format_duration(compared.planned_s), format_duration(compared.taken_s)
+    return f"Planned {planned}, took {taken} ({format_off_by(whole)}). {by}".rstrip()
 
 
 def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
     from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS
 
     serving = "memory to serve: not known yet" if memory_bytes is None else (
-        f"about {memory(memory_bytes)} of memory to serve {count(SERVE_CONTEXT_TOKENS)} tokens of context"
+        f"about {format_memory(memory_bytes)} of memory to serve {format_count(SERVE_CONTEXT_TOKENS)} tokens of context"
     )
-    return f"{escape(quant)}  about {human_bytes(size_bytes)}, {serving}"
+    return f"{escape_rich_markup(quant)}  about {format_bytes(size_bytes)}, {serving}"
 
 
 def plan_json(planned: Planned) -> dict[str, Any]:
@@ -167,21 +177,24 @@ def built_text(built: Built) -> str:
     did = "built, verified and measured" if built.measured else "built and verified"
     head = did.capitalize() if built.ran else f"Nothing to do: {did} before"
     facts = [
-        (escape(quant), f"{human_bytes(record.size_bytes)}, {bits_per_weight(record.bits_per_weight)} bits per weight")
+        (
+            escape_rich_markup(quant),
+            f"{format_bytes(record.size_bytes)}, {format_bits_per_weight(record.bits_per_weight)} bits per weight",
+        )
         for quant, record in ((f.quant, f.record) for f in built.files)
     ]
-    facts.append(("manifest", escape(str(built.manifest_path))))
+    facts.append(("manifest", escape_rich_markup(str(built.manifest_path))))
     if built.files and not built.ran:
-        facts.append(trusted_fact(built.files[0].path))
-    return f"[bold green]{head}[/]\n{columns(facts)}"
+        facts.append(trusted_files_fact(built.files[0].path))
+    return f"[bold green]{head}[/]\n{format_columns(facts)}"
 
 
-def trusted_fact(path: Path) -> tuple[str, str]:
+def trusted_files_fact(path: Path) -> tuple[str, str]:
     """Which check a build with nothing to do left out, and the command that makes it."""
     from quantyard.store.file_stamps import TRUSTED
 
     how = f"each file was recognized by {TRUSTED}; to compare its SHA-256: make verify FILE={path}"
-    return "not read again", escape(how)
+    return "not read again", escape_rich_markup(how)
 
 
 def built_json(built: Built) -> dict[str, Any]:
@@ -220,7 +233,7 @@ def quants_table(quants: Sequence[Quant]) -> Table:
     table.add_column("choose it")
     for quant in quants:
         needs = "needed" if quant.needs_imatrix else ""
-        table.add_row(quant.name, bits_per_weight(quant.bits_per_weight), needs, escape(quant.use))
+        table.add_row(quant.name, format_bits_per_weight(quant.bits_per_weight), needs, escape_rich_markup(quant.use))
     return table
 
 
@@ -236,7 +249,7 @@ def presets_text(presets: Sequence[Preset]) -> str:
 
 
 def _preset_row(preset: Preset) -> tuple[str, str, str, str]:
-    return preset.name, n_weights(preset.n_params), preset.licence_text, preset.repo
+    return preset.name, format_weight_count(preset.n_params), preset.licence_text, preset.repo
 
 
 def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
@@ -244,7 +257,7 @@ def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
     head = f"[bold]{name:<{widths[0]}}[/]  {weights:>{widths[1]}}  {licence:<{widths[2]}}  {repo}"
     made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
     notes = [made, *([preset.licence_note] if preset.licence_note else []), *preset.caveats]
-    return "\n".join([head, *(f"    {escape(note)}" for note in notes)])
+    return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in notes)])
 
 
 def preset_json(preset: Preset) -> dict[str, Any]:
@@ -259,9 +272,9 @@ def doctor_text(findings: Sequence[Finding]) -> str:
     """One line per finding, its remedy below it."""
     lines = []
     for finding in findings:
-        lines.append(f"{_MARKS[finding.state]}{finding.what}: {escape(finding.value)}")
+        lines.append(f"{_MARKS[finding.state]}{finding.what}: {escape_rich_markup(finding.value)}")
         if finding.remedy:
-            lines.append(f"         → {escape(finding.remedy)}")
+            lines.append(f"         → {escape_rich_markup(finding.remedy)}")
     return "\n".join(lines)
 
 
@@ -276,20 +289,20 @@ def demo_text(engine: str, reason: str) -> str:
     )
 
 
-def demo_end(demo: Demo) -> str:
+def demo_end_text(demo: Demo) -> str:
     """What to look at and to type after the demo."""
     name, folder, page = demo.folder.name, demo.folder, demo.page
     quants = ",".join(file.quant for file in demo.built.files)
     return (
         f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
         "and measured against the file they were quantized from. What a release of them would say:\n"
-        f"  {escape(str(page.with_name('README.md')))}  the card\n"
-        f"  {escape(str(page))}  every file beside the baseline; open it in a browser\n"
+        f"  {escape_rich_markup(str(page.with_name('README.md')))}  the card\n"
+        f"  {escape_rich_markup(str(page))}  every file beside the baseline; open it in a browser\n"
         "Talk to them:\n"
         "  docker compose up                           serves both on 127.0.0.1:8080; or make serve ENGINE=local\n"
         "  make chat                                   in another terminal\n"
         "See what would be published where; nothing is sent:\n"
-        f"  make publish MODEL={escape(_shown(folder))} QUANT={quants} REPO=me/{name}-GGUF DRY_RUN=1\n"
+        f"  make publish MODEL={escape_rich_markup(_shown(folder))} QUANT={quants} REPO=me/{name}-GGUF DRY_RUN=1\n"
         "Next, a model of your own:\n"
         "  make plan    MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
         "  make build   MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
@@ -316,5 +329,5 @@ def _contract_text(report: ContractReport) -> str:
     verdict = "passes the API test" if report.passed else f"fails {n_broken} of {n} checks of the API test"
     marks = {"passed": "ok  ", "failed": "FAIL", "not supported": "n/a "}
     lines = [f"  {marks[check.status]} {check.name:<24} {check.finding}" for check in report.checks]
-    head = f"{report.label} ({report.server}) {verdict} in {duration(report.duration_s)}"
-    return "\n".join(one_line(line) for line in (head, *lines))
+    head = f"{report.label} ({report.server}) {verdict} in {format_duration(report.duration_s)}"
+    return "\n".join(printable_line(line) for line in (head, *lines))

@@ -7,100 +7,108 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from quantyard.choose.candidates import Candidate, ChoiceSet, eval_command
-from quantyard.choose.pick import Budget, Choice, half_width, is_tie, misses
-from quantyard.cli.render.styled import escape
-from quantyard.formatting.columns import columns
+from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, choice_eval_command
+from quantyard.choose.pick import Choice, ChoiceBudget, candidate_half_width, is_candidate_tie, missed_choice_limits
+from quantyard.cli.render.styled import escape_rich_markup
+from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import (
     DASH,
-    as_written,
-    change_written,
-    count,
-    delta_written,
-    file_size,
-    kld_written,
-    memory,
-    rough_percent,
-    tokens_per_s,
+    format_as_written,
+    format_change_interval,
+    format_count,
+    format_delta_interval,
+    format_file_size,
+    format_kld_interval,
+    format_memory,
+    format_rough_percent,
+    format_tokens_per_s,
 )
-from quantyard.metrics.intervals import difference, mapped, normal
-from quantyard.metrics.pareto import beaten_by
+from quantyard.metrics.intervals import interval_difference, mapped_interval, normal_interval
+from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Interval
 
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 
 
-def files_table(choices: ChoiceSet, budget: Budget, choice: Choice | None) -> Table:
+def choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> Table:
     """Every file that was measured, the largest first, and what becomes of it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("file", "size", "memory", choices.metric, "generated", ""):
         table.add_column(name, justify="left" if name in ("file", "") else "right", no_wrap=True)
-    beaten = beaten_by(c.entry for c in choices.candidates)
+    beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     for found in _largest_first(choices):
-        cells = (file_size(found.size_bytes), _memory(found), _quality(choices, found), _speed(found))
-        table.add_row(escape(found.quant), *cells, escape(_fate(found, budget, choice, beaten[found.quant])))
+        cells = (format_file_size(found.size_bytes), _memory(found), _quality(choices, found), _speed(found))
+        table.add_row(
+            escape_rich_markup(found.quant),
+            *cells,
+            escape_rich_markup(_fate(found, budget, choice, beaten[found.quant])),
+        )
     return table
 
 
-def choice_text(choices: ChoiceSet, budget: Budget, choice: Choice, model: str) -> str:
+def choice_text(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, model: str) -> str:
     """The file to take, why, and the runner-up."""
     facts = [
-        ("Take", f"[bold]{escape(choice.best.quant)}[/]: {escape(_reason(choices, choice))}"),
-        ("", escape(str(choice.best.path))),
-        ("Runner-up", escape(_runner_up(choices, choice))),
+        ("Take", f"[bold]{escape_rich_markup(choice.best.quant)}[/]: {escape_rich_markup(_reason(choices, choice))}"),
+        ("", escape_rich_markup(str(choice.best.path))),
+        ("Runner-up", escape_rich_markup(_runner_up(choices, choice))),
     ]
-    return columns([*facts, _front(choices), *_conditions(choices, budget), *notes(choices, budget, choice, model)])
+    return format_columns(
+        [*facts, _front(choices), *_conditions(choices, budget), *choice_notes(choices, budget, choice, model)]
+    )
 
 
-def choice_line(choices: ChoiceSet, budget: Budget, choice: Choice) -> str:
+def choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> str:
     """The file to take and why, in one line."""
-    use = f"{count(choices.use.tokens)} tokens of context"
-    return f"{choice.best.quant} with {memory(budget.memory_bytes)} of memory and {use}: {_reason(choices, choice)}"
+    use = f"{format_count(choices.use.tokens)} tokens of context"
+    return (
+        f"{choice.best.quant} with {format_memory(budget.memory_bytes)} of memory and {use}: {_reason(choices, choice)}"
+    )
 
 
-def notes(choices: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[tuple[str, str]]:
+def choice_notes(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[tuple[str, str]]:
     """Limits of the choice, and the files that were left out."""
-    said = [("Note", escape(text)) for text in _limits(choices, budget, choice)]
+    said = [("Note", escape_rich_markup(text)) for text in _limits(choices, budget, choice)]
     for quant, why in choices.others.items():
-        said.append(("Left out", escape(f"{quant} {why}")))
+        said.append(("Left out", escape_rich_markup(f"{quant} {why}")))
     if choices.others:
-        said.append(("", escape(f"Measure all of them: {eval_command(choices, model)}")))
+        said.append(("", escape_rich_markup(f"Measure all of them: {choice_eval_command(choices, model)}")))
     return said
 
 
-def conditions_text(choices: ChoiceSet, budget: Budget) -> str:
+def choice_conditions_text(choices: ChoiceSet, budget: ChoiceBudget) -> str:
     """The conditions under which the numbers of the table hold."""
-    return columns([_front(choices), *_conditions(choices, budget)])
+    return format_columns([_front(choices), *_conditions(choices, budget)])
 
 
-def _largest_first(choices: ChoiceSet) -> list[Candidate]:
+def _largest_first(choices: ChoiceSet) -> list[ChoiceCandidate]:
     return sorted(choices.candidates, key=lambda c: -c.size_bytes)
 
 
 # ---- cells -------------------------------------------------------------------------------------------
 
 
-def _memory(found: Candidate) -> str:
-    return DASH if found.memory_bytes is None else memory(found.memory_bytes)
+def _memory(found: ChoiceCandidate) -> str:
+    return DASH if found.memory_bytes is None else format_memory(found.memory_bytes)
 
 
-def _quality(choices: ChoiceSet, found: Candidate) -> str:
+def _quality(choices: ChoiceSet, found: ChoiceCandidate) -> str:
     if choices.metric == "mean KLD":
-        return str(kld_written(normal(found.quality)))
-    change = mapped(normal(found.quality), math.expm1)
-    return DASH if change is None else str(change_written(change))
+        return str(format_kld_interval(normal_interval(found.quality)))
+    change = mapped_interval(normal_interval(found.quality), math.expm1)
+    return DASH if change is None else str(format_change_interval(change))
 
 
-def _speed(found: Candidate) -> str:
-    return f"{tokens_per_s(found.tokens_per_s)} t/s"
+def _speed(found: ChoiceCandidate) -> str:
+    return f"{format_tokens_per_s(found.tokens_per_s)} t/s"
 
 
-def _fate(found: Candidate, budget: Budget, choice: Choice | None, winners: tuple[str, ...]) -> str:
+def _fate(found: ChoiceCandidate, budget: ChoiceBudget, choice: Choice | None, winners: tuple[str, ...]) -> str:
     if choice and found is choice.best:
         return "the choice"
     if choice and found is choice.runner_up:
         return "runner-up"
-    said = [_SHORT[miss.what] for miss in misses(found, budget)]
+    said = [_SHORT[miss.what] for miss in missed_choice_limits(found, budget)]
     said += [f"beaten by {', '.join(winners)}"] if winners else []
     return "; ".join(said) or "on the front"
 
@@ -120,13 +128,13 @@ def _reason(choices: ChoiceSet, choice: Choice) -> str:
     return f"{better} {verb} better by less than the interval: {gap}; take the smaller"
 
 
-def _gap(choices: ChoiceSet, one: Candidate, other: Candidate) -> str:
-    found = difference(one.quality, other.quality)
+def _gap(choices: ChoiceSet, one: ChoiceCandidate, other: ChoiceCandidate) -> str:
+    found = interval_difference(one.quality, other.quality)
     better = Interval(value=-found.value, low=-found.high, high=-found.low)
     if choices.metric == "mean KLD":
-        return str(delta_written(better, "own unit"))
-    change = mapped(better, math.expm1)
-    return DASH if change is None else str(change_written(change))
+        return str(format_delta_interval(better, "own unit"))
+    change = mapped_interval(better, math.expm1)
+    return DASH if change is None else str(format_change_interval(change))
 
 
 def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
@@ -136,50 +144,57 @@ def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
     size, speed = other.size_bytes / best.size_bytes - 1, other.tokens_per_s / best.tokens_per_s - 1
     within = max(other.speed.generated_spread, best.speed.generated_spread) / 2 > abs(speed)
     parts = [
-        f"{rough_percent(abs(size))} {'larger' if size > 0 else 'smaller'}",
-        f"{rough_percent(abs(speed))} {'faster' if speed > 0 else 'slower'}{', within the spread' if within else ''}",
-        f"{choices.metric} {_quality(choices, other)}" + (", a tie" if is_tie(other, best) else ""),
+        f"{format_rough_percent(abs(size))} {'larger' if size > 0 else 'smaller'}",
+        f"{format_rough_percent(abs(speed))} {'faster' if speed > 0 else 'slower'}"
+        + (", within the spread" if within else ""),
+        f"{choices.metric} {_quality(choices, other)}" + (", a tie" if is_candidate_tie(other, best) else ""),
     ]
     return f"{other.quant}: {'; '.join(parts)}"
 
 
 def _front(choices: ChoiceSet) -> tuple[str, str]:
-    beaten = beaten_by(c.entry for c in choices.candidates)
+    beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     names = [c.quant for c in _largest_first(choices) if not beaten[c.quant]]
-    return "Front", escape(f"{', '.join(names)}: no other file is at least as small, as accurate and as fast")
+    return "Front", escape_rich_markup(
+        f"{', '.join(names)}: no other file is at least as small, as accurate and as fast"
+    )
 
 
-def _conditions(choices: ChoiceSet, budget: Budget) -> list[tuple[str, str]]:
+def _conditions(choices: ChoiceSet, budget: ChoiceBudget) -> list[tuple[str, str]]:
     use, speed = choices.use, choices.candidates[0].speed
     at_once = f"{use.sequences} {'requests' if use.sequences > 1 else 'request'} at once"
     kinds = sorted({c.context_bytes for c in choices.candidates if c.context_bytes is not None})
-    cache = f"; its cache takes {memory(kinds[0])} of the memory" if kinds else ""
+    cache = f"; its cache takes {format_memory(kinds[0])} of the memory" if kinds else ""
     cpu = choices.report.hardware.get("cpu", "an unknown CPU")
     where = f"suite {choices.report.suite.name} on {cpu}, {speed.threads} threads"
     gpu = f", {speed.n_gpu_layers} layers on the GPU" if speed.n_gpu_layers else ""
     return [
-        ("Context", escape(f"{count(use.tokens)} tokens, {at_once}{cache}")),
-        ("RAM", escape(f"{memory(budget.memory_bytes)}, {budget.memory_reason}")),
-        ("Measured", escape(f"{where}{gpu}; other machines have other speeds")),
+        ("Context", escape_rich_markup(f"{format_count(use.tokens)} tokens, {at_once}{cache}")),
+        ("RAM", escape_rich_markup(f"{format_memory(budget.memory_bytes)}, {budget.memory_reason}")),
+        ("Measured", escape_rich_markup(f"{where}{gpu}; other machines have other speeds")),
     ]
 
 
-def _limits(choices: ChoiceSet, budget: Budget, choice: Choice | None) -> list[str]:
+def _limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> list[str]:
     said = []
     if choices.trained_context and choices.use.tokens > choices.trained_context:
-        trained = count(choices.trained_context)
+        trained = format_count(choices.trained_context)
         said.append(f"the model was trained on {trained} tokens; beyond them it may write nonsense")
-    if choice and budget.max_kld is not None and choice.best.quality.value + half_width(choice.best) > budget.max_kld:
-        said.append(f"the interval of {choice.best.quant} reaches beyond MAX_KLD={as_written(budget.max_kld)}")
+    if (
+        choice
+        and budget.max_kld is not None
+        and choice.best.quality.value + candidate_half_width(choice.best) > budget.max_kld
+    ):
+        said.append(f"the interval of {choice.best.quant} reaches beyond MAX_KLD={format_as_written(budget.max_kld)}")
     return said
 
 
 # ---- for programs ------------------------------------------------------------------------------------
 
 
-def choice_json(choices: ChoiceSet, budget: Budget, choice: Choice) -> dict[str, Any]:
+def choice_json(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> dict[str, Any]:
     """The same for programs; bytes, nats and tokens per second."""
-    beaten = beaten_by(c.entry for c in choices.candidates)
+    beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     runner_up = choice.runner_up.quant if choice.runner_up else None
     return {
         "choice": choice.best.quant, "path": str(choice.best.path), "runner_up": runner_up,
@@ -193,11 +208,11 @@ def choice_json(choices: ChoiceSet, budget: Budget, choice: Choice) -> dict[str,
     }  # fmt: skip
 
 
-def _file_json(found: Candidate, budget: Budget, winners: tuple[str, ...]) -> dict[str, Any]:
+def _file_json(found: ChoiceCandidate, budget: ChoiceBudget, winners: tuple[str, ...]) -> dict[str, Any]:
     return {
         "quant": found.quant, "path": str(found.path), "size_bytes": found.size_bytes,
         "memory_bytes": found.memory_bytes, "context_bytes": found.context_bytes,
         "quality": found.quality.value, "quality_stderr": found.quality.stderr, "tokens_per_s": found.tokens_per_s,
         "on_front": not winners, "beaten_by": list(winners),
-        "misses": [miss.what for miss in misses(found, budget)],
+        "misses": [miss.what for miss in missed_choice_limits(found, budget)],
     }

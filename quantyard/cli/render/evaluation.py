@@ -9,19 +9,19 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from quantyard.cli.render.styled import escape
+from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.execution.manifest_writer import Measured
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
-from quantyard.metrics.intervals import ppl_change
-from quantyard.metrics.kinds import kind_of
-from quantyard.metrics.pareto import beaten_by, entries_of
+from quantyard.metrics.intervals import ppl_change_interval
+from quantyard.metrics.kinds import score_metric_kind
+from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
 
 
-def files_table(report: EvalReport, width: int = 200) -> Table:
+def measured_files_table(report: EvalReport, width: int = 200) -> Table:
     """One row per file, the baseline's first, then the largest: size, perplexity, divergence, speed and memory; of
     several files, which are on the front.
 
@@ -58,14 +58,14 @@ def _width(table: Table) -> int:
 def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]) -> tuple[str, ...]:
     facts = found.file
     label = f"{facts.label} (baseline)" if facts.label == report.baseline else facts.label
-    size = (numbers.file_size(facts.size_bytes), numbers.bits_per_weight(facts.bits_per_weight))
+    size = (numbers.format_file_size(facts.size_bytes), numbers.format_bits_per_weight(facts.bits_per_weight))
     mark = marks.get(facts.label, "")
-    return (escape(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
+    return (escape_rich_markup(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
 
 
 def _front_marks(report: EvalReport) -> dict[str, str]:
     """As in the plot: filled for the front, hollow for what another file beats. Empty for a single file."""
-    beaten = beaten_by(entries_of(report))
+    beaten = pareto_beaten_by(pareto_entries(report))
     return {label: "○" if winners else "●" for label, winners in beaten.items()} if len(beaten) > 1 else {}
 
 
@@ -73,11 +73,11 @@ def _divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
     found = measurement.divergence
     if found is None:
         return (DASH,) * 4
-    change = ppl_change(found)
+    change = ppl_change_interval(found)
     return (
-        numbers.perplexity(found.perplexity.value), numbers.change(change.value) if change else DASH,
-        numbers.kld(found.mean_kld.value) if found.mean_kld else DASH,
-        numbers.percent(found.top1_agreement.value) if found.top1_agreement else DASH,
+        numbers.format_perplexity(found.perplexity.value), numbers.format_change(change.value) if change else DASH,
+        numbers.format_kld(found.mean_kld.value) if found.mean_kld else DASH,
+        numbers.format_percent(found.top1_agreement.value) if found.top1_agreement else DASH,
     )  # fmt: skip
 
 
@@ -85,12 +85,12 @@ def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     found = measurement.speed
     if found is None:
         return (DASH,) * 3
-    rates = (numbers.tokens_per_s(x) for x in (found.prompt_tokens_per_s, found.generated_tokens_per_s))
+    rates = (numbers.format_tokens_per_s(x) for x in (found.prompt_tokens_per_s, found.generated_tokens_per_s))
     prompt, generated = (f"{rate} t/s" for rate in rates)
-    return prompt, generated, numbers.memory(found.peak_memory_bytes)
+    return prompt, generated, numbers.format_memory(found.peak_memory_bytes)
 
 
-def tasks_table(report: EvalReport) -> Table | None:
+def measured_tasks_table(report: EvalReport) -> Table | None:
     """One row per file, task and metric: the change against the baseline and what it means; None without tasks.
 
     Where the baseline alone was measured, its scores.
@@ -99,30 +99,37 @@ def tasks_table(report: EvalReport) -> Table | None:
     if compared:
         table = _table("file", "task", "metric", "n", "baseline", "value", "Δ", "95 % interval", "verdict", left=3)
         for label, comparison in compared:
-            table.add_row(escape(label), *_comparison_cells(comparison))
+            table.add_row(escape_rich_markup(label), *_comparison_cells(comparison))
         return table
     scores = [(m.file.label, s) for m in report.measurements for s in m.scores]
     table = _table("file", "task", "metric", "n", "value", "95 % interval", left=3)
     for label, score in scores:
-        table.add_row(escape(label), *_score_cells(score))
+        table.add_row(escape_rich_markup(label), *_score_cells(score))
     return table if scores else None
 
 
 def _comparison_cells(found: Comparison) -> tuple[str, ...]:
     colour = _COLOURS[found.verdict]
-    needed = f": {numbers.forecast_count(found.questions_needed)} would do" if found.questions_needed else ""
-    kind = kind_of(found)
-    delta = numbers.delta_written(found.delta, kind)
+    needed = f": {numbers.format_forecast_count(found.questions_needed)} would do" if found.questions_needed else ""
+    kind = score_metric_kind(found)
+    delta = numbers.format_delta_interval(found.delta, kind)
     return (
-        escape(found.task), escape(found.metric), numbers.count(found.n),
-        numbers.metric_value(found.baseline, kind), numbers.metric_value(found.value, kind), delta.value, delta.ends,
+        escape_rich_markup(found.task), escape_rich_markup(found.metric), numbers.format_count(found.n),
+        numbers.format_metric_value(found.baseline, kind), numbers.format_metric_value(found.value, kind), delta.value,
+        delta.ends,
         f"[{colour}]{found.verdict}{needed}[/]" if colour else f"{found.verdict}{needed}",
     )  # fmt: skip
 
 
 def _score_cells(found: Score) -> tuple[str, ...]:
-    written = numbers.score_written(found.result, kind_of(found))
-    return escape(found.task), escape(found.metric), numbers.count(found.n), written.value, written.ends
+    written = numbers.format_score_interval(found.result, score_metric_kind(found))
+    return (
+        escape_rich_markup(found.task),
+        escape_rich_markup(found.metric),
+        numbers.format_count(found.n),
+        written.value,
+        written.ends,
+    )
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -133,13 +140,13 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def where_text(measured: Measured) -> str:
+def measured_where_text(measured: Measured) -> str:
     """Where the report and its plots are."""
     files = _published(measured.folder)
     plots = [path for path in files if path.suffix in (".svg", ".png")]
-    lines = [f"[bold]{'report':<13}[/]{escape(str(measured.folder / 'report.md'))}"]
+    lines = [f"[bold]{'report':<13}[/]{escape_rich_markup(str(measured.folder / 'report.md'))}"]
     if plots:
-        lines.append(f"[bold]{'plots':<13}[/]{len(plots)} in {escape(str(plots[0].parent))}")
+        lines.append(f"[bold]{'plots':<13}[/]{len(plots)} in {escape_rich_markup(str(plots[0].parent))}")
     return "\n".join(lines)
 
 
@@ -148,7 +155,7 @@ def measured_json(measured: Measured) -> dict[str, Any]:
     report = measured.report
     return {
         "suite": report.suite.name, "baseline": report.baseline,
-        "beaten_by": beaten_by(entries_of(report)), "report": report.model_dump(mode="json"),
+        "beaten_by": pareto_beaten_by(pareto_entries(report)), "report": report.model_dump(mode="json"),
         "report_folder": str(measured.folder), "report_files": [str(path) for path in _published(measured.folder)],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantyard.cli.render import build as summary
-from quantyard.cli.render.styled import escape
+from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.workflows.reporter import (
     DemoBegins,
     Event,
@@ -21,17 +21,17 @@ def event_text(event: Event) -> str:
         case PlanMade(planned):
             return summary.plan_text(planned)
         case RunTimed(compared):
-            return escape(summary.time_text(compared))
+            return escape_rich_markup(summary.run_time_text(compared))
         case GateJudged(gate):  # what follows is imported late: a build needs nothing of a gate or a matrix
             from quantyard.cli.render.release import gate_text
 
             return gate_text(gate)
         case QuantsFailed(failures):
-            from quantyard.cli.render.matrix import failures_text
+            from quantyard.cli.render.matrix import matrix_failures_text
 
-            return failures_text(failures, others=False)
+            return matrix_failures_text(failures, others=False)
         case SearchRuns(what, n_left, n_steps):
-            return f"[bold]{escape(what)}[/]: {n_left} of {n_steps} steps to run"
+            return f"[bold]{escape_rich_markup(what)}[/]: {n_left} of {n_steps} steps to run"
         case DemoBegins(engine, reason):
             return summary.demo_text(engine, reason)
-    return escape(event.text)
+    return escape_rich_markup(event.text)

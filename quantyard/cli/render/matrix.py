@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from quantyard.choose.candidates import ChoiceSet
-from quantyard.choose.pick import Budget, Choice
-from quantyard.cli.render.build import built_json, trusted_fact
+from quantyard.choose.pick import Choice, ChoiceBudget
+from quantyard.cli.render.build import built_json, trusted_files_fact
 from quantyard.cli.render.choice import choice_line
-from quantyard.cli.render.styled import escape
+from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.errors import StageFailed
 from quantyard.execution.manifest_writer import BuiltFile
-from quantyard.formatting.columns import columns
-from quantyard.metrics.pareto import beaten_by, entries_of, metric_of, standings
+from quantyard.formatting.columns import format_columns
+from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries, pareto_metric, pareto_standings
 from quantyard.protocol.measurements import EvalReport
 from quantyard.workflows.matrix import Matrix
 from quantyard.workflows.results import Built
@@ -22,32 +22,34 @@ from quantyard.workflows.results import Built
 _Fact = tuple[str, str]
 
 
-def front_text(report: EvalReport) -> str:
+def pareto_front_text(report: EvalReport) -> str:
     """The front, and a line for each file that another one beats; empty where nothing tells quality."""
-    entries = sorted(entries_of(report), key=lambda entry: -entry.size_bytes)
+    entries = sorted(pareto_entries(report), key=lambda entry: -entry.size_bytes)
     if not entries:
         return ""
-    best = [label for label, winners in beaten_by(entries).items() if not winners]
+    best = [label for label, winners in pareto_beaten_by(entries).items() if not winners]
     facts = [("Front", f"{', '.join(best)}: no other file is at least as small, as accurate and as fast")]
-    facts += [(label, text) for label, text in standings(entries, metric_of(report)).items()]
-    return columns([(escape(name), escape(text)) for name, text in facts])
+    facts += [(label, text) for label, text in pareto_standings(entries, pareto_metric(report)).items()]
+    return format_columns([(escape_rich_markup(name), escape_rich_markup(text)) for name, text in facts])
 
 
-def front_json(report: EvalReport) -> dict[str, list[str]]:
+def pareto_front_json(report: EvalReport) -> dict[str, list[str]]:
     """Each file → those that beat it; none for a file of the front."""
-    return {label: list(winners) for label, winners in beaten_by(entries_of(report)).items()}
+    return {label: list(winners) for label, winners in pareto_beaten_by(pareto_entries(report)).items()}
 
 
-def end_facts(found: Matrix, model: str) -> list[_Fact]:
+def matrix_end_facts(found: Matrix, model: str) -> list[_Fact]:
     """Which file to take, and where everything is."""
     built, measured = found.built, found.built.measured
     assert measured is not None, "a matrix has one"
     chosen = found.chosen
-    facts = choice_facts(chosen.choices, chosen.budget, chosen.choice, model) if chosen else no_choice(
-        found.not_chosen, model
+    facts = (
+        matrix_choice_facts(chosen.choices, chosen.budget, chosen.choice, model)
+        if chosen
+        else matrix_no_choice_facts(found.not_chosen, model)
     )
-    facts += where_facts(found.page, measured.folder, built.manifest_path) + imatrix_facts(built.files)
-    return facts if built.ran else [*facts, trusted_fact(built.files[0].path)]
+    facts += matrix_where_facts(found.page, measured.folder, built.manifest_path) + matrix_imatrix_facts(built.files)
+    return facts if built.ran else [*facts, trusted_files_fact(built.files[0].path)]
 
 
 def matrix_json(found: Matrix) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
     built = found.built
     assert built.measured is not None, "a matrix has one"
     return built_json(built) | {
-        "front": front_json(built.measured.report), "page": str(found.page), "card": str(found.card),
+        "front": pareto_front_json(built.measured.report), "page": str(found.page), "card": str(found.card),
         "failed": [
             {"stage": label, "message": failed.message, "exit_code": failed.code}
             for label, failed in built.failures.items()
@@ -63,49 +65,53 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
     }
 
 
-def choice_facts(choices: ChoiceSet, budget: Budget, choice: Choice | None, model: str) -> list[_Fact]:
+def matrix_choice_facts(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[_Fact]:
     """The file to take on this machine, and how to ask for another."""
     if choice is None:
         return [("Take", "no file fits in the memory of this machine"), _other_choice(model)]
-    return [("Take", escape(choice_line(choices, budget, choice))), _other_choice(model)]
+    return [("Take", escape_rich_markup(choice_line(choices, budget, choice))), _other_choice(model)]
 
 
-def no_choice(why: str, model: str) -> list[_Fact]:
+def matrix_no_choice_facts(why: str, model: str) -> list[_Fact]:
     """The same where nothing can be chosen."""
-    return [("Take", escape(why)), _other_choice(model)]
+    return [("Take", escape_rich_markup(why)), _other_choice(model)]
 
 
 def _other_choice(model: str) -> _Fact:
-    return "", escape(f"for another memory and speed: make choose MODEL={model} RAM=8GiB MIN_TPS=20")
+    return "", escape_rich_markup(f"for another memory and speed: make choose MODEL={model} RAM=8GiB MIN_TPS=20")
 
 
-def where_facts(page: Path, report: Path, manifest: Path) -> list[_Fact]:
+def matrix_where_facts(page: Path, report: Path, manifest: Path) -> list[_Fact]:
     """What to open."""
     plots = len({path.stem.rsplit("-", 1)[0] for path in (report / "plots").glob("*.svg")})  # light and dark
     drawn = f", {plots} plots beside it" if plots else ""
     return [
-        ("Page", escape(str(page))), ("Card", escape(str(page.with_name("README.md")))),
-        ("Report", escape(f"{report / 'report.md'}{drawn}")), ("Manifest", escape(str(manifest))),
+        ("Page", escape_rich_markup(str(page))), ("Card", escape_rich_markup(str(page.with_name("README.md")))),
+        ("Report", escape_rich_markup(f"{report / 'report.md'}{drawn}")),
+        ("Manifest", escape_rich_markup(str(manifest))),
     ]  # fmt: skip
 
 
-def imatrix_facts(built: Sequence[BuiltFile]) -> list[_Fact]:
+def matrix_imatrix_facts(built: Sequence[BuiltFile]) -> list[_Fact]:
     """Which files were made with an importance matrix, and where that is."""
     quants: dict[Path, list[str]] = {}
     for file in built:
         if file.record.imatrix:
             quants.setdefault(file.path.with_name(file.record.imatrix.file), []).append(file.quant)
-    return [("Imatrix", escape(f"{path}, for {', '.join(names)}")) for path, names in quants.items()]
+    return [("Imatrix", escape_rich_markup(f"{path}, for {', '.join(names)}")) for path, names in quants.items()]
 
 
-def head_text(built: Built) -> str:
+def matrix_head_text(built: Built) -> str:
     """What became of them."""
     n_files = len(built.files)
     files = f"{n_files} file{'s' * (n_files != 1)}"
     return f"[bold green]{'' if built.ran else 'Nothing to do: '}{files} built, verified and measured[/]"
 
 
-def failures_text(failures: Mapping[str, StageFailed], others: bool) -> str:
+def matrix_failures_text(failures: Mapping[str, StageFailed], others: bool) -> str:
     """Which steps failed, and why. `others`: whether the rest is done."""
-    lines = [f"  [red]{escape(label)}[/]: {escape(f.message)} {escape(f.hint)}" for label, f in failures.items()]
+    lines = [
+        f"  [red]{escape_rich_markup(label)}[/]: {escape_rich_markup(f.message)} {escape_rich_markup(f.hint)}"
+        for label, f in failures.items()
+    ]
     return "\n".join([f"[bold red]{len(failures)} failed[/]{', the others are done' * others}:", *lines])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantyard.cli.render.styled import escape
-from quantyard.formatting.columns import columns
-from quantyard.formatting.numbers import human_bytes
+from quantyard.cli.render.styled import escape_rich_markup
+from quantyard.formatting.columns import format_columns
+from quantyard.formatting.numbers import format_bytes
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import HUB
 from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget
 from quantyard.publish.send import Intention, OciPublication, Published
-from quantyard.publish.verify import Check
+from quantyard.publish.verify import ReleaseCheck
 from quantyard.workflows.release import Publication
 
 _MARKS = {
@@ -27,23 +27,26 @@ _VERDICTS = {
 
 def gate_text(gate: GateReport) -> str:
     """Every budget, a line each, and what follows."""
-    by = escape(f"budgets: {gate.budgets}, suite {gate.suite}")
+    by = escape_rich_markup(f"budgets: {gate.budgets}, suite {gate.suite}")
     head = f"[bold]{'Gate':<13}[/]{_VERDICTS[gate.outcome]} ({by})"
-    lines = [f"{'':<13}{_MARKS[r.outcome]}{escape(r.quant)}  {escape(r.finding)}" for r in gate.results]
+    lines = [
+        f"{'':<13}{_MARKS[r.outcome]}{escape_rich_markup(r.quant)}  {escape_rich_markup(r.finding)}"
+        for r in gate.results
+    ]
     return "\n".join([head, *lines])
 
 
-def intention_text(done: Publication) -> str:
+def publish_intention_text(done: Publication) -> str:
     """What would be published where."""
     found, where, facts = done.intended, done.where, list[tuple[str, str]]()
     assert found is not None, "it was a dry run"
     if where.hub:
-        facts.append(("Hub", escape(_hub_text(where.hub, found, done.endpoint or HUB))))
+        facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, found, done.endpoint or HUB))))
         facts += [("Files", _change_text(change)) for change in found.changes]
     for artifact in found.oci:
         signed = ", signed" if artifact.signed else ""
-        facts.append(("Registry", escape(f"{artifact.reference}  {artifact.digest}{signed}")))
-    return columns(facts) + "\n[bold]Nothing was sent[/] (DRY_RUN=1)."
+        facts.append(("Registry", escape_rich_markup(f"{artifact.reference}  {artifact.digest}{signed}")))
+    return format_columns(facts) + "\n[bold]Nothing was sent[/] (DRY_RUN=1)."
 
 
 def _hub_text(target: HubTarget, found: Intention, endpoint: str) -> str:
@@ -57,17 +60,19 @@ def _hub_text(target: HubTarget, found: Intention, endpoint: str) -> str:
 
 
 def _change_text(change: FileChange) -> str:
-    return f"{change.state:<10} {human_bytes(change.size_bytes):>8}  {escape(change.path)}"
+    return f"{change.state:<10} {format_bytes(change.size_bytes):>8}  {escape_rich_markup(change.path)}"
 
 
-def published_text(done: Published) -> str:
+def published_files_text(done: Published) -> str:
     """Where it is now, and how to use it."""
-    facts = [("Registry", escape(_oci_text(artifact))) for artifact in done.oci]
+    facts = [("Registry", escape_rich_markup(_oci_text(artifact))) for artifact in done.oci]
     if done.hub:
         sent = [change for change in done.hub.changes if change.state != "unchanged"]
         what = f"{len(sent)} of {len(done.hub.changes)} files sent" if sent else "nothing to send: it has every file"
-        facts.append(("Hub", escape(f"{done.hub.pull_request or done.hub.url} at {done.hub.commit[:12]}, {what}")))
-    return "[bold green]Published and read back[/]\n" + columns(facts)
+        facts.append(
+            ("Hub", escape_rich_markup(f"{done.hub.pull_request or done.hub.url} at {done.hub.commit[:12]}, {what}"))
+        )
+    return "[bold green]Published and read back[/]\n" + format_columns(facts)
 
 
 def _oci_text(artifact: OciPublication) -> str:
@@ -97,9 +102,12 @@ def publication_json(done: Publication) -> dict[str, Any]:
 _CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "not checked": "[yellow]not checked[/] "}
 
 
-def checks_text(checks: Sequence[Check]) -> str:
+def verify_checks_text(checks: Sequence[ReleaseCheck]) -> str:
     """One line per check, and what follows."""
-    lines = [f"{_CHECKED[found.state]}{escape(found.what)}: {escape(found.finding)}" for found in checks]
+    lines = [
+        f"{_CHECKED[found.state]}{escape_rich_markup(found.what)}: {escape_rich_markup(found.finding)}"
+        for found in checks
+    ]
     n_failed = sum(found.state == "failed" for found in checks)
     n_open = sum(found.state == "not checked" for found in checks)
     verdict = f"[bold red]{n_failed} of {len(checks)} checks failed[/]: the files do not match the manifest."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.markup import escape as _escape
 
-from quantyard.formatting.printable import one_line
+from quantyard.formatting.printable import printable_line
 
 
-def escape(text: str) -> str:
+def escape_rich_markup(text: str) -> str:
     """The text for a line with marks. Everything that is not our own word goes through here."""
-    return _escape(one_line(text))
+    return _escape(printable_line(text))

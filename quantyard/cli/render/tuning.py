@@ -8,13 +8,13 @@ from typing import Any
 from rich.table import Table
 
 from quantyard.formatting import numbers
-from quantyard.tune.goal import Gain, Goal
+from quantyard.tune.goal import TuningGain, TuningGoal
 from quantyard.tune.knapsack import Mix
 from quantyard.tune.sensitivity import Sensitivity
 from quantyard.workflows.tune import Tuned
 
 
-def groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
+def tensor_groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
     """Each group: its weights, what it costs to make it low, and the type it got; the most sensitive first."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group")
@@ -24,11 +24,17 @@ def groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
     rows = sorted(zip(found, mix.types, strict=True), key=lambda row: -row[0].kld / row[0].group.n_params)
     for one, kind in rows:
         n = one.group.n_params
-        table.add_row(one.group.name, numbers.n_weights(n), numbers.kld(one.kld), numbers.kld(one.kld / n * 1e9), kind)
+        table.add_row(
+            one.group.name,
+            numbers.format_weight_count(n),
+            numbers.format_kld(one.kld),
+            numbers.format_kld(one.kld / n * 1e9),
+            kind,
+        )
     return table
 
 
-def files_table(gain: Gain) -> Table:
+def tuned_files_table(gain: TuningGain) -> Table:
     """Both files on the held-out text."""
     table = Table(box=None, pad_edge=False)
     table.add_column("file")
@@ -37,26 +43,28 @@ def files_table(gain: Gain) -> Table:
     for one in (gain.tuned, gain.stock):
         found, agreement = one.divergence, one.divergence.top1_agreement
         table.add_row(
-            one.quant, numbers.exact_bytes(one.size_bytes), numbers.kld(one.kld.value),
-            numbers.kld_written(one.kld).ends, numbers.kld(found.kld_percentiles.get("99", 0.0)),
-            numbers.percent(agreement.value) if agreement else "",
+            one.quant, numbers.format_exact_bytes(one.size_bytes), numbers.format_kld(one.kld.value),
+            numbers.format_kld_interval(one.kld).ends, numbers.format_kld(found.kld_percentiles.get("99", 0.0)),
+            numbers.format_percent(agreement.value) if agreement else "",
         )
     return table
 
 
-def gain_text(gain: Gain, goal: Goal, mix: Mix) -> str:
+def tuning_gain_text(gain: TuningGain, goal: TuningGoal, mix: Mix) -> str:
     """The result in words."""
     tuned, stock, relative = gain.tuned, gain.stock, gain.relative
-    change = numbers.change_written(relative)
+    change = numbers.format_change_interval(relative)
     smaller = 1 - tuned.size_bytes / stock.size_bytes
-    size = f"{numbers.rough_percent(abs(smaller))} {'smaller' if smaller >= 0 else 'larger'} than"
+    size = f"{numbers.format_rough_percent(abs(smaller))} {'smaller' if smaller >= 0 else 'larger'} than"
     lines = [
-        f"Asked for: {goal.text}. {tuned.quant} has {numbers.human_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
+        f"Asked for: {goal.text}. {tuned.quant} has {numbers.format_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
         f"Mean KLD on text that the search has not read: {gain.verdict}, {change} against {stock.quant}.",
-        f"Expected from the parts, on the text of the search: {numbers.kld(mix.kld)}.",
+        f"Expected from the parts, on the text of the search: {numbers.format_kld(mix.kld)}.",
     ]
     if goal.kld is not None and tuned.kld.value > goal.kld:
-        lines.append(f"On the held-out text it misses the goal of {numbers.kld(goal.kld)}: the two texts differ.")
+        lines.append(
+            f"On the held-out text it misses the goal of {numbers.format_kld(goal.kld)}: the two texts differ."
+        )
     return "\n".join(lines)
 
 

@@ -16,31 +16,39 @@ from urllib.parse import quote
 
 from quantyard.errors import BadRequest, HubError, HubUnreachable
 from quantyard.hub import client as hub
-from quantyard.hub.client import HubAccess, with_retries
+from quantyard.hub.client import HubAccess, with_hub_retries
 from quantyard.publish.files import PublishedFile
 from quantyard.publish.hub import errors
 from quantyard.publish.hub import upload as hub_upload
 from quantyard.publish.hub.target import (
     MAIN,
     FileChange,
+    HubRelease,
     HubTarget,
     Record,
-    Release,
-    Seen,
-    all_of,
-    changes_of,
-    check_target,
-    download,
-    identity,
-    info_of,
-    look,
-    record_of,
+    SeenHubRepo,
+    all_hub_target_changes,
+    check_hub_target,
+    download_published_file,
+    hub_target_changes,
+    hub_target_info,
+    hub_target_record,
+    look_at_hub_target,
+    published_file_identity,
 )
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-__all__ = ["FileChange", "HubPublication", "HubTarget", "check_target", "preview", "publish", "read_published"]
+__all__ = [
+    "FileChange",
+    "HubPublication",
+    "HubTarget",
+    "check_hub_target",
+    "preview_hub_publication",
+    "publish_to_hub",
+    "read_published_file",
+]
 
 _OFFERS_READ = 20  # pull requests of ours that are looked into
 
@@ -56,7 +64,7 @@ class HubPublication:
     changes: tuple[FileChange, ...]
 
 
-def preview(
+def preview_hub_publication(
     access: HubAccess, target: HubTarget, files: Sequence[PublishedFile]
 ) -> tuple[bool | None, tuple[FileChange, ...]]:
     """What publishing would do; nothing is written.
@@ -69,39 +77,43 @@ def preview(
         BadRequest: the target is none.
         HubError: the Hub said no.
     """
-    check_target(target)
-    release = Release(hub.hub_api(access), target, tuple(files))
+    check_hub_target(target)
+    release = HubRelease(hub.hub_api(access), target, tuple(files))
     try:
-        with errors.explained(release.api, target.repo_id), hub_upload.silent_client():
-            seen = look(release)
-            changes = changes_of(release, record_of(release, seen.head)) if seen else all_of(release, "new")
+        with errors.explain_publish_errors(release.api, target.repo_id), hub_upload.silent_hub_client():
+            seen = look_at_hub_target(release)
+            changes = (
+                hub_target_changes(release, hub_target_record(release, seen.head))
+                if seen
+                else all_hub_target_changes(release, "new")
+            )
     except HubUnreachable:
-        return None, all_of(release, "unknown")
+        return None, all_hub_target_changes(release, "unknown")
     if seen is None and not access.token:  # to a visitor, a private repo looks like a missing one
-        return None, all_of(release, "unknown")
+        return None, all_hub_target_changes(release, "unknown")
     return seen is not None, changes
 
 
-def read_published(access: HubAccess, target: HubTarget, path: str, limit_bytes: int) -> bytes | None:
+def read_published_file(access: HubAccess, target: HubTarget, path: str, limit_bytes: int) -> bytes | None:
     """The file as it is on that branch (if there is no such branch yet, on main); None if there is none.
 
     Raises:
         HubError: the Hub said no, or the file is larger than `limit_bytes`.
     """
-    check_target(target)
-    release = Release(hub.hub_api(access), target, ())
-    with errors.explained(release.api, target.repo_id), hub_upload.silent_client():
-        seen = look(release)
-        found = record_of(release, seen.head, [path]).get(path) if seen else None
+    check_hub_target(target)
+    release = HubRelease(hub.hub_api(access), target, ())
+    with errors.explain_publish_errors(release.api, target.repo_id), hub_upload.silent_hub_client():
+        seen = look_at_hub_target(release)
+        found = hub_target_record(release, seen.head, [path]).get(path) if seen else None
         if seen is None or found is None:
             return None
         if found.size > limit_bytes:
             message = f"{path} in {target.repo_id} is larger than it can be: {found.size} bytes, not {limit_bytes}."
             raise HubError(message, f"See {release.api.endpoint}/{target.repo_id}, or publish to another repo.")
-        return download(release, seen.head, found)
+        return download_published_file(release, seen.head, found)
 
 
-def publish(
+def publish_to_hub(
     access: HubAccess, target: HubTarget, files: Sequence[PublishedFile], message: str,
     on_progress: Callable[[str, int, int], None],
 ) -> HubPublication:
@@ -116,26 +128,26 @@ def publish(
         MayNotWrite, NotGated, RepoChanged, UploadRefused, UploadDiffers: see publish_errors.py.
         RepoRenamed, HubUnreachable, HubError: see errors.py.
     """
-    check_target(target)
+    check_hub_target(target)
     _check_files(files)
     api = hub.hub_api(access)
     if not access.token:
-        raise errors.needs_token(api.endpoint)
-    with errors.explained(api, target.repo_id), ExitStack() as stack:
-        operations = {file.path: hub_upload.opened(file, on_progress, stack) for file in files}
-        stack.enter_context(hub_upload.silent_client())
-        release = Release(api, target, tuple(files), _writer(api))
-        hub_upload.check_card(api, files)
+        raise errors.publish_needs_token(api.endpoint)
+    with errors.explain_publish_errors(api, target.repo_id), ExitStack() as stack:
+        operations = {file.path: hub_upload.open_hub_upload(file, on_progress, stack) for file in files}
+        stack.enter_context(hub_upload.silent_hub_client())
+        release = HubRelease(api, target, tuple(files), _writer(api))
+        hub_upload.check_card_on_hub(api, files)
         return _publish(release, operations, message)
 
 
-def _publish(release: Release, operations: Mapping[str, CommitOperationAdd], message: str) -> HubPublication:
-    seen = look(release)
+def _publish(release: HubRelease, operations: Mapping[str, CommitOperationAdd], message: str) -> HubPublication:
+    seen = look_at_hub_target(release)
     created = seen is None
-    with errors.left_behind() as left:
+    with errors.publish_left_behind() as left:
         seen = _gate(release, seen or _create(release, left))
-        record = record_of(release, seen.head)
-        changes = changes_of(release, record)
+        record = hub_target_record(release, seen.head)
+        changes = hub_target_changes(release, record)
         wanted = [operations[change.path] for change in changes if change.state != "unchanged"]
         commit, offer = (_offered(release) or ("", "")) if wanted else (seen.head, "")
         if not commit:
@@ -146,21 +158,21 @@ def _publish(release: Release, operations: Mapping[str, CommitOperationAdd], mes
 
 
 def _send(
-    release: Release, seen: Seen, record: Record, operations: Sequence[CommitOperationAdd], message: str,
+    release: HubRelease, seen: SeenHubRepo, record: Record, operations: Sequence[CommitOperationAdd], message: str,
     left: list[str],
 ) -> tuple[str, str]:  # fmt: skip
     """Upload, and only then touch the repo; the commit, and the address of the pull request or ""."""
     target, revision = release.target, release.target.branch if seen.has_branch else ""
-    hub_upload.send(release.api, release.repo_id, revision or MAIN, operations, create_pr=target.pull_request)
+    hub_upload.upload_to_hub(release.api, release.repo_id, revision or MAIN, operations, create_pr=target.pull_request)
     if not seen.has_branch:
         make = release.api.create_branch
-        with_retries(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
+        with_hub_retries(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
         left.append(f"The branch {target.branch} was made, and stays as {MAIN} was.")
     return _commit(release, replace(seen, has_branch=True), record, operations, message)
 
 
 def _commit(
-    release: Release, seen: Seen, record: Record, operations: Sequence[CommitOperationAdd], message: str
+    release: HubRelease, seen: SeenHubRepo, record: Record, operations: Sequence[CommitOperationAdd], message: str
 ) -> tuple[str, str]:
     """One commit upon what was seen. If the repo has moved, or the answer was lost, look again before trying again."""
     import httpx2
@@ -175,7 +187,7 @@ def _commit(
             )  # fmt: skip
         except (HfHubHTTPError, httpx2.TransportError) as error:
             has_moved = isinstance(error, HfHubHTTPError) and error.response.status_code in errors.MOVED_STATUS
-            pause_s = 0.0 if has_moved else hub.wait_s(error, failed)
+            pause_s = 0.0 if has_moved else hub.hub_retry_wait_s(error, failed)
             if pause_s is None or (has_moved and moved):
                 raise
             moved = moved or has_moved
@@ -188,31 +200,35 @@ def _commit(
     raise AssertionError("the last try returns or raises")
 
 
-def _look_again(release: Release, record: Record) -> tuple[Seen, tuple[str, str] | None]:
+def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple[str, str] | None]:
     """What to commit upon now; and our commit, if it has arrived although the Hub did not say so.
 
     Raises:
         RepoChanged: somebody else's commit touches our files.
     """
-    seen = look(release)
+    seen = look_at_hub_target(release)
     if seen is None:
-        raise errors.changed_on_hub(release.repo_id, ["the repo itself is gone"])
-    now = record_of(release, seen.head)
+        raise errors.published_repo_changed(release.repo_id, ["the repo itself is gone"])
+    now = hub_target_record(release, seen.head)
     if release.target.pull_request:
         return seen, _offered(release)
-    if all(change.state == "unchanged" for change in changes_of(release, now)):
+    if all(change.state == "unchanged" for change in hub_target_changes(release, now)):
         return seen, (seen.head, "")
-    if touched := [f.path for f in release.files if identity(now.get(f.path)) != identity(record.get(f.path))]:
-        raise errors.changed_on_hub(release.repo_id, touched)
+    if touched := [
+        f.path
+        for f in release.files
+        if published_file_identity(now.get(f.path)) != published_file_identity(record.get(f.path))
+    ]:
+        raise errors.published_repo_changed(release.repo_id, touched)
     return seen, None
 
 
-def _offered(release: Release) -> tuple[str, str] | None:
+def _offered(release: HubRelease) -> tuple[str, str] | None:
     """Commit and address of an open pull request of ours that holds these very files."""
     if not release.target.pull_request:
         return None
     ask = release.api.get_repo_discussions
-    found = with_retries(
+    found = with_hub_retries(
         lambda: list(
             islice(
                 ask(release.repo_id, author=release.me, discussion_type="pull_request", discussion_status="open"),
@@ -221,9 +237,9 @@ def _offered(release: Release) -> tuple[str, str] | None:
         )
     )
     for offer in found:
-        info = with_retries(lambda number=offer.num: info_of(release, f"refs/pr/{number}"))  # type: ignore[misc]
-        commit = hub.commit_of(info, release.api.endpoint)
-        changes = changes_of(release, record_of(release, commit))
+        info = with_hub_retries(lambda number=offer.num: hub_target_info(release, f"refs/pr/{number}"))  # type: ignore[misc]
+        commit = hub.hub_commit(info, release.api.endpoint)
+        changes = hub_target_changes(release, hub_target_record(release, commit))
         if all(change.state == "unchanged" for change in changes):
             return commit, offer.url
     return None
@@ -231,10 +247,10 @@ def _offered(release: Release) -> tuple[str, str] | None:
 
 def _writer(api: HfApi) -> str:
     """Whose token it is."""
-    found = with_retries(api.whoami)
+    found = with_hub_retries(api.whoami)
     token = found.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        raise errors.read_only(str(found.get("name")), api.endpoint)
+        raise errors.publish_read_only_token(str(found.get("name")), api.endpoint)
     return str(found.get("name"))
 
 
@@ -246,18 +262,18 @@ def _check_files(files: Sequence[PublishedFile]) -> None:
         raise BadRequest(f"{what}.", "Build a model first: make build MODEL=… QUANT=…")
 
 
-def _create(release: Release, left: list[str]) -> Seen:
+def _create(release: HubRelease, left: list[str]) -> SeenHubRepo:
     target = release.target
-    with_retries(lambda: release.api.create_repo(target.repo_id, private=target.private, exist_ok=True))
-    seen = look(release)
+    with_hub_retries(lambda: release.api.create_repo(target.repo_id, private=target.private, exist_ok=True))
+    seen = look_at_hub_target(release)
     if seen is None:
-        raise errors.name_taken(target.repo_id)
+        raise errors.publish_name_taken(target.repo_id)
     who = "private" if target.private else "public"
     left.append(f"The repo {target.repo_id} was made, and stays, empty and {who}.")
     return seen
 
 
-def _gate(release: Release, seen: Seen) -> Seen:
+def _gate(release: HubRelease, seen: SeenHubRepo) -> SeenHubRepo:
     """Gate the repo if it must be, while the files are not there; a stricter gate stays."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -265,19 +281,20 @@ def _gate(release: Release, seen: Seen) -> Seen:
     if not wanted or seen.gated in (wanted, "manual"):
         return seen
     try:
-        with_retries(lambda: release.api.update_repo_settings(release.repo_id, gated=wanted))
+        with_hub_retries(lambda: release.api.update_repo_settings(release.repo_id, gated=wanted))
     except HfHubHTTPError as error:
-        words = f" (answer {error.response.status_code}: {errors.plain(error.server_message or 'no reason given')})"
-        raise errors.not_gated(release.repo_id, wanted, words, endpoint) from error
-    now = look(release)
+        reason = errors.plain_publish_text(error.server_message or "no reason given")
+        words = f" (answer {error.response.status_code}: {reason})"
+        raise errors.publish_not_gated(release.repo_id, wanted, words, endpoint) from error
+    now = look_at_hub_target(release)
     if now is None or now.gated != wanted:
-        raise errors.not_gated(release.repo_id, wanted, ", though the Hub says it did it", endpoint)
+        raise errors.publish_not_gated(release.repo_id, wanted, ", though the Hub says it did it", endpoint)
     return now
 
 
-def _read_back(release: Release, commit: str) -> None:
+def _read_back(release: HubRelease, commit: str) -> None:
     """Hold what the Hub has against what was to be published: its own record of LFS files, and the others' bytes."""
-    record = record_of(release, commit)
+    record = hub_target_record(release, commit)
     for file in release.files:
         found = record.get(file.path)
         if found is None:
@@ -287,7 +304,7 @@ def _read_back(release: Release, commit: str) -> None:
         elif found.size != file.size_bytes:  # nothing to read, and the Hub might send as much as it says
             size, sha256 = found.size, "others"
         else:
-            size, sha256 = found.size, hashlib.sha256(download(release, commit, found)).hexdigest()
+            size, sha256 = found.size, hashlib.sha256(download_published_file(release, commit, found)).hexdigest()
         if (size, sha256) != (file.size_bytes, file.sha256):
             what = f"{size} bytes and {sha256[:12]}, not {file.size_bytes} and {file.sha256[:12]}"
-            raise errors.differs(release.repo_id, commit, file.path, what, release.api.endpoint)
+            raise errors.published_file_differs(release.repo_id, commit, file.path, what, release.api.endpoint)

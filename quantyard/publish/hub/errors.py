@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quantyard.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RevisionNotFound
-from quantyard.formatting.printable import words_of
+from quantyard.formatting.printable import printable_words
 from quantyard.publish.files import PublishedFile
 
 if TYPE_CHECKING:
@@ -78,67 +78,69 @@ class FileChanged(BadRequest):
     kind = "file-changed"
 
 
-def needs_token(endpoint: str) -> NeedsToken:
+def publish_needs_token(endpoint: str) -> NeedsToken:
     """Neither HF_TOKEN nor a login."""
     hint = f"Make one that may write at {endpoint}/settings/tokens, then type: hf auth login, or set HF_TOKEN."
     return NeedsToken("No token is set, and the Hub lets nobody write without one.", hint)
 
 
-def read_only(name: str, endpoint: str) -> MayNotWrite:
+def publish_read_only_token(name: str, endpoint: str) -> MayNotWrite:
     """The token of this account may not write anything."""
-    message = f"The token of {plain(name)} may only read (its role is 'read')."
+    message = f"The token of {plain_publish_text(name)} may only read (its role is 'read')."
     return MayNotWrite(message, f"Make one that may write at {endpoint}/settings/tokens, and set HF_TOKEN to it.")
 
 
-def bad_path(path: str) -> BadRequest:
+def publish_bad_path(path: str) -> BadRequest:
     """No file of a repo can be called so."""
     return BadRequest(f"No file on the Hub can be called {path!r}.", "Rename it, and type the same command again.")
 
 
-def unreadable(file: PublishedFile, error: OSError) -> FileChanged:
+def publish_unreadable_file(file: PublishedFile, error: OSError) -> FileChanged:
     """The file is gone, or may not be read."""
     message = f"{file.path} cannot be read: {error.strerror or type(error).__name__}. Nothing was published."
     return FileChanged(message, "Build it again: make build MODEL=… QUANT=…")
 
 
-def changed_on_disk(file: PublishedFile) -> FileChanged:
+def published_file_changed(file: PublishedFile) -> FileChanged:
     """Its size or hash is another now."""
     known = f"its SHA-256 is not {file.sha256[:12]}… any more"
     message = f"{file.path} is not the file that was built and measured: {known}. Nothing was published."
     return FileChanged(message, "Find out what changed it, then: make build MODEL=… QUANT=…")
 
 
-def changed_on_hub(repo_id: str, paths: Sequence[str]) -> RepoChanged:
+def published_repo_changed(repo_id: str, paths: Sequence[str]) -> RepoChanged:
     """Somebody else's commit touches the same files."""
     message = f"Somebody has changed {repo_id} meanwhile: {', '.join(paths)}. Nothing was published."
     return RepoChanged(message, "Look at what is there now; to replace it, type the same command again.")
 
 
-def not_gated(repo_id: str, gated: str, words: str, endpoint: str) -> NotGated:
+def publish_not_gated(repo_id: str, gated: str, words: str, endpoint: str) -> NotGated:
     """The source is gated, and so must be what is made of it."""
     message = f"{repo_id} cannot be made gated ({gated}), as its source is{words}. Nothing was uploaded."
     return NotGated(message, f"Turn on access requests at {endpoint}/{repo_id}/settings, and type the same again.")
 
 
-def name_taken(repo_id: str) -> MayNotWrite:
+def publish_name_taken(repo_id: str) -> MayNotWrite:
     """It exists, and the token may not even see it."""
     message = f"{repo_id} exists already, and the token in HF_TOKEN may not see it."
     return MayNotWrite(message, "Give the token access to it, or choose another name: REPO=me/name-GGUF")
 
 
-def differs(repo_id: str, commit: str, path: str, what: str, endpoint: str) -> UploadDiffers:
+def published_file_differs(repo_id: str, commit: str, path: str, what: str, endpoint: str) -> UploadDiffers:
     """The commit is made, and one of its files is not what it should be."""
     message = f"{path} arrived as something else in {repo_id} at {commit[:12]}: {what}."
     return UploadDiffers(message, f"Do not use it. See {endpoint}/{repo_id}/commit/{commit}, and publish again.")
 
 
-def bad_card(response: httpx2.Response) -> UploadRefused:
+def publish_bad_card(response: httpx2.Response) -> UploadRefused:
     """The Hub's own check of README.md."""
     found = "; ".join(e["message"] for e in response.json().get("errors", [])) or "it does not say why"
-    return UploadRefused(f"The Hub does not accept the card's metadata: {plain(found)}.", "Correct it in the manifest.")
+    return UploadRefused(
+        f"The Hub does not accept the card's metadata: {plain_publish_text(found)}.", "Correct it in the manifest."
+    )
 
 
-def asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnreachable:
+def publish_asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnreachable:
     """It limits our requests, for longer than anybody would watch."""
     wanted = f", and to be asked again in {asked_s:.0f} s" if asked_s else ", also after waiting"
     hint = f"Wait until then. {AGAIN}" if asked_s else f"Wait some minutes. {AGAIN}"
@@ -146,12 +148,12 @@ def asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnreachable:
 
 
 @contextmanager
-def explained(api: HfApi, repo_id: str) -> Iterator[None]:
+def explain_publish_errors(api: HfApi, repo_id: str) -> Iterator[None]:
     """Turn every error into one of ours, without the token in any word of it."""
     try:
         yield
     except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
-        ours = explain(error, api, repo_id)
+        ours = explain_publish_error(error, api, repo_id)
         token = api.token if isinstance(api.token, str) else ""
         words = (_without(token, text) for text in (ours.message, ours.hint, ours.detail))
         ours.message, ours.hint, ours.detail = words
@@ -160,7 +162,7 @@ def explained(api: HfApi, repo_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def left_behind() -> Iterator[list[str]]:
+def publish_left_behind() -> Iterator[list[str]]:
     """Sentences about what was made on the Hub, and stays there, are added to an error."""
     left: list[str] = []
     try:
@@ -170,7 +172,7 @@ def left_behind() -> Iterator[list[str]]:
         raise
 
 
-def explain(error: Exception, api: HfApi, repo_id: str) -> QuantyardError:
+def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> QuantyardError:
     """The error to raise in place of one that a call of `api` about `repo_id` raised."""
     import httpx2
     from huggingface_hub.errors import DisabledRepoError, GatedRepoError, HfHubHTTPError, RevisionNotFoundError
@@ -182,21 +184,21 @@ def explain(error: Exception, api: HfApi, repo_id: str) -> QuantyardError:
     if isinstance(cause, QuantyardError):
         ours = cause
     elif isinstance(cause, BadAnswer):
-        ours = hub_errors.bad_answer(cause)
+        ours = hub_errors.hub_bad_answer_error(cause)
     elif isinstance(cause, GatedRepoError):
-        ours = hub_errors.gated(api, repo_id)
+        ours = hub_errors.hub_gated_error(api, repo_id)
     elif isinstance(cause, DisabledRepoError):
-        ours = hub_errors.disabled(api, repo_id)
+        ours = hub_errors.hub_disabled_error(api, repo_id)
     elif isinstance(cause, RevisionNotFoundError):
         ours = RevisionNotFound(f"{repo_id} has no such branch (answer 404).", "HUB_BRANCH names another.")
     elif isinstance(cause, HfHubHTTPError):
         ours = _refused(cause, api, repo_id, path)
     elif isinstance(cause, ValueError) and (found := _LFS_ERROR.search(str(cause))):
-        ours = _no_upload(plain(found[1]), 0, repo_id, api.endpoint)
+        ours = _no_upload(plain_publish_text(found[1]), 0, repo_id, api.endpoint)
     elif path and isinstance(cause, httpx2.NetworkError | httpx2.ProtocolError | httpx2.TimeoutException):
         ours = HubUnreachable(f"The connection broke while {path} was sent, again and again.", AGAIN, str(cause))
     else:
-        ours = hub_errors.unreachable(cause, api.endpoint)
+        ours = hub_errors.hub_unreachable_error(cause, api.endpoint)
     left = " ".join(getattr(error, "__notes__", []))
     ours.message = f"{ours.message} {left}".strip()
     return ours
@@ -210,9 +212,9 @@ def _uploading(error: Exception) -> tuple[str, Exception]:
 
 
 def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> QuantyardError:
-    from quantyard.network.hub_client import asked_to_wait_s
+    from quantyard.network.hub_client import hub_asked_to_wait_s
 
-    status, words = error.response.status_code, plain(error.server_message or "")
+    status, words = error.response.status_code, plain_publish_text(error.server_message or "")
     tokens = f"{api.endpoint}/settings/tokens"
     if _host(error.response) != urlsplit(str(api.endpoint)).netloc and status < 500:
         message = f"The Hub's storage refuses {path or 'a file'} (answer {status}): its signed address has run out."
@@ -232,7 +234,7 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
         message = f"{repo_id} changes faster than we can publish (answer {status}). Nothing was published."
         return RepoChanged(message, AGAIN)
     if status == 429:
-        return asked_to_wait(error.response, asked_to_wait_s(error.response.headers))
+        return publish_asked_to_wait(error.response, hub_asked_to_wait_s(error.response.headers))
     if status >= 500:
         what = f"while {path} was sent" if path else f"to a request for {repo_id}"
         return HubUnreachable(f"{_host(error.response)} answers {status} {what}, also after waiting.", AGAIN)
@@ -252,9 +254,9 @@ def _host(response: httpx2.Response) -> str:
     return urlsplit(str(response.request.url)).netloc
 
 
-def plain(text: str) -> str:
+def plain_publish_text(text: str) -> str:
     """What a server says, on one line, without what could move a terminal's cursor, and short."""
-    line = words_of(text)
+    line = printable_words(text)
     return line if len(line) <= _LONGEST_WORDS else line[:_LONGEST_WORDS] + " …"
 
 

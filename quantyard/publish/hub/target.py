@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from quantyard.errors import BadRequest, BadSource, RepoRenamed
 from quantyard.hub import client as hub
-from quantyard.hub.client import with_retries
-from quantyard.hub.files import parse_repo_id
+from quantyard.hub.client import with_hub_retries
+from quantyard.hub.files import parse_hub_repo_id
 from quantyard.publish.files import PublishedFile
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class FileChange:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenHubRepo:
     """The repo as it was when we looked; `head` is the commit to build on."""
 
     head: str
@@ -53,7 +53,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Release:
+class HubRelease:
     """What to publish where."""
 
     api: HfApi
@@ -67,7 +67,7 @@ class Release:
         return self.target.repo_id
 
 
-def check_target(target: HubTarget) -> None:
+def check_hub_target(target: HubTarget) -> None:
     """Refuse what cannot be published to, without asking the Hub.
 
     Raises:
@@ -77,7 +77,7 @@ def check_target(target: HubTarget) -> None:
     if not target.repo_id:
         raise BadRequest("REPO is not given.", hint)
     try:
-        _, revision = parse_repo_id(target.repo_id)
+        _, revision = parse_hub_repo_id(target.repo_id)
     except BadSource as error:
         raise BadRequest(f"REPO is not the name of a repo: {error.message}", hint) from error
     if revision is not None:
@@ -90,7 +90,7 @@ def check_target(target: HubTarget) -> None:
 
 def _check_branch(target: HubTarget) -> None:
     try:
-        parse_repo_id(f"{target.repo_id}@{target.branch}")
+        parse_hub_repo_id(f"{target.repo_id}@{target.branch}")
     except BadSource as error:
         raise BadRequest(f"{target.branch!r} is not the name of a branch.", "Type: HUB_BRANCH=name") from error
     if target.branch.startswith("refs/") or re.fullmatch(r"[0-9a-f]{40}", target.branch):
@@ -98,12 +98,12 @@ def _check_branch(target: HubTarget) -> None:
         raise BadRequest(message, "Type: HUB_BRANCH=name")
 
 
-def info_of(release: Release, revision: str) -> ModelInfo:
+def hub_target_info(release: HubRelease, revision: str) -> ModelInfo:
     """What the Hub says of the repo at a branch or commit."""
     return release.api.model_info(release.repo_id, revision=revision, timeout=hub.REQUEST_TIMEOUT_S)
 
 
-def look(release: Release) -> Seen | None:
+def look_at_hub_target(release: HubRelease) -> SeenHubRepo | None:
     """The repo as it is now; None: there is none that the token may see."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -112,9 +112,9 @@ def look(release: Release) -> Seen | None:
     branch = release.target.branch or MAIN
     try:
         try:
-            info, has_branch = with_retries(lambda: info_of(release, branch)), True
+            info, has_branch = with_hub_retries(lambda: hub_target_info(release, branch)), True
         except RevisionNotFoundError:
-            info, has_branch = with_retries(lambda: info_of(release, MAIN)), False
+            info, has_branch = with_hub_retries(lambda: hub_target_info(release, MAIN)), False
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
@@ -122,25 +122,25 @@ def look(release: Release) -> Seen | None:
     if info.id != release.repo_id:  # a redirect was followed
         raise RepoRenamed(f"{release.repo_id} is called {info.id} now.", f"Type: REPO={info.id}")
     if info.disabled:
-        raise hub_errors.disabled(release.api, release.repo_id)
-    return Seen(hub.commit_of(info, release.api.endpoint), str(info.gated or ""), has_branch)
+        raise hub_errors.hub_disabled_error(release.api, release.repo_id)
+    return SeenHubRepo(hub.hub_commit(info, release.api.endpoint), str(info.gated or ""), has_branch)
 
 
-def record_of(release: Release, commit: str, paths: Sequence[str] | None = None) -> Record:
+def hub_target_record(release: HubRelease, commit: str, paths: Sequence[str] | None = None) -> Record:
     """What the Hub has under the names of our files."""
     from huggingface_hub.hf_api import RepoFile
 
     asked = [file.path for file in release.files] if paths is None else list(paths)
-    found = with_retries(lambda: release.api.get_paths_info(release.repo_id, asked, revision=commit))
+    found = with_hub_retries(lambda: release.api.get_paths_info(release.repo_id, asked, revision=commit))
     return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
 
 
-def all_of(release: Release, state: State) -> tuple[FileChange, ...]:
+def all_hub_target_changes(release: HubRelease, state: State) -> tuple[FileChange, ...]:
     """The same for every file."""
     return tuple(FileChange(file.path, file.size_bytes, state) for file in release.files)
 
 
-def changes_of(release: Release, record: Record) -> tuple[FileChange, ...]:
+def hub_target_changes(release: HubRelease, record: Record) -> tuple[FileChange, ...]:
     """What publishing would do to each file."""
     return tuple(FileChange(file.path, file.size_bytes, _state(record.get(file.path), file)) for file in release.files)
 
@@ -160,14 +160,14 @@ def _git_name(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def identity(found: RepoFile | None) -> tuple[int, str] | None:
+def published_file_identity(found: RepoFile | None) -> tuple[int, str] | None:
     """Tells whether a file is still the same."""
     return (found.size, found.blob_id) if found else None
 
 
-def download(release: Release, commit: str, found: RepoFile) -> bytes:
+def download_published_file(release: HubRelease, commit: str, found: RepoFile) -> bytes:
     """A small file, whole; or one byte more, if it is larger than the Hub says."""
     if not found.size:
         return b""  # nothing is no range of bytes
-    url = hub.file_url(release.api, release.repo_id, commit, found.path)
-    return with_retries(lambda: hub.read_range(release.api, url, 0, found.size + 1))
+    url = hub.hub_file_url(release.api, release.repo_id, commit, found.path)
+    return with_hub_retries(lambda: hub.read_hub_range(release.api, url, 0, found.size + 1))

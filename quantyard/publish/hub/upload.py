@@ -73,7 +73,7 @@ class SentFile(io.BufferedReader):
         return farthest > 0 and not whole
 
 
-def opened(file: PublishedFile, on_progress: OnProgress, stack: ExitStack) -> CommitOperationAdd:
+def open_hub_upload(file: PublishedFile, on_progress: OnProgress, stack: ExitStack) -> CommitOperationAdd:
     """A file, ready to be sent: read and hashed once.
 
     Raises:
@@ -86,18 +86,18 @@ def opened(file: PublishedFile, on_progress: OnProgress, stack: ExitStack) -> Co
         reader = stack.enter_context(SentFile(file, on_progress))
         operation = CommitOperationAdd(file.path, reader)
     except ValueError as error:
-        raise errors.bad_path(file.path) from error
+        raise errors.publish_bad_path(file.path) from error
     except OSError as error:
-        raise errors.unreadable(file, error) from error
+        raise errors.publish_unreadable_file(file, error) from error
     if operation.path_in_repo != file.path:
-        raise errors.bad_path(file.path)
+        raise errors.publish_bad_path(file.path)
     if (operation.upload_info.size, operation.upload_info.sha256.hex()) != (file.size_bytes, file.sha256):
-        raise errors.changed_on_disk(file)
+        raise errors.published_file_changed(file)
     reader.watched = True
     return operation
 
 
-def send(
+def upload_to_hub(
     api: HfApi, repo_id: str, revision: str, operations: Sequence[CommitOperationAdd], *, create_pr: bool
 ) -> None:
     """Upload what the Hub stores with LFS, one file after another: a signed address lasts for minutes only.
@@ -115,10 +115,10 @@ def send(
             )  # fmt: skip
         except Exception:
             if reader.sent_other_bytes() and _size_bytes(reader) != reader.file.size_bytes:
-                raise errors.changed_on_disk(reader.file) from None  # a longer or shorter body cannot be sent
+                raise errors.published_file_changed(reader.file) from None  # a longer or shorter body cannot be sent
             raise
         if reader.sent_other_bytes():
-            raise errors.changed_on_disk(reader.file)
+            raise errors.published_file_changed(reader.file)
         reader.report(reader.file.size_bytes)  # also of what the Hub had already
 
 
@@ -126,7 +126,7 @@ def _size_bytes(reader: SentFile) -> int:
     return io.BufferedReader.seek(reader, 0, os.SEEK_END)
 
 
-def check_card(api: HfApi, files: Sequence[PublishedFile]) -> None:
+def check_card_on_hub(api: HfApi, files: Sequence[PublishedFile]) -> None:
     """Let the Hub read the card's metadata, before anything is made or sent.
 
     Raises:
@@ -138,11 +138,11 @@ def check_card(api: HfApi, files: Sequence[PublishedFile]) -> None:
         said = {"content": card.read().decode(), "repoType": "model"}
         response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=said)
         if response.status_code == 400:
-            raise errors.bad_card(response)
+            raise errors.publish_bad_card(response)
 
 
 @contextmanager
-def silent_client() -> Iterator[None]:
+def silent_hub_client() -> Iterator[None]:
     """huggingface_hub without a word of its own: its log would show signed addresses."""
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars

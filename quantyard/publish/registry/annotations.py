@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import machine
-from quantyard.metrics.intervals import ppl_change
+from quantyard.formatting.numbers import format_for_machine
+from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.gate import OUTCOMES
 from quantyard.protocol.measurements import Comparison, Divergence, Estimate, Interval, Measurement, Speed
-from quantyard.publish.registry.errors import plain
+from quantyard.publish.registry.errors import plain_registry_text
 from quantyard.store.manifest import Manifest
 
 Pairs = Iterator[tuple[str, str]]
@@ -25,17 +25,17 @@ def evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> dict[s
     Raises:
         BadRequest: no such file, or this suite has not measured it.
     """
-    found = measurement_of(manifest, quant, suite)
+    found = annotated_measurement(manifest, quant, suite)
     pairs = dict(_origin(manifest, quant))
     pairs |= {"quantyard.suite": suite, "quantyard.baseline": manifest.evaluations[suite].baseline}
     pairs |= dict(_divergence(found.divergence)) | dict(_speed(found.speed))
     for comparison in found.comparisons:
         pairs |= dict(_task(comparison))
     pairs |= dict(_contract(manifest, quant)) | dict(_gate(manifest, quant, suite))
-    return {key: plain(value) for key, value in sorted(pairs.items()) if plain(value)}
+    return {key: plain_registry_text(value) for key, value in sorted(pairs.items()) if plain_registry_text(value)}
 
 
-def measurement_of(manifest: Manifest, quant: str, suite: str) -> Measurement:
+def annotated_measurement(manifest: Manifest, quant: str, suite: str) -> Measurement:
     """What this suite measured on this very file.
 
     Raises:
@@ -54,13 +54,13 @@ def measurement_of(manifest: Manifest, quant: str, suite: str) -> Measurement:
     return found
 
 
-def made_at(manifest: Manifest, quant: str) -> datetime:
+def annotation_made_at(manifest: Manifest, quant: str) -> datetime:
     """When the file was made: the same for the same file, however often it is published."""
     record = manifest.quants[quant]
     return manifest.stages[record.made_by or record.verified_by].finished_at.astimezone(UTC)
 
 
-def rfc3339(when: datetime) -> str:
+def annotation_time(when: datetime) -> str:
     """2026-11-20T12:00:00Z."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -68,7 +68,7 @@ def rfc3339(when: datetime) -> str:
 def _origin(manifest: Manifest, quant: str) -> Pairs:
     source, record = manifest.source, manifest.quants[quant]
     yield "org.opencontainers.image.title", PurePosixPath(record.file).stem
-    yield "org.opencontainers.image.created", rfc3339(made_at(manifest, quant))
+    yield "org.opencontainers.image.created", annotation_time(annotation_made_at(manifest, quant))
     yield "org.opencontainers.image.revision", source.commit
     yield "org.opencontainers.image.licenses", manifest.stated_license or source.license or ""
     if source.repo_id:  # a folder's path stays at home
@@ -76,32 +76,32 @@ def _origin(manifest: Manifest, quant: str) -> Pairs:
     yield "quantyard.version", manifest.quantyard
     yield "quantyard.quant", quant
     yield "quantyard.sha256", record.sha256
-    yield "quantyard.bits-per-weight", machine(record.bits_per_weight)
+    yield "quantyard.bits-per-weight", format_for_machine(record.bits_per_weight)
 
 
 def _divergence(found: Divergence | None) -> Pairs:
     if found is None:
         return
-    yield "quantyard.ppl", machine(found.perplexity.value)
+    yield "quantyard.ppl", format_for_machine(found.perplexity.value)
     yield "quantyard.baseline-ppl", _of(found.baseline_perplexity)
-    if (change := ppl_change(found)) is not None:
+    if (change := ppl_change_interval(found)) is not None:
         yield "quantyard.ppl-change", _interval(change)
     yield "quantyard.mean-kld", _of(found.mean_kld)
-    yield "quantyard.p99-kld", machine(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
+    yield "quantyard.p99-kld", format_for_machine(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
     yield "quantyard.top1-agreement", _of(found.top1_agreement)
 
 
 def _speed(found: Speed | None) -> Pairs:
     if found is None:
         return
-    yield "quantyard.prompt-tokens-per-s", machine(found.prompt_tokens_per_s)
-    yield "quantyard.generated-tokens-per-s", machine(found.generated_tokens_per_s)
+    yield "quantyard.prompt-tokens-per-s", format_for_machine(found.prompt_tokens_per_s)
+    yield "quantyard.generated-tokens-per-s", format_for_machine(found.generated_tokens_per_s)
     yield "quantyard.peak-memory-bytes", str(found.peak_memory_bytes)
 
 
 def _task(found: Comparison) -> Pairs:
-    name = plain(f"quantyard.task.{found.task}.{found.metric}")
-    yield name, machine(found.value)
+    name = plain_registry_text(f"quantyard.task.{found.task}.{found.metric}")
+    yield name, format_for_machine(found.value)
     yield f"{name}.delta", f"{_interval(found.delta)} {found.verdict}"
 
 
@@ -126,8 +126,8 @@ def _gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
 
 
 def _of(found: Estimate | None) -> str:
-    return machine(found.value) if found else ""
+    return format_for_machine(found.value) if found else ""
 
 
 def _interval(found: Interval) -> str:
-    return f"{machine(found.value)} [{machine(found.low)}, {machine(found.high)}]"
+    return f"{format_for_machine(found.value)} [{format_for_machine(found.low)}, {format_for_machine(found.high)}]"

@@ -14,18 +14,30 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import human_bytes
-from quantyard.publish.files import PublishedFile, made
-from quantyard.publish.registry.annotations import evaluation_annotations, made_at, measurement_of, rfc3339
+from quantyard.formatting.numbers import format_bytes
+from quantyard.publish.files import PublishedFile, made_release_file
+from quantyard.publish.registry.annotations import (
+    annotated_measurement,
+    annotation_made_at,
+    annotation_time,
+    evaluation_annotations,
+)
 from quantyard.publish.registry.client import MANIFEST_TYPE, Registry
 from quantyard.publish.registry.errors import RegistryRefused
-from quantyard.publish.registry.login import Credentials
-from quantyard.publish.registry.upload import Upload
+from quantyard.publish.registry.login import RegistryCredentials
+from quantyard.publish.registry.upload import RegistryUpload
 from quantyard.store.manifest import Manifest
 
 __all__ = [
-    "Credentials", "OciModel", "OciReference", "evaluation_annotations", "model_of", "oci_digest", "oci_manifest",
-    "parse_reference", "push",
+    "OciModel",
+    "OciReference",
+    "RegistryCredentials",
+    "evaluation_annotations",
+    "make_oci_model",
+    "oci_digest",
+    "oci_manifest",
+    "parse_oci_reference",
+    "push_oci_model",
 ]  # fmt: skip
 
 CONFIG_TYPE = "application/vnd.docker.ai.model.config.v0.1+json"
@@ -69,7 +81,7 @@ class OciModel:
     annotations: Mapping[str, str]
 
 
-def parse_reference(text: str) -> OciReference:
+def parse_oci_reference(text: str) -> OciReference:
     """registry.example:5000/team/name[:tag], said in full: which registry is never guessed.
 
     Raises:
@@ -96,7 +108,7 @@ def _why_none(text: str) -> str:
     return ""
 
 
-def model_of(
+def make_oci_model(
     manifest: Manifest, quant: str, suite: str, parts: tuple[PublishedFile, ...], licences: tuple[PublishedFile, ...]
 ) -> OciModel:
     """The artifact of one quant, with what the suite has measured on it.
@@ -104,9 +116,11 @@ def model_of(
     Raises:
         BadRequest: it has measured nothing on this file.
     """
-    facts = measurement_of(manifest, quant, suite).file
+    facts = annotated_measurement(manifest, quant, suite).file
     annotations = evaluation_annotations(manifest, quant, suite)
-    return OciModel(quant, parts, licences, facts.architecture, facts.n_params, made_at(manifest, quant), annotations)
+    return OciModel(
+        quant, parts, licences, facts.architecture, facts.n_params, annotation_made_at(manifest, quant), annotations
+    )
 
 
 def oci_manifest(model: OciModel) -> tuple[bytes, bytes]:
@@ -125,8 +139,8 @@ def oci_digest(model: OciModel) -> str:
     return _digest(oci_manifest(model)[1])
 
 
-def push(
-    reference: OciReference, model: OciModel, credentials: Credentials | None,
+def push_oci_model(
+    reference: OciReference, model: OciModel, credentials: RegistryCredentials | None,
     on_progress: Callable[[str, int, int], None],
 ) -> str:
     """Send what is not there yet, the manifest last, and read it back.
@@ -142,7 +156,7 @@ def push(
         OciError: see errors.py. Nothing is tagged then.
     """
     config, manifest = oci_manifest(model)
-    files = {f.sha256: f for f in (*model.parts, *model.licences, made("config.json", config))}
+    files = {f.sha256: f for f in (*model.parts, *model.licences, made_release_file("config.json", config))}
     tag, digest = reference.tag_of(model.quant), _digest(manifest)
     with Registry(reference.registry, reference.repository, credentials) as registry:
         registry.ping()
@@ -155,7 +169,7 @@ def push(
 
 def _send(registry: Registry, file: PublishedFile, on_progress: Callable[[str, int, int], None]) -> None:
     if registry.blob_size(f"sha256:{file.sha256}") is None:
-        Upload(registry, file, lambda sent: on_progress(file.path, sent, file.size_bytes)).run()
+        RegistryUpload(registry, file, lambda sent: on_progress(file.path, sent, file.size_bytes)).run()
     on_progress(file.path, file.size_bytes, file.size_bytes)
 
 
@@ -177,11 +191,11 @@ def _config(model: OciModel) -> dict[str, object]:
     described = {
         "format": "gguf", "format_version": "3", "quantization": model.quant, "architecture": model.architecture,
         "parameters": _count(model.n_params),
-        "size": human_bytes(sum(f.size_bytes for f in model.parts), binary=True).replace(" ", ""),
+        "size": format_bytes(sum(f.size_bytes for f in model.parts), binary=True).replace(" ", ""),
     }
     typed = [*_typed(model.parts, GGUF_TYPE), *_typed(model.licences, LICENCE_TYPE)]
     return {
-        "config": described, "descriptor": {"created": rfc3339(model.created)},
+        "config": described, "descriptor": {"created": annotation_time(model.created)},
         "files": typed,  # the spec's word for what Model Runner reads in rootfs
         "rootfs": {"type": "rootfs", "diff_ids": [file["diffID"] for file in typed]},
     }

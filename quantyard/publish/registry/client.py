@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urljoin, urlsplit
 
-from quantyard.formats.names import shown
+from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import JsonProblem, load_json
 from quantyard.publish.registry.errors import (
     TRANSIENT_STATUS,
     LoginNeeded,
     OciError,
     RegistryRefused,
-    bad_answer,
-    plain,
-    refusal,
-    unreachable,
+    plain_registry_text,
+    registry_bad_answer,
+    registry_refusal,
+    registry_unreachable,
 )
-from quantyard.publish.registry.login import DOCKER_HUB, Credentials
+from quantyard.publish.registry.login import DOCKER_HUB, RegistryCredentials
 
 if TYPE_CHECKING:
     import httpx2
@@ -43,7 +43,7 @@ _TOKEN = re.compile(r"[!-~]{1,16384}")
 Content = Callable[[], bytes | Iterable[bytes]]  # called again where a request has to be sent again
 
 
-class TransientAnswer(Exception):
+class TransientRegistryAnswer(Exception):
     """The registry cannot just now; `response` says why."""
 
     def __init__(self, response: httpx2.Response) -> None:
@@ -57,17 +57,19 @@ class Registry:
 
     name: str  # host[:port]
     repository: str
-    credentials: Credentials | None
+    credentials: RegistryCredentials | None
     _authorization: str = field(default="", repr=False)
 
     def __enter__(self) -> Self:
         import httpx2
 
-        from quantyard.network.bounded_http import Border, guard
+        from quantyard.network.bounded_http import HttpBorder, bound_http_client
 
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
         # No proxy stands between this machine and itself.
-        self._http = guard(httpx2.Client(timeout=timeout, trust_env=not is_loopback(self.name)), Border())
+        self._http = bound_http_client(
+            httpx2.Client(timeout=timeout, trust_env=not is_loopback_registry(self.name)), HttpBorder()
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +79,7 @@ class Registry:
     def address(self) -> str:
         """Where its API is, with no slash at the end."""
         host = "registry-1.docker.io" if self.name == DOCKER_HUB else self.name
-        return f"{'http' if is_loopback(self.name) else 'https'}://{host}/v2"
+        return f"{'http' if is_loopback_registry(self.name) else 'https'}://{host}/v2"
 
     def ping(self) -> None:
         """See whether this is a registry that lets us in.
@@ -98,9 +100,9 @@ class Registry:
             return None
         if response.is_redirect:  # to where the bytes are, which HEAD would not always be let see
             return -1
-        from quantyard.network.bounded_http import count_of
+        from quantyard.network.bounded_http import http_byte_count
 
-        size = count_of(self.expect(response, 200).headers.get("Content-Length"))
+        size = http_byte_count(self.expect(response, 200).headers.get("Content-Length"))
         return -1 if size is None else size
 
     def put_manifest(self, tag: str, manifest: bytes) -> None:
@@ -123,9 +125,10 @@ class Registry:
         own, there = urlsplit(self.address), urlsplit(said)
         if self._is_own(said):
             return there._replace(scheme=own.scheme, netloc=own.netloc).geturl()
-        is_safe = there.scheme == "https" or (there.scheme == "http" and is_loopback(there.netloc))
+        is_safe = there.scheme == "https" or (there.scheme == "http" and is_loopback_registry(there.netloc))
         if not is_safe or not _origin(said)[0]:
-            message = f"The registry {self.name} wants the upload sent to {plain(said)[:120]}, which is not safe."
+            shown = plain_registry_text(said)[:120]
+            message = f"The registry {self.name} wants the upload sent to {shown}, which is not safe."
             raise RegistryRefused(message, "Ask its owner to set its external address to https.")
         return said
 
@@ -134,11 +137,11 @@ class Registry:
         if response.status_code in statuses:
             return response
         if response.status_code in TRANSIENT_STATUS:
-            raise TransientAnswer(response)
+            raise TransientRegistryAnswer(response)
         raise self._refusal(response)
 
     def _refusal(self, response: httpx2.Response) -> OciError:
-        return refusal(response, self.name, self.repository, logged_in=self.credentials is not None)
+        return registry_refusal(response, self.name, self.repository, logged_in=self.credentials is not None)
 
     def with_retries(
         self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
@@ -151,10 +154,10 @@ class Registry:
                 response = self.send(method, url, content, headers)
                 if response.status_code not in TRANSIENT_STATUS:
                     return response
-                raise TransientAnswer(response)
-            except (httpx2.TransportError, TransientAnswer) as error:
+                raise TransientRegistryAnswer(response)
+            except (httpx2.TransportError, TransientRegistryAnswer) as error:
                 if isinstance(error, httpx2.ConnectError):  # there is nobody, or no TLS: asking again would not help
-                    raise unreachable(self.name, error) from error
+                    raise registry_unreachable(self.name, error) from error
                 self.backoff(failed, error)
         raise AssertionError("the last try returns or raises")
 
@@ -163,10 +166,10 @@ class Registry:
         from quantyard.network.bounded_http import BadAnswer, retry_after_s
 
         if isinstance(error, BadAnswer):
-            raise bad_answer(self.name, error) from error
-        response = error.response if isinstance(error, TransientAnswer) else None
+            raise registry_bad_answer(self.name, error) from error
+        response = error.response if isinstance(error, TransientRegistryAnswer) else None
         if failed >= TRIES:
-            raise (self._refusal(response) if response else unreachable(self.name, error)) from error
+            raise (self._refusal(response) if response else registry_unreachable(self.name, error)) from error
         asked_s = retry_after_s(response.headers) if response else None
         time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (failed - 1) if asked_s is None else asked_s))
 
@@ -234,25 +237,29 @@ class Registry:
         token = (said.get("token") or said.get("access_token")) if isinstance(said, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             message = f"The registry {self.name} gives no token: {urlsplit(realm).netloc} sends none ({why})."
-            raise RegistryRefused(plain(message) + ".", "Try later, or ask its owner.")
+            raise RegistryRefused(plain_registry_text(message) + ".", "Try later, or ask its owner.")
         return token
 
     def _check_realm(self, realm: str) -> None:
         """Who gives tokens is named by the registry, and gets the login: only with encryption, and only its own."""
         import httpx2
 
-        from quantyard.network.bounded_http import fault_of_address
+        from quantyard.network.bounded_http import http_address_fault
 
-        fault = fault_of_address(realm, httpx2.URL(self.address), is_redirect=False) if "://" in realm else "no address"
+        fault = (
+            http_address_fault(realm, httpx2.URL(self.address), is_redirect=False) if "://" in realm else "no address"
+        )
         if fault:
-            message = f"The registry {self.name} names {fault} as its token service: {shown(realm)}."
+            message = f"The registry {self.name} names {fault} as its token service: {shown_name(realm)}."
             raise RegistryRefused(message, "Ask its owner to set it to an https address.")
         there = urlsplit(realm)
-        if there.scheme != "https" and not is_loopback(there.netloc):
-            message = f"The registry {self.name} wants the login sent to {plain(realm)[:120]}, with no encryption."
+        if there.scheme != "https" and not is_loopback_registry(there.netloc):
+            shown = plain_registry_text(realm)[:120]
+            message = f"The registry {self.name} wants the login sent to {shown}, with no encryption."
             raise LoginNeeded(message, "Ask its owner to set its token service to https.")
         if self.credentials and not _belongs(realm, self.address):
-            message = f"The registry {self.name} wants the login sent to {plain(there.netloc)[:120]}, another's host."
+            shown = plain_registry_text(there.netloc)[:120]
+            message = f"The registry {self.name} wants the login sent to {shown}, another's host."
             hint = f"Ask its owner for a token service of its own domain; or push without: docker logout {self.name}"
             raise LoginNeeded(message, hint)
 
@@ -260,7 +267,7 @@ class Registry:
         return f"{self.address}/{self.repository}/{kind}/{quote(name, safe=':')}"
 
 
-def is_loopback(netloc: str) -> bool:
+def is_loopback_registry(netloc: str) -> bool:
     """Whether host[:port] is this machine, by its very name: what a resolver says is not asked."""
     try:
         host = urlsplit(f"//{netloc}").hostname or ""
@@ -278,7 +285,7 @@ def _belongs(realm: str, address: str) -> bool:
     return host == own_host or (domains[0] == domains[1] and not host.replace(".", "").isdigit() and ":" not in host)
 
 
-def _basic(login: Credentials) -> str:
+def _basic(login: RegistryCredentials) -> str:
     return "Basic " + base64.b64encode(f"{login.username}:{login.secret}".encode()).decode()
 
 

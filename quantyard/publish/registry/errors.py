@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from quantyard.errors import QuantyardError
 from quantyard.formats.strict_json import JsonProblem, load_json
-from quantyard.formatting.printable import words_of
+from quantyard.formatting.printable import printable_words
 from quantyard.protocol.base import ExitCode
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class ArtifactChanged(OciError):
     exit_code = ExitCode.BAD_REQUEST
 
 
-def unreachable(registry: str, error: Exception) -> RegistryUnreachable:
+def registry_unreachable(registry: str, error: Exception) -> RegistryUnreachable:
     """The connection failed: no such registry, no TLS that can be trusted, or cut again and again."""
-    words = plain(str(error)) or type(error).__name__
+    words = plain_registry_text(str(error)) or type(error).__name__
     message = f"The registry {registry} cannot be reached: {words}."
     reason: BaseException | None = error
     while reason is not None and not isinstance(reason, ssl.SSLError):
@@ -83,21 +83,21 @@ def unreachable(registry: str, error: Exception) -> RegistryUnreachable:
     return RegistryUnreachable(message, f"Check its name and your network: curl -I https://{registry}/v2/")
 
 
-def bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
+def registry_bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
     """An answer that was not taken: too much, too slow, or malformed."""
-    message = f"The registry {registry} gives an answer that is not valid: {plain(str(error))}."
+    message = f"The registry {registry} gives an answer that is not valid: {plain_registry_text(str(error))}."
     return RegistryRefused(message, "See that no proxy or login page answers in its place, and ask its owner.")
 
 
-def kept_too_much(registry: str, kept_bytes: int, sent_bytes: int) -> RegistryRefused:
+def registry_kept_too_much(registry: str, kept_bytes: int, sent_bytes: int) -> RegistryRefused:
     """A registry that has more of a file than it was sent."""
     message = f"The registry {registry} says that it has kept {kept_bytes:,} bytes; it was sent {sent_bytes:,}."
     return RegistryRefused(message, "See that no proxy answers in its place, and try again.")
 
 
-def refusal(response: httpx2.Response, registry: str, repository: str, *, logged_in: bool) -> OciError:
+def registry_refusal(response: httpx2.Response, registry: str, repository: str, *, logged_in: bool) -> OciError:
     """What an answer that is no success means."""
-    status, words = response.status_code, said(response)
+    status, words = response.status_code, registry_words(response)
     login = f"Type: docker login {registry}"
     if status == 401:
         how = "does not accept the login that docker keeps for it" if logged_in else "asks for a login"
@@ -117,13 +117,13 @@ def refusal(response: httpx2.Response, registry: str, repository: str, *, logged
     return RegistryRefused(f"The registry {registry} refuses what is pushed to {repository} ({status}){words}.", hint)
 
 
-def changed(path: str, what: str) -> ArtifactChanged:
+def registry_artifact_changed(path: str, what: str) -> ArtifactChanged:
     """A file on disk is no longer the one that was measured; nothing was tagged."""
     message = f"{path} is not the file that was measured any more: {what}; it is not published."
     return ArtifactChanged(message, "Type the command again: what does not match its hash is made and measured anew.")
 
 
-def said(response: httpx2.Response) -> str:
+def registry_words(response: httpx2.Response) -> str:
     """The registry's own words, as ": CODE: message"; empty if it has none."""
     try:
         found = load_json(response.read(), _LONGEST_ERROR_BYTES)
@@ -134,7 +134,7 @@ def said(response: httpx2.Response) -> str:
     words = "; ".join(f"{each.get('code', '')}: {each.get('message', '')}" for each in kept)
     for secret in _secrets_of(response.request.headers.get("Authorization", "")):
         words = words.replace(secret, "(the login)")
-    return f": {plain(words)}" if words else ""
+    return f": {plain_registry_text(words)}" if words else ""
 
 
 def _secrets_of(authorization: str) -> list[str]:
@@ -146,6 +146,6 @@ def _secrets_of(authorization: str) -> list[str]:
     return [secret for secret in secrets if secret]
 
 
-def plain(text: str) -> str:
+def plain_registry_text(text: str) -> str:
     """One line without control characters, cut where it grows long, with no full stop at its end."""
-    return words_of(text)[:_LONGEST_WORDS].rstrip(". ")
+    return printable_words(text)[:_LONGEST_WORDS].rstrip(". ")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantyard.errors import BadRequest
-from quantyard.publish.registry.errors import LoginNeeded, plain
+from quantyard.publish.registry.errors import LoginNeeded, plain_registry_text
 
 DOCKER_HUB = "docker.io"
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # what docker itself files its login under
@@ -21,7 +21,7 @@ _HELPER_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Credentials:
+class RegistryCredentials:
     """A name with its secret, or an identity token."""
 
     username: str = ""
@@ -33,7 +33,7 @@ class Credentials:
         return f"Credentials(username={self.username!r})"
 
 
-def docker_login(registry: str, config: Path) -> Credentials | None:
+def docker_login(registry: str, config: Path) -> RegistryCredentials | None:
     """The login that docker keeps for a registry; None: there is none.
 
     Args:
@@ -59,7 +59,7 @@ def _settings(config: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise BadRequest(f"Docker's {config} cannot be read: {plain(str(error))}.", hint) from error
+        raise BadRequest(f"Docker's {config} cannot be read: {plain_registry_text(str(error))}.", hint) from error
     tables = (settings.get(key, {}) for key in ("auths", "credHelpers")) if isinstance(settings, dict) else (None,)
     if not all(isinstance(table, dict) for table in tables):
         raise BadRequest(f"Docker's {config} is not in docker's form.", hint)
@@ -71,20 +71,20 @@ def _keys(registry: str) -> list[str]:
     return [_DOCKER_HUB_KEY] if registry == DOCKER_HUB else [registry, f"https://{registry}", f"https://{registry}/"]
 
 
-def _from_file(entry: object, registry: str) -> Credentials | None:
+def _from_file(entry: object, registry: str) -> RegistryCredentials | None:
     if not isinstance(entry, dict):
         return None
     if entry.get("identitytoken"):
-        return Credentials(identity_token=str(entry["identitytoken"]))
+        return RegistryCredentials(identity_token=str(entry["identitytoken"]))
     try:
         name, _, secret = base64.b64decode(entry.get("auth") or "").decode().partition(":")
     except (binascii.Error, UnicodeDecodeError, TypeError) as error:
         message = f"What docker keeps as the login of {registry} cannot be read."
         raise LoginNeeded(message, f"Type: docker login {registry}") from error
-    return Credentials(name, secret) if name else None
+    return RegistryCredentials(name, secret) if name else None
 
 
-def _from_helper(helper: str, key: str, registry: str) -> Credentials | None:
+def _from_helper(helper: str, key: str, registry: str) -> RegistryCredentials | None:
     """Ask `docker-credential-<helper>`; it says "not found" with an exit code, and where there is nothing we go on."""
     program = f"docker-credential-{helper}"
     try:
@@ -93,9 +93,13 @@ def _from_helper(helper: str, key: str, registry: str) -> Credentials | None:
         )
         answer = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        message = f"Docker's credential helper {program} does not answer: {plain(str(error))}."
+        message = f"Docker's credential helper {program} does not answer: {plain_registry_text(str(error))}."
         raise LoginNeeded(message, f"Install it, or log in without it: docker login {registry}") from error
     if answer is None:
         return None
     name, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
-    return Credentials(identity_token=secret) if name == _IDENTITY_TOKEN_USER else Credentials(name, secret)
+    return (
+        RegistryCredentials(identity_token=secret)
+        if name == _IDENTITY_TOKEN_USER
+        else RegistryCredentials(name, secret)
+    )

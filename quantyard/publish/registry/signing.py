@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantyard.errors import BadRequest, EngineError
-from quantyard.publish.registry.artifact import Credentials, OciModel, OciReference, push
-from quantyard.publish.registry.errors import plain
+from quantyard.publish.registry.artifact import OciModel, OciReference, RegistryCredentials, push_oci_model
+from quantyard.publish.registry.errors import plain_registry_text
 
 TIMEOUT_S = 300.0
 # Newer releases choose another form and the log by default, each by a flag that older ones do not know.
 _NOT_WANTED = ("--use-signing-config", "--new-bundle-format")
 
 
-def push_signed(
-    reference: OciReference, model: OciModel, credentials: Credentials | None, key: Path | None,
+def push_signed_oci_model(
+    reference: OciReference, model: OciModel, credentials: RegistryCredentials | None, key: Path | None,
     on_progress: Callable[[str, int, int], None],
 ) -> str:
     """Push, and sign if there is a key; a key that cannot be used stops it before a byte is sent.
@@ -28,18 +28,18 @@ def push_signed(
         The manifest's digest.
 
     Raises:
-        OciError: as `push` does.
-        BadRequest, EngineError: as `check_key` and `sign` do.
+        OciError: as `push_oci_model` does.
+        BadRequest, EngineError: as `check_signing_key` and `sign_oci_artifact` do.
     """
     if key is not None:
-        check_key(key)
-    digest = push(reference, model, credentials, on_progress)
+        check_signing_key(key)
+    digest = push_oci_model(reference, model, credentials, on_progress)
     if key is not None:
-        sign(reference, digest, key)
+        sign_oci_artifact(reference, digest, key)
     return digest
 
 
-def check_key(key: Path) -> None:
+def check_signing_key(key: Path) -> None:
     """See that cosign is there and can open the key, before anything is pushed. COSIGN_PASSWORD is its own to read.
 
     Raises:
@@ -57,7 +57,7 @@ def check_key(key: Path) -> None:
         raise BadRequest(message, "Set its password: export COSIGN_PASSWORD=… (empty, if it has none)")
 
 
-def sign(reference: OciReference, digest: str, key: Path) -> str:
+def sign_oci_artifact(reference: OciReference, digest: str, key: Path) -> str:
     """Sign registry/repository@digest.
 
     Returns:
@@ -86,10 +86,12 @@ def _cosign(*argv: str) -> subprocess.CompletedProcess[str]:
         hint = "Install it (apt-get install cosign, brew install cosign), or leave COSIGN_KEY out."
         raise EngineError("COSIGN_KEY is given, but there is no cosign here.", hint) from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"cosign does not answer: {plain(str(error))}.", "Type: cosign version") from error
+        raise EngineError(
+            f"cosign does not answer: {plain_registry_text(str(error))}.", "Type: cosign version"
+        ) from error
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     """The last of what it says; errors come twice, the second time with a prefix."""
     lines = [line for line in done.stderr.splitlines() if "rror" in line] or done.stderr.splitlines() or ["no word"]
-    return plain(lines[-1].removeprefix("error during command execution: "))
+    return plain_registry_text(lines[-1].removeprefix("error during command execution: "))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from quantyard.publish.files import PublishedFile
-from quantyard.publish.registry.client import Registry, TransientAnswer
-from quantyard.publish.registry.errors import ArtifactChanged, changed, kept_too_much
+from quantyard.publish.registry.client import Registry, TransientRegistryAnswer
+from quantyard.publish.registry.errors import ArtifactChanged, registry_artifact_changed, registry_kept_too_much
 
 if TYPE_CHECKING:
     import httpx2
@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"^(?:bytes=)?0-([0-9]{1,18})$")
 
 
-class Upload:
+class RegistryUpload:
     """Sends one file to a registry that has not got it.
 
     Args:
@@ -55,7 +55,7 @@ class Upload:
             try:
                 self._send_what_is_left()
                 done = True
-            except (httpx2.TransportError, TransientAnswer) as error:
+            except (httpx2.TransportError, TransientRegistryAnswer) as error:
                 failed = 1 if self._arrived > furthest else failed + 1
                 furthest = max(furthest, self._arrived)
                 self._registry.backoff(failed, error)
@@ -70,22 +70,22 @@ class Upload:
         if response.status_code == 404 and self._registry.blob_size(f"sha256:{self._file.sha256}") is not None:
             return  # the answer to the try before was lost, not the blob
         if response.status_code == 400 and b"DIGEST" in response.content and not self._is_still_itself():
-            raise changed(self._file.path, "the registry finds another hash in what it was sent")
+            raise registry_artifact_changed(self._file.path, "the registry finds another hash in what it was sent")
         self._registry.expect(response, 201, 204)
 
     def _go_back_to_what_arrived(self) -> None:
         """Ask the registry how much it has; begin anew where it cannot tell."""
-        from quantyard.network.bounded_http import count_of
+        from quantyard.network.bounded_http import http_byte_count
 
         status = self._registry.send("GET", self._location) if self._location else None
         found = _RANGE.match(status.headers.get("Range", "")) if status and status.status_code == 204 else None
         if status and found and int(found[1]):  # "0-0" is one byte or none
             self._arrived, self._location = int(found[1]) + 1, self._registry.location(status)
             if self._arrived > self._hashed:
-                raise kept_too_much(self._registry.name, self._arrived, self._hashed)
+                raise registry_kept_too_much(self._registry.name, self._arrived, self._hashed)
             return
         response = self._registry.start_upload()
-        self._chunk_bytes = max(CHUNK_BYTES, count_of(response.headers.get("OCI-Chunk-Min-Length")) or 0)
+        self._chunk_bytes = max(CHUNK_BYTES, http_byte_count(response.headers.get("OCI-Chunk-Min-Length")) or 0)
         self._arrived, self._location = 0, self._registry.location(response)
 
     def _send_chunk(self) -> None:
@@ -109,7 +109,7 @@ class Upload:
             while start < end:
                 block = content.read(min(_BLOCK_BYTES, end - start))
                 if not block:
-                    raise changed(self._file.path, f"it ends after {start} bytes")
+                    raise registry_artifact_changed(self._file.path, f"it ends after {start} bytes")
                 self._hash.update(block[max(0, self._hashed - start) :])
                 start += len(block)
                 self._hashed = max(self._hashed, start)
@@ -120,7 +120,9 @@ class Upload:
         found = self._hash.hexdigest()
         if found != self._file.sha256:
             self._cancel()
-            raise changed(self._file.path, f"its SHA-256 is {found[:12]}…, not {self._file.sha256[:12]}…")
+            raise registry_artifact_changed(
+                self._file.path, f"its SHA-256 is {found[:12]}…, not {self._file.sha256[:12]}…"
+            )
 
     def _is_still_itself(self) -> bool:
         """Whether the file on disk is what was to be sent: a part that was sent twice was hashed once."""
@@ -143,7 +145,7 @@ def _open(file: PublishedFile) -> BinaryIO:
         try:
             return file.content.open("rb")
         except OSError as error:
-            raise changed(file.path, f"it cannot be read ({error.strerror})") from error
+            raise registry_artifact_changed(file.path, f"it cannot be read ({error.strerror})") from error
     return io.BytesIO(file.content)
 
 
