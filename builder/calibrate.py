@@ -30,7 +30,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, file_sha256, run_stage
 from quantyard.sandbox.bounded_process import OverLimit
-from quantyard.sandbox.chat_template import chat_template_failure
+from quantyard.sandbox.chat_template import sandbox_template_failure
 
 PARTIAL: Final = ".partial"
 MATRIX: Final = "imatrix.gguf"
@@ -105,7 +105,7 @@ def _our_text(runtime: LlamaRuntime) -> tuple[str, int]:
     try:
         return own_calibration_text(runtime)
     except OverLimit as error:
-        raise chat_template_failure(str(error)) from error
+        raise sandbox_template_failure(str(error)) from error
 
 
 # ---- the legs ----------------------------------------------------------------------------------------

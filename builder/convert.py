@@ -26,7 +26,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ConvertRequest, Reference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from quantyard.sandbox.bounded_process import sandbox_exit_words
-from quantyard.sandbox.chat_template import chat_template_failure
+from quantyard.sandbox.chat_template import sandbox_template_failure
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
@@ -171,9 +171,9 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
 def _no_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFailure:
     """Why the script ended: the template where it was at one, else the tokenizer."""
     if run.exit_code == OVER_LIMIT:
-        return chat_template_failure(run.tail.splitlines()[-1], conversation)
+        return sandbox_template_failure(run.tail.splitlines()[-1], conversation)
     if conversation and run.exit_code < 0:
-        return chat_template_failure(sandbox_exit_words(run.exit_code), conversation)
+        return sandbox_template_failure(sandbox_exit_words(run.exit_code), conversation)
     if run.exit_code == -signal.SIGXCPU:
         message = f"The model's own tokenizer does not answer within {_REFERENCE_TIMEOUT_S / 60:.0f} minutes."
         hint = "Its patterns may take time without end on some texts; such a tokenizer is not used."

@@ -123,11 +123,11 @@ def _type_options(types: Mapping[str, str]) -> list[str]:
         if name in _OPTIONS:
             options += [_OPTIONS[name], kind.lower()]
         else:
-            options += ["--tensor-type", f"{exact_tensor_regex(name)}={kind.lower()}"]
+            options += ["--tensor-type", f"{quantize_tensor_regex(name)}={kind.lower()}"]
     return options
 
 
-def exact_tensor_regex(name: str) -> str:
+def quantize_tensor_regex(name: str) -> str:
     """A regular expression for this tensor alone, as C++ reads it."""
     return f"^{name.replace('.', '[.]')}$"
 
@@ -152,7 +152,7 @@ def _with_bindings(
     params.allow_requantize = request.allow_requantize
     params.only_copy = request.quant == "COPY"
     named = [
-        (exact_tensor_regex(name).encode(), TYPE_BY_NAME[kind].id)
+        (quantize_tensor_regex(name).encode(), TYPE_BY_NAME[kind].id)
         for name, kind in types.items()
         if name not in _OPTIONS
     ]

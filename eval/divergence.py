@@ -86,7 +86,7 @@ def _measure(
         _refuse_long(model, settings)
     cut = divergence_chunks(models, text.whole, settings)
     asked = _asked(request, models)
-    windows_of = [rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
+    windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
     n_units, n_read = len(cut) + sum(len(found) for found in windows_of), 0
 
     def report(done: int) -> None:
@@ -95,7 +95,7 @@ def _measure(
     rows = divergence_side_by_side(models, cut, threads, report)
     n_read, rolled = len(cut), dict[str, float]()
     for (label, model), found in zip(asked, windows_of, strict=False):  # none, or one for each
-        rolled[label] = rolling_perplexity(model, found, threads, report)
+        rolled[label] = divergence_rolling_perplexity(model, found, threads, report)
         n_read += len(found)
     values, baseline_nll = {id(m): v for m, v in zip(models[1:], rows.models(), strict=True)}, rows.baseline_nll()
     common = {"text": text.name, "n_ctx": settings.n_ctx, "n_chunks": len(cut), "n_tokens": len(baseline_nll)}
@@ -199,7 +199,7 @@ def _refuse_long(model: GgufModel, settings: DivergenceSettings) -> None:
 # ---- windows: lm-eval's rolling definition -----------------------------------------------------------
 
 
-def rolling_windows(model: GgufModel, text: DivergenceText, settings: DivergenceSettings) -> list[Request]:
+def divergence_rolling_windows(model: GgufModel, text: DivergenceText, settings: DivergenceSettings) -> list[Request]:
     """lm-eval's windows of `n_ctx` over the documents; as many at most as `n_chunks`, where that is not 0.
 
     Raises:
@@ -213,7 +213,9 @@ def rolling_windows(model: GgufModel, text: DivergenceText, settings: Divergence
     return divergence_text_windows(documents, settings.n_ctx, settings.n_chunks, prefix)
 
 
-def rolling_perplexity(model: GgufModel, requests: Sequence[Request], threads: int, on_window: OnProgress) -> float:
+def divergence_rolling_perplexity(
+    model: GgufModel, requests: Sequence[Request], threads: int, on_window: OnProgress
+) -> float:
     """The exponential of the mean negative log-probability per token over the windows."""
     scorer = Scorer(model, threads)  # it opens a context as long as the windows
     scores = scorer.score(requests, lambda done, _total: on_window(done))

@@ -25,7 +25,7 @@ from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.measurements import Evaluation, TaskOutcome
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
-if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.go_offline comes first
+if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.take_datasets_offline comes first
     from eval.llama.lm import LlamaLM
     from eval.tasks.load import LeafTask
 

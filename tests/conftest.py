@@ -31,7 +31,7 @@ from quantyard.engines.registry import choose_engine
 from quantyard.errors import EngineError
 from quantyard.execution.progress import LineReporter
 from quantyard.paths import REPO_DIR
-from quantyard.workflows.demo import demo_folder
+from quantyard.workflows.demo import workflow_demo_folder
 from tests.tiny_model import write_tiny_model
 
 pytest_plugins = ["tests.phases", "tests.released"]
@@ -234,7 +234,7 @@ def demo_source(some_engine: str, run_folder: Path) -> Path:
     settings = read_command_request(argparse.Namespace(), os.environ | asked)
     engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
     with FileLock(run_folder / "demo-source.lock"):
-        return demo_folder(settings, engine, LineReporter(Console(stderr=True)))
+        return workflow_demo_folder(settings, engine, LineReporter(Console(stderr=True)))
 
 
 @pytest.fixture(scope="session")

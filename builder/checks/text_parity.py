@@ -12,7 +12,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ChatReference, Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import OverLimit
-from quantyard.sandbox.chat_template import ChatRefused, chat_template_failure
+from quantyard.sandbox.chat_template import ChatRefused, sandbox_template_failure
 
 _SHOWN_IDS: Final = 12
 _SHOWN_CHARACTERS: Final = 60
@@ -74,9 +74,9 @@ def check_chat_template(runtime: LlamaRuntime) -> None:
     try:
         runtime.check_template()
     except ChatRefused as error:
-        raise chat_template_failure("is not accepted by llama.cpp", detail=str(error)) from error
+        raise sandbox_template_failure("is not accepted by llama.cpp", detail=str(error)) from error
     except OverLimit as error:
-        raise chat_template_failure(str(error)) from error
+        raise sandbox_template_failure(str(error)) from error
 
 
 def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader) -> int:
@@ -98,7 +98,7 @@ def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader
         except ChatRefused as error:
             raise _wrong_chat(chat, f"llama.cpp refuses it: {error}") from error
         except OverLimit as error:
-            raise chat_template_failure(str(error), chat.name) from error
+            raise sandbox_template_failure(str(error), chat.name) from error
         if not is_same_chat(chat.text, text, reference.bos_token, has_date=has_date):
             raise _wrong_chat(chat, first_text_difference(chat.text, text))
     return len(reference.chats)

@@ -27,7 +27,7 @@ from quantyard.sandbox.bounded_process import (
     sandbox_memory_exceeded,
     sandboxed_command,
 )
-from quantyard.sandbox.chat_template import ChatRefused, Messages, refuse_large_template
+from quantyard.sandbox.chat_template import ChatRefused, Messages, refuse_large_sandbox_template
 
 _MEMORY_BYTES: Final = 2 << 30  # the server itself takes a tenth of it
 _MAX_CHARACTERS: Final = 2 << 20  # of a rendered conversation
@@ -49,7 +49,7 @@ class TemplateServer:
         Raises:
             StageFailure: the template is longer than any real one.
         """
-        refuse_large_template(model.chat_template or "")
+        refuse_large_sandbox_template(model.chat_template or "")
         self._path = write_llama_template_model(folder / "template.gguf", model)
         command = sandboxed_command([str(binary), "--model", str(self._path), *_FLAGS], _MEMORY_BYTES)
         self._server, self._budget = LlamaServer(command, CLOCK_S), SandboxBudget()

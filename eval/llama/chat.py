@@ -8,7 +8,7 @@ from eval.llama.model import GgufModel
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import OverLimit
-from quantyard.sandbox.chat_template import ChatRefused, Messages, chat_template_failure
+from quantyard.sandbox.chat_template import ChatRefused, Messages, sandbox_template_failure
 from quantyard.sandbox.chat_template import ChatTemplate as Template
 
 _MARK: Final = "\x1dquantyard\x1d"  # stands for the end of the last message while a template is rendered
@@ -45,7 +45,7 @@ class ChatTemplate:
             hint = "Measure it without: apply_chat_template: false in the suite."
             raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "chat-template", message, hint) from error
         except OverLimit as error:
-            raise chat_template_failure(str(error)) from error
+            raise sandbox_template_failure(str(error)) from error
 
     def _render(self, messages: Messages, add_generation_prompt: bool) -> str:
         if add_generation_prompt:

@@ -1,7 +1,7 @@
 """The tasks of a suite, ready to be asked: names resolved, data sets loaded, examples and seeds set.
 
-    offline.go_offline(datasets_dir, scratch)                     # first: see eval/tasks/offline.py
-    folder = include_dir(stage, request.include_path)
+    offline.take_datasets_offline(datasets_dir, scratch)                     # first: see eval/tasks/offline.py
+    folder = task_include_dir(stage, request.include_path)
     leaves = load_tasks(request.tasks, folder, seed=request.seed)
     evaluate(lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, ...)
 

@@ -103,7 +103,7 @@ def contract(
     """
     request = api_request("contract", settings, MODEL=model)
     with translate_api_errors():
-        return building.check_api(request, api_reporter(progress)).contracts
+        return building.workflow_check_api(request, api_reporter(progress)).contracts
 
 
 @document_api_call("plan", MatrixSettings)
@@ -271,19 +271,19 @@ def lora(adapter: Model, *, progress: Progress = None, **settings: Unpack[LoraSe
     Raises:
         QuantyardError: as `build`.
     """
-    from quantyard.workflows.lora import make_lora
+    from quantyard.workflows.lora import workflow_make_lora
 
     request = api_request("lora", settings, ADAPTER=adapter)
     with translate_api_errors():
-        return make_lora(request, api_reporter(progress))
+        return workflow_make_lora(request, api_reporter(progress))
 
 
 @document_api_call("doctor", MachineSettings)
 def doctor(**settings: Unpack[MachineSettings]) -> list[Finding]:
     """Check this machine; every finding comes with a remedy."""
-    from quantyard.workflows.doctor import examine_machine
+    from quantyard.workflows.doctor import workflow_doctor
 
-    return examine_machine(api_request("doctor", settings))
+    return workflow_doctor(api_request("doctor", settings))
 
 
 @document_api_call("demo", MachineSettings)

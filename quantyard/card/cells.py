@@ -8,7 +8,7 @@ from quantyard.card.escaping import SafeMarkdown, escape_markdown
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics import intervals
-from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
+from quantyard.metrics.budget_figures import metric_budget_interval, metric_budget_limit, metric_budget_value
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.api_tests import SchemaRate
 from quantyard.protocol.gate import BudgetResult
@@ -104,12 +104,12 @@ def card_conformance(found: SchemaRate | None) -> SafeMarkdown:
 
 def card_budget_limit(found: BudgetResult) -> SafeMarkdown:
     """The limit of a budget as it was written, with its unit."""
-    return escape_markdown(budget_limit(found.budget, found.limit))
+    return escape_markdown(metric_budget_limit(found.budget, found.limit))
 
 
 def card_budget_value(found: BudgetResult) -> SafeMarkdown:
     """What was found of a budget."""
-    return NOTHING if found.value is None else escape_markdown(budget_value(found.budget, found.value))
+    return NOTHING if found.value is None else escape_markdown(metric_budget_value(found.budget, found.value))
 
 
 def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
@@ -117,7 +117,7 @@ def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
     if found.interval is None:
         return NOTHING
     confidence = f" ({numbers.format_percent(found.confidence, 0)})" if found.confidence is not None else ""
-    return escape_markdown(f"{budget_interval(found.budget, found.interval).ends}{confidence}")
+    return escape_markdown(f"{metric_budget_interval(found.budget, found.interval).ends}{confidence}")
 
 
 def card_task_name(task: str, metric: str) -> SafeMarkdown:

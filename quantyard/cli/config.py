@@ -10,7 +10,7 @@ from pathlib import Path
 from quantyard.cli.output import print_json, stdout_console
 from quantyard.cli.precedence import GivenSetting, resolve_settings
 from quantyard.cli.render.config import config_table
-from quantyard.cli.request import stored_hub_token
+from quantyard.cli.request import command_hub_token
 from quantyard.cli.settings import SETTINGS, Setting
 from quantyard.cli.settings_file import read_settings_file
 
@@ -31,7 +31,7 @@ def _shown(setting: Setting, given: GivenSetting, file: str, environment: Mappin
     """The value, and where it comes from. Of a secret, only that there is one."""
     sources = {"option": f"option {setting.option}", "variable": f"variable {setting.name}", "file": file}
     source = sources.get(given.origin, "default")
-    if setting.secret and not given.text and stored_hub_token(environment):
+    if setting.secret and not given.text and command_hub_token(environment):
         return "(set)", "hf auth login"
     if setting.name == "ARTIFACTS" and given.origin == "default" and environment.get("QUANTYARD_HOME"):
         source = "variable QUANTYARD_HOME"

@@ -8,12 +8,12 @@ from quantyard.cli.output import print_json, print_line, stderr_console
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
-from quantyard.workflows.lora import make_lora
+from quantyard.workflows.lora import workflow_make_lora
 
 
 def lora_command(args: argparse.Namespace) -> None:
     request = command_request(args)
-    adapter = make_lora(request, TerminalReporter())
+    adapter = workflow_make_lora(request, TerminalReporter())
     if request.json:
         print_json(summary.lora_json(adapter))
         return

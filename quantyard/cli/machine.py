@@ -17,7 +17,7 @@ def doctor_command(args: argparse.Namespace) -> None:
     from quantyard.workflows import doctor
 
     request = command_request(args)
-    findings = doctor.examine_machine(request)
+    findings = doctor.workflow_doctor(request)
     if request.json:
         print_json({"findings": [finding.__dict__ for finding in findings]})
     else:
@@ -36,9 +36,9 @@ def demo_command(args: argparse.Namespace) -> None:
 
 
 def images_command(args: argparse.Namespace) -> None:
-    from quantyard.workflows.image import prepare_tools
+    from quantyard.workflows.image import workflow_prepare_tools
 
-    described = prepare_tools(command_request(args), TerminalReporter())
+    described = workflow_prepare_tools(command_request(args), TerminalReporter())
     lines = (f"{name}={value}" for found in described.values() for name, value in found.items())
     for line in dict.fromkeys(lines):  # what they have in common once
         print_line(line)

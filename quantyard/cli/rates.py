@@ -8,12 +8,12 @@ from quantyard.cli.output import print_json, stderr_console
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
-from quantyard.workflows.rates import benchmark_machine
+from quantyard.workflows.rates import workflow_rates
 
 
 def rates_command(args: argparse.Namespace) -> None:
     request = command_request(args)
-    timed = benchmark_machine(request, TerminalReporter())
+    timed = workflow_rates(request, TerminalReporter())
     if request.json:
         stages = [sample.model_dump() for sample in timed.samples]
         print_json({"engine": timed.engine, "seconds": timed.seconds, "stages": stages})

@@ -98,7 +98,7 @@ def _request(
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
-    hf_token = token_setting("HF_TOKEN", values["HF_TOKEN"]) or stored_hub_token(environment)
+    hf_token = token_setting("HF_TOKEN", values["HF_TOKEN"]) or command_hub_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
         outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: 
     return {name: url if name.upper() == "NO_PROXY" else proxy_setting(name, url) for name, url in found.items()}
 
 
-def stored_hub_token(environment: Mapping[str, str]) -> str | None:
+def command_hub_token(environment: Mapping[str, str]) -> str | None:
     """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"

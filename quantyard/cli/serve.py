@@ -24,10 +24,10 @@ def serve_command(args: argparse.Namespace) -> None:
 
 
 def contract_command(args: argparse.Namespace) -> None:
-    from quantyard.workflows.build import check_api
+    from quantyard.workflows.build import workflow_check_api
 
     request = command_request(args)
-    reports = check_api(request, TerminalReporter()).contracts
+    reports = workflow_check_api(request, TerminalReporter()).contracts
     if request.json:
         print_json({"contracts": [report.model_dump(mode="json") for report in reports]})
     else:
@@ -37,7 +37,7 @@ def contract_command(args: argparse.Namespace) -> None:
 
 
 def image_command(args: argparse.Namespace) -> None:
-    from quantyard.workflows.image import pack_image
+    from quantyard.workflows.image import workflow_pack_image
 
-    for tag in pack_image(command_request(args), TerminalReporter()):
+    for tag in workflow_pack_image(command_request(args), TerminalReporter()):
         print_line(tag)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantyard.engines import Engine
-from quantyard.plan.api_tests import contract_step_label, read_contract_report
-from quantyard.plan.evaluation import REPORT, read_eval_report, suite_folder_name
+from quantyard.plan.api_tests import contract_step_label, read_planned_contract
+from quantyard.plan.evaluation import REPORT, plan_suite_folder, read_planned_report
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, Target
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import StageResult
@@ -146,9 +146,9 @@ class Records:
         if self.plan.measuring is None or REPORT not in finished:
             return None
         suite = self.plan.measuring.suite.name
-        report = read_eval_report(finished[REPORT])
+        report = read_planned_report(finished[REPORT])
         measured = Measured(
-            report, copy_stored_outputs(finished[REPORT].artifact, self.store.folder / suite_folder_name(suite))
+            report, copy_stored_outputs(finished[REPORT].artifact, self.store.folder / plan_suite_folder(suite))
         )
         manifest = self.read()
         if manifest.evaluations.get(suite) != measured.report:
@@ -159,7 +159,7 @@ class Records:
     def publish_contracts(self, finished: Mapping[str, FinishedStage]) -> list[ContractReport]:
         """Record the reports of the plan's API tests."""
         tested = [quant for quant in self.plan.contracts if contract_step_label(quant) in finished]
-        found = {quant: read_contract_report(finished[contract_step_label(quant)].artifact.folder) for quant in tested}
+        found = {quant: read_planned_contract(finished[contract_step_label(quant)].artifact.folder) for quant in tested}
         manifest = self.read()
         if manifest.contracts != manifest.contracts | found:
             manifest.contracts |= found

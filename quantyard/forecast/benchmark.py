@@ -14,7 +14,7 @@ from quantyard.engines import Engine
 from quantyard.execution.reporter import Reporter
 from quantyard.execution.runner import Builder
 from quantyard.forecast.samples import ForecastBook, TimingSample
-from quantyard.forecast.time import forecast_conditions, learn_step_times
+from quantyard.forecast.time import forecast_conditions, learn_forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
@@ -70,16 +70,16 @@ class TimingBench:
     threads: int = 0
 
 
-def benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> list[TimingSample]:
+def forecast_benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> list[TimingSample]:
     """Run one trial; returns what each stage took.
 
     Raises:
         StageFailed, EngineError: a stage failed.
     """
-    plan = benchmark_plan(trial, _model(trial, bench, reporter), bench)
+    plan = forecast_benchmark_plan(trial, _model(trial, bench, reporter), bench)
     builder, book = Builder(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), ForecastBook()
     builder.run(reporter)
-    learn_step_times(book, plan, builder.taken, forecast_conditions(builder), synthetic=True)
+    learn_forecast_times(book, plan, builder.taken, forecast_conditions(builder), synthetic=True)
     return [_as_real(sample) for sample in book.samples]
 
 
@@ -102,7 +102,7 @@ def _model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> Source
     )
 
 
-def benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBench) -> BuildPlan:
+def forecast_benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBench) -> BuildPlan:
     """The plan: each quant with a matrix and without; what is measured is verified too."""
     measured = parse_quants(trial.measured)
     options = BuildOptions(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantyard.errors import NotEnoughDisk
-from quantyard.forecast.disk import disk_bytes_of_files, files_fitting_disk
+from quantyard.forecast.disk import forecast_disk_bytes, forecast_fitting_files
 from quantyard.forecast.time import Forecast
 from quantyard.formatting.numbers import format_bytes
 from quantyard.memory.from_config import serve_memory_bytes
@@ -84,9 +84,9 @@ def forecast_cost(
 
 
 def _fitting(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[str, ...]:
-    sizes = disk_bytes_of_files(plan, finished)
+    sizes = forecast_disk_bytes(plan, finished)
     needed_by_all_bytes = cost.disk_needed_bytes - sum(sizes.values())
-    return files_fitting_disk(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
+    return forecast_fitting_files(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
 
 
 def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:

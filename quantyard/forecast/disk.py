@@ -13,7 +13,7 @@ from quantyard.plan.steps import BuildPlan
 from quantyard.quants.catalog import quant_rank
 
 
-def disk_bytes_of_files(plan: BuildPlan, finished: Collection[str]) -> dict[str, int]:
+def forecast_disk_bytes(plan: BuildPlan, finished: Collection[str]) -> dict[str, int]:
     """The disk that each file of the plan still needs, bytes; without the baseline, which cannot be left out."""
     baseline = plan.measuring.baseline if plan.measuring else ""
     names = (target.quant.name for target in plan.targets if target.quant.name != baseline)
@@ -21,7 +21,7 @@ def disk_bytes_of_files(plan: BuildPlan, finished: Collection[str]) -> dict[str,
     return {name: sum(step.size_bytes for step in left if step.quant == name) for name in names}
 
 
-def files_fitting_disk(sizes: Mapping[str, int], free_bytes: int) -> tuple[str, ...]:
+def forecast_fitting_files(sizes: Mapping[str, int], free_bytes: int) -> tuple[str, ...]:
     """The names of the files that fit together, in the order given; () if not even one fits.
 
     Args:

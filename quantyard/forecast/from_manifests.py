@@ -28,15 +28,15 @@ _ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the 
 Record = Mapping[str, Any]
 
 
-def known_step_times(artifacts: Path) -> ForecastBook:
+def known_forecast_times(artifacts: Path) -> ForecastBook:
     """All past times that this store knows; a manifest is read again only if it has changed."""
     book = read_forecast_book(artifacts)
-    if learn_from_manifests(book, artifacts):
+    if update_forecast_book(book, artifacts):
         write_forecast_book(artifacts, book)
     return book
 
 
-def learn_from_manifests(book: ForecastBook, artifacts: Path) -> bool:
+def update_forecast_book(book: ForecastBook, artifacts: Path) -> bool:
     """Update the book from the manifests of the store. Returns whether that changed it."""
     before = dict(book.manifests)
     for path in sorted(artifacts.glob("*/*/*/manifest.json")):

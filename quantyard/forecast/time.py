@@ -22,12 +22,12 @@ from quantyard.forecast.work import (
     FIXED_S,
     Request,
     StageWork,
-    fit_least_squares,
-    fit_start_and_slope,
+    forecast_least_squares,
     forecast_questions,
+    forecast_start_and_slope,
     forecast_threads,
+    forecast_timing_class,
     forecast_work,
-    timing_class,
 )
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find_quant
@@ -156,7 +156,9 @@ def _expect(
         near = [sample for sample in alike if test(sample)]
         near = ([s for s in near if not s.synthetic] or near)[-_RECENT:]
         if near:
-            at, slope = fit_start_and_slope([_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None)
+            at, slope = forecast_start_and_slope(
+                [_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None
+            )
             share = at / work.n_together + slope * work.amount
             return StepTime(share, rough or any(s.synthetic for s in near))
     return None
@@ -173,7 +175,7 @@ def _tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iter
         return s.family == work.family and (s.dominant_type == work.dominant_type or not known)
 
     def of_class(s: TimingSample) -> bool:
-        return timing_class(s.work) == timing_class(work)
+        return forecast_timing_class(s.work) == forecast_timing_class(work)
 
     def as_concurrent(s: TimingSample) -> bool:
         """Whether it ran concurrently, as this step will. Of synthetic samples both sizes are needed, so all count."""
@@ -194,7 +196,7 @@ def _measured_start(samples: Sequence[TimingSample], concurrent: bool) -> float 
     """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
     each = ([_run(s, concurrent) for s in samples if s.family == family] for family in families)
-    starts = [found[0] for points in each if (found := fit_least_squares(points))]
+    starts = [found[0] for points in each if (found := forecast_least_squares(points))]
     return median(starts) if starts else None
 
 
@@ -236,12 +238,12 @@ def record_forecast_times(
     """Compare times with estimates, and record both. The book is read again: another run may have changed it."""
     book, compared = read_forecast_book(artifacts), compare_forecast(planned, taken)
     if taken:
-        learn_step_times(book, plan, taken, where, compared)
+        learn_forecast_times(book, plan, taken, where, compared)
         write_forecast_book(artifacts, book)
     return compared
 
 
-def learn_step_times(
+def learn_forecast_times(
     book: ForecastBook,
     plan: BuildPlan,
     taken: Sequence[Taken],

@@ -135,7 +135,7 @@ _KINDS: Final = ("IQ4", "IQ", "_K", "Q8", "BF", "F")
 _ROUNDING: Final = ("Q8", "BF", "F")  # a matrix does not change how they are made
 
 
-def timing_class(work: StageWork) -> str:
+def forecast_timing_class(work: StageWork) -> str:
     """Steps of one class take similar times: the kind of their types, and whether an importance matrix is used."""
     kind = next((name for name in _KINDS if name in (work.dominant_type or work.family)), "old")
     given = "" if kind in _ROUNDING else work.family.partition("+")[2]
@@ -159,7 +159,7 @@ _MOST_START: Final = 0.95  # of the seconds of the most work: some part always g
 Points = Sequence[tuple[float, float]]  # (work, seconds)
 
 
-def fit_start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
+def forecast_start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = False) -> tuple[float, float]:
     """Start and slope of seconds over work: the least squares where sizes differ enough, else `fixed_s` and the median
     of what is left.
 
@@ -170,13 +170,13 @@ def fit_start_and_slope(points: Points, fixed_s: float, *, is_measured: bool = F
     """
     from statistics import fmean, median
 
-    if fitted := fit_least_squares(points):
+    if fitted := forecast_least_squares(points):
         return fitted
     start = min(fixed_s, (_MOST_START if is_measured else 0.5) * fmean(seconds for _, seconds in points))
     return start, median((seconds - start) / work for work, seconds in points if work > 0)
 
 
-def fit_least_squares(points: Points) -> tuple[float, float] | None:
+def forecast_least_squares(points: Points) -> tuple[float, float] | None:
     """Start and slope by least squares; None where the sizes do not differ enough. Where a start below nothing or no
     growth comes out, the slope is that of the most work beyond the nearest start there can be.
     """

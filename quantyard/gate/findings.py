@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from quantyard.formatting.numbers import format_count, format_forecast_count, format_percent
-from quantyard.metrics.budget_figures import budget_interval, budget_limit, budget_value
+from quantyard.metrics.budget_figures import metric_budget_interval, metric_budget_limit, metric_budget_value
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.gate import Outcome
 from quantyard.protocol.measurements import Comparison, Interval
@@ -35,13 +35,13 @@ def gate_judged(
     baseline = f", against the baseline {against}, which is quantized itself" if against else ""
     if outcome == "too few questions":
         way = "within" if budget.startswith("max_") else "at least"
-        return f"{what} may or may not be {way} {budget_limit(budget, limit)}{baseline}: {needed}"
-    return f"{what} is {side} {budget_limit(budget, limit)}{baseline}"
+        return f"{what} may or may not be {way} {metric_budget_limit(budget, limit)}{baseline}: {needed}"
+    return f"{what} is {side} {metric_budget_limit(budget, limit)}{baseline}"
 
 
 def gate_no_number(budget: str, limit: float, task: str) -> str:
     """For a value that is not finite."""
-    return f"{_name(budget, task)} is not finite, so it is not within {budget_limit(budget, limit)}"
+    return f"{_name(budget, task)} is not finite, so it is not within {metric_budget_limit(budget, limit)}"
 
 
 def gate_is_baseline(budget: str) -> str:
@@ -115,4 +115,8 @@ def _name(budget: str, task: str) -> str:
 
 
 def _with_interval(budget: str, found: Interval | float) -> str:
-    return str(budget_interval(budget, found)) if isinstance(found, Interval) else budget_value(budget, found)
+    return (
+        str(metric_budget_interval(budget, found))
+        if isinstance(found, Interval)
+        else metric_budget_value(budget, found)
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.hub import client as hub
 from quantyard.hub.client import HubAccess, HubRepo, parse_hub_repo_id
-from quantyard.hub.foreign_manifest import parse_foreign_manifest
+from quantyard.hub.foreign_manifest import parse_hub_manifest
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.manifest import MAX_BYTES, Manifest
@@ -58,7 +58,7 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
         raise BadRequest(message, "Ask who published it.")
     _fetch(api, repo, folder, files[_MANIFEST])
     try:
-        return parse_foreign_manifest((folder / _MANIFEST).read_bytes(), title)
+        return parse_hub_manifest((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
         message = f"{title} is not a manifest of Quantyard: {str(error).splitlines()[0]}."
         raise BadRequest(message, "Ask who published it.") from error

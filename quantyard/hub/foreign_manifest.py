@@ -23,7 +23,7 @@ _HUB_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _ENDING: Final = ".gguf"
 
 
-def parse_foreign_manifest(data: bytes, name: str) -> Manifest:
+def parse_hub_manifest(data: bytes, name: str) -> Manifest:
     """The manifest of a release that was downloaded, or may have been; `name` is for people.
 
     Raises:

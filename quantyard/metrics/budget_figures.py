@@ -12,7 +12,7 @@ from quantyard.protocol.measurements import Interval
 _UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": ""}
 
 
-def budget_value(budget: str, x: float) -> str:
+def metric_budget_value(budget: str, x: float) -> str:
     """A value in the budget's own unit: per cent, points, nats, bytes, a share, tokens per second."""
     if budget == "max_ppl_change":
         return numbers.format_change(x / 100)
@@ -25,17 +25,17 @@ def budget_value(budget: str, x: float) -> str:
     return f"{numbers.format_tokens_per_s(x)} tokens/s" if budget.endswith("_per_s") else numbers.format_kld(x)
 
 
-def budget_interval(budget: str, found: Interval) -> Written:
+def metric_budget_interval(budget: str, found: Interval) -> Written:
     """A value with its interval."""
     if budget == "max_ppl_change":
         share = Interval(value=found.value / 100, low=found.low / 100, high=found.high / 100)
         return numbers.format_change_interval(share)
-    low, high = (budget_value(budget, x).partition(" ")[0] for x in (found.low, found.high))
-    return Written(budget_value(budget, found.value), low, high)
+    low, high = (metric_budget_value(budget, x).partition(" ")[0] for x in (found.low, found.high))
+    return Written(metric_budget_value(budget, found.value), low, high)
 
 
-def budget_limit(budget: str, x: float) -> str:
+def metric_budget_limit(budget: str, x: float) -> str:
     """The limit, as the user wrote it."""
     if budget in ("max_size", "min_schema_conformance"):
-        return budget_value(budget, x)
+        return metric_budget_value(budget, x)
     return f"{numbers.format_as_written(x)}{_UNITS.get(budget, ' tokens/s')}"

@@ -29,7 +29,7 @@ def add_contract_steps(plan: BuildPlan, threads: int) -> BuildPlan:
     return replace(plan, steps=(*plan.steps, *steps), contracts=tuple(t.quant.name for t in plan.targets))
 
 
-def read_contract_report(folder: Path) -> ContractReport:
+def read_planned_contract(folder: Path) -> ContractReport:
     """The report that the stage left in this folder.
 
     Raises:

@@ -86,7 +86,7 @@ def _target(
     if not source.is_already(quant, outtype):
         request = QuantizeRequest(
             quant=quant.base, ftype=quant.ftype, source_file=base.path,
-            allow_requantize=options.allow_requantize, threads=options.threads, **recipe_request_fields(quant),
+            allow_requantize=options.allow_requantize, threads=options.threads, **plan_recipe_fields(quant),
             recipe=quant.recipe.name if quant.recipe else "",
         )
         label = f"quantize {quant.name}"
@@ -96,7 +96,7 @@ def _target(
     return Target(quant, made, steps[-1].label, size_bytes)
 
 
-def recipe_request_fields(quant: Quant) -> dict[str, Any]:
+def plan_recipe_fields(quant: Quant) -> dict[str, Any]:
     """The fields of a request that a recipe sets; none for a plain quant."""
     if quant.recipe is None:
         return {}
@@ -114,7 +114,7 @@ def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile
         inputs["reference"] = base.origin  # convert leaves reference.json beside model.gguf
     request = VerifyRequest(
         quant=quant.base, model_file=made.path, source_file=base.path, has_reference=has_reference,
-        allow_mismatch=options.allow_mismatch, threads=options.threads, **recipe_request_fields(quant),
+        allow_mismatch=options.allow_mismatch, threads=options.threads, **plan_recipe_fields(quant),
     )
     return Step(f"verify {quant.name}", STAGES["verify"], request, inputs, 0, quant.name)
 

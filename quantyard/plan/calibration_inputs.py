@@ -12,7 +12,7 @@ from quantyard.files.own_files import kind_of_path, read_named_file, typed_path
 from quantyard.formats.gguf import GgufError, read_gguf_header
 from quantyard.formats.names import file_path_fault, shown_name
 from quantyard.paths import REPO_DIR
-from quantyard.plan.contamination import contaminating_texts, find_contamination
+from quantyard.plan.contamination import plan_contaminating_texts, plan_contamination
 from quantyard.plan.imatrix import Calibration
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.runner import file_sha256
@@ -31,7 +31,7 @@ def plan_calibration(
     """What IMATRIX (auto, none, or a file) and CALIBRATION (files of text) ask for; None: no matrix.
 
     Args:
-        evaluation: the files that no calibration text may share words with; see `contamination.contaminating_files`.
+        evaluation: files that no calibration text may share words with, see `plan_contaminating_files`.
 
     Raises:
         BadRequest: a file cannot be used, or the two contradict each other.
@@ -44,7 +44,7 @@ def plan_calibration(
     if imatrix != "auto":
         return Calibration(matrix=_matrix(typed_path(imatrix).absolute(), hashes), threads=threads)
     paths = [typed_path(str(path)).absolute() for path in text_files]
-    check_calibration_texts(paths, evaluation)
+    check_planned_calibration(paths, evaluation)
     artifact = _text_artifact(paths, hashes) if paths else None
     names = tuple(path.relative_to(artifact.folder).as_posix() for path in paths) if artifact else ()
     return Calibration(text=artifact, text_files=names, threads=threads)
@@ -64,7 +64,7 @@ def _matrix(path: Path, hashes: HashCache) -> Artifact:
     return _artifact(path.parent, [path], hashes)
 
 
-def check_calibration_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
+def check_planned_calibration(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
     """Refuse an unsuitable calibration text before anything runs: the user's files, or Quantyard's text.
 
     Raises:
@@ -75,8 +75,8 @@ def check_calibration_texts(paths: Sequence[Path], evaluation: Iterable[Path]) -
         size = sum(path.stat().st_size for path in paths)
         message = f"CALIBRATION has {size:,} bytes of text, and two chunks need {_LEAST_BYTES:,} tokens."
         raise BadRequest(message, "Give more, 50,000 words at best, or leave CALIBRATION out to use Quantyard's text.")
-    strings = texts.values() if paths else contaminating_texts(OUR_TEXT.read_text(encoding="utf-8").splitlines())
-    if found := find_contamination(strings, evaluation):
+    strings = texts.values() if paths else plan_contaminating_texts(OUR_TEXT.read_text(encoding="utf-8").splitlines())
+    if found := plan_contamination(strings, evaluation):
         named = ", ".join(str(path) for path in texts)
         message = f"The calibration text ({named}) shares words with the evaluation ({found.file}): “{found.words}”."
         raise BadRequest(message, "Remove that passage: a file calibrated on its questions would score too well.")

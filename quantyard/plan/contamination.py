@@ -36,7 +36,7 @@ class TextOverlap:
     file: Path
 
 
-def find_contamination(texts: Iterable[str], evaluation: Iterable[Path]) -> TextOverlap | None:
+def plan_contamination(texts: Iterable[str], evaluation: Iterable[Path]) -> TextOverlap | None:
     """The first eight words in a row that a text shares with a file of the evaluation; None: they share none."""
     known = {hash(gram) for text in texts for gram in _grams([text])}
     for path in evaluation:
@@ -46,7 +46,7 @@ def find_contamination(texts: Iterable[str], evaluation: Iterable[Path]) -> Text
     return None
 
 
-def contaminating_files(artifacts: Path, *places: Path) -> list[Path]:
+def plan_contaminating_files(artifacts: Path, *places: Path) -> list[Path]:
     """What an evaluation reads, as far as it is on this machine: the questions and prose of our suites, the data sets
     in the store, and these files and folders (a user's suite, data sets given by DATASETS).
 
@@ -70,7 +70,7 @@ def _grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
                 yield tuple(last)
 
 
-def contaminating_texts(lines: Iterable[str]) -> Iterator[str]:
+def plan_contaminating_texts(lines: Iterable[str]) -> Iterator[str]:
     """Every string value of the JSON on these lines; a line that is not JSON counts as text."""
     for line in lines:
         try:
@@ -92,9 +92,9 @@ def _texts_of(path: Path) -> Iterator[str]:
     """The file's texts. Arrow stores strings uncompressed, one after the other, so they can be read as text."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         if path.suffix == ".jsonl":
-            yield from contaminating_texts(stream)
+            yield from plan_contaminating_texts(stream)
         elif path.suffix == ".json":
-            yield from contaminating_texts([stream.read()])
+            yield from plan_contaminating_texts([stream.read()])
         else:
             yield from _blocks(stream)
 

@@ -103,7 +103,7 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
         BadRequest: the source is quantized already, and BASELINE is not given.
         NotScored: a model that cannot be measured.
     """
-    refuse_unscored_model(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
+    refuse_unscored_plan(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
     baseline, file = _baseline(plan, options)
     files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
     datasets = _datasets(options)
@@ -122,7 +122,7 @@ def _report_input(stage: str, label: str) -> str:
     return f"{stage}-{label}"
 
 
-def refuse_unscored_model(source: Source, deed: str, instead: str) -> None:
+def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
     """Refuse a model that does not expose token log-probabilities, before its weights are downloaded.
 
     Args:
@@ -254,12 +254,12 @@ def is_pointless_step(plan: BuildPlan, step: Step, lost: Collection[str]) -> boo
     return bool(compared) and set(compared) <= set(lost)
 
 
-def suite_folder_name(suite: str) -> str:
+def plan_suite_folder(suite: str) -> str:
     """Where the report on a suite is published, relative to the model's folder."""
     return f"eval/{_UNSAFE.sub('-', suite).strip('-.') or 'suite'}"
 
 
-def read_eval_report(finished: FinishedStage) -> EvalReport:
+def read_planned_report(finished: FinishedStage) -> EvalReport:
     """The report that the stage left.
 
     Raises:

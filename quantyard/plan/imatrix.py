@@ -115,18 +115,18 @@ def _given(step: Step, calibration: Calibration) -> Step:
 # ---- auto: with and without --------------------------------------------------------------------------
 
 
-def imatrix_trial_quants(plan: BuildPlan) -> tuple[str, ...]:
+def plan_imatrix_trial_quants(plan: BuildPlan) -> tuple[str, ...]:
     """The quants that can be made both ways: all but those that need a matrix, or are not changed by one."""
     made = (_quant_of(step) for step in plan.steps)
     return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
 
 
-def imatrix_trial_plan(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
+def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
     """The plan that makes and measures both versions of each file; None where nothing is to be decided.
 
     It publishes no file: the plan of `plan_as_decided` does. Divergences come last, so that they can share one run.
     """
-    names = imatrix_trial_quants(plan)
+    names = plan_imatrix_trial_quants(plan)
     if not names:
         return None
     given = plan_with_imatrix(plan, calibration, names)
@@ -170,9 +170,9 @@ def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
     return replace(step, label=plain_step_label("divergence", quant), request=other)
 
 
-def decide_imatrix(quant: str, given: Divergence, plain: Divergence) -> ImatrixDecision:
+def plan_imatrix_decision(quant: str, given: Divergence, plain: Divergence) -> ImatrixDecision:
     """Which version to keep: the one with the matrix only if its mean KLD is lower by more than chance."""
-    found = imatrix_kld_difference(given, plain)
+    found = plan_kld_difference(given, plain)
     assert given.mean_kld is not None, "it was held against a baseline"
     assert plain.mean_kld is not None, "it was held against a baseline"
     values = f"mean KLD {format_kld(given.mean_kld.value)} with the matrix, {format_kld(plain.mean_kld.value)} without"
@@ -184,7 +184,7 @@ def decide_imatrix(quant: str, given: Divergence, plain: Divergence) -> ImatrixD
     return ImatrixDecision(quant, False, f"{verdict}: {values}", found)
 
 
-def imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, ImatrixDecision]:
+def plan_imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, ImatrixDecision]:
     """Whether each quant that a matrix can change is made with it, once its trial has run.
 
     Args:
@@ -199,7 +199,9 @@ def imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping
         elif _uses_imatrix(plan, name):
             with suppress(KeyError):
                 given, plain = output(f"divergence {name}"), output(plain_step_label("divergence", name))
-                found[name] = decide_imatrix(name, read_trial_divergence(given), read_trial_divergence(plain))
+                found[name] = plan_imatrix_decision(
+                    name, read_planned_divergence(given), read_planned_divergence(plain)
+                )
     return found
 
 
@@ -208,7 +210,7 @@ def plan_as_decided(plan: BuildPlan, calibration: Calibration, found: Mapping[st
     return plan_with_imatrix(plan, calibration, [name for name, decision in found.items() if decision.with_imatrix])
 
 
-def read_trial_divergence(folder: Path) -> Divergence:
+def read_planned_divergence(folder: Path) -> Divergence:
     """The record that the stage left in this folder.
 
     Raises:
@@ -217,7 +219,7 @@ def read_trial_divergence(folder: Path) -> Divergence:
     return read_stored_output(folder, "divergence.json", Divergence, "is not a divergence")
 
 
-def imatrix_kld_difference(one: Divergence, other: Divergence) -> Interval:
+def plan_kld_difference(one: Divergence, other: Divergence) -> Interval:
     """Mean KL divergence of one file minus that of another, nats.
 
     Raises:

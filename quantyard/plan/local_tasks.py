@@ -22,7 +22,7 @@ _MAX_MEMBERS = 20_000  # of groups, counted with those of their groups; lm-eval 
 Configs = Mapping[str, dict[str, Any]]  # task or group → its YAML
 
 
-def are_local_tasks(folder: Path, names: Iterable[str]) -> bool:
+def are_planned_tasks_local(folder: Path, names: Iterable[str]) -> bool:
     """Whether all these tasks and groups are defined under `folder` and read nothing but files there.
 
     Raises:

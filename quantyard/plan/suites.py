@@ -2,7 +2,7 @@
 
     loaded = find_suite("quick")                        # smoke, quick, standard, full
     loaded = find_suite("my/suite.yaml")                # or a file
-    suite = adjusted(loaded, limit=50)                  # what the command line changes
+    suite = adjusted_suite(loaded, limit=50)            # what the command line changes
 
 A suite file holds the fields of `protocol.evaluation.Suite`, all of them optional, with three liberties: `name`
 defaults to the file's (to the folder's for a `suite.yaml`), a task without settings is just its name, and
@@ -29,7 +29,7 @@ from quantyard.files.own_files import leads_out_of_folder, typed_path
 from quantyard.formats.names import file_path_fault, shown_name
 from quantyard.formats.strict_yaml import YamlProblem, read_strict_yaml
 from quantyard.paths import REPO_DIR
-from quantyard.plan.local_tasks import HELP, are_local_tasks
+from quantyard.plan.local_tasks import HELP, are_planned_tasks_local
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.runner import file_sha256
@@ -113,7 +113,7 @@ def adjusted_suite(
 
 def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
     """Whether any of these tasks reads a data set that is not in the suite's own folder."""
-    return suite.include_path is None or not are_local_tasks(folder / suite.include_path, tasks)
+    return suite.include_path is None or not are_planned_tasks_local(folder / suite.include_path, tasks)
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ AnswerKind = Literal["valid", "cut", "not JSON", "invalid", "refused"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
-def bindings_config(
+def protocol_bindings_config(
     models: Sequence[Path], port: int, key: str, *, n_ctx: int, threads: int = 0, n_gpu_layers: int = 0,
     verbose: bool = True,
 ) -> dict[str, JsonValue]:

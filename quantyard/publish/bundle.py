@@ -13,7 +13,7 @@ from quantyard.card.render import CardContext, card_eval_results, render_card
 from quantyard.errors import BadRequest, GateClosed, NeedsPermission
 from quantyard.gate.judge import GateBudgets, judge_budgets, load_budgets
 from quantyard.hub.client import HubAccess
-from quantyard.plan.evaluation import suite_folder_name
+from quantyard.plan.evaluation import plan_suite_folder
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.files import PublishedFile, made_release_file
 from quantyard.publish.hub.commit import HubTarget, check_hub_target
@@ -145,7 +145,7 @@ def release_card_context(
 
 def release_plots(release: Release) -> tuple[str, ...]:
     """The plots of the report, by their names in the release."""
-    folder = release.folder / suite_folder_name(release.suite) / "plots"
+    folder = release.folder / plan_suite_folder(release.suite) / "plots"
     return tuple(sorted(path.relative_to(release.folder).as_posix() for path in folder.glob("*.*")))
 
 

@@ -42,7 +42,7 @@ _OUTTYPES: Final[TypeAdapter[OutType]] = TypeAdapter(OutType)
 _SAID: Final = 60  # characters of a value that is no text
 
 
-def rebuild_request(request: BuildRequest, subject: CheckedRelease, artifacts: Path) -> BuildRequest:
+def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, artifacts: Path) -> BuildRequest:
     """The build that made these files, from its source, in a store of its own.
 
     What a manifest says was made elsewhere: it proposes parameters, which are held against our own tables, and never
@@ -114,7 +114,7 @@ def _said(value: object) -> str:
     return shown_name(value if isinstance(value, str) else repr(value)[:_SAID])
 
 
-def with_recorded_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: Path) -> BuildPlan:
+def rebuild_release_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: Path) -> BuildPlan:
     """The plan that gives each file the importance matrix it was made with.
 
     Args:
@@ -192,7 +192,7 @@ def check_rebuild_source(subject: CheckedRelease, model: ModelId) -> None:
         raise BadRequest(message, "Give the folder that name: the converter writes it into the file.")
 
 
-def compare_rebuilt(
+def compare_rebuilt_release(
     subject: CheckedRelease, again: Mapping[str, QuantRecord], stages: Mapping[str, StageRecord]
 ) -> Iterator[ReleaseCheck]:
     """Each file beside its second making.

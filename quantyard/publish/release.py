@@ -24,7 +24,7 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
-from quantyard.plan.evaluation import suite_folder_name
+from quantyard.plan.evaluation import plan_suite_folder
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import file_sha256
@@ -193,7 +193,7 @@ def whole_release_file(release: Release, quant: str) -> PublishedFile:
 
 def release_report_files(release: Release) -> Iterator[PublishedFile]:
     """The report, its plots and lm-eval's results; empty for a model folder that has none any more."""
-    folder = release.folder / suite_folder_name(release.suite)
+    folder = release.folder / plan_suite_folder(release.suite)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "report.json":  # the manifest holds it
             yield kept_release_file(path.relative_to(release.folder).as_posix(), path, file_sha256(path))
@@ -210,7 +210,7 @@ def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
         wanted = [entry for entry in record.outputs if Path(entry.path).name.startswith("results_")]
         for entry in (entry for entry in wanted if (folder / entry.path).is_file()):
             task, file = Path(entry.path).parts[0], stage_record_file(label, record)
-            name = f"{suite_folder_name(release.suite)}/lm-eval/{file}/{task}.json"
+            name = f"{plan_suite_folder(release.suite)}/lm-eval/{file}/{task}.json"
             yield made_release_file(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantyard.errors import BadRequest, HubUnreachable
 from quantyard.hub.client import HubAccess
-from quantyard.hub.foreign_manifest import parse_foreign_manifest
+from quantyard.hub.foreign_manifest import parse_hub_manifest
 from quantyard.publish.bundle import MANIFEST, ReleaseBundle, ReleaseDestination
 from quantyard.publish.files import made_release_file
 from quantyard.publish.hub.commit import (
@@ -20,7 +20,7 @@ from quantyard.publish.hub.commit import (
     read_published_file,
 )
 from quantyard.publish.registry.artifact import OciModel, make_oci_model, oci_digest
-from quantyard.publish.registry.login import docker_login
+from quantyard.publish.registry.login import registry_docker_login
 from quantyard.publish.registry.signing import push_signed_oci_model
 from quantyard.publish.release import Release
 from quantyard.store.manifest import MAX_BYTES
@@ -102,7 +102,7 @@ class Sender:
     def _published_before(self, hub: HubTarget) -> list[str]:
         try:
             text = read_published_file(self.access, hub, MANIFEST, MAX_BYTES)
-            known = parse_foreign_manifest(text, MANIFEST).quants if text else {}
+            known = parse_hub_manifest(text, MANIFEST).quants if text else {}
         except (HubUnreachable, ValueError):  # nobody can be asked, or it is not ours
             return []
         others = {quant: record for quant, record in known.items() if quant not in self.release.quants}
@@ -123,7 +123,7 @@ class Sender:
     def _push(self, quant: str, on_progress: Progress) -> OciPublication:
         reference = self.where.oci
         assert reference is not None
-        login = docker_login(reference.registry, self.docker_config)
+        login = registry_docker_login(reference.registry, self.docker_config)
         push_signed_oci_model(reference, self._model(quant), login, self.cosign_key, on_progress)
         return self._oci(quant)
 

@@ -18,7 +18,7 @@ from quantyard.files.own_files import find_file, kind_of_path, read_named_file
 from quantyard.formats.gguf import GgufError, read_gguf_header, read_gguf_model
 from quantyard.formats.names import shown_name
 from quantyard.hub.client import HubAccess, resolve_hub_repo
-from quantyard.hub.foreign_manifest import parse_foreign_manifest
+from quantyard.hub.foreign_manifest import parse_hub_manifest
 from quantyard.protocol.base import files_digest
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import QUANTS
@@ -84,7 +84,7 @@ def _manifest_in(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         read_from = find_file(folder, MANIFEST) if kind_of_path(path) else path
-        return parse_foreign_manifest(read_named_file(read_from, MAX_BYTES), str(path))
+        return parse_hub_manifest(read_named_file(read_from, MAX_BYTES), str(path))
     except OSError as error:
         hint = "Download it from where the file is from, or give the repo: make verify REPO=me/name-GGUF"
         raise BadRequest(f"{path} cannot be read: {error.strerror}.", hint) from error

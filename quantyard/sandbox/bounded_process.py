@@ -1,7 +1,7 @@
 """Runs what others wrote, such as a chat template, in a process of its own that has so many seconds and megabytes.
 
-    worker = Worker([sys.executable, "-I", "worker.py"])  # answers each line of JSON with one of its own
-    answer = worker.ask(question)                         # OverLimit: what it did, in words
+    worker = SandboxWorker([sys.executable, "-I", "worker.py"])  # answers each line of JSON with one of its own
+    answer = worker.ask(question)                                # OverLimit: what it did, in words
 
 As a script it gives any program its limits: `python bounded.py CPU_S MEMORY_BYTES PROGRAM ARGUMENT…`.
 

@@ -28,28 +28,28 @@ class ChatRefused(Exception):
     """The template does not take this conversation; the message says why."""
 
 
-def chat_template_failure(what: str, conversation: str = "", detail: str = "") -> StageFailure:
+def sandbox_template_failure(what: str, conversation: str = "", detail: str = "") -> StageFailure:
     """The failure for a template that breaks a limit; `what` it does, as `OverLimit` says it."""
     where = f" on the conversation {conversation!r}" if conversation else ""
     message = f"The chat template {what}{where}."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "chat-template", message, _HINT, detail)
 
 
-def refuse_large_template(template: str) -> None:
+def refuse_large_sandbox_template(template: str) -> None:
     """Refuse what is no template but a load.
 
     Raises:
         StageFailure: the template is longer than any real one.
     """
     if len(template) > MAX_CHARACTERS:
-        raise chat_template_failure(f"has {len(template):,} characters, more than the {MAX_CHARACTERS:,} allowed")
+        raise sandbox_template_failure(f"has {len(template):,} characters, more than the {MAX_CHARACTERS:,} allowed")
 
 
 class ChatTemplate:
     """One template, rendered by Jinja as transformers does it, in a process of its own."""
 
     def __init__(self, text: str, bos_token: str, eos_token: str, cpu_s: int = CPU_S) -> None:
-        refuse_large_template(text)
+        refuse_large_sandbox_template(text)
         self.text = text
         self._names = {"bos_token": bos_token, "eos_token": eos_token}
         self._worker = SandboxWorker([sys.executable, "-I", str(_WORKER)], cpu_s)

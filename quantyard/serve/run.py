@@ -17,7 +17,7 @@ from pathlib import Path
 from quantyard.errors import BadRequest, EngineError
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.api_tests import bindings_config
+from quantyard.protocol.api_tests import protocol_bindings_config
 from quantyard.requests import BuildRequest
 from quantyard.serve.served_files import served_api_key, served_files
 
@@ -44,7 +44,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:
         config = Path(folder) / "server.json"
         config.touch(mode=0o600)
-        told = bindings_config(
+        told = protocol_bindings_config(
             [path.resolve() for path in files], serve.port, key, n_ctx=serve.context_size, threads=request.threads,
             n_gpu_layers=serve.n_gpu_layers, verbose=False,
         )

@@ -1,7 +1,7 @@
 """Presets: models people ask for, by a short name. The list is `models.toml`, headed by how to add one.
 
-    find_preset("PHI-2")           # the preset, in any case; also by its repo's own name
-    split_name("phi-2@main")       # ("phi-2", "main"): a preset's name may carry a revision like a repo id
+    find_preset("PHI-2")              # the preset, in any case; also by its repo's own name
+    split_preset_name("phi-2@main")   # ("phi-2", "main"): a preset's name may carry a revision like a repo id
 
 MODEL is a preset's name if it has no slash and is no file or folder.
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_as_written, format_bytes, format_exact_bytes, format_kld
 from quantyard.metrics.intervals import normal_interval
-from quantyard.plan.imatrix import imatrix_kld_difference
+from quantyard.plan.imatrix import plan_kld_difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.evaluation import DivergenceRequest, Runtime
@@ -146,4 +146,4 @@ def tuning_gain(tuned: HeldOutFile, stock: HeldOutFile) -> TuningGain:
     Raises:
         QuantyardError: the two did not read the same text.
     """
-    return TuningGain(tuned, stock, imatrix_kld_difference(tuned.divergence, stock.divergence))
+    return TuningGain(tuned, stock, plan_kld_difference(tuned.divergence, stock.divergence))

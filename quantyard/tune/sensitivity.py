@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT
-from quantyard.plan.imatrix import read_trial_divergence
+from quantyard.plan.imatrix import read_planned_divergence
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, Step, StepOutput
 from quantyard.protocol.builder import RoundingRequest
@@ -104,7 +104,7 @@ def sensitivity_probe_label(name: str) -> str:
 def group_sensitivities(groups: Sequence[TensorGroup], output: Callable[[str], Path]) -> list[Sensitivity]:
     """What the probes found; `output` gives the folder of a finished step by its label."""
     found = {
-        name: read_trial_divergence(output(sensitivity_probe_label(name)))
+        name: read_planned_divergence(output(sensitivity_probe_label(name)))
         for name in (FLOOR, *(g.name for g in groups))
     }
     return [_sensitivity(group, found[group.name], found[FLOOR]) for group in groups]

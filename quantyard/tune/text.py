@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quantyard.files.atomic import write_file_atomically
-from quantyard.plan.calibration_inputs import OUR_TEXT, check_calibration_texts
+from quantyard.plan.calibration_inputs import OUR_TEXT, check_planned_calibration
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.store.artifact import Artifact
 
@@ -23,7 +23,7 @@ def tuning_text(files: Sequence[Path], evaluation: Iterable[Path], artifacts: Pa
     Raises:
         BadRequest: a file cannot be used, or shares eight words in a row with the evaluation.
     """
-    check_calibration_texts(files, evaluation)
+    check_planned_calibration(files, evaluation)
     parts = [path.read_text(encoding="utf-8").strip("\n") for path in files] or list(_our_documents())
     return _kept("\n\n".join(parts), artifacts)
 

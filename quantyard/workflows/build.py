@@ -28,7 +28,7 @@ def evaluate(request: BuildRequest, reporter: Reporter) -> Built:
     return build(workflow_with_suite(request), reporter)
 
 
-def check_api(request: BuildRequest, reporter: Reporter) -> Built:
+def workflow_check_api(request: BuildRequest, reporter: Reporter) -> Built:
     """Serve each file to itself, and check every promise of the API; the findings are in `contracts`.
 
     Raises:

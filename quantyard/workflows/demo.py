@@ -58,14 +58,14 @@ def demo(request: BuildRequest, reporter: Reporter) -> Demo:
     engine, reason = workflow_engine(request)
     reporter.tell(DemoBegins(engine.name, reason))
     with reporter.steps() as steps:
-        folder = demo_folder(request, engine, steps)
+        folder = workflow_demo_folder(request, engine, steps)
     quants = tuple(find_quant(name) for name in _QUANTS)
     request = replace(request, model=str(folder), quants=quants, measure=MeasureRequest(suite=_SUITE))
     built = build(request, reporter)
     return Demo(folder, built, write_release_report(request, PublishRequest(), reporter))
 
 
-def demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -> Path:
+def workflow_demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -> Path:
     """The demo model in Hugging Face format, made on the first call.
 
     Raises:

@@ -32,7 +32,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine_machine(request: BuildRequest) -> list[Finding]:
+def workflow_doctor(request: BuildRequest) -> list[Finding]:
     """Look at everything a build may need; no check can stop another."""
     findings: list[Finding] = []
     for check, needs_daemon in CHECKS:

@@ -14,7 +14,7 @@ from quantyard.workflows.planning import workflow_engine
 from quantyard.workflows.reporter import Reporter
 
 
-def pack_image(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
+def workflow_pack_image(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
     """Build what is not built, then pack each file; several get the quant's name at the end of their tag.
 
     Returns:
@@ -44,7 +44,7 @@ def pack_image(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
     return tuple(tags)
 
 
-def prepare_tools(request: BuildRequest, reporter: Reporter) -> dict[str, dict[str, str]]:
+def workflow_prepare_tools(request: BuildRequest, reporter: Reporter) -> dict[str, dict[str, str]]:
     """Make the tools ready: the images (docker), or `.venv-local` (local).
 
     Returns:

@@ -35,7 +35,7 @@ class Adapter:
         return self.path.stat().st_size
 
 
-def make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
+def workflow_make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
     """Fetch and convert the adapter, whatever of it is not done yet.
 
     Raises:
@@ -44,11 +44,11 @@ def make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
     """
     plan = plan_lora(request, workflow_hub_access(request), workflow_hashes(request))
     builder, _no_targets = run_plan(request, plan, reporter)
-    path = publish_lora(builder)
+    path = workflow_publish_lora(builder)
     return Adapter(plan.source, path, builder.store.folder / "manifest.json", tuple(builder.ran))
 
 
-def publish_lora(builder: Builder) -> Path:
+def workflow_publish_lora(builder: Builder) -> Path:
     """Give the finished adapter its name beside the manifest; its path."""
     target = builder.store.folder / f"{builder.plan.source.model.name}-lora.gguf"
     return link_stored_file(builder.output(LORA) / RESULT, target)

@@ -10,15 +10,15 @@ from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, HubUnreachable
 from quantyard.execution.runner import Builder
 from quantyard.forecast.cost import Cost, forecast_cost
-from quantyard.forecast.from_manifests import known_step_times
+from quantyard.forecast.from_manifests import known_forecast_times
 from quantyard.forecast.time import forecast_conditions, forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.plan.calibration_inputs import plan_calibration
-from quantyard.plan.contamination import contaminating_files
-from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_model
-from quantyard.plan.imatrix import Calibration, imatrix_trial_plan, plan_trial_and_rest, plan_with_imatrix
+from quantyard.plan.contamination import plan_contaminating_files
+from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
+from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
@@ -146,7 +146,7 @@ def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> 
     store = ModelStore(request.artifacts, plan.source.model)
     builder = Builder(plan, engine, store, REPO_DIR)
     finished = set(builder.find_finished())
-    time = forecast_times(plan, finished, known_step_times(request.artifacts), forecast_conditions(builder))
+    time = forecast_times(plan, finished, known_forecast_times(request.artifacts), forecast_conditions(builder))
     return builder, finished, forecast_cost(plan, finished, builder.partial_bytes(), request.artifacts, time)
 
 
@@ -174,7 +174,7 @@ def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) ->
 
 def workflow_trial_plan(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan | None:
     """The plan of the trial that decides about the matrix; None where there is nothing to decide."""
-    return imatrix_trial_plan(plan, calibration) if calibration and calibration.is_made else None
+    return plan_imatrix_trial(plan, calibration) if calibration and calibration.is_made else None
 
 
 def workflow_plan_with_imatrix(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan:
@@ -201,10 +201,10 @@ def workflow_calibration(request: BuildRequest, source: Source) -> Calibration |
         # Its files alone: beside a suite there may be anything, this store too.
         places = [local.folder / file.path for file in local.files] if local else []
         places += [request.measure.datasets] if request.measure.datasets else []
-    evaluation = contaminating_files(request.artifacts, *places)
+    evaluation = plan_contaminating_files(request.artifacts, *places)
     imatrix = request.imatrix or "none"
     calibration = plan_calibration(imatrix, request.calibration, workflow_hashes(request), evaluation, request.threads)
     if calibration is None or not calibration.is_made:
         return calibration
-    refuse_unscored_model(source, "calibrated", "Build without a matrix: IMATRIX=none")
+    refuse_unscored_plan(source, "calibrated", "Build without a matrix: IMATRIX=none")
     return replace(calibration, n_chunks=request.chunks)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from quantyard.engines import Engine
-from quantyard.forecast.benchmark import TRIALS, TimingBench, benchmark_model
+from quantyard.forecast.benchmark import TRIALS, TimingBench, forecast_benchmark_model
 from quantyard.forecast.samples import TimingSample, read_forecast_book, write_forecast_book
 from quantyard.requests import BuildRequest
 from quantyard.workflows.planning import workflow_engine
@@ -24,7 +24,7 @@ class Timed:
     samples: tuple[TimingSample, ...]
 
 
-def benchmark_machine(request: BuildRequest, reporter: Reporter) -> Timed:
+def workflow_rates(request: BuildRequest, reporter: Reporter) -> Timed:
     """Run the trials, and keep what their stages took in place of what was timed before.
 
     Raises:
@@ -47,5 +47,5 @@ def _time_all(request: BuildRequest, engine: Engine, reporter: Reporter) -> list
     with TemporaryDirectory(prefix=".rates-", dir=request.artifacts) as folder, reporter.steps() as steps:
         bench = TimingBench(engine, Path(folder), request.threads)
         for trial in TRIALS:
-            found += benchmark_model(trial, bench, steps)
+            found += forecast_benchmark_model(trial, bench, steps)
     return found

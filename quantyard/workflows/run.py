@@ -13,7 +13,7 @@ from quantyard.workflows.planning import planned_workflow, prepare_workflow, wor
 from quantyard.workflows.reporter import NotOffered, PlanMade, Reporter
 from quantyard.workflows.results import Built, built_result
 from quantyard.workflows.timed_run import run_timed_plan
-from quantyard.workflows.trial import settle_imatrix
+from quantyard.workflows.trial import workflow_imatrix_trial
 
 
 def run_plan(
@@ -29,7 +29,7 @@ def run_plan(
         StageFailed, EngineError: see `Builder.run`.
     """
     engine, reason = workflow_engine(request)
-    plan = settle_imatrix(request, plan, engine, reporter, keep_going=keep_going)
+    plan = workflow_imatrix_trial(request, plan, engine, reporter, keep_going=keep_going)
     builder, finished, cost = prepare_workflow(request, plan, engine)
     planned = planned_workflow(request, plan, finished, cost, (engine, reason))
     reporter.tell(PlanMade(planned))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantyard.engines import Engine
 from quantyard.execution.runner import Builder
-from quantyard.plan.imatrix import imatrix_decisions, plan_as_decided, plan_trial_and_rest
+from quantyard.plan.imatrix import plan_as_decided, plan_imatrix_decisions, plan_trial_and_rest
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
 from quantyard.workflows.planning import (
@@ -18,7 +18,7 @@ from quantyard.workflows.reporter import ImatrixDecided, Reporter, TrialBegins
 from quantyard.workflows.timed_run import run_timed_plan
 
 
-def settle_imatrix(
+def workflow_imatrix_trial(
     request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: Reporter, *, keep_going: bool = False
 ) -> BuildPlan:
     """The plan with the importance matrix that was asked for. Where that is to be tried, the trial runs now.
@@ -38,7 +38,7 @@ def settle_imatrix(
     _builder, finished, cost = prepare_workflow(request, all_of_it, engine)
     planned_workflow(request, all_of_it, finished, cost, (engine, "")).check_disk()
     ran = _run_trial(request, tried, engine, reporter, keep_going=keep_going)
-    found = imatrix_decisions(plan, ran.output)
+    found = plan_imatrix_decisions(plan, ran.output)
     if found:
         reporter.tell(ImatrixDecided(tuple(found.values())))
     return plan_as_decided(plan, calibration, found)

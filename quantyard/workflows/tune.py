@@ -12,9 +12,9 @@ from quantyard.execution.runner import Builder
 from quantyard.files.atomic import write_file_atomically
 from quantyard.formats.gguf import read_gguf_model
 from quantyard.formatting.numbers import format_exact_bytes
-from quantyard.plan.contamination import contaminating_files
-from quantyard.plan.evaluation import plan_unquantized_type, refuse_unscored_model
-from quantyard.plan.imatrix import read_trial_divergence
+from quantyard.plan.contamination import plan_contaminating_files
+from quantyard.plan.evaluation import plan_unquantized_type, refuse_unscored_plan
+from quantyard.plan.imatrix import read_planned_divergence
 from quantyard.plan.steps import BuildPlan, Target
 from quantyard.quants.catalog import find_quant
 from quantyard.quants.recipe import Recipe
@@ -141,8 +141,8 @@ def _searched(request: BuildRequest, asked: TuneRequest, reporter: Reporter) -> 
     if plan_unquantized_type(plan) is None:
         message = f"{plan.source.title} is quantized already, and a search needs the unquantized model."
         raise BadRequest(message, "Start from the 16-bit model: make tune MODEL=org/name")
-    refuse_unscored_model(plan.source, "tuned", "Build it with a stock quant: make build MODEL=… QUANT=Q4_K_M")
-    text = tuning_text(request.calibration, contaminating_files(request.artifacts), request.artifacts)
+    refuse_unscored_plan(plan.source, "tuned", "Build it with a stock quant: make build MODEL=… QUANT=Q4_K_M")
+    text = tuning_text(request.calibration, plan_contaminating_files(request.artifacts), request.artifacts)
     probing = Probing(text, asked.chunks, request.threads)
     high = sensitivity_high_plan(plan)
     made = _run(request, high, "the model at high precision", reporter).output(f"quantize {HIGH}")
@@ -206,7 +206,7 @@ def _seen(search: _Search, mix: Mix, number: int) -> float:
     steps = tuple(s for s in search.high.steps if s is not floor)
     plan = replace(search.high, steps=(*steps, made, measured))
     builder = _run(search.request, plan, f"mix {number + 1}", search.reporter)
-    found = read_trial_divergence(builder.output(sensitivity_probe_label(label))).mean_kld
+    found = read_planned_divergence(builder.output(sensitivity_probe_label(label))).mean_kld
     assert found is not None, "it was held against the unquantized model"
     return found.value
 
@@ -237,7 +237,7 @@ def _gain(recipe: Recipe, builder: Builder, files: Sequence[BuiltFile]) -> Tunin
     """Both files on the held-out text."""
     measured = {
         file.quant: HeldOutFile(
-            file.quant, file.record.size_bytes, read_trial_divergence(builder.output(f"divergence {file.quant}"))
+            file.quant, file.record.size_bytes, read_planned_divergence(builder.output(f"divergence {file.quant}"))
         )
         for file in files
     }

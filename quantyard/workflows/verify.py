@@ -9,7 +9,12 @@ from pathlib import Path
 
 from quantyard.errors import BadRequest
 from quantyard.hub.download import download_hub_release
-from quantyard.publish.rebuild import check_rebuild_source, compare_rebuilt, rebuild_request, with_recorded_imatrices
+from quantyard.publish.rebuild import (
+    check_rebuild_source,
+    compare_rebuilt_release,
+    rebuild_release_imatrices,
+    release_rebuild_request,
+)
 from quantyard.publish.verify import (
     CheckedRelease,
     ReleaseCheck,
@@ -75,11 +80,11 @@ def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: Reporter)
     """In a store of its own, which is gone afterwards."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:
-        again = rebuild_request(request, subject, Path(folder))
+        again = release_rebuild_request(request, subject, Path(folder))
         plan = workflow_plan(again)
         check_rebuild_source(subject, plan.source.model)
-        plan = with_recorded_imatrices(plan, subject, Path(folder) / ".imatrices")
+        plan = rebuild_release_imatrices(plan, subject, Path(folder) / ".imatrices")
         builder, built = run_plan(replace(again, imatrix="none"), plan, reporter)  # they are in the plan already
         manifest = read_manifest(builder.store.folder / "manifest.json")
         assert manifest is not None
-        yield from compare_rebuilt(subject, {file.quant: file.record for file in built}, manifest.stages)
+        yield from compare_rebuilt_release(subject, {file.quant: file.record for file in built}, manifest.stages)

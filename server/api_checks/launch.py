@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 import httpx2
 
 from quantyard.formats.finite_json import dump_finite_json
-from quantyard.protocol.api_tests import bindings_config
+from quantyard.protocol.api_tests import protocol_bindings_config
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from server.api_checks.launch_proxy import ProxyFiles
@@ -210,7 +210,7 @@ class ServedModel:
             return self._llama_server(Path(folder) / "llama-server", key_file, port), {}
         config = self.launch.folder / "server.json"
         launch = self.launch
-        told = bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
+        told = protocol_bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
         _write_private(config, dump_finite_json(told))
         # -P: no module of the working directory stands in for a library
         return (sys.executable, "-P", "-m", "server.local.server", str(config)), {}

@@ -56,7 +56,7 @@ class _Reason(Exception):
     """Why, before the pattern is known."""
 
 
-def normalise_regex(pattern: str) -> str:
+def normalise_client_regex(pattern: str) -> str:
     """The same pattern, or a narrower one, in the forms that llama.cpp and Outlines read alike.
 
     The result matches the *JSON text* of a string, without its quotation marks, from `^` to `$`. A pattern that is not

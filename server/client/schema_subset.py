@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
-from server.client.regex_subset import MAX_REPEATS, PatternRefused, normalise_regex
+from server.client.regex_subset import MAX_REPEATS, PatternRefused, normalise_client_regex
 
 Constrainer = Literal["llama-server", "in process"]
 Json = Mapping[str, Any]
@@ -64,7 +64,7 @@ class SchemaRefused(ValueError):
         self.where, self.reason = where, reason
 
 
-def wire_schema(schema: Json, constrainer: Constrainer) -> dict[str, Any]:
+def client_wire_schema(schema: Json, constrainer: Constrainer) -> dict[str, Any]:
     """The schema to write under; what is written must still be checked against the schema itself.
 
     Raises:
@@ -173,7 +173,7 @@ def _string(said: Json, where: str) -> dict[str, Any]:
     pattern = said.get("pattern") or FORMATS.get(said.get("format", ""))
     if pattern is not None:
         try:
-            return {"type": "string", "pattern": normalise_regex(pattern)}
+            return {"type": "string", "pattern": normalise_client_regex(pattern)}
         except PatternRefused as error:
             reason = f"the pattern {error.pattern!r} has no form that is held: {error.reason}"
             raise SchemaRefused(where, reason) from error

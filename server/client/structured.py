@@ -30,7 +30,7 @@ from outlines.types import JsonSchema
 from pydantic import BaseModel, ValidationError
 
 from server.client.client import Client, ClientError, Sampling
-from server.client.schema_subset import Constrainer, SchemaRefused, wire_schema
+from server.client.schema_subset import Constrainer, SchemaRefused, client_wire_schema
 
 RETRIES: Final = 3
 _USUAL: Final = Sampling()
@@ -64,7 +64,7 @@ class AnswerInvalid(StructuredError):
     """Every try broke the schema."""
 
 
-def over_http(
+def structured_over_http(
     client: Client, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
 ) -> M:
     """An instance of `model_class`, written by a served model.
@@ -98,7 +98,7 @@ def over_http(
     return task.solve(ask, prompt, sampling, retries)
 
 
-def in_process(
+def structured_in_process(
     gguf_path: Path, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
 ) -> M:
     """The same with a GGUF in this process, no server. For more than one question open an `InProcess` once.
@@ -209,7 +209,7 @@ class _Task(Generic[M]):
     def of(cls, model_class: type[M], constrainer: Constrainer) -> _Task[M]:
         schema = model_class.model_json_schema()
         try:
-            return cls(model_class, schema, wire_schema(schema, constrainer))
+            return cls(model_class, schema, client_wire_schema(schema, constrainer))
         except SchemaRefused as error:
             message = f"{model_class.__name__} cannot be held while writing: at {error.where}, {error.reason}."
             raise CannotConstrain(message, "Write that part in another way.") from error

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from quantyard.formatting.printable import printable
 from server.client.client import DEFAULT_KEY_FILE, DEFAULT_URL, Client, ClientError, Sampling
-from server.client.structured import over_http
+from server.client.structured import structured_over_http
 
 NOTE: Final = "Spoke with Anna Price this morning. Reach her at 503-555-0142; her office is in Portland, zip 97205."
 # Short values, so that a small model comes to an end; the schema holds all the rest.
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         client = Client(args.base_url, args.key_file)
-        found = over_http(client, ClientProfile, client_profile_question(args.note), SAMPLING)
+        found = structured_over_http(client, ClientProfile, client_profile_question(args.note), SAMPLING)
     except ClientError as error:
         sys.exit(printable(str(error)))
     sys.stdout.write(json.dumps(found.model_dump(), indent=2) + "\n")

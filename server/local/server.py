@@ -1,6 +1,6 @@
 """The server of ENGINE=local: llama-cpp-python's own, on loopback, behind the checks of `guard` and `connections`.
 
-Usage: python -m server.local.server CONFIG      as `protocol.api_tests.bindings_config` writes it
+Usage: python -m server.local.server CONFIG      as `protocol.api_tests.protocol_bindings_config` writes it
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from quantyard.publish.registry.artifact import (
     push_oci_model,
 )
 from quantyard.publish.registry.errors import LoginNeeded, OciError, RegistryUnreachable
-from quantyard.publish.registry.login import docker_login
+from quantyard.publish.registry.login import registry_docker_login
 from quantyard.publish.registry.upload import CHUNK_BYTES
 from tests.docker.oci_model import at, gguf_model, needs, silent
 from tests.docker.registry import Registry, registry, registry_program
@@ -186,7 +186,7 @@ def test_dockers_login_lets_one_push_and_without_it_nothing_is_sent(
         with pytest.raises(LoginNeeded) as caught:
             push_oci_model(reference, model, None, silent)
         assert caught.value.hint == f"Type: docker login {address}" and not (tmp_path / "data").exists()
-        login = docker_login(address, _docker_config(tmp_path, address))
+        login = registry_docker_login(address, _docker_config(tmp_path, address))
         assert push_oci_model(reference, model, login, silent) == oci_digest(model)
 
 
@@ -212,7 +212,7 @@ def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
     tls = f", tls: {{certificate: {certificate}, key: {tmp_path}/key.pem}}"
     small = replace(model, parts=model.licences)
     with _guarded(tmp_path, socket.gethostname(), tls) as address:
-        login = docker_login(address, _docker_config(tmp_path, address))
+        login = registry_docker_login(address, _docker_config(tmp_path, address))
         with pytest.raises(RegistryUnreachable, match="certificate") as caught:
             push_oci_model(parse_oci_reference(f"{address}/{NAME}"), small, login, silent)
         assert "EXTRA_CA" in caught.value.hint

@@ -27,7 +27,7 @@ from quantyard.formats.gguf import TensorInfo, read_gguf_model
 from quantyard.formats.safetensors import SafetensorsTensor, read_safetensors_file
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.protocol.runner import file_sha256
-from quantyard.workflows.demo import demo_folder
+from quantyard.workflows.demo import workflow_demo_folder
 from tests.conftest import DEMO_QUANTS, Demo, run, run_json
 
 # ggml's name of each tensor of a layer of a llama in Hugging Face format.
@@ -244,7 +244,7 @@ def test_the_demos_weights_are_the_same_to_the_byte_whichever_engine_makes_them(
     shutil.copy(gguf, tmp_path / "demo")  # it need not be downloaded again
     settings = read_command_request(argparse.Namespace(), os.environ | {"ENGINE": "local", "ARTIFACTS": str(tmp_path)})
     engine, _ = choose_engine(settings.engine, settings.environment, settings.images)
-    again = demo_folder(settings, engine, LineReporter(Console(stderr=True)))
+    again = workflow_demo_folder(settings, engine, LineReporter(Console(stderr=True)))
     # The tokenizer's files are as the engine's transformers writes them.
     assert file_sha256(demo_source / "model.safetensors") == file_sha256(again / "model.safetensors")
     assert {path.name for path in demo_source.iterdir()} == {path.name for path in again.iterdir()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.plan.evaluation import suite_folder_name
+from quantyard.plan.evaluation import plan_suite_folder
 from tests.conftest import lend, run, run_json
 from tests.docker.registry import Registry, registry, registry_program
 from tests.e2e.conftest import Measured, write_example
@@ -87,7 +87,7 @@ def test_one_command_goes_from_a_model_to_a_repo_with_card_page_and_manifest(rel
     assert repo.private and released.said["hub"]["created"] and released.said["gate"]["outcome"] == "passed"
     names = {change["path"] for change in released.said["files"]}
     assert {"README.md", "manifest.json", "report.html", "SmolLM2-135M-Instruct-Q4_K_M.gguf"} <= names
-    suite = suite_folder_name(released.said["gate"]["suite"])
+    suite = plan_suite_folder(released.said["gate"]["suite"])
     assert {f"{suite}/report.md", f"{suite}/lm-eval/Q4_K_M/shop_questions.json"} <= names
     assert all(change["state"] == "new" for change in released.said["files"])
 

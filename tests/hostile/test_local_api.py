@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.api_tests import bindings_config
+from quantyard.protocol.api_tests import protocol_bindings_config
 from server.api_checks.launch import Answer, Wire, free_loopback_port
 from tests.hostile.api_requests import CHAT, CLOSED, HOSTILE, ORDINARY, TEXT, Case
 from tests.hostile.sampling import sampled
@@ -73,7 +73,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model = write_tiny(None, folder / "tiny.gguf", n_layers=1)
     port = free_loopback_port()
     config = folder / "server.json"
-    config.write_text(json.dumps(bindings_config([model], port, KEY, n_ctx=2048, threads=1, verbose=False)))
+    config.write_text(json.dumps(protocol_bindings_config([model], port, KEY, n_ctx=2048, threads=1, verbose=False)))
     log = folder / "server.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(

@@ -18,7 +18,7 @@ from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml
 from quantyard.gate.budgets import load_budgets
 from quantyard.hub.model_card import hub_card_of_readme
 from quantyard.paths import REPO_DIR
-from quantyard.plan.local_tasks import are_local_tasks
+from quantyard.plan.local_tasks import are_planned_tasks_local
 from quantyard.plan.suites import find_suite
 from quantyard.quants.recipe_files import read_recipe
 from tests.hostile.sampling import sampled
@@ -68,7 +68,7 @@ def _read_suite(path: Path) -> object:
 
 
 def _read_tasks(path: Path) -> object:
-    return are_local_tasks(path.parent, ["mine"])
+    return are_planned_tasks_local(path.parent, ["mine"])
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -190,7 +190,7 @@ def test_tasks_that_include_or_hold_each_other_without_end_are_refused(
     folder = _folder(tmp_path / "tasks", files)
     started = time.monotonic()
     with pytest.raises(BadRequest) as caught:
-        are_local_tasks(folder, ["g0", "mine"])
+        are_planned_tasks_local(folder, ["g0", "mine"])
     assert words in caught.value.message and time.monotonic() - started < SECONDS
 
 

@@ -50,9 +50,9 @@ doc_to_target: answer
 ASK = """\
 import json, os, sys
 from pathlib import Path
-from eval import offline
+from eval.tasks import offline
 folder, scratch, include, names = json.loads(sys.argv[1])
-offline.go_offline(Path(folder) if folder else None, Path(scratch))
+offline.take_datasets_offline(Path(folder) if folder else None, Path(scratch))
 from eval.tasks.load import load_tasks
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.runner import StageFailure

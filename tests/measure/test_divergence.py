@@ -20,7 +20,12 @@ pytest.importorskip("llama_cpp")
 
 from eval.analysis.chunks import OUR_PROSE, DivergenceText, read_divergence_text
 from eval.analysis.kl_divergence import divergence_comparison, perplexity_estimate
-from eval.divergence import divergence_chunks, divergence_side_by_side, rolling_perplexity, rolling_windows
+from eval.divergence import (
+    divergence_chunks,
+    divergence_rolling_perplexity,
+    divergence_rolling_windows,
+    divergence_side_by_side,
+)
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
@@ -161,7 +166,7 @@ def test_special_tokens_written_in_the_text_are_mere_text(tiny_model: GgufModel)
 
 def test_rolling_perplexity_scores_every_token_of_every_document_once(tiny_model: GgufModel) -> None:
     text = DivergenceText("t", "", ("The otter swam upstream. " * 20, "A short one."))
-    requests = rolling_windows(tiny_model, text, DivergenceSettings(n_ctx=64))
+    requests = divergence_rolling_windows(tiny_model, text, DivergenceSettings(n_ctx=64))
     nll: list[float] = []
     for document in text.documents:
         tokens = [tiny_model.bos, *tiny_model.tokenize(document, add_special=False)]
@@ -170,13 +175,13 @@ def test_rolling_perplexity_scores_every_token_of_every_document_once(tiny_model
             first = start if end - start == 64 else max(0, end - 64)  # … but for the last, which is shorter
             log_p = plain_logprobs(tiny_model, tokens[first:end])[start - first :]
             nll += (-log_p[np.arange(end - start), tokens[start + 1 : end + 1]]).tolist()
-    found = rolling_perplexity(tiny_model, requests, ONE_THREAD, lambda _done: None)
+    found = divergence_rolling_perplexity(tiny_model, requests, ONE_THREAD, lambda _done: None)
     assert found == pytest.approx(perplexity_estimate(np.array(nll)).value, rel=NOISE)
 
 
 def test_rolling_reads_as_many_windows_as_there_may_be_chunks(tiny_model: GgufModel) -> None:
-    assert len(rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128, n_chunks=3))) == 3
-    everything = rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128))
+    assert len(divergence_rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128, n_chunks=3))) == 3
+    everything = divergence_rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128))
     n_tokens = sum(len(tiny_model.tokenize(document, add_special=False)) for document in PROSE.documents)
     assert sum(len(request.targets) for request in everything) == n_tokens
 
@@ -236,8 +241,8 @@ def test_lm_evals_perplexity_is_read_where_it_is_asked_for(
 ) -> None:
     asked, plain = (run_divergence(tiny, n_ctx=128, n_chunks=3, rolling=rolling) for rolling in (True, False))
     assert asked.found is not None and plain.found is not None
-    windows = rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128, n_chunks=3))
-    expected = rolling_perplexity(tiny_model, windows, ONE_THREAD, lambda _done: None)
+    windows = divergence_rolling_windows(tiny_model, PROSE, DivergenceSettings(n_ctx=128, n_chunks=3))
+    expected = divergence_rolling_perplexity(tiny_model, windows, ONE_THREAD, lambda _done: None)
     assert asked.found.rolling_perplexity == expected and plain.found.rolling_perplexity is None
     assert asked.found.perplexity == plain.found.perplexity and asked.progress[-1]["total"] == 6
 

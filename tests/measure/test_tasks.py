@@ -163,7 +163,7 @@ def test_several_suites_at_once_are_the_same_part(full: dict[str, Any]) -> None:
 
 
 def test_local_names_are_found_without_reading_lm_evals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.tasks.load import index as task_index
+    from eval.tasks import index as task_index
 
     monkeypatch.setattr(task_index, "_texts", lambda: pytest.fail("lm-eval's files were read"))
     assert set(task_index.index_for(["mine"], folder)) == {"mine"}

@@ -13,8 +13,8 @@ import pytest
 from builder.calibration.grammar import BadGrammarError, GrammarWriter, read_calibration_grammar
 from builder.calibration.make_text import SHARES, TEXT_FILE, calibration_jsonl
 from builder.imatrix.calibration_text import own_calibration_text, users_calibration_text
-from quantyard.plan.calibration_inputs import check_calibration_texts
-from quantyard.plan.contamination import contaminating_files
+from quantyard.plan.calibration_inputs import check_planned_calibration
+from quantyard.plan.contamination import plan_contaminating_files
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 
@@ -68,7 +68,7 @@ def test_dialogues_alternate_and_end_with_the_assistant() -> None:
 
 
 def test_it_shares_no_eight_words_with_our_evaluations(tmp_path: Path) -> None:
-    check_calibration_texts([], contaminating_files(tmp_path))
+    check_planned_calibration([], plan_contaminating_files(tmp_path))
 
 
 # ---- grammars ----------------------------------------------------------------------------------------

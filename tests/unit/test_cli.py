@@ -188,5 +188,5 @@ def test_a_broken_promise_of_the_api_and_a_missing_tool_have_exit_codes_of_their
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     assert command("contract", "--quant=Q4_K_M") == Answer.API_TEST_FAILED
     missing = Finding("engine", "missing", "neither docker nor local can run", "Install Docker")
-    monkeypatch.setattr(doctor, "examine_machine", lambda _request: [missing])
+    monkeypatch.setattr(doctor, "workflow_doctor", lambda _request: [missing])
     assert _run(monkeypatch, "doctor") == Answer.DOCTOR_FAILED

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, model_validator
 
 from server.client.client import Sampling
-from server.client.schema_subset import FORMATS, SchemaRefused, wire_schema
+from server.client.schema_subset import FORMATS, SchemaRefused, client_wire_schema
 from server.client.structured import AnswerCut, AnswerInvalid, _Task, judge_structured_answer
 from server.examples.client_profile import ClientProfile
 
@@ -22,7 +22,7 @@ def in_object(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def sent(part: dict[str, Any], constrainer: Any = "llama-server") -> dict[str, Any]:
-    return wire_schema(in_object(part), constrainer)["properties"]["x"]
+    return client_wire_schema(in_object(part), constrainer)["properties"]["x"]
 
 
 @pytest.mark.parametrize(("part", "wanted"), [
@@ -78,13 +78,13 @@ class Same(BaseModel):
 
 
 def test_a_schema_that_contains_itself_is_held_over_http_only() -> None:
-    assert wire_schema(Node.model_json_schema(), "llama-server")["$ref"] == "#/$defs/d0"
+    assert client_wire_schema(Node.model_json_schema(), "llama-server")["$ref"] == "#/$defs/d0"
     with pytest.raises(SchemaRefused, match="contains itself"):
-        wire_schema(Node.model_json_schema(), "in process")
+        client_wire_schema(Node.model_json_schema(), "in process")
 
 
 def test_definitions_get_names_that_cannot_be_confused() -> None:
-    assert sorted(wire_schema(Same.model_json_schema(), "llama-server")["$defs"]) == ["d0", "d1"]
+    assert sorted(client_wire_schema(Same.model_json_schema(), "llama-server")["$defs"]) == ["d0", "d1"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -11,7 +11,7 @@ from quantyard.cli import request
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.request import read_command_request
 from quantyard.workflows import doctor
-from quantyard.workflows.doctor import Finding, examine_machine
+from quantyard.workflows.doctor import Finding, workflow_doctor
 
 
 def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, Finding]:
@@ -19,7 +19,7 @@ def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str
     parser = argparse.ArgumentParser()
     add_command_options(parser)
     given = {"ARTIFACTS": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"} | environment
-    return {f.what: f for f in examine_machine(read_command_request(parser.parse_args([]), given))}
+    return {f.what: f for f in workflow_doctor(read_command_request(parser.parse_args([]), given))}
 
 
 def test_what_is_missing_comes_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

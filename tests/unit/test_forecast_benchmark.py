@@ -11,7 +11,7 @@ import pytest
 
 from builder.random_model import random_model_bf16, random_model_shapes
 from quantyard import cli
-from quantyard.forecast.benchmark import TRIALS, TimingBench, benchmark_plan
+from quantyard.forecast.benchmark import TRIALS, TimingBench, forecast_benchmark_plan
 from quantyard.forecast.samples import ForecastBook, read_forecast_book, write_forecast_book
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
@@ -124,7 +124,10 @@ def test_one_that_fails_leaves_the_book_as_it_was(run: Run, tmp_path: Path) -> N
 def test_types_are_made_with_a_matrix_and_without_and_few_of_them_are_measured(
     local_source: Source, tmp_path: Path
 ) -> None:
-    labels = [step.label for step in benchmark_plan(TRIALS[1], local_source, TimingBench(FakeEngine(), tmp_path)).steps]
+    labels = [
+        step.label
+        for step in forecast_benchmark_plan(TRIALS[1], local_source, TimingBench(FakeEngine(), tmp_path)).steps
+    ]
     assert {"quantize IQ4_NL", "quantize-plain IQ4_NL", "evaluate Q4_K_M", "speed Q8_0"} <= set(labels)
     assert "quantize-plain Q8_0" not in labels, "a matrix does not change it"
     assert not {"evaluate IQ4_NL", "verify IQ4_NL", "report"} & set(labels), "it is only made"

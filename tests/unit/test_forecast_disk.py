@@ -15,7 +15,7 @@ import pytest
 from quantyard import cli
 from quantyard.errors import NotEnoughDisk
 from quantyard.forecast import cost
-from quantyard.forecast.disk import disk_bytes_of_files, files_fitting_disk
+from quantyard.forecast.disk import forecast_disk_bytes, forecast_fitting_files
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
 from quantyard.quants.catalog import QUANTS, USEFUL, find_quant
@@ -43,7 +43,7 @@ SIZES = {"Q2_K": 3, "Q3_K_M": 4, "Q4_K_M": 5, "Q5_K_M": 6, "Q6_K": 7, "Q8_0": 9}
     ],
 )  # fmt: skip
 def test_as_many_as_fit_are_named_and_among_those_the_most_useful(room: int, names: str) -> None:
-    assert ",".join(files_fitting_disk(SIZES, room)) == names
+    assert ",".join(forecast_fitting_files(SIZES, room)) == names
 
 
 def test_no_choice_of_more_files_fits_and_none_of_as_many_is_more_useful() -> None:
@@ -54,11 +54,11 @@ def test_no_choice_of_more_files_fits_and_none_of_as_many_is_more_useful() -> No
         possible = [c for n in range(7) for c in itertools.combinations(sizes, n) if sum(sizes[x] for x in c) <= room]
         most = max(map(len, possible))
         best = min((c for c in possible if len(c) == most), key=lambda c: sorted(map(USEFUL.index, c)))
-        assert set(files_fitting_disk(sizes, room)) == set(best)
+        assert set(forecast_fitting_files(sizes, room)) == set(best)
 
 
 def test_what_no_table_knows_comes_last_in_the_order_given() -> None:
-    assert files_fitting_disk({"mine": 5, "other": 5, "Q2_K": 5}, 10) == ("mine", "Q2_K")
+    assert forecast_fitting_files({"mine": 5, "other": 5, "Q2_K": 5}, 10) == ("mine", "Q2_K")
 
 
 def test_the_table_of_useful_quants_names_quants_that_need_no_matrix() -> None:
@@ -74,9 +74,9 @@ def test_a_baseline_of_ones_own_is_no_choice_and_finished_files_take_nothing_mor
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     builder = measured(local_source, FakeEngine(), "Q4_K_M,Q6_K", baseline=find_quant("Q8_0"))
-    left = disk_bytes_of_files(builder.plan, ())
+    left = forecast_disk_bytes(builder.plan, ())
     assert list(left) == ["Q4_K_M", "Q6_K"] and left["Q4_K_M"] < left["Q6_K"]
-    assert disk_bytes_of_files(builder.plan, {"quantize Q4_K_M"})["Q4_K_M"] == 0
+    assert forecast_disk_bytes(builder.plan, {"quantize Q4_K_M"})["Q4_K_M"] == 0
 
 
 # ---- the commands ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from quantyard.cli.render import build as summary
 from quantyard.execution.scheduler import Concurrency, Taken
 from quantyard.forecast.cost import forecast_cost
-from quantyard.forecast.from_manifests import known_step_times, learn_from_manifests
+from quantyard.forecast.from_manifests import known_forecast_times, update_forecast_book
 from quantyard.forecast.samples import BOOK, ForecastBook, TimingSample, read_forecast_book
 from quantyard.forecast.time import (
     Forecast,
@@ -20,10 +20,16 @@ from quantyard.forecast.time import (
     compare_forecast,
     forecast_times,
     forecast_works,
-    learn_step_times,
+    learn_forecast_times,
     record_forecast_times,
 )
-from quantyard.forecast.work import StageWork, fit_start_and_slope, forecast_questions, forecast_work, timing_class
+from quantyard.forecast.work import (
+    StageWork,
+    forecast_questions,
+    forecast_start_and_slope,
+    forecast_timing_class,
+    forecast_work,
+)
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.builder import ConvertRequest, QuantizeRequest, VerifyRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
@@ -88,11 +94,13 @@ def test_a_type_of_the_same_kind_is_a_better_guess_than_any_other(plan: BuildPla
     found = forecast_times(plan, (), book, ALONE).steps
     assert found["quantize Q4_K_M"] == StepTime(8, rough=True) and found["quantize Q8_0"] == StepTime(2, rough=False)
     names = ("Q8_0", "Q5_0", "Q4_K_M", "IQ4_NL", "IQ2_XS+imatrix", "BF16", "F16", "")
-    assert [timing_class(StageWork("quantize", 1, family=name)) for name in names] == [
+    assert [forecast_timing_class(StageWork("quantize", 1, family=name)) for name in names] == [
         "Q8+", "old+", "_K+", "IQ4+", "IQ+imatrix", "BF+", "F+", "",
     ]  # fmt: skip
     fallback, rounded = ("Q4_K_M+imatrix", "Q5_0"), ("Q6_K+imatrix", "Q8_0")
-    classes = [timing_class(StageWork("quantize", 1, family=f, dominant_type=t)) for f, t in (fallback, rounded)]
+    classes = [
+        forecast_timing_class(StageWork("quantize", 1, family=f, dominant_type=t)) for f, t in (fallback, rounded)
+    ]
     assert classes == ["old+imatrix", "Q8+"], "rows that Q4_K does not fit; a type that no matrix changes"
 
 
@@ -112,14 +120,16 @@ def test_side_by_side_a_step_takes_its_share_which_is_learned_too(plan: BuildPla
 
 
 def test_sizes_that_differ_give_a_line_and_one_size_a_start_that_does_not_grow() -> None:
-    start, slope = fit_start_and_slope([(100, 12), (1000, 30), (2000, 50)], fixed_s=1)
+    start, slope = forecast_start_and_slope([(100, 12), (1000, 30), (2000, 50)], fixed_s=1)
     assert (start, slope) == (pytest.approx(10), pytest.approx(0.02))
-    assert fit_start_and_slope([(1000, 3), (1000, 5), (1000, 4)], fixed_s=1) == (1, pytest.approx(0.003))
-    found = fit_start_and_slope([(1000, 0.5)], fixed_s=1)
+    assert forecast_start_and_slope([(1000, 3), (1000, 5), (1000, 4)], fixed_s=1) == (1, pytest.approx(0.003))
+    found = forecast_start_and_slope([(1000, 0.5)], fixed_s=1)
     assert found == (0.25, pytest.approx(0.00025)), "never more than half of what was seen"
-    found = fit_start_and_slope([(100, 50), (1000, 10)], fixed_s=1)
+    found = forecast_start_and_slope([(100, 50), (1000, 10)], fixed_s=1)
     assert found == (9.5, pytest.approx(0.5 / 1000)), "quicker because larger is chance: nearly all is the start"
-    assert fit_start_and_slope([(100, 1), (1000, 30)], fixed_s=1) == (0, 30 / 1000), "no stage starts before it began"
+    assert forecast_start_and_slope([(100, 1), (1000, 30)], fixed_s=1) == (0, 30 / 1000), (
+        "no stage starts before it began"
+    )
 
 
 def _asked(plan: BuildPlan, limit: int | None) -> BuildPlan:
@@ -135,7 +145,7 @@ def _asked(plan: BuildPlan, limit: int | None) -> BuildPlan:
 
 def test_a_suite_of_other_tasks_tells_nothing_of_this_one(plan: BuildPlan) -> None:
     book = ForecastBook()
-    learn_step_times(book, plan, [Taken("evaluate BF16", "k", 60.0, n_questions=200)], ALONE)
+    learn_forecast_times(book, plan, [Taken("evaluate BF16", "k", 60.0, n_questions=200)], ALONE)
     found = forecast_times(plan, (), book, ALONE)
     assert found.steps["evaluate BF16"] == StepTime(60, rough=False) and found.steps["evaluate Q8_0"].rough
     other = [sample.model_copy(update={"variant": "x"}) for sample in book.samples]
@@ -144,14 +154,14 @@ def test_a_suite_of_other_tasks_tells_nothing_of_this_one(plan: BuildPlan) -> No
 
 def test_other_limits_on_the_same_tasks_are_a_rough_guess_by_the_number_of_questions(plan: BuildPlan) -> None:
     book = ForecastBook()
-    learn_step_times(book, plan, [Taken("evaluate BF16", "k1", 65.0, n_questions=200)], ALONE)
+    learn_forecast_times(book, plan, [Taken("evaluate BF16", "k1", 65.0, n_questions=200)], ALONE)
     few = forecast_times(_asked(plan, 20), (), book, ALONE).steps["evaluate BF16"]
     each_s = (65 - 6) / (200 + 95)
     assert few == StepTime(pytest.approx(6 + each_s * (20 + 95)), rough=True), "the start and the self-check stay"
     assert "evaluate BF16" in forecast_times(_asked(plan, None), (), book, ALONE).unknown, (
         "how many all are, nobody knows"
     )
-    learn_step_times(book, _asked(plan, None), [Taken("evaluate BF16", "k2", 206.0, n_questions=1000)], ALONE)
+    learn_forecast_times(book, _asked(plan, None), [Taken("evaluate BF16", "k2", 206.0, n_questions=1000)], ALONE)
     assert book.n_questions(*forecast_questions(_evaluation(_asked(plan, 5000)))) == 1000, "more than there are"
     assert forecast_times(_asked(plan, None), (), book, ALONE).steps["evaluate BF16"].seconds == pytest.approx(206)
 
@@ -162,18 +172,18 @@ def _evaluation(plan: BuildPlan) -> dict[str, object]:
 
 def test_each_task_of_a_group_is_asked_as_many_questions_as_the_limit_says(plan: BuildPlan) -> None:
     book = ForecastBook()
-    learn_step_times(book, _asked(plan, 10), [Taken("evaluate BF16", "k", 60.0, n_questions=570)], ALONE)
+    learn_forecast_times(book, _asked(plan, 10), [Taken("evaluate BF16", "k", 60.0, n_questions=570)], ALONE)
     assert book.n_questions(*forecast_questions(_evaluation(_asked(plan, 20)))) == 1140
 
 
 def test_rows_that_a_type_does_not_fit_are_timed_by_the_type_that_takes_its_place(plan: BuildPlan) -> None:
     odd, even = (_shaped(plan, width) for width in (320, 512))
     book = ForecastBook()
-    learn_step_times(book, even, [Taken("quantize Q4_K_M", "k1", 8.0), Taken("quantize Q8_0", "k2", 2.0)], ALONE)
+    learn_forecast_times(book, even, [Taken("quantize Q4_K_M", "k1", 8.0), Taken("quantize Q8_0", "k2", 2.0)], ALONE)
     assert [sample.dominant_type for sample in book.samples] == ["Q4_K", "Q8_0"]
     assert forecast_times(even, (), book, ALONE).steps["quantize Q4_K_M"] == StepTime(8, rough=False)
     assert forecast_times(odd, (), book, ALONE).steps["quantize Q4_K_M"].rough, "it is mostly Q5_0"
-    learn_step_times(book, odd, [Taken("quantize Q4_K_M", "k3", 3.0)], ALONE)
+    learn_forecast_times(book, odd, [Taken("quantize Q4_K_M", "k3", 3.0)], ALONE)
     assert forecast_times(odd, (), book, ALONE).steps["quantize Q4_K_M"] == StepTime(3, rough=False)
 
 
@@ -376,18 +386,18 @@ def _keep(root: Path, stages: dict[str, dict[str, object]], model: str = "m") ->
 
 def test_manifests_are_learned_from_once_and_again_when_they_change(tmp_path: Path) -> None:
     _keep(tmp_path, {"quantize Q4_K_M": {"key": "1" * 64}})
-    book = known_step_times(tmp_path)
+    book = known_forecast_times(tmp_path)
     (sample,) = book.all_samples
     assert (sample.kind, sample.family, sample.amount) == ("quantize", "Q4_K_M", 1000)
     assert sample.seconds == pytest.approx(12.5 + 0.9), "and its container"
-    assert not learn_from_manifests(read_forecast_book(tmp_path), tmp_path), "the file says it already"
+    assert not update_forecast_book(read_forecast_book(tmp_path), tmp_path), "the file says it already"
     _keep(tmp_path, {"quantize Q4_K_M": {"key": "2" * 64, "duration_s": 20.0}})
-    assert [round(s.seconds, 1) for s in known_step_times(tmp_path).all_samples] == [20.9]
+    assert [round(s.seconds, 1) for s in known_forecast_times(tmp_path).all_samples] == [20.9]
 
 
 def test_what_a_run_has_timed_counts_more_than_its_record(tmp_path: Path) -> None:
     _keep(tmp_path, {"quantize Q4_K_M": {"key": "1" * 64}})
-    book = known_step_times(tmp_path)
+    book = known_forecast_times(tmp_path)
     book.samples.append(_sample("quantize", 7.0, key="1" * 64))
     assert [sample.seconds for sample in book.all_samples] == [7.0]
 
@@ -399,7 +409,7 @@ def test_stages_whose_times_overlap_tell_nothing(tmp_path: Path) -> None:
         for name, second in (("a", 12), ("b", 18), ("c", 29))
     }
     _keep(tmp_path, stages)
-    assert [sample.key for sample in known_step_times(tmp_path).all_samples] == ["c"]
+    assert [sample.key for sample in known_forecast_times(tmp_path).all_samples] == ["c"]
 
 
 def test_divergences_with_one_duration_were_one_run(tmp_path: Path) -> None:
@@ -408,7 +418,7 @@ def test_divergences_with_one_duration_were_one_run(tmp_path: Path) -> None:
         return {"key": label, "duration_s": duration_s, "request": request.model_dump(mode="json")}
 
     _keep(tmp_path, {"BF16": record("BF16", 30.5), "Q8_0": record("Q8_0", 30.5), "Q6_K": record("Q6_K", 55.0)})
-    amounts = {sample.key: sample.amount / (1000 * 23 * 512) for sample in known_step_times(tmp_path).all_samples}
+    amounts = {sample.key: sample.amount / (1000 * 23 * 512) for sample in known_forecast_times(tmp_path).all_samples}
     assert amounts == {"BF16": 1, "Q8_0": 1, "Q6_K": 2}
 
 
@@ -417,7 +427,7 @@ def test_a_manifest_that_is_damaged_or_of_another_age_is_passed_over(text: str, 
     folder = tmp_path / "org" / "m" / "abc"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(text)
-    assert known_step_times(tmp_path).all_samples == []
+    assert known_forecast_times(tmp_path).all_samples == []
 
 
 # ---- how it is said ----------------------------------------------------------------------------------

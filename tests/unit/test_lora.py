@@ -39,7 +39,7 @@ from quantyard.requests import BuildRequest
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
 from quantyard.workflows import planning
-from quantyard.workflows.lora import publish_lora
+from quantyard.workflows.lora import workflow_publish_lora
 from tests.adapters import attention_pairs, safetensors, write_adapter
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.hub_server import HubServer
@@ -413,7 +413,7 @@ def test_the_result_has_the_adapters_name_and_a_record_and_is_made_once(
         made = plan(ADAPTER=str(adapter), BASE=str(base))
         builder = Builder(made, engine, ModelStore(tmp_path / "artifacts", made.source.model), REPO_DIR)
         builder.run(notes)
-        path = publish_lora(builder)
+        path = workflow_publish_lora(builder)
         assert builder.ran == expected
         assert path.name == "mine-lora.gguf" and path.read_text() == "adapter.gguf of lora"
     manifest = json.loads((path.parent / "manifest.json").read_text())

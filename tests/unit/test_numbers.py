@@ -25,7 +25,7 @@ from quantyard.metrics.intervals import normal_interval, ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Interval, Measurement
-from quantyard.publish.registry.annotations import evaluation_annotations
+from quantyard.publish.registry.annotations import oci_evaluation_annotations
 from quantyard.report_page.tables import page_files as files_of
 from quantyard.report_page.tables import page_files_table as page_files
 from quantyard.report_page.task_tables import page_tasks_table as page_tasks
@@ -103,7 +103,7 @@ def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
     text = _row(_markdown(render_report_markdown(report)), QUANT, "mean KLD")
     card = _row(_markdown(_card(manifest)), QUANT, "mean KLD")
     speeds = _row(_markdown(_card(manifest)), QUANT, "peak memory")
-    page, said = _page(manifest), evaluation_annotations(manifest, QUANT, SUITE)
+    page, said = _page(manifest), oci_evaluation_annotations(manifest, QUANT, SUITE)
     divergence, speed = found.divergence, found.speed
     assert divergence and speed and divergence.mean_kld and divergence.top1_agreement
     change = ppl_change_interval(divergence)
@@ -151,7 +151,7 @@ def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
 def test_a_task_has_the_same_figures_in_every_view(manifest: Manifest, found: Measurement) -> None:
     """Accuracy, perplexity and bits per byte; the change of the last was told in two ways."""
     report = manifest.evaluations[SUITE]
-    said = evaluation_annotations(manifest, QUANT, SUITE)
+    said = oci_evaluation_annotations(manifest, QUANT, SUITE)
     rows = [row for row in _terminal(terminal_tasks(report)) if row["file"] == QUANT]
     page = [row for row in page_tasks(report, files_of(manifest, report)).rows if row.cells[0].text == QUANT]
     kinds, n_quoted = set(), 0

@@ -20,9 +20,9 @@ from quantyard.publish.registry.artifact import (
     LICENCE_TYPE,
     OciModel,
     OciReference,
-    evaluation_annotations,
     make_oci_model,
     oci_digest,
+    oci_evaluation_annotations,
     oci_manifest,
     parse_oci_reference,
 )
@@ -173,7 +173,7 @@ def _gated(manifest: Manifest, suite: str = SUITE, **outcomes: Outcome) -> Manif
 
 
 def test_it_says_where_it_is_from() -> None:
-    said = evaluation_annotations(manifest_of(), "Q4_K_M", SUITE)
+    said = oci_evaluation_annotations(manifest_of(), "Q4_K_M", SUITE)
     assert said["org.opencontainers.image.source"] == "https://huggingface.co/lagoon/Lagoon-1B-Instruct"
     assert said["org.opencontainers.image.revision"] == COMMIT
     assert said["org.opencontainers.image.licenses"] == "apache-2.0"
@@ -185,7 +185,7 @@ def test_it_says_where_it_is_from() -> None:
 def test_every_number_is_the_manifests() -> None:
     manifest = manifest_of()
     found = next(m for m in manifest.evaluations[SUITE].measurements if m.file.label == "Q4_K_M")
-    said = evaluation_annotations(manifest, "Q4_K_M", SUITE)
+    said = oci_evaluation_annotations(manifest, "Q4_K_M", SUITE)
     divergence, speed = found.divergence, found.speed
     change = ppl_change_interval(divergence)
     assert divergence and divergence.mean_kld and divergence.top1_agreement and change and speed
@@ -213,17 +213,17 @@ def test_what_was_not_measured_has_no_key() -> None:
     empty = manifest.model_copy(
         update={"evaluations": {SUITE: report.model_copy(update={"measurements": bare})}, "contracts": {}}
     )
-    said = evaluation_annotations(empty, "Q4_K_M", SUITE)
+    said = oci_evaluation_annotations(empty, "Q4_K_M", SUITE)
     assert not [key for key in said if "ppl" in key or "task" in key or "tokens" in key or "contract" in key]
     assert "quantyard.gate" not in said
 
 
 def test_the_gates_word_is_that_of_this_file_and_this_suite() -> None:
     failed = _gated(manifest_of(), Q4_K_M="failed", Q8_0="passed")
-    assert evaluation_annotations(failed, "Q4_K_M", SUITE)["quantyard.gate"] == "failed"
-    assert evaluation_annotations(failed, "Q8_0", SUITE)["quantyard.gate"] == "passed"
+    assert oci_evaluation_annotations(failed, "Q4_K_M", SUITE)["quantyard.gate"] == "failed"
+    assert oci_evaluation_annotations(failed, "Q8_0", SUITE)["quantyard.gate"] == "passed"
     elsewhere = _gated(manifest_of(), "smoke", Q4_K_M="passed")
-    assert "quantyard.gate" not in evaluation_annotations(elsewhere, "Q4_K_M", SUITE)
+    assert "quantyard.gate" not in oci_evaluation_annotations(elsewhere, "Q4_K_M", SUITE)
 
 
 @pytest.mark.parametrize(("quant", "suite", "says"), [
@@ -232,18 +232,18 @@ def test_the_gates_word_is_that_of_this_file_and_this_suite() -> None:
 ])  # fmt: skip
 def test_a_file_without_an_evaluation_is_refused(quant: str, suite: str, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
-        evaluation_annotations(manifest_of(), quant, suite)
+        oci_evaluation_annotations(manifest_of(), quant, suite)
 
 
 def test_an_evaluation_of_another_file_is_refused() -> None:
     manifest = manifest_of()
     record = manifest.quants["Q4_K_M"].model_copy(update={"sha256": "0" * 64})
     with pytest.raises(BadRequest, match="has measured another"):
-        evaluation_annotations(manifest.model_copy(update={"quants": {"Q4_K_M": record}}), "Q4_K_M", SUITE)
+        oci_evaluation_annotations(manifest.model_copy(update={"quants": {"Q4_K_M": record}}), "Q4_K_M", SUITE)
 
 
 def test_hostile_words_stay_one_short_line_of_plain_text() -> None:
-    said = evaluation_annotations(manifest_of(license='x\n"}\x1b[2J' + "y" * 5000), "Q4_K_M", SUITE)
+    said = oci_evaluation_annotations(manifest_of(license='x\n"}\x1b[2J' + "y" * 5000), "Q4_K_M", SUITE)
     assert all(value.isprintable() and len(value) <= 300 for value in said.values())
     assert json.loads(oci_manifest(_model(manifest_of(license='"}],')))[1])["layers"]
 
@@ -251,7 +251,7 @@ def test_hostile_words_stay_one_short_line_of_plain_text() -> None:
 def test_a_folder_of_this_machine_is_not_told() -> None:
     manifest = manifest_of()
     source = manifest.source.model_copy(update={"repo_id": "", "title": "/home/me/secret/model"})
-    said = evaluation_annotations(manifest.model_copy(update={"source": source}), "Q4_K_M", SUITE)
+    said = oci_evaluation_annotations(manifest.model_copy(update={"source": source}), "Q4_K_M", SUITE)
     assert "secret" not in json.dumps(said) and "org.opencontainers.image.source" not in said
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from quantyard.errors import BadRequest
 from quantyard.publish.registry.errors import LoginNeeded
-from quantyard.publish.registry.login import RegistryCredentials, docker_login
+from quantyard.publish.registry.login import RegistryCredentials, registry_docker_login
 
 Helper = Callable[[str, str], None]
 
@@ -46,32 +46,32 @@ def test_a_login_in_dockers_file_is_found(tmp_path: Path) -> None:
         "registry.example": _auth("me:pa:ss"), "https://index.docker.io/v1/": _auth("hub:x"),
         "old.example": {"identitytoken": "tok"}, "https://url.example": _auth("u:p"),
     })  # fmt: skip
-    assert docker_login("registry.example", config) == RegistryCredentials("me", "pa:ss")
-    assert docker_login("docker.io", config) == RegistryCredentials("hub", "x")
-    assert docker_login("old.example", config) == RegistryCredentials(identity_token="tok")
-    assert docker_login("url.example", config) == RegistryCredentials("u", "p")
+    assert registry_docker_login("registry.example", config) == RegistryCredentials("me", "pa:ss")
+    assert registry_docker_login("docker.io", config) == RegistryCredentials("hub", "x")
+    assert registry_docker_login("old.example", config) == RegistryCredentials(identity_token="tok")
+    assert registry_docker_login("url.example", config) == RegistryCredentials("u", "p")
 
 
 def test_no_login_is_none(tmp_path: Path) -> None:
-    assert docker_login("registry.example", tmp_path / "none.json") is None
-    assert docker_login("registry.example", _config(tmp_path, auths={"registry.example": {}})) is None
-    assert docker_login("registry.example", _config(tmp_path, auths={"other.example": _auth("me:x")})) is None
+    assert registry_docker_login("registry.example", tmp_path / "none.json") is None
+    assert registry_docker_login("registry.example", _config(tmp_path, auths={"registry.example": {}})) is None
+    assert registry_docker_login("registry.example", _config(tmp_path, auths={"other.example": _auth("me:x")})) is None
 
 
 def test_a_credential_helper_is_asked_by_the_registrys_name(tmp_path: Path, helper: Helper) -> None:
     helper("safe", 'read name; test "$name" = registry.example || exit 1; echo \'{"Username":"me","Secret":"s3"}\'')
-    assert docker_login("registry.example", _config(tmp_path, credsStore="safe", auths={})) == RegistryCredentials(
-        "me", "s3"
-    )
-    assert docker_login("other.example", _config(tmp_path, credsStore="safe")) is None
+    assert registry_docker_login(
+        "registry.example", _config(tmp_path, credsStore="safe", auths={})
+    ) == RegistryCredentials("me", "s3")
+    assert registry_docker_login("other.example", _config(tmp_path, credsStore="safe")) is None
     one = _config(tmp_path, credHelpers={"registry.example": "safe"}, auths={"other.example": _auth("you:x")})
-    assert docker_login("registry.example", one) == RegistryCredentials("me", "s3")
-    assert docker_login("other.example", one) == RegistryCredentials("you", "x")
+    assert registry_docker_login("registry.example", one) == RegistryCredentials("me", "s3")
+    assert registry_docker_login("other.example", one) == RegistryCredentials("you", "x")
 
 
 def test_a_helpers_identity_token_is_one(tmp_path: Path, helper: Helper) -> None:
     helper("safe", 'echo \'{"Username":"<token>","Secret":"tok"}\'')
-    assert docker_login("registry.example", _config(tmp_path, credsStore="safe")) == RegistryCredentials(
+    assert registry_docker_login("registry.example", _config(tmp_path, credsStore="safe")) == RegistryCredentials(
         identity_token="tok"
     )
 
@@ -81,7 +81,7 @@ def test_a_helper_that_is_missing_or_broken_is_said(script: str | None, tmp_path
     if script:
         helper("gone", script)
     with pytest.raises(LoginNeeded, match="docker-credential-gone does not answer") as caught:
-        docker_login("registry.example", _config(tmp_path, credsStore="gone"))
+        registry_docker_login("registry.example", _config(tmp_path, credsStore="gone"))
     assert "docker login registry.example" in caught.value.hint
 
 
@@ -90,12 +90,12 @@ def test_a_broken_file_of_dockers_is_said(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(BadRequest, match=r"config\.json"):
-        docker_login("registry.example", path)
+        registry_docker_login("registry.example", path)
 
 
 def test_a_broken_login_is_said_and_not_shown(tmp_path: Path) -> None:
     with pytest.raises(LoginNeeded) as caught:
-        docker_login("registry.example", _config(tmp_path, auths={"registry.example": {"auth": "%%secret"}}))
+        registry_docker_login("registry.example", _config(tmp_path, auths={"registry.example": {"auth": "%%secret"}}))
     assert "secret" not in caught.value.message
 
 

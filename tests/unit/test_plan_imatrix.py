@@ -22,17 +22,17 @@ from quantyard.formats.gguf import GgufHeader, read_gguf_header
 from quantyard.paths import REPO_DIR
 from quantyard.plan import contamination
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.calibration_inputs import check_calibration_texts, plan_calibration
-from quantyard.plan.contamination import contaminating_files, find_contamination
+from quantyard.plan.calibration_inputs import check_planned_calibration, plan_calibration
+from quantyard.plan.contamination import plan_contaminating_files, plan_contamination
 from quantyard.plan.evaluation import add_measuring_steps
 from quantyard.plan.imatrix import (
     CALIBRATE,
     Calibration,
-    decide_imatrix,
-    imatrix_decisions,
-    imatrix_trial_plan,
-    imatrix_trial_quants,
     plan_as_decided,
+    plan_imatrix_decision,
+    plan_imatrix_decisions,
+    plan_imatrix_trial,
+    plan_imatrix_trial_quants,
     plan_with_imatrix,
 )
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, StepOutput
@@ -231,7 +231,7 @@ def test_texts_in_several_folders_keep_their_order(tmp_path: Path, hashes: HashC
 def test_a_text_that_cannot_be_used_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_bytes(data)
     with pytest.raises(BadRequest, match=says) as error:
-        check_calibration_texts([tmp_path / "mine.txt"], [])
+        check_planned_calibration([tmp_path / "mine.txt"], [])
     assert error.value.code == 2 and "CALIBRATION" in error.value.message + error.value.hint
 
 
@@ -269,30 +269,32 @@ EIGHT = "The quick grey Heron: waits beside the river"
 )
 def test_eight_words_in_a_row_are_found_in_every_form_of_data_set(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content.encode("latin-1"))  # 0xff is no UTF-8
-    found = find_contamination([f"Before. {EIGHT.upper()} after"], contaminating_files(tmp_path / "store", tmp_path))
+    found = plan_contamination(
+        [f"Before. {EIGHT.upper()} after"], plan_contaminating_files(tmp_path / "store", tmp_path)
+    )
     assert found is not None
     assert (found.words, found.file) == ("the quick grey heron waits beside the river", tmp_path / name)
-    assert find_contamination(["the quick grey heron waits beside the sea"], [tmp_path / name]) is None
+    assert plan_contamination(["the quick grey heron waits beside the sea"], [tmp_path / name]) is None
 
 
 def test_words_that_two_blocks_of_a_large_file_share_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contamination, "_BLOCK_CHARACTERS", 1500)
     (tmp_path / "large.txt").write_text("filler " * 210 + EIGHT + " more" * 300)
-    assert find_contamination([EIGHT], [tmp_path / "large.txt"]) is not None
+    assert plan_contamination([EIGHT], [tmp_path / "large.txt"]) is not None
 
 
 def test_data_sets_in_the_store_count_as_evaluation(tmp_path: Path) -> None:
     folder = tmp_path / "org" / "name" / "abc" / "stages" / "datasets-12" / "files" / "sets"
     folder.mkdir(parents=True)
     (folder / "data-00000.arrow").write_text("x")
-    assert folder / "data-00000.arrow" in contaminating_files(tmp_path)
+    assert folder / "data-00000.arrow" in plan_contaminating_files(tmp_path)
 
 
 def test_a_text_with_a_question_of_ours_is_refused_and_the_words_are_named(tmp_path: Path) -> None:
     question = "Which carpet? " + "In which year did the Second World War end, and who was there? " + PLENTY
     (tmp_path / "mine.txt").write_text(question)
     with pytest.raises(BadRequest, match="“in which year did the second world war”") as error:
-        check_calibration_texts([tmp_path / "mine.txt"], contaminating_files(tmp_path / "store"))
+        check_planned_calibration([tmp_path / "mine.txt"], plan_contaminating_files(tmp_path / "store"))
     assert "questions.jsonl" in error.value.message and "mine.txt" in error.value.message
 
 
@@ -340,8 +342,8 @@ def test_a_given_matrix_needs_no_step(local_source: Source, tmp_path: Path, hash
 
 def test_the_trial_makes_and_measures_both_versions(local_source: Source) -> None:
     plan = _plan(local_source, "Q8_0,Q4_K_M,IQ2_XS")
-    assert imatrix_trial_quants(plan) == ("Q4_K_M",)
-    trial = imatrix_trial_plan(plan, Calibration(threads=1))
+    assert plan_imatrix_trial_quants(plan) == ("Q4_K_M",)
+    trial = plan_imatrix_trial(plan, Calibration(threads=1))
     assert trial is not None and not trial.targets
     assert [step.label for step in trial.steps] == [
         "convert", CALIBRATE, "quantize Q4_K_M", "quantize-plain Q4_K_M", "divergence Q4_K_M",
@@ -356,7 +358,7 @@ def test_the_trial_makes_and_measures_both_versions(local_source: Source) -> Non
 def test_a_trial_reads_what_the_suite_reads_so_that_no_file_is_read_twice(local_source: Source) -> None:
     suite = SUITE.model_copy(update={"divergence": DivergenceSettings(n_chunks=3)})
     plan = add_measuring_steps(_plan(local_source, "Q4_K_M"), replace(OPTIONS, suite=suite))
-    trial = imatrix_trial_plan(plan, Calibration())
+    trial = plan_imatrix_trial(plan, Calibration())
     assert trial is not None
     tried = {step.label: step for step in trial.steps}
     given, plain = tried["divergence Q4_K_M"], tried["divergence-plain Q4_K_M"]
@@ -366,7 +368,7 @@ def test_a_trial_reads_what_the_suite_reads_so_that_no_file_is_read_twice(local_
 
 
 def test_with_nothing_to_choose_there_is_no_trial(local_source: Source) -> None:
-    assert imatrix_trial_plan(_plan(local_source, "Q8_0,IQ2_XS"), Calibration()) is None
+    assert plan_imatrix_trial(_plan(local_source, "Q8_0,IQ2_XS"), Calibration()) is None
 
 
 # ---- the choice --------------------------------------------------------------------------------------
@@ -391,7 +393,7 @@ def _found(label: str, kld: float, stderr: float, n_tokens: int = 6000) -> Diver
 def test_the_matrix_is_used_only_where_the_file_is_better_beyond_chance(
     given: tuple[float, float], plain: tuple[float, float], keeps: bool, why: str
 ) -> None:
-    found = decide_imatrix("Q4_K_M", _found("Q4_K_M", *given), _found("Q4_K_M-plain", *plain))
+    found = plan_imatrix_decision("Q4_K_M", _found("Q4_K_M", *given), _found("Q4_K_M-plain", *plain))
     assert (found.with_imatrix, found.reason.startswith(why)) == (keeps, True)
     assert found.difference is not None
     half = 1.959964 * (given[1] ** 2 + plain[1] ** 2) ** 0.5
@@ -442,11 +444,11 @@ VALUES = {"Q4_K_M": 0.04, "Q4_K_M-plain": 0.05, "Q6_K": 0.004, "Q6_K-plain": 0.0
 def _decided(source: Source, engine: FakeEngine, store: ModelStore, notes: Notes) -> tuple[BuildPlan, dict[str, bool]]:
     """Run the trial; the plan that follows, and which files get the matrix."""
     plan = _plan(source, "Q4_K_M,Q6_K,IQ2_XS,Q8_0")
-    trial = imatrix_trial_plan(plan, Calibration())
+    trial = plan_imatrix_trial(plan, Calibration())
     assert trial is not None
     builder = Builder(trial, engine, store, REPO_DIR)
     assert builder.run(notes) == []
-    found = imatrix_decisions(plan, builder.output)
+    found = plan_imatrix_decisions(plan, builder.output)
     return plan_as_decided(plan, Calibration(), found), {
         name: decision.with_imatrix for name, decision in found.items()
     }

@@ -13,7 +13,12 @@ import pytest
 
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest, NeedsPermission
-from quantyard.publish.rebuild import PERMISSIONS, check_rebuild_source, compare_rebuilt, rebuild_request
+from quantyard.publish.rebuild import (
+    PERMISSIONS,
+    check_rebuild_source,
+    compare_rebuilt_release,
+    release_rebuild_request,
+)
 from quantyard.publish.verify import CheckedRelease
 from quantyard.requests import BuildRequest
 from quantyard.store.artifact import ModelId
@@ -46,7 +51,7 @@ def asked(manifest: Manifest, label: str, **request: Any) -> Manifest:
 def test_a_rebuild_is_of_the_recorded_commit_and_files_in_a_store_of_its_own(
     request_: BuildRequest, tmp_path: Path
 ) -> None:
-    again = rebuild_request(request_, subject(quants=("Q4_K_M",)), tmp_path)
+    again = release_rebuild_request(request_, subject(quants=("Q4_K_M",)), tmp_path)
     assert again.model == f"lagoon/{NAME}@{COMMIT}"
     assert [quant.name for quant in again.quants] == ["Q4_K_M"]
     assert (again.artifacts, again.measure, again.outtype) == (tmp_path, None, "bf16")
@@ -61,23 +66,23 @@ def test_what_the_build_was_allowed_the_rebuild_is_only_if_the_user_says_so_agai
 ) -> None:
     made = subject(asked(manifest_of(), label, **{what: True}))
     with pytest.raises(NeedsPermission) as refused:
-        rebuild_request(request_, made, Path("x"))
+        release_rebuild_request(request_, made, Path("x"))
     assert f"{what.upper()}=1" in refused.value.message and f"REBUILD=1 {what.upper()}=1" in refused.value.hint
-    again = rebuild_request(replace(request_, **{what: True}), made, Path("x"))  # type: ignore[arg-type]
+    again = release_rebuild_request(replace(request_, **{what: True}), made, Path("x"))  # type: ignore[arg-type]
     assert {name for name in PERMISSIONS if getattr(again, name)} == {what}
 
 
 @pytest.mark.parametrize("outtype", ["f16", "f32", "q8_0", "auto"])
 def test_the_type_to_convert_to_is_the_recorded_one(request_: BuildRequest, outtype: str) -> None:
     manifest = asked(manifest_of(), "convert", outtype=outtype)
-    assert rebuild_request(request_, subject(manifest), Path("x")).outtype == outtype
+    assert release_rebuild_request(request_, subject(manifest), Path("x")).outtype == outtype
 
 
 def test_the_gguf_that_was_chosen_of_a_repo_is_chosen_again(request_: BuildRequest) -> None:
     manifest = manifest_of()
     manifest.source = manifest.source.model_copy(update={"kind": "gguf", "gguf_file": "a-BF16.gguf"})
     manifest.stages.pop("convert")
-    again = rebuild_request(request_, subject(manifest), Path("x"))
+    again = release_rebuild_request(request_, subject(manifest), Path("x"))
     assert (again.gguf_file, again.outtype) == ("a-BF16.gguf", "auto")
 
 
@@ -85,9 +90,9 @@ def test_of_a_local_model_the_user_must_say_where_it_is_now(request_: BuildReque
     manifest = manifest_of()
     manifest.source = manifest.source.model_copy(update={"repo_id": "", "title": NAME})
     with pytest.raises(BadRequest, match=rf"a local model, {NAME}: MODEL must say where") as refused:
-        rebuild_request(request_, subject(manifest), Path("x"))
+        release_rebuild_request(request_, subject(manifest), Path("x"))
     assert "MODEL=folder" in refused.value.hint
-    assert rebuild_request(replace(request_, model="/m/x"), subject(manifest), Path("x")).model == "/m/x"
+    assert release_rebuild_request(replace(request_, model="/m/x"), subject(manifest), Path("x")).model == "/m/x"
 
 
 # ---- the source --------------------------------------------------------------------------------------
@@ -116,7 +121,7 @@ def compared(change: Callable[[StageRecord], StageRecord] | None, sha256: str = 
     record: QuantRecord = manifest.quants["Q8_0"].model_copy(update={"sha256": sha256})
     stage = manifest.stages["quantize Q8_0"]
     stages = {"quantize Q8_0": change(stage)} if change else {}
-    (check,) = compare_rebuilt(subject(manifest, ("Q8_0",)), {"Q8_0": record}, stages)
+    (check,) = compare_rebuilt_release(subject(manifest, ("Q8_0",)), {"Q8_0": record}, stages)
     assert check.what == f"rebuilt {NAME}-Q8_0.gguf"
     return check.state, check.finding
 
@@ -156,5 +161,5 @@ def test_other_bytes_by_other_means_prove_nothing_and_the_means_are_named(
 def test_every_file_is_compared_for_itself() -> None:
     manifest = manifest_of()
     again = manifest.quants | {"Q8_0": manifest.quants["Q8_0"].model_copy(update={"sha256": "0" * 64})}
-    checks = compare_rebuilt(subject(manifest), again, manifest.stages)
+    checks = compare_rebuilt_release(subject(manifest), again, manifest.stages)
     assert [check.state for check in checks] == ["failed", "ok"]

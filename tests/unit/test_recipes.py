@@ -14,10 +14,10 @@ from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.gguf import GgufHeader, TensorInfo, read_gguf_header
 from quantyard.formats.tensor_patterns import PatternProblem, check_tensor_pattern, resolve_tensor_patterns
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.imatrix import Calibration, imatrix_trial_plan, plan_with_imatrix
+from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_with_imatrix
 from quantyard.protocol.base import stage_request_digest
 from quantyard.protocol.builder import QuantizeRequest, VerifyRequest
-from quantyard.publish.rebuild import rebuild_request
+from quantyard.publish.rebuild import release_rebuild_request
 from quantyard.publish.verify import CheckedRelease
 from quantyard.quants.catalog import find_quant
 from quantyard.quants.file_size import TensorShape, quant_gguf_bytes
@@ -230,7 +230,7 @@ def test_a_rebuild_makes_the_recipe_that_the_manifest_tells_of(tmp_path: Path) -
         "quants": {"Mine": manifest.quants["Q4_K_M"].model_copy(update={"made_by": "quantize Mine"})},
     })  # fmt: skip
     request = read_command_request(argparse.Namespace(), {"ARTIFACTS": str(tmp_path)})
-    again = rebuild_request(request, CheckedRelease(Path("release"), manifest, ("Mine",)), tmp_path)
+    again = release_rebuild_request(request, CheckedRelease(Path("release"), manifest, ("Mine",)), tmp_path)
     assert again.quants[0].recipe == Recipe(
         name="Mine", base="Q5_K_M", description="as its manifest tells it", tensors={"attn_v": "Q8_0"}, output="Q6_K"
     )
@@ -241,7 +241,7 @@ def test_a_matrix_is_given_to_recipes_as_to_any_quant(local_source: Source) -> N
     plan = make_build_plan(local_source, options)
     given = plan_with_imatrix(plan, Calibration(), ["Mine", "Q8_0"])
     assert [step.label for step in given.steps if "imatrix" in step.inputs] == ["quantize Mine"]
-    trial = imatrix_trial_plan(plan, Calibration())
+    trial = plan_imatrix_trial(plan, Calibration())
     assert trial is not None
     assert {"quantize Mine", "quantize-plain Mine", "divergence Mine"} <= {step.label for step in trial.steps}
 

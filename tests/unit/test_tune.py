@@ -296,7 +296,7 @@ def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """Runs `tune` on this engine; returns its exit code."""
     monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
     # What overlaps is the subject of another test.
-    monkeypatch.setattr(tune_workflow, "contaminating_files", lambda *_: [])
+    monkeypatch.setattr(tune_workflow, "plan_contaminating_files", lambda *_: [])
 
     def go(engine: FakeEngine, *argv: str) -> int:
         monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))

@@ -19,13 +19,13 @@ from quantyard.store.manifest import Manifest
 Pairs = Iterator[tuple[str, str]]
 
 
-def evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> dict[str, str]:
+def oci_evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> dict[str, str]:
     """`org.opencontainers.image.*` and `quantyard.*` of one file; what was not measured has no key.
 
     Raises:
         BadRequest: no such file, or this suite has not measured it.
     """
-    found = annotated_measurement(manifest, quant, suite)
+    found = oci_measurement(manifest, quant, suite)
     pairs = dict(_origin(manifest, quant))
     pairs |= {"quantyard.suite": suite, "quantyard.baseline": manifest.evaluations[suite].baseline}
     pairs |= dict(_divergence(found.divergence)) | dict(_speed(found.speed))
@@ -35,7 +35,7 @@ def evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> dict[s
     return {key: plain_registry_text(value) for key, value in sorted(pairs.items()) if plain_registry_text(value)}
 
 
-def annotated_measurement(manifest: Manifest, quant: str, suite: str) -> Measurement:
+def oci_measurement(manifest: Manifest, quant: str, suite: str) -> Measurement:
     """What this suite measured on this very file.
 
     Raises:
@@ -54,13 +54,13 @@ def annotated_measurement(manifest: Manifest, quant: str, suite: str) -> Measure
     return found
 
 
-def annotation_made_at(manifest: Manifest, quant: str) -> datetime:
+def oci_made_at(manifest: Manifest, quant: str) -> datetime:
     """When the file was made: the same for the same file, however often it is published."""
     record = manifest.quants[quant]
     return manifest.stages[record.made_by or record.verified_by].finished_at.astimezone(UTC)
 
 
-def annotation_time(when: datetime) -> str:
+def oci_time(when: datetime) -> str:
     """2026-11-20T12:00:00Z."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -68,7 +68,7 @@ def annotation_time(when: datetime) -> str:
 def _origin(manifest: Manifest, quant: str) -> Pairs:
     source, record = manifest.source, manifest.quants[quant]
     yield "org.opencontainers.image.title", PurePosixPath(record.file).stem
-    yield "org.opencontainers.image.created", annotation_time(annotation_made_at(manifest, quant))
+    yield "org.opencontainers.image.created", oci_time(oci_made_at(manifest, quant))
     yield "org.opencontainers.image.revision", source.commit
     yield "org.opencontainers.image.licenses", manifest.stated_license or source.license or ""
     if source.repo_id:  # a folder's path stays at home

@@ -17,10 +17,10 @@ from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_bytes
 from quantyard.publish.files import PublishedFile, made_release_file
 from quantyard.publish.registry.annotations import (
-    annotated_measurement,
-    annotation_made_at,
-    annotation_time,
-    evaluation_annotations,
+    oci_evaluation_annotations,
+    oci_made_at,
+    oci_measurement,
+    oci_time,
 )
 from quantyard.publish.registry.client import MANIFEST_TYPE, Registry
 from quantyard.publish.registry.errors import RegistryRefused
@@ -32,9 +32,9 @@ __all__ = [
     "OciModel",
     "OciReference",
     "RegistryCredentials",
-    "evaluation_annotations",
     "make_oci_model",
     "oci_digest",
+    "oci_evaluation_annotations",
     "oci_manifest",
     "parse_oci_reference",
     "push_oci_model",
@@ -116,10 +116,10 @@ def make_oci_model(
     Raises:
         BadRequest: it has measured nothing on this file.
     """
-    facts = annotated_measurement(manifest, quant, suite).file
-    annotations = evaluation_annotations(manifest, quant, suite)
+    facts = oci_measurement(manifest, quant, suite).file
+    annotations = oci_evaluation_annotations(manifest, quant, suite)
     return OciModel(
-        quant, parts, licences, facts.architecture, facts.n_params, annotation_made_at(manifest, quant), annotations
+        quant, parts, licences, facts.architecture, facts.n_params, oci_made_at(manifest, quant), annotations
     )
 
 
@@ -195,7 +195,7 @@ def _config(model: OciModel) -> dict[str, object]:
     }
     typed = [*_typed(model.parts, GGUF_TYPE), *_typed(model.licences, LICENCE_TYPE)]
     return {
-        "config": described, "descriptor": {"created": annotation_time(model.created)},
+        "config": described, "descriptor": {"created": oci_time(model.created)},
         "files": typed,  # the spec's word for what Model Runner reads in rootfs
         "rootfs": {"type": "rootfs", "diff_ids": [file["diffID"] for file in typed]},
     }

@@ -33,7 +33,7 @@ class RegistryCredentials:
         return f"Credentials(username={self.username!r})"
 
 
-def docker_login(registry: str, config: Path) -> RegistryCredentials | None:
+def registry_docker_login(registry: str, config: Path) -> RegistryCredentials | None:
     """The login that docker keeps for a registry; None: there is none.
 
     Args:
