@@ -69,6 +69,12 @@ function "base" {
   result = BASE != "" ? BASE : "${required(image_name, image)}:${required(tag_name, tag)}"
 }
 
+# Who builds one image on BASE need not say where wheels are compiled, unless it is the eval image.
+function "wheels_base" {
+  params = []
+  result = WHEELS_BASE != "" || BASE != "" ? WHEELS_BASE : "${required("WHEELS_BASE_IMAGE", WHEELS_BASE_IMAGE)}:${required("WHEELS_BASE_TAG", WHEELS_BASE_TAG)}"
+}
+
 # Who builds one image on BASE need not name a proxy, unless it is the one image that has it.
 function "proxy" {
   params = []
@@ -122,7 +128,7 @@ target "eval" {
   tags       = ["${IMAGE_PREFIX}eval:${IMAGE_TAG}"]
   args = {
     BASE        = base("EVAL_BASE_IMAGE", EVAL_BASE_IMAGE, "EVAL_BASE_TAG", EVAL_BASE_TAG)
-    WHEELS_BASE = WHEELS_BASE != "" ? WHEELS_BASE : "${required("WHEELS_BASE_IMAGE", WHEELS_BASE_IMAGE)}:${required("WHEELS_BASE_TAG", WHEELS_BASE_TAG)}"
+    WHEELS_BASE = wheels_base()
   }
   contexts = WHEELS != "" ? { brought = WHEELS, compiled-wheels = WHEELS } : COMPILED != "" ? { compiled-wheels = COMPILED } : {}
 }

@@ -91,7 +91,7 @@ def test_a_pattern_that_the_model_has_no_tensor_for_ends_the_build_before_quanti
     recipe.write_text(f"name: BAD\nbase: Q4_K_M\ndescription: for a test\ntensors:\n  {line}\n")
     asked: dict[str, Any] = {"MODEL": str(tiny_model), "RECIPE": str(recipe), "ARTIFACTS": str(tmp_path / "a")}
     done = run("build", **asked, ENGINE="docker")
-    assert done.returncode == 2 and "No tensor of this model" in done.stderr and says in done.stderr
+    assert done.returncode == 2 and "matches no tensor of this model" in done.stderr and says in done.stderr
     assert not list((tmp_path / "a").rglob("*-BAD.gguf"))
 
 

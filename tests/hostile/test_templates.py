@@ -252,9 +252,9 @@ OF_GGUFS: dict[str, tuple[dict[str, Value], str]] = {
     "calls without end": ({"tokenizer.chat_template": TEMPLATES["a macro that calls itself"][0]}, "SIGSEGV"),
     "blocks": ({"tokenizer.chat_template": IN_BLOCKS}, "SIGSEGV"),
     "parentheses": ({"tokenizer.chat_template": IN_PARENTHESES}, "SIGSEGV"),
-    "no template at all": ({"tokenizer.chat_template": "{% for %}"}, "is none that llama.cpp accepts"),
-    "a file": ({"tokenizer.chat_template": "{% include '/etc/passwd' %}"}, "is none that llama.cpp accepts"),
-    "its own error": ({"tokenizer.chat_template": "{{ raise_exception('no') }}"}, "is none that llama.cpp accepts"),
+    "no template at all": ({"tokenizer.chat_template": "{% for %}"}, "is not accepted by llama.cpp"),
+    "a file": ({"tokenizer.chat_template": "{% include '/etc/passwd' %}"}, "is not accepted by llama.cpp"),
+    "its own error": ({"tokenizer.chat_template": "{{ raise_exception('no') }}"}, "is not accepted by llama.cpp"),
     "size": ({"tokenizer.chat_template": "a" * 2_000_000}, "more than the 1,048,576 allowed"),
     "one of several": (
         {"tokenizer.chat_template": "x", "tokenizer.chat_template.tool_use": IN_BLOCKS}, "SIGSEGV",
