@@ -22,13 +22,13 @@ def read_pins(path: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def default_artifacts(environment: Mapping[str, str]) -> Path:
+def default_artifacts_path(environment: Mapping[str, str]) -> Path:
     """Where results go unless the user says otherwise: below $QUANTYARD_HOME, or the current folder."""
     home = environment.get("QUANTYARD_HOME")
     return Path(home) / "artifacts" if home else Path("artifacts")
 
 
-def local_venv(environment: Mapping[str, str]) -> Path:
+def local_venv_path(environment: Mapping[str, str]) -> Path:
     """The virtual environment of ENGINE=local: in a checkout its own, else in the user's data folder."""
     if IN_CHECKOUT:
         return REPO_DIR / ".venv-local"

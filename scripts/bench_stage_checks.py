@@ -56,8 +56,8 @@ from quantyard.workflows.demo import DEMO_NAME  # noqa: E402
 LIMIT = 0.03
 CHECKS = (
     "quantyard.store.stages.ModelStore.finish", "quantyard.store.stages.ModelStore.take",
-    "quantyard.engines.docker.read_stage_result",
-    "quantyard.engines.local.read_stage_result",
+    "quantyard.engines.docker.read_engine_result",
+    "quantyard.engines.local.read_engine_result",
 )  # fmt: skip
 
 

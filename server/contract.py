@@ -45,7 +45,7 @@ GAPS: Final = (
 )
 
 
-def run_api_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
+def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
     """Run one check to its record; whatever goes wrong in it is its finding."""
     started = time.perf_counter()
     try:
@@ -71,7 +71,7 @@ def _gap(session: ApiSession, check: ApiCheck, finding: str) -> Gap | None:
     return next((gap for gap in known if session.server.startswith(gap.server)), None)
 
 
-def run_api_checks(
+def run_contract_checks(
     address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = ""
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
@@ -88,7 +88,7 @@ def run_api_checks(
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
     for check in CHECKS:
-        record, found = run_api_check(session, check)
+        record, found = run_contract_check(session, check)
         records.append(record)
         schemas = found or schemas
         on_progress(len(records), len(CHECKS))
@@ -128,7 +128,7 @@ def _checked(stage: Stage, served: ServedModel, label: str) -> ContractReport:
         stage.progress(done, total, "checks")
 
     try:
-        return run_api_checks(served.address, served.key, progress, label)
+        return run_contract_checks(served.address, served.key, progress, label)
     except httpx2.TransportError as error:
         served.check_alive("the checks")
         message = f"The server no longer answers: {error}."

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from quantyard.network.bounded_http import BadAnswer
 from quantyard.network.hub_errors import AGAIN, AskedHub, HubProblem, hub_problem_of_error, hub_problem_of_kind
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.runner import StageFailure, error_causes
+from quantyard.protocol.runner import StageFailure, stage_error_causes
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _UNUSABLE = "Leave the tasks that use it out of the suite."
@@ -55,10 +55,10 @@ def _is_network(error: Exception) -> bool:
 
 
 def _find(error: BaseException, kind: type[E]) -> E | None:
-    return next((cause for cause in error_causes(error) if isinstance(cause, kind)), None)
+    return next((cause for cause in stage_error_causes(error) if isinstance(cause, kind)), None)
 
 
 def _text(error: BaseException) -> str:
     """What the innermost cause says, in one line."""
-    last = list(error_causes(error))[-1]
+    last = list(stage_error_causes(error))[-1]
     return " ".join(str(last).split()) or type(last).__name__

@@ -21,7 +21,7 @@ def plan_command(args: argparse.Namespace) -> None:
     if request.json:
         print_json(summary.plan_json(planned))
         return
-    stdout_console().print(summary.plan_text(planned), soft_wrap=True)
+    stdout_console().print(summary.terminal_plan(planned), soft_wrap=True)
     planned.check_disk()
 
 
@@ -40,7 +40,7 @@ def print_built_files(request: BuildRequest, built: Built) -> None:
     if request.json:
         print_json(summary.built_json(built))
         return
-    stderr_console().print(summary.built_text(built), soft_wrap=True)
+    stderr_console().print(summary.terminal_built(built), soft_wrap=True)
     if built.measured:
         _print_measured(built.measured)
         return
@@ -51,9 +51,9 @@ def print_built_files(request: BuildRequest, built: Built) -> None:
 def _print_measured(measured: Measured) -> None:
     from quantyard.cli.render import evaluation as eval_summary  # imported late: a build without measuring needs none
 
-    stderr_console().print(eval_summary.measured_where_text(measured), soft_wrap=True)
+    stderr_console().print(eval_summary.terminal_report_paths(measured), soft_wrap=True)
     out = stdout_console()
-    out.print(eval_summary.measured_files_table(measured.report, out.width))
-    if table := eval_summary.measured_tasks_table(measured.report):
+    out.print(eval_summary.terminal_measured_files(measured.report, out.width))
+    if table := eval_summary.terminal_measured_tasks(measured.report):
         out.print()
         out.print(table)

@@ -16,12 +16,12 @@ def choose_command(args: argparse.Namespace) -> None:
     found = choose(request)
     choices, budget, choice = found.choices, found.budget, found.choice
     if choice is None:
-        stderr_console().print(say.choice_table(choices, budget, None))
-        stderr_console().print(say.choice_conditions_text(choices, budget), soft_wrap=True)
+        stderr_console().print(say.terminal_choice_table(choices, budget, None))
+        stderr_console().print(say.terminal_choice_conditions(choices, budget), soft_wrap=True)
         raise found.refusal(request.model)
     if request.json:
         print_json(say.choice_json(choices, budget, choice))
         return
-    stdout_console().print(say.choice_table(choices, budget, choice))
+    stdout_console().print(say.terminal_choice_table(choices, budget, choice))
     stdout_console().print()
-    stdout_console().print(say.choice_text(choices, budget, choice, request.model), soft_wrap=True)
+    stdout_console().print(say.terminal_choice(choices, budget, choice, request.model), soft_wrap=True)

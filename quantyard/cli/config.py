@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantyard.cli.output import print_json, stdout_console
 from quantyard.cli.precedence import GivenSetting, resolve_settings
-from quantyard.cli.render.config import config_table
+from quantyard.cli.render.config import terminal_config
 from quantyard.cli.request import command_hub_token
 from quantyard.cli.settings import SETTINGS, Setting
 from quantyard.cli.settings_file import read_settings_file
@@ -24,7 +24,7 @@ def config_command(args: argparse.Namespace) -> None:
         told = [dict(zip(fields, (s.name, s.option or None, value, source), strict=True)) for s, value, source in rows]
         print_json({"file": file.where or None, "settings": told})
     else:
-        stdout_console().print(config_table(rows))
+        stdout_console().print(terminal_config(rows))
 
 
 def _shown(setting: Setting, given: GivenSetting, file: str, environment: Mapping[str, str]) -> tuple[str, str]:

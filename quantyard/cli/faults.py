@@ -8,7 +8,7 @@ from typing import Final
 
 from quantyard.errors import BadRequest, OutOfResources, QuantyardError
 from quantyard.formatting.printable import printable_line
-from quantyard.protocol.runner import error_causes
+from quantyard.protocol.runner import stage_error_causes
 
 _LONGEST: Final = 200  # characters of a path that are shown
 _AGAIN: Final = "Free some, then type the same command again; finished stages are kept."
@@ -36,7 +36,7 @@ _OF_PATHS: Final = {
 
 def quantyard_error_of(error: Exception) -> QuantyardError:
     """An error of ours that says whose fault it is: the machine's, a file's, or, with a traceback, our own."""
-    for cause in error_causes(error):
+    for cause in stage_error_causes(error):
         if isinstance(cause, MemoryError):
             return OutOfResources("Memory ran out.", _EXHAUSTED[errno.ENOMEM][1])
         if isinstance(cause, OSError) and (found := _of_system(cause)):

@@ -15,7 +15,7 @@ def quants_command(args: argparse.Namespace) -> None:
     if command_request(args).json:
         print_json({"quants": [summary.quant_json(quant) for quant in QUANTS]})
     else:
-        stdout_console().print(summary.quants_table(QUANTS))
+        stdout_console().print(summary.terminal_quants(QUANTS))
 
 
 def models_command(args: argparse.Namespace) -> None:
@@ -24,4 +24,4 @@ def models_command(args: argparse.Namespace) -> None:
     if command_request(args).json:
         print_json({"models": [summary.preset_json(preset) for preset in shipped_presets()]})
     else:
-        stdout_console().print(summary.presets_text(shipped_presets()), soft_wrap=True)
+        stdout_console().print(summary.terminal_presets(shipped_presets()), soft_wrap=True)

@@ -21,7 +21,7 @@ def doctor_command(args: argparse.Namespace) -> None:
     if request.json:
         print_json({"findings": [finding.__dict__ for finding in findings]})
     else:
-        stdout_console().print(summary.doctor_text(findings), soft_wrap=True)
+        stdout_console().print(summary.terminal_doctor(findings), soft_wrap=True)
     if any(finding.state == "missing" for finding in findings):
         sys.exit(Answer.DOCTOR_FAILED)
 
@@ -32,7 +32,7 @@ def demo_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     found = demo(request, TerminalReporter())
     print_built_files(request, found.built)
-    stderr_console().print(summary.demo_end_text(found), soft_wrap=True)
+    stderr_console().print(summary.terminal_demo_end(found), soft_wrap=True)
 
 
 def images_command(args: argparse.Namespace) -> None:

@@ -24,16 +24,16 @@ def matrix_command(args: argparse.Namespace) -> None:
     else:
         _print(found, request.model)
     if failures := found.built.failures:
-        stderr_console().print(say.matrix_failures_text(failures, others=True), soft_wrap=True)
+        stderr_console().print(say.terminal_matrix_failures(failures, others=True), soft_wrap=True)
         sys.exit(next(iter(failures.values())).code)
 
 
 def _print(found: Matrix, model: str) -> None:
     measured = found.built.measured
     assert measured is not None, "a matrix has one"
-    stderr_console().print(say.matrix_head_text(found.built), soft_wrap=True)
+    stderr_console().print(say.terminal_matrix_head(found.built), soft_wrap=True)
     out = stdout_console()
-    out.print(eval_summary.measured_files_table(measured.report, out.width))
-    if front := say.pareto_front_text(measured.report):
+    out.print(eval_summary.terminal_measured_files(measured.report, out.width))
+    if front := say.terminal_pareto_front(measured.report):
         out.print(f"\n{front}", soft_wrap=True)
-    stderr_console().print(format_columns(say.matrix_end_facts(found, model)), soft_wrap=True)
+    stderr_console().print(format_columns(say.terminal_matrix_end(found, model)), soft_wrap=True)

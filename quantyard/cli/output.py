@@ -17,7 +17,7 @@ from rich.text import Text
 
 from quantyard.cli.command_names import as_typed_command
 from quantyard.execution.progress import LineReporter, LiveReporter
-from quantyard.formatting.printable import printable, printable_line, redacted_url
+from quantyard.formatting.printable import printable, printable_line, printable_url
 
 
 class SafeConsole(Console):
@@ -45,7 +45,7 @@ class SafeConsole(Console):
 
 def terminal_safe_text(text: str) -> str:
     """What may be shown of a text."""
-    return printable(redacted_url(text))
+    return printable(printable_url(text))
 
 
 def stderr_console() -> Console:
@@ -65,7 +65,7 @@ def console_reporter(console: Console) -> LiveReporter | LineReporter:
 
 def print_line(value: object) -> None:
     """One line of data."""
-    print(printable_line(redacted_url(str(value))))
+    print(printable_line(printable_url(str(value))))
 
 
 def print_script(text: str) -> None:
@@ -75,7 +75,7 @@ def print_script(text: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """The one object of `--json`: ASCII, and null for a number that is not finite, which JSON has no word for."""
-    print(redacted_url(json.dumps(_plain(value), indent=2, allow_nan=False)))
+    print(printable_url(json.dumps(_plain(value), indent=2, allow_nan=False)))
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from quantyard.cli.command_names import as_typed_command
 from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, Command
 from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS, Kind, Setting
 from quantyard.errors import BadRequest
-from quantyard.formatting.printable import printable, redacted_url
+from quantyard.formatting.printable import printable, printable_url
 from quantyard.protocol.exit_codes import EXIT_CODES
 from quantyard.version import __version__
 
@@ -126,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options, formatter_class=_Format, allow_abbrev=False)  # type: ignore[arg-type]
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        super()._print_message(printable(redacted_url(message)), file)
+        super()._print_message(printable(printable_url(message)), file)
 
     def format_help(self) -> str:
         """The commands in groups; of a command, its options in groups."""

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from quantyard.cli.settings import SETTINGS, Setting
 from quantyard.cli.settings_file import SettingsFile
-from quantyard.paths import REPO_DIR, default_artifacts
+from quantyard.paths import REPO_DIR, default_artifacts_path
 
 Origin = Literal["option", "variable", "file", "default"]
 NO_FILE: Final = SettingsFile()
@@ -42,7 +42,7 @@ def _given(
         return GivenSetting(variable, "variable")
     if setting.name in file.values:
         return GivenSetting(file.values[setting.name], "file")
-    default = str(default_artifacts(environment)) if setting.name == "ARTIFACTS" else setting.default
+    default = str(default_artifacts_path(environment)) if setting.name == "ARTIFACTS" else setting.default
     return GivenSetting(default, "default")
 
 

@@ -18,4 +18,4 @@ def rates_command(args: argparse.Namespace) -> None:
         stages = [sample.model_dump() for sample in timed.samples]
         print_json({"engine": timed.engine, "seconds": timed.seconds, "stages": stages})
     else:
-        stderr_console().print(summary.rates_text(timed.samples, timed.seconds), markup=False, soft_wrap=True)
+        stderr_console().print(summary.terminal_rates(timed.samples, timed.seconds), markup=False, soft_wrap=True)

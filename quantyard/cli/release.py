@@ -47,7 +47,7 @@ def gate_command(args: argparse.Namespace) -> None:
     if request.json:
         print_json(say.release_json(found, (), (), None))
     else:
-        stdout_console().print(say.gate_text(found), soft_wrap=True)
+        stdout_console().print(say.terminal_gate(found), soft_wrap=True)
     _exit_by(found)
 
 
@@ -55,9 +55,9 @@ def _end(request: BuildRequest, done: Publication) -> None:
     if request.json:
         print_json(say.publication_json(done))
     elif done.published:
-        stdout_console().print(say.published_files_text(done.published), soft_wrap=True)
+        stdout_console().print(say.terminal_published_files(done.published), soft_wrap=True)
     else:
-        stdout_console().print(say.publish_intention_text(done), soft_wrap=True)
+        stdout_console().print(say.terminal_publish_intention(done), soft_wrap=True)
     if done.intended:
         assert request.publish is not None, "the command has it"
         _exit_by(done.gate, allow_fail=request.publish.allow_fail)

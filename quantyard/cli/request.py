@@ -31,9 +31,9 @@ from quantyard.cli.values import (
 )
 from quantyard.engines.images import RECIPES
 from quantyard.errors import BadRequest, UnknownQuant
-from quantyard.files.own_files import kind_of_path, read_named_file, typed_path
+from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_path
 from quantyard.formatting.printable import url_has_user_info
-from quantyard.paths import REPO_DIR, local_venv, read_pins
+from quantyard.paths import REPO_DIR, local_venv_path, read_pins
 from quantyard.quants.catalog import Quant, find_quant
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
@@ -94,7 +94,7 @@ def _request(
     pins = read_pins(REPO_DIR / "versions.env")
     proxies = _proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
     extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
-    artifacts = typed_path(values["ARTIFACTS"]).absolute()
+    artifacts = typed_file_path(values["ARTIFACTS"]).absolute()
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
@@ -109,7 +109,7 @@ def _request(
         threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
         json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(
-            repo_dir=REPO_DIR, local_venv=local_venv(environment), hf_token=hf_token, proxies=proxies,
+            repo_dir=REPO_DIR, local_venv=local_venv_path(environment), hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
         ),
         images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
@@ -136,7 +136,7 @@ def configure_http_libraries(request: BuildRequest) -> None:
 
 
 def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
-    docker = typed_path(environment.get("DOCKER_CONFIG") or "~/.docker")
+    docker = typed_file_path(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(
         repo_id=values["REPO"], gate=readable_file_setting("GATE", values), dry_run=flag_setting("DRY_RUN", values),
         allow_fail=flag_setting("ALLOW_FAIL", values), license=values["LICENSE"], public=flag_setting("PUBLIC", values),
@@ -156,7 +156,7 @@ def _chunks(values: Mapping[str, str], default: int) -> int:
 
 
 def _check(values: Mapping[str, str]) -> CheckRequest:
-    file = typed_path(values["FILE"]).absolute() if values["FILE"] else None
+    file = typed_file_path(values["FILE"]).absolute() if values["FILE"] else None
     return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag_setting("REBUILD", values))
 
 
@@ -180,7 +180,7 @@ def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
         refuse_double_recipes,
     )
 
-    own = [read_recipe(typed_path(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
+    own = [read_recipe(typed_file_path(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
     refuse_double_recipes(own)
     stock = parse_quants(values["QUANT"], own) if asked else ()
     found = {quant.name: quant for quant in (*stock, *map(quant_of_recipe, own))}
@@ -209,7 +209,7 @@ def _decimal(name: str, values: Mapping[str, str]) -> float:
 
 
 def _serve(values: Mapping[str, str]) -> ServeRequest:
-    path = typed_path(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
+    path = typed_file_path(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
     return ServeRequest(
         model_file=path, port=integer_setting("PORT", values, 1, 65_535),
         context_size=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
@@ -246,7 +246,7 @@ def command_hub_token(environment: Mapping[str, str]) -> str | None:
     """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
-    path = typed_path(environment.get("HF_TOKEN_PATH") or f"{home}/token")
+    path = typed_file_path(environment.get("HF_TOKEN_PATH") or f"{home}/token")
     try:
         return token_setting(str(path), path.read_text().strip())
     except (OSError, UnicodeDecodeError):
@@ -269,7 +269,7 @@ def _named_quant(name: str, text: str) -> Quant:
 
 
 def _datasets(text: str) -> Path | None:
-    path = typed_path(text).absolute() if text else None
+    path = typed_file_path(text).absolute() if text else None
     if path is not None and not path.is_dir():
         hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
         raise BadRequest(f"DATASETS={text} is not a folder.", hint)
@@ -283,7 +283,7 @@ def _memory(text: str) -> int | None:
 def _extra_ca(text: str) -> Path | None:
     if not text:
         return None
-    path = typed_path(text).absolute()
+    path = typed_file_path(text).absolute()
     if kind_of_path(path) != "file" or b"-----BEGIN" not in _bundle_bytes(path):
         raise BadRequest(f"EXTRA_CA={text} is not a PEM file.", "Give the file with the proxy's certificate.")
     return path

@@ -31,7 +31,7 @@ def contract_command(args: argparse.Namespace) -> None:
     if request.json:
         print_json({"contracts": [report.model_dump(mode="json") for report in reports]})
     else:
-        stdout_console().print(summary.contract_text(reports), markup=False, soft_wrap=True)
+        stdout_console().print(summary.terminal_contract(reports), markup=False, soft_wrap=True)
     if not all(report.passed for report in reports):
         sys.exit(Answer.API_TEST_FAILED)
 

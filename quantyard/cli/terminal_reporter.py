@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from quantyard.cli.output import console_reporter, stderr_console
-from quantyard.cli.render.events import event_text
+from quantyard.cli.render.events import terminal_event
 from quantyard.execution.reporter import Reporter as StepReporter
 from quantyard.workflows.reporter import Event
 
@@ -22,4 +22,4 @@ class TerminalReporter:
 
     def tell(self, event: Event) -> None:
         """The event, above whatever comes."""
-        self._console.print(event_text(event), soft_wrap=True)
+        self._console.print(terminal_event(event), soft_wrap=True)

@@ -18,8 +18,8 @@ def tune_command(args: argparse.Namespace) -> None:
     if request.json:
         print_json(say.tuned_json(tuned))
         return
-    stderr_console().print(say.tensor_groups_table(tuned.sensitivities, tuned.mix))
-    stdout_console().print(say.tuned_files_table(tuned.gain))
-    stdout_console().print(say.tuning_gain_text(tuned.gain, tuned.goal, tuned.mix), markup=False, soft_wrap=True)
+    stderr_console().print(say.terminal_tensor_groups(tuned.sensitivities, tuned.mix))
+    stdout_console().print(say.terminal_tuned_files(tuned.gain))
+    stdout_console().print(say.terminal_tuning_gain(tuned.gain, tuned.goal, tuned.mix), markup=False, soft_wrap=True)
     again = f"make build MODEL={request.model} RECIPE={tuned.recipe_path}"
     stderr_console().print(f"The recipe: {tuned.recipe_path}\nMake it again:  {again}", markup=False, soft_wrap=True)

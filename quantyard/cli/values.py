@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from quantyard.errors import BadRequest
-from quantyard.files.own_files import kind_of_path, typed_path
+from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formatting.printable import printable_line, url_has_user_info
 
 _ON = {"1", "true", "yes", "on"}
@@ -118,7 +118,7 @@ def readable_file_setting(name: str, values: Mapping[str, str]) -> Path | None:
     """A file that is there and can be read: found out before hours of work, not after."""
     if not values[name]:
         return None
-    path = typed_path(values[name]).absolute()
+    path = typed_file_path(values[name]).absolute()
     if kind_of_path(path) == "other":  # a pipe would be waited for
         raise BadRequest(f"{name}={_cut(values[name])} is not a file.", f"Give a file that can be read: {name}=path")
     try:

@@ -20,6 +20,6 @@ def verify_command(args: argparse.Namespace) -> None:
     if request.json:
         print_json({"checks": [check.__dict__ for check in found.checks], "state": found.state})
     else:
-        stdout_console().print(say.verify_checks_text(found.checks), soft_wrap=True)
+        stdout_console().print(say.terminal_verify_checks(found.checks), soft_wrap=True)
     if found.state != "ok":
         sys.exit(Answer.VERIFY_FAILED)

@@ -24,6 +24,6 @@ class Capacity:
         return f"{self.cpu}, {self.cpus} cores"
 
 
-def one_machine_capacity(cpu: str, cpus: int, memory_bytes: int, gpu: str = "") -> Capacity:
+def engine_machine_capacity(cpu: str, cpus: int, memory_bytes: int, gpu: str = "") -> Capacity:
     """The capacity of an engine whose stages share one machine."""
     return Capacity(cpu, cpus, memory_bytes, min(cpus, _MOST_STAGES), gpu)

@@ -24,16 +24,16 @@ from docker.utils.socket import frames_iter
 
 import docker
 from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, one_machine_capacity
-from quantyard.engines.images import bake_image, image_recipe
+from quantyard.engines.capacity import Capacity, engine_machine_capacity
+from quantyard.engines.images import bake_image, engine_image_recipe
 from quantyard.engines.lines import Lines
-from quantyard.engines.secrets import SECRETS_ON_STDIN, stage_proxies, stage_secrets_line
-from quantyard.engines.stage_io import StageListener, read_stage_result, stage_timeout_error
+from quantyard.engines.secrets import SECRETS_ON_STDIN, engine_proxies, engine_secrets_line
+from quantyard.engines.stage_io import StageListener, engine_timeout_error, read_engine_result
 from quantyard.errors import EngineError
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageError, StageResult
-from quantyard.protocol.runner import error_causes
+from quantyard.protocol.runner import stage_error_causes
 from quantyard.requests import ImageSettings, RunEnvironment
 from quantyard.store.artifact import Artifact, Workspace
 
@@ -61,7 +61,7 @@ def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except _DaemonError as error:
-        *_, root = error_causes(error)  # the SDK wraps a missing socket in four errors
+        *_, root = stage_error_causes(error)  # the SDK wraps a missing socket in four errors
         message = f"The Docker daemon does not answer: {_first_line(root)}."
         hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
         raise EngineError(message, hint) from error
@@ -86,7 +86,7 @@ class DockerEngine:
         if self._capacity is None:
             info = self._client.info()
             memory_bytes = self._environment.memory_bytes or int(info["MemTotal"]) - _RESERVE_BYTES
-            self._capacity = one_machine_capacity(cpu_name(), int(info["NCPU"]), memory_bytes)
+            self._capacity = engine_machine_capacity(cpu_name(), int(info["NCPU"]), memory_bytes)
         return self._capacity
 
     def identity(self, image: str) -> str | None:
@@ -95,7 +95,7 @@ class DockerEngine:
             base = self._base_digest(image)
             if base is None or not self._has(self._tag(image, base)):
                 return None
-            self._identities[image] = f"{base}+{image_recipe(self._environment.repo_dir, image)}"
+            self._identities[image] = f"{base}+{engine_image_recipe(self._environment.repo_dir, image)}"
         return self._identities[image]
 
     def prepare(self, image: str, on_note: OnNote) -> None:
@@ -140,7 +140,7 @@ class DockerEngine:
                 self._running.discard(container.id)
             if state.get("OOMKilled"):
                 return _out_of_memory(spec)
-            return read_stage_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
+            return read_engine_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
         except _DaemonError as error:
             message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
@@ -175,9 +175,8 @@ class DockerEngine:
         return False
 
     def _tag(self, image: str, base: str) -> str:
-        return (
-            f"quantyard/{image}:{image_recipe(self._environment.repo_dir, image)[:12]}-{base.rpartition(':')[2][:12]}"
-        )
+        recipe = engine_image_recipe(self._environment.repo_dir, image)
+        return f"quantyard/{image}:{recipe[:12]}-{base.rpartition(':')[2][:12]}"
 
     def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
         base = self._base_digest(spec.row.image)
@@ -219,7 +218,7 @@ class DockerEngine:
         env = {"HOME": _TMP, "TMPDIR": _TMP, "LANG": "C.UTF-8"}
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= stage_proxies(self._environment)
+        env |= engine_proxies(self._environment)
         if self._environment.ca_bundle:
             env |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), _CA_IN_CONTAINER)
         return env
@@ -258,7 +257,7 @@ class DockerEngine:
             container.start()
             timer.start()
             with suppress(OSError):  # the container is gone already; its exit code says why
-                _socket(connection).sendall(stage_secrets_line(spec, self._environment))
+                _socket(connection).sendall(engine_secrets_line(spec, self._environment))
             started = time.monotonic()
             for stream, line in _lines(connection):
                 (listener.on_stdout if stream == _STDOUT else listener.on_stderr)(line)
@@ -273,7 +272,7 @@ class DockerEngine:
             container.reload()
         except docker.errors.NotFound as error:
             if ran_s >= spec.row.timeout_s:
-                raise stage_timeout_error(spec) from error
+                raise engine_timeout_error(spec) from error
             message = f"{spec.label}: another program removed its container."
             raise EngineError(message, "Type the same command again; finished stages are kept.") from error
         return dict(container.attrs["State"])

@@ -50,7 +50,7 @@ BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
 
 
 @cache
-def stage_code_version(repo_dir: Path, package: str) -> str:
+def engine_code_version(repo_dir: Path, package: str) -> str:
     """SHA-256 of what a stage of this package runs and reads: the package, and the rooms that it uses."""
     paths = (repo_dir / package).rglob("*")
     # Suites reach a stage through its request alone, which is part of the key.
@@ -60,14 +60,14 @@ def stage_code_version(repo_dir: Path, package: str) -> str:
 
 
 @cache
-def image_recipe(repo_dir: Path, image: str) -> str:
+def engine_image_recipe(repo_dir: Path, image: str) -> str:
     """SHA-256 of what we put onto the base of an image: recipe files, dependencies, code."""
     made_of = RECIPES[image]
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
     text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
     if image == "eval":
         text += _wheels_base(repo_dir)
-    text += "".join(stage_code_version(repo_dir, package) for package in made_of.packages)
+    text += "".join(engine_code_version(repo_dir, package) for package in made_of.packages)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -79,16 +79,16 @@ def bake_image(
     Raises:
         EngineError: buildx is missing, or the build failed; `detail` holds its last lines.
     """
-    env = bake_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
+    env = bake_image_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
     if image == "eval" and not env.get("WHEELS"):
         env["COMPILED"] = _compiled_wheels(repo_dir)
     run_docker(repo_dir, [*BAKE, "--load", image], env, f"The {image} image could not be built", on_line)
 
 
-def bake_environment(repo_dir: Path, image: str, base_digest: str, settings: ImageSettings) -> dict[str, str]:
+def bake_image_environment(repo_dir: Path, image: str, base_digest: str, settings: ImageSettings) -> dict[str, str]:
     """The variables that docker-bake.hcl reads, for one image."""
     return dict(os.environ) | dict(settings.proxies) | {
-        "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": image_recipe(repo_dir, image),
+        "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": engine_image_recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
         "WHEELS_BASE": _wheels_base(repo_dir),
     }

@@ -18,10 +18,10 @@ from contextlib import suppress
 from typing import IO
 
 from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, one_machine_capacity
+from quantyard.engines.capacity import Capacity, engine_machine_capacity
 from quantyard.engines.lines import Lines
-from quantyard.engines.secrets import SECRETS_ON_STDIN, stage_proxies, stage_secrets_line
-from quantyard.engines.stage_io import StageListener, read_stage_result, stage_timeout_error
+from quantyard.engines.secrets import SECRETS_ON_STDIN, engine_proxies, engine_secrets_line
+from quantyard.engines.stage_io import StageListener, engine_timeout_error, read_engine_result
 from quantyard.errors import EngineError
 from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes
 from quantyard.plan.steps import StageSpec
@@ -50,7 +50,7 @@ class LocalEngine:
     def capacity(self) -> Capacity:
         """Of this machine."""
         memory = self._environment.memory_bytes or machine_memory_bytes()
-        return one_machine_capacity(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
+        return engine_machine_capacity(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
 
     def identity(self, image: str) -> str | None:
         """Digest of the packages in `.venv-local`; None until it is set up."""
@@ -95,12 +95,12 @@ class LocalEngine:
         self._running.add(process)
         listener = StageListener(spec.row.name, on_progress)
         try:
-            _send_secrets(process, stage_secrets_line(spec, self._environment))
+            _send_secrets(process, engine_secrets_line(spec, self._environment))
             exit_code = self._follow(spec, process, listener)
         finally:
             _stop(process)
             self._running.discard(process)
-        return read_stage_result(spec, space.out_dir, exit_code, listener.tail)
+        return read_engine_result(spec, space.out_dir, exit_code, listener.tail)
 
     def stop(self) -> None:
         """Stop the process of every stage that runs."""
@@ -131,7 +131,7 @@ class LocalEngine:
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
-        env |= stage_proxies(self._environment)
+        env |= engine_proxies(self._environment)
         if self._environment.ca_bundle:
             env |= {name: str(self._environment.ca_bundle) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
         return env
@@ -157,7 +157,7 @@ class LocalEngine:
         if error := next((reader.error for reader in readers if reader.error is not None), None):
             raise error
         if exit_code < 0 and time.monotonic() - started >= spec.row.timeout_s:
-            raise stage_timeout_error(spec)
+            raise engine_timeout_error(spec)
         return exit_code
 
 

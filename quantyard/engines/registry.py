@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantyard.engines import Engine
 from quantyard.engines.local import LocalEngine
-from quantyard.engines.secrets import remove_leftover_secrets
+from quantyard.engines.secrets import remove_engine_leftovers
 from quantyard.errors import EngineError
 from quantyard.requests import EngineName, ImageSettings, RunEnvironment
 
@@ -15,7 +15,7 @@ def choose_engine(name: EngineName, environment: RunEnvironment, images: ImageSe
     Raises:
         EngineError: docker was asked for, and the daemon does not answer.
     """
-    remove_leftover_secrets()
+    remove_engine_leftovers()
     if name == "local":
         return LocalEngine(environment), "asked for"
     from quantyard.engines.docker import DockerEngine  # imported late: loading the SDK takes 0.2 s

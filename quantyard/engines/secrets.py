@@ -20,7 +20,7 @@ SECRETS_ON_STDIN = "--secrets-on-stdin"  # the option that lets a stage read the
 _OLD_PREFIX, _OLD_NAME, _OLD_S = "quantyard-", "HF_TOKEN", 600.0
 
 
-def stage_secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
+def engine_secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
     """The secrets that this stage may see: the token, and proxies whose address holds a password."""
     given: dict[str, str] = {}
     if "HF_TOKEN" in spec.row.secrets and environment.hf_token:
@@ -30,12 +30,12 @@ def stage_secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
     return json.dumps(given).encode() + b"\n"
 
 
-def stage_proxies(environment: RunEnvironment) -> Mapping[str, str]:
+def engine_proxies(environment: RunEnvironment) -> Mapping[str, str]:
     """The proxies without a password, which may be in the environment of a stage."""
     return {name: url for name, url in (environment.proxies or {}).items() if "@" not in url}
 
 
-def remove_leftover_secrets() -> None:
+def remove_engine_leftovers() -> None:
     """Remove the token file that an earlier version left when it was killed: our folder that holds only that file.
 
     Stages read it as they start, so a file that is some minutes old is not in use.

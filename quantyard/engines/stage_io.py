@@ -69,7 +69,7 @@ def _progress(line: str) -> Progress | None:
         return None
 
 
-def read_stage_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
+def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
     """The result that a stage left, or one made from its exit code. The stage must have ended.
 
     Raises:
@@ -117,7 +117,7 @@ def _exhausted(out_dir: Path, tail: str) -> StageError:
     return StageError(kind="out-of-resources", message=message, hint=hint, detail=tail)
 
 
-def stage_timeout_error(spec: StageSpec) -> EngineError:
+def engine_timeout_error(spec: StageSpec) -> EngineError:
     """For a stage that was stopped at its time limit."""
     message = f"{spec.label} took longer than its limit of {spec.row.timeout_s / 3600:.1f} hours."
     return EngineError(message, "Try a smaller model or a faster machine.")

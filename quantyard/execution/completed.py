@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from quantyard.engines import Engine
-from quantyard.engines.images import stage_code_version
+from quantyard.engines.images import engine_code_version
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
 from quantyard.protocol.evaluation import SpeedRequest
 from quantyard.store.artifact import Artifact, FinishedStage
@@ -48,7 +48,7 @@ class CompletedSteps:
         image = self.engine.identity(step.row.image)
         if image is None and not step.row.pinned:
             return None
-        spec = step_spec(self._placed(step), inputs, stage_code_version(self.repo_dir, step.row.code), image or "")
+        spec = step_spec(self._placed(step), inputs, engine_code_version(self.repo_dir, step.row.code), image or "")
         self.specs[step.label] = spec
         return spec
 

@@ -39,7 +39,7 @@ from quantyard.protocol.facts import (
     ReportFacts,
     SpeedFacts,
     VerifyFacts,
-    facts_by_file,
+    stage_facts_by_file,
 )
 
 _PACED = ("questions", "chunks", "repeats")  # shown with their number per second
@@ -182,7 +182,7 @@ def _evaluated(result: StageResult) -> Iterator[str]:
 
 def _diverged(result: StageResult) -> Iterator[str]:
     """The divergence of one file, or of each file of a shared run."""
-    if not (by_file := facts_by_file(result)):
+    if not (by_file := stage_facts_by_file(result)):
         yield from _divergence(DivergenceFacts.read(result.facts))
     for label, facts in by_file.items():
         yield f"{label} {' '.join(_divergence(DivergenceFacts.read(facts)))}"

@@ -12,7 +12,7 @@ from typing import Final
 from quantyard.plan.steps import Step
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.evaluation import DivergenceMember, DivergenceRequest
-from quantyard.protocol.facts import facts_by_file
+from quantyard.protocol.facts import stage_facts_by_file
 
 # The share of memory for weights; contexts and logits need the rest.
 _WEIGHTS_SHARE: Final = 0.6
@@ -96,7 +96,7 @@ def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, Stage
     """Of a shared run, the file of this step, and the result as if the step had run alone."""
     label = _request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
-    facts = facts_by_file(result)
+    facts = stage_facts_by_file(result)
     output = made.model_copy(update={"path": "divergence.json"})
     own = {"outputs": (output,), "facts": facts[label], "duration_s": result.duration_s / len(facts)}
     return made, result.model_copy(update=own)

@@ -30,7 +30,7 @@ _KINDS: Final = (
 )  # fmt: skip
 
 
-def typed_path(text: str) -> Path:
+def typed_file_path(text: str) -> Path:
     """The path that was typed; `~name` of a user that there is not is a name like any other."""
     try:
         return Path(text).expanduser()

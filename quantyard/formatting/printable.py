@@ -48,7 +48,7 @@ def replace_unprintable(text: str, sign: str) -> str:
     return _LINES.sub(sign, text)
 
 
-def redacted_url(text: str) -> str:
+def printable_url(text: str) -> str:
     """`http://me:secret@host` as `http://me:***@host`; a name alone may be a token and goes too, and the Hub's go."""
     return _TOKEN.sub(f"hf_{_HIDDEN}", _USER_INFO.sub(_without_password, text))
 

@@ -96,7 +96,7 @@ class GateBudgets:
         return (key for key in self.quants if key == family or fnmatchcase(quant, key))
 
 
-def load_budgets(path: Path | None) -> GateBudgets:
+def load_gate_budgets(path: Path | None) -> GateBudgets:
     """The budgets in a YAML file; None: ours.
 
     Raises:
@@ -115,19 +115,19 @@ def load_budgets(path: Path | None) -> GateBudgets:
     return GateBudgets(name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical(found.quants, file.name))
 
 
-def most_specific_budget(name: str, patterns: Iterable[str]) -> str | None:
+def most_specific_gate_budget(name: str, patterns: Iterable[str]) -> str | None:
     """Of the patterns that match a name, the one with the most letters; of equals the last."""
     return max((p for p in reversed([*patterns]) if fnmatchcase(name, p)), key=_specificity, default=None)
 
 
-def is_budget_pattern(text: str) -> bool:
+def is_gate_budget_pattern(text: str) -> bool:
     """Whether it may stand for several names."""
     return any(sign in text for sign in "*?[")
 
 
 def _specificity(key: str) -> tuple[bool, bool, int]:
     """Families first, then patterns by their letters, then names."""
-    return key not in FAMILIES, not is_budget_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
+    return key not in FAMILIES, not is_gate_budget_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
 
 
 # ---- reading -----------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def _canonical(quants: dict[str, GateBudget], where: str) -> dict[str, GateBudge
 def _key(key: str, where: str) -> str:
     if key.lower() in FAMILIES:
         return key.lower()
-    if is_budget_pattern(key):
+    if is_gate_budget_pattern(key):
         if any(fnmatchcase(quant.name, key.upper()) for quant in QUANTS):
             return key.upper()
         raise BadBudgets(f"{where}: no quant matches {key[:80]!r}.", "List them: make quants")

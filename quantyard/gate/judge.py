@@ -15,7 +15,13 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.gate import findings as words
-from quantyard.gate.budgets import GateBudget, GateBudgets, is_budget_pattern, load_budgets, most_specific_budget
+from quantyard.gate.budgets import (
+    GateBudget,
+    GateBudgets,
+    is_gate_budget_pattern,
+    load_gate_budgets,
+    most_specific_gate_budget,
+)
 from quantyard.gate.sample_size import (
     gate_accuracy_loss,
     gate_answer_sample_size,
@@ -30,7 +36,7 @@ from quantyard.protocol.measurements import Comparison, EvalReport, Interval, Me
 from quantyard.quants.catalog import is_unquantized_type, quant_family
 from quantyard.store.manifest import Manifest
 
-__all__ = ["GateBudgets", "judge_budgets", "load_budgets"]
+__all__ = ["GateBudgets", "judge_gate_budgets", "load_gate_budgets"]
 
 
 
@@ -75,7 +81,7 @@ class _File:
         )
 
 
-def judge_budgets(manifest: Manifest, quants: Sequence[str], suite: str, budgets: GateBudgets) -> GateReport:
+def judge_gate_budgets(manifest: Manifest, quants: Sequence[str], suite: str, budgets: GateBudgets) -> GateReport:
     """Hold the budgets against these files of the manifest, as the evaluation with this suite measured them.
 
     Raises:
@@ -148,11 +154,11 @@ def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[B
     """
     judged: set[str] = set()
     for task, comparison in _tasks(file, limits).items():
-        pattern = most_specific_budget(task, limits)
+        pattern = most_specific_gate_budget(task, limits)
         if pattern is None:
             continue
         result = _accuracy_of(file, name, limits[pattern], comparison)
-        judged |= {p for p in limits if result.outcome != "not judged" and most_specific_budget(task, [p])}
+        judged |= {p for p in limits if result.outcome != "not judged" and most_specific_gate_budget(task, [p])}
         yield result
     for pattern in limits:
         if pattern not in judged:
@@ -226,7 +232,7 @@ def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
     entries = {entry.task for entry in file.report.suite.tasks}
     measured = {headline_entry(s.task) for s in file.found.scores}
     wanted = {headline_entry(task) for task in by_task} if not entries <= measured else entries
-    wanted |= {name for name in named if not is_budget_pattern(name)}
+    wanted |= {name for name in named if not is_gate_budget_pattern(name)}
     order = dict.fromkeys(c.task for c in shares)
     return {task: by_task[task] for task in order if headline_entry(task) in wanted or task in wanted}
 

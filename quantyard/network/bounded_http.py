@@ -60,7 +60,7 @@ class BadAnswer(httpx2.TransportError):
 
     def hide(self, secret: str) -> None:
         """Take a secret out of what is said, should the host have sent it back."""
-        self.fault = without_secret(secret, self.fault)
+        self.fault = http_text_without_secret(secret, self.fault)
         self.args = (f"{self.host} {self.fault}",)
 
 
@@ -116,7 +116,7 @@ def http_request_secret(request: httpx2.Request) -> str:
     return request.headers.get("Authorization", "").partition(" ")[2]
 
 
-def without_secret(secret: str, text: str) -> str:
+def http_text_without_secret(secret: str, text: str) -> str:
     """The text without a secret that a host may have sent back."""
     return text.replace(secret, "(the token)") if secret else text
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import JsonProblem, load_json
-from quantyard.network.bounded_http import without_secret
+from quantyard.network.bounded_http import http_text_without_secret
 
 MAX_FILES: Final = 20_000
 _MAX_BYTES: Final = 64 * 1024 * 1024  # what was read is bounded already
@@ -287,14 +287,18 @@ def plain_hub_error(content: bytes, secret: str = "") -> bytes:
     if not isinstance(said, dict):
         return b"{}"
     texts = {key: said.get(key) for key in ("error", "error_description")}
-    kept: dict[str, Any] = {key: without_secret(secret, text) for key, text in texts.items() if isinstance(text, str)}
+    kept: dict[str, Any] = {
+        key: http_text_without_secret(secret, text) for key, text in texts.items() if isinstance(text, str)
+    }
     kept = {key: cut_hub_text(text) for key, text in kept.items()}
     if isinstance(url := said.get("url"), str) and _ADDRESS.fullmatch(url):
         kept["url"] = url  # of a repo that exists already
     if isinstance(errors := said.get("errors"), list):
         messages = [each.get("message") for each in errors[:10] if isinstance(each, dict)]
         kept["errors"] = [
-            {"message": cut_hub_text(without_secret(secret, each))} for each in messages if isinstance(each, str)
+            {"message": cut_hub_text(http_text_without_secret(secret, each))}
+            for each in messages
+            if isinstance(each, str)
         ]
     return TypeAdapter(dict[str, Any]).dump_json(kept)
 

@@ -25,8 +25,8 @@ from quantyard.network.bounded_http import (
     http_byte_count,
     http_request_host,
     http_request_secret,
+    http_text_without_secret,
     retry_after_s,
-    without_secret,
 )
 from quantyard.network.hub_answers import HubBatch, WrongForm, checked_hub_answer, cut_hub_text, plain_hub_error
 
@@ -87,7 +87,7 @@ class HubBorder(HttpBorder):
             headers.pop("X-Linked-Size")
         if "X-Error-Message" in headers:
             headers["X-Error-Message"] = cut_hub_text(
-                without_secret(http_request_secret(request), headers["X-Error-Message"])
+                http_text_without_secret(http_request_secret(request), headers["X-Error-Message"])
             )
         headers.pop("X-HF-Warning", None)  # it would be logged as it is
         self._check_next(request, headers.get("Link", ""))

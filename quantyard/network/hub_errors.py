@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from quantyard.network.bounded_http import BadAnswer
 from quantyard.network.hub_client import AskedToWait
 from quantyard.network.transfer import EndedEarly, WrongContent
-from quantyard.protocol.runner import error_causes
+from quantyard.protocol.runner import stage_error_causes
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def hub_problem_of_kind(kind: str, asked: AskedHub) -> HubProblem:
 
 def hub_problem_of_error(error: BaseException, asked: AskedHub) -> HubProblem:
     """What went wrong when `asked` was asked for."""
-    refused = next((cause for cause in error_causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    refused = next((cause for cause in stage_error_causes(error) if isinstance(cause, HfHubHTTPError)), None)
     return _refused(refused, asked) if refused else _on_the_way(error, asked)
 
 
@@ -166,7 +166,7 @@ def _refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
 
 
 def _on_the_way(error: BaseException, asked: AskedHub) -> HubProblem:
-    chain = list(error_causes(error))
+    chain = list(stage_error_causes(error))
     if bad := next((cause for cause in chain if isinstance(cause, BadAnswer)), None):
         return hub_bad_answer_problem(bad)
     if damaged := next((cause for cause in chain if isinstance(cause, WrongContent | EndedEarly)), None):

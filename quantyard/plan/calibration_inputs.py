@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.files.own_files import kind_of_path, read_named_file, typed_path
+from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_path
 from quantyard.formats.gguf import GgufError, read_gguf_header
 from quantyard.formats.names import file_path_fault, shown_name
 from quantyard.paths import REPO_DIR
@@ -42,8 +42,8 @@ def plan_calibration(
     if imatrix == "none":
         return None
     if imatrix != "auto":
-        return Calibration(matrix=_matrix(typed_path(imatrix).absolute(), hashes), threads=threads)
-    paths = [typed_path(str(path)).absolute() for path in text_files]
+        return Calibration(matrix=_matrix(typed_file_path(imatrix).absolute(), hashes), threads=threads)
+    paths = [typed_file_path(str(path)).absolute() for path in text_files]
     check_planned_calibration(paths, evaluation)
     artifact = _text_artifact(paths, hashes) if paths else None
     names = tuple(path.relative_to(artifact.folder).as_posix() for path in paths) if artifact else ()

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from quantyard.errors import BadRequest
-from quantyard.files.own_files import leads_out_of_folder, typed_path
+from quantyard.files.own_files import leads_out_of_folder, typed_file_path
 from quantyard.formats.names import file_path_fault, shown_name
 from quantyard.formats.strict_yaml import YamlProblem, read_strict_yaml
 from quantyard.paths import REPO_DIR
@@ -71,7 +71,7 @@ def find_suite(text: str) -> LoadedSuite:
     if text.strip().lower() in BUILTIN:
         path = SUITES_DIR / f"{text.strip().lower()}.yaml"
         return LoadedSuite(_read(path, SUITES_DIR), None, path)
-    path = typed_path(text)
+    path = typed_file_path(text)
     if path.is_dir() or path.suffix not in (".yaml", ".yml"):
         raise _unknown(text, path)
     if not path.is_file():

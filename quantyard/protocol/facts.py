@@ -128,6 +128,6 @@ def check_result_facts(result: StageResult, members: tuple[str, ...] = ()) -> No
         check_stage_facts(result.stage, result.facts[member], f"facts.{member}")
 
 
-def facts_by_file(result: StageResult) -> dict[str, dict[str, JsonValue]]:
+def stage_facts_by_file(result: StageResult) -> dict[str, dict[str, JsonValue]]:
     """The facts of each file of a shared run, by label; {} for the result of one file."""
     return {label: dict(facts) for label, facts in result.facts.items() if isinstance(facts, dict)}

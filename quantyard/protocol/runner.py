@@ -25,7 +25,7 @@ from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from quantyard.formatting.printable import redacted_url
+from quantyard.formatting.printable import printable_url
 from quantyard.hardware.machine import cpu_name
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
 
@@ -89,7 +89,7 @@ class Stage:
 
     def log(self, message: str) -> None:
         """Print one line for people."""
-        print(redacted_url(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
+        print(printable_url(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
         hint = "Give it more memory: MEMORY=16GiB, or close other programs."
         code, what = ExitCode.RESOURCES, StageError(kind="out-of-memory", message="Memory ran out.", hint=hint)
     else:
-        print(redacted_url("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(printable_url("".join(traceback.format_exception(error))), file=sys.stderr)
         code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
     return StageResult(
         stage=stage.name, exit_code=code, duration_s=duration_s, cpu=cpu_name(), error=_without_passwords(what)
@@ -198,7 +198,7 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
 
 
 def _without_passwords(error: StageError) -> StageError:
-    words = {name: redacted_url(getattr(error, name)) for name in ("message", "hint", "detail")}
+    words = {name: printable_url(getattr(error, name)) for name in ("message", "hint", "detail")}
     return error.model_copy(update=words)
 
 
@@ -211,11 +211,12 @@ def _not_finite(error: ValidationError) -> str:
 def is_stage_out_of_space(error: BaseException) -> bool:
     """Whether this error, or what caused it, is a full disk."""
     return any(
-        isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in error_causes(error)
+        isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        for cause in stage_error_causes(error)
     )
 
 
-def error_causes(error: BaseException) -> Iterator[BaseException]:
+def stage_error_causes(error: BaseException) -> Iterator[BaseException]:
     """The error, then what led to it, to the first of all."""
     seen: set[int] = set()  # a library may have tied its errors to a ring
     cause: BaseException | None = error

@@ -11,7 +11,7 @@ from typing import Final
 
 from quantyard.card.render import CardContext, card_eval_results, render_card
 from quantyard.errors import BadRequest, GateClosed, NeedsPermission
-from quantyard.gate.judge import GateBudgets, judge_budgets, load_budgets
+from quantyard.gate.judge import GateBudgets, judge_gate_budgets, load_gate_budgets
 from quantyard.hub.client import HubAccess
 from quantyard.plan.evaluation import plan_suite_folder
 from quantyard.protocol.gate import GateReport
@@ -52,7 +52,7 @@ def release_destination(
     """
     if not publish.repo_id and not publish.oci:
         raise BadRequest("REPO is not given.", "Name it: REPO=me/name-GGUF, or a registry: OCI=registry/name")
-    where = ReleaseDestination(_hub(publish, card), _oci(publish, n_quants), load_budgets(publish.gate))
+    where = ReleaseDestination(_hub(publish, card), _oci(publish, n_quants), load_gate_budgets(publish.gate))
     if not publish.dry_run:
         _check_means(publish, where, access)
     return where
@@ -105,7 +105,7 @@ def preview_release_licence(source: str | None, card: SourceCard, publish: Publi
 
 def judged_release(release: Release, budgets: GateBudgets, licence: Licence) -> Release:
     """The release with what the gate says of it, and with the licence where the user states it."""
-    gate = judge_budgets(release.manifest, release.quants, release.suite, budgets)
+    gate = judge_gate_budgets(release.manifest, release.quants, release.suite, budgets)
     stated = licence.id if licence.stated_by == "user" else ""
     return replace(release, manifest=release.manifest.model_copy(update={"gate": gate, "stated_license": stated}))
 

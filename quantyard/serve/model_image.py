@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantyard.engines.images import BAKE, bake_environment, run_docker
+from quantyard.engines.images import BAKE, bake_image_environment, run_docker
 from quantyard.errors import BadRequest
 from quantyard.requests import ImageSettings
 from quantyard.store.manifest import Manifest
@@ -64,7 +64,7 @@ def build_served_image(
         EngineError: it cannot be built or pushed.
     """
     attests = push and _attests(repo_dir)
-    env = bake_environment(repo_dir, "server", base_digest, settings) | {
+    env = bake_image_environment(repo_dir, "server", base_digest, settings) | {
         "IMAGE_TAG": image.revision[:12], "MODEL_NAME": image.name, "MODEL_TAG": image.tag, "SOURCE": image.source,
         "REVISION": image.revision, "QUANT": image.quant, "SHA256": image.sha256, "LICENSE": image.license,
     }

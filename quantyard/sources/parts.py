@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantyard.errors import BadSource, QuantyardError
-from quantyard.files.own_files import find_file, kind_of_path, list_files, typed_path
+from quantyard.files.own_files import find_file, kind_of_path, list_files, typed_file_path
 from quantyard.formats.names import safe_file_name
 from quantyard.hub.client import HubAccess, parse_hub_repo_id, resolve_hub_repo
 from quantyard.protocol.base import FileEntry, files_digest
@@ -30,7 +30,7 @@ class WantedPart:
 
 def find_source_part(wanted: WantedPart, text: str, access: HubAccess, hashes: HashCache) -> Source:
     """The source that the text names. It is a path if it is written like one, or is a folder with the marker file."""
-    path = typed_path(text)
+    path = typed_file_path(text)
     found = kind_of_path(path)
     if found == "folder" and (is_source_path(text) or kind_of_path(path / wanted.marker)):
         return _folder(wanted, path.absolute(), hashes)

@@ -17,7 +17,7 @@ from quantyard.files.own_files import (
     leads_out_of_folder,
     list_files,
     read_named_file,
-    typed_path,
+    typed_file_path,
 )
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
 from quantyard.formats.names import file_name_fault, safe_file_name, shown_name
@@ -154,7 +154,7 @@ def find_source(
     """
     if "\0" in model or not model.strip() or model.startswith("-"):
         raise BadSource(f"{shown_name(model)} is not a model.", "Name one: make build MODEL=org/name")
-    path = typed_path(model)
+    path = typed_file_path(model)
     kind = kind_of_path(path)
     if kind == "folder" and (is_source_path(model) or kind_of_path(path / "config.json")):
         return _folder(path.absolute(), hashes, allow_pickle=allow_pickle, gguf_file=gguf_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantyard.gate.judge import GateBudgets, load_budgets
+from quantyard.gate.judge import GateBudgets, load_gate_budgets
 from quantyard.plan.api_tests import add_contract_steps
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.gate import GateReport
@@ -105,7 +105,7 @@ def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
         BadRequest: nothing was built or measured, or the budgets cannot be read.
     """
     asked = _asked(request)
-    return _gate_of(_judged(request, asked, workflow_files_plan(request), load_budgets(asked.gate), reporter))
+    return _gate_of(_judged(request, asked, workflow_files_plan(request), load_gate_budgets(asked.gate), reporter))
 
 
 def report(request: BuildRequest, reporter: Reporter) -> WrittenReport:
@@ -127,7 +127,7 @@ def write_release_report(
         plan: what was just built; by default the request's own.
     """
     plan = plan or workflow_files_plan(request)
-    found = _judged(request, asked, plan, load_budgets(asked.gate), reporter)
+    found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter)
     return write_release(found.folder, _composed(request, asked, plan, found, reporter).files) / PAGE
 
 

@@ -15,7 +15,7 @@ from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
 from quantyard.forecast.time import ForecastComparison
 from quantyard.formatting.numbers import format_bytes, format_duration, format_kld
-from quantyard.formatting.printable import printable_line, redacted_url
+from quantyard.formatting.printable import printable_line, printable_url
 from quantyard.plan.imatrix import ImatrixDecision
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.gate import GateReport
@@ -251,4 +251,4 @@ class Lines:
 
     def note(self, text: str) -> None:
         """One line."""
-        self._on_line(printable_line(redacted_url(text)))
+        self._on_line(printable_line(printable_url(text)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO, TypeVar
 
-from quantyard.formatting.printable import printable, redacted_url
+from quantyard.formatting.printable import printable, printable_url
 from server.client.client import (
     DEFAULT_KEY_FILE,
     DEFAULT_URL,
@@ -132,7 +132,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line that is not an answer."""
-        shown = printable(redacted_url(text))
+        shown = printable(printable_url(text))
         self._notes.write(f"{_DIM}{shown}{_PLAIN}\n" if self._color else f"{shown}\n")
         self._notes.flush()
 
@@ -253,7 +253,7 @@ def _chat(settings: ChatSettings) -> None:
 
 
 def _say_last(message: str, code: int) -> int:
-    sys.stderr.write(printable(redacted_url(message)) + "\n")
+    sys.stderr.write(printable(printable_url(message)) + "\n")
     return code
 
 

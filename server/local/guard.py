@@ -96,7 +96,7 @@ class Pending:
 CURRENT: Final[ContextVar[Pending | None]] = ContextVar("request", default=None)
 
 
-def is_request_over() -> bool:
+def is_local_request_over() -> bool:
     """Whether the request that this thread or task works for needs no answer any more."""
     pending = CURRENT.get()
     return pending is not None and pending.is_over

@@ -31,7 +31,7 @@ from llama_cpp.server.settings import ConfigFileSettings, ServerSettings
 
 from server.limits.grammar_size import NotRead, read_gbnf_grammar
 from server.local.connections import Connections, LimitedProtocol
-from server.local.guard import Guard, is_request_over, local_error_body
+from server.local.guard import Guard, is_local_request_over, local_error_body
 
 _HEAD_BYTES: Final = 16384
 _DEEPEST: Final = 2000  # groups of a grammar; the bindings write one for each character that maxLength allows
@@ -76,7 +76,7 @@ def stop_for_gone_clients() -> None:
 def _while_wanted(function: Any) -> Any:
     @wraps(function)
     def wanted(*args: Any, **kwargs: Any) -> Any:
-        if is_request_over():
+        if is_local_request_over():
             raise NoLongerWanted
         return function(*args, **kwargs)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.engines.capacity import one_machine_capacity
+from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.execution.scheduler import CONCURRENT_STAGES, concurrency_of
 from quantyard.hardware.machine import machine_memory_bytes
 from quantyard.paths import REPO_DIR
@@ -103,7 +103,7 @@ def _assert_ends_whole(matrix: Killed) -> None:
 
 def _assert_little_was_lost(matrix: Killed) -> None:
     """A kill costs what ran at that moment: one stage, or small ones that shared the machine's time."""
-    stages = concurrency_of(one_machine_capacity("", os.cpu_count() or 1, machine_memory_bytes())).stages
+    stages = concurrency_of(engine_machine_capacity("", os.cpu_count() or 1, machine_memory_bytes())).stages
     for names in matrix.lost:
         shared = [name for name in names if name[1:].partition("-")[0] in CONCURRENT_STAGES]
         assert len(names) <= 1 or (names == shared and len(names) <= stages), names

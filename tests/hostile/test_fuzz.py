@@ -25,7 +25,7 @@ from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, read_gguf_model
 from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder, safetensors_dtype
 from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml
-from quantyard.gate.budgets import load_budgets
+from quantyard.gate.budgets import load_gate_budgets
 from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
@@ -214,7 +214,7 @@ def test_yaml_files_of_ours(tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine.yaml"
     readers: dict[str, tuple[str, Callable[[], object]]] = {
         "suite": ("eval/suites/quick.yaml", lambda: find_suite(str(path))),
-        "budgets": ("quantyard/gate/default.yaml", lambda: load_budgets(path)),
+        "budgets": ("quantyard/gate/default.yaml", lambda: load_gate_budgets(path)),
         "recipe": ("quantyard/quants/recipes", lambda: read_recipe(path)),
     }
     place, read_file = readers[name]

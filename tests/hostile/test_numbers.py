@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from quantyard.cli.render.build import built_text
+from quantyard.cli.render.build import terminal_built
 from quantyard.errors import ResultRefused
 from quantyard.formats.finite_json import dump_finite_json, only_finite_json
 from quantyard.plan.steps import StageSpec
@@ -153,7 +153,7 @@ def test_where_there_was_nothing_to_do_it_is_said_what_was_trusted_and_how_to_ch
     make_builder(local_source, FakeEngine()).run(notes)
     builder = make_builder(local_source, FakeEngine())
     (built,) = builder.run(notes)
-    text = built_text(Built(builder.plan, (built,), tuple(builder.ran), builder.store.folder))
+    text = terminal_built(Built(builder.plan, (built,), tuple(builder.ran), builder.store.folder))
     assert "Nothing to do" in text and "its size and the time it was last changed" in text
     assert f"make verify FILE={built.path}" in text
 

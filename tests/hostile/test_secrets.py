@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.request import read_command_request
-from quantyard.engines.secrets import remove_leftover_secrets, stage_proxies, stage_secrets_line
+from quantyard.engines.secrets import engine_proxies, engine_secrets_line, remove_engine_leftovers
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.plan.stages import STAGES
@@ -132,9 +132,9 @@ def test_a_download_that_ends_has_used_the_token_and_leaves_it_nowhere(hub: HubS
 def test_a_stage_is_told_what_it_needs_and_no_more(name: str) -> None:
     row = STAGES[name]
     around = RunEnvironment(REPO_DIR, WORD, {"HTTPS_PROXY": PROXY, "http_proxy": "http://open:1", "NO_PROXY": "x"})
-    told = json.loads(stage_secrets_line(StageSpec(name, row, None, {}, ""), around))  # type: ignore[arg-type]
+    told = json.loads(engine_secrets_line(StageSpec(name, row, None, {}, ""), around))  # type: ignore[arg-type]
     assert set(told) == {*row.secrets, *(["HTTPS_PROXY"] if row.network else [])}
-    assert set(stage_proxies(around)) == {"http_proxy", "NO_PROXY"}
+    assert set(engine_proxies(around)) == {"http_proxy", "NO_PROXY"}
 
 
 def test_what_an_earlier_version_left_when_it_was_killed_is_removed(
@@ -150,7 +150,7 @@ def test_what_an_earlier_version_left_when_it_was_killed_is_removed(
         if "young" not in name:
             os.utime(folder, (0, 0))
     (tmp_path / "quantyard-link").symlink_to(tmp_path / "else-old")
-    remove_leftover_secrets()
+    remove_engine_leftovers()
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "quantyard-link"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from quantyard.card.check import _metadata_of
 from quantyard.errors import BadRequest
 from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml
-from quantyard.gate.budgets import load_budgets
+from quantyard.gate.budgets import load_gate_budgets
 from quantyard.hub.model_card import hub_card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import are_planned_tasks_local
@@ -72,7 +72,7 @@ def _read_tasks(path: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "suite": _read_suite, "tasks": _read_tasks, "budgets": load_budgets, "recipe": read_recipe,
+    "suite": _read_suite, "tasks": _read_tasks, "budgets": load_gate_budgets, "recipe": read_recipe,
 }  # fmt: skip
 CASES = [(reader, case) for case in REFUSED for reader in READERS]
 ALLOWED = {("tasks", "a function"), ("tasks", "too large")}  # lm-eval's tag; and tasks may be larger

@@ -166,7 +166,7 @@ def test_local_names_are_found_without_reading_lm_evals(folder: Path, monkeypatc
     from eval.tasks import index as task_index
 
     monkeypatch.setattr(task_index, "_texts", lambda: pytest.fail("lm-eval's files were read"))
-    assert set(task_index.index_for(["mine"], folder)) == {"mine"}
+    assert set(task_index.task_index_for(["mine"], folder)) == {"mine"}
 
 
 def test_a_local_task_wins_over_one_of_lm_evals(folder: Path) -> None:

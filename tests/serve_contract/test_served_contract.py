@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from quantyard.protocol.api_tests import CheckRecord, ContractReport
-from server.contract import run_api_checks
+from server.contract import run_contract_checks
 from tests.serve_contract.conftest import Served
 
 LIMIT_S = 240.0  # about 75 s on two idle cores
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope="module")
 def report(served: Served) -> ContractReport:
-    return run_api_checks(served.address, served.key, label="Q8_0")
+    return run_contract_checks(served.address, served.key, label="Q8_0")
 
 
 def _of(report: ContractReport, name: str) -> CheckRecord:
@@ -56,4 +56,4 @@ def test_the_report_holds_no_key(report: ContractReport, served: Served) -> None
 
 def test_an_address_where_nobody_answers_says_so() -> None:
     with pytest.raises(httpx2.ConnectError):
-        run_api_checks("http://127.0.0.1:9", "key")
+        run_contract_checks("http://127.0.0.1:9", "key")

@@ -12,7 +12,7 @@ from quantyard.protocol.api_tests import CheckRecord
 from server.api_checks.checks import CHECKS
 from server.api_checks.launch import Wire
 from server.api_checks.session import ApiSession
-from server.contract import run_api_check
+from server.contract import run_contract_check
 from tests.serve_contract.conftest import llama_server
 
 Checked = Callable[[str], CheckRecord]
@@ -27,7 +27,7 @@ def checked(docker_client: Any, builder_image: str, demo_gguf: Path, tmp_path: P
         with llama_server(docker_client, builder_image, demo_gguf, tmp_path, *flags) as server:
             session = ApiSession(Wire(server.address, server.key))
             assert session.props["chat_template_caps"]["supports_tools"] is True
-            return run_api_check(session, next(check for check in CHECKS if check.name == "tool-calls"))[0]
+            return run_contract_check(session, next(check for check in CHECKS if check.name == "tool-calls"))[0]
 
     return check_with
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, one_machine_capacity
+from quantyard.engines.capacity import Capacity, engine_machine_capacity
 from quantyard.hardware.machine import cpu_name, machine_memory_bytes
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
@@ -145,7 +145,7 @@ class FakeEngine:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def capacity(self) -> Capacity:
-        return one_machine_capacity(self.cpu, os.cpu_count() or 1, self.memory_bytes)
+        return engine_machine_capacity(self.cpu, os.cpu_count() or 1, self.memory_bytes)
 
     def identity(self, image: str) -> str | None:
         return self.image or ("image-built" if image in self.prepared else None)

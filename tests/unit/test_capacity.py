@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantyard.engines import docker
-from quantyard.engines.capacity import one_machine_capacity
+from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.engines.local import LocalEngine
 from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes
 from quantyard.requests import ImageSettings, RunEnvironment
@@ -47,7 +47,7 @@ def test_a_container_may_take_the_memory_of_the_daemon_but_a_reserve_and_the_dae
 
 
 def test_one_machine_runs_as_many_stages_as_it_has_cpus_and_four_at_most() -> None:
-    assert [one_machine_capacity("", cpus, 1).concurrent_stages for cpus in (1, 2, 64)] == [1, 2, 4]
+    assert [engine_machine_capacity("", cpus, 1).concurrent_stages for cpus in (1, 2, 64)] == [1, 2, 4]
 
 
 def test_the_gpu_is_called_what_its_driver_calls_it(tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def _change_report(**more: Any) -> Callable[[Manifest], None]:
 def _text(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200)
-    console.print(say.choice_table(choices, budget, choice))
+    console.print(say.terminal_choice_table(choices, budget, choice))
     if choice:
-        console.print(say.choice_text(choices, budget, choice, "org/name"))
+        console.print(say.terminal_choice(choices, budget, choice, "org/name"))
     return out.getvalue()
 
 

@@ -133,8 +133,8 @@ def test_limits_make_another_suite_and_the_page_is_of_that_one(
 def test_the_table_marks_the_front_and_the_lines_below_tell_what_beats_the_others() -> None:
     report = simulated(LARGE, title="Lagoon", n_params=1.1e9, n_tasks=2)
     out = Console(width=200, record=True, file=io.StringIO())
-    out.print(eval_summary.measured_files_table(report))
-    out.print(matrix_summary.pareto_front_text(report), soft_wrap=True)
+    out.print(eval_summary.terminal_measured_files(report))
+    out.print(matrix_summary.terminal_pareto_front(report), soft_wrap=True)
     said = out.export_text()
     lines = [line.rstrip() for line in said.splitlines() if line.strip()]
     assert [line.split()[0] for line in lines if line.endswith("○")] == ["Q4_0"]
@@ -147,7 +147,7 @@ def test_the_table_marks_the_front_and_the_lines_below_tell_what_beats_the_other
 @pytest.mark.parametrize(("width", "n_columns"), [(200, 11), (120, 11), (100, 7), (80, 7)])
 def test_no_column_of_the_table_is_cut_off_on_a_narrow_terminal(width: int, n_columns: int) -> None:
     report = simulated(LARGE, title="Lagoon", n_params=1.1e9, n_tasks=2)
-    table = eval_summary.measured_files_table(report, width)
+    table = eval_summary.terminal_measured_files(report, width)
     out = Console(width=width, record=True, file=io.StringIO())
     out.print(table)
     said = out.export_text()
@@ -161,7 +161,7 @@ def _by_bits(row: tuple[str, float, float]) -> float:
 
 def test_a_file_alone_beside_its_baseline_has_no_mark() -> None:
     report = simulated(LARGE[:2], title="Lagoon", n_params=1.1e9, n_tasks=2)
-    assert "front" not in [column.header for column in eval_summary.measured_files_table(report).columns]
+    assert "front" not in [column.header for column in eval_summary.terminal_measured_files(report).columns]
 
 
 def test_where_every_quant_fails_the_baseline_is_not_measured_for_nothing(run: Run) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.cli.render.release import verify_checks_text
+from quantyard.cli.render.release import terminal_verify_checks
 from quantyard.plan.api_tests import contract_step_label
 from quantyard.protocol.base import ExitCode, Progress, StageResult
 from quantyard.protocol.exit_codes import Answer
@@ -189,9 +189,9 @@ def test_the_verdict_of_verify_counts_what_failed_and_what_was_left_open() -> No
         ReleaseCheck("b", "not checked", "no"),
         ReleaseCheck("c", "failed", "[red]"),
     )
-    assert verify_checks_text([good, open_]).endswith("; 1 could not be run here.")
-    assert "1 of 3 checks failed" in verify_checks_text([good, open_, bad])
-    assert r"\[red]" in verify_checks_text([bad])
+    assert terminal_verify_checks([good, open_]).endswith("; 1 could not be run here.")
+    assert "1 of 3 checks failed" in terminal_verify_checks([good, open_, bad])
+    assert r"\[red]" in terminal_verify_checks([bad])
 
 
 class _Told:

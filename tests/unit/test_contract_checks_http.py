@@ -15,7 +15,7 @@ from server.api_checks.checks import CHECKS
 from server.api_checks.launch import Wire
 from server.api_checks.schemas import CASES
 from server.api_checks.session import ApiSession
-from server.contract import GAPS, run_api_check, run_api_checks
+from server.contract import GAPS, run_contract_check, run_contract_checks
 from server.limits.request_rules import LIMITS, check_request_limits, check_text_limit
 
 KEY = "the-right-key"
@@ -219,12 +219,12 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _record(server: FakeServer, name: str) -> CheckRecord:
     check = next(check for check in CHECKS if check.name == name)
-    return run_api_check(ApiSession(Wire(server.address, KEY)), check)[0]
+    return run_contract_check(ApiSession(Wire(server.address, KEY)), check)[0]
 
 
 def test_a_server_that_keeps_every_promise_passes_every_check(fake: FakeServer) -> None:
     done: list[tuple[int, int]] = []
-    report = run_api_checks(fake.address, KEY, lambda *counts: done.append(counts), "Q8_0")
+    report = run_contract_checks(fake.address, KEY, lambda *counts: done.append(counts), "Q8_0")
     assert [(check.name, check.finding) for check in report.checks if check.status != "passed"] == []
     assert report.passed and (report.server, report.model, report.label) == ("llama-server b1", "fake", "Q8_0")
     assert done == [(number, len(CHECKS)) for number in range(1, len(CHECKS) + 1)]
@@ -269,14 +269,14 @@ def test_a_schema_that_failed_is_named_in_the_finding(fake: FakeServer, monkeypa
 
 def test_a_server_that_does_not_answer_fails_every_check_without_an_end_to_the_others(fake: FakeServer) -> None:
     session = ApiSession(Wire("http://127.0.0.1:9", KEY))
-    record = run_api_check(session, CHECKS[0])[0]
+    record = run_contract_check(session, CHECKS[0])[0]
     assert record.status == "failed" and record.finding.startswith("no answer: ConnectError")
 
 
 def test_a_template_without_tools_is_not_supported_with_the_reason(fake: FakeServer) -> None:
     session = ApiSession(Wire(fake.address, KEY))
     session.props = {"chat_template_caps": {"supports_tools": False}}
-    record = run_api_check(session, next(check for check in CHECKS if check.name == "tool-calls"))[0]
+    record = run_contract_check(session, next(check for check in CHECKS if check.name == "tool-calls"))[0]
     assert record.status == "not supported" and "template has no tools" in record.finding
 
 
@@ -284,11 +284,11 @@ def test_a_known_gap_counts_for_its_server_and_its_words_alone(fake: FakeServer)
     check = next(check for check in CHECKS if check.name == "streamed-usage")
     fake.fault = "stream without usage"
     session = ApiSession(Wire(fake.address, KEY))
-    assert run_api_check(session, check)[0].status == "failed"
+    assert run_contract_check(session, check)[0].status == "failed"
     session.server = "llama-cpp-python 0.3.36"
-    assert run_api_check(session, check)[0].status == "not supported"
+    assert run_contract_check(session, check)[0].status == "not supported"
     fake.fault = "usage wrong"
-    assert run_api_check(session, check)[0].status == "passed"  # both say the same: not this check's question
+    assert run_contract_check(session, check)[0].status == "passed"  # both say the same: not this check's question
 
 
 def test_every_gap_is_of_a_check_that_exists() -> None:

@@ -13,7 +13,7 @@ from quantyard.protocol.facts import (
     Facts,
     SpeedFacts,
     VerifyFacts,
-    facts_by_file,
+    stage_facts_by_file,
 )
 from quantyard.store.manifest import StageRecord
 from tests.manifests import manifest_of
@@ -61,5 +61,5 @@ def test_a_record_with_facts_that_cannot_be_read_is_refused() -> None:
 def test_a_shared_run_has_the_facts_of_each_file() -> None:
     one: dict[str, JsonValue] = {"perplexity": 9.0, "mean_kld": None}
     shared = StageResult(stage="divergence", exit_code=ExitCode.DONE, facts={"BF16": one, "Q8_0": one})
-    assert facts_by_file(shared) == {"BF16": one, "Q8_0": one}
-    assert facts_by_file(shared.model_copy(update={"facts": one})) == {}
+    assert stage_facts_by_file(shared) == {"BF16": one, "Q8_0": one}
+    assert stage_facts_by_file(shared.model_copy(update={"facts": one})) == {}

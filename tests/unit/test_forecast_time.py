@@ -308,7 +308,7 @@ def test_a_run_is_held_against_its_plan_and_the_next_plan_knows_more(
     assert [run.n_stages for run in book.runs] == [2]
     again = forecast_times(plan, (), book, WIDE).steps
     assert again["convert"].seconds == pytest.approx(10) and again["quantize Q4_K_M"].seconds == pytest.approx(4)
-    assert summary.run_time_text(compared) == (
+    assert summary.terminal_run_time(compared) == (
         "Planned 15 s, took 14 s (+7 %). A stage was off by 22 % (median of 2), most quantize Q4_K_M: −25 %."
     )
 
@@ -439,7 +439,7 @@ def test_the_plan_says_time_disk_and_memory_of_each_stage_and_what_it_does_not_k
     book = ForecastBook(samples=[_sample("convert", 11), _sample("quantize", 100, family="Q4_K_M")])
     cost = forecast_cost(plan, (), 0, tmp_path, forecast_times(plan, (), book, ALONE))
     planned = Planned(plan, frozenset(), cost, "docker", "asked for", tmp_path)
-    text = summary.plan_text(planned)
+    text = summary.terminal_plan(planned)
     lines = {line.split("  ")[-1].partition(",")[0]: line for line in text.splitlines()}
     assert lines["convert"].endswith(", 11 s")
     assert "100 s" not in text and "2 min" in lines["quantize Q4_K_M"] and "~2 min" in lines["quantize Q8_0"]
@@ -453,7 +453,7 @@ def test_the_plan_says_time_disk_and_memory_of_each_stage_and_what_it_does_not_k
 
 def test_a_plan_with_nothing_left_says_nothing_of_time(plan: BuildPlan, tmp_path: Path) -> None:
     done = frozenset(step.label for step in plan.steps)
-    text = summary.plan_text(
+    text = summary.terminal_plan(
         Planned(plan, done, forecast_cost(plan, done, 0, tmp_path), "docker", "asked for", tmp_path)
     )
     assert "Time" not in text

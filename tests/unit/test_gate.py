@@ -13,7 +13,7 @@ from eval.analysis.statistics import paired_proportions_interval
 from quantyard.errors import BadRequest
 from quantyard.gate.budgets import DEFAULT, BadBudgets, GateBudget
 from quantyard.gate.findings import NAMES
-from quantyard.gate.judge import _JUDGES, judge_budgets, load_budgets
+from quantyard.gate.judge import _JUDGES, judge_gate_budgets, load_gate_budgets
 from quantyard.gate.sample_size import gate_accuracy_loss, gate_answer_sample_size, gate_question_sample_size
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.intervals import normal_quantile, ppl_change_interval, wilson_interval
@@ -33,7 +33,7 @@ def gate(tmp_path: Path):  # what a YAML text says of a manifest
     def held(text: str, manifest: Manifest | None = None, quant: str = QUANT, suite: str = "standard") -> GateReport:
         path = tmp_path / "gate.yaml"
         path.write_text(text)
-        return judge_budgets(manifest or MANIFEST, [quant], suite, load_budgets(path))
+        return judge_gate_budgets(manifest or MANIFEST, [quant], suite, load_gate_budgets(path))
 
     return held
 
@@ -174,7 +174,7 @@ def test_a_loss_of_accuracy_is_judged_by_its_interval(gate, lost: int, outcome: 
 def test_the_tasks_judged_are_the_reports_headlines() -> None:
     manifest = MANIFEST
     report = manifest.evaluations["standard"]
-    found = judge_budgets(manifest, [QUANT], "standard", load_budgets(None)).results
+    found = judge_gate_budgets(manifest, [QUANT], "standard", load_gate_budgets(None)).results
     judged = [r.task for r in found if r.budget == "max_accuracy_loss"]
     shown = headline_scores(report.suite, report.measurements[0].scores)
     assert judged == [s.task for s in shown if s.metric not in ("word_perplexity", "bits_per_byte")] != []
@@ -270,13 +270,15 @@ def test_what_was_not_measured_of_this_very_file_never_passes(gate, manifest: Ma
 def test_no_finding_names_a_folder_of_this_machine(gate) -> None:
     manifest = MANIFEST.model_copy(update={"evaluations": {}, "contracts": {}})
     at_home = manifest.source.model_copy(update={"repo_id": "", "title": "/home/me/model"})
-    report = judge_budgets(manifest.model_copy(update={"source": at_home}), [QUANT], "mine", load_budgets(None))
+    report = judge_gate_budgets(
+        manifest.model_copy(update={"source": at_home}), [QUANT], "mine", load_gate_budgets(None)
+    )
     assert not [r for r in report.results if "/home" in r.finding]
 
 
 def test_a_quant_that_is_not_built_is_refused() -> None:
     with pytest.raises(BadRequest, match="Q5_K_M is not built; built: Q8_0, Q4_K_M"):
-        judge_budgets(MANIFEST, ["Q5_K_M"], "standard", load_budgets(None))
+        judge_gate_budgets(MANIFEST, ["Q5_K_M"], "standard", load_gate_budgets(None))
 
 
 def as_baseline(quant: str) -> Manifest:
@@ -312,7 +314,7 @@ def test_a_loss_against_a_quantized_baseline_says_so(gate) -> None:
 
 def test_the_worst_result_is_the_gates_and_files_keep_their_order() -> None:
     manifest = MANIFEST
-    report = judge_budgets(manifest, ["Q4_K_M", "Q8_0", "Q4_K_M"], "standard", load_budgets(None))
+    report = judge_gate_budgets(manifest, ["Q4_K_M", "Q8_0", "Q4_K_M"], "standard", load_gate_budgets(None))
     assert list(dict.fromkeys(r.quant for r in report.results)) == ["Q4_K_M", "Q8_0"]
     assert len({(r.quant, r.budget, r.task) for r in report.results}) == len(report.results)
     assert (report.budgets, report.suite, report.outcome) == ("default", "standard", "too few questions")
@@ -329,7 +331,7 @@ def test_every_budget_has_a_judge_and_a_name() -> None:
 def load(tmp_path: Path, text: str | bytes):
     path = tmp_path / "gate.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load_budgets(path)
+    return load_gate_budgets(path)
 
 
 def test_the_more_specific_entry_wins_budget_by_budget(tmp_path: Path) -> None:
@@ -396,7 +398,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: str | bytes, wo
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.yaml", tmp_path):
         with pytest.raises(BadBudgets, match="does not exist"):
-            load_budgets(path)
+            load_gate_budgets(path)
 
 
 # ---- our own budgets ---------------------------------------------------------------------------------
@@ -421,12 +423,12 @@ def loss(budget: GateBudget) -> float:
 
 
 def test_every_quant_has_a_family_with_budgets_of_its_own() -> None:
-    assert {quant_family(quant.name) for quant in QUANTS} == set(FAMILIES) == set(load_budgets(None).quants)
+    assert {quant_family(quant.name) for quant in QUANTS} == set(FAMILIES) == set(load_gate_budgets(None).quants)
 
 
 @pytest.mark.parametrize("quant", TABLE)
 def test_what_llama_cpp_measured_of_llama_3_passes_our_budgets(quant: str) -> None:
-    budget = load_budgets(None).of(quant)
+    budget = load_gate_budgets(None).of(quant)
     kld_, ppl, points = TABLE[quant]
     assert kld_ <= (budget.max_mean_kld or 0) and ppl <= (budget.max_ppl_change or 0) and points <= loss(budget)
 
@@ -436,18 +438,18 @@ def test_what_llama_cpp_measured_of_llama_3_passes_our_budgets(quant: str) -> No
     ("Q3_K_M", "Q2_K"),
 ])  # fmt: skip
 def test_a_file_no_better_than_the_next_smaller_family_fails_our_budgets(quant: str, smaller: str) -> None:
-    budget = load_budgets(None).of(quant)
+    budget = load_gate_budgets(None).of(quant)
     assert TABLE[smaller][0] > (budget.max_mean_kld or 9)
 
 
 @pytest.mark.parametrize("quant", LOST)
 def test_what_is_lost_at_8b_fails_our_budgets(quant: str) -> None:
-    budget = load_budgets(None).of(quant)
+    budget = load_gate_budgets(None).of(quant)
     assert LOST[quant][0] > (budget.max_mean_kld or 9) and LOST[quant][1] > (budget.max_ppl_change or 999)
 
 
 def test_the_budgets_grow_as_bits_shrink() -> None:
-    found = [load_budgets(None).quants[family] for family in FAMILIES]
+    found = [load_gate_budgets(None).quants[family] for family in FAMILIES]
     for name in ("max_mean_kld", "max_ppl_change"):
         values = [getattr(budget, name) for budget in found]
         assert values == sorted(values)
@@ -457,7 +459,7 @@ def test_the_budgets_grow_as_bits_shrink() -> None:
 def test_the_documentation_states_our_budgets() -> None:
     docs = DEFAULT.parents[2] / "docs"
     text = (docs / "explanation" / "gate.md").read_text() + (docs / "how-to" / "gate.md").read_text()
-    for family, budget in load_budgets(None).quants.items():
+    for family, budget in load_gate_budgets(None).quants.items():
         row = f"| {family} | {budget.max_ppl_change:g} % | {budget.max_mean_kld:g} | {loss(budget):g} |"
         assert row in text
     for name in NAMES:

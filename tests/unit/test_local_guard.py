@@ -12,7 +12,7 @@ import pytest
 
 import server.local.guard as module
 from server.limits.request_rules import LIMITS
-from server.local.guard import Guard, Message, Receive, Send, is_request_over
+from server.local.guard import Guard, Message, Receive, Send, is_local_request_over
 
 KEY = "the-right-key"
 CHAT = "/v1/chat/completions"
@@ -32,7 +32,7 @@ class Application:
         self.seen.append((scope["path"], dict(scope["headers"]), body))
         if self.waits:
             assert (await receive())["type"] == "http.disconnect"
-        self.is_over = is_request_over()
+        self.is_over = is_local_request_over()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 

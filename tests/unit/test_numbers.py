@@ -16,11 +16,11 @@ from rich.table import Table
 from eval.rendering.markdown import render_report_markdown
 from quantyard.card.blocks import card_blocks, card_table_cells
 from quantyard.card.render import render_card
-from quantyard.cli.render.evaluation import measured_files_table as terminal_files
-from quantyard.cli.render.evaluation import measured_tasks_table as terminal_tasks
+from quantyard.cli.render.evaluation import terminal_measured_files as terminal_files
+from quantyard.cli.render.evaluation import terminal_measured_tasks as terminal_tasks
 from quantyard.formatting import numbers
-from quantyard.gate.budgets import load_budgets
-from quantyard.gate.judge import judge_budgets
+from quantyard.gate.budgets import load_gate_budgets
+from quantyard.gate.judge import judge_gate_budgets
 from quantyard.metrics.intervals import normal_interval, ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.paths import REPO_DIR
@@ -93,7 +93,7 @@ def _page(manifest: Manifest) -> Row:
 def _gate(manifest: Manifest, tmp_path: Path, budgets: str) -> str:
     path = tmp_path / "gate.yaml"
     path.write_text(f"defaults: {budgets}")
-    (result,) = judge_budgets(manifest, [QUANT], SUITE, load_budgets(path)).results
+    (result,) = judge_gate_budgets(manifest, [QUANT], SUITE, load_gate_budgets(path)).results
     return result.finding
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantyard.cli.render.build import contract_text
+from quantyard.cli.render.build import terminal_contract
 from quantyard.errors import QuantyardError, StageFailed
 from quantyard.plan.api_tests import add_contract_steps
 from quantyard.protocol.base import ExitCode
@@ -44,7 +44,7 @@ def test_a_broken_promise_is_named_and_counted(local_source: Source, make_builde
     builder = make_builder(local_source, engine)
     builder.plan = add_contract_steps(builder.plan, threads=0)
     builder.run(notes)
-    text = contract_text(builder.contracts)
+    text = terminal_contract(builder.contracts)
     assert "Q4_K_M (fake) fails 1 of 2 checks of the API test" in text
     assert "FAIL chat" in text and "ok   health" in text
 

@@ -15,7 +15,7 @@ from quantyard.cli.request import read_command_request
 from quantyard.cli.settings import SETTINGS
 from quantyard.cli.settings_file import SettingsFile
 from quantyard.errors import BadRequest
-from quantyard.paths import REPO_DIR, local_venv
+from quantyard.paths import REPO_DIR, local_venv_path
 
 FILE = SettingsFile("quantyard.toml", {"THREADS": "1", "QUANT": "Q8_0"})
 
@@ -70,11 +70,11 @@ def test_results_go_to_quantyard_home_where_it_is_set(tmp_path: Path) -> None:
 def test_the_tools_of_the_local_engine_are_in_the_checkout_or_in_the_users_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert local_venv({"QUANTYARD_HOME": "/q"}) == REPO_DIR / ".venv-local"
+    assert local_venv_path({"QUANTYARD_HOME": "/q"}) == REPO_DIR / ".venv-local"
     monkeypatch.setattr("quantyard.paths.IN_CHECKOUT", False)
-    assert local_venv({"QUANTYARD_HOME": "/q", "XDG_DATA_HOME": "/d"}) == Path("/q/venv-local")
-    assert local_venv({"XDG_DATA_HOME": "/d", "HOME": "/h"}) == Path("/d/quantyard/venv-local")
-    assert local_venv({"HOME": "/h"}) == Path("/h/.local/share/quantyard/venv-local")
+    assert local_venv_path({"QUANTYARD_HOME": "/q", "XDG_DATA_HOME": "/d"}) == Path("/q/venv-local")
+    assert local_venv_path({"XDG_DATA_HOME": "/d", "HOME": "/h"}) == Path("/d/quantyard/venv-local")
+    assert local_venv_path({"HOME": "/h"}) == Path("/h/.local/share/quantyard/venv-local")
 
 
 def test_compose_gets_what_options_and_the_file_say_of_serving(here: Path) -> None:

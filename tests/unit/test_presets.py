@@ -240,7 +240,7 @@ def test_a_plan_says_the_licence_note_and_each_caveat_on_a_line_of_its_own(
 ) -> None:
     preset = find_preset("Meta-Llama-3-8B-Instruct")
     planned = _planned(make_builder(replace(hub_source, preset=preset), FakeEngine()).plan)
-    lines = summary.plan_text(planned).splitlines()
+    lines = summary.terminal_plan(planned).splitlines()
     for said in (preset.licence_note, *preset.caveats):
         assert sum(line.endswith(f"]{said}") for line in lines) == 1, said
     assert any("HF_TOKEN" in line for line in lines), "it is gated"
@@ -250,7 +250,7 @@ def test_a_plan_says_the_licence_note_and_each_caveat_on_a_line_of_its_own(
 
 def test_a_plan_of_any_other_model_says_nothing_of_the_kind(hub_source: Source, make_builder: MakeBuilder) -> None:
     planned = _planned(make_builder(hub_source, FakeEngine()).plan)
-    text = summary.plan_text(planned)
+    text = summary.terminal_plan(planned)
     assert "Licence" not in text and "Note" not in text
     assert summary.plan_json(planned)["preset"] is None
 

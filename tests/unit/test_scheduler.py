@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from quantyard.engines import OnProgress
-from quantyard.engines.capacity import one_machine_capacity
+from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.errors import EngineError, QuantyardError, StageFailed
 from quantyard.execution.manifest_writer import placed_record
 from quantyard.execution.progress import LiveReporter
@@ -125,8 +125,8 @@ def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
 
 
 def test_room_is_for_as_many_steps_as_cores_but_a_few_at_most_and_for_half_the_memory() -> None:
-    assert concurrency_of(one_machine_capacity("", 2, 16 * 2**30)) == Concurrency(2, 8 * 2**30)
-    assert concurrency_of(one_machine_capacity("", 64, 16 * 2**30)).stages == 4
+    assert concurrency_of(engine_machine_capacity("", 2, 16 * 2**30)) == Concurrency(2, 8 * 2**30)
+    assert concurrency_of(engine_machine_capacity("", 64, 16 * 2**30)).stages == 4
     concurrency = Concurrency(2, 100)
     assert concurrency.allows(0, 0, 1000) and concurrency.allows(1, 60, 40)
     assert not concurrency.allows(1, 60, 41) and not concurrency.allows(2, 0, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quantyard import __version__
-from quantyard.engines.images import IMAGES, image_recipe
+from quantyard.engines.images import IMAGES, engine_image_recipe
 from quantyard.paths import REPO_DIR
 from tests.gguf_files import TensorSpec, gguf
 
@@ -92,7 +92,7 @@ def test_scripts_can_be_run(wheel: Path) -> None:
 
 def test_an_image_is_the_same_made_from_either(site: Path) -> None:
     for image in IMAGES:
-        assert image_recipe(site / _PROJECT, image) == image_recipe(REPO_DIR, image)
+        assert engine_image_recipe(site / _PROJECT, image) == engine_image_recipe(REPO_DIR, image)
 
 
 @pytest.mark.parametrize("argv", [("--version",), ("quants",), ("models",), ("config",)], ids=" ".join)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.workflows.results import Built, Planned
 
 
-def plan_text(planned: Planned) -> str:
+def terminal_plan(planned: Planned) -> str:
     """The plan, one fact a line."""
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
@@ -115,7 +115,7 @@ def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
     return [("Time", said), *remedy]
 
 
-def rates_text(samples: Sequence[TimingSample], seconds: float) -> str:
+def terminal_rates(samples: Sequence[TimingSample], seconds: float) -> str:
     """What `make rates` ends with."""
     kinds = ", ".join(dict.fromkeys(sample.kind for sample in samples))
     return (
@@ -124,7 +124,7 @@ def rates_text(samples: Sequence[TimingSample], seconds: float) -> str:
     )
 
 
-def run_time_text(compared: ForecastComparison) -> str:
+def terminal_run_time(compared: ForecastComparison) -> str:
     """Plan and run, at the end of one."""
     n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
     worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
@@ -172,7 +172,7 @@ def plan_json(planned: Planned) -> dict[str, Any]:
     }
 
 
-def built_text(built: Built) -> str:
+def terminal_built(built: Built) -> str:
     """What a build ends with."""
     did = "built, verified and measured" if built.measured else "built and verified"
     head = did.capitalize() if built.ran else f"Nothing to do: {did} before"
@@ -185,11 +185,11 @@ def built_text(built: Built) -> str:
     ]
     facts.append(("manifest", escape_rich_markup(str(built.manifest_path))))
     if built.files and not built.ran:
-        facts.append(trusted_files_fact(built.files[0].path))
+        facts.append(terminal_trusted_files(built.files[0].path))
     return f"[bold green]{head}[/]\n{format_columns(facts)}"
 
 
-def trusted_files_fact(path: Path) -> tuple[str, str]:
+def terminal_trusted_files(path: Path) -> tuple[str, str]:
     """Which check a build with nothing to do left out, and the command that makes it."""
     from quantyard.store.file_stamps import TRUSTED
 
@@ -224,7 +224,7 @@ def lora_json(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def quants_table(quants: Sequence[Quant]) -> Table:
+def terminal_quants(quants: Sequence[Quant]) -> Table:
     """Every quantization type, one row each."""
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("quant", no_wrap=True)
@@ -242,7 +242,7 @@ def quant_json(quant: Quant) -> dict[str, Any]:
     return dict(quant.__dict__)
 
 
-def presets_text(presets: Sequence[Preset]) -> str:
+def terminal_presets(presets: Sequence[Preset]) -> str:
     """Every preset: a line of facts, then which quants and why, then what to know of it."""
     widths = [max(len(_preset_row(p)[i]) for p in presets) for i in range(3)]
     return "\n".join(_preset_text(preset, widths) for preset in presets)
@@ -268,7 +268,7 @@ def preset_json(preset: Preset) -> dict[str, Any]:
 _MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}
 
 
-def doctor_text(findings: Sequence[Finding]) -> str:
+def terminal_doctor(findings: Sequence[Finding]) -> str:
     """One line per finding, its remedy below it."""
     lines = []
     for finding in findings:
@@ -278,7 +278,7 @@ def doctor_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def demo_text(engine: str, reason: str) -> str:
+def terminal_demo(engine: str, reason: str) -> str:
     """What the demo is going to do."""
     return (
         "[bold]The demo[/] builds SmolLM2-135M-Instruct, a real language model, with no account anywhere.\n"
@@ -289,7 +289,7 @@ def demo_text(engine: str, reason: str) -> str:
     )
 
 
-def demo_end_text(demo: Demo) -> str:
+def terminal_demo_end(demo: Demo) -> str:
     """What to look at and to type after the demo."""
     name, folder, page = demo.folder.name, demo.folder, demo.page
     quants = ",".join(file.quant for file in demo.built.files)
@@ -319,7 +319,7 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def contract_text(reports: Sequence[ContractReport]) -> str:
+def terminal_contract(reports: Sequence[ContractReport]) -> str:
     """What the contract tests found, for people."""
     return "\n\n".join(_contract_text(report) for report in reports)
 

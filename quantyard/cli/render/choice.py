@@ -30,7 +30,7 @@ from quantyard.protocol.measurements import Interval
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 
 
-def choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> Table:
+def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> Table:
     """Every file that was measured, the largest first, and what becomes of it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("file", "size", "memory", choices.metric, "generated", ""):
@@ -46,7 +46,7 @@ def choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None
     return table
 
 
-def choice_text(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, model: str) -> str:
+def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, model: str) -> str:
     """The file to take, why, and the runner-up."""
     facts = [
         ("Take", f"[bold]{escape_rich_markup(choice.best.quant)}[/]: {escape_rich_markup(_reason(choices, choice))}"),
@@ -54,11 +54,11 @@ def choice_text(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, model:
         ("Runner-up", escape_rich_markup(_runner_up(choices, choice))),
     ]
     return format_columns(
-        [*facts, _front(choices), *_conditions(choices, budget), *choice_notes(choices, budget, choice, model)]
+        [*facts, _front(choices), *_conditions(choices, budget), *terminal_choice_notes(choices, budget, choice, model)]
     )
 
 
-def choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> str:
+def terminal_choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> str:
     """The file to take and why, in one line."""
     use = f"{format_count(choices.use.tokens)} tokens of context"
     return (
@@ -66,7 +66,9 @@ def choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> str
     )
 
 
-def choice_notes(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[tuple[str, str]]:
+def terminal_choice_notes(
+    choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str
+) -> list[tuple[str, str]]:
     """Limits of the choice, and the files that were left out."""
     said = [("Note", escape_rich_markup(text)) for text in _limits(choices, budget, choice)]
     for quant, why in choices.others.items():
@@ -76,7 +78,7 @@ def choice_notes(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None
     return said
 
 
-def choice_conditions_text(choices: ChoiceSet, budget: ChoiceBudget) -> str:
+def terminal_choice_conditions(choices: ChoiceSet, budget: ChoiceBudget) -> str:
     """The conditions under which the numbers of the table hold."""
     return format_columns([_front(choices), *_conditions(choices, budget)])
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from quantyard.cli.settings import Setting
 
 
-def config_table(rows: Sequence[tuple[Setting, str, str]]) -> Table:
+def terminal_config(rows: Sequence[tuple[Setting, str, str]]) -> Table:
     """One row a setting; what is not a default stands out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("setting", "value", "from"):

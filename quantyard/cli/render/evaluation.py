@@ -21,7 +21,7 @@ from quantyard.protocol.measurements import Comparison, EvalReport, Measurement,
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
 
 
-def measured_files_table(report: EvalReport, width: int = 200) -> Table:
+def terminal_measured_files(report: EvalReport, width: int = 200) -> Table:
     """One row per file, the baseline's first, then the largest: size, perplexity, divergence, speed and memory; of
     several files, which are on the front.
 
@@ -90,7 +90,7 @@ def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     return prompt, generated, numbers.format_memory(found.peak_memory_bytes)
 
 
-def measured_tasks_table(report: EvalReport) -> Table | None:
+def terminal_measured_tasks(report: EvalReport) -> Table | None:
     """One row per file, task and metric: the change against the baseline and what it means; None without tasks.
 
     Where the baseline alone was measured, its scores.
@@ -140,7 +140,7 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def measured_where_text(measured: Measured) -> str:
+def terminal_report_paths(measured: Measured) -> str:
     """Where the report and its plots are."""
     files = _published(measured.folder)
     plots = [path for path in files if path.suffix in (".svg", ".png")]

@@ -15,23 +15,23 @@ from quantyard.workflows.reporter import (
 )
 
 
-def event_text(event: Event) -> str:
+def terminal_event(event: Event) -> str:
     """The event with rich's markup."""
     match event:
         case PlanMade(planned):
-            return summary.plan_text(planned)
+            return summary.terminal_plan(planned)
         case RunTimed(compared):
-            return escape_rich_markup(summary.run_time_text(compared))
+            return escape_rich_markup(summary.terminal_run_time(compared))
         case GateJudged(gate):  # what follows is imported late: a build needs nothing of a gate or a matrix
-            from quantyard.cli.render.release import gate_text
+            from quantyard.cli.render.release import terminal_gate
 
-            return gate_text(gate)
+            return terminal_gate(gate)
         case QuantsFailed(failures):
-            from quantyard.cli.render.matrix import matrix_failures_text
+            from quantyard.cli.render.matrix import terminal_matrix_failures
 
-            return matrix_failures_text(failures, others=False)
+            return terminal_matrix_failures(failures, others=False)
         case SearchRuns(what, n_left, n_steps):
             return f"[bold]{escape_rich_markup(what)}[/]: {n_left} of {n_steps} steps to run"
         case DemoBegins(engine, reason):
-            return summary.demo_text(engine, reason)
+            return summary.terminal_demo(engine, reason)
     return escape_rich_markup(event.text)

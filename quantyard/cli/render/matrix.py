@@ -8,8 +8,8 @@ from typing import Any
 
 from quantyard.choose.candidates import ChoiceSet
 from quantyard.choose.pick import Choice, ChoiceBudget
-from quantyard.cli.render.build import built_json, trusted_files_fact
-from quantyard.cli.render.choice import choice_line
+from quantyard.cli.render.build import built_json, terminal_trusted_files
+from quantyard.cli.render.choice import terminal_choice_line
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.errors import StageFailed
 from quantyard.execution.manifest_writer import BuiltFile
@@ -22,7 +22,7 @@ from quantyard.workflows.results import Built
 _Fact = tuple[str, str]
 
 
-def pareto_front_text(report: EvalReport) -> str:
+def terminal_pareto_front(report: EvalReport) -> str:
     """The front, and a line for each file that another one beats; empty where nothing tells quality."""
     entries = sorted(pareto_entries(report), key=lambda entry: -entry.size_bytes)
     if not entries:
@@ -38,18 +38,20 @@ def pareto_front_json(report: EvalReport) -> dict[str, list[str]]:
     return {label: list(winners) for label, winners in pareto_beaten_by(pareto_entries(report)).items()}
 
 
-def matrix_end_facts(found: Matrix, model: str) -> list[_Fact]:
+def terminal_matrix_end(found: Matrix, model: str) -> list[_Fact]:
     """Which file to take, and where everything is."""
     built, measured = found.built, found.built.measured
     assert measured is not None, "a matrix has one"
     chosen = found.chosen
     facts = (
-        matrix_choice_facts(chosen.choices, chosen.budget, chosen.choice, model)
+        terminal_matrix_choice(chosen.choices, chosen.budget, chosen.choice, model)
         if chosen
-        else matrix_no_choice_facts(found.not_chosen, model)
+        else terminal_matrix_no_choice(found.not_chosen, model)
     )
-    facts += matrix_where_facts(found.page, measured.folder, built.manifest_path) + matrix_imatrix_facts(built.files)
-    return facts if built.ran else [*facts, trusted_files_fact(built.files[0].path)]
+    facts += terminal_matrix_paths(found.page, measured.folder, built.manifest_path) + terminal_matrix_imatrices(
+        built.files
+    )
+    return facts if built.ran else [*facts, terminal_trusted_files(built.files[0].path)]
 
 
 def matrix_json(found: Matrix) -> dict[str, Any]:
@@ -65,14 +67,14 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
     }
 
 
-def matrix_choice_facts(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[_Fact]:
+def terminal_matrix_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[_Fact]:
     """The file to take on this machine, and how to ask for another."""
     if choice is None:
         return [("Take", "no file fits in the memory of this machine"), _other_choice(model)]
-    return [("Take", escape_rich_markup(choice_line(choices, budget, choice))), _other_choice(model)]
+    return [("Take", escape_rich_markup(terminal_choice_line(choices, budget, choice))), _other_choice(model)]
 
 
-def matrix_no_choice_facts(why: str, model: str) -> list[_Fact]:
+def terminal_matrix_no_choice(why: str, model: str) -> list[_Fact]:
     """The same where nothing can be chosen."""
     return [("Take", escape_rich_markup(why)), _other_choice(model)]
 
@@ -81,7 +83,7 @@ def _other_choice(model: str) -> _Fact:
     return "", escape_rich_markup(f"for another memory and speed: make choose MODEL={model} RAM=8GiB MIN_TPS=20")
 
 
-def matrix_where_facts(page: Path, report: Path, manifest: Path) -> list[_Fact]:
+def terminal_matrix_paths(page: Path, report: Path, manifest: Path) -> list[_Fact]:
     """What to open."""
     plots = len({path.stem.rsplit("-", 1)[0] for path in (report / "plots").glob("*.svg")})  # light and dark
     drawn = f", {plots} plots beside it" if plots else ""
@@ -92,7 +94,7 @@ def matrix_where_facts(page: Path, report: Path, manifest: Path) -> list[_Fact]:
     ]  # fmt: skip
 
 
-def matrix_imatrix_facts(built: Sequence[BuiltFile]) -> list[_Fact]:
+def terminal_matrix_imatrices(built: Sequence[BuiltFile]) -> list[_Fact]:
     """Which files were made with an importance matrix, and where that is."""
     quants: dict[Path, list[str]] = {}
     for file in built:
@@ -101,14 +103,14 @@ def matrix_imatrix_facts(built: Sequence[BuiltFile]) -> list[_Fact]:
     return [("Imatrix", escape_rich_markup(f"{path}, for {', '.join(names)}")) for path, names in quants.items()]
 
 
-def matrix_head_text(built: Built) -> str:
+def terminal_matrix_head(built: Built) -> str:
     """What became of them."""
     n_files = len(built.files)
     files = f"{n_files} file{'s' * (n_files != 1)}"
     return f"[bold green]{'' if built.ran else 'Nothing to do: '}{files} built, verified and measured[/]"
 
 
-def matrix_failures_text(failures: Mapping[str, StageFailed], others: bool) -> str:
+def terminal_matrix_failures(failures: Mapping[str, StageFailed], others: bool) -> str:
     """Which steps failed, and why. `others`: whether the rest is done."""
     lines = [
         f"  [red]{escape_rich_markup(label)}[/]: {escape_rich_markup(f.message)} {escape_rich_markup(f.hint)}"

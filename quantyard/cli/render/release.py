@@ -25,7 +25,7 @@ _VERDICTS = {
 }  # fmt: skip
 
 
-def gate_text(gate: GateReport) -> str:
+def terminal_gate(gate: GateReport) -> str:
     """Every budget, a line each, and what follows."""
     by = escape_rich_markup(f"budgets: {gate.budgets}, suite {gate.suite}")
     head = f"[bold]{'Gate':<13}[/]{_VERDICTS[gate.outcome]} ({by})"
@@ -36,7 +36,7 @@ def gate_text(gate: GateReport) -> str:
     return "\n".join([head, *lines])
 
 
-def publish_intention_text(done: Publication) -> str:
+def terminal_publish_intention(done: Publication) -> str:
     """What would be published where."""
     found, where, facts = done.intended, done.where, list[tuple[str, str]]()
     assert found is not None, "it was a dry run"
@@ -63,7 +63,7 @@ def _change_text(change: FileChange) -> str:
     return f"{change.state:<10} {format_bytes(change.size_bytes):>8}  {escape_rich_markup(change.path)}"
 
 
-def published_files_text(done: Published) -> str:
+def terminal_published_files(done: Published) -> str:
     """Where it is now, and how to use it."""
     facts = [("Registry", escape_rich_markup(_oci_text(artifact))) for artifact in done.oci]
     if done.hub:
@@ -102,7 +102,7 @@ def publication_json(done: Publication) -> dict[str, Any]:
 _CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "not checked": "[yellow]not checked[/] "}
 
 
-def verify_checks_text(checks: Sequence[ReleaseCheck]) -> str:
+def terminal_verify_checks(checks: Sequence[ReleaseCheck]) -> str:
     """One line per check, and what follows."""
     lines = [
         f"{_CHECKED[found.state]}{escape_rich_markup(found.what)}: {escape_rich_markup(found.finding)}"

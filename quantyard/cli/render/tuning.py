@@ -14,7 +14,7 @@ from quantyard.tune.sensitivity import Sensitivity
 from quantyard.workflows.tune import Tuned
 
 
-def tensor_groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
+def terminal_tensor_groups(found: Sequence[Sensitivity], mix: Mix) -> Table:
     """Each group: its weights, what it costs to make it low, and the type it got; the most sensitive first."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group")
@@ -34,7 +34,7 @@ def tensor_groups_table(found: Sequence[Sensitivity], mix: Mix) -> Table:
     return table
 
 
-def tuned_files_table(gain: TuningGain) -> Table:
+def terminal_tuned_files(gain: TuningGain) -> Table:
     """Both files on the held-out text."""
     table = Table(box=None, pad_edge=False)
     table.add_column("file")
@@ -50,7 +50,7 @@ def tuned_files_table(gain: TuningGain) -> Table:
     return table
 
 
-def tuning_gain_text(gain: TuningGain, goal: TuningGoal, mix: Mix) -> str:
+def terminal_tuning_gain(gain: TuningGain, goal: TuningGoal, mix: Mix) -> str:
     """The result in words."""
     tuned, stock, relative = gain.tuned, gain.stock, gain.relative
     change = numbers.format_change_interval(relative)
