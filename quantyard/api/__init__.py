@@ -38,7 +38,7 @@ from quantyard.workflows import tune as tuning
 from quantyard.workflows import verify as verifying
 from quantyard.workflows.choose import Chosen
 from quantyard.workflows.demo import Demo
-from quantyard.workflows.doctor import Finding
+from quantyard.workflows.doctor import DoctorFinding
 from quantyard.workflows.lora import Adapter
 from quantyard.workflows.matrix import Matrix
 from quantyard.workflows.release import Publication, WrittenReport
@@ -279,7 +279,7 @@ def lora(adapter: Model, *, progress: Progress = None, **settings: Unpack[LoraSe
 
 
 @document_api_call("doctor", MachineSettings)
-def doctor(**settings: Unpack[MachineSettings]) -> list[Finding]:
+def doctor(**settings: Unpack[MachineSettings]) -> list[DoctorFinding]:
     """Check this machine; every finding comes with a remedy."""
     from quantyard.workflows.doctor import workflow_doctor
 

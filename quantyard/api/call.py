@@ -19,7 +19,7 @@ from quantyard.cli.settings import BY_NAME, SETTINGS, Setting
 from quantyard.cli.settings_file import setting_text
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.requests import BuildRequest
-from quantyard.workflows.reporter import Lines, Reporter, Silent
+from quantyard.workflows.reporter import LinesReporter, Reporter, SilentReporter
 
 Progress = Callable[[str], object] | Reporter | None
 _FUNCTIONS: Final = {"eval": "evaluate"}  # those that are not called as their commands
@@ -92,8 +92,8 @@ def _takes_bytes(setting: Setting) -> bool:
 def api_reporter(progress: Progress) -> Reporter:
     """Who listens: nobody, a function that takes lines, or a reporter."""
     if progress is None:
-        return Silent()
-    return progress if isinstance(progress, Reporter) else Lines(progress)
+        return SilentReporter()
+    return progress if isinstance(progress, Reporter) else LinesReporter(progress)
 
 
 @contextmanager

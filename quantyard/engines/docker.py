@@ -26,7 +26,7 @@ import docker
 from quantyard.engines import OnNote, OnProgress
 from quantyard.engines.capacity import Capacity, engine_machine_capacity
 from quantyard.engines.images import bake_image, engine_image_recipe
-from quantyard.engines.lines import Lines
+from quantyard.engines.lines import OutputLines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, engine_proxies, engine_secrets_line
 from quantyard.engines.stage_io import StageListener, engine_timeout_error, read_engine_result
 from quantyard.errors import EngineError
@@ -309,10 +309,10 @@ def _close(connection: Any) -> None:
 
 def _lines(connection: Any) -> Iterator[tuple[int, str]]:
     """Lines of the attached container, each with the number of its stream."""
-    streams: dict[int, Lines] = {}
+    streams: dict[int, OutputLines] = {}
     _socket(connection).settimeout(None)  # a stage may be silent for hours
     for stream, block in frames_iter(connection, tty=False):
-        yield from ((stream, line) for line in streams.setdefault(stream, Lines()).feed(block))
+        yield from ((stream, line) for line in streams.setdefault(stream, OutputLines()).feed(block))
     for stream, lines in streams.items():
         yield from ((stream, line) for line in lines.end())
 

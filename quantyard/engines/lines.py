@@ -9,7 +9,7 @@ MAX_LINE_BYTES: Final = 8 * 1024
 _MOST_LINES: Final = 200  # at each end of a block; of a longer block the middle is skipped
 
 
-class Lines:
+class OutputLines:
     """Cuts blocks of bytes into lines. The rest of a line that is too long is dropped, so that 100 MB without a newline
     cost neither memory nor time.
     """

@@ -19,7 +19,7 @@ from typing import IO
 
 from quantyard.engines import OnNote, OnProgress
 from quantyard.engines.capacity import Capacity, engine_machine_capacity
-from quantyard.engines.lines import Lines
+from quantyard.engines.lines import OutputLines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, engine_proxies, engine_secrets_line
 from quantyard.engines.stage_io import StageListener, engine_timeout_error, read_engine_result
 from quantyard.errors import EngineError
@@ -196,7 +196,7 @@ class _StreamReader(threading.Thread):
         self._stopped.set()
 
     def _read_lines(self) -> None:
-        lines = Lines()
+        lines = OutputLines()
         while block := os.read(self._stream.fileno(), _BLOCK_BYTES):
             for line in lines.feed(block):
                 self._read_line(line)

@@ -1,8 +1,8 @@
 """Budgets: what a file may cost and must do to be published. Ours are `default.yaml`, argued in
 docs/explanation/gate.md.
 
-    budgets = load_budgets(None)               # ours
-    budgets = load_budgets(Path("gate.yaml"))  # or a file that stands alone: nothing of ours is added
+    budgets = load_gate_budgets(None)               # ours
+    budgets = load_gate_budgets(Path("gate.yaml"))  # or a file that stands alone: nothing of ours is added
     budgets.of("Q4_K_M").max_mean_kld
 
 A file holds `defaults:` and, under `quants:`, what differs for a family ("4-bit"), for names that a pattern matches

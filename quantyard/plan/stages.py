@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from quantyard.protocol.allowed_outputs import (
     LeavesOf,
-    allowed_divergences,
-    allowed_fetched_files,
-    allowed_named_files,
-    allowed_shards,
     nothing,
+    stage_allowed_divergences,
+    stage_allowed_fetched,
+    stage_allowed_files,
+    stage_allowed_shards,
 )
 
 HOUR_S = 3600.0
@@ -61,36 +61,36 @@ STAGES: Mapping[str, StageRow] = {
     for row in (
         StageRow(
             "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True,
-            leaves=allowed_fetched_files,
+            leaves=stage_allowed_fetched,
         ),
-        StageRow("convert", "builder", leaves=allowed_named_files("model.gguf", "reference.json")),
+        StageRow("convert", "builder", leaves=stage_allowed_files("model.gguf", "reference.json")),
         StageRow(
             "calibrate", "builder", timeout_s=48 * HOUR_S, resumable=True,
-            leaves=allowed_named_files("imatrix.gguf", "calibration.txt"),
+            leaves=stage_allowed_files("imatrix.gguf", "calibration.txt"),
         ),
-        StageRow("quantize", "builder", leaves=allowed_named_files("model.gguf")),
-        StageRow("rounding", "builder", timeout_s=2 * HOUR_S, leaves=allowed_named_files("rounding.json")),
+        StageRow("quantize", "builder", leaves=stage_allowed_files("model.gguf")),
+        StageRow("rounding", "builder", timeout_s=2 * HOUR_S, leaves=stage_allowed_files("rounding.json")),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
         StageRow("dequantize", "builder", timeout_s=1 * HOUR_S,
-            leaves=allowed_named_files("config.json", may=_MODEL_FILES)),
+            leaves=stage_allowed_files("config.json", may=_MODEL_FILES)),
         StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S,
-            leaves=allowed_named_files("config.json", may=_MODEL_FILES)),
-        StageRow("lora", "builder", timeout_s=1 * HOUR_S, leaves=allowed_named_files("adapter.gguf")),
-        StageRow("split", "builder", timeout_s=2 * HOUR_S, leaves=allowed_shards),
+            leaves=stage_allowed_files("config.json", may=_MODEL_FILES)),
+        StageRow("lora", "builder", timeout_s=1 * HOUR_S, leaves=stage_allowed_files("adapter.gguf")),
+        StageRow("split", "builder", timeout_s=2 * HOUR_S, leaves=stage_allowed_shards),
         StageRow(
             "datasets", "eval", network=True, secrets=("HF_TOKEN",), timeout_s=12 * HOUR_S, resumable=True,
-            leaves=allowed_named_files("datasets.json", may=_DATASETS_FILES),
+            leaves=stage_allowed_files("datasets.json", may=_DATASETS_FILES),
         ),
         StageRow(
             "evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True,
-            leaves=allowed_named_files("evaluation.json", may=_EVALUATE_FILES),
+            leaves=stage_allowed_files("evaluation.json", may=_EVALUATE_FILES),
         ),
-        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=allowed_divergences),
-        StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=allowed_named_files("speed.json")),
+        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_divergences),
+        StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=stage_allowed_files("speed.json")),
         StageRow(
-            "report", "eval", timeout_s=0.5 * HOUR_S, leaves=allowed_named_files("report.json", "report.md", may=_PLOTS)
+            "report", "eval", timeout_s=0.5 * HOUR_S, leaves=stage_allowed_files("report.json", "report.md", may=_PLOTS)
         ),
         StageRow("contract", "contract", timeout_s=2 * HOUR_S, package="server",
-            leaves=allowed_named_files("report.json")),
+            leaves=stage_allowed_files("report.json")),
     )
 }  # fmt: skip

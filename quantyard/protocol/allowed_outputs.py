@@ -61,26 +61,26 @@ class Leaves:
 LeavesOf = Callable[[Any], Leaves]
 
 
-def allowed_named_files(*must: str, may: str = "") -> LeavesOf:
+def stage_allowed_files(*must: str, may: str = "") -> LeavesOf:
     """These files, whatever was asked for."""
     leaves = Leaves(frozenset(must), may)
     return lambda _request: leaves
 
 
-nothing: Final = allowed_named_files()
+nothing: Final = stage_allowed_files()
 
 
-def allowed_fetched_files(request: FetchRequest) -> Leaves:
+def stage_allowed_fetched(request: FetchRequest) -> Leaves:
     """Exactly the files that were asked for."""
     return Leaves(files={entry.path: entry for entry in request.files})
 
 
-def allowed_shards(request: SplitRequest) -> Leaves:
+def stage_allowed_shards(request: SplitRequest) -> Leaves:
     """One or more numbered parts."""
     return Leaves(may=rf"{re.escape(request.prefix)}-\d{{5}}-of-\d{{5}}\.gguf", at_least=1)
 
 
-def allowed_divergences(request: DivergenceRequest) -> Leaves:
+def stage_allowed_divergences(request: DivergenceRequest) -> Leaves:
     """One for each file that was read."""
     if not request.is_joined:
         return Leaves(frozenset({"divergence.json"}))

@@ -23,7 +23,7 @@ _INSTALL_DOCKER = "Install Docker: https://docs.docker.com/engine/install (Debia
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One thing that was looked at. `missing` is what no build can do without."""
 
     what: str
@@ -32,9 +32,9 @@ class Finding:
     remedy: str = ""
 
 
-def workflow_doctor(request: BuildRequest) -> list[Finding]:
+def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
     """Look at everything a build may need; no check can stop another."""
-    findings: list[Finding] = []
+    findings: list[DoctorFinding] = []
     for check, needs_daemon in CHECKS:
         if needs_daemon and not any(f.what == "Docker daemon" and f.state == "ok" for f in findings):
             continue
@@ -42,142 +42,148 @@ def workflow_doctor(request: BuildRequest) -> list[Finding]:
             findings.append(check(request))
         except Exception as error:  # a check that breaks is a finding too
             what = check.__name__.strip("_").replace("_", " ")
-            findings.append(Finding(what, "note", f"could not be checked: {error}"))
+            findings.append(DoctorFinding(what, "note", f"could not be checked: {error}"))
     return [*findings, _engine(findings)]
 
 
-def _python(_request: BuildRequest) -> Finding:
-    return Finding("Python", "ok", platform.python_version())  # set-up refuses one that is too old
+def _python(_request: BuildRequest) -> DoctorFinding:
+    return DoctorFinding("Python", "ok", platform.python_version())  # set-up refuses one that is too old
 
 
-def _docker(_request: BuildRequest) -> Finding:
+def _docker(_request: BuildRequest) -> DoctorFinding:
     from quantyard.engines.docker import connect_docker
 
     try:
         client = connect_docker(timeout_s=10)
     except EngineError as error:
         remedy = error.hint if shutil.which("docker") else _INSTALL_DOCKER
-        return Finding("Docker daemon", "note", error.message, remedy)
+        return DoctorFinding("Docker daemon", "note", error.message, remedy)
     info = client.info()
     size = format_bytes(int(info["MemTotal"]), binary=True)
-    return Finding("Docker daemon", "ok", f"{info['ServerVersion']}, {info['Driver']}, {info['NCPU']} CPUs, {size}")
+    return DoctorFinding(
+        "Docker daemon", "ok", f"{info['ServerVersion']}, {info['Driver']}, {info['NCPU']} CPUs, {size}"
+    )
 
 
-def _docker_disk(_request: BuildRequest) -> Finding:
+def _docker_disk(_request: BuildRequest) -> DoctorFinding:
     from quantyard.engines.docker import connect_docker
 
     root = str(connect_docker(timeout_s=10).info()["DockerRootDir"])
     if not Path(root).is_dir():
-        return Finding("Docker disk", "note", f"{root} is not on this machine (a virtual machine or another host)")
+        return DoctorFinding(
+            "Docker disk", "note", f"{root} is not on this machine (a virtual machine or another host)"
+        )
     free = shutil.disk_usage(root).free
     if free < _LITTLE_DISK_BYTES:
-        return Finding("Docker disk", "note", f"{format_bytes(free)} free in {root}", "Free some: docker system prune")
-    return Finding("Docker disk", "ok", f"{format_bytes(free)} free in {root}")
+        return DoctorFinding(
+            "Docker disk", "note", f"{format_bytes(free)} free in {root}", "Free some: docker system prune"
+        )
+    return DoctorFinding("Docker disk", "ok", f"{format_bytes(free)} free in {root}")
 
 
-def _buildx(_request: BuildRequest) -> Finding:
+def _buildx(_request: BuildRequest) -> DoctorFinding:
     return _plugin("buildx", "builds the images", "Install the buildx plugin (Debian: docker-buildx).")
 
 
-def _compose(_request: BuildRequest) -> Finding:
+def _compose(_request: BuildRequest) -> DoctorFinding:
     return _plugin("compose", "serves models", "Install the compose plugin (Debian: docker-compose).")
 
 
-def _plugin(name: str, use: str, remedy: str) -> Finding:
+def _plugin(name: str, use: str, remedy: str) -> DoctorFinding:
     said = _output("docker", name, "version")
     if said is None:
-        return Finding(f"Docker {name}", "note", f"not found ({use})", remedy)
-    return Finding(f"Docker {name}", "ok", said.splitlines()[0])
+        return DoctorFinding(f"Docker {name}", "note", f"not found ({use})", remedy)
+    return DoctorFinding(f"Docker {name}", "ok", said.splitlines()[0])
 
 
-def _gpu(_request: BuildRequest) -> Finding:
+def _gpu(_request: BuildRequest) -> DoctorFinding:
     names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     if names is None:
-        return Finding("GPU", "ok", "none found; builds run on the CPU")
+        return DoctorFinding("GPU", "ok", "none found; builds run on the CPU")
     if "nvidia" not in (_output("docker", "info", "--format", "{{json .Runtimes}}") or ""):
         remedy = "Install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker"
-        return Finding("GPU", "note", f"{names.splitlines()[0]}, but Docker has no nvidia runtime", remedy)
-    return Finding("GPU", "ok", f"{names.splitlines()[0]}, Docker can use it")
+        return DoctorFinding("GPU", "note", f"{names.splitlines()[0]}, but Docker has no nvidia runtime", remedy)
+    return DoctorFinding("GPU", "ok", f"{names.splitlines()[0]}, Docker can use it")
 
 
-def _builder_image(request: BuildRequest) -> Finding:
+def _builder_image(request: BuildRequest) -> DoctorFinding:
     return _image(request, "builder")
 
 
-def _eval_image(request: BuildRequest) -> Finding:
+def _eval_image(request: BuildRequest) -> DoctorFinding:
     return _image(request, "eval")
 
 
-def _image(request: BuildRequest, name: str) -> Finding:
+def _image(request: BuildRequest, name: str) -> DoctorFinding:
     from quantyard.engines.docker import DockerEngine
 
     engine = DockerEngine(request.environment, request.images)
     base, digest = request.images.bases[name], engine.describe(name).get("base_digest")
     if not digest:
         remedy = "Its first use pulls it: make images (no registry: make base-images)"
-        return Finding(f"{name} image", "note", f"its base {base} is not here yet", remedy)
+        return DoctorFinding(f"{name} image", "note", f"its base {base} is not here yet", remedy)
     if engine.identity(name) is None:
-        return Finding(f"{name} image", "note", "not built yet", "Its first use makes it: make images")
-    return Finding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
+        return DoctorFinding(f"{name} image", "note", "not built yet", "Its first use makes it: make images")
+    return DoctorFinding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
 
 
-def _compiler(_request: BuildRequest) -> Finding:
+def _compiler(_request: BuildRequest) -> DoctorFinding:
     compiler = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
     if compiler is None:
         value = "not found (ENGINE=local compiles llama-cpp-python)"
-        return Finding("C++ compiler", "note", value, "Debian: apt-get install g++")
-    return Finding("C++ compiler", "ok", str(shutil.which(compiler)))
+        return DoctorFinding("C++ compiler", "note", value, "Debian: apt-get install g++")
+    return DoctorFinding("C++ compiler", "ok", str(shutil.which(compiler)))
 
 
-def _local_tools(request: BuildRequest) -> Finding:
+def _local_tools(request: BuildRequest) -> DoctorFinding:
     if not (request.environment.venv / ".ready").exists():
         remedy = "Only ENGINE=local needs them; the first build makes them: make images ENGINE=local"
-        return Finding("local tools", "note", f"{request.environment.venv.name} is not set up", remedy)
-    return Finding("local tools", "ok", f"{request.environment.venv.name} is set up")
+        return DoctorFinding("local tools", "note", f"{request.environment.venv.name} is not set up", remedy)
+    return DoctorFinding("local tools", "ok", f"{request.environment.venv.name} is set up")
 
 
-def _disk(request: BuildRequest) -> Finding:
+def _disk(request: BuildRequest) -> DoctorFinding:
     free = shutil.disk_usage(forecast_disk_folder(request.artifacts)).free
     value = f"{format_bytes(free)} free in {request.artifacts}"
     if free < _LITTLE_DISK_BYTES:
-        return Finding("disk", "note", value, "A 7B model needs about 50 GB; another disk: ARTIFACTS=/path")
-    return Finding("disk", "ok", value)
+        return DoctorFinding("disk", "note", value, "A 7B model needs about 50 GB; another disk: ARTIFACTS=/path")
+    return DoctorFinding("disk", "ok", value)
 
 
-def _memory(_request: BuildRequest) -> Finding:
+def _memory(_request: BuildRequest) -> DoctorFinding:
     size_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     value = format_bytes(size_bytes, binary=True)
     if size_bytes < _LITTLE_MEMORY_BYTES:
-        return Finding("memory", "note", value, "Models above 3B may not convert; close other programs.")
-    return Finding("memory", "ok", value)
+        return DoctorFinding("memory", "note", value, "Models above 3B may not convert; close other programs.")
+    return DoctorFinding("memory", "ok", value)
 
 
-def _hub(request: BuildRequest) -> Finding:
+def _hub(request: BuildRequest) -> DoctorFinding:
     from quantyard.hub.client import HubAccess, hub_whoami
 
     access = HubAccess(request.endpoint, request.hf_token)
     try:
         user = hub_whoami(access)
     except QuantyardError as error:
-        return Finding("Hub", "note", error.message, error.hint)
+        return DoctorFinding("Hub", "note", error.message, error.hint)
     if user is None:
         remedy = "Only gated and private models need one: hf auth login, or HF_TOKEN=…"
-        return Finding("Hub", "ok", "reached; no token", remedy)
-    return Finding("Hub", "ok", f"reached; the token is {user}'s")
+        return DoctorFinding("Hub", "ok", "reached; no token", remedy)
+    return DoctorFinding("Hub", "ok", f"reached; the token is {user}'s")
 
 
-def _engine(findings: list[Finding]) -> Finding:
+def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
     """The sum of it: whether anything can build at all."""
     states = {finding.what: finding.state for finding in findings}
     if states.get("Docker daemon") == "ok" and states.get("Docker buildx") == "ok":
-        return Finding("engine", "ok", "docker")
+        return DoctorFinding("engine", "ok", "docker")
     if states.get("C++ compiler") == "ok" or states.get("local tools") == "ok":
-        return Finding("engine", "ok", "local (no Docker daemon with buildx answers)")
-    return Finding("engine", "missing", "neither docker nor local can run", _INSTALL_DOCKER)
+        return DoctorFinding("engine", "ok", "local (no Docker daemon with buildx answers)")
+    return DoctorFinding("engine", "missing", "neither docker nor local can run", _INSTALL_DOCKER)
 
 
 # To add a check: add a function that returns one Finding, and name it here; True where it needs a Docker daemon.
-CHECKS: tuple[tuple[Callable[[BuildRequest], Finding], bool], ...] = (
+CHECKS: tuple[tuple[Callable[[BuildRequest], DoctorFinding], bool], ...] = (
     (_python, False), (_docker, False), (_docker_disk, True), (_buildx, False), (_compose, False), (_gpu, False),
     (_builder_image, True), (_eval_image, True), (_compiler, False), (_local_tools, False), (_disk, False),
     (_memory, False), (_hub, False),

@@ -199,19 +199,19 @@ class DemoBegins:
 # ---- reporters ---------------------------------------------------------------------------------------
 
 
-class Silent:
+class SilentReporter:
     """Says nothing."""
 
     @contextmanager
     def steps(self) -> Iterator[execution.Reporter]:
         """A reporter of steps that drops them."""
-        yield Lines(lambda _text: None)
+        yield LinesReporter(lambda _text: None)
 
     def tell(self, event: Event) -> None:
         """Nothing."""
 
 
-class Lines:
+class LinesReporter:
     """Hands every event and every finished step to a function, a line at a time.
 
     Args:

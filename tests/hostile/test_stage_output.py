@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from quantyard.engines import Engine
-from quantyard.engines.lines import MAX_LINE_BYTES, Lines
+from quantyard.engines.lines import MAX_LINE_BYTES, OutputLines
 from quantyard.engines.local import LocalEngine
 from quantyard.engines.stage_io import StageListener
 from quantyard.errors import QuantyardError, ResultRefused
-from quantyard.protocol.allowed_outputs import allowed_named_files
+from quantyard.protocol.allowed_outputs import stage_allowed_files
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult
 from quantyard.protocol.builder import DequantizeRequest
 from quantyard.protocol.stage_result import parse_stage_result
@@ -119,7 +119,7 @@ def test_a_result_of_chance_is_taken_whole_or_refused(tmp_path: Path) -> None:
         (space.out_dir / "files").mkdir()
         (space.out_dir / "files" / "config.json").write_text("{}")
         try:
-            finished = store.finish("dequantize", "0" * 64, space, result, allowed_named_files("config.json")(None))
+            finished = store.finish("dequantize", "0" * 64, space, result, stage_allowed_files("config.json")(None))
         except ResultRefused:
             continue
         taken += 1
@@ -134,7 +134,7 @@ def test_a_result_of_chance_is_taken_whole_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [b"x" * 65536, b"x\n" * 32768, b"\n" * 65536, b"\xff\xfe" * 32768], ids=len)
 def test_lines_take_time_by_their_bytes_and_hold_a_bounded_number_of_them(block: bytes) -> None:
-    lines, longest, started = Lines(), 0, time.monotonic()
+    lines, longest, started = OutputLines(), 0, time.monotonic()
     for _ in range(400):  # 26 MB
         longest = max((len(line) for line in lines.feed(block)), default=longest)
     assert longest <= MAX_LINE_BYTES and all(len(line) <= MAX_LINE_BYTES for line in lines.end())
@@ -142,7 +142,7 @@ def test_lines_take_time_by_their_bytes_and_hold_a_bounded_number_of_them(block:
 
 
 def test_a_line_that_is_cut_off_has_its_beginning_and_the_next_is_whole() -> None:
-    lines = Lines()
+    lines = OutputLines()
     assert list(lines.feed(b"a" * 100_000)) == []
     assert [line[:3] for line in lines.feed(b"a\nnext\nla")] == ["aaa", "nex"]
     assert list(lines.end()) == ["la"]
@@ -253,7 +253,7 @@ def _finished(store: ModelStore, content: str = "{}") -> Path:
     outputs = tuple(FileEntry(path=path, size_bytes=len(content)) for path in ("config.json", "sub/x"))
     result = StageResult(stage="dequantize", exit_code=ExitCode.DONE, outputs=outputs)
     return store.finish(
-        "dequantize", "2" * 64, space, result, allowed_named_files("config.json", "sub/x")(None)
+        "dequantize", "2" * 64, space, result, stage_allowed_files("config.json", "sub/x")(None)
     ).artifact.folder
 
 

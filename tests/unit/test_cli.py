@@ -19,7 +19,7 @@ from quantyard.quants.catalog import QUANTS
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.resolve import Source
 from quantyard.workflows import doctor, planning
-from quantyard.workflows.doctor import Finding
+from quantyard.workflows.doctor import DoctorFinding
 from tests.unit.fake_engine import FakeEngine, keeps_contract
 
 
@@ -187,6 +187,6 @@ def test_a_broken_promise_of_the_api_and_a_missing_tool_have_exit_codes_of_their
     engine = FakeEngine(behaviours={"contract Q4_K_M": keeps_contract("chat")})
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     assert command("contract", "--quant=Q4_K_M") == Answer.API_TEST_FAILED
-    missing = Finding("engine", "missing", "neither docker nor local can run", "Install Docker")
+    missing = DoctorFinding("engine", "missing", "neither docker nor local can run", "Install Docker")
     monkeypatch.setattr(doctor, "workflow_doctor", lambda _request: [missing])
     assert _run(monkeypatch, "doctor") == Answer.DOCTOR_FAILED

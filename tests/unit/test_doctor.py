@@ -11,10 +11,10 @@ from quantyard.cli import request
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.request import read_command_request
 from quantyard.workflows import doctor
-from quantyard.workflows.doctor import Finding, workflow_doctor
+from quantyard.workflows.doctor import DoctorFinding, workflow_doctor
 
 
-def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, Finding]:
+def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, DoctorFinding]:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
     parser = argparse.ArgumentParser()
     add_command_options(parser)
@@ -51,7 +51,7 @@ class _Engine:
 def test_each_image_is_a_finding_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import quantyard.engines.docker
 
-    monkeypatch.setattr(doctor, "_docker", lambda _request: Finding("Docker daemon", "ok", "27"))
+    monkeypatch.setattr(doctor, "_docker", lambda _request: DoctorFinding("Docker daemon", "ok", "27"))
     monkeypatch.setattr(quantyard.engines.docker, "DockerEngine", _Engine)
     checks = ((doctor._docker, False), (doctor._builder_image, True), (doctor._eval_image, True))
     monkeypatch.setattr(doctor, "CHECKS", checks)
@@ -64,7 +64,7 @@ def test_each_image_is_a_finding_of_its_own(tmp_path: Path, monkeypatch: pytest.
 def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def _broken_check(_request: object) -> Finding:
+    def _broken_check(_request: object) -> DoctorFinding:
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(doctor, "CHECKS", ((_broken_check, False), *doctor.CHECKS))

@@ -31,7 +31,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.sources.resolve import Source
 from quantyard.store.manifest import Manifest, QuantRecord
 from quantyard.workflows import planning
-from quantyard.workflows.reporter import Silent
+from quantyard.workflows.reporter import SilentReporter
 from quantyard.workflows.results import Built
 from tests.hub_server import HubServer
 from tests.released import PASSES, REPO, SUITE, Yard, lay_out
@@ -216,7 +216,7 @@ def test_no_line_of_progress_acts_on_a_terminal_or_shows_a_password() -> None:
 
 
 def test_a_reporter_of_ones_own_is_used_as_it_is() -> None:
-    own = Silent()
+    own = SilentReporter()
     assert call.api_reporter(own) is own
 
 

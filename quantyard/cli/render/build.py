@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.quants.catalog import Quant
     from quantyard.sources.presets import Preset
     from quantyard.workflows.demo import Demo
-    from quantyard.workflows.doctor import Finding
+    from quantyard.workflows.doctor import DoctorFinding
     from quantyard.workflows.lora import Adapter
     from quantyard.workflows.results import Built, Planned
 
@@ -268,7 +268,7 @@ def preset_json(preset: Preset) -> dict[str, Any]:
 _MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}
 
 
-def terminal_doctor(findings: Sequence[Finding]) -> str:
+def terminal_doctor(findings: Sequence[DoctorFinding]) -> str:
     """One line per finding, its remedy below it."""
     lines = []
     for finding in findings:
