@@ -114,7 +114,7 @@ def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tupl
 
 
 def _result(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
-    """`values` None: it is what the others are compared with."""
+    """`values` None: this file is the baseline."""
     compared: dict[str, Any] = divergence_comparison(values, baseline_nll) if values else {}
     nll = values.nll if values else baseline_nll
     return Divergence(label=label, perplexity=perplexity_estimate(nll), **common, **compared)

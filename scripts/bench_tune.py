@@ -19,8 +19,8 @@ What is measured, and the limit:
                 larger than the budget.
     placed      the same of a second search, which has no other types to choose from than the stock quant is made of. A
                 model that was quantized once has one type that keeps its weights as they are (the demo's has: Q4_1),
-                and whoever finds that type has won; this is what is gained by where types are put. No limit.
-                scripts/off_grid.py makes a copy of such a model to which no type is kind.
+                and the search only has to find that type; this shows what the placement of types gains. No limit.
+                scripts/off_grid.py makes a copy of such a model that does not favour a type.
     recipes     the same numbers of each of our recipes beside its base; no limit, they are not made for this model.
 
 ARTIFACTS and ENGINE count as everywhere; what is there already is not made again.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install and start Docker Engine on a Debian 12 machine that has none.
+# Install and start Docker Engine on a Debian 12 machine.
 #
 # Debian 12's own engine is too old for its buildx and compose, so four packages (and nothing else: a pin
 # sees to that) come from Debian 13; containerd, runc and libc stay Debian 12's. Does nothing when a daemon answers.

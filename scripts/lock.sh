@@ -107,7 +107,7 @@ compile() {
         die "$name cannot be locked, as said above."
 }
 
-# entries take|leave NAME …: the entries of the lock on stdin whose name is one of these patterns, or is none
+# entries take|leave NAME …: the entries of the lock on stdin whose name matches one of these patterns (take), or does not (leave)
 entries() {
     local action=$1
     shift

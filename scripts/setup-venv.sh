@@ -32,7 +32,7 @@ ensure_venv() {
     check_python
     mkdir -p "$venv"
     take_lock
-    is_ready && return # whoever had the lock did the work
+    is_ready && return # another process has done it while we waited for the lock
     [[ ! -s $venv/.ready ]] || ready=$(still_ready)
     before_install
     if [[ ! -f $venv/.ready || ! -x $venv/bin/python ]]; then
@@ -93,7 +93,7 @@ except BlockingIOError: sys.exit(1)"
 
 check_python() {
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        die "Python 3.11 or newer is needed, and ${PYTHON:-python3} is none. Install one, or name one in front: PYTHON=python3.12; $again"
+        die "Python 3.11 or newer is needed, and ${PYTHON:-python3} is older or missing. Install it, or name it in front: PYTHON=python3.12; $again"
 }
 
 # install [PIP_OPTION …]: what the locks list, and no source is compiled on the way

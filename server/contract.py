@@ -2,7 +2,7 @@
 
 A server is started on loopback inside the stage's own container (which has no network), with a random key, and
 every check of `contract_checks.CHECKS` asks it over plain HTTP: no client library stands between, the contract is
-the wire. A broken promise does not fail the stage: the report says which, and whoever reads it decides.
+the wire. A broken promise does not fail the stage: the report names it, and its reader decides.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run_contract_checks(
         on_progress: told how many checks are done, and of how many.
 
     Raises:
-        httpx2.TransportError: nobody answers there at all.
+        httpx2.TransportError: nothing answers there.
     """
     started = time.perf_counter()
     session = ApiSession(Wire(address.rstrip("/"), key))

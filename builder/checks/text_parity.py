@@ -66,7 +66,7 @@ def _ids_from(ids: list[int], other: list[int]) -> str:
 
 
 def check_chat_template(runtime: LlamaRuntime) -> None:
-    """Whether whoever serves this file gets past its chat template; no permission lets one pass that stops the server.
+    """Whether a server can load this file's chat template; no permission allows a template that stops the server.
 
     Raises:
         StageFailure: `chat-template`.

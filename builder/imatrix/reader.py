@@ -1,4 +1,4 @@
-"""Adds chunks of a text to an importance matrix, whoever computes it: llama-imatrix or llama-cpp-python."""
+"""Adds chunks of a text to an importance matrix, computed by llama-imatrix or by llama-cpp-python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage asks of llama.cpp about a model, whoever answers: the server's binary or llama-cpp-python."""
+"""The questions that stages ask llama.cpp about a model, answered by llama-server or by llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LlamaRuntime(Protocol):
         """
 
     def check_template(self) -> None:
-        """Whether llama.cpp can be started with the GGUF's templates, as whoever serves it does. None are fine.
+        """Whether llama.cpp can load the GGUF's templates, as a server does. A GGUF without templates passes.
 
         Raises:
             ChatRefused: it does not accept them.

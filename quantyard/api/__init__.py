@@ -51,7 +51,7 @@ Model = str | os.PathLike[str]
 
 @document_api_call("build", BuildSettings)
 def build(model: Model, *, progress: Progress = None, **settings: Unpack[BuildSettings]) -> Built:
-    """Fetch, convert, quantize and verify a model, whatever of it is not done yet.
+    """Fetch, convert, quantize and verify a model; skip finished stages.
 
     Args:
         model: a repo of the Hub, `org/name[@revision]`; a folder; a GGUF; or a preset's name.
@@ -252,7 +252,7 @@ def verify(*, progress: Progress = None, **settings: Unpack[VerifySettings]) -> 
         progress: called with each line of progress.
 
     Raises:
-        BadRequest: there is no such file, or no manifest beside it that knows of it.
+        BadRequest: the file does not exist, or no manifest beside it names it.
         HubError: the repo cannot be downloaded.
     """
     request = api_request("verify", settings)

@@ -90,7 +90,7 @@ def _takes_bytes(setting: Setting) -> bool:
 
 
 def api_reporter(progress: Progress) -> Reporter:
-    """Who listens: nobody, a function that takes lines, or a reporter."""
+    """The listener: None, a function that takes lines, or a reporter."""
     if progress is None:
         return SilentReporter()
     return progress if isinstance(progress, Reporter) else LinesReporter(progress)
@@ -109,7 +109,7 @@ def translate_api_errors() -> Iterator[None]:
         raise
     except (OSError, MemoryError) as error:
         found = quantyard_error_of(error)
-        if type(found) is QuantyardError:  # nobody foresaw it
+        if type(found) is QuantyardError:  # not one of the documented kinds
             raise
         raise found from error
 

@@ -95,7 +95,7 @@ def _for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterat
 
 
 def _smaller(choices: ChoiceSet, than: ChoiceCandidate, wanted_bytes: int) -> Quant | None:
-    """The largest quant that was not measured and is about as small as wanted; None: there is none."""
+    """The largest quant that was not measured and is about as small as wanted; None without one."""
     return next((q for q in _unmeasured(choices) if _size(than, q) <= min(wanted_bytes, than.size_bytes - 1)), None)
 
 

@@ -25,7 +25,7 @@ def publish_command(args: argparse.Namespace) -> None:
 
 
 def release_command(args: argparse.Namespace) -> None:
-    """Build, measure, test, judge and publish: whatever of it is not done yet."""
+    """Build, measure, test, judge and publish; skip finished stages."""
     request = command_request(args)
     _end(request, workflow.release(request, TerminalReporter()))
 

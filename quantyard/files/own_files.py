@@ -1,11 +1,11 @@
-"""Files of the user's that are read, by one rule about links.
+"""Reading files of the user, with one rule about links.
 
-A file that the user names is read wherever its links lead: that is the user's own word. A file that is found in a
+A file that the user names is read wherever its links lead, since the user chose it. A file that is found in a
 folder must lie in that folder. The Hub's cache keeps a model as a folder of links, snapshots/<commit>/<file> →
-../../blobs/<hash>: there a file may lie among the blobs of the same repo too. What leads anywhere else is refused: a
-downloaded folder could name any file of the machine so, and it would be read, converted or published.
+../../blobs/<hash>, so there a file may also lie among the blobs of the same repo. A link that leads anywhere else is
+refused: otherwise a downloaded folder could have any file of the machine read, converted or published.
 
-Only regular files are opened: a pipe is waited for without end, and a device never ends.
+Only regular files are opened: opening a pipe may block for ever, and reading a device may never end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KINDS: Final = (
 
 
 def typed_file_path(text: str) -> Path:
-    """The path that was typed; `~name` of a user that there is not is a name like any other."""
+    """The path that was typed. If no such user exists, `~name` is an ordinary file name."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -39,7 +39,7 @@ def typed_file_path(text: str) -> Path:
 
 
 def kind_of_path(path: Path) -> Literal["file", "folder", "other", ""]:
-    """What is there, links followed; "" for nothing, and for what can be no path (too long, half characters)."""
+    """What the path is, links followed; "" if nothing is there or the path is invalid (too long, surrogates)."""
     try:
         str(path).encode()
         mode = path.stat().st_mode
@@ -50,10 +50,10 @@ def kind_of_path(path: Path) -> Literal["file", "folder", "other", ""]:
 
 def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
     """The files below the folder, links among them, in the order of their names. Folders that are links are left out,
-    and so is a name that can be none here. Nothing is opened.
+    and so are names that are invalid here. Nothing is opened.
 
     Args:
-        every: hidden folders too; and no folder that is a link may lead out.
+        every: include hidden folders, and refuse links to folders outside this one.
 
     Raises:
         BadSource: a folder cannot be read, or leads out, or there are too many files.
@@ -105,14 +105,14 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
     """Where this file of the folder really is.
 
     Raises:
-        BadSource: it leads out of the folder, is not a regular file, or is larger than it can be.
+        BadSource: it leads out of the folder, is not a regular file, or exceeds the size limit.
     """
     path = folder / name
     try:
         real = path.resolve(strict=True)
         status = real.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: a ring of links
-        why = getattr(error, "strerror", None) or "its links lead round in a ring"
+        why = getattr(error, "strerror", None) or "its links form a loop"
         what = "is a link that leads nowhere" if path.is_symlink() else "cannot be read"
         raise BadSource(f"{path} {what}: {why}.", "Put the file in its place, or remove the link.") from error
     if not any(real.is_relative_to(root) for root in _homes(folder)):
@@ -130,12 +130,12 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
 
 
 def leads_out_of_folder(folder: Path, path: Path) -> bool:
-    """Whether a path, which is there, lies neither in this folder nor in the Hub's cache of it."""
+    """Whether an existing path lies outside both this folder and the Hub cache that the folder belongs to."""
     return not any(path.resolve().is_relative_to(home) for home in _homes(folder))
 
 
 def _homes(folder: Path) -> tuple[Path, ...]:
-    """Where files of this folder may lie: in it, and if it is in a snapshot of the Hub's cache, among its blobs."""
+    """The folders where files of this folder may lie: itself, and the blobs if it is a snapshot in the Hub's cache."""
     real = folder.resolve()
     snapshots = (place for place in (real, *real.parents) if place.parent.name == "snapshots")
     repos = (place.parents[1] for place in snapshots)
@@ -149,7 +149,7 @@ def _leads_out(path: Path, real: Path) -> BadSource:
 
 
 def read_named_file(path: Path, max_bytes: int) -> bytes:
-    """A file that the user names, or whose place `find_file` told: all of it.
+    """All bytes of a file that the user named or `find_file` found.
 
     Raises:
         OSError: it cannot be read, or is not a regular file.

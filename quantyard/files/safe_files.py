@@ -1,8 +1,8 @@
-"""Files in a folder that somebody else could write to: no link is followed at any depth, and only regular files count.
+"""Access to a folder that others can write to: links are never followed, at any depth, and only regular files count.
 
-A path is walked one name at a time from a descriptor of the folder (openat with O_NOFOLLOW), so that it makes no
-difference what a name is replaced by. FIFOs, devices and sockets are refused before they are opened: opening one may
-hang or do something.
+A path is walked one name at a time from a descriptor of the folder (openat with O_NOFOLLOW), so that a name replaced
+meanwhile does no harm. FIFOs, devices and sockets are refused before they are opened: opening one may block, or act on
+a device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KINDS: Final = (
 
 
 class UnsafeFile(ValueError):
-    """What is there is not a regular file or folder, or not there at all. The message names path and reason."""
+    """The path is missing, or is not a regular file or folder. The message names the path and the reason."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class FoundFile:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a regular file that has no second name, which might lie anywhere."""
+        """Whether it is a regular file with a single name: a second hard link could lie anywhere."""
         return stat.S_ISREG(self.stat.st_mode) and self.stat.st_nlink == 1
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder, and no link to one."""
+        """Whether it is a folder, not a link to one."""
         return stat.S_ISDIR(self.stat.st_mode)
 
 
@@ -61,10 +61,10 @@ class SafeFolder:
     @classmethod
     @contextmanager
     def opened(cls, path: Path) -> Iterator[SafeFolder]:
-        """Hold the folder at `path` open; what lies above it is trusted, its own last name is not.
+        """Hold the folder at `path` open. Its parents are trusted; the last name in the path must not be a link.
 
         Raises:
-            Unsafe: it is no folder.
+            Unsafe: it is not a folder.
         """
         with _closing(_open(str(path), _FOLDER, None, path.name)) as descriptor:
             yield cls(descriptor)
@@ -106,19 +106,19 @@ class SafeFolder:
         return content
 
     def stat(self, path: str) -> os.stat_result:
-        """Of what has this name itself, never of what a link points at.
+        """The status of the path itself, never of a link's target.
 
         Raises:
-            Unsafe: nothing has it, or it lies below a link.
+            Unsafe: it does not exist, or lies below a link.
         """
         with self._parent(path) as (parent, name):
             return _stat(name, parent, path)
 
     def walk(self) -> Iterator[FoundFile]:
-        """Everything below it, folders before what is in them.
+        """Everything below it, each folder before its contents.
 
         Raises:
-            Unsafe: there is too much of it, or it is too deep.
+            Unsafe: it holds too many entries, or is nested too deeply.
         """
         todo, count = [""], 0
         while todo:
@@ -128,25 +128,25 @@ class SafeFolder:
                 path = f"{above}/{name}" if above else name
                 if count > MAX_ENTRIES or path.count("/") >= MAX_FOLDERS:
                     raise UnsafeFile(f"{above or 'it'} holds more than {MAX_ENTRIES:,} names, or {MAX_FOLDERS} levels")
-                with suppress(UnsafeFile):  # it went away
+                with suppress(UnsafeFile):  # removed meanwhile
                     found = FoundFile(path, self.stat(path))
                     yield found
                     todo += [path] if found.is_folder else []
 
     def names(self) -> list[str]:
-        """What is in it."""
-        return sorted(os.listdir(self.descriptor))  # noqa: PTH208  (pathlib has none for a descriptor)
+        """The names in it."""
+        return sorted(os.listdir(self.descriptor))  # noqa: PTH208  (pathlib cannot list a descriptor)
 
     def remove(self, path: str) -> None:
-        """Remove what is no folder."""
+        """Remove anything but a folder."""
         with self._parent(path) as (parent, name):
             os.unlink(name, dir_fd=parent)
 
     def move(self, path: str, target: SafeFolder) -> None:
-        """Give a file to another folder of the same disk, under the same path.
+        """Move a file to another folder of the same disk, under the same path.
 
         Raises:
-            Unsafe: there is something of that name.
+            Unsafe: the name is taken.
         """
         *above, _ = path.split("/")
         for depth in range(1, len(above) + 1):
@@ -184,7 +184,7 @@ def read_file_below(folder: Path, path: str, max_bytes: int) -> bytes:
     """All bytes of a small file below `folder`.
 
     Raises:
-        Unsafe: it is not there, no regular file, below a link, or larger than `max_bytes`.
+        Unsafe: it is missing, not a regular file, below a link, or larger than `max_bytes`.
     """
     with SafeFolder.opened(folder) as opened:
         return opened.read(path, max_bytes)
@@ -197,15 +197,15 @@ def copy_open_file(descriptor: int, target: Path) -> None:
 
 
 def tame_file_mode(descriptor: int) -> None:
-    """Take the bits away that let a file run as another user, or be written by others; its owner may read it."""
+    """Clear the setuid, setgid and write bits for others; let the owner read it."""
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if (tamed := (mode & ~_SPECIAL_BITS) | stat.S_IRUSR | stat.S_IWUSR) != mode:
         os.fchmod(descriptor, tamed)
 
 
 def is_sparse_file(descriptor: int) -> bool:
-    """Whether more than half of a large file was never written. It says to be large, and costs whoever reads it time
-    and memory, but takes no room. Where the file system cannot tell, it is False.
+    """Whether more than half of a large file was never written. Such a file takes no disk space, but costs its reader
+    time and memory. False if the file system cannot tell.
     """
     size = os.fstat(descriptor).st_size
     if size < _HOLES_BYTES or not hasattr(os, "SEEK_DATA"):
@@ -225,8 +225,8 @@ def is_sparse_file(descriptor: int) -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it, or whatever else is there. No depth, name or mode of a folder in it can
-    stop that, and no link is followed: folders below it are brought up and emptied one by one.
+    """Remove a folder with its contents, or one file, at any depth and with any names and modes. No link is followed:
+    nested folders are moved up and emptied one by one.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISDIR(path.lstat().st_mode):
@@ -292,7 +292,7 @@ def _open(name: str, flags: int, parent: int | None, path: str) -> int:
 
 
 def _reason(name: str, parent: int | None, error: Exception) -> str:
-    """Why it could not be opened: what is there in its place, else the system's word."""
+    """Why it could not be opened: the kind of file found instead, else the system's message."""
     with suppress(OSError, ValueError):
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
         if isinstance(error, NotADirectoryError) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

@@ -1,6 +1,6 @@
-"""Numbers that may be written: never NaN, never infinity, in JSON of ours and in what crosses the border to a stage.
+"""Finite numbers only: no NaN and no infinity in the JSON that Quantyard writes or exchanges with a stage.
 
-`plain_json.py` reads what others wrote.
+`strict_json.py` reads JSON that others wrote.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import json
 import math
 from typing import Any, Final, TypeVar
 
-_MAX_DEPTH: Final = 32  # of lists and objects in each other
+_MAX_DEPTH: Final = 32  # levels of nested lists and objects
 MAX_INT: Final = 2**63
-_MAX_NUMBER: Final = 1e100  # no measure is larger, and sums and products of a few stay finite
+_MAX_NUMBER: Final = 1e100  # larger than any measurement, and sums and products of a few such numbers stay finite
 T = TypeVar("T")
 
 
@@ -48,5 +48,5 @@ def _problem_of(one: object) -> str:
     if isinstance(one, float) and not math.isfinite(one):
         return f"{one}, which is not a finite number"
     if isinstance(one, float) and abs(one) > _MAX_NUMBER:
-        return f"{one}, which is beyond any measure"
+        return f"{one}, which is too large for a measurement"
     return "an integer beyond 64 bits" if isinstance(one, int) and not -MAX_INT <= one < MAX_INT else ""

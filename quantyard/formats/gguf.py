@@ -33,7 +33,7 @@ MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME, less its terminator
 MAX_SHARDS: Final = 10_000
 _MIN_KEY_BYTES: Final = 8 + 1 + 4 + 1  # length, one letter, type, the smallest value
 _MIN_TENSOR_BYTES: Final = 8 + 4 + 4 + 8  # name length, n_dims, type, offset
-_ENCODERS: Final = ("t5", "t5encoder", "wavtokenizer-dec", "clip")  # no text comes out of these with llama_decode
+_ENCODERS: Final = ("t5", "t5encoder", "wavtokenizer-dec", "clip")  # llama_decode generates no text with these
 _INT64_MAX: Final = (1 << 63) - 1
 _SHARD_NAME: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
@@ -282,7 +282,7 @@ def _check_shards(headers: list[GgufHeader]) -> None:
             names.add(tensor.name)
     expected = headers[0].metadata.get("split.tensors.count", len(names))
     if expected != len(names):
-        raise GgufError(f"{headers[0].paths[0].name} promises {expected} tensors; its shards hold {len(names)}")
+        raise GgufError(f"{headers[0].paths[0].name} announces {expected} tensors; its shards hold {len(names)}")
 
 
 def _padded(offset: int, alignment: int) -> int:

@@ -1,6 +1,6 @@
-"""Names that others gave, before one of them becomes the name of a file or a folder here.
+"""Checks foreign names before they become names of files or folders here.
 
-A name is one component: no path, nothing that a terminal obeys, no longer than every file system takes.
+A name is one path component without control characters, short enough for every file system.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def file_name_fault(name: str) -> str:
-    """Why this is not a name of one file or folder; "" where it is one."""
+    """Why this is not a valid name of a file or folder; "" if it is."""
     if not name:
         return "it is empty"
     if name in (".", ".."):
@@ -29,12 +29,12 @@ def file_name_fault(name: str) -> str:
     except UnicodeEncodeError:
         return "it holds half a character (a surrogate)"
     if printable_line(name) != name:
-        return "it holds a control character or one that nobody sees"
+        return "it holds a control character or an invisible one"
     return f"it is {size_bytes:,} bytes long, and {MAX_NAME_BYTES} are possible" if size_bytes > MAX_NAME_BYTES else ""
 
 
 def file_path_fault(path: str) -> str:
-    """Why this is not a path of a file inside a folder; "" where it is one."""
+    """Why this is not a valid relative path inside a folder; "" if it is."""
     if "\\" in path:
         return "it holds a backslash"
     if len(path) > MAX_PATH_BYTES:
@@ -46,7 +46,7 @@ def file_path_fault(path: str) -> str:
 
 
 def one_file_name(text: str) -> str:
-    """The text, which is one name.
+    """The text, checked to be one name.
 
     Raises:
         ValueError: it is none.
@@ -57,7 +57,7 @@ def one_file_name(text: str) -> str:
 
 
 def relative_file_path(text: str) -> str:
-    """The text, which is a path of names inside its folder, separated by single slashes.
+    """The text, checked to be a relative path: names separated by single slashes.
 
     Raises:
         ValueError: it is none.
@@ -68,10 +68,10 @@ def relative_file_path(text: str) -> str:
 
 
 def safe_file_name(text: str, otherwise: str = "model") -> str:
-    """A name made of any text: ASCII letters, digits, dots, dashes; never hidden, never an option, not long."""
+    """A short name made from any text: ASCII letters, digits, dots, dashes; never hidden, never like an option."""
     return _UNSAFE.sub("-", text).strip("-.")[:_SAFE_NAME_CHARACTERS].rstrip("-.") or otherwise
 
 
 def shown_name(text: str, limit: int = 80) -> str:
-    """A text of others' for a message: in quotes, on one line, what a terminal obeys escaped, its beginning alone."""
+    """A foreign text for a message: quoted, on one line, control characters escaped, cut to its beginning."""
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text):,} characters)"

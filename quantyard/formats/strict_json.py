@@ -1,6 +1,6 @@
 """JSON that others wrote, read without trust: bounded in size and depth, no key twice, no NaN, no half characters.
 
-`plain_yaml.py` is the same for YAML.
+`strict_yaml.py` does the same for YAML.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 from quantyard.formats.names import shown_name
 
 MAX_DEPTH: Final = 64
-MAX_VALUES: Final = 1_000_000  # each takes a hundred bytes of memory, however few it has here
+MAX_VALUES: Final = 1_000_000  # each takes a hundred bytes of memory, however short it is
 _MAX_DIGITS: Final = 20  # of an integer; 2**64 has as many
 
 
@@ -25,7 +25,7 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH, max_value
     """The one value in `data`, which is UTF-8.
 
     Raises:
-        JsonProblem: too large, too many values, no JSON, nested too deep, or with a repeated key, a number that is
+        JsonProblem: too large, too many values, not JSON, nested too deep, or with a repeated key, a number that is
             not finite or is longer than 64 bits hold, or a surrogate.
     """
     if len(data) > max_bytes:
@@ -47,7 +47,7 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH, max_value
     except ValueError as error:
         raise JsonProblem(f"it is not JSON: {error}") from error
     _check_depth(value, max_depth)
-    if "\\u" in text:  # there is no other way for a surrogate
+    if "\\u" in text:  # valid UTF-8 can hold a surrogate only as an escape
         _check_texts(value)
     return value
 

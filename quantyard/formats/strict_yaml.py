@@ -55,8 +55,8 @@ def load_strict_yaml(
         on_function: what stands for `!function module.name`, lm-eval's tag; None: it is refused as every other tag.
 
     Raises:
-        YamlProblem: too large, no YAML, nested too deep, or with an alias, a tag, a repeated key, a key that is no
-            text, or a number that is none or has too many digits.
+        YamlProblem: too large, not YAML, nested too deep, or with an alias, a tag, a repeated key, a key that is not
+            a text, or a number that is not finite or has too many digits.
     """
     if len(data) > max_bytes:
         raise YamlProblem(f"it is larger than {max_bytes // 1024} KiB")
@@ -90,7 +90,7 @@ def _refused(what: str, mark: Any) -> ConstructorError:
 
 
 def _refuse_event(event: Any, on_function: OnFunction | None) -> None:
-    """Refuse aliases, and tags, which would make something else of a value than it seems to be."""
+    """Refuse aliases and tags: a tag turns a value into something other than it appears."""
     if isinstance(event, yaml.AliasEvent):
         raise _refused(f"the alias *{event.anchor}: write the value out", event.start_mark)
     tag = getattr(event, "tag", None)
@@ -114,7 +114,7 @@ class _Plain:
     """What both loaders refuse."""
 
     on_function: OnFunction | None = None
-    nodes = depth = 0  # read so far, and around the one that is read
+    nodes = depth = 0  # values read so far, and levels around the current one
 
     def compose_node(self: Any, parent: Any, index: Any) -> Any:
         event = self.peek_event()

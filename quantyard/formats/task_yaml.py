@@ -1,6 +1,6 @@
 """A task of a user's suite, read with the files that it includes: on the host, and where lm-eval measures it.
 
-lm-eval's own reader follows aliases and every path, so it is given what this reader has read of a user's files.
+lm-eval's own reader follows aliases and any path, so it only gets what this reader has read from the user's files.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _MAX_FILES: Final = 50  # read for one task; files that include others twice dou
 
 
 def read_task_yaml(path: Path, top: Path, on_function: OnFunction) -> dict[str, Any]:
-    """The mapping in a file, over those it includes; nothing outside the folder `top` is read.
+    """The mapping in a file, merged over those it includes; nothing outside the folder `top` is read.
 
     Args:
         on_function: what stands for `!function module.name`.
 
     Raises:
-        YamlProblem: no task; the message begins with the file's name.
+        YamlProblem: it is not a valid task; the message begins with the file's name.
     """
     return _Reader(top, on_function).read(path)
 

@@ -7,8 +7,8 @@ A pattern is a kind of tensor, with the layers where it is not all of them:
     blk.0%-33%.ffn_down    those of the first third of the depth, whatever the model's number of layers
 
 Where several patterns name a tensor, the one that names fewest decides, if all it names is named by the others too.
-Otherwise none is more specific, and nothing is guessed. Two tensors have fields of their own in a recipe: the
-embeddings, and the output matrix, which is the embeddings' where a model has none (tied embeddings).
+Otherwise the patterns conflict, which is an error. Two tensors have fields of their own in a recipe: the embeddings,
+and the output matrix, which is the embeddings in a model with tied embeddings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PATTERN: Final = re.compile(r"(?:blk\.(?P<layers>\*|[\d%,-]+)\.)?(?P<kind>[A-Za
 _LAYERS: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?|(\d{1,3})%-(\d{1,3})%")
 _EXAMPLE: Final = "Write it like this: attn_v, blk.0-3.attn_v or blk.0%-33%.ffn_down"
 
-# What llama-quantize leaves as it is, whatever it is told: `tensor_allows_quantization`, src/llama-quant.cpp.
+# Tensors that llama-quantize never changes: `tensor_allows_quantization`, src/llama-quant.cpp.
 # To follow a change there: change the row.
 _KEPT: Final = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
@@ -71,10 +71,10 @@ def tensor_type_for_row(wanted: str, row_length: int) -> str:
 
 
 def check_tensor_pattern(pattern: str) -> None:
-    """Whether it can be read, as far as that can be known without a model.
+    """Check that the pattern is well-formed, as far as that can be known without a model.
 
     Raises:
-        PatternProblem: it cannot.
+        PatternProblem: it is malformed.
     """
     _matcher(pattern, 1)
 
@@ -109,8 +109,8 @@ def _layered(known: Mapping[str, TensorInfo]) -> dict[str, tuple[int, str]]:
 
 
 def _deciding(places: Mapping[str, tuple[int, str]], types: Mapping[str, str]) -> dict[str, str]:
-    """Of each tensor that a pattern names, the pattern that decides. What a pattern names is the bits of an integer: a
-    recipe of hundreds of patterns, which may come with somebody's release, takes a second, not minutes.
+    """For each tensor that a pattern names, the pattern that decides. Sets of tensors are the bits of an integer, so
+    that a recipe of hundreds of patterns, perhaps from somebody's release, takes a second, not minutes.
     """
     n_layers = 1 + max((layer for layer, _ in places.values()), default=0)
     named = {pattern: _named(pattern, places, n_layers) for pattern in types}
@@ -142,7 +142,7 @@ def _meant(kind: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> s
 
 
 def _most_specific(patterns: Sequence[str], named: Mapping[str, int], types: Mapping[str, str]) -> str | None:
-    """The pattern whose tensors every pattern of another type names too, with more of them; None: there is none."""
+    """The pattern whose tensors are a proper subset of those of every pattern of another type; None without one."""
     sizes = {pattern: named[pattern].bit_count() for pattern in patterns}
     for pattern in patterns:
         others = [other for other in patterns if types[other] != types[pattern]]
@@ -176,7 +176,7 @@ def _matcher(pattern: str, n_layers: int) -> tuple[set[int], str]:
 def _range(part: str, pattern: str, n_layers: int) -> range:
     match = _LAYERS.fullmatch(part)
     if match is None:
-        raise PatternProblem(f"{part!r} in {pattern!r} are not layers.", _EXAMPLE)
+        raise PatternProblem(f"{part!r} in {pattern!r} is not a range of layers.", _EXAMPLE)
     if match[3] is None:
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last:

@@ -138,7 +138,7 @@ def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
 
 
 def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
-    """A loss against the baseline for a file that has none: it is the baseline, or it was not measured.
+    """The result for a file without a loss against the baseline: it is the baseline, or it was not measured.
 
     Only an unquantized baseline has lost nothing; for a quantized one the same zero would be meaningless.
     """

@@ -22,7 +22,7 @@ def gate_accuracy_loss(found: Comparison, z: float) -> Interval:
 
 
 def gate_sample_size(n: int, half: float, distance: float) -> int | None:
-    """How many would bring the half width down to the distance from the limit; None where it is none."""
+    """How many would bring the half width down to the distance from the limit; None if the distance is zero."""
     return max(n + 1, math.ceil(n * (half / distance) ** 2)) if distance > 0 and math.isfinite(half) else None
 
 

@@ -1,1 +1,1 @@
-"""What is asked of the Hub, and what is sent there."""
+"""Asking the Hub about models and releases, and downloading them."""

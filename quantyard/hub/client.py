@@ -1,4 +1,4 @@
-"""What the Hub says about a model, before a byte of it is downloaded.
+"""Asks the Hub about a model, before a byte of it is downloaded.
 
 huggingface_hub takes half a second to import, so it is imported where it is used: a build from a folder never
 pays for it.
@@ -41,7 +41,7 @@ __all__ = [
 
 REQUEST_TIMEOUT_S = 20.0
 TRIES = 4
-LONGEST_WAIT_S = 60  # somebody is looking at the screen
+LONGEST_WAIT_S = 60  # the user is waiting
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 HEADER_WORKERS = 8
 HEADERS_S = 120.0  # to ask for the headers of a model's files
@@ -112,7 +112,7 @@ def describe_hub_repo(api: HfApi, repo_id: str, revision: str | None) -> HubRepo
 
 
 def hub_api(access: HubAccess) -> HfApi:
-    """huggingface_hub's client; without a token it asks as a visitor, whoever is logged in on this machine."""
+    """huggingface_hub's client; without a token it asks anonymously, also if somebody is logged in on this machine."""
     from huggingface_hub import HfApi
 
     from quantyard.network.hub_client import use_bounded_hub_client
@@ -131,7 +131,7 @@ def with_hub_retries(call: Callable[[], T]) -> T:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Not for a bad answer, which is none of these: it would come again.
+    # A bad answer is not retried: it would come again.
     for failed in range(1, TRIES + 1):
         try:
             return call()
@@ -158,7 +158,7 @@ def hub_retry_wait_s(error: Exception, failed: int) -> float | None:
 
 
 def _refuse_other_name(info: ModelInfo, repo_id: str, revision: str | None) -> None:
-    """huggingface_hub follows the redirect of a renamed repo without a word: only the answer's id tells."""
+    """Refuse a renamed repo: huggingface_hub follows the redirect silently, and only the answer's id shows it."""
     if info.id == repo_id:
         return
     new = f"{info.id}@{revision}" if revision else info.id
@@ -181,14 +181,14 @@ def hub_commit(info: ModelInfo, endpoint: str) -> str:
     """The commit that an answer names. It becomes a part of addresses and the name of a folder.
 
     Raises:
-        HubError: it is none.
+        HubError: it is not a commit.
     """
     sha = str(info.sha)
     if not _COMMIT.fullmatch(sha):
         message = (
             f"{endpoint} answers that {shown_name(str(info.id))} is at commit {shown_name(sha)}, which is not a commit."
         )
-        raise HubError(message, "A commit has 40 hex digits: set another HF_ENDPOINT, or tell who runs this one.")
+        raise HubError(message, "Set another HF_ENDPOINT, or tell its operator: a commit has 40 hex digits.")
     return sha
 
 
@@ -198,7 +198,7 @@ def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
         size = file.lfs.size if file.lfs else file.size
         if size is None:
             message = f"{endpoint} does not tell the size of {shown_name(file.rfilename)}."
-            raise HubUnreachable(message, "A mirror that knows no file sizes cannot be used: set another HF_ENDPOINT.")
+            raise HubUnreachable(message, "Set another HF_ENDPOINT: a mirror without file sizes cannot be used.")
         try:
             sha256 = file.lfs.sha256 if file.lfs else None
             entries.append(FileEntry(path=file.rfilename, size_bytes=size, sha256=sha256))

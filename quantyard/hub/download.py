@@ -26,7 +26,7 @@ def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
     """The folder that holds the release of `org/name[@revision]` now; what is there already is not fetched again.
 
     Raises:
-        BadRequest: the name is none, or the repo has no manifest of ours.
+        BadRequest: the name is not valid, or the repo has no manifest of Quantyard.
         HubError: the Hub said no.
     """
     from quantyard.hub import errors as hub_errors
@@ -52,9 +52,9 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
     title = f"{repo.repo_id}/{_MANIFEST}"
     if _MANIFEST not in files:
         message = f"{repo.repo_id} has no {_MANIFEST}: it was not published by Quantyard."
-        raise BadRequest(message, "Its files can only be checked by who knows what they should be.")
+        raise BadRequest(message, "Compare its files with hashes from its publisher instead.")
     if files[_MANIFEST].size_bytes > MAX_BYTES:
-        message = f"{title} is larger than it can be: {files[_MANIFEST].size_bytes:,} bytes."
+        message = f"{title} is too large for a manifest: {files[_MANIFEST].size_bytes:,} bytes."
         raise BadRequest(message, "Ask who published it.")
     _fetch(api, repo, folder, files[_MANIFEST])
     try:

@@ -1,4 +1,4 @@
-"""What a model is called, and which of its files a build needs: names in, a selection out, no network."""
+"""Parses model ids, and selects the files that a build needs. Uses no network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SIDE_FILES = (
 # To let one more text about terms or use through: add a pattern. These come with a GGUF too.
 LEGAL_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "README.md")
 
-# To recognise one more kind of file that is no model, whatever its ending: add a pattern (of the name alone).
+# To exclude one more kind of file that is not a model, whatever its ending: add a pattern (of the name alone).
 NOT_WEIGHTS = (
     "adapter_model.*",
     "optimizer*",
@@ -103,7 +103,7 @@ def parse_hub_repo_id(text: str) -> tuple[str, str | None]:
     if not _is_repo_id(repo_id):
         raise BadSource(f"{text!r} is not a model id: {_fault(repo_id)}.", "Type org/name: make build MODEL=org/name")
     if at and not is_hub_revision(revision):
-        message = f"{text!r} names no revision that git could have: {revision!r}."
+        message = f"{text!r} does not name a valid git revision: {revision!r}."
         raise BadSource(message, f"A branch, tag or commit follows the @: make build MODEL={repo_id}@main")
     return repo_id, revision if at else None
 

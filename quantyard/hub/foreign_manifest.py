@@ -1,7 +1,7 @@
-"""A manifest that came from elsewhere: its digests are compared, its parameters are proposals, and no more.
+"""A manifest that came from elsewhere: its digests are compared, and its parameters are only proposals.
 
-Its names are those of files in its own folder, and each is of one file. What it would permit, it permits to nobody: see
-`release/rebuild.py`.
+Its names must be those of files in its own folder, each of one file. It cannot grant permissions: see
+`publish/rebuild.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def parse_hub_manifest(data: bytes, name: str) -> Manifest:
     """The manifest of a release that was downloaded, or may have been; `name` is for people.
 
     Raises:
-        ValueError: it is none, or names what is not a release's to name.
+        ValueError: it is not a valid manifest, or names files outside a release.
         BadRequest: a newer Quantyard wrote it.
     """
     manifest = parse_manifest(data, name)
@@ -49,7 +49,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
 
 
 def _of_source(manifest: Manifest) -> Iterator[str]:
-    """What it was made of is asked for at the Hub: an id and a commit, never a path of this machine."""
+    """Check the source: an id and a commit of the Hub, never a path of this machine."""
     source = manifest.source
     if not source.repo_id:
         return
@@ -62,7 +62,7 @@ def _of_source(manifest: Manifest) -> Iterator[str]:
 
 
 def _of_names(manifest: Manifest) -> Iterator[str]:
-    """Each is a GGUF in the folder itself; none is another's, also where a file system knows no upper case."""
+    """Each is a GGUF in the folder itself, and belongs to one file, also on file systems that ignore case."""
     owners: dict[str, str] = {}
     for name, owner in _named(manifest):
         if "/" in name or name.startswith(".") or not name.lower().endswith(_ENDING):

@@ -1,4 +1,4 @@
-"""What a source says of itself: licence, languages, tags. From a README, from the Hub, or from a GGUF's metadata.
+"""The licence, languages and tags of a source, from its README, from the Hub, or from a GGUF's metadata.
 
 All of it was written by others and ends up in our card, so nothing is believed: values are texts of bounded length
 and number without control characters, and what is broken or hostile is left out, without an error.
@@ -39,7 +39,7 @@ PIPELINE_TAGS: Final = frozenset({
 
 
 def hub_card_of_readme(text: str) -> tuple[str | None, SourceCard]:
-    """The licence and the card in a README's YAML front matter; None and an empty card where there is none to use."""
+    """The licence and the card in a README's YAML front matter; None and an empty card if it is unusable."""
     data = _front_matter(text)
     asks = any(key.startswith("extra_gated_") for key in data)  # for terms to be accepted; how, only the Hub knew
     return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else ""})
@@ -96,7 +96,7 @@ def _licence(value: Any) -> str | None:
 
 
 def _front_matter(text: str) -> dict[str, Any]:
-    """The mapping between the first two lines of ---; empty where there is none that can be used."""
+    """The mapping between the first two lines of ---; empty if it is missing or invalid."""
     if not text:
         return {}
     from quantyard.formats.strict_yaml import (  # imported late: many have no card

@@ -21,7 +21,7 @@ from quantyard.quants.model_config import (
 # model_type → every how many layers one sees the whole context.
 _FULL_ATTENTION_EVERY: Final = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 _NO_KV_CACHE: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7")
-# Keys of architectures whose layers differ in more than `layer_types` tells: no exact figure for these.
+# Keys of architectures whose layers differ in more than `layer_types` tells: their size is not known exactly.
 _UNEVEN_KEYS: Final = (
     "attn_layer_period", "hybrid_override_pattern", "attn_layer_indices", "ssm_cfg", "global_head_dim",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
 
 
 def _attention(text: Config) -> Layer | None:
-    """What an attention layer keeps per token; of latent attention (DeepSeek) the latent and the rotary part."""
+    """What an attention layer keeps per token; with latent attention (DeepSeek), the latent and the rotary part."""
     latent = model_config_number(text, "kv_lora_rank")
     if latent:
         return Layer(latent + (model_config_number(text, "qk_rope_head_dim") or 0), 0)

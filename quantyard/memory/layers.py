@@ -1,4 +1,4 @@
-"""What a GGUF's metadata says of the memory each layer needs for a context: attention, windows, recurrent states.
+"""The memory that each layer needs for a context, from a GGUF's metadata: attention, windows, recurrent states.
 
 Read from llama.cpp's `load_hparams` (src/llama-model.cpp), the `load_arch_hparams` of each architecture
 (src/models/) and `create_memory`, which decides what kind of memory it gets. An architecture that is in none of
@@ -39,7 +39,7 @@ _BOTH: Final = frozenset({"falcon-h1"})  # every layer attends and is recurrent
 
 @dataclass(frozen=True)
 class _Window:
-    """How the layers with a sliding window are found where the file has no list of them."""
+    """How to find the layers with a sliding window if the file does not list them."""
 
     every: int = 0  # one layer of so many attends to everything; 0: the file must have the list
     full_first: bool = False  # the first of them, not the last
@@ -107,7 +107,7 @@ class _Metadata:
         self._header, self.arch = header, header.architecture
         self._arrays: dict[GgufArray, tuple[int, ...]] = {}
         self.n_all = self.number("block_count")
-        self.n_layers = self.n_all - self.number("nextn_predict_layers", 0)  # those only draft tokens
+        self.n_layers = self.n_all - self.number("nextn_predict_layers", 0)  # these layers only draft tokens
         if not 0 < self.n_layers <= self.n_all <= MAX_LAYERS:
             raise _UnknownError
 

@@ -1,4 +1,4 @@
-"""What hosts that may mean harm answer over HTTP, bounded before anyone reads it: bytes, seconds, headers, redirects.
+"""HTTP answers of hosts that may be hostile, bounded before any caller reads them: bytes, seconds, headers, redirects.
 
 `bound_http_client` puts a client's transports behind one that knows these bounds, so that whatever uses the client
 cannot forget them. An answer is read whole, within a deadline that begins with its first byte and moves on with its
@@ -35,14 +35,14 @@ _LONGEST_DATE: Final = 64
 
 @dataclass(frozen=True)
 class HttpBounds:
-    """How much is taken from others; the same for every host."""
+    """How much is accepted from a host; the same for every host."""
 
     answer_bytes: int = 16 * 1024 * 1024
-    error_bytes: int = 64 * 1024  # of the body of an error or a redirect; what is longer is cut
-    unannounced_bytes: int = 1024**3  # of a file whose size nobody said
-    answer_s: float = 60.0  # from the first byte of an answer to its last, and a second more for every `bytes_per_s`
+    error_bytes: int = 64 * 1024  # of the body of an error or a redirect; the rest is cut
+    unannounced_bytes: int = 1024**3  # of a file whose size was not announced
+    answer_s: float = 60.0  # from the first to the last byte of an answer; one more for every `bytes_per_s` bytes
     bytes_per_s: int = 64 * 1024
-    window_s: float = 60.0  # a file brings, and takes, at least `window_bytes` in every window
+    window_s: float = 60.0  # a download or upload must move at least `window_bytes` in every window
     window_bytes: int = 64 * 1024
     n_headers: int = 200
     headers_bytes: int = 48 * 1024
@@ -52,14 +52,14 @@ BOUNDS = HttpBounds()
 
 
 class BadAnswer(httpx2.TransportError):
-    """What no honest host answers: too much, too slow or malformed. Asking again would bring the same."""
+    """An answer that no honest host gives: too large, too slow or malformed. A retry would get the same."""
 
     def __init__(self, host: str, fault: str) -> None:
         super().__init__(f"{host} {fault}")
         self.host, self.fault = host, fault
 
     def hide(self, secret: str) -> None:
-        """Take a secret out of what is said, should the host have sent it back."""
+        """Remove a secret from the message, in case the host echoed it."""
         self.fault = http_text_without_secret(secret, self.fault)
         self.args = (f"{self.host} {self.fault}",)
 
@@ -73,8 +73,8 @@ class Reading:
     """How the answer to one request is read, where the `HttpBorder` would not know.
 
     Args:
-        limit_bytes: no more are taken; None: as `BOUNDS` say.
-        is_cut: what is beyond is left unread, instead of being an error.
+        limit_bytes: the most bytes to accept; None: the limit of `BOUNDS`.
+        is_cut: leave the rest unread instead of raising an error.
     """
 
     limit_bytes: int | None = None
@@ -82,9 +82,9 @@ class Reading:
 
 
 class HttpBorder:
-    """What is known of a host's own protocol. This one knows of none."""
+    """The rules of one host's protocol. This base class has none."""
 
-    def is_file(self, request: httpx2.Request) -> bool:  # noqa: ARG002 - for those that know more
+    def is_file(self, request: httpx2.Request) -> bool:  # noqa: ARG002 - subclasses use it
         """Whether the answer is a file, to be read as it comes."""
         return False
 
@@ -97,7 +97,7 @@ class HttpBorder:
 
 
 def bound_http_client(client: C, border: HttpBorder) -> C:
-    """The client, all of whose answers are bounded from now on."""
+    """The client; all its answers are bounded from now on."""
     client.max_redirects = MAX_REDIRECTS
     # httpx2 offers no other place that sees requests by way of a proxy too.
     mounts = client._mounts.items()  # noqa: SLF001
@@ -112,7 +112,7 @@ def http_request_host(request: httpx2.Request) -> str:
 
 
 def http_request_secret(request: httpx2.Request) -> str:
-    """What the request authorizes itself by; "" without."""
+    """The request's Authorization header; "" without one."""
     return request.headers.get("Authorization", "").partition(" ")[2]
 
 
@@ -122,7 +122,7 @@ def http_text_without_secret(secret: str, text: str) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds until a host wants to be asked again (Retry-After: a number or an HTTP date); None: it does not say."""
+    """Seconds until a host wants the next request (Retry-After: a number or an HTTP date); None: it does not say."""
     value = headers.get("Retry-After", "").strip()
     if _SECONDS.fullmatch(value):
         return float(value)
@@ -135,31 +135,31 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def http_byte_count(text: str | None) -> int | None:
-    """A number of bytes in a header; None: it is none."""
+    """A number of bytes in a header; None: it is not a number."""
     return int(text) if text and _COUNT.fullmatch(text) else None
 
 
 def http_address_fault(text: str, sender: httpx2.URL, *, is_redirect: bool) -> str:
-    """Why an address that a host names cannot be gone to; "" where it can. It may be relative to `sender`."""
+    """Why an address that a host names is refused; "" if it is accepted. It may be relative to `sender`."""
     if len(text) > _LONGEST_ADDRESS:
         return f"an address of {len(text):,} characters"
     if not (text.isascii() and text.isprintable()) or " " in text or "\\" in text:
-        return "an address with characters that none has"
+        return "an address with characters that are not allowed"
     if is_redirect and not text:
-        return "an address that is empty"
+        return "an empty address"
     try:
         there = sender.join(text)
         parts = urlsplit(str(there))
         host, port = parts.hostname or "", parts.port
     except (httpx2.InvalidURL, ValueError):
-        return "what is not an address"
+        return "an invalid address"
     labels = host.rstrip(".").split(".")
     if there.scheme not in ("http", "https") or port == 0 or not all(0 < len(label) < 64 for label in labels):
-        return "what is not a web address"
+        return "an address that is not http or https"
     if parts.username is not None or parts.password is not None:
         return "an address with a user's name in it"
     leaves_tls = (sender.scheme, there.scheme) == ("https", "http")
-    if is_redirect and leaves_tls and there.host != sender.host:  # a host may end TLS in front of its own storage
+    if is_redirect and leaves_tls and there.host != sender.host:  # a host may serve its own storage without TLS
         return "an address without encryption"
     return ""
 
@@ -215,16 +215,16 @@ class _Guard(httpx2.BaseTransport):
                 raise BadAnswer(host, f"leads to {fault}: {shown_name(said)}")
         _plain_waits(headers)
         if not headers.get("Set-Cookie", "").isascii():
-            headers.pop("Set-Cookie")  # it could not be sent back
+            headers.pop("Set-Cookie")  # the client could not send it back
         self._border.clean(request, response.status_code, headers)
-        if request.method != "HEAD" and "Content-Encoding" in headers:  # it is unpacked here
+        if request.method != "HEAD" and "Content-Encoding" in headers:  # the content is decompressed already
             headers.pop("Content-Encoding")
             headers.pop("Content-Length", None)
         return headers
 
 
 def _plain_waits(headers: httpx2.Headers) -> None:
-    """What says how long to wait says it in seconds, or not at all."""
+    """Give a header that says how long to wait in seconds, or drop it."""
     asked_s = retry_after_s(headers)
     headers.pop("Retry-After", None)
     if asked_s is not None:
@@ -235,16 +235,16 @@ def _plain_waits(headers: httpx2.Headers) -> None:
 
 
 def _answer(response: httpx2.Response, headers: httpx2.Headers, stream: httpx2.SyncByteStream) -> httpx2.Response:
-    """The response with other headers and body, and without the words that the host puts beside its status."""
+    """The response with these headers and body, without the host's reason phrase."""
     kept = {key: value for key, value in response.extensions.items() if key != "reason_phrase"}
     return httpx2.Response(response.status_code, headers=headers, stream=stream, extensions=kept)
 
 
 def _whole(request: httpx2.Request, response: httpx2.Response, reading: Reading, watch: _Watch) -> bytes:
-    """The body of an answer: all of it, or its beginning where only that is wanted."""
+    """The body of an answer: all of it, or only the beginning that the caller wants."""
     limit = BOUNDS.answer_bytes if reading.limit_bytes is None else reading.limit_bytes
     is_cut = reading.is_cut
-    if not response.is_success:  # what an error or a redirect says beside its status is never needed whole
+    if not response.is_success:  # the body of an error or a redirect is only quoted
         limit, is_cut = BOUNDS.error_bytes, True
     blocks, size = [], 0
     for block in response.iter_bytes():
@@ -261,7 +261,7 @@ def _whole(request: httpx2.Request, response: httpx2.Response, reading: Reading,
 
 
 class _File(httpx2.SyncByteStream):
-    """The body of a file: as long as was announced, and never slower than the pace."""
+    """The body of a file: at most the announced length, at the minimum pace or faster."""
 
     def __init__(self, response: httpx2.Response, watch: _Watch) -> None:
         self._response, self._watch = response, watch
@@ -294,7 +294,7 @@ class _Pace:
         self._bounds, self._start, self._bytes = bounds, time.monotonic(), 0
 
     def is_lost(self, n_bytes: int) -> bool:
-        """Count these bytes; True: the window is over, and they were too few."""
+        """Count these bytes; True: a window ended with too few."""
         self._bytes += n_bytes
         now = time.monotonic()
         if now - self._start <= self._bounds.window_s:
@@ -304,7 +304,7 @@ class _Pace:
         return is_lost
 
 
-# ---- Below HTTP: also a header that never ends is an answer ------------------------------------------------------
+# ---- Below HTTP: an endless header must be stopped too -----------------------------------------------------------
 
 
 class _Watch:
@@ -314,13 +314,13 @@ class _Watch:
         self.host, self._bounds, self._first, self._bytes = host, bounds, 0.0, 0
 
     def left_s(self) -> float | None:
-        """Seconds until the deadline; None: nothing has come yet, and how long to wait for that is the client's."""
+        """Seconds until the deadline; None: nothing has come yet, and the client's own timeout applies."""
         if not self._first:
             return None
         return self._first + self._bounds.answer_s + self._bytes / self._bounds.bytes_per_s - time.monotonic()
 
     def asked(self) -> None:
-        """A request goes out: what came before, from a proxy perhaps, was not the answer to it."""
+        """A request goes out: earlier bytes, perhaps from a proxy, were not the answer to it."""
         self._first, self._bytes = 0.0, 0
 
     def came(self, n_bytes: int) -> None:
@@ -354,7 +354,7 @@ def _watched(watch: _Watch) -> Iterator[None]:
 
 
 class _Backend(httpcore2.NetworkBackend):
-    """Connects as the one inside does; what is read and written is watched."""
+    """Connects like the wrapped backend, and watches what is read and written."""
 
     def __init__(self, inner: httpcore2.NetworkBackend) -> None:
         self._inner = inner
@@ -373,7 +373,7 @@ class _Backend(httpcore2.NetworkBackend):
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection on which nobody can drip for ever."""
+    """A connection with a deadline for each answer, so that a slow drip ends too."""
 
     def __init__(self, inner: httpcore2.NetworkStream) -> None:
         self._inner = inner
@@ -400,7 +400,7 @@ class _Stream(httpcore2.NetworkStream):
         pace, view = _Pace(BOUNDS), memoryview(buffer)
         for start in range(0, len(view), _SLICE_BYTES):
             part = view[start : start + _SLICE_BYTES]
-            self._inner.write(part, timeout)  # type: ignore[arg-type]  # it makes a view of whatever it gets
+            self._inner.write(part, timeout)  # type: ignore[arg-type]  # it accepts any buffer
             if pace.is_lost(len(part)):
                 raise httpcore2.WriteTimeout(f"less than {BOUNDS.window_bytes:,} bytes in {BOUNDS.window_s:g} s")
 

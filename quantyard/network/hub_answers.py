@@ -1,6 +1,6 @@
-"""The forms of the Hub's answers, as far as anything of ours reads them: checked where they enter, field by field.
+"""The forms of the Hub's answers, as far as Quantyard reads them; every field is checked on arrival.
 
-What is not named here is left out of the answer, so that nobody comes to rely on it unchecked. The names are the Hub's.
+Fields that are not named here are dropped, so that no code can rely on an unchecked field. The names are the Hub's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantyard.formats.strict_json import JsonProblem, load_json
 from quantyard.network.bounded_http import http_text_without_secret
 
 MAX_FILES: Final = 20_000
-_MAX_BYTES: Final = 64 * 1024 * 1024  # what was read is bounded already
+_MAX_BYTES: Final = 64 * 1024 * 1024  # the body is bounded already
 _LONGEST_WORDS: Final = 300  # characters of what the Hub says about an error
 
 Words = Annotated[str, Field(max_length=1000)]
@@ -148,7 +148,7 @@ class HubDiscussions(_Answer):
     @model_validator(mode="after")
     def _goes_on(self) -> Self:
         if not self.discussions and self.start < self.count:
-            raise ValueError("an empty page is followed by others")
+            raise ValueError("an empty page has a next page")
         return self
 
 
@@ -217,7 +217,7 @@ class HubCreated(_Answer):
 
 @dataclass(frozen=True)
 class _Form:
-    """Which answers have a form: `path` is of the whole path, behind what HF_ENDPOINT may have before it."""
+    """An answer with a known form: `path` matches the whole path, after any prefix of HF_ENDPOINT."""
 
     methods: str
     path: re.Pattern[str]
@@ -245,16 +245,16 @@ _FORMS: Final = (
 
 
 class WrongForm(ValueError):
-    """An answer that the Hub would not give; the message says what is wrong with it."""
+    """An answer that does not have the Hub's form; the message says what is wrong."""
 
 
 def checked_hub_answer(method: str, path: str, content: bytes) -> bytes:
-    """The answer to a request for this path (as it was sent, percent signs and all), with checked fields alone.
+    """The answer to a request for this path (still percent-encoded), with checked fields only.
 
-    An answer of which no form is known is JSON that can be read safely, or no JSON at all.
+    An answer without a known form is passed on if it is safe JSON, or not JSON at all.
 
     Raises:
-        WrongForm: it has another form.
+        WrongForm: the answer does not have the expected form.
     """
     form = next((form for form in _FORMS if method in form.methods.split() and form.path.fullmatch(path)), None)
     if form is None and content.lstrip()[:1] not in (b"{", b"["):
@@ -304,5 +304,5 @@ def plain_hub_error(content: bytes, secret: str = "") -> bytes:
 
 
 def cut_hub_text(text: str) -> str:
-    """What others say, no longer than one reads."""
+    """Text from others, cut to a readable length."""
     return text if len(text) <= _LONGEST_WORDS else f"{text[:_LONGEST_WORDS]} …"

@@ -1,8 +1,8 @@
-"""huggingface_hub's client, at the Hub's border: every answer is bounded and checked before the library sees it.
+"""huggingface_hub's client with every answer bounded and checked before the library sees it.
 
-The library believes what it is told: it waits as long as a header says, reads what comes, follows where it is led and
-makes file names of tags. So none of that reaches it. Used wherever the Hub is asked: on the host, in the stage `fetch`
-and in the stage `datasets`.
+The library trusts its answers: it waits as long as a header says, reads bodies of any size, follows every redirect and
+makes file names of tags. So such answers never reach it. All requests to the Hub use this client: on the host, in the
+stage `fetch` and in the stage `datasets`.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _READY: Final[list[bool]] = []
 
 
 class AskedToWait(BadAnswer):
-    """It limits our requests, for longer than anybody would watch; the library would sleep for all of it."""
+    """The Hub limits our requests for a long time; the library would sleep for all of it."""
 
 
 def use_bounded_hub_client() -> None:
-    """Let huggingface_hub ask by no other client than this from now on, in this process."""
+    """Make huggingface_hub use only this client from now on, in this process."""
     if _READY:
         return
     constants.HF_HUB_DISABLE_TELEMETRY = True  # else its first request asks for a list of agents, 3 s at worst
-    constants.HF_HUB_DISABLE_XET = True  # a client of its own, which would go where the Hub says, unbounded
+    constants.HF_HUB_DISABLE_XET = True  # Xet uses its own, unbounded client
     set_client_factory(bounded_hub_client)
     _READY.append(True)
 
@@ -64,17 +64,17 @@ def bounded_hub_client() -> httpx2.Client:
 
 
 class HubBorder(HttpBorder):
-    """What the Hub, or a host that says it is one, may answer."""
+    """What the Hub, or a host that claims to be one, may answer."""
 
     def __init__(self) -> None:
         self._pages: Counter[str] = Counter()
 
     def is_file(self, request: httpx2.Request) -> bool:
-        """All but the API's answers; also where the Hub sends its clients for them."""
+        """Every answer outside the API is a file, also from the hosts that the Hub redirects to."""
         return request.method == "GET" and not _API.fullmatch(request.url.path)
 
     def clean(self, request: httpx2.Request, status: int, headers: httpx2.Headers) -> None:
-        """Leave nothing that the library would make a file name, a number or another address of unseen."""
+        """Check or remove each header that the library turns into a file name, a number or an address."""
         if status >= 400 and (asked_s := hub_asked_to_wait_s(headers)) > LONGEST_WAIT_S:
             fault = f"wants fewer requests (answer {status}), and to be asked again in {asked_s:.0f} s"
             raise AskedToWait(http_request_host(request), fault)
@@ -89,11 +89,11 @@ class HubBorder(HttpBorder):
             headers["X-Error-Message"] = cut_hub_text(
                 http_text_without_secret(http_request_secret(request), headers["X-Error-Message"])
             )
-        headers.pop("X-HF-Warning", None)  # it would be logged as it is
+        headers.pop("X-HF-Warning", None)  # the library logs it unescaped
         self._check_next(request, headers.get("Link", ""))
 
     def _check_next(self, request: httpx2.Request, link: str) -> None:
-        """A list goes on at the same host, for the token goes along, and it ends."""
+        """Check the next page of a list: same host, since the token is sent along, and not too many pages."""
         found = _NEXT.search(link)
         if found is None:
             return
@@ -102,14 +102,14 @@ class HubBorder(HttpBorder):
         except httpx2.InvalidURL:
             is_here = False
         if not is_here:
-            raise BadAnswer(http_request_host(request), f"says that its list goes on at {shown_name(found[1])}")
+            raise BadAnswer(http_request_host(request), f"names a next page on another host: {shown_name(found[1])}")
         place = f"{http_request_host(request)}{request.url.path}"
         self._pages[place] = self._pages[place] + 1 if "cursor" in request.url.params else 1
         if self._pages[place] > MAX_PAGES:
             raise BadAnswer(http_request_host(request), f"answers with a list of more than {MAX_PAGES} pages")
 
     def content(self, request: httpx2.Request, status: int, content: bytes) -> bytes:
-        """An error's own words alone; of any other answer of the API, the fields that were checked."""
+        """Of an error, only its message; of any other answer of the API, only the checked fields."""
         if status >= 400:
             return plain_hub_error(content, http_request_secret(request))
         if not _API.fullmatch(request.url.path) or not 200 <= status < 300:
@@ -121,14 +121,14 @@ class HubBorder(HttpBorder):
             fault = f"answers, but not as a Hub does: {shown_name(request.url.path)} gives {wrong}"
             raise BadAnswer(http_request_host(request), fault) from None
         if (secret := http_request_secret(request)) and secret.encode() in found:
-            raise BadAnswer(http_request_host(request), "sends the token back, where none belongs")
+            raise BadAnswer(http_request_host(request), "sends the token back in an answer")
         if path.endswith("/info/lfs/objects/batch"):
             _check_uploads(request, found)
         return found
 
 
 def _check_uploads(request: httpx2.Request, content: bytes) -> None:
-    """A file goes out with encryption if the question did, and the token goes back to the Hub alone."""
+    """An upload uses TLS if the request did, and the token is sent to the Hub only."""
     for each in HubBatch.model_validate_json(content).objects:
         actions = [each.actions.upload, each.actions.verify] if each.actions else []
         for address in (action.href for action in actions if action):

@@ -1,7 +1,7 @@
-"""What went wrong at the Hub, in our words: one table for the host, the stage `fetch` and the stage `datasets`.
+"""The problems of requests to the Hub: one table of messages for the host, the stage `fetch` and the stage `datasets`.
 
-Each problem has a kind, a fact and what to do next; who asks makes its own error of it. What only concerns writing
-is in publish/hub/errors.py.
+Each problem has a kind, a fact and a hint; each caller makes its own error of it. Problems of writing to the Hub are
+in publish/hub/errors.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class AskedHub:
 
     @property
     def page(self) -> str:
-        """Where a browser shows it."""
+        """Its address in a browser."""
         return f"{self.endpoint}/{self.path}"
 
 
@@ -57,7 +57,7 @@ class HubProblem:
 
 
 Words = tuple[str, str]  # the fact, and what to do next
-AGAIN: Final = "Type the same command again later: what has arrived is kept."  # of a stage that downloads
+AGAIN: Final = "Type the same command again later: what has arrived is kept."  # for a stage that downloads
 _CHECK: Final = "Check the network, HF_ENDPOINT and HTTPS_PROXY."
 
 
@@ -71,14 +71,14 @@ def _gated(asked: AskedHub) -> Words:
 
 def _repo_not_found(asked: AskedHub) -> Words:
     if asked.has_token:
-        fact = f"The Hub shows no {_name(asked)} to the owner of the token in HF_TOKEN: missing, or private to others."
+        fact = f"The Hub finds no {_name(asked)} for the token in HF_TOKEN: it is missing, or private to others."
         return fact, f"Check the name at {asked.page}, and the token's read access to it."
-    fact = f"The Hub shows no {_name(asked)} to a visitor without a token: missing, or private."
+    fact = f"The Hub finds no {_name(asked)} without a token: it is missing, or private."
     return fact, f"Check the name at {asked.page}; if it is private, set HF_TOKEN."
 
 
 def _bad_token(asked: AskedHub) -> Words:
-    hint = f"Make a new one at {asked.endpoint}/settings/tokens, or unset HF_TOKEN for what is public."
+    hint = f"Make a new one at {asked.endpoint}/settings/tokens, or unset HF_TOKEN to read public repos."
     return "The Hub does not accept the token in HF_TOKEN (answer 401).", hint
 
 
@@ -88,7 +88,7 @@ def _rate_limited(asked: AskedHub) -> Words:
     return fact, f"Wait some minutes. {asked.again}{more}"
 
 
-# Answers of the Hub that concern what was asked for. To add one: its kind, and its words.
+# Answers of the Hub about the repo or file asked for. To add one: its kind, and its message.
 _ANSWERS: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "gated": _gated,
     "disabled": lambda asked: (f"The Hub has disabled {asked.what}.", f"See {asked.page} for the reason; use another."),
@@ -101,20 +101,20 @@ _ANSWERS: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "forbidden": lambda asked: (f"The Hub forbids reading {asked.what} (answer 403).", _access(asked)),
     "rate-limited": _rate_limited,
 }  # fmt: skip
-# What goes wrong on the way, or with an answer that is not a Hub's.
+# Problems on the way to the Hub, and answers that do not come from a Hub.
 _ON_THE_WAY: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "certificate": lambda asked: (
         f"The certificate of {asked.endpoint} is not trusted.",
-        "Behind a proxy that inspects TLS, give its authority: EXTRA_CA=file",
+        "If a proxy inspects TLS, name its CA certificate: EXTRA_CA=file",
     ),
     "offline": lambda _asked: ("HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE."),
     "name-not-resolved": lambda asked: (f"The name of {asked.endpoint} cannot be resolved.", _CHECK),
-    "proxy": lambda asked: (f"The proxy on the way to {asked.endpoint} refuses.", "Check HTTPS_PROXY and NO_PROXY."),
+    "proxy": lambda asked: (f"The proxy refuses to connect to {asked.endpoint}.", "Check HTTPS_PROXY and NO_PROXY."),
     "timeout": lambda asked: (f"{asked.endpoint} does not answer in time.", f"{_CHECK} {asked.again}"),
     "unreachable": lambda asked: (f"{asked.endpoint} cannot be reached.", f"{_CHECK} {asked.again}"),
     "not-a-hub": lambda asked: (
         f"{asked.endpoint} answers, but not as a Hub does.",
-        "Check HF_ENDPOINT, and that no login page of the network is in between.",
+        "Check HF_ENDPOINT, and that no login page of the network answers instead.",
     ),
     "no-request": lambda asked: (
         f"No request to {asked.endpoint} can be made.", "Check HF_ENDPOINT, HTTPS_PROXY and EXTRA_CA."
@@ -123,27 +123,27 @@ _ON_THE_WAY: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
 
 
 def hub_problem_of_kind(kind: str, asked: AskedHub) -> HubProblem:
-    """The problem of this kind, of those that the Hub's own answers name."""
+    """The problem that one of the Hub's own answers names."""
     return HubProblem(kind, *_ANSWERS[kind](asked))
 
 
 def hub_problem_of_error(error: BaseException, asked: AskedHub) -> HubProblem:
-    """What went wrong when `asked` was asked for."""
+    """The problem behind an error of a request for `asked`."""
     refused = next((cause for cause in stage_error_causes(error) if isinstance(cause, HfHubHTTPError)), None)
     return _refused(refused, asked) if refused else _on_the_way(error, asked)
 
 
 def hub_bad_answer_problem(error: BadAnswer) -> HubProblem:
-    """An answer that was not taken, by the name of the host that gave it."""
+    """The problem of a refused answer, with the name of its host."""
     if isinstance(error, AskedToWait):
         return HubProblem("rate-limited", f"{error}.", "Wait until then, and type the same command again.")
-    hint = "Check HF_ENDPOINT, and that no login page or proxy of the network is in between; or try again later."
+    hint = "Check HF_ENDPOINT, and that no login page or proxy of the network answers instead; or try again later."
     return HubProblem("bad-answer", f"{error}.", hint)
 
 
 def _refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
     status, words = error.response.status_code, error.server_message or ""
-    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, which it is a kind of
+    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, its base class
         return hub_problem_of_kind("gated", asked)
     if isinstance(error, DisabledRepoError):
         return hub_problem_of_kind("disabled", asked)
@@ -170,7 +170,7 @@ def _on_the_way(error: BaseException, asked: AskedHub) -> HubProblem:
     if bad := next((cause for cause in chain if isinstance(cause, BadAnswer)), None):
         return hub_bad_answer_problem(bad)
     if damaged := next((cause for cause in chain if isinstance(cause, WrongContent | EndedEarly)), None):
-        message = f"What {asked.endpoint} sends is not the file it lists: {damaged}."
+        message = f"{asked.endpoint} sends another file than it lists: {damaged}."
         return HubProblem("damaged-file", message, f"Check HF_ENDPOINT and HTTPS_PROXY. {asked.again}")
     kind = _kind_of(chain)
     return HubProblem(kind, *_ON_THE_WAY[kind](asked), detail=_innermost(chain))
@@ -196,7 +196,7 @@ def _kind_of(chain: list[BaseException]) -> str:
 
 
 def _innermost(chain: list[BaseException]) -> str:
-    """What the cause of all says, in one line, with its type."""
+    """The message of the first cause, on one line, with its type."""
     return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())}".removesuffix(": ")
 
 

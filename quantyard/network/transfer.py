@@ -1,4 +1,4 @@
-"""One file of a Hub repo, downloaded in as many pieces as the network makes of it, on the host or in the stage `fetch`.
+"""Downloads one file of a Hub repo, resuming after every broken connection, on the host or in the stage `fetch`.
 
 huggingface_hub's own `hf_hub_download` (2.4) writes to a name that is new in every process and deletes it when
 it fails, so a killed download starts again from zero; and it resumes a failing connection without end. So the
@@ -27,8 +27,8 @@ from quantyard.network.hub_client import LONGEST_WAIT_S, use_bounded_hub_client
 from quantyard.protocol.base import FileEntry
 
 TRIES = 5
-FIRST_WAIT_S = 0.5  # and then twice as long each time
-WORTH_BYTES = 1024 * 1024  # a try that brought this much starts the count of tries anew
+FIRST_WAIT_S = 0.5  # doubled for each further try
+WORTH_BYTES = 1024 * 1024  # a try that brought this much resets the count of tries
 PIECE_BYTES = 16 * 1024**3  # CDNs refuse bodies over 50 GB, so larger files come in ranges
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524})
@@ -36,7 +36,7 @@ _BLOCK_BYTES = 4 * 1024 * 1024
 
 
 class DownloadStopped(Exception):
-    """Another file failed, so this one was given up; its part stays for the next run."""
+    """Another file failed, so this download stopped; its part stays for the next run."""
 
 
 class EndedEarly(Exception):
@@ -44,7 +44,7 @@ class EndedEarly(Exception):
 
 
 class WrongContent(Exception):
-    """What arrived is not the file the Hub listed: longer than it, or of another SHA-256."""
+    """The file that arrived differs from the one the Hub listed: it is longer, or has another SHA-256."""
 
     def __init__(self, expected: str, got: str) -> None:
         super().__init__(f"expected {expected}, got {got}")
@@ -74,7 +74,7 @@ class DownloadMeter:
             self.downloaded_bytes += count
 
     def dropped(self, count: int) -> None:
-        """Bytes thrown away: they have to come again."""
+        """Bytes discarded: they must be downloaded again."""
         self._add(-count)
 
     def _add(self, count: int) -> None:
@@ -104,7 +104,7 @@ class _Part:
         self._continue()
 
     def _continue(self) -> None:
-        """Take over what an earlier run left; without a hash nothing would catch a wrong beginning."""
+        """Resume from an earlier run, but only if the hash is known: otherwise a wrong beginning would go unnoticed."""
         if self.entry.sha256 is None:
             self.stream.truncate(0)
         while block := self.stream.read(_BLOCK_BYTES):
@@ -121,7 +121,7 @@ class _Part:
         self.digest, self.size = hashlib.sha256(), 0
 
     def restart(self) -> None:
-        """Throw away what was counted."""
+        """Discard the bytes so far."""
         self.meter.dropped(self.size)
         self.clear()
 
@@ -150,8 +150,8 @@ def download_file(url: str, entry: FileEntry, path: Path, line: DownloadLine) ->
         SHA-256 (hex) of the file.
 
     Raises:
-        WrongContent: it is not the file listed; `path` is gone, and what came of it no longer counts.
-        HfHubHTTPError, httpx2.HTTPError, EndedEarly: it failed, and went on failing where trying again could help.
+        WrongContent: it is not the file listed; `path` is removed, and its bytes are no longer counted.
+        HfHubHTTPError, httpx2.HTTPError, EndedEarly: it failed, also after retries where they could help.
         Stopped: `line.stop` was set.
         OSError: it could not be written.
     """
@@ -185,19 +185,19 @@ def _fill(part: _Part, url: str, line: DownloadLine) -> None:
 
 
 def _receive(part: _Part, url: str, line: DownloadLine) -> None:
-    """One request, and what it brings."""
+    """Make one request and write what it brings."""
     end = min(part.size + PIECE_BYTES, part.entry.size_bytes)
     headers = {**line.headers, "Accept-Encoding": "identity"}
     if part.size or end < part.entry.size_bytes:
         headers["Range"] = f"bytes={part.size}-{end - 1}"
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # what is here cannot be a beginning of that file
+        if response.status_code == 416:  # the part on disk cannot belong to that file
             part.restart()
         hf_raise_for_status(response)
         if part.size and not _continues(response, part.size):
             part.restart()
             if response.status_code == 206:
-                raise EndedEarly("the answer was another range than asked for")
+                raise EndedEarly("the answer has another range than requested")
         for block in response.iter_bytes():
             if line.stop.is_set():
                 raise DownloadStopped
@@ -215,7 +215,7 @@ def download_pause_s(error: Exception, failed: int) -> float | None:
     """Seconds to wait before the next try after `failed` failures in a row; None: give up."""
     if failed >= TRIES or is_certificate_error(error):
         return None
-    if isinstance(error, BadAnswer) and not isinstance(error, TooSlow):  # a slow line may be a better one soon
+    if isinstance(error, BadAnswer) and not isinstance(error, TooSlow):  # a slow connection may recover
         return None
     if not isinstance(error, HfHubHTTPError):
         return FIRST_WAIT_S * 2.0 ** (failed - 1)

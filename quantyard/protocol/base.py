@@ -86,8 +86,8 @@ class StageError(Frozen):
 
 
 class StageResult(Frozen):
-    """What a stage answers. `outputs` are paths under `/out/files`; whoever takes them computes their SHA-256 anew, so
-    a stage says one only where it knows it anyway.
+    """What a stage answers. `outputs` are paths under `/out/files`; the store computes their SHA-256 anew, so a stage
+    gives one only if it knows it already.
     """
 
     contract: Literal[1] = PROTOCOL_VERSION  # the name that version 0.1.0 gave it

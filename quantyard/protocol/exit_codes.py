@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 
 class Answer(IntEnum):
-    """How only the command line ends: its engine is not usable, or the answer to what was asked is no."""
+    """How only the command line ends: its engine is not usable, or its answer is negative."""
 
     ENGINE = 6
     GATE_FAILED = 40

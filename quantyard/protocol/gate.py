@@ -8,8 +8,8 @@ from quantyard.protocol.base import Frozen
 from quantyard.protocol.measurements import Interval
 
 GATE_REPORT_VERSION: Final = 1
-# Worst first: what one result is, the whole gate is. "not judged" decides nothing: of a task that the baseline itself
-# can only guess at, nothing follows (a budget of which nothing else was judged is "not measured" as well).
+# Worst first: the worst result decides the gate. "not judged" does not count: if the baseline itself only guesses on a
+# task, nothing follows from it (a budget with no other task is also "not measured").
 Outcome = Literal["failed", "not measured", "too few questions", "passed", "not judged"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("failed", "not measured", "too few questions", "passed", "not judged")
 

@@ -63,19 +63,19 @@ class Stage:
 
     @property
     def scratch_dir(self) -> Path:
-        """Where it may write what nobody keeps; gone when the stage ends."""
+        """A temporary folder, removed when the stage ends."""
         folder = self.out_dir / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
 
     def input_files(self, name: str) -> tuple[FileEntry, ...]:
-        """The files of an input as the store knows them, hashes included; () where nobody said."""
+        """The files of an input as the store knows them, hashes included; () if the store did not pass them on."""
         path = self.in_dir / "inputs.json"
         known = json.loads(path.read_bytes()) if path.is_file() else {}
         return tuple(FileEntry.model_validate(entry) for entry in known.get(name, ()))
 
     def secret(self, name: str) -> str | None:
-        """A secret that was handed over; None where there is none."""
+        """A secret that the orchestrator handed over; None without one."""
         return self.secrets.get(name) or None
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
@@ -120,7 +120,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -
     """Run one stage as this process, and exit with its code."""
     args = _parse_argv()
     secrets = _read_secrets() if args.secrets_on_stdin else {}
-    # What opens connections reads proxies from the environment; nobody outside sees what a process adds to its own.
+    # Libraries read proxies from the environment; variables set here are not visible to other processes.
     os.environ.update((name, url) for name, url in secrets.items() if name.upper().endswith("_PROXY"))
     if args.die_with_stdin:
         threading.Thread(target=_die_with_stdin, daemon=True).start()
@@ -203,7 +203,7 @@ def _without_passwords(error: StageError) -> StageError:
 
 
 def _not_finite(error: ValidationError) -> str:
-    """The field that was to hold NaN or infinity; "" where that is not what is wrong."""
+    """The field that was to hold NaN or infinity; "" for any other error."""
     found = (".".join(map(str, one["loc"])) for one in error.errors() if one["type"] == _NOT_FINITE)
     return next(found, "")
 

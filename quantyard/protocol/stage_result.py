@@ -1,4 +1,4 @@
-"""The answer of a stage, read as what it is: the word of a process that has worked on hostile files."""
+"""Reads the result of a stage without trust: the stage has worked on hostile files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MAX_ARGV_BYTES: Final = 256 * 1024
 
 
 def parse_stage_result(text: bytes) -> StageResult:
-    """The result that this text is.
+    """Parse a result.
 
     Raises:
-        ValueError: it is none, or larger than a result may be. Names the first field that is wrong.
+        ValueError: it is not a valid result, or too large. Names the first field that is wrong.
     """
     only_finite_json(load_json(text, MAX_RESULT_BYTES))
     try:

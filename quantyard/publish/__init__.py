@@ -1,1 +1,1 @@
-"""What is published, and how it is checked."""
+"""Publishing a release, and verifying one."""

@@ -1,6 +1,6 @@
-"""`make publish`: what must hold before a release is published, and what it consists of.
+"""`make publish`: the checks before a release is published, and the files of the release.
 
-Everything that can be refused is refused before a byte is sent: the name, the licence, the gate, the files.
+Name, licence, gate and files are checked before a byte is sent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CARD: Final = "README.md"
 PAGE: Final = "report.html"
 MANIFEST: Final = "manifest.json"
 HUB: Final = "https://huggingface.co"
-_LICENCE_TEXT_LIMIT: Final = 100_000  # characters of it that the card quotes
+_LICENCE_TEXT_LIMIT: Final = 100_000  # characters that the card quotes
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class ReleaseDestination:
 def release_destination(
     publish: PublishRequest, access: HubAccess, card: SourceCard, n_quants: int
 ) -> ReleaseDestination:
-    """What can be refused by looking at the request alone is, before hours of work.
+    """Check the request itself, before hours of work.
 
     Raises:
-        BadRequest: no destination, a name that is none, budgets or a key that cannot be read, no token.
+        BadRequest: no destination, an invalid name, unreadable budgets or key, or no token.
     """
     if not publish.repo_id and not publish.oci:
         raise BadRequest("REPO is not given.", "Name it: REPO=me/name-GGUF, or a registry: OCI=registry/name")
@@ -79,7 +79,7 @@ def _oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
 
 
 def _check_means(publish: PublishRequest, where: ReleaseDestination, access: HubAccess) -> None:
-    """The token and the key: a release takes hours, and would end without them."""
+    """Check the token and the key now: a release takes hours, and would fail without them at its end."""
     if where.hub and not access.token:
         raise publish_needs_token(access.endpoint or HUB)
     if where.oci and publish.cosign_key:
@@ -96,7 +96,7 @@ def release_licence(source: str | None, card: SourceCard, publish: PublishReques
 
 
 def preview_release_licence(source: str | None, card: SourceCard, publish: PublishRequest) -> Licence:
-    """The same for a preview, which may show that the licence is not known yet."""
+    """The licence for a preview, which may say that it is not known yet."""
     try:
         return release_licence(source, card, publish)
     except NeedsPermission:
@@ -104,7 +104,7 @@ def preview_release_licence(source: str | None, card: SourceCard, publish: Publi
 
 
 def judged_release(release: Release, budgets: GateBudgets, licence: Licence) -> Release:
-    """The release with what the gate says of it, and with the licence where the user states it."""
+    """The release with the gate's findings, and with the licence if the user states one."""
     gate = judge_gate_budgets(release.manifest, release.quants, release.suite, budgets)
     stated = licence.id if licence.stated_by == "user" else ""
     return replace(release, manifest=release.manifest.model_copy(update={"gate": gate, "stated_license": stated}))
@@ -116,10 +116,10 @@ _SAYS_NO: Final = {
 
 
 def check_release_gate(gate: GateReport, *, allow_fail: bool) -> None:
-    """Stop here if the gate says no.
+    """Raise if the gate says no.
 
     Raises:
-        GateClosed: it does, and the user has not allowed it to.
+        GateClosed: it says no, and ALLOW_FAIL is not set.
     """
     if gate.outcome not in _SAYS_NO or allow_fail:
         return
@@ -127,7 +127,7 @@ def check_release_gate(gate: GateReport, *, allow_fail: bool) -> None:
     first = f"{found[0].quant} {found[0].budget}{' ' + found[0].task if found[0].task else ''}"
     which = f"{first} {_SAYS_NO[gate.outcome]}; {len(found)} of {len(gate.results)} budgets"
     message = f"The gate ({gate.budgets}) says no: {which}."
-    hint = "Nothing was uploaded. Your own budgets: GATE=file.yaml. As it is, the card saying so: ALLOW_FAIL=1"
+    hint = "Nothing was uploaded. Set budgets: GATE=file.yaml. Publish anyway, with a note on the card: ALLOW_FAIL=1"
     detail = "\n".join(f"{r.quant}: {r.finding}" for r in gate.results if r.outcome in _SAYS_NO)
     raise GateClosed(gate.outcome, message, hint, detail)
 
@@ -135,7 +135,7 @@ def check_release_gate(gate: GateReport, *, allow_fail: bool) -> None:
 def release_card_context(
     release: Release, publish: PublishRequest, licence: Licence, legal: Sequence[PublishedFile] = ()
 ) -> CardContext:
-    """What the card says beside the manifest."""
+    """What the card says in addition to the manifest."""
     texts = [file.read().decode(errors="replace") for file in legal if "README" not in file.path.upper()]
     return CardContext(
         repo_id=publish.repo_id or f"me/{release.name}-GGUF", suite=release.suite, licence=licence, oci=publish.oci,
@@ -162,7 +162,7 @@ class ReleaseBundle:
 
     @property
     def files(self) -> tuple[PublishedFile, ...]:
-        """All of them, the models first."""
+        """All files, the models first."""
         return (*(file for files in self.models.values() for file in files), *self.imatrices, *self.legal, *self.words)
 
 
@@ -170,7 +170,7 @@ def compose_release(
     release: Release, publish: PublishRequest, licence: Licence, legal: tuple[PublishedFile, ...],
     parts: Mapping[str, tuple[PublishedFile, ...]],
 ) -> ReleaseBundle:
-    """Make the card, the page and the rest. `parts`: of the models that had to be split."""
+    """Make the card, the page and the other files. `parts`: those of models that were split."""
     context, manifest = release_card_context(release, publish, licence, legal), release_manifest(release, parts)
     words = (
         made_release_file(CARD, render_card(manifest, context)),

@@ -1,4 +1,4 @@
-"""What is published: the files of one release, where they come from and what they hash to."""
+"""The files of one release: their contents and hashes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file under the name it will have. Its content is a file of this machine, or bytes made just now."""
+    """One file of a release under its published name. Its content is a file of this machine, or bytes made just now."""
 
     path: str
     content: Path | bytes
@@ -17,7 +17,7 @@ class PublishedFile:
     sha256: str
 
     def read(self) -> bytes:
-        """All of it, for the small ones."""
+        """The whole content, for small files."""
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The folder `release` of a model: what would be published, to be looked at or carried elsewhere."""
+"""The folder `release` of a model: the files that would be published, to inspect or to copy elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER: Final = "release"
 
 
 def write_release(folder: Path, files: Iterable[PublishedFile]) -> Path:
-    """Make `folder/release` hold these files and no others. Models are hard links: no byte of them is copied."""
+    """Make `folder/release` hold these files and no others. Models are hard links, not copies."""
     target, new, old = (folder / f"{prefix}{FOLDER}" for prefix in ("", ".new-", ".old-"))
     shutil.rmtree(new, ignore_errors=True)
     for file in files:

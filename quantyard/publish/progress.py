@@ -1,4 +1,4 @@
-"""Uploads as the reporters show them: a file is a step, its bytes are the step's progress."""
+"""Shows uploads in the reporters: each file is a step, and its bytes are the step's progress."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from quantyard.execution.reporter import Reporter
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult
 
 _STAGE = "publish"
-_SMALL_BYTES = 2**20  # plots and texts are there before anybody has read their names
+_SMALL_BYTES = 2**20  # smaller files, such as plots and texts, upload too quickly to show
 
 
 @dataclass
 class UploadProgress:
-    """What uploads call with a file's name, its bytes sent so far and its size."""
+    """The callback of uploads: a file's name, its bytes sent so far and its size."""
 
     reporter: Reporter
     n_files: int
@@ -22,7 +22,7 @@ class UploadProgress:
     _ended: set[str] = field(default_factory=set)
 
     def __call__(self, path: str, done_bytes: int, total_bytes: int) -> None:
-        """Tell how far this file is."""
+        """Report the progress of this file."""
         if path in self._ended or total_bytes < _SMALL_BYTES:
             return
         if path not in self._began:

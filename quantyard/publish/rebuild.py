@@ -1,7 +1,7 @@
-"""`make verify REBUILD=1`: do the recorded steps give the same bytes again?
+"""`make verify REBUILD=1`: repeats the recorded steps and compares the bytes.
 
-They should on the same image and the same kind of CPU. Elsewhere a difference proves nothing: llama.cpp chooses its
-code by the CPU, and rounds accordingly.
+With the same image and the same kind of CPU they must agree. Elsewhere a difference proves nothing: llama.cpp chooses
+its code by the CPU, and rounds accordingly.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
 from quantyard.version import __version__
 
-# What decides the bytes, in a record's `ran_by`, and what people call it.
+# The fields of `ran_by` that decide the bytes, and their names in messages.
 _MEANS: Final = {"engine": "engine", "base_digest": "base image", "packages": "set of packages"}
-# To add a permission that a build can be given: a row, what its stage is asked for → what the user types.
+# To add a permission: add a row, the setting in the stage's request → what the user types.
 PERMISSIONS: Final = {
     "allow_pickle": "ALLOW_PICKLE", "allow_requantize": "ALLOW_REQUANTIZE", "allow_mismatch": "ALLOW_MISMATCH",
 }
 _OUTTYPES: Final[TypeAdapter[OutType]] = TypeAdapter(OutType)
-_SAID: Final = 60  # characters of a value that is no text
+_SAID: Final = 60  # characters of a value that is not a text
 
 
 def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, artifacts: Path) -> BuildRequest:
-    """The build that made these files, from its source, in a store of its own.
+    """The request that repeats the build of these files, from its source, in a separate store.
 
-    What a manifest says was made elsewhere: it proposes parameters, which are held against our own tables, and never
-    gives a permission. Those are the user's words in this run alone.
+    A manifest may come from elsewhere: it proposes parameters, which are checked against our own tables, and never
+    grants a permission. Only the user grants one, in this run.
 
     Raises:
         NeedsPermission: the files were made with a permission that the user has not given now.
-        BadRequest: a recorded parameter that cannot be; or the source was a local one, and MODEL does not say where it
+        BadRequest: a recorded parameter is invalid; or the source was a local one, and MODEL does not say where it
             is now.
     """
     source = subject.manifest.source
     if not source.repo_id and not request.model:
-        message = f"It was built from a local model, {source.title}: MODEL must say where that is."
+        message = f"It was built from a local model, {source.title}: MODEL must name its folder."
         raise BadRequest(message, "Type: make verify FILE=… REBUILD=1 MODEL=folder")
     quants = tuple(_quant(subject.manifest, quant) for quant in subject.quants)
     asked = dict(_requests(subject))
@@ -69,17 +69,17 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
 
 
 def _requests(subject: CheckedRelease) -> Iterator[tuple[str, Mapping[str, JsonValue]]]:
-    """What each stage was asked for that will run again."""
+    """The recorded request of each stage that will run again."""
     for label in ("convert", *(f"{stage} {quant}" for quant in subject.quants for stage in ("quantize", "verify"))):
         if record := subject.manifest.stages.get(label):
             yield label, record.request
 
 
 def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, JsonValue]]) -> None:
-    """Whatever a stage was allowed, in whatever words, is not allowed again by having been so.
+    """Refuse a rebuild that needs permissions the user has not given now, or that this version does not know.
 
     Raises:
-        NeedsPermission: some of it, as the message says.
+        NeedsPermission: the message names the missing permissions.
     """
     used = {name for stage in asked.values() for name, value in stage.items() if name.startswith("allow_") and value}
     if unknown := sorted(used - PERMISSIONS.keys()):
@@ -89,13 +89,13 @@ def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, 
         raise BadRequest(message, "Check them without making them again: leave REBUILD out.")
     missing = [f"{setting}=1" for name, setting in PERMISSIONS.items() if name in used and not getattr(request, name)]
     if missing:
-        message = f"These files were made with {' '.join(missing)}, as their manifest says; that allows it to nobody."
+        message = f"The manifest says that these files were made with {' '.join(missing)}; only you can allow that."
         what = f"make verify {_subject_words(request)} REBUILD=1 {' '.join(missing)}"
         raise NeedsPermission(message, f"If you trust the source, type: {what}")
 
 
 def _subject_words(request: BuildRequest) -> str:
-    """What is verified, as it was typed."""
+    """What to verify, as the user typed it."""
     asked = request.check
     given = {"REPO": asked.repo_id, "FILE": str(asked.file or "")} if asked else {"FILE": ""}
     words = [f"{name}={shlex.quote(value)}" for name, value in {**given, "MODEL": request.model}.items() if value]
@@ -118,11 +118,11 @@ def rebuild_release_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: 
     """The plan that gives each file the importance matrix it was made with.
 
     Args:
-        folder: new, and ours: for copies under the names that the matrices had, since llama.cpp writes those into the
-            files.
+        folder: a new folder of ours for copies under the matrices' original names: llama.cpp writes the names into
+            the files.
 
     Raises:
-        BadRequest: one of them is not here, not the recorded one, or had a name that can be none.
+        BadRequest: one of them is missing, is not the recorded one, or had an invalid name.
     """
     for number, (quant, name) in enumerate(_used(subject).items()):
         made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
@@ -144,23 +144,23 @@ def _used(subject: CheckedRelease) -> dict[str, str]:
 def _copied(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
     path = release / record.file
     if not kind_of_path(path):
-        message = f"{path} is not there, and these files were made with that importance matrix."
-        raise BadRequest(message, "Download it beside them, or let all be downloaded: make verify REPO=… REBUILD=1")
+        message = f"{path} is missing, and these files were made with that importance matrix."
+        raise BadRequest(message, "Download it beside them, or download everything: make verify REPO=… REBUILD=1")
     real = find_file(release, record.file)
     if (found := file_sha256(real)) != record.sha256:
         message = f"{path} is not the importance matrix that these files were made with: SHA-256 {found}."
         raise BadRequest(message, f"Download the one of SHA-256 {record.sha256} again.")
-    folder.mkdir(parents=True)  # nothing is in it that a name could lead through
+    folder.mkdir(parents=True)  # the folder is empty, so no name can lead through a link
     shutil.copyfile(real, folder / name)
     files = (FileEntry(path=name, size_bytes=record.size_bytes, sha256=record.sha256),)
     return Artifact(files_digest(files), files, folder, whole_folder=False)
 
 
 def _quant(manifest: Manifest, name: str) -> Quant:
-    """The quant of a file; what a recipe said is in the request that made it.
+    """The quant of a file; a recipe's types are in the request of its stage.
 
     Raises:
-        UnknownQuant, BadRequest: no type has this name, or the recipe cannot be one.
+        UnknownQuant, BadRequest: no type has this name, or the recipe is invalid.
     """
     made_by = manifest.stages.get(manifest.quants[name].made_by)
     asked = made_by.request if made_by else {}
@@ -175,31 +175,31 @@ def _quant(manifest: Manifest, name: str) -> Quant:
 
 
 def check_rebuild_source(subject: CheckedRelease, model: ModelId) -> None:
-    """Refuse to rebuild from another source than the recorded one. Its name counts: the converter writes it down.
+    """Refuse a source that is not the recorded one. Its name counts too: the converter writes it into the file.
 
     Raises:
-        BadRequest: it is another.
+        BadRequest: the source differs.
     """
     recorded = subject.manifest.source.commit
     if model.commit != recorded:
         digests = f"digest {model.commit[:12]}, recorded {recorded[:12]}"
-        message = f"MODEL is not what these files were built from: {digests}."
-        raise BadRequest(message, "Give the very files that were built from.")
+        message = f"MODEL is not the source of these files: {digests}."
+        raise BadRequest(message, "Give the exact files that they were built from.")
     convert = subject.manifest.stages.get("convert")
     if convert and convert.request.get("name") != model.name:
         was = _said(convert.request.get("name"))
-        message = f"MODEL is called {model.name}, and was called {was} when it was built."
+        message = f"MODEL is called {model.name}, but was called {was} when the files were built."
         raise BadRequest(message, "Give the folder that name: the converter writes it into the file.")
 
 
 def compare_rebuilt_release(
     subject: CheckedRelease, again: Mapping[str, QuantRecord], stages: Mapping[str, StageRecord]
 ) -> Iterator[ReleaseCheck]:
-    """Each file beside its second making.
+    """Compare each file with its rebuilt copy.
 
     Args:
-        again: the records of the files that were made now, by quant.
-        stages: the records of what made them, by label.
+        again: the records of the rebuilt files, by quant.
+        stages: the records of the stages that rebuilt them, by label.
     """
     for quant in subject.quants:
         before, now = subject.manifest.quants[quant], again[quant]
@@ -213,11 +213,11 @@ def compare_rebuilt_release(
 
 
 def _proves_nothing(others: str) -> str:
-    return f". That proves nothing, since it was made with another {others}" if others else ", by the same means"
+    return f". That proves nothing, since it was made now with another {others}" if others else ", by the same means"
 
 
 def _other_means(before: StageRecord | None, now: StageRecord | None) -> str:
-    """Which of the things that decide the bytes are not the same now."""
+    """Which of the things that decide the bytes differ now."""
     if before is None or now is None:
         return "record"
     pairs: list[tuple[str | None, str | None, str]] = [(before.cpu, now.cpu, "CPU")]

@@ -1,6 +1,6 @@
-"""What is published of a model: the manifest of the chosen files alone, and every file of the release.
+"""The contents of a release: the manifest of the chosen files alone, and every published file.
 
-A release stands in a repo as it stands in the model's folder of the store:
+A release has the same layout in a repo as in the model's folder of the store:
 
     README.md, LICENSE …                the card, and what the licence asks to travel
     <name>-<QUANT>.gguf                 or its parts
@@ -10,7 +10,7 @@ A release stands in a repo as it stands in the model's folder of the store:
     eval/<suite>/                       the report, its plots, lm-eval's own results
     .eval_results/                      scores in the Hub's form
 
-Questions and answers of data sets are not published: their licences are their own.
+Questions and answers of data sets are not published, since they have licences of their own.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class Release:
 def find_release(
     folder: Path, source: Path | None, quants: Sequence[str], suite: str, hashes: HashCache
 ) -> Release:
-    """What was built and measured of these quants; every file is the one that was measured, or nothing is published.
+    """The release of these quants; raises unless every file is exactly the one that was measured.
 
     Args:
         folder: the model's, in the store.
-        source: where a local source is: a GGUF that was only measured stays there.
-        suite: whose evaluation; "": the one with the most questions that holds all files.
+        source: the folder of a local source: a GGUF that was only measured stays there.
+        suite: whose evaluation; "": the one with the most questions that covers all files.
 
     Raises:
         BadRequest: a file is missing, was changed, or was not measured.
@@ -89,7 +89,7 @@ def find_release(
 
 
 def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
-    """The file's path; it holds what it held when it was verified."""
+    """The file's path, after a check that the file has not changed since it was verified."""
     path = (folder if record.made_by or source is None else source) / record.file
     _refuse_changed(path, record.sha256, hashes)
     return path
@@ -111,10 +111,10 @@ def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
 
 
 def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
-    """The suite asked for, or the one with the most questions; it must hold the very files that are there now."""
+    """The evaluation of the suite asked for, or of the one with the most questions; it must cover these very files."""
     problems = {name: _problem(manifest, report, quants) for name, report in manifest.evaluations.items()}
     if asked and asked not in problems:
-        others = f"; there is: {', '.join(problems)}" if problems else ""
+        others = f"; measured: {', '.join(problems)}" if problems else ""
         raise BadRequest(f"Nothing was measured with the suite {asked}{others}.", f"Measure it: {_AGAIN} SUITE={asked}")
     whole = [name for name, problem in problems.items() if not problem and asked in ("", name)]
     if not whole:
@@ -125,18 +125,18 @@ def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
 
 
 def _problem(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:
-    """Why this evaluation is not of these files; empty if it is."""
+    """Why this evaluation does not cover these files; "" if it does."""
     measured = {m.file.label: m.file for m in report.measurements}
     for quant in quants:
         if quant not in measured:
-            return f"{quant} is not in it (suite {report.suite.name})"
+            return f"it lacks {quant} (suite {report.suite.name})"
         if (found := measured[quant].sha256) != (wanted := manifest.quants[quant].sha256):
             return f"{quant} was measured as another file, SHA-256 {found}, now {wanted} (suite {report.suite.name})"
     return ""
 
 
 def _only(manifest: Manifest, quants: Sequence[str], suite: str) -> Manifest:
-    """The manifest of these files: what else was made of the model is nobody's business."""
+    """The manifest of these files alone: other files made of the model stay private."""
     report = manifest.evaluations[suite]
     kept_labels = {"", *quants, report.baseline}
     measurements = tuple(m for m in report.measurements if m.file.label in kept_labels)
@@ -174,7 +174,7 @@ def _in_json(text: str, ascii_only: bool) -> str:
 
 
 def _folders(release: Release) -> dict[str, str]:
-    """The folders that a record may name, and what is said in their place."""
+    """The folders that a record may name, and the names that replace them."""
     source = release.manifest.source
     named = [(release.folder, "artifacts"), (release.folder.parents[2], "store"), (REPO_DIR, "quantyard")]
     named.append((Path.home(), "~"))
@@ -182,7 +182,7 @@ def _folders(release: Release) -> dict[str, str]:
         path = Path(source.title)
         named.append((path, path.name) if source.kind == "huggingface" else (path.parent, "source"))
     every = [(path, name) for known, name in named for path in (known, known.resolve())]
-    return {str(path): name for path, name in every if path != path.parent}  # "/" is everybody's
+    return {str(path): name for path, name in every if path != path.parent}  # "/" is part of every path
 
 
 def whole_release_file(release: Release, quant: str) -> PublishedFile:
@@ -192,7 +192,7 @@ def whole_release_file(release: Release, quant: str) -> PublishedFile:
 
 
 def release_report_files(release: Release) -> Iterator[PublishedFile]:
-    """The report, its plots and lm-eval's results; empty for a model folder that has none any more."""
+    """The report, its plots and lm-eval's results; empty if the model folder no longer has them."""
     folder = release.folder / plan_suite_folder(release.suite)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "report.json":  # the manifest holds it
@@ -215,8 +215,8 @@ def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
 
 
 def release_legal_files(release: Release, source: Source) -> tuple[PublishedFile, ...]:
-    """The licence texts of the source, as it has them; none where it is not here. Where a link of a local source leads
-    was found out when the source was read.
+    """The licence texts of the source; empty if its folder is not here. Links of a local source were resolved when
+    it was read.
     """
     names = source_licence_files(entry.path for entry in source.files)
     if source.local is not None:
@@ -231,9 +231,9 @@ def release_legal_files(release: Release, source: Source) -> tuple[PublishedFile
 
 
 def keep_release_gate(store: ModelStore, judged: Manifest) -> None:
-    """Write down in the store's manifest what the gate found, and the licence as it was stated."""
+    """Record the gate's findings and the stated licence in the store's manifest."""
     manifest = read_manifest(store.folder / "manifest.json")
-    assert manifest is not None, "a release was found in it"
+    assert manifest is not None, "a release was read from it"
     if (manifest.gate, manifest.stated_license) != (judged.gate, judged.stated_license):
         manifest.gate, manifest.stated_license = judged.gate, judged.stated_license
         write_manifest(store.folder / "manifest.json", manifest)

@@ -1,4 +1,4 @@
-"""Sends a release where it goes: to the Hub, to a registry, or both. What is decided is in `compose.py`."""
+"""Sends a release to the Hub, to a registry, or both. Which files it has is decided in `bundle.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OciPublication:
 
 @dataclass(frozen=True)
 class Intention:
-    """What would be published. `exists` None: the Hub cannot be asked."""
+    """What would be published. `exists` None: the Hub could not be asked."""
 
     exists: bool | None
     changes: tuple[FileChange, ...]
@@ -77,7 +77,7 @@ class Sender:
         return Intention(exists, changes, tuple(self._oci(quant) for quant in self._oci_quants()))
 
     def send(self, on_progress: Progress) -> Published:
-        """Publish: to the registry first, where nothing shows before all of it is there.
+        """Publish, to the registry first: there nothing is visible until all of it has arrived.
 
         Raises:
             HubError, OciError, EngineError, BadRequest: see errors.py.
@@ -91,19 +91,19 @@ class Sender:
         return Published(found, pushed)
 
     def _refuse_to_forget(self) -> None:
-        """A quant that was published before and is still there would be lost to the new card and manifest."""
+        """Refuse if the repo holds quants that the new card and manifest would omit."""
         hub = self.where.hub
         if hub is None or not (others := self._published_before(hub)):
             return
         missing, both = ", ".join(others), ",".join(dict.fromkeys((*others, *self.release.quants)))
-        message = f"{hub.repo_id} holds {missing} too, of which the new card and manifest would know nothing."
+        message = f"{hub.repo_id} also holds {missing}, which the new card and manifest would omit."
         raise BadRequest(message, f"Publish them together: QUANT={both}; or remove the file there first.")
 
     def _published_before(self, hub: HubTarget) -> list[str]:
         try:
             text = read_published_file(self.access, hub, MANIFEST, MAX_BYTES)
             known = parse_hub_manifest(text, MANIFEST).quants if text else {}
-        except (HubUnreachable, ValueError):  # nobody can be asked, or it is not ours
+        except (HubUnreachable, ValueError):  # out of reach, or not a manifest of ours
             return []
         others = {quant: record for quant, record in known.items() if quant not in self.release.quants}
         files = [made_release_file(record.files[0].path, b"") for record in others.values()]

@@ -1,4 +1,4 @@
-"""Lays out the splitting of the files of a release that are larger than the Hub takes, and finds their parts."""
+"""Plans the splitting of release files that are larger than the Hub allows, and finds their parts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`make verify`: does this file, folder or repo match its manifest?
 
-A manifest can be wrong in two ways: its files are others, or it contradicts itself. Both are looked for. Whether the
-recorded steps really give these bytes is another question: see `rebuild.py`.
+A manifest can be wrong in two ways: the files differ from it, or it contradicts itself. Both are checked. `rebuild.py`
+checks whether the recorded steps really give these bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NAME_ON_CARD: Final = re.compile(r"^model-index:\n- name: '?([\w.-]+)'?$", re.M
 
 @dataclass(frozen=True)
 class ReleaseCheck:
-    """One thing that was looked at, and what was found."""
+    """One check and its result."""
 
     what: str
     state: State
@@ -45,7 +45,7 @@ class ReleaseCheck:
 
 @dataclass(frozen=True)
 class CheckedRelease:
-    """A release on this machine: its manifest, and the files of it that are to be checked."""
+    """A release on this machine: its manifest, and the files to check."""
 
     folder: Path
     manifest: Manifest
@@ -57,7 +57,7 @@ def find_checked_release(path: Path) -> CheckedRelease:
     """The release in a folder, or the one file of it.
 
     Raises:
-        BadRequest: there is no such file, or no manifest beside it that knows of it.
+        BadRequest: the file does not exist, or no manifest beside it names it.
     """
     kind = kind_of_path(path)
     if not kind:
@@ -66,7 +66,7 @@ def find_checked_release(path: Path) -> CheckedRelease:
     folder = path if kind == "folder" else path.parent
     manifest = _manifest_in(folder)
     if not manifest.quants:
-        raise BadRequest(f"{folder / MANIFEST} knows no model.", "Build one: make build MODEL=org/name")
+        raise BadRequest(f"{folder / MANIFEST} does not name any model.", "Build one: make build MODEL=org/name")
     if kind == "folder":
         return CheckedRelease(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
     if path.name in manifest.imatrices:
@@ -75,8 +75,8 @@ def find_checked_release(path: Path) -> CheckedRelease:
     if not named:
         known = [*(record.file for record in manifest.quants.values()), *manifest.imatrices]
         told = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
-        message = f"{folder / MANIFEST} does not know {path.name}, only {told}."
-        raise BadRequest(message, f"Those are checked by: make verify FILE={folder}")
+        message = f"{folder / MANIFEST} does not name {path.name}, only {told}."
+        raise BadRequest(message, f"To check those: make verify FILE={folder}")
     return CheckedRelease(folder, manifest, tuple(named))
 
 
@@ -86,7 +86,7 @@ def _manifest_in(folder: Path) -> Manifest:
         read_from = find_file(folder, MANIFEST) if kind_of_path(path) else path
         return parse_hub_manifest(read_named_file(read_from, MAX_BYTES), str(path))
     except OSError as error:
-        hint = "Download it from where the file is from, or give the repo: make verify REPO=me/name-GGUF"
+        hint = "Download it from the file's repo, or verify the repo: make verify REPO=me/name-GGUF"
         raise BadRequest(f"{path} cannot be read: {error.strerror}.", hint) from error
     except ValueError as error:
         first = str(error).splitlines()[0]
@@ -96,7 +96,7 @@ def _manifest_in(folder: Path) -> Manifest:
 def check_release(
     subject: CheckedRelease, access: HubAccess, repo_id: str, on_file: Callable[[str], None]
 ) -> Iterator[ReleaseCheck]:
-    """Every check, the files first. `repo_id` "": it was not published yet, or who knows where."""
+    """Every check, the files first. `repo_id` "": not published, or not known where."""
     for quant in subject.quants:
         record = subject.manifest.quants[quant]
         on_file(record.file)
@@ -113,7 +113,7 @@ def check_release(
 
 def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
     if not kind_of_path(folder / name):
-        return "failed", "is not there"
+        return "failed", "is missing"
     try:
         path = find_file(folder, name)
     except BadSource as error:
@@ -126,7 +126,7 @@ def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[Sta
 
 
 def _check_type(folder: Path, quant: str, record: QuantRecord) -> ReleaseCheck:
-    """The header is this machine's own reading, whatever name and manifest say."""
+    """Compare the type in the file's header with the manifest; the file's name does not count."""
     what = f"type of {record.file}"
     try:
         header = read_gguf_model(_its_file(folder, record.files[0].path))
@@ -134,16 +134,16 @@ def _check_type(folder: Path, quant: str, record: QuantRecord) -> ReleaseCheck:
         return ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
     found = next((q.name for q in QUANTS if q.ftype == header.file_type), str(header.file_type))
     known = next((q for q in QUANTS if q.name == quant), None)
-    if known is None or quant == "COPY" or header.file_type == known.ftype:  # a copy keeps the type that it had
+    if known is None or quant == "COPY" or header.file_type == known.ftype:  # COPY keeps the file's type
         return ReleaseCheck(what, "ok", f"{found}, {header.architecture}, {len(header.tensors)} tensors")
     return ReleaseCheck(what, "failed", f"its header says {found}, the manifest {quant}")
 
 
 def _its_file(folder: Path, name: str) -> Path:
-    """The file under its own name, by which its other parts are found.
+    """Open the file under its own name, by which its other parts are found.
 
     Raises:
-        GgufError: it is none that may be opened.
+        GgufError: it is not a GGUF, or must not be opened.
     """
     try:
         find_file(folder, name)
@@ -161,11 +161,11 @@ def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck
         yield ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
         return
     state: State = "ok" if kind == "imatrix" else "failed"
-    yield ReleaseCheck(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, and no imatrix")
+    yield ReleaseCheck(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, not imatrix")
 
 
 def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:
-    """What made the file, verified it and measured it are all about the same bytes."""
+    """The records of the stages that made, verified and measured the file must all name the same bytes."""
     problems = list(_contradictions(manifest, quant, record))
     told = [f"made by {record.made_by or 'its source'}", *_measured_by(manifest, quant)]
     return ReleaseCheck(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
@@ -182,11 +182,11 @@ def _contradictions(manifest: Manifest, quant: str, record: QuantRecord) -> Iter
     if record.made_by and made is None:
         yield f"no record of {record.made_by}"
     elif made is not None and record.sha256 not in {output.sha256 for output in made.outputs}:
-        yield f"{record.made_by} made a file with another hash"
+        yield f"{record.made_by} made a file of another hash"
     if made is not None and (why := _other_imatrix(made, record.imatrix)):
         yield f"{record.made_by} {why}"
     if record.imatrix and record.imatrix != manifest.imatrices[record.imatrix.file]:
-        yield f"{record.imatrix.file} is another importance matrix for another file"
+        yield f"{record.imatrix.file} has another hash in the record of another file"
     if record.verified_by not in manifest.stages:
         yield f"no record of {record.verified_by}"
     for name, report in manifest.evaluations.items():
@@ -196,16 +196,16 @@ def _contradictions(manifest: Manifest, quant: str, record: QuantRecord) -> Iter
 
 
 def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
-    """Where the importance matrix is not the one that made the file; "" where it is, or there was none."""
+    """Why the recorded importance matrix is not the one used to make the file; "" if it is, or none was used."""
     used = made.inputs.get("imatrix")
     if recorded is None:
-        return "took an importance matrix of which there is no record" if used else ""
+        return "used an importance matrix without a record" if used else ""
     if used != files_digest(tuple(recorded.given)):
-        return f"took another importance matrix than {recorded.file}" if used else "took no importance matrix"
+        return f"used another importance matrix than {recorded.file}" if used else "used no importance matrix"
     names = {entry.path: (entry.size_bytes, entry.sha256) for entry in recorded.given}
     given = names.get(str(made.request.get("imatrix_file")))
     same = given == (recorded.size_bytes, recorded.sha256)
-    return "" if same else f"took an importance matrix with another hash than {recorded.file}"
+    return "" if same else f"used an importance matrix with another hash than {recorded.file}"
 
 
 def _check_source(manifest: Manifest, access: HubAccess) -> ReleaseCheck:
@@ -221,14 +221,14 @@ def _check_source(manifest: Manifest, access: HubAccess) -> ReleaseCheck:
         return ReleaseCheck(what, "failed", f"commit {source.commit[:12]}: {error.message}")
     there = {entry.path: entry.sha256 for entry in repo.files}
     if gone := [f.path for f in source.files if f.path not in there]:
-        return ReleaseCheck(what, "failed", f"not there at commit {source.commit[:12]}: {', '.join(gone)}")
+        return ReleaseCheck(what, "failed", f"missing at commit {source.commit[:12]}: {', '.join(gone)}")
     if others := [f.path for f in source.files if f.sha256 and there[f.path] not in (None, f.sha256)]:
         return ReleaseCheck(what, "failed", f"other bytes at commit {source.commit[:12]}: {', '.join(others)}")
     return ReleaseCheck(what, "ok", f"commit {source.commit[:12]} is there, its files as recorded")
 
 
 def _check_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
-    """Its numbers, one by one; what people wrote around them is theirs."""
+    """Compare the card's numbers with the manifest; the text around them may be edited."""
     if not kind_of_path(subject.folder / _CARD):
         return ReleaseCheck("card", "not checked", f"{_CARD} is missing")
     manifest = subject.manifest
@@ -244,19 +244,19 @@ def _check_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
     )
     try:
         found = card_differences(text, manifest, context)
-    except BadRequest as error:  # no card can be right where the manifest contradicts itself
+    except BadRequest as error:  # a manifest that contradicts itself cannot be compared with a card
         found = [error.message]
-    return ReleaseCheck("card", "failed" if found else "ok", "; ".join(found) or "its numbers are the manifest's")
+    return ReleaseCheck("card", "failed" if found else "ok", "; ".join(found) or "its numbers match the manifest")
 
 
 def _repo_on(card: str) -> str:
-    """The repo that the card names: a file may be here without one, and a copy of a repo is called otherwise."""
+    """The repo that the card names: a local file has none, and a copy of a repo may have another name."""
     found = _NAME_ON_CARD.search(card)
     return f"me/{found[1]}" if found else ""
 
 
 def checked_release_licence(manifest: Manifest) -> Licence:
-    """The licence that a release says it is under."""
+    """The licence that the release states."""
     try:
         return source_licence(manifest.source.license, manifest.stated_license, manifest.source.card.license_name)
     except BadRequest:
@@ -264,6 +264,6 @@ def checked_release_licence(manifest: Manifest) -> Licence:
 
 
 def worst_release_check(checks: Sequence[ReleaseCheck]) -> State:
-    """Failed if one has; ok only if something was checked."""
+    """Failed if one check failed; ok only if at least one could run."""
     states = {check.state for check in checks}
     return "failed" if "failed" in states else "ok" if "ok" in states else "not checked"

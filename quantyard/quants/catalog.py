@@ -33,7 +33,7 @@ class Quant:
             no figure. Small models come out higher, since their embeddings weigh more.
         needs_imatrix: llama-quantize refuses without an importance matrix on a usual model, because one of
             the tensor types in its mixture cannot do without. Tried type by type with `--dry-run`.
-            A model whose rows are no multiple of 256 may get through, with larger fallback types.
+            A model whose rows are not a multiple of 256 may get through, with larger fallback types.
         use: when to choose it, one line.
         alias_of: the full name, for a shorthand.
         recipe: what it changes of `base`, where it is made by a recipe; see `selection.quant_of_recipe`.
@@ -101,7 +101,7 @@ QUANTS: tuple[Quant, ...] = (
     Quant("Q4_1", 3, 5.1031, PLAIN, "older format; fast on some GPUs, Q4_K_M is smaller and better"),
     Quant("Q4_K_M", 15, 4.8944, PLAIN, "the usual choice: good quality at under a third of 16 bits"),
     Quant("Q4_K", 15, 4.8944, PLAIN, "short for Q4_K_M", alias_of="Q4_K_M"),
-    Quant("IQ4_NL", 25, 4.6818, PLAIN, "4 bits for models whose rows are no multiple of 256, and for ARM"),
+    Quant("IQ4_NL", 25, 4.6818, PLAIN, "4 bits for models whose rows are not a multiple of 256, and for ARM"),
     Quant("Q4_K_S", 14, 4.6672, PLAIN, "when Q4_K_M just does not fit"),
     Quant("Q4_0", 2, 4.6358, PLAIN, "older format; the quickest on many CPUs, weaker than Q4_K_S"),
     Quant("IQ4_XS", 30, 4.4597, PLAIN, "the smallest 4 bits: near Q4_K_S, slower on CPUs"),
@@ -110,12 +110,12 @@ QUANTS: tuple[Quant, ...] = (
     Quant("Q3_K_L", 13, 4.2979, PLAIN, "the best of the 3-bit K-quants; compare IQ4_XS first"),
     Quant("Q3_K_M", 12, 3.9960, PLAIN, "when 4 bits do not fit; quality loss begins to show"),
     Quant("Q3_K", 12, 3.9960, PLAIN, "short for Q3_K_M", alias_of="Q3_K_M"),
-    Quant("IQ3_M", 27, 3.7628, PLAIN, "the best 3 bits for its size; an imatrix helps, none is needed"),
+    Quant("IQ3_M", 27, 3.7628, PLAIN, "the best 3 bits for its size; an imatrix helps, but is not needed"),
     Quant("IQ3_S", 26, 3.6606, PLAIN, "as small as Q3_K_S, and better; slower on CPUs"),
     Quant("Q3_K_S", 11, 3.6429, PLAIN, "the smallest 3-bit K-quant; clearly worse than Q3_K_M"),
     Quant("IQ3_XS", 22, 3.4977, IMATRIX, "between IQ3_XXS and IQ3_S, for the last gigabyte"),
     Quant("IQ3_XXS", 23, 3.2548, IMATRIX, "3 bits where every megabyte counts"),
-    Quant("Q2_K", 10, 3.1593, PLAIN, "the smallest that works with no imatrix and is no ternary; large models only"),
+    Quant("Q2_K", 10, 3.1593, PLAIN, "the smallest non-ternary type that works without an imatrix; large models only"),
     Quant("Q2_K_S", 21, 2.9697, IMATRIX, "Q2_K with less spent on attention; IQ2_M is better"),
     Quant("IQ2_M", 29, 2.9294, IMATRIX, "a large model in 2 bits that still answers sensibly"),
     Quant("IQ2_S", 28, 2.7403, IMATRIX, "a step below IQ2_M"),

@@ -31,7 +31,7 @@ def parse_quants(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUAN
 
     Raises:
         BadRequest: no name in it.
-        UnknownQuant: a name that is no type.
+        UnknownQuant: a name that is not a type.
     """
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not names:

@@ -1,4 +1,4 @@
-"""Runs what others wrote, such as a chat template, in a process of its own that has so many seconds and megabytes.
+"""Runs foreign code, such as a chat template, in a separate process with limits of time and memory.
 
     worker = SandboxWorker([sys.executable, "-I", "worker.py"])  # answers each line of JSON with one of its own
     answer = worker.ask(question)                                # OverLimit: what it did, in words
@@ -7,7 +7,7 @@ As a script it gives any program its limits: `python bounded.py CPU_S MEMORY_BYT
 
 Time is CPU time, which a busy machine does not shorten, and beside it a longer one by the clock. Memory is what a
 process may write to, as Linux counts it (RLIMIT_DATA): unlike its address space, that does not grow with the cores.
-macOS keeps to no limit of memory; there the time is all that ends it.
+macOS does not enforce a limit of memory; there only the time ends the process.
 
 Standard library alone, and no module of ours: the converter's Python runs it too.
 """
@@ -150,7 +150,7 @@ class SandboxWorker:
         try:
             with self._budget.one_more():
                 answer = json.loads(_exchange(process, line, time.monotonic() + clock_s))
-        except (OSError, ValueError) as error:  # it is gone, or was ended while it wrote
+        except (OSError, ValueError) as error:  # the process has ended
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
             code = process.poll()
@@ -189,7 +189,7 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) ->
 
 def _run(cpu_s: int, memory_bytes: int, argv: Sequence[str]) -> None:
     sandbox_this_process(cpu_s, memory_bytes)
-    os.execv(argv[0], list(argv))  # noqa: S606  (there is no shell to want)
+    os.execv(argv[0], list(argv))  # noqa: S606  (no shell is needed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Chat templates are programs that others wrote. Here they are rendered, within limits, and named when they break them.
+"""Renders chat templates, which are foreign programs, within limits; an error names a template that breaks them.
 
 llama.cpp renders them by itself (`builder/llama`), and so does transformers (`builder/checks/hf_reference.py`);
 both end in the same words.
@@ -36,7 +36,7 @@ def sandbox_template_failure(what: str, conversation: str = "", detail: str = ""
 
 
 def refuse_large_sandbox_template(template: str) -> None:
-    """Refuse what is no template but a load.
+    """Refuse a template that is too long.
 
     Raises:
         StageFailure: the template is longer than any real one.
@@ -63,7 +63,7 @@ class ChatTemplate:
         """The conversation's text.
 
         Raises:
-            ChatRefused: the template refuses the conversation, or is none.
+            ChatRefused: the template refuses the conversation, or is not a valid template.
             OverLimit: it takes too long or too much.
         """
         if not self._is_told:

@@ -68,7 +68,7 @@ def _answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
             state["compiled"] = sandboxed_jinja().from_string(state["template"])
         names = {name: state[name] for name in ("bos_token", "eos_token")}
         text = str(state["compiled"].render(**question, **names, tools=None, documents=None))
-        text.encode()  # a lone surrogate is no text
+        text.encode()  # refuse a lone surrogate
     except MemoryError:
         return {"fault": _BOUNDED["too_much"]()}
     except Exception as error:  # templates raise what they like

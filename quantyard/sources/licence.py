@@ -1,8 +1,8 @@
-"""May a quantized file of this model be shared, and what has to be said and to travel with it?
+"""Whether a quantized file of a model may be shared, and which notices and files must go with it.
 
-The table holds what can be read off an identifier, no more: it is no legal advice, and the licence's own text decides.
-What the table does not know, what names no licence, and what forbids sharing anything made of the model is published
-only once the user states the licence with LICENSE=<id>.
+The table holds only what an identifier tells. It is not legal advice: the licence's own text decides.
+If the table does not know the licence, the source names none, or the licence forbids sharing derived files, a release
+is published only once the user states the licence with LICENSE=<id>.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Derivatives = Literal["yes", "no", "ask"]
 
 @dataclass(frozen=True)
 class LicenceRule:
-    """What an identifier tells.
+    """The terms that an identifier stands for.
 
     Attributes:
         id: the Hub's identifier, in lower case; or, not `on_hub`, a usual `license_name` of `license: other`.
         derivatives: whether files made of the model may be shared: "yes" (under the licence's terms), "no", or "ask",
             where it depends on who asks and for what.
-        notices: what the card says because the licence wants it said. In quotes where the licence gives the words.
+        notices: what the licence requires the card to say; in quotes if the licence gives the exact words.
     """
 
     id: str
@@ -39,7 +39,7 @@ class LicenceRule:
 
 @dataclass(frozen=True)
 class Licence:
-    """The licence of a release, who says so, and what must be said with it."""
+    """The licence of a release, who stated it, and the notices that go with it."""
 
     id: str
     stated_by: Literal["source", "user"]
@@ -103,7 +103,7 @@ _TABLE: Final[tuple[LicenceRule, ...]] = (
     LicenceRule("bsd-3-clause", "yes", _FREE),
     LicenceRule("bsd-3-clause-clear", "yes", _FREE),
     LicenceRule("c-uda", "ask"),
-    LicenceRule("cc", "ask"),  # the family: which of them, it does not say
+    LicenceRule("cc", "ask"),  # the family; the identifier does not say which one
     LicenceRule("cc0-1.0", "yes"),
     LicenceRule("cc-by-2.0", "yes", _BY),
     LicenceRule("cc-by-2.5", "yes", _BY),
@@ -181,7 +181,7 @@ _TABLE: Final[tuple[LicenceRule, ...]] = (
 RULES: Final = {rule.id: rule for rule in _TABLE}
 _NO_NAME: Final = frozenset({"", "unknown", "other", "none"})
 _IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9.+_-]{0,94}[a-z0-9+])?")
-_SHOWN: Final = 60  # characters of a value that is no identifier
+_SHOWN: Final = 60  # characters of a value that is not an identifier
 
 
 def source_licence(license_id: str | None, stated: str, license_name: str = "") -> Licence:
@@ -193,8 +193,8 @@ def source_licence(license_id: str | None, stated: str, license_name: str = "") 
         license_name: what the source calls it where `license_id` is "other".
 
     Raises:
-        NeedsPermission: it needs the user's word, and has not got it.
-        BadRequest: LICENSE is no identifier, or not the source's.
+        NeedsPermission: the user must state the licence, and has not.
+        BadRequest: LICENSE is not an identifier, or differs from the source's licence.
     """
     source = _identifier(license_id or "")
     if source == "other":
@@ -222,18 +222,18 @@ def source_licence_files(names: Iterable[str]) -> list[str]:
 
 
 def _identifier(text: str) -> str:
-    """In lower case; "" for what is none: a line break, Markdown or YAML never gets any further."""
+    """In lower case; "" if it is not an identifier, so that line breaks, Markdown or YAML never reach the card."""
     name = text.strip(" ").lower()
     return name if _IDENTIFIER.fullmatch(name) else ""
 
 
 def _stated(text: str, source: str) -> str:
-    """What the user states; "" for nothing."""
+    """The licence that the user states; "" without one."""
     if not text.strip():
         return ""
     name = _identifier(text)
     if name in _NO_NAME:
-        message = f"LICENSE={_shown(text)} names no licence."
+        message = f"LICENSE={_shown(text)} is not a licence identifier."
         raise BadRequest(message, "Type one that the Hub knows, such as LICENSE=apache-2.0.")
     near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.8)
     if name != source and name not in RULES and near:
@@ -253,8 +253,8 @@ def _notices(name: str) -> tuple[str, ...]:
 
 def _nameless(license_id: str, license_name: str) -> NeedsPermission:
     said = " ".join(f"{_shown(text)}" for text in (license_id, license_name) if text.strip())
-    what = f"The source's licence, {said}, is not the name of one" if said else "The source names no licence"
-    hint = "Find out which one holds, and that it lets you share quantized files; then state it: LICENSE=apache-2.0"
+    what = f"The source's licence, {said}, is not a licence identifier" if said else "The source names no licence"
+    hint = "Find out which one applies, and that it lets you share quantized files; then state it: LICENSE=apache-2.0"
     return NeedsPermission(f"{what}.", hint)
 
 
@@ -263,7 +263,7 @@ def _not_allowed(name: str) -> NeedsPermission:
     if rule is None:
         message = f"The licence {name} is not one that Quantyard knows."
     elif rule.derivatives == "no":
-        message = f"The licence {name} lets nobody share what is made of the model, and a quantized file is."
+        message = f"The licence {name} forbids sharing files made of the model, such as quantized ones."
     else:
         message = f"Whether a quantized file may be shared under {name} depends on who shares it, and what for."
     return NeedsPermission(message, f"Read it. If you may publish, say so: LICENSE={name}")

@@ -1,4 +1,4 @@
-"""What the user named that is not a whole model: a LoRA adapter, or the configuration of a base model."""
+"""Sources that are not whole models: a LoRA adapter, or the configuration of a base model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WantedPart:
 
 
 def find_source_part(wanted: WantedPart, text: str, access: HubAccess, hashes: HashCache) -> Source:
-    """The source that the text names. It is a path if it is written like one, or is a folder with the marker file."""
+    """The source that the text names: a path if it is written like one, or is a folder with the marker file."""
     path = typed_file_path(text)
     found = kind_of_path(path)
     if found == "folder" and (is_source_path(text) or kind_of_path(path / wanted.marker)):
@@ -54,13 +54,13 @@ def _folder(wanted: WantedPart, path: Path, hashes: HashCache) -> Source:
         kind="huggingface",
         title=str(path),
         files=files,
-        # The weights of a base, or the state of a training, are left out.
+        # Weights of a base model and training state are not needed.
         local=Artifact(digest, files, path, whole_folder=False, places=places),
     )
 
 
 def source_part_on_hub(wanted: WantedPart, text: str, access: HubAccess) -> Source:
-    """The same where the text is a repo of the Hub."""
+    """The source for a repo of the Hub."""
     with _words_of(wanted):
         repo_id, revision = parse_hub_repo_id(text)
         repo = resolve_hub_repo(access, repo_id, revision)
@@ -74,7 +74,7 @@ def source_part_on_hub(wanted: WantedPart, text: str, access: HubAccess) -> Sour
 
 @contextmanager
 def _words_of(wanted: WantedPart) -> Iterator[None]:
-    """Makes errors about a model speak of this variable."""
+    """Makes errors about MODEL name this variable instead."""
     try:
         yield
     except QuantyardError as error:

@@ -3,7 +3,7 @@
     find_preset("PHI-2")              # the preset, in any case; also by its repo's own name
     split_preset_name("phi-2@main")   # ("phi-2", "main"): a preset's name may carry a revision like a repo id
 
-MODEL is a preset's name if it has no slash and is no file or folder.
+MODEL is a preset's name if it has no slash and is not a file or folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE: Final = REPO_DIR / "models.toml"
 LATEST: Final = "latest"
 LIST_THEM: Final = "List them: make models"
 _NEAREST: Final = 3
-_LONGEST: Final = 200  # characters of a sentence: the plan gives it one line
+_LONGEST: Final = 200  # characters of a sentence, which must fit one line of the plan
 
 
 def _sentence(text: str) -> str:
@@ -41,17 +41,17 @@ class Preset(BaseModel):
 
     Attributes:
         repo: on the Hub, `org/name`.
-        commit: 40 hex digits, or "latest": what the Hub's main branch is when the build starts.
-        n_params: number of weights that the GGUF holds; a picture encoder is not among them.
-        architecture: the first of `architectures` in its config.json, by which the converter knows it.
+        commit: 40 hex digits, or "latest": the commit of the Hub's main branch when the build starts.
+        n_params: number of weights in the GGUF, without any picture encoder.
+        architecture: the first of `architectures` in its config.json, which the converter goes by.
         licence: the Hub's identifier, or a name that `licence.py` knows.
-        licence_note: what the identifier does not say; "" if it says all.
+        licence_note: terms beyond the identifier; "" if there are none.
         gated: whether the Hub wants its terms accepted first.
-        quants: the recommended matrix, largest first; none of them needs an importance matrix.
-        reason: why these.
+        quants: the recommended matrix, largest first; each works without an importance matrix.
+        reason: why these quants.
         caveats: what to know before using it; chat template, stop tokens, what does not work.
         gguf_file: which file of a repo of ready-made GGUFs.
-        unsupported: why llama.cpp cannot make a GGUF of it; "" if it can.
+        unsupported: why llama.cpp cannot convert it; "" if it can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -73,9 +73,9 @@ class Preset(BaseModel):
     @model_validator(mode="after")
     def _recommends_what_can_be_made(self) -> Self:
         if bool(self.unsupported) == bool(self.quants):
-            raise ValueError("either `quants` are recommended, or `unsupported` says why there are none")
+            raise ValueError("give either `quants`, or `unsupported` with the reason")
         if bool(self.quants) != bool(self.reason):
-            raise ValueError("`quants` and `reason` go together")
+            raise ValueError("give `quants` and `reason` together")
         return self
 
     @property
@@ -90,7 +90,7 @@ class Preset(BaseModel):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What it answers to, in lower case: its name, and its repo's without the organisation."""
+        """The names it is found by, in lower case: its own, and its repo's without the organisation."""
         return self.name.lower(), self.repo.partition("/")[2].lower()
 
 
@@ -100,7 +100,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
     Raises:
         BadRequest: it cannot be read; the message names the model and the field.
     """
-    hint = f"The first lines of {path.name} say how a model is written."
+    hint = f"See the first lines of {path.name} for the format."
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def find_preset(name: str, among: Sequence[Preset] | None = None) -> Preset:
         among: where to look; by default in `models.toml`.
 
     Raises:
-        BadSource: there is none; the message names the nearest ones.
+        BadSource: no preset has this name; the message suggests similar ones.
     """
     known = shipped_presets() if among is None else among
     wanted = name.strip().lower()
@@ -143,10 +143,10 @@ def find_preset(name: str, among: Sequence[Preset] | None = None) -> Preset:
 
 
 def refuse_unsupported_preset(preset: Preset) -> None:
-    """What llama.cpp cannot make a GGUF of is refused before a byte is downloaded.
+    """Refuse a model that llama.cpp cannot convert, before a byte is downloaded.
 
     Raises:
-        BadSource: it is such a model.
+        BadSource: llama.cpp cannot convert it.
     """
     if preset.unsupported:
         message = f"{preset.name} ({preset.repo}) cannot be built: {preset.unsupported}"
@@ -155,7 +155,7 @@ def refuse_unsupported_preset(preset: Preset) -> None:
 
 def _preset(name: str, table: object, path: Path, hint: str) -> Preset:
     if not isinstance(table, dict):
-        raise BadRequest(f"{path.name}: {name} is outside of any table.", hint)
+        raise BadRequest(f"{path.name}: {name} stands outside a table.", hint)
     try:
         return Preset.model_validate({"name": name, **table})
     except ValidationError as error:
@@ -170,12 +170,12 @@ def _refuse_doubles(found: Iterable[Preset], path: Path, hint: str) -> None:
     for preset in found:
         for name in set(preset.names):
             if name in owners:
-                raise BadRequest(f"{path.name}: {owners[name]} and {preset.name} both answer to {name}.", hint)
+                raise BadRequest(f"{path.name}: {owners[name]} and {preset.name} share the name {name}.", hint)
             owners[name] = preset.name
 
 
 def _nearest(wanted: str, known: Sequence[Preset]) -> list[str]:
-    """The names that hold what was typed, else the most similar ones; three at most."""
+    """The names that contain what was typed, else the most similar ones; three at most."""
     by_name = {preset.name.lower(): preset.name for preset in known}
     holding = [shown for name, shown in by_name.items() if wanted and wanted in name]
     similar = [by_name[name] for name in difflib.get_close_matches(wanted, by_name, n=_NEAREST, cutoff=0.5)]

@@ -1,4 +1,4 @@
-"""What the user named with MODEL, resolved: where it is, at which commit, and what a build of it will cost."""
+"""Resolves MODEL: its files, its commit, and the facts that a plan needs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """What is downloaded, or read in place."""
+        """Size of the files that are downloaded, or read in place."""
         return sum(f.size_bytes for f in self.files)
 
     @property
@@ -90,19 +90,19 @@ class Source:
 
     @property
     def named_quant(self) -> Quant | None:
-        """What a GGUF that is not here yet says it is, by its file name; `verify` will see whether it is true."""
+        """The quant that the file name of a GGUF on the Hub claims; `verify` checks it later."""
         words = re.split(r"[^A-Z0-9_]+", (self.gguf_file or "").upper())
         return next((quant for quant in QUANTS if quant.name in words), None)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is a GGUF that is quantized already, as far as can be known without downloading it."""
+        """Whether it is a quantized GGUF, as far as that can be known without downloading it."""
         if self.gguf is not None:
             return self.gguf.is_quantized
         return self.named_quant is not None and self.named_quant.name not in UNQUANTIZED
 
     def outtype(self, asked: OutType) -> tuple[OutType, str]:
-        """The type to convert to, and why. `auto` where only the conversion itself can tell."""
+        """The type to convert to, and why. `auto` if only the conversion can tell."""
         if asked != "auto":
             return asked, "asked for"
         if not self.dtypes:
@@ -110,7 +110,7 @@ class Source:
         return quant_outtype_for(self.dtypes)
 
     def is_already(self, quant: Quant, outtype: OutType) -> bool:
-        """Whether the conversion, or the GGUF itself, is this quant already, so that nothing is left to quantize."""
+        """Whether the conversion, or the GGUF itself, has this quant already, so that quantizing is not needed."""
         if quant.recipe is not None:
             return False
         if self.kind == "gguf" and (quant.name == "COPY" or sum(f.path.endswith(".gguf") for f in self.files) > 1):
@@ -136,7 +136,7 @@ class Source:
         return quant_main_type(self.tensors, self.config, quant) if self.tensors else ""
 
     def kv_cache_bytes(self, context_tokens: int) -> int | None:
-        """Size of the KV cache at this context; None when the configuration does not tell."""
+        """Size of the KV cache at this context; None if the configuration does not tell."""
         return kv_cache_bytes(self.config, context_tokens)
 
 
@@ -146,10 +146,10 @@ def find_source(
     """Resolve MODEL: a GGUF file, a folder, a Hub repo id, or the name of a preset.
 
     A path wins over a repo id only if it says that it is one (`./`, `/`, `~`, `.gguf`) or is a folder with
-    a config.json. What has no slash and is no path is a preset.
+    a config.json. A name that is not a path and has no slash is a preset.
 
     Raises:
-        BadSource, NeedsPermission: a local source that cannot be built from, or no preset of this name.
+        BadSource, NeedsPermission: the local source cannot be built from, or no preset has this name.
         HubError: the Hub said no.
     """
     if "\0" in model or not model.strip() or model.startswith("-"):
@@ -169,7 +169,7 @@ def find_source(
 
 
 def _on_hub(model: str) -> tuple[str, Preset | None]:
-    """`org/name[@revision]`, and the preset that says so where its name was typed."""
+    """The repo and revision, and the preset if its name was typed."""
     if "/" in model:
         return model, None
     name, typed = split_preset_name(model)
@@ -180,19 +180,19 @@ def _on_hub(model: str) -> tuple[str, Preset | None]:
 
 
 def is_source_path(model: str) -> bool:
-    """Whether it is written like a path."""
+    """Whether the text is written like a path."""
     return model.startswith(("/", "./", "../", "~")) or model.endswith(".gguf")
 
 
 def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
-    if not kind_of_path(path / "config.json"):  # before the folder is walked, which may be the whole disk
+    if not kind_of_path(path / "config.json"):  # before walking the folder, which may be the whole disk
         hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
         raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
     chosen = select_hub_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
     places = {file.path: find_file(path, file.path, source_file_limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)
-    # What can be refused by a header is, before many GB are read for their hashes.
+    # Check the headers before reading many GB for their hashes.
     config = _config(path)
     weights = [name for name in places if name.endswith(".safetensors")]
     tensors = _local_tensors(path, list(places)) if weights else None
@@ -207,7 +207,7 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
 
 
 def hashed_source_files(places: Mapping[str, Path], hashes: HashCache) -> tuple[FileEntry, ...]:
-    """The files of a local source, by where they really are."""
+    """The files of a local source, with their real paths."""
     return tuple(
         FileEntry(path=name, size_bytes=place.stat().st_size, sha256=hashes.sha256(place, file_sha256))
         for name, place in places.items()
@@ -215,7 +215,7 @@ def hashed_source_files(places: Mapping[str, Path], hashes: HashCache) -> tuple[
 
 
 def source_file_limit(name: str) -> int | None:
-    """How large this file of a model can be, bytes; None: weights may be as large as they are."""
+    """The size limit of this file of a model, bytes; None for weights."""
     if name.endswith(_WEIGHTS):
         return None
     if name == "config.json":
@@ -254,8 +254,8 @@ def _gguf(path: Path, hashes: HashCache) -> Source:
 
 
 def _shard(first: Path, shard: Path) -> Path:
-    """Where a file really is: the first wherever it leads, since the user named it; the others where that one is, or
-    beside it.
+    """The real path of a file: the first may link anywhere, since the user named it; the others must be in its folder,
+    or beside its target.
     """
     if shard == first or not leads_out_of_folder(first.resolve().parent, shard):
         return shard.resolve()
@@ -263,17 +263,17 @@ def _shard(first: Path, shard: Path) -> Path:
 
 
 def refuse_quantized_source(source: Source, quants: tuple[Quant, ...], outtype: OutType, *, allowed: bool) -> None:
-    """What is quantized already, as a file or by OUTTYPE, is only quantized again on request.
+    """Refuse to quantize an already quantized file, or one converted with such an OUTTYPE, unless the user allows it.
 
     Raises:
-        NeedsPermission: it would be.
+        NeedsPermission: ALLOW_REQUANTIZE is not set.
     """
     if allowed or not (source.is_quantized or (source.kind == "huggingface" and outtype == "q8_0")):
         return
     if again := [q.name for q in quants if q.name != "COPY" and not source.is_already(q, outtype)]:
         what = source.gguf_file or "With OUTTYPE=q8_0 the conversion"
-        message = f"{what} is quantized already; making {', '.join(again)} of it loses more than its size says."
-        raise NeedsPermission(message, "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1.")
+        message = f"{what} is quantized already; making {', '.join(again)} of it loses more quality than usual."
+        raise NeedsPermission(message, "Start from the 16-bit model, or allow it: ALLOW_REQUANTIZE=1")
 
 
 def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | None) -> Source:
@@ -291,8 +291,8 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
 
 
 def recall_source(artifacts: Path, model: str) -> Source | None:
-    """The source that an earlier build recorded, for `org/name@<whole commit>` or a preset of a whole commit; None
-    for anything less exact.
+    """The source that an earlier build recorded, for `org/name@<full commit>` or a preset with a full commit; otherwise
+    None.
     """
     repo, preset = _on_hub(model)
     repo_id, commit = parse_hub_repo_id(repo)
@@ -312,7 +312,7 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
 
 
 def source_title(repo: HubRepo) -> str:
-    """How a repo at its commit is shown."""
+    """The title of a repo at its commit."""
     return f"{repo.repo_id} at {repo.commit[:12]}"
 
 
@@ -320,7 +320,7 @@ def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     try:
         files = read_safetensors_folder(path, names)
     except SafetensorsError as error:
-        raise BadSource(str(error), "The file is damaged: download or copy it again.") from error
+        raise BadSource(str(error), "Download or copy it again: the file is damaged.") from error
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
 
 

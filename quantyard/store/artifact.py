@@ -1,4 +1,4 @@
-"""The records of the store: sets of files, models, finished and unfinished stages."""
+"""The objects of the store: sets of files, models, finished and unfinished stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Artifact:
     places: Mapping[str, Path] = field(default_factory=dict, compare=False)
 
     def place_of(self, path: str) -> Path:
-        """Where this file of it really is."""
+        """The real path of this file."""
         return self.places.get(path, self.folder / path)
 
     @property
@@ -44,7 +44,7 @@ class ModelId:
     """Which model, at which state: a Hub commit, or the digest of a local source's files. Each part names a folder.
 
     Raises:
-        BadSource: one of them cannot.
+        BadSource: a part cannot name a folder.
     """
 
     org: str
@@ -52,7 +52,7 @@ class ModelId:
     commit: str
 
     def __post_init__(self) -> None:
-        """Whatever these were made of: no path, no hidden name, no option."""
+        """Check each part: it must not be a path, a hidden name or like an option."""
         for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
             if not pattern.fullmatch(part):
                 raise BadSource(f"{shown_name(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
@@ -65,7 +65,7 @@ class ModelId:
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A stage that counts: its result and its outputs."""
+    """A finished stage: its result and its outputs."""
 
     result: StageResult
     artifact: Artifact
@@ -83,5 +83,5 @@ class Workspace:
 
     @property
     def kept_dir(self) -> Path:
-        """Where its checked files go."""
+        """The folder for its checked files."""
         return self.out_dir.with_name("kept")

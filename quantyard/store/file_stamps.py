@@ -1,7 +1,7 @@
-"""What a store trusts between two runs: size, time of change and inode of each file that a stage left.
+"""Stamps of files, by which a store trusts them between two runs: size, time of change and inode.
 
-To hash 40 GB whenever a command looks for finished stages would take minutes. So a file counts as unchanged while its
-stamp is what it was when it was hashed; where it is not, the file is hashed again. `make verify FILE=…` always does.
+Hashing 40 GB whenever a command looks for finished stages would take minutes. So a file counts as unchanged while its
+stamp equals the one taken when it was hashed; otherwise it is hashed again. `make verify FILE=…` always hashes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quantyard.protocol.base import FileEntry
 from quantyard.protocol.runner import open_file_sha256
 
 STAMPS: Final = "stamps.json"
-TRUSTED: Final = "its size and the time it was last changed"
+TRUSTED: Final = "its size and time of change"
 _MAX_BYTES: Final = 16 * 1024 * 1024
 Stamp = list[int]
 
@@ -35,7 +35,7 @@ def file_stamps_text(files: SafeFolder, outputs: tuple[FileEntry, ...]) -> str:
 
 
 def read_file_stamps(folder: Path) -> Mapping[str, Stamp] | None:
-    """The stamps that a finished stage's folder holds; None where there are none: an older Quantyard made it."""
+    """The stamps of a finished stage; None if an older Quantyard made it."""
     try:
         found = load_json(read_file_below(folder, STAMPS, _MAX_BYTES), _MAX_BYTES)
     except (UnsafeFile, ValueError, OSError):
@@ -44,11 +44,11 @@ def read_file_stamps(folder: Path) -> Mapping[str, Stamp] | None:
 
 
 def matches_file_stamp(files: SafeFolder, entry: FileEntry, stamps: Mapping[str, Stamp] | None, made_ns: int) -> bool:
-    """Whether the file can be trusted to hold what it held.
+    """Whether the file can be trusted to be unchanged.
 
     Args:
-        stamps: None: it is trusted if it is no younger than `made_ns`.
-        made_ns: when the stage wrote its result, which came after all its files.
+        stamps: None: trust the file if it is not younger than `made_ns`.
+        made_ns: when the stage wrote its result, after all its files.
     """
     found = files.stat(entry.path)
     if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size_bytes:
@@ -57,6 +57,6 @@ def matches_file_stamp(files: SafeFolder, entry: FileEntry, stamps: Mapping[str,
 
 
 def matches_stored_hash(files: SafeFolder, entry: FileEntry) -> bool:
-    """Whether the bytes are those that were hashed once; reads the whole file."""
+    """Whether the file still has this hash; reads the whole file."""
     with files.file(entry.path) as descriptor:
         return os.fstat(descriptor).st_size == entry.size_bytes and open_file_sha256(descriptor) == entry.sha256

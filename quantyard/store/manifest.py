@@ -1,4 +1,4 @@
-"""`manifest.json`: what was made, from what, by what. Everything the card and `verify` will say comes from here."""
+"""`manifest.json`: what was made, from what, by what. The card and `verify` rely on it alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.version import __version__
 
 SCHEMA_VERSION: Final = 1
-MAX_BYTES: Final = 16 * 2**20  # of a manifest; those of a hundred files have a tenth of it
+MAX_BYTES: Final = 16 * 2**20  # of a manifest; one of a hundred files has a tenth of it
 _LONGEST_KEY: Final = 60  # characters, that are shown whole
 _Size = Annotated[int, Field(ge=0)]
 
@@ -106,7 +106,7 @@ class QuantRecord(_Record):
 
     @property
     def files(self) -> list[FileEntry]:
-        """What there is of it: its parts, or the one file."""
+        """The names of its files: its parts, or the one file."""
         return self.parts or [FileEntry(path=self.file, size_bytes=self.size_bytes, sha256=self.sha256)]
 
 
@@ -135,7 +135,7 @@ def stage_record_file(label: str, record: StageRecord) -> str:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest at `path`; None if there is none that can be read.
+    """The manifest at `path`; None if it is missing or unreadable.
 
     Raises:
         BadRequest: a newer Quantyard wrote it, and this one would lose what it holds.
@@ -152,10 +152,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def parse_manifest(text: bytes, name: str) -> Manifest:
-    """The manifest that this text is; `name` is for people.
+    """Parse a manifest; `name` is for messages.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid manifest.
         BadRequest: a newer Quantyard wrote it.
     """
     value = load_json(text, MAX_BYTES)
@@ -179,7 +179,7 @@ def _brief(value: object) -> str:
 
 
 def salvaged_manifest(text: bytes, source: SourceRecord) -> tuple[Manifest, list[str]]:
-    """A new manifest with every record of a damaged one that is whole, and what is lost: ["quants Q4_K_M"]."""
+    """A new manifest with every intact record of a damaged one, and the names of the lost ones: ["quants Q4_K_M"]."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a stage left in its folder, read and checked."""
+"""Reads and checks the records that a stage left."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAX_BYTES: Final = 8 * 1024 * 1024  # a report goes into the manifest
 
 
 def read_stored_output(folder: Path, name: str, kind: type[T], wrong: str) -> T:
-    """A record in JSON. `wrong` is what to say of a file that is none: "is not a divergence".
+    """A record in JSON. `wrong` is the message for an invalid one: "is not a divergence".
 
     Raises:
-        ResultRefused: it is not there, reached through a link, or none.
+        ResultRefused: it is missing, behind a link, or not such a record.
     """
     try:
         text = read_file_below(folder, name, MAX_BYTES)

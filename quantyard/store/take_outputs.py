@@ -1,8 +1,8 @@
-"""Takes what a stage left out of the folder that it could write to, into one that it never could.
+"""Moves a stage's outputs from the folder that it could write to into one that it never could.
 
-By then nothing of the stage runs any more. Only the files that it names and that it may leave are moved, one by one,
-without following a link; what else is there goes away with its folder. Sizes are held against the disk, and every
-SHA-256 is computed here: what the stage says of one is only compared.
+By then no process of the stage runs. Only files that it names and that it may leave are moved, one by one, without
+following a link; everything else is removed with its folder. Sizes are compared with the disk, and every SHA-256 is
+computed here: one that the stage reports is only compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a model that people use, beside its manifest: links and copies of what stages left."""
+"""The files of a model for users, beside its manifest: links and copies of the stages' outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantyard.store.artifact import Artifact
 
 
 def link_stored_file(source: Path, target: Path) -> Path:
-    """Give one output of a stage its final name: a hard link, so that no byte is copied."""
+    """Give one output of a stage its final name by a hard link, without copying."""
     if target.exists() and target.samefile(source):
         return target
     temporary = _temporary(target)
@@ -61,7 +61,7 @@ def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
 
 
 def set_file_aside(path: Path) -> Path | None:
-    """Rename a file that cannot be read, so that nothing is written over it.
+    """Rename an unreadable file, so that it is not overwritten.
 
     Returns:
         Its new place; None if there was no such file.

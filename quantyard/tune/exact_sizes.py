@@ -1,4 +1,4 @@
-"""Exact sizes of files that are not made yet, from the header of one that is."""
+"""Exact sizes of files that are not made yet, from the header of one that exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CATEGORIES = {
     "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_qkv": "v", "attn_kv_b": "v", "attn_output": "attn_out",
     "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down", EMBEDDING: "embed", OUTPUT: "output",
 }  # fmt: skip
-# Made for models trained in few bits; as a yardstick they would only flatter.
+# Made for models trained in few bits; compared with these types, any mix would look good.
 _NO_YARDSTICK = ("MXFP4_MOE", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
 
 
@@ -38,7 +38,7 @@ class Sizes:
         return self._padded(tensor.n_params // kind.block_size * kind.type_size_bytes)
 
     def of_file(self, types: Mapping[str, str]) -> int:
-        """Bytes of a file whose tensors have these types, by name; the others are as they are in `made`."""
+        """Bytes of a file whose tensors have these types, by name; the others keep their types in `made`."""
         each = (
             self.of_tensor(t, types[t.name]) if t.name in types else self._padded(t.size_bytes)
             for t in self.made.tensors
@@ -88,19 +88,19 @@ class Sizes:
 
 
 def stock_quant_sizes(sizes: Sizes) -> dict[str, int]:
-    """The size of each quant of llama.cpp's own that a mix can be held against, without a matrix."""
+    """The size of each stock quant that a mix can be compared with, without a matrix."""
     found = {}
     for quant in QUANTS:
         if quant.alias_of or quant.needs_imatrix or is_unquantized_type(quant.name) or quant.name in _NO_YARDSTICK:
             continue
         try:
             found[quant.name] = sizes.stock(quant)
-        except BadRequest:  # its rows do not fit
+        except BadRequest:  # the type does not fit the model's rows
             continue
     return found
 
 
 def nearest_stock_quant(stock: Mapping[str, int], size_bytes: int) -> str | None:
-    """The largest of them that is not larger than this; of equals the later, which is the newer format."""
+    """The largest stock quant up to this size; of equal ones the last, which is the newer format."""
     fitting = [name for name, size in stock.items() if size <= size_bytes]
     return max(fitting, key=lambda name: stock[name], default=None)

@@ -1,4 +1,4 @@
-"""From sensitivities to a file: what was asked for, the mix that answers it, and how it compares with a stock quant."""
+"""The goal of a search, the mix that meets it, and its comparison with a stock quant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quantyard.tune.knapsack import Mix, tuned_mix_within_kld, tuned_mix_within_
 
 @dataclass(frozen=True)
 class TuningGoal:
-    """What the mix must keep: a size in bytes, or a mean KL divergence in nats. One of them."""
+    """The limit for the mix: either a size in bytes, or a mean KL divergence in nats."""
 
     size_bytes: int | None = None
     kld: float | None = None
@@ -36,34 +36,34 @@ class TuningGoal:
 
     @property
     def name(self) -> str:
-        """What a recipe for it is called: TUNED-105MB, TUNED-KLD0.05."""
+        """The name of its recipe: TUNED-105MB, TUNED-KLD0.05."""
         if self.size_bytes is not None:
             return f"TUNED-{format_bytes(self.size_bytes).replace(' ', '')}"
         return f"TUNED-KLD{format_as_written(self.kld or 0)}"
 
 
 def tuning_goal(asked: TuneRequest, stock: dict[str, int]) -> TuningGoal:
-    """What was asked for; the name of a stock quant is its size in this model.
+    """The goal asked for; a stock quant stands for its size in this model.
 
     Raises:
-        BadRequest: a quant that has no size here.
+        BadRequest: the model cannot be quantized to that quant.
     """
     if not asked.target_quant:
         return TuningGoal(asked.target_bytes, asked.target_kld)
     if asked.target_quant not in stock:
-        message = f"TARGET_SIZE={asked.target_quant} cannot be aimed at: this model cannot be quantized to it."
+        message = f"TARGET_SIZE={asked.target_quant} cannot be used: this model cannot be quantized to it."
         raise BadRequest(message, f"Type a size, TARGET_SIZE=4GiB, or one of: {', '.join(stock)}")
     return TuningGoal(stock[asked.target_quant])
 
 
 def find_tuned_mix(mixes: Sequence[Mix], goal: TuningGoal, kld_scale: float = 1.0) -> Mix:
-    """The mix that answers the goal.
+    """The mix that meets the goal.
 
     Args:
-        kld_scale: by how much mixes were seen to diverge more than is expected of them.
+        kld_scale: measured over expected divergence of earlier mixes.
 
     Raises:
-        BadRequest: none does; the message says the nearest.
+        BadRequest: no mix meets it; the message names the nearest.
     """
     if goal.size_bytes is not None:
         found, nearest = tuned_mix_within_size(mixes, goal.size_bytes), mixes[0]
@@ -81,18 +81,18 @@ def find_tuned_mix(mixes: Sequence[Mix], goal: TuningGoal, kld_scale: float = 1.
 
 
 def tuning_yardstick(stock: dict[str, int], size_bytes: int) -> str:
-    """The stock quant to hold a file of this size against: the nearest that is not larger, else the smallest."""
+    """The stock quant to compare a file of this size with: the nearest that is not larger, else the smallest."""
     return nearest_stock_quant(stock, size_bytes) or min(stock, key=lambda name: stock[name])
 
 
 def tuning_held_out_plan(plan: BuildPlan, threads: int) -> BuildPlan:
-    """The plan of a build, with the divergence of each of its files on the prose that no search has read."""
+    """The plan of a build, with the divergence of each of its files on the held-out text."""
     steps = [_held_out(plan, number, threads) for number in range(len(plan.targets))]
     return replace(plan, steps=(*plan.steps, *steps))
 
 
 def _held_out(plan: BuildPlan, number: int, threads: int) -> Step:
-    """The very step of `make eval` with the default settings, so that neither has to repeat it for the other."""
+    """The same step as in `make eval` with default settings, so that either can reuse it."""
     target = plan.targets[number]
     request = DivergenceRequest(
         label=target.quant.name, model_file=target.file.path, baseline_file=plan.base.path,
@@ -114,7 +114,7 @@ class HeldOutFile:
     def kld(self) -> Interval:
         """Mean KL divergence from the unquantized model, nats, 95 %."""
         found = self.divergence.mean_kld
-        assert found is not None, "it was held against a baseline"
+        assert found is not None, "it was compared with a baseline"
         return normal_interval(found)
 
 
@@ -128,20 +128,20 @@ class TuningGain:
 
     @property
     def relative(self) -> Interval:
-        """The difference as a share of the stock file's divergence: -0.3 is 30 % less."""
+        """The difference relative to the stock file's divergence: -0.3 is 30 % less."""
         whole = self.stock.kld.value
         return Interval(**{name: value / whole for name, value in self.difference.model_dump().items()})
 
     @property
     def verdict(self) -> str:
-        """Whether chance can be ruled out."""
+        """Whether the difference is larger than chance explains."""
         if self.difference.high < 0:
             return "better"
         return "worse" if self.difference.low > 0 else "no difference to see"
 
 
 def tuning_gain(tuned: HeldOutFile, stock: HeldOutFile) -> TuningGain:
-    """What a search has gained.
+    """Compare the tuned file with the stock one.
 
     Raises:
         QuantyardError: the two did not read the same text.

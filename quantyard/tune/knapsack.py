@@ -1,4 +1,4 @@
-"""The search: which type each group gets, so that the divergence is least for a size, or the size for a divergence.
+"""Chooses a type for each group: the least divergence for a size, or the least size for a divergence.
 
 The divergence of a mix is taken as the sum of its groups' (errors of different tensors are independent, and small ones
 add up), so it is a knapsack with one choice of each group. It is solved by dynamic programming and not greedily: the
@@ -49,11 +49,11 @@ class _Partial:
 
 
 def tuning_mix_front(groups: Sequence[Sequence[Option]], fixed_bytes: int) -> list[Mix]:
-    """All mixes worth having, smallest first: each further one is larger and diverges less.
+    """The Pareto-optimal mixes, smallest first: each further one is larger and diverges less.
 
     Args:
         groups: the options of each group.
-        fixed_bytes: what the file holds beside them.
+        fixed_bytes: size of everything else in the file.
     """
     grain = (fixed_bytes + sum(max(o.size_bytes for o in options) for options in groups)) / _GRAIN
     kept = [_Partial(fixed_bytes, 0.0, None, None)]
@@ -68,7 +68,7 @@ def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
     for partial in sorted(partials, key=lambda p: (p.size_bytes, p.kld)):
         if kept and partial.kld >= kept[-1].kld:
             continue
-        # The smallest of all stays: it is what a target that no mix reaches is told.
+        # The smallest mix always stays: the error for an unreachable target names it.
         if len(kept) > 1 and int(partial.size_bytes / grain) == int(kept[-1].size_bytes / grain):
             kept.pop()
         kept.append(partial)
@@ -76,11 +76,11 @@ def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
 
 
 def tuned_mix_within_size(mixes: Sequence[Mix], size_bytes: int) -> Mix | None:
-    """The best mix that is not larger; None where all are."""
+    """The best mix up to this size; None if all are larger."""
     at = bisect_right([mix.size_bytes for mix in mixes], size_bytes)
     return mixes[at - 1] if at else None
 
 
 def tuned_mix_within_kld(mixes: Sequence[Mix], kld: float) -> Mix | None:
-    """The smallest mix that is not expected to diverge more; None where all do."""
+    """The smallest mix up to this expected divergence; None if all exceed it."""
     return next((mix for mix in mixes if mix.kld <= kld), None)

@@ -1,9 +1,9 @@
-"""The steps that measure how much each group matters, and what they found.
+"""The steps that measure how much each group matters, and their results.
 
     [what is built already] ─► rounding ─► quantize-probe <group>… ─► divergence-probe <group>…
 
-Each probe is the model at HIGH with one group at LOW. The divergences stand at the end, so that they are read in step
-and the unquantized model is decoded once for all.
+Each probe is the model at HIGH with one group at LOW. The divergences come last, so that they share one run that
+decodes the unquantized model once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from quantyard.tune.text import NAME
 from quantyard.tune.type_errors import HIGH, LADDER, LOW, Errors, distinct_tuning_types, tuning_type_error
 
 FLOOR: Final = HIGH  # the label of the file in which no group is low
-_LEAST_SHARE: Final = 0.1  # of a standard error: what is too small to see is not nothing
-_LEAST_ERROR: Final = 1e-6  # where LOW rounds next to nothing, all types are the same
+_LEAST_SHARE: Final = 0.1  # of a standard error: the floor for a sensitivity too small to measure
+_LEAST_ERROR: Final = 1e-6  # if LOW hardly rounds the weights, all types count as equal
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Sensitivity:
 
 
 def sensitivity_high_plan(plan: BuildPlan) -> BuildPlan:
-    """Of a plan that makes HIGH: fetch, convert and quantize it, and end with no file."""
+    """The steps that make HIGH: fetch, convert and quantize, without a final file."""
     kept = tuple(step for step in plan.steps if step.row.name in ("fetch", "convert", "quantize"))
     return replace(plan, steps=kept, targets=(), measuring=None, contracts=())
 
@@ -111,7 +111,7 @@ def group_sensitivities(groups: Sequence[TensorGroup], output: Callable[[str], P
 
 
 def _sensitivity(group: TensorGroup, probe: Divergence, floor: Divergence) -> Sensitivity:
-    assert probe.mean_kld is not None, "it was held against the unquantized model"
+    assert probe.mean_kld is not None, "it was compared with the unquantized model"
     assert floor.mean_kld is not None, "likewise"
     added = probe.mean_kld.value - floor.mean_kld.value
     least = _LEAST_SHARE * probe.mean_kld.stderr
@@ -121,9 +121,9 @@ def _sensitivity(group: TensorGroup, probe: Divergence, floor: Divergence) -> Se
 def tuning_options(
     found: Sensitivity, sizes: Sizes, errors: Errors, ladder: Sequence[str] = LADDER
 ) -> list[Option]:
-    """What each type would cost this group in bytes and in divergence: in proportion to the squared error of the types.
+    """The bytes and the divergence of each type for this group, the latter in proportion to the squared error.
 
-    HIGH in the group is on both sides of the difference that was measured, so LOW has that much more.
+    The measured difference has HIGH's own error on both sides, so the divergence at LOW is larger by that.
     """
     tensors = found.group.tensors
     low, high = tuning_type_error(LOW, tensors, errors), tuning_type_error(HIGH, tensors, errors)
@@ -137,7 +137,7 @@ def tuning_options(
 
 
 def tuning_fixed_bytes(groups: Sequence[TensorGroup], sizes: Sizes) -> int:
-    """What of a file no group decides: the header, and the tensors that keep their types."""
+    """Bytes outside all groups: the header, and the tensors that keep their types."""
     chosen = {tensor.name: HIGH for group in groups for tensor in group.tensors}
     grouped = sum(sizes.of_tensor(tensor, HIGH) for group in groups for tensor in group.tensors)
     return sizes.of_file(chosen) - grouped

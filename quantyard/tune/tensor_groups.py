@@ -1,4 +1,4 @@
-"""The tensors of a model in groups that get one type each: by kind, and by the part of the depth they are in."""
+"""Groups of a model's tensors that get one type each: by kind, and by their part of the depth."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tuning_tensor_groups(header: GgufHeader, parts: int = PARTS) -> tuple[Tensor
     for tensor in tensors:
         layer, kind = _place(tensor)
         if layer is None and kind not in (EMBEDDING, OUTPUT):
-            continue  # what a recipe cannot name stays at the base
+            continue  # tensors that a recipe cannot name keep the base type
         part = None if layer is None else next(cut for cut in cuts if cut[0] <= layer <= cut[1])
         found.setdefault((kind, part), []).append(tensor)
     return tuple(TensorGroup(kind, part, tuple(members)) for (kind, part), members in found.items())

@@ -1,4 +1,4 @@
-"""The text that sensitivities are measured on: the calibration text, never what the result is judged by."""
+"""The text that sensitivities are measured on: calibration text, never the text that judges the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.store.artifact import Artifact
 
 NAME: Final = "tuning.txt"
-_STRIDE: Final = 37  # neighbours in the file are of one domain; so far apart they are of many
+_STRIDE: Final = 37  # neighbours in the file are of one domain; this step reaches many domains
 
 
 def tuning_text(files: Sequence[Path], evaluation: Iterable[Path], artifacts: Path) -> Artifact:
@@ -35,14 +35,14 @@ def _our_documents() -> Iterator[str]:
 
 
 def _text(document: dict[str, Any]) -> str:
-    """A dialogue as plain lines: the model's own template is not at hand here."""
+    """A dialogue as plain lines, since the model's own template is not available here."""
     if "messages" not in document:
         return str(document["text"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in document["messages"])
 
 
 def _kept(text: str, artifacts: Path) -> Artifact:
-    """The text as an input of stages, in a folder named by what it holds."""
+    """The text as an input of stages, in a folder named by its digest."""
     data = text.encode()
     sha256 = hashlib.sha256(data).hexdigest()
     folder = artifacts / ".tuning" / sha256[:12]

@@ -13,14 +13,14 @@ from quantyard.formats.tensor_patterns import tensor_type_for_row
 from quantyard.store.outputs import read_stored_output
 
 # Tensor → type → squared error of its weights, as a share of their squares; the stage `rounding` measures it.
-# Divergence grows with the square of a small disturbance, so a group's divergence at one type tells that at another.
+# Divergence grows with the square of a small error, so a group's divergence at one type predicts that at another.
 Errors = Mapping[str, Mapping[str, float]]
 
-# To add a type: add it here. One that needs an importance matrix has no place here: ggml does not round to it without.
+# To add a type: add it here. Types that need an importance matrix are excluded: ggml cannot round to them without one.
 LADDER: Final = (
     "Q2_K", "Q3_K", "Q4_0", "Q4_1", "IQ4_XS", "IQ4_NL", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
 )  # fmt: skip
-LOW: Final = "Q3_K"  # what a group is given while all others have HIGH; Q4_0 where rows are no multiple of 256
+LOW: Final = "Q3_K"  # of one group while all others have HIGH; Q4_0 if rows are not a multiple of 256
 HIGH: Final = "Q8_0"
 
 
@@ -31,32 +31,32 @@ def tuning_type_error(wanted: str, tensors: Sequence[TensorInfo], errors: Errors
 
 
 def read_rounding_errors(folder: Path) -> Errors:
-    """What the stage `rounding` left in this folder.
+    """Read the result of the stage `rounding` in this folder.
 
     Raises:
-        QuantyardError: it is none.
+        QuantyardError: the folder does not hold such a result.
     """
     return read_stored_output(
-        folder, "rounding.json", dict[str, dict[str, float]], "does not tell how weights are rounded"
+        folder, "rounding.json", dict[str, dict[str, float]], "is not a result of the stage rounding"
     )
 
 
 def tuning_type_ladder(asked: Sequence[str]) -> tuple[str, ...]:
-    """The types to choose from; all where none is asked for.
+    """The types to choose from; by default all.
 
     Raises:
-        BadRequest: one that the search does not know.
+        BadRequest: the search does not know one of them.
     """
     if unknown := [name for name in asked if name not in LADDER]:
         near = difflib.get_close_matches(unknown[0], LADDER, n=1, cutoff=0.5)
         meant = f"Did you mean {near[0]}? " if near else ""
         message = f"TYPES={','.join(asked)}: {unknown[0]} is not a tensor type that the search chooses from."
-        raise BadRequest(message, f"{meant}There are {', '.join(LADDER)}")
+        raise BadRequest(message, f"{meant}Choose from {', '.join(LADDER)}")
     return tuple(name for name in LADDER if name in asked) or LADDER
 
 
 def distinct_tuning_types(tensors: Sequence[TensorInfo], ladder: Sequence[str] = LADDER) -> tuple[str, ...]:
-    """The types worth trying for these tensors: one of those that end as the same."""
+    """The types worth trying for these tensors; of types that fall back to the same one, only one."""
     found: dict[tuple[str, ...], str] = {}
     for wanted in ladder:
         ends = tuple(tensor_type_for_row(wanted, tensor.shape[0]) for tensor in tensors)

@@ -11,7 +11,7 @@ from quantyard.workflows.run import run_build_plan
 
 
 def build(request: BuildRequest, reporter: Reporter) -> Built:
-    """Fetch, convert, quantize and verify, whatever of it is not done yet.
+    """Fetch, convert, quantize and verify; skip finished stages.
 
     Raises:
         QuantyardError: see errors.py.

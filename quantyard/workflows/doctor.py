@@ -24,7 +24,7 @@ _INSTALL_DOCKER = "Install Docker: https://docs.docker.com/engine/install (Debia
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One thing that was looked at. `missing` is what no build can do without."""
+    """One finding. `missing` means that no build can run without it."""
 
     what: str
     state: Literal["ok", "note", "missing"]
@@ -173,7 +173,7 @@ def _hub(request: BuildRequest) -> DoctorFinding:
 
 
 def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
-    """The sum of it: whether anything can build at all."""
+    """The summary: whether any engine can build."""
     states = {finding.what: finding.state for finding in findings}
     if states.get("Docker daemon") == "ok" and states.get("Docker buildx") == "ok":
         return DoctorFinding("engine", "ok", "docker")

@@ -36,7 +36,7 @@ class Adapter:
 
 
 def workflow_make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
-    """Fetch and convert the adapter, whatever of it is not done yet.
+    """Fetch and convert the adapter; skip finished stages.
 
     Raises:
         BadRequest: ADAPTER or BASE is not given, is not what it should be, or must be allowed (pickle).

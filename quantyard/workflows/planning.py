@@ -185,7 +185,7 @@ def workflow_plan_with_imatrix(plan: BuildPlan, calibration: Calibration | None)
 
 
 def workflow_calibration(request: BuildRequest, source: Source) -> Calibration | None:
-    """Where the request's matrix comes from; None: there is none.
+    """The source of the request's matrix; None without one.
 
     Raises:
         BadRequest: the text of it has words of the evaluation.

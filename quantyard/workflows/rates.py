@@ -41,7 +41,7 @@ def workflow_rates(request: BuildRequest, reporter: Reporter) -> Timed:
 
 
 def _time_all(request: BuildRequest, engine: Engine, reporter: Reporter) -> list[TimingSample]:
-    """In a store of its own, of which nothing stays."""
+    """Run in a temporary store."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     found: list[TimingSample] = []
     with TemporaryDirectory(prefix=".rates-", dir=request.artifacts) as folder, reporter.steps() as steps:

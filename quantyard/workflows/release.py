@@ -81,7 +81,7 @@ def publish(request: BuildRequest, reporter: Reporter) -> Publication:
 
 
 def release(request: BuildRequest, reporter: Reporter) -> Publication:
-    """Build, measure, test, judge and publish: whatever of it is not done yet.
+    """Build, measure, test, judge and publish; skip finished stages.
 
     Raises:
         QuantyardError: as `publish`, and as a build.

@@ -89,7 +89,7 @@ class Built:
 
 
 def built_result(builder: Builder, files: Sequence[BuiltFile]) -> Built:
-    """What this builder has done, for whoever need not know of it."""
+    """The build that a builder has run."""
     return Built(
         plan=builder.plan, files=tuple(files), ran=tuple(builder.ran), folder=builder.store.folder,
         measured=builder.measured, contracts=tuple(builder.contracts), failures=dict(builder.failures),

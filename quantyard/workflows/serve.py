@@ -1,4 +1,4 @@
-"""Serving what was built, until it is stopped."""
+"""Serving the built files, until the server is stopped."""
 
 from __future__ import annotations
 

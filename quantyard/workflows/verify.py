@@ -34,7 +34,7 @@ _DOWNLOADS = "verified"  # a folder of the store
 
 @dataclass(frozen=True)
 class Verification:
-    """What was looked at, and what was found."""
+    """The checks and their results."""
 
     checks: tuple[ReleaseCheck, ...]
 
@@ -48,7 +48,7 @@ def verify(request: BuildRequest, reporter: Reporter) -> Verification:
     """Check a file, a folder or a repo against its manifest.
 
     Raises:
-        BadRequest: there is no such file, or no manifest beside it that knows of it.
+        BadRequest: the file does not exist, or no manifest beside it names it.
         HubError: the repo cannot be downloaded.
         NeedsPermission: it is to be rebuilt, and was made with a permission that is not given now.
     """

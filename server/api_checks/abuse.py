@@ -1,6 +1,6 @@
 """What a served model promises against clients that mean harm: each check does harm, then asks as anybody would.
 
-Which process serves is not seen from here; one that ended is found by whoever started it (`ServedModel.check_alive`).
+This module does not see the server's process; `ServedModel.check_alive` notices when it has ended.
 """
 
 from __future__ import annotations

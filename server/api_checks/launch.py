@@ -122,7 +122,7 @@ class Wire:
 
 
 def free_loopback_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
+    """A free TCP port of loopback."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])

@@ -239,7 +239,7 @@ def main() -> None:
         sys.exit(_say_last(str(error), 2 if isinstance(error, BadSampling | KeyUnusable) else 4))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the answers has enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

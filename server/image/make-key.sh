@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make an API key where there is none, readable to its owner alone.
 #
-# Usage:  make-key.sh FILE           one key file, of whoever runs this
+# Usage:  make-key.sh FILE           one key file, owned by the current user
 #         make-key.sh FILE UID COPY  and a copy of it for another user; FILE belongs to its folder's owner.
 #                                    This is for compose.yaml: people read FILE, the server reads COPY.
 set -eu

@@ -28,7 +28,7 @@ const ROUTES = {
     '/detokenize': {POST: 'inner'},
     '/apply-template': {POST: 'inner'},
 };
-// The files of llama-server's web page; it has none of them where the page is off.
+// The files of llama-server's web page; without the page it serves none of them.
 const PAGE = /^\/(index\.html|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webmanifest)|_app\/[A-Za-z0-9_\/.-]+\.(js|css|json|woff2?))?$/;
 const PAGE_ROUTE = {GET: 'model', open: true};
 const THIS_MACHINE = /^(localhost|127(\.\d{1,3}){3}|\[::1\]|host\.docker\.internal)(:\d+)?$/i;

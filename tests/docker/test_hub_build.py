@@ -206,7 +206,7 @@ def test_a_download_that_arrives_damaged_each_time_is_exit_code_4_and_leaves_not
         (f"{REPO}@mian", "has no branch, tag or commit 'mian'. Did you mean 'main'", "MODEL=quantyard/tiny@main"),
         (f"{REPO}@{'0' * 40}", "has no branch, tag or commit", "@main"),
         ("quantyard/gated", "quantyard/gated is gated", "accept the terms at"),
-        ("quantyard/missing", "shows no quantyard/missing", "Check the name"),
+        ("quantyard/missing", "finds no quantyard/missing", "Check the name"),
         ("quantyard/old", "quantyard/old is called quantyard/tiny now", "MODEL=quantyard/tiny"),
         ("quantyard/empty", "quantyard/empty is empty", "name a repo that holds a model"),
     ],
@@ -229,7 +229,7 @@ def test_a_private_repo_is_not_shown_to_others(
     token: str, private_repo: HubServer, builder_image: str, tmp_path: Path
 ) -> None:
     done = run("build", **_asked(private_repo, tmp_path, HF_TOKEN=token, HF_HOME=str(tmp_path / "no-login")))
-    assert done.returncode == 4 and f"The Hub shows no {REPO}" in done.stderr
+    assert done.returncode == 4 and f"The Hub finds no {REPO}" in done.stderr
     assert "private" in done.stderr and not list(tmp_path.rglob("stages/*"))
 
 

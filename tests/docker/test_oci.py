@@ -226,4 +226,4 @@ def test_no_other_machine_is_spoken_to_without_tls(
     with _guarded(tmp_path, socket.gethostname()) as address:
         with pytest.raises(RegistryUnreachable) as caught:
             push_oci_model(parse_oci_reference(f"{address}/{NAME}"), model, None, silent)
-        assert "Plain HTTP is spoken to registries on this machine only" in caught.value.hint
+        assert "plain HTTP is used for registries on this machine only" in caught.value.hint

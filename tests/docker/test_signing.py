@@ -95,7 +95,7 @@ def test_a_password_that_is_not_set_is_never_asked_for(key: Path, monkeypatch: p
 def test_without_cosign_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "some.key").write_text("…")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EngineError, match="there is no cosign here") as caught:
+    with pytest.raises(EngineError, match="cosign is not installed") as caught:
         check_signing_key(tmp_path / "some.key")
     assert "apt-get install cosign" in caught.value.hint
 

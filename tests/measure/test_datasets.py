@@ -313,7 +313,7 @@ def _damaged(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("spoil", "code", "said"),
     [
-        (_missing, ExitCode.NETWORK, "The Hub shows no data set allenai/ai2_arc"),
+        (_missing, ExitCode.NETWORK, "The Hub finds no data set allenai/ai2_arc"),
         (_wrong_token, ExitCode.NETWORK, "The Hub does not accept the token"),
         (_server_error, ExitCode.NETWORK, "answers 503 to a request for the data set allenai/ai2_arc"),
         (_script, ExitCode.BAD_REQUEST, "allenai/ai2_arc is a Python script, which is never run"),

@@ -130,7 +130,7 @@ def flipped(path: Path) -> None:
 
 @pytest.mark.parametrize(("spoil", "failed", "says"), [
     (flipped, [Q8], "SHA-256"),
-    (lambda path: path.unlink(), [Q8, f"type of {Q8}"], "is not there"),
+    (lambda path: path.unlink(), [Q8, f"type of {Q8}"], "is missing"),
     (lambda path: replaced(path, path.read_bytes()[:-5]), [Q8, f"type of {Q8}"], "bytes, the manifest says"),
     (lambda path: replaced(path, b"GGUF" + path.read_bytes()[8:] + b"xxxx"), [Q8, f"type of {Q8}"], "SHA-256"),
 ])  # fmt: skip
@@ -180,7 +180,7 @@ def _measured_other_bytes(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (_made_other_bytes, "quantize Q8_0 made a file with another hash"),
+    (_made_other_bytes, "quantize Q8_0 made a file of another hash"),
     (_measured_other_bytes, f"the suite {SUITE} measured a file with another hash"),
     (lambda manifest: manifest["stages"].pop("verify Q8_0"), "no record of verify Q8_0"),
     (lambda manifest: manifest["stages"].pop("quantize Q8_0"), "no record of quantize Q8_0"),
@@ -340,7 +340,7 @@ def test_a_manifest_without_any_model_proves_nothing_and_is_refused(yard: Yard) 
     edited(yard, lambda manifest: manifest.update(quants={}))
     for path in (yard.release, yard.release / Q8):
         said = yard.verify(f"--file={path}")
-        assert said.code == 2 and "knows no model" in said.err
+        assert said.code == 2 and "does not name any model" in said.err
 
 
 def test_a_file_that_the_manifest_does_not_know_is_refused(yard: Yard) -> None:
@@ -348,7 +348,7 @@ def test_a_file_that_the_manifest_does_not_know_is_refused(yard: Yard) -> None:
     other.write_bytes(tiny("Q8_0"))
     said = yard.verify(f"--file={other}")
     assert said.code == 2
-    assert "does not know other.gguf, only Lagoon-Q8_0.gguf, Lagoon-Q4_K_M.gguf" in said.err
+    assert "does not name other.gguf, only Lagoon-Q8_0.gguf, Lagoon-Q4_K_M.gguf" in said.err
 
 
 # ---- faults on the Hub -------------------------------------------------------------------------------

@@ -217,5 +217,5 @@ def test_shards_that_repeat_or_lack_a_tensor_are_refused(tmp_path: Path) -> None
     with pytest.raises(GgufError, match="repeats the tensor 'a'"):
         read_gguf_model(first)
     _shard(tmp_path, 2, 2, [TensorSpec("b", (4,))], 3)
-    with pytest.raises(GgufError, match="promises 3 tensors; its shards hold 2"):
+    with pytest.raises(GgufError, match="announces 3 tensors; its shards hold 2"):
         read_gguf_model(first)

@@ -138,7 +138,7 @@ def test_a_missing_repo_and_a_private_one_are_told_as_the_same(fake_hub: HubServ
 
 def test_a_private_repo_is_worded_differently_for_the_owner_of_a_token(fake_hub: HubServer) -> None:
     fake_hub.add_repo("org/secret", MODEL, private=True)
-    with pytest.raises(RepoNotFound, match="owner of the token"):
+    with pytest.raises(RepoNotFound, match="for the token in HF_TOKEN: it is missing, or private to others"):
         resolve_hub_repo(HubAccess(fake_hub.endpoint, fake_hub.stranger), "org/secret")
     assert resolve_hub_repo(HubAccess(fake_hub.endpoint, fake_hub.token), "org/secret").private
 

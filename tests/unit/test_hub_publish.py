@@ -190,7 +190,7 @@ def test_what_was_published_is_read_back(fake_hub: HubServer, release: list[Publ
 def test_a_file_that_arrives_as_something_else_is_named(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     fake_hub.fail(fake_hub.uploads.path_of(Q4), corrupt=True)
     words = refused(fake_hub, release)
-    assert words.startswith("UploadDiffers: name-Q4_K_M.gguf arrived as something else")
+    assert words.startswith("UploadDiffers: name-Q4_K_M.gguf arrived damaged")
     assert "stays" not in words  # the repo is not empty
 
 
@@ -198,7 +198,7 @@ def test_a_small_file_that_arrives_as_something_else_is_named(
     fake_hub: HubServer, release: list[PublishedFile]
 ) -> None:
     fake_hub.fail("README.md", corrupt=True)
-    assert refused(fake_hub, release).startswith("UploadDiffers: README.md arrived as something else")
+    assert refused(fake_hub, release).startswith("UploadDiffers: README.md arrived damaged")
 
 
 def test_a_file_that_the_commit_lost_is_named(fake_hub: HubServer, release: list[PublishedFile]) -> None:
@@ -206,7 +206,7 @@ def test_a_file_that_the_commit_lost_is_named(fake_hub: HubServer, release: list
         del fake_hub.repos[REPO].files["name-Q8_0.gguf"]
 
     fake_hub.uploads.hooks["committed"] = lose
-    assert refused(fake_hub, release).startswith("UploadDiffers: name-Q8_0.gguf arrived as something else")
+    assert refused(fake_hub, release).startswith("UploadDiffers: name-Q8_0.gguf arrived damaged")
 
 
 # ---- The same again ----------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_a_branch_is_made_only_once_the_files_are_there(fake_hub: HubServer, rel
 def test_a_branch_that_could_not_be_filled_is_spoken_of(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     fake_hub.add_repo(REPO)
     fake_hub.fail(f"/api/models/{REPO}/commit/v2", status=413)
-    assert "The branch v2 was made, and stays" in refused(fake_hub, release, HubTarget(REPO, branch="v2"))
+    assert "The branch v2 was created, and still equals" in refused(fake_hub, release, HubTarget(REPO, branch="v2"))
 
 
 def test_a_pull_request_leaves_main_alone(fake_hub: HubServer, release: list[PublishedFile]) -> None:
@@ -346,7 +346,7 @@ def test_a_repo_that_cannot_be_gated_gets_no_file(fake_hub: HubServer, release: 
     fake_hub.fail(f"/api/models/{REPO}/settings", status=403, error_message="Ask your admin", times=None)
     words = refused(fake_hub, release, HubTarget(REPO, gated="manual"))
     assert words.startswith("NotGated") and "Ask your admin" in words
-    assert f"The repo {REPO} was made, and stays, empty and private." in words
+    assert f"The repo {REPO} was created, and stays, empty and private." in words
     assert not puts(fake_hub) and content(fake_hub.repos[REPO]) == {}
 
 
@@ -483,7 +483,7 @@ def test_a_file_that_changes_between_two_sendings_of_a_part_is_refused(
 
 @pytest.mark.parametrize("path", ["../evil", "a/../../b", ".git/config", "/etc/passwd", "./x"])
 def test_a_path_that_leads_elsewhere_is_refused(fake_hub: HubServer, path: str) -> None:
-    assert "No file on the Hub can be called" in refused(fake_hub, [made_release_file(path, b"x")])
+    assert "A file on the Hub cannot be called" in refused(fake_hub, [made_release_file(path, b"x")])
     assert not fake_hub.requests
 
 
@@ -539,7 +539,7 @@ def test_a_repo_that_was_made_and_not_filled_stays_and_is_spoken_of(
     fake_hub: HubServer, release: list[PublishedFile]
 ) -> None:
     fake_hub.fail(COMMIT, status=503, times=None)
-    assert f"The repo {REPO} was made, and stays, empty and private." in refused(fake_hub, release)
+    assert f"The repo {REPO} was created, and stays, empty and private." in refused(fake_hub, release)
     assert fake_hub.repos[REPO].private
 
 
@@ -558,7 +558,7 @@ def test_a_wait_longer_than_anybody_watches_is_told_and_not_waited(
     (403, "Private repository storage limit reached, please upgrade your plan.", UploadRefused, "no room"),
     (402, "Payment required", UploadRefused, "no room"),
     (403, "This resource group is closed", MayNotWrite, "This resource group is closed"),
-    (404, "", RepoNotFound, "The Hub shows no"),
+    (404, "", RepoNotFound, "The Hub finds no"),
     (400, "Your push was \x1b[31mrejected\n because", UploadRefused, "Your push was [31mrejected because"),
 ])  # fmt: skip
 @pytest.mark.parametrize("path", [BATCH, COMMIT])
@@ -763,7 +763,7 @@ def test_the_file_of_an_earlier_release_can_be_read(fake_hub: HubServer, release
 def test_a_file_that_is_larger_than_it_can_be_is_not_read(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     send(fake_hub, release)
     fake_hub.requests.clear()
-    with pytest.raises(HubError, match="larger than it can be"):
+    with pytest.raises(HubError, match="is too large"):
         read_published_file(access(fake_hub), TARGET, "name-Q8_0.gguf", 1000)
     assert not fake_hub.bodies("name-Q8_0.gguf")
 

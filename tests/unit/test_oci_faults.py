@@ -194,7 +194,7 @@ def test_a_right_that_is_missing_is_told_from_a_login(server: OciServer, gguf: P
     assert "does not let you push to team/name: DENIED: requested access" in error.message
 
 
-@pytest.mark.parametrize(("status", "says"), [(413, "takes no file this large"), (405, "refuses what is pushed"),
+@pytest.mark.parametrize(("status", "says"), [(413, "refuses so large a file"), (405, "refuses what is pushed"),
                                               (404, "does not know team/name")])
 def test_a_registry_that_refuses_is_quoted(status: int, says: str, server: OciServer, gguf: PublishedFile) -> None:
     words = "not\x1b[2J here\n" * 100
@@ -257,12 +257,12 @@ def test_the_login_is_not_sent_where_the_uploads_go(gguf: PublishedFile) -> None
 def test_the_login_is_not_sent_to_a_token_service_in_the_clear(server: OciServer, gguf: PublishedFile) -> None:
     challenge = {"WWW-Authenticate": 'Bearer realm="http://tokens.example/t",service="reg"'}
     server.faults += [Fault("GET", "/v2/", 401, headers=challenge)]
-    assert "http://tokens.example/t, with no encryption" in _refused(server, gguf, LoginNeeded, ME).message
+    assert "http://tokens.example/t, without encryption" in _refused(server, gguf, LoginNeeded, ME).message
 
 
 def test_a_token_service_that_talks_nonsense_is_said(gguf: PublishedFile) -> None:
     with oci_server(auth="bearer", faults=[Fault("GET", "/token", 200, "…")]) as server:
-        assert "gives no token" in _refused(server, gguf, RegistryRefused, ME).message
+        assert "sends no token" in _refused(server, gguf, RegistryRefused, ME).message
 
 
 def test_a_blob_that_lies_elsewhere_is_there(server: OciServer, gguf: PublishedFile) -> None:

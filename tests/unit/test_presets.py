@@ -106,9 +106,9 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_where_the_list_is(type
         ({"gated": '"no"'}, "tiny gated"),
         ({"caveats": '["no sentence"]'}, "'no sentence' is not a sentence"),
         ({"caveats": '["A line.\\nAnother."]'}, "is not a sentence of one line"),
-        ({"quants": "[]", "reason": ""}, "either `quants` are recommended, or `unsupported`"),
-        ({"unsupported": '"It cannot be."'}, "either `quants` are recommended, or `unsupported`"),
-        ({"reason": ""}, "`quants` and `reason` go together"),
+        ({"quants": "[]", "reason": ""}, "give either `quants`, or `unsupported`"),
+        ({"unsupported": '"It cannot be."'}, "give either `quants`, or `unsupported`"),
+        ({"reason": ""}, "give `quants` and `reason` together"),
         ({"size": "3"}, "tiny size"),
         ({"repo": "org/tiny"}, "models.toml cannot be read"),
     ],
@@ -122,7 +122,7 @@ def test_a_field_that_cannot_be_is_named_with_its_model(changed: dict[str, str],
 def test_what_is_outside_of_a_table_is_named(tmp_path: Path) -> None:
     path = _file(tmp_path)
     path.write_text('repo = "org/other"\n' + path.read_text())
-    with pytest.raises(BadRequest, match="repo is outside of any table"):
+    with pytest.raises(BadRequest, match="repo stands outside a table"):
         read_presets(path)
 
 
@@ -131,7 +131,7 @@ def test_two_models_never_answer_to_one_name(second: str, tmp_path: Path) -> Non
     first = _file(tmp_path).read_text()
     path = _file(tmp_path, second)
     path.write_text(first + "\n" + path.read_text())
-    with pytest.raises(BadRequest, match=f"tiny and {second} both answer to tiny"):
+    with pytest.raises(BadRequest, match=f"tiny and {second} share the name tiny"):
         read_presets(path)
 
 

@@ -56,7 +56,7 @@ def test_a_quant_that_was_published_before_is_not_lost_to_the_card(yard: Yard) -
     for argv in ((), ("--dry-run",)):
         said = yard.publish(*argv, quants="Q8_0")
         assert (said.code, yard.repo.commit) == (2, before)
-        assert f"{REPO} holds Q4_K_M too" in said.err and "QUANT=Q4_K_M,Q8_0" in said.err
+        assert f"{REPO} also holds Q4_K_M," in said.err and "QUANT=Q4_K_M,Q8_0" in said.err
     del yard.repo.files["Lagoon-Q4_K_M.gguf"]  # by its owner
     assert yard.publish(quants="Q8_0").code == 0
 
@@ -210,7 +210,7 @@ def test_somebody_elses_repo_is_not_written_to(yard: Yard) -> None:
     (("--split-above=much",), "SPLIT_ABOVE=much is not a size"),
     (("--cosign-key=nowhere.key",), "COSIGN_KEY=nowhere.key cannot be read"),
     (("--quant=Q3_K_M",), "Q3_K_M is not built"),
-    (("--suite=full",), "Nothing was measured with the suite full; there is: standard"),
+    (("--suite=full",), "Nothing was measured with the suite full; measured: standard"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_and_nothing_is_sent(yard: Yard, argv: tuple[str, ...], says: str) -> None:
     said = yard.publish(*argv)
@@ -264,7 +264,7 @@ def test_an_evaluation_without_one_of_the_files_is_refused(yard: Yard) -> None:
     left = tuple(m for m in report.measurements if m.file.label != "Q4_K_M")
     manifest.evaluations[SUITE] = report.model_copy(update={"measurements": left})
     yard.keep(manifest)
-    assert "Q4_K_M is not in it" in yard.publish().err
+    assert "it lacks Q4_K_M" in yard.publish().err
     assert yard.publish(quants="Q8_0").code == 0
 
 
@@ -282,9 +282,9 @@ def test_an_evaluation_of_another_file_is_refused_with_both_hashes(yard: Yard) -
 
 @pytest.mark.parametrize(("licence", "says", "stated"), [
     ("", "names no licence", "apache-2.0"),
-    ("license: other\n", "is not the name of one", "mit"),
+    ("license: other\n", "is not a licence identifier", "mit"),
     ("license: acme-1.0\n", "not one that Quantyard knows", "acme-1.0"),
-    ("license: cc-by-nd-4.0\n", "lets nobody share", "cc-by-nd-4.0"),
+    ("license: cc-by-nd-4.0\n", "forbids sharing", "cc-by-nd-4.0"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", ["publish", "release"])
 def test_a_licence_that_does_not_allow_it_stops_until_the_user_states_it(
@@ -367,7 +367,7 @@ def test_hostile_words_of_a_source_become_no_markup(
     readme = f"---\nlicense: other\nlicense_name: {words}\ntags: [{words}]\nlanguage: [{words}]\n---\n{words}\n"
     name = "La<b>goon {{ 7 * 191 }} --- license: mit"
     yard = lay_out(tmp_path, hub, monkeypatch, readme=readme, name=name, legal={"LICENSE": f"``` {words}"})
-    assert "names no" in (said := yard.publish("--license=<b>").err) and "<b>" in said
+    assert "is not a licence identifier" in (said := yard.publish("--license=<b>").err) and "<b>" in said
     assert yard.publish("--license=apache-2.0").code == 0
     files = {name: content.decode() for name, content in yard.published().items() if name.endswith((".md", ".html"))}
     head = yaml.safe_load(files["README.md"].split("\n---\n", maxsplit=1)[0].removeprefix("---\n"))

@@ -89,7 +89,7 @@ def test_the_gguf_that_was_chosen_of_a_repo_is_chosen_again(request_: BuildReque
 def test_of_a_local_model_the_user_must_say_where_it_is_now(request_: BuildRequest) -> None:
     manifest = manifest_of()
     manifest.source = manifest.source.model_copy(update={"repo_id": "", "title": NAME})
-    with pytest.raises(BadRequest, match=rf"a local model, {NAME}: MODEL must say where") as refused:
+    with pytest.raises(BadRequest, match=rf"a local model, {NAME}: MODEL must name its folder") as refused:
         release_rebuild_request(request_, subject(manifest), Path("x"))
     assert "MODEL=folder" in refused.value.hint
     assert release_rebuild_request(replace(request_, model="/m/x"), subject(manifest), Path("x")).model == "/m/x"
@@ -104,7 +104,7 @@ def test_the_very_source_that_is_recorded_is_accepted() -> None:
 
 @pytest.mark.parametrize(("model", "says"), [
     (ModelId("local", NAME, "f" * 64), f"digest {'f' * 12}, recorded {COMMIT[:12]}"),
-    (ModelId("local", "Other", COMMIT), f"MODEL is called Other, and was called '{NAME}' when it was built"),
+    (ModelId("local", "Other", COMMIT), f"MODEL is called Other, but was called '{NAME}' when the files were built"),
 ])  # fmt: skip
 def test_another_source_or_name_is_refused(model: ModelId, says: str) -> None:
     with pytest.raises(BadRequest, match=says) as refused:
@@ -155,7 +155,7 @@ def test_other_bytes_by_other_means_prove_nothing_and_the_means_are_named(
 ) -> None:
     state, finding = compared(change)
     assert state == "not checked"
-    assert finding.endswith(f"That proves nothing, since it was made with another {which}")
+    assert finding.endswith(f"That proves nothing, since it was made now with another {which}")
 
 
 def test_every_file_is_compared_for_itself() -> None:

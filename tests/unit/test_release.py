@@ -140,7 +140,7 @@ def test_an_evaluation_that_lacks_a_file_is_passed_over_for_one_that_does_not(ya
     manifest.evaluations["huge"] = report.model_copy(update={"measurements": left})
     yard.keep(manifest)
     assert found(yard).suite == SUITE and found(yard, "Q4_K_M").suite == "huge"
-    with pytest.raises(BadRequest, match=r"Q8_0 is not in it \(suite huge\)"):
+    with pytest.raises(BadRequest, match=r"it lacks Q8_0 \(suite huge\)"):
         found(yard, suite="huge")
 
 

@@ -196,11 +196,11 @@ def _two_of_a_name(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (_other_digest, f"quantize Q4_K_M took another importance matrix than {MATRIX}"),
-    (_other_hash, f"quantize Q4_K_M took an importance matrix with another hash than {MATRIX}"),
-    (_none_used, "quantize Q4_K_M took no importance matrix"),
-    (_two_of_a_name, f"{MATRIX} is another importance matrix for another file"),
-    (lambda m: m["quants"]["Q4_K_M"].update(imatrix=None), "took an importance matrix of which there is no record"),
+    (_other_digest, f"quantize Q4_K_M used another importance matrix than {MATRIX}"),
+    (_other_hash, f"quantize Q4_K_M used an importance matrix with another hash than {MATRIX}"),
+    (_none_used, "quantize Q4_K_M used no importance matrix"),
+    (_two_of_a_name, f"{MATRIX} has another hash in the record of another file"),
+    (lambda m: m["quants"]["Q4_K_M"].update(imatrix=None), "used an importance matrix without a record"),
 ])  # fmt: skip
 def test_a_manifest_that_names_another_matrix_than_the_one_used_contradicts_itself(
     shared: Yard, change: Callable[[dict[str, Any]], object], says: str
@@ -239,7 +239,7 @@ def test_a_type_that_needs_a_matrix_can_be_rebuilt(yard: Yard, engine: FakeEngin
 
 
 @pytest.mark.parametrize(("spoil", "says"), [
-    (lambda path: path.unlink(), "is not there, and these files were made with that importance matrix"),
+    (lambda path: path.unlink(), "is missing, and these files were made with that importance matrix"),
     (lambda path: path.write_bytes(b"other"), "is not the importance matrix that these files were made with"),
 ])  # fmt: skip
 def test_without_the_very_matrix_nothing_is_rebuilt(

@@ -202,7 +202,7 @@ def test_a_goal_that_no_mix_reaches_is_told_the_nearest_and_that_one_is_reached(
 def test_a_stock_quants_name_is_the_size_it_has(made: GgufHeader) -> None:
     stock = stock_quant_sizes(Sizes(made))
     assert tuning_goal(TuneRequest(target_quant="Q4_K_M"), stock) == TuningGoal(size_bytes=stock["Q4_K_M"])
-    with pytest.raises(BadRequest, match="cannot be aimed at"):
+    with pytest.raises(BadRequest, match="cannot be used: this model cannot be quantized to it"):
         tuning_goal(TuneRequest(target_quant="IQ2_XS"), stock)
 
 

@@ -1,6 +1,6 @@
 """Publishing to the Hub: every file in one commit, on a branch or as a pull request, and read back afterwards.
 
-Nothing is ever deleted there. What the repo has already is not sent; what fails leaves its files as they were.
+Nothing is ever deleted there. Files that the repo has already are not sent; a failed upload leaves its files unchanged.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
     "read_published_file",
 ]
 
-_OFFERS_READ = 20  # pull requests of ours that are looked into
+_OFFERS_READ = 20  # of our open pull requests that are compared
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def preview_hub_publication(
     """What publishing would do; nothing is written.
 
     Returns:
-        Whether the repo exists (None: that cannot be asked, without a token or a network), and what becomes of each
+        Whether the repo exists (None: unknown, without a token or a network), and what becomes of each
         file. A repo that the token may not see counts as one that does not exist.
 
     Raises:
-        BadRequest: the target is none.
+        BadRequest: the target is not valid.
         HubError: the Hub said no.
     """
     check_hub_target(target)
@@ -95,7 +95,7 @@ def preview_hub_publication(
 
 
 def read_published_file(access: HubAccess, target: HubTarget, path: str, limit_bytes: int) -> bytes | None:
-    """The file as it is on that branch (if there is no such branch yet, on main); None if there is none.
+    """The file on that branch (on main if the branch does not exist yet); None if there is no such file.
 
     Raises:
         HubError: the Hub said no, or the file is larger than `limit_bytes`.
@@ -108,7 +108,7 @@ def read_published_file(access: HubAccess, target: HubTarget, path: str, limit_b
         if seen is None or found is None:
             return None
         if found.size > limit_bytes:
-            message = f"{path} in {target.repo_id} is larger than it can be: {found.size} bytes, not {limit_bytes}."
+            message = f"{path} in {target.repo_id} is too large: {found.size} bytes, at most {limit_bytes}."
             raise HubError(message, f"See {release.api.endpoint}/{target.repo_id}, or publish to another repo.")
         return download_published_file(release, seen.head, found)
 
@@ -124,9 +124,9 @@ def publish_to_hub(
         on_progress: told the path, the bytes sent and the size in bytes; goes back when a piece is sent again.
 
     Raises:
-        NeedsToken, FileChanged, BadRequest: nothing was asked of the Hub.
-        MayNotWrite, NotGated, RepoChanged, UploadRefused, UploadDiffers: see publish_errors.py.
-        RepoRenamed, HubUnreachable, HubError: see errors.py.
+        NeedsToken, FileChanged, BadRequest: no request was sent to the Hub.
+        MayNotWrite, NotGated, RepoChanged, UploadRefused, UploadDiffers: see errors.py here.
+        RepoRenamed, HubUnreachable, HubError: see hub/errors.py.
     """
     check_hub_target(target)
     _check_files(files)
@@ -167,14 +167,14 @@ def _send(
     if not seen.has_branch:
         make = release.api.create_branch
         with_hub_retries(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
-        left.append(f"The branch {target.branch} was made, and stays as {MAIN} was.")
+        left.append(f"The branch {target.branch} was created, and still equals {MAIN}.")
     return _commit(release, replace(seen, has_branch=True), record, operations, message)
 
 
 def _commit(
     release: HubRelease, seen: SeenHubRepo, record: Record, operations: Sequence[CommitOperationAdd], message: str
 ) -> tuple[str, str]:
-    """One commit upon what was seen. If the repo has moved, or the answer was lost, look again before trying again."""
+    """One commit on top of the state seen. If the repo changed, or the answer was lost, look again before a retry."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -201,7 +201,7 @@ def _commit(
 
 
 def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple[str, str] | None]:
-    """What to commit upon now; and our commit, if it has arrived although the Hub did not say so.
+    """The state to commit on now; and our commit, if it arrived although the Hub's answer was lost.
 
     Raises:
         RepoChanged: somebody else's commit touches our files.
@@ -224,7 +224,7 @@ def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple
 
 
 def _offered(release: HubRelease) -> tuple[str, str] | None:
-    """Commit and address of an open pull request of ours that holds these very files."""
+    """Commit and address of our open pull request with exactly these files."""
     if not release.target.pull_request:
         return None
     ask = release.api.get_repo_discussions
@@ -269,12 +269,12 @@ def _create(release: HubRelease, left: list[str]) -> SeenHubRepo:
     if seen is None:
         raise errors.publish_name_taken(target.repo_id)
     who = "private" if target.private else "public"
-    left.append(f"The repo {target.repo_id} was made, and stays, empty and {who}.")
+    left.append(f"The repo {target.repo_id} was created, and stays, empty and {who}.")
     return seen
 
 
 def _gate(release: HubRelease, seen: SeenHubRepo) -> SeenHubRepo:
-    """Gate the repo if it must be, while the files are not there; a stricter gate stays."""
+    """Gate the repo if required, before the files are there; a stricter gate stays."""
     from huggingface_hub.errors import HfHubHTTPError
 
     wanted, endpoint = release.target.gated, release.api.endpoint
@@ -288,12 +288,12 @@ def _gate(release: HubRelease, seen: SeenHubRepo) -> SeenHubRepo:
         raise errors.publish_not_gated(release.repo_id, wanted, words, endpoint) from error
     now = look_at_hub_target(release)
     if now is None or now.gated != wanted:
-        raise errors.publish_not_gated(release.repo_id, wanted, ", though the Hub says it did it", endpoint)
+        raise errors.publish_not_gated(release.repo_id, wanted, ", though the Hub reported success", endpoint)
     return now
 
 
 def _read_back(release: HubRelease, commit: str) -> None:
-    """Hold what the Hub has against what was to be published: its own record of LFS files, and the others' bytes."""
+    """Compare what the Hub has with what was sent: the hashes it records for LFS files, and the bytes of all others."""
     record = hub_target_record(release, commit)
     for file in release.files:
         found = record.get(file.path)
@@ -301,7 +301,7 @@ def _read_back(release: HubRelease, commit: str) -> None:
             size, sha256 = 0, "nothing"
         elif found.lfs:
             size, sha256 = found.lfs.size, found.lfs.sha256
-        elif found.size != file.size_bytes:  # nothing to read, and the Hub might send as much as it says
+        elif found.size != file.size_bytes:  # the size differs, so there is no need to download it
             size, sha256 = found.size, "others"
         else:
             size, sha256 = found.size, hashlib.sha256(download_published_file(release, commit, found)).hexdigest()

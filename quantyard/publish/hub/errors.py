@@ -1,14 +1,14 @@
-"""What went wrong while publishing to the Hub, in our words. The Hub's own are shown too, cut short and made plain.
+"""The errors of publishing to the Hub. The Hub's own message is quoted, shortened and with plain characters.
 
 HubError                          exit code 4; its other kinds are in errors.py
 ├── MayNotWrite                   a token that may only read, or somebody else's repo
 ├── RepoChanged                   the files we publish were changed by somebody else meanwhile
-├── UploadRefused                 too large, no room, or a card that the Hub does not understand
+├── UploadRefused                 too large, no storage left, or a card that the Hub rejects
 ├── NotGated                      the repo cannot be gated, and the model must not be published without
 └── UploadDiffers                 what the Hub has is not what was sent
 BadRequest                        exit code 2
 ├── NeedsToken
-└── FileChanged                   a file is no longer what was built and measured
+└── FileChanged                   a file has changed since it was built and measured
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 MOVED_STATUS = frozenset({409, 412})
-AGAIN = "Type the same command again: what has arrived is not sent again."
+AGAIN = "Type the same command again: uploaded files are not sent again."
 _LONGEST_WORDS = 300  # characters
 _NO_ROOM = re.compile(r"storage (limit|patterns|quota)|quota|out of storage|upgrade your plan", re.IGNORECASE)
 _UPLOADING = re.compile(r"Error while uploading '(.*)' to the Hub", re.DOTALL)
@@ -73,7 +73,7 @@ class NeedsToken(BadRequest):
 
 
 class FileChanged(BadRequest):
-    """A file is no longer what was built and measured."""
+    """A file has changed since it was built and measured."""
 
     kind = "file-changed"
 
@@ -81,7 +81,7 @@ class FileChanged(BadRequest):
 def publish_needs_token(endpoint: str) -> NeedsToken:
     """Neither HF_TOKEN nor a login."""
     hint = f"Make one that may write at {endpoint}/settings/tokens, then type: hf auth login, or set HF_TOKEN."
-    return NeedsToken("No token is set, and the Hub lets nobody write without one.", hint)
+    return NeedsToken("No token is set, and writing to the Hub needs one.", hint)
 
 
 def publish_read_only_token(name: str, endpoint: str) -> MayNotWrite:
@@ -91,8 +91,8 @@ def publish_read_only_token(name: str, endpoint: str) -> MayNotWrite:
 
 
 def publish_bad_path(path: str) -> BadRequest:
-    """No file of a repo can be called so."""
-    return BadRequest(f"No file on the Hub can be called {path!r}.", "Rename it, and type the same command again.")
+    """No file of a repo can have this name."""
+    return BadRequest(f"A file on the Hub cannot be called {path!r}.", "Rename it, and type the same command again.")
 
 
 def publish_unreadable_file(file: PublishedFile, error: OSError) -> FileChanged:
@@ -103,7 +103,7 @@ def publish_unreadable_file(file: PublishedFile, error: OSError) -> FileChanged:
 
 def published_file_changed(file: PublishedFile) -> FileChanged:
     """Its size or hash is another now."""
-    known = f"its SHA-256 is not {file.sha256[:12]}… any more"
+    known = f"its SHA-256 is no longer {file.sha256[:12]}…"
     message = f"{file.path} is not the file that was built and measured: {known}. Nothing was published."
     return FileChanged(message, "Find out what changed it, then: make build MODEL=… QUANT=…")
 
@@ -111,37 +111,37 @@ def published_file_changed(file: PublishedFile) -> FileChanged:
 def published_repo_changed(repo_id: str, paths: Sequence[str]) -> RepoChanged:
     """Somebody else's commit touches the same files."""
     message = f"Somebody has changed {repo_id} meanwhile: {', '.join(paths)}. Nothing was published."
-    return RepoChanged(message, "Look at what is there now; to replace it, type the same command again.")
+    return RepoChanged(message, "Look at the repo; to replace those files, type the same command again.")
 
 
 def publish_not_gated(repo_id: str, gated: str, words: str, endpoint: str) -> NotGated:
-    """The source is gated, and so must be what is made of it."""
+    """The source is gated, so the repo with files made of it must be gated too."""
     message = f"{repo_id} cannot be made gated ({gated}), as its source is{words}. Nothing was uploaded."
     return NotGated(message, f"Turn on access requests at {endpoint}/{repo_id}/settings, and type the same again.")
 
 
 def publish_name_taken(repo_id: str) -> MayNotWrite:
-    """It exists, and the token may not even see it."""
+    """The repo exists, and the token may not see it."""
     message = f"{repo_id} exists already, and the token in HF_TOKEN may not see it."
     return MayNotWrite(message, "Give the token access to it, or choose another name: REPO=me/name-GGUF")
 
 
 def published_file_differs(repo_id: str, commit: str, path: str, what: str, endpoint: str) -> UploadDiffers:
-    """The commit is made, and one of its files is not what it should be."""
-    message = f"{path} arrived as something else in {repo_id} at {commit[:12]}: {what}."
+    """The commit is made, and one of its files has the wrong content."""
+    message = f"{path} arrived damaged in {repo_id} at {commit[:12]}: {what}."
     return UploadDiffers(message, f"Do not use it. See {endpoint}/{repo_id}/commit/{commit}, and publish again.")
 
 
 def publish_bad_card(response: httpx2.Response) -> UploadRefused:
     """The Hub's own check of README.md."""
-    found = "; ".join(e["message"] for e in response.json().get("errors", [])) or "it does not say why"
+    found = "; ".join(e["message"] for e in response.json().get("errors", [])) or "no reason given"
     return UploadRefused(
         f"The Hub does not accept the card's metadata: {plain_publish_text(found)}.", "Correct it in the manifest."
     )
 
 
 def publish_asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnreachable:
-    """It limits our requests, for longer than anybody would watch."""
+    """The Hub limits our requests for a long time."""
     wanted = f", and to be asked again in {asked_s:.0f} s" if asked_s else ", also after waiting"
     hint = f"Wait until then. {AGAIN}" if asked_s else f"Wait some minutes. {AGAIN}"
     return HubUnreachable(f"{_host(response)} wants fewer requests (answer {response.status_code}){wanted}.", hint)
@@ -149,7 +149,7 @@ def publish_asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnrea
 
 @contextmanager
 def explain_publish_errors(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Turn every error into one of ours, without the token in any word of it."""
+    """Turn every error into one of ours, without the token in any message."""
     try:
         yield
     except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
@@ -163,7 +163,7 @@ def explain_publish_errors(api: HfApi, repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def publish_left_behind() -> Iterator[list[str]]:
-    """Sentences about what was made on the Hub, and stays there, are added to an error."""
+    """Add sentences to an error about what was created on the Hub and stays there."""
     left: list[str] = []
     try:
         yield left
@@ -190,7 +190,7 @@ def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> Quantya
     elif isinstance(cause, DisabledRepoError):
         ours = hub_errors.hub_disabled_error(api, repo_id)
     elif isinstance(cause, RevisionNotFoundError):
-        ours = RevisionNotFound(f"{repo_id} has no such branch (answer 404).", "HUB_BRANCH names another.")
+        ours = RevisionNotFound(f"{repo_id} does not have this branch (answer 404).", "Name another: HUB_BRANCH=name")
     elif isinstance(cause, HfHubHTTPError):
         ours = _refused(cause, api, repo_id, path)
     elif isinstance(cause, ValueError) and (found := _LFS_ERROR.search(str(cause))):
@@ -228,7 +228,7 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
         hint = f"Name a repo of yours, or of an organisation you may write for: REPO=me/name-GGUF. Tokens: {tokens}"
         return MayNotWrite(f"The token in HF_TOKEN may not write to {repo_id} (answer 403). {words}".strip(), hint)
     if status == 404:
-        message = f"The Hub shows no {repo_id} to the owner of the token in HF_TOKEN (answer 404)."
+        message = f"The Hub finds no {repo_id} for the token in HF_TOKEN (answer 404)."
         return RepoNotFound(message, f"Check the name at {api.endpoint}/{repo_id}, and the token's access to it.")
     if status in MOVED_STATUS:
         message = f"{repo_id} changes faster than we can publish (answer {status}). Nothing was published."
@@ -238,7 +238,7 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
     if status >= 500:
         what = f"while {path} was sent" if path else f"to a request for {repo_id}"
         return HubUnreachable(f"{_host(error.response)} answers {status} {what}, also after waiting.", AGAIN)
-    return UploadRefused(f"The Hub refuses this for {repo_id} (answer {status}): {words}", "Publish something else.")
+    return UploadRefused(f"The Hub refuses this for {repo_id} (answer {status}): {words}", "Change what it refuses.")
 
 
 def _no_upload(words: str, status: int, repo_id: str, endpoint: str) -> UploadRefused:
@@ -255,7 +255,7 @@ def _host(response: httpx2.Response) -> str:
 
 
 def plain_publish_text(text: str) -> str:
-    """What a server says, on one line, without what could move a terminal's cursor, and short."""
+    """A server's message on one short line, without terminal control characters."""
     line = printable_words(text)
     return line if len(line) <= _LONGEST_WORDS else line[:_LONGEST_WORDS] + " …"
 

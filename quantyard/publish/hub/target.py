@@ -1,4 +1,4 @@
-"""The repo to publish to, as the Hub tells it: is it there, and what does it hold under our files' names?"""
+"""The state of the repo to publish to: does it exist, and what does it hold under the names of our files?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Record = Mapping[str, "RepoFile"]  # path → what the Hub says of the file
 
 @dataclass(frozen=True)
 class HubTarget:
-    """Where to publish. `private` counts when the repo is made; `gated` "": as it is."""
+    """Where to publish. `private` counts when the repo is created; `gated` "": unchanged."""
 
     repo_id: str
     private: bool = True
@@ -45,7 +45,7 @@ class FileChange:
 
 @dataclass(frozen=True)
 class SeenHubRepo:
-    """The repo as it was when we looked; `head` is the commit to build on."""
+    """The repo when it was read; `head` is the commit to build on."""
 
     head: str
     gated: str
@@ -68,10 +68,10 @@ class HubRelease:
 
 
 def check_hub_target(target: HubTarget) -> None:
-    """Refuse what cannot be published to, without asking the Hub.
+    """Check the target without asking the Hub.
 
     Raises:
-        BadRequest: no repo or branch can be called so, or a branch and a pull request are asked for at once.
+        BadRequest: the name of the repo or branch is invalid, or both a branch and a pull request are given.
     """
     hint = "Name it like this: REPO=me/name-GGUF"
     if not target.repo_id:
@@ -81,7 +81,7 @@ def check_hub_target(target: HubTarget) -> None:
     except BadSource as error:
         raise BadRequest(f"REPO is not the name of a repo: {error.message}", hint) from error
     if revision is not None:
-        raise BadRequest(f"REPO={target.repo_id} names a revision.", f"{hint}; a branch is named by HUB_BRANCH.")
+        raise BadRequest(f"REPO={target.repo_id} names a revision.", f"{hint}; name a branch with HUB_BRANCH.")
     if target.branch and target.pull_request:
         raise BadRequest("HUB_BRANCH and HUB_PR are both given.", "A pull request goes to main: leave one of them out.")
     if target.branch:
@@ -104,7 +104,7 @@ def hub_target_info(release: HubRelease, revision: str) -> ModelInfo:
 
 
 def look_at_hub_target(release: HubRelease) -> SeenHubRepo | None:
-    """The repo as it is now; None: there is none that the token may see."""
+    """The repo now; None: it does not exist, or the token may not see it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     from quantyard.hub import errors as hub_errors
@@ -166,8 +166,8 @@ def published_file_identity(found: RepoFile | None) -> tuple[int, str] | None:
 
 
 def download_published_file(release: HubRelease, commit: str, found: RepoFile) -> bytes:
-    """A small file, whole; or one byte more, if it is larger than the Hub says."""
+    """A small file, whole; one byte more shows that it is larger than the Hub says."""
     if not found.size:
-        return b""  # nothing is no range of bytes
+        return b""  # an empty range cannot be requested
     url = hub.hub_file_url(release.api, release.repo_id, commit, found.path)
     return with_hub_retries(lambda: hub.read_hub_range(release.api, url, 0, found.size + 1))

@@ -1,6 +1,6 @@
-"""How files are sent to the Hub: watched while they are read, and each with an address that was signed just now.
+"""Sends files to the Hub: each is watched while it is read, and gets a freshly signed address.
 
-They are streams to the client, so that it is seen how much of a file was sent and what that hashed to. Streams go by
+The client gets them as streams, so that the progress and the hash of what was sent are known. Streams go by
 LFS, never by Xet, and an object that the Hub has already is not sent again, in this run or the next.
 """
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 
 IN_MEMORY_BYTES = 10_000_000  # what is larger, the Hub takes by LFS only
-# The Hub leaves out what the repo's .gitignore names, without a word, unless it is given another one.
+# The Hub silently leaves out files that the repo's .gitignore names, unless the request brings another one.
 NOTHING_IGNORED = "# everything is published\n"
 
 
 class SentFile(io.BufferedReader):
-    """One file as the client reads it. Once `watched`, it reports how far it is and hashes what is read."""
+    """One file as the client reads it. Once `watched`, it reports its progress and hashes what is read."""
 
     def __init__(self, file: PublishedFile, on_progress: OnProgress) -> None:
         small = isinstance(file.content, bytes) or file.size_bytes <= IN_MEMORY_BYTES
@@ -38,7 +38,7 @@ class SentFile(io.BufferedReader):
         self.watched = False
         self._on_progress = on_progress
         self._hash, self._hashed_bytes = hashlib.sha256(), 0
-        # The hash at every place where the client turned back or went on: a part sent again is hashed again.
+        # The hash state at each position that the client may seek to: a part sent again is hashed again.
         self._marks = {0: self._hash.copy()}
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -53,11 +53,11 @@ class SentFile(io.BufferedReader):
         return data
 
     def report(self, done_bytes: int) -> None:
-        """Tell how far this file is."""
+        """Report the position in this file."""
         self._on_progress(self.file.path, done_bytes, self.file.size_bytes)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to another place of the file."""
+        """Seek to another position of the file."""
         position = super().seek(offset, whence)
         if self.watched:
             self._marks[self._hashed_bytes] = self._hash.copy()
@@ -66,7 +66,7 @@ class SentFile(io.BufferedReader):
         return position
 
     def sent_other_bytes(self) -> bool:
-        """Whether what was read since it is watched is not the file that was to be published."""
+        """Whether the bytes read while watched differ from the file to publish."""
         marks = self._marks | {self._hashed_bytes: self._hash}
         farthest = max(marks)
         whole = farthest == self.file.size_bytes and marks[farthest].hexdigest() == self.file.sha256
@@ -77,8 +77,8 @@ def open_hub_upload(file: PublishedFile, on_progress: OnProgress, stack: ExitSta
     """A file, ready to be sent: read and hashed once.
 
     Raises:
-        FileChanged: it is not, or no longer, the file that was to be published.
-        BadRequest: the Hub could not have a file of this name.
+        FileChanged: it differs from the file to publish.
+        BadRequest: a file on the Hub cannot have this name.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -103,7 +103,7 @@ def upload_to_hub(
     """Upload what the Hub stores with LFS, one file after another: a signed address lasts for minutes only.
 
     Raises:
-        FileChanged: a file has changed since it was hashed. Nothing refers to what was sent of it.
+        FileChanged: a file has changed since it was hashed. No commit refers to the bytes sent.
     """
     for operation in operations:
         reader = operation.path_or_fileobj
@@ -119,7 +119,7 @@ def upload_to_hub(
             raise
         if reader.sent_other_bytes():
             raise errors.published_file_changed(reader.file)
-        reader.report(reader.file.size_bytes)  # also of what the Hub had already
+        reader.report(reader.file.size_bytes)  # also for files that the Hub had already
 
 
 def _size_bytes(reader: SentFile) -> int:
@@ -130,7 +130,7 @@ def check_card_on_hub(api: HfApi, files: Sequence[PublishedFile]) -> None:
     """Let the Hub read the card's metadata, before anything is made or sent.
 
     Raises:
-        UploadRefused: it does not understand them.
+        UploadRefused: the Hub rejects it.
     """
     from huggingface_hub import get_session
 
@@ -143,7 +143,7 @@ def check_card_on_hub(api: HfApi, files: Sequence[PublishedFile]) -> None:
 
 @contextmanager
 def silent_hub_client() -> Iterator[None]:
-    """huggingface_hub without a word of its own: its log would show signed addresses."""
+    """Silence huggingface_hub: its log would show signed addresses."""
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -1,1 +1,1 @@
-"""The same bytes in a registry."""
+"""Publishing the same files to an OCI registry."""

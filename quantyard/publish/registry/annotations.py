@@ -1,5 +1,5 @@
-"""What an artifact in a registry says about itself: where it is from, and what was measured. All of it strings, so
-numbers are plain decimals, intervals are "value [low, high]" at 95 %, and shares and changes are fractions (0.01: 1 %).
+"""The annotations of an artifact in a registry: its source, and what was measured. All values are strings: numbers are
+plain decimals, intervals "value [low, high]" at 95 %, and shares and changes fractions (0.01: 1 %).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Pairs = Iterator[tuple[str, str]]
 
 
 def oci_evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> dict[str, str]:
-    """`org.opencontainers.image.*` and `quantyard.*` of one file; what was not measured has no key.
+    """`org.opencontainers.image.*` and `quantyard.*` of one file; a value that was not measured gets no key.
 
     Raises:
-        BadRequest: no such file, or this suite has not measured it.
+        BadRequest: the manifest has no such file, or this suite has not measured it.
     """
     found = oci_measurement(manifest, quant, suite)
     pairs = dict(_origin(manifest, quant))
@@ -36,26 +36,26 @@ def oci_evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> di
 
 
 def oci_measurement(manifest: Manifest, quant: str, suite: str) -> Measurement:
-    """What this suite measured on this very file.
+    """What this suite measured on exactly this file.
 
     Raises:
-        BadRequest: nothing, or another file of that name.
+        BadRequest: it measured nothing, or another file of that name.
     """
     remedy = f"Type: make eval MODEL=… QUANT={quant} SUITE={suite}"
     record, report = manifest.quants.get(quant), manifest.evaluations.get(suite)
     if record is None:
         there = ", ".join(manifest.quants) or "none"
-        raise BadRequest(f"There is no {quant} in the manifest: {there}.", f"Type: make build MODEL=… QUANT={quant}")
+        raise BadRequest(f"The manifest does not have {quant}: {there}.", f"Type: make build MODEL=… QUANT={quant}")
     found = next((m for m in report.measurements if m.file.label == quant), None) if report else None
     if found is None:
         raise BadRequest(f"{record.file} has not been measured by the suite {suite}.", remedy)
     if found.file.sha256 not in (None, record.sha256):
-        raise BadRequest(f"The suite {suite} has measured another {record.file} than this one.", remedy)
+        raise BadRequest(f"The suite {suite} has measured another {record.file}, not this one.", remedy)
     return found
 
 
 def oci_made_at(manifest: Manifest, quant: str) -> datetime:
-    """When the file was made: the same for the same file, however often it is published."""
+    """When the file was made, so that publishing it again gives the same annotations."""
     record = manifest.quants[quant]
     return manifest.stages[record.made_by or record.verified_by].finished_at.astimezone(UTC)
 
@@ -71,7 +71,7 @@ def _origin(manifest: Manifest, quant: str) -> Pairs:
     yield "org.opencontainers.image.created", oci_time(oci_made_at(manifest, quant))
     yield "org.opencontainers.image.revision", source.commit
     yield "org.opencontainers.image.licenses", manifest.stated_license or source.license or ""
-    if source.repo_id:  # a folder's path stays at home
+    if source.repo_id:  # a folder's path is private
         yield "org.opencontainers.image.source", f"https://huggingface.co/{source.repo_id}"
     yield "quantyard.version", manifest.quantyard
     yield "quantyard.quant", quant
@@ -117,7 +117,7 @@ def _contract(manifest: Manifest, quant: str) -> Pairs:
 
 
 def _gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
-    """The worst outcome among this file's budgets; a gate that judged another evaluation says nothing here."""
+    """The worst outcome among this file's budgets; "" if the gate judged another evaluation."""
     gate = manifest.gate
     if gate is None or gate.suite != suite:
         return

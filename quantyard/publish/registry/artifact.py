@@ -1,6 +1,6 @@
-"""The same bytes in a registry: a GGUF as an OCI artifact that `docker model pull` understands.
+"""A GGUF as an OCI artifact that `docker model pull` understands.
 
-A layer is the file itself, neither packed nor compressed: its digest is the file's SHA-256. Media types and
+A layer is the file itself, not archived or compressed, so its digest is the file's SHA-256. Media types and
 configuration are those of Docker's model-spec 0.1 (github.com/docker/model-spec), as its Model Runner reads them.
 """
 
@@ -64,7 +64,7 @@ class OciReference:
         return self.tag or quant
 
     def at(self, digest: str) -> str:
-        """registry/repository@digest, which nobody can move."""
+        """registry/repository@digest, which always names the same content."""
         return f"{self.registry}/{self.repository}@{digest}"
 
 
@@ -82,16 +82,16 @@ class OciModel:
 
 
 def parse_oci_reference(text: str) -> OciReference:
-    """registry.example:5000/team/name[:tag], said in full: which registry is never guessed.
+    """registry.example:5000/team/name[:tag], always with the registry: none is assumed.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: it is not a reference of this form.
     """
     found = _REFERENCE.fullmatch(text)
     name = text.rpartition(":")[0] if found and found["tag"] else text
     if found and len(name) <= _LONGEST_NAME and int(found["port"] or 0) <= _LAST_PORT:
         return OciReference(found["registry"], found["name"], found["tag"] or "")
-    message = f"OCI={text} names no place in a registry{_why_none(text)}."
+    message = f"OCI={text} is not a repository of a registry{_why_none(text)}."
     raise BadRequest(message, "Name it like this: OCI=registry.example/team/name")
 
 
@@ -100,11 +100,11 @@ def _why_none(text: str) -> str:
     if "://" in text:
         return ": it is an address, with a scheme before the registry"
     if "@" in text:
-        return ": a digest cannot be chosen"
+        return ": it names a digest, and a push can only choose a tag"
     if slash and not re.fullmatch(_HOST, host):
         return f": {host} is not a registry (Docker Hub is docker.io)"
     if rest.partition(":")[0] != rest.partition(":")[0].lower():
-        return ": names in a registry are lower case"
+        return ": names in a registry are in lower case"
     return ""
 
 
@@ -114,7 +114,7 @@ def make_oci_model(
     """The artifact of one quant, with what the suite has measured on it.
 
     Raises:
-        BadRequest: it has measured nothing on this file.
+        BadRequest: the suite has not measured this file.
     """
     facts = oci_measurement(manifest, quant, suite).file
     annotations = oci_evaluation_annotations(manifest, quant, suite)
@@ -135,7 +135,7 @@ def oci_manifest(model: OciModel) -> tuple[bytes, bytes]:
 
 
 def oci_digest(model: OciModel) -> str:
-    """What the artifact will be called by, known before anything is pushed."""
+    """The digest that the artifact will have, known before anything is pushed."""
     return _digest(oci_manifest(model)[1])
 
 
@@ -143,7 +143,7 @@ def push_oci_model(
     reference: OciReference, model: OciModel, credentials: RegistryCredentials | None,
     on_progress: Callable[[str, int, int], None],
 ) -> str:
-    """Send what is not there yet, the manifest last, and read it back.
+    """Send the missing blobs, then the manifest, and read it back.
 
     Args:
         credentials: None: as a visitor.
@@ -153,7 +153,7 @@ def push_oci_model(
         The manifest's digest.
 
     Raises:
-        OciError: see errors.py. Nothing is tagged then.
+        OciError: see errors.py. Then no tag was set.
     """
     config, manifest = oci_manifest(model)
     files = {f.sha256: f for f in (*model.parts, *model.licences, made_release_file("config.json", config))}
@@ -174,7 +174,7 @@ def _send(registry: Registry, file: PublishedFile, on_progress: Callable[[str, i
 
 
 def _read_back(registry: Registry, tag: str, digest: str, files: Mapping[str, PublishedFile]) -> None:
-    hint = "Somebody may have pushed the same tag just now, or a proxy answers for the registry: try again."
+    hint = "Try again: somebody may have pushed the same tag just now, or a proxy answers for the registry."
     if (found := _digest(registry.manifest(tag))) != digest:
         raise RegistryRefused(f"{registry.name} gives back {found[:19]}… for {tag}, not {digest[:19]}….", hint)
     for sha256, file in files.items():
@@ -185,8 +185,8 @@ def _read_back(registry: Registry, tag: str, digest: str, files: Mapping[str, Pu
 
 
 def _config(model: OciModel) -> dict[str, object]:
-    """What Model Runner shows and chooses by. `created` is `createdAt` in the spec, but by that very word Model Runner
-    takes an artifact for one of another format (CNCF ModelPack).
+    """What Model Runner shows and chooses by. The spec's word for `created` is `createdAt`, but Model Runner takes an
+    artifact with that key for another format (CNCF ModelPack).
     """
     described = {
         "format": "gguf", "format_version": "3", "quantization": model.quant, "architecture": model.architecture,
@@ -196,7 +196,7 @@ def _config(model: OciModel) -> dict[str, object]:
     typed = [*_typed(model.parts, GGUF_TYPE), *_typed(model.licences, LICENCE_TYPE)]
     return {
         "config": described, "descriptor": {"created": oci_time(model.created)},
-        "files": typed,  # the spec's word for what Model Runner reads in rootfs
+        "files": typed,  # by the spec; Model Runner reads rootfs
         "rootfs": {"type": "rootfs", "diff_ids": [file["diffID"] for file in typed]},
     }
 
@@ -207,7 +207,7 @@ def _typed(files: tuple[PublishedFile, ...], media_type: str) -> Iterator[dict[s
 
 
 def _layer(file: PublishedFile, media_type: str) -> dict[str, object]:
-    """The file's name twice: for Model Runner, and for `oras pull`."""
+    """The file's name under two keys: one for Model Runner, one for `oras pull`."""
     named = {"org.cncf.model.filepath": file.path, "org.opencontainers.image.title": file.path}
     digest = f"sha256:{file.sha256}"
     return {"mediaType": media_type, "digest": digest, "size": file.size_bytes, "annotations": named}

@@ -1,6 +1,6 @@
-"""A registry, by OCI's distribution protocol over HTTP: blobs in pieces that can be taken up again, then manifests.
+"""A client of OCI's distribution protocol: uploads blobs in chunks that can be resumed, then manifests.
 
-TLS trusts what SSL_CERT_FILE names; plain HTTP is spoken to this machine alone, as docker does.
+TLS trusts the certificates in SSL_CERT_FILE; plain HTTP is used for this machine only, as docker does.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ CONNECT_TIMEOUT_S = 20.0
 ANSWER_TIMEOUT_S = 600.0  # a registry may hash many GB before it answers the last request of a blob
 TRIES = 4
 FIRST_WAIT_S = 1.0
-LONGEST_WAIT_S = 60.0  # somebody is looking at the screen
-MAX_ANSWER_BYTES = 4 * 1024 * 1024  # what the protocol lets a manifest have
+LONGEST_WAIT_S = 60.0  # the user is waiting
+MAX_ANSWER_BYTES = 4 * 1024 * 1024  # the protocol's limit for a manifest
 _CHALLENGE = re.compile(r'([a-z_]{1,20})="([^"]{0,4000})"', re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,16384}")
-Content = Callable[[], bytes | Iterable[bytes]]  # called again where a request has to be sent again
+Content = Callable[[], bytes | Iterable[bytes]]  # called again for each retry
 
 
 class TransientRegistryAnswer(Exception):
-    """The registry cannot just now; `response` says why."""
+    """The registry is unavailable for now; `response` says why."""
 
     def __init__(self, response: httpx2.Response) -> None:
         super().__init__(f"it answers {response.status_code}")
@@ -53,7 +53,7 @@ class TransientRegistryAnswer(Exception):
 
 @dataclass
 class Registry:
-    """One repository of a registry, as somebody."""
+    """One repository of a registry, with or without a login."""
 
     name: str  # host[:port]
     repository: str
@@ -66,7 +66,7 @@ class Registry:
         from quantyard.network.bounded_http import HttpBorder, bound_http_client
 
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
-        # No proxy stands between this machine and itself.
+        # Connections to this machine need no proxy.
         self._http = bound_http_client(
             httpx2.Client(timeout=timeout, trust_env=not is_loopback_registry(self.name)), HttpBorder()
         )
@@ -77,15 +77,15 @@ class Registry:
 
     @property
     def address(self) -> str:
-        """Where its API is, with no slash at the end."""
+        """The address of its API, without a slash at the end."""
         host = "registry-1.docker.io" if self.name == DOCKER_HUB else self.name
         return f"{'http' if is_loopback_registry(self.name) else 'https'}://{host}/v2"
 
     def ping(self) -> None:
-        """See whether this is a registry that lets us in.
+        """Check that this is a registry that accepts us.
 
         Raises:
-            OciError: it is none, or does not.
+            OciError: it is not a registry, or it refuses.
         """
         response = self.with_retries("GET", f"{self.address}/")
         if response.status_code == 404:
@@ -94,11 +94,11 @@ class Registry:
         self.expect(response, 200)
 
     def blob_size(self, digest: str) -> int | None:
-        """Bytes of a blob that is there; -1: there, and it does not say. None: not there."""
+        """Size in bytes of a blob; -1: it exists, size unknown; None: it does not exist."""
         response = self.with_retries("HEAD", self._url("blobs", digest))
         if response.status_code == 404:
             return None
-        if response.is_redirect:  # to where the bytes are, which HEAD would not always be let see
+        if response.is_redirect:  # to the storage, which may refuse HEAD
             return -1
         from quantyard.network.bounded_http import http_byte_count
 
@@ -106,21 +106,21 @@ class Registry:
         return -1 if size is None else size
 
     def put_manifest(self, tag: str, manifest: bytes) -> None:
-        """Give these bytes a name."""
+        """Push a manifest under a tag or digest."""
         headers = {"Content-Type": MANIFEST_TYPE}
         self.expect(self.with_retries("PUT", self._url("manifests", tag), lambda: manifest, headers), 201, 200)
 
     def manifest(self, name: str) -> bytes:
-        """The bytes that a tag or digest names now."""
+        """The manifest that a tag or digest names now."""
         response = self.with_retries("GET", self._url("manifests", name), headers={"Accept": MANIFEST_TYPE})
         return self.expect(response, 200).read()
 
     def start_upload(self) -> httpx2.Response:
-        """Begin a blob; the answer's `location` is where to send it."""
+        """Begin a blob; the answer's `location` is the address to send it to."""
         return self.expect(self.send("POST", f"{self._url('blobs', 'uploads')}/"), 202)
 
     def location(self, response: httpx2.Response) -> str:
-        """Where an answer says to go on: an absolute address, never less safe than the registry's own."""
+        """The address where an answer continues: absolute, and with TLS if the registry has it."""
         said = urljoin(str(response.request.url), response.headers.get("Location", str(response.request.url)))
         own, there = urlsplit(self.address), urlsplit(said)
         if self._is_own(said):
@@ -133,7 +133,7 @@ class Registry:
         return said
 
     def expect(self, response: httpx2.Response, *statuses: int) -> httpx2.Response:
-        """The response, if it is one of these; else what went wrong is raised."""
+        """The response, if its status is one of these; otherwise raise the error it means."""
         if response.status_code in statuses:
             return response
         if response.status_code in TRANSIENT_STATUS:
@@ -146,7 +146,7 @@ class Registry:
     def with_retries(
         self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
-        """A request that may be sent again: after 1, 2 and 4 s, or when the registry asks for."""
+        """Send a request that may be repeated: after 1, 2 and 4 s, or when the registry asks for."""
         import httpx2
 
         for failed in range(1, TRIES + 1):
@@ -156,7 +156,7 @@ class Registry:
                     return response
                 raise TransientRegistryAnswer(response)
             except (httpx2.TransportError, TransientRegistryAnswer) as error:
-                if isinstance(error, httpx2.ConnectError):  # there is nobody, or no TLS: asking again would not help
+                if isinstance(error, httpx2.ConnectError):  # nothing listens there, or not TLS: a retry would not help
                     raise registry_unreachable(self.name, error) from error
                 self.backoff(failed, error)
         raise AssertionError("the last try returns or raises")
@@ -176,7 +176,7 @@ class Registry:
     def send(
         self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
-        """One request, sent a second time only if the registry asks who we are. `TransportError`s are the caller's."""
+        """One request, repeated once if the registry asks for a login. `TransportError`s are left to the caller."""
         response = self._once(method, url, content, headers)
         if response.status_code == 401 and self._is_own(url) and self._log_in(response):
             response = self._once(method, url, content, headers)
@@ -186,7 +186,7 @@ class Registry:
         self, method: str, url: str, content: Content | None, headers: Mapping[str, str] | None
     ) -> httpx2.Response:
         more = {"Authorization": self._authorization} if self._authorization and self._is_own(url) else {}
-        # A token is for the registry alone; where it keeps its bytes, the address itself is the permission.
+        # Only the registry gets the token; a signed address of its storage needs none.
         body = content() if content else b"" if method in ("POST", "PUT", "PATCH") else None
         return self._ask(method, url, content=body, headers={**(headers or {}), **more})
 
@@ -200,7 +200,7 @@ class Registry:
         return _origin(url) == _origin(self.address)
 
     def _log_in(self, response: httpx2.Response) -> bool:
-        """Answer the registry's challenge; False: there is nothing to answer it with."""
+        """Answer the registry's challenge; False: we have no login to answer with."""
         for challenge in response.headers.get_list("WWW-Authenticate"):
             scheme, _, rest = challenge.partition(" ")
             if scheme.lower() == "bearer":
@@ -211,7 +211,7 @@ class Registry:
         return False
 
     def _fetch_token(self, challenge: Mapping[str, str]) -> bool:
-        """A token for pulling and pushing here: the challenge of a HEAD would name pulling alone."""
+        """Get a token for pulling and pushing: the challenge of a HEAD would name pulling only."""
         realm, login = challenge.get("realm", ""), self.credentials
         self._check_realm(realm)
         asked = {"scope": f"repository:{self.repository}:pull,push"}
@@ -233,15 +233,15 @@ class Registry:
         except JsonProblem as problem:
             said, why = None, str(problem)
         else:
-            why = "it holds no token"
+            why = "the answer has no token"
         token = (said.get("token") or said.get("access_token")) if isinstance(said, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            message = f"The registry {self.name} gives no token: {urlsplit(realm).netloc} sends none ({why})."
+            message = f"The token service of {self.name}, {urlsplit(realm).netloc}, sends no token ({why})."
             raise RegistryRefused(plain_registry_text(message) + ".", "Try later, or ask its owner.")
         return token
 
     def _check_realm(self, realm: str) -> None:
-        """Who gives tokens is named by the registry, and gets the login: only with encryption, and only its own."""
+        """Check the token service that the registry names: it gets the login, so it needs TLS and the same domain."""
         import httpx2
 
         from quantyard.network.bounded_http import http_address_fault
@@ -251,15 +251,15 @@ class Registry:
         )
         if fault:
             message = f"The registry {self.name} names {fault} as its token service: {shown_name(realm)}."
-            raise RegistryRefused(message, "Ask its owner to set it to an https address.")
+            raise RegistryRefused(message, "Ask its owner to set an https address.")
         there = urlsplit(realm)
         if there.scheme != "https" and not is_loopback_registry(there.netloc):
             shown = plain_registry_text(realm)[:120]
-            message = f"The registry {self.name} wants the login sent to {shown}, with no encryption."
+            message = f"The registry {self.name} wants the login sent to {shown}, without encryption."
             raise LoginNeeded(message, "Ask its owner to set its token service to https.")
         if self.credentials and not _belongs(realm, self.address):
             shown = plain_registry_text(there.netloc)[:120]
-            message = f"The registry {self.name} wants the login sent to {shown}, another's host."
+            message = f"The registry {self.name} wants the login sent to {shown}, a foreign host."
             hint = f"Ask its owner for a token service of its own domain; or push without: docker logout {self.name}"
             raise LoginNeeded(message, hint)
 
@@ -268,7 +268,7 @@ class Registry:
 
 
 def is_loopback_registry(netloc: str) -> bool:
-    """Whether host[:port] is this machine, by its very name: what a resolver says is not asked."""
+    """Whether host[:port] is this machine, judged by the name alone, without a resolver."""
     try:
         host = urlsplit(f"//{netloc}").hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -277,7 +277,7 @@ def is_loopback_registry(netloc: str) -> bool:
 
 
 def _belongs(realm: str, address: str) -> bool:
-    """Whether a token service is the registry's own: its very address, or by https its host or one of its domain."""
+    """Whether a token service is the registry's own: the same address, or with https the same host or domain."""
     (host, port), (own_host, own_port) = _origin(realm), _origin(address)
     if urlsplit(realm).scheme != "https":
         return (host, port) == (own_host, own_port)
@@ -290,10 +290,10 @@ def _basic(login: RegistryCredentials) -> str:
 
 
 def _origin(url: str) -> tuple[str, int]:
-    """Host and port; a registry behind a proxy may say http where it is reached by https."""
+    """Host and port; a registry behind a proxy may say http although it is reached by https."""
     try:
         there = urlsplit(url)
         host, port = there.hostname or "", there.port or 443
-    except ValueError:  # no port has such a number; and so it is nobody we know
+    except ValueError:  # an impossible port, so not the registry's own
         return "", 0
     return host, port

@@ -1,11 +1,11 @@
-"""What went wrong at a registry, in our words. Its own are shown too, but never trusted to be short or plain.
+"""The errors of a registry. The registry's own message is quoted too, shortened and with plain characters.
 
-OciError                      exit code 4: the registry said no, or nothing
+OciError                      exit code 4: the registry refused, or did not answer
 ├── RegistryUnreachable
 ├── LoginNeeded               no login, or one that the registry does not accept
 ├── PushDenied                logged in, and not allowed to push there
-├── RegistryRefused           it takes no such artifact
-└── ArtifactChanged           exit code 2: what was sent is not what had been hashed
+├── RegistryRefused           it does not accept the artifact
+└── ArtifactChanged           exit code 2: the file has changed since it was hashed
 """
 
 from __future__ import annotations
@@ -62,41 +62,41 @@ class RegistryRefused(OciError):
 
 
 class ArtifactChanged(OciError):
-    """A file is no longer what it was when its hash was taken."""
+    """A file has changed since its hash was taken."""
 
     kind = "artifact-changed"
     exit_code = ExitCode.BAD_REQUEST
 
 
 def registry_unreachable(registry: str, error: Exception) -> RegistryUnreachable:
-    """The connection failed: no such registry, no TLS that can be trusted, or cut again and again."""
+    """The connection failed: no such registry, an untrusted certificate, or broken again and again."""
     words = plain_registry_text(str(error)) or type(error).__name__
     message = f"The registry {registry} cannot be reached: {words}."
     reason: BaseException | None = error
     while reason is not None and not isinstance(reason, ssl.SSLError):
         reason = reason.__cause__ or reason.__context__
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return RegistryUnreachable(message, "If your network inspects TLS, name its CA: EXTRA_CA=file.pem")
+        return RegistryUnreachable(message, "Name the CA if your network inspects TLS: EXTRA_CA=file.pem")
     if reason is not None:
-        hint = "Plain HTTP is spoken to registries on this machine only; give this one a certificate."
+        hint = "Give the registry a certificate: plain HTTP is used for registries on this machine only."
         return RegistryUnreachable(message, hint)
     return RegistryUnreachable(message, f"Check its name and your network: curl -I https://{registry}/v2/")
 
 
 def registry_bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
-    """An answer that was not taken: too much, too slow, or malformed."""
+    """The error for a refused answer: too large, too slow, or malformed."""
     message = f"The registry {registry} gives an answer that is not valid: {plain_registry_text(str(error))}."
-    return RegistryRefused(message, "See that no proxy or login page answers in its place, and ask its owner.")
+    return RegistryRefused(message, "Check that no proxy or login page answers in its place, or ask its owner.")
 
 
 def registry_kept_too_much(registry: str, kept_bytes: int, sent_bytes: int) -> RegistryRefused:
-    """A registry that has more of a file than it was sent."""
-    message = f"The registry {registry} says that it has kept {kept_bytes:,} bytes; it was sent {sent_bytes:,}."
-    return RegistryRefused(message, "See that no proxy answers in its place, and try again.")
+    """The error for a registry that reports more of a file than was sent."""
+    message = f"The registry {registry} reports {kept_bytes:,} bytes kept, but only {sent_bytes:,} were sent."
+    return RegistryRefused(message, "Check that no proxy answers in its place, and try again.")
 
 
 def registry_refusal(response: httpx2.Response, registry: str, repository: str, *, logged_in: bool) -> OciError:
-    """What an answer that is no success means."""
+    """The error that a failure status means."""
     status, words = response.status_code, registry_words(response)
     login = f"Type: docker login {registry}"
     if status == 401:
@@ -104,7 +104,7 @@ def registry_refusal(response: httpx2.Response, registry: str, repository: str, 
         return LoginNeeded(f"The registry {registry} {how}{words}.", login)
     if status == 403:
         message = f"The registry {registry} does not let you push to {repository}{words}."
-        return PushDenied(message, f"Ask its owner for the right to push, or be somebody else: docker login {registry}")
+        return PushDenied(message, f"Ask its owner for the right to push, or change account: docker login {registry}")
     if status in TRANSIENT_STATUS:
         return RegistryUnreachable(f"The registry {registry} answers {status} again and again{words}.", "Try later.")
     if status == 404:
@@ -112,19 +112,19 @@ def registry_refusal(response: httpx2.Response, registry: str, repository: str, 
         return RegistryRefused(f"The registry {registry} does not know {repository}{words}.", hint)
     if status == 413:
         hint = "Ask its owner to raise the limit, or choose a smaller quant."
-        return RegistryRefused(f"The registry {registry}, or a proxy before it, takes no file this large{words}.", hint)
+        return RegistryRefused(f"The registry {registry}, or a proxy before it, refuses so large a file{words}.", hint)
     hint = "Ask its owner whether it takes OCI artifacts of any media type, and files of this size."
     return RegistryRefused(f"The registry {registry} refuses what is pushed to {repository} ({status}){words}.", hint)
 
 
 def registry_artifact_changed(path: str, what: str) -> ArtifactChanged:
-    """A file on disk is no longer the one that was measured; nothing was tagged."""
-    message = f"{path} is not the file that was measured any more: {what}; it is not published."
-    return ArtifactChanged(message, "Type the command again: what does not match its hash is made and measured anew.")
+    """A file on disk has changed since it was measured; no tag was set."""
+    message = f"{path} has changed since it was measured: {what}; it is not published."
+    return ArtifactChanged(message, "Type the command again: it makes and measures such a file anew.")
 
 
 def registry_words(response: httpx2.Response) -> str:
-    """The registry's own words, as ": CODE: message"; empty if it has none."""
+    """The registry's own message, as ": CODE: message"; "" without one."""
     try:
         found = load_json(response.read(), _LONGEST_ERROR_BYTES)
     except JsonProblem:
@@ -138,7 +138,7 @@ def registry_words(response: httpx2.Response) -> str:
 
 
 def _secrets_of(authorization: str) -> list[str]:
-    """What a registry was given, as it was sent and as the user knows it."""
+    """The secrets of a login, as sent and as the user knows them."""
     scheme, _, given = authorization.partition(" ")
     secrets = [given]
     if scheme == "Basic":
@@ -147,5 +147,5 @@ def _secrets_of(authorization: str) -> list[str]:
 
 
 def plain_registry_text(text: str) -> str:
-    """One line without control characters, cut where it grows long, with no full stop at its end."""
+    """One short line without control characters and without a full stop at its end."""
     return printable_words(text)[:_LONGEST_WORDS].rstrip(". ")

@@ -1,4 +1,4 @@
-"""Who one is at a registry: what `docker login` left in docker's config.json, or with a credential helper of it."""
+"""The login for a registry: from docker's config.json, or from the credential helper that it names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from quantyard.errors import BadRequest
 from quantyard.publish.registry.errors import LoginNeeded, plain_registry_text
 
 DOCKER_HUB = "docker.io"
-_DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # what docker itself files its login under
-_IDENTITY_TOKEN_USER = "<token>"  # noqa: S105  (the helpers' word for: the secret is an identity token)
+_DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # docker's own key for Docker Hub
+_IDENTITY_TOKEN_USER = "<token>"  # noqa: S105  (a helper's user name for an identity token)
 _HELPER_TIMEOUT_S = 60.0
 
 
@@ -34,7 +34,7 @@ class RegistryCredentials:
 
 
 def registry_docker_login(registry: str, config: Path) -> RegistryCredentials | None:
-    """The login that docker keeps for a registry; None: there is none.
+    """The login that docker keeps for a registry; None without one.
 
     Args:
         config: docker's config.json; it need not exist.
@@ -53,7 +53,7 @@ def registry_docker_login(registry: str, config: Path) -> RegistryCredentials | 
 
 
 def _settings(config: Path) -> Mapping[str, Any]:
-    hint = f"Mend the file, or type: mv {config} {config}.bak, and log in again."
+    hint = f"Repair the file, or type: mv {config} {config}.bak, and log in again."
     try:
         settings = json.loads(config.read_bytes())
     except FileNotFoundError:
@@ -62,12 +62,12 @@ def _settings(config: Path) -> Mapping[str, Any]:
         raise BadRequest(f"Docker's {config} cannot be read: {plain_registry_text(str(error))}.", hint) from error
     tables = (settings.get(key, {}) for key in ("auths", "credHelpers")) if isinstance(settings, dict) else (None,)
     if not all(isinstance(table, dict) for table in tables):
-        raise BadRequest(f"Docker's {config} is not in docker's form.", hint)
+        raise BadRequest(f"Docker's {config} is not a valid docker configuration.", hint)
     return dict(settings)
 
 
 def _keys(registry: str) -> list[str]:
-    """The names that a login may be filed under."""
+    """The keys that a login may be stored under."""
     return [_DOCKER_HUB_KEY] if registry == DOCKER_HUB else [registry, f"https://{registry}", f"https://{registry}/"]
 
 
@@ -85,7 +85,7 @@ def _from_file(entry: object, registry: str) -> RegistryCredentials | None:
 
 
 def _from_helper(helper: str, key: str, registry: str) -> RegistryCredentials | None:
-    """Ask `docker-credential-<helper>`; it says "not found" with an exit code, and where there is nothing we go on."""
+    """Ask `docker-credential-<helper>`. It fails if it has no login; then we continue without one."""
     program = f"docker-credential-{helper}"
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Signs what was pushed, by cosign: the digest, never a tag. The signature lies beside the artifact, in its registry.
+"""Signs pushed artifacts with cosign: the digest, never a tag. The signature is stored beside the artifact.
 
-Nothing is written to a public transparency log: it would tell the world the name of a private repository.
+Nothing is written to a public transparency log, which would reveal the names of private repositories.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from quantyard.publish.registry.artifact import OciModel, OciReference, Registry
 from quantyard.publish.registry.errors import plain_registry_text
 
 TIMEOUT_S = 300.0
-# Newer releases choose another form and the log by default, each by a flag that older ones do not know.
+# Newer releases use another format and the log by default; the flags against both are unknown to older ones.
 _NOT_WANTED = ("--use-signing-config", "--new-bundle-format")
 
 
@@ -22,7 +22,7 @@ def push_signed_oci_model(
     reference: OciReference, model: OciModel, credentials: RegistryCredentials | None, key: Path | None,
     on_progress: Callable[[str, int, int], None],
 ) -> str:
-    """Push, and sign if there is a key; a key that cannot be used stops it before a byte is sent.
+    """Push, and sign if a key is given; an unusable key stops it before a byte is sent.
 
     Returns:
         The manifest's digest.
@@ -40,21 +40,21 @@ def push_signed_oci_model(
 
 
 def check_signing_key(key: Path) -> None:
-    """See that cosign is there and can open the key, before anything is pushed. COSIGN_PASSWORD is its own to read.
+    """Check that cosign is installed and can open the key, before anything is pushed. It reads COSIGN_PASSWORD itself.
 
     Raises:
-        EngineError: there is no cosign.
-        BadRequest: the key, or its password, is not right.
+        EngineError: cosign is not installed.
+        BadRequest: the key or its password is wrong.
     """
     try:
         key.read_bytes()
     except OSError as error:
-        hint = "Make a pair: cosign generate-key-pair, and name the private half: COSIGN_KEY=cosign.key"
+        hint = "Make a pair with cosign generate-key-pair, and name the private key: COSIGN_KEY=cosign.key"
         raise BadRequest(f"The key {key} cannot be read: {error.strerror}.", hint) from error
     done = _cosign("public-key", "--key", str(key))
     if done.returncode != 0:
         message = f"cosign cannot open the key {key}: {_last_words(done)}."
-        raise BadRequest(message, "Set its password: export COSIGN_PASSWORD=… (empty, if it has none)")
+        raise BadRequest(message, "Set its password: export COSIGN_PASSWORD=… (empty for a key without one)")
 
 
 def sign_oci_artifact(reference: OciReference, digest: str, key: Path) -> str:
@@ -64,7 +64,7 @@ def sign_oci_artifact(reference: OciReference, digest: str, key: Path) -> str:
         What was signed.
 
     Raises:
-        EngineError: there is no cosign, or it could not sign.
+        EngineError: cosign is not installed, or could not sign.
     """
     signed = reference.at(digest)
     known = _cosign("sign", "--help").stdout
@@ -84,7 +84,7 @@ def _cosign(*argv: str) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         hint = "Install it (apt-get install cosign, brew install cosign), or leave COSIGN_KEY out."
-        raise EngineError("COSIGN_KEY is given, but there is no cosign here.", hint) from error
+        raise EngineError("COSIGN_KEY is given, but cosign is not installed.", hint) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(
             f"cosign does not answer: {plain_registry_text(str(error))}.", "Type: cosign version"
@@ -92,6 +92,6 @@ def _cosign(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The last of what it says; errors come twice, the second time with a prefix."""
+    """The last line of its output; it prints errors twice, the second time with a prefix."""
     lines = [line for line in done.stderr.splitlines() if "rror" in line] or done.stderr.splitlines() or ["no word"]
     return plain_registry_text(lines[-1].removeprefix("error during command execution: "))

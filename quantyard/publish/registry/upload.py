@@ -1,5 +1,5 @@
-"""One blob on its way to a registry: in chunks, hashed while it is sent; after a cut it goes on with what the registry
-has kept. Some keep what arrived, some a whole chunk, and Docker's own forgets the blob: then it begins anew.
+"""Uploads one blob to a registry in chunks, hashed while it is sent. After a broken connection it resumes from what the
+registry has kept: some keep every byte, some whole chunks; Docker's own forgets the blob, so it starts again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from quantyard.publish.registry.errors import ArtifactChanged, registry_artifact
 if TYPE_CHECKING:
     import httpx2
 
-CHUNK_BYTES = 64 * 1024 * 1024  # proxies limit a request, and what a cut may cost is one of these
+CHUNK_BYTES = 64 * 1024 * 1024  # proxies limit a request, and a broken connection costs at most one chunk
 _BLOCK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"^(?:bytes=)?0-([0-9]{1,18})$")
 
 
 class RegistryUpload:
-    """Sends one file to a registry that has not got it.
+    """Sends one file that the registry does not have.
 
     Args:
-        on_progress: called with the bytes of this file that were handed over so far.
+        on_progress: called with the bytes of this file sent so far.
     """
 
     def __init__(self, registry: Registry, file: PublishedFile, on_progress: Callable[[int], None]) -> None:
@@ -42,10 +42,10 @@ class RegistryUpload:
         self._hashed = 0  # bytes; a chunk that is sent twice is hashed once
 
     def run(self) -> None:
-        """Send it. A connection may be cut: `TRIES` times in a row with no more arrived than before is the end.
+        """Send it. The connection may break; after `TRIES` breaks in a row without progress it fails.
 
         Raises:
-            ArtifactChanged: it is not what its hash says; the registry was not told to keep it.
+            ArtifactChanged: it does not match its hash; the upload was not completed.
             OciError: the registry refuses it, or does not answer.
         """
         import httpx2
@@ -68,13 +68,13 @@ class RegistryUpload:
         url = str(_with_digest(self._location, self._file.sha256))
         response = self._registry.send("PUT", url, headers={"Content-Length": "0"})
         if response.status_code == 404 and self._registry.blob_size(f"sha256:{self._file.sha256}") is not None:
-            return  # the answer to the try before was lost, not the blob
+            return  # only the answer to the last try was lost
         if response.status_code == 400 and b"DIGEST" in response.content and not self._is_still_itself():
-            raise registry_artifact_changed(self._file.path, "the registry finds another hash in what it was sent")
+            raise registry_artifact_changed(self._file.path, "the registry computes another hash of what it was sent")
         self._registry.expect(response, 201, 204)
 
     def _go_back_to_what_arrived(self) -> None:
-        """Ask the registry how much it has; begin anew where it cannot tell."""
+        """Ask the registry how much it has; start again if it cannot tell."""
         from quantyard.network.bounded_http import http_byte_count
 
         status = self._registry.send("GET", self._location) if self._location else None
@@ -125,7 +125,7 @@ class RegistryUpload:
             )
 
     def _is_still_itself(self) -> bool:
-        """Whether the file on disk is what was to be sent: a part that was sent twice was hashed once."""
+        """Check the file on disk against its hash: a part sent twice was hashed once."""
         found = hashlib.sha256()
         with _open(self._file) as content:
             while block := content.read(_BLOCK_BYTES):
@@ -133,7 +133,7 @@ class RegistryUpload:
         return found.hexdigest() == self._file.sha256
 
     def _cancel(self) -> None:
-        """Let the registry forget what it has; if it does not hear, it forgets by itself."""
+        """Cancel the upload; if the request fails, the registry drops it after a while."""
         import httpx2
 
         with suppress(httpx2.HTTPError):
