@@ -1,9 +1,9 @@
 """HTTP answers of hosts that may be hostile, bounded before any caller reads them: bytes, seconds, headers, redirects.
 
-`bound_http_client` puts a client's transports behind one that knows these bounds, so that whatever uses the client
-cannot forget them. An answer is read whole, within a deadline that begins with its first byte and moves on with its
-bytes; the body of a file comes as a stream that must not fall below a pace. Bytes are counted after decompression.
-What a `HttpBorder` says of a host's own protocol (which answers are files, which forms they have) is asked here too.
+`bound_http_client` wraps a client's transports in one that enforces these bounds, so that no user of the client can
+forget them. An answer is read whole, within a deadline that begins with its first byte and moves on with its bytes;
+the body of a file comes as a stream that must keep a minimum pace. Bytes are counted after decompression. A
+`HttpBorder` adds the rules of one host's protocol: which answers are files, and which form each answer must have.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TooSlow(BadAnswer):
 
 @dataclass(frozen=True)
 class Reading:
-    """How the answer to one request is read, where the `HttpBorder` would not know.
+    """How to read the answer to one request, where the `HttpBorder` does not say.
 
     Args:
         limit_bytes: the most bytes to accept; None: the limit of `BOUNDS`.
