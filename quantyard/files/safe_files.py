@@ -74,7 +74,7 @@ class SafeFolder:
         """A folder below it.
 
         Raises:
-            Unsafe: it is none, or lies below a link.
+            Unsafe: it is not a folder, or lies below a link.
         """
         with self._parent(path) as (parent, name), _closing(_open(name, _FOLDER, parent, path)) as descriptor:
             yield SafeFolder(descriptor)
@@ -84,7 +84,7 @@ class SafeFolder:
         """A descriptor of a regular file, to read from.
 
         Raises:
-            Unsafe: it is none, or lies below a link.
+            Unsafe: it is not a regular file, or lies below a link.
         """
         with self._parent(path) as (parent, name):
             _check_file(_stat(name, parent, path), path)

@@ -49,7 +49,7 @@ def one_file_name(text: str) -> str:
     """The text, checked to be one name.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid name.
     """
     if fault := file_name_fault(text):
         raise ValueError(f"{shown_name(text)} is not a file name: {fault}")
@@ -60,7 +60,7 @@ def relative_file_path(text: str) -> str:
     """The text, checked to be a relative path: names separated by single slashes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid path.
     """
     if fault := file_path_fault(text):
         raise ValueError(f"{shown_name(text)} is not a relative path inside its folder: {fault}")

@@ -220,7 +220,7 @@ _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_lo
 
 def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
     """One comparison per task: those the suite names, where groups have no score of their own their tasks, and those
-    named in the budget. Shares only, of which more is better: perplexities are no accuracy.
+    named in the budget. Shares only, where more is better: a perplexity is not an accuracy.
     """
     if file.found is None or file.report is None:
         return {}
