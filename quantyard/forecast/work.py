@@ -68,7 +68,7 @@ def _divergence(request: Request, n_params: int, n_together: int, with_baseline:
     settings = request["settings"]
     if n_together == 1:
         with_baseline = request["baseline_file"] is not None
-    rolling = bool(settings.get("rolling", True))  # once more in lm-eval's windows; older records do not have this setting
+    rolling = bool(settings.get("rolling", True))  # lm-eval's windows; older records lack this setting
     passes = 1 + rolling + with_baseline / n_together
     tokens = (settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
     amount = n_params * tokens * passes
