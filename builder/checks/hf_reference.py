@@ -50,7 +50,7 @@ def main() -> int:
         print(f"transformers cannot load the tokenizer: {type(error).__name__}: {error}", file=sys.stderr)
         return UNSUPPORTED_MODEL
     try:
-        text = json.dumps(hf_reference_facts(tokenizer, _BOUNDED["limit_from_here"]), ensure_ascii=True)
+        text = json.dumps(hf_reference_facts(tokenizer, _BOUNDED["sandbox_this_process"]), ensure_ascii=True)
     except OverLimit as error:
         print(error)
         return OVER_LIMIT
@@ -125,7 +125,7 @@ def hf_render_chats(
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             text.encode()  # a lone surrogate cannot be encoded
         except MemoryError as error:
-            raise OverLimit(_BOUNDED["too_much"]()) from error
+            raise OverLimit(_BOUNDED["sandbox_memory_exceeded"]()) from error
         except Exception as error:  # templates raise what they like
             refused[name] = f"{type(error).__name__}: {error}"[:_MAX_REASON].encode(errors="replace").decode()
             continue

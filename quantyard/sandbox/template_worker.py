@@ -70,7 +70,7 @@ def _answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
         text = str(state["compiled"].render(**question, **names, tools=None, documents=None))
         text.encode()  # refuse a lone surrogate
     except MemoryError:
-        return {"fault": _BOUNDED["too_much"]()}
+        return {"fault": _BOUNDED["sandbox_memory_exceeded"]()}
     except Exception as error:  # templates raise what they like
         return {"refused": f"{type(error).__name__}: {error}"[:_MAX_REASON]}
     return {"text": text} if len(text) <= _MAX_CHARACTERS else {"fault": _BOUNDED["TOO_LARGE"]}
@@ -81,7 +81,7 @@ def main() -> None:
     cpu_s = int(sys.argv[1])
     state: dict[str, Any] = {}
     for line in sys.stdin:
-        _BOUNDED["limit_from_here"](cpu_s)
+        _BOUNDED["sandbox_this_process"](cpu_s)
         sys.stdout.write(json.dumps(_answer(state, json.loads(line))) + "\n")
         sys.stdout.flush()
 

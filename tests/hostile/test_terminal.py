@@ -373,7 +373,7 @@ def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
     makers, writers, markers = set(), set(), set()
     for path in (REPO_DIR / "quantyard").rglob("*.py"):
         name, calls = path.relative_to(REPO_DIR).as_posix(), set(_calls(path))
-        makers |= {name} if calls & {"Console", "rich.console.Console", "rich.print", "BorderConsole"} else set()
+        makers |= {name} if calls & {"Console", "rich.console.Console", "rich.print", "SafeConsole"} else set()
         writers |= {name} if calls & {"sys.stdout.write", "sys.stderr.write", "os.write", "print"} else set()
         markers |= {name} if "rich.markup" in path.read_text() else set()
     # Of a table's width alone is asked; a stage and its workers write to who started them, who reads lines.

@@ -19,6 +19,7 @@ from matplotlib.text import Annotation, Text
 
 from eval.rendering.plots import PLOTS, draw_report_plots
 from eval.rendering.style import MARKS, THEMES, Theme, plot_style, settle_plot_layout
+from quantyard.formatting.numbers import format_percent
 from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
 from quantyard.protocol.measurements import EvalReport
 from tests.evaluations import LARGE, SMALL, evaluation, outcome, right_or_wrong, simulated
@@ -124,7 +125,7 @@ def test_chance_is_drawn_where_it_is_in_sight_and_written_everywhere(small: Eval
     figure = dict(_figures(small, LIGHT))["accuracy"]
     for axes, score in zip(figure.axes, small.measurements[0].scores, strict=False):
         assert score.chance is not None
-        assert any(f"chance {100 * score.chance:.3g} %" in text.get_text() for text in axes.texts)
+        assert any(f"chance {format_percent(score.chance)}" in text.get_text() for text in axes.texts)
         low, high = axes.get_xlim()
         lines = [line for line in axes.lines if line.get_color() == LIGHT.purple]
         assert len(lines) == (low <= 100 * score.chance <= high)

@@ -48,7 +48,7 @@ def test_without_numba_nothing_is_asked_in_process(demo_gguf: Any) -> None:
     path = str(demo_gguf("Q8_0"))
     code = (
         "import sys; sys.modules['numba'] = None\n"
-        "from pathlib import Path; from server.structured import InProcess, LibraryMissing\n"
+        "from pathlib import Path; from server.client.structured import InProcess, LibraryMissing\n"
         f"try: InProcess(Path({path!r}))\n"
         "except LibraryMissing as error: print(error)"
     )

@@ -314,7 +314,7 @@ def test_a_data_set_that_was_not_fetched_is_named() -> None:
     [
         (("doc_to_text", "doc_to_txt"), "'mine' (mine.yaml) has the key 'doc_to_txt', which lm-eval does not know."),
         (("mine.jsonl", "other.jsonl"), "other.jsonl"),
-        (("test_split: test", "test_split: tset"), "there is no 'tset' in its data"),
+        (("test_split: test", "test_split: tset"), "its data has no 'tset'"),
         (("multiple_choice", "multiple_choices"), "multiple_choices"),
         (("{{question}}", "{{question"), "cannot be used"),
         (("answer\n", "answre\n"), "doc_to_target is 'answre', which is not a field of its questions. Did you"),

@@ -87,7 +87,7 @@ def test_the_tools_own_library_comes_before_the_systems(stage: Stage, tmp_path: 
 def test_a_result_that_cannot_be_read_is_an_error_that_names_the_file(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "rounding.json").write_text(text)
-    with pytest.raises(QuantyardError, match=r"rounding\.json does not tell"):
+    with pytest.raises(QuantyardError, match=r"rounding\.json is not a result of the stage rounding"):
         read_rounding_errors(tmp_path)
 
 
