@@ -198,13 +198,13 @@ def test_a_model_without_its_tokenizer_is_refused(refused: Refused, model: Path)
 def test_a_truncated_safetensors_file_is_named(keep: int, refused: Refused, model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    refused(model, "model.safetensors is truncated", "download or copy it again")
+    refused(model, "model.safetensors is truncated", "Download or copy it again")
 
 
 def test_a_safetensors_file_with_bytes_behind_its_end_is_named(refused: Refused, model: Path) -> None:
     with (model / "model.safetensors").open("ab") as stream:
         stream.write(b"more")
-    refused(model, "model.safetensors is too long", "download or copy it again")
+    refused(model, "model.safetensors is too long", "Download or copy it again")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_safetensors_file_with_bytes_behind_its_end_is_named(refused: Refused,
 )
 def test_a_flipped_bit_in_the_safetensors_header_is_found(at: bytes, refused: Refused, model: Path) -> None:
     _flip_bit(model / "model.safetensors", at)
-    refused(model, "model.safetensors", "download or copy it again")
+    refused(model, "model.safetensors", "Download or copy it again")
 
 
 def test_a_flipped_bit_in_the_name_of_a_tensor_fails_the_conversion(refused: Refused, model: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_weight_that_is_not_finite_is_found_and_its_tensor_named(bits: int, re
 def test_a_header_longer_than_its_file_is_not_believed(refused: Refused, model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(struct.pack("<Q", 1 << 40) + weights.read_bytes()[8:])
-    refused(model, "model.safetensors", str(1 << 40), "download or copy it again")
+    refused(model, "model.safetensors", str(1 << 40), "Download or copy it again")
 
 
 def test_a_header_longer_than_the_format_allows_is_not_read(refused: Refused, model: Path) -> None:
