@@ -13,11 +13,11 @@ from typing import Protocol, runtime_checkable
 
 from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
+from quantyard.execution.stage_lines import StageLineReporter
 from quantyard.forecast.time import ForecastComparison
 from quantyard.formatting.numbers import format_bytes, format_duration, format_kld
 from quantyard.formatting.printable import printable_line, printable_url
 from quantyard.plan.imatrix import ImatrixDecision
-from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.gate import GateReport
 from quantyard.workflows.results import Planned
 
@@ -211,7 +211,7 @@ class SilentReporter:
         """Nothing."""
 
 
-class LinesReporter:
+class LinesReporter(StageLineReporter):
     """Hands every event and every finished step to a function, a line at a time.
 
     Args:
@@ -230,24 +230,6 @@ class LinesReporter:
         """Each line of the event."""
         for line in event.text.splitlines():
             self.note(line)
-
-    def begin(self, label: str, number: int, of: int) -> None:
-        """Nothing: the step's line comes when it has ended."""
-
-    def progress(self, label: str, progress: Progress) -> None:
-        """Nothing, likewise."""
-
-    def end(self, label: str, result: StageResult) -> None:
-        """The step's line: `[convert] 271 MB in 10.2 s`."""
-        from quantyard.execution.progress import stage_end_lines  # imported late: it needs rich
-
-        for line in stage_end_lines(label, result):
-            self.note(line)
-
-    def fail(self, label: str, text: str) -> None:
-        """A step failed, and the others go on."""
-        del label  # the text names it
-        self.note(text)
 
     def note(self, text: str) -> None:
         """One line."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.execution.progress import stage_end_lines
+from quantyard.execution.stage_lines import stage_end_lines
 from quantyard.protocol.base import ExitCode, StageResult
 from scripts.bench_matrix import Cores, Found, Run, stage_of, whole_walls
 

@@ -1,0 +1,124 @@
+"""The line of a stage that has ended, and a reporter that gives these lines alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from quantyard.formatting.numbers import (
+    format_bytes,
+    format_count,
+    format_elapsed,
+    format_kld,
+    format_metric_value,
+    format_perplexity,
+    format_tokens_per_s,
+)
+from quantyard.metrics.kinds import metric_kind
+from quantyard.protocol.base import Progress, StageResult
+from quantyard.protocol.facts import (
+    DivergenceFacts,
+    EvaluateFacts,
+    ReportFacts,
+    SpeedFacts,
+    VerifyFacts,
+    stage_facts_by_file,
+)
+
+_TASKS_SHOWN: Final = 3  # in one line
+
+
+class StageLineReporter(ABC):
+    """Reports nothing while a stage runs, and its line when it has ended. Where a line goes is up to the subclass."""
+
+    def begin(self, label: str, number: int, of: int) -> None:
+        """Report nothing: the stage's line comes when it has ended."""
+        del label, number, of
+
+    def progress(self, label: str, progress: Progress) -> None:
+        """Report nothing."""
+        del label, progress
+
+    def end(self, label: str, result: StageResult) -> None:
+        """Report the stage's line."""
+        for line in stage_end_lines(label, result):
+            self.note(line)
+
+    def fail(self, label: str, text: str) -> None:
+        """Report the failure; the other stages go on."""
+        del label  # the text names it
+        self.note(text)
+
+    @abstractmethod
+    def note(self, text: str) -> None:
+        """One line."""
+
+
+def stage_end_lines(label: str, result: StageResult) -> list[str]:
+    """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each mismatch that was allowed has a further line."""
+    verified = VerifyFacts.read(result.facts) if result.stage == "verify" else None
+    findings = _FINDINGS.get(result.stage)
+    did = (", ".join(findings(result)) if findings else "") or _made(result)
+    if verified is not None and verified.probes is not None and verified.chats is not None:
+        did += f" ({verified.probes} probes, {verified.chats} conversations)"
+    allowed = [f"  allowed: {text}" for text in verified.mismatches_allowed] if verified else []
+    return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *allowed]
+
+
+def _made(result: StageResult) -> str:
+    size_bytes = sum(f.size_bytes for f in result.outputs)
+    return format_bytes(size_bytes) if size_bytes else "passed"
+
+
+# ---- what a measuring stage found, in a few words ----------------------------------------------------
+
+
+def _evaluated(result: StageResult) -> Iterator[str]:
+    """The number of questions, and the first metric of the first tasks, such as `arc_easy acc 47.5 %`."""
+    facts = EvaluateFacts.read(result.facts)
+    if facts.n_questions:
+        yield f"{format_count(facts.n_questions)} questions"
+    first = [(task, *next(iter(metrics.items()))) for task, metrics in facts.tasks.items() if metrics]
+    scores = [
+        f"{task} {name} {format_metric_value(value, metric_kind(name, value))}"
+        for task, name, value in first if value is not None
+    ]  # fmt: skip
+    yield from scores[:_TASKS_SHOWN]
+    if len(scores) > _TASKS_SHOWN:
+        yield "…"
+
+
+def _diverged(result: StageResult) -> Iterator[str]:
+    """The divergence of one file, or of each file of a shared run."""
+    if not (by_file := stage_facts_by_file(result)):
+        yield from _divergence(DivergenceFacts.read(result.facts))
+    for label, facts in by_file.items():
+        yield f"{label} {' '.join(_divergence(DivergenceFacts.read(facts)))}"
+
+
+def _divergence(facts: DivergenceFacts) -> Iterator[str]:
+    if facts.perplexity is not None:
+        yield f"PPL {format_perplexity(facts.perplexity)}"
+    if facts.mean_kld is not None:
+        yield f"mean KLD {format_kld(facts.mean_kld)}"
+
+
+def _timed(result: StageResult) -> Iterator[str]:
+    facts = SpeedFacts.read(result.facts)
+    if facts.prompt_tokens_per_s is not None:
+        yield f"prompt {format_tokens_per_s(facts.prompt_tokens_per_s)} t/s"
+    if facts.generated_tokens_per_s is not None:
+        yield f"generated {format_tokens_per_s(facts.generated_tokens_per_s)} t/s"
+
+
+def _compared(result: StageResult) -> Iterator[str]:
+    """Such as `Q4_K_M: 3 same + 1 worse`."""
+    for label, file in ReportFacts.read(result.facts).files.items():
+        if file.verdicts:
+            yield f"{label}: " + " + ".join(f"{n} {verdict}" for verdict, n in file.verdicts.items())
+
+
+_FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
+    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
+}  # fmt: skip
