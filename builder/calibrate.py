@@ -1,9 +1,9 @@
-"""The stage `calibrate`: which inputs of each weight matter, measured by llama-imatrix on a recorded text.
+"""The stage `calibrate`: llama-imatrix computes the importance matrix of a model on a recorded text.
 
-The text is read in legs of `save_every` chunks. A leg starts from the sums that the one before left, so that after a
-kill only the current leg is read again, and the sums are to the last bit those of one run: llama.cpp adds them up in
-the same order. (Its own partial saves would not do: it writes them in the middle of a chunk, when some tensors have
-seen it and others have not.) Legs lie in `/out/files/.partial`, named by the text they read.
+The text is read in legs of `save_every` chunks. Each leg continues from the sums of the previous one, so an
+interrupted run repeats only the current leg. The result is bit-identical to one uninterrupted run, because llama.cpp
+adds in the same order. (llama-imatrix's own partial saves are unusable here: it writes them in the middle of a chunk,
+when only some tensors have seen that chunk.) Legs are kept in `/out/files/.partial`, by the hash of their text.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from quantyard.sandbox.chat_template import sandbox_template_failure
 PARTIAL: Final = ".partial"
 MATRIX: Final = "imatrix.gguf"
 TEXT: Final = "calibration.txt"
-_LEAST_CHUNKS: Final = 2  # llama-imatrix refuses less, also of what is left behind the chunks it skips
+_LEAST_CHUNKS: Final = 2  # llama-imatrix refuses fewer, also when counting only what follows the skipped chunks
 
 
 def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
-    """Make the matrix of `/in/source/<source_file>`; what an earlier run left of it is used.
+    """Compute the matrix of `/in/source/<source_file>`, continuing after the legs that an earlier run finished.
 
     Raises:
-        StageFailure: 2 if the text cannot be used or llama-imatrix is not here, 3 if the model gives no usable
-            statistics, 5 if disk or memory ran out.
+        StageFailure: 2 if the text cannot be used, 3 if the model cannot be calibrated or its activations overflow,
+            5 if disk or memory ran out.
     """
     model = _read_model(stage, request)
     text = _write_text(stage, request, model)
@@ -73,17 +73,17 @@ def _read_model(stage: Stage, request: CalibrateRequest) -> GgufHeader:
 
 @dataclass(frozen=True)
 class _Text:
-    """What is read: the file, its hash, its length in tokens of this model."""
+    """The calibration text as written to disk, and its length in tokens of this model."""
 
     path: Path
     sha256: str
     n_tokens: int
-    dialogues: int  # in the model's own template
-    llama_cpp: str  # the build
+    dialogues: int  # how many were rendered with the model's own chat template
+    llama_cpp: str  # version of the build that tokenized it
 
 
 def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _Text:
-    """Put the text beside the matrix: it is part of how that was made."""
+    """Write the text beside the matrix, so that the matrix can be reproduced from it."""
     with open_llama_runtime(stage, model, request.threads) as runtime:
         if request.text_files:
             text, dialogues = users_calibration_text([stage.in_dir / "text" / name for name in request.text_files]), 0
@@ -93,9 +93,8 @@ def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _
     least = _LEAST_CHUNKS * request.n_ctx
     if n_tokens < least:
         message = f"The calibration text has {n_tokens:,} tokens, and two chunks of {request.n_ctx} need {least:,}."
-        raise bad_calibration_text(
-            message, "Give a longer text, best 50,000 words or more, or leave CALIBRATION out for ours."
-        )
+        hint = "Give a longer text (50,000 words or more is best), or leave CALIBRATION out to use Quantyard's own."
+        raise bad_calibration_text(message, hint)
     path = stage.files_dir / TEXT
     path.write_text(text, encoding="utf-8")  # no newline at the end: llama-imatrix would cut one off
     return _Text(path, file_sha256(path), n_tokens, dialogues, build)
@@ -112,7 +111,7 @@ def _our_text(runtime: LlamaRuntime) -> tuple[str, int]:
 
 
 def calibration_legs(n_tokens: int, n_ctx: int, n_chunks: int, save_every: int) -> list[tuple[int, int]]:
-    """First chunk and end of each leg. The last is longer where llama-imatrix would find too little left to start."""
+    """First chunk and end (exclusive) of each leg. A rest too short for llama-imatrix is joined to the leg before."""
     whole = n_tokens // n_ctx
     end = min(n_chunks or whole, whole)
     starts = [at for at in range(0, end, save_every) if not at or (at + _LEAST_CHUNKS) * n_ctx < n_tokens]
@@ -121,7 +120,7 @@ def calibration_legs(n_tokens: int, n_ctx: int, n_chunks: int, save_every: int) 
 
 @dataclass
 class _Work:
-    """The legs of one text; `argv` is what ran, or had run before."""
+    """Runs the legs of one text. `argv` lists the command of every leg, also of those an earlier run finished."""
 
     stage: Stage
     request: CalibrateRequest
@@ -160,7 +159,7 @@ class _Work:
         return self._folder / f"upto-{end:06d}.json"
 
     def _is_finished(self, end: int) -> bool:
-        """Whether an earlier run left this leg, and whole."""
+        """Whether an earlier run finished this leg: its matrix and its note are both readable."""
         try:
             read_imatrix(self._matrix(end))
             json.loads(self._note(end).read_text())
@@ -169,6 +168,7 @@ class _Work:
         return True
 
     def _read(self, reader: MatrixReader, leg: ImatrixLeg) -> None:
+        # The matrix gets its final name last, so a leg with that name is complete.
         arriving = self._folder / f"arriving-{leg.end:06d}.gguf"
         perplexity = reader.read(self.text.path, replace(leg, out=arriving))
         if not math.isfinite(perplexity):
@@ -177,7 +177,7 @@ class _Work:
         arriving.replace(leg.out)
 
     def perplexity(self) -> float:
-        """Of the text that was read, as llama-perplexity counts it."""
+        """Perplexity of the whole text: the mean loglikelihood of all legs, weighted by their chunks."""
         n_chunks = sum(n for n, _ in self._ppl)
         return math.exp(sum(n * math.log(perplexity) for n, perplexity in self._ppl) / n_chunks)
 

@@ -1,8 +1,8 @@
-"""The stage `dequantize`: a GGUF becomes a Hugging Face folder again (what `make demo` starts from).
+"""The stage `dequantize`: converts a GGUF back to a Hugging Face folder (`make demo` starts from one).
 
-transformers does the work, in the converter's Python. It gets the tensors and the vocabulary right, but guesses at
-the rest of the tokenizer, and each version guesses otherwise; a GGUF says in `tokenizer.ggml.pre` which way of
-splitting text is meant, so the stage puts that one back where it knows it.
+transformers does the work, in the converter's Python. It restores the tensors and the vocabulary, but guesses the
+rest of the tokenizer, and each version guesses differently. The GGUF names its pre-tokenizer in `tokenizer.ggml.pre`,
+so the stage restores that one where it is in `PRE_TOKENIZERS`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_sta
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _EACH_DIGIT: Final = {"type": "Digits", "individual_digits": True}
 
-# To add a tokenizer: its `tokenizer.ggml.pre`, and the `pre_tokenizer` of the original model's tokenizer.json.
+# To add a tokenizer: add its `tokenizer.ggml.pre` and the `pre_tokenizer` of the original model's tokenizer.json.
 PRE_TOKENIZERS: Final[dict[str, dict[str, Any]]] = {
     "gpt-2": _BYTE_LEVEL,
     "smollm": {"type": "Sequence", "pretokenizers": [_EACH_DIGIT, _BYTE_LEVEL]},
 }
 
-# Which key of a GGUF is which key of tokenizer_config.json.
+# `tokenizer.ggml.<key>_token_id` of a GGUF → key of tokenizer_config.json.
 SPECIAL_TOKENS: Final = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
-# Runs in the converter's Python. transformers' own `from_pretrained(gguf_file=…)` wants accelerate, which neither
-# llama.cpp's image nor Debian's has, so the two steps it is made of are called here; 4.x and 5.x both have them.
+# Runs in the converter's Python. transformers' own `from_pretrained(gguf_file=…)` needs accelerate, which neither
+# llama.cpp's image nor Debian's has, so the script calls its two steps itself; transformers 4.x and 5.x have both.
 _SCRIPT: Final = """
 import sys, gguf
 if not hasattr(gguf, "__version__"):
-    gguf.__version__ = "0.10.0"  # Debian's package says none, and transformers refuses one without
+    gguf.__version__ = "0.10.0"  # Debian's package has none, and transformers requires one
 import torch, transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 folder, file, target = sys.argv[1:]
@@ -75,7 +75,7 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> StageOutcome:
     version = _run(stage, argv)
     is_restored = restore_dequantized_tokenizer(stage.files_dir, header)
     if not is_restored:
-        stage.log(f"the tokenizer is transformers' guess: {_pre(header)!r} is not in our table")
+        stage.log(f"the tokenizer is as transformers guessed it: no pre-tokenizer is known for {_pre(header)!r}")
     (stage.files_dir / "README.md").write_text(dequantized_readme(header))
     for path in stage.files_dir.rglob("*"):
         if path.is_file():
@@ -87,9 +87,9 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> StageOutcome:
 
 
 def dequantized_readme(header: GgufHeader) -> str:
-    """A model card with the licence that the GGUF names: it must travel with the model.
+    """A model card that keeps the licence named in the GGUF.
 
-    JSON is YAML, so whatever the value holds, it stays a value.
+    The value is written as JSON, which is also YAML, so no character in it can break the front matter.
     """
     licence = header.metadata.get("general.license")
     said = [f"license: {json.dumps(licence)}"] if isinstance(licence, str) else []
@@ -97,11 +97,11 @@ def dequantized_readme(header: GgufHeader) -> str:
 
 
 def restore_dequantized_tokenizer(folder: Path, header: GgufHeader) -> bool:
-    """Make the tokenizer files say what the GGUF says, whatever this version of transformers made of it.
+    """Correct the tokenizer files that transformers wrote, so that they match the GGUF.
 
     Returns:
-        False where it is not a byte-level BPE, or the GGUF names a pre-tokenizer that is not in our table: then the
-        files stay as transformers wrote them.
+        False if the tokenizer is not a byte-level BPE or its pre-tokenizer is not in `PRE_TOKENIZERS`: then the files
+        stay as transformers wrote them.
     """
     path = folder / "tokenizer.json"
     wanted = PRE_TOKENIZERS.get(_pre(header))

@@ -1,7 +1,7 @@
-"""Stage `fetch`: exactly the listed files of a Hub repo at one commit, each checked.
+"""The stage `fetch`: downloads the listed files of a Hub repo at one commit, and checks each.
 
-The only stage of a build with a network. Files on their way lie in `/out/files/.partial`, so that the next run
-goes on where a killed one stopped, and get their final name when size and SHA-256 are right.
+The only stage of a build with a network. Unfinished files are kept in `/out/files/.partial`, so that the next run
+resumes them; a file gets its final name once its size and SHA-256 are right.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Job:
 
 
 def fetch(stage: Stage, request: FetchRequest) -> StageOutcome:
-    """Download what is not there yet, `request.workers` files at once; the first failure stops the rest."""
+    """Download the missing files, `request.workers` at a time; the first failure stops the others."""
     _check_paths(stage.files_dir, request.files)
     use_bounded_hub_client()
     total = sum(entry.size_bytes for entry in request.files)
@@ -75,7 +75,7 @@ def _check_paths(files_dir: Path, files: tuple[FileEntry, ...]) -> None:
     for path in paths:
         inside = (files_dir / path).resolve().is_relative_to(root)
         if not inside or path.split("/")[0] == PARTIAL or paths.count(path) > 1:
-            message = f"The request lists {path!r}, which cannot be written: outside its folder, reserved or twice."
+            message = f"The request lists {path!r}, which is outside the folder, reserved, or listed twice."
             raise StageFailure(ExitCode.BAD_REQUEST, "bad-request", message)
 
 
@@ -115,7 +115,7 @@ def _fetch_one(job: _Job, entry: FileEntry) -> None:
 
 
 def _already(final: Path, entry: FileEntry) -> str | None:
-    """SHA-256 of a file an earlier run finished, or None. A wrong one is overwritten, never trusted."""
+    """SHA-256 of a file that an earlier run finished; None if it is missing or wrong, so that it is downloaded."""
     if not final.is_file() or final.stat().st_size != entry.size_bytes:
         return None
     sha256 = file_sha256(final)
@@ -123,7 +123,7 @@ def _already(final: Path, entry: FileEntry) -> str | None:
 
 
 def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
-    """SHA-256 of the file. One with wrong bytes is fetched once more from zero."""
+    """Download a file and return its SHA-256. A file with wrong bytes is downloaded once more from byte 0."""
     try:
         return download_file(job.url(entry), entry, part, job.line)
     except WrongContent as wrong:
@@ -132,7 +132,7 @@ def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
         return download_file(job.url(entry), entry, part, job.line)
     except WrongContent as wrong:
         message = f"{entry.path} arrived damaged twice: expected {wrong.expected}, got {wrong.got}."
-        hint = "Something between here and the Hub changes files: a proxy or a mirror. See HTTPS_PROXY and HF_ENDPOINT."
+        hint = "A proxy or a mirror between here and the Hub changes files: check HTTPS_PROXY and HF_ENDPOINT."
         raise StageFailure(ExitCode.NETWORK, "damaged-file", message, hint) from wrong
 
 

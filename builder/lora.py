@@ -1,8 +1,8 @@
-"""The stage `lora`: an adapter in PEFT format becomes one GGUF that llama-server puts on top of its base model.
+"""The stage `lora`: converts a PEFT adapter to one GGUF that llama-server loads on top of its base model.
 
-llama.cpp's own `convert_lora_to_gguf.py` does the work, as a subprocess of the Python that has what it needs. What
-it would leave out or scale wrongly without a word is refused first (`lora_adapter.py`), and the file it wrote is
-held against the adapter: what kind of file it says it is, and that not a weight of the adapter is missing.
+llama.cpp's own `convert_lora_to_gguf.py` does the work, as a subprocess of the converter's Python. Adapters that it
+would silently truncate or scale wrongly are refused first (`lora_adapter.py`). The file it wrote is then compared with
+the adapter: its metadata, and that no weight is missing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
     """Convert `/in/adapter`, trained on the model whose config.json is in `/in/base`, to `/out/files/adapter.gguf`.
 
     Raises:
-        StageFailure: 2 if the adapter is not usable, cannot be represented or does not fit the base model, 3 if the
-            converter does not support the base model or leaves something out, 5 if disk or memory ran out.
+        StageFailure: 2 if the adapter is not usable, cannot be stored as GGUF or does not fit the base model, 3 if the
+            converter does not support the base model or drops weights, 5 if disk or memory ran out.
     """
     tools, target = llama_tools(stage), stage.files_dir / "adapter.gguf"
     _refuse_without_converter(tools)
@@ -64,7 +64,7 @@ def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
 
 def _refuse_without_converter(tools: LlamaTools) -> None:
     if not tools.lora_converter.is_file():
-        message = f"The builder has no convert_lora_to_gguf.py: nothing is at {tools.lora_converter}."
+        message = f"The builder does not have convert_lora_to_gguf.py: {tools.lora_converter} does not exist."
         hint = (
             "The stand-in for the base image was made without it. Type: scripts/base-images.sh --force builder; "
             "or: make lora … ENGINE=local"
@@ -73,9 +73,10 @@ def _refuse_without_converter(tools: LlamaTools) -> None:
 
 
 def _base_without_quantization(stage: Stage) -> Path:
-    """A copy of the base's small files that says nothing of how its weights are stored.
+    """A copy of the base's small files without `quantization_config`.
 
-    An adapter trained on a 4-bit copy of a model fits the model itself, but the converter refuses such a base.
+    An adapter trained on a 4-bit copy of a model (QLoRA) also fits the model itself, but the converter refuses such a
+    base.
     """
     source, copy = stage.in_dir / "base", stage.scratch_dir / "base"
     copy.mkdir()
@@ -92,11 +93,11 @@ def _base_without_quantization(stage: Stage) -> Path:
 
 
 def _shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
-    """The adapter's tensors from its checked header; none for a pickle file that was allowed."""
+    """The shapes of the adapter's tensors from its checked header; empty for a pickle file that was allowed."""
     if not (folder / _WEIGHTS).is_file():
         if not ((folder / _PICKLE).is_file() and request.allow_pickle):
-            message = f"The adapter holds no {_WEIGHTS}."
-            hint = f"A {_PICKLE} of a source you trust is read with ALLOW_PICKLE=1."
+            message = f"The adapter has no {_WEIGHTS}."
+            hint = f"If it has an {_PICKLE} and you trust its source: ALLOW_PICKLE=1"
             raise StageFailure(ExitCode.BAD_REQUEST, "no-weights", message, hint)
         return {}
     try:
@@ -112,7 +113,7 @@ def _shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
 
 
 def _ask_base(stage: Stage, tools: LlamaTools, folder: Path, pickle: Path | None) -> BaseSide:
-    """What the converter calls the base model, and the shapes of its tensors."""
+    """Ask the converter for its name of the base model's architecture, and for the shapes of the base's tensors."""
     path, script = stage.scratch_dir / "base.json", Path(__file__).parent / "checks" / "lora_base.py"
     argv = [str(tools.converter_python), str(script), "--converter", str(tools.lora_converter)]
     argv += ["--folder", str(folder), "--out", str(path), *(["--pickle", str(pickle)] if pickle else [])]
@@ -132,7 +133,7 @@ def _ask_base(stage: Stage, tools: LlamaTools, folder: Path, pickle: Path | None
 
 
 def _unreadable(run: ToolRun, pickle: Path | None) -> StageFailure:
-    """What `lora_base.py` cannot read: the adapter's pickle file, or else the configuration."""
+    """The failure of `lora_base.py`: it cannot read the adapter's pickle file, or else the configuration."""
     if pickle and "weights_only" in run.tail:  # torch's own words
         message = f"{pickle.name} holds more than tensors, or is damaged; torch refuses to open it."
         hint = "Save the adapter again as safetensors: save_pretrained(folder, safe_serialization=True)"
@@ -143,8 +144,8 @@ def _unreadable(run: ToolRun, pickle: Path | None) -> StageFailure:
 
 
 def _run_converter(stage: Stage, request: LoraRequest, tools: LlamaTools, folder: Path, base: Path) -> ToolRun:
-    """F32 holds what any adapter holds. The folder's name becomes the name in the metadata."""
-    named = stage.scratch_dir / request.name
+    """Convert to F32, which is lossless for any adapter."""
+    named = stage.scratch_dir / request.name  # the converter takes the model's name from the folder's
     named.symlink_to(folder, target_is_directory=True)
     argv = [str(tools.converter_python), str(tools.lora_converter), str(named), "--base", str(base)]
     argv += ["--outfile", str(stage.files_dir / "adapter.gguf"), "--outtype", "f32"]
@@ -161,15 +162,15 @@ def _read(path: Path) -> GgufHeader:
     try:
         return read_gguf_header(path)
     except GgufError as error:
-        message = f"The converter left no usable GGUF: {error}."
+        message = f"The converter did not write a usable GGUF: {error}."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-header", message, MERGE) from error
 
 
 def check_lora_result(header: GgufHeader, adapter: LoraAdapter, architecture: str) -> dict[str, JsonValue]:
-    """Hold the GGUF against the adapter it was made of; what was counted.
+    """Compare the GGUF with the adapter it was made from; returns the stage's facts about it.
 
     Raises:
-        StageFailure: 3, it is not a LoRA adapter of this architecture, or not the whole of the adapter.
+        StageFailure: 3, the GGUF is not a LoRA adapter of this architecture, or lacks weights of the adapter.
     """
     said: dict[str, object] = {
         "general.type": "adapter", "adapter.type": "lora", "general.architecture": architecture,
@@ -183,34 +184,37 @@ def check_lora_result(header: GgufHeader, adapter: LoraAdapter, architecture: st
         wrong.append(f"adapter.lora.alpha is {alpha!r}, not {adapter.config.lora_alpha}")
     wrong += _wrong_tensors({tensor.name: tensor for tensor in header.tensors}, adapter.pairs)
     if wrong:
-        message = f"The GGUF is not the adapter: {'; '.join(wrong[:_MAX_NAMED])}. ({len(wrong)} differences in all.)"
+        named = "; ".join(wrong[:_MAX_NAMED])
+        message = f"The GGUF does not match the adapter: {named}. ({len(wrong)} differences in all.)"
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-adapter", message, MERGE)
     return {"tensors": len(header.tensors), "n_params": header.n_params, "alpha": adapter.config.lora_alpha}
 
 
 def _wrong_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, LoraPair]) -> list[str]:
-    """Each lora_a with its lora_b, of the same rank; and no weight lost.
+    """Check that each lora_a has a lora_b of the same rank, and that no weight was lost.
 
-    One module may become several tensors, and many experts one: what stays is the number of weights on the side of
-    the output, since only that side is ever cut or stacked (the other is repeated).
+    The converter may split one module into several tensors, or stack many experts into one. It splits or stacks only
+    lora_b, and repeats lora_a, so the total number of lora_b weights stays the same.
     """
     names = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in tensors}
-    wrong = [f"{n} is alone" for n in sorted(names) if not {n + ".lora_a", n + ".lora_b"} <= tensors.keys()]
+    wrong = [
+        f"{n} lacks its lora_a or lora_b" for n in sorted(names) if not {n + ".lora_a", n + ".lora_b"} <= tensors.keys()
+    ]
     if wrong:
         return wrong
     ranks = {name: (_rank_a(tensors[name + ".lora_a"]), tensors[name + ".lora_b"].shape[0]) for name in sorted(names)}
-    wrong = [f"{name} has the ranks {a} and {b}" for name, (a, b) in ranks.items() if a != b]
+    wrong = [f"{name} has rank {a} in lora_a and {b} in lora_b" for name, (a, b) in ranks.items() if a != b]
     if {b for _, b in ranks.values()} != {pair.rank for pair in pairs.values()}:
-        wrong.append(f"its ranks are {sorted({b for _, b in ranks.values()})}")
+        wrong.append(f"its ranks are {sorted({b for _, b in ranks.values()})}, unlike the adapter's")
     written = sum(tensors[name + ".lora_b"].n_params for name in names)
     expected = sum(math.prod(pair.b) for pair in pairs.values())
     if written != expected:
-        wrong.append(f"{written:,} weights of lora_b were written, of {expected:,}")
+        wrong.append(f"{written:,} of {expected:,} lora_b weights were written")
     return wrong
 
 
 def _rank_a(tensor: TensorInfo) -> int:
-    """The rank of a lora_a in ggml's order. That of the token embeddings lies on its side: rows are looked up."""
+    """The rank of a lora_a, in ggml's order. For token embeddings it is transposed, since its rows are looked up."""
     dimension = 0 if tensor.name.startswith("token_embd.") else 1
     return tensor.shape[dimension] if len(tensor.shape) > dimension else 1
 

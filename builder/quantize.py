@@ -1,6 +1,6 @@
-"""The stage `quantize`: one unquantized GGUF becomes one GGUF of another type.
+"""The stage `quantize`: converts one unquantized GGUF to one quant.
 
-In the image `llama-quantize` does it; where llama.cpp's programs are not at hand, llama-cpp-python calls the
+In the image `llama-quantize` does it; where llama.cpp's programs are not installed, llama-cpp-python calls the
 same function, `llama_model_quantize` (src/llama-quant.cpp), in this process. Both print the same lines.
 """
 
@@ -60,7 +60,7 @@ def quantize(stage: Stage, request: QuantizeRequest) -> StageOutcome:
 
 
 class _Log:
-    """Reads llama-quantize's lines: each tensor is progress, and one line tells the build."""
+    """Reads llama-quantize's output: a line per tensor, which is progress, and one with the version of the build."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -81,14 +81,14 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> GgufHeader:
     except GgufError as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{source.name} is not a usable GGUF: {error}") from error
     if model.is_quantized and not request.allow_requantize and request.quant != "COPY":
-        message = f"{source.name} is quantized already; quantizing it again loses more than its size says."
+        message = f"{source.name} is quantized already; quantizing it again loses more quality than usual."
         hint = "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1."
         raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, hint)
     return model
 
 
 def _recipe_types(model: GgufHeader, request: QuantizeRequest) -> dict[str, str]:
-    """The type of each tensor that the recipe names; nothing without a recipe."""
+    """The type of each tensor that the recipe names; empty without a recipe."""
     try:
         return resolve_tensor_patterns(
             model.tensors, request.tensor_types, request.output_type, request.token_embedding_type
@@ -114,9 +114,9 @@ def _with_program(
 
 
 def _type_options(types: Mapping[str, str]) -> list[str]:
-    """Each tensor by its whole name: llama-quantize takes the first pattern that is found anywhere in a name.
+    """One option for each tensor, by its whole name: llama-quantize uses the first pattern found anywhere in a name.
 
-    Neither of the two options of one tensor falls back where rows do not fit, so `types` must fit already.
+    The options for output and embedding do not fall back where rows do not fit a type, so `types` must fit already.
     """
     options = []
     for name, kind in types.items():
@@ -128,7 +128,7 @@ def _type_options(types: Mapping[str, str]) -> list[str]:
 
 
 def quantize_tensor_regex(name: str) -> str:
-    """A regular expression for this tensor alone, as C++ reads it."""
+    """A regular expression (std::regex) that matches only this tensor."""
     return f"^{name.replace('.', '[.]')}$"
 
 
@@ -175,9 +175,9 @@ def _id_of(types: Mapping[str, str], kind: str, otherwise: int) -> int:
 
 
 def _overrides(llama_cpp: Any, named: list[tuple[bytes, int]]) -> Any:
-    """Pattern and type of each tensor in C: an array that ends with an empty row. It points into `named`."""
+    """Pattern and type of each tensor as a C array that ends with an empty row. It points into `named`."""
     if not hasattr(llama_cpp, "llama_model_tensor_override"):
-        message = f"llama-cpp-python {llama_cpp.__version__} cannot give tensors types of their own."
+        message = f"llama-cpp-python {llama_cpp.__version__} cannot set the types of single tensors."
         raise StageFailure(ExitCode.BAD_REQUEST, "recipe", message, "Type: ENGINE=docker, or: make images ENGINE=local")
     rows = (llama_cpp.llama_model_tensor_override * (len(named) + 1))()
     for row, (pattern, kind) in zip(rows, named, strict=False):
@@ -186,12 +186,12 @@ def _overrides(llama_cpp: Any, named: list[tuple[bytes, int]]) -> Any:
 
 
 def _importances(imatrix: Imatrix) -> list[tuple[bytes, Floats]]:
-    """The matrix as llama.cpp takes it: for each weight its name and the mean square of each input."""
+    """The matrix as llama.cpp takes it: the name of each weight and the mean squares of its inputs."""
     return [(name.encode(), entry.importance()) for name, entry in imatrix.entries.items()]
 
 
 def _imatrix_data(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
-    """The same in C: an array that ends with an empty row. It points into `values`, which must live as long."""
+    """The same as a C array that ends with an empty row. It points into `values`, which must outlive it."""
     import ctypes
 
     rows = (llama_cpp.llama_model_imatrix_data * (len(values) + 1))()
@@ -204,9 +204,9 @@ def _imatrix_data(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
 def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailure:
     refuse_exhausted_tool(run, stage.out_dir, "llama-quantize")
     if "importance matrix" in run.tail.lower() or "imatrix" in run.tail.lower():
-        what = "this one does not cover all that must be" if request.imatrix_file else "none was given"
+        what = "this one does not cover every tensor it must" if request.imatrix_file else "none was given"
         message = f"{request.label} needs an importance matrix, and {what}."
-        hint = "Let one be made, IMATRIX=auto, or choose another quant: make quants"
+        hint = "Have one computed with IMATRIX=auto, or choose another quant: make quants"
         return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, hint, run.tail)
     message = f"llama.cpp cannot quantize this model to {request.label} (exit code {run.exit_code})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantize-failed", message, "Its last output says why.", run.tail)

@@ -1,12 +1,12 @@
-"""The stage `random_model`: a language model of random weights in Hugging Face format, to time the other stages with.
+"""The stage `random_model`: writes a language model with random weights in Hugging Face format, to time other stages.
 
-How long a stage takes depends on the shapes and types of the weights, not on their values. So a model that says
-nothing of sense is made in seconds, anywhere, and is then built and measured as any other. Its tokenizer is learned
-from our calibration text: the time of an evaluation grows with the tokens of its questions.
+How long a stage takes depends on the shapes and types of the weights, not on their values, so a random model, made in
+seconds, is timed like a real one. Its tokenizer is trained on the calibration text, because the time of an evaluation
+grows with the number of tokens in its questions.
 
-One thing it must know, or no evaluation would start (see analysis/self_check.py): that a text goes on with another word
-than its last. Input and output share one embedding, large beside what the layers add, and the last norm turns the
-sign: so the token that was read last is the least likely to come next.
+The model must pass the self-check of an evaluation (eval/analysis/self_check.py), which requires that a text continues
+with another token than its last. So input and output share one embedding, which is large compared with what the layers
+add, and the last norm is negative: the token read last becomes the least likely next one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import RandomModelRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-HEAD: Final = 64  # weights of an attention head, as most small models have
-_SCALE: Final = 0.02  # the usual spread of fresh weights
-_EMBEDDING_SCALE: Final = 0.2  # in ten layers the other weights add about as much to what a token began as
+HEAD: Final = 64  # width of an attention head, as in most small models
+_SCALE: Final = 0.02  # the usual standard deviation of initial weights
+_EMBEDDING_SCALE: Final = 0.2  # ten layers of the other weights add about as much to the residual stream
 _LAST_NORM: Final = "model.norm.weight"
 _CONTEXT: Final = 4096  # tokens
 
@@ -48,7 +48,7 @@ def random_model(stage: Stage, request: RandomModelRequest) -> StageOutcome:
     """Write the model to `/out/files`: bf16 safetensors, tokenizer, configuration. The same request, the same weights.
 
     Raises:
-        StageFailure: 70 if no tokenizer of that many tokens can be learned, 5 if disk or memory ran out.
+        StageFailure: 70 if a tokenizer of that size cannot be trained, 5 if disk or memory ran out.
     """
     _write_tokenizer(stage, request.vocab_size)
     (stage.files_dir / "config.json").write_text(dump_finite_json(_config(request), indent=2) + "\n")
@@ -57,7 +57,7 @@ def random_model(stage: Stage, request: RandomModelRequest) -> StageOutcome:
 
 
 def _write_tokenizer(stage: Stage, size: int) -> None:
-    """`tokenizer.model`, and what transformers wants beside it."""
+    """Write `tokenizer.model` and the `tokenizer_config.json` that transformers needs."""
     scratch, target = stage.scratch_dir / "text.txt", stage.files_dir / "tokenizer"
     scratch.write_text("\n".join(_lines()), encoding="utf-8")
     tools = llama_tools(stage)
@@ -65,7 +65,7 @@ def _write_tokenizer(stage: Stage, size: int) -> None:
     run = run_llama_tool(argv, tools.clean_env, lambda _line: None)
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, "sentencepiece")
-        message = f"sentencepiece could not learn {size:,} tokens from our text."
+        message = f"sentencepiece could not train a vocabulary of {size:,} tokens on the calibration text."
         raise StageFailure(ExitCode.BUG, "tokenizer", message, "Please report this.", run.tail)
     target.with_suffix(".vocab").unlink()
     said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -91,7 +91,7 @@ def _config(request: RandomModelRequest) -> dict[str, Any]:
 
 
 def random_model_shapes(request: RandomModelRequest) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint, rows first."""
+    """Name and shape of every tensor in the checkpoint; a shape has its rows first."""
     width, wide, keys = request.width, 3 * request.width, request.width // HEAD // 2 * HEAD
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (request.vocab_size, width)}
     for layer in range(request.layers):
@@ -130,7 +130,7 @@ def _write_tensors(stream: IO[bytes], found: dict[str, tuple[int, ...]], seed: i
 
 
 def random_model_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper half of each float, which is what bfloat16 is."""
+    """bfloat16 by truncation: the upper half of each float32."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 

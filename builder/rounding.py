@@ -1,7 +1,7 @@
-"""The stage `rounding`: how far each type rounds the weights of each tensor, by ggml itself, on a sample of their rows.
+"""The stage `rounding`: measures the rounding error of each type on each tensor, with ggml, on a sample of rows.
 
-A search of tensor types rests on it. The errors cannot be taken from a table: weights that were quantized once lie on
-a grid, and the type of that grid keeps them as they are where others, with more bits, do not.
+The search of tensor types uses these errors. A fixed table would not do: weights that were quantized before lie on a
+grid, and the type of that grid represents them exactly, while a type with more bits may not.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_sta
 
 ERRORS: Final = "rounding.json"
 _LIBRARY: Final = "libggml-base.*"
-_SYSTEM: Final = Path("/usr/lib")  # where Debian's packages put it
+_SYSTEM: Final = Path("/usr/lib")  # where Debian's packages install it
 _HINT: Final = "Make the tools again: make images"
-_LEAST: Final = 1e-9  # an error that is nothing but float32's own
+_LEAST: Final = 1e-9  # about the error of float32 itself; smaller errors are raised to it
 
 Floats = npt.NDArray[np.float32]
 
 
 def rounding(stage: Stage, request: RoundingRequest) -> StageOutcome:
-    """Write `rounding.json`: tensor → type → squared error of its weights, as a share of their squares.
+    """Write `rounding.json`: tensor → type → sum of squared errors, relative to the sum of squared weights.
 
     Raises:
-        StageFailure: 2 if the source cannot be read or is quantized, 3 if ggml is not to be found.
+        StageFailure: 2 if the source cannot be read or is quantized, 3 if ggml's library is not found.
     """
     header = _read(stage.in_dir / "source" / request.source_file)
     ggml, found = _opened(_library(stage)), {}
@@ -58,26 +58,26 @@ def _read(path: Path) -> GgufHeader:
     except (GgufError, FileNotFoundError) as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{error}.", "Give an unquantized GGUF.") from error
     if header.is_quantized:
-        message = f"{path.name} is quantized already: what rounding did to its weights cannot be told any more."
-        raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, "Give the GGUF it was made of.")
+        message = f"{path.name} is quantized already, so the rounding errors of its weights cannot be measured."
+        raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, "Give the unquantized GGUF it was made from.")
     return header
 
 
 def _library(stage: Stage) -> Path:
-    """What the image's tools are linked with, or what llama-cpp-python brings."""
+    """The library that the image's tools are linked with, or the one inside llama-cpp-python."""
     for folder in _folders(stage):
         if found := sorted(folder.glob(_LIBRARY)):
             return found[0]
     if name := ctypes.util.find_library("ggml-base"):
         return Path(name)
-    message = "ggml's library (libggml-base) is not here, so nothing can tell how it rounds."
+    message = "The ggml library (libggml-base) was not found, so rounding errors cannot be measured."
     raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT)
 
 
 def _opened(library: Path) -> Ggml:
     try:
         return Ggml(library)
-    except (OSError, AttributeError) as error:  # it does not load, or has not these functions
+    except (OSError, AttributeError) as error:  # see `Ggml`
         message = f"{library} is not a usable ggml library: {error}."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT) from error
 
@@ -91,7 +91,7 @@ def _folders(stage: Stage) -> Iterator[Path]:
 
 
 class _Traits(ctypes.Structure):
-    """ggml_type_traits (ggml.h), as far as it is needed."""
+    """The first fields of ggml_type_traits (ggml.h)."""
 
     _fields_ = (
         ("type_name", ctypes.c_char_p), ("block", ctypes.c_int64), ("interleave", ctypes.c_int64),
@@ -100,12 +100,14 @@ class _Traits(ctypes.Structure):
 
 
 class Ggml:
-    """The two functions of ggml that round weights and read them back. Neither needs `ggml_init`: the tables that some
-    types are rounded with are made by `ggml_quantize_chunk` itself. It ends the process where a type needs a matrix.
+    """ggml's functions that quantize and dequantize rows.
+
+    `ggml_init` is not needed: `ggml_quantize_chunk` makes the lookup tables of a type itself. It aborts the process
+    for types that need an importance matrix, so callers must leave those out.
 
     Raises:
-        OSError: the library does not load, or keeps what it says of types in another order than is known here.
-        AttributeError: it has not these functions.
+        OSError: the library does not load, or its ggml_type_traits has another layout.
+        AttributeError: the library lacks one of these functions.
     """
 
     def __init__(self, library: Path) -> None:
@@ -117,7 +119,7 @@ class Ggml:
         known = TYPE_BY_NAME["Q8_0"]
         traits = self._ggml.ggml_get_type_traits(known.id).contents
         if (traits.block, traits.size) != (known.block_size, known.type_size_bytes):
-            raise OSError("its ggml_type_traits is not the one of ggml.h that is known here")
+            raise OSError("its ggml_type_traits has an unknown layout")
 
     def floats(self, data: npt.NDArray[np.uint8], kind: int, n: int) -> Floats:
         """`n` weights of a type as float32."""
@@ -130,7 +132,7 @@ class Ggml:
         return out
 
     def error(self, weights: Floats, kind: str) -> float:
-        """The squared error of rounding these rows to a type, as a share of their squares."""
+        """Sum of squared errors of these rows in a type, relative to their sum of squares."""
         total = float(np.square(weights, dtype=np.float64).sum())
         if not total:
             return _LEAST
@@ -144,7 +146,7 @@ class Ggml:
 
 
 def sample_rounded_rows(ggml: Any, tensor: TensorInfo, rows: int) -> Floats:
-    """At most so many rows of a tensor, from all of it, as float32."""
+    """At most `rows` rows of a tensor as float32, evenly spaced over all of it."""
     length = tensor.shape[0]
     n_rows = tensor.n_params // length
     row_bytes = tensor.size_bytes // n_rows

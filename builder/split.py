@@ -1,8 +1,8 @@
-"""The stage `split`: a GGUF above a size limit becomes shards, which llama.cpp loads by the name of the first.
+"""The stage `split`: splits a GGUF above a size limit into shards, which llama.cpp loads by the name of the first.
 
-In the image `llama-gguf-split` does it; where llama.cpp's programs are not at hand, the package `gguf` writes the same
-shards. Both count only tensors against the limit, so what a header takes is kept free. The shards are then held
-against the source: every tensor in exactly one of them, byte for byte.
+In the image `llama-gguf-split` does it; where llama.cpp's programs are not installed, the package `gguf` writes the
+same shards. Both count only tensors against the limit, so the stage reserves room for the header. The shards are then
+compared with the source: every tensor must be in exactly one shard, byte for byte.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def split(stage: Stage, request: SplitRequest) -> StageOutcome:
     """Split `/in/source/<model_file>` into `/out/files/<prefix>-00001-of-0000N.gguf` and so on.
 
     Raises:
-        StageFailure: 2 if the file is not a GGUF above the limit, or a tensor of it is larger than a shard may be; 3 if
-            it cannot be split; 5 if disk or memory ran out; 70 if the shards are not the source.
+        StageFailure: 2 if the file is not a GGUF above the limit, or one of its tensors does not fit in a shard; 3 if
+            it cannot be split; 5 if disk or memory ran out; 70 if the shards do not match the source.
     """
     source = _read(stage.in_dir / "source" / request.model_file)
     tensors_bytes = split_tensor_bytes(source, request.max_size_bytes)
@@ -59,10 +59,10 @@ def split(stage: Stage, request: SplitRequest) -> StageOutcome:
 
 
 def split_tensor_bytes(source: GgufHeader, max_size_bytes: int) -> int:
-    """How many bytes of tensors a shard may hold, in whole megabytes as llama-gguf-split wants it.
+    """How many bytes of tensors a shard may hold: a whole number of megabytes, as llama-gguf-split requires.
 
     Raises:
-        StageFailure: 2, the file is not above the limit or is split already, or its header or a tensor of it does not
+        StageFailure: 2, the file is within the limit or split already, or its header or one of its tensors does not
             fit; 3, llama-gguf-split would pad its tensors wrongly.
     """
     file = source.paths[0].name
@@ -74,7 +74,8 @@ def split_tensor_bytes(source: GgufHeader, max_size_bytes: int) -> int:
     if source.alignment != DEFAULT_ALIGNMENT_BYTES:
         message = f"{file} aligns its tensors to {source.alignment} bytes; llama-gguf-split would damage them."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "alignment", message, "Use it as it is.")
-    # The first header is the largest: all metadata is in it. One alignment each: `gguf` counts tensors unpadded.
+    # The first shard's header is the largest: it has all metadata. `gguf` counts tensors without their padding, so one
+    # alignment is reserved for each.
     overhead = source.data_offset + _SPLIT_KEYS_BYTES + len(source.tensors) * source.alignment
     left = (max_size_bytes - overhead) // _UNIT_BYTES * _UNIT_BYTES
     largest = max(source.tensors, key=lambda tensor: tensor.size_bytes)
@@ -106,11 +107,11 @@ def _read(path: Path) -> GgufHeader:
     return source
 
 
-# ---- the two ways to write them ----------------------------------------------------------------------
+# ---- the two ways to write the shards ----------------------------------------------------------------
 
 
 class _Log:
-    """Reads llama-gguf-split's lines: each shard is its part of half the work; checking them is the other half."""
+    """Turns llama-gguf-split's lines into progress. Writing the shards is half of the work, checking them the other."""
 
     def __init__(self, stage: Stage, source: GgufHeader) -> None:
         self._stage, self._bytes = stage, source.tensor_bytes
@@ -153,18 +154,18 @@ def _with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tenso
         writer = gguf.GGUFWriter(target, source.architecture, split_max_size=tensors_bytes)
         _copy_metadata(reader, writer)
         _copy_tensors(stage, reader, writer, source)
-    except (ValueError, KeyError, struct.error) as error:  # what it raises where it cannot hold a value
-        raise _failure(f"The package gguf cannot write this model again: {error}.", "") from error
+    except (ValueError, KeyError, struct.error) as error:  # gguf's exceptions for values that it cannot write
+        raise _failure(f"The package gguf cannot rewrite this model: {error}.", "") from error
     argv = ("gguf.GGUFWriter", str(target), f"split_max_size={tensors_bytes}")
     return StageOutcome(tools={"gguf": version("gguf")}, argv=(argv,))
 
 
 def _copy_metadata(reader: Any, writer: Any) -> None:
-    """Strings as the bytes they are: a tokenizer's vocabulary need not be UTF-8."""
+    """Copy strings as raw bytes: a tokenizer's vocabulary need not be UTF-8."""
     from gguf import GGUFValueType, Keys
 
     for name, field in reader.fields.items():
-        if name.startswith(("GGUF.", "split.")) or name == Keys.General.ARCHITECTURE:  # the writer's own
+        if name.startswith(("GGUF.", "split.")) or name == Keys.General.ARCHITECTURE:  # the writer adds these
             continue
         kind, inner = field.types[0], field.types[-1]
         is_array, is_text = kind == GGUFValueType.ARRAY, inner == GGUFValueType.STRING
@@ -174,7 +175,7 @@ def _copy_metadata(reader: Any, writer: Any) -> None:
 
 
 def _copy_tensors(stage: Stage, reader: Any, writer: Any, source: GgufHeader) -> None:
-    """One tensor in memory at a time; the reader maps the file."""
+    """Copy the tensors one by one: the reader maps the file, so only one is in memory."""
     for tensor in reader.tensors:
         writer.add_tensor_info(tensor.name, tensor.data.shape, tensor.data.dtype, tensor.n_bytes, tensor.tensor_type)
     writer.write_header_to_file()
@@ -197,11 +198,11 @@ def _failure(message: str, detail: str) -> StageFailure:
 
 
 def _read_shards(stage: Stage, request: SplitRequest) -> GgufHeader:
-    """All shards as one header; `read_gguf_model` finds the others by the first, and refuses gaps and strangers."""
+    """All shards as one header. `read_gguf_model` finds them by the first, and refuses missing or foreign ones."""
     made = sorted(stage.files_dir.glob("*"))
     first = next((path for path in made if path.name.startswith(f"{request.prefix}-00001-of-")), None)
     if first is None:
-        raise _wrong([f"there is no {request.prefix}-00001-of-….gguf, only {[path.name for path in made]}"])
+        raise _wrong([f"{request.prefix}-00001-of-….gguf is missing; the folder has {[path.name for path in made]}"])
     try:
         shards = read_gguf_model(first)
     except GgufError as error:
@@ -212,10 +213,10 @@ def _read_shards(stage: Stage, request: SplitRequest) -> GgufHeader:
 
 
 def check_split_shards(stage: Stage, source: GgufHeader, shards: GgufHeader, max_size_bytes: int) -> None:
-    """Hold the shards against the file they were made of; reads both whole.
+    """Compare the shards with the file they were made from; reads both completely.
 
     Raises:
-        StageFailure: 70, a shard is above the limit, or tensors or metadata are not the source's.
+        StageFailure: 70, a shard is above the limit, or tensors or metadata differ from the source's.
     """
     sizes = {path.name: path.stat().st_size for path in shards.paths}
     wrong = [f"{name} is {size:,} bytes, above the limit" for name, size in sizes.items() if size > max_size_bytes]
@@ -226,7 +227,8 @@ def check_split_shards(stage: Stage, source: GgufHeader, shards: GgufHeader, max
 
 
 def _wrong(wrong: list[str]) -> StageFailure:
-    message = f"The shards are not the source: {'; '.join(wrong[:_MAX_NAMED])}. ({len(wrong)} differences in all.)"
+    named = "; ".join(wrong[:_MAX_NAMED])
+    message = f"The shards do not match the source: {named}. ({len(wrong)} differences in all.)"
     return StageFailure(ExitCode.BUG, "verify-shards", message, _REPORT)
 
 
@@ -237,16 +239,17 @@ def _metadata_differences(source: Mapping[str, MetadataValue], shards: Mapping[s
 
 
 def _told(value: MetadataValue) -> tuple[object, ...]:
-    """A value with its type (True is not 1, NaN equals NaN), an array without its place in the file."""
+    """A value in comparable form: with its type (True is not 1), NaN equal to NaN, an array without its offset."""
     if isinstance(value, GgufArray):
         return (value.element_type, value.length, value.sha256)
     return (type(value), repr(value))
 
 
 def _tensor_differences(stage: Stage, source: GgufHeader, shards: GgufHeader) -> list[str]:
-    """`read_gguf_model` has seen to it that no two shards hold a tensor of the same name."""
+    """The differences between tensors. `read_gguf_model` has already refused a tensor name in two shards."""
     before, after = ({tensor.name: tensor for tensor in header.tensors} for header in (source, shards))
-    wrong = [f"tensor {name} is in one of both only" for name in sorted(before.keys() ^ after.keys())]
+    wrong = [f"tensor {name} is only in the source" for name in sorted(before.keys() - after.keys())]
+    wrong += [f"tensor {name} is only in the shards" for name in sorted(after.keys() - before.keys())]
     done = 0
     for name in (name for name in before if name in after):
         if not _is_same(before[name], after[name]):

@@ -1,8 +1,8 @@
-"""Grammars: rules of what may stand where, and the texts that follow from them, always the same for one seed.
+"""Grammars that generate calibration texts: one seed always gives the same texts.
 
-A file of rules has comments (`#`), word lists (`name = one | two`) and blocks (`name:`, then one alternative a line,
-indented by four spaces). In an alternative `⟨name⟩` stands for that rule, `⟨x=name⟩` for the same with a memory (`⟨x⟩`
-repeats it until the text ends), `⟨#3-40⟩` for a number, and `¶` for the end of a line.
+A grammar file has comments (`#`), word lists (`name = one | two`) and blocks (`name:`, then one alternative per line,
+indented by four spaces). In an alternative, `⟨name⟩` expands that rule, `⟨x=name⟩` also remembers the expansion (`⟨x⟩`
+repeats it until the text ends), `⟨#3-40⟩` is a random number, and `¶` ends a line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLOT = re.compile(r"⟨(?:#(\d+)-(\d+)|(?:(\w+)=)?(\w+))⟩")
 
 
 class BadGrammarError(Exception):
-    """A line that is not a rule, or a slot for which there is none; the message names the file."""
+    """A line is not a rule, or a slot names a rule that does not exist; the message names the file."""
 
 
 def read_calibration_grammar(path: Path) -> Rules:
@@ -43,7 +43,7 @@ def read_calibration_grammar(path: Path) -> Rules:
 
 
 def _rule(line: str, rules: dict[str, list[str]]) -> str:
-    """Add the rule that this line begins; its name."""
+    """Add the rule that this line begins; returns its name."""
     name, equals, words = line.partition(" = ")
     if equals:
         rules[name] = words.split(" | ")
@@ -59,14 +59,15 @@ def _check_slots(file: str, rules: Mapping[str, list[str]]) -> None:
             memory = {slot[3] for slot in _SLOT.finditer(text) if slot[3]}
             unknown = {slot[4] for slot in _SLOT.finditer(text) if slot[4]} - memory - rules.keys()
             if unknown or not alternatives:
-                raise BadGrammarError(f"{file}: {name} uses {', '.join(sorted(unknown))}, for which there is no rule")
+                raise BadGrammarError(f"{file}: {name} uses {', '.join(sorted(unknown))}, which has no rule")
 
 
 class GrammarWriter:
     """Writes documents of one grammar.
 
-    Alternatives are dealt like cards: none comes twice before all have come once, so that texts vary as much as the
-    grammar allows. Of Python's generator only `random()` is used, whose numbers no release of Python may change.
+    Alternatives are dealt like cards: none is used twice before all were used once, so texts vary as much as the
+    grammar allows. Only `random()` of Python's generator is used: Python guarantees its sequence across releases, but
+    not that of `choice` or `shuffle`.
     """
 
     def __init__(self, rules: Rules, seed: str) -> None:
@@ -75,7 +76,7 @@ class GrammarWriter:
         self._decks: dict[str, list[str]] = {}
 
     def document(self) -> str:
-        """One more text."""
+        """The next document."""
         return self._expand("⟨document⟩", {}).replace("¶", "\n")
 
     def _expand(self, text: str, memory: dict[str, str]) -> str:

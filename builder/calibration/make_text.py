@@ -1,11 +1,11 @@
 """Makes the calibration text from its grammars: the same bytes on every machine.
 
     python -m builder.calibration.make_text            # writes builder/calibration/text.jsonl
-    python -m builder.calibration.make_text --check    # ends with 1 if that file is another
+    python -m builder.calibration.make_text --check    # exits with 1 if the file differs
 
-Every sentence follows from `grammars/*.txt`, which were written for this project; nothing was taken from elsewhere. A
-line of the file is one document: {"domain", "text"}, or {"domain": "dialogues", "messages"} for the model's own chat
-template. Domains take turns, so that any first part of the text has something of each.
+Every sentence is generated from `grammars/*.txt`, which were written for this project. Each line of the file is one
+document: {"domain", "text"}, or {"domain": "dialogues", "messages"} to be rendered with the model's own chat
+template. Domains alternate, so that any prefix of the text has something of each.
 More: docs/explanation/calibration.md.
 """
 
@@ -25,7 +25,7 @@ _SEED = "quantyard-1"
 _ROLES = {"S": "system", "U": "user", "A": "assistant"}
 _TURN = re.compile(r"§([SUA])")
 
-# To add a domain: a grammar of this name, and a row: how many documents each turn of the domains takes from it.
+# To add a domain: add a grammar of this name, and a row with the number of its documents in each turn.
 SHARES = {
     "en-places": 2, "en-science": 2, "en-affairs": 4, "code": 6, "dialogues": 6, "de": 1, "fr": 1, "es": 1, "it": 1,
     "ru": 1, "zh": 1,
@@ -46,7 +46,7 @@ def calibration_documents() -> Iterator[dict[str, object]]:
 
 
 def _in_turn(turn: int) -> list[tuple[str, int]]:
-    """The domains, another one first each time."""
+    """The domains, rotated so that each turn starts with another one."""
     rows = list(SHARES.items())
     first = turn % len(rows)
     return rows[first:] + rows[:first]
@@ -61,7 +61,7 @@ def _document(name: str, text: str) -> dict[str, object]:
 
 
 def calibration_jsonl() -> str:
-    """The whole file."""
+    """The content of the file."""
     return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in calibration_documents())
 
 

@@ -1,7 +1,7 @@
-"""What llama-imatrix does, on llama-cpp-python: the local engine has no such tool.
+"""llama-imatrix reimplemented on llama-cpp-python, as a `MatrixReader`: the local engine does not have the tool.
 
-llama.cpp shows a callback the result of every matrix multiplication that it asks for; the inputs of each weight are
-squared and added up, row after row in single precision. Source: llama.cpp's tools/imatrix/imatrix.cpp.
+llama.cpp passes the result of every requested matrix multiplication to a callback, which squares the inputs of each
+weight and sums them, row by row in single precision. Source: llama.cpp's tools/imatrix/imatrix.cpp.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from builder.llama.bindings_runtime import BindingsRuntime
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
-_LEAST_ROWS: Final = 16  # llama-imatrix passes over smaller products
+_LEAST_ROWS: Final = 16  # llama-imatrix ignores smaller products
 _F32: Final = 0  # ggml_type
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +33,7 @@ class _Tensor(ctypes.Structure):
 
 
 _Pointer = ctypes.POINTER(_Tensor)
-_Tensor._fields_ = (  # it points to itself, so the fields come after the class
+_Tensor._fields_ = (  # `src` and `view_src` refer to the class itself, so the fields are set after it exists
     ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4),
     ("op", ctypes.c_int), ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32), ("src", _Pointer * 10),
     ("view_src", _Pointer), ("view_offs", ctypes.c_size_t), ("data", ctypes.c_void_p), ("name", ctypes.c_char * 64),
@@ -42,24 +42,24 @@ _Tensor._fields_ = (  # it points to itself, so the fields come after the class
 
 @dataclass
 class Sums:
-    """Of one weight: sums of squared inputs, shape (matrices, row length), and tokens seen, shape (matrices,)."""
+    """Statistics of one weight: sums of squared inputs, shape (matrices, row length), and tokens, shape (matrices,)."""
 
     squares: Floats
     counts: npt.NDArray[np.int64]
 
 
 class Collector:
-    """The callback, and what it has added up so far."""
+    """The callback and the sums it has collected so far."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Sums] = {}
-        self.problem: StageFailure | None = None  # an exception would be lost in llama.cpp
+        self.problem: StageFailure | None = None  # raised later: an exception cannot pass through llama.cpp
         self._ggml = importlib.import_module("llama_cpp._ggml").libggml
         self._ggml.ggml_op_desc.restype = self._ggml.ggml_get_name.restype = ctypes.c_char_p
         self._ggml.ggml_op_desc.argtypes = self._ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
 
     def load(self, path: Path) -> None:
-        """Go on from the sums of an earlier matrix."""
+        """Continue from the sums of an earlier matrix."""
         for name, entry in read_imatrix(path).entries.items():
             counts = entry.counts
             self.sums[name] = Sums(imatrix_values(entry.sums).reshape(len(counts), -1), counts.astype(np.int64))
@@ -68,7 +68,7 @@ class Collector:
         """Write the matrix as llama-imatrix does: a GGUF, tensors in the order of their names."""
         gguf = importlib.import_module("gguf")
         writer = gguf.GGUFWriter(path, "")
-        writer.kv_data[0].pop("general.architecture", None)  # it describes no model
+        writer.kv_data[0].pop("general.architecture", None)  # the file is not a model
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [text])
         writer.add_uint32("imatrix.chunk_count", n_chunks)
@@ -83,8 +83,10 @@ class Collector:
         writer.close()
 
     def see(self, address: int, asking: bool, _user_data: object) -> bool:
-        """llama.cpp asks whether a result is wanted, and shows it once it is there; False when shown stops the run."""
+        """llama.cpp's cb_eval: with `asking`, whether the result is wanted; later, with the result, False aborts."""
         tensor, kind = ctypes.cast(address, _Pointer).contents, self._ggml.ggml_op_desc(address)
+        # ggml does not promise the layout of its struct. `name` is its last field that is read here: if it is where
+        # we expect it, so are the others.
         if tensor.name != self._ggml.ggml_get_name(address):
             self.problem = self.problem or _other_layout()
         elif asking:
@@ -116,7 +118,7 @@ class Collector:
         found = self._of(name, n_experts, n_experts, rows.shape[-1])
         columns = np.arange(ids.shape[1]) % rows.shape[1]
         for expert in np.unique(ids):
-            # Used slot by used slot, and token by token in each: the order in which llama-imatrix adds.
+            # Slot by slot, and token by token within each: the order of llama-imatrix, so that float sums are equal.
             slots, tokens = np.nonzero(expert == ids.T)
             self._accumulate(name, found, int(expert), rows[tokens, columns[slots]])
             found.counts[expert] += len(tokens)
@@ -135,7 +137,7 @@ class Collector:
 
 
 class LocalReader(BindingsRuntime):
-    """A model in this process that reads chunks of a text while a collector looks on."""
+    """A model in this process that reads chunks of a text while a `Collector` sums its activations."""
 
     def __init__(self, model: Path, threads: int, n_ctx: int) -> None:
         super().__init__(model, threads)
@@ -148,7 +150,7 @@ class LocalReader(BindingsRuntime):
         return self
 
     def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
-        """See `MatrixReader`: the function that is called, the text, and its chunks."""
+        """See `MatrixReader`. There is no command line: the function called, the text, and its chunks."""
         return ("llama_decode", str(self._path), str(text), str(leg.start), str(leg.end), str(self._threads))
 
     def read(self, text: Path, leg: ImatrixLeg) -> float:
@@ -162,7 +164,7 @@ class LocalReader(BindingsRuntime):
         return math.exp(sum(losses) / len(losses))
 
     def _chunk(self, tokens: list[int]) -> float:
-        """Decode one chunk; the mean negative loglikelihood of its second half, nats."""
+        """Decode one chunk; returns the mean negative loglikelihood of its second half, in nats."""
         asked = list(tokens)
         if self._llama.llama_vocab_get_add_bos(self._vocab):
             asked[0] = self._llama.llama_vocab_bos(self._vocab)
@@ -182,8 +184,8 @@ class LocalReader(BindingsRuntime):
 
 
 def _other_layout() -> StageFailure:
-    message = "This llama-cpp-python lays out its tensors in another way than Quantyard knows."
-    hint = "Take the pinned version: make images ENGINE=local. Or make the matrix with ENGINE=docker."
+    message = "The installed llama-cpp-python has another layout of ggml_tensor than Quantyard supports."
+    hint = "Install the pinned version: make images ENGINE=local. Or compute the matrix with ENGINE=docker."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, hint)
 
 

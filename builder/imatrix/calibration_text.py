@@ -1,4 +1,4 @@
-"""The text that a calibration reads: Quantyard's own with its dialogues in the model's chat template, or the user's."""
+"""The calibration text: Quantyard's own, with its dialogues in the model's chat template, or the user's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BETWEEN: Final = "\n\n"
 
 
 class Renderer(Protocol):
-    """What puts a conversation into the model's template; a `LlamaRuntime` does."""
+    """Renders a conversation with the model's chat template; a `LlamaRuntime` is one."""
 
     def render_chat(self, messages: Messages) -> str:
         """The text up to where the assistant begins.
@@ -27,10 +27,10 @@ class Renderer(Protocol):
 
 
 def own_calibration_text(renderer: Renderer) -> tuple[str, int]:
-    """Quantyard's text, and how many of its dialogues are in the model's own template.
+    """Quantyard's text, and how many of its dialogues are rendered with the model's own chat template.
 
-    A template that refuses a system message gets the dialogue without it; one that refuses that too, and a model
-    without a template, read the dialogue as plain lines.
+    If the template refuses a system message, the dialogue is rendered without it. If it still refuses, or the model
+    has no template, the dialogue becomes plain lines.
     """
     lines = OUR_TEXT.read_text(encoding="utf-8").splitlines()
     documents = [_text(json.loads(line), renderer) for line in lines]
@@ -80,7 +80,7 @@ def _users_file(path: Path) -> str:
 
 
 def bad_calibration_text(
-    message: str, hint: str = "Give UTF-8 text, or leave CALIBRATION out for ours."
+    message: str, hint: str = "Give UTF-8 text, or leave CALIBRATION out to use Quantyard's own."
 ) -> StageFailure:
     """The failure for a text that cannot be used."""
     return StageFailure(ExitCode.BAD_REQUEST, "bad-text", message, hint)

@@ -1,6 +1,6 @@
-"""An importance matrix as llama-imatrix writes it (GGUF): what it covers, and whether it is of this model.
+"""An importance matrix as llama-imatrix writes it (GGUF): reads it, reports what it covers, and checks that it fits.
 
-For each weight `name` it holds `name.in_sum2`, the sums of squared inputs, shape (row length, matrices), and
+For each weight `name` the file holds `name.in_sum2`, the sums of squared inputs, shape (row length, matrices), and
 `name.counts`, how many tokens each matrix saw. Source: llama.cpp's tools/imatrix.
 """
 
@@ -24,15 +24,15 @@ from quantyard.protocol.runner import StageFailure
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
 _BLOCK: Final = re.compile(r"^blk\.(\d+)\.")
-_NAMED: Final = 5  # tensors named in a note
-_HINT: Final = "Give the matrix that was made of this very model, or let it be made: IMATRIX=auto."
+_NAMED: Final = 5  # tensors named in a note, at most
+_HINT: Final = "Give a matrix computed from this model, or have one computed: IMATRIX=auto."
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ImatrixEntry:
-    """What the matrix knows of one weight."""
+    """The statistics of one weight."""
 
     name: str
     sums: TensorInfo
@@ -40,11 +40,11 @@ class ImatrixEntry:
 
     @cached_property
     def counts(self) -> Floats:
-        """Tokens that each of its matrices saw, shape (matrices,): one, or one for each expert."""
+        """How many tokens each matrix saw, shape (matrices,): one number, or one for each expert."""
         return imatrix_values(self.counts_at)
 
     def importance(self) -> Floats:
-        """Mean squared inputs, shape (matrices * row length,); 1 where nothing was seen, as llama-quantize has it."""
+        """Mean squared inputs, shape (matrices * row length,); 1 where no token was seen, as in llama-quantize."""
         sums, counts = imatrix_values(self.sums).reshape(len(self.counts), -1), self.counts[:, None]
         seen = counts > 0
         return np.where(seen, sums / np.where(seen, counts, 1), 1).astype(np.float32).reshape(-1)
@@ -52,7 +52,7 @@ class ImatrixEntry:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """A whole matrix."""
+    """An importance matrix file; the values of its tensors are read when asked for."""
 
     path: Path
     entries: dict[str, ImatrixEntry]
@@ -64,17 +64,17 @@ def read_imatrix(path: Path) -> Imatrix:
     """Read and check a matrix.
 
     Raises:
-        StageFailure: `bad-imatrix` (2): it is not a matrix, is in the old format, or holds values that are not numbers.
+        StageFailure: `bad-imatrix` (2): the file is not a matrix, is in the old format, or holds NaN or infinity.
     """
     try:
         header = read_gguf_header(path)
     except FileNotFoundError as error:
         raise _bad(f"{path.name} does not exist") from error
     except GgufError as error:
-        hint = "The old format is converted by: llama-imatrix --in-file old.dat -o imatrix.gguf"
+        hint = "To convert the old format: llama-imatrix --in-file old.dat -o imatrix.gguf"
         raise _bad(f"{path.name} is not an importance matrix in GGUF format: {error}", hint) from error
     if header.metadata.get("general.type") != "imatrix":
-        raise _bad(f"{path.name} is a GGUF of type {header.metadata.get('general.type', 'model')!r}, no matrix")
+        raise _bad(f"{path.name} is a GGUF of type {header.metadata.get('general.type', 'model')!r}, not 'imatrix'")
     entries = dict(_entries(path, header))
     if not entries:
         raise _bad(f"{path.name} covers no tensor")
@@ -99,11 +99,11 @@ def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, ImatrixEntry
 def _refuse_not_finite(matrix: Imatrix) -> None:
     for entry in matrix.entries.values():
         if not (np.isfinite(imatrix_values(entry.sums)).all() and np.isfinite(entry.counts).all()):
-            raise _bad(f"{matrix.path.name} holds NaN or infinity for {entry.name}", "Make it again: IMATRIX=auto.")
+            raise _bad(f"{matrix.path.name} holds NaN or infinity for {entry.name}", "Compute it again: IMATRIX=auto.")
 
 
 def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
-    """Refuse the matrix of another model: other names, other sizes, or blocks that it knows nothing of.
+    """Refuse the matrix of another model: tensor names or sizes differ, or it does not cover a block.
 
     Raises:
         StageFailure: `other-imatrix` (2), with the first tensor that does not fit.
@@ -115,13 +115,13 @@ def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
             raise _other(matrix, f"it covers {name}, which the model does not have")
         expected = tensor.n_params // tensor.shape[1] if len(tensor.shape) > 1 else tensor.n_params
         if entry.sums.n_params != expected:
-            raise _other(matrix, f"{name} has {entry.sums.n_params:,} values in it, and {expected:,} in the model")
+            raise _other(matrix, f"it has {entry.sums.n_params:,} values for {name}, and the model needs {expected:,}")
     if missing := sorted(_blocks(model) - {_block(name) for name in matrix.entries}):
         raise _other(matrix, f"it covers no tensor of block {missing[0]}")
 
 
 def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
-    """What the matrix covers, for a stage's facts; `note` says what the rest means."""
+    """What the matrix covers, for a stage's facts; `note` tells the user what is missing and what follows from it."""
     weights = [t.name for t in model.tensors if len(t.shape) > 1 and t.name.endswith(".weight")]
     missing = [name for name in weights if name not in matrix.entries]
     partial = {e.name: int((e.counts == 0).sum()) for e in matrix.entries.values() if (e.counts == 0).any()}
@@ -130,12 +130,12 @@ def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]
     notes = []
     if missing:
         facts["tensors_without"] = list(missing)
-        notes.append(f"{_named(missing)} {_are(missing)} not covered: quantized as without a matrix.")
+        notes.append(f"{_named(missing)} {_are(missing)} not covered and will be quantized without a matrix.")
     if partial:
         facts["experts_without"] = dict(partial)
         notes.append(
-            f"{sum(partial.values())} of {experts} experts in {_named(list(partial))} saw no token: every weight of "
-            "theirs counts the same. A longer or more varied CALIBRATION text reaches more of them."
+            f"{sum(partial.values())} of {experts} experts in {_named(list(partial))} saw no token, so all their "
+            "weights count the same. A longer or more varied CALIBRATION text reaches more of them."
         )
     return facts | ({"note": " ".join(notes)} if notes else {})
 
@@ -150,7 +150,7 @@ def _are(names: list[str]) -> str:
 
 
 def _blocks(model: GgufHeader) -> set[int]:
-    """The numbers of the model's blocks; those that predict further tokens (NextN) are not run while calibrating."""
+    """The numbers of the model's blocks, without the NextN (multi-token prediction) blocks: calibration skips them."""
     found = {_block(t.name) for t in model.tensors if len(t.shape) > 1} - {-1}
     extra = model.metadata.get(f"{model.architecture}.nextn_predict_layers", 0)
     return {block for block in found if block <= max(found) - (extra if isinstance(extra, int) else 0)}
@@ -162,7 +162,7 @@ def _block(name: str) -> int:
 
 
 def imatrix_values(tensor: TensorInfo) -> Floats:
-    """The values of a tensor in single precision, flat."""
+    """The values of an F32 tensor, flat."""
     return np.fromfile(tensor.path, np.float32, count=tensor.n_params, offset=tensor.offset)
 
 
@@ -171,5 +171,5 @@ def _bad(what: str, hint: str = _HINT) -> StageFailure:
 
 
 def _other(matrix: Imatrix, why: str) -> StageFailure:
-    message = f"The importance matrix {matrix.path.name} is of another model: {why}."
+    message = f"The importance matrix {matrix.path.name} belongs to another model: {why}."
     return StageFailure(ExitCode.BAD_REQUEST, "other-imatrix", message, _HINT)

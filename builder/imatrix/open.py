@@ -1,4 +1,4 @@
-"""Which reader computes the importance matrix on this image or host: it follows from `Tools.llama_bin` alone."""
+"""Chooses the reader that computes the importance matrix: llama-imatrix if `LlamaTools.llama_bin` is set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantyard.protocol.runner import Stage
 
 
 def open_imatrix_reader(stage: Stage, model: Path, request: CalibrateRequest) -> AbstractContextManager[MatrixReader]:
-    """The reader of this image or host; enter it to use it."""
+    """The reader for this image or host; enter it to use it."""
     if llama_tools(stage).llama_bin is None:
         from builder.imatrix.bindings_reader import LocalReader
 

@@ -12,7 +12,7 @@ from quantyard.protocol.runner import StageFailure
 
 @dataclass(frozen=True)
 class ImatrixLeg:
-    """The chunks from `start` to before `end`, added to the matrix `before`; what follows goes to `out`."""
+    """Adds chunks `start` to `end` (exclusive) to the matrix `before` (None: an empty one) and writes it to `out`."""
 
     start: int
     end: int
@@ -21,13 +21,13 @@ class ImatrixLeg:
 
 
 class MatrixReader(Protocol):
-    """Reads a text with a model."""
+    """Runs a model over a text and collects the importance matrix."""
 
     def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
         """What is run for a leg, for the manifest."""
 
     def read(self, text: Path, leg: ImatrixLeg) -> float:
-        """Write the matrix of a leg; returns the perplexity of its chunks, which may be no number.
+        """Write the matrix of a leg; returns the perplexity of its chunks, which may be NaN.
 
         Raises:
             StageFailure: 3 if the model gives no usable statistics, 5 if disk or memory ran out.
@@ -35,7 +35,7 @@ class MatrixReader(Protocol):
 
 
 def imatrix_not_finite(what: str, detail: str = "") -> StageFailure:
-    """llama.cpp stops at the first value that is not a number, and so do we: a matrix with one is worse than none."""
+    """The failure for NaN or infinite activations. llama-imatrix stops at the first, since it spoils the matrix."""
     message = f"The model's activations overflow: {what}."
     hint = "Convert with a wider range, OUTTYPE=bf16 or f32, or build without a matrix: IMATRIX=none"
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate-nan", message, hint, detail)

@@ -1,4 +1,4 @@
-"""llama-imatrix as a `MatrixReader`: what the containers use."""
+"""llama-imatrix as a `MatrixReader`, for the containers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_FINITE: Final = re.compile(r"(\S*(?:nan|inf)) detected in (\S+)", re.IGNORE
 
 @dataclass(frozen=True)
 class ToolReader:
-    """llama-imatrix."""
+    """Runs llama-imatrix as a subprocess, once per leg."""
 
     stage: Stage
     model: Path
@@ -27,11 +27,12 @@ class ToolReader:
     n_ctx: int
 
     def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
-        """Its command line."""
+        """See `MatrixReader`: the command line."""
         llama_bin, n_ctx = llama_tools(self.stage).llama_bin, str(self.n_ctx)
         assert llama_bin is not None
         argv = [str(llama_bin / "llama-imatrix"), "--model", str(self.model), "--file", str(text)]
-        argv += ["--parse-special", "--no-escape", "--output-frequency", "1000000"]  # it is to save nothing midway
+        # The frequency is out of reach, so that llama-imatrix never saves in the middle of a leg.
+        argv += ["--parse-special", "--no-escape", "--output-frequency", "1000000"]
         argv += ["--ctx-size", n_ctx, "--batch-size", n_ctx, "--ubatch-size", n_ctx]
         argv += ["--chunks", str(leg.end - leg.start)]
         argv += ["--chunk", str(leg.start), "--in-file", str(leg.before)] if leg.before else []

@@ -1,4 +1,4 @@
-"""llama-cpp-python's low-level functions as a `LlamaRuntime`: what the local engine uses."""
+"""llama-cpp-python's low-level functions as a `LlamaRuntime`, for the local engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BindingsRuntime:
 
     def __enter__(self) -> Self:
         self._llama: Any = importlib.import_module("llama_cpp")
-        # ctypes keeps no reference to a callback: this attribute does.
+        # ctypes does not keep a reference to a callback, so this attribute does.
         self._callback = self._llama.llama_log_callback(self._keep_log)
         self._llama.llama_log_set(self._callback, ctypes.c_void_p(0))
         self._load()
@@ -65,7 +65,7 @@ class BindingsRuntime:
         """See `LlamaRuntime`."""
         data = text.encode()
         room = len(data) + 8
-        for _ in range(2):  # a negative count is how much room it needs
+        for _ in range(2):  # a negative count is the room it needs, negated
             tokens = (self._llama.llama_token * room)()
             arguments = (self._vocab, data, len(data), tokens, room, add_special, _PARSE_SPECIAL)
             count = self._llama.llama_tokenize(*arguments)
@@ -81,7 +81,7 @@ class BindingsRuntime:
         return self._template.render(messages, add_generation_prompt=True)
 
     def check_template(self) -> None:
-        """See `LlamaRuntime`. What one short conversation leads to, unless the template refuses it."""
+        """See `LlamaRuntime`. Renders one short conversation; a template may refuse it, but must compile."""
         try:
             self.render_chat([{"role": "user", "content": "Hello"}])
         except ChatRefused as error:
@@ -89,10 +89,10 @@ class BindingsRuntime:
                 raise
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
-        """See `LlamaRuntime`. Looks at every logit of every position of each prompt.
+        """See `LlamaRuntime`. Checks every logit of every position of each prompt.
 
-        A NaN in one weight need not arrive here: kernels that quantize activations to 8 bits turn it into some
-        number. So finite logits do not stand in for the scan of every tensor.
+        This does not replace the scan of every tensor: kernels that quantize activations to 8 bits can turn a NaN
+        weight into a finite number before it reaches the logits.
         """
         if not self._context:
             self._context = self._open_context()
@@ -155,7 +155,7 @@ class BindingsRuntime:
         self._log.append(text.decode(errors="replace").rstrip("\n"))
 
     def _failure(self, what: str, kind: str) -> StageFailure:
-        hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
+        hint = "The end of its log says why; the usual reason is an architecture that llama.cpp does not support yet."
         detail = "\n".join(self._log)
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, f"llama.cpp {what}.", hint, detail)
 
@@ -165,14 +165,14 @@ def _fill(batch: Any, tokens: list[int]) -> None:
     for i, token in enumerate(tokens):
         batch.token[i], batch.pos[i] = token, i
         batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-        batch.logits[i] = 1  # keep the logits of every position, not only of the last
+        batch.logits[i] = 1  # by default only the last position gets logits
 
 
 _SILENT: list[Any] = []
 
 
 def _silent(llama: Any) -> Any:
-    """A callback that drops everything and lives as long as the process: llama.cpp may log at its very end."""
+    """A log callback that drops every line. It is kept for the life of the process: llama.cpp may log at exit."""
     if not _SILENT:
         _SILENT.append(llama.llama_log_callback(lambda _level, _text, _user_data: None))
     return _SILENT[0]

@@ -1,4 +1,4 @@
-"""Which runtime answers on this image or host: it follows from `Tools.llama_bin` alone."""
+"""Chooses the runtime for this image or host: llama-server if `LlamaTools.llama_bin` is set, else llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantyard.protocol.runner import Stage
 
 
 def open_llama_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
-    """The runtime of this image or host; enter it to load the model (`threads` 0: as many as llama.cpp likes)."""
+    """The runtime for this image or host; enter it to load the model (`threads` 0: llama.cpp's default)."""
     llama_bin = llama_tools(stage).llama_bin
     if llama_bin is None:
         from builder.llama.bindings_runtime import BindingsRuntime

@@ -1,4 +1,4 @@
-"""Runs one tool of llama.cpp as a subprocess: its output line by line, and its last lines when it fails."""
+"""Runs one tool of llama.cpp as a subprocess, passes on its output line by line, and keeps the last lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
 _TAIL_LINES = 15
-_FULL_BYTES = 1024 * 1024  # with less than this left, whatever a tool says, the disk was full
+_FULL_BYTES = 1024 * 1024  # with less free space than this, a failure is put down to a full disk
 _DISK_WORDS = ("no space left", "failed to write")
 
 
 @dataclass(frozen=True)
 class ToolRun:
-    """How a tool ended: its exit code (negative: the signal that killed it) and its last lines of output."""
+    """A finished tool: its exit code (negative: the signal that killed it) and the last lines of its output."""
 
     argv: tuple[str, ...]
     exit_code: int
@@ -35,7 +35,7 @@ def run_llama_tool(
 ) -> ToolRun:
     """Run `argv` with exactly the environment `env`; every line of stdout and stderr goes to `on_line`.
 
-    After `timeout_s` it is ended by SIGXCPU, as one that has used up its CPU time.
+    After `timeout_s` it gets SIGXCPU, so that callers see the same signal as for a tool over its CPU limit.
     """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     with subprocess.Popen(
@@ -55,11 +55,11 @@ def run_llama_tool(
 
 
 def refuse_exhausted_tool(run: ToolRun, out_dir: Path, tool: str) -> None:
-    """Tell whether a tool that failed ran out of something, before its failure is put down to the model.
+    """Raise if a failed tool ran out of disk or memory, so that the failure is not blamed on the model.
 
     Raises:
-        OSError: ENOSPC, which the frame words.
-        StageFailure: 5, it was killed for memory.
+        OSError: ENOSPC; `run_stage` turns it into a failure with exit code 5.
+        StageFailure: 5, the tool was killed because memory ran out.
     """
     text = run.tail.lower()
     if any(words in text for words in _DISK_WORDS) or shutil.disk_usage(out_dir).free < _FULL_BYTES:
@@ -71,7 +71,7 @@ def refuse_exhausted_tool(run: ToolRun, out_dir: Path, tool: str) -> None:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """Lines as they come. A progress bar ends its lines with a carriage return, so that counts as an end too."""
+    """Lines as they arrive. A carriage return also ends a line: progress bars use it."""
     rest = b""
     while block := stream.read1(65536):  # type: ignore[attr-defined]
         *whole, rest = (rest + block).replace(b"\r", b"\n").split(b"\n")

@@ -1,4 +1,4 @@
-"""A llama-server process and the HTTP requests to it: started once, asked often, always killed."""
+"""A llama-server process and the HTTP requests to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LlamaServer:
         self._is_loaded = False
 
     def start(self) -> None:
-        """Start the process; its output goes to a file that has no name."""
+        """Start the process; its output goes to an unnamed temporary file."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (stop closes it)
         quiet = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
         try:
@@ -45,7 +45,7 @@ class LlamaServer:
             raise StageFailure(ExitCode.BUG, "verify-load", message, "Build the images again: make images") from error
 
     def stop(self) -> None:
-        """Kill the process, if there is one; it holds nothing worth an orderly end."""
+        """Kill the process, if there is one; it has no state that would need a clean shutdown."""
         self._connection.close()
         if self._process is not None:
             self._process.kill()
@@ -57,38 +57,38 @@ class LlamaServer:
         """One request; returns the status and the answer's JSON object.
 
         Raises:
-            StageFailure: the model does not load, or the server dies.
+            StageFailure: the model does not load, or the server crashes.
         """
         self._wait_until_loaded()
-        for _ in range(2):  # the server closes a connection after some requests, at times just as we write
+        for _ in range(2):  # the server closes a kept-alive connection now and then, perhaps while we write
             try:
                 return self._ask_once(method, path, body)
             except TimeoutError as error:
-                raise self.failure(f"gave no answer within {self._timeout_s:.0f} s", "verify-load") from error
+                raise self.failure(f"did not answer within {self._timeout_s:.0f} s", "verify-load") from error
             except (ConnectionError, http.client.HTTPException):
                 self._connection.close()
-                time.sleep(_POLL_S)  # time for a crash to become an exit code
-        raise self.failure("died", "verify-load")
+                time.sleep(_POLL_S)  # after a crash the exit code takes a moment to appear
+        raise self.failure("crashed", "verify-load")
 
     def failure(self, what: str, kind: str) -> StageFailure:
-        """A failure that names the exit code, if there is one, and carries the end of the server's log."""
+        """A failure with the exit code, if the process has ended, and the end of the server's log."""
         code = self.exit_code()
         if code == -signal.SIGKILL:
             hint = "Give it more memory: MEMORY=16GiB, or close other programs."
             return StageFailure(ExitCode.RESOURCES, "out-of-memory", "Memory ran out while the model loaded.", hint)
         ended = "" if code is None else f" (exit code {code})"
         message = f"llama.cpp {what}{ended}."
-        hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
+        hint = "The end of its log says why; the usual reason is an architecture that llama.cpp does not support yet."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, message, hint, self.log_tail())
 
     @property
     def pid(self) -> int:
-        """Of the process that was started."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """How the process ended (negative: the signal); None while it runs."""
+        """The exit code (negative: the signal that killed it); None while it runs."""
         return self._process.poll() if self._process is not None else None
 
     def _ask_once(self, method: str, path: str, body: dict[str, object] | None) -> tuple[int, dict[str, Any]]:
@@ -120,7 +120,7 @@ class LlamaServer:
                 time.sleep(_POLL_S)
 
     def log_tail(self) -> str:
-        """The last lines it wrote."""
+        """The last lines of its output."""
         if self._log is None:
             return ""
         self._log.seek(max(0, self._log.seek(0, 2) - _LOG_TAIL_BYTES))

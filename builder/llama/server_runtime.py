@@ -1,4 +1,4 @@
-"""llama-server as a `LlamaRuntime`: what the containers use."""
+"""llama-server as a `LlamaRuntime`, for the containers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _GENERATED_TOKENS: Final = 2  # the first row comes from the prompt alone, the s
 class ServerRuntime:
     """llama-server on the loopback interface: started on entry, killed on exit.
 
-    The model's own chat template never comes near it: `templates` renders that, beside it and within limits.
-    Entry does not wait for the model: what the caller does before its first question runs beside the loading.
+    It never runs the model's own chat template, which could hang it: `templates` renders that in a limited process.
+    Entering does not wait for the model, so the caller's work before its first question overlaps with the loading.
     """
 
     def __init__(self, binary: Path, model: Path, threads: int, templates: TemplateServer | None) -> None:
-        # Only what old and new servers know. --no-repack: a repacked copy would cost time and twice the memory.
+        # Only flags that old and new servers know. --no-repack: a repacked copy costs time and doubles the memory.
         flags = ["--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--no-warmup", "--no-repack"]
         flags += ["--jinja", "--chat-template", _HARMLESS_TEMPLATE]
         if threads:
@@ -77,10 +77,10 @@ class ServerRuntime:
             self._templates.check()
 
     def finite_logits(self, prompts: Sequence[str]) -> int:
-        """See `LlamaRuntime`. The server shows only the rows it samples from: the prompt's last and those after.
+        """See `LlamaRuntime`. The server reports only the rows it samples from: the prompt's last and those after.
 
-        It computes the probabilities of a row over its whole vocabulary, so that one NaN or +Inf among the
-        logits makes each of them NaN, which JSON can only say as null.
+        Its softmax runs over the whole vocabulary, so one NaN or +Inf logit makes every probability of the row NaN,
+        and the server writes NaN as null.
         """
         rows = 0
         for prompt in prompts:

@@ -1,7 +1,8 @@
-"""A model of zeros with another's vocabulary and chat template: what they lead llama.cpp to, at no model's cost.
+"""Writes a tiny model of zeros with the vocabulary and chat template of another model, to test the template alone.
 
-llama-server renders the chat template while it starts, and one that never ends, or eats all memory, is not to be told
-from a large model that loads. Here the model takes nothing, so that time and memory are the template's alone.
+llama-server renders the chat template while it starts. With the real model, a template that hangs or uses up all
+memory looks like a large model that is still loading. The tiny model loads at once, so that limits of time and memory
+can be set for the template.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from quantyard.formats.gguf import GgufHeader
 from quantyard.formats.gguf_values import GgufArray, MetadataValue
 
 _WIDTH: Final = 32  # weights in a row
-_Q4_0: Final = (2, 18)  # the type's number, and bytes of a block of 32 weights
+_Q4_0: Final = (2, 18)  # type id, and bytes of a block of 32 weights
 _F32: Final = (0, 4 * _WIDTH)
 _ALIGNMENT: Final = 32  # bytes
 _BLOCK_BYTES: Final = 1 << 20
-_TYPES: Final = {bool: (7, "<?"), int: (4, "<I"), float: (6, "<f")}  # of the metadata: number, layout
+_TYPES: Final = {bool: (7, "<?"), int: (4, "<I"), float: (6, "<f")}  # metadata value types: id, layout
 _STRING, _ARRAY = 8, 9
-# To add a type of array: its name in `GgufArray`, its number in `gguf_metadata_value_type`.
+# To add an array type: its name in `GgufArray` and its id in `gguf_metadata_value_type`.
 _ELEMENTS: Final = {
     "uint8": 0, "int8": 1, "uint16": 2, "int16": 3, "uint32": 4, "int32": 5, "float32": 6, "bool": 7, "string": 8,
     "uint64": 10, "int64": 11, "float64": 12,
@@ -34,7 +35,7 @@ _SHAPE: Final[Mapping[str, MetadataValue]] = {
 
 
 def write_llama_template_model(path: Path, model: GgufHeader) -> Path:
-    """Write `path`: a llama of one thin layer that has the tokenizer's metadata of `model`; some megabytes at most."""
+    """Write a one-layer llama with the tokenizer metadata of `model` to `path`; a few megabytes at most."""
     kept = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
     metadata = {**_SHAPE, **kept}
     tensors = list(_tensors(_vocabulary_size(model)))
@@ -52,7 +53,7 @@ def write_llama_template_model(path: Path, model: GgufHeader) -> Path:
         for name, shape, (type_id, row_bytes) in tensors:
             out.write(_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, type_id, offset))
             offset += -(-row_bytes * _rows(shape) // _ALIGNMENT) * _ALIGNMENT
-        out.truncate(-(-out.tell() // _ALIGNMENT) * _ALIGNMENT + offset)  # zeros that take no room on the disk
+        out.truncate(-(-out.tell() // _ALIGNMENT) * _ALIGNMENT + offset)  # a sparse file: the zeros use no disk space
     return path
 
 
@@ -62,7 +63,7 @@ def _vocabulary_size(model: GgufHeader) -> int:
 
 
 def _tensors(n_vocab: int) -> Iterator[tuple[str, tuple[int, ...], tuple[int, int]]]:
-    """Name, shape as ggml has it, and type with the bytes of a row."""
+    """Name, shape in ggml's order, and (type id, bytes of a row)."""
     yield "token_embd.weight", (_WIDTH, n_vocab), _Q4_0
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         yield f"{name}.weight", (_WIDTH,), _F32
@@ -75,7 +76,7 @@ def _rows(shape: tuple[int, ...]) -> int:
 
 
 def _scalar(value: float | bool | str) -> bytes:
-    """A value with its type before it; whole numbers of a tokenizer are token ids, 32 bits without a sign."""
+    """A metadata value after its type. A tokenizer's integers are token ids, so they are written as uint32."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
     number, layout = _TYPES[type(value)]

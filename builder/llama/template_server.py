@@ -1,7 +1,7 @@
-"""llama-server with a model's chat template and nothing else of it: renders, within limits of time and memory.
+"""llama-server with a model's chat template on a tiny model: renders conversations within limits of time and memory.
 
-It does what the server does that people start later, so a template that this one does not survive stops that one too:
-llama-server compiles and renders the template before it says that it is healthy.
+The served model later goes through the same code: llama-server compiles and renders the template before it reports
+healthy. So a template that fails here would also stop that server from starting.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from quantyard.sandbox.bounded_process import (
 )
 from quantyard.sandbox.chat_template import ChatRefused, Messages, refuse_large_sandbox_template
 
-_MEMORY_BYTES: Final = 2 << 30  # the server itself takes a tenth of it
+_MEMORY_BYTES: Final = 2 << 30  # the server itself uses a tenth of it
 _MAX_CHARACTERS: Final = 2 << 20  # of a rendered conversation
 _MAX_REASON: Final = 500
 _FLAGS: Final = (
     "--ctx-size", "32", "--parallel", "1", "--no-warmup", "--jinja", "--threads", "1", "--threads-http", "2",
 )  # fmt: skip
-_OUT_OF_MEMORY: Final = ("bad_alloc", "length_error", "vector::_M_", "basic_string::_M_")
+_OUT_OF_MEMORY: Final = ("bad_alloc", "length_error", "vector::_M_", "basic_string::_M_")  # libstdc++'s exceptions
 _TEMPLATE: Final = re.compile(r"chat.template|jinja", re.IGNORECASE)
 T = TypeVar("T")
 
 
 class TemplateServer:
-    """Started on entry, killed on exit; the first question waits until it is up."""
+    """One such server; the first request waits until it is up."""
 
     def __init__(self, binary: Path, model: GgufHeader, folder: Path) -> None:
-        """`folder` is where the small model is written; it takes some megabytes until exit.
+        """Write the tiny model (a few megabytes, removed by `stop`) to `folder`.
 
         Raises:
-            StageFailure: the template is longer than any real one.
+            StageFailure: the template is longer than the limit.
         """
         refuse_large_sandbox_template(model.chat_template or "")
         self._path = write_llama_template_model(folder / "template.gguf", model)
@@ -67,8 +67,8 @@ class TemplateServer:
         """Wait until the template is loaded.
 
         Raises:
-            ChatRefused: llama.cpp does not accept the template, and would not start with it.
-            OverLimit: it takes too long or too much.
+            ChatRefused: llama.cpp does not accept the template, so a server would not start with it.
+            OverLimit: the template takes too much time or memory.
             StageFailure: llama.cpp does not start for another reason, such as the vocabulary.
         """
         self._asked(lambda: self._server.ask("GET", "/health"))
@@ -78,7 +78,7 @@ class TemplateServer:
 
         Raises:
             ChatRefused: llama.cpp cannot run the template, or the template raises.
-            OverLimit: it takes too long or too much.
+            OverLimit: the template takes too much time or memory.
         """
         body: dict[str, object] = {"messages": list(messages)}
         status, answer = self._asked(lambda: self._server.ask("POST", "/apply-template", body))
@@ -111,13 +111,13 @@ class TemplateServer:
 
 
 def llama_server_error(answer: dict[str, Any]) -> str:
-    """What llama-server's answer says went wrong."""
+    """The error message of llama-server's answer."""
     error = answer.get("error", answer)
     message = error.get("message") if isinstance(error, dict) else None
     return str(message) if message else json.dumps(error)
 
 
 def _reason(log: str) -> str:
-    """The line of the log that says what is wrong with the template; else all of its end."""
+    """The first error in the log; the whole text if it names none."""
     lines = [line.partition("rror: ")[2] for line in log.splitlines() if "rror: " in line]
     return (lines[0] if lines else log)[:_MAX_REASON]

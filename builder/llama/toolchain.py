@@ -1,4 +1,4 @@
-"""Where llama.cpp's tools and its converter are, in this image or on this host."""
+"""Locates llama.cpp's tools and converter in this image or on this host."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTW
 
 @dataclass(frozen=True)
 class LlamaTools:
-    """What a stage of the builder runs."""
+    """The programs that the builder's stages run."""
 
-    llama_bin: Path | None  # folder of llama-quantize and llama-server; None: use llama-cpp-python
+    llama_bin: Path | None  # the folder of llama-quantize and llama-server; None: use llama-cpp-python
     converter: Path  # convert_hf_to_gguf.py
     lora_converter: Path  # convert_lora_to_gguf.py; a stand-in for the base image may lack it
-    converter_python: Path  # the Python that has what the converter needs
-    clean_env: Mapping[str, str]  # all that a tool's process may see: no PYTHONPATH of ours, no token, no proxy
+    converter_python: Path  # a Python with the converter's dependencies
+    clean_env: Mapping[str, str]  # a tool's whole environment: without our PYTHONPATH, tokens or proxies
 
 
 def llama_tools(stage: Stage) -> LlamaTools:

@@ -170,7 +170,7 @@ def test_a_matrix_of_another_model_ends_the_build_before_quantizing(yard: Yard, 
     made = yard.run([yard.calibrate(n_chunks=2)]).output("calibrate") / "imatrix.gguf"
     other.write_bytes(made.read_bytes().replace(b"blk.0.ffn_up.weight", b"blk.9.ffn_up.weight"))
     source = Artifact("d" * 64, (), tmp_path, whole_folder=True)
-    with pytest.raises(StageFailed, match=r"of another model: it covers blk\.9\.ffn_up\.weight") as failed:
+    with pytest.raises(StageFailed, match=r"belongs to another model: it covers blk\.9\.ffn_up\.weight") as failed:
         yard.run([yard.quantize("Q4_K_M", 15, ExternalInput(source), "other.gguf")])
     assert failed.value.code == 2 and "IMATRIX=auto" in failed.value.hint
 

@@ -215,10 +215,10 @@ def test_a_module_that_became_several_tensors_and_embeddings_on_their_side_pass(
         ({"adapter__type": "control"}, "adapter.type is 'control'"),
         ({"general__architecture": "qwen2"}, "general.architecture is 'qwen2', not 'llama'"),
         ({"adapter__lora__alpha": 16.0}, "adapter.lora.alpha is 16.0, not 8.0"),
-        ({"tensors": TENSORS[:1]}, f"{Q} is alone"),
-        ({"tensors": (TENSORS[0], TensorSpec(f"{Q}.lora_b", (8, 16)))}, f"{Q} has the ranks 4 and 8"),
+        ({"tensors": TENSORS[:1]}, f"{Q} lacks its lora_a or lora_b"),
+        ({"tensors": (TENSORS[0], TensorSpec(f"{Q}.lora_b", (8, 16)))}, f"{Q} has rank 4 in lora_a and 8 in lora_b"),
         ({"tensors": (TensorSpec(f"{Q}.lora_a", (64, 2)), TensorSpec(f"{Q}.lora_b", (2, 64)))}, "its ranks are [2]"),
-        ({"tensors": (TENSORS[0], TensorSpec(f"{Q}.lora_b", (4, 16)))}, "64 weights of lora_b were written, of 128"),
+        ({"tensors": (TENSORS[0], TensorSpec(f"{Q}.lora_b", (4, 16)))}, "64 of 128 lora_b weights were written"),
     ],
 )
 def test_a_result_that_is_not_the_adapter_fails(
@@ -247,7 +247,7 @@ def stage(tmp_path: Path) -> Stage:
 
 def test_a_builder_without_the_converter_says_where_it_looked_and_what_has_it(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "convert_lora_to_gguf.py").unlink()
-    with pytest.raises(StageFailure, match=f"nothing is at {tmp_path}/convert_lora") as failed:
+    with pytest.raises(StageFailure, match=f"{tmp_path}/convert_lora_to_gguf.py does not exist") as failed:
         lora(stage, LoraRequest(name="mine"))
     assert "ENGINE=local" in failed.value.error.hint
 
