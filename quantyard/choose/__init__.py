@@ -1,4 +1,4 @@
-"""`make choose`: which of the files that were built and measured fits this memory, speed and quality best.
+"""`make choose`: selects the best of the built and measured files for a memory size, a speed and a quality.
 
 - `candidates`: the measured files: memory at the wanted context, quality, speed
 - `pick`: the best within the limits, the runner-up, and the limits that a file misses

@@ -1,4 +1,4 @@
-"""The files that can be chosen: built, there, and measured as the very bytes they are; and why the others cannot.
+"""The files that can be chosen: built, present, and measured with their current bytes. Each other file has a reason.
 
     memory = measured peak + what the context needs when served - what the context took when measured
 
@@ -27,11 +27,11 @@ DEFAULT_CONTEXT: Final = 8192
 
 @dataclass(frozen=True)
 class ChoiceCandidate:
-    """One file with what was measured of it.
+    """One file with its measurements.
 
     Attributes:
-        memory_bytes: at the wanted context; None where the context's share is not known exactly.
-        context_bytes: the context's share of it: KV cache and recurrent states; None likewise.
+        memory_bytes: at the wanted context; None if the context's share is not known exactly.
+        context_bytes: KV cache and recurrent states; None if they are not known exactly.
         quality: mean KL divergence in nats, or ln(PPL / baseline PPL); the lower the better.
         tokens_per_s: generated.
     """
@@ -49,13 +49,13 @@ class ChoiceCandidate:
 
     @property
     def entry(self) -> ParetoEntry:
-        """What decides whether another file beats it."""
+        """Size, quality and speed, as the Pareto front compares them."""
         return ParetoEntry(self.quant, self.size_bytes, self.quality.value, self.tokens_per_s)
 
 
 @dataclass(frozen=True)
 class ChoiceSet:
-    """The files to choose from, and why the `others` cannot be chosen: quant → reason."""
+    """The files to choose from; `others` maps each other quant to the reason why it cannot be chosen."""
 
     name: str
     report: EvalReport
@@ -70,12 +70,12 @@ class ChoiceSet:
 def find_choice_set(
     manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, context_tokens: int, parallel: int
 ) -> ChoiceSet:
-    """What can be chosen from.
+    """The files of a manifest that can be chosen.
 
     Args:
-        paths: the files in question: quant → where it is.
-        suite: whose evaluation; "": the one that holds most of them.
-        context_tokens: that the model will be served with; 0: as it was trained, at most `DEFAULT_CONTEXT`.
+        paths: quant → path of each file in question.
+        suite: the evaluation to use; "": the one that measured most of the files.
+        context_tokens: the context to serve with; 0: the trained context, at most `DEFAULT_CONTEXT`.
 
     Raises:
         BadRequest: none of them was measured.
@@ -94,13 +94,13 @@ def find_choice_set(
 
 
 def no_candidates_error(why: str, quants: Sequence[str]) -> BadRequest:
-    """The error where there is nothing to choose from."""
+    """The error if no file can be chosen."""
     hint = f"Measure them in one run: make eval MODEL=… QUANT={','.join(quants)}"
     return BadRequest(f"Nothing to choose from: {why}.", hint)
 
 
 def choice_eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
-    """The command that measures all files in one run, `more` of them too."""
+    """The command that measures all files in one run, and the quants in `more`."""
     suite = choices.report.suite.name
     quants = ",".join([*(c.quant for c in choices.candidates), *choices.others, *more])
     return f"make eval MODEL={model} QUANT={quants} SUITE={suite if suite in BUILTIN else '…'}"
@@ -116,11 +116,11 @@ def _context(header: GgufHeader, asked: int) -> int:
 
 
 def _report(manifest: Manifest, paths: Mapping[str, Path], suite: str) -> EvalReport:
-    """The evaluation that holds most of these files; of equals the one with most questions."""
+    """The evaluation that measured most of these files; with a tie, the one with most questions."""
     reports = {name: r for name, r in manifest.evaluations.items() if suite in ("", name)}
     if not reports:
-        what = f"the suite {suite} was not asked" if suite and manifest.evaluations else "nothing was measured"
-        what = f"{what} of the model's commit {manifest.source.commit[:12]}"
+        what = f"the suite {suite} was not run" if suite and manifest.evaluations else "nothing was measured"
+        what = f"{what} for the model's commit {manifest.source.commit[:12]}"
         raise no_candidates_error(what, list(paths))
 
     def rank(report: EvalReport) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def _why_not(manifest: Manifest, report: EvalReport, metric: Metric, quant: str,
     """Why this file cannot be chosen; empty if it can."""
     record, found = manifest.quants[quant], _measurement(report, quant)
     if not path.is_file():
-        return f"is gone: {path}"
+        return f"is missing: {path}"
     if not record.parts and path.stat().st_size != record.size_bytes:
         return f"was changed after it was verified: {path}"
     if found is None:
@@ -180,7 +180,9 @@ def _candidate(
 
 
 def _memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | None:
-    """The measured peak at the wanted context. Where the cache is not known, the peak counts where it was measured."""
+    """The measured peak, corrected to the wanted context. If the cache size is unknown, only the measured context has
+    a value.
+    """
     measured = ContextUse(speed.n_ctx, whole_windows=True)
     if layers is None:
         return speed.peak_memory_bytes if (use.cells, use.sequences) == (measured.cells, 1) else None
@@ -192,7 +194,7 @@ def _context_bytes(layers: ModelLayers, use: ContextUse) -> int:
 
 
 def candidate_paths(manifest: Manifest, folder: Path, source: Path | None, quants: Sequence[str]) -> dict[str, Path]:
-    """Where each file is; a GGUF that was only measured stays in its own folder.
+    """Quant → path of each file; a GGUF that was only measured stays in its own folder.
 
     Raises:
         BadRequest: one of them is not built.

@@ -1,6 +1,4 @@
-"""Which file to take: of those within the budget the best by quality, and where the next smaller one is not
-measurably worse, that one.
-"""
+"""Selects a file: the best quality within the budget, or a smaller file that is not measurably worse."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from quantyard.metrics.pareto import pareto_beaten_by
 
 @dataclass(frozen=True)
 class ChoiceBudget:
-    """The limits of a choice: bytes of memory, generated tokens/s, mean KLD in nats (None: any)."""
+    """The limits of a choice: bytes of memory, generated tokens/s, mean KLD in nats (None: no limit)."""
 
     memory_bytes: int
     memory_reason: str
@@ -26,7 +24,7 @@ class ChoiceBudget:
 
 @dataclass(frozen=True)
 class MissedLimit:
-    """A limit that a file does not meet; `excess` is by how much: 0.1 for a tenth."""
+    """A limit that a file does not meet."""
 
     what: Literal["RAM", "MIN_TPS", "MAX_KLD"]
     value: float
@@ -34,14 +32,14 @@ class MissedLimit:
 
     @property
     def excess(self) -> float:
-        """The distance from the limit, as a share of it."""
+        """The distance from the limit as a share of it: 0.1 for 10 %."""
         more, less = (self.limit, self.value) if self.what == "MIN_TPS" else (self.value, self.limit)
         return more / less - 1 if less else math.inf
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The file to take; `equal` are larger ones whose quality is better by less than the interval."""
+    """The chosen file; `equal` are larger files whose quality is better by less than the interval."""
 
     best: ChoiceCandidate
     equal: tuple[ChoiceCandidate, ...]
@@ -75,7 +73,7 @@ def choose_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget
 
 
 def nearest_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> ChoiceCandidate:
-    """The file whose worst miss is the least."""
+    """The file with the smallest worst excess over a limit."""
     return min(candidates, key=lambda c: max(miss.excess for miss in missed_choice_limits(c, budget)))
 
 
@@ -91,7 +89,7 @@ def candidate_half_width(found: ChoiceCandidate) -> float:
 
 
 def _take(fitting: Sequence[ChoiceCandidate]) -> tuple[ChoiceCandidate, tuple[ChoiceCandidate, ...]]:
-    """The smallest of those that are as good as the best, and the larger ones it stands for."""
+    """The smallest file that ties with the best, and the larger files that are better within the interval."""
     top = min(fitting, key=lambda c: (c.quality.value, c.size_bytes))
     ties = [c for c in fitting if c is top or is_candidate_tie(c, top)]
     best = min(ties, key=lambda c: (c.size_bytes, c.quality.value))

@@ -1,4 +1,4 @@
-"""The errors of a choice: no file meets the limits, or a value that they need is not known."""
+"""The errors of a choice: no file meets the limits, or a value that the limits need is not known."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from quantyard.formatting.numbers import format_as_written, format_count, format
 def no_candidate_fits(
     choices: ChoiceSet, budget: ChoiceBudget, closest: ChoiceCandidate, helps: Sequence[str]
 ) -> BadRequest:
-    """The error where no file meets the limits."""
+    """The error if no file meets the limits."""
     missed = " and ".join(_missed(miss) for miss in missed_choice_limits(closest, budget))
     message = f"No file of {choices.name} meets the limits; the nearest, {closest.quant}, {missed}."
     less = " ".join(_loosened(miss) for miss in missed_choice_limits(closest, budget))
-    return BadRequest(message, "\n".join([*helps, f"Ask for less: {less} takes {closest.quant}."]))
+    return BadRequest(message, "\n".join([*helps, f"Relax the limits: {less} allows {closest.quant}."]))
 
 
 def candidate_memory_unknown(choices: ChoiceSet) -> BadRequest:
-    """The error where the context's memory is not known exactly."""
+    """The error if the context's memory is not known exactly."""
     measured = choices.candidates[0].speed
     context = f"{format_count(choices.use.tokens)} tokens of context"
     what = f"The memory of {context} is not known exactly for {choices.architecture}"
@@ -31,7 +31,7 @@ def candidate_memory_unknown(choices: ChoiceSet) -> BadRequest:
 
 
 def choice_needs_divergence(choices: ChoiceSet) -> BadRequest:
-    """The error where MAX_KLD was given and no KL divergence was measured."""
+    """The error if MAX_KLD was given and no KL divergence was measured."""
     suite = choices.report.suite.name
     message = f"MAX_KLD cannot be checked: the suite {suite} measured no KL divergence of {choices.name}."
     return BadRequest(message, "Measure it with SUITE=standard, or leave MAX_KLD out.")
@@ -49,7 +49,7 @@ def _missed(miss: MissedLimit) -> str:
 
 
 def _loosened(miss: MissedLimit) -> str:
-    """The limit that this file meets, rounded to its side."""
+    """The limit that this file would meet, rounded so that it does."""
     if miss.what == "RAM":
         return f"RAM={-(-int(miss.value) // 2**20)}MiB"
     if miss.what == "MIN_TPS":

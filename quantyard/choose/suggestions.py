@@ -1,4 +1,4 @@
-"""What helps where no file meets the limits: less context, a smaller cache, another quant; estimates are marked."""
+"""Suggestions if no file meets the limits: less context, a smaller cache, another quant; estimates are marked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantyard.formatting.numbers import format_bytes, format_memory
 from quantyard.memory.kv_cache import CELL_STEP, can_quantize_kv_cache, kv_bytes
 from quantyard.quants.catalog import Quant, find_quant
 
-# Those worth naming, the largest first: they need no importance matrix and suit any model.
+# Quants to suggest, the largest first: they need no importance matrix and suit any model.
 _USUAL: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K")
 
 
@@ -21,7 +21,7 @@ def choice_remedies(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> lis
     """One line each, with the command to type.
 
     Args:
-        model: what the user typed after MODEL=.
+        model: the value of MODEL.
     """
     missed = {miss.what for c in choices.candidates for miss in missed_choice_limits(c, budget)}
     return [
@@ -32,7 +32,7 @@ def choice_remedies(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> lis
 
 
 def largest_candidate_context(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> int:
-    """Tokens of context with which this file fits into the memory, in steps of 256; 0: with none."""
+    """The largest context, in steps of 256 tokens, with which this file fits into the memory; 0 if none does."""
     low, high = 0, choices.use.cells // CELL_STEP
     while low < high:
         middle = -(-(low + high) // 2)
@@ -67,7 +67,7 @@ def _smaller_cache(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBud
     how = "LLAMA_ARG_CACHE_TYPE_K=q8_0 and LLAMA_ARG_CACHE_TYPE_V=q8_0"
     return (
         f"A KV cache in 8 bits ({how} for the server): {found.quant} then takes "
-        f"{format_memory(found.memory_bytes - saved)}; what that does to quality was not measured."
+        f"{format_memory(found.memory_bytes - saved)}; its effect on quality was not measured."
     )
 
 
@@ -81,7 +81,7 @@ def _for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator
         how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant may be fast enough: {quant.name} is not measured yet: {how}"
     else:
-        yield "No quant of this model reaches that speed on the machine that measured: use a faster one, or a GPU."
+        yield "No quant of this model reaches that speed on the machine that measured: use a faster machine, or a GPU."
 
 
 def _for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
@@ -95,7 +95,7 @@ def _for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterat
 
 
 def _smaller(choices: ChoiceSet, than: ChoiceCandidate, wanted_bytes: int) -> Quant | None:
-    """The largest quant that was not measured and is about as small as wanted; None without one."""
+    """The largest unmeasured quant of about the wanted size or less; None if there is none."""
     return next((q for q in _unmeasured(choices) if _size(than, q) <= min(wanted_bytes, than.size_bytes - 1)), None)
 
 
@@ -105,12 +105,12 @@ def _unmeasured(choices: ChoiceSet) -> Sequence[Quant]:
 
 
 def _size(known: ChoiceCandidate, quant: Quant) -> int:
-    """About: in proportion to the bits of a large model."""
+    """Estimated in proportion to the bits per weight of a large model."""
     return int(known.size_bytes * quant.bits_per_weight / _bits(known))
 
 
 def _bits(known: ChoiceCandidate) -> float:
-    """As the table of quants has it; a quant of the user's own making has only its own."""
+    """The catalog's value; a recipe of the user's has only the measured one."""
     try:
         return find_quant(known.quant).bits_per_weight
     except UnknownQuant:

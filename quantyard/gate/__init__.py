@@ -1,1 +1,1 @@
-"""The gate: may this be published?"""
+"""The gate: compares what was measured of each file with the budgets of a release."""

@@ -1,13 +1,12 @@
-"""Budgets: what a file may cost and must do to be published. Ours are `default.yaml`, argued in
-docs/explanation/gate.md.
+"""Budgets: the limits that a file must meet to be published. docs/explanation/gate.md explains those of `default.yaml`.
 
-    budgets = load_gate_budgets(None)               # ours
-    budgets = load_gate_budgets(Path("gate.yaml"))  # or a file that stands alone: nothing of ours is added
+    budgets = load_gate_budgets(None)               # the default budgets
+    budgets = load_gate_budgets(Path("gate.yaml"))  # replaces the default budgets entirely
     budgets.of("Q4_K_M").max_mean_kld
 
 A file holds `defaults:` and, under `quants:`, what differs for a family ("4-bit"), for names that a pattern matches
-("IQ4*") or for one quant ("Q4_K_M"). From the least to the most specific they are laid over each other, budget by
-budget: defaults, the family, patterns (the one with more letters later), the name. `null` lifts a budget.
+("IQ4*") or for one quant ("Q4_K_M"). A more specific entry overrides a less specific one, budget by budget: defaults,
+the family, patterns (by the number of their letters), the name. `null` removes a budget.
 """
 
 from __future__ import annotations
@@ -56,19 +55,19 @@ _Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class GateBudget(Frozen):
-    """The budgets of one file; None: none. To add one: add a field here, and a judge in `gate.py`.
+    """The budgets of one file; `None` means no limit. To add one: add a field here and a row to `_JUDGES` in judge.py.
 
-    `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific counts.
+    `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific entry applies.
     """
 
-    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every interval that is held against a budget
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every interval that is compared with a budget
     max_ppl_change: _AtLeast0 | None = None  # per cent
     max_mean_kld: _AtLeast0 | None = None  # nats per token
     max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_per_task)] = None
     min_generated_tokens_per_s: _Above0 | None = None
     min_prompt_tokens_per_s: _Above0 | None = None
     max_size: Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"
-    min_schema_conformance: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the contract test's answers
+    min_schema_conformance: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the API test's answers
 
 
 class _BudgetFile(Frozen):
@@ -86,7 +85,7 @@ class GateBudgets:
     quants: dict[str, GateBudget]  # by family, pattern or name, as in the file
 
     def of(self, quant: str) -> GateBudget:
-        """What holds for this quant."""
+        """The budget of this quant."""
         layers = [self.defaults, *(self.quants[key] for key in sorted(self._keys(quant), key=_specificity))]
         given = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}
         return GateBudget.model_construct(**given)
@@ -97,10 +96,10 @@ class GateBudgets:
 
 
 def load_gate_budgets(path: Path | None) -> GateBudgets:
-    """The budgets in a YAML file; None: ours.
+    """The budgets in a YAML file; `None` selects the default budgets.
 
     Raises:
-        BadBudgets: there is no such file, or something in it is not right; the message says what.
+        BadBudgets: the file does not exist or is not valid.
     """
     file = path or DEFAULT
     data = _read(file)
@@ -116,17 +115,17 @@ def load_gate_budgets(path: Path | None) -> GateBudgets:
 
 
 def most_specific_gate_budget(name: str, patterns: Iterable[str]) -> str | None:
-    """Of the patterns that match a name, the one with the most letters; of equals the last."""
+    """The pattern with the most letters among those that match a name; the last one if several have equally many."""
     return max((p for p in reversed([*patterns]) if fnmatchcase(name, p)), key=_specificity, default=None)
 
 
 def is_gate_budget_pattern(text: str) -> bool:
-    """Whether it may stand for several names."""
+    """Whether the text is a pattern that may match several names."""
     return any(sign in text for sign in "*?[")
 
 
 def _specificity(key: str) -> tuple[bool, bool, int]:
-    """Families first, then patterns by their letters, then names."""
+    """Sorts families before patterns, patterns by their number of letters, and names last."""
     return key not in FAMILIES, not is_gate_budget_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
 
 
@@ -154,7 +153,7 @@ def _checked(data: Any, where: str) -> _BudgetFile:
     for place, budget in places:
         if isinstance(budget, dict):
             _check_keys(budget, GateBudget.model_fields, f"{where}: {place}")
-    try:  # as JSON, where strict takes no text for a number and no truth value either
+    try:  # as JSON: strict mode then refuses text and booleans in place of numbers
         return _BudgetFile.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise _bad_value(error, where) from error
@@ -180,7 +179,7 @@ def _sets_something(budget: GateBudget) -> bool:
 
 
 def _canonical(quants: dict[str, GateBudget], where: str) -> dict[str, GateBudget]:
-    """With names as llama-quantize spells them; a name or pattern of no quant would never hold, so it is refused."""
+    """With names as llama-quantize spells them. A name or pattern that matches no quant is refused."""
     found: dict[str, GateBudget] = {}
     for key, budget in quants.items():
         name = _key(key, where)

@@ -46,7 +46,7 @@ def gate_no_number(budget: str, limit: float, task: str) -> str:
 
 def gate_is_baseline(budget: str) -> str:
     """For the unquantized file itself."""
-    return f"{_name(budget, '')} is 0: this file is the baseline that the others are held against"
+    return f"{_name(budget, '')} is 0: this file is the baseline"
 
 
 def gate_own_baseline(what: str, manifest: Manifest, quant: str) -> str:
@@ -62,7 +62,7 @@ def gate_no_signal(found: Comparison, baseline: str) -> str:
 
 
 def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool) -> str:
-    """For a value that another suite, or any evaluation at all, would give."""
+    """For a value that was not measured; the finding names the command that measures it."""
     if evaluated:
         why = f"{what} was not measured: the suite {suite} does not measure it"
         return f"{why}. Type: {_eval(manifest, quant, 'standard')}"
@@ -78,23 +78,23 @@ def gate_no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
 
 
 def gate_tokens_needed(needed: int | None, n: int) -> str:
-    """How long a text would decide."""
+    """The length of a text that would decide."""
     return _would_do(needed, "tokens of text", n, "the suite's divergence.text may be longer")
 
 
 def gate_questions_needed(needed: int | None, n: int, suite: str) -> str:
-    """How many questions of the task would decide."""
+    """The number of questions of the task that would decide."""
     short = suite.partition("+")[0] in ("smoke", "quick")
     return _would_do(needed, "questions", n, "SUITE=standard asks more" if short else "")
 
 
 def gate_answers_needed(needed: int | None, n: int) -> str:
-    """How many answers to schemas would decide."""
+    """The number of answers to schemas that would decide."""
     return _would_do(needed, "answers", n)
 
 
 def gate_model_setting(manifest: Manifest) -> str:
-    """The value for MODEL=; the path of a local folder is left out."""
+    """The value for MODEL=; without the path of a local folder."""
     return manifest.source.repo_id or "…"
 
 

@@ -1,9 +1,9 @@
-"""The gate: every budget held against what was measured of every file that is to be published. It can say no.
+"""The gate: compares every budget with what was measured of every file that is to be published.
 
-A measured value has an interval, and the interval is what is judged: passed when all of it is within the budget,
-failed when all of it is outside; otherwise there were too few questions (or too short a text) to decide. So no file
-passes or fails by luck. Size and speed are single values. A budget without a measurement is "not measured", never
-passed; a measurement of another file does not count.
+The gate judges the interval of a measured value: passed if the whole interval is within the budget, failed if the
+whole interval is outside; otherwise the outcome is "too few questions" (or too short a text). So no file passes or
+fails by chance. Size and speed are single values. A budget without a measurement is "not measured", never passed; a
+measurement of another file does not count.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ from quantyard.store.manifest import Manifest
 __all__ = ["GateBudgets", "judge_gate_budgets", "load_gate_budgets"]
 
 
-
 @dataclass(frozen=True)
 class _File:
-    """What is known of one file, and the budgets it has to meet."""
+    """One file, its measurements and its budgets."""
 
     quant: str
     manifest: Manifest
     suite: str
     budget: GateBudget
     report: EvalReport | None
-    found: Measurement | None  # of these very bytes
+    found: Measurement | None  # of the file with this SHA-256
 
     @property
     def is_baseline(self) -> bool:
@@ -57,7 +56,7 @@ class _File:
 
     @property
     def z(self) -> float:
-        """How many standard errors an interval reaches to each side."""
+        """The half width of an interval, in standard errors."""
         return normal_quantile(self.budget.confidence)
 
     def unmeasured(self, budget: str, limit: float, what: str, task: str = "") -> BudgetResult:
@@ -82,7 +81,7 @@ class _File:
 
 
 def judge_gate_budgets(manifest: Manifest, quants: Sequence[str], suite: str, budgets: GateBudgets) -> GateReport:
-    """Hold the budgets against these files of the manifest, as the evaluation with this suite measured them.
+    """Compare the budgets with these files of the manifest, as measured with this suite.
 
     Raises:
         BadRequest: a quant that is not built.
@@ -138,9 +137,9 @@ def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
 
 
 def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
-    """The result for a file without a loss against the baseline: it is the baseline, or it was not measured.
+    """The result for a file without a measured loss: it is the baseline, or it was not measured.
 
-    Only an unquantized baseline has lost nothing; for a quantized one the same zero would be meaningless.
+    Only an unquantized baseline has lost nothing; the loss of a quantized baseline is not known.
     """
     if file.is_baseline and file.found and is_unquantized_type(file.quant):
         return file.result(name, limit, "passed", words.gate_is_baseline(name), task=task, value=0.0)
@@ -148,10 +147,7 @@ def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetRes
 
 
 def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
-    """Every task that the suite names, and every other one that the budget names.
-
-    A budget of which no task could be judged is not kept by that: then it is "not measured".
-    """
+    """Judges every task that the suite or the budget names; "not measured" if no task could be judged."""
     judged: set[str] = set()
     for task, comparison in _tasks(file, limits).items():
         pattern = most_specific_gate_budget(task, limits)
@@ -219,8 +215,8 @@ _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_lo
 
 
 def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
-    """One comparison per task: those the suite names, where groups have no score of their own their tasks, and those
-    named in the budget. Shares only, where more is better: a perplexity is not an accuracy.
+    """One comparison per task: the suite's entries (the tasks of a group that has no score of its own), and the tasks
+    that the budget names. Only shares where more is better: a perplexity is not an accuracy.
     """
     if file.found is None or file.report is None:
         return {}

@@ -1,6 +1,6 @@
-"""The intervals that the gate judges, at its own confidence, and how many questions would bring one within a limit.
+"""The intervals that the gate judges, at its own confidence, and the number of questions that would decide.
 
-`z` is how many standard errors an interval reaches to each side: 1.96 for a confidence of 95 %.
+`z` is the half width of an interval in standard errors: 1.96 for a confidence of 95 %.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from quantyard.protocol.measurements import Comparison, Interval
 
 
 def gate_accuracy_loss(found: Comparison, z: float) -> Interval:
-    """Points lost, -100 to 100. The comparison's own 95 % interval, wider or narrower as z is than its 1.96: exact
-    for a confidence of 95 %, near enough for others.
+    """Points lost, -100 to 100: the comparison's 95 % interval, scaled by z / 1.96. Exact for a confidence of 95 %,
+    approximate for others.
     """
-    value, scale = 0.0 - 100 * found.delta.value, z / Z  # 0.0 -: no -0
+    value, scale = 0.0 - 100 * found.delta.value, z / Z  # 0.0 - x is never -0.0
     low = value - 100 * scale * (found.delta.high - found.delta.value)
     high = value + 100 * scale * (found.delta.value - found.delta.low)
     return Interval(value=value, low=max(low, -100.0), high=min(high, 100.0))
 
 
 def gate_sample_size(n: int, half: float, distance: float) -> int | None:
-    """How many would bring the half width down to the distance from the limit; None if the distance is zero."""
+    """The sample size at which the half width equals the distance from the limit; None if the distance is zero."""
     return max(n + 1, math.ceil(n * (half / distance) ** 2)) if distance > 0 and math.isfinite(half) else None
 
 
 def gate_answer_sample_size(n: int, share: float, limit: float, z: float) -> int | None:
-    """The same for Wilson's interval: it ends at the limit when z of the limit's own standard errors do."""
+    """The same for Wilson's interval, which ends at the limit p where |share - p| = z √(p (1 - p) / n)."""
     if share == limit or not 0 < limit < 1:
         return None
     return max(n + 1, math.ceil(limit * (1 - limit) * (z / (share - limit)) ** 2))

@@ -257,7 +257,7 @@ def test_a_file_that_is_gone_or_another_one_now_is_left_out(keep: Keep, tmp_path
         manifest.quants["Q6_K"].sha256 = "0" * 64
 
     choices = keep(change=build_again, gone=["Q8_0"])
-    assert choices.others["Q8_0"].startswith("is gone: ")
+    assert choices.others["Q8_0"].startswith("is missing: ")
     assert "was built again" in choices.others["Q6_K"]
     assert not {"Q8_0", "Q6_K"} & set(_by_name(choices))
 
@@ -300,7 +300,7 @@ def test_of_several_evaluations_the_one_that_holds_most_files_counts(keep: Keep)
 
     assert keep(change=add_larger).report.suite.name == "standard"
     assert keep(change=add_larger, suite="full").report.suite.name == "full"
-    with pytest.raises(BadRequest, match="suite quick was not asked of the model's commit 7ae557604adf"):
+    with pytest.raises(BadRequest, match="suite quick was not run for the model's commit 7ae557604adf"):
         keep(change=add_larger, suite="quick")
 
 
@@ -321,7 +321,7 @@ def test_where_nothing_fits_the_nearest_is_named_with_what_it_misses(keep: Keep)
     error = no_candidate_fits(choices, budget, closest, [])
     assert closest.quant == "Q2_K" and isinstance(error, BadRequest) and error.code == 2
     assert "the nearest, Q2_K, takes 736 MiB, more than the 512 MiB of RAM" in error.message
-    assert error.hint == "Ask for less: RAM=736MiB takes Q2_K."
+    assert error.hint == "Relax the limits: RAM=736MiB allows Q2_K."
 
 
 def test_the_budget_that_would_take_the_nearest_does_take_it(keep: Keep) -> None:
@@ -329,7 +329,7 @@ def test_the_budget_that_would_take_the_nearest_does_take_it(keep: Keep) -> None
     closest = nearest_candidate(choices.candidates, budget)
     # 2.1e10 / 782,375,000 bytes = 26.84 tokens/s
     error = no_candidate_fits(choices, budget, closest, [])
-    assert error.hint == "Ask for less: MIN_TPS=26.8 MAX_KLD=0.0098 takes Q5_K_M."
+    assert error.hint == "Relax the limits: MIN_TPS=26.8 MAX_KLD=0.0098 allows Q5_K_M."
     choice = choose_candidate(choices.candidates, ChoiceBudget(8 * GIB, "", min_tokens_per_s=26.8, max_kld=0.0098))
     assert choice is not None and choice.best is closest
 

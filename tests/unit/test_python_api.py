@@ -180,7 +180,7 @@ def test_the_best_file_for_a_memory_is_chosen(yard: Yard) -> None:
 def test_where_no_file_meets_the_limits_the_error_says_what_would_help(yard: Yard) -> None:
     with pytest.raises(BadRequest) as refused:
         quantyard.choose(yard.model, **on(yard, ram=64 * 2**30, min_tps=1e6, context_size=1024, parallel=1))
-    assert "MIN_TPS" in refused.value.message and "takes" in refused.value.hint
+    assert "MIN_TPS" in refused.value.message and "allows" in refused.value.hint
 
 
 def test_the_doctor_returns_findings(engine: FakeEngine) -> None:
