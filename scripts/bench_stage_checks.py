@@ -40,7 +40,7 @@ sys.path.insert(0, str(REPO_DIR))
 
 from quantyard.engines.registry import choose_engine  # noqa: E402
 from quantyard.errors import QuantyardError  # noqa: E402
-from quantyard.execution.runner import Builder  # noqa: E402  (found only after the line above)
+from quantyard.execution.runner import PlanRunner  # noqa: E402  (found only after the line above)
 from quantyard.formats.finite_json import dump_finite_json  # noqa: E402
 from quantyard.hub.client import HubAccess  # noqa: E402
 from quantyard.paths import read_pins  # noqa: E402
@@ -130,19 +130,19 @@ def build(args: argparse.Namespace, store: Path) -> dict[str, Any]:
         quants=parse_quants(args.quants), outtype="auto", allow_pickle=False, allow_requantize=False,
         allow_mismatch=False, threads=0, workers=4, endpoint=None,
     )
-    builder, clock = (
-        Builder(make_build_plan(source, options), engine, ModelStore(store, source.model), REPO_DIR),
+    runner, clock = (
+        PlanRunner(make_build_plan(source, options), engine, ModelStore(store, source.model), REPO_DIR),
         Clock(),
     )
     with timing(clock):
         began = time.perf_counter()
-        builder.run(Lines())
+        runner.run(Lines())
         whole_s = time.perf_counter() - began
-    taken = (found for label in builder.ran for found in builder.outputs(label))
+    taken = (found for label in runner.ran for found in runner.outputs(label))
     size_bytes = sum(entry.size_bytes for entry in taken)
     return {
         "build_s": whole_s, "checks_s": clock.spent_s, "share": clock.spent_s / whole_s, "limit": LIMIT,
-        "checked_bytes": size_bytes, "stages": len(builder.ran), "holds": clock.spent_s <= LIMIT * whole_s,
+        "checked_bytes": size_bytes, "stages": len(runner.ran), "holds": clock.spent_s <= LIMIT * whole_s,
     }
 
 

@@ -1,1 +1,1 @@
-"""Statistics of what was measured."""
+"""The analysis of an evaluation: paired comparisons, verdicts, questions needed, KL divergence, the self-check."""

@@ -19,9 +19,9 @@ from quantyard.cli.settings import BY_NAME, SETTINGS, Setting
 from quantyard.cli.settings_file import setting_text
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.requests import BuildRequest
-from quantyard.workflows.reporter import LinesReporter, Reporter, SilentReporter
+from quantyard.workflows.reporter import LinesReporter, SilentReporter, WorkflowReporter
 
-Progress = Callable[[str], object] | Reporter | None
+Progress = Callable[[str], object] | WorkflowReporter | None
 _FUNCTIONS: Final = {"eval": "evaluate"}  # those that are not called as their commands
 F = TypeVar("F", bound=Callable[..., object])
 # What describes the machine comes from the environment too; what is to be made, a call says alone.
@@ -89,11 +89,11 @@ def _takes_bytes(setting: Setting) -> bool:
     return setting.kind == "size" or setting.name == "TARGET_SIZE"
 
 
-def api_reporter(progress: Progress) -> Reporter:
+def api_reporter(progress: Progress) -> WorkflowReporter:
     """The listener: None, a function that takes lines, or a reporter."""
     if progress is None:
         return SilentReporter()
-    return progress if isinstance(progress, Reporter) else LinesReporter(progress)
+    return progress if isinstance(progress, WorkflowReporter) else LinesReporter(progress)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from quantyard.cli.output import console_reporter, stderr_console
 from quantyard.cli.render.events import terminal_event
-from quantyard.execution.reporter import Reporter as StepReporter
+from quantyard.execution.reporter import StepReporter
 from quantyard.workflows.reporter import Event
 
 

@@ -54,7 +54,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Records:
+class ManifestRecords:
     """The manifest of one model, as one plan changes it. Used by one thread."""
 
     plan: BuildPlan

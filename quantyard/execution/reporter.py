@@ -7,7 +7,7 @@ from typing import Protocol
 from quantyard.protocol.base import Progress, StageResult
 
 
-class Reporter(Protocol):
+class StepReporter(Protocol):
     """Lines or bars; see progress.py. Several steps may run at the same time."""
 
     def begin(self, label: str, number: int, of: int) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 from quantyard.engines import Engine
 from quantyard.errors import ResultRefused, StageFailed
 from quantyard.execution.completed import CompletedSteps
-from quantyard.execution.manifest_writer import BuiltFile, Measured, Records
-from quantyard.execution.reporter import Reporter
+from quantyard.execution.manifest_writer import BuiltFile, ManifestRecords, Measured
+from quantyard.execution.reporter import StepReporter
 from quantyard.execution.scheduler import (
     CONCURRENT_STAGES,
     Concurrency,
     EndedJob,
     InOrder,
+    StepWorkers,
     Stopwatch,
     Taken,
-    Workers,
     batch_concurrent_steps,
     concurrency_of,
 )
@@ -56,7 +56,7 @@ class _Kept:
 
 
 @dataclass
-class Builder:
+class PlanRunner:
     """One build: a plan, an engine and the store of one model. `ran`, `measured` and `contracts` say what `run` did."""
 
     plan: BuildPlan
@@ -81,8 +81,8 @@ class Builder:
         self._finished = CompletedSteps(self.engine, self.store, self.repo_dir)
 
     @property
-    def _records(self) -> Records:
-        return Records(self.plan, self.engine, self.store, self._note)
+    def _records(self) -> ManifestRecords:
+        return ManifestRecords(self.plan, self.engine, self.store, self._note)
 
     @property
     def concurrency(self) -> Concurrency:
@@ -98,7 +98,7 @@ class Builder:
         """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
         return self._finished.partial_bytes(self.plan)
 
-    def run(self, reporter: Reporter) -> list[BuiltFile]:
+    def run(self, reporter: StepReporter) -> list[BuiltFile]:
         """Run what is left. Publish every file as soon as it is verified, and the report when it is there.
 
         Raises:
@@ -125,7 +125,7 @@ class Builder:
             self.ran.sort(key=order.index)
             return [self._built[target.quant.name] for target in self.plan.targets if target.quant.name in self._built]
 
-    def _run_alone(self, step: Step, reporter: Reporter) -> None:
+    def _run_alone(self, step: Step, reporter: StepReporter) -> None:
         """Run a step, unless it is finished, or what it needs has failed."""
         possible = step_without_files(step, self._lost)
         if step.label in self._finished or possible is None or is_pointless_step(self.plan, step, self._lost):
@@ -143,14 +143,14 @@ class Builder:
         self.failures[step.label] = failed
         self._lost.add(step.quant)
 
-    def _run_concurrent(self, steps: Sequence[Step], reporter: Reporter) -> None:
+    def _run_concurrent(self, steps: Sequence[Step], reporter: StepReporter) -> None:
         """Run these steps, as many at a time as the limit allows. After a failure that ends the build no further step
         starts, and those that run are waited for, so that their work is kept.
         """
         waiting, failed = list(steps), dict[str, BaseException]()
         said = InOrder([step.label for step in steps])
         try:
-            with Workers[_Kept](self.concurrency, self.engine.stop) as workers:
+            with StepWorkers[_Kept](self.concurrency, self.engine.stop) as workers:
                 while True:
                     if not failed:
                         self._begin_ready(waiting, workers, said, reporter)
@@ -164,7 +164,9 @@ class Builder:
                 raise failed[step.label]
         assert not waiting, f"{waiting[0].label}: its inputs are not finished"
 
-    def _begin_ready(self, waiting: list[Step], workers: Workers[_Kept], said: InOrder, reporter: Reporter) -> None:
+    def _begin_ready(
+        self, waiting: list[Step], workers: StepWorkers[_Kept], said: InOrder, reporter: StepReporter
+    ) -> None:
         """Start what is ready, in the plan's order: a step that does not fit yet is not overtaken by later ones."""
         for step in tuple(waiting):
             lost = step_without_files(step, self._lost) is None
@@ -180,7 +182,7 @@ class Builder:
             waiting.remove(step)
 
     def _settle(
-        self, ended: EndedJob[_Kept], said: InOrder, reporter: Reporter, failed: dict[str, BaseException]
+        self, ended: EndedJob[_Kept], said: InOrder, reporter: StepReporter, failed: dict[str, BaseException]
     ) -> None:
         """Keep the result of one of several steps, or its error. Only this thread writes the manifest."""
         self.watch.end(ended.label)
@@ -196,7 +198,7 @@ class Builder:
         else:
             raise error or KeyboardInterrupt
 
-    def _prepare_images(self, reporter: Reporter) -> None:
+    def _prepare_images(self, reporter: StepReporter) -> None:
         todo = [step for step in self.plan.steps if step.label not in self._finished]
         for image in dict.fromkeys(step.row.image for step in todo):
             self.engine.prepare(image, reporter.note)
@@ -211,7 +213,7 @@ class Builder:
         """The files in it."""
         return self._finished.steps[label].artifact.files
 
-    def _run_step(self, step: Step, reporter: Reporter) -> None:
+    def _run_step(self, step: Step, reporter: StepReporter) -> None:
         if self._finished.is_made(step):
             return
         shared = self._shared_run(step)
@@ -225,19 +227,19 @@ class Builder:
         self._keep(kept)
         reporter.end(step.label, kept.result)
 
-    def _begin(self, step: Step, reporter: Reporter) -> _Run:
+    def _begin(self, step: Step, reporter: StepReporter) -> _Run:
         self._report_begin(step, step, reporter)
         spec, inputs = self._finished.specs[step.label], self._finished.inputs(step)
         resumed = step.row.resumable and self.store.partial_bytes(spec.label, spec.key) > 0
         space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
         return _Run(step, spec, space, inputs, resumed)
 
-    def _report_begin(self, step: Step, first: Step, reporter: Reporter) -> None:
+    def _report_begin(self, step: Step, first: Step, reporter: StepReporter) -> None:
         number = next(n for n, each in enumerate(self.plan.steps, 1) if each.label == first.label)
         reporter.begin(step.label, number, len(self.plan.steps))
         self.watch.begin(step.label)
 
-    def _work(self, run: _Run, reporter: Reporter) -> _Kept:
+    def _work(self, run: _Run, reporter: StepReporter) -> _Kept:
         """Run a step to its end, and put what it leaves into the store. May be called from any thread."""
         spec = run.spec
         try:
@@ -278,7 +280,7 @@ class Builder:
         baseline = next((i["baseline"].size_bytes for i in map(self._finished.inputs, others) if "baseline" in i), 0)
         return shared_baseline_run(step, others, sizes | {"": baseline}, self.engine.capacity().memory_bytes)
 
-    def _run_shared(self, shared: SharedRun, reporter: Reporter) -> bool:
+    def _run_shared(self, shared: SharedRun, reporter: StepReporter) -> bool:
         """Run them as one, and keep for each what it would have left alone.
 
         Returns:

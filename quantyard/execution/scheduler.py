@@ -62,7 +62,7 @@ class EndedJob(Generic[T]):
     error: BaseException | None
 
 
-class Workers(Generic[T]):
+class StepWorkers(Generic[T]):
     """Jobs in threads. Leaving it early stops all of them, and waits for them.
 
     Args:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from quantyard.errors import BadSource
-from quantyard.formats.names import file_path_fault, shown_name
+from quantyard.formats.names import path_format_fault, shown_name
 from quantyard.protocol.base import FileEntry
 
 MAX_FILES: Final = 50_000  # of a folder; the largest models have some hundreds
@@ -61,7 +61,7 @@ def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
     found: list[FileEntry] = []
     for entry in _walk(folder, every=every):
         name = os.path.relpath(entry.path, folder)
-        if not file_path_fault(name):
+        if not path_format_fault(name):
             found.append(FileEntry(path=name, size_bytes=_size_of(entry)))
         if len(found) > MAX_FILES:
             hint = "Give a folder that holds what is needed and nothing else."

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.engines import Engine
-from quantyard.execution.reporter import Reporter
-from quantyard.execution.runner import Builder
+from quantyard.execution.reporter import StepReporter
+from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.samples import ForecastBook, TimingSample
 from quantyard.forecast.time import forecast_conditions, learn_forecast_times
 from quantyard.hub.client import HubAccess
@@ -70,16 +70,16 @@ class TimingBench:
     threads: int = 0
 
 
-def forecast_benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> list[TimingSample]:
+def forecast_benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: StepReporter) -> list[TimingSample]:
     """Run one trial; returns what each stage took.
 
     Raises:
         StageFailed, EngineError: a stage failed.
     """
     plan = forecast_benchmark_plan(trial, _model(trial, bench, reporter), bench)
-    builder, book = Builder(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), ForecastBook()
-    builder.run(reporter)
-    learn_forecast_times(book, plan, builder.taken, forecast_conditions(builder), synthetic=True)
+    runner, book = PlanRunner(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), ForecastBook()
+    runner.run(reporter)
+    learn_forecast_times(book, plan, runner.taken, forecast_conditions(runner), synthetic=True)
     return [_as_real(sample) for sample in book.samples]
 
 
@@ -88,17 +88,17 @@ def _as_real(sample: TimingSample) -> TimingSample:
     return sample.model_copy(update={"amount": sample.amount * _TOKENS}) if sample.kind == "evaluate" else sample
 
 
-def _model(trial: TimingTrial, bench: TimingBench, reporter: Reporter) -> Source:
+def _model(trial: TimingTrial, bench: TimingBench, reporter: StepReporter) -> Source:
     """The random model, as a local folder."""
     digest = stage_request_digest(trial.model)
     source = Source(ModelId("random", trial.name, digest), "huggingface", f"{trial.name} random model", ())
     step = Step(RANDOM, STAGES[RANDOM], trial.model, {}, 0)
     plan = BuildPlan(source, (step,), ModelFile(StepOutput(RANDOM), "model.gguf"), (), "auto", "")
-    builder = Builder(plan, bench.engine, ModelStore(bench.folder, source.model), REPO_DIR)
-    builder.run(reporter)
+    runner = PlanRunner(plan, bench.engine, ModelStore(bench.folder, source.model), REPO_DIR)
+    runner.run(reporter)
     hashes = HashCache(bench.folder / ".hashes.json")
     return find_source(
-        str(builder.output(RANDOM)), HubAccess(None, None), hashes, allow_pickle=False, gguf_file=None
+        str(runner.output(RANDOM)), HubAccess(None, None), hashes, allow_pickle=False, gguf_file=None
     )
 
 

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import CONCURRENT_STAGES, Concurrency, Taken
 from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, read_forecast_book, write_forecast_book
 from quantyard.forecast.work import (
@@ -72,9 +72,9 @@ class ForecastConditions:
     cpu: str
 
 
-def forecast_conditions(builder: Builder) -> ForecastConditions:
+def forecast_conditions(runner: PlanRunner) -> ForecastConditions:
     """Those of a build."""
-    return ForecastConditions(builder.engine.name, builder.concurrency, builder.engine.capacity().cpu)
+    return ForecastConditions(runner.engine.name, runner.concurrency, runner.engine.capacity().cpu)
 
 
 def forecast_times(

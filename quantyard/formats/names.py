@@ -16,7 +16,7 @@ _SAFE_NAME_CHARACTERS: Final = 96  # as long as a name on the Hub; endings are p
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def file_name_fault(name: str) -> str:
+def name_format_fault(name: str) -> str:
     """Why this is not a valid name of a file or folder; "" if it is."""
     if not name:
         return "it is empty"
@@ -33,7 +33,7 @@ def file_name_fault(name: str) -> str:
     return f"it is {size_bytes:,} bytes long, and {MAX_NAME_BYTES} are possible" if size_bytes > MAX_NAME_BYTES else ""
 
 
-def file_path_fault(path: str) -> str:
+def path_format_fault(path: str) -> str:
     """Why this is not a valid relative path inside a folder; "" if it is."""
     if "\\" in path:
         return "it holds a backslash"
@@ -41,28 +41,28 @@ def file_path_fault(path: str) -> str:
         return f"it is {len(path):,} characters long, and {MAX_PATH_BYTES:,} are possible"
     if path and "" in path.split("/"):
         return "it begins or ends with a slash, or has two in a row"
-    faults = (file_name_fault(part) for part in path.split("/"))
+    faults = (name_format_fault(part) for part in path.split("/"))
     return next((fault for fault in faults if fault), "")
 
 
-def one_file_name(text: str) -> str:
+def parse_file_name(text: str) -> str:
     """The text, checked to be one name.
 
     Raises:
         ValueError: it is not a valid name.
     """
-    if fault := file_name_fault(text):
+    if fault := name_format_fault(text):
         raise ValueError(f"{shown_name(text)} is not a file name: {fault}")
     return text
 
 
-def relative_file_path(text: str) -> str:
+def parse_relative_path(text: str) -> str:
     """The text, checked to be a relative path: names separated by single slashes.
 
     Raises:
         ValueError: it is not a valid path.
     """
-    if fault := file_path_fault(text):
+    if fault := path_format_fault(text):
         raise ValueError(f"{shown_name(text)} is not a relative path inside its folder: {fault}")
     return text
 

@@ -1,1 +1,1 @@
-"""Statistics of what was measured: intervals, Pareto front, headline metrics."""
+"""Figures that report, card, page, gate and `choose` share: intervals, Pareto front, headline metrics."""

@@ -10,7 +10,7 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_path
 from quantyard.formats.gguf import GgufError, read_gguf_header
-from quantyard.formats.names import file_path_fault, shown_name
+from quantyard.formats.names import path_format_fault, shown_name
 from quantyard.paths import REPO_DIR
 from quantyard.plan.contamination import plan_contaminating_texts, plan_contamination
 from quantyard.plan.imatrix import Calibration
@@ -112,7 +112,7 @@ def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
 
 def _artifact(folder: Path, paths: Sequence[Path], hashes: HashCache) -> Artifact:
     for path in paths:
-        if fault := file_path_fault(path.relative_to(folder).as_posix()):
+        if fault := path_format_fault(path.relative_to(folder).as_posix()):
             raise BadRequest(f"{shown_name(str(path))} cannot be given to a stage: {fault}.", "Rename it.")
     files = tuple(
         FileEntry(

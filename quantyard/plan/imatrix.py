@@ -189,7 +189,7 @@ def plan_imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Ma
 
     Args:
         plan: without a matrix.
-        output: the folder that a finished step of the trial left, by label; see `Builder.output`. Where it raises
+        output: the folder that a finished step of the trial left, by label; see `PlanRunner.output`. Where it raises
             KeyError, the step did not finish; that file is made without a matrix.
     """
     found = {}

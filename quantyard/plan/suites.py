@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from quantyard.errors import BadRequest
 from quantyard.files.own_files import leads_out_of_folder, typed_file_path
-from quantyard.formats.names import file_path_fault, shown_name
+from quantyard.formats.names import path_format_fault, shown_name
 from quantyard.formats.strict_yaml import YamlProblem, read_strict_yaml
 from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import HELP, are_planned_tasks_local
@@ -214,7 +214,7 @@ def _check_inside(folder: Path, relative: str, where: str) -> Path:
     path = folder / relative
     if not path.exists():
         raise BadSuite(f"{where}: {relative} is not in {folder}.", "Paths are relative to the suite's file.")
-    if fault := file_path_fault(relative.removesuffix("/")):
+    if fault := path_format_fault(relative.removesuffix("/")):
         raise BadSuite(f"{where}: {shown_name(relative)} cannot be used: {fault}.", "Rename it.")
     if leads_out_of_folder(folder, path):
         raise BadSuite(f"{where}: {relative} leads out of {folder}.", "Put it into the folder of the suite's file.")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from quantyard.formats.finite_json import MAX_INT, only_finite_json
-from quantyard.formats.names import one_file_name, relative_file_path
+from quantyard.formats.names import parse_file_name, parse_relative_path
 from quantyard.protocol.exit_codes import ExitCode as ExitCode  # noqa: PLC0414  (stages import it from here)
 
 PROTOCOL_VERSION: Final = 1
@@ -48,9 +48,9 @@ def _without_slash(value: object) -> object:
     return value.removesuffix("/") if isinstance(value, str) else value
 
 
-RelativePath = Annotated[str, AfterValidator(relative_file_path)]
+RelativePath = Annotated[str, AfterValidator(parse_relative_path)]
 RelativeFolder = Annotated[RelativePath, BeforeValidator(_without_slash)]  # people write tasks/
-FileName = Annotated[str, AfterValidator(one_file_name)]  # of a file or a folder, not a path
+FileName = Annotated[str, AfterValidator(parse_file_name)]  # of a file or a folder, not a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(only_finite_json)]
 Cut = Annotated[str, BeforeValidator(_cut)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from quantyard.execution.reporter import Reporter
+from quantyard.execution.reporter import StepReporter
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult
 
 _STAGE = "publish"
@@ -16,7 +16,7 @@ _SMALL_BYTES = 2**20  # smaller files, such as plots and texts, upload too quick
 class UploadProgress:
     """The callback of uploads: a file's name, its bytes sent so far and its size."""
 
-    reporter: Reporter
+    reporter: StepReporter
     n_files: int
     _began: dict[str, float] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)

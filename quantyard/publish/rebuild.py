@@ -17,7 +17,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from quantyard.errors import BadRequest, NeedsPermission
 from quantyard.files.own_files import find_file, kind_of_path
-from quantyard.formats.names import file_name_fault, shown_name
+from quantyard.formats.names import name_format_fault, shown_name
 from quantyard.plan.imatrix import Calibration, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import FileEntry, files_digest
@@ -127,7 +127,7 @@ def rebuild_release_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: 
     for number, (quant, name) in enumerate(_used(subject).items()):
         made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
         recorded = made.request.get("imatrix_file") if made else None
-        if not isinstance(recorded, str) or file_name_fault(recorded) or recorded.startswith("."):
+        if not isinstance(recorded, str) or name_format_fault(recorded) or recorded.startswith("."):
             message = f"The importance matrix of {quant} is recorded as {_said(recorded)}, which is not a file name."
             raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.")
         matrix = _copied(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Step
 from quantyard.protocol.base import FileEntry, files_digest
@@ -39,14 +39,14 @@ def _step(quant: str, path: Path, sha256: str, size_bytes: int, max_size_bytes: 
     return Step(_label_of(quant), STAGES["split"], request, {"source": ExternalInput(whole)}, size_bytes, quant)
 
 
-def split_release_parts(builder: Builder, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:
+def split_release_parts(runner: PlanRunner, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:
     """The parts that the finished plan left, by quant."""
-    labels = {step.label for step in builder.plan.steps}
+    labels = {step.label for step in runner.plan.steps}
     return {
-        quant: _parts(builder, _label_of(quant)) for quant in release.quants if _label_of(quant) in labels
+        quant: _parts(runner, _label_of(quant)) for quant in release.quants if _label_of(quant) in labels
     }
 
 
-def _parts(builder: Builder, label: str) -> tuple[PublishedFile, ...]:
-    folder, files = builder.output(label), builder.outputs(label)
+def _parts(runner: PlanRunner, label: str) -> tuple[PublishedFile, ...]:
+    folder, files = runner.output(label), runner.outputs(label)
     return tuple(kept_release_file(f.path, folder / f.path, str(f.sha256)) for f in files)

@@ -20,7 +20,7 @@ from quantyard.files.own_files import (
     typed_file_path,
 )
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
-from quantyard.formats.names import file_name_fault, safe_file_name, shown_name
+from quantyard.formats.names import name_format_fault, safe_file_name, shown_name
 from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder
 from quantyard.hub.client import (
     CONFIG_LIMIT_BYTES,
@@ -228,7 +228,7 @@ def _readme(place: Path | None) -> str:
 
 
 def _gguf(path: Path, hashes: HashCache) -> Source:
-    if fault := file_name_fault(path.name):
+    if fault := name_format_fault(path.name):
         raise BadSource(f"{shown_name(path.name)} cannot name a model's file: {fault}.", "Rename it.")
     try:
         gguf = read_gguf_model(path)

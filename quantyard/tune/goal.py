@@ -15,7 +15,7 @@ from quantyard.protocol.evaluation import DivergenceRequest, Runtime
 from quantyard.protocol.measurements import Divergence, Interval
 from quantyard.requests import TuneRequest
 from quantyard.tune.exact_sizes import nearest_stock_quant
-from quantyard.tune.knapsack import Mix, tuned_mix_within_kld, tuned_mix_within_size
+from quantyard.tune.knapsack import TypeMix, tuned_mix_within_kld, tuned_mix_within_size
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def tuning_goal(asked: TuneRequest, stock: dict[str, int]) -> TuningGoal:
     return TuningGoal(stock[asked.target_quant])
 
 
-def find_tuned_mix(mixes: Sequence[Mix], goal: TuningGoal, kld_scale: float = 1.0) -> Mix:
+def find_tuned_mix(mixes: Sequence[TypeMix], goal: TuningGoal, kld_scale: float = 1.0) -> TypeMix:
     """The mix that meets the goal.
 
     Args:

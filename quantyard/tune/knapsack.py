@@ -18,7 +18,7 @@ _GRAIN: Final = 20_000
 
 
 @dataclass(frozen=True)
-class Option:
+class TypeOption:
     """One type of one group: its bytes, and its part of the divergence, nats."""
 
     type: str
@@ -27,7 +27,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Mix:
+class TypeMix:
     """A type for each group, in their order; size of the whole file, expected mean KL divergence in nats."""
 
     size_bytes: int
@@ -39,7 +39,7 @@ class Mix:
 class _Partial:
     size_bytes: int
     kld: float
-    option: Option | None
+    option: TypeOption | None
     before: _Partial | None
 
     def types(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class _Partial:
         return (*self.before.types(), self.option.type)
 
 
-def tuning_mix_front(groups: Sequence[Sequence[Option]], fixed_bytes: int) -> list[Mix]:
+def tuning_mix_front(groups: Sequence[Sequence[TypeOption]], fixed_bytes: int) -> list[TypeMix]:
     """The Pareto-optimal mixes, smallest first: each further one is larger and diverges less.
 
     Args:
@@ -60,7 +60,7 @@ def tuning_mix_front(groups: Sequence[Sequence[Option]], fixed_bytes: int) -> li
     for options in groups:
         each = [_Partial(p.size_bytes + o.size_bytes, p.kld + o.kld, o, p) for p in kept for o in options]
         kept = _undominated(each, grain)
-    return [Mix(p.size_bytes, p.kld, p.types()) for p in kept]
+    return [TypeMix(p.size_bytes, p.kld, p.types()) for p in kept]
 
 
 def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
@@ -75,12 +75,12 @@ def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
     return kept
 
 
-def tuned_mix_within_size(mixes: Sequence[Mix], size_bytes: int) -> Mix | None:
+def tuned_mix_within_size(mixes: Sequence[TypeMix], size_bytes: int) -> TypeMix | None:
     """The best mix up to this size; None if all are larger."""
     at = bisect_right([mix.size_bytes for mix in mixes], size_bytes)
     return mixes[at - 1] if at else None
 
 
-def tuned_mix_within_kld(mixes: Sequence[Mix], kld: float) -> Mix | None:
+def tuned_mix_within_kld(mixes: Sequence[TypeMix], kld: float) -> TypeMix | None:
     """The smallest mix up to this expected divergence; None if all exceed it."""
     return next((mix for mix in mixes if mix.kld <= kld), None)

@@ -23,7 +23,7 @@ from quantyard.protocol.measurements import Divergence
 from quantyard.quants.recipe import Recipe
 from quantyard.store.artifact import Artifact
 from quantyard.tune.exact_sizes import Sizes
-from quantyard.tune.knapsack import Option
+from quantyard.tune.knapsack import TypeOption
 from quantyard.tune.tensor_groups import TensorGroup
 from quantyard.tune.text import NAME
 from quantyard.tune.type_errors import HIGH, LADDER, LOW, Errors, distinct_tuning_types, tuning_type_error
@@ -120,7 +120,7 @@ def _sensitivity(group: TensorGroup, probe: Divergence, floor: Divergence) -> Se
 
 def tuning_options(
     found: Sensitivity, sizes: Sizes, errors: Errors, ladder: Sequence[str] = LADDER
-) -> list[Option]:
+) -> list[TypeOption]:
     """The bytes and the divergence of each type for this group, the latter in proportion to the squared error.
 
     The measured difference has HIGH's own error on both sides, so the divergence at LOW is larger by that.
@@ -129,7 +129,7 @@ def tuning_options(
     low, high = tuning_type_error(LOW, tensors, errors), tuning_type_error(HIGH, tensors, errors)
     per_error = found.kld / max(low - high, _LEAST_ERROR)
     return [
-        Option(
+        TypeOption(
             kind, sum(sizes.of_tensor(t, kind) for t in tensors), per_error * tuning_type_error(kind, tensors, errors)
         )
         for kind in distinct_tuning_types(tensors, ladder)

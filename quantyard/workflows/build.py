@@ -5,12 +5,12 @@ from __future__ import annotations
 from quantyard.plan.api_tests import add_contract_steps
 from quantyard.requests import BuildRequest
 from quantyard.workflows.planning import workflow_plan, workflow_with_suite
-from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.results import Built
 from quantyard.workflows.run import run_build_plan
 
 
-def build(request: BuildRequest, reporter: Reporter) -> Built:
+def build(request: BuildRequest, reporter: WorkflowReporter) -> Built:
     """Fetch, convert, quantize and verify; skip finished stages.
 
     Raises:
@@ -19,7 +19,7 @@ def build(request: BuildRequest, reporter: Reporter) -> Built:
     return run_build_plan(request, workflow_plan(request), reporter)
 
 
-def evaluate(request: BuildRequest, reporter: Reporter) -> Built:
+def evaluate(request: BuildRequest, reporter: WorkflowReporter) -> Built:
     """Measure the files beside the baseline; what is not built is built first.
 
     Raises:
@@ -28,7 +28,7 @@ def evaluate(request: BuildRequest, reporter: Reporter) -> Built:
     return build(workflow_with_suite(request), reporter)
 
 
-def workflow_check_api(request: BuildRequest, reporter: Reporter) -> Built:
+def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Built:
     """Serve each file to itself, and check every promise of the API; the findings are in `contracts`.
 
     Raises:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from quantyard.engines import Engine
 from quantyard.errors import HubError
-from quantyard.execution.reporter import Reporter as StepReporter
-from quantyard.execution.runner import Builder
+from quantyard.execution.reporter import StepReporter
+from quantyard.execution.runner import PlanRunner
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.build import dequantize_step
@@ -30,7 +30,7 @@ from quantyard.store.stages import ModelStore
 from quantyard.workflows.build import build
 from quantyard.workflows.planning import workflow_engine
 from quantyard.workflows.release import write_release_report
-from quantyard.workflows.reporter import DemoBegins, Reporter
+from quantyard.workflows.reporter import DemoBegins, WorkflowReporter
 from quantyard.workflows.results import Built
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -49,7 +49,7 @@ class Demo:
     page: Path
 
 
-def demo(request: BuildRequest, reporter: Reporter) -> Demo:
+def demo(request: BuildRequest, reporter: WorkflowReporter) -> Demo:
     """Get the model, build it, measure it, and write the page of it.
 
     Raises:
@@ -80,9 +80,9 @@ def workflow_demo_folder(request: BuildRequest, engine: Engine, reporter: StepRe
     assert source.local is not None
     base = ModelFile(ExternalInput(source.local), gguf.name)
     plan = BuildPlan(source, (dequantize_step(base, source.n_params * 2),), base, (), "auto", "")
-    builder = Builder(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
-    builder.run(reporter)
-    return _named(builder.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
+    runner = PlanRunner(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
+    runner.run(reporter)
+    return _named(runner.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
 
 
 def _gguf(request: BuildRequest, reporter: StepReporter) -> Path:

@@ -11,10 +11,10 @@ from quantyard.requests import BuildRequest
 from quantyard.serve import model_image
 from quantyard.workflows.build import build
 from quantyard.workflows.planning import workflow_engine
-from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.reporter import WorkflowReporter
 
 
-def workflow_pack_image(request: BuildRequest, reporter: Reporter) -> tuple[str, ...]:
+def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tuple[str, ...]:
     """Build what is not built, then pack each file; several get the quant's name at the end of their tag.
 
     Returns:
@@ -44,7 +44,7 @@ def workflow_pack_image(request: BuildRequest, reporter: Reporter) -> tuple[str,
     return tuple(tags)
 
 
-def workflow_prepare_tools(request: BuildRequest, reporter: Reporter) -> dict[str, dict[str, str]]:
+def workflow_prepare_tools(request: BuildRequest, reporter: WorkflowReporter) -> dict[str, dict[str, str]]:
     """Make the tools ready: the images (docker), or `.venv-local` (local).
 
     Returns:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.plan.lora import LORA, RESULT, plan_lora
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.visible_files import link_stored_file
 from quantyard.workflows.planning import workflow_hashes, workflow_hub_access
-from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.run import run_plan
 
 
@@ -35,7 +35,7 @@ class Adapter:
         return self.path.stat().st_size
 
 
-def workflow_make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
+def workflow_make_lora(request: BuildRequest, reporter: WorkflowReporter) -> Adapter:
     """Fetch and convert the adapter; skip finished stages.
 
     Raises:
@@ -43,12 +43,12 @@ def workflow_make_lora(request: BuildRequest, reporter: Reporter) -> Adapter:
         QuantyardError: see errors.py.
     """
     plan = plan_lora(request, workflow_hub_access(request), workflow_hashes(request))
-    builder, _no_targets = run_plan(request, plan, reporter)
-    path = workflow_publish_lora(builder)
-    return Adapter(plan.source, path, builder.store.folder / "manifest.json", tuple(builder.ran))
+    runner, _no_targets = run_plan(request, plan, reporter)
+    path = workflow_publish_lora(runner)
+    return Adapter(plan.source, path, runner.store.folder / "manifest.json", tuple(runner.ran))
 
 
-def workflow_publish_lora(builder: Builder) -> Path:
+def workflow_publish_lora(runner: PlanRunner) -> Path:
     """Give the finished adapter its name beside the manifest; its path."""
-    target = builder.store.folder / f"{builder.plan.source.model.name}-lora.gguf"
-    return link_stored_file(builder.output(LORA) / RESULT, target)
+    target = runner.store.folder / f"{runner.plan.source.model.name}-lora.gguf"
+    return link_stored_file(runner.output(LORA) / RESULT, target)

@@ -10,7 +10,7 @@ from quantyard.requests import BuildRequest, ChooseRequest, PublishRequest
 from quantyard.workflows.choose import Chosen, choose_from_manifest
 from quantyard.workflows.planning import workflow_matrix_plan
 from quantyard.workflows.release import write_release_report
-from quantyard.workflows.reporter import QuantsFailed, Reporter
+from quantyard.workflows.reporter import QuantsFailed, WorkflowReporter
 from quantyard.workflows.results import Built
 from quantyard.workflows.run import run_build_plan
 
@@ -36,7 +36,7 @@ class Matrix:
         return self.page.with_name("README.md")
 
 
-def matrix(request: BuildRequest, reporter: Reporter) -> Matrix:
+def matrix(request: BuildRequest, reporter: WorkflowReporter) -> Matrix:
     """One conversion for all, one baseline for all; a quant that fails leaves the others alone.
 
     Raises:
@@ -57,7 +57,7 @@ def matrix(request: BuildRequest, reporter: Reporter) -> Matrix:
         return Matrix(built, page, None, error.message)
 
 
-def _write_page(request: BuildRequest, built: Built, reporter: Reporter) -> Path:
+def _write_page(request: BuildRequest, built: Built, reporter: WorkflowReporter) -> Path:
     """The page of what was made. LIMIT, TASKS and the like make another suite of it, whose name tells."""
     quants = tuple(quant for quant in request.quants if quant.name in {file.quant for file in built.files})
     assert built.measured is not None, "the caller has looked"

@@ -8,7 +8,7 @@ from pathlib import Path
 from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, HubUnreachable
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost, forecast_cost
 from quantyard.forecast.from_manifests import known_forecast_times
 from quantyard.forecast.time import forecast_conditions, forecast_times
@@ -41,8 +41,8 @@ def plan(request: BuildRequest) -> Planned:
         request = replace(request, measure=None)
     engine, reason = workflow_engine(request)
     request, planned = workflow_matrix_plan(request) if request.matrix_quants else (request, workflow_plan(request))
-    builder, finished, cost = foreseen_workflow(request, planned, engine)
-    return planned_workflow(request, builder.plan, finished, cost, (engine, reason))
+    runner, finished, cost = foreseen_workflow(request, planned, engine)
+    return planned_workflow(request, runner.plan, finished, cost, (engine, reason))
 
 
 def planned_workflow(
@@ -141,13 +141,13 @@ def workflow_with_suite(request: BuildRequest) -> BuildRequest:
     return replace(request, measure=replace(asked, suite=asked.suite or EVAL_SUITE))
 
 
-def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
-    """The builder of a plan, which of its steps are finished, and what the rest will cost."""
+def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[PlanRunner, set[str], Cost]:
+    """The runner of a plan, which of its steps are finished, and what the rest will cost."""
     store = ModelStore(request.artifacts, plan.source.model)
-    builder = Builder(plan, engine, store, REPO_DIR)
-    finished = set(builder.find_finished())
-    time = forecast_times(plan, finished, known_forecast_times(request.artifacts), forecast_conditions(builder))
-    return builder, finished, forecast_cost(plan, finished, builder.partial_bytes(), request.artifacts, time)
+    runner = PlanRunner(plan, engine, store, REPO_DIR)
+    finished = set(runner.find_finished())
+    time = forecast_times(plan, finished, known_forecast_times(request.artifacts), forecast_conditions(runner))
+    return runner, finished, forecast_cost(plan, finished, runner.partial_bytes(), request.artifacts, time)
 
 
 # ---- importance matrices -----------------------------------------------------------------------------
@@ -158,18 +158,18 @@ def workflow_wants_imatrix(request: BuildRequest) -> bool:
     return request.imatrix not in ("", "none")
 
 
-def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[Builder, set[str], Cost]:
+def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[PlanRunner, set[str], Cost]:
     """As `prepare_workflow`, but nothing runs: where IMATRIX=auto decides, every file gets the matrix, and the disk
     holds both versions.
     """
     calibration = workflow_calibration(request, plan.source)
-    builder, finished, cost = prepare_workflow(request, workflow_plan_with_imatrix(plan, calibration), engine)
+    runner, finished, cost = prepare_workflow(request, workflow_plan_with_imatrix(plan, calibration), engine)
     tried = workflow_trial_plan(plan, calibration)
     if tried is not None:
-        both = prepare_workflow(request, plan_trial_and_rest(tried, builder.plan), engine)[2]
+        both = prepare_workflow(request, plan_trial_and_rest(tried, runner.plan), engine)[2]
         trial_s = both.time.seconds - cost.time.seconds
         cost = replace(cost, disk_needed_bytes=both.disk_needed_bytes, fitting=both.fitting, trial_s=trial_s)
-    return builder, finished, cost
+    return runner, finished, cost
 
 
 def workflow_trial_plan(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan | None:

@@ -12,7 +12,7 @@ from quantyard.forecast.benchmark import TRIALS, TimingBench, forecast_benchmark
 from quantyard.forecast.samples import TimingSample, read_forecast_book, write_forecast_book
 from quantyard.requests import BuildRequest
 from quantyard.workflows.planning import workflow_engine
-from quantyard.workflows.reporter import Reporter, TimingBegins
+from quantyard.workflows.reporter import TimingBegins, WorkflowReporter
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Timed:
     samples: tuple[TimingSample, ...]
 
 
-def workflow_rates(request: BuildRequest, reporter: Reporter) -> Timed:
+def workflow_rates(request: BuildRequest, reporter: WorkflowReporter) -> Timed:
     """Run the trials, and keep what their stages took in place of what was timed before.
 
     Raises:
@@ -40,7 +40,7 @@ def workflow_rates(request: BuildRequest, reporter: Reporter) -> Timed:
     return Timed(engine.name, time.monotonic() - started, tuple(found))
 
 
-def _time_all(request: BuildRequest, engine: Engine, reporter: Reporter) -> list[TimingSample]:
+def _time_all(request: BuildRequest, engine: Engine, reporter: WorkflowReporter) -> list[TimingSample]:
     """Run in a temporary store."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     found: list[TimingSample] = []

@@ -35,7 +35,7 @@ from quantyard.workflows.planning import (
     workflow_plan,
     workflow_with_suite,
 )
-from quantyard.workflows.reporter import GateJudged, Reporter, Waiting
+from quantyard.workflows.reporter import GateJudged, Waiting, WorkflowReporter
 from quantyard.workflows.run import run_build_plan, run_plan
 
 
@@ -68,7 +68,7 @@ class WrittenReport:
     card: Path
 
 
-def publish(request: BuildRequest, reporter: Reporter) -> Publication:
+def publish(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
     """Publish what was built and measured before.
 
     Raises:
@@ -80,7 +80,7 @@ def publish(request: BuildRequest, reporter: Reporter) -> Publication:
     return _publish(request, asked, plan, _destination(request, asked, plan), reporter)
 
 
-def release(request: BuildRequest, reporter: Reporter) -> Publication:
+def release(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
     """Build, measure, test, judge and publish; skip finished stages.
 
     Raises:
@@ -98,7 +98,7 @@ def release(request: BuildRequest, reporter: Reporter) -> Publication:
     return _publish(request, asked, plan, where, reporter)
 
 
-def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
+def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
     """Compare what was measured with the limits; publish nothing. A limit that is exceeded is a finding.
 
     Raises:
@@ -108,7 +108,7 @@ def gate(request: BuildRequest, reporter: Reporter) -> GateReport:
     return _gate_of(_judged(request, asked, workflow_files_plan(request), load_gate_budgets(asked.gate), reporter))
 
 
-def report(request: BuildRequest, reporter: Reporter) -> WrittenReport:
+def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
     """Write the card and the page of what was built and measured.
 
     Raises:
@@ -119,7 +119,7 @@ def report(request: BuildRequest, reporter: Reporter) -> WrittenReport:
 
 
 def write_release_report(
-    request: BuildRequest, asked: PublishRequest, reporter: Reporter, plan: BuildPlan | None = None
+    request: BuildRequest, asked: PublishRequest, reporter: WorkflowReporter, plan: BuildPlan | None = None
 ) -> Path:
     """The page's path; the card is beside it. Both as they would be published.
 
@@ -139,7 +139,7 @@ def _asked(request: BuildRequest) -> PublishRequest:
 
 
 def _publish(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination, reporter: Reporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination, reporter: WorkflowReporter
 ) -> Publication:
     release_licence(plan.source.license, plan.source.card, asked)
     found = _judged(request, asked, plan, where.budgets, reporter)
@@ -162,7 +162,7 @@ def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) 
 
 
 def _judged(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: Reporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: WorkflowReporter
 ) -> Release:
     """The release of these files, judged; the store's manifest remembers how."""
     local, store = plan.source.local, ModelStore(request.artifacts, plan.source.model)
@@ -192,7 +192,7 @@ def _gate_of(found: Release) -> GateReport:
 
 
 def _composed(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: Reporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: WorkflowReporter
 ) -> ReleaseBundle:
     """Everything that is published, models above the limit in parts."""
     splitting = split_release_plan(found, plan.source, asked.split_above_bytes)

@@ -31,10 +31,10 @@ class Event(Protocol):
 
 
 @runtime_checkable
-class Reporter(Protocol):
+class WorkflowReporter(Protocol):
     """Who listens to a workflow."""
 
-    def steps(self) -> AbstractContextManager[execution.Reporter]:
+    def steps(self) -> AbstractContextManager[execution.StepReporter]:
         """What the steps of one run report to, for as long as they run."""
 
     def tell(self, event: Event) -> None:
@@ -203,7 +203,7 @@ class SilentReporter:
     """Says nothing."""
 
     @contextmanager
-    def steps(self) -> Iterator[execution.Reporter]:
+    def steps(self) -> Iterator[execution.StepReporter]:
         """A reporter of steps that drops them."""
         yield LinesReporter(lambda _text: None)
 
@@ -222,7 +222,7 @@ class LinesReporter(StageLineReporter):
         self._on_line = on_line
 
     @contextmanager
-    def steps(self) -> Iterator[execution.Reporter]:
+    def steps(self) -> Iterator[execution.StepReporter]:
         """Itself: a step is a line like any other."""
         yield self
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantyard.errors import StageFailed
 from quantyard.execution.manifest_writer import BuiltFile, Measured
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.api_tests import ContractReport
@@ -88,9 +88,9 @@ class Built:
         return self.measured.report if self.measured else None
 
 
-def built_result(builder: Builder, files: Sequence[BuiltFile]) -> Built:
-    """The build that a builder has run."""
+def built_result(runner: PlanRunner, files: Sequence[BuiltFile]) -> Built:
+    """The build that a runner has run."""
     return Built(
-        plan=builder.plan, files=tuple(files), ran=tuple(builder.ran), folder=builder.store.folder,
-        measured=builder.measured, contracts=tuple(builder.contracts), failures=dict(builder.failures),
+        plan=runner.plan, files=tuple(files), ran=tuple(runner.ran), folder=runner.store.folder,
+        measured=runner.measured, contracts=tuple(runner.contracts), failures=dict(runner.failures),
     )

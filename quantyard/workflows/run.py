@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantyard.execution.manifest_writer import BuiltFile
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
 from quantyard.serve.served_files import offer_served_files
 from quantyard.workflows.planning import planned_workflow, prepare_workflow, workflow_engine
-from quantyard.workflows.reporter import NotOffered, PlanMade, Reporter
+from quantyard.workflows.reporter import NotOffered, PlanMade, WorkflowReporter
 from quantyard.workflows.results import Built, built_result
 from quantyard.workflows.timed_run import run_timed_plan
 from quantyard.workflows.trial import workflow_imatrix_trial
 
 
 def run_plan(
-    request: BuildRequest, plan: BuildPlan, reporter: Reporter, *, keep_going: bool = False
-) -> tuple[Builder, list[BuiltFile]]:
+    request: BuildRequest, plan: BuildPlan, reporter: WorkflowReporter, *, keep_going: bool = False
+) -> tuple[PlanRunner, list[BuiltFile]]:
     """Run what is left of a plan.
 
     Args:
@@ -26,26 +26,28 @@ def run_plan(
 
     Raises:
         NotEnoughDisk: the disk is too small; nothing of the plan has run.
-        StageFailed, EngineError: see `Builder.run`.
+        StageFailed, EngineError: see `PlanRunner.run`.
     """
     engine, reason = workflow_engine(request)
     plan = workflow_imatrix_trial(request, plan, engine, reporter, keep_going=keep_going)
-    builder, finished, cost = prepare_workflow(request, plan, engine)
+    runner, finished, cost = prepare_workflow(request, plan, engine)
     planned = planned_workflow(request, plan, finished, cost, (engine, reason))
     reporter.tell(PlanMade(planned))
     planned.check_disk()
-    builder.keep_going = keep_going
-    return builder, run_timed_plan(request, builder, cost, reporter)
+    runner.keep_going = keep_going
+    return runner, run_timed_plan(request, runner, cost, reporter)
 
 
-def run_build_plan(request: BuildRequest, plan: BuildPlan, reporter: Reporter, *, keep_going: bool = False) -> Built:
+def run_build_plan(
+    request: BuildRequest, plan: BuildPlan, reporter: WorkflowReporter, *, keep_going: bool = False
+) -> Built:
     """Run what is left of a plan, and let its files be what is served."""
-    builder, files = run_plan(request, plan, reporter, keep_going=keep_going)
+    runner, files = run_plan(request, plan, reporter, keep_going=keep_going)
     offer_built_files(request, files, reporter)
-    return built_result(builder, files)
+    return built_result(runner, files)
 
 
-def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: Reporter) -> None:
+def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: WorkflowReporter) -> None:
     """Let these files be what is served."""
     if files and offer_served_files(request.artifacts, [file.path for file in files]) is None:
         reporter.tell(NotOffered(request.artifacts, files[0].path))

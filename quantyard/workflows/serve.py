@@ -8,10 +8,10 @@ from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 from quantyard.serve.run import serve_compose, serve_local
 from quantyard.workflows.planning import workflow_engine
-from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.reporter import WorkflowReporter
 
 
-def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Reporter) -> int:
+def serve(request: BuildRequest, environment: Mapping[str, str], reporter: WorkflowReporter) -> int:
     """Run the server to its end; its exit code.
 
     Args:

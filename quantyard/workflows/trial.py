@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantyard.engines import Engine
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.plan.imatrix import plan_as_decided, plan_imatrix_decisions, plan_trial_and_rest
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
@@ -14,12 +14,12 @@ from quantyard.workflows.planning import (
     workflow_plan_with_imatrix,
     workflow_trial_plan,
 )
-from quantyard.workflows.reporter import ImatrixDecided, Reporter, TrialBegins
+from quantyard.workflows.reporter import ImatrixDecided, TrialBegins, WorkflowReporter
 from quantyard.workflows.timed_run import run_timed_plan
 
 
 def workflow_imatrix_trial(
-    request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: Reporter, *, keep_going: bool = False
+    request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: WorkflowReporter, *, keep_going: bool = False
 ) -> BuildPlan:
     """The plan with the importance matrix that was asked for. Where that is to be tried, the trial runs now.
 
@@ -45,10 +45,10 @@ def workflow_imatrix_trial(
 
 
 def _run_trial(
-    request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: Reporter, *, keep_going: bool
-) -> Builder:
-    builder, _finished, cost = prepare_workflow(request, plan, engine)
-    builder.keep_going = keep_going
+    request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: WorkflowReporter, *, keep_going: bool
+) -> PlanRunner:
+    runner, _finished, cost = prepare_workflow(request, plan, engine)
+    runner.keep_going = keep_going
     reporter.tell(TrialBegins())
-    run_timed_plan(request, builder, cost, reporter)
-    return builder
+    run_timed_plan(request, runner, cost, reporter)
+    return runner

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantyard.errors import BadRequest
 from quantyard.execution.manifest_writer import BuiltFile
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.files.atomic import write_file_atomically
 from quantyard.formats.gguf import read_gguf_model
 from quantyard.formatting.numbers import format_exact_bytes
@@ -31,7 +31,7 @@ from quantyard.tune.goal import (
     tuning_held_out_plan,
     tuning_yardstick,
 )
-from quantyard.tune.knapsack import Mix, tuning_mix_front
+from quantyard.tune.knapsack import TypeMix, tuning_mix_front
 from quantyard.tune.recipe_text import tuned_recipe_text
 from quantyard.tune.sensitivity import (
     Probing,
@@ -50,7 +50,7 @@ from quantyard.tune.tensor_groups import TensorGroup, tuning_tensor_groups
 from quantyard.tune.text import tuning_text
 from quantyard.tune.type_errors import HIGH, read_rounding_errors, tuning_type_ladder
 from quantyard.workflows.planning import prepare_workflow, workflow_engine, workflow_plan
-from quantyard.workflows.reporter import MixMeasured, Reporter, SearchRuns
+from quantyard.workflows.reporter import MixMeasured, SearchRuns, WorkflowReporter
 from quantyard.workflows.results import Built, built_result
 from quantyard.workflows.run import offer_built_files, run_plan
 
@@ -71,7 +71,7 @@ class Tuned:
     """
 
     goal: TuningGoal
-    mix: Mix
+    mix: TypeMix
     sensitivities: tuple[Sensitivity, ...]
     recipe: Recipe
     recipe_path: Path
@@ -84,18 +84,18 @@ class _Search:
     """What the probes told of one model."""
 
     request: BuildRequest
-    reporter: Reporter
+    reporter: WorkflowReporter
     high: BuildPlan
     probing: Probing
     sizes: Sizes
     groups: tuple[TensorGroup, ...]
     found: Sequence[Sensitivity]
-    mixes: Sequence[Mix]
+    mixes: Sequence[TypeMix]
     goal: TuningGoal
     stock: dict[str, int]
 
 
-def tune(request: BuildRequest, reporter: Reporter) -> Tuned:
+def tune(request: BuildRequest, reporter: WorkflowReporter) -> Tuned:
     """Measure how much each group of tensors matters, choose types, make the file, compare it with a stock quant.
 
     Raises:
@@ -111,14 +111,14 @@ def tune(request: BuildRequest, reporter: Reporter) -> Tuned:
     name = tuning_yardstick(search.stock, search.goal.size_bytes or mix.size_bytes)
     plan = workflow_plan(replace(_plain(request), quants=(find_quant(name), quant_of_recipe(recipe))))
     plan = tuning_held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
-    builder, files = run_plan(_plain(request), plan, reporter)
+    runner, files = run_plan(_plain(request), plan, reporter)
     offer_built_files(request, files, reporter)
-    path = builder.store.folder / "recipes" / f"{recipe.name}.yaml"
+    path = runner.store.folder / "recipes" / f"{recipe.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     write_file_atomically(path, tuned_recipe_text(recipe).encode())
-    gain = _gain(recipe, builder, files)
+    gain = _gain(recipe, runner, files)
     return Tuned(
-        search.goal, mix, tuple(search.found), recipe, path, gain, built_result(builder, files)
+        search.goal, mix, tuple(search.found), recipe, path, gain, built_result(runner, files)
     )
 
 
@@ -136,7 +136,7 @@ def _plain(request: BuildRequest) -> BuildRequest:
     return replace(request, imatrix="none", calibration=(), measure=None)
 
 
-def _searched(request: BuildRequest, asked: TuneRequest, reporter: Reporter) -> _Search:
+def _searched(request: BuildRequest, asked: TuneRequest, reporter: WorkflowReporter) -> _Search:
     plan = workflow_plan(replace(_plain(request), quants=(find_quant(HIGH),)))
     if plan_unquantized_type(plan) is None:
         message = f"{plan.source.title} is quantized already, and a search needs the unquantized model."
@@ -169,7 +169,7 @@ def _refuse_impossible(goal: TuningGoal, groups: Sequence[TensorGroup], sizes: S
         raise BadRequest(message, f"Type: TARGET_SIZE={smallest}")
 
 
-def _mix(search: _Search) -> tuple[Mix, Recipe]:
+def _mix(search: _Search) -> tuple[TypeMix, Recipe]:
     """The mix for the goal. A divergence is not only expected but measured: where it is missed, the next is larger."""
     goal = search.goal
     mix = find_tuned_mix(search.mixes, goal)
@@ -183,14 +183,14 @@ def _mix(search: _Search) -> tuple[Mix, Recipe]:
     return mix, _recipe(search, mix, goal.name)
 
 
-def _recipe(search: _Search, mix: Mix, name: str) -> Recipe:
+def _recipe(search: _Search, mix: TypeMix, name: str) -> Recipe:
     assert search.request.tune is not None
     types = f" of {', '.join(search.request.tune.types)}" if search.request.tune.types else ""
     text = f"found for {search.high.source.model.name}: {search.goal.text}{types}"
     return tuned_recipe(name, search.groups, mix.types, text[:300])
 
 
-def _seen(search: _Search, mix: Mix, number: int) -> float:
+def _seen(search: _Search, mix: TypeMix, number: int) -> float:
     """Mean KLD of a mix on the text of the search, nats."""
     label = f"{search.goal.name}.{number}"
     recipe = _recipe(search, mix, search.goal.name)
@@ -205,22 +205,22 @@ def _seen(search: _Search, mix: Mix, number: int) -> float:
     measured = sensitivity_probe_step(search.high, search.probing, label, made)
     steps = tuple(s for s in search.high.steps if s is not floor)
     plan = replace(search.high, steps=(*steps, made, measured))
-    builder = _run(search.request, plan, f"mix {number + 1}", search.reporter)
-    found = read_planned_divergence(builder.output(sensitivity_probe_label(label))).mean_kld
+    runner = _run(search.request, plan, f"mix {number + 1}", search.reporter)
+    found = read_planned_divergence(runner.output(sensitivity_probe_label(label))).mean_kld
     assert found is not None, "it was held against the unquantized model"
     return found.value
 
 
-def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: Reporter) -> Builder:
+def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: WorkflowReporter) -> PlanRunner:
     engine, _reason = workflow_engine(request)
-    builder, finished, cost = prepare_workflow(request, plan, engine)
+    runner, finished, cost = prepare_workflow(request, plan, engine)
     left = [step for step in plan.steps if step.label not in finished]
     if left:
         reporter.tell(SearchRuns(what, len(left), len(plan.steps)))
     cost.check_disk(request.artifacts)
     with reporter.steps() as steps:
-        builder.run(steps)
-    return builder
+        runner.run(steps)
+    return runner
 
 
 def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
@@ -233,11 +233,11 @@ def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
     return replace(plan, steps=steps, targets=targets)
 
 
-def _gain(recipe: Recipe, builder: Builder, files: Sequence[BuiltFile]) -> TuningGain:
+def _gain(recipe: Recipe, runner: PlanRunner, files: Sequence[BuiltFile]) -> TuningGain:
     """Both files on the held-out text."""
     measured = {
         file.quant: HeldOutFile(
-            file.quant, file.record.size_bytes, read_planned_divergence(builder.output(f"divergence {file.quant}"))
+            file.quant, file.record.size_bytes, read_planned_divergence(runner.output(f"divergence {file.quant}"))
         )
         for file in files
     }

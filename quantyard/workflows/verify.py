@@ -26,7 +26,7 @@ from quantyard.publish.verify import (
 from quantyard.requests import BuildRequest, CheckRequest
 from quantyard.store.manifest import read_manifest
 from quantyard.workflows.planning import workflow_hub_access, workflow_plan
-from quantyard.workflows.reporter import Reporter
+from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.run import run_plan
 
 _DOWNLOADS = "verified"  # a folder of the store
@@ -44,7 +44,7 @@ class Verification:
         return worst_release_check(self.checks)
 
 
-def verify(request: BuildRequest, reporter: Reporter) -> Verification:
+def verify(request: BuildRequest, reporter: WorkflowReporter) -> Verification:
     """Check a file, a folder or a repo against its manifest.
 
     Raises:
@@ -63,7 +63,7 @@ def verify(request: BuildRequest, reporter: Reporter) -> Verification:
     return Verification(tuple(checks))
 
 
-def _subject(request: BuildRequest, asked: CheckRequest, reporter: Reporter) -> CheckedRelease:
+def _subject(request: BuildRequest, asked: CheckRequest, reporter: WorkflowReporter) -> CheckedRelease:
     if bool(asked.repo_id) == (asked.file is not None):
         given = "REPO and FILE are both given" if asked.repo_id else "Neither REPO nor FILE is given"
         raise BadRequest(f"{given}.", "Type: make verify REPO=me/name-GGUF, or FILE=path")
@@ -76,7 +76,7 @@ def _subject(request: BuildRequest, asked: CheckRequest, reporter: Reporter) -> 
         )
 
 
-def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: Reporter) -> Iterator[ReleaseCheck]:
+def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: WorkflowReporter) -> Iterator[ReleaseCheck]:
     """In a store of its own, which is gone afterwards."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:

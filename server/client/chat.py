@@ -38,7 +38,7 @@ T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
-class Option:
+class ChatOption:
     """One thing a user can decide: `NAME` in the environment, `--name` on the command line."""
 
     name: str
@@ -49,13 +49,13 @@ class Option:
 _USUAL: Final = Sampling()
 # To add an option: a row here, and its use in `read_chat_settings`.
 OPTIONS: Final = (
-    Option("BASE_URL", DEFAULT_URL, "address of the server, up to and with /v1"),
-    Option("KEY_FILE", str(DEFAULT_KEY_FILE), "file that holds the server's key"),
-    Option("MODEL_NAME", "", "name in the server's list; empty: its first"),
-    Option("TEMPERATURE", str(_USUAL.temperature), "0: always the likeliest token"),
-    Option("TOP_P", str(_USUAL.top_p), "choose among the likeliest that make up this share"),
-    Option("TOP_K", str(_USUAL.top_k), "choose among so many; 0: no limit"),
-    Option("MAX_TOKENS", str(_USUAL.max_tokens), "longest answer, in tokens"),
+    ChatOption("BASE_URL", DEFAULT_URL, "address of the server, up to and with /v1"),
+    ChatOption("KEY_FILE", str(DEFAULT_KEY_FILE), "file that holds the server's key"),
+    ChatOption("MODEL_NAME", "", "name in the server's list; empty: its first"),
+    ChatOption("TEMPERATURE", str(_USUAL.temperature), "0: always the likeliest token"),
+    ChatOption("TOP_P", str(_USUAL.top_p), "choose among the likeliest that make up this share"),
+    ChatOption("TOP_K", str(_USUAL.top_k), "choose among so many; 0: no limit"),
+    ChatOption("MAX_TOKENS", str(_USUAL.max_tokens), "longest answer, in tokens"),
 )
 
 

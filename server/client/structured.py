@@ -220,7 +220,7 @@ class _Task(Generic[M]):
             text, finish_reason = ask(words, how)
             if finish_reason == "length":
                 raise _cut(text, sampling)
-            found, broken = judge_structured_answer(self.model_class, self.schema, text)
+            found, broken = parse_client_answer(self.model_class, self.schema, text)
             if found is not None:
                 return found
             words = f"{prompt}\n\nThis answer was wrong: {_quote(text)}\nThe reason: {broken}\nAnswer again."
@@ -229,7 +229,7 @@ class _Task(Generic[M]):
         raise AnswerInvalid(message, f"It was: {_quote(text)}")
 
 
-def judge_structured_answer(model_class: type[M], schema: dict[str, Any], text: str) -> tuple[M | None, str]:
+def parse_client_answer(model_class: type[M], schema: dict[str, Any], text: str) -> tuple[M | None, str]:
     """The instance, or None and what is broken: the place, the constraint and the value."""
     try:
         value = json.loads(text)

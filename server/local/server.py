@@ -58,7 +58,7 @@ def serve_local_bindings(config: Path) -> None:
         "default_generation_settings": {"n_ctx": bindings._llama_proxy().n_ctx()},  # noqa: SLF001
     }
     _allow_many_connections()
-    guard = Guard(app, key, told.models[0].model_alias, props, grammar_refusal)
+    guard = Guard(app, key, told.models[0].model_alias, props, local_grammar_refusal)
     uvicorn.run(
         guard, host=told.host, port=told.port, http=partial(LimitedProtocol, Connections()), ws="none",
         h11_max_incomplete_event_size=_HEAD_BYTES, server_header=False, access_log=False,
@@ -136,7 +136,7 @@ def _say_invalid(error: RequestValidationError) -> str:
     return "; ".join(found)
 
 
-def grammar_refusal(asked: Mapping[str, Any]) -> str:
+def local_grammar_refusal(asked: Mapping[str, Any]) -> str:
     """Why llama.cpp would not take the grammars that a request asks for; "": it does.
 
     The bindings do not look at what its parser returns, and end with the first grammar that it does not understand.

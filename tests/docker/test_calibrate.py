@@ -20,7 +20,7 @@ from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import EngineError, StageFailed
 from quantyard.execution.progress import LineReporter
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.formats.gguf import read_gguf_header, read_gguf_model
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
@@ -52,15 +52,15 @@ class Yard:
         assert self.source.local is not None
         return ModelFile(ExternalInput(self.source.local), self.source.gguf_file or "")
 
-    def run(self, steps: Sequence[Step]) -> Builder:
-        """Run the steps; the builder, for what they left."""
+    def run(self, steps: Sequence[Step]) -> PlanRunner:
+        """Run the steps; the runner, for what they left."""
         environment = os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
         request = read_command_request(argparse.Namespace(), environment)
         engine, _ = choose_engine(request.engine, request.environment, request.images)
         plan = BuildPlan(self.source, tuple(steps), self.base, (), "auto", "")
-        builder = Builder(plan, engine, ModelStore(self.artifacts, self.source.model), REPO_DIR)
-        builder.run(LineReporter(Console(stderr=True)))
-        return builder
+        runner = PlanRunner(plan, engine, ModelStore(self.artifacts, self.source.model), REPO_DIR)
+        runner.run(LineReporter(Console(stderr=True)))
+        return runner
 
     def step(self, label: str, request: StageRequest, **inputs: Origin) -> Step:
         return Step(label, STAGES[request.stage], request, {"source": self.base.origin, **inputs}, 0)
@@ -108,15 +108,15 @@ def _values(path: Path) -> dict[str, bytes]:
 
 
 def test_a_matrix_covers_the_model_and_says_how_it_was_made(yard: Yard) -> None:
-    builder = yard.run([yard.calibrate()])
-    matrix = read_imatrix(builder.output("calibrate") / "imatrix.gguf")
+    runner = yard.run([yard.calibrate()])
+    matrix = read_imatrix(runner.output("calibrate") / "imatrix.gguf")
     check_imatrix_fits(matrix, read_gguf_model(yard.base.origin.artifact.folder / yard.base.path))  # type: ignore[union-attr]
-    facts = builder.find_finished()["calibrate"].result.facts
+    facts = runner.find_finished()["calibrate"].result.facts
     assert (matrix.n_chunks, facts["chunks"], facts["chunk_tokens"]) == (N_CHUNKS, N_CHUNKS, 512)
     assert {name.split(".")[2] for name in matrix.entries} == {
         "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
     }  # fmt: skip
-    text = (builder.output("calibrate") / "calibration.txt").read_text()
+    text = (runner.output("calibrate") / "calibration.txt").read_text()
     assert facts["dialogues_in_template"] and "<|im_start|>user\n" in text
     assert "token_embd.weight" in str(facts["note"]) and float(str(facts["perplexity"])) > 1
 
@@ -159,8 +159,8 @@ def test_files_made_with_a_matrix_verify_and_differ_from_those_made_without(yard
         steps.append(yard.quantize(quant, ftype, StepOutput("calibrate")))
         request = VerifyRequest(quant=quant, source_file=yard.base.path, has_reference=False, threads=1)
         steps.append(yard.step(f"verify {quant}", request, model=StepOutput(f"quantize {quant}")))
-    builder = yard.run(steps)
-    given = builder.output("quantize Q4_K_M") / "model.gguf"
+    runner = yard.run(steps)
+    given = runner.output("quantize Q4_K_M") / "model.gguf"
     assert _values(given).keys() == _values(plain).keys() and _values(given) != _values(plain)
     assert read_gguf_header(given).metadata["quantize.imatrix.chunks_count"] == N_CHUNKS
 
@@ -197,7 +197,7 @@ def test_the_local_engine_quantizes_with_a_matrix_to_the_same_numbers(
         Yard(engine, yard.source, tmp_path / engine).run([yard.quantize("Q4_K_M", 15, given)])
         for engine in ("docker", "local")
     ]
-    docker, local = (builder.output("quantize Q4_K_M") / "model.gguf" for builder in made)
+    docker, local = (runner.output("quantize Q4_K_M") / "model.gguf" for runner in made)
     assert _values(docker) == _values(local)
     assert np.isfinite(np.frombuffer(_values(local)["output_norm.weight"], np.float32)).all()
 

@@ -17,7 +17,7 @@ import pytest
 
 from quantyard.engines.docker import DockerEngine
 from quantyard.errors import StageFailed
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.build import BuildOptions, make_build_plan
@@ -113,11 +113,11 @@ def test_a_disk_that_fills_up_during_a_stage_is_exit_code_5_and_the_next_run_fin
     stage: str, size_mib: int, tiny_model: Path, builder_image: str, small_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:
     artifacts, notes = small_disk(size_mib), Notes()
-    builder = _builder(tiny_model, artifacts)
+    runner = _runner(tiny_model, artifacts)
     if stage.startswith("verify"):
-        builder.engine = _Filling(builder.engine, artifacts)  # type: ignore[assignment]
+        runner.engine = _Filling(runner.engine, artifacts)  # type: ignore[assignment]
     with pytest.raises((StageFailed, OSError)) as failure:
-        builder.run(notes)
+        runner.run(notes)
     code = failure.value.code if isinstance(failure.value, StageFailed) else 5
     assert code == 5, failure.value
     assert f"end {stage}" not in notes.lines and _is_clean(artifacts)
@@ -143,7 +143,7 @@ class _Filling:
         return self._engine.run(spec, space, inputs, on_progress)
 
 
-def _builder(model: Path, artifacts: Path) -> Builder:
+def _runner(model: Path, artifacts: Path) -> PlanRunner:
     """A build that skips the check of the disk, so that the disk fills up under it."""
     pins = read_pins(REPO_DIR / "versions.env")
     images = ImageSettings({"builder": f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}"}, None, {})
@@ -155,7 +155,7 @@ def _builder(model: Path, artifacts: Path) -> Builder:
         threads=0, workers=4, endpoint=None,
     )
     engine = DockerEngine(RunEnvironment(repo_dir=REPO_DIR), images)
-    return Builder(make_build_plan(source, options), engine, ModelStore(artifacts, source.model), REPO_DIR)
+    return PlanRunner(make_build_plan(source, options), engine, ModelStore(artifacts, source.model), REPO_DIR)
 
 
 def test_a_second_build_of_the_same_model_waits_and_then_has_nothing_to_do(

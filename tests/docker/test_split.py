@@ -16,7 +16,7 @@ from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import StageFailed
 from quantyard.execution.progress import LineReporter
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.formats.gguf import read_gguf_header, read_gguf_model
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
@@ -41,8 +41,8 @@ class Splitter:
     gguf: Path
     artifacts: Path
 
-    def run(self, max_size_bytes: int) -> Builder:
-        """Split and verify; the builder, for what it left."""
+    def run(self, max_size_bytes: int) -> PlanRunner:
+        """Split and verify; the runner, for what it left."""
         request = read_command_request(
             argparse.Namespace(), os.environ | {"ENGINE": self.engine, "ARTIFACTS": str(self.artifacts)}
         )
@@ -58,9 +58,9 @@ class Splitter:
             Step("verify", STAGES["verify"], check, {"model": StepOutput("split"), "source": whole}, 0),
         )
         plan = BuildPlan(source, steps, ModelFile(whole, name), (), "auto", "")
-        builder = Builder(plan, engine, ModelStore(self.artifacts, source.model), REPO_DIR)
-        builder.run(LineReporter(Console(stderr=True)))
-        return builder
+        runner = PlanRunner(plan, engine, ModelStore(self.artifacts, source.model), REPO_DIR)
+        runner.run(LineReporter(Console(stderr=True)))
+        return runner
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def splitter(engine: str, q8_0: Path, tmp_path: Path) -> Splitter:
     return Splitter(engine, q8_0, tmp_path)
 
 
-def _stages(builder: Builder) -> dict[str, Any]:
-    return dict(json.loads((builder.store.folder / "manifest.json").read_text())["stages"])
+def _stages(runner: PlanRunner) -> dict[str, Any]:
+    return dict(json.loads((runner.store.folder / "manifest.json").read_text())["stages"])
 
 
 def test_the_shards_keep_the_limit_and_llama_cpp_loads_them_as_the_model_they_were(splitter: Splitter) -> None:
-    builder = splitter.run(LIMIT_BYTES)
-    folder, stages = builder.output("split"), _stages(builder)
+    runner = splitter.run(LIMIT_BYTES)
+    folder, stages = runner.output("split"), _stages(runner)
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
     assert max(path.stat().st_size for path in folder.iterdir()) <= LIMIT_BYTES
     assert [entry["path"] for entry in stages["split"]["outputs"]] == list(NAMES)

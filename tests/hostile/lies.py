@@ -11,7 +11,7 @@ from typing import Final
 
 from quantyard.engines import Engine
 from quantyard.errors import QuantyardError
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import dequantize_step
 from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile
@@ -95,7 +95,7 @@ class Attack:
         """What the stage has no business with."""
         return self.folder / "host"
 
-    def prepare(self, lie: str) -> Builder:
+    def prepare(self, lie: str) -> PlanRunner:
         """A build of one step, `dequantize`, that tells this lie."""
         (self.host / "additional").mkdir(parents=True)
         for name, text in (("victim", SECRET), ("x.jinja", SECRET), ("config.json", "{}")):
@@ -111,20 +111,20 @@ class Attack:
         file = ModelFile(origin, "model.gguf")
         source = Source(ModelId("org", "name", "c" * 40), "gguf", "a model", (), gguf_file="model.gguf", dtypes={})
         plan = BuildPlan(source, (dequantize_step(file, 100),), file, (), "auto", "")
-        return Builder(plan, self.engine_of(package), ModelStore(self.folder / "store", source.model), REPO_DIR)
+        return PlanRunner(plan, self.engine_of(package), ModelStore(self.folder / "store", source.model), REPO_DIR)
 
     def check(self, lie: str) -> None:
         """It ends soon, says what was wrong, and nothing but the truth is kept."""
-        builder, heard, before = self.prepare(lie), Heard(), self._seen()
+        runner, heard, before = self.prepare(lie), Heard(), self._seen()
         started, error = time.monotonic(), None
         try:
-            builder.run(heard)
+            runner.run(heard)
         except QuantyardError as raised:
             error = raised
         assert time.monotonic() - started < MOST_S
         assert self._seen() == before, "something of the host was changed"
         self._check_end(lie, error)
-        self._check_store(lie, builder.store, finished=error is None)
+        self._check_store(lie, runner.store, finished=error is None)
         assert all(0 <= told.done < 2**63 for told in heard.progress_of) and len(heard.progress_of) < 2000
 
     def _check_end(self, lie: str, error: QuantyardError | None) -> None:

@@ -27,10 +27,10 @@ from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.store.manifest import QuantRecord, read_manifest
 from quantyard.workflows.results import Built
-from tests.unit.conftest import MakeBuilder, Notes, local_source, make_builder, notes
+from tests.unit.conftest import MakeRunner, Notes, local_source, make_runner, notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes
 
-__all__ = ["local_source", "make_builder", "notes"]  # fixtures
+__all__ = ["local_source", "make_runner", "notes"]  # fixtures
 NO_NUMBERS = [math.nan, math.inf, -math.inf]
 
 
@@ -78,9 +78,9 @@ def _verifies(facts: dict[str, Any]) -> Behaviour:
     {"bits_per_weight": 4.5, "mismatches_allowed": "all"},
 ])  # fmt: skip
 def test_a_fact_of_the_wrong_type_is_the_stages_fault_and_ends_with_its_name(
-    facts: dict[str, Any], local_source: Source, make_builder: MakeBuilder, notes: Notes
+    facts: dict[str, Any], local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    builder = make_builder(local_source, FakeEngine(behaviours={"verify Q4_K_M": _verifies(facts)}))
+    builder = make_runner(local_source, FakeEngine(behaviours={"verify Q4_K_M": _verifies(facts)}))
     with pytest.raises(ResultRefused, match=r"^verify Q4_K_M: .*its facts\.") as refused:
         builder.run(notes)
     assert refused.value.code == 2 and not list(builder.store.folder.glob("*.gguf"))
@@ -128,14 +128,14 @@ def _list(_manifest: dict[str, Any]) -> str:
     (_half, "everything"), (_list, "everything"),
 ])  # fmt: skip
 def test_a_manifest_that_cannot_be_read_is_kept_aside_and_the_user_is_told_what_is_lost(
-    damage: Damage, lost: str, local_source: Source, make_builder: MakeBuilder, notes: Notes
+    damage: Damage, lost: str, local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    builder = make_builder(local_source, FakeEngine(), "Q4_K_M,Q8_0")
+    builder = make_runner(local_source, FakeEngine(), "Q4_K_M,Q8_0")
     builder.run(notes)
     path = builder.store.folder / "manifest.json"
     text = damage(json.loads(path.read_text()))
     path.write_text(text)
-    make_builder(local_source, FakeEngine(), "Q4_K_M").run(notes)
+    make_runner(local_source, FakeEngine(), "Q4_K_M").run(notes)
     (said,) = [line for line in notes.lines if "cannot be read" in line]
     (aside,) = builder.store.folder.glob("manifest.unreadable-*.json")
     assert aside.read_text() == text and aside.name in said and lost in said
@@ -148,10 +148,10 @@ def test_a_manifest_that_cannot_be_read_is_kept_aside_and_the_user_is_told_what_
 
 
 def test_where_there_was_nothing_to_do_it_is_said_what_was_trusted_and_how_to_check(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    make_builder(local_source, FakeEngine()).run(notes)
-    builder = make_builder(local_source, FakeEngine())
+    make_runner(local_source, FakeEngine()).run(notes)
+    builder = make_runner(local_source, FakeEngine())
     (built,) = builder.run(notes)
     text = terminal_built(Built(builder.plan, (built,), tuple(builder.ran), builder.store.folder))
     assert "Nothing to do" in text and "its size and time of change" in text
@@ -159,12 +159,12 @@ def test_where_there_was_nothing_to_do_it_is_said_what_was_trusted_and_how_to_ch
 
 
 def test_a_file_whose_bytes_were_changed_is_made_again_and_that_is_said(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    (built,) = make_builder(local_source, FakeEngine()).run(notes)
+    (built,) = make_runner(local_source, FakeEngine()).run(notes)
     before = built.path.read_bytes()
     built.path.write_bytes(bytes(byte ^ 1 for byte in before))
     engine = FakeEngine()
-    (again,) = make_builder(local_source, engine).run(notes)
+    (again,) = make_runner(local_source, engine).run(notes)
     assert engine.ran[0] == "quantize Q4_K_M" and again.path.read_bytes() == before
     assert any("made again" in line and "was changed after it was made" in line for line in notes.lines)

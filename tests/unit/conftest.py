@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import Concurrency
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
@@ -91,35 +91,35 @@ def hub_source(local_source: Source) -> Source:
     return replace(local_source, local=None, repo_id="org/tiny", revision="main", model=model)
 
 
-MakeBuilder = Callable[..., Builder]
-MakeMeasured = Callable[..., Builder]
+MakeRunner = Callable[..., PlanRunner]
+MakeMeasured = Callable[..., PlanRunner]
 ONE_AT_A_TIME = Concurrency(stages=1, memory_bytes=0)  # what runs side by side is the subject of test_scheduler.py
 SUITE = Suite(name="trial", tasks=(TaskEntry(task="arc_easy", limit=200),))
 OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime())
 
 
 @pytest.fixture
-def make_builder(tmp_path: Path) -> MakeBuilder:
-    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> Builder:
+def make_runner(tmp_path: Path) -> MakeRunner:
+    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> PlanRunner:
         options = BuildOptions(
             quants=parse_quants(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
             allow_mismatch=False, threads=0, workers=4, endpoint=None,
         )
         store = ModelStore(tmp_path / "artifacts", source.model)
-        return Builder(make_build_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)
+        return PlanRunner(make_build_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)
 
     return make
 
 
 @pytest.fixture
-def measured(make_builder: MakeBuilder) -> MakeMeasured:
-    """A builder whose plan measures; keywords change the options."""
+def measured(make_runner: MakeRunner) -> MakeMeasured:
+    """A runner whose plan measures; keywords change the options."""
 
-    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", **changes: Any) -> Builder:
+    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", **changes: Any) -> PlanRunner:
         options = replace(OPTIONS, **changes)
         names = f"{options.baseline.name},{quants}" if options.baseline else quants
-        builder = make_builder(source, engine, names)
-        builder.plan = add_measuring_steps(builder.plan, options)
-        return builder
+        runner = make_runner(source, engine, names)
+        runner.plan = add_measuring_steps(runner.plan, options)
+        return runner
 
     return make

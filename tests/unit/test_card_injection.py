@@ -26,7 +26,7 @@ from quantyard.card.escaping import (
 )
 from quantyard.card.metadata import OWN_TAGS
 from quantyard.card.render import CardContext, _environment, card_differences, render_card
-from quantyard.formats.names import file_name_fault
+from quantyard.formats.names import name_format_fault
 from quantyard.plan.stages import STAGES
 from quantyard.sources.licence import Licence
 from quantyard.store.manifest import Manifest, SourceCard
@@ -82,7 +82,7 @@ def _legal(key: str, item: Any, words: str) -> str:
 
 def _name(words: str) -> str:
     """What of them may stand in a name."""
-    return "".join(c for c in words if not file_name_fault(c)).encode()[:_WORDS_BYTES].decode(errors="ignore")
+    return "".join(c for c in words if not name_format_fault(c)).encode()[:_WORDS_BYTES].decode(errors="ignore")
 
 
 def _key(key: str, words: str) -> str:

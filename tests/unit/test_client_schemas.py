@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from server.client.client import Sampling
 from server.client.schema_subset import FORMATS, SchemaRefused, client_wire_schema
-from server.client.structured import AnswerCut, AnswerInvalid, _Task, judge_structured_answer
+from server.client.structured import AnswerCut, AnswerInvalid, _Task, parse_client_answer
 from server.examples.client_profile import ClientProfile
 
 
@@ -95,7 +95,7 @@ def test_whatever_a_formats_pattern_matches_has_the_format(name: str) -> None:
     @settings(max_examples=30)
     @given(st.from_regex(FORMATS[name], fullmatch=True))
     def check(text: str) -> None:
-        assert judge_structured_answer(Holder, Holder.model_json_schema(), json.dumps({"x": text}))[1] == ""
+        assert parse_client_answer(Holder, Holder.model_json_schema(), json.dumps({"x": text}))[1] == ""
 
     check()
 
@@ -118,7 +118,7 @@ class Strict(BaseModel):
 def test_an_answer_that_breaks_the_schema_or_the_model_is_told_by_place_and_value(text: str, words: str) -> None:
     import re
 
-    found, broken = judge_structured_answer(Strict, Strict.model_json_schema(), text)
+    found, broken = parse_client_answer(Strict, Strict.model_json_schema(), text)
     assert found is None
     assert re.search(words, broken)
 

@@ -26,7 +26,7 @@ from quantyard import cli
 from quantyard.cli.commands import ADAPTING
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest, BadSource, NeedsPermission, QuantyardError, RepoNotFound
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.formats.gguf import read_gguf_header
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
@@ -411,10 +411,10 @@ def test_the_result_has_the_adapters_name_and_a_record_and_is_made_once(
     engine = FakeEngine(behaviours={"lora": writes("adapter.gguf")})
     for expected in (["lora"], []):
         made = plan(ADAPTER=str(adapter), BASE=str(base))
-        builder = Builder(made, engine, ModelStore(tmp_path / "artifacts", made.source.model), REPO_DIR)
-        builder.run(notes)
-        path = workflow_publish_lora(builder)
-        assert builder.ran == expected
+        runner = PlanRunner(made, engine, ModelStore(tmp_path / "artifacts", made.source.model), REPO_DIR)
+        runner.run(notes)
+        path = workflow_publish_lora(runner)
+        assert runner.ran == expected
         assert path.name == "mine-lora.gguf" and path.read_text() == "adapter.gguf of lora"
     manifest = json.loads((path.parent / "manifest.json").read_text())
     assert manifest["stages"]["lora"]["outputs"][0]["path"] == "adapter.gguf"

@@ -13,7 +13,7 @@ import pytest
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.hub.client import HubAccess
 from quantyard.plan.evaluation import MeasureOptions, add_measuring_steps, plan_brought_datasets, plan_measure_options
 from quantyard.plan.steps import ExternalInput
@@ -26,12 +26,12 @@ from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifact import Artifact
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
-from tests.unit.conftest import OPTIONS, SUITE, MakeBuilder, MakeMeasured, Notes
+from tests.unit.conftest import OPTIONS, SUITE, MakeMeasured, MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine
 
 
-def _steps(builder: Builder) -> dict[str, Any]:
-    return {step.label: step for step in builder.plan.steps}
+def _steps(runner: PlanRunner) -> dict[str, Any]:
+    return {step.label: step for step in runner.plan.steps}
 
 
 # ---- the baseline ------------------------------------------------------------------------------------
@@ -39,9 +39,9 @@ def _steps(builder: Builder) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("outtype", "label"), [("auto", "BF16"), ("f16", "F16"), ("f32", "F32")])
 def test_the_baseline_is_what_the_quants_are_made_of(
-    outtype: OutType, label: str, local_source: Source, make_builder: MakeBuilder
+    outtype: OutType, label: str, local_source: Source, make_runner: MakeRunner
 ) -> None:
-    plan = add_measuring_steps(make_builder(local_source, FakeEngine(), "Q4_K_M", outtype).plan, OPTIONS)
+    plan = add_measuring_steps(make_runner(local_source, FakeEngine(), "Q4_K_M", outtype).plan, OPTIONS)
     assert plan.measuring is not None
     assert (plan.measuring.baseline, plan.measuring.labels) == (label, (label, "Q4_K_M"))
 
@@ -69,13 +69,13 @@ def test_a_quant_that_is_the_baseline_is_measured_once(
     changes: dict[str, Any], local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     engine = FakeEngine()
-    builder = measured(local_source, engine, **changes)
-    builder.run(notes)
-    assert builder.plan.measuring is not None
+    runner = measured(local_source, engine, **changes)
+    runner.run(notes)
+    assert runner.plan.measuring is not None
     assert [label for label in engine.ran if label.startswith("evaluate")] == [
-        f"evaluate {label}" for label in builder.plan.measuring.labels
+        f"evaluate {label}" for label in runner.plan.measuring.labels
     ]
-    assert len(builder.plan.measuring.labels) == 2
+    assert len(runner.plan.measuring.labels) == 2
 
 
 def test_only_other_files_are_held_against_the_baseline(local_source: Source, measured: MakeMeasured) -> None:
@@ -85,8 +85,8 @@ def test_only_other_files_are_held_against_the_baseline(local_source: Source, me
     assert steps["divergence Q4_K_M"].request.baseline_file == "model.gguf"
 
 
-def test_a_conversion_to_q8_0_is_no_baseline(local_source: Source, make_builder: MakeBuilder) -> None:
-    plan = make_builder(local_source, FakeEngine(), "Q8_0", "q8_0").plan
+def test_a_conversion_to_q8_0_is_no_baseline(local_source: Source, make_runner: MakeRunner) -> None:
+    plan = make_runner(local_source, FakeEngine(), "Q8_0", "q8_0").plan
     with pytest.raises(BadRequest, match=r"\(q8_0\) is quantized already") as error:
         add_measuring_steps(plan, OPTIONS)
     assert "BASELINE=Q8_0" in error.value.hint
@@ -120,9 +120,9 @@ def test_a_stage_is_told_the_hash_of_every_file_it_reads(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     engine = FakeEngine()
-    builder = measured(local_source, engine)
-    builder.run(notes)
-    path = builder.output("quantize Q4_K_M") / "model.gguf"
+    runner = measured(local_source, engine)
+    runner.run(notes)
+    path = runner.output("quantize Q4_K_M") / "model.gguf"
     told = engine.told["evaluate Q4_K_M"]
     assert told.keys() == {"model", "datasets"}
     assert {"path": "model.gguf", "size_bytes": path.stat().st_size, "sha256": file_sha256(path)} in told["model"]

@@ -17,7 +17,7 @@ from builder.imatrix.matrix import check_imatrix_fits, imatrix_coverage, read_im
 from builder.quantize import quantize
 from quantyard.engines import OnProgress
 from quantyard.errors import BadRequest
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.formats.gguf import GgufHeader, read_gguf_header
 from quantyard.paths import REPO_DIR
 from quantyard.plan import contamination
@@ -446,9 +446,9 @@ def _decided(source: Source, engine: FakeEngine, store: ModelStore, notes: Notes
     plan = _plan(source, "Q4_K_M,Q6_K,IQ2_XS,Q8_0")
     trial = plan_imatrix_trial(plan, Calibration())
     assert trial is not None
-    builder = Builder(trial, engine, store, REPO_DIR)
-    assert builder.run(notes) == []
-    found = plan_imatrix_decisions(plan, builder.output)
+    runner = PlanRunner(trial, engine, store, REPO_DIR)
+    assert runner.run(notes) == []
+    found = plan_imatrix_decisions(plan, runner.output)
     return plan_as_decided(plan, Calibration(), found), {
         name: decision.with_imatrix for name, decision in found.items()
     }
@@ -463,7 +463,7 @@ def test_auto_keeps_the_better_of_both_and_runs_nothing_of_the_trial_again(
     given = [step.label for step in plan.steps if "imatrix" in step.inputs]
     assert given == ["quantize Q4_K_M", "quantize IQ2_XS"]
     engine.ran.clear()
-    built = Builder(plan, engine, store, REPO_DIR).run(notes)
+    built = PlanRunner(plan, engine, store, REPO_DIR).run(notes)
     assert [file.quant for file in built] == ["Q4_K_M", "Q6_K", "IQ2_XS", "Q8_0"]
     assert not {"convert", CALIBRATE, "quantize Q4_K_M", "quantize Q6_K"} & set(engine.ran)
     assert {"quantize IQ2_XS", "quantize Q8_0"} <= set(engine.ran)
@@ -474,7 +474,7 @@ def test_auto_a_second_time_runs_nothing(local_source: Source, notes: Notes, tmp
     for _ in range(2):
         engine.ran.clear()
         plan, _ = _decided(local_source, engine, store, notes)
-        Builder(plan, engine, store, REPO_DIR).run(notes)
+        PlanRunner(plan, engine, store, REPO_DIR).run(notes)
     assert engine.ran == []
 
 
@@ -483,7 +483,7 @@ def test_the_file_that_lost_is_recorded_beside_the_one_that_won(
 ) -> None:
     engine, store = _Trial(VALUES), ModelStore(tmp_path / "artifacts", local_source.model)
     plan, _ = _decided(local_source, engine, store, notes)
-    Builder(plan, engine, store, REPO_DIR).run(notes)
+    PlanRunner(plan, engine, store, REPO_DIR).run(notes)
     manifest = read_manifest(store.folder / "manifest.json")
     assert manifest is not None
     assert {"divergence Q4_K_M", "divergence-plain Q4_K_M", CALIBRATE} <= manifest.stages.keys()

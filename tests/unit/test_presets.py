@@ -25,7 +25,7 @@ from quantyard.store.hash_cache import HashCache
 from quantyard.workflows.results import Planned
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
-from tests.unit.conftest import MakeBuilder, Notes
+from tests.unit.conftest import MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine
 
 COMMIT = "a" * 40
@@ -221,9 +221,9 @@ def test_a_pinned_commit_is_the_one_that_is_built(
 
 
 def test_a_pinned_preset_that_was_built_before_needs_no_hub(
-    hub_source: Source, make_builder: MakeBuilder, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_source: Source, make_runner: MakeRunner, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_builder(hub_source, FakeEngine()).run(notes)
+    make_runner(hub_source, FakeEngine()).run(notes)
     _pinned(monkeypatch, tmp_path, COMMIT)
     known = recall_source(tmp_path / "artifacts", "short")
     assert known is not None and known.preset is not None
@@ -236,10 +236,10 @@ def test_a_pinned_preset_that_was_built_before_needs_no_hub(
 
 
 def test_a_plan_says_the_licence_note_and_each_caveat_on_a_line_of_its_own(
-    hub_source: Source, make_builder: MakeBuilder
+    hub_source: Source, make_runner: MakeRunner
 ) -> None:
     preset = find_preset("Meta-Llama-3-8B-Instruct")
-    planned = _planned(make_builder(replace(hub_source, preset=preset), FakeEngine()).plan)
+    planned = _planned(make_runner(replace(hub_source, preset=preset), FakeEngine()).plan)
     lines = summary.terminal_plan(planned).splitlines()
     for said in (preset.licence_note, *preset.caveats):
         assert sum(line.endswith(f"]{said}") for line in lines) == 1, said
@@ -248,8 +248,8 @@ def test_a_plan_says_the_licence_note_and_each_caveat_on_a_line_of_its_own(
     assert told["preset"]["name"] == preset.name and told["preset"]["caveats"] == list(preset.caveats)
 
 
-def test_a_plan_of_any_other_model_says_nothing_of_the_kind(hub_source: Source, make_builder: MakeBuilder) -> None:
-    planned = _planned(make_builder(hub_source, FakeEngine()).plan)
+def test_a_plan_of_any_other_model_says_nothing_of_the_kind(hub_source: Source, make_runner: MakeRunner) -> None:
+    planned = _planned(make_runner(hub_source, FakeEngine()).plan)
     text = summary.terminal_plan(planned)
     assert "Licence" not in text and "Note" not in text
     assert summary.plan_json(planned)["preset"] is None

@@ -21,7 +21,7 @@ from quantyard.store.manifest import ImatrixRecord, Manifest, parse_manifest, re
 from tests.gguf_files import TensorSpec, gguf
 from tests.hub_server import HubServer
 from tests.released import REPO, Said, Yard, lay_out
-from tests.unit.conftest import MakeBuilder, Notes
+from tests.unit.conftest import MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine, writes
 from tests.unit.release_engine import engine_of
 
@@ -132,10 +132,10 @@ def test_one_matrix_has_one_name_and_another_one_does_not_take_it(yard: Yard, en
 
 
 def test_a_matrix_that_the_build_makes_lies_beside_its_files_as_a_hard_link(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
     behaviours = {"calibrate": writes("imatrix.gguf", "calibration.txt")}
-    builder = make_builder(local_source, FakeEngine(behaviours=behaviours), "Q4_K_M,Q6_K,Q8_0")
+    builder = make_runner(local_source, FakeEngine(behaviours=behaviours), "Q4_K_M,Q6_K,Q8_0")
     builder.plan = plan_with_imatrix(builder.plan, Calibration(), ["Q4_K_M", "Q6_K"])
     builder.run(notes)
     manifest = read_manifest(builder.store.folder / "manifest.json")

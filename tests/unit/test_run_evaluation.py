@@ -15,7 +15,7 @@ from quantyard.files.safe_files import copy_open_file
 from quantyard.protocol.base import ExitCode
 from quantyard.sources.resolve import Source
 from quantyard.store.manifest import read_manifest, stage_record_file
-from tests.unit.conftest import SUITE, MakeBuilder, MakeMeasured, Notes
+from tests.unit.conftest import SUITE, MakeMeasured, MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 
 
@@ -55,9 +55,9 @@ def test_a_repeat_of_a_finished_measuring_runs_nothing_and_changes_no_file(
 
 
 def test_a_model_that_is_built_is_only_measured(
-    local_source: Source, make_builder: MakeBuilder, measured: MakeMeasured, notes: Notes
+    local_source: Source, make_runner: MakeRunner, measured: MakeMeasured, notes: Notes
 ) -> None:
-    make_builder(local_source, FakeEngine()).run(notes)
+    make_runner(local_source, FakeEngine()).run(notes)
     engine = FakeEngine()
     builder = measured(local_source, engine)
     builder.run(notes)
@@ -281,9 +281,9 @@ def test_a_report_that_is_none_ends_with_an_error_and_not_in_the_manifest(
 
 
 def test_a_manifest_of_before_there_were_evaluations_is_still_read(
-    local_source: Source, measured: MakeMeasured, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, measured: MakeMeasured, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    builder = make_builder(local_source, FakeEngine())
+    builder = make_runner(local_source, FakeEngine())
     builder.run(notes)
     path = builder.store.folder / "manifest.json"
     old = json.loads(path.read_text())

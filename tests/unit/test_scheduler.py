@@ -22,7 +22,7 @@ from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.errors import EngineError, QuantyardError, StageFailed
 from quantyard.execution.manifest_writer import placed_record
 from quantyard.execution.progress import LiveReporter
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import Concurrency, InOrder, Stopwatch, concurrency_of
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageResult
@@ -32,7 +32,7 @@ from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.manifest import read_manifest
 from quantyard.store.stages import ModelStore
 from tests.hostile.sampling import rounds
-from tests.unit.conftest import MakeBuilder, MakeMeasured, Notes
+from tests.unit.conftest import MakeMeasured, MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted
 
 QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
@@ -89,9 +89,9 @@ def test_small_quants_run_side_by_side_and_what_measures_runs_alone(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     engine = SlowEngine(delays_s={f"quantize {quant}": 0.3 for quant in QUANTS.split(",")})
-    builder = measured(local_source, engine, QUANTS)
-    builder.limit = WIDE
-    built = builder.run(notes)
+    runner = measured(local_source, engine, QUANTS)
+    runner.limit = WIDE
+    built = runner.run(notes)
     assert [file.quant for file in built] == QUANTS.split(",")
     assert max(map(len, engine.together)) == 4
     for labels in engine.together:
@@ -101,23 +101,23 @@ def test_small_quants_run_side_by_side_and_what_measures_runs_alone(
 
 @pytest.mark.parametrize("concurrency", [Concurrency(1, memory_bytes=10**12), Concurrency(4, memory_bytes=1)])
 def test_large_files_are_made_one_at_a_time(
-    concurrency: Concurrency, local_source: Source, make_builder: MakeBuilder, notes: Notes
+    concurrency: Concurrency, local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
     engine = SlowEngine(delay_s=0.005)
-    builder = make_builder(local_source, engine, QUANTS)
-    builder.limit = concurrency
-    builder.run(notes)
+    runner = make_runner(local_source, engine, QUANTS)
+    runner.limit = concurrency
+    runner.run(notes)
     assert {len(labels) for labels in engine.together} == {1}
-    assert engine.ran == builder.ran
+    assert engine.ran == runner.ran
 
 
 def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
     engine = SlowEngine(delay_s=0.01, delays_s={"quantize Q2_K": 1.5})
-    builder = make_builder(local_source, engine, QUANTS)
-    builder.limit = Concurrency(2, 10**12)
-    builder.run(notes)
+    runner = make_runner(local_source, engine, QUANTS)
+    runner.limit = Concurrency(2, 10**12)
+    runner.run(notes)
     for quant in QUANTS.split(","):
         assert engine.ended.index(f"quantize {quant}") < engine.ended.index(f"verify {quant}")
     assert engine.ended.index("verify Q3_K_M") < engine.ended.index("quantize Q4_K_M")
@@ -135,24 +135,24 @@ def test_room_is_for_as_many_steps_as_cores_but_a_few_at_most_and_for_half_the_m
 # ---- the order in which it is said and kept ----------------------------------------------------------
 
 
-def _outcome(builder: Builder, notes: Notes) -> tuple[list[str], list[str], list[str], list[str]]:
-    builder.run(notes)
-    manifest = read_manifest(builder.store.folder / "manifest.json")
+def _outcome(runner: PlanRunner, notes: Notes) -> tuple[list[str], list[str], list[str], list[str]]:
+    runner.run(notes)
+    manifest = read_manifest(runner.store.folder / "manifest.json")
     assert manifest is not None
     said = [line for line in notes.lines if line.startswith("end")]
-    return said, builder.ran, list(manifest.stages), list(manifest.quants)
+    return said, runner.ran, list(manifest.stages), list(manifest.quants)
 
 
 def test_whichever_ends_first_the_lines_and_the_manifest_keep_the_plans_order(
-    local_source: Source, make_builder: MakeBuilder
+    local_source: Source, make_runner: MakeRunner
 ) -> None:
     labels = ["convert", *(f"{stage} {quant}" for quant in QUANTS.split(",") for stage in ("quantize", "verify"))]
     for seed in range(3):
         rng = random.Random(seed)
         engine = SlowEngine(image=f"image-{seed}", delays_s={label: rng.random() / 20 for label in labels})
-        builder = make_builder(local_source, engine, QUANTS)
-        builder.limit = WIDE
-        said, ran, stages, quants = _outcome(builder, Notes())
+        runner = make_runner(local_source, engine, QUANTS)
+        runner.limit = WIDE
+        said, ran, stages, quants = _outcome(runner, Notes())
         assert said == [f"end {label}" for label in labels]
         assert (ran, stages, quants) == (labels, labels, QUANTS.split(","))
 
@@ -216,46 +216,46 @@ def test_a_quant_that_fails_leaves_the_others_alone_if_that_is_wanted(
     stages: int, local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
     broken = {"quantize Q3_K_M": fails(ExitCode.RESOURCES), "verify Q6_K": fails(ExitCode.UNSUPPORTED_MODEL)}
-    builder = measured(local_source, SlowEngine(behaviours=broken), QUANTS)
-    builder.limit, builder.keep_going = Concurrency(stages, 10**12), True
-    built = builder.run(notes)
+    runner = measured(local_source, SlowEngine(behaviours=broken), QUANTS)
+    runner.limit, runner.keep_going = Concurrency(stages, 10**12), True
+    built = runner.run(notes)
     assert [file.quant for file in built] == ["Q2_K", "Q4_K_M", "Q5_K_M", "Q8_0"]
-    assert list(builder.failures) == ["quantize Q3_K_M", "verify Q6_K"]
+    assert list(runner.failures) == ["quantize Q3_K_M", "verify Q6_K"]
     failed = [line for line in notes.lines if "failed" in line]
     assert [line.split("]")[0] for line in failed] == ["[quantize Q3_K_M", "[verify Q6_K"]
-    assert builder.measured is not None and len(builder.measured.report.measurements) == 5
-    assert _unfinished(builder.store) == []
-    _assert_whole(builder.store)
+    assert runner.measured is not None and len(runner.measured.report.measurements) == 5
+    assert _unfinished(runner.store) == []
+    _assert_whole(runner.store)
 
 
 def test_otherwise_what_runs_is_kept_nothing_more_is_begun_and_the_plans_first_failure_is_raised(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
     broken = {"quantize Q2_K": fails(ExitCode.RESOURCES), "quantize Q3_K_M": fails(ExitCode.UNSUPPORTED_MODEL)}
     engine = SlowEngine(behaviours=broken, delays_s={"quantize Q2_K": 0.2, "quantize Q4_K_M": 0.4})
-    builder = make_builder(local_source, engine, QUANTS)
-    builder.limit = Concurrency(3, 10**12)
+    runner = make_runner(local_source, engine, QUANTS)
+    runner.limit = Concurrency(3, 10**12)
     with pytest.raises(StageFailed) as caught:
-        builder.run(notes)
+        runner.run(notes)
     assert caught.value.code == ExitCode.RESOURCES, "Q3_K_M failed before it, and comes after it"
     assert set(engine.ended) == {"convert", "quantize Q2_K", "quantize Q3_K_M", "quantize Q4_K_M"}
-    assert _unfinished(builder.store) == []
-    again = make_builder(local_source, engine := SlowEngine(), QUANTS)
+    assert _unfinished(runner.store) == []
+    again = make_runner(local_source, engine := SlowEngine(), QUANTS)
     again.run(notes)
     assert "quantize Q4_K_M" not in engine.ran and "convert" not in engine.ran
 
 
 def test_an_engine_that_fails_under_one_stage_ends_the_build_with_its_error(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
     def daemon_gone(spec: StageSpec, space: Workspace) -> StageResult:
         raise EngineError("The daemon is gone.")
 
-    builder = make_builder(local_source, SlowEngine(behaviours={"verify Q4_K_M": daemon_gone}), QUANTS)
-    builder.limit = WIDE
+    runner = make_runner(local_source, SlowEngine(behaviours={"verify Q4_K_M": daemon_gone}), QUANTS)
+    runner.limit = WIDE
     with pytest.raises(EngineError, match="daemon is gone"):
-        builder.run(notes)
-    assert _unfinished(builder.store) == []
+        runner.run(notes)
+    assert _unfinished(runner.store) == []
 
 
 # ---- stopped -----------------------------------------------------------------------------------------
@@ -270,22 +270,22 @@ def hears_ctrl_c() -> Iterator[None]:
 
 
 def test_ctrl_c_stops_every_stage_that_runs_and_leaves_nothing_half(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes, hears_ctrl_c: None
+    local_source: Source, make_runner: MakeRunner, notes: Notes, hears_ctrl_c: None
 ) -> None:
     engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")})
-    builder = make_builder(local_source, engine, QUANTS)
-    builder.limit = WIDE
+    runner = make_runner(local_source, engine, QUANTS)
+    runner.limit = WIDE
     began = time.monotonic()
     press = threading.Thread(target=_press_when(lambda: len(engine.running) == 4))
     press.start()
     with pytest.raises(KeyboardInterrupt):
-        builder.run(notes)
+        runner.run(notes)
     press.join()
     assert time.monotonic() - began < 20
     assert engine.running == set() and len(engine.ended) == 5, "convert, and four that were stopped"
-    assert _unfinished(builder.store) == []
-    _assert_whole(builder.store)
-    make_builder(local_source, SlowEngine(delay_s=0), QUANTS).run(notes)
+    assert _unfinished(runner.store) == []
+    _assert_whole(runner.store)
+    make_runner(local_source, SlowEngine(delay_s=0), QUANTS).run(notes)
 
 
 def _press_when(ready: Callable[[], bool]) -> Callable[[], None]:
@@ -302,27 +302,27 @@ def _press_when(ready: Callable[[], bool]) -> Callable[[], None]:
 
 
 def test_an_interrupt_that_one_stage_passes_on_stops_the_others(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
     slow = {f"quantize {quant}": 60.0 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0.05}
     engine = SlowEngine(behaviours={"quantize Q3_K_M": interrupted}, delays_s=slow)
-    builder = make_builder(local_source, engine, QUANTS)
-    builder.limit = WIDE
+    runner = make_runner(local_source, engine, QUANTS)
+    runner.limit = WIDE
     with pytest.raises(KeyboardInterrupt):
-        builder.run(notes)
-    assert engine.running == set() and _unfinished(builder.store) == []
+        runner.run(notes)
+    assert engine.running == set() and _unfinished(runner.store) == []
 
 
 def test_a_stage_that_was_finished_but_not_yet_recorded_is_recorded_by_the_next_run(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes
+    local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    builder = make_builder(local_source, FakeEngine(), QUANTS)
-    builder.run(notes)
-    path = builder.store.folder / "manifest.json"
+    runner = make_runner(local_source, FakeEngine(), QUANTS)
+    runner.run(notes)
+    path = runner.store.folder / "manifest.json"
     whole = json.loads(path.read_text())
     cut = whole | {"stages": {label: s for label, s in whole["stages"].items() if label != "verify Q4_K_M"}}
     path.write_text(json.dumps(cut))
-    make_builder(local_source, engine := FakeEngine(), QUANTS).run(notes)
+    make_runner(local_source, engine := FakeEngine(), QUANTS).run(notes)
     assert engine.ran == []
     assert list(json.loads(path.read_text())["stages"]) == list(whole["stages"])
 
@@ -335,9 +335,9 @@ def test_killed_many_times_the_store_is_never_corrupt_and_no_finished_stage_runs
 
     def run() -> None:
         engine = SlowEngine(delay_s=0.08, log=log)
-        builder = measured(local_source, engine, QUANTS)
-        builder.limit = Concurrency(stages, 10**12)
-        builder.run(Notes())
+        runner = measured(local_source, engine, QUANTS)
+        runner.limit = Concurrency(stages, 10**12)
+        runner.run(Notes())
 
     store = measured(local_source, FakeEngine(), QUANTS).store
     fork, n_killed = multiprocessing.get_context("fork"), 0
@@ -350,11 +350,11 @@ def test_killed_many_times_the_store_is_never_corrupt_and_no_finished_stage_runs
         process.join()
         if (store.folder / "stages").exists():
             _assert_whole(store)
-    builder = measured(local_source, SlowEngine(delay_s=0, log=log), QUANTS)
-    built = builder.run(notes)
+    runner = measured(local_source, SlowEngine(delay_s=0, log=log), QUANTS)
+    built = runner.run(notes)
     manifest = read_manifest(store.folder / "manifest.json")
     assert [file.quant for file in built] == QUANTS.split(",") and manifest is not None
-    plain = {step.label for step in builder.plan.steps if step.row.name != "divergence"}
+    plain = {step.label for step in runner.plan.steps if step.row.name != "divergence"}
     assert plain <= set(manifest.stages)
     begun = log.read_text().splitlines()
     n_again = len(begun) - len(set(begun))
@@ -364,11 +364,11 @@ def test_killed_many_times_the_store_is_never_corrupt_and_no_finished_stage_runs
 
 
 def test_a_disk_that_fails_under_the_manifest_stops_the_others_too(
-    local_source: Source, make_builder: MakeBuilder, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    local_source: Source, make_runner: MakeRunner, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = SlowEngine(delays_s={f"quantize {quant}": 60 for quant in QUANTS.split(",")} | {"quantize Q3_K_M": 0})
-    builder = make_builder(local_source, engine, QUANTS)
-    builder.limit = WIDE
+    runner = make_runner(local_source, engine, QUANTS)
+    runner.limit = WIDE
     write = manifest.write_file_atomically
 
     def full(path: Path, content: bytes) -> None:
@@ -378,5 +378,5 @@ def test_a_disk_that_fails_under_the_manifest_stops_the_others_too(
 
     monkeypatch.setattr(manifest, "write_file_atomically", full)
     with pytest.raises(QuantyardError, match="disk is full"):
-        builder.run(notes)
-    assert engine.running == set() and _unfinished(builder.store) == []
+        runner.run(notes)
+    assert engine.running == set() and _unfinished(runner.store) == []

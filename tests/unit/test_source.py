@@ -15,7 +15,7 @@ from quantyard.quants.selection import parse_quants
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
-from tests.unit.conftest import MakeBuilder, Notes
+from tests.unit.conftest import MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine
 
 COMMIT = "a" * 40
@@ -70,32 +70,32 @@ def test_a_quantized_gguf_on_the_hub_is_refused_before_it_is_downloaded(hub_sour
 
 
 def test_a_gguf_that_is_the_wanted_quant_already_is_verified_as_it_is(
-    hub_source: Source, make_builder: MakeBuilder
+    hub_source: Source, make_runner: MakeRunner
 ) -> None:
-    builder = make_builder(_hub_gguf(hub_source, "m-Q4_K_M.gguf"), FakeEngine())
+    builder = make_runner(_hub_gguf(hub_source, "m-Q4_K_M.gguf"), FakeEngine())
     assert [step.label for step in builder.plan.steps] == ["fetch", "verify Q4_K_M"]
 
 
-def test_shards_are_joined_even_if_nothing_is_to_be_quantized(hub_source: Source, make_builder: MakeBuilder) -> None:
+def test_shards_are_joined_even_if_nothing_is_to_be_quantized(hub_source: Source, make_runner: MakeRunner) -> None:
     source = _hub_gguf(hub_source, "m-BF16-00001-of-00002.gguf", "m-BF16-00002-of-00002.gguf")
-    builder = make_builder(source, FakeEngine(), "BF16")
+    builder = make_runner(source, FakeEngine(), "BF16")
     assert [step.label for step in builder.plan.steps] == ["fetch", "quantize BF16", "verify BF16"]
 
 
 def test_a_build_of_a_whole_commit_is_remembered_without_the_hub(
-    hub_source: Source, make_builder: MakeBuilder, notes: Notes, tmp_path: Path
+    hub_source: Source, make_runner: MakeRunner, notes: Notes, tmp_path: Path
 ) -> None:
-    make_builder(hub_source, FakeEngine()).run(notes)
+    make_runner(hub_source, FakeEngine()).run(notes)
     known = recall_source(tmp_path / "artifacts", f"org/tiny@{COMMIT}")
     assert known is not None
     engine = FakeEngine()
-    make_builder(known, engine).run(notes)
+    make_runner(known, engine).run(notes)
     assert engine.ran == []
 
 
 @pytest.mark.parametrize("model", ["org/tiny", "org/tiny@main", f"org/other@{COMMIT}", f"org/tiny@{'b' * 40}"])
 def test_anything_less_exact_is_not_remembered(
-    model: str, hub_source: Source, make_builder: MakeBuilder, notes: Notes, tmp_path: Path
+    model: str, hub_source: Source, make_runner: MakeRunner, notes: Notes, tmp_path: Path
 ) -> None:
-    make_builder(hub_source, FakeEngine()).run(notes)
+    make_runner(hub_source, FakeEngine()).run(notes)
     assert recall_source(tmp_path / "artifacts", model) is None

@@ -32,7 +32,7 @@ from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, Workspace
 from quantyard.tune.exact_sizes import Sizes, nearest_stock_quant, stock_quant_sizes
 from quantyard.tune.goal import HeldOutFile, TuningGoal, find_tuned_mix, tuning_gain, tuning_goal
-from quantyard.tune.knapsack import Option, tuned_mix_within_kld, tuned_mix_within_size, tuning_mix_front
+from quantyard.tune.knapsack import TypeOption, tuned_mix_within_kld, tuned_mix_within_size, tuning_mix_front
 from quantyard.tune.sensitivity import Sensitivity as Found
 from quantyard.tune.sensitivity import tuned_recipe, tuning_fixed_bytes, tuning_options
 from quantyard.tune.tensor_groups import tuning_tensor_groups
@@ -158,13 +158,14 @@ def test_no_mix_is_better_than_the_one_that_is_chosen() -> None:
             assert (smallest and smallest.size_bytes) == (min(fitting) if fitting else None)
 
 
-def _options(draw: random.Random) -> list[Option]:
-    return [Option(f"T{i}", draw.randrange(100, 900), draw.random() / 2) for i in range(4)]
+def _options(draw: random.Random) -> list[TypeOption]:
+    return [TypeOption(f"T{i}", draw.randrange(100, 900), draw.random() / 2) for i in range(4)]
 
 
 def test_the_knapsack_is_near_the_best_where_mixes_are_too_many_to_try() -> None:
     """All groups the same: how many have which type is all there is to find."""
-    groups = [[Option("low", 1_000_003, 8.0), Option("mid", 1_300_007, 2.0), Option("high", 2_000_011, 0.1)]] * 40
+    low, mid, high = ("low", 1_000_003, 8.0), ("mid", 1_300_007, 2.0), ("high", 2_000_011, 0.1)
+    groups = [[TypeOption(*option) for option in (low, mid, high)]] * 40
     mixes = tuning_mix_front(groups, 0)
     counts = [(a, b, 40 - a - b) for a in range(41) for b in range(41 - a)]
     for budget in (41_000_000, 52_000_000, 70_000_000):

@@ -9,12 +9,12 @@ from rich.table import Table
 
 from quantyard.formatting import numbers
 from quantyard.tune.goal import TuningGain, TuningGoal
-from quantyard.tune.knapsack import Mix
+from quantyard.tune.knapsack import TypeMix
 from quantyard.tune.sensitivity import Sensitivity
 from quantyard.workflows.tune import Tuned
 
 
-def terminal_tensor_groups(found: Sequence[Sensitivity], mix: Mix) -> Table:
+def terminal_tensor_groups(found: Sequence[Sensitivity], mix: TypeMix) -> Table:
     """Each group: its weights, what it costs to make it low, and the type it got; the most sensitive first."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group")
@@ -50,7 +50,7 @@ def terminal_tuned_files(gain: TuningGain) -> Table:
     return table
 
 
-def terminal_tuning_gain(gain: TuningGain, goal: TuningGoal, mix: Mix) -> str:
+def terminal_tuning_gain(gain: TuningGain, goal: TuningGoal, mix: TypeMix) -> str:
     """The result in words."""
     tuned, stock, relative = gain.tuned, gain.stock, gain.relative
     change = numbers.format_change_interval(relative)
