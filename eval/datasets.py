@@ -1,9 +1,9 @@
-"""Stage `datasets`: every data set that the tasks and their examples use, for measuring without a network.
+"""The stage `datasets`: fetches every data set that the tasks and their examples use, so that measuring runs offline.
 
 The only stage of a measurement with a network. It builds the tasks exactly as `evaluate` will, with a recorder in
-the place of `datasets.load_dataset`: what a task asks for is fetched at the commit of now, kept as Arrow files, and
-handed to the task from there. So a task that can be built here can be built offline. See eval/tasks/offline.py for what
-is left in /out/files. Downloads on their way lie in /out/files/.partial, so that the next run goes on from there.
+place of `datasets.load_dataset`: each data set is fetched at its current commit, stored as Arrow files, and given to
+the task from there. So a task that can be built here can be built offline. eval/tasks/offline.py describes the files
+in /out/files. Unfinished downloads are kept in /out/files/.partial, so that the next run resumes them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from quantyard.protocol.evaluation import DatasetsRequest, TaskEntry
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, is_stage_out_of_space, run_stage
 
 PARTIAL = ".partial"
-WAITS_S: tuple[float | None, ...] = (1.0, 5.0, None)  # before each further try; None: give up
+WAITS_S: tuple[float | None, ...] = (1.0, 5.0, None)  # before each retry; None: give up
 
 
 def fetch_datasets(stage: Stage, request: DatasetsRequest) -> StageOutcome:
-    """Build every task of the request, and keep what its data sets were."""
+    """Build every task of the request, and store its data sets."""
     partial, nltk_data = stage.files_dir / PARTIAL, stage.files_dir / offline.NLTK_DATA
     offline.set_up_dataset_libraries(partial, nltk_data, request.endpoint, online=True)
     from quantyard.network.hub_client import use_bounded_hub_client
@@ -52,7 +52,7 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> StageOutcome:
 
 @dataclass
 class _Meter:
-    """Progress, in tasks."""
+    """Progress, counted in tasks."""
 
     stage: Stage
     total: int
@@ -69,7 +69,7 @@ class _Meter:
 
 @dataclass
 class Recorder:
-    """Stands in for `datasets.load_dataset`: fetches each thing once, keeps it, and hands out what was kept."""
+    """Replaces `datasets.load_dataset`: fetches each data set once, stores it, and returns the stored one."""
 
     stage: Stage
     token: str | None
@@ -81,10 +81,10 @@ class Recorder:
         return self.stage.files_dir / PARTIAL
 
     def load(self, path: str, name: str | None = None, **options: Any) -> Any:
-        """What a task gets.
+        """The data set for a task's call of `load_dataset`.
 
         Raises:
-            StageFailure: the Hub or the network said no, or it is nothing that can be kept.
+            StageFailure: the Hub or the network failed, or the data set cannot be stored.
         """
         import datasets
 
@@ -99,16 +99,16 @@ class Recorder:
         return datasets.load_from_disk(str(self.stage.files_dir / self.sets[key].folder))
 
     def finish(self) -> tuple[FetchedSet, ...]:
-        """Write the index."""
+        """Write the index, and remove folders that it does not list; returns the data sets."""
         found = tuple(self.sets[key] for key in sorted(self.sets))
         (self.stage.files_dir / offline.INDEX).write_text(FetchedSets(sets=found).model_dump_json(indent=1) + "\n")
         for folder in (self.stage.files_dir / "sets").glob("*"):
-            if folder.name not in self.sets:  # of an earlier, broken run
+            if folder.name not in self.sets:  # left by an earlier run that did not finish
                 shutil.rmtree(folder)
         return found
 
     def _recalled(self, key: str) -> FetchedSet | None:
-        """What an earlier run had finished."""
+        """A data set that an earlier run finished, or None."""
         note = self._partial / "done" / f"{key}.json"
         return FetchedSet.model_validate_json(note.read_bytes()) if note.is_file() else None
 
@@ -134,18 +134,18 @@ class Recorder:
         asked = offline.sent_dataset_options(options) | pinned | {"token": self.token or False}
         loaded = offline.unpatched_load_dataset()(path, name, **asked)
         if not hasattr(loaded, "save_to_disk"):  # streaming
-            message = f"The task streams {path}, which cannot be kept for measuring offline."
+            message = f"The task streams {path}, so it cannot be stored for measuring offline."
             raise StageFailure(ExitCode.BAD_REQUEST, "streaming", message, "Leave the task out of the suite.")
         return loaded
 
     def _commit(self, path: str, revision: str | None) -> str:
-        """The repo's commit of now; a gated repo is refused here, where the Hub says why."""
+        """The repo's current commit. Access to a gated repo is checked here, where the Hub's error names the reason."""
         if (path, revision) not in self._commits:
             self._commits[path, revision] = self._tried(path, lambda: _resolve(path, revision, self.token))
         return self._commits[path, revision]
 
     def _tried(self, path: str, act: Callable[[], Any]) -> Any:
-        """Do it, again where that may help, and say in our words why it failed."""
+        """Call `act`, retry transient errors, and turn the last error into a `StageFailure`."""
         from eval.tasks.dataset_errors import explain_dataset_error, is_transient_dataset_error
 
         for wait_s in WAITS_S:
@@ -174,13 +174,16 @@ def _resolve(path: str, revision: str | None, token: str | None) -> str:
 
 
 def _rows(loaded: Any) -> dict[str, int]:
-    """Split → rows. A data set of one split alone is called `all`."""
+    """Split → rows. A data set without splits counts as one split, `all`."""
     splits = loaded.items() if isinstance(loaded, dict) else (("all", loaded),)
     return {str(split): len(rows) for split, rows in splits}
 
 
 def _watch_nltk(folder: Path) -> None:
-    """NLTK's own download says no more than False when it fails, and its users do not look. Importing it takes 3 s."""
+    """Make `nltk.download` raise when it fails: it only returns False, which tasks ignore.
+
+    Called only for tasks that use it, since importing NLTK takes 3 s.
+    """
     import nltk
 
     own = nltk.download

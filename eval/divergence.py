@@ -1,8 +1,8 @@
-"""The stage `divergence`: perplexity of one GGUF, and how far its predictions are from the baseline's.
+"""The stage `divergence`: perplexity of GGUFs, and KL divergence of their predictions from the baseline's.
 
-Both models read the same tokens side by side in one process, chunk by chunk. A row of logits stays in llama.cpp's own
-buffer until it is compared, at most `_MAX_ROWS` rows of each model at a time: no file of logits (llama-perplexity
-writes 11 to 37 GiB), no buffer of context times vocabulary.
+All models read the same tokens side by side in one process, chunk by chunk. Logits are compared in llama.cpp's own
+buffers, at most `_MAX_ROWS` rows of each model at a time. So this needs neither a file of logits (llama-perplexity
+writes 11 to 37 GiB) nor a buffer of context times vocabulary.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def divergence(stage: Stage, request: DivergenceRequest) -> StageOutcome:
     """Measure `/in/model/<model_file>` and the files beside it, against `/in/baseline/<baseline_file>` if there is one.
 
     Raises:
-        StageFailure: 2 if the text is unusable, too short, or read as other tokens by the baseline, or if a chunk is
-            longer than the model can read; 2 or 3 if a file cannot be measured (see `GgufModel.load`).
+        StageFailure: 2 if the text is unusable or too short, if the baseline tokenizes it differently, or if a chunk is
+            longer than the model's context; 2 or 3 if a file cannot be measured (see `GgufModel.load`).
     """
     started = time.monotonic()
     text = read_divergence_text(stage.in_dir / "suite", request.settings.text)
@@ -62,7 +62,7 @@ def divergence(stage: Stage, request: DivergenceRequest) -> StageOutcome:
 
 
 def divergence_facts(found: Divergence) -> dict[str, JsonValue]:
-    """What is said of it in one line."""
+    """The stage's facts about one file; `mean_kld` is None for the baseline."""
     return {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value if found.mean_kld else None}
 
 
@@ -80,7 +80,7 @@ def _models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel
 def _measure(
     stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
 ) -> list[Divergence]:
-    """Of every model that was asked for; the baseline decodes the chunks once, whatever the number of the others."""
+    """Measure every requested model; the baseline decodes the chunks once, however many others there are."""
     settings, threads = request.settings, request.runtime.threads
     for model in models:
         _refuse_long(model, settings)
@@ -94,7 +94,7 @@ def _measure(
 
     rows = divergence_side_by_side(models, cut, threads, report)
     n_read, rolled = len(cut), dict[str, float]()
-    for (label, model), found in zip(asked, windows_of, strict=False):  # none, or one for each
+    for (label, model), found in zip(asked, windows_of, strict=False):  # windows_of is empty without `rolling`
         rolled[label] = divergence_rolling_perplexity(model, found, threads, report)
         n_read += len(found)
     values, baseline_nll = {id(m): v for m, v in zip(models[1:], rows.models(), strict=True)}, rows.baseline_nll()
@@ -106,7 +106,7 @@ def _measure(
 
 
 def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tuple[str, GgufModel]]:
-    """The models whose divergence is wanted, under their labels."""
+    """The requested models with their labels; a baseline without a label is only compared with."""
     labels = [request.label, *(member.label for member in request.others)]
     if request.baseline_file is not None:
         labels.insert(0, request.baseline_label)
@@ -134,7 +134,7 @@ def divergence_chunks(models: Sequence[GgufModel], text: str, settings: Divergen
     for model in others:
         _refuse_other_vocabulary(baseline, model)
         if model.tokenize(text, add_special=True, parse_special=False) != tokens:
-            raise _other_tokens(model, "they cut the text into different tokens")
+            raise _other_tokens(model, "they tokenize the text differently")
     return divergence_text_chunks(
         tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None
     )
@@ -143,11 +143,11 @@ def divergence_chunks(models: Sequence[GgufModel], text: str, settings: Divergen
 def divergence_side_by_side(
     models: Sequence[GgufModel], cut: Ints, threads: int, on_chunk: OnProgress
 ) -> DivergenceRows:
-    """Let every model read the chunks; `models[0]` is what the others are compared with.
+    """Let every model read the chunks, and compare them with the baseline, `models[0]`.
 
     Args:
         cut: token ids, shape (chunks, n_ctx), see `divergence_chunks`.
-        on_chunk: told how many chunks were read.
+        on_chunk: called with the number of chunks read so far.
     """
     n_ctx = cut.shape[1]
     parts = list(chunk_segments(n_ctx, BATCH_TOKENS, _MAX_ROWS))
@@ -166,7 +166,7 @@ def divergence_side_by_side(
 
 
 def _decode(context: Context, chunk: Ints, part: ChunkSegment) -> Rows:
-    """The scored rows of a segment; they stay valid until the same context decodes again."""
+    """The scored rows of a segment; a view that is valid until the same context decodes again."""
     positions = np.arange(part.start, part.end, dtype=np.int32)
     sequence, one = np.zeros_like(positions), np.ones_like(positions)
     return context.decode(chunk[part.start : part.end], positions, positions >= part.first, sequence, one)
@@ -178,8 +178,8 @@ def _refuse_other_vocabulary(baseline: GgufModel, model: GgufModel) -> None:
     for token in range(baseline.n_vocab):
         ours, theirs = (llama_cpp.llama_vocab_get_text(m.vocab, token) for m in (model, baseline))
         if ours != theirs:
-            what = f"token {token} is {ours.decode(errors='replace')!r} in it and {theirs.decode(errors='replace')!r}"
-            raise _other_tokens(model, f"{what} in the baseline")
+            what = f"token {token} is {ours.decode(errors='replace')!r}, in the baseline"
+            raise _other_tokens(model, f"{what} {theirs.decode(errors='replace')!r}")
 
 
 def _other_tokens(model: GgufModel, why: str) -> StageFailure:
@@ -190,7 +190,7 @@ def _other_tokens(model: GgufModel, why: str) -> StageFailure:
 
 def _refuse_long(model: GgufModel, settings: DivergenceSettings) -> None:
     if settings.n_ctx > model.n_ctx_train:
-        longest = f"{model.path.name} can read ({model.n_ctx_train:,})"
+        longest = f"the context of {model.path.name} ({model.n_ctx_train:,})"
         message = f"Chunks of {settings.n_ctx:,} tokens are longer than {longest}."
         hint = f"Set `divergence: n_ctx: {model.n_ctx_train}` in the suite, or less."
         raise StageFailure(ExitCode.BAD_REQUEST, "context", message, hint)
@@ -200,7 +200,7 @@ def _refuse_long(model: GgufModel, settings: DivergenceSettings) -> None:
 
 
 def divergence_rolling_windows(model: GgufModel, text: DivergenceText, settings: DivergenceSettings) -> list[Request]:
-    """lm-eval's windows of `n_ctx` over the documents; as many at most as `n_chunks`, where that is not 0.
+    """lm-eval's windows of `n_ctx` tokens over the documents; at most `n_chunks` of them, or all if that is 0.
 
     Raises:
         StageFailure: `no-prefix` (3): the vocabulary has neither BOS nor EOS to begin with.
@@ -217,7 +217,7 @@ def divergence_rolling_perplexity(
     model: GgufModel, requests: Sequence[Request], threads: int, on_window: OnProgress
 ) -> float:
     """The exponential of the mean negative log-probability per token over the windows."""
-    scorer = Scorer(model, threads)  # it opens a context as long as the windows
+    scorer = Scorer(model, threads)
     scores = scorer.score(requests, lambda done, _total: on_window(done))
     return perplexity_estimate(-scores.logprobs).value
 

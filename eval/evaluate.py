@@ -1,7 +1,7 @@
-"""The stage `evaluate`: the suite's tasks on one GGUF, by lm-eval, question by question.
+"""The stage `evaluate`: runs the suite's tasks on one GGUF with lm-eval, and keeps the result of every question.
 
-The measurement checks itself on this file first. Each line of the suite is finished by a rename, so a run that was
-killed repeats at most the one it was in. What lm-eval writes stays beside it, as its ecosystem reads it.
+The self-check runs first. The results of each entry of the suite are put in place with a rename, so an interrupted run
+repeats only the entry it was in. lm-eval's own result files are kept beside them, for tools that read them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.measurements import Evaluation, TaskOutcome
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
-if TYPE_CHECKING:  # lm_eval reads the environment while it is imported: offline.take_datasets_offline comes first
+if TYPE_CHECKING:  # importing lm_eval reads the environment, so offline.take_datasets_offline must run before
     from eval.llama.lm import LlamaLM
     from eval.tasks.load import LeafTask
 
 _DONE: Final = "entry.json"
-_BOOTSTRAP_ITERATIONS: Final = 1000  # lm-eval's own, for the few metrics it has no formula for; ours are in compare.py
+_BOOTSTRAP_ITERATIONS: Final = 1000  # for lm-eval's standard errors of the few metrics without a formula
 _NO_FILE_NAME: Final = re.compile(r"[^\w.-]+")
 
 
 class EntryRecord(Frozen):
-    """One finished line of the suite."""
+    """One finished entry of the suite."""
 
     outcomes: tuple[TaskOutcome, ...]
     n_requests: int
@@ -47,24 +47,24 @@ class EntryRecord(Frozen):
 
 @dataclass
 class _Counter:
-    """Questions answered over the whole suite, for the progress line."""
+    """Counts the answered questions of the whole suite, for the progress line."""
 
     stage: Stage
     total: int
     done: int = 0
 
     def part(self, share: float, questions: int) -> None:
-        """Some share of the next `questions` is done."""
+        """Report that this share of the current entry's `questions` is done."""
         self.stage.progress(self.done + int(share * questions), self.total, "questions")
 
     def finish(self, questions: int) -> None:
-        """All of them are."""
+        """Report that the current entry's `questions` are done."""
         self.done += questions
         self.stage.progress(self.done, self.total, "questions")
 
 
 def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
-    """Ask every question of the suite.
+    """Run every task of the suite.
 
     Raises:
         StageFailure: the model cannot be measured, the self-check failed, or a task cannot be used.
@@ -117,7 +117,7 @@ def _run_entries(
 def _entry(
     stage: Stage, request: EvaluateRequest, lm: LlamaLM, name: str, leaves: list[LeafTask], counter: _Counter
 ) -> EntryRecord:
-    """One line of the suite, from what an earlier run finished or by asking."""
+    """Run one entry of the suite, or read what an earlier run finished."""
     slug = _NO_FILE_NAME.sub("_", name)
     final, n_questions = stage.files_dir / slug, sum(_n_questions(leaf) for leaf in leaves)
     if (final / _DONE).exists():

@@ -1,7 +1,7 @@
-"""The stage `report`: what was measured on each file, held against the baseline.
+"""The stage `report`: compares the measurements of each file with the baseline's.
 
-Reads what `evaluate`, `divergence` and `speed` left for every label, and leaves `report.json` (an `EvalReport`),
-`report.md` for people, and `plots/`. It measures nothing itself: everything here can be computed again from its inputs.
+Reads the results of `evaluate`, `divergence` and `speed` for every label, and writes `report.json` (an `EvalReport`),
+`report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from its inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AGAIN = "Run the measurement again: type the same command."
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was left for one file."""
+    """The results of the earlier stages for one file."""
 
     label: str
     evaluation: Evaluation | None
@@ -54,7 +54,7 @@ def report(stage: Stage, request: ReportRequest) -> StageOutcome:
 
 
 def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
-    """The report of inputs that are already read, the baseline's first."""
+    """The report of these inputs; the first are the baseline's."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
     of_baseline = inputs[0].evaluation
     return EvalReport(
@@ -68,7 +68,7 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
 
 
 def eval_report_summary(result: EvalReport) -> dict[str, JsonValue]:
-    """Per label what the command line prints; shares and changes are fractions, speeds tokens per second."""
+    """What the command line prints for each label; shares are fractions, speeds are in tokens per second."""
     files: dict[str, JsonValue] = {m.file.label: _summary_of(result, m) for m in result.measurements}
     return {"baseline": result.baseline, "n_questions": result.n_questions, "files": files}
 
@@ -77,7 +77,7 @@ def eval_report_summary(result: EvalReport) -> dict[str, JsonValue]:
 
 
 def _labels(request: ReportRequest) -> tuple[str, ...]:
-    """The baseline's first, whatever order they came in."""
+    """The labels, the baseline's first."""
     if request.baseline not in request.labels or len(set(request.labels)) < len(request.labels):
         message = f"The labels {', '.join(request.labels)} are not {request.baseline} and others, each once."
         raise StageFailure(ExitCode.BAD_REQUEST, "report-labels", message, "Name the baseline and each file once.")
@@ -85,7 +85,7 @@ def _labels(request: ReportRequest) -> tuple[str, ...]:
 
 
 def _inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
-    """What the suite asks for must be there; what it does not may be."""
+    """The results of one file; those that the suite asks for must exist."""
     suite = request.suite
     found = Inputs(
         label,
@@ -96,7 +96,7 @@ def _inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
     parts = (found.evaluation and found.evaluation.file, found.divergence, found.speed)
     names = {part.label for part in parts if part}
     if names != {label}:
-        message = f"The inputs of {label} are of {', '.join(sorted(names)) or 'nothing at all'}."
+        message = f"The inputs of {label} are results of {', '.join(sorted(names)) or 'no file'}."
         raise StageFailure(ExitCode.BAD_REQUEST, "report-input", message, _AGAIN)
     return found
 
@@ -107,7 +107,7 @@ def _read(path: Path, kind: type[_Input], required: bool) -> _Input | None:
     except FileNotFoundError as error:
         if not required:
             return None
-        message = f"The suite asks for it, and it is missing: {path}."
+        message = f"{path} is missing, and the suite asks for it."
         raise StageFailure(ExitCode.BAD_REQUEST, "report-input", message, _AGAIN) from error
     except (OSError, ValidationError) as error:
         message = f"{path} cannot be read as {kind.__name__}."
@@ -133,12 +133,12 @@ def _measurement(inputs: Inputs, baseline: Evaluation | None, margin: float) -> 
 
 
 def _unknown(label: str) -> FileFacts:
-    """Only `evaluate` describes the file; without it the facts are zero, which the texts show as a dash."""
+    """Only `evaluate` records a file's facts; without it they are 0, which the report shows as a dash."""
     return FileFacts(label=label, size_bytes=0, bits_per_weight=0, n_params=0, architecture="unknown")
 
 
 def _merged(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
-    """One value per key; where files differ, all of them, so that a mixture of versions shows."""
+    """One value per key; where files differ, all values, so that a mixture of versions is visible."""
     found: dict[str, list[JsonValue]] = {}
     for one in facts:
         for key, value in one.items():

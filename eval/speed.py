@@ -1,8 +1,8 @@
-"""The stage `speed`: how fast one GGUF reads and writes on this machine, and the memory it takes.
+"""The stage `speed`: prompt speed, generation speed and peak memory of one GGUF on this machine.
 
-Measured as llama-bench does (tools/llama-bench): tokens drawn at random, because their values do not matter; reading
-a prompt in batches with the logits of its last token alone; writing one token at a time from an empty memory. Each is
-warmed up first. The stage is a process of its own, so that its peak memory is the model's.
+Measured as in llama-bench (tools/llama-bench): with random tokens, because their values do not matter; the prompt in
+batches with the logits of its last token only; generation one token at a time from an empty KV cache. Both are warmed
+up first. The stage runs in a process of its own, so its peak memory is the model's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, SpeedRequest, S
 from quantyard.protocol.measurements import Speed
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-_WARM_UP_TOKENS: Final = 4  # written before the first repeat
+_WARM_UP_TOKENS: Final = 4  # generated before the first repeat
 _FACTS: Final = ("prompt_tokens_per_s", "generated_tokens_per_s", "peak_memory_bytes")
 OnRepeat = Callable[[int], None]
 
@@ -34,11 +34,11 @@ def speed(stage: Stage, request: SpeedRequest) -> StageOutcome:
     """Time `/in/model/<model_file>`.
 
     Raises:
-        StageFailure: 2 or 3 if the file cannot be measured (see `GgufModel.load`), 2 if more tokens are asked for
-            than it can read.
+        StageFailure: 2 or 3 if the file cannot be measured (see `GgufModel.load`), 2 if the settings ask for more
+            tokens than its context holds.
     """
     settings, path = request.settings, stage.in_dir / "model" / request.model_file
-    stage.log("loading the file twice: the second time, from a warm file cache, is the one that counts")
+    stage.log("loading the file twice, to time the second load from a warm file cache")
     _warm_file_cache(path, request.runtime, settings)
     model, context, load_s = _open(path, request.runtime, settings)
     with model, context:
@@ -60,7 +60,7 @@ class Times:
     generation_s: tuple[float, ...]
 
     def speeds(self, settings: SpeedSettings) -> dict[str, float]:
-        """The fields of a `Speed` that these decide: medians in tokens per second, and how far repeats were apart."""
+        """The fields of a `Speed` that follow from these times: medians in tokens per second, and relative spreads."""
         prompt = [settings.prompt_tokens / seconds for seconds in self.prompt_s]
         generated = [settings.generated_tokens / seconds for seconds in self.generation_s]
         return {
@@ -70,10 +70,10 @@ class Times:
 
 
 def measure_speed(context: Context, settings: SpeedSettings, on_repeat: OnRepeat) -> Times:
-    """Warm up, then read and write in turn, so that a machine that slows down slows both.
+    """Warm up, then alternate prompt and generation, so that a machine that slows down (heat) affects both.
 
     Args:
-        on_repeat: told how many repeats are done.
+        on_repeat: called with the number of repeats done.
     """
     prompt = _any_tokens(context.model, settings.prompt_tokens)
     generated = _any_tokens(context.model, settings.generated_tokens)
@@ -88,13 +88,13 @@ def measure_speed(context: Context, settings: SpeedSettings, on_repeat: OnRepeat
 
 
 def _warm_file_cache(path: Path, runtime: Runtime, settings: SpeedSettings) -> None:
-    """Load once, so that load_s is the time of loading and not of a disk that may have been asked before."""
+    """Load the file once, so that load_s does not depend on whether it was in the file cache before."""
     with GgufModel.load(path, runtime.n_gpu_layers) as model:
         _refuse_long(model, settings)
 
 
 def _open(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufModel, Context, float]:
-    """Model and context, and how many seconds they took to be ready."""
+    """Model and context, and the seconds until they were ready."""
     started = time.perf_counter()
     model = GgufModel.load(path, runtime.n_gpu_layers)
     n_ctx = settings.prompt_tokens + settings.generated_tokens
@@ -103,7 +103,7 @@ def _open(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufMo
 
 
 def _read_s(context: Context, tokens: Ints) -> float:
-    """Seconds to read a prompt into an empty memory."""
+    """Seconds to process a prompt, from an empty KV cache."""
     context.clear()
     started = time.perf_counter()
     context.decode_one(tokens)
@@ -111,7 +111,7 @@ def _read_s(context: Context, tokens: Ints) -> float:
 
 
 def _write_s(context: Context, tokens: Ints) -> float:
-    """Seconds to write these tokens one by one, with the logits of each, from an empty memory."""
+    """Seconds to decode these tokens one by one, with the logits of each, from an empty KV cache."""
     context.clear()
     started = time.perf_counter()
     for position in range(len(tokens)):
@@ -120,7 +120,7 @@ def _write_s(context: Context, tokens: Ints) -> float:
 
 
 def _any_tokens(model: GgufModel, count: int) -> Ints:
-    """Valid tokens, the same every time; the first is BOS where texts begin with one."""
+    """Random valid tokens, the same every time; the first is BOS if the model adds it."""
     tokens = np.random.default_rng(DEFAULT_SEED).integers(0, model.n_vocab, count, np.int32)
     if model.adds_bos:
         tokens[0] = model.bos
@@ -134,7 +134,7 @@ def _spread(speeds: list[float]) -> float:
 def _refuse_long(model: GgufModel, settings: SpeedSettings) -> None:
     longest = max(settings.prompt_tokens, settings.generated_tokens)
     if longest > model.n_ctx_train:
-        message = f"{longest:,} tokens are more than {model.path.name} can read ({model.n_ctx_train:,})."
+        message = f"{longest:,} tokens do not fit in the context of {model.path.name} ({model.n_ctx_train:,})."
         hint = f"Set `speed: prompt_tokens` and `generated_tokens` in the suite to {model.n_ctx_train} at most."
         raise StageFailure(ExitCode.BAD_REQUEST, "context", message, hint)
 

@@ -1,4 +1,4 @@
-"""The text that both models read, and how it is cut: chunks as llama-perplexity has them, windows as lm-eval does."""
+"""The text that divergence is measured on, cut into chunks (as in llama-perplexity) or windows (as in lm-eval)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _FORM_FEED: Final = "\f"  # between documents of a user's text
 class DivergenceText:
     """A text, whole and as its documents.
 
-    A user's file is read whole, byte for byte what `llama-perplexity -f` reads; form feeds in it part documents,
-    and one without is one document.
+    `whole` of a user's file is what `llama-perplexity -f` reads, byte for byte. Form feeds separate its documents; a
+    file without form feeds is one document.
     """
 
     name: str
@@ -63,7 +63,7 @@ def _our_prose() -> DivergenceText:
 
 
 def divergence_text_chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos: int | None) -> npt.NDArray[np.int32]:
-    """The first `n_chunks` chunks of the text (0: all), shape (chunks, n_ctx); each begins with `bos` if there is one.
+    """The first `n_chunks` chunks of the text (0: all), shape (chunks, n_ctx); `bos`, if any, replaces the first token.
 
     Raises:
         StageFailure: `bad-text` (2): the text is too short for one chunk.
@@ -84,8 +84,9 @@ def divergence_text_windows(
 ) -> list[Request]:
     """The first `n_windows` of lm-eval's rolling windows over the documents (0: all).
 
-    Each token of a document is scored once. The first window follows `prefix`; a full one after it follows the one
-    token before; the last, which is shorter, as many as fill it up. Source: lm_eval/utils.py, 0.4.13.
+    Each token of a document is scored once. The context of the first window is `prefix`, that of the next ones is the
+    token before them, and the last, shorter one is filled up with the tokens before it. Source: lm_eval/utils.py,
+    0.4.13.
     """
     return list(islice(_windows(documents, n_ctx, prefix), n_windows or None))
 

@@ -1,13 +1,13 @@
-"""Perplexity, and how far models' predictions diverge from a baseline's, from their rows of logits.
+"""Perplexity, and KL divergence of models from a baseline, computed from their rows of logits.
 
-The definitions are those of llama.cpp's tools/perplexity/perplexity.cpp. A row of logits is read and forgotten; what
-is kept is 25 bytes per token and model. With logits x of the baseline, y of the model, p = softmax(x) and
-Z = log Σ exp, a token's divergence is
+The definitions are those of llama.cpp's tools/perplexity/perplexity.cpp. Each row of logits is reduced at once, so only
+25 bytes are kept per token and model. With logits x of the baseline, y of the model, p = softmax(x) and
+Z = log Σ exp, the divergence at a token is
 
     KLD = Σ p (log p - log q) = Σ p (x - y) / Σ p - (Z(x) - Z(y))
 
-in nats. x - y is exact for logits that are near, so nothing is lost where a quant is good, unlike with
-log-probabilities kept in 16 bits; dividing by Σ p takes the rounding of p away.
+in nats. x - y is exact in float32 for nearby logits, so the small divergence of a good quant keeps its precision,
+unlike with log-probabilities stored in 16 bits. Dividing by Σ p cancels the rounding of p.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from eval.llama.logprobs import NOT_FINITE, unusable_logits
 from quantyard.protocol.measurements import Estimate
 
 PERCENTILES: Final = (50, 90, 95, 99, 99.9, 100)
-_BLOCK_FLOATS: Final = 1 << 18  # two blocks of 1 MiB of scratch: they stay in the cache
-_LARGEST_NLL: Final = 700.0  # exp of more is not a float64 any more
+_BLOCK_FLOATS: Final = 1 << 18  # two scratch blocks of 1 MiB, which fit in the CPU cache
+_LARGEST_NLL: Final = 700.0  # exp of much more overflows a float64
 
 Rows = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -35,7 +35,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ChunkSegment:
-    """Positions `start` to `end` (exclusive) of a chunk are decoded at once; those from `first` on are scored."""
+    """Positions `start` to `end` (exclusive) of a chunk, decoded in one batch; those from `first` on are scored."""
 
     start: int
     end: int
@@ -43,10 +43,10 @@ class ChunkSegment:
 
 
 def chunk_segments(n_ctx: int, max_tokens: int, max_rows: int) -> Iterator[ChunkSegment]:
-    """How a chunk is decoded: at most `max_tokens` tokens at once, at most `max_rows` of them scored.
+    """Cut a chunk into batches of at most `max_tokens` tokens, of which at most `max_rows` are scored.
 
-    Rows n_ctx / 2 to n_ctx - 2 are scored, each against the token after it: there a model has at least half a chunk
-    of context. The chunk's last token has nothing to predict, so it is not decoded.
+    Rows n_ctx / 2 to n_ctx - 2 are scored, each against the token after it, so every prediction has at least half a
+    chunk of context. The chunk's last token predicts nothing in the chunk, so it is not decoded.
     """
     start, scored_from = 0, n_ctx // 2
     while start < n_ctx - 1:
@@ -61,18 +61,18 @@ def chunk_segments(n_ctx: int, max_tokens: int, max_rows: int) -> Iterator[Chunk
 
 @dataclass(frozen=True)
 class TokenValues:
-    """What one model says of every scored token, beside the baseline; arrays of shape (tokens,)."""
+    """One model compared with the baseline at every scored token; arrays of shape (tokens,)."""
 
-    nll: Doubles  # negative log-probability of the right token, nats
-    kld: Doubles  # divergence of the baseline's distribution from the model's, nats
-    delta_p: Doubles  # probability of the right token, less the baseline's
-    same_top: Bools  # whether both find the same token likeliest
+    nll: Doubles  # negative log-probability of the token that follows, nats
+    kld: Doubles  # KL(baseline || model), nats
+    delta_p: Doubles  # probability of the token that follows, minus the baseline's
+    same_top: Bools  # whether both have the same most likely token
 
 
 class DivergenceRows:
-    """Takes rows of logits as they come, of a baseline and any number of models.
+    """Accumulates `TokenValues` from rows of logits of a baseline and any number of models.
 
-    One thread does: beside decoding even the smallest models this takes two seconds in a hundred.
+    Single-threaded, since even with the smallest models it takes 2 % of the time of decoding.
     """
 
     def __init__(self, n_vocab: int, n_models: int) -> None:
@@ -83,7 +83,7 @@ class DivergenceRows:
         self._models: list[list[TokenValues]] = [[] for _ in range(n_models)]
 
     def add(self, baseline: Rows, models: Sequence[Rows], targets: Ints) -> None:
-        """Take the rows of some tokens: shape (tokens, vocabulary) each; `targets` are the tokens that came next.
+        """Add the rows of some tokens, shape (tokens, vocabulary) each; `targets` are the tokens that follow them.
 
         Raises:
             StageFailure: `nan-logits` (3): a logit is NaN or +infinity, or a divergence is infinite.
@@ -93,11 +93,11 @@ class DivergenceRows:
             self._add_block(baseline[at], [rows[at] for rows in models], targets[at])
 
     def baseline_nll(self) -> Doubles:
-        """Negative log-probability of every scored token by the baseline, in nats, shape (tokens,)."""
+        """The baseline's negative log-probability of every scored token, in nats, shape (tokens,)."""
         return np.concatenate(self._baseline)
 
     def models(self) -> list[TokenValues]:
-        """What each model says of every scored token."""
+        """The values of each model, in the order of the models."""
         return [
             TokenValues(
                 nll=np.concatenate([part.nll for part in parts]), kld=np.concatenate([part.kld for part in parts]),
@@ -123,7 +123,7 @@ class DivergenceRows:
         with np.errstate(invalid="ignore"):
             np.multiply(p, np.subtract(x, y, out=difference), out=difference)
         weighted = difference.sum(axis=1, dtype=np.float64)
-        if not np.isfinite(weighted).all():  # logits of -infinity: where p is 0, so is the product
+        if not np.isfinite(weighted).all():  # logits of -infinity give 0 * inf = NaN; the limit of the product is 0
             difference[p == 0] = 0
             weighted = difference.sum(axis=1, dtype=np.float64)
         return np.asarray(weighted)
@@ -131,16 +131,19 @@ class DivergenceRows:
 
 @dataclass(frozen=True)
 class _Distribution:
-    """What rows of logits say, each of shape (rows,)."""
+    """Softmax statistics of rows of logits, each of shape (rows,)."""
 
     total: Doubles  # Σ exp(x - max x)
     log_sum: Doubles  # log Σ exp x, nats
-    nll: Doubles  # of the right tokens, nats
-    top: npt.NDArray[np.intp]  # likeliest tokens; of equals the first
+    nll: Doubles  # of the targets, nats
+    top: npt.NDArray[np.intp]  # most likely tokens; the smallest id on ties
 
 
 def _distribution(x: Rows, targets: Ints, p: Rows) -> _Distribution:
-    """Leaves exp(x - max x) in `p`. In float32 log Σ exp would be off by as much as a very good quant diverges."""
+    """Statistics of the rows; leaves exp(x - max x) in `p`.
+
+    Sums are in float64: the error of log Σ exp in float32 is as large as the divergence of a very good quant.
+    """
     each, top = np.arange(len(x)), x.argmax(axis=1)
     largest = x[each, top]
     with np.errstate(invalid="ignore"):
@@ -153,9 +156,9 @@ def _distribution(x: Rows, targets: Ints, p: Rows) -> _Distribution:
 
 
 def _checked(kld: Doubles) -> Doubles:
-    """Divergences that are finite and not negative; rounding may leave -1e-8."""
+    """Refuse infinite divergences, and raise those that rounding made negative (about -1e-8) to 0."""
     if not np.isfinite(kld).all():
-        what = "The model rules out a token that the baseline does not, so their divergence is infinite."
+        what = "The model gives probability 0 to a token that the baseline does not: their KL divergence is infinite."
         raise unusable_logits(what)
     return np.maximum(kld, 0.0)
 
@@ -164,20 +167,20 @@ def _checked(kld: Doubles) -> Doubles:
 
 
 def mean_estimate(values: Doubles | Bools) -> Estimate:
-    """The mean of at least two values and its standard error; of truths, their share and its binomial error."""
+    """The mean of at least two values with its standard error; for booleans, their share with its binomial error."""
     numbers = values.astype(np.float64)
     return Estimate(value=float(numbers.mean()), stderr=float(numbers.std(ddof=1)) / math.sqrt(len(numbers)))
 
 
 def perplexity_estimate(nll: Doubles) -> Estimate:
-    """The exponential of the mean nll, with the standard error that its derivative gives (delta method)."""
+    """The exponential of the mean nll, with its standard error by the delta method."""
     mean = mean_estimate(nll)
     value = math.exp(min(mean.value, _LARGEST_NLL))
     return Estimate(value=value, stderr=value * mean.stderr)
 
 
 def rms_estimate(values: Doubles) -> Estimate:
-    """Root mean square and, by the delta method, its standard error."""
+    """Root mean square, with its standard error by the delta method."""
     square = mean_estimate(values * values)
     rms = math.sqrt(square.value)
     return Estimate(value=rms, stderr=0.5 * square.stderr / rms if rms else 0.0)
@@ -186,8 +189,8 @@ def rms_estimate(values: Doubles) -> Estimate:
 def divergence_comparison(values: TokenValues, baseline_nll: Doubles) -> dict[str, Any]:
     """The fields of a `Divergence` that need a baseline.
 
-    The error of ln(PPL / baseline PPL) is that of the mean of the tokens' differences: what
-    var(a) + var(b) - 2 cov(a, b) comes to.
+    The standard error of ln(PPL / baseline PPL) is that of the mean difference per token, which equals
+    var(a) + var(b) - 2 cov(a, b).
     """
     percentiles = np.percentile(values.kld, PERCENTILES)
     return {

@@ -1,17 +1,17 @@
-"""What two evaluations say of each other: scores with their intervals, paired comparisons, verdicts.
+"""Compares two evaluations: scores with their intervals, paired differences, and verdicts.
 
-A metric of a task becomes a `MetricColumn`: its values question by question, and what kind of number they are. A group
-(an entry of the suite that stands for several tasks) becomes a column too, of all its questions put together, so every
-question weighs the same. A metric whose value does not follow from its questions (lm-eval's F1, Matthews correlation,
-BLEU over a corpus) has a score, with lm-eval's own standard error, and no comparison.
+A metric of a task becomes a `MetricColumn`: its value for each question, and the kind of these values. A group (an
+entry of the suite that stands for several tasks) becomes a column of all its questions, so every question weighs the
+same. A metric that is not a function of its per-question values (lm-eval's F1, Matthews correlation, BLEU over a
+corpus) has a score with lm-eval's own standard error, and no comparison.
 
 Verdicts, in this order:
 
-1. "no signal": the baseline's interval contains chance or lies below it. Whatever the difference is, it is noise.
-2. "same": the whole interval lies within ± margin: if there is a difference, it is smaller than the suite cares for.
-3. "worse", "better": the interval of the difference leaves out 0, and for right-or-wrong metrics McNemar's exact
+1. "no signal": the baseline's interval contains chance or lies below it, so any difference is noise.
+2. "same": the whole interval of the difference lies within ± margin, so any difference is too small to matter.
+3. "worse", "better": the interval of the difference excludes 0, and for right-or-wrong metrics McNemar's exact
    test agrees (p < 0.05).
-4. "too few questions": none of these yet, and `questions_needed` says when.
+4. "too few questions": none of these; `questions_needed` estimates how many questions would settle it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,9 @@ from quantyard.protocol.measurements import (
 Kind = Literal["right or wrong", "mean", "perplexity", "bits", "opaque"]
 Key = tuple[str, str]  # task, metric
 
-# The metric a task is known by, where it has several: the first of these, else the first it has.
-
 
 class NotComparable(Exception):
-    """Two evaluations that did not ask the same questions."""
+    """Two evaluations did not ask the same questions."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -54,16 +52,19 @@ class NotComparable(Exception):
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """One metric of one task or group on one file. `values`: (n,), or (n, 2) for perplexities and bits."""
+    """One metric of one task or group on one file.
+
+    `values` has the shape (n,), or (n, 2) for perplexities and bits: loglikelihood and weight.
+    """
 
     key: Key
     kind: Kind
     n: int
-    value: float  # lm-eval's aggregate, or for a group that of all its questions
+    value: float  # lm-eval's aggregate; for a group, the aggregate over all its questions
     higher_is_better: bool
     chance: float | None
     values: Numbers
-    stderr: float | None = None  # lm-eval's; for opaque metrics
+    stderr: float | None = None  # lm-eval's; used for opaque metrics only
 
     @property
     def interval(self) -> Interval:
@@ -92,13 +93,13 @@ def evaluation_scores(evaluation: Evaluation) -> tuple[Score, ...]:
 
 
 def compare_evaluations(baseline: Evaluation, other: Evaluation, margin: float) -> tuple[Comparison, ...]:
-    """Every metric of `other` against the baseline's, question by question.
+    """Compare every metric of `other` with the baseline's, question by question.
 
-    `margin` is in the metric's unit where all its values lie in 0 to 1 (0.01: one point of accuracy), else relative
-    to the baseline's value. A mean or a perplexity of one question has no interval, so no comparison.
+    `margin` is absolute for metrics whose values lie in 0 to 1 (0.01: one point of accuracy), else relative to the
+    baseline's value. A mean or a perplexity of one question has no interval, so it is not compared.
 
     Raises:
-        NotComparable: they did not ask the same questions.
+        NotComparable: the evaluations did not ask the same questions.
     """
     _refuse_other_questions(baseline, other)
     ours, theirs = _columns(baseline), _columns(other)
@@ -110,7 +111,7 @@ def compare_evaluations(baseline: Evaluation, other: Evaluation, margin: float) 
 
 
 def _columns(evaluation: Evaluation) -> dict[Key, MetricColumn]:
-    """All columns, groups first; of two with one name (a task that two entries bring) the first."""
+    """All columns, groups first; where two entries of the suite have the same task, the first one counts."""
     found: dict[Key, MetricColumn] = {}
     asked = Counter(o.task for o in {(o.task, o.num_fewshot): o for o in evaluation.outcomes}.values())
     for entry in dict.fromkeys(outcome.entry for outcome in evaluation.outcomes):
@@ -136,7 +137,7 @@ def _column(outcome: TaskOutcome, metric: MetricOutcome, shots_tell: bool) -> Me
 
 
 def _kind(metric: MetricOutcome) -> tuple[Kind, Numbers]:
-    """What kind of numbers these are; believed only if they give lm-eval's own value."""
+    """The kind of the per-question values; "opaque" unless aggregating them reproduces lm-eval's own value."""
     pairs = isinstance(metric.per_question[0], tuple)
     values = as_float64(metric.per_question)
     kind: Kind = "right or wrong" if not pairs and np.isin(values, (0.0, 1.0)).all() else "mean"
@@ -160,7 +161,7 @@ def _aggregate(kind: Kind, values: Numbers) -> float:
 
 
 def _pooled(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterator[MetricColumn]:
-    """A group's columns: the metrics that all its tasks have, over all their questions."""
+    """A group's columns: one for each metric that all its tasks have, over all their questions."""
     for name in dict.fromkeys(column.key[1] for column in columns):
         parts = [column for column in columns if column.key[1] == name]
         kinds = {column.kind for column in parts}
@@ -173,7 +174,7 @@ def _pooled(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterat
 
 
 def _chance(parts: Iterable[MetricColumn]) -> float | None:
-    """Of a group: the mean over all questions, if all its tasks have one."""
+    """A group's chance level: the mean over all questions, or None if a task has none."""
     total, n = 0.0, 0
     for part in parts:
         if part.chance is None:
@@ -191,7 +192,7 @@ def _refuse_other_questions(baseline: Evaluation, other: Evaluation) -> None:
     for key in (*ours, *(key for key in theirs if key not in ours)):
         if key not in ours or key not in theirs:
             has, lacks = (one, two) if key in ours else (two, one)
-            raise NotComparable(f"Task {key[1]} ({key[2]}-shot) was asked of {has} and not of {lacks}.")
+            raise NotComparable(f"Task {key[1]} ({key[2]}-shot) was run on {has} but not on {lacks}.")
         _refuse_other_documents(ours[key], theirs[key], f"of task {key[1]} differ between {one} and {two}")
 
 
@@ -210,7 +211,7 @@ def _refuse_other_documents(ours: TaskOutcome, theirs: TaskOutcome, differ: str)
 
 
 def _comparable(one: MetricColumn, two: MetricColumn) -> bool:
-    """Whether a difference can be read off the questions, and has an interval."""
+    """Whether the difference can be computed from the questions and has an interval."""
     if "opaque" in (one.kind, two.kind) or one.values.shape != two.values.shape:
         return False
     if one.kind in ("perplexity", "bits"):
@@ -247,7 +248,7 @@ def _delta(one: MetricColumn, two: MetricColumn) -> Interval:
 
 
 def _margin_unit(one: MetricColumn, two: MetricColumn) -> float:
-    """1 where the margin is absolute or the delta relative already, else the baseline's size."""
+    """1 if the margin is absolute or the delta is already relative, else the magnitude of the baseline's value."""
     if one.kind in ("perplexity", "bits"):
         return 1.0
     values = np.concatenate([one.values, two.values])
@@ -258,7 +259,7 @@ def _verdict(one: MetricColumn, delta: Interval, p: float | None, margin: float)
     if one.chance is not None and one.interval.low <= one.chance:
         return "no signal"
     if delta.low >= -margin and delta.high <= margin:
-        return "same"  # also where the difference is certain: it is smaller than what the suite cares for
+        return "same"  # even if the interval excludes 0: a difference within the margin does not matter
     if (delta.low > 0 or delta.high < 0) and (p is None or p < 1 - CONFIDENCE):
         return "better" if (delta.value > 0) == one.higher_is_better else "worse"
     return "too few questions"

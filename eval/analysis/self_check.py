@@ -1,9 +1,9 @@
-"""A measurement that checks itself, on the very file and machine, before the first task.
+"""Checks the measurement itself on the file and machine in use, before the first task.
 
-Three things can go wrong without a word: log-probabilities that belong to the neighbouring token, packing that
-changes what a sequence sees, and two ways of asking that disagree. Each has its check. What counts as equal is not
-a constant: the arithmetic's own noise is measured with an A/A control, the same plain decode of the same
-sequences with flash attention on and off, and packed scores may differ from plain ones by half as much again.
+Three bugs would go unnoticed: log-probabilities that are off by one token, packing that changes what a sequence
+attends to, and loglikelihood requests that disagree with rolling ones. Each has its check. The tolerance for packing
+is not a constant: an A/A control decodes the same sequences unpacked with flash attention on and off, and packed
+scores may differ from unpacked ones by at most `NOISE_FACTOR` times that noise.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from quantyard.protocol.measurements import SelfCheck
 from quantyard.protocol.runner import StageFailure
 
 NOISE_FACTOR: Final = 1.5
-ROLLING_TOLERANCE: Final = 1e-3  # nats per token: the same tokens, asked for in another way
-_MIN_RIGHT: Final = 0.75  # of the known answers; guessing gets 0.5 and reaches this once in 50 times
+ROLLING_TOLERANCE: Final = 1e-3  # nats per token
+_MIN_RIGHT: Final = 0.75  # share of the known answers; guessing gets 0.5, and reaches this once in 50 times
 
 # To add a known answer: a text that every language model can continue, its next word, and its last word again.
-# A score that belongs to the neighbouring token prefers the last word: that is what comes next one token earlier.
+# Scores that are off by one token prefer the last word, because that is the right answer one token earlier.
 KNOWN_ANSWERS: Final = (
     ("2 4 6 8 10 12", " 14", " 12"),
     ("10 11 12 13 14 15 16", " 17", " 16"),
@@ -49,7 +49,7 @@ KNOWN_ANSWERS: Final = (
     ("Once upon a", " time", " a"),
     ("She opened the door and looked", " at", " looked"),
 )
-# Continuations of several tokens behind prefixes that branch: what packing has to get right.
+# Continuations of several tokens after prefixes that branch, which is what packing must get right.
 _STEMS: Final = (
     "The river was high that morning, and the old bridge",
     "The river was high that morning, and nobody in the village",
@@ -68,7 +68,7 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
     """Check the measurement on this model.
 
     Raises:
-        StageFailure: `self-check` (3 if the model's answers are at fault, 70 if our arithmetic is).
+        StageFailure: `self-check` (3 if the model's answers are wrong, 70 if our computation is).
     """
     answers = _known_answers(lm)
     on_progress(1, 3)
@@ -91,12 +91,12 @@ def _known_answers(lm: LlamaLM) -> int:
 
 
 def _three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
-    """Log-probability of every token of the same requests: packed, plain, and plain with flash attention off."""
+    """Log-probabilities of the same requests: packed, unpacked, and unpacked with flash attention off."""
     requests = self_check_requests(lm)
     packed = lm.scorer.score(requests).logprobs
     plain = self_check_logprobs(lm, requests, "auto")
     control = self_check_logprobs(lm, requests, "off")
-    if np.array_equal(control, plain):  # this model has no flash attention: another order of the same sums
+    if np.array_equal(control, plain):  # no flash attention for this model: change the order of the sums otherwise
         control = self_check_logprobs(lm, requests, "auto", one_by_one=True)
     return packed, plain, control
 
@@ -115,7 +115,7 @@ def self_check_requests(lm: LlamaLM) -> list[Request]:
 def self_check_logprobs(
     lm: LlamaLM, requests: Sequence[Request], flash_attention: FlashAttention, *, one_by_one: bool = False
 ) -> Doubles:
-    """The same scores without packing: one sequence at a time, from an empty memory; nats, shape (targets,)."""
+    """The same scores without packing: one sequence at a time, from an empty KV cache; nats, shape (targets,)."""
     longest = max(len(request.tokens) for request in requests)
     softmax = LogSoftmax(lm.model.n_vocab)
     found = []
@@ -138,7 +138,7 @@ def _rows(context: Context, request: Request, one_by_one: bool) -> npt.NDArray[n
 
 
 def _rolling_difference(lm: LlamaLM) -> float:
-    """Largest difference per token between a text as a continuation of nothing and as a rolling text."""
+    """Largest difference, in nats per token, between a text's loglikelihood without context and its rolling one."""
     texts = [stem + ending for stem, ending in zip(_STEMS, _ENDINGS, strict=False)]
     rolling = lm.loglikelihood_rolling(_instances("loglikelihood_rolling", [(text,) for text in texts]))
     sums = lm.loglikelihood(_instances("loglikelihood", [("", text) for text in texts]))
@@ -168,18 +168,18 @@ def _judge(found: SelfCheck) -> None:
     rules = (
         _Rule(
             right >= _MIN_RIGHT * asked,
-            f"only {right} of {asked} well-known continuations came out likelier than wrong ones",
+            f"only {right} of {asked} well-known continuations are more likely than wrong ones",
             ExitCode.UNSUPPORTED_MODEL, "The file is broken, or not a model of ordinary text. Verify it: make build.",
         ),
         _Rule(
             found.packed_difference <= NOISE_FACTOR * found.noise,
-            f"packed scores differ from plain ones by {format_digits(found.packed_difference, 2)} nats a token, "
-            f"and the arithmetic's own noise is {format_digits(found.noise, 2)}", ExitCode.BUG, ours,
+            f"packed scores differ from unpacked ones by {format_digits(found.packed_difference, 2)} nats per token, "
+            f"and the numerical noise is {format_digits(found.noise, 2)}", ExitCode.BUG, ours,
         ),
         _Rule(
             found.rolling_difference <= ROLLING_TOLERANCE,
-            "a continuation's score and the rolling score of the same text differ by "
-            f"{format_digits(found.rolling_difference, 2)} nats a token", ExitCode.BUG, ours,
+            "the loglikelihood and the rolling loglikelihood of the same text differ by "
+            f"{format_digits(found.rolling_difference, 2)} nats per token", ExitCode.BUG, ours,
         ),
     )
     for rule in rules:

@@ -1,18 +1,18 @@
-"""The statistics of the report: 95 % intervals, an exact test, and how many questions would do.
+"""The statistics of the report: 95 % intervals, McNemar's exact test, and the number of questions needed.
 
-Two files answer the same questions, so everything about their difference is paired: a question both get right says
-nothing about the difference, and only those that flip do. Two independent intervals would be several times too wide.
+Two files answer the same questions, so differences are paired: only questions that flip say anything about the
+difference. Two independent intervals would be several times too wide.
 
 | what | how | source |
 |---|---|---|
 | a proportion | score interval, `quantyard.metrics.intervals` | Wilson, JASA 22 (1927) 209 |
 | a mean, a mean of differences | t interval | Student, Biometrika 6 (1908) 1 |
 | a difference of paired proportions | score interval | Tango, Statistics in Medicine 17 (1998) 891 |
-| whether flips lean one way | exact binomial test | McNemar, Psychometrika 12 (1947) 153 |
+| whether flips favour one side | exact binomial test | McNemar, Psychometrika 12 (1947) 153 |
 | perplexities and their ratio | linearised ratio of sums | Cochran, Sampling Techniques (1977), ch. 6 |
 
-Tango's interval keeps its coverage with few questions and few flips, where Wald's and the bootstrap's collapse to a
-point (no flips at all among 20 questions proves nothing), and it inverts McNemar's test. Fagerland, Lydersen and Laake,
+Tango's interval inverts McNemar's test, and keeps its coverage with few questions and few flips, where Wald's and the
+bootstrap's collapse to a point (though 20 questions without a flip prove nothing). Fagerland, Lydersen and Laake,
 Statistics in Medicine 33 (2014) 2850, compare it with eight others and recommend it.
 """
 
@@ -30,7 +30,7 @@ from quantyard.metrics.intervals import Z
 from quantyard.protocol.measurements import CONFIDENCE, Interval
 
 Numbers = NDArray[np.float64]
-_LARGE_DF: Final = 10_000  # the quantile is within 0.02 % of the normal one from here
+_LARGE_DF: Final = 10_000  # from here on the quantile is within 0.02 % of the normal one
 _BISECTIONS: Final = 60
 
 
@@ -38,13 +38,13 @@ _BISECTIONS: Final = 60
 
 
 def mean_interval(values: Numbers) -> Interval:
-    """The t interval of a mean, in the unit of `values`; a point where there is only one."""
+    """The t interval of a mean, in the unit of `values`; a point if there is only one value."""
     mean = float(values.mean())
     return _around(mean, _standard_error(values))
 
 
 def perplexity_interval(loglikelihoods: Numbers, weights: Numbers) -> Interval:
-    """exp(-Σ loglikelihood / Σ weight) over documents, loglikelihoods in nats; at least 1 where they are negative."""
+    """Perplexity, exp(-Σ loglikelihood / Σ weight) over documents; loglikelihoods in nats."""
     return _mapped(_ratio_interval(-loglikelihoods, weights), _exp)
 
 
@@ -59,7 +59,7 @@ def bits_interval(loglikelihoods: Numbers, weights: Numbers) -> Interval:
 def paired_proportions_interval(lost: float, gained: float, n: float, z: float = Z) -> Interval:
     """Tango's score interval for (gained - lost) / n; a difference of proportions, -1 to 1.
 
-    Counts may be fractions, so that "the same rates with more questions" can be asked.
+    Counts may be fractions, so that the same rates can be scaled to more questions.
     """
     difference = (gained - lost) / n
     low = _root(lambda d: _tango(lost, gained, n, d) - z, -1.0, difference)
@@ -70,8 +70,8 @@ def paired_proportions_interval(lost: float, gained: float, n: float, z: float =
 def paired_means_interval(baseline: Numbers, other: Numbers) -> Interval:
     """The t interval of the mean of other - baseline.
 
-    Differences that are all alike have no spread to measure with. Then it is as wide as Tango's where nothing
-    flipped, z² / (n + z²) of the scores' span (at least 1): n questions without a difference leave room for one.
+    If all differences are equal, their standard error is 0. The interval is then as wide as Tango's without flips,
+    z² / (n + z²) of the scores' range (at least 1): n equal questions do not exclude a difference on the next one.
     """
     differences = other - baseline
     mean = float(differences.mean())
@@ -83,7 +83,7 @@ def paired_means_interval(baseline: Numbers, other: Numbers) -> Interval:
 
 
 def perplexity_change(baseline: Numbers, other: Numbers, weights: Numbers) -> Interval:
-    """Relative change of exp(-Σ loglikelihood / Σ weight): 0.01 is 1 % more. Arguments 1 and 2 are loglikelihoods."""
+    """Relative change of perplexity (0.01: 1 % more); `baseline` and `other` are loglikelihoods."""
     return _mapped(_ratio_interval(baseline - other, weights), _expm1)
 
 
@@ -93,28 +93,28 @@ def bits_change(baseline: Numbers, other: Numbers) -> Interval:
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact two-sided McNemar test: were flips a fair coin, how often would they lean this far or further?"""
+    """The exact two-sided McNemar test: p under the hypothesis that a flip is lost or gained with equal probability."""
     flips, fewer = lost + gained, min(lost, gained)
     i = np.arange(1, fewer + 1)
     log_terms = np.concatenate([[0.0], np.cumsum(np.log(flips - i + 1) - np.log(i))]) - flips * math.log(2)
     return min(1.0, 2 * float(np.exp(log_terms).sum()))
 
 
-# ---- how many questions would do ---------------------------------------------------------------------
+# ---- how many questions are needed -------------------------------------------------------------------
 
 
 def is_interval_settled(interval: Interval, margin: float) -> bool:
-    """Whether an interval allows a verdict: it leaves out 0, or it lies within ± margin."""
+    """Whether an interval allows a verdict: it excludes 0, or lies within ± margin."""
     return interval.low > 0 or interval.high < 0 or (interval.low >= -margin and interval.high <= margin)
 
 
 def questions_needed_for_proportions(lost: int, gained: int, n: int, margin: float) -> int:
-    """The number of questions, more than `n`, at which flips at the rates seen would settle the verdict.
+    """The number of questions (more than `n`) that would settle the verdict, if flips occur at the observed rates.
 
-    With the difference d seen, the interval's half width h must come down to |d| (then it leaves out 0, and McNemar's
-    test must agree) or to margin - |d| (then it lies within the margin), whichever comes first: max(|d|, margin - |d|).
-    Both are asked of the interval itself at counts scaled to m questions, because with few flips its width does
-    not go with 1/√m. No flips at all need z² (1 - margin) / margin questions: 381 for a margin of 1 %.
+    With the observed difference d, the interval's half width h must shrink to |d| (it excludes 0, and McNemar's test
+    must agree) or to margin - |d| (it lies within the margin), whichever comes first: max(|d|, margin - |d|).
+    The interval itself is computed for counts scaled to m questions, because with few flips its width is not
+    proportional to 1/√m. Without any flips, z² (1 - margin) / margin questions are needed: 381 for a margin of 1 %.
     """
 
     def enough(m: int) -> bool:
@@ -128,7 +128,7 @@ def questions_needed_for_proportions(lost: int, gained: int, n: int, margin: flo
 
 
 def questions_needed_for_means(interval: Interval, n: int, margin: float) -> int:
-    """The same for intervals whose width goes with 1/√m: m = n (h / max(|d|, margin - |d|))²."""
+    """The same for intervals whose width is proportional to 1/√m: m = n (h / max(|d|, margin - |d|))²."""
     half = (interval.high - interval.low) / 2
     target = max(abs(interval.value), margin - abs(interval.value))
     return max(n + 1, math.ceil(n * (half / target) ** 2))
@@ -139,7 +139,7 @@ def questions_needed_for_means(interval: Interval, n: int, margin: float) -> int
 
 @lru_cache(maxsize=1024)
 def t_quantile(df: int) -> float:
-    """The t of `df` degrees of freedom that ±t holds 95 % of the distribution."""
+    """The t for which ±t contains 95 % of Student's distribution with `df` degrees of freedom."""
     return _root(lambda t: CONFIDENCE - _t_within(t, min(df, _LARGE_DF)), 0.0, 13.0)  # 12.7 for df = 1
 
 
@@ -157,7 +157,7 @@ def _t_within(t: float, df: int) -> float:
 
 
 def _tango(lost: float, gained: float, n: float, d: float) -> float:
-    """Tango's statistic for the hypothesis that the difference is `d`; falls as `d` rises.
+    """Tango's statistic for the hypothesis that the difference is `d`; it decreases with `d`.
 
     `q` is the maximum likelihood estimate of the share of lost questions under that hypothesis.
     """
@@ -194,7 +194,7 @@ def _mapped(interval: Interval, rising: Callable[[float], float]) -> Interval:
 
 
 def _exp(x: float) -> float:
-    """A finite number even for an interval of two wildly different documents: JSON has no infinity."""
+    """A capped exponential: an interval over few documents may overflow, and JSON cannot hold infinity."""
     return math.exp(min(x, 700.0))
 
 
@@ -203,7 +203,7 @@ def _expm1(x: float) -> float:
 
 
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses 0, by bisection; an end of the range where it does not."""
+    """The zero of a decreasing function, by bisection; an end of the range if there is none."""
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if falling(middle) > 0 else (low, middle)
@@ -211,7 +211,7 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _first(enough: Callable[[int], bool], start: int) -> int:
-    """The smallest number from `start` on that is enough, of a condition that stays true once it is."""
+    """The smallest number from `start` on for which `enough` holds; `enough` must be monotonic."""
     low, high = start - 1, start
     while not enough(high):
         low, high = high, 2 * high
@@ -222,5 +222,5 @@ def _first(enough: Callable[[int], bool], start: int) -> int:
 
 
 def as_float64(values: Any) -> Numbers:
-    """Whatever numpy can read, as float64."""
+    """`values` as a float64 array."""
     return np.asarray(values, dtype=np.float64)

@@ -1,6 +1,6 @@
-"""A llama.cpp context: its memory, one batch that is filled again and again, and the logits it leaves.
+"""A llama.cpp context: its KV cache, one reusable batch, and the logits of the last decode.
 
-Logits are numpy views of llama.cpp's own buffer: no row is copied, and each is valid until the next decode.
+Logits are numpy views of llama.cpp's own buffer: nothing is copied, and a view is valid until the next decode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quantyard.hardware.machine import physical_cores
 
 MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 PAD: Final = 256  # llama.cpp rounds a context up to this many cells
-BATCH_TOKENS: Final = 512  # llama.cpp's default physical batch: larger ones gain nothing on a CPU
+BATCH_TOKENS: Final = 512  # llama.cpp's default physical batch; larger ones are no faster on a CPU
 _ALL: Final = -1
 
 Rows = npt.NDArray[np.float32]
@@ -33,9 +33,9 @@ _FLASH: Final = {
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """What a context is made for; `threads` 0: one per physical core."""
+    """Settings of a context; `threads` 0: one per physical core."""
 
-    n_ctx: int  # cells of memory, shared by all sequences
+    n_ctx: int  # cells of the KV cache, shared by all sequences
     n_seq_max: int = 1
     threads: int = 0
     flash_attention: FlashAttention = "auto"
@@ -54,7 +54,7 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self._handle)
         if not self._memory:
             self.close()
-            raise unfit_gguf_model(model.path, "it keeps no memory of what it read")
+            raise unfit_gguf_model(model.path, "it has no KV cache or recurrent state")
         self._batch = _Batch(BATCH_TOKENS)
 
     def decode(
@@ -65,15 +65,15 @@ class Context:
         All arguments have the shape (n,), n at most `BATCH_TOKENS`.
 
         Returns:
-            Logits of the wanted tokens in their order, shape (wanted, vocabulary); a view until the next call.
+            Logits of the wanted tokens in their order, shape (wanted, vocabulary); a view, valid until the next call.
 
         Raises:
-            StageFailure: `decode` (3) if llama.cpp cannot, for example because its memory is full.
+            StageFailure: `decode` (3): llama.cpp cannot decode, for example because its KV cache is full.
         """
         batch = self._batch.fill(tokens, positions, wanted, first_seq, n_seqs)
         code = llama_cpp.llama_decode(self._handle, batch)
         if code:
-            what = f"llama.cpp cannot decode {len(tokens)} tokens (code {code}, {self.n_ctx} cells of memory)."
+            what = f"llama.cpp cannot decode {len(tokens)} tokens (code {code}, {self.n_ctx} cells in the KV cache)."
             raise LOG.failure(what, "decode", "Its last output says why. Try a smaller MAX_LENGTH.")
         self.n_tokens_decoded += len(tokens)
         n_rows = int(np.count_nonzero(wanted))
@@ -82,7 +82,7 @@ class Context:
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._handle), (n_rows, self.model.n_vocab))
 
     def decode_one(self, tokens: Ints, start: int = 0, n_rows: int = 1, seq: int = 0) -> list[Rows]:
-        """Run one sequence from position `start`; logits of its last `n_rows` tokens, copied, one array a batch."""
+        """Run one sequence from position `start`; returns copies of its last `n_rows` rows, one array per batch."""
         rows = []
         for at in range(0, len(tokens), BATCH_TOKENS):
             part = tokens[at : at + BATCH_TOKENS]
@@ -97,7 +97,7 @@ class Context:
         llama_cpp.llama_memory_clear(self._memory, False)
 
     def copy(self, source: int, target: int, end: int) -> None:
-        """Let `target` share the first `end` tokens of `source`; costs no memory in a unified cache."""
+        """Let `target` share the first `end` tokens of `source`; takes no extra cells in a unified cache."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
     def remove(self, seq: int, start: int = 0) -> None:
@@ -122,19 +122,22 @@ class Context:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_seq_max = settings.n_seq_max
         params.n_threads = params.n_threads_batch = self.threads
-        params.kv_unified = True  # a token may belong to several sequences, and copies are free
-        params.swa_full = True  # a sliding window's cache is kept whole, so that a sequence may be longer than it
+        params.kv_unified = True  # so that a token may belong to several sequences, and copies take no cells
+        params.swa_full = True  # keep the whole sliding-window cache, so that a sequence may be longer than the window
         params.no_perf = True
         params.flash_attn_type = _FLASH[settings.flash_attention]
         handle = llama_cpp.llama_init_from_model(self.model.handle, params)
         if not handle:
-            what = f"llama.cpp cannot open a context of {self.n_ctx} tokens on {self.model.path.name}."
+            what = f"llama.cpp cannot open a context of {self.n_ctx} tokens for {self.model.path.name}."
             raise LOG.failure(what, "context", "Memory may be short: try a smaller MAX_LENGTH.")
         return handle
 
 
 class _Batch:
-    """A `llama_batch` over numpy arrays. Sequence ids of a token are a range, so one row 0, 1, 2 … serves all."""
+    """A `llama_batch` over numpy arrays.
+
+    The sequence ids of a token are always a range, so every token points into one shared array 0, 1, 2, …
+    """
 
     def __init__(self, size: int) -> None:
         self._tokens, self._positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
@@ -148,7 +151,7 @@ class _Batch:
         )
 
     def fill(self, tokens: Ints, positions: Ints, wanted: npt.NDArray[np.bool_], first: Ints, n_seqs: Ints) -> Any:
-        """The batch that holds these tokens."""
+        """Fill the batch with these tokens and return it."""
         n = len(tokens)
         self._tokens[:n], self._positions[:n], self._wanted[:n] = tokens, positions, wanted
         self._n_seqs[:n] = n_seqs

@@ -1,12 +1,12 @@
-"""Generates text for many prompts with one model: several sequences at once, each slot taking the next prompt at once.
+"""Generates text for many prompts with one model, by continuous batching with shared prefixes.
 
-Every step decodes one batch: the next token of each running sequence, then as much of new prompts as fits beside
-them. Prompts are taken in sorted order, so that neighbours share the longest prefixes. Sequence 0 of the context
-keeps the path of the prompt admitted last, as in `scorer.py`; what the next one shares with it is copied, which
-costs nothing in a unified cache, and never decoded again. Models whose memory cannot be shared run one at a time.
+Every step decodes one batch: the next token of each running sequence, then as many tokens of new prompts as fit.
+Prompts are admitted in sorted order, so that neighbours share the longest prefixes. Sequence 0 of the context keeps
+the tokens of the prompt admitted last, as in `scorer.py`. The prefix that the next prompt shares with it is copied
+(free in a unified KV cache) instead of decoded again. Models whose memory cannot be shared run one prompt at a time.
 
-A result depends on its prompt, its settings and its place in the caller's list. Slots, order and neighbours change
-only the sizes of the batches, and so the last bits of the logits: greedy texts differ where two tokens tie so closely.
+A result depends on its prompt, its settings and its position in the caller's list. Slots, order and neighbours change
+only batch sizes, and so the last bits of the logits: a greedy text can differ only where two tokens almost tie.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from eval.llama.sampling import GREEDY, GeneratedText, Sampler, Sampling
 
 __all__ = ["Generator", "Prompt", "Sampling"]
 
-SLOTS: Final = 32  # the demo model on a CPU gains nothing beyond 16, and loses nothing either
-CELLS: Final = 16_384  # of memory, for all slots; a longer request gets what it needs
-_KEPT: Final = 0  # the sequence that holds the path of the prompt admitted last
-_WORTH_WAITING: Final = 16  # tokens that the next step could share: fewer are decoded again rather than waited for
+SLOTS: Final = 32  # the demo model on a CPU is as fast with 16
+CELLS: Final = 16_384  # of the KV cache, for all slots; a longer request gets what it needs
+_KEPT: Final = 0  # the sequence that keeps the tokens of the prompt admitted last
+_WORTH_WAITING: Final = 16  # wait a step if that saves this many tokens; fewer are decoded again
 
 Ints = npt.NDArray[np.int32]
 OnProgress = Callable[[int, int], None]  # prompts finished, of how many
@@ -44,17 +44,17 @@ class Prompt:
 
 
 class Generator:
-    """Generates; opens a context as large as the prompts need."""
+    """Generates text; each call opens a context as large as its prompts need."""
 
     def __init__(
         self, model: GgufModel, threads: int = 0, n_slots: int = SLOTS, n_cells: int = CELLS
     ) -> None:
-        """Nothing is opened yet.
+        """Only store the settings.
 
         Args:
             threads: 0: one per physical core.
             n_slots: sequences at once, at most 255.
-            n_cells: tokens that memory holds at once; exceeded for a request that alone needs more.
+            n_cells: tokens in the KV cache; a single request that needs more gets more.
         """
         self._model = model
         self._threads = threads
@@ -101,16 +101,16 @@ class _Job:
     number: int  # in the caller's list
     prompt: Prompt
     tokens: Ints
-    common: int  # first tokens that it shares with the job before; never all, for its last row of logits is needed
+    common: int  # length of the prefix shared with the job before; never all tokens: the last one's logits are needed
 
     @property
     def cells(self) -> int:
-        """Memory it may come to need: the last generated token is never decoded."""
+        """KV cells that the job may need; the last generated token is never decoded."""
         return len(self.tokens) + self.prompt.max_tokens - 1
 
 
 def _in_order(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
-    """Those with something to generate, sorted by their tokens."""
+    """A job for each prompt with something to generate, sorted by tokens."""
     keys = [np.asarray(prompt.tokens, ">u4").tobytes() for prompt in prompts]  # big-endian bytes sort as tokens do
     numbers = sorted((n for n, prompt in enumerate(prompts) if prompt.max_tokens), key=lambda n: keys[n])
     jobs: list[_Job] = []
@@ -128,7 +128,7 @@ def _common(before: Ints, here: Ints) -> int:
 
 
 class _Run:
-    """One walk over sorted jobs."""
+    """One run over sorted jobs."""
 
     def __init__(self, context: Context, jobs: list[_Job], n_prompts: int, on_progress: OnProgress) -> None:
         self._context, self._on_progress = context, on_progress
@@ -136,8 +136,8 @@ class _Run:
         self._share = context.n_seq_max > 1
         self._free = list(range(context.n_seq_max - 1, 0, -1)) if self._share else [0]
         self._running: list[_Slot] = []  # in the order of admission: only the last may still be reading its prompt
-        self._n_kept = 0  # tokens in sequence 0, all of the job admitted last
-        self._link_to_kept = 0  # how many of them the last running slot has too
+        self._n_kept = 0  # tokens in sequence 0; all belong to the job admitted last
+        self._link_to_kept = 0  # how many of them are shared with the last running slot
         self._pieces = _Pieces(context.model)
         self._texts = [""] * n_prompts
         self._n_left = len(jobs)
@@ -172,12 +172,13 @@ class _Run:
         return self._context.decode(tokens, positions.astype(np.int32), wanted, sequences, np.ones_like(sequences))
 
     def _admit(self) -> _Slot | None:
-        """Give the next job a slot, if one is free, memory suffices, and waiting a step would not save tokens."""
+        """Give the next job a slot, if one is free, the KV cache has room, and waiting a step would not save tokens."""
         if not self._waiting or not self._free:
             return None
         job = self._waiting[-1]
         shared = min(self._n_kept, job.common)
         link = min(shared, self._link_to_kept)
+        # Reserve the worst case (every job generates max_tokens; shared cells count once), so decoding cannot fail later.
         used = sum(slot.job.cells - slot.link for slot in self._running) + job.cells - link
         if used > self._context.n_ctx or job.common - shared >= _WORTH_WAITING:
             return None
@@ -188,7 +189,7 @@ class _Run:
         return slot
 
     def _share_path(self, slot: _Slot, shared: int) -> None:
-        """Copy what is in memory; sequence 0 then holds tokens of the new slot's prompt alone."""
+        """Copy the shared prefix to the new slot, and cut sequence 0 down to it."""
         self._link_to_kept = self._n_kept = shared
         if self._share:
             self._context.remove(_KEPT, shared)
@@ -196,7 +197,7 @@ class _Run:
                 self._context.copy(_KEPT, slot.seq, shared)
 
     def _advance(self, slot: _Slot, logits: npt.NDArray[np.float32]) -> None:
-        """One more token for a slot whose tokens are all in memory."""
+        """Choose the next token of a slot whose tokens are all decoded."""
         if slot.n_read == len(slot.job.tokens) and slot is self._running[-1]:
             self._keep_path(slot)
         if slot.accept(slot.sampler.choose(logits), self._pieces):
@@ -207,12 +208,12 @@ class _Run:
 
     def _keep_path(self, slot: _Slot) -> None:
         if self._share:
-            self._context.remove(_KEPT)  # first: llama.cpp counts a cell twice that gets a sequence it has
+            self._context.remove(_KEPT)  # before the copy: llama.cpp counts a cell twice if it has the sequence already
             self._context.copy(slot.seq, _KEPT, len(slot.job.tokens))
             self._link_to_kept = self._n_kept = len(slot.job.tokens)
 
     def _release(self, slot: _Slot) -> None:
-        """Forget a slot; the neighbours it linked share what both shared with it."""
+        """Free a slot. Its two neighbours then share only the prefix that both shared with it."""
         at = self._running.index(slot)
         del self._running[at]
         if at < len(self._running):
@@ -228,12 +229,12 @@ class _Run:
 
 @dataclass(eq=False)
 class _Slot:
-    """A sequence that runs."""
+    """A running sequence."""
 
-    seq: int  # in the context
+    seq: int  # sequence id in the context
     job: _Job
-    link: int  # cells that it shares with the slot admitted before it that still runs
-    pending: Ints  # tokens to decode next: of the prompt, then the last one chosen
+    link: int  # cells shared with the previous running slot, in the order of admission
+    pending: Ints  # tokens to decode next: the rest of the prompt, later the token chosen last
     n_read: int  # tokens decoded or in the batch
     n_generated: int = 0
     sampler: Sampler = field(init=False)
@@ -251,7 +252,7 @@ class _Slot:
         return part
 
     def accept(self, token: int, pieces: _Pieces) -> bool:
-        """Append a token; False if the text ends here."""
+        """Append a token; returns False if the text is complete."""
         if pieces.model.ends_generation(token) or self.text.add(*pieces.of(token)):
             return False
         self.n_generated += 1
@@ -261,23 +262,23 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one slot has in a batch."""
+    """One slot's tokens in a batch."""
 
     slot: _Slot
     tokens: Ints
     start: int  # position of the first
-    complete: bool  # whether the slot's next token follows
+    complete: bool  # whether nothing is pending after them, so that their logits choose the next token
 
 
 class _Pieces:
-    """The bytes of tokens, each asked for once."""
+    """Caches the bytes of tokens."""
 
     def __init__(self, model: GgufModel) -> None:
         self.model = model
         self._known: dict[int, tuple[bytes, bytes]] = {}
 
     def of(self, token: int) -> tuple[bytes, bytes]:
-        """What the token adds to a text, and the name of a special token, which adds nothing."""
+        """The bytes that a token adds to a text; for a special token, which adds none, also its name."""
         if token not in self._known:
             piece = self.model.piece(token, special=False)
             self._known[token] = piece, b"" if piece else self.model.piece(token, special=True)

@@ -1,10 +1,10 @@
-"""The lm-eval model `llama-cpp`: a GGUF in this process, with no server between.
+"""The lm-eval model `llama-cpp`: a GGUF loaded in this process, without a server.
 
     lm_eval.simple_evaluate(model="llama-cpp", model_args="path=model.gguf", tasks=["arc_easy"])
 
-Texts become tokens as lm-eval's `hf` model has it (`TemplateLM._encode_pair`, left truncation, rolling windows), so
-that its scores are those of `hf` on the same weights. The one difference: a rolling text begins with one BOS,
-never two, so that its score is that of the same text as a continuation of nothing.
+Texts are tokenized as in lm-eval's `hf` model (`TemplateLM._encode_pair`, left truncation, rolling windows), so the
+scores equal those of `hf` on the same weights. There is one difference: a rolling text begins with one BOS, never two,
+so that its loglikelihood equals that of the same text after an empty context.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from eval.llama.scorer import Scorer
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
-DEFAULT_MAX_LENGTH: Final = 4096  # tokens; where the model was trained on more, memory is the limit
-DEFAULT_MAX_GEN_TOKENS: Final = 256  # lm-eval's
-PART: Final = 8192  # requests whose tokens are in memory at once; neighbours share their prefixes, distant ones rarely
+DEFAULT_MAX_LENGTH: Final = 4096  # tokens; longer contexts, also where the model allows them, cost memory
+DEFAULT_MAX_GEN_TOKENS: Final = 256  # lm-eval's default
+PART: Final = 8192  # requests scored together; neighbours share prefixes, distant ones rarely do
 _SHOWN: Final = 60
 
 Encoded = tuple[tuple[str, str], list[int], list[int]]
@@ -37,14 +37,14 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("llama-cpp")
 class LlamaLM(TemplateLM):  # type: ignore[misc]
-    """A GGUF as lm-eval sees it.
+    """A GGUF as an lm-eval model.
 
     Args:
-        path: the GGUF, or a model that is loaded already.
-        max_length: longest request in tokens; 0: the model's own, at most `DEFAULT_MAX_LENGTH`.
+        path: the GGUF, or a loaded model.
+        max_length: longest request in tokens; 0: the model's own context, at most `DEFAULT_MAX_LENGTH`.
         threads: 0: one per physical core.
         n_gpu_layers: layers on the GPU, -1 for all.
-        seed: of sampled generation.
+        seed: for sampled generation.
 
     Raises:
         StageFailure: the file cannot be measured (see `GgufModel.load`), or a request cannot be answered.
@@ -55,7 +55,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         seed: int = 0, batch_size: object = None, max_batch_size: object = None, device: object = None,
     ) -> None:
         super().__init__()
-        del batch_size, max_batch_size, device  # lm-eval gives these to every model; batches are always full here
+        del batch_size, max_batch_size, device  # lm-eval passes these to every model; the batch size is fixed here
         self.model = path if isinstance(path, GgufModel) else GgufModel.load(Path(path), n_gpu_layers)
         self._max_length = max_length or min(self.model.n_ctx_train, DEFAULT_MAX_LENGTH)
         self._seed = seed
@@ -64,7 +64,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         self.n_requests = 0
         self.n_truncated = 0
         self.on_progress: Callable[[int, int], None] = lambda _done, _total: None  # requests of one call
-        self._asked = (0, 0, 0)  # of this call: requests before this part, in it, and in all
+        self._asked = (0, 0, 0)  # requests of this call: before the current part, in it, in total
         self._template: ChatTemplate | None = None
 
     @property
@@ -74,10 +74,10 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context is conditioned on: BOS, or EOS where there is none."""
+        """The token that a text without context is conditioned on: BOS, or EOS if there is no BOS."""
         token = self.model.bos if self.model.bos != NO_TOKEN else self.model.eos
         if token == NO_TOKEN:
-            raise _bad("The vocabulary has neither BOS nor EOS, so a text without context has no score.")
+            raise _bad("The vocabulary has neither BOS nor EOS, so a text without context cannot be scored.")
         return token
 
     @property
@@ -87,16 +87,16 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens to generate where a task does not say."""
+        """Tokens to generate if a task does not set it."""
         return DEFAULT_MAX_GEN_TOKENS
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the chat template in lm-eval's request cache."""
+        """Identifies the chat template in lm-eval's request cache."""
         return self.model.path.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Token ids; BOS in front if the metadata wants it and the text has none (never with `False`)."""
+        """Token ids, after BOS if the metadata asks for it and the text does not begin with it (never with `False`)."""
         tokens = self.model.tokenize(string, add_special=False)
         bos = self.model.bos
         wants_bos = self.model.adds_bos if add_special_tokens is None else add_special_tokens
@@ -108,7 +108,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         """See `LM.loglikelihood`: (nats, whether greedy decoding gives the continuation) per request."""
         for number, request in enumerate(requests):
             if not request.args[1]:
-                raise _bad(f"Request {number} ({_shown(request.args[0])}) has an empty continuation: nothing to score.")
+                raise _bad(f"Request {number} ({_shown(request.args[0])}) has an empty continuation.")
         return self._in_parts(requests, lambda part: super(LlamaLM, self).loglikelihood(part, disable_tqdm))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -127,7 +127,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation in the GGUF's own template."""
+        """The conversation, rendered with the GGUF's own template."""
         return self._chat().render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -135,12 +135,12 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         return self._chat().text if chat_template else ""
 
     def tokens(self) -> tuple[int, int]:
-        """Tokens decoded so far, and what asking one by one would have decoded."""
+        """Tokens decoded so far, and the tokens that decoding each request alone would have taken."""
         decoded = self.scorer.n_tokens_decoded + self.generator.n_tokens_decoded
         return decoded, self.scorer.n_tokens_requested + self.generator.n_tokens_decoded
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval's results say of the model."""
+        """The model's entry in lm-eval's results."""
         facts = self.model.facts("")
         return {
             "model_num_parameters": facts.n_params, "model_architecture": facts.architecture,
@@ -164,7 +164,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         return results
 
     def _in_parts(self, requests: Sequence[Instance], ask: Callable[[Sequence[Instance]], list[Any]]) -> list[Any]:
-        """Answers to all, asked `PART` at a time, so that memory does not grow with their number."""
+        """Answer all requests, `PART` at a time, so that memory does not grow with their number."""
         results: list[Any] = []
         for start in range(0, len(requests), PART):
             part = requests[start : start + PART]
@@ -178,20 +178,20 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         return self.scorer.score(requests, lambda done, n: self.on_progress(before + part * done // n, total)).sums()
 
     def _request(self, context: list[int], target: list[int], texts: tuple[str, str] = ("", "")) -> Request:
-        """Both cut from the left to what the model can hold, as lm-eval's `hf` does."""
+        """Context and continuation, cut from the left to `max_length` as in lm-eval's `hf`."""
         if not target:
             what = f"The continuation {_shown(texts[1])} has no tokens of its own"
             raise _bad(f"{what}: the tokenizer joins it to its context {_shown(texts[0][-_SHOWN:])}.")
         if len(target) > self.max_length:
             what = f"The continuation {_shown(texts[1])} has {len(target)} tokens"
-            raise _bad(f"{what}, the model holds {self.max_length}.")
+            raise _bad(f"{what}; the longest request is {self.max_length}.")
         whole = context + target
         self.n_truncated += len(whole) > self.max_length + 1
         return Request(whole[-(self.max_length + 1) :][:-1], target)
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         if not text:
-            raise _bad("A text to score is empty.")
+            raise _bad("A text to score for its perplexity is empty.")
         tokens = self.tok_encode(text, add_special_tokens=False)
         windows: Iterable[Any] = utils.get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
         return [utils.make_disjoint_window(window) for window in windows]
@@ -202,7 +202,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         max_tokens = kwargs["max_gen_toks"]
         room = self.max_length - max_tokens
         if room <= 0:
-            raise _bad(f"A task generates up to {max_tokens} tokens, and the model holds {self.max_length} in all.")
+            raise _bad(f"A task generates up to {max_tokens} tokens; the longest request is {self.max_length} in all.")
         tokens = self.tok_encode(context) or [self.prefix_token_id]
         self.n_truncated += len(tokens) > room
         return Prompt(tokens[-room:], max_tokens, tuple(text for text in stop if text), self._sampling(kwargs))

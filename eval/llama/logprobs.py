@@ -1,4 +1,4 @@
-"""Log-softmax of rows of logits, without copying them all."""
+"""Log-softmax of rows of logits, in blocks that fit in the CPU cache."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy.typing as npt
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
-_BLOCK_FLOATS: Final = 1 << 19  # 2 MiB of scratch: it stays in the cache
+_BLOCK_FLOATS: Final = 1 << 19  # 2 MiB of scratch, which fits in the CPU cache
 
-NOT_FINITE: Final = "The model's logits are not finite (NaN or infinity), so it has no probabilities."
+NOT_FINITE: Final = "The model's logits are not finite (NaN or infinity), so they give no probabilities."
 
 Rows = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
 class LogSoftmax:
-    """Normalizers of rows over one vocabulary; keeps its scratch memory."""
+    """Computes normalizers of rows over one vocabulary; reuses its scratch memory."""
 
     def __init__(self, n_vocab: int) -> None:
         self._block = max(1, _BLOCK_FLOATS // n_vocab)
@@ -30,7 +30,7 @@ class LogSoftmax:
         return self.with_likeliest(rows)[0]
 
     def with_likeliest(self, rows: Rows) -> tuple[Doubles, npt.NDArray[np.intp]]:
-        """Log Σ exp of each row in nats, and its likeliest token (of equals the first); both of shape (rows,).
+        """Log Σ exp of each row in nats, and its most likely token (the smallest id on ties); both of shape (rows,).
 
         Raises:
             StageFailure: `nan-logits` (3): a logit is NaN or +infinity.

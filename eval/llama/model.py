@@ -1,7 +1,7 @@
-"""One GGUF loaded by llama.cpp: its vocabulary, its chat template, and what it says about itself.
+"""One GGUF loaded by llama.cpp: its vocabulary, its chat template, and its metadata.
 
-Everything that makes a file unfit for measuring is found here and raised as a `StageFailure`: a file that is not
-a GGUF or cut short, one with a vocabulary and no weights, an embedding model, an encoder-decoder.
+Files that cannot be measured are refused here with a `StageFailure`: a file that is not a GGUF or is truncated, one
+with a vocabulary but no weights, an embedding model, an encoder-decoder.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from quantyard.protocol.runner import StageFailure
 
 NO_TOKEN: Final = -1  # LLAMA_TOKEN_NULL
 _LOG_LINES: Final = 20
-_LONGEST_PIECE: Final = 256  # bytes, to begin with
+_LONGEST_PIECE: Final = 256  # bytes; the first try, grown if a token is longer
 
 
 class _Log:
-    """Keeps llama.cpp's last lines for error messages; the library logs to stderr otherwise."""
+    """Keeps llama.cpp's last log lines for error messages; by default the library writes them to stderr."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=_LOG_LINES)
-        # ctypes keeps no reference to a callback: this attribute does, as long as the process lives.
+        # ctypes does not keep a reference to a callback, so this attribute does, for the life of the process.
         self._callback = llama_cpp.llama_log_callback(self._keep)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
@@ -38,7 +38,7 @@ class _Log:
         self.lines.append(text.decode(errors="replace").rstrip("\n"))
 
     def failure(self, what: str, kind: str, hint: str) -> StageFailure:
-        """A failure of llama.cpp with its last lines."""
+        """A `StageFailure` with llama.cpp's last log lines."""
         detail = "\n".join(line for line in self.lines if line)
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, what, hint, detail)
 
@@ -48,7 +48,7 @@ LOG: Final = _Log()
 
 @dataclass
 class GgufModel:
-    """A model ready for contexts. Close it, or use it in a `with`."""
+    """A loaded model. Close it, or use it in a `with`."""
 
     path: Path
     header: GgufHeader
@@ -76,7 +76,7 @@ class GgufModel:
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 2**31 - 1
         handle = llama_cpp.llama_model_load_from_file(str(header.paths[0]).encode(), params)
         if not handle:
-            hint = "Its last output says why; an architecture that llama.cpp does not know yet is the usual reason."
+            hint = "Its last output says why; the usual reason is an architecture that llama.cpp does not support yet."
             raise LOG.failure(f"llama.cpp does not load {path.name}.", "load", hint)
         model = cls(path, header, handle)
         model._refuse_encoder()
@@ -96,17 +96,17 @@ class GgufModel:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether sequences may share the memory of a common prefix.
+        """Whether sequences may share the KV cells of a common prefix.
 
-        A recurrent state is of one sequence alone, and a sliding window forgets its beginning, so models with
-        either are decoded one sequence at a time.
+        A recurrent state belongs to one sequence, and a sliding window drops its beginning, so models with either are
+        decoded one sequence at a time.
         """
         recurrent = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
         return not recurrent and int(llama_cpp.llama_model_n_swa(self.handle)) == 0
 
     @property
     def n_ctx_train(self) -> int:
-        """Longest context the model was trained on, in tokens."""
+        """The longest context that the model was trained on, in tokens."""
         return int(llama_cpp.llama_model_n_ctx_train(self.handle))
 
     @property
@@ -121,7 +121,7 @@ class GgufModel:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether the metadata wants texts to begin with BOS."""
+        """Whether the metadata says that texts begin with BOS."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
 
     @property
@@ -135,10 +135,10 @@ class GgufModel:
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
-        """Token ids of a text; BOS is added only if asked for and wanted, special tokens in the text are parsed."""
+        """Token ids of a text; `add_special` adds BOS and EOS as the metadata says."""
         data = text.encode()
         room = len(data) + 8
-        for _ in range(2):  # a negative count says how much room it needs
+        for _ in range(2):  # a negative count is the room it needs, negated
             tokens = (llama_cpp.llama_token * room)()
             count = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, parse_special)
             if count >= 0:
@@ -147,13 +147,13 @@ class GgufModel:
         raise LOG.failure(f"llama.cpp does not tokenize {text[:60]!r}.", "tokenize", "Report it.")
 
     def piece(self, token: int, *, special: bool) -> bytes:
-        """The UTF-8 bytes of one token as llama-server writes it, maybe half a character; special ones if asked for.
+        """The bytes of one token as llama-server writes it, perhaps a part of a UTF-8 character.
 
-        `llama_detokenize` would drop the first space of a SentencePiece text, and spaces before punctuation with some
-        vocabularies, which a continuation must keep.
+        Special tokens give no bytes unless `special` is set. `llama_detokenize` cannot be used: it drops the first
+        space of a SentencePiece text and, with some vocabularies, spaces before punctuation.
         """
         room = _LONGEST_PIECE
-        while True:  # a negative count says how much room it needs
+        while True:  # a negative count is the room it needs, negated
             buffer = ctypes.create_string_buffer(room)
             count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
             if count >= 0:
@@ -161,11 +161,11 @@ class GgufModel:
             room = -count
 
     def special_text(self, token: int) -> str:
-        """How a special token is written in texts, such as `</s>`; "" for `NO_TOKEN`."""
+        """The text of a special token, such as `</s>`; "" for `NO_TOKEN`."""
         return "" if token == NO_TOKEN else self.piece(token, special=True).decode(errors="replace")
 
     def facts(self, label: str, sha256: Sha256 | None = None) -> FileFacts:
-        """The file in a report: its size on disk, bits per weight over all tensors."""
+        """The file's facts for a report; bits per weight are those of all tensors together."""
         header = self.header
         return FileFacts(
             label=label, size_bytes=header.file_size, bits_per_weight=8 * header.tensor_bytes / header.n_params,
@@ -186,19 +186,19 @@ def _readable(path: Path) -> GgufHeader:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", message, "Build the model first.") from error
     except GgufError as error:
         message = f"{path.name} is not a usable GGUF: {error}."
-        hint = "It may be cut short: build or download it again."
+        hint = "It may be truncated: build or download it again."
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", message, hint) from error
 
 
 def _refuse_unfit(path: Path, header: GgufHeader) -> None:
     if not header.tensors:
-        raise unfit_gguf_model(path, "it holds a vocabulary and no weights")
+        raise unfit_gguf_model(path, "it has a vocabulary but no weights")
     if reason := why_gguf_cannot_generate(header):
         raise unfit_gguf_model(path, reason)
 
 
 def unfit_gguf_model(path: Path, reason: str) -> StageFailure:
-    """The failure for a file that has no next-token probabilities."""
+    """The failure for a file that does not give next-token probabilities."""
     message = f"{path.name} cannot be measured as a language model: {reason}."
-    hint = "Only models that predict the next token have scores; choose a text-generation model."
+    hint = "Only models that predict the next token can be measured: choose a text-generation model."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "not-a-text-model", message, hint)

@@ -1,13 +1,12 @@
-"""Requests as a prefix tree, cut into groups that fill batches: the plan that `scorer.py` decodes.
+"""Arranges requests as a prefix tree, cut into groups that fill batches: the plan that `scorer.py` decodes.
 
-Sequences are sorted, so that neighbours share the longest prefixes: walking them in order is a depth-first walk of
-their prefix tree, and what a sequence adds to it is all that lies beyond its common prefix with the one before.
-A group is a run of sequences whose additions fit one batch; its tokens are decoded once, whichever of its
-sequences they belong to. Of the group before only its last path is still needed, because sorting puts every other
-sequence that shares more into that group. So tokens decoded = nodes of the tree, exactly.
+Sequences are sorted, so that neighbours share the longest prefixes. Visiting them in order is a depth-first walk of
+their prefix tree: each sequence adds the tokens beyond its common prefix with the one before. A group is a run of
+sequences whose added tokens fit in one batch; a token shared by several of them is decoded once. Only the last path
+of a group is kept for the next one, which sorting makes sufficient: no earlier sequence shares a longer prefix with
+what follows. So the number of decoded tokens is exactly the number of nodes of the tree.
 
-A row of logits is wanted by every request that scores a token after that node. It is computed when its node is,
-whichever request comes first (`Targets.row`), and never again.
+A row of logits is computed once, when its node is decoded, and used by every request that scores a token after it.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Request:
-    """Score `targets`, the tokens after the last `len(targets)` tokens of `tokens`."""
+    """Score `targets`, the tokens that follow each of the last `len(targets)` tokens of `tokens`."""
 
-    tokens: Sequence[int]  # what is decoded: context and continuation, less its last token
+    tokens: Sequence[int]  # what is decoded: context and continuation, without its last token
     targets: Sequence[int]  # the continuation; targets[i] follows tokens[len(tokens) - len(targets) + i]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one group may hold."""
+    """Limits of one group."""
 
     batch_tokens: int
-    cells: int  # of memory: the path kept from the group before, and what the group adds
-    sequences: int  # at once, the kept path not counted
+    cells: int  # of the KV cache: for the path kept from the group before and the tokens that the group adds
+    sequences: int  # without the kept path
     share: bool  # False: every sequence is decoded from its first token, alone
 
 
@@ -43,15 +42,15 @@ class Limits:
 class Targets:
     """All tokens to score, in the order of the requests; arrays of shape (targets,)."""
 
-    sequence: Ints  # the sequence whose decoding computes the row
-    depth: Ints  # the row's token in that sequence
+    sequence: Ints  # the sequence that decodes the token before the target
+    depth: Ints  # position of that token in the sequence
     token: Ints
     offsets: npt.NDArray[np.int64]  # request i has targets offsets[i] to offsets[i + 1]
 
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Sequences first to last, end exclusive; `kept` tokens of the path before are still in memory."""
+    """Sequences `first` to `last` (exclusive); `kept` tokens of the path before are still in the KV cache."""
 
     first: int
     last: int
@@ -74,10 +73,10 @@ class PrefixPlan:
 
 
 def plan_prefix_tree(requests: Sequence[Request], limits: Limits) -> PrefixPlan:
-    """Lay out the prefix tree of the requests and its groups.
+    """Build the prefix tree of the requests and cut it into groups.
 
     Raises:
-        ValueError: a request has no tokens or no targets, or is longer than the memory.
+        ValueError: a request has no targets, more targets than tokens, or does not fit in the KV cache.
     """
     _check(requests, limits)
     keys = [np.asarray(request.tokens, ">u4").tobytes() for request in requests]  # big-endian bytes sort as tokens do
@@ -134,7 +133,7 @@ def _owners(sequences: Sequence[Ints], common: Ints) -> Iterator[Ints]:
 
 
 def _groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator[PrefixGroup]:
-    """Cut greedily. A sequence too long for one batch is a group of its own, decoded in several."""
+    """Cut greedily. A sequence too long for one batch becomes a group of its own, decoded in several batches."""
     first = 0
     while first < len(sequences):
         kept, added, last = int(common[first]), 0, first

@@ -1,9 +1,8 @@
-"""Chooses the next token from a row of logits, greedily or at random with a seed of its own, and finds the text's end.
+"""Chooses the next token from a row of logits, greedily or by seeded sampling, and cuts texts at stop strings.
 
-Order: temperature, top-k, top-p, min-p, then the draw, each step on what the one before left. It is the order of
-transformers, hence of lm-eval's `hf`. llama.cpp's default chain has the same steps with temperature last
-(common/common.h, `samplers`), so at a temperature other than 1 its top-p and min-p see other probabilities; at 1,
-and for top-k alone, both orders are the same.
+The order is temperature, top-k, top-p, min-p, then the draw, as in transformers and so in lm-eval's `hf`. llama.cpp's
+default chain has the same steps with temperature last (common/common.h, `samplers`), so at a temperature other than 1
+its top-p and min-p see other probabilities. At 1, and with top-k alone, both orders give the same result.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from eval.llama.logprobs import unusable_logits
 
-_NUCLEUS_START: Final = 256  # likeliest tokens that top-p looks at first; nearly always enough
+_NUCLEUS_START: Final = 256  # how many of the most likely tokens top-p sorts first; nearly always enough
 _NUCLEUS_GROWTH: Final = 8
 
 Row = npt.NDArray[np.float32]
@@ -39,10 +38,10 @@ class Sampling:
         ValueError: a value outside its range.
     """
 
-    temperature: float = 0.0  # 0: greedy, and nothing below matters
-    top_k: int = 0  # keep the k likeliest; 0 or less: all
-    top_p: float = 1.0  # keep the smallest set of likeliest tokens with this much of the mass; 1: all
-    min_p: float = 0.0  # keep tokens at least this likely, relative to the likeliest; 0: all
+    temperature: float = 0.0  # 0: greedy; the fields below are then ignored
+    top_k: int = 0  # keep the k most likely tokens; 0 or less: all
+    top_p: float = 1.0  # keep the smallest set of most likely tokens with this probability mass; 1: all
+    min_p: float = 0.0  # keep tokens with at least this share of the highest probability; 0: all
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,7 +57,7 @@ GREEDY: Final = Sampling()
 class Sampler:
     """Chooses the tokens of one generation.
 
-    Its random numbers depend on the seed and the prompt's number alone, never on what runs beside it.
+    Its random numbers depend only on the seed and the prompt's number, never on what runs beside it.
     """
 
     def __init__(self, sampling: Sampling, number: int) -> None:
@@ -75,14 +74,15 @@ class Sampler:
         if self._sampling.temperature == 0:
             return best
         ids, weights = sampling_candidates(logits, self._sampling)
-        # An exponential race: token i wins with its probability. Every token has a runner of its own, so noise in the
-        # logits changes the winner only where two are as close; a draw along their cumulated mass would move with all.
+        # The exponential race (Gumbel-max trick): token i wins with its probability. Each token has its own random
+        # number, so noise in the logits changes the winner only if the first two are that close. With a draw from the
+        # cumulative distribution, noise in any token could change it.
         runners = self._random.standard_exponential(len(logits))
         return int(ids[np.argmax(weights / runners[ids])])
 
 
 class GeneratedText:
-    """A continuation as it grows, and its stop strings, looked for in bytes: a token may end in half a character."""
+    """A growing continuation and its stop strings. Both are bytes, since a token may end within a character."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = [text for text in stop if text]
@@ -105,12 +105,12 @@ class GeneratedText:
 
 
 def sampling_candidates(logits: Row, sampling: Sampling) -> tuple[Indices, Doubles]:
-    """Tokens that may be drawn, ascending, and their probabilities; both of shape (candidates,).
+    """Token ids that may be drawn, ascending, and their probabilities; both of shape (candidates,).
 
-    Of equal logits the smaller id counts as likelier. `sampling.temperature` must not be 0.
+    On ties the smaller id counts as more likely. `sampling.temperature` must not be 0.
     """
     ids = largest_logits(logits, sampling.top_k) if sampling.top_k > 0 else np.arange(len(logits))
-    with np.errstate(over="ignore"):  # a tiny temperature: far below the best is probability 0
+    with np.errstate(over="ignore"):  # with a tiny temperature the quotient may be -infinity: probability 0
         weights = np.exp((logits[ids].astype(np.float64) - float(logits.max())) / sampling.temperature)
     if sampling.top_p < 1:
         kept = _nucleus(weights, sampling.top_p)
@@ -122,7 +122,7 @@ def sampling_candidates(logits: Row, sampling: Sampling) -> tuple[Indices, Doubl
 
 
 def largest_logits(values: npt.NDArray[np.floating], count: int) -> Indices:
-    """Indices of the `count` (1 or more) largest values, ascending; of equal ones the first. Sorts nothing else."""
+    """Indices of the `count` (1 or more) largest values, ascending; the first on ties. Does not sort the values."""
     if count >= len(values):
         return np.arange(len(values))
     threshold = np.partition(values, len(values) - count)[len(values) - count]
@@ -132,16 +132,16 @@ def largest_logits(values: npt.NDArray[np.floating], count: int) -> Indices:
 
 
 def _best(logits: Row) -> int:
-    """The likeliest token, the smallest id on ties. NaN and +infinity are largest to argmax, so one look finds them."""
+    """The most likely token, the smallest id on ties. argmax prefers NaN and +infinity, so only its result is checked."""
     best = int(logits.argmax())
     if not math.isfinite(logits[best]):
-        message = f"The model's logits are not finite (token {best} has {logits[best]}), so no token can be chosen."
+        message = f"The model's logits are not finite (that of token {best} is {logits[best]}): no token can be chosen."
         raise unusable_logits(message)
     return best
 
 
 def _nucleus(weights: Doubles, p: float) -> Indices:
-    """The smallest set of the largest weights whose sum reaches p of all, at least one; ascending."""
+    """Indices of the fewest largest weights whose sum reaches `p` of the total (at least one), ascending."""
     target = p * float(weights.sum())
     count = _NUCLEUS_START
     while count < len(weights) and weights[largest_logits(weights, count)].sum() < target:

@@ -1,8 +1,8 @@
-"""Scores requests with one model: log-probability of every target token, and whether it was the likeliest.
+"""Scores requests with one model: the log-probability of every target token, and whether it was the most likely one.
 
-Decodes the plan of `prefix_tree.py`. Sequence 0 of the context is the path that is kept between groups, 1 to 255
-are the sequences of a group. In a unified cache a shared token is one cell that belongs to many sequences, so
-sharing costs neither memory nor time.
+Decodes the plan of `prefix_tree.py`. Sequence 0 of the context is the path kept between groups; 1 to 255 are the
+sequences of a group. In a unified KV cache a shared token is one cell that belongs to many sequences, so sharing costs
+neither memory nor time.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from eval.llama.model import GgufModel
 from eval.llama.prefix_tree import Limits, PrefixGroup, PrefixPlan, Request, Targets, plan_prefix_tree
 from quantyard.hardware.machine import physical_cores
 
-_KEPT: Final = 0  # the sequence that holds the path from the group before
+_KEPT: Final = 0  # the sequence that keeps the last path of the group before
 OnProgress = Callable[[int, int], None]  # requests scored, of how many
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every target token, in the order of the requests: arrays of shape (targets,)."""
+    """Scores of every target token, in the order of the requests: arrays of shape (targets,)."""
 
     logprobs: npt.NDArray[np.float64]  # nats
     greedy: npt.NDArray[np.bool_]  # no other token had a larger logit, nor an equal one with a smaller id
     offsets: npt.NDArray[np.int64]  # request i has targets offsets[i] to offsets[i + 1]
 
     def sums(self) -> list[tuple[float, bool]]:
-        """For each request: log-probability of its continuation in nats, and whether greedy decoding gives it."""
+        """For each request: the loglikelihood of its continuation in nats, and whether greedy decoding gives it."""
         starts = self.offsets[:-1]
         if not len(starts):
             return []
@@ -42,21 +42,21 @@ class Scores:
 
 
 class Scorer:
-    """Scores requests; opens a context as large as they need. `threads` 0: one per physical core."""
+    """Scores requests; each call opens a context as large as they need. `threads` 0: one per physical core."""
 
     def __init__(self, model: GgufModel, threads: int = 0) -> None:
         self._model = model
         self.n_threads = threads or physical_cores()
         self._softmax = LogSoftmax(model.n_vocab)
         self.n_tokens_decoded = 0  # over all calls
-        self.n_tokens_requested = 0  # what one-by-one decoding would have read
+        self.n_tokens_requested = 0  # tokens that decoding each request alone would have taken
 
     def score(self, requests: Sequence[Request], on_progress: OnProgress = lambda _done, _total: None) -> Scores:
-        """Score them all, whatever their order.
+        """Score the requests; their order does not matter.
 
         Raises:
             StageFailure: llama.cpp cannot decode, or the logits are not finite.
-            ValueError: a request that has nothing to score.
+            ValueError: a request has nothing to score.
         """
         longest = max((len(request.tokens) for request in requests), default=0)
         share = self._model.shares_memory
@@ -71,7 +71,7 @@ class Scorer:
 
 
 class _Run:
-    """One walk over a plan."""
+    """One run over a plan."""
 
     def __init__(
         self, context: Context, plan: PrefixPlan, softmax: LogSoftmax, on_progress: OnProgress, n_requests: int
@@ -85,7 +85,7 @@ class _Run:
         self._n_scored = 0
 
     def run(self) -> Scores:
-        """Every group in order."""
+        """Decode every group in order."""
         for group in self._plan.groups:
             if self._context.n_seq_max == 1:
                 self._alone(group)
@@ -96,7 +96,7 @@ class _Run:
         return Scores(self._logprobs, self._greedy, self._plan.targets.offsets)
 
     def _together(self, group: PrefixGroup) -> None:
-        """Decode what the group adds to the kept path, each token for all sequences that it belongs to."""
+        """Decode the tokens that the group adds to the kept path, each for all sequences that contain it."""
         self._share_path(group)
         nodes = _nodes_of(self._plan, group)
         for start in range(0, len(nodes.tokens), BATCH_TOKENS):
@@ -122,7 +122,7 @@ class _Run:
                 self._context.copy(_KEPT, number - group.first + 1, common)
 
     def _keep_path(self, group: PrefixGroup) -> None:
-        """Let sequence 0 be the group's last path, and forget the others."""
+        """Make the group's last path sequence 0, and remove the others."""
         last = group.last - group.first
         self._context.remove(_KEPT)
         self._context.copy(last, _KEPT, len(self._plan.sequences[group.last - 1]))
@@ -151,34 +151,34 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Tokens of a group that are not in memory yet, in the order of the walk; arrays of shape (nodes,)."""
+    """The nodes of a group that are not in the KV cache yet, in the order of the walk; arrays of shape (nodes,)."""
 
     tokens: npt.NDArray[np.int32]
     depth: npt.NDArray[np.int32]
-    sequence: npt.NDArray[np.int32]  # of the plan: the one that decodes this node
-    first: npt.NDArray[np.int32]  # first sequence of the context that it belongs to
-    count: npt.NDArray[np.int32]  # how many it belongs to, neighbours all
+    sequence: npt.NDArray[np.int32]  # the sequence of the plan that decodes this node
+    first: npt.NDArray[np.int32]  # the first sequence of the context that contains the node
+    count: npt.NDArray[np.int32]  # how many consecutive sequences contain it
 
 
 def _nodes_of(plan: PrefixPlan, group: PrefixGroup) -> _Nodes:
-    """A sequence's additions lie on the path of the next ones for as long as those share that much."""
+    """The nodes that a group adds. A node belongs to the sequence that adds it and to those after it that share it."""
     tokens, depths, owners, counts = [], [], [], []
     shared = np.zeros(max(len(plan.sequences[j]) for j in range(group.first, group.last)), np.int32)
     for number in range(group.last - 1, group.first - 1, -1):
         start, end = int(plan.common[number]), len(plan.sequences[number])
-        shared[:end] += 1  # sequences from this one on that pass here at each depth …
+        shared[:end] += 1  # at each depth, how many sequences from this one on share this path …
         depth = np.arange(start, end, dtype=np.int32)
         tokens.append(plan.sequences[number][start:])
         depths.append(depth)
         owners.append(np.full(end - start, number, np.int32))
         counts.append(shared[start:end].copy())
-        shared[start:] = 0  # … which those before it do not share beyond their common prefix
+        shared[start:] = 0  # … of which the sequence before shares only the first `start` tokens
     joined = [np.concatenate(parts[::-1]) for parts in (tokens, depths, owners, counts)]
     return _Nodes(joined[0], joined[1], joined[2], joined[2] - np.int32(group.first) + np.int32(1), joined[3])
 
 
 class _RowIndex:
-    """Finds the targets of nodes: targets sorted by (sequence, depth)."""
+    """Finds the targets of nodes by binary search: targets sorted by (sequence, depth)."""
 
     def __init__(self, targets: Targets) -> None:
         self._key = _key(targets.sequence, targets.depth)
@@ -188,7 +188,7 @@ class _RowIndex:
     def at(
         self, sequence: npt.NDArray[np.int32], depth: npt.NDArray[np.int32]
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Targets at these nodes, and the place of each one's node among them."""
+        """The targets at these nodes, and for each the index of its node."""
         keys = _key(sequence, depth)
         low, high = np.searchsorted(self._key, keys, "left"), np.searchsorted(self._key, keys, "right")
         counts = high - low

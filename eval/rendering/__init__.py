@@ -1,1 +1,1 @@
-"""Report and plots."""
+"""Renders a report as Markdown and as plots."""

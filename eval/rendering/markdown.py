@@ -1,7 +1,7 @@
-"""The report as Markdown: what a person reads first, and the card of a published model quotes.
+"""Renders an `EvalReport` as Markdown (`report.md`).
 
-Written from the `EvalReport` alone. Shares and accuracies are shown in per cent and their differences in points;
-perplexities to four digits; an em dash stands for what was not measured.
+Shares and accuracies are shown in per cent and their differences in percentage points; perplexities with four digits;
+an em dash stands for what was not measured.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ difference of right-or-wrong answers, t intervals for real-valued scores, the de
 perplexities. p is McNemar's exact test.
 
 - **same**: the whole interval lies within ±{margin}.
-- **worse**, **better**: it does not, and it leaves out 0, with p < 0.05 where answers are right or wrong.
-- **too few questions**: neither yet; in brackets how many would settle it, if the rates stay as seen.
+- **worse**, **better**: the interval extends beyond that and excludes 0; right-or-wrong answers also need p < 0.05.
+- **too few questions**: none of these; in brackets, how many questions would settle it if the rates stay the same.
 - **no signal**: the baseline is not distinguishable from guessing, so the task decides nothing.
 
-Of comparisons between files that do not differ, up to one in twenty comes out as a difference. Questions are taken as
-independent; a group's row puts all questions of its tasks together."""
+Up to one in twenty comparisons between files that do not differ shows a difference by chance. Questions are treated as
+independent; a group's row pools all questions of its tasks."""
 _CHECKED = """\
-Before the first task. Differences are of log-probabilities, in nats a token; noise is the difference between two ways
-of computing the same value."""
+The self-check ran before the first task. Differences are between log-probabilities, in nats per token; noise is the
+difference between two ways of computing the same value."""
 
 
 def render_report_markdown(report: EvalReport) -> str:
@@ -123,7 +123,7 @@ def _file_row(m: Measurement) -> list[str]:
 
 
 def _tasks(report: EvalReport) -> list[str]:
-    """One section per file; metrics of the suite's entries, the subtasks of groups summed up in a line."""
+    """One section per file with the metrics of the suite's entries; tasks within groups are summarized in a line."""
     sections = [_task_section(report, m) for m in report.measurements[1:] if m.comparisons]
     return [f"## Tasks\n\n{sections[0]}", *sections[1:]] if sections else _scores_alone(report)
 
@@ -171,7 +171,7 @@ def _verdict(c: Comparison) -> str:
 
 
 def _scores_alone(report: EvalReport) -> list[str]:
-    """A baseline measured on its own."""
+    """The scores of the baseline, for a report without other files."""
     shown = headline_scores(report.suite, report.measurements[0].scores)
     if not shown:
         return []
@@ -191,7 +191,7 @@ def _self_check(report: EvalReport) -> str:
     if not rows:
         return ""
     head = ("file", "known answers right", "packed vs plain", "continued vs rolling", "noise (A/A)")
-    return f"## The measurement checked itself\n\n{_CHECKED}\n\n{_table(head, rows, 1)}"
+    return f"## Self-check of the measurement\n\n{_CHECKED}\n\n{_table(head, rows, 1)}"
 
 
 def _self_check_row(label: str, check: SelfCheck) -> list[str]:
@@ -215,7 +215,7 @@ def _not_measured(report: EvalReport) -> str:
         elif without:
             missing.append(f"{name} of {', '.join(without)}")
     missing += [
-        f"the beginning of {m.n_truncated} requests of {m.file.label}: they are longer than what the model was given"
+        f"the beginning of {m.n_truncated} requests of {m.file.label}: they are longer than the context used"
         for m in report.measurements if m.n_truncated
     ]  # fmt: skip
     return "## Not measured\n\n" + "\n".join(f"- {what}" for what in missing) if missing else ""
@@ -227,5 +227,5 @@ def _without_comparison(report: EvalReport) -> list[str]:
     shown = {s.task for s in headline_scores(report.suite, report.measurements[0].scores)}
     scored = {(s.task, s.metric): None for s in report.measurements[0].scores if s.task in shown}
     compared = {(c.task, c.metric) for m in report.measurements[1:] for c in m.comparisons}
-    why = "its value does not follow from single questions, or there is only one"
+    why = "its value is not a function of single questions, or there is only one question"
     return [f"a comparison of {task} by {metric}: {why}" for task, metric in scored if (task, metric) not in compared]

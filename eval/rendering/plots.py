@@ -4,12 +4,12 @@
 
 | plot | shows |
 |---|---|
-| `accuracy` | every task: each file's score, its difference from the baseline, chance |
-| `tradeoff` | size against quality, and which files no other beats on both |
-| `divergence` | how far the file's predictions are from the baseline's, from the median token to the worst |
-| `speed` | tokens per second, reading and writing |
+| `accuracy` | for every task: each file's score, its difference from the baseline, the chance level |
+| `tradeoff` | size against quality, and the Pareto front |
+| `divergence` | KL divergence from the baseline, from the median token to the worst |
+| `speed` | tokens per second, of prompts and of generation |
 
-Each as SVG and PNG, on light and on dark ground: `accuracy-light.svg` and so on. A plot without data is left out.
+Each is an SVG and a PNG, on a light and a dark background (`accuracy-light.svg`, …). A plot without data is left out.
 To add a plot: write a function that takes a report and a theme and returns a figure or None, and add it to `PLOTS`.
 """
 
@@ -43,7 +43,7 @@ from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _T = TypeVar("_T", Score, Comparison)
-_ROW_IN: Final = 0.26  # height of one file in a plot with a row for each
+_ROW_IN: Final = 0.26  # inches; height of one file's row
 _CHANCE_LINE: Final[Mapping[str, Any]] = {"linewidth": 1.3, "linestyle": (0, (4, 3))}
 _READ_DIVERGENCE: Final = "Further left is closer. Half of the tokens lie below the median, one in 100 above 99 %."
 _PERCENTILES: Final[Mapping[str, tuple[str, Mark]]] = {
@@ -98,7 +98,7 @@ def draw_accuracy_plot(report: EvalReport, theme: Theme) -> Any:
 
 
 def _accuracy_panel(axes: Any, theme: Theme, score: Score, rows: Sequence[Measurement]) -> set[str]:
-    """Draw one task; returns what the legend has to explain: verdicts, "chance"."""
+    """Draw one task; returns what the legend must explain: verdicts, "chance"."""
     base = 100 * score.result.value
     axes.axvline(base, color=theme.muted, linewidth=1, zorder=1)
     found: set[str] = set()
@@ -121,7 +121,7 @@ def _accuracy_panel(axes: Any, theme: Theme, score: Score, rows: Sequence[Measur
 
 
 def _accuracy_limits(axes: Any, theme: Theme, score: Score) -> bool:
-    """Whether chance is in sight; it is not where it would squeeze the data."""
+    """Set the limits; returns whether chance is shown. It is left out if it would squeeze the data."""
     axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
     low, high = axes.get_xlim()
     chance = 100 * score.chance if score.chance is not None else math.inf
@@ -188,7 +188,7 @@ def _has_percentile(rows: Sequence[Measurement], key: str) -> bool:
 
 
 def _divergence_row(axes: Any, theme: Theme, y: int, m: Measurement) -> None:
-    """Values of 0 and below (rounding) have no place on a log scale."""
+    """Draw one file; values of 0 and below (from rounding) are left out, since the scale is logarithmic."""
     assert m.divergence is not None
     found = {key: value for key, value in m.divergence.kld_percentiles.items() if value > 0}
     if found:
@@ -228,7 +228,7 @@ def draw_speed_plot(report: EvalReport, theme: Theme) -> Any:
 
 
 def _bars(axes: Any, theme: Theme, bars: Sequence[tuple[float, float]], colours: Sequence[str]) -> None:
-    """Values with whiskers as long as the spread (a share of the value), and the values written beside them."""
+    """Bars of values with whiskers of the spread (relative to the value), and the values as text beside them."""
     largest = max(value * (1 + spread / 2) for value, spread in bars)
     for y, ((value, spread), colour) in enumerate(zip(bars, colours, strict=True)):
         end = value * (1 + spread / 2)

@@ -1,4 +1,4 @@
-"""The report in plain words: a sentence or three per file, for readers who skip tables."""
+"""Summarizes the report in a few sentences per file, for readers who skip tables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
 
 
 def _standing(said: str | None) -> str:
-    """Only where there is something to say: the others are on the front."""
+    """How the file stands beside others; empty for files on the Pareto front."""
     return f" It is {said}." if said else ""
 
 
@@ -62,7 +62,7 @@ def _headline_comparisons(report: EvalReport, m: Measurement) -> list[Comparison
 
 
 def _verdicts(shown: Sequence[Comparison]) -> str:
-    """Of 6 tasks, it is the same on 3 and worse on 1 (arc_easy); 2 have too few questions to tell."""
+    """Such as: Of 6 tasks, it is the same on 3 and worse on 1 (arc_easy); 2 have too few questions to tell."""
     groups: dict[str, list[Comparison]] = {}
     for c in sorted(shown, key=lambda c: (GOOD_TO_BAD.index(c.verdict), -abs(c.delta.value))):
         groups.setdefault(c.verdict, []).append(c)

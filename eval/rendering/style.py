@@ -1,7 +1,8 @@
-"""How plots look: colours that colour-blind readers can tell apart, on light and on dark ground, and how they are kept.
+"""The style of plots, on light and dark backgrounds, and how figures are laid out and saved.
 
-Colours are Okabe and Ito's (Color Universal Design, 2008), a few lightened for the dark ground; each colour goes with a
-shape. An SVG is the same to the byte when it is drawn again: fixed ids, no date, text as outlines.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart (Color Universal Design, 2008), a few lightened
+for the dark background; each colour goes with a marker shape. Drawing an SVG again gives the same bytes: ids are fixed,
+there is no date, and text is drawn as outlines.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _METADATA: Final[Mapping[str, Mapping[str, str | None]]] = {
 
 @dataclass(frozen=True)
 class Theme:
-    """One ground and the colours on it."""
+    """A background and the colours used on it."""
 
     name: str
     ground: str
@@ -64,14 +65,14 @@ THEMES: Final = (
 
 @dataclass(frozen=True)
 class Mark:
-    """A marker: its shape, the theme's colour it has, and whether it is hollow."""
+    """A marker: its shape, the name of its colour in the theme, and whether it is hollow."""
 
     shape: str
     colour: str
     hollow: bool = False
 
     def style(self, theme: Theme) -> dict[str, Any]:
-        """What matplotlib's `plot` wants."""
+        """Keyword arguments for matplotlib's `plot`."""
         colour = getattr(theme, self.colour)
         face = theme.ground if self.hollow else colour
         return {"marker": self.shape, "color": colour, "markerfacecolor": face, "markeredgecolor": colour}
@@ -101,12 +102,13 @@ def plot_style(theme: Theme) -> AbstractContextManager[None]:
         "ytick.major.size": 0, "xtick.minor.pad": 5.0, "ytick.minor.pad": 3.5, "ytick.minor.size": 0,
     }  # fmt: skip
     defaults = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
-    context: AbstractContextManager[None] = mpl.rc_context({**defaults, **settings})  # whatever matplotlibrc says
+    # The defaults override a user's matplotlibrc, so that plots look the same everywhere.
+    context: AbstractContextManager[None] = mpl.rc_context({**defaults, **settings})
     return context
 
 
 def new_plot_figure(width_in: float, height_in: float) -> Any:
-    """A figure that no window system and no global state knows of."""
+    """A figure without pyplot: it needs no window system and leaves no global state."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -137,7 +139,7 @@ def plot_headline(figure: Any, theme: Theme, title: str, subtitle: str) -> None:
 
 
 def plot_plain_log_axis(axis: Any) -> None:
-    """Numbers as people write them on a log axis, between the powers of ten too where it shows few of these."""
+    """Label a log axis with plain numbers; on a short range also between the powers of ten."""
     low, high = axis.get_view_interval()
     between = "23468" if high < 4 * low else "25" if high < 15 * low else ""
     axis.set_major_formatter(FuncFormatter(lambda x, _: format_axis_label(x)))
@@ -153,7 +155,7 @@ def plot_row_axis(axes: Any, names: Sequence[str]) -> None:
 
 
 def settle_plot_layout(figure: Any) -> None:
-    """Lay the figure out once and for all; laying it out anew for every file is most of the time it takes."""
+    """Lay the figure out once and freeze it: layout takes most of the time, and would be repeated for every file."""
     if figure.get_layout_engine() is not None:
         figure.canvas.draw()
         figure.set_layout_engine("none")
@@ -164,7 +166,7 @@ def label_plot_points(
 ) -> None:
     """Write each name beside its point, at the first of several places where it covers nothing.
 
-    `lines` (of points in data units) are to keep clear of, besides the points and the names already written.
+    Names avoid the points, the names already written, and `lines` (sequences of points in data units).
     """
     settle_plot_layout(axes.figure)
     renderer = axes.figure.canvas.get_renderer()
@@ -195,7 +197,7 @@ def _along(corners: Any) -> list[Bbox]:
     return boxes
 
 
-_MISTAKABLE: Final = 150.0  # a name nearer to another point is as bad as covering this many square pixels
+_MISTAKABLE: Final = 150.0  # the cost of a name nearer to another point, in covered square pixels
 _PLACES: Final = [
     (dx * r, dy * r)
     for r in (1, 2, 3, 4, 5)
@@ -204,9 +206,9 @@ _PLACES: Final = [
 
 
 def _place(axes: Any, text: Any, taken: Sequence[Bbox], points: tuple[Any, Sequence[Any]], renderer: Any) -> Bbox:
-    """Move `text` to the best place: the nearest where it covers nothing and is nearer to its point than to others.
+    """Move `text` to the best place: the nearest where it covers nothing and is closer to its own point than to others.
 
-    Returns what it covers then. `points` are its own and the others, in pixels.
+    Returns the box that the text then covers. `points` are its own point and the others, in pixels.
     """
     frame = axes.get_window_extent(renderer)
     best: tuple[float, int] | None = None
@@ -236,7 +238,7 @@ def _moved(text: Any, place: tuple[float, float], renderer: Any) -> Bbox:
     text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
     text.set_verticalalignment("bottom" if dy > 0 else "top" if dy < 0 else "center")
     text.update_positions(renderer)
-    return Text.get_window_extent(text, renderer).padded(1.0)  # without the line to the point
+    return Text.get_window_extent(text, renderer).padded(1.0)  # the annotation's own extent would include the arrow
 
 
 def _overlap(one: Bbox, two: Bbox) -> float:

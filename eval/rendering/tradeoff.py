@@ -1,4 +1,4 @@
-"""The plot of size against quality: what a smaller file costs, and which files are worth having."""
+"""The plot of size against quality: what a smaller file costs, and which files are on the Pareto front."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from quantyard.protocol.measurements import EvalReport, Measurement, Score
 
 _FRONT, _BEATEN = Mark("o", "blue"), Mark("o", "muted", hollow=True)
 _MAX_BESIDE_BASELINE: Final = 3
-_READ: Final = "Left is smaller. The line joins the files no other beats in size, quality and speed. Hollow: beaten."
+_READ: Final = "Left is smaller. The line joins the files that no other beats in size, quality and speed. Hollow: beaten."
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TradeoffPoint:
 
 
 def is_accuracy_score(score: Score) -> bool:
-    """Whether a score is a share of something right."""
+    """Whether a score is an accuracy: between 0 and 1, higher is better."""
     return score.higher_is_better and 0 <= score.result.low <= score.result.high <= 1
 
 
@@ -55,7 +55,7 @@ def plot_tradeoff_front(points: Sequence[TradeoffPoint], lower_is_better: bool) 
 
 
 def draw_tradeoff_plot(report: EvalReport, theme: Theme) -> Any:
-    """Size against mean KL divergence (or the change of perplexity), and against mean accuracy where there is one."""
+    """Size against mean KL divergence (or the change of perplexity), and against mean accuracy if there is one."""
     panels = [panel for panel in (_divergence_points(report), _accuracy_points(report)) if panel]
     if not panels or not all(m.file.size_bytes for m in report.measurements):
         return None
@@ -80,7 +80,7 @@ def _scale(report: EvalReport) -> tuple[float, str]:
 
 
 def _divergence_points(report: EvalReport) -> _Panel | None:
-    """Of mean KLD if two files have one that a log scale can show; else of perplexity, the baseline at 0."""
+    """Points of mean KLD if two files have one above 0; else of the change of perplexity, with the baseline at 0."""
     unit = _scale(report)[0]
     klds = [
         TradeoffPoint(m.file.label, m.file.size_bytes / unit, k.value, max(k.value - Z * k.stderr, k.value / 10),
@@ -127,7 +127,7 @@ def _accuracy_points(report: EvalReport) -> _Panel | None:
 
 
 def _accuracy_point(m: Measurement, shown: set[tuple[str, str]], base: float, unit: float) -> TradeoffPoint | None:
-    """Intervals of independent differences add in squares, each side for itself (MOVER: Zou and Donner, 2008)."""
+    """The mean difference over the tasks; their intervals are combined by MOVER (Zou and Donner, 2008)."""
     deltas = [c.delta for c in m.comparisons if (c.task, c.metric) in shown]
     if len(deltas) < len(shown):
         return None
@@ -162,12 +162,12 @@ def _panel(axes: Any, theme: Theme, points: Sequence[TradeoffPoint], lower_is_be
 
 
 def _inside(points: Sequence[TradeoffPoint]) -> list[TradeoffPoint]:
-    """The points in sight: of a baseline several times as large as the rest a line must do, or they would huddle."""
+    """The points to draw. With many files the baseline, much larger, is only a line, so that the others spread out."""
     return [p for p in points if not p.is_baseline or len(points) <= _MAX_BESIDE_BASELINE]
 
 
 def _label(axes: Any, theme: Theme, points: Sequence[TradeoffPoint], lower_is_better: bool, unit: str) -> None:
-    """Names beside the points, clear of bars and lines; a baseline out of sight is named at the end of its line."""
+    """Write names beside the points, clear of bars and lines; a baseline that is only a line is named at its end."""
     inside, ends = _inside(points), axes.get_xlim()
     names = [(p.size, p.value, p.label) for p in inside]
     names += [(ends[1], p.value, f"{p.label}, {format_digits(p.size)} {unit}") for p in points if p not in inside]

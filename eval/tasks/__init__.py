@@ -1,1 +1,1 @@
-"""The tasks of lm-evaluation-harness: loaded, checked, offline."""
+"""Loads the tasks of lm-evaluation-harness, checks them, and gives them their data sets offline."""

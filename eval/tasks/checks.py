@@ -1,7 +1,7 @@
-"""Slips in somebody's own task that lm-eval takes in silence, and answers with a score of zero.
+"""Checks a user's own task for mistakes that lm-eval accepts silently and that lead to a score of 0.
 
-A field name that is not a field is asked, or expected, word for word; an answer that is not one of the choices is
-never right. Tasks of lm-eval itself are not checked: some of them mean it.
+lm-eval takes a misspelt field name as literal text, and never counts an answer as right that is not one of the choices.
+lm-eval's own tasks are not checked: some of them do this on purpose.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ _FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 class TaskSlip(Exception):
-    """What is wrong with the task, without its name."""
+    """A mistake in a task; the message does not name the task."""
 
 
 def check_task(task: Any) -> None:
-    """Look for slips in a task that was built.
+    """Check a task that was built.
 
     Raises:
-        Slip: there is one.
+        TaskSlip: the task has a mistake.
     """
     for key in _FIELDS:
         _check_field(key, task.config[key], task)
@@ -30,10 +30,10 @@ def check_task(task: Any) -> None:
 
 
 def task_lacks_examples(task: Any, shots: int) -> str:
-    """Why a task cannot show so many examples; "" if it can, or if it chooses them itself.
+    """Why a task cannot give `shots` examples; "" if it can, or if it chooses them itself.
 
-    lm-eval takes them from the questions themselves where a task names no other split, so that a question might come
-    with its own answer.
+    Where a task names no other split, lm-eval draws examples from the questions themselves, so a question might be
+    shown with its own answer.
     """
     config, settings, sampler = task.config, getattr(task, "fewshot_cfg", None), getattr(task, "sampler", None)
     if not shots or settings is None or sampler is None:
@@ -42,11 +42,11 @@ def task_lacks_examples(task: Any, shots: int) -> str:
     if settings.split is None and settings.samples is None and not others:
         return "has none apart from its questions. `fewshot_split: test` would take them from the other questions."
     there = len(sampler.fewshot_docs()) - (settings.split is not None and settings.split == config.test_split)
-    return f"there are {there} only." if there < shots else ""
+    return f"there are only {there}." if there < shots else ""
 
 
 def _check_field(key: str, value: Any, task: Any) -> None:
-    """A word alone has to be a field; a template, a number, a list and nothing at all are fine."""
+    """A single word must be the name of a field; a template, a number, a list or None is accepted."""
     if not isinstance(value, str) or not value.isidentifier() or value in task.features:
         return
     near = difflib.get_close_matches(value, task.features, n=1)

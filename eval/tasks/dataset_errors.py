@@ -1,4 +1,4 @@
-"""What went wrong while a data set was fetched, in our words. Import it after `offline.set_up_dataset_libraries`."""
+"""Turns errors of fetching a data set into failures. Import it after `offline.set_up_dataset_libraries`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 def is_transient_dataset_error(error: Exception) -> bool:
-    """Whether trying again may help."""
+    """Whether a retry may help."""
     if refused := _find(error, HfHubHTTPError):
         return refused.response.status_code in _TRANSIENT
     if "CERTIFICATE_VERIFY_FAILED" in _text(error) or _find(error, httpx2.ProxyError) or _find(error, BadAnswer):
@@ -29,15 +29,15 @@ def is_transient_dataset_error(error: Exception) -> bool:
 
 
 def explain_dataset_error(error: Exception, path: str, *, has_token: bool) -> StageFailure:
-    """The failure: exit code 4 for the Hub and the way to it, 2 for a data set that cannot be used."""
+    """The failure: exit code 4 for errors of the Hub or the network, 2 for a data set that cannot be used."""
     asked = AskedHub(f"the data set {path}", f"datasets/{path}", constants.ENDPOINT, has_token, again=AGAIN)
     if _find(error, HfHubHTTPError) or _is_network(error):
         return _network(hub_problem_of_error(error, asked))
     if "Dataset scripts are no longer supported" in str(error):
-        message = f"The data set {path} is a Python script, which is never run."
+        message = f"The data set {path} is a Python script, and Quantyard never runs those."
         return StageFailure(ExitCode.BAD_REQUEST, "script", message, _UNUSABLE)
     if _find(error, DataFilesNotFoundError):
-        message = f"The data set {path} holds no files that can be read."
+        message = f"The data set {path} has no readable files."
         return StageFailure(ExitCode.BAD_REQUEST, "no-data", message, _UNUSABLE)
     if _find(error, DatasetNotFoundError):
         return _network(hub_problem_of_kind("repo-not-found", asked))
@@ -59,6 +59,6 @@ def _find(error: BaseException, kind: type[E]) -> E | None:
 
 
 def _text(error: BaseException) -> str:
-    """What the innermost cause says, in one line."""
+    """The message of the innermost cause, in one line."""
     last = list(stage_error_causes(error))[-1]
     return " ".join(str(last).split()) or type(last).__name__

@@ -1,4 +1,4 @@
-"""Why a task cannot be used, in words: most often a slip in the YAML of somebody's own task."""
+"""Explains why a task cannot be used; the usual reason is a mistake in the YAML of a user's own task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unusable_task(name: str, path: Path | None, error: Exception) -> StageFailur
     """The failure for a task that could not be built from this file."""
     where = f"The task {name!r}" + (f" ({path.name})" if path else "")
     if isinstance(error, ImportError):
-        message = f"{where} needs something this installation lacks: {_line(error)}"
+        message = f"{where} needs a package that is not installed: {_line(error)}"
         return StageFailure(ExitCode.BAD_REQUEST, "missing-package", message, "Leave the task out of the suite.")
     if isinstance(error, TypeError) and (key := _UNKNOWN_KEY.search(str(error))):
         return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} {_unknown_key(key[1])}", _HELP)
@@ -38,12 +38,12 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"its data has no {error} (a split, or a field of a question)."
     if isinstance(error, IndexError):
-        return "its data holds no questions, or an answer is not one of the choices."
+        return "its data has no questions, or an answer is not one of the choices."
     return f"{type(error).__name__}: {_line(error)}"
 
 
 def _line(error: Exception) -> str:
-    """The error in one line; the first cause says more than what was made of it."""
+    """The message of the first cause, in one line: lm-eval's errors around it say less."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

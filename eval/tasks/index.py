@@ -1,8 +1,8 @@
-"""Which files of lm-eval define the wanted tasks, without reading all 14,000 of them as YAML (10 s).
+"""Finds the files of lm-eval that define the requested tasks, without parsing all 14,000 of them as YAML (10 s).
 
-A file can define a name only if the name stands in it as a whole word, or in a file it includes. So the files
-are searched as text (0.3 s), and only those that qualify are parsed, with lm-eval's own functions and in its
-order; the result is its full index, cut down. `tests/measure/test_tasks.py` compares the two.
+A file can define a name only if the name occurs in it, or in a file it includes, as a whole word. So the files are
+searched as text (0.3 s), and only the matching ones are parsed, with lm-eval's own functions and in its order. The
+result is a part of lm-eval's full index; `tests/measure/test_tasks.py` compares the two.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORD = rb"[\w./-]"
 
 
 def task_index_for(names: Iterable[str], include_dir: Path | None) -> Index:
-    """The entries for these tasks, groups and tags, and everything they refer to. A name unknown to lm-eval is absent.
+    """The entries of these tasks, groups and tags, and of everything they refer to. Unknown names are absent.
 
     Raises:
         StageFailure: a YAML file under `include_dir` cannot be read.
@@ -49,7 +49,7 @@ def task_index_for(names: Iterable[str], include_dir: Path | None) -> Index:
 
 
 def _reachable(names: Iterable[str], index: Index) -> set[str]:
-    """These names and all that groups and tags among them lead to, known or not."""
+    """These names and all names that groups and tags among them refer to, known or not."""
     found: set[str] = set()
     queue = list(names)
     while queue:
@@ -80,23 +80,23 @@ def _in_group(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def known_task_names(include_dir: Path | None) -> set[str]:
-    """Names of all tasks and groups, near enough for proposing one: read off the text, where they stand plainly."""
+    """Names of nearly all tasks and groups, to suggest one for a misspelt name: found as text, without parsing."""
     found = {match[1].decode() for text in _texts().values() for match in _NAME.finditer(text)}
     return found | (local_task_index(include_dir).keys() if include_dir else set())
 
 
 def local_task_index(folder: Path) -> Index:
-    """The tasks defined under one folder. Unlike lm-eval's own, it does not skip in silence what it cannot read."""
+    """The tasks defined under one folder. Unlike lm-eval's own index, it raises for files that it cannot read."""
     index: Index = {}
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.as_posix()):
         config = local_task_config(path, folder)
-        if config.keys() & {"task", "group", "class"}:  # else it is there to be included
+        if config.keys() & {"task", "group", "class"}:  # else the file is only included by others
             TaskIndex.process_cfg(config, path, index)
     return index
 
 
 def local_task_config(path: Path, top: Path, on_function: OnFunction = str) -> dict[str, Any]:
-    """A task's file under the folder `top`, read without trust; `on_function` makes something of each `!function`.
+    """An untrusted task file under the folder `top`; `on_function` replaces each `!function`.
 
     Raises:
         StageFailure: it is not a task.
@@ -114,7 +114,7 @@ def _builtin_dir() -> Path:
 
 @cache
 def _texts() -> Mapping[Path, bytes]:
-    """Every file that may be, or be included by, the definition of a built-in task."""
+    """The text of every file that may define a built-in task or be included by such a file."""
     files = (path for path in _builtin_dir().rglob("*") if path.suffix not in _NO_YAML and path.is_file())
     return {path: path.read_bytes() for path in files}
 
@@ -132,9 +132,8 @@ def _includers() -> Mapping[Path, frozenset[Path]]:
 
 def _included(folder: Path, value: str) -> Iterator[Path]:
     try:
-        items = (
-            value.strip() if _PLAIN.fullmatch(value) else load_strict_yaml(value)
-        )  # most are plain, and YAML is slow
+        # Most values are plain paths, and parsing YAML is slow.
+        items = value.strip() if _PLAIN.fullmatch(value) else load_strict_yaml(value)
     except YamlProblem:
         return
     for item in items if isinstance(items, list) else [items]:
@@ -142,7 +141,7 @@ def _included(folder: Path, value: str) -> Iterator[Path]:
 
 
 def _candidates(names: Iterable[str]) -> frozenset[Path]:
-    """The YAML files in which one of these names stands, and those that include such a file, however indirectly."""
+    """The YAML files that contain one of these names, and those that include such a file, directly or indirectly."""
     hits = {path for name in names for path in _files_with(name)}
     queue = list(hits)
     while queue:
@@ -160,7 +159,7 @@ def _files_with(name: str) -> frozenset[Path]:
 
 
 def _parsed(paths: Iterable[Path]) -> Index:
-    """As `TaskIndex.build` does it: files in order of their paths, the first of a name counts, broken ones skipped."""
+    """Index as `TaskIndex.build` does: files in order of path, the first of a name counts, broken ones are skipped."""
     index: Index = {}
     for path in sorted(paths, key=lambda path: path.as_posix()):
         with suppress(Exception):

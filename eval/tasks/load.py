@@ -1,13 +1,13 @@
-"""The tasks of a suite, ready to be asked: names resolved, data sets loaded, examples and seeds set.
+"""Loads the tasks of a suite: resolves names, loads data sets, sets few-shot examples and seeds.
 
     offline.take_datasets_offline(datasets_dir, scratch)                     # first: see eval/tasks/offline.py
     folder = task_include_dir(stage, request.include_path)
     leaves = load_tasks(request.tasks, folder, seed=request.seed)
     evaluate(lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, ...)
 
-`load_tasks` does what lm-eval's TaskManager and `simple_evaluate` do between a name and a task that can be asked,
-with its classes and in its order, and adds: a quick index (`eval/tasks/index.py`), data files named relative to the
-YAML they stand in, refusals where lm-eval would ask or warn, and errors that name the task and the key.
+`load_tasks` does what lm-eval's TaskManager and `simple_evaluate` do to get from a name to a task, with lm-eval's
+classes and in its order. It adds a fast index (`eval/tasks/index.py`), data files relative to the YAML that names them,
+errors where lm-eval would prompt or warn, and error messages that name the task and the key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from quantyard.protocol.runner import Stage, StageFailure, is_stage_out_of_space
 if TYPE_CHECKING:
     from eval.tasks.index import Index
 
-_NO_VERSION = "Yaml"  # lm-eval's word for it
+_NO_VERSION = "Yaml"  # lm-eval's version of a task that sets none
 OnTask = Callable[[str], None]
 
 
@@ -39,11 +39,11 @@ class LeafTask:
 
     Attributes:
         name: lm-eval's name, unique in the suite.
-        entry: the line of the suite it came from; its `limit` is the one to use.
-        task: lm_eval.api.task.ConfigurableTask, or what a task's own class makes; `task.config` is its configuration.
+        entry: the entry of the suite it came from; its `limit` applies.
+        task: lm_eval.api.task.ConfigurableTask, or an instance of the task's own class; `task.config` configures it.
         output_type: one of those of `TaskOutcome`.
-        version: as the task says, "" if it does not.
-        num_fewshot: examples before each question; set in `task.config` already.
+        version: as the task states it, "" if it does not.
+        num_fewshot: examples before each question; already set in `task.config`.
     """
 
     name: str
@@ -55,10 +55,10 @@ class LeafTask:
 
 
 def task_include_dir(stage: Stage, include_path: str | None) -> Path | None:
-    """Where a suite's own tasks are: in the input `suite`, or in our own `suites` for one of ours.
+    """The folder of a suite's own tasks: in the input `suite`, or in `eval/suites` for a suite of Quantyard's.
 
     Raises:
-        StageFailure: they are not there.
+        StageFailure: the folder does not exist.
     """
     if include_path is None:
         return None
@@ -74,13 +74,13 @@ def load_tasks(
     entries: Sequence[TaskEntry], include_dir: Path | None = None, *, seed: int = DEFAULT_SEED,
     allow_unsafe_code: bool = False, on_task: OnTask = lambda _name: None,
 ) -> tuple[LeafTask, ...]:
-    """Build every task that these lines of a suite stand for, in order; `on_task` hears of each.
+    """Build every task of these entries of a suite, in order; `on_task` is called with each name.
 
-    Data sets come from wherever `datasets.load_dataset` takes them: call `offline.take_datasets_offline` before.
+    Data sets come from `datasets.load_dataset`: call `offline.take_datasets_offline` before.
 
     Raises:
-        StageFailure: a name that is not a task, a task named twice, one that cannot be used, or one that would run
-            code written by the model.
+        StageFailure: a name is not a task, a task is named twice, cannot be used, or would run code that the model
+            writes.
     """
     from eval.tasks.index import task_index_for
 
@@ -104,7 +104,7 @@ def count_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None) -
 
 
 def code_of_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None) -> frozenset[Path]:
-    """The Python files beside their YAML: what building these tasks may run."""
+    """The Python files in the folders of these tasks, which building them may run."""
     from eval.tasks.index import task_index_for
 
     index = task_index_for((entry.task for entry in entries), include_dir)
@@ -116,7 +116,7 @@ def code_of_tasks(entries: Sequence[TaskEntry], include_dir: Path | None = None)
 
 
 class _Builder:
-    """lm-eval's TaskFactory, told what to do with each task before and when it fails."""
+    """lm-eval's TaskFactory with two methods replaced, to read files strictly, check tasks and explain errors."""
 
     def __init__(self, index: Index, include_dir: Path | None, on_task: OnTask) -> None:
         from lm_eval.tasks._factory import TaskFactory
@@ -145,7 +145,7 @@ class _Builder:
         return _with_absolute_files(config, entry.yaml_path.parent) if entry.yaml_path else config
 
     def _local_config(self, entry: Any, top: Path, overrides: dict[str, Any] | None) -> dict[str, Any]:
-        """As lm-eval makes it, of what our own reader has read: lm-eval's would trust the file."""
+        """lm-eval's configuration of a task, from our own strict reader: lm-eval's reader would trust the file."""
         from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
         from eval.tasks.index import local_task_config
@@ -179,7 +179,7 @@ def _explained(name: str, entry: Any, build: Callable[[Any], Any]) -> Any:
 
 
 def _with_absolute_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Data files named relative to the YAML, not to wherever the process happens to run; in inline tasks too."""
+    """Resolve data files relative to the YAML instead of the working directory, also in inline tasks."""
     changed = dict(config)
     path, options = config.get("dataset_path"), config.get("dataset_kwargs")
     if path in offline.FILE_READERS and isinstance(options, dict):
@@ -194,7 +194,7 @@ def _with_absolute_files(config: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _absolute(files: Any, folder: Path) -> Any:
-    """Paths in a string, a list or a mapping of splits."""
+    """Make paths absolute in a string, a list or a mapping of splits; URLs stay as they are."""
     if isinstance(files, dict):
         return {split: _absolute(value, folder) for split, value in files.items()}
     if isinstance(files, list):
@@ -214,7 +214,7 @@ def _leaf(entry: TaskEntry, task: Any, seed: int) -> LeafTask:
 
 
 def _shots(entry: TaskEntry, task: Any) -> int:
-    """As `simple_evaluate` decides: a task that says 0 examples keeps to it. A text is read without any."""
+    """The number of examples, decided as in `simple_evaluate`: 0 set by a task wins. Rolling texts have none."""
     says = task.get_config("num_fewshot")
     if task.get_config("output_type") == "loglikelihood_rolling":
         return 0
@@ -230,11 +230,12 @@ def _unknown(name: str, include_dir: Path | None) -> StageFailure:
     near = difflib.get_close_matches(name, known_task_names(include_dir), n=3, cutoff=0.6)
     advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     message = f"Neither lm-eval nor the suite has a task {name!r}.{advice}"
-    return StageFailure(ExitCode.BAD_REQUEST, "unknown-task", message, "See lm-eval's task list, or mind include_path.")
+    hint = "See lm-eval's list of tasks, or check the suite's include_path."
+    return StageFailure(ExitCode.BAD_REQUEST, "unknown-task", message, hint)
 
 
 def _refuse(index: Index, *, allow_unsafe_code: bool) -> None:
-    """Before anything is downloaded: tasks that run what the model wrote, that show pictures or play sound."""
+    """Refuse tasks that run code from the model, or need images or audio, before anything is downloaded."""
     for name, entry in index.items():
         config = entry.cfg or {}
         if config.get("unsafe_code") and not allow_unsafe_code:
@@ -242,7 +243,7 @@ def _refuse(index: Index, *, allow_unsafe_code: bool) -> None:
             hint = "Leave it out, or insist with ALLOW_UNSAFE_CODE=1: it runs in a container without a network."
             raise StageFailure(ExitCode.BAD_REQUEST, "unsafe-code", message, hint)
         if config.get("doc_to_image") or config.get("doc_to_audio"):
-            message = f"The task {name!r} needs a model that sees or hears."
+            message = f"The task {name!r} needs a model that takes images or audio."
             raise StageFailure(ExitCode.BAD_REQUEST, "not-text", message, "Leave it out: only text is measured.")
 
 
@@ -251,5 +252,5 @@ def _check_twice(leaves: Sequence[LeafTask]) -> None:
     for leaf in leaves:
         other = entry_of.setdefault(leaf.name, leaf.entry.task)
         if other != leaf.entry.task:
-            message = f"The task {leaf.name!r} is asked for twice: by {other!r} and by {leaf.entry.task!r}."
-            raise StageFailure(ExitCode.BAD_REQUEST, "task-twice", message, "Take one of them out of the suite.")
+            message = f"The task {leaf.name!r} is in the suite twice: by {other!r} and by {leaf.entry.task!r}."
+            raise StageFailure(ExitCode.BAD_REQUEST, "task-twice", message, "Remove one of them from the suite.")

@@ -1,4 +1,4 @@
-"""What lm-eval found, in our words (`TaskOutcome`) and in its own files."""
+"""Converts lm-eval's results to `TaskOutcome`, and writes lm-eval's own result files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eval.tasks.load import LeafTask
 
 # Metrics whose value for a question is (loglikelihood, weight): lm_eval/api/metrics.py, weighted_perplexity and
-# bits_per_byte. `perplexity` (lambada) has the loglikelihood alone, each question weighing the same.
+# bits_per_byte. `perplexity` (lambada) has only the loglikelihood, and every question the weight 1.
 _WEIGHTED: Final = frozenset({"word_perplexity", "byte_perplexity", "bits_per_byte"})
 _UNWEIGHTED: Final = frozenset({"perplexity"})
 _TOLERANCE: Final = 1e-6
@@ -26,7 +26,7 @@ Value = float | tuple[float, float]
 
 
 def task_outcomes(results: Any, leaves: Sequence[LeafTask], duration_s: float) -> tuple[TaskOutcome, ...]:
-    """One outcome per task of one line of a suite; `duration_s` is shared out by questions."""
+    """One outcome per task of one entry of a suite; `duration_s` is divided in proportion to their questions."""
     n_all = sum(_n(results, leaf.name) for leaf in leaves)
     return tuple(_outcome(results, leaf, duration_s * _n(results, leaf.name) / max(1, n_all)) for leaf in leaves)
 
@@ -48,7 +48,7 @@ def _outcome(results: Any, leaf: LeafTask, duration_s: float) -> TaskOutcome:
 
 
 def _chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
-    """Mean of 1 / choices. A task with acc_mutual_info asks each choice twice."""
+    """The accuracy of guessing: the mean of 1 / choices. acc_mutual_info has two requests per choice."""
     if leaf.output_type != "multiple_choice" or not samples:
         return None
     per_choice = 2 if "acc_mutual_info" in samples[0]["metrics"] else 1
@@ -56,9 +56,7 @@ def _chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
 
 
 def _metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
-    """Metrics with a value for each question, all of them finite. Others, such as those of a whole corpus (BLEU, F1
-    over all), stay in lm-eval's results.
-    """
+    """Metrics that are the mean of finite values of each question. Others, such as BLEU over a corpus, are left out."""
     found, better = results["results"][task], results["higher_is_better"][task]
     by_filter: dict[str, list[Any]] = {}
     for sample in results["samples"][task]:
@@ -86,12 +84,12 @@ def _per_question(metric: str, values: Sequence[Any]) -> tuple[Value, ...] | Non
         if metric in _UNWEIGHTED:
             return tuple((float(value), 1.0) for value in values)
         return tuple(float(value) for value in values)
-    except (TypeError, ValueError):  # a metric of the corpus: its questions hold what it is computed from
+    except (TypeError, ValueError):  # a corpus metric: its questions hold inputs of the metric, not values
         return None
 
 
 def _is_mean(values: Sequence[Value], aggregate: float) -> bool:
-    """Whether lm-eval's value is the mean of the questions' values; a perplexity always is, of its kind."""
+    """Whether lm-eval's value is the mean of the questions' values; weighted metrics pass, they have their own mean."""
     numbers = [value for value in values if isinstance(value, float)]
     return len(numbers) < len(values) or abs(float(np.mean(numbers)) - aggregate) <= _TOLERANCE
 
@@ -100,7 +98,7 @@ def write_task_results(results: Any, lm: LlamaLM, request: EvaluateRequest, fold
     """Write lm-eval's own results and samples, with its own writer.
 
     Raises:
-        OSError: it wrote nothing: it reports errors in its log alone.
+        OSError: files are missing; the writer itself only logs its errors.
     """
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.log_experiment_args(

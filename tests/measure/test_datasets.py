@@ -316,7 +316,7 @@ def _damaged(bench: Bench) -> None:
         (_missing, ExitCode.NETWORK, "The Hub finds no data set allenai/ai2_arc"),
         (_wrong_token, ExitCode.NETWORK, "The Hub does not accept the token"),
         (_server_error, ExitCode.NETWORK, "answers 503 to a request for the data set allenai/ai2_arc"),
-        (_script, ExitCode.BAD_REQUEST, "allenai/ai2_arc is a Python script, which is never run"),
+        (_script, ExitCode.BAD_REQUEST, "allenai/ai2_arc is a Python script"),
         (_empty, ExitCode.BAD_REQUEST, "allenai/ai2_arc"),
         (_renamed_config, ExitCode.BAD_REQUEST, "ARC-Easy"),
         (_damaged, ExitCode.BAD_REQUEST, "allenai/ai2_arc cannot be read"),

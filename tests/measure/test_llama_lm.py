@@ -183,7 +183,7 @@ def test_nothing_to_score_is_refused_by_name(lm: LlamaLM, pair: tuple[str, str],
 
 def test_a_continuation_longer_than_the_model_holds_is_refused(demo_gguf: Any) -> None:
     lm = LlamaLM(demo_gguf("Q4_K_M"), threads=1, max_length=16)
-    with pytest.raises(StageFailure, match="the model holds 16"):
+    with pytest.raises(StageFailure, match="the longest request is 16"):
         loglikelihoods(lm, [("a", " very long road" * 20)])
     with pytest.raises(StageFailure, match="generates up to 64"):
         lm.generate_until([Instance("generate_until", {}, ("a", {"until": [], "max_gen_toks": 64}), 0)])
@@ -220,7 +220,7 @@ def test_a_vocabulary_without_weights_is_refused(demo_gguf: Any, tmp_path: Path)
     struct.pack_into("<Q", data, 8, 0)
     path = tmp_path / "vocabulary.gguf"
     path.write_bytes(data)
-    with pytest.raises(StageFailure, match="vocabulary and no weights"):
+    with pytest.raises(StageFailure, match="vocabulary but no weights"):
         LlamaLM(path)
 
 

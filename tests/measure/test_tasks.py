@@ -289,7 +289,7 @@ def test_an_unknown_task_is_answered_with_the_nearest(folder: Path) -> None:
 
 def test_a_task_asked_for_twice_is_refused_with_both_lines(folder: Path) -> None:
     write(folder, "g.yaml", "group: g\ntask: [mine]\n")
-    assert "'mine' is asked for twice: by 'g' and by 'mine'" in refused(folder, "g", "mine")
+    assert "'mine' is in the suite twice: by 'g' and by 'mine'" in refused(folder, "g", "mine")
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
@@ -302,7 +302,7 @@ def test_code_that_a_model_writes_is_run_only_on_request(name: str) -> None:
 
 
 def test_a_task_with_pictures_is_refused() -> None:
-    assert "sees or hears" in refused(None, "mmmu_val")
+    assert "takes images or audio" in refused(None, "mmmu_val")
 
 
 def test_a_data_set_that_was_not_fetched_is_named() -> None:
@@ -361,7 +361,7 @@ def test_a_task_that_needs_a_missing_package_says_which(folder: Path) -> None:
 def test_a_metric_whose_code_lies_on_the_hub_is_never_loaded(folder: Path) -> None:
     write(folder, "utils.py", "import evaluate\nrouge = evaluate.load('rouge')\ndef f(docs):\n    return docs\n")
     write(folder, "mine.yaml", MINE + "process_docs: !function utils.f\n")
-    assert "The metric 'rouge' is code from the Hub, which is never run." in refused(folder, "mine")
+    assert "The metric 'rouge' is code from the Hub" in refused(folder, "mine")
 
 
 def test_both_sides_agree_on_what_reads_files() -> None:

@@ -57,9 +57,9 @@ def test_the_same_questions_in_another_order_are_refused() -> None:
 
 def test_a_task_that_only_one_file_was_asked_is_refused() -> None:
     arc, piqa = outcome("arc", right_or_wrong([1])), outcome("piqa", right_or_wrong([1]))
-    with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was asked of BF16 and not of Q8_0"):
+    with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was run on BF16 but not on Q8_0"):
         compare_evaluations(evaluation("BF16", arc, piqa), evaluation("Q8_0", arc), 0.01)
-    with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was asked of Q8_0 and not of BF16"):
+    with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was run on Q8_0 but not on BF16"):
         compare_evaluations(evaluation("BF16", arc), evaluation("Q8_0", arc, piqa), 0.01)
 
 

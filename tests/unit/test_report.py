@@ -135,7 +135,7 @@ def test_an_unreadable_input_is_named(stage: Stage) -> None:
 
 def test_inputs_of_another_file_are_refused(stage: Stage) -> None:
     (stage.in_dir / "evaluate-Q4_K_M" / "evaluation.json").write_text(_arc("Q8_0").model_dump_json())
-    assert _failure(stage, _request()).error.message == "The inputs of Q4_K_M are of Q4_K_M, Q8_0."
+    assert _failure(stage, _request()).error.message == "The inputs of Q4_K_M are results of Q4_K_M, Q8_0."
 
 
 def test_files_that_were_asked_other_questions_are_refused(stage: Stage) -> None:
