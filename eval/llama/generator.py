@@ -178,7 +178,7 @@ class _Run:
         job = self._waiting[-1]
         shared = min(self._n_kept, job.common)
         link = min(shared, self._link_to_kept)
-        # Reserve the worst case (every job generates max_tokens; shared cells count once), so decoding cannot fail later.
+        # Reserve the worst case (every job generates max_tokens, shared cells count once), so decoding never runs out.
         used = sum(slot.job.cells - slot.link for slot in self._running) + job.cells - link
         if used > self._context.n_ctx or job.common - shared >= _WORTH_WAITING:
             return None

@@ -132,7 +132,7 @@ def largest_logits(values: npt.NDArray[np.floating], count: int) -> Indices:
 
 
 def _best(logits: Row) -> int:
-    """The most likely token, the smallest id on ties. argmax prefers NaN and +infinity, so only its result is checked."""
+    """The most likely token, the smallest id on ties. argmax prefers NaN and +infinity, so checking it is enough."""
     best = int(logits.argmax())
     if not math.isfinite(logits[best]):
         message = f"The model's logits are not finite (that of token {best} is {logits[best]}): no token can be chosen."

@@ -26,7 +26,7 @@ from quantyard.protocol.measurements import EvalReport, Measurement, Score
 
 _FRONT, _BEATEN = Mark("o", "blue"), Mark("o", "muted", hollow=True)
 _MAX_BESIDE_BASELINE: Final = 3
-_READ: Final = "Left is smaller. The line joins the files that no other beats in size, quality and speed. Hollow: beaten."
+_READ: Final = "Left is smaller. The line joins the files no other beats in size, quality and speed. Hollow: beaten."
 
 
 @dataclass(frozen=True)
