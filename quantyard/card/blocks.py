@@ -1,5 +1,5 @@
-"""What the card shows of the manifest comes in blocks: a table or a list between two marks, `<!-- quantyard:files -->`
-and `<!-- /quantyard:files -->`, so that it can be read back and held against the manifest, whatever is written around.
+"""The card shows the manifest in blocks: a table or a list between two marks, `<!-- quantyard:files -->` and
+`<!-- /quantyard:files -->`, so that `verify` can read it back and compare it with the manifest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 @dataclass(frozen=True)
 class CardTable:
-    """A table. Its first column names the rows; the columns called in `words` are text too, the others numbers."""
+    """A table. The first column names the rows; the columns listed in `words` are text too, the others are numbers."""
 
     name: str
     title: str  # for people: "files table"
@@ -44,7 +44,7 @@ class CardTable:
 
 @dataclass(frozen=True)
 class CardList:
-    """A list, one fact an item; an item may go on with lines of its own."""
+    """A list with one fact per item; an item may have several lines."""
 
     name: str
     title: str
@@ -63,7 +63,7 @@ def card_table(
     name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[SafeMarkdown]], *, words: Iterable[str] = (),
     quoted: bool = False,
 ) -> CardTable | None:
-    """A table without the columns that say nothing; None where no row is left."""
+    """A table without its empty columns; None if it has no rows."""
     found = [tuple(row) for row in rows]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in found)]
     kept = tuple(tuple(row[i] for i in keep) for row in found)
@@ -77,7 +77,7 @@ def render_card_block(block: Block) -> SafeMarkdown:
 
 
 def card_blocks(card: str) -> Iterator[tuple[str, list[str]]]:
-    """Every block of a card, in order: name and lines. Marks inside a block of code are only text."""
+    """Every block of a card, in order: name and lines. Marks inside a code block are ignored."""
     name, lines, fence = "", list[str](), ""
     for raw in _FRONT_MATTER.sub("", card).splitlines():  # where a folded tag could look like a fence
         line = raw.removeprefix(">").removeprefix(" ") if raw.startswith(">") else raw
@@ -93,7 +93,7 @@ def card_blocks(card: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def card_fence_after(line: str, fence: str) -> str:
-    """The fence of a block of code that is open after this line; "" for none."""
+    """The fence of the code block that is open after this line; "" if there is none."""
     found = _FENCE.match(line)
     if not found:
         return fence
@@ -104,5 +104,5 @@ def card_fence_after(line: str, fence: str) -> str:
 
 
 def card_table_cells(line: str) -> list[str]:
-    """The cells of one line of a table; no cell of ours holds a bar."""
+    """The cells of one line of a table; the cells never contain a bar."""
     return [cell.replace(_NO_BREAK, " ").strip() for cell in line.strip().strip("|").split("|")]

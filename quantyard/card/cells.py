@@ -19,22 +19,22 @@ CONFORMANCE: Final = "answers that conform to their JSON schema"  # the head of 
 
 
 def card_size(size_bytes: int) -> SafeMarkdown:
-    """Of a file: "105 MB"."""
+    """The size of a file: "105 MB"."""
     return SafeMarkdown(numbers.format_file_size(size_bytes))
 
 
 def card_bits(bits_per_weight: float) -> SafeMarkdown:
-    """Of a file, all tensors: "6.17"."""
+    """Bits per weight over all tensors of a file: "6.17"."""
     return SafeMarkdown(numbers.format_bits_per_weight(bits_per_weight))
 
 
 def card_count(n: int) -> SafeMarkdown:
-    """Of questions, checks and the like."""
+    """A number of questions, checks or bytes: "1,200"."""
     return SafeMarkdown(numbers.format_count(n))
 
 
 def card_quality(found: Divergence | None) -> tuple[SafeMarkdown, ...]:
-    """PPL, ΔPPL with its interval, mean and p99 KLD in nats, share of tokens whose first choice is the same."""
+    """PPL, ΔPPL with its interval, mean and p99 KLD in nats, share of tokens with the same top choice."""
     if found is None:
         return (NOTHING,) * 5
     p99 = found.kld_percentiles.get("99")
@@ -47,13 +47,13 @@ def card_quality(found: Divergence | None) -> tuple[SafeMarkdown, ...]:
 
 
 def card_ppl_change(found: Divergence) -> SafeMarkdown:
-    """Against the baseline: "+5.5 % (+4.0 to +7.0)"."""
+    """The change of perplexity from the baseline: "+5.5 % (+4.0 to +7.0)"."""
     change = intervals.ppl_change_interval(found)
     return NOTHING if change is None else SafeMarkdown(numbers.format_change_interval(change))
 
 
 def card_speed(found: Measurement | None) -> tuple[SafeMarkdown, ...]:
-    """Tokens per second of the prompt and of the answer, and the peak of resident memory."""
+    """Prompt and generated tokens per second, and peak resident memory."""
     if found is None or found.speed is None:
         return (NOTHING,) * 3
     s = found.speed
@@ -71,8 +71,8 @@ def card_score(found: Score | None) -> SafeMarkdown:
 
 
 def card_score_values(found: Comparison, *, share: bool) -> tuple[SafeMarkdown, SafeMarkdown]:
-    """The baseline's value and the file's, of the questions that both were asked."""
-    del share  # `score_metric_kind` knows
+    """The baseline's value and the file's, on the questions that both answered."""
+    del share  # only earlier notations need it
     kind = score_metric_kind(found)
     return SafeMarkdown(numbers.format_metric_value(found.baseline, kind)), SafeMarkdown(
         numbers.format_metric_value(found.value, kind)
@@ -80,13 +80,13 @@ def card_score_values(found: Comparison, *, share: bool) -> tuple[SafeMarkdown, 
 
 
 def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
-    """Against the baseline, with its interval."""
-    del share  # `score_metric_kind` knows
+    """The difference from the baseline, with its interval."""
+    del share  # only earlier notations need it
     return SafeMarkdown(numbers.format_delta_interval(found.delta, score_metric_kind(found)))
 
 
 def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
-    """In plain words."""
+    """The verdict, with the questions needed or the chance level where they explain it."""
     if found.questions_needed:
         return SafeMarkdown(f"too few questions ({numbers.format_forecast_count(found.questions_needed)} would do)")
     if found.verdict == "no signal" and chance is not None:
@@ -103,17 +103,17 @@ def card_conformance(found: SchemaRate | None) -> SafeMarkdown:
 
 
 def card_budget_limit(found: BudgetResult) -> SafeMarkdown:
-    """The limit of a budget as it was written, with its unit."""
+    """The limit of a budget, as the user wrote it, with its unit."""
     return escape_markdown(metric_budget_limit(found.budget, found.limit))
 
 
 def card_budget_value(found: BudgetResult) -> SafeMarkdown:
-    """What was found of a budget."""
+    """The measured value that a budget is compared with."""
     return NOTHING if found.value is None else escape_markdown(metric_budget_value(found.budget, found.value))
 
 
 def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
-    """The ends of its interval, and how sure they are."""
+    """The ends of its interval, and the confidence."""
     if found.interval is None:
         return NOTHING
     confidence = f" ({numbers.format_percent(found.confidence, 0)})" if found.confidence is not None else ""
@@ -121,5 +121,5 @@ def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
 
 
 def card_task_name(task: str, metric: str) -> SafeMarkdown:
-    """A task and by what it is scored."""
+    """A task and its metric."""
     return SafeMarkdown(f"{escape_markdown(task, 60)} ({escape_markdown(metric, 60)})")

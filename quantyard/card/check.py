@@ -17,14 +17,14 @@ from quantyard.card.subject import CardSubject
 from quantyard.card.tables import card_tables
 from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml, yaml_front_matter
 
-_EARLIER: Final = (cells_0_1,)  # how earlier versions wrote numbers
+_EARLIER: Final = (cells_0_1,)  # the notation of numbers in earlier versions
 _FRONT_MATTER_BYTES: Final = 512 * 1024  # every score of every file stands in it
 _FIELDS: Final = ("base_model", "base_model_relation", "license", "license_name", "license_link", "model-index")
 
 
 def compare_card(card: str, subject: CardSubject) -> list[str]:
-    """One line per difference. Text around the blocks and further metadata may be anything: a publisher adds them. A
-    card whose values are written as an earlier version wrote them is right too.
+    """One line per difference. Text around the blocks and further metadata are ignored: publishers add them. Values in
+    the notation of an earlier version are accepted.
     """
     found = _differences(card, subject, cells_now)
     return found if found and all(_differences(card, subject, earlier) for earlier in _EARLIER) else []
@@ -60,7 +60,7 @@ def _of_table(lines: list[str], wanted: CardTable) -> Iterator[str]:
 
 
 def _numbered(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], Sequence[str]]:
-    """By the first cell; rows of one name by their order too."""
+    """Rows by their first cell, and by a counter if several rows have the same first cell."""
     found: dict[tuple[str, int], Sequence[str]] = {}
     for row in rows:
         first = row[0] if row else ""
@@ -109,7 +109,7 @@ def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
 
 
 def _metadata_of(card: str) -> dict[str, Any] | None:
-    """The front matter. It comes with the release, so it is read without trust."""
+    """The front matter; hostile input, because it comes with the release."""
     try:
         data = load_strict_yaml(yaml_front_matter(card, 2 * _FRONT_MATTER_BYTES) or "", max_bytes=_FRONT_MATTER_BYTES)
     except YamlProblem:

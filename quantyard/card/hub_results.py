@@ -1,6 +1,6 @@
 """Evaluation results in the Hub's own forms: `.eval_results/*.yaml`, and `model-index` for older readers.
 
-Only tasks that ask a data set of the Hub: results on our own questions have no place on a leaderboard.
+Only tasks that use a data set of the Hub: results on local questions do not belong on a leaderboard.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubBenchmark:
-    """A task of lm-eval that asks a data set of the Hub, and nothing else."""
+    """A task of lm-eval that uses exactly one data set of the Hub."""
 
     task: str
     dataset: str
-    task_id: str  # as the data set's eval.yaml names it; where it has none yet, the configuration
-    name: str  # for people
+    task_id: str  # from the data set's eval.yaml; without one, the configuration
+    name: str  # the display name
     config: str
     split: str
-    metric: str  # the one that others quote
+    metric: str  # the commonly quoted one
 
 
 # To add a task: add a row. Data set, configuration and split are those of the task's YAML in lm-eval (test_split, else
@@ -72,15 +72,15 @@ class _Result:
 
     @property
     def asked(self) -> str:
-        """How, in words: part of what the number means."""
+        """How the questions were asked."""
         shots = "" if self.entry.num_fewshot is None else f", {self.entry.num_fewshot}-shot"
         limit = "" if self.entry.limit is None else f", the first {self.score.n} questions only"
         return clean_card_text(f"{self.label}, {self.score.metric} in %{shots}{limit}")
 
 
 def card_eval_yaml(subject: CardSubject) -> dict[str, str]:
-    """{".eval_results/<task>-<quant>.yaml": text}; one file per score, since several scores of one benchmark may
-    not share one. A task of which only a part was asked is left out: a leaderboard compares whole benchmarks.
+    """{".eval_results/<task>-<quant>.yaml": text}; one file per score, because a file may hold one score per benchmark.
+    A task with a limit is left out: a leaderboard compares whole benchmarks.
     """
     import yaml
     from huggingface_hub import eval_result_entries_to_yaml
@@ -131,7 +131,7 @@ def _metric(score: Score) -> str:
 
 
 def _results(subject: CardSubject) -> Iterator[_Result]:
-    """In the order of the suite; a task that the suite brings itself is left out, whatever its name."""
+    """The results in the order of the suite; none for a suite with local tasks, which may reuse a benchmark's name."""
     if subject.report is None or subject.report.suite.include_path is not None:
         return
     for entry in subject.report.suite.tasks:

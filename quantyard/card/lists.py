@@ -1,4 +1,4 @@
-"""The card's lists: how it was measured, what was not, what the server could not do, and how the files were made."""
+"""The card's lists: how it was measured, what was not measured, API test findings, and how the files were made."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MAX_NAMED: Final = 20
 
 
 def card_lists(subject: CardSubject) -> Iterator[Block]:
-    """Every list that says something."""
+    """Every list that is not empty."""
     found = {
-        "contract-findings": ("contract findings", _contract_findings(subject)),
+        "contract-findings": ("API test findings", _contract_findings(subject)),
         "measured": ("how it was measured", _measured(subject)),
         "not-measured": ("what was not measured", _not_measured(subject)),
-        "apart": ("what sets files apart", card_file_provenance(subject)),
+        "apart": ("importance matrices and recipes", card_file_provenance(subject)),
         "made": ("how it was made", card_provenance(subject)),
     }
     yield from (CardList(name, title, tuple(items)) for name, (title, lines) in found.items() if (items := list(lines)))
 
 
 def _contract_findings(subject: CardSubject) -> Iterator[SafeMarkdown]:
-    """What failed or is not supported, once for all files of which the same is true."""
+    """Checks that failed or are not supported; identical findings of several files share an item."""
     seen: dict[tuple[str, str, str], list[str]] = {}
     for label in subject.quants:
         report = subject.manifest.contracts.get(label)
@@ -93,7 +93,7 @@ def _divergence(report: EvalReport) -> Iterator[SafeMarkdown]:
 
 
 def _speed(report: EvalReport) -> Iterator[SafeMarkdown]:
-    """Once for all files that were timed alike."""
+    """One item for all files that were timed with the same settings."""
     timed = (m.speed for m in report.measurements if m.speed)
     for settings, threads, n_ctx, gpu in dict.fromkeys((s.settings, s.threads, s.n_ctx, s.n_gpu_layers) for s in timed):
         layers = "all layers" if gpu < 0 else f"{gpu} layers"
@@ -130,7 +130,7 @@ def _gate(subject: CardSubject) -> Iterator[SafeMarkdown]:
 
 
 def _hidden(subject: CardSubject) -> Iterator[SafeMarkdown]:
-    """The tasks inside groups, and further metrics, are in the manifest alone."""
+    """Counts the comparisons that only the manifest has: tasks inside groups, and further metrics."""
     shown = {(s.task, s.metric) for s in subject.headlines}
     left = [c for m in subject.measured.values() for c in m.comparisons if (c.task, c.metric) not in shown]
     if left:

@@ -1,4 +1,4 @@
-"""The card's YAML: what the Hub reads of it, with `model-index` for older readers."""
+"""The card's YAML metadata, which the Hub reads, with `model-index` for older readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 OWN_TAGS: Final = ("gguf", "quantized", "quantyard", "llama.cpp")
 _MAX_TAGS: Final = 30
 _MAX_LANGUAGES: Final = 200
-# What the Hub makes itself of a repo's files and fields, or says how the source's weights were kept.
+# Tags that the Hub derives itself, or that describe the format of the source's weights.
 _NOT_OURS: Final = frozenset({
     "transformers", "safetensors", "pytorch", "tf", "jax", "onnx", "openvino", "autotrain_compatible",
     "endpoints_compatible", "text-generation-inference",
@@ -28,7 +28,7 @@ _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def card_metadata(subject: CardSubject) -> ModelCardData:
-    """The fields; those without a value are left out."""
+    """The metadata, without the fields that have no value."""
     from huggingface_hub import ModelCardData
 
     card, hub = subject.manifest.source.card, subject.hub_source
@@ -48,7 +48,7 @@ def _base(hub: str) -> dict[str, Any]:
 
 
 def card_licence(subject: CardSubject) -> dict[str, Any]:
-    """`license`, and where the Hub has no word for it `license_name`; `license_link` where the source gives one."""
+    """`license`; `license_name` if the Hub has no id for the licence; `license_link` if the source gives one."""
     card, stated = subject.manifest.source.card, subject.context.licence
     found: dict[str, Any] = {"license": stated.hub_id}
     name = card.license_name if stated.id == "other" else stated.id
@@ -65,7 +65,7 @@ def _languages(named: list[str]) -> list[str] | None:
 
 
 def card_tags(of_source: list[str]) -> list[str]:
-    """Ours, then the source's own words."""
+    """Our tags, then those of the source."""
     words = (clean_card_text(tag, 80) for tag in of_source)
     carried = [word for word in words if word and word not in _NOT_OURS and not _MADE_BY_HUB.match(word)]
     return list(dict.fromkeys([*OWN_TAGS, *carried[:_MAX_TAGS]]))

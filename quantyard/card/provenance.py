@@ -1,4 +1,4 @@
-"""The card's lists of how the files were made: what sets them apart, then source, commands and images."""
+"""The card's lists of how the files were made: importance matrices and recipes, then source, commands and images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quantyard.protocol.facts import CalibrateFacts, VerifyFacts
 from quantyard.store.manifest import ImatrixRecord, StageRecord
 
 _MAX_NAMED: Final = 20
-# Folders of a container. Any other path is of the machine that ran the stage, and stays there.
+# Folders of a container. Any other path is one of the machine that ran the stage, and is not shown.
 _IN_IMAGES: Final = re.compile(r"/(?:in|out|app|opt|usr)/")
 
 
@@ -29,7 +29,7 @@ _IN_IMAGES: Final = re.compile(r"/(?:in|out|app|opt|usr)/")
 
 
 def card_file_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
-    """Which files were made with an importance matrix, and of which text that is; which follow a recipe."""
+    """The files made with an importance matrix, with its text; the files made by a recipe."""
     for found in subject.imatrices:
         labels = [label for label, record in subject.quants.items() if record.imatrix == found]
         yield SafeMarkdown(f"{join_markdown(', ', map(markdown_code, labels))}: made with the importance matrix "
@@ -42,7 +42,7 @@ def card_file_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
 
 
 def _text_of(subject: CardSubject, found: ImatrixRecord) -> SafeMarkdown:
-    """What a matrix was made of, where we made it and still know."""
+    """The text that a matrix was computed from, as far as the manifest records it."""
     made = subject.manifest.stages.get("calibrate")
     if made is None or files_digest(tuple(made.outputs)) != files_digest(tuple(found.given)):
         read = next((f for f in found.given if f.sha256 != found.sha256), None)
@@ -56,7 +56,7 @@ def _text_of(subject: CardSubject, found: ImatrixRecord) -> SafeMarkdown:
 
 
 def _recipe(stage: StageRecord) -> SafeMarkdown:
-    """The recipe as the request has it: a base type, and what differs."""
+    """The recipe in the request: a base type, and the types that differ."""
     asked = stage.request
     types = asked.get("tensor_types")
     rules = (
@@ -89,7 +89,7 @@ def card_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
         told = f"not kept, digest {join_markdown(', ', map(markdown_code, used))}" if used else "none"
         yield SafeMarkdown(f"Importance matrix: {told}. Calibration data: {'not known' if used else 'none'}.")
     for name in ("fetch", "convert", "calibrate", "quantize"):
-        if name != "calibrate" or subject.imatrices:  # it may have been made for others, or found to be of no use
+        if name != "calibrate" or subject.imatrices:  # no published file may use the matrix
             for key, stage in subject.stages(name):
                 yield from _run(key, stage)
     yield from _verified(subject)
@@ -108,7 +108,7 @@ def _run(key: str, stage: StageRecord) -> Iterator[SafeMarkdown]:
 
 
 def _portable(argument: str) -> str:
-    """Only the last part of a host's path: the rest would show how its user keeps files."""
+    """The last part of a host's path: the rest is private."""
     flag, equals, value = argument.rpartition("=")
     if value.startswith(("/", "~", "file:")) and not _IN_IMAGES.match(value):
         return f"{flag}{equals}…/" + value.rstrip("/").rsplit("/", 1)[-1]
@@ -131,7 +131,7 @@ def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
 
 
 def _images(subject: CardSubject) -> Iterator[SafeMarkdown]:
-    """Each image once, with the base that it was made on."""
+    """Each image once, with its base image."""
     seen: dict[str, None] = {}
     for name in ("fetch", "convert", "calibrate", "quantize", "verify", "evaluate", "contract"):
         for _, stage in subject.stages(name):

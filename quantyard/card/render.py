@@ -1,7 +1,7 @@
 """The model card: README.md of what is published, from the manifest alone.
 
-`card.md.jinja` says what stands where and `snippets/` how to run it; the modules beside it say what is true.
-Whatever the template writes is escaped unless it is a `SafeMarkdown`.
+`card.md.jinja` is the layout and `snippets/` shows how to run the files; the other modules supply the content.
+The template escapes every value that is not a `SafeMarkdown`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["CardContext", "card_differences", "card_eval_results", "render_card"
 
 _HERE: Final = Path(__file__).parent
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
-# What is in the pictures, for who cannot see them: (name, words). To add a plot: add a row.
+# Alternative texts of the plots. To add a plot: add a row.
 _PLOTS: Final = {
     "tradeoff": "The size of each file against what it costs",
     "accuracy": "Differences of the tasks' scores to the baseline, with intervals",
@@ -62,7 +62,7 @@ def render_card(manifest: Manifest, context: CardContext) -> str:
 
 
 def card_eval_results(manifest: Manifest, context: CardContext) -> dict[str, str]:
-    """{".eval_results/<task>-<quant>.yaml": text}, as the Hub's leaderboards read it; empty where no task is theirs.
+    """{".eval_results/<task>-<quant>.yaml": text} for the Hub's leaderboards; empty if no task uses a Hub data set.
 
     Raises:
         BadRequest: as `render_card`.
@@ -71,8 +71,8 @@ def card_eval_results(manifest: Manifest, context: CardContext) -> dict[str, str
 
 
 def card_differences(card: str, manifest: Manifest, context: CardContext) -> list[str]:
-    """What on the card is not the manifest's, such as "files table, Q4_K_M, PPL: 99.1 on the card, 32.4 in the
-    manifest"; empty for a card as it was rendered, with anything written around what we wrote.
+    """The differences of a card from the manifest, such as "files table, Q4_K_M, PPL: 99.1 on the card, 32.4 in the
+    manifest"; empty for a card as it was rendered. Text that others added to the card is ignored.
 
     Raises:
         BadRequest: as `render_card`.
@@ -84,7 +84,7 @@ def card_differences(card: str, manifest: Manifest, context: CardContext) -> lis
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    # Not Jinja's own escaping, which knows HTML and no Markdown: `finalize` sees every value that is written.
+    # Jinja's own escaping covers HTML, not Markdown; `finalize` sees every value that is written.
     return Environment(
         loader=FileSystemLoader(_HERE), undefined=StrictUndefined, finalize=_finalize, trim_blocks=True,
         lstrip_blocks=True, autoescape=False,  # noqa: S701  (see above)
@@ -92,7 +92,7 @@ def _environment() -> Environment:
 
 
 def _tidy(body: str) -> str:
-    """No two empty lines in a row, but for those in blocks of code."""
+    """Collapses repeated empty lines, except in code blocks."""
     kept: list[str] = []
     fence = ""
     for line in body.strip().split("\n"):
@@ -133,7 +133,7 @@ def _baseline(subject: CardSubject) -> SafeMarkdown | None:
 
 
 def _licence_link(url: str) -> SafeMarkdown | None:
-    """Its own words, where they have an address."""
+    """A link to the licence's text, if it has an address."""
     found = markdown_link(SafeMarkdown("its text"), url.strip())
     return found if found != "its text" else None
 
@@ -162,7 +162,7 @@ class _Picture:
 
 
 def _plots(paths: Iterable[str]) -> Iterator[_Picture]:
-    """In the order of the table; PNG where there is one, since not every viewer shows an SVG of a repo."""
+    """The plots in the order of `_PLOTS`; PNG if present, because not every viewer shows an SVG of a repo."""
     safe = [path for path in paths if _PATH.fullmatch(path) and ".." not in path]
     for name, words in _PLOTS.items():
         for ending in (".png", ".svg"):
@@ -178,12 +178,12 @@ def _path_of(paths: Iterable[str], name: str) -> str | None:
 
 
 def _run(subject: CardSubject) -> dict[str, SafeMarkdown]:
-    """What the snippets fill in. In a block of code a word of a shell is quoted, and nothing is escaped."""
+    """The values of the snippets. They stand in code blocks, so shell words are quoted and nothing is escaped."""
     quant, repo_id = _word(subject.usual), subject.context.repo_id
     pulled = _word(subject.context.oci) if subject.context.oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}")
     return {"repo_id": SafeMarkdown(repo_id), "quant": quant, "oci": pulled, "url": SafeMarkdown(f"{HUB}/{repo_id}")}
 
 
 def _word(value: str) -> SafeMarkdown:
-    """One word of a shell, on one line and without a backtick."""
+    """One shell word, on one line and without a backtick."""
     return SafeMarkdown(shlex.quote(clean_card_text(value).replace("`", "")))

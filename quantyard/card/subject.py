@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantyard.sources.licence import Licence
 
 HUB: Final = "https://huggingface.co"
-USUAL_BITS: Final = 4.85  # of Q4_K_M on an 8B model: what most people take
+USUAL_BITS: Final = 4.85  # of Q4_K_M on an 8B model, the most common choice
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
@@ -41,13 +41,13 @@ class CardContext:
 
 @dataclass(frozen=True)
 class CardSubject:
-    """A manifest and a context that fit each other."""
+    """A manifest and a context, checked to belong together."""
 
     manifest: Manifest
     context: CardContext
 
     def __post_init__(self) -> None:
-        """Refuse to show the numbers of one file beside the name of another.
+        """Check that every measurement is of the file that the card names.
 
         Raises:
             BadRequest: an unknown suite or quant, a measurement of another file, or an invalid repo name.
@@ -105,20 +105,20 @@ class CardSubject:
 
     @cached_property
     def headlines(self) -> tuple[Score, ...]:
-        """The baseline's scores to show: one per entry of the suite, or per task where groups have no own score."""
+        """The baseline's scores to show: one per entry of the suite, or per task if a group has no score of its own."""
         if self.report is None or self.baseline is None:
             return ()
         return headline_scores(self.report.suite, self.baseline.scores)
 
     def gate(self, outcome: Outcome) -> tuple[BudgetResult, ...]:
-        """What the gate found of the published files."""
+        """The gate's results with this outcome, of the published files."""
         gate = self.manifest.gate
         return tuple(r for r in gate.results if r.outcome == outcome and r.quant in self.quants) if gate else ()
 
     @property
     def usual(self) -> str:
-        """The file that the examples name: the most useful of those that passed, and of types that no one ranks the
-        nearest to 4.85 bits. "" where there is none.
+        """The file that the examples name: the most useful one that did not fail the gate; among unranked types the
+        one nearest to 4.85 bits per weight. "" if there are no files.
         """
         failed = {result.quant for result in self.gate("failed")}
         labels = [label for label in self.quants if label not in failed] or list(self.quants)
@@ -135,19 +135,19 @@ class CardSubject:
 
     @property
     def hub_source(self) -> str:
-        """The Hub's id of the source; "" where the source is not a repo of the Hub."""
+        """The Hub's id of the source; "" if the source is not a repo of the Hub."""
         return self.manifest.source.repo_id if _is_repo_id(self.manifest.source.repo_id) else ""
 
     @property
     def source_url(self) -> str:
-        """The source at its commit; "" where it has no address."""
+        """The URL of the source at its commit; "" if it is not a repo of the Hub."""
         commit = self.manifest.source.commit
         if not self.hub_source:
             return ""
         return f"{HUB}/{self.hub_source}/tree/{commit}" if _COMMIT.fullmatch(commit) else f"{HUB}/{self.hub_source}"
 
     def stages(self, name: str) -> list[tuple[str, StageRecord]]:
-        """The runs of one stage that have to do with the published files: (label, record)."""
+        """The runs of one stage that concern the published files: (label, record)."""
         keys = [name, *(f"{name} {label}" for label in self._labels())]
         return [(key, self.manifest.stages[key]) for key in keys if key in self.manifest.stages]
 

@@ -1,4 +1,4 @@
-"""The card's tables: files, speed, tasks, contract, gate, hashes. Rows are the published files, the largest first."""
+"""The card's tables: files, speed, tasks, API test, gate, hashes. Rows are the published files, the largest first."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NOT_COMPARED: Final = SafeMarkdown("not comparable")
 
 
 def card_tables(subject: CardSubject, cells: ModuleType = cells_now) -> Iterator[Block]:
-    """Every table that has a row.
+    """Every table that has rows.
 
     Args:
-        cells: how numbers are written: as now, or as an earlier version did.
+        cells: the notation of numbers: the current one, or an earlier version's.
     """
     found = [
         _gate(cells, subject, "gate-failed", "failed"), _gate(cells, subject, "gate-open", "too few questions"),
@@ -38,7 +38,7 @@ def card_tables(subject: CardSubject, cells: ModuleType = cells_now) -> Iterator
 
 
 def _choice(cells: ModuleType, subject: CardSubject) -> CardTable | None:
-    """Which file for which memory, the smallest first."""
+    """The files by memory, the smallest first."""
     head = ("memory", "file", "size", "what it costs", "when to choose it")
     rows = [
         (_memory(cells, subject.measurement(label)), markdown_code(label), cells.card_size(record.size_bytes),
@@ -55,7 +55,7 @@ def _memory(cells: ModuleType, found: Measurement | None) -> SafeMarkdown:
 
 
 def _cost(cells: ModuleType, found: Measurement | None) -> SafeMarkdown:
-    """The number that most people compare."""
+    """The change of perplexity, which most people compare."""
     change = cells.card_ppl_change(found.divergence) if found and found.divergence else NOTHING
     return change if change == NOTHING else SafeMarkdown(f"perplexity {change}")
 
@@ -105,7 +105,7 @@ def _speed(cells: ModuleType, subject: CardSubject) -> CardTable | None:
 
 
 def _verdicts(subject: CardSubject) -> CardTable | None:
-    """How many tasks ended how, per file."""
+    """The number of tasks by verdict, per file."""
     shown = {(s.task, s.metric) for s in subject.headlines}
     counts = {
         label: Counter(c.verdict for c in m.comparisons if (c.task, c.metric) in shown)
@@ -119,7 +119,7 @@ def _verdicts(subject: CardSubject) -> CardTable | None:
 
 
 def card_task_tables(subject: CardSubject, cells: ModuleType = cells_now) -> Iterator[CardTable]:
-    """One per published file that was measured; where it is the baseline, its scores alone."""
+    """One table per measured file; the baseline's has only its scores."""
     for number, (label, found) in enumerate(subject.measured.items(), 1):
         name = f"tasks-{number}-{re.sub(r'[^A-Za-z0-9_.-]', '', label)[:40]}"
         base = subject.baseline
@@ -176,7 +176,7 @@ def _contract(cells: ModuleType, subject: CardSubject) -> CardTable | None:
          cells.card_conformance(found.schemas))
         for label in subject.quants if (found := subject.manifest.contracts.get(label))
     ]  # fmt: skip
-    return card_table("contract", "contract table", head, rows)
+    return card_table("contract", "API test table", head, rows)
 
 
 def _gate(cells: ModuleType, subject: CardSubject, name: str, outcome: str) -> CardTable | None:

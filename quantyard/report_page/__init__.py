@@ -1,1 +1,1 @@
-"""The comparison page."""
+"""The comparison page: every measured file of a model beside its baseline, as one HTML file."""

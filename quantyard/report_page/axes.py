@@ -1,4 +1,4 @@
-"""Numbers to pixels for the plots of the comparison page: scales, their ticks, and names that cover nothing."""
+"""The plots of the comparison page in pixels: scales, ticks, and the placement of names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Final
 
 from quantyard.formatting.numbers import format_axis_label
 
-CHAR_PX: Final = 8.0  # of capitals in a wide font at 12 px: names come out narrower, hardly ever wider
+CHAR_PX: Final = 8.0  # width of a capital in a wide font at 12 px, an upper bound for most names
 LINE_PX: Final = 15.0
 
 
 @dataclass(frozen=True)
 class AxisScale:
-    """Values from `low` to `high` lie between the pixels `start` and `end`, evenly or by their logarithm."""
+    """Maps values from `low` to `high` to pixels from `start` to `end`, linearly or logarithmically."""
 
     low: float
     high: float
@@ -31,13 +31,13 @@ class AxisScale:
         return round(self.start + (self.end - self.start) * (value - low) / (high - low), 1)
 
     def ticks(self, at_most: int) -> tuple[tuple[float, str], ...]:
-        """Pixel and label of round values, at most so many."""
+        """Pixel and label of at most `at_most` round values."""
         found = _log_ticks(self.low, self.high, at_most) if self.log else _ticks(self.low, self.high, at_most)
         return tuple((self(value), format_axis_label(value)) for value in found)
 
 
 def page_axis_span(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
-    """Lowest and highest of the values with a share of the span added at both ends; never empty."""
+    """The range of the values, extended at both ends by the share `pad` of the span; never empty."""
     low, high = min(values), max(values)
     if log:
         low_log, high_log = math.log(low), math.log(high)
@@ -55,7 +55,7 @@ def _ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
-    """The powers of ten, and as many of the values between as there is room for."""
+    """The powers of ten, and intermediate values as far as `at_most` allows."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for steps in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
@@ -66,7 +66,7 @@ def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def shorten_page_name(text: str, width_px: float) -> str:
-    """As much of a name as there is room for."""
+    """The name, shortened to the width."""
     room = int(width_px / CHAR_PX)
     return text if len(text) <= room else f"{text[: max(1, room - 1)]}…"
 
@@ -100,16 +100,13 @@ class Box:
         return (self.right - self.left) * (self.bottom - self.top)
 
     def distance(self, x: float, y: float) -> float:
-        """From a point to the nearest of it; 0 inside."""
+        """The distance of a point from the rectangle; 0 inside."""
         return math.hypot(max(self.left - x, 0.0, x - self.right), max(self.top - y, 0.0, y - self.bottom))
 
 
 @dataclass(frozen=True)
 class PlacedName:
-    """A name: where its text starts, ends or has its middle (`anchor`), `y` its base line.
-
-    If it is far, a thin line leads to its point.
-    """
+    """A name: `x` is its start, end or middle (`anchor`), `y` its base line. A far name has a line to its point."""
 
     text: str
     x: float
@@ -122,14 +119,14 @@ class PlacedName:
 # Right, left, above and below, then the corners, ever farther away.
 _DIRECTIONS: Final = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 _REACH_PX: Final = (10.0, 16.0, 24.0, 34.0, 46.0, 60.0)
-_AWAY_COST: Final = 1.5  # a pixel farther away is as bad as covering so many square pixels
+_AWAY_COST: Final = 1.5  # square pixels of overlap that a pixel of distance weighs as much as
 _CONFUSING: Final = 120.0
 
 
 def place_page_names(
     points: Sequence[tuple[float, float, str]], lines: Sequence[tuple[float, float, float, float]], frame: Box
 ) -> list[PlacedName]:
-    """A place for each name near its point: inside the frame, on no other name, point or line, nearest to its own."""
+    """Places each name near its point, inside the frame, and off other names, points and lines as far as possible."""
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
     taken += [box for line in lines for box in _along(line)]
     placed: list[PlacedName] = []
@@ -158,7 +155,7 @@ def _places(x: float, y: float, text: str) -> list[PlacedName]:
 
 
 def _around(places: Sequence[PlacedName]) -> Box:
-    """The box that holds them all."""
+    """The bounding box of all places."""
     boxes = [place.box for place in places]
     return Box(
         min(box.left for box in boxes), min(box.top for box in boxes),
@@ -183,5 +180,5 @@ def _along(line: tuple[float, float, float, float]) -> list[Box]:
 
 
 def page_line_segments(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
-    """The lines from corner to corner."""
+    """The segments of a polyline."""
     return [(*one, *two) for one, two in pairwise(corners)]

@@ -1,7 +1,7 @@
-"""The plots of the comparison page, laid out: `report.html.jinja` writes what is here as SVG.
+"""The layout of the comparison page's plots; `report.html.jinja` writes them as SVG.
 
-All coordinates are pixels of the drawing, y downwards. A drawing is at most as wide as a phone, so that its letters
-stay readable there. The largest plot is in `tradeoff.py`.
+All coordinates are pixels of the drawing, y downwards. A drawing is at most as wide as a phone, so that its text stays
+readable there. The largest plot is in `tradeoff.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PANELS: Final = 36
 
 @dataclass(frozen=True)
 class PlotSpot:
-    """One file in a plot: where it is, how far its interval goes, and what is said of it (a line each)."""
+    """One file in a plot: its position, the ends of its interval, and the lines of its tooltip (`said`)."""
 
     number: int
     x: float
@@ -64,7 +64,7 @@ class PagePanel:
     ticks: tuple[tuple[float, str], ...]
     rows: tuple[PanelRow, ...]
     zero: float | None = None
-    band: tuple[float, float] | None = None  # pixels between which a difference counts as none
+    band: tuple[float, float] | None = None  # the suite's margin, in pixels
 
 
 def page_forest_plot(report: EvalReport, files: Sequence[PageFile]) -> tuple[PagePanel, ...]:
@@ -80,12 +80,12 @@ def page_forest_plot(report: EvalReport, files: Sequence[PageFile]) -> tuple[Pag
     return tuple(panels)
 
 
-# What a difference of a kind is drawn and labelled in: factor and unit.
+# Factor and unit in which a difference of each kind is drawn and labelled.
 _SCALES: Final[dict[Kind, tuple[int, str]]] = {"share": (100, "points"), "relative": (100, "%"), "own unit": (1, "")}
 
 
 def _scale_key(c: Comparison) -> str:
-    """What may share a scale; a metric in its own unit is alone on its own."""
+    """Comparisons with the same key share a scale; a metric in its own unit has its own scale."""
     kind = score_metric_kind(c)
     return f"{c.task} {c.metric}" if kind == "own unit" else kind
 
@@ -114,7 +114,7 @@ def _forest_panel(
 
 
 def _gutter(labels: Sequence[str]) -> float:
-    """Room for the names, in pixels."""
+    """The width of the name column, in pixels."""
     return min(118.0, max(48.0, CHAR_PX * max(len(label) for label in labels) + 14))
 
 
@@ -132,7 +132,7 @@ def _said(s: PageFile, c: Comparison) -> tuple[str, ...]:
 
 
 def page_speed_plot(files: Sequence[PageFile]) -> tuple[PagePanel, ...]:
-    """Bars: reading a prompt, generating, peak memory."""
+    """Bars for prompt processing, generation and peak memory."""
     timed = [(s, s.speed) for s in files if s.speed]
     if not timed:
         return ()
@@ -148,7 +148,7 @@ def page_speed_plot(files: Sequence[PageFile]) -> tuple[PagePanel, ...]:
 
 
 def _bars(name: str, unit: str, found: Sequence[tuple[PageFile, float, float, str]]) -> PagePanel:
-    """A whisker is as long as the runs are spread (a share of the value), around the value."""
+    """One bar per file; its whisker spans the spread of the runs, which is a share of the value."""
     left, right = _gutter([s.label for s, *_ in found]), NARROW_PX - 62
     x = AxisScale(0.0, max(value * (1 + spread / 2) for _, value, spread, _ in found) or 1.0, left, right)
     rows = []

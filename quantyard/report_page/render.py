@@ -1,8 +1,8 @@
 """The comparison page: `report.html`, every file of a model beside its baseline.
 
-One file that loads nothing: style, script and plots are inside, and its Content-Security-Policy names the
-two by their hashes. So nothing a model brings along (names, findings) could run or fetch, were it ever to slip
-through the template's escaping. Without JavaScript the tables and plots are there as well, only they do not move.
+The file loads nothing: it contains style, script and plots, and its Content-Security-Policy allows style and script by
+their hashes only. So a text from a model (names, findings) could not run or fetch anything, even if it passed the
+template's escaping. Without JavaScript, tables and plots are static.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 TEMPLATES: Final = Path(__file__).parent
 FILE_NAME: Final = "report.html"
-# In place of what makes text run backwards or hides it; a name that needs these does not need them here.
+# Replaces direction marks and invisible characters.
 _UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 def render_report_page(manifest: Manifest, suite: str) -> str:
-    """The page of one suite's measurements, as HTML; the same to the byte for the same manifest.
+    """The page of one suite's measurements, as HTML; the same manifest always gives the same bytes.
 
     Raises:
         BadRequest: the suite has not been measured, or not its baseline.
@@ -78,12 +78,12 @@ def _environment() -> Environment:
 
 
 def _seen(value: Any) -> Any:
-    """Text of the manifest with every character in sight; what the template wrote itself stays as it is."""
+    """Text of the manifest without unprintable characters; the template's own markup is unchanged."""
     return replace_unprintable(value, _UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _policy(css: str, script: str) -> str:
-    """Only our style and script, known by their hashes; no connection, frame, form, plug-in or base address."""
+    """Allows our style and script by their hashes; no connection, frame, form, plug-in or base URL."""
     return (
         f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

@@ -1,4 +1,4 @@
-"""The sentences of the comparison page: how the files were measured, and what was found of each."""
+"""The sentences of the comparison page: how the files were measured, and the findings on each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PageSentences:
 
 
 def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str], ...]:
-    """Name and value of what a reader needs in order to judge the numbers; nothing about the maker's folders."""
+    """Name and value of the facts that a reader needs to judge the numbers; without paths of the machine."""
     source, suite = manifest.source, report.suite
     local = "a local GGUF" if source.kind == "gguf" else "a local folder"
     licence = source.license or "not stated"
@@ -41,10 +41,10 @@ def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str],
         ("Source", f"{source.repo_id or local}, commit {source.commit[:12]}"),
         ("Licence", f"{licence} ({source.card.license_name})" if source.card.license_name else licence),
         ("Suite", f"{suite.name}. {suite.description}".strip() if suite.description else suite.name),
-        ("Asked", _asked(report)),
-        ("Text read", _text_read(report)),
+        ("Questions", _asked(report)),
+        ("Text", _text_read(report)),
         ("Seed", str(suite.seed)),
-        ("Took", format_duration(report.duration_s) if report.duration_s else ""),
+        ("Duration", format_duration(report.duration_s) if report.duration_s else ""),
         ("Hardware", _listed(report.hardware)),
         ("Versions", _listed(report.versions)),
     )
@@ -55,7 +55,7 @@ def _asked(report: EvalReport) -> str:
     if not report.n_questions:
         return ""
     template = ", in the model's chat template" if report.suite.apply_chat_template else ""
-    return f"{format_count(report.n_questions)} questions of each file, the same of all{template}"
+    return f"{format_count(report.n_questions)}, the same for each file{template}"
 
 
 def _text_read(report: EvalReport) -> str:
@@ -81,7 +81,7 @@ def page_sentences(files: Sequence[PageFile]) -> tuple[PageSentences, ...]:
 
 def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
     if s.found is None:
-        return (f"{format_file_size(s.size_bytes)}, not measured by this suite.",)
+        return (f"{format_file_size(s.size_bytes)}, not measured with this suite.",)
     parts = (_size(s, baseline), _agreement(s), _verdicts(s), _pace(s, baseline), _contract(s), _gate(s))
     return tuple(part for part in parts if part)
 
@@ -104,7 +104,7 @@ def _agreement(s: PageFile) -> str:
 
 
 def _verdicts(s: PageFile) -> str:
-    """Every comparison counts here, as in the table."""
+    """Counts every comparison of the table."""
     counts = Counter(c.verdict for c in s.found.comparisons) if s.found else Counter()
     total = sum(counts.values())
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
@@ -127,4 +127,4 @@ def _contract(s: PageFile) -> str:
 
 
 def _gate(s: PageFile) -> str:
-    return f"The gate: {s.gate}." if s.gate else ""
+    return f"Gate: {s.gate}." if s.gate else ""

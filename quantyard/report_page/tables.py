@@ -1,4 +1,4 @@
-"""The tables of the comparison page: what stands in each cell, and what it is sorted by."""
+"""The tables of the comparison page: the text of each cell, and its sort key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantyard.store.manifest import Manifest
 
 @dataclass(frozen=True)
 class PageFile:
-    """One file of the model. `found` None: this suite has not measured it. Its number stands for it in the page."""
+    """One file of the model; `found` is None if the suite has not measured it. The page refers to it by `number`."""
 
     number: int
     label: str
@@ -42,7 +42,7 @@ class PageFile:
 
 @dataclass(frozen=True)
 class PageCell:
-    """What is read, below it in small (an interval), and what it is sorted by; without that it goes last."""
+    """The text of a cell, the small `note` below it (an interval), and its sort key; cells without one sort last."""
 
     text: str
     note: str = ""
@@ -53,7 +53,7 @@ class PageCell:
 
 @dataclass(frozen=True)
 class PageColumn:
-    """One column; `group` is what stands above it and its neighbours."""
+    """One column; `group` is the heading above it and its neighbours."""
 
     name: str
     help: str
@@ -72,7 +72,7 @@ class PageRow:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table as the template draws it."""
+    """A table, for the template."""
 
     name: str
     caption: str
@@ -81,7 +81,7 @@ class PageTable:
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """The upper head: each group and how many columns it spans; empty where no column has one."""
+        """The upper header row: each group and its number of columns; empty if no column has a group."""
         spans: list[tuple[str, int]] = []
         for column in self.columns:
             if spans and spans[-1][0] == column.group:
@@ -98,7 +98,7 @@ _EMPTY: Final = PageCell(DASH)
 
 
 def page_files(manifest: Manifest, report: EvalReport) -> tuple[PageFile, ...]:
-    """Every file of the manifest: the baseline, then from large to small."""
+    """Every file of the manifest: the baseline first, then by size, the largest first."""
     measured = {m.file.label: m for m in report.measurements}
     sizes = {label: (record.size_bytes, record.bits_per_weight) for label, record in manifest.quants.items()}
     sizes |= {label: (m.file.size_bytes, m.file.bits_per_weight) for label, m in measured.items()}
@@ -113,7 +113,7 @@ def page_files(manifest: Manifest, report: EvalReport) -> tuple[PageFile, ...]:
 
 
 def _gate_outcome(manifest: Manifest, label: str) -> Outcome | None:
-    """The worst of its budgets."""
+    """The worst outcome of the file's budgets."""
     found = {result.outcome for result in manifest.gate.results if result.quant == label} if manifest.gate else set()
     return next((outcome for outcome in OUTCOMES if outcome in found), None)
 
@@ -205,7 +205,7 @@ def _gate(s: PageFile) -> PageCell:
     )
 
 
-# To add a column: add a row. One that holds nothing but dashes is left out.
+# To add a column: add a row. A column with only dashes is left out.
 _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ...]] = (
     (PageColumn("File", "quantization type of the file", "name"), _name),
     (PageColumn("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
@@ -217,13 +217,13 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
     (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
     (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
         _top1),
-    (PageColumn("Prompt", "tokens per second, reading a prompt", group="Tokens / s"), _prompt),
-    (PageColumn("Generation", "tokens per second, writing", group="Tokens / s"), _generation),
+    (PageColumn("Prompt", "prompt tokens per second", group="Tokens / s"), _prompt),
+    (PageColumn("Generation", "generated tokens per second", group="Tokens / s"), _generation),
     (PageColumn("Peak", "resident memory, mapped weights included", group="Memory"), _memory),
     (PageColumn("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
      _schemas),
-    (PageColumn("Contract", "outcome of the API test", "text", "Served"), _contract),
-    (PageColumn("Gate", "the worst of the budgets it was held against", "text"), _gate),
+    (PageColumn("API test", "outcome of the API test", "text", "Served"), _contract),
+    (PageColumn("Gate", "the worst outcome of the file's budgets", "text"), _gate),
 )  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def _check_rows(files: Sequence[PageFile]) -> Iterator[PageRow]:
 
 
 def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
-    """Every budget of every file, the worst first."""
+    """Every budget of every file, the worst outcome first."""
     columns = (
         PageColumn("File", "", "name"), PageColumn("Budget", "", "text"), PageColumn("Task", "", "text"),
         PageColumn("Outcome", "", "text"), PageColumn("Finding", "", "text"),
@@ -266,7 +266,7 @@ def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
         _text_row(by_label[r.quant], r.budget, r.task or DASH, r.outcome, r.finding, status_at=2)
         for r in results if r.quant in by_label
     )  # fmt: skip
-    return PageTable("budgets", "Budgets, the worst first", columns, tuple(rows))
+    return PageTable("budgets", "Budgets, the worst outcome first", columns, tuple(rows))
 
 
 def _text_row(s: PageFile, *texts: str, status_at: int) -> PageRow:

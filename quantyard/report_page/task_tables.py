@@ -16,14 +16,14 @@ _NOT_COMPARED: Final = "not compared"
 
 
 def page_tasks_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable:
-    """Every comparison with the baseline; a score that could not be compared stands there without one."""
+    """Every comparison with the baseline, and the scores that could not be compared."""
     columns = (
         PageColumn("File", "quantization type", "name"),
         PageColumn("Task", "of lm-evaluation-harness, or the suite's own", "text"),
-        PageColumn("Metric", "and lm-eval's filter, where there is one", "text"), PageColumn("n", "questions"),
+        PageColumn("Metric", "with lm-eval's filter, if any", "text"), PageColumn("n", "questions"),
         PageColumn(report.baseline, "the baseline's value"), PageColumn("Value", "the file's value"),
-        PageColumn("Δ", "percentage points; of perplexities in %; below it the 95 % interval"),
-        PageColumn("Verdict", "what follows from the interval", "text"),
+        PageColumn("Δ", "difference in percentage points (perplexities: in %), with the 95 % interval"),
+        PageColumn("Verdict", "the conclusion from the interval", "text"),
     )  # fmt: skip
     rows = tuple(row for s in files for row in _rows(s))
     return PageTable("tasks", "Every task beside the baseline", columns, rows)
@@ -41,7 +41,7 @@ def _rows(s: PageFile) -> Iterator[PageRow]:
 
 
 def page_scores_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable:
-    """The baseline's own scores, where nothing stands beside it."""
+    """The baseline's scores, if no other file was measured."""
     columns = (
         PageColumn("File", "", "name"), PageColumn("Task", "", "text"), PageColumn("Metric", "", "text"),
         PageColumn("n", "questions"),

@@ -1,6 +1,7 @@
-"""The plot of size against quality on the comparison page, laid out.
+"""The layout of the plot of size against quality on the comparison page.
 
-All coordinates are pixels of the drawing, y downwards. It is laid out twice, and the page shows the one that fits.
+All coordinates are pixels of the drawing, y downwards. There are two layouts, wide and narrow; the page shows the one
+that fits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ WIDE_PX: Final = 720
 
 @dataclass(frozen=True)
 class PageQuality:
-    """One way to say what a file lost; lower is better."""
+    """The quality of one file in one metric; lower is better."""
 
     number: int
     label: str
@@ -48,18 +49,18 @@ class PageQuality:
 
     @property
     def entry(self) -> ParetoEntry:
-        """What decides whether another file beats it."""
+        """Size, quality and speed, as the Pareto front compares them."""
         return ParetoEntry(self.label, self.size_bytes, self.of.value, self.tokens_per_s, self.shown)
 
 
 @dataclass(frozen=True)
 class PagePoint(PlotSpot):
-    """A file in the plot, with what the page's script finds the front of the files in sight by."""
+    """A file in the plot, with the values from which the page's script computes the front of the visible files."""
 
     on_front: bool
     size_bytes: int
     value: float
-    tokens_per_s: float  # 0: not measured of all
+    tokens_per_s: float  # 0 if it was not measured for all files
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class PageDrawing:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A plot of size against quality. `aside`: what it cannot show, a sentence; `standings`: number and name of each
-    file that another one beats, and by which.
+    """A plot of size against quality. `aside` is a sentence on what it cannot show; `standings` lists number and name of
+    each beaten file, with the files that beat it.
     """
 
     key: str
@@ -96,13 +97,13 @@ class Tradeoff:
 def page_tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     """Mean KL divergence and change of perplexity against size, as far as they were measured."""
     klds, changes = _klds(files), _changes(files)
-    shown = [q for q in klds if q.of.value > 0]  # a log scale has no place for rounding's zeros
+    shown = [q for q in klds if q.of.value > 0]  # a log scale cannot show 0
     unseen = ", ".join(q.label for q in klds if q not in shown)
     baseline = next((s for s in files if s.is_baseline), None)
     at_zero = (
         f"{baseline.label} itself, {format_file_size(baseline.size_bytes)}, is 0 by definition" if baseline else ""
     )
-    aside = f"{at_zero} and has no place on a log scale{f'; nor has {unseen}, at 0 or below' if unseen else ''}."
+    aside = f"{at_zero}, which a log scale cannot show{f'; nor can it show {unseen}, at 0 or below' if unseen else ''}."
     found = []
     if shown:
         found.append(_tradeoff("kld", "Mean KLD", "Mean KL divergence, nats per token", aside, shown, log=True))
