@@ -1,11 +1,11 @@
-"""The Python API: what the commands do, as functions that return objects.
+"""The Python API: the commands as functions that return objects.
 
     import quantyard
 
     built = quantyard.build("org/name", quant="Q4_K_M", engine="local", progress=print)
     built.files[0].path
 
-`quantyard/__init__.py` gives these functions their short names. See docs/how-to/python-api.md.
+`quantyard/__init__.py` exports these functions. See docs/how-to/python-api.md.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def build(model: Model, *, progress: Progress = None, **settings: Unpack[BuildSe
         progress: called with each line of progress.
 
     Raises:
-        BadRequest: the request cannot be met; nothing has run.
-        HubError: the network or the Hub said no.
+        BadRequest: the request is not valid; nothing has run.
+        HubError: the network failed, or the Hub refused the request.
         OutOfResources: disk or memory ran out; `NotEnoughDisk` before a byte is downloaded.
-        EngineError: Docker or the local tools are not as they must be.
+        EngineError: Docker or the local tools are missing or do not work.
         StageFailed: a stage failed; stages that finished before it are kept.
     """
     request = api_request("build", settings, MODEL=model)
@@ -71,7 +71,7 @@ def build(model: Model, *, progress: Progress = None, **settings: Unpack[BuildSe
 
 @document_api_call("eval", EvaluateSettings)
 def evaluate(model: Model, *, progress: Progress = None, **settings: Unpack[EvaluateSettings]) -> Built:
-    """Measure what quantization cost; builds first what is not built. The report is `Built.report`.
+    """Measure what quantization cost; missing files are built first. The report is `Built.report`.
 
     Args:
         model: as of `build`.
@@ -90,9 +90,9 @@ def evaluate(model: Model, *, progress: Progress = None, **settings: Unpack[Eval
 def contract(
     model: Model, *, progress: Progress = None, **settings: Unpack[BuildSettings]
 ) -> tuple[ContractReport, ...]:
-    """Serve each file to itself and check every promise of the API; builds first what is not built.
+    """Serve each file on loopback and test its API; missing files are built first.
 
-    A promise that is broken is a finding of the report, not an error: see `ContractReport.passed`.
+    A check that fails is a finding of the report, not an error: see `ContractReport.passed`.
 
     Args:
         model: as of `build`.
@@ -108,14 +108,14 @@ def contract(
 
 @document_api_call("plan", MatrixSettings)
 def plan(model: Model, **settings: Unpack[MatrixSettings]) -> Planned:
-    """What a build would run, need and take; with `suite` an evaluation, with `quants` a matrix. Nothing runs.
+    """Plan a build, an evaluation (`suite`) or a matrix (`quants`): stages, disk, memory and time. Nothing runs.
 
     Args:
         model: as of `build`.
 
     Raises:
-        BadRequest: the request cannot be met.
-        HubError: the network or the Hub said no.
+        BadRequest: the request is not valid.
+        HubError: the network failed, or the Hub refused the request.
     """
     request = api_request("plan", settings, MODEL=model)
     with translate_api_errors():
@@ -124,7 +124,7 @@ def plan(model: Model, **settings: Unpack[MatrixSettings]) -> Planned:
 
 @document_api_call("matrix", MatrixSettings)
 def matrix(model: Model, *, progress: Progress = None, **settings: Unpack[MatrixSettings]) -> Matrix:
-    """Make and measure many quants in one run; one that fails is in `Matrix.built.failures`, and the others are made.
+    """Make and measure many quants in one run; failed quants are in `Matrix.built.failures` and do not stop the others.
 
     Args:
         model: as of `build`.
@@ -164,7 +164,7 @@ def choose(model: Model, **settings: Unpack[ChooseSettings]) -> Chosen:
         model: as of `build`.
 
     Raises:
-        BadRequest: nothing was measured, or no file meets the limits; the hint says what would help.
+        BadRequest: nothing was measured, or no file meets the limits; the hint names what would help.
     """
     request = api_request("choose", settings, MODEL=model)
     with translate_api_errors():
@@ -176,14 +176,14 @@ def choose(model: Model, **settings: Unpack[ChooseSettings]) -> Chosen:
 
 @document_api_call("gate", PublishSettings)
 def gate(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> GateReport:
-    """Compare what was measured with the limits; publish nothing. A limit that is exceeded is a finding, not an error.
+    """Compare what was measured with the budgets; publish nothing. An exceeded budget is a finding, not an error.
 
     Args:
         model: as of `build`.
         progress: called with each line of progress.
 
     Raises:
-        BadRequest: nothing was built or measured, or the limits cannot be read.
+        BadRequest: nothing was built or measured, or the budgets cannot be read.
     """
     request = api_request("gate", settings, MODEL=model)
     with translate_api_errors():
@@ -210,16 +210,16 @@ def report(model: Model, *, progress: Progress = None, **settings: Unpack[Publis
 def publish(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> Publication:
     """Publish what was built and measured: to the Hub (`repo`), to a registry (`oci`), or both.
 
-    With `dry_run=True` nothing is sent, and `Publication.intended` says what would be.
+    With `dry_run=True` nothing is sent; `Publication.intended` holds what would be sent.
 
     Args:
         model: as of `build`.
         progress: called with each line of progress.
 
     Raises:
-        BadRequest: nothing was built or measured, or the destination cannot be.
-        GateClosed: a limit is exceeded, cannot be judged, or was not measured; never for a dry run.
-        HubError, EngineError: it could not be sent.
+        BadRequest: nothing was built or measured, or the destination is not valid.
+        GateClosed: a budget is exceeded, undecided or not measured; never for a dry run.
+        HubError, EngineError: sending failed.
     """
     request = api_request("publish", settings, MODEL=model)
     with translate_api_errors():
@@ -228,7 +228,7 @@ def publish(model: Model, *, progress: Progress = None, **settings: Unpack[Publi
 
 @document_api_call("release", ReleaseSettings)
 def release(model: Model, *, progress: Progress = None, **settings: Unpack[ReleaseSettings]) -> Publication:
-    """Build, measure, test, judge and publish; skips what is done.
+    """Build, measure, test, compare with the budgets and publish; skip finished stages.
 
     Args:
         model: as of `build`.
@@ -252,7 +252,7 @@ def verify(*, progress: Progress = None, **settings: Unpack[VerifySettings]) -> 
         progress: called with each line of progress.
 
     Raises:
-        BadRequest: the file does not exist, or no manifest beside it names it.
+        BadRequest: the file does not exist, or is not named in a manifest beside it.
         HubError: the repo cannot be downloaded.
     """
     request = api_request("verify", settings)

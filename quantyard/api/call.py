@@ -1,4 +1,4 @@
-"""From keyword arguments to a request: the same table and the same checks as the command line's."""
+"""Turns keyword arguments into a request, with the same table of settings and checks as the command line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from quantyard.requests import BuildRequest
 from quantyard.workflows.reporter import LinesReporter, SilentReporter, WorkflowReporter
 
 Progress = Callable[[str], object] | WorkflowReporter | None
-_FUNCTIONS: Final = {"eval": "evaluate"}  # those that are not called as their commands
+_FUNCTIONS: Final = {"eval": "evaluate"}  # functions whose name differs from the command's
 F = TypeVar("F", bound=Callable[..., object])
-# What describes the machine comes from the environment too; what is to be made, a call says alone.
+# Settings of the machine may come from the environment; all others come from the call alone.
 _OF_THE_MACHINE: Final = frozenset((*MACHINE, "HF_TOKEN"))
 
 
@@ -32,13 +32,13 @@ def api_request(command: str, settings: Mapping[str, Any], **given: str | os.Pat
     """The request of a call.
 
     Args:
-        command: whose settings the function takes.
+        command: the command whose settings the function takes.
         settings: the keyword arguments.
-        given: settings by their names that the function takes by position.
+        given: the positional arguments, by the names of their settings.
 
     Raises:
-        TypeError: an argument that the function does not take.
-        BadRequest: a value that cannot be.
+        TypeError: the function does not take an argument.
+        BadRequest: a value is not valid.
     """
     taken, function = api_settings(command), f"{_FUNCTIONS.get(command, command)}()"
     values = {name: _text(function, BY_NAME[name], value) for name, value in given.items()}
@@ -59,16 +59,14 @@ def api_request(command: str, settings: Mapping[str, Any], **given: str | os.Pat
 
 
 def api_settings(command: str) -> dict[str, Setting]:
-    """The settings that a command's function takes, by argument: the command's but for what it prints, and the
-    machine's.
-    """
+    """The settings of a command's function, by argument: those of the command except JSON, and of the machine."""
     row = next(row for row in COMMANDS if row.name == command)
     names = {*(row.settings or BY_NAME), *_OF_THE_MACHINE} - {"JSON"}
     return {setting.name.lower(): setting for setting in SETTINGS if setting.name in names}
 
 
 def _text(function: str, setting: Setting, value: object) -> str:
-    """The value as one would type it."""
+    """The value as text, as a user would type it."""
     if isinstance(value, tuple | list):
         items = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
         if any(isinstance(item, str) and "," in item for item in items):
@@ -77,7 +75,7 @@ def _text(function: str, setting: Setting, value: object) -> str:
         value = items
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
-    elif isinstance(value, Integral) and not isinstance(value, bool):  # numpy has integers of its own
+    elif isinstance(value, Integral) and not isinstance(value, bool):  # also numpy's integers
         value = str(int(value)) if _takes_bytes(setting) else int(value)
     if not isinstance(value, str | int | float | list):
         message = f"{function}: {setting.name.lower()!r} cannot be of the type {type(value).__name__}."
@@ -90,7 +88,7 @@ def _takes_bytes(setting: Setting) -> bool:
 
 
 def api_reporter(progress: Progress) -> WorkflowReporter:
-    """The listener: None, a function that takes lines, or a reporter."""
+    """A reporter for `progress`: None, a function that takes lines, or a reporter."""
     if progress is None:
         return SilentReporter()
     return progress if isinstance(progress, WorkflowReporter) else LinesReporter(progress)
@@ -98,10 +96,10 @@ def api_reporter(progress: Progress) -> WorkflowReporter:
 
 @contextmanager
 def translate_api_errors() -> Iterator[None]:
-    """What the machine refuses (a full disk, a file that may not be read) is one of our errors; a bug stays what it is.
+    """Translates errors of the operating system (a full disk, an unreadable file) into ours; bugs are not translated.
 
     Raises:
-        OutOfResources, BadRequest: it was the machine, or a file.
+        OutOfResources, BadRequest: disk or memory ran out, or a file cannot be used.
     """
     try:
         yield
@@ -115,7 +113,7 @@ def translate_api_errors() -> Iterator[None]:
 
 
 def document_api_call(command: str, settings: type) -> Callable[[F], F]:
-    """Give a function the signature and the help of its settings, which are a table."""
+    """Decorator that adds the settings of a command to a function's signature and docstring."""
 
     def give(function: F) -> F:
         signature = inspect.signature(function)

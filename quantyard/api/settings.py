@@ -1,7 +1,7 @@
 """The keyword arguments of each function: the settings of its command, in lower case.
 
-A test compares them with the table of settings: names, kinds, and which command takes which. What an argument means is
-said there once, and shown by `help(quantyard.build)`.
+A test compares them with the table of settings: names, kinds, and commands. That table documents each argument;
+`help(quantyard.build)` shows it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Literal, TypedDict
 Names = str | Sequence[str]
 File = str | os.PathLike[str]
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Size = int | str  # bytes, or as one types it: "16GiB"
+Size = int | str  # bytes, or text such as "16GiB"
 
 
 class MachineSettings(TypedDict, total=False):
-    """Where and how things run: every function takes these."""
+    """Settings of the machine, which every function takes."""
 
     engine: Literal["auto", "docker", "local"]
     artifacts: File
@@ -34,7 +34,7 @@ class MachineSettings(TypedDict, total=False):
 
 
 class BuildSettings(MachineSettings, total=False):
-    """What to make of a model."""
+    """Settings of a build."""
 
     quant: Names
     recipe: Files
@@ -51,7 +51,7 @@ class BuildSettings(MachineSettings, total=False):
 
 
 class EvaluateSettings(BuildSettings, total=False):
-    """What to measure of it."""
+    """Settings of an evaluation."""
 
     suite: File
     baseline: str
@@ -66,13 +66,13 @@ class EvaluateSettings(BuildSettings, total=False):
 
 
 class MatrixSettings(EvaluateSettings, total=False):
-    """Of which quants."""
+    """Settings of a matrix."""
 
     quants: Names
 
 
 class TuneSettings(MachineSettings, total=False):
-    """What a search is to reach, and how closely it looks."""
+    """Settings of a search: its goal and its precision."""
 
     target_size: Size
     target_kld: float
@@ -89,7 +89,7 @@ class TuneSettings(MachineSettings, total=False):
 
 
 class ChooseSettings(MachineSettings, total=False):
-    """The limits that the file must meet."""
+    """The limits of a choice."""
 
     quant: Names
     gguf_file: str
@@ -116,7 +116,7 @@ class _Publishing(TypedDict, total=False):
 
 
 class PublishSettings(MachineSettings, _Publishing, total=False):
-    """Which files are published, where, and what must hold before."""
+    """The files to publish, the destination, and the budgets."""
 
     quant: Names
     gguf_file: str
@@ -124,11 +124,11 @@ class PublishSettings(MachineSettings, _Publishing, total=False):
 
 
 class ReleaseSettings(EvaluateSettings, _Publishing, total=False):
-    """All that a release makes, measures and publishes."""
+    """Settings of a release: evaluation and publishing."""
 
 
 class VerifySettings(MachineSettings, total=False):
-    """What is checked: `repo` or `file`."""
+    """Settings of a verification: `repo` or `file`."""
 
     repo: str
     file: File
@@ -141,7 +141,7 @@ class VerifySettings(MachineSettings, total=False):
 
 
 class LoraSettings(MachineSettings, total=False):
-    """What the adapter was trained on, and how it is fetched."""
+    """The adapter's base model, and how it is fetched."""
 
     base: File
     allow_pickle: bool

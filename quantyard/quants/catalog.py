@@ -1,8 +1,7 @@
-"""Every quantization type that llama-quantize knows, and how a user's spelling finds one.
+"""Every quantization type that llama-quantize knows, and the lookup of a user's spelling.
 
-Read from llama.cpp: `tools/quantize/quantize.cpp` (names), `include/llama.h` (ids) and
-`src/llama-quant.cpp` (`tensor_requires_imatrix`). `tests/docker/test_quants_table.py` holds the
-table against the binary of the image in use.
+From llama.cpp: `tools/quantize/quantize.cpp` (names), `include/llama.h` (ids) and `src/llama-quant.cpp`
+(`tensor_requires_imatrix`). `tests/docker/test_quants_table.py` compares the table with the binary of the image in use.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ class Quant:
 
     Attributes:
         name: as llama-quantize spells it.
-        ftype: llama_ftype, `include/llama.h`. COPY shares 0 with F32, so tell COPY by its name.
+        ftype: llama_ftype, `include/llama.h`. COPY and F32 are both 0, so recognize COPY by its name.
         bits_per_weight: of the whole file for Llama-3.1-8B: measured in llama.cpp's
             `tools/quantize/README.md`, or by `llama-quantize --dry-run` on its shapes where the README has
             no figure. Small models come out higher, since their embeddings weigh more.
-        needs_imatrix: llama-quantize refuses without an importance matrix on a usual model, because one of
-            the tensor types in its mixture cannot do without. Tried type by type with `--dry-run`.
-            A model whose rows are not a multiple of 256 may get through, with larger fallback types.
+        needs_imatrix: llama-quantize refuses it without an importance matrix on a usual model, because one of
+            the tensor types in its mixture requires one. Tried type by type with `--dry-run`.
+            A model whose rows are not a multiple of 256 may pass, with larger fallback types.
         use: when to choose it, one line.
         alias_of: the full name, for a shorthand.
-        recipe: what it changes of `base`, where it is made by a recipe; see `selection.quant_of_recipe`.
+        recipe: the recipe it is made by, which changes types of `base`; see `selection.quant_of_recipe`.
     """
 
     name: str
@@ -49,31 +48,31 @@ class Quant:
 
     @property
     def base(self) -> str:
-        """What llama-quantize is told: the name, or what the recipe starts from."""
+        """The type that llama-quantize gets: the name, or the recipe's base."""
         return self.recipe.base if self.recipe else self.name
 
     @property
     def uses_imatrix(self) -> bool:
-        """Whether a matrix can change its bytes: these formats round every weight the same, whatever matters."""
+        """Whether an importance matrix can change its bytes; Q8_0 and unquantized types ignore it."""
         return self.name != "Q8_0" and not is_unquantized_type(self.name)
 
 
 UNQUANTIZED: Final = ("F32", "BF16", "F16")
-# The label of a baseline whose type only the conversion will tell.
+# The label of a baseline whose type is not known before the conversion.
 TYPE_UNKNOWN: Final = "unquantized"
 
 
 def is_unquantized_type(name: str) -> bool:
-    """Whether a file of this quant holds weights that were not rounded to blocks; COPY keeps the source's."""
+    """Whether the weights of this quant are not rounded to blocks; COPY counts, because it keeps the source's."""
     return name in (*UNQUANTIZED, "COPY", TYPE_UNKNOWN)
 
 
-# To add a family: add a row; which types are in it, their names say (`quant_family`).
+# To add a family: add a row; `quant_family` derives a type's family from its name.
 FAMILIES: Final = ("unquantized", "8-bit", "6-bit", "5-bit", "4-bit", "3-bit", "2-bit", "1-bit")
 
 
 def quant_family(name: str) -> str:
-    """The family of a quant by its name: Q4_K_M and IQ4_XS are "4-bit"; "" where the name does not tell."""
+    """The family of a quant by its name: Q4_K_M and IQ4_XS are "4-bit"; "" if the name has no known form."""
     if is_unquantized_type(name):
         return "unquantized"
     bits = re.match(r"(?:[IT]?Q|MXFP)(\d)", name)
@@ -82,7 +81,7 @@ def quant_family(name: str) -> str:
 
 PLAIN, IMATRIX = False, True  # the column needs_imatrix
 
-# To add a quant: add a row. Largest first; a shorthand follows what it stands for.
+# To add a quant: add a row. Largest first; a shorthand follows its full name.
 QUANTS: tuple[Quant, ...] = (
     Quant("F32", 0, 32.0, PLAIN, "a lossless copy of a float32 source; twice the disk of 16 bits"),
     # COPY writes the tensors as they are, so its size is the source's; 16 stands for the usual source.
@@ -105,7 +104,7 @@ QUANTS: tuple[Quant, ...] = (
     Quant("Q4_K_S", 14, 4.6672, PLAIN, "when Q4_K_M just does not fit"),
     Quant("Q4_0", 2, 4.6358, PLAIN, "older format; the quickest on many CPUs, weaker than Q4_K_S"),
     Quant("IQ4_XS", 30, 4.4597, PLAIN, "the smallest 4 bits: near Q4_K_S, slower on CPUs"),
-    # On a mixture of experts; a dense model has no expert tensors and ends as large as Q8_0.
+    # For a mixture of experts; a dense model has no expert tensors and becomes as large as Q8_0.
     Quant("MXFP4_MOE", 38, 4.40, PLAIN, "mixtures of experts trained in MXFP4 (gpt-oss): a dense model becomes Q8_0"),
     Quant("Q3_K_L", 13, 4.2979, PLAIN, "the best of the 3-bit K-quants; compare IQ4_XS first"),
     Quant("Q3_K_M", 12, 3.9960, PLAIN, "when 4 bits do not fit; quality loss begins to show"),
@@ -129,7 +128,7 @@ QUANTS: tuple[Quant, ...] = (
     Quant("Q1_0", 40, 1.4817, PLAIN, "models trained for one bit, rows a multiple of 128; others are destroyed"),
 )
 
-# To add what people type for a quant: add a row. Keys are upper case with letters and digits only.
+# To add a nickname of a quant: add a row. Keys are upper case with letters and digits only.
 NICKNAMES = {
     "4BIT": "Q4_K_M", "INT4": "Q4_K_M", "GPTQ": "Q4_K_M", "AWQ": "Q4_K_M", "BNB": "Q4_K_M", "NF4": "Q4_K_M",
     "Q4": "Q4_K_M", "IQ4": "IQ4_XS", "8BIT": "Q8_0", "INT8": "Q8_0", "FP8": "Q8_0", "Q8": "Q8_0", "6BIT": "Q6_K",
@@ -143,18 +142,18 @@ NICKNAMES = {
 _BY_NAME = {quant.name: quant for quant in QUANTS}
 _BY_LETTERS = {quant.name.replace("_", ""): quant.alias_of or quant.name for quant in QUANTS}
 
-# To prefer another quant: put it where it belongs. The usual choice, the nearest to the original, what lies between
-# the two, then what is smaller than the usual choice.
+# Quants by usefulness; to prefer another one, insert it. The usual choice, the nearest to the original, those between
+# the two, then the smaller ones.
 USEFUL: Final = ("Q4_K_M", "Q8_0", "Q5_K_M", "Q6_K", "IQ4_XS", "Q4_K_S", "Q5_K_S", "Q3_K_M", "IQ3_M", "Q2_K")
 
 
 def quant_rank(name: str) -> int:
-    """How far behind in `USEFUL` a quant is; what is not in it comes after all."""
+    """The position of a quant in `USEFUL`; all others share the last rank."""
     return USEFUL.index(name) if name in USEFUL else len(USEFUL)
 
 
 def find_quant(name: str) -> Quant:
-    """The quant of this name, in any case; a shorthand gives what it stands for.
+    """The quant of this name, in any case; a shorthand is resolved.
 
     Raises:
         UnknownQuant: no such type; the message names the nearest one.
@@ -168,7 +167,7 @@ def find_quant(name: str) -> Quant:
 
 
 def nearest_quant_name(name: str) -> str | None:
-    """The type a misspelt name most likely means: the same letters, a nickname, else the most similar, if any is."""
+    """The type that a misspelt name most likely means: by letters, nickname or similarity; None if none is near."""
     letters = re.sub(r"[^A-Z0-9]", "", name.upper())
     known = {**NICKNAMES, **_BY_LETTERS}
     found = [letters] if letters in known else difflib.get_close_matches(letters, known, n=1, cutoff=0.5)

@@ -1,11 +1,11 @@
-"""How large a GGUF will be, before a byte is downloaded.
+"""The size of a GGUF, predicted before a byte is downloaded.
 
-The size of a quant is worked out tensor by tensor from the shapes in the safetensors headers: each is put in
-llama.cpp's category by its Hugging Face name, and `tensor_types.quant_tensor_type` says what type it gets there. What
-stays unquantized follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
+The size of a quant is computed tensor by tensor from the shapes in the safetensors headers: the Hugging Face name gives
+llama.cpp's category, and `tensor_types.quant_tensor_type` the type in that category. Which tensors stay unquantized
+follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
 
-Not foreseen: tensors a converter merges, drops or pads for one architecture only, and sources that are quantized
-already (GPTQ, AWQ, bitsandbytes), whose packed integers are passed over.
+Not predicted: tensors that a converter merges, drops or pads for one architecture only, and sources that are quantized
+already (GPTQ, AWQ, bitsandbytes), whose packed integers are ignored.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from quantyard.quants.tensor_types import BLOCKS, TensorPlace, quant_tensor_type
 if TYPE_CHECKING:
     from quantyard.protocol.builder import OutType
 
-# To teach it another architecture's names: add to the pattern of their category; the first match wins.
-# "skip" never reaches the file, "keep" stays in f32, "v" is all that llama.cpp treats like attn_v (fused qkv too).
+# To support another architecture's names: extend the pattern of their category; the first match wins.
+# "skip" is not in the file, "keep" stays in f32, "v" is everything that llama.cpp treats like attn_v (fused qkv too).
 _NAMES = {
     r"(^|\.)(vision\w*|visual|audio\w*|image_newline|multi_modal_projector|mm_projector)\.": "skip",
     r"(_scale|_scale_inv|_scales|\.scales|zeros|g_idx|inv_freq|masked_bias|(attn|attention)\.bias|qweight)$": "skip",
@@ -56,23 +56,23 @@ _NAMES = {
 }
 _NAME_PATTERNS = tuple((re.compile(pattern), category) for pattern, category in _NAMES.items())
 
-# GPT-2 stores these as (in, out), the other way round from everyone else.
+# GPT-2 stores these as (in, out); all others store (out, in).
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _LAYER = re.compile(r"\.(\d+)\.")
 
-# Bytes around the tensors: per token its text, type and share of the merges; per tensor its header entry.
+# Bytes besides the tensors' data: per token its text, type and share of the merges; per tensor its header entry.
 _BYTES_PER_TOKEN, _BYTES_PER_TENSOR, _BYTES_FIXED = 37, 60, 8_000
 
-# A checkpoint's dtype counts when it holds more than this share of the weights. Below it are norms, rotary buffers,
-# routers and the like, which the converter keeps in f32 whatever the outtype is.
+# A checkpoint's dtype counts if it holds more than this share of the weights. Below it are norms, rotary buffers and
+# routers, which the converter keeps in f32 with every outtype.
 _NEGLIGIBLE_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class TensorShape:
-    """One tensor of a checkpoint as its safetensors header has it: shape (rows, columns), dtype such as "BF16"."""
+    """One tensor in a safetensors header: shape (rows, columns), dtype such as "BF16"."""
 
     name: str
     shape: tuple[int, ...]
@@ -81,19 +81,19 @@ class TensorShape:
 
 @dataclass(frozen=True)
 class _Weight:
-    """What of a tensor decides its size. A mixture of experts has thousands of tensors but few of these."""
+    """The properties of a tensor that decide its size; thousands of experts share a few of these."""
 
     category: str
     layer: int
     is_expert: bool
     count: int
     row_length: int
-    fixed_type: str | None  # unquantized whatever the quant
+    fixed_type: str | None  # the same type with every quant
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What the choice of types depends on besides the tensor itself."""
+    """The properties of a model that decide the types of its tensors."""
 
     config: Config
     weights: Counter[_Weight]
@@ -111,7 +111,7 @@ def quant_gguf_bytes(
         tensors: all tensors of the checkpoint, over all its shards.
         config: config.json; a multimodal model's `text_config` is found by itself.
         quant: the type; BF16, F16 and F32 give the size of the converted file.
-        imatrix: whether one will be given, which changes some mixtures; by default only where it must be.
+        imatrix: whether an importance matrix is used, which changes some mixtures; default: if the quant needs one.
 
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
@@ -126,8 +126,8 @@ def quant_gguf_bytes(
 
 
 def quant_main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False) -> str:
-    """The tensor type that most weights of a GGUF of this quant have. It is not always the one that the quant is
-    called by: rows that its blocks do not fit get another.
+    """The tensor type that most weights of a GGUF of this quant have. It may differ from the quant's name: rows that
+    are not a multiple of its block get another type.
 
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
@@ -215,7 +215,7 @@ def _kind_of(weight: _Weight) -> str:
 
 
 def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
-    """The types that a recipe gives, by kind and layer; nothing where there is none, or its patterns cannot be placed
+    """The types that a recipe sets, by kind and layer; empty without a recipe, or if its patterns cannot be resolved
     before the conversion has named the tensors.
     """
     if quant.recipe is None:
@@ -258,11 +258,11 @@ def _category_of(name: str) -> str:
 
 
 def quant_outtype_for(dtypes: Mapping[str, int]) -> tuple[OutType, str]:
-    """The smallest converter outtype that loses nothing of the source, and why.
+    """The smallest lossless converter outtype, and the reason.
 
     Args:
-        dtypes: safetensors dtype → how many weights have it. Integers are not weighed, and neither is a dtype
-            with at most 1 % of the weights. 8-bit floats fit into bf16; only their scales are rounded.
+        dtypes: safetensors dtype → number of weights. Integers and dtypes with at most 1 % of the weights are ignored.
+            8-bit floats fit into bf16; only their scales are rounded.
     """
     floats = {dtype: n for dtype, n in dtypes.items() if dtype.startswith(("F", "BF"))}
     total = sum(floats.values())

@@ -1,4 +1,4 @@
-"""What a config.json of Hugging Face says of a model's shape. It comes with the model, so it is read without trust."""
+"""The shape of a model from its Hugging Face config.json, which is hostile input."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _MOST_LAYERS = 10_000  # ten times the deepest model; each is an element of a li
 
 
 def model_text_config(config: Config) -> Config:
-    """The language model's part of it: a multimodal model has one within the whole."""
+    """The configuration of the language model, which a multimodal model nests in `text_config`."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, Mapping) else config
 
 
 def model_config_number(config: Config, *keys: str) -> int | None:
-    """The first of the keys that holds an integer, and one that a model can have: config.json is hostile input."""
+    """The value of the first key that holds an integer from 0 to 2^32; None if no key does."""
     values = (config.get(key) for key in keys)
     return next((value for value in values if type(value) is int and 0 <= value <= _LARGEST_NUMBER), None)
 
 
 def n_layers(config: Config) -> int:
-    """How many layers there are; 0 where it does not say."""
+    """The number of layers; 0 if the config has none."""
     return min(model_config_number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0, _MOST_LAYERS)
 
 
 def n_heads(config: Config) -> int:
-    """Attention heads of a layer; 1 where it does not say."""
+    """Attention heads of a layer; 1 if the config has no number."""
     return model_config_number(config, "num_attention_heads", "n_head", "n_heads") or 1
 
 
 def n_kv_heads(config: Config) -> int:
-    """Heads of keys and values of a layer: fewer where several query heads share one."""
+    """Key/value heads of a layer; fewer than query heads with grouped attention."""
     if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
         return 1
     return model_config_number(config, *KV_HEADS) or n_heads(config)

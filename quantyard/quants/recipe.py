@@ -1,7 +1,7 @@
-"""A recipe of mixed precision: which tensors of a file get other types than its base quant gives them.
+"""A recipe of mixed precision: which tensors get other types than those of the base quant.
 
-What cannot be right for any model is refused here, before a byte is downloaded. What depends on the model (a pattern
-that no tensor has) is found by `quantize`, before it writes anything. `recipe_files.py` reads recipes from YAML.
+A recipe that is invalid for every model is refused here, before a byte is downloaded. `quantize` refuses a recipe that
+does not fit the model (a pattern without a tensor) before it writes anything. `recipe_files.py` reads YAML files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantyard.formats.tensor_patterns import PatternProblem, check_tensor_patte
 from quantyard.protocol.base import Frozen
 
 _LONGEST_PATTERN: Final = 200  # characters
-# What a tensor can be given; left out is what holds activations or counts, and what llama-quantize does not write.
+# The types that a tensor can get: without types of activations and integers, and those llama-quantize does not write.
 _NO_WEIGHTS: Final = ("I8", "I16", "I32", "I64", "F64", "F32", "Q8_1", "Q8_K", "NVFP4")
 TYPES: Final = tuple(name for name in TYPE_BY_NAME if name not in _NO_WEIGHTS)
 # In the layers; see `tensor_requires_imatrix`, src/llama-quant.cpp.
@@ -36,11 +36,11 @@ class Recipe(Frozen):
     """One recipe.
 
     Attributes:
-        name: what the quant is called; the file is `<model>-<name>.gguf`.
-        base: the quant that decides wherever the recipe says nothing.
-        description: what it is for, one line.
+        name: the name of the quant; the file is `<model>-<name>.gguf`.
+        base: the quant that decides all types that the recipe does not set.
+        description: its purpose, one line.
         tensors: pattern → type; see `tensor_patterns.py`.
-        output: type of the output matrix; of the embeddings too, where a model has one matrix for both.
+        output: type of the output matrix, and of the embeddings if a model has one matrix for both.
         token_embedding: type of the embeddings.
     """
 
@@ -52,7 +52,7 @@ class Recipe(Frozen):
     token_embedding: str | None = None
 
     def __hash__(self) -> int:
-        """A dict has none; equal recipes have the same."""
+        """Recipes are frozen but hold a dict, which has no hash."""
         return hash((self.name, self.base, self.output, self.token_embedding, *self.tensors.items()))
 
     @property
@@ -101,7 +101,7 @@ def _type(text: str) -> str:
 
 
 def _contradiction(types: dict[str, str]) -> str:
-    """Two patterns at odds in a model of the usual kinds and 100 layers; "" where there are none."""
+    """Two contradicting patterns in a model of the usual kinds and 100 layers; "" if there are none."""
     try:
         resolve_tensor_patterns(
             _usual_tensors(), {pattern: kind for pattern, kind in types.items() if _is_usual(pattern)}

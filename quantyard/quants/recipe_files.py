@@ -1,4 +1,4 @@
-"""Recipes as files: the strict reading of one, those that come with Quantyard, and how a name finds one.
+"""Recipe files: strict reading, the shipped recipes, and lookup by name.
 
 A recipe is a YAML file; docs/how-to/tune.md explains each field.
 """
@@ -27,7 +27,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in this file.
 
     Raises:
-        BadRequest: it cannot be read, or says something that cannot be.
+        BadRequest: the file cannot be read, or is not a valid recipe.
     """
     try:
         value = load_strict_yaml(read_named_file(path, MAX_BYTES))
@@ -44,7 +44,7 @@ def recipe_from_fields(value: Mapping[str, object], title: str) -> Recipe:
     """The recipe of these fields, from a file or a manifest.
 
     Raises:
-        BadRequest: one says what cannot be.
+        BadRequest: a field is not valid.
     """
     try:
         recipe = Recipe.model_validate(value)
@@ -74,27 +74,27 @@ def _words(error: ValidationError) -> str:
 
 @cache
 def shipped_recipes() -> tuple[Recipe, ...]:
-    """Those that come with Quantyard, in the order of their names."""
+    """The recipes that come with Quantyard, by name."""
     return tuple(read_recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
 
 
 def find_recipe(name: str, own: Sequence[Recipe] = ()) -> Recipe | None:
-    """The recipe of this name, in any case; the user's own come first. None where no recipe has it."""
+    """The recipe of this name, in any case; the user's own come first. None if there is none."""
     return next((recipe for recipe in (*own, *shipped_recipes()) if recipe.name.lower() == name.strip().lower()), None)
 
 
 def nearest_recipe_name(name: str, own: Sequence[Recipe] = ()) -> str | None:
-    """The recipe that a misspelt name most likely means, if it is near one."""
+    """The recipe that a misspelt name most likely means; None if none is near."""
     names = {recipe.name.lower(): recipe.name for recipe in (*own, *shipped_recipes())}
     found = difflib.get_close_matches(name.strip().lower(), names, n=1, cutoff=0.8)
     return names[found[0]] if found else None
 
 
 def refuse_double_recipes(recipes: Iterable[Recipe]) -> None:
-    """Refuse two recipes of one name: their files would be one.
+    """Refuse two recipes with the same name: their files would have the same name too.
 
     Raises:
-        BadRequest: there are two.
+        BadRequest: two recipes have the same name.
     """
     seen: set[str] = set()
     for recipe in recipes:

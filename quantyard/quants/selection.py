@@ -1,4 +1,4 @@
-"""The quants that a user asked for: names of types and of recipes, as they were typed."""
+"""Parses the quants that a user asked for: names of types and of recipes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def parse_quants(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUAN
     """The quants of "Q4_K_M,Q8_0": separated by commas or spaces, duplicates dropped, order kept.
 
     Args:
-        recipes: the user's own; ours are found by their names like any quant.
-        setting: what the user has typed it as.
+        recipes: the user's own; shipped recipes are found by name like any quant.
+        setting: the setting that holds the text, for messages.
 
     Raises:
-        BadRequest: no name in it.
-        UnknownQuant: a name that is not a type.
+        BadRequest: the text holds no name.
+        UnknownQuant: a name is neither a type nor a recipe.
     """
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not names:

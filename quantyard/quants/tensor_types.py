@@ -1,7 +1,7 @@
-"""Which tensor types a quant is made of: llama.cpp's mixtures, as one table of rules.
+"""The tensor types in each quant: llama.cpp's mixtures, as one table of rules.
 
 From `src/llama-quant.cpp`: llama_ftype_get_default_type, llama_tensor_get_type_impl, tensor_type_fallback. The
-size plan rests on it; `tests/unit/test_estimate.py` holds it against sizes that llama-quantize really made.
+predicted file sizes depend on it; `tests/unit/test_estimate.py` compares them with files made by llama-quantize.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantyard.quants.catalog import LIST_THEM, QUANTS, UNQUANTIZED, Quant
 # Type → (weights per block, bytes per block).
 BLOCKS: dict[str, tuple[int, int]] = {kind.name: (kind.block_size, kind.type_size_bytes) for kind in TENSOR_TYPES}
 
-# To add a quant whose name is not the tensor type it starts from: add it here.
+# To add a quant whose name is not its base tensor type: add it here.
 BASE_TYPES = {
     "IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S", "MXFP4_MOE": "MXFP4",
     "Q2_K_S": "Q2_K", "Q3_K_S": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_L": "Q3_K",
@@ -26,7 +26,7 @@ BASE_TYPES = {
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor sits: the `i`-th of `n` of its kind, in a model with these traits."""
+    """The position of a tensor, the `i`-th of `n` of its kind, and the properties of its model."""
 
     i: int
     n: int
@@ -35,7 +35,7 @@ class TensorPlace:
     is_expert: bool = False  # this tensor
     falcon: bool = False
     seventy_b: bool = False  # llama.cpp's LLM_TYPE_70B
-    imatrix: bool = False  # one is given
+    imatrix: bool = False  # whether an importance matrix is used
 
 
 Holds = Callable[[TensorPlace], bool]
@@ -73,8 +73,8 @@ def _middle(p: TensorPlace) -> bool:
 LOW = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M")  # these have rules of their own
 NOT_LOW = tuple(quant.name for quant in QUANTS if quant.name not in LOW)
 
-# To follow a change of llama.cpp's mixtures: change the rows. (quants, category, condition, type): of the rows for a
-# quant and category the first whose condition holds decides; where none does it is the quant's base type.
+# To follow a change of llama.cpp's mixtures: change the rows. (quants, category, condition, type): the first row for a
+# quant and category whose condition holds decides; without one, the tensor gets the quant's base type.
 RULES: tuple[tuple[tuple[str, ...], str, Holds, str], ...] = (
     (("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "embed", _always, "Q2_K"),
     (("IQ2_S", "IQ2_M", "IQ3_XXS"), "embed", _always, "IQ3_S"),
@@ -135,10 +135,10 @@ def quant_tensor_type(quant: Quant, category: str, row_length: int, place: Tenso
     """The ggml type (a key of BLOCKS) that llama-quantize gives a weight with two or more dimensions.
 
     `category` is one of embed, output, v, k, q, attn_out, gate, up, down, other; fused qkv counts as v, and
-    tied embeddings as output. COPY has no type of its own and is the caller's to decide.
+    tied embeddings as output. COPY has no type of its own: the caller decides.
 
     Raises:
-        BadRequest: llama-quantize would refuse this row length (Q1_0 has no stand-in).
+        BadRequest: llama-quantize would refuse this row length (Q1_0 has no fallback type).
     """
     base = BASE_TYPES.get(quant.name, quant.name)
     if base in UNQUANTIZED:

@@ -1,5 +1,5 @@
 
-// What moves on the comparison page. Files are known by their numbers; text is only ever set as text.
+// The interactive parts of the comparison page. Files are identified by number; text is inserted as text, never as HTML.
 "use strict";
 (() => {
   const one = (query, within = document) => within.querySelector(query);
@@ -8,7 +8,7 @@
   let pinned = null;
   const show = (element) => { if (element) element.hidden = false; };
 
-  // ---- light and dark: kept in memory alone
+  // ---- light and dark: not stored
   const theme = one("#theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let chosen = null;
@@ -76,7 +76,7 @@
     show(filters);
   }
 
-  // ---- which files are shown, and which one is picked out
+  // ---- shown files, and the highlighted one
   const costs = ({ dataset: { x, y, speed } }) => [Number(x), Number(y), -speed];
   const beats = (one, other) => one.every((cost, i) => cost <= other[i]) && one.some((cost, i) => cost < other[i]);
   const front = (svg) => {
@@ -120,7 +120,7 @@
   one("#all-files").addEventListener("click", () => { hidden.clear(); pinned = null; pick(null); refresh(); });
   show(one("#legend"));
 
-  // ---- points: hover and focus show their values; one stop of the tab key per plot, arrows go on from there
+  // ---- points: hover and focus show their values; one tab stop per plot, arrow keys move between points
   const tip = one("#tip");
   const tell = (spot) => {
     tip.textContent = spot.dataset.said;
@@ -151,13 +151,13 @@
     event.preventDefault();
   };
   for (const svg of all("svg.plot")) {
-    // A picture has no parts to go to: with parts that take the focus it becomes a group under the same name.
+    // role=img has no focusable parts, so the plot becomes a group with the same name.
     const [title, desc] = [one("title", svg), one("desc", svg)];
     svg.setAttribute("role", "group");
     svg.setAttribute("aria-label", title.textContent);
     svg.setAttribute("aria-describedby", desc.id);
     svg.removeAttribute("aria-labelledby");
-    for (const native of all("title", svg)) native.remove();  // else the browser's own tip covers ours
+    for (const native of all("title", svg)) native.remove();  // else the browser's tooltip covers ours
     for (const spot of all(".spot", svg)) {
       spot.setAttribute("role", "img");
       spot.setAttribute("aria-label", spot.dataset.said.replaceAll("\n", "; "));
@@ -180,7 +180,7 @@
     pick(null);
   });
 
-  // ---- which quality the plot of sizes shows
+  // ---- the metric of the plot of size against quality
   const choice = one("#quality");
   const choose = (wanted) => {
     for (const button of all("button", choice)) button.setAttribute("aria-pressed", String(button.dataset.key === wanted));

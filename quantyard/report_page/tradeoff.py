@@ -81,8 +81,8 @@ class PageDrawing:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A plot of size against quality. `aside` is a sentence on what it cannot show; `standings` lists number and name of
-    each beaten file, with the files that beat it.
+    """A plot of size against quality. `aside` is a sentence on what it cannot show; `standings` holds number and name
+    of each beaten file, with the files that beat it.
     """
 
     key: str

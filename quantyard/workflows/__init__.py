@@ -1,1 +1,1 @@
-"""What each command does, without printing and without reading the command line."""
+"""The use cases behind the commands and the Python API; they neither print nor read the command line."""

@@ -1,4 +1,4 @@
-"""Building files, measuring them, and testing the API they are served by."""
+"""Builds files, measures them, and tests their served API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build(request: BuildRequest, reporter: WorkflowReporter) -> Built:
 
 
 def evaluate(request: BuildRequest, reporter: WorkflowReporter) -> Built:
-    """Measure the files beside the baseline; what is not built is built first.
+    """Measure the files beside the baseline; missing files are built first.
 
     Raises:
         QuantyardError: see errors.py.
@@ -29,9 +29,9 @@ def evaluate(request: BuildRequest, reporter: WorkflowReporter) -> Built:
 
 
 def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Built:
-    """Serve each file to itself, and check every promise of the API; the findings are in `contracts`.
+    """Serve each file on loopback and test its API; the findings are in `contracts`.
 
     Raises:
-        QuantyardError: see errors.py. A promise that is not kept is a finding, not an error.
+        QuantyardError: see errors.py. A check that fails is a finding, not an error.
     """
     return run_build_plan(request, add_contract_steps(workflow_plan(request), request.threads), reporter)

@@ -1,4 +1,4 @@
-"""Which of the files that were built and measured is the one for a memory and a speed."""
+"""Chooses one of the built and measured files for a memory size and a speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from quantyard.workflows.planning import workflow_plan
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files, the budget, and the choice; `choice` is None where no file meets the limits."""
+    """The files, the limits, and the choice; `choice` is None if no file meets the limits."""
 
     choices: ChoiceSet
     budget: ChoiceBudget
@@ -35,7 +35,7 @@ class Chosen:
 
     @property
     def best(self) -> ChoiceCandidate:
-        """The file to take.
+        """The chosen file.
 
         Raises:
             BadRequest: no file meets the limits.
@@ -45,10 +45,10 @@ class Chosen:
         return self.choice.best
 
     def refusal(self, model: str) -> BadRequest:
-        """The error where no file meets the limits, with what would help.
+        """The error if no file meets the limits, with suggestions.
 
         Args:
-            model: what the user typed after MODEL=.
+            model: the value of MODEL, for the commands in the hint.
         """
         candidates = self.choices.candidates
         helps = choice_remedies(self.choices, self.budget, model)
@@ -59,10 +59,10 @@ def choose(request: BuildRequest) -> Chosen:
     """The best file among those that were built and measured, with the runner-up.
 
     Raises:
-        BadRequest: nothing was measured, or what the limits are about was not.
+        BadRequest: nothing was measured, or a value that the limits need was not measured.
     """
     asked = request.choose or ChooseRequest()
-    # Nothing is made here, so nothing has to be allowed: a GGUF that is quantized already was measured as it is.
+    # Nothing is made here, so a quantized source needs no permission.
     plan = workflow_plan(replace(request, measure=None, allow_requantize=True))
     folder = ModelStore(request.artifacts, plan.source.model).folder
     manifest = read_manifest(folder / "manifest.json")
@@ -80,12 +80,12 @@ def choose_from_manifest(
     """The choice among these files.
 
     Args:
-        name: the model's.
-        paths: the files in question: quant → where it is.
-        suite: whose evaluation; "": the one that holds most of them.
+        name: the model's name.
+        paths: quant → path of each file in question.
+        suite: the evaluation to use; "": the one that measured most of the files.
 
     Raises:
-        BadRequest: none of them was measured, or what the limits are about was not.
+        BadRequest: nothing was measured, or a value that the limits need was not measured.
     """
     choices = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel)
     budget = choice_budget(asked)
@@ -97,8 +97,8 @@ def choose_from_manifest(
 
 
 def choice_budget(asked: ChooseRequest) -> ChoiceBudget:
-    """What the file must keep; the memory is this machine's unless another was named."""
+    """The limits; the memory defaults to this machine's."""
     if asked.ram_bytes is not None:
         return ChoiceBudget(asked.ram_bytes, "as asked", asked.min_tokens_per_s, asked.max_kld)
-    why = "all of this machine's; RAM=… is another"
+    why = "all of this machine's; set RAM=… for another"
     return ChoiceBudget(machine_memory_bytes(), why, asked.min_tokens_per_s, asked.max_kld)

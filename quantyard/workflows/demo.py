@@ -1,7 +1,7 @@
-"""The demo: a real 135M language model with no account anywhere, built the way a user's model is.
+"""The demo: builds and measures a real 135M language model; needs no account.
 
-A package of the Python index carries SmolLM2-135M-Instruct as a GGUF. It is converted back to Hugging Face
-format once, by a stage like any other; from then on it is a folder to build from.
+A package of the Python index contains SmolLM2-135M-Instruct as a GGUF. A stage converts it back to Hugging Face format
+once; the demo then builds from that folder as from any other.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ from quantyard.workflows.reporter import DemoBegins, WorkflowReporter
 from quantyard.workflows.results import Built
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
-
-
 _QUANTS = ("Q4_K_M", "Q8_0")
 _SUITE = "smoke"  # it needs no network
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo ends with: the folder to build from, what was built and measured, and the report page."""
+    """The result of the demo: the folder of the model, the build with its measurements, and the report page."""
 
     folder: Path
     built: Built
@@ -50,7 +48,7 @@ class Demo:
 
 
 def demo(request: BuildRequest, reporter: WorkflowReporter) -> Demo:
-    """Get the model, build it, measure it, and write the page of it.
+    """Get the model, build it, measure it, and write the report page.
 
     Raises:
         QuantyardError: see errors.py.
@@ -116,7 +114,7 @@ def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
 
 
 def _named(folder: Path, link: Path) -> Path:
-    """The folder under the model's own name, which is what the files built from it are called by."""
+    """A link to the folder under the model's name, from which the built files get their names."""
     if not (link.is_symlink() and link.exists() and link.samefile(folder)):
         link.unlink(missing_ok=True)
         link.symlink_to(folder, target_is_directory=True)

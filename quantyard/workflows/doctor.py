@@ -1,4 +1,4 @@
-"""Examines the machine: what is there, what is missing, and the remedy for each finding."""
+"""Checks the machine for everything that builds need, with a remedy for each finding."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class DoctorFinding:
 
 
 def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
-    """Look at everything a build may need; no check can stop another."""
+    """Run all checks; a check that fails does not stop the others."""
     findings: list[DoctorFinding] = []
     for check, needs_daemon in CHECKS:
         if needs_daemon and not any(f.what == "Docker daemon" and f.state == "ok" for f in findings):
             continue
         try:
             findings.append(check(request))
-        except Exception as error:  # a check that breaks is a finding too
+        except Exception as error:  # a broken check is a finding too
             what = check.__name__.strip("_").replace("_", " ")
             findings.append(DoctorFinding(what, "note", f"could not be checked: {error}"))
     return [*findings, _engine(findings)]
 
 
 def _python(_request: BuildRequest) -> DoctorFinding:
-    return DoctorFinding("Python", "ok", platform.python_version())  # set-up refuses one that is too old
+    return DoctorFinding("Python", "ok", platform.python_version())  # the set-up refuses older versions
 
 
 def _docker(_request: BuildRequest) -> DoctorFinding:
@@ -121,7 +121,7 @@ def _image(request: BuildRequest, name: str) -> DoctorFinding:
     base, digest = request.images.bases[name], engine.describe(name).get("base_digest")
     if not digest:
         remedy = "Its first use pulls it: make images (no registry: make base-images)"
-        return DoctorFinding(f"{name} image", "note", f"its base {base} is not here yet", remedy)
+        return DoctorFinding(f"{name} image", "note", f"its base {base} is not pulled yet", remedy)
     if engine.identity(name) is None:
         return DoctorFinding(f"{name} image", "note", "not built yet", "Its first use makes it: make images")
     return DoctorFinding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
@@ -182,7 +182,7 @@ def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
     return DoctorFinding("engine", "missing", "neither docker nor local can run", _INSTALL_DOCKER)
 
 
-# To add a check: add a function that returns one Finding, and name it here; True where it needs a Docker daemon.
+# To add a check: add a function that returns a DoctorFinding, and a row; True if it needs a Docker daemon.
 CHECKS: tuple[tuple[Callable[[BuildRequest], DoctorFinding], bool], ...] = (
     (_python, False), (_docker, False), (_docker_disk, True), (_buildx, False), (_compose, False), (_gpu, False),
     (_builder_image, True), (_eval_image, True), (_compiler, False), (_local_tools, False), (_disk, False),

@@ -1,4 +1,4 @@
-"""One server image with the GGUF inside, and the tools' own images."""
+"""Makes server images that contain a GGUF, and the images of the tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantyard.workflows.reporter import WorkflowReporter
 
 
 def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tuple[str, ...]:
-    """Build what is not built, then pack each file; several get the quant's name at the end of their tag.
+    """Build missing files, then pack each into an image; with several files, each tag ends with the quant's name.
 
     Returns:
         The tag of each image.
@@ -45,13 +45,13 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
 
 
 def workflow_prepare_tools(request: BuildRequest, reporter: WorkflowReporter) -> dict[str, dict[str, str]]:
-    """Make the tools ready: the images (docker), or `.venv-local` (local).
+    """Prepare the tools: the images (docker), or `.venv-local` (local).
 
     Returns:
-        For each image what describes it: digests, or versions of packages.
+        The description of each image: digests, or versions of packages.
 
     Raises:
-        EngineError: they cannot be made.
+        EngineError: the tools cannot be prepared.
     """
     engine, _reason = workflow_engine(request)
     with reporter.steps() as steps:

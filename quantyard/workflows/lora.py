@@ -1,4 +1,4 @@
-"""A GGUF of a LoRA adapter, to be served on top of its base model."""
+"""Converts a LoRA adapter to GGUF, to be served on top of its base model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from quantyard.workflows.run import run_plan
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter that was made.
+    """The converted adapter.
 
     Attributes:
-        source: where it came from; its title names the base model too.
-        ran: labels of the steps that ran now.
+        source: the adapter's source; its title names the base model too.
+        ran: labels of the steps that this call ran.
     """
 
     source: Source
@@ -31,7 +31,7 @@ class Adapter:
 
     @property
     def size_bytes(self) -> int:
-        """Of the GGUF."""
+        """The size of the GGUF."""
         return self.path.stat().st_size
 
 
@@ -39,7 +39,7 @@ def workflow_make_lora(request: BuildRequest, reporter: WorkflowReporter) -> Ada
     """Fetch and convert the adapter; skip finished stages.
 
     Raises:
-        BadRequest: ADAPTER or BASE is not given, is not what it should be, or must be allowed (pickle).
+        BadRequest: ADAPTER or BASE is missing, is not valid, or needs a permission (pickle).
         QuantyardError: see errors.py.
     """
     plan = plan_lora(request, workflow_hub_access(request), workflow_hashes(request))
@@ -49,6 +49,6 @@ def workflow_make_lora(request: BuildRequest, reporter: WorkflowReporter) -> Ada
 
 
 def workflow_publish_lora(runner: PlanRunner) -> Path:
-    """Give the finished adapter its name beside the manifest; its path."""
+    """Link the finished adapter beside the manifest; returns its path."""
     target = runner.store.folder / f"{runner.plan.source.model.name}-lora.gguf"
     return link_stored_file(runner.output(LORA) / RESULT, target)

@@ -1,4 +1,4 @@
-"""Every useful quant of a model in one run, compared with each other."""
+"""Makes, measures and compares many quants of a model in one run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from quantyard.workflows.run import run_build_plan
 
 @dataclass(frozen=True)
 class Matrix:
-    """What a matrix ends with.
+    """The result of a matrix.
 
     Attributes:
-        built: the files, what was measured, and the failures of those that are missing.
+        built: the files, the measurements, and the failures of missing files.
         page: the report page; the model card is beside it.
-        chosen: the file to take on this machine; None where nothing can be chosen, and `not_chosen` says why.
+        chosen: the choice for this machine; None if no file can be chosen, and `not_chosen` is the reason.
     """
 
     built: Built
@@ -37,10 +37,10 @@ class Matrix:
 
 
 def matrix(request: BuildRequest, reporter: WorkflowReporter) -> Matrix:
-    """One conversion for all, one baseline for all; a quant that fails leaves the others alone.
+    """Run the matrix: all quants share one conversion and one baseline; a failed quant does not stop the others.
 
     Raises:
-        StageFailed: no quant could be made, or the baseline failed; it is the first failure.
+        StageFailed: no quant could be made, or the baseline failed; the first failure.
         QuantyardError: see errors.py.
     """
     request, plan = workflow_matrix_plan(request)
@@ -58,7 +58,7 @@ def matrix(request: BuildRequest, reporter: WorkflowReporter) -> Matrix:
 
 
 def _write_page(request: BuildRequest, built: Built, reporter: WorkflowReporter) -> Path:
-    """The page of what was made. LIMIT, TASKS and the like make another suite of it, whose name tells."""
+    """Write the page of the built files. LIMIT, TASKS and similar settings change the name of the suite."""
     quants = tuple(quant for quant in request.quants if quant.name in {file.quant for file in built.files})
     assert built.measured is not None, "the caller has looked"
     assert request.measure is not None, "a matrix measures"
@@ -69,10 +69,10 @@ def _write_page(request: BuildRequest, built: Built, reporter: WorkflowReporter)
 
 
 def _choice(built: Built) -> Chosen:
-    """What `choose` would say without a budget.
+    """The choice without limits.
 
     Raises:
-        BadRequest: these files cannot be chosen from.
+        BadRequest: no file can be chosen.
     """
     assert built.measured is not None, "the caller has looked"
     paths, suite = {file.quant: file.path for file in built.files}, built.measured.report.suite.name

@@ -1,4 +1,4 @@
-"""From a request to its plan: which model it is, what would run, what that takes. Nothing runs here."""
+"""Turns a request into a plan: the model, the steps, and their cost. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
 from quantyard.workflows.results import Planned
 
-EVAL_SUITE = "quick"  # what is measured where no suite is asked for
+EVAL_SUITE = "quick"  # the default of `eval`
 _MATRIX_QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
 
 
 def plan(request: BuildRequest) -> Planned:
-    """What the request would run, need and take: a build; with a suite an evaluation; with `matrix_quants` a matrix.
+    """Plan a build, with a suite an evaluation, with `matrix_quants` a matrix: steps, disk, memory and time.
 
     Raises:
-        QuantyardError: the request cannot be met; see errors.py.
+        QuantyardError: the request is not valid; see errors.py.
     """
     if request.measure is not None and not request.measure.suite and not request.matrix_quants:
         request = replace(request, measure=None)
@@ -48,36 +48,36 @@ def plan(request: BuildRequest) -> Planned:
 def planned_workflow(
     request: BuildRequest, plan: BuildPlan, finished: set[str], cost: Cost, engine: tuple[Engine, str]
 ) -> Planned:
-    """All that is known of a plan in one object."""
+    """A plan with its cost and engine, as one object."""
     setting = "QUANTS" if request.matrix_quants else "QUANT"
     return Planned(plan, frozenset(finished), cost, engine[0].name, engine[1], request.artifacts, setting)
 
 
 def workflow_engine(request: BuildRequest) -> tuple[Engine, str]:
-    """The engine, and why this one.
+    """The engine, and the reason for it.
 
     Raises:
-        EngineError: the engine that was asked for cannot run.
+        EngineError: the requested engine cannot run.
     """
     return choose_engine(request.engine, request.environment, request.images)
 
 
 def workflow_hub_access(request: BuildRequest) -> HubAccess:
-    """How the Hub is asked."""
+    """The Hub's endpoint and token in this request."""
     return HubAccess(request.endpoint, request.hf_token)
 
 
 def workflow_hashes(request: BuildRequest) -> HashCache:
-    """The hashes of files that were read before."""
+    """The cache of file hashes."""
     return HashCache(request.artifacts / ".hashes.json")
 
 
 def workflow_source(request: BuildRequest) -> Source:
-    """What MODEL is. A command asks once: on the Hub it may be another commit the next time.
+    """The source that MODEL names. A command resolves it once, because the Hub's commit may change in between.
 
     Raises:
         BadRequest: MODEL is not given.
-        BadSource, HubError: it cannot be built from, or not be found.
+        BadSource, HubError: the source cannot be used, or not be found.
     """
     if not request.model:
         raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
@@ -85,7 +85,7 @@ def workflow_source(request: BuildRequest) -> Source:
 
 
 def _source_of(request: BuildRequest) -> Source:
-    """The source; where the Hub is out of reach, the one that an earlier build of the very commit recorded."""
+    """The source; if the Hub is unreachable, the one that an earlier build of the same commit recorded."""
     try:
         return find_source(
             request.model, workflow_hub_access(request), workflow_hashes(request), allow_pickle=request.allow_pickle,
@@ -99,10 +99,10 @@ def _source_of(request: BuildRequest) -> Source:
 
 
 def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildPlan:
-    """The plan of the build, and of the measuring if it was asked for. A baseline is built like any quant.
+    """The plan of the build, with measuring if requested. A baseline is built like any quant.
 
     Args:
-        source: what MODEL is, where that has been looked up.
+        source: the source that MODEL names, if resolved already.
     """
     source = source or workflow_source(request)
     baseline = request.measure and request.measure.baseline
@@ -118,13 +118,13 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
 
 
 def workflow_files_plan(request: BuildRequest) -> BuildPlan:
-    """The plan of the build alone: which model it is, and where its files are."""
+    """The plan of the build without measuring: the model and its files."""
     return workflow_plan(replace(request, measure=None))
 
 
 def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan]:
-    """The request with its quants, and its plan. QUANTS decides; else what the preset recommends, else one of each
-    size. Recipes of RECIPE come beside them.
+    """The request with its quants, and its plan. The quants are those of QUANTS, else those of the preset, else one of
+    each size; recipes of RECIPE are added.
     """
     source = workflow_source(request)
     request = replace(workflow_with_suite(request), imatrix=request.imatrix or "auto")
@@ -136,13 +136,13 @@ def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan
 
 
 def workflow_with_suite(request: BuildRequest) -> BuildRequest:
-    """The request with something to measure: the suite asked for, else the default one."""
+    """The request with a suite: the requested one, else the default."""
     asked = request.measure or MeasureRequest()
     return replace(request, measure=replace(asked, suite=asked.suite or EVAL_SUITE))
 
 
 def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[PlanRunner, set[str], Cost]:
-    """The runner of a plan, which of its steps are finished, and what the rest will cost."""
+    """The runner of a plan, its finished steps, and the cost of the others."""
     store = ModelStore(request.artifacts, plan.source.model)
     runner = PlanRunner(plan, engine, store, REPO_DIR)
     finished = set(runner.find_finished())
@@ -154,13 +154,13 @@ def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> 
 
 
 def workflow_wants_imatrix(request: BuildRequest) -> bool:
-    """Whether files are to be made with an importance matrix."""
+    """Whether the request asks for an importance matrix."""
     return request.imatrix not in ("", "none")
 
 
 def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> tuple[PlanRunner, set[str], Cost]:
-    """As `prepare_workflow`, but nothing runs: where IMATRIX=auto decides, every file gets the matrix, and the disk
-    holds both versions.
+    """As `prepare_workflow`, for a plan that does not run: with IMATRIX=auto every file is planned with the matrix, and
+    the disk for both versions.
     """
     calibration = workflow_calibration(request, plan.source)
     runner, finished, cost = prepare_workflow(request, workflow_plan_with_imatrix(plan, calibration), engine)
@@ -173,7 +173,7 @@ def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) ->
 
 
 def workflow_trial_plan(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan | None:
-    """The plan of the trial that decides about the matrix; None where there is nothing to decide."""
+    """The plan of the trial of IMATRIX=auto; None if there is nothing to decide."""
     return plan_imatrix_trial(plan, calibration) if calibration and calibration.is_made else None
 
 
@@ -185,10 +185,10 @@ def workflow_plan_with_imatrix(plan: BuildPlan, calibration: Calibration | None)
 
 
 def workflow_calibration(request: BuildRequest, source: Source) -> Calibration | None:
-    """The source of the request's matrix; None without one.
+    """The source of the importance matrix; None without one.
 
     Raises:
-        BadRequest: the text of it has words of the evaluation.
+        BadRequest: its text contains text of the evaluation.
         NotScored: the model cannot be calibrated.
     """
     if not workflow_wants_imatrix(request) and not request.calibration:
@@ -198,7 +198,7 @@ def workflow_calibration(request: BuildRequest, source: Source) -> Calibration |
     places: list[Path] = []
     if request.measure is not None:
         local = find_suite(request.measure.suite).local if request.measure.suite else None
-        # Its files alone: beside a suite there may be anything, this store too.
+        # Only the suite's files: its folder may contain anything, this store too.
         places = [local.folder / file.path for file in local.files] if local else []
         places += [request.measure.datasets] if request.measure.datasets else []
     evaluation = plan_contaminating_files(request.artifacts, *places)

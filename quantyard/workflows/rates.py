@@ -1,4 +1,4 @@
-"""Timing this machine, so that plans can tell how long they take before any of it has run."""
+"""Times the stages on this machine, so that plans can forecast their time before the first run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quantyard.workflows.reporter import TimingBegins, WorkflowReporter
 
 @dataclass(frozen=True)
 class Timed:
-    """What was timed: a sample for each stage that ran, and how long all of it took."""
+    """A sample for each stage that ran, and the duration of the whole run."""
 
     engine: str
     seconds: float
@@ -25,7 +25,7 @@ class Timed:
 
 
 def workflow_rates(request: BuildRequest, reporter: WorkflowReporter) -> Timed:
-    """Run the trials, and keep what their stages took in place of what was timed before.
+    """Run the trials, and replace earlier synthetic samples with theirs.
 
     Raises:
         StageFailed, EngineError: a stage failed.

@@ -1,4 +1,4 @@
-"""Judging, showing and publishing what was built and measured."""
+"""Gate, report and publishing of built and measured files."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from quantyard.workflows.run import run_build_plan, run_plan
 
 @dataclass(frozen=True)
 class Publication:
-    """What a publishing ends with: `published`, or after a dry run `intended`.
+    """The result of publishing: `published`, or after a dry run `intended`.
 
     Attributes:
-        gate: what the gate found.
+        gate: the gate's report.
         where: the Hub's repo, the registry, or both.
-        intended: what would be sent; None where it was sent.
+        intended: what would be sent; None unless it was a dry run.
         published: what was sent and read back; None after a dry run.
-        folder: every file of the release, as it is published, on this machine.
-        endpoint: the Hub's address; None: the usual one.
+        folder: the local folder with every file of the release.
+        endpoint: the Hub's address; None: the default one.
     """
 
     gate: GateReport
@@ -62,18 +62,18 @@ class Publication:
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """The report page, HTML, and the model card, Markdown; both as they would be published."""
+    """The paths of the report page (HTML) and the model card (Markdown), as they would be published."""
 
     page: Path
     card: Path
 
 
 def publish(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
-    """Publish what was built and measured before.
+    """Publish built and measured files.
 
     Raises:
-        BadRequest: nothing was built or measured, or the destination cannot be.
-        GateClosed: a budget is exceeded, cannot be judged, or was not measured; never for a dry run.
+        BadRequest: nothing was built or measured, or the destination is not valid.
+        GateClosed: a budget is exceeded, undecided or not measured; never for a dry run.
         HubError, EngineError: see errors.py.
     """
     asked, plan = _asked(request), workflow_files_plan(request)
@@ -81,7 +81,7 @@ def publish(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
 
 
 def release(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
-    """Build, measure, test, judge and publish; skip finished stages.
+    """Build, measure, test, compare with the budgets and publish; skip finished stages.
 
     Raises:
         QuantyardError: as `publish`, and as a build.
@@ -90,16 +90,16 @@ def release(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
     plan = workflow_plan(request)
     assert plan.measuring is not None, "a suite was asked for"
     assert request.measure is not None, "likewise"
-    # LIMIT, TASKS and the like make another suite of it, whose name tells.
+    # LIMIT, TASKS and similar settings change the name of the suite.
     request = replace(request, measure=replace(request.measure, suite=plan.measuring.suite.name))
-    where = _destination(request, asked, plan)  # what can be refused is, before hours of work
+    where = _destination(request, asked, plan)  # an invalid destination is refused before hours of work
     release_licence(plan.source.license, plan.source.card, asked)
     run_build_plan(request, add_contract_steps(plan, request.threads), reporter)
     return _publish(request, asked, plan, where, reporter)
 
 
 def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
-    """Compare what was measured with the limits; publish nothing. A limit that is exceeded is a finding.
+    """Compare what was measured with the budgets; publish nothing. An exceeded budget is a finding, not an error.
 
     Raises:
         BadRequest: nothing was built or measured, or the budgets cannot be read.
@@ -109,7 +109,7 @@ def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
 
 
 def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
-    """Write the card and the page of what was built and measured.
+    """Write the model card and the report page.
 
     Raises:
         BadRequest: nothing was built or measured.
@@ -121,17 +121,17 @@ def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
 def write_release_report(
     request: BuildRequest, asked: PublishRequest, reporter: WorkflowReporter, plan: BuildPlan | None = None
 ) -> Path:
-    """The page's path; the card is beside it. Both as they would be published.
+    """Write card and page; returns the page's path.
 
     Args:
-        plan: what was just built; by default the request's own.
+        plan: the plan that was just built; default: the request's.
     """
     plan = plan or workflow_files_plan(request)
     found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter)
     return write_release(found.folder, _composed(request, asked, plan, found, reporter).files) / PAGE
 
 
-# ---- what they have in common ------------------------------------------------------------------------
+# ---- shared parts ------------------------------------------------------------------------------------
 
 
 def _asked(request: BuildRequest) -> PublishRequest:
@@ -164,7 +164,7 @@ def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) 
 def _judged(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: WorkflowReporter
 ) -> Release:
-    """The release of these files, judged; the store's manifest remembers how."""
+    """The release of these files, judged by the gate; the store's manifest records the outcome."""
     local, store = plan.source.local, ModelStore(request.artifacts, plan.source.model)
     found = find_release(
         store.folder, local.folder if local else None, [quant.name for quant in request.quants],
@@ -177,7 +177,7 @@ def _judged(
 
 
 def _suite_of(request: BuildRequest) -> str:
-    """The name of the suite asked for; a file holds its own."""
+    """The name of the requested suite; a suite file contains its name."""
     asked = request.measure.suite if request.measure else ""
     if not asked.endswith((".yaml", ".yml")):
         return asked
@@ -194,7 +194,7 @@ def _gate_of(found: Release) -> GateReport:
 def _composed(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: WorkflowReporter
 ) -> ReleaseBundle:
-    """Everything that is published, models above the limit in parts."""
+    """Everything that is published; models above the size limit in parts."""
     splitting = split_release_plan(found, plan.source, asked.split_above_bytes)
     parts = split_release_parts(run_plan(request, splitting, reporter)[0], found) if splitting else {}
     legal = release_legal_files(found, plan.source)

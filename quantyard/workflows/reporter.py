@@ -1,6 +1,6 @@
-"""What a workflow says while it works: the steps of each run, and events between them.
+"""The progress of a workflow: the steps of each run, and events between runs.
 
-The command line shows them on a terminal, the Python API hands each as a line to a function of the caller's.
+The command line shows them on a terminal; the Python API passes each as a line to the caller's function.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from quantyard.workflows.results import Planned
 
 
 class Event(Protocol):
-    """Something worth saying; `text` is for people, of one line or a few."""
+    """An event between runs."""
 
     @property
     def text(self) -> str:
-        """The event in words."""
+        """The event for people, one line or a few."""
 
 
 @runtime_checkable
 class WorkflowReporter(Protocol):
-    """Who listens to a workflow."""
+    """Receives the progress of a workflow."""
 
     def steps(self) -> AbstractContextManager[execution.StepReporter]:
-        """What the steps of one run report to, for as long as they run."""
+        """A reporter for the steps of one run, open while they run."""
 
     def tell(self, event: Event) -> None:
-        """An event between runs."""
+        """Receives an event between runs."""
 
 
 # ---- events ------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ class PlanMade:
 
     @property
     def text(self) -> str:
-        """What is left of it."""
+        """The stages that are left, and the disk that they need."""
         plan, left, cost = self.planned.plan, self.planned.to_run, self.planned.cost
         needs = f"; {format_bytes(cost.disk_needed_bytes)} of disk" if cost.disk_needed_bytes else ""
         return f"{plan.source.title}: {len(left)} of {len(plan.steps)} stages to run with {self.planned.engine}{needs}"
@@ -64,31 +64,31 @@ class TrialBegins:
 
     @property
     def text(self) -> str:
-        """What it does."""
+        """The purpose of the trial."""
         return "IMATRIX=auto: each file is made with the matrix and without, and the better one is kept."
 
 
 @dataclass(frozen=True)
 class ImatrixDecided:
-    """What the trial found for each file."""
+    """The decision of the trial for each file."""
 
     decisions: Sequence[ImatrixDecision]
 
     @property
     def text(self) -> str:
-        """A line for each."""
+        """One line per file."""
         return "\n".join(f"{decision.quant}: {decision.reason}" for decision in self.decisions)
 
 
 @dataclass(frozen=True)
 class RunTimed:
-    """How long a run took, against what the plan said."""
+    """The forecast and the duration of a run."""
 
     compared: ForecastComparison
 
     @property
     def text(self) -> str:
-        """Both, in seconds."""
+        """Both durations."""
         return f"Planned {format_duration(self.compared.planned_s)}, took {format_duration(self.compared.taken_s)}."
 
 
@@ -101,7 +101,7 @@ class NotOffered:
 
     @property
     def text(self) -> str:
-        """What serves them then."""
+        """The command that serves them."""
         return f"Not linked into {self.artifacts}/served. Serve it:  MODEL_FILE={self.file} docker compose up"
 
 
@@ -113,13 +113,13 @@ class Waiting:
 
     @property
     def text(self) -> str:
-        """Which."""
+        """The holder of the lock."""
         return f"waiting: {self.holder} is building this model"
 
 
 @dataclass(frozen=True)
 class GateJudged:
-    """What the gate found, before anything is sent."""
+    """The gate's report, before anything is sent."""
 
     gate: GateReport
 
@@ -132,19 +132,19 @@ class GateJudged:
 
 @dataclass(frozen=True)
 class QuantsFailed:
-    """Every quant of a matrix failed, each for a reason of its own."""
+    """Every quant of a matrix failed."""
 
     failures: Mapping[str, StageFailed]
 
     @property
     def text(self) -> str:
-        """A line for each step."""
+        """One line per failed step."""
         return "\n".join(f"{label}: {failed.message}" for label, failed in self.failures.items())
 
 
 @dataclass(frozen=True)
 class SearchRuns:
-    """One of the runs that a search consists of begins."""
+    """A run of a search begins."""
 
     what: str
     n_left: int
@@ -152,13 +152,13 @@ class SearchRuns:
 
     @property
     def text(self) -> str:
-        """How much of it is left."""
+        """The number of steps that are left."""
         return f"{self.what}: {self.n_left} of {self.n_steps} steps to run"
 
 
 @dataclass(frozen=True)
 class MixMeasured:
-    """A search for a divergence has measured the mix that it expected to reach it, nats."""
+    """A search for TARGET_KLD has measured a mix; divergences in nats."""
 
     number: int
     expected_kld: float
@@ -178,9 +178,8 @@ class TimingBegins:
 
     @property
     def text(self) -> str:
-        """What runs, and what it is not for."""
-        what = "Two models of random weights go through every stage, to time it."
-        return f"{what} What is said of their quality means nothing."
+        """The purpose of the run."""
+        return "Two models of random weights run through every stage, to time it. Ignore their quality."
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class DemoBegins:
 
     @property
     def text(self) -> str:
-        """What it builds."""
+        """The model and the engine."""
         return f"The demo builds SmolLM2-135M-Instruct with {self.engine} ({self.engine_reason})."
 
 
@@ -200,19 +199,19 @@ class DemoBegins:
 
 
 class SilentReporter:
-    """Says nothing."""
+    """Reports nothing."""
 
     @contextmanager
     def steps(self) -> Iterator[execution.StepReporter]:
-        """A reporter of steps that drops them."""
+        """A reporter that ignores the steps."""
         yield LinesReporter(lambda _text: None)
 
     def tell(self, event: Event) -> None:
-        """Nothing."""
+        """Ignores the event."""
 
 
 class LinesReporter(StageLineReporter):
-    """Hands every event and every finished step to a function, a line at a time.
+    """Passes every event and every finished step to a function, a line at a time.
 
     Args:
         on_line: called with one line of text, by one thread at a time.
@@ -223,14 +222,14 @@ class LinesReporter(StageLineReporter):
 
     @contextmanager
     def steps(self) -> Iterator[execution.StepReporter]:
-        """Itself: a step is a line like any other."""
+        """The reporter itself."""
         yield self
 
     def tell(self, event: Event) -> None:
-        """Each line of the event."""
+        """Passes on each line of the event."""
         for line in event.text.splitlines():
             self.note(line)
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Passes on one line."""
         self._on_line(printable_line(printable_url(text)))

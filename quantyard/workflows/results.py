@@ -1,4 +1,4 @@
-"""What workflows return: plans and builds as objects. Sizes are bytes, times are seconds."""
+"""The results of workflows: plans and builds as objects. Sizes are bytes, times are seconds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from quantyard.store.manifest import Manifest, read_manifest
 
 @dataclass(frozen=True)
 class Planned:
-    """What a command would run, need and take.
+    """A plan with its cost.
 
     Attributes:
-        finished: labels of the steps that need not run again.
-        cost: download, disk, memory and time of the rest.
-        engine: `docker` or `local`; `engine_reason` says why this one.
+        finished: labels of the finished steps.
+        cost: download, disk, memory and time of the other steps.
+        engine: `docker` or `local`; `engine_reason` is the reason for it.
         quants_setting: the setting that names the files, for messages.
     """
 
@@ -37,11 +37,11 @@ class Planned:
 
     @property
     def to_run(self) -> tuple[str, ...]:
-        """Labels of the steps that are left, in their order."""
+        """Labels of the steps that are left, in order."""
         return tuple(step.label for step in self.plan.steps if step.label not in self.finished)
 
     def check_disk(self) -> None:
-        """Raise where the disk is too small.
+        """Check that the disk is large enough.
 
         Raises:
             NotEnoughDisk: the plan needs more than is free.
@@ -51,15 +51,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build ends with.
+    """The result of a build.
 
     Attributes:
-        files: each GGUF with its path and its record of the manifest, in the order asked for.
-        ran: labels of the steps that ran now; empty where all of it was done before.
-        folder: the model's, in the store: the files, `manifest.json`, `eval/`.
-        measured: the evaluation's report and its folder; None where nothing was to be measured.
-        contracts: what the API tests found, one report for each file that was tested.
-        failures: where a failing file leaves the others alone, the error of each failed step, by label.
+        files: each GGUF with its path and its record in the manifest, in the requested order.
+        ran: labels of the steps that this call ran; empty if all were finished.
+        folder: the model's folder in the store: the files, `manifest.json`, `eval/`.
+        measured: the evaluation's report and its folder; None without an evaluation.
+        contracts: the reports of the API test, one per tested file.
+        failures: the errors of failed steps by label, if a failed file does not stop the others.
     """
 
     plan: BuildPlan
@@ -72,24 +72,24 @@ class Built:
 
     @property
     def manifest_path(self) -> Path:
-        """`manifest.json` of the model."""
+        """The path of the model's `manifest.json`."""
         return self.folder / "manifest.json"
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest as it is on disk now."""
+        """The manifest, read from disk now."""
         found = read_manifest(self.manifest_path)
         assert found is not None, "the build has written it"
         return found
 
     @property
     def report(self) -> EvalReport | None:
-        """What was measured; None where nothing was to be."""
+        """The report of the evaluation; None without one."""
         return self.measured.report if self.measured else None
 
 
 def built_result(runner: PlanRunner, files: Sequence[BuiltFile]) -> Built:
-    """The build that a runner has run."""
+    """The result of a runner that has run."""
     return Built(
         plan=runner.plan, files=tuple(files), ran=tuple(runner.ran), folder=runner.store.folder,
         measured=runner.measured, contracts=tuple(runner.contracts), failures=dict(runner.failures),

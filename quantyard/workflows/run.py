@@ -1,4 +1,4 @@
-"""Running the plan of a request: the trial it needs, then what is left of its steps."""
+"""Runs the plan of a request: the trial of IMATRIX=auto, then the steps that are left."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from quantyard.workflows.trial import workflow_imatrix_trial
 def run_plan(
     request: BuildRequest, plan: BuildPlan, reporter: WorkflowReporter, *, keep_going: bool = False
 ) -> tuple[PlanRunner, list[BuiltFile]]:
-    """Run what is left of a plan.
+    """Run the steps of a plan that are left.
 
     Args:
-        keep_going: also where a quant fails.
+        keep_going: continue with the other quants if one fails.
 
     Raises:
         NotEnoughDisk: the disk is too small; nothing of the plan has run.
@@ -41,13 +41,13 @@ def run_plan(
 def run_build_plan(
     request: BuildRequest, plan: BuildPlan, reporter: WorkflowReporter, *, keep_going: bool = False
 ) -> Built:
-    """Run what is left of a plan, and let its files be what is served."""
+    """Run the steps of a plan that are left, and make its files the served ones."""
     runner, files = run_plan(request, plan, reporter, keep_going=keep_going)
     offer_built_files(request, files, reporter)
     return built_result(runner, files)
 
 
 def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: WorkflowReporter) -> None:
-    """Let these files be what is served."""
+    """Make these files the served ones."""
     if files and offer_served_files(request.artifacts, [file.path for file in files]) is None:
         reporter.tell(NotOffered(request.artifacts, files[0].path))

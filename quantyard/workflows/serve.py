@@ -1,4 +1,4 @@
-"""Serving the built files, until the server is stopped."""
+"""Serves the built files until the server is stopped."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from quantyard.workflows.reporter import WorkflowReporter
 
 
 def serve(request: BuildRequest, environment: Mapping[str, str], reporter: WorkflowReporter) -> int:
-    """Run the server to its end; its exit code.
+    """Run the server until it ends; returns its exit code.
 
     Args:
-        environment: what the server's process gets; compose.yaml reads its settings there.
+        environment: the environment of the server's process; compose.yaml reads its settings there.
 
     Raises:
         BadRequest: there is nothing to serve, or the port is taken.
-        EngineError: the server cannot be started, or ends badly.
+        EngineError: the server cannot be started, or fails.
     """
     engine, _reason = workflow_engine(request)
     with reporter.steps() as steps:

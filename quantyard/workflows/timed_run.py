@@ -1,4 +1,4 @@
-"""One run of a plan, with what it teaches about how long stages take."""
+"""Runs a plan, and records the times of its stages for later forecasts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantyard.workflows.reporter import RunTimed, WorkflowReporter
 def run_timed_plan(
     request: BuildRequest, runner: PlanRunner, cost: Cost, reporter: WorkflowReporter
 ) -> list[BuiltFile]:
-    """Run it, and compare its times with the plan's. A run that fails teaches too, by the stages that it finished.
+    """Run it, and compare its times with the forecast. The finished stages of a failed run are recorded too.
 
     Raises:
         StageFailed, EngineError: see `PlanRunner.run`.

@@ -21,10 +21,10 @@ from quantyard.workflows.timed_run import run_timed_plan
 def workflow_imatrix_trial(
     request: BuildRequest, plan: BuildPlan, engine: Engine, reporter: WorkflowReporter, *, keep_going: bool = False
 ) -> BuildPlan:
-    """The plan with the importance matrix that was asked for. Where that is to be tried, the trial runs now.
+    """The plan with the requested importance matrix. With IMATRIX=auto the trial runs now.
 
     Args:
-        keep_going: also where a file of the trial fails; that file is made without a matrix then.
+        keep_going: continue if a file of the trial fails; that file is then made without a matrix.
 
     Raises:
         NotEnoughDisk: both versions of every file do not fit the disk.

@@ -1,4 +1,4 @@
-"""Searching the best mix of tensor types for a size, or for a divergence."""
+"""Searches the best mix of tensor types for a file size or a divergence."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ from quantyard.workflows.reporter import MixMeasured, SearchRuns, WorkflowReport
 from quantyard.workflows.results import Built, built_result
 from quantyard.workflows.run import offer_built_files, run_plan
 
-_ROUNDS = 3  # of correcting what is expected of a mix by what one has shown
+_ROUNDS = 3  # of correcting the expected divergence by the measured one
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search ends with.
+    """The result of a search.
 
     Attributes:
-        goal: what was asked for, in bytes or nats.
-        mix: the type of each group, with the size and the divergence that are expected of it.
-        sensitivities: how much each group matters, in the order of `mix.types`.
+        goal: the goal, in bytes or nats.
+        mix: the type of each group, with the expected size and divergence.
+        sensitivities: the divergence that each group causes at low precision, in the order of `mix.types`.
         recipe: the mix as a recipe; `recipe_path` is the file that RECIPE takes.
         gain: the tuned file against the stock quant nearest in size, on text that the search has not read.
         built: both files.
@@ -81,7 +81,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class _Search:
-    """What the probes told of one model."""
+    """The results of the probes of one model."""
 
     request: BuildRequest
     reporter: WorkflowReporter
@@ -96,7 +96,7 @@ class _Search:
 
 
 def tune(request: BuildRequest, reporter: WorkflowReporter) -> Tuned:
-    """Measure how much each group of tensors matters, choose types, make the file, compare it with a stock quant.
+    """Measure the sensitivity of each group of tensors, choose types, make the file, compare it with a stock quant.
 
     Raises:
         BadRequest: no goal or two goals are given, or no mix reaches the goal; the message names the nearest.
@@ -132,7 +132,7 @@ def _refuse_unclear(asked: TuneRequest) -> None:
 
 
 def _plain(request: BuildRequest) -> BuildRequest:
-    """Without what only some builds have: the search knows the sizes of files without a matrix."""
+    """The request without evaluation and importance matrix: the search knows sizes without a matrix only."""
     return replace(request, imatrix="none", calibration=(), measure=None)
 
 
@@ -161,16 +161,16 @@ def _searched(request: BuildRequest, asked: TuneRequest, reporter: WorkflowRepor
 
 
 def _refuse_impossible(goal: TuningGoal, groups: Sequence[TensorGroup], sizes: Sizes, ladder: Sequence[str]) -> None:
-    """What no mix can reach is known from the header, before anything is measured."""
+    """Refuse a size that no mix can reach: the header tells it before anything is measured."""
     each = (min(sum(sizes.of_tensor(t, kind) for t in g.tensors) for kind in ladder) for g in groups)
     smallest = sum(each) + tuning_fixed_bytes(groups, sizes)
     if goal.size_bytes is not None and smallest > goal.size_bytes:
-        message = f"No mix reaches {goal.text}: the nearest, of the smallest types, has {format_exact_bytes(smallest)}."
+        message = f"No mix reaches {goal.text}: the smallest possible mix has {format_exact_bytes(smallest)}."
         raise BadRequest(message, f"Type: TARGET_SIZE={smallest}")
 
 
 def _mix(search: _Search) -> tuple[TypeMix, Recipe]:
-    """The mix for the goal. A divergence is not only expected but measured: where it is missed, the next is larger."""
+    """The mix for the goal. With TARGET_KLD the mix is also measured; if it misses the goal, the next mix is larger."""
     goal = search.goal
     mix = find_tuned_mix(search.mixes, goal)
     for number in range(_ROUNDS if goal.kld is not None else 0):
@@ -207,7 +207,7 @@ def _seen(search: _Search, mix: TypeMix, number: int) -> float:
     plan = replace(search.high, steps=(*steps, made, measured))
     runner = _run(search.request, plan, f"mix {number + 1}", search.reporter)
     found = read_planned_divergence(runner.output(sensitivity_probe_label(label))).mean_kld
-    assert found is not None, "it was held against the unquantized model"
+    assert found is not None, "it was compared with the unquantized model"
     return found.value
 
 
@@ -224,7 +224,7 @@ def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: WorkflowRe
 
 
 def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
-    """The plan with the sizes that are known exactly here."""
+    """The plan with the exact sizes."""
     steps = tuple(
         replace(step, size_bytes=sizes[step.quant]) if step.row.name == "quantize" and step.quant in sizes else step
         for step in plan.steps

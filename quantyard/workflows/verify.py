@@ -1,4 +1,4 @@
-"""Checking a published repo, a folder or a file against its manifest."""
+"""Checks a published repo, a folder or a file against its manifest."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def verify(request: BuildRequest, reporter: WorkflowReporter) -> Verification:
     """Check a file, a folder or a repo against its manifest.
 
     Raises:
-        BadRequest: the file does not exist, or no manifest beside it names it.
+        BadRequest: the file does not exist, or is not named in a manifest beside it.
         HubError: the repo cannot be downloaded.
-        NeedsPermission: it is to be rebuilt, and was made with a permission that is not given now.
+        NeedsPermission: the rebuild needs a permission that is not given.
     """
     asked = request.check
     assert asked is not None, "the command has it"
@@ -77,7 +77,7 @@ def _subject(request: BuildRequest, asked: CheckRequest, reporter: WorkflowRepor
 
 
 def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: WorkflowReporter) -> Iterator[ReleaseCheck]:
-    """In a store of its own, which is gone afterwards."""
+    """Rebuild in a temporary store, and compare."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:
         again = release_rebuild_request(request, subject, Path(folder))

@@ -176,7 +176,7 @@ def test_every_file_of_the_manifest_has_a_row_even_if_the_suite_left_it_out() ->
     page = _text(
         render_report_page(manifest.model_copy(update={"quants": {**manifest.quants, "IQ4_NL": extra}}), "standard")
     )
-    assert "654 MB, not measured by this suite." in page and "4.56" in page
+    assert "654 MB, not measured with this suite." in page and "4.56" in page
 
 
 def test_the_gate_is_told_with_the_worst_first_and_is_left_out_where_there_is_none() -> None:
