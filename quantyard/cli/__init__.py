@@ -1,7 +1,7 @@
-"""The command line: how it starts, and how each command ends.
+"""The command line: starts a command, and turns its errors into words and exit codes.
 
-What the commands do is in modules of their own, imported when one is typed: `quantyard --help` loads neither pydantic
-nor rich. They print through `output.py` alone.
+Each command is imported when it is typed: `quantyard --help` loads neither pydantic nor rich. All output goes through
+`output.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         answer_completion()
     typed = list(sys.argv[1:] if argv is None else argv)
-    args = argparse.Namespace(JSON="1" if "--json" in typed else None)  # until it is parsed
+    args = argparse.Namespace(JSON="1" if "--json" in typed else None)  # until argv is parsed
     try:
         _run(typed, args)
         flush_stdout()
@@ -64,13 +64,13 @@ def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
 
 
 def _not_read() -> NoReturn:
-    """The reader closed the pipe (`| head`). The code is not 0: what was not read may have been a failure."""
+    """End after the reader closed the pipe (`| head`); not with 0, because the unread output may hold a failure."""
     discard_stdout()
     sys.exit(Answer.OUTPUT_CLOSED)
 
 
 def _stop(*_: object) -> NoReturn:
-    """SIGTERM ends a command as Ctrl-C does, also where a shell has made it deaf to that (`make build &`)."""
+    """SIGTERM ends a command as Ctrl-C does; shells ignore SIGINT for background jobs (`make build &`)."""
     raise KeyboardInterrupt
 
 
@@ -81,14 +81,14 @@ def _translated(error: Exception) -> QuantyardError:
 
 
 def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
-    with suppress(OSError):  # a stream that cannot be written to; the exit code says it
+    with suppress(OSError):  # the stream cannot be written; the exit code is all that is left
         _say(error, args)
     discard_stdout()
     sys.exit(error.code)
 
 
 def _cut(text: str) -> str:
-    """As much of a text as a screen takes; of what is longer the end, where a tool says why."""
+    """The text, or the end of a long one, where tools state the cause."""
     return text if len(text) <= _MOST_SHOWN else f"…{text[-_MOST_SHOWN:]}"
 
 
@@ -103,7 +103,7 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
         said = {"kind": error.kind, "message": message, "hint": hint, "detail": error.detail, "exit_code": error.code}
         print_json({"error": said})
         flush_stdout()
-    if error.detail:  # indented: it may be a stage's text, and must not look like a line of ours
+    if error.detail:  # indented, so that a stage's text cannot look like one of our lines
         console.print(indent(terminal_safe_text(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape_rich_markup(_cut(message))} [dim]({error.kind})[/]", soft_wrap=True)
     if hint:
@@ -111,7 +111,7 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
 
 
 def _wants_json(args: argparse.Namespace) -> bool:
-    """As the command would have read it; where the file cannot be read, without the file."""
+    """Whether JSON is set, by the same precedence as in a command; ignores an unreadable settings file."""
     from quantyard.cli.precedence import NO_FILE, resolve_settings
     from quantyard.cli.settings_file import read_settings_file
 

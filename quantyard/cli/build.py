@@ -36,7 +36,7 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def print_built_files(request: BuildRequest, built: Built) -> None:
-    """What a build, or an evaluation, ends with."""
+    """Print the result of a build or an evaluation."""
     if request.json:
         print_json(summary.built_json(built))
         return

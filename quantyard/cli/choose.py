@@ -1,4 +1,4 @@
-"""The command that names the best file for a memory and a speed."""
+"""The command `choose`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantyard.workflows.choose import choose
 
 
 def choose_command(args: argparse.Namespace) -> None:
-    """Name the best file among those that were built and measured, with the reason and the runner-up."""
+    """Name the best of the built and measured files, with the reason and the runner-up."""
     request = command_request(args)
     found = choose(request)
     choices, budget, choice = found.choices, found.budget, found.choice

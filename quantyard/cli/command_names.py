@@ -1,4 +1,4 @@
-"""How a command is called where this program runs: `make build …` in a checkout, `quantyard build …` elsewhere."""
+"""Rewrites commands in messages for this installation: `make build …` in a checkout, `quantyard build …` elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCRIPTS: Final = {"base-images": REPO_DIR / "scripts" / "base-images.sh"}
 
 
 def as_typed_command(text: str, *, in_checkout: bool = IN_CHECKOUT) -> str:
-    """A text of ours, with every `make build MODEL=x` in it as one types it here."""
+    """The text with every `make build MODEL=x` in the form to type in this installation."""
     return text if in_checkout else _COMPOSE.sub(_without_compose, _COMMAND.sub(_without_make, text))
 
 

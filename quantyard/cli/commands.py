@@ -1,4 +1,4 @@
-"""The commands: what each is called, what it does, and which settings are its options."""
+"""The table of commands: name, help and options of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MACHINE = (
     "ENGINE", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG",
     "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "LLAMA_CPP_SERVER_TAG",
 )  # fmt: skip
-# The settings that only commands which measure have a use for.
+# The settings of commands that measure.
 MEASURING = (
     "SUITE", "BASELINE", "TASKS", "LIMIT", "NUM_FEWSHOT", "SEED", "DATASETS", "ALLOW_UNSAFE_CODE", "N_GPU_LAYERS",
     "MAX_LENGTH", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG",
@@ -27,7 +27,7 @@ PUBLISHING = (
     "REPO", "GATE", "DRY_RUN", "ALLOW_FAIL", "LICENSE", "PUBLIC", "HUB_BRANCH", "HUB_PR", "SPLIT_ABOVE", "OCI",
     "COSIGN_KEY",
 )  # fmt: skip
-# What a build may be allowed, and a rebuild therefore too.
+# The permissions of a build, and so of a rebuild.
 ALLOWING = ("ALLOW_PICKLE", "ALLOW_REQUANTIZE", "ALLOW_MISMATCH")
 CHECKING = ("REPO", "FILE", "REBUILD")
 COMPARING = ("QUANTS",)
@@ -54,7 +54,7 @@ class Command(NamedTuple):
     function: str  # module and function in quantyard.cli, imported only when the command is typed
     help: str
     settings: Sequence[str] | None  # its options; None: all settings
-    typical: Sequence[str] = ()  # those that `--help` shows first
+    typical: Sequence[str] = ()  # the options that `--help` shows first
     group: str = ""  # its heading in `quantyard --help`
 
 
@@ -66,12 +66,12 @@ COMMANDS: Final = (
         _BUILDING, ("MODEL", "QUANT", "IMATRIX", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "eval", "build.eval_command", "Measure what quantization cost; builds first what is not built.",
+        "eval", "build.eval_command", "Measure what quantization cost; missing files are built first.",
         _EVALUATING, ("MODEL", "QUANT", "SUITE", "BASELINE", "TASKS", "LIMIT", "ENGINE", "ARTIFACTS", "JSON"),
         "measure",
     ),
     Command(
-        "contract", "serve.contract_command", "Serve each file to itself and check every promise of the API.",
+        "contract", "serve.contract_command", "Serve each file on loopback and test its API.",
         _BUILDING, ("MODEL", "QUANT", "ENGINE", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
@@ -88,7 +88,7 @@ COMMANDS: Final = (
     ),
     Command(
         "plan", "build.plan_command",
-        "Show what a build (with SUITE: an eval; with QUANTS: a matrix) would run, need and take; run nothing.",
+        "Show stages, disk, memory and time of a build (SUITE: of an eval; QUANTS: of a matrix); run nothing.",
         (*_EVALUATING, *COMPARING), ("MODEL", "QUANT", "SUITE", "QUANTS", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
@@ -102,7 +102,8 @@ COMMANDS: Final = (
         _PUBLISH, ("MODEL", "QUANT", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ARTIFACTS", "JSON"), "publish",
     ),
     Command(
-        "release", "release.release_command", "Build, measure, test, judge and publish; skips what is done.",
+        "release", "release.release_command",
+        "Build, measure, test, compare with the budgets and publish; skip finished stages.",
         (*_EVALUATING, *PUBLISHING),
         ("MODEL", "QUANT", "SUITE", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ENGINE", "ARTIFACTS", "JSON"),
         "publish",
@@ -126,7 +127,7 @@ COMMANDS: Final = (
         ("THREADS", "JSON", *MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
     ),
     Command(
-        "gate", "release.gate_command", "Compare what was measured with the limits; publish nothing.",
+        "gate", "release.gate_command", "Compare what was measured with the budgets; publish nothing.",
         _PUBLISH, ("MODEL", "QUANT", "GATE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
@@ -138,7 +139,7 @@ COMMANDS: Final = (
         "look up",
     ),
     Command(
-        "models", "lookup.models_command", "List the models that MODEL knows by a short name.", ("JSON",), ("JSON",),
+        "models", "lookup.models_command", "List the models that have a short name for MODEL.", ("JSON",), ("JSON",),
         "look up",
     ),
     Command(
@@ -146,7 +147,7 @@ COMMANDS: Final = (
         ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
-        "demo", "machine.demo_command", "Build and measure a real 135M model; needs no account anywhere.",
+        "demo", "machine.demo_command", "Build and measure a real 135M model; needs no account.",
         ("JSON", *MACHINE), ("ENGINE", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
@@ -154,12 +155,12 @@ COMMANDS: Final = (
         MACHINE, ("ENGINE",), "set up",
     ),
     Command(
-        "completion", "completion.completion_command", "Print what a shell runs to complete commands and options.", (),
-        (),
+        "completion", "completion.completion_command", "Print the shell script that completes commands and options.",
+        (), (),
         "set up",
     ),
     Command(
-        "config", "config.config_command", "Show each setting's value, and where it comes from.", None, ("JSON",),
+        "config", "config.config_command", "Show the value of each setting, and its origin.", None, ("JSON",),
         "look up",
     ),
 )  # fmt: skip
@@ -172,7 +173,7 @@ COMMAND_GROUPS: Final = {
 
 
 def find_command(function: str) -> Callable[[argparse.Namespace], None]:
-    """The function that a row of COMMANDS names."""
+    """The function of a row of COMMANDS."""
     module, _, name = function.partition(".")
     found: Callable[[argparse.Namespace], None] = getattr(import_module(f"quantyard.cli.{module}"), name)
     return found

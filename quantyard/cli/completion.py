@@ -1,4 +1,4 @@
-"""Completion in shells, by argcomplete: `quantyard completion bash` prints what the shell runs."""
+"""Shell completion by argcomplete: `quantyard completion bash` prints the shell's script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def completion_command(args: argparse.Namespace) -> None:
 
 
 def answer_completion() -> None:
-    """Answer the shell, and end."""
+    """Answer the shell, and exit."""
     argcomplete.autocomplete(command_line_parser(on_option=_teach), always_complete_options="long", validator=_begins)
 
 
@@ -35,7 +35,7 @@ def _teach(setting: Setting, action: argparse.Action) -> None:
 
 
 def _each(values: Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
-    """Completes the last of several values, which commas separate."""
+    """Completes the last of several comma-separated values."""
 
     def completer(prefix: str, **_: Any) -> list[str]:
         before, comma, last = prefix.rpartition(",")

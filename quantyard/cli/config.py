@@ -1,4 +1,4 @@
-"""`quantyard config`: each setting's value, and where it comes from."""
+"""`quantyard config`: the value of each setting, and its origin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config_command(args: argparse.Namespace) -> None:
 
 
 def _shown(setting: Setting, given: GivenSetting, file: str, environment: Mapping[str, str]) -> tuple[str, str]:
-    """The value, and where it comes from. Of a secret, only that there is one."""
+    """The value and its origin; a secret is shown as "(set)"."""
     sources = {"option": f"option {setting.option}", "variable": f"variable {setting.name}", "file": file}
     source = sources.get(given.origin, "default")
     if setting.secret and not given.text and command_hub_token(environment):

@@ -1,4 +1,4 @@
-"""Unexpected errors, turned into ours: the machine's fault, a file's, or, for the rest, a bug of this program."""
+"""Translates unexpected errors into ours: exhausted resources, unusable files, and, for the rest, a bug."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from quantyard.formatting.printable import printable_line
 from quantyard.protocol.runner import stage_error_causes
 
 _LONGEST: Final = 200  # characters of a path that are shown
-_AGAIN: Final = "Free some, then type the same command again; finished stages are kept."
-# To add a fault of the machine's: its number, the fact, what to do.
+_AGAIN: Final = "Free some space, then type the same command again; finished stages are kept."
+# To add a fault of the machine: add its errno, the fact, and the remedy.
 _EXHAUSTED: Final = {
     errno.ENOSPC: ("The disk is full", _AGAIN),
     errno.EDQUOT: ("The disk quota is used up", _AGAIN),
-    errno.EFBIG: ("A file would be larger than this file system or the limit of the shell takes", "See: ulimit -f"),
+    errno.EFBIG: ("A file would exceed the limit of this file system or of the shell", "See: ulimit -f"),
     errno.ENOMEM: ("Memory ran out", "Close other programs, then type the same command again."),
     errno.EMFILE: ("Too many files are open", "Raise the limit: ulimit -n 4096"),
     errno.ENFILE: ("Too many files are open on this machine", "Close other programs."),
     errno.EAGAIN: ("No further process or thread can be started", "Close other programs, or raise ulimit -u."),
-    errno.EIO: ("The disk or the terminal does not work", "Look at the system's log: dmesg"),
+    errno.EIO: ("The disk or the terminal does not work", "See the system's log: dmesg"),
 }
 _OF_PATHS: Final = {
     errno.EACCES: "may not be used by you", errno.EPERM: "may not be used by you",
-    errno.EROFS: "is on a file system that is read-only", errno.ENOTDIR: "is not a folder, or lies below a file",
+    errno.EROFS: "is on a read-only file system", errno.ENOTDIR: "is not a folder, or is below a file",
     errno.EISDIR: "is a folder", errno.ELOOP: "is a link that leads to itself",
-    errno.ENAMETOOLONG: "has a name that is too long", errno.ENOENT: "is not there",
-    errno.EEXIST: "is there already, as something else", errno.ENOTEMPTY: "is not empty",
+    errno.ENAMETOOLONG: "has a name that is too long", errno.ENOENT: "does not exist",
+    errno.EEXIST: "exists already and is not of the expected kind", errno.ENOTEMPTY: "is not empty",
     errno.ENXIO: "cannot be opened", errno.ENODEV: "cannot be opened", errno.ETXTBSY: "is being run",
     errno.EINVAL: "cannot be used", errno.ESTALE: "no longer exists on its server", errno.EBUSY: "is in use",
 }  # fmt: skip
 
 
 def quantyard_error_of(error: Exception) -> QuantyardError:
-    """An error of ours that says whose fault it is: the machine's, a file's, or, with a traceback, our own."""
+    """Our error for this one: exhausted resources, an unusable file, or, with a traceback, a bug of ours."""
     for cause in stage_error_causes(error):
         if isinstance(cause, MemoryError):
             return OutOfResources("Memory ran out.", _EXHAUSTED[errno.ENOMEM][1])
@@ -51,11 +51,11 @@ def _of_system(error: OSError) -> QuantyardError | None:
         fact, hint = _EXHAUSTED[number]
         where = f" ({_path(error)})" if error.filename else ""
         return OutOfResources(f"{fact}{where}.", hint)
-    if number == errno.ENOENT and not error.filename:  # of the working directory alone there is no name
-        return BadRequest("The folder that you are in is gone.", "Change into another one: cd")
+    if number == errno.ENOENT and not error.filename:  # only the working directory has no name here
+        return BadRequest("The current folder does not exist any more.", "Change to another one: cd")
     if number in _OF_PATHS and error.filename:
         message = f"{_path(error)} {_OF_PATHS[number]} ({error.strerror})."
-        return BadRequest(message, "Look at it and the folders above it: ls -ld; another store: ARTIFACTS=/path")
+        return BadRequest(message, "Check it and its parent folders: ls -ld; to use another store: ARTIFACTS=/path")
     return None
 
 

@@ -1,4 +1,4 @@
-"""The commands that list what there is to choose from."""
+"""The commands `quants` and `models`, which list what can be chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that converts a LoRA adapter."""
+"""The command `lora`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that set a machine up, and try it."""
+"""The commands `doctor`, `demo` and `images`, which set up a machine and try it."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def images_command(args: argparse.Namespace) -> None:
 
     described = workflow_prepare_tools(command_request(args), TerminalReporter())
     lines = (f"{name}={value}" for found in described.values() for name, value in found.items())
-    for line in dict.fromkeys(lines):  # what they have in common once
+    for line in dict.fromkeys(lines):  # common lines once
         print_line(line)

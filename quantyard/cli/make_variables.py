@@ -1,8 +1,8 @@
-"""Variables that were typed after `make build` and that nobody knows: make itself accepts every name.
+"""Refuses misspelt variables typed after `make build`: make itself accepts every name.
 
-Make tells its recipes what was typed, in MAKEFLAGS after ` -- `. A name is refused where it is one of our settings in
-other letters (`quant`), or has at least four letters and is close to one (a similarity of 0.8 in difflib's measure:
-`MODLE`). Every other name may be meant for make, a script or another tool, and passes.
+Make passes the typed variables to its recipes, in MAKEFLAGS after ` -- `. A name is refused if it is one of our
+settings in another case (`quant`), or has at least four letters and is close to one (a similarity of 0.8 by difflib:
+`MODLE`). Every other name may be meant for make, a script or another tool, and is accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantyard.cli.settings import BY_NAME
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 
-CALLED_BY_MAKE: Final = "QUANTYARD_CALLED_BY_MAKE"  # set by our Makefile alone: another's variables are not ours
+CALLED_BY_MAKE: Final = "QUANTYARD_CALLED_BY_MAKE"  # set by our Makefile only
 _ALIKE: Final = 0.8
 _SHORTEST: Final = 4
 _ASSIGNMENT: Final = re.compile(r"([^\s:?+!=]+)(?:::?:?|\?|\+|!)?=")
@@ -56,7 +56,7 @@ def _compose_variables() -> set[str]:
 
 def _close(name: str) -> str:
     upper = name.upper().replace("-", "_")
-    if upper.endswith("_PROXY"):  # curl's and everybody's, in both cases
+    if upper.endswith("_PROXY"):  # common in both cases
         return ""
     if upper in BY_NAME:
         return upper

@@ -1,4 +1,4 @@
-"""The command that makes every useful quant of a model in one run, and compares them."""
+"""The command `matrix`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantyard.workflows.matrix import Matrix
 
 
 def matrix_command(args: argparse.Namespace) -> None:
-    """A quant that fails is named at the end, and its exit code is the command's."""
+    """Run the matrix; failed quants are named at the end, and the first one's exit code is the command's."""
     request = command_request(args)
     found = workflow.matrix(request, TerminalReporter())
     if request.json:

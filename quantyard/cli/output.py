@@ -1,6 +1,6 @@
 """The only module that prints: stdout is data, stderr is for people.
 
-Escape sequences reach a terminal only from rich itself, and passwords in addresses never do.
+Only rich's own escape sequences reach a terminal; passwords in addresses never do.
 """
 
 from __future__ import annotations
@@ -21,60 +21,59 @@ from quantyard.formatting.printable import printable, printable_line, printable_
 
 
 class SafeConsole(Console):
-    """A console that makes control characters of foreign text visible: the one way to the terminal.
+    """A console that escapes control characters of foreign text; all output to a terminal goes through it.
 
-    Text is made harmless before it is measured, so that tables stay straight, and again where it leaves, whatever
-    it came in. Links are taken out: none is ours.
+    Text is escaped before it is measured, so that tables stay aligned, and again as a segment before it is written.
+    Links are removed: our output has none.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich does, of harmless text, with commands as one types them here."""
+        """Renders the escaped text, with commands in the form of this installation."""
         return super().render_str(terminal_safe_text(as_typed_command(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does. Segments of control are rich's own: where the cursor goes while bars move."""
+        """Renders with every segment escaped, except rich's own control segments, which move the cursor."""
         for segment in super().render(renderable, options):
             style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
             yield segment if segment.control else Segment(terminal_safe_text(segment.text), style)
 
-
     def on_broken_pipe(self) -> None:
-        """What is done about it the command line decides, for tables as for lines."""
+        """Leaves a broken pipe to the command line, which handles it for all output."""
         raise BrokenPipeError
 
 
 def terminal_safe_text(text: str) -> str:
-    """What may be shown of a text."""
+    """The text with control characters escaped and passwords removed."""
     return printable(printable_url(text))
 
 
 def stderr_console() -> Console:
-    """Stderr: plans, progress, errors."""
+    """The console for stderr: plans, progress, errors."""
     return SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
 def stdout_console() -> Console:
-    """Stdout, for tables. Where it is not a terminal, lines are up to 200 characters wide."""
+    """The console for tables on stdout; without a terminal, lines are up to 200 characters wide."""
     return SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
 def console_reporter(console: Console) -> LiveReporter | LineReporter:
-    """Bars on a terminal, lines elsewhere."""
+    """A reporter with bars on a terminal, with lines elsewhere."""
     return LiveReporter(console) if console.is_terminal else LineReporter(console)
 
 
 def print_line(value: object) -> None:
-    """One line of data."""
+    """Print one line of data."""
     print(printable_line(printable_url(str(value))))
 
 
 def print_script(text: str) -> None:
-    """Several lines of data that a shell runs: our own, or a library's."""
+    """Print a shell script."""
     print(text)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """The one object of `--json`: ASCII, and null for a number that is not finite, which JSON has no word for."""
+    """Print the object of `--json`: ASCII, with null for numbers that are not finite."""
     print(printable_url(json.dumps(_plain(value), indent=2, allow_nan=False)))
 
 

@@ -1,4 +1,4 @@
-"""argv as argparse reads it, and what `--help` shows."""
+"""Parses argv, and writes the text of `--help`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PLACEHOLDERS: Final[dict[Kind, str]] = {
     "text": "TEXT", "list": "A,B,…", "integer": "N", "decimal": "X", "size": "SIZE", "path": "PATH", "paths": "PATH,…",
 }  # fmt: skip
 OnOption = Callable[[Setting, argparse.Action], None]
-_ABOUT: Final = "Open language models in, measured and verified GGUF files out."
+_ABOUT: Final = "Turn open language models into verified and measured GGUF files."
 
 
 def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
-    """What was typed.
+    """The command and its options.
 
     Raises:
-        BadRequest: no such command, or no such option of it.
+        BadRequest: the command or the option does not exist.
         SystemExit: `--help` or `--version` was shown, or an option lacks its value.
     """
     name = next((word for word in argv if not word.startswith("-")), None)
@@ -51,10 +51,10 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def command_line_parser(command: str | None = None, on_option: OnOption = lambda _setting, _action: None) -> _Parser:
-    """The parser; with the options of one command, or without a name those of all.
+    """The parser, with the options of one command, or of all commands without a name.
 
     Args:
-        on_option: is told of each option.
+        on_option: called with each option.
     """
     parser = _Parser(prog="quantyard", add_help=False)
     parser.add_argument("-h", "--help", action="help")
@@ -73,7 +73,7 @@ def add_command_options(
     parser: argparse.ArgumentParser, names: Sequence[str] | None = None,
     on_option: OnOption = lambda _setting, _action: None,
 ) -> None:
-    """Give a parser the options of these settings (all of them by default), under their headings."""
+    """Add the options of these settings (default: all) to a parser, under their headings."""
     for group in GROUPS:
         chosen = [s for s in SETTINGS if s.group == group and s.option and (names is None or s.name in names)]
         if chosen:
@@ -113,14 +113,14 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 
 class _Format(argparse.HelpFormatter):
-    """Options in one column and what they mean in another, as wide as the terminal up to 100."""
+    """Two columns, options and help, as wide as the terminal but at most 100 characters."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=_width())
 
 
 class _Parser(argparse.ArgumentParser):
-    """As argparse's, but what it repeats of a command line acts on no terminal, and its help comes in groups."""
+    """argparse's parser with escaped output and grouped help."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options, formatter_class=_Format, allow_abbrev=False)  # type: ignore[arg-type]
@@ -129,12 +129,12 @@ class _Parser(argparse.ArgumentParser):
         super()._print_message(printable(printable_url(message)), file)
 
     def format_help(self) -> str:
-        """The commands in groups; of a command, its options in groups."""
+        """The help, in groups."""
         return super().format_help() if self.prog != "quantyard" else help_overview()
 
 
 def help_overview() -> str:
-    """What `quantyard --help` shows."""
+    """The text of `quantyard --help`."""
     parts = ["usage: quantyard COMMAND [OPTIONS]", _ABOUT]
     for group, title in COMMAND_GROUPS.items():
         rows = (_row(row.name, as_typed_command(row.help)) for row in COMMANDS if row.group == group)

@@ -1,4 +1,4 @@
-"""Where each setting's value comes from: an option wins over a variable, a variable over the file."""
+"""The precedence of settings: an option wins over a variable, a variable over the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SERVED: Final = ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "THREADS", "N_GPU_LAYERS
 
 @dataclass(frozen=True)
 class GivenSetting:
-    """A setting's value, as text, and where it comes from."""
+    """The value of a setting, as text, and its origin."""
 
     text: str
     origin: Origin
@@ -28,7 +28,7 @@ class GivenSetting:
 def resolve_settings(
     args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
 ) -> dict[str, GivenSetting]:
-    """Every setting's value. An empty variable is one that is not set."""
+    """The value of every setting. An empty variable counts as not set."""
     return {setting.name: _given(setting, args, environment, file) for setting in SETTINGS}
 
 
@@ -49,8 +49,8 @@ def _given(
 def compose_environment(
     artifacts: Path, given: Mapping[str, GivenSetting], environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """What compose.yaml reads: the environment, and what options and the settings file say of serving. Its folders are
-    those of this store, wherever compose.yaml lies.
+    """The environment for compose.yaml: the variables, and the serving settings from options and the settings file. Its
+    folders are those of this store, not of the folder of compose.yaml.
     """
     told = {name: given[name].text for name in _SERVED if given[name].origin in ("option", "file")}
     if artifacts != REPO_DIR / "artifacts":

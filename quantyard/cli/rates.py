@@ -1,4 +1,4 @@
-"""The command that times this machine, so that plans can tell how long they take before any of it has run."""
+"""The command `rates`."""
 
 from __future__ import annotations
 

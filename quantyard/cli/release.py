@@ -1,4 +1,4 @@
-"""The commands that judge, show and publish what was built."""
+"""The commands `publish`, `release`, `report` and `gate`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from quantyard.workflows.release import Publication
 
 
 def publish_command(args: argparse.Namespace) -> None:
-    """Publish what was built and measured before."""
+    """Publish built and measured files."""
     request = command_request(args)
     _end(request, workflow.publish(request, TerminalReporter()))
 
 
 def release_command(args: argparse.Namespace) -> None:
-    """Build, measure, test, judge and publish; skip finished stages."""
+    """Build, measure, test, compare with the budgets and publish; skip finished stages."""
     request = command_request(args)
     _end(request, workflow.release(request, TerminalReporter()))
 
 
 def report_command(args: argparse.Namespace) -> None:
-    """Write the card and the page of what was built and measured, and show the page."""
+    """Write the model card and the report page, and show the page."""
     page = workflow.report(command_request(args), TerminalReporter()).page
     print_line(page)
     if sys.stdout.isatty():
@@ -41,7 +41,7 @@ def report_command(args: argparse.Namespace) -> None:
 
 
 def gate_command(args: argparse.Namespace) -> None:
-    """Compare what was measured with the limits; publish nothing."""
+    """Compare what was measured with the budgets; publish nothing."""
     request = command_request(args)
     found = workflow.gate(request, TerminalReporter())
     if request.json:
@@ -64,7 +64,7 @@ def _end(request: BuildRequest, done: Publication) -> None:
 
 
 def _exit_by(gate: GateReport, *, allow_fail: bool = False) -> None:
-    """End with the gate's exit code; what it found is on the screen already."""
+    """Exit with the gate's code; the report is printed already."""
     try:
         check_release_gate(gate, allow_fail=allow_fail)
     except GateClosed as closed:

@@ -1,7 +1,7 @@
-"""argv, the environment and the settings file become the frozen request here and nowhere else.
+"""Turns argv, the environment and the settings file into the frozen request; no other module does.
 
-Make passes its variables on as environment variables, so `make build MODEL=x` and `quantyard build --model x`
-meet in the same row of the settings.
+Make passes its variables on as environment variables, so `make build MODEL=x` and `quantyard build --model x` use the
+same row of the settings.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from quantyard.requests import (
     TuneRequest,
 )
 
-# Where a CA is named for this machine's own programs, the containers need it just the same.
+# Variables with which programs of this machine name a CA; the containers need it too.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 _PEM = re.compile(rb"-----BEGIN [^-]+-----.+?-----END [^-]+-----", re.DOTALL)
-_MAX_PEM_BYTES = 16 * 2**20  # of a bundle; all of the world's authorities have a quarter of a MiB
+_MAX_PEM_BYTES = 16 * 2**20  # of a bundle; that of all public authorities has a quarter of a MiB
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def command_request(args: argparse.Namespace) -> BuildRequest:
-    """The request; the libraries of this process are told of its proxies and certificates."""
+    """The request of a command; configures proxies and certificates for the libraries of this process."""
     request = read_command_request(args, os.environ, read_settings_file(Path.cwd()))
     configure_http_libraries(request)
     return request
@@ -66,10 +66,10 @@ def command_request(args: argparse.Namespace) -> BuildRequest:
 def read_command_request(
     args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
 ) -> BuildRequest:
-    """The frozen request of this command line in this environment, with what the settings file says.
+    """The frozen request of this command line, environment and settings file.
 
     Raises:
-        BadRequest: a value that cannot be.
+        BadRequest: a value is not valid.
     """
     given = resolve_settings(args, environment, file)
     try:
@@ -129,7 +129,7 @@ def _request(
 
 
 def configure_http_libraries(request: BuildRequest) -> None:
-    """Put proxies and certificates where the libraries of this process look for them: in its environment."""
+    """Set proxies and certificates in the environment of this process, where its libraries read them."""
     os.environ.update(request.environment.proxies or {})
     if bundle := request.environment.ca_bundle:
         os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
@@ -192,7 +192,7 @@ def _tune(values: Mapping[str, str]) -> TuneRequest:
     quant = _named_quant("TARGET_SIZE", target).name if target and not target[0].isdigit() else ""
     kld = _decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
     if kld == 0:
-        raise BadRequest("TARGET_KLD=0 is reached by the unquantized model alone.", "Type: TARGET_KLD=0.05")
+        raise BadRequest("Only the unquantized model reaches TARGET_KLD=0.", "Type: TARGET_KLD=0.05")
     return TuneRequest(
         target_bytes=size_setting("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
         target_quant=quant, target_kld=kld, parts=integer_setting("PARTS", values, 1, 100),
@@ -234,8 +234,8 @@ def _measure(values: Mapping[str, str]) -> MeasureRequest:
 
 def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:
     if "@" in option:
-        message = "The option --https-proxy holds a user's name or password, and every user of this machine sees it."
-        raise BadRequest(message, "Set the variable HTTPS_PROXY in its place.")
+        message = "The option --https-proxy contains a user name or password, which every user of this machine sees."
+        raise BadRequest(message, "Set the variable HTTPS_PROXY instead.")
     found = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
     if values["HTTPS_PROXY"]:
         found["HTTPS_PROXY"] = values["HTTPS_PROXY"]
@@ -243,7 +243,7 @@ def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: 
 
 
 def command_hub_token(environment: Mapping[str, str]) -> str | None:
-    """The token that `hf auth login` left, where huggingface_hub keeps it (its constants.HF_TOKEN_PATH)."""
+    """The token of `hf auth login`, from huggingface_hub's constants.HF_TOKEN_PATH; None without one."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
     path = typed_file_path(environment.get("HF_TOKEN_PATH") or f"{home}/token")
@@ -305,7 +305,7 @@ def _ca_bundle(extra_ca: Path | None, artifacts: Path) -> Path | None:
     system = Path(ssl.get_default_verify_paths().cafile or certifi.where())
     bundle = artifacts / ".ca-bundle.pem"
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    # Each once: a second request of this process finds the bundle of the first where the system's is named.
+    # Without duplicates: for a second request of this process, the system's bundle is that of the first.
     content = b"\n".join(dict.fromkeys(_PEM.findall(system.read_bytes() + b"\n" + extra_ca.read_bytes()))) + b"\n"
     if not (bundle.is_file() and bundle.read_bytes() == content):
         temporary = bundle.with_suffix(f".{os.getpid()}.tmp")

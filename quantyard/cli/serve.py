@@ -1,4 +1,4 @@
-"""The commands that serve what was built: as it is, as an image, and to test its API."""
+"""The commands `serve`, `contract` and `image`."""
 
 from __future__ import annotations
 

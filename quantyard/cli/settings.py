@@ -1,17 +1,17 @@
-"""Everything a user can decide, in one table."""
+"""The table of settings: everything that a user can decide."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# What a value is: it decides the placeholder in `--help` and the type that quantyard.toml may give.
+# The kind of a value decides the placeholder in `--help` and the type in quantyard.toml.
 Kind = Literal["text", "list", "flag", "integer", "decimal", "size", "path", "paths"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing a user can decide."""
+    """One setting."""
 
     name: str  # the environment variable
     default: str
@@ -19,9 +19,9 @@ class Setting:
     help: str
     kind: Kind = "text"
     secret: bool = False  # neither an option nor in a file: command lines are visible to all, files are committed
-    private: bool = False  # may hold a password, and is shown nowhere
-    # Decides whose code runs here, or who sees a token. A folder that was downloaded may hold a quantyard.toml, so a
-    # file never decides that.
+    private: bool = False  # may hold a password, and is never shown
+    # Decides whose code runs here, or who sees a token. Not allowed in quantyard.toml, which a downloaded folder may
+    # contain.
     trusted: bool = False
 
     @property
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def flag(self) -> bool:
-        """Whether it is on or off."""
+        """Whether its value is on or off."""
         return self.kind == "flag"
 
     @property
@@ -62,7 +62,7 @@ SETTINGS: Final = (
         "QUANTS", "", "model", "the types of a matrix, comma-separated; default: the preset's, or one of each size",
         "list",
     ),
-    Setting("RECIPE", "", "model", "recipes of mixed precision (file.yaml), with QUANT or in its place", "paths"),
+    Setting("RECIPE", "", "model", "recipes of mixed precision (file.yaml), with or instead of QUANT", "paths"),
     Setting(
         "OUTTYPE", "auto", "model", "what to convert to: auto (bf16 unless it would lose bits), bf16, f16, f32, q8_0",
     ),
@@ -76,7 +76,7 @@ SETTINGS: Final = (
         "none, auto (used where it helps; the default of `matrix`), or a file.gguf",
     ),
     Setting(
-        "CALIBRATION", "", "importance matrix", "text files to compute it from; default: the text we ship", "paths",
+        "CALIBRATION", "", "importance matrix", "text files to compute it from; default: the shipped text", "paths",
     ),
     Setting(
         "CHUNKS", "", "importance matrix", "chunks of 512 tokens to read; 0 or not given: all (tune: 16)", "integer"
@@ -85,11 +85,11 @@ SETTINGS: Final = (
         "TARGET_SIZE", "", "tuning", "the largest file allowed, such as 4GiB, or Q4_K_M: as large as that one", "text"
     ),
     Setting("TARGET_KLD", "", "tuning", "the largest mean KL divergence allowed, in nats", "decimal"),
-    Setting("PARTS", "3", "tuning", "into how many parts the depth is cut, each with its own types", "integer"),
-    Setting("TYPES", "", "tuning", "tensor types to choose from, such as Q4_K,Q6_K; default: all it knows", "list"),
+    Setting("PARTS", "3", "tuning", "number of parts of the depth, each with its own types", "integer"),
+    Setting("TYPES", "", "tuning", "tensor types to choose from, such as Q4_K,Q6_K; default: all", "list"),
     Setting("SUITE", "", "measuring", "smoke, quick (the default of `eval`), standard, full, or a file.yaml"),
     Setting("BASELINE", "", "measuring", "the quant to compare with; default: the unquantized file"),
-    Setting("TASKS", "", "measuring", "tasks of lm-eval in place of the suite's own, comma-separated", "list"),
+    Setting("TASKS", "", "measuring", "tasks of lm-eval instead of the suite's, comma-separated", "list"),
     Setting("LIMIT", "", "measuring", "at most this many questions of each task", "integer"),
     Setting(
         "NUM_FEWSHOT", "", "measuring", "solved examples before each question; default: as the suite and task say",
@@ -97,7 +97,7 @@ SETTINGS: Final = (
     ),
     Setting("SEED", "", "measuring", "seed of every random choice; default: the suite's", "integer"),
     Setting(
-        "DATASETS", "", "measuring", "folder of data sets brought from elsewhere, for use without a network", "path",
+        "DATASETS", "", "measuring", "folder of data sets from another machine, for use without a network", "path",
     ),
     Setting("N_GPU_LAYERS", "0", "measuring", "layers to put on the GPU; -1: all", "integer"),
     Setting(
@@ -107,7 +107,7 @@ SETTINGS: Final = (
     Setting(
         "RAM", "", "choosing", "memory of the machine that will serve, such as 8GiB; default: this machine's", "size",
     ),
-    Setting("MIN_TPS", "0", "choosing", "the file must generate this many tokens/s, where it was measured", "decimal"),
+    Setting("MIN_TPS", "0", "choosing", "the least generated tokens/s, on the machine that measured", "decimal"),
     Setting("MAX_KLD", "", "choosing", "the largest mean KL divergence from the baseline, in nats", "decimal"),
     Setting("PARALLEL", "4", "choosing", "requests answered at once when serving", "integer"),
     Setting(
@@ -120,18 +120,18 @@ SETTINGS: Final = (
     ),
     Setting("REPO", "", "publishing", "the Hub repo to publish to, or to verify: me/name-GGUF"),
     Setting("OCI", "", "publishing", "also publish to this registry, for `docker model pull`: registry/name[:tag]"),
-    Setting("GATE", "", "publishing", "limits that must hold before publishing, a file.yaml; default: ours", "path"),
+    Setting("GATE", "", "publishing", "budgets to meet before publishing, a file.yaml; default: ours", "path"),
     Setting("DRY_RUN", "", "publishing", "show what would be published where, and send nothing", "flag"),
     Setting("PUBLIC", "", "publishing", "create the Hub repo public; default: private", "flag"),
     Setting("HUB_BRANCH", "", "publishing", "the branch to publish to; default: main"),
-    Setting("HUB_PR", "", "publishing", "open a pull request in place of a commit", "flag"),
+    Setting("HUB_PR", "", "publishing", "open a pull request instead of a commit", "flag"),
     Setting("LICENSE", "", "publishing", "the licence, where the source names none: apache-2.0, mit, ..."),
     Setting(
         "SPLIT_ABOVE", "45GiB", "publishing", "split larger files into parts, as the Hub's limit for a file requires",
         "size",
     ),
     Setting("COSIGN_KEY", "", "publishing", "private key with which cosign signs the registry's artifact", "path"),
-    Setting("ALLOW_FAIL", "", "publishing", "publish although the gate refuses, and say so on the card", "flag"),
+    Setting("ALLOW_FAIL", "", "publishing", "publish although a budget is not met, and say so on the card", "flag"),
     Setting(
         "TAG", "", "publishing", "the name of the image with the model inside, such as registry.example/team/model:q4",
     ),

@@ -1,7 +1,7 @@
-"""What one always sets: quantyard.toml of the current folder, or [tool.quantyard] of its pyproject.toml.
+"""The user's defaults: quantyard.toml of the current folder, or [tool.quantyard] of its pyproject.toml.
 
-It holds neither secrets nor settings that decide whose code runs here or who sees a token. Such files are committed
-and shared; and the current folder may be a model's, downloaded with a quantyard.toml in it.
+It must not hold secrets or settings that decide whose code runs here or who sees a token: such files are committed and
+shared, and the current folder may be a downloaded model's that contains a quantyard.toml.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantyard.errors import BadRequest
 
 NAME: Final = "quantyard.toml"
 _MAX_BYTES: Final = 2**20
-# By kind: what the value must be, in words, and how one writes it.
+# By kind: the type of the value in words, and an example.
 _TYPES: Final[dict[Kind, tuple[str, str]]] = {
     "text": ("text", '"…"'), "path": ("text", '"…"'), "size": ("text", '"8GiB"'), "flag": ("true or false", "true"),
     "integer": ("an integer", "8"), "decimal": ("a number", "0.05"), "list": ("text or a list of texts", '["…", "…"]'),
@@ -33,15 +33,15 @@ _CALLED: Final = {
 class SettingsFile:
     """The settings of one file, as text, by the name of the setting."""
 
-    where: str = ""  # quantyard.toml, or pyproject.toml [tool.quantyard]; empty: there is none
+    where: str = ""  # quantyard.toml, or pyproject.toml [tool.quantyard]; empty without a file
     values: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_settings_file(folder: Path) -> SettingsFile:
-    """The settings of this folder. quantyard.toml wins over pyproject.toml: they are never mixed.
+    """The settings of this folder. If quantyard.toml exists, pyproject.toml is ignored.
 
     Raises:
-        BadRequest: the file cannot be read, or holds what cannot be.
+        BadRequest: the file cannot be read, or a setting is not valid.
     """
     if (path := folder / NAME).exists():
         return _checked(NAME, _read(path, NAME))
@@ -62,11 +62,11 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(read_named_file(path, _MAX_BYTES).decode())
     except OSError as error:
-        raise BadRequest(f"{name} cannot be read: {error.strerror}.", f"Look at it: ls -l {name}") from error
+        raise BadRequest(f"{name} cannot be read: {error.strerror}.", f"Check it: ls -l {name}") from error
     except tomllib.TOMLDecodeError as error:
         raise BadRequest(f"{name} is not valid TOML: {error}.", 'Write one setting a line: quant = "Q4_K_M"') from error
     except ValueError as error:  # too large, not a file, or not UTF-8
-        raise BadRequest(f"{name} is not a text file in UTF-8 of at most 1 MiB.", f"Look at it: file {name}") from error
+        raise BadRequest(f"{name} is not a text file in UTF-8 of at most 1 MiB.", f"Check it: file {name}") from error
 
 
 def _checked(where: str, table: Mapping[str, Any]) -> SettingsFile:
@@ -83,13 +83,13 @@ def _setting(where: str, key: str, value: object) -> Setting:
         hint = f"{_meant(key)}List them with their values: quantyard config"
         raise BadRequest(f"{where}: the {what} {key[:80]!r} is unknown.", hint)
     if setting.secret or setting.private:
-        message = f"{where}: {key!r} does not belong in a file: it is, or may hold, a secret, and files are shared."
+        message = f"{where}: {key!r} cannot be set in a file: it is or may contain a secret, and files are shared."
         hint = f"Set the variable {setting.name}" + ("; or store the token: hf auth login" if setting.secret else ".")
         raise BadRequest(message, hint)
     if setting.trusted:
         message = (
             f"{where}: {key!r} cannot be set in a file: it decides whose code runs here or who sees a token, and a "
-            "downloaded folder may hold such a file."
+            "downloaded folder may contain such a file."
         )
         raise BadRequest(message, f"Give the option {setting.option}, or set the variable {setting.name}.")
     return setting
@@ -103,10 +103,10 @@ def _meant(key: str) -> str:
 
 
 def setting_text(where: str, key: str, setting: Setting, value: object) -> str:
-    """A value of TOML or of Python as one would type it.
+    """A value of TOML or Python as text, as a user would type it.
 
     Raises:
-        BadRequest: it is not of the setting's kind.
+        BadRequest: the value is not of the setting's kind.
     """
     kind = setting.kind
     if isinstance(value, bool):

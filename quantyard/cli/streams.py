@@ -1,4 +1,4 @@
-"""stdout and stderr of this process: prepared at the start, flushed and let go at the end."""
+"""stdout and stderr of this process: prepared at the start, flushed or discarded at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def prepare_stdout() -> None:
-    """Let no character end a command: what the terminal's encoding lacks is written as its escape. What was closed
-    before the start (`>&-`) swallows what is written.
+    """Make writing safe: characters outside the terminal's encoding are written as escapes, and output to a stream that
+    was closed before the start (`>&-`) is discarded.
     """
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
@@ -21,17 +21,17 @@ def prepare_stdout() -> None:
 
 
 def flush_stdout() -> None:
-    """Write what waits to be written, so that a full disk or a closed pipe shows while it can still be reported.
+    """Flush both streams, so that a full disk or a closed pipe is found while it can still be reported.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a stream cannot be written.
     """
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def is_stdout_read() -> bool:
-    """Whether the other end of both pipes, where they are pipes, is still open."""
+    """Whether the readers of both streams, if they are pipes, are still there."""
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -40,7 +40,7 @@ def is_stdout_read() -> bool:
 
 
 def discard_stdout() -> None:
-    """Let go what cannot be written: the interpreter would try once more at its end, and fail."""
+    """Discard output that cannot be written: the interpreter would try again at exit, and fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Shows on stderr what a workflow says while it works: bars on a terminal, lines elsewhere."""
+"""Shows the progress of a workflow on stderr: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class TerminalReporter:
         return console_reporter(self._console)
 
     def tell(self, event: Event) -> None:
-        """The event, above whatever comes."""
+        """Prints the event."""
         self._console.print(terminal_event(event), soft_wrap=True)

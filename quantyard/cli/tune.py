@@ -1,4 +1,4 @@
-"""The command that searches the best mix of tensor types for a size, or for a divergence."""
+"""The command `tune`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantyard.workflows import tune as workflow
 
 
 def tune_command(args: argparse.Namespace) -> None:
-    """Measure how much each group of tensors matters, choose types, make the file, compare it with a stock quant."""
+    """Search a mix of tensor types, make the file, and compare it with a stock quant."""
     request = command_request(args)
     tuned = workflow.tune(request, TerminalReporter())
     if request.json:

@@ -1,4 +1,4 @@
-"""Checks of the values that users type. Each error says what is wrong with the value, and how to write it."""
+"""Checks the values that users type. Each error states what is wrong with the value, and how to write it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SHOWN = 200
 
 
 def plain_setting(name: str, value: str) -> str:
-    """The value, which must be text of one line that can be shown, and hold no password.
+    """The value, which must be one printable line without a password.
 
-    Only proxies may hold one: every other address is written down in requests, manifests and messages.
+    Only proxies may contain a password: every other address is written to requests, manifests and messages.
     """
     if (shown := printable_line(value)) != value:
-        message = f"{name}={_cut(shown)} holds a character that cannot be shown, written here as an escape."
-        raise BadRequest(message, "Type it without: it may have come along with a copied text.")
+        message = f"{name}={_cut(shown)} contains an unprintable character, written here as an escape."
+        raise BadRequest(message, "Remove the character; it may have been copied with the text.")
     if len(value) > _LONGEST:
-        message = f"{name} is {len(value):,} characters long, and {_LONGEST:,} are the most."
+        message = f"{name} has {len(value):,} characters; at most {_LONGEST:,} are allowed."
         raise BadRequest(message, f"It begins with: {_cut(value)}")
     if "://" in value and url_has_user_info(value):
         raise password_setting_error(name)
@@ -39,37 +39,37 @@ def plain_setting(name: str, value: str) -> str:
 
 
 def password_setting_error(name: str) -> BadRequest:
-    """The refusal of an address that holds a user's name or password, which it does not repeat."""
-    message = f"{name} holds a user's name or password, and what it names is written into requests and manifests."
-    return BadRequest(message, "Give the address without what stands before the @; for the Hub, set HF_TOKEN.")
+    """The error for an address with a user name or password, which it does not repeat."""
+    message = f"{name} contains a user name or password, and its value is written to requests and manifests."
+    return BadRequest(message, "Give the address without the part before the @; for the Hub, set HF_TOKEN.")
 
 
 def endpoint_setting(text: str) -> str | None:
-    """The address of a Hub, which is recorded with every file from there; None where none is given."""
+    """The address of a Hub, which is recorded with every file from it; None if the text is empty."""
     if not text:
         return None
     if "@" in text:
         raise password_setting_error("HF_ENDPOINT")
     if not _ADDRESS.fullmatch(text) or not _has_host(text):
-        shown = _cut(re.split(r"[?#]", text)[0])  # what comes then may be a token
-        message = f"HF_ENDPOINT={shown} is not the address of a Hub, which has no ? and no #."
+        shown = _cut(re.split(r"[?#]", text)[0])  # the rest may be a token
+        message = f"HF_ENDPOINT={shown} is not the address of a Hub: http(s)://host, without ? and #."
         raise BadRequest(message, "Write it like this: HF_ENDPOINT=https://hub.example")
     return text.rstrip("/")
 
 
 def proxy_setting(name: str, url: str) -> str:
-    """The address of a proxy, as what opens connections takes it. It may hold a password, and so is never shown."""
+    """The address of a proxy, as HTTP clients accept it. It may contain a password, so it is never shown."""
     if printable_line(url) != url or not _has_host(url if "://" in url else f"//{url}"):
-        hint = f"Write it like this: {name}=http://proxy.example:3128; of a password, / # ? @ : as %2F %23 %3F %40 %3A"
+        hint = f"Write it like this: {name}=http://proxy.example:3128; in a password, / # ? @ : as %2F %23 %3F %40 %3A"
         raise BadRequest(f"{name} is not the address of a proxy.", hint)
     return url
 
 
 def token_setting(name: str, text: str) -> str | None:
-    """A token as it can stand in a request, and so is never shown; None where none is given."""
+    """A token that fits an HTTP header; it is never shown. None if the text is empty."""
     if text and not _TOKEN.fullmatch(text):
-        raise BadRequest(f"{name} is not a token: it holds a space, a line end, or a character outside ASCII.",
-                         f"Copy the token again, and set {name} to it alone.")
+        raise BadRequest(f"{name} is not a token: it contains a space, a line end, or a character outside ASCII.",
+                         f"Copy the token again, and set {name} to the token only.")
     return text or None
 
 
@@ -86,7 +86,7 @@ def _cut(text: str) -> str:
 
 
 def one_of_setting(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The value, which must be one of these."""
+    """The value, which must be one of `allowed`."""
     if value not in allowed:
         message = f"{name}={_cut(value)} is not one of {', '.join(allowed)}."
         raise BadRequest(message, f"Type one of them: {name}={allowed[0]}")
@@ -94,7 +94,7 @@ def one_of_setting(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def flag_setting(name: str, values: Mapping[str, str]) -> bool:
-    """On or off; nothing is off."""
+    """Whether the flag is on; empty is off."""
     value = values[name].lower()
     if value not in _ON | _OFF:
         raise BadRequest(f"{name}={_cut(values[name])} is neither on nor off.", f"Type {name}=1, or leave it out.")
@@ -110,16 +110,16 @@ def integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -
 
 
 def optional_integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -> int | None:
-    """The same; None where nothing is given."""
+    """As `integer_setting`; None if the value is empty."""
     return integer_setting(name, values, low, high) if values[name] else None
 
 
 def readable_file_setting(name: str, values: Mapping[str, str]) -> Path | None:
-    """A file that is there and can be read: found out before hours of work, not after."""
+    """A readable file; checked before hours of work."""
     if not values[name]:
         return None
     path = typed_file_path(values[name]).absolute()
-    if kind_of_path(path) == "other":  # a pipe would be waited for
+    if kind_of_path(path) == "other":  # opening a pipe would block
         raise BadRequest(f"{name}={_cut(values[name])} is not a file.", f"Give a file that can be read: {name}=path")
     try:
         path.open("rb").close()
@@ -130,8 +130,8 @@ def readable_file_setting(name: str, values: Mapping[str, str]) -> Path | None:
 
 
 def size_setting(name: str, text: str, least_bytes: int, least: str, *, of_file: bool = False) -> int:
-    """16GiB, 16G and 16GB of memory are the same, powers of 1024; of a file the last two are powers of 1000, as our
-    tables and the Hub show them.
+    """Bytes of a size. For memory, 16GiB, 16G and 16GB are equal, powers of 1024; for a file, 16G and 16GB are powers
+    of 1000, as in our tables and on the Hub.
     """
     match = _SIZE.fullmatch(text.strip())
     step = 1000 if match and of_file and not match[3] else 1024

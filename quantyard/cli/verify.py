@@ -1,4 +1,4 @@
-"""The command that checks what was published."""
+"""The command `verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan will cost: download, disk at its peak, file sizes, memory, time."""
+"""The cost of a plan: download, disk at its peak, file sizes, memory, time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Cost:
         message = f"The build needs {needed} of disk, and {free} are free in {artifacts}."
         elsewhere = "Free some space, or use another disk: ARTIFACTS=/path"
         if self.fitting and setting:
-            these = f"These fit; type the same with:  {setting}={','.join(self.fitting)}"
+            these = f"These fit; type the same command with:  {setting}={','.join(self.fitting)}"
             raise NotEnoughDisk(message, f"{these}\n{elsewhere}")
         raise NotEnoughDisk(message, elsewhere)
 
@@ -69,7 +69,7 @@ class Cost:
 def forecast_cost(
     plan: BuildPlan, finished: Collection[str], partial_bytes: int, artifacts: Path, time: Forecast | None = None
 ) -> Cost:
-    """The cost of the steps that are not finished; `partial_bytes` of a download are there already."""
+    """The cost of the steps that are not finished; `partial_bytes` of a download have arrived already."""
     left = [step for step in plan.steps if step.label not in finished]
     download_bytes = sum(s.size_bytes for s in left if s.row.network)
     files = tuple(_file_cost(plan, t.quant.name, t.size_bytes) for t in plan.targets)

@@ -73,7 +73,7 @@ class ForecastConditions:
 
 
 def forecast_conditions(runner: PlanRunner) -> ForecastConditions:
-    """Those of a build."""
+    """The conditions of a run."""
     return ForecastConditions(runner.engine.name, runner.concurrency, runner.engine.capacity().cpu)
 
 

@@ -86,7 +86,7 @@ def test_an_unknown_quant_gets_the_nearest_name(asked: str, nearest: str, refuse
         ("/", "no config.json"),
         ("org/my model", "it holds a space"), ("org /name", "it holds a space"), (" ", "is not a model"),
         ("name", "is not a model folder, a file or a preset"), ("org/..", "it is a path"), ("org/na..me", "'..'"),
-        ("org/name\n", "a character that cannot be shown"), ("org/name.git", "is not a model id"),
+        ("org/name\n", "an unprintable character"), ("org/name.git", "is not a model id"),
         ("org/name@", "not name a valid git revision"), ("org/name@../x", "not name a valid git revision"),
         ("org/name@a b", "not name a valid git revision"),
         ("org/name@--upload-pack=x", "not name a valid git revision"),

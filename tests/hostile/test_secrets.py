@@ -196,7 +196,7 @@ def test_a_stored_token_that_is_none_is_refused_and_not_repeated(tmp_path: Path,
 
 
 def test_a_password_is_no_option_of_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="every user of this machine sees it"):
+    with pytest.raises(BadRequest, match="every user of this machine sees"):
         read_command_request(_nothing_typed(HTTPS_PROXY=PROXY), {"ARTIFACTS": str(tmp_path)})
 
 

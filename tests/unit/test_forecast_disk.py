@@ -149,7 +149,7 @@ def test_plan_says_which_files_fit_and_ends_with_the_same_exit_code(run: Run) ->
     free = _needed(run, "Q4_K_M,Q8_0")
     code, out, err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke")
     assert code == ExitCode.RESOURCES
-    assert "too small for all; these fit: " in out and "type the same with:  QUANTS=" in err
+    assert "too small for all; these fit: " in out and "type the same command with:  QUANTS=" in err
     code, out, _err = run("plan", free, FakeEngine(), f"--quants={ALL}", "--suite=smoke", "--json")
     assert code == 0 and "Q4_K_M" in json.loads(out)["fitting"]
     assert json.loads(run("plan", 10**9, FakeEngine(), f"--quants={ALL}", "--json")[1])["fitting"] is None
@@ -158,7 +158,7 @@ def test_plan_says_which_files_fit_and_ends_with_the_same_exit_code(run: Run) ->
 def test_a_build_of_several_files_names_the_quants_that_fit_too(run: Run) -> None:
     free = _needed(run, "Q4_K_M,Q8_0")
     code, _out, err = run("build", free, FakeEngine(), f"--quant={ALL}")
-    assert code == ExitCode.RESOURCES and "These fit; type the same with:  QUANT=" in err
+    assert code == ExitCode.RESOURCES and "These fit; type the same command with:  QUANT=" in err
 
 
 def test_where_no_setting_names_the_files_none_is_offered(run: Run, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_where_no_setting_names_the_files_none_is_offered(run: Run, tmp_path: Pa
     assert "These fit" not in error.value.hint and "ARTIFACTS=/path" in error.value.hint
     with pytest.raises(NotEnoughDisk) as error:
         short.check_disk(tmp_path, "QUANTS")
-    assert "type the same with:  QUANTS=Q4_K_M" in error.value.hint
+    assert "type the same command with:  QUANTS=Q4_K_M" in error.value.hint
 
 
 def test_with_both_versions_of_each_file_a_matrix_takes_more_and_says_so_before_the_trial(run: Run) -> None:

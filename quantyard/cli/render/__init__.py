@@ -1,1 +1,1 @@
-"""Everything a terminal shows."""
+"""The output of the commands: text for the terminal, and JSON."""

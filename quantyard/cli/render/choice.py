@@ -1,4 +1,4 @@
-"""The choice for people, as a table and sentences, and for programs."""
+"""The output of `choose`: a table and sentences for the terminal, and JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "abo
 
 
 def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> Table:
-    """Every file that was measured, the largest first, and what becomes of it."""
+    """Every measured file, the largest first, with its result."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("file", "size", "memory", choices.metric, "generated", ""):
         table.add_column(name, justify="left" if name in ("file", "") else "right", no_wrap=True)
@@ -47,7 +47,7 @@ def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choi
 
 
 def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, model: str) -> str:
-    """The file to take, why, and the runner-up."""
+    """The chosen file, the reason, and the runner-up."""
     facts = [
         ("Take", f"[bold]{escape_rich_markup(choice.best.quant)}[/]: {escape_rich_markup(_reason(choices, choice))}"),
         ("", escape_rich_markup(str(choice.best.path))),
@@ -59,7 +59,7 @@ def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, mo
 
 
 def terminal_choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> str:
-    """The file to take and why, in one line."""
+    """The chosen file and the reason, in one line."""
     use = f"{format_count(choices.use.tokens)} tokens of context"
     return (
         f"{choice.best.quant} with {format_memory(budget.memory_bytes)} of memory and {use}: {_reason(choices, choice)}"
@@ -69,7 +69,7 @@ def terminal_choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choic
 def terminal_choice_notes(
     choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str
 ) -> list[tuple[str, str]]:
-    """Limits of the choice, and the files that were left out."""
+    """Notes on the choice, and the files that were left out."""
     said = [("Note", escape_rich_markup(text)) for text in _limits(choices, budget, choice)]
     for quant, why in choices.others.items():
         said.append(("Left out", escape_rich_markup(f"{quant} {why}")))
@@ -181,7 +181,7 @@ def _limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> 
     said = []
     if choices.trained_context and choices.use.tokens > choices.trained_context:
         trained = format_count(choices.trained_context)
-        said.append(f"the model was trained on {trained} tokens; beyond them it may write nonsense")
+        said.append(f"the model was trained on {trained} tokens; quality beyond them is not known")
     if (
         choice
         and budget.max_kld is not None
@@ -195,7 +195,7 @@ def _limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> 
 
 
 def choice_json(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> dict[str, Any]:
-    """The same for programs; bytes, nats and tokens per second."""
+    """The choice as JSON; bytes, nats and tokens per second."""
     beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     runner_up = choice.runner_up.quant if choice.runner_up else None
     return {

@@ -11,7 +11,7 @@ from quantyard.cli.settings import Setting
 
 
 def terminal_config(rows: Sequence[tuple[Setting, str, str]]) -> Table:
-    """One row a setting; what is not a default stands out."""
+    """One row per setting; defaults are dimmed."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("setting", "value", "from"):
         table.add_column(head, overflow="fold")

@@ -1,4 +1,4 @@
-"""The results of a measurement, as tables for people and as JSON for programs, from the report alone."""
+"""The results of an evaluation, from its report: tables for the terminal, and JSON."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": 
 
 
 def terminal_measured_files(report: EvalReport, width: int = 200) -> Table:
-    """One row per file, the baseline's first, then the largest: size, perplexity, divergence, speed and memory; of
-    several files, which are on the front.
+    """One row per file, the baseline first, then the largest: size, perplexity, divergence, speed and memory; with
+    several files also the Pareto front.
 
     Args:
-        width: of the terminal, in characters; what has no room there is left out.
+        width: of the terminal, in characters; columns that do not fit are left out.
     """
     marks = _front_marks(report)
     names = [*_COLUMNS, *(["front"] if marks else [])]
@@ -39,7 +39,7 @@ def terminal_measured_files(report: EvalReport, width: int = 200) -> Table:
 _COLUMNS: Final = (
     "file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory",
 )  # fmt: skip
-_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt")  # of a narrow one; they are in the report, though
+_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt")  # on a narrow terminal; the report has them
 
 
 def _filled(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
@@ -50,7 +50,7 @@ def _filled(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _width(table: Table) -> int:
-    """Characters that it takes where nothing is cut off."""
+    """The width without truncation, in characters."""
     console = Console(width=1000)
     return console.measure(table).maximum
 
@@ -64,7 +64,7 @@ def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]
 
 
 def _front_marks(report: EvalReport) -> dict[str, str]:
-    """As in the plot: filled for the front, hollow for what another file beats. Empty for a single file."""
+    """Marks as in the plot: filled for the front, hollow for beaten files. Empty for a single file."""
     beaten = pareto_beaten_by(pareto_entries(report))
     return {label: "○" if winners else "●" for label, winners in beaten.items()} if len(beaten) > 1 else {}
 
@@ -91,9 +91,9 @@ def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
 
 
 def terminal_measured_tasks(report: EvalReport) -> Table | None:
-    """One row per file, task and metric: the change against the baseline and what it means; None without tasks.
+    """One row per file, task and metric: the difference from the baseline and the verdict; None without tasks.
 
-    Where the baseline alone was measured, its scores.
+    If only the baseline was measured, its scores.
     """
     compared = [(m.file.label, c) for m in report.measurements for c in m.comparisons]
     if compared:
@@ -141,7 +141,7 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 
 def terminal_report_paths(measured: Measured) -> str:
-    """Where the report and its plots are."""
+    """The paths of the report and its plots."""
     files = _published(measured.folder)
     plots = [path for path in files if path.suffix in (".svg", ".png")]
     lines = [f"[bold]{'report':<13}[/]{escape_rich_markup(str(measured.folder / 'report.md'))}"]
@@ -151,7 +151,7 @@ def terminal_report_paths(measured: Measured) -> str:
 
 
 def measured_json(measured: Measured) -> dict[str, Any]:
-    """What was measured, for programs: the whole report, and every file that was published with it."""
+    """The whole report as JSON, with the paths of its files."""
     report = measured.report
     return {
         "suite": report.suite.name, "baseline": report.baseline,

@@ -1,4 +1,4 @@
-"""What a workflow says while it works, as text for a terminal."""
+"""The events of a workflow, as text for the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def terminal_event(event: Event) -> str:
             return summary.terminal_plan(planned)
         case RunTimed(compared):
             return escape_rich_markup(summary.terminal_run_time(compared))
-        case GateJudged(gate):  # what follows is imported late: a build needs nothing of a gate or a matrix
+        case GateJudged(gate):  # imported late: a build needs neither gate nor matrix
             from quantyard.cli.render.release import terminal_gate
 
             return terminal_gate(gate)

@@ -1,4 +1,4 @@
-"""The end of a matrix: the front, the beaten files, which file to take, and where the results are."""
+"""The end of a matrix: the Pareto front, the beaten files, the file to take, and the paths of the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Fact = tuple[str, str]
 
 
 def terminal_pareto_front(report: EvalReport) -> str:
-    """The front, and a line for each file that another one beats; empty where nothing tells quality."""
+    """The front, and a line for each beaten file; empty if quality was not measured."""
     entries = sorted(pareto_entries(report), key=lambda entry: -entry.size_bytes)
     if not entries:
         return ""
@@ -34,12 +34,12 @@ def terminal_pareto_front(report: EvalReport) -> str:
 
 
 def pareto_front_json(report: EvalReport) -> dict[str, list[str]]:
-    """Each file → those that beat it; none for a file of the front."""
+    """Each file → the files that beat it; empty for a file of the front."""
     return {label: list(winners) for label, winners in pareto_beaten_by(pareto_entries(report)).items()}
 
 
 def terminal_matrix_end(found: Matrix, model: str) -> list[_Fact]:
-    """Which file to take, and where everything is."""
+    """The file to take, and the paths of the results."""
     built, measured = found.built, found.built.measured
     assert measured is not None, "a matrix has one"
     chosen = found.chosen
@@ -55,7 +55,7 @@ def terminal_matrix_end(found: Matrix, model: str) -> list[_Fact]:
 
 
 def matrix_json(found: Matrix) -> dict[str, Any]:
-    """What a matrix ends with, for programs."""
+    """The result of a matrix as JSON."""
     built = found.built
     assert built.measured is not None, "a matrix has one"
     return built_json(built) | {
@@ -68,14 +68,14 @@ def matrix_json(found: Matrix) -> dict[str, Any]:
 
 
 def terminal_matrix_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[_Fact]:
-    """The file to take on this machine, and how to ask for another."""
+    """The file to take on this machine, and the command for another memory and speed."""
     if choice is None:
         return [("Take", "no file fits in the memory of this machine"), _other_choice(model)]
     return [("Take", escape_rich_markup(terminal_choice_line(choices, budget, choice))), _other_choice(model)]
 
 
 def terminal_matrix_no_choice(why: str, model: str) -> list[_Fact]:
-    """The same where nothing can be chosen."""
+    """The reason why no file can be chosen, and the command for another memory and speed."""
     return [("Take", escape_rich_markup(why)), _other_choice(model)]
 
 
@@ -84,7 +84,7 @@ def _other_choice(model: str) -> _Fact:
 
 
 def terminal_matrix_paths(page: Path, report: Path, manifest: Path) -> list[_Fact]:
-    """What to open."""
+    """The files to open."""
     plots = len({path.stem.rsplit("-", 1)[0] for path in (report / "plots").glob("*.svg")})  # light and dark
     drawn = f", {plots} plots beside it" if plots else ""
     return [
@@ -95,7 +95,7 @@ def terminal_matrix_paths(page: Path, report: Path, manifest: Path) -> list[_Fac
 
 
 def terminal_matrix_imatrices(built: Sequence[BuiltFile]) -> list[_Fact]:
-    """Which files were made with an importance matrix, and where that is."""
+    """The importance matrices, and the files that were made with them."""
     quants: dict[Path, list[str]] = {}
     for file in built:
         if file.record.imatrix:
@@ -104,14 +104,14 @@ def terminal_matrix_imatrices(built: Sequence[BuiltFile]) -> list[_Fact]:
 
 
 def terminal_matrix_head(built: Built) -> str:
-    """What became of them."""
+    """The number of built files."""
     n_files = len(built.files)
     files = f"{n_files} file{'s' * (n_files != 1)}"
     return f"[bold green]{'' if built.ran else 'Nothing to do: '}{files} built, verified and measured[/]"
 
 
 def terminal_matrix_failures(failures: Mapping[str, StageFailed], others: bool) -> str:
-    """Which steps failed, and why. `others`: whether the rest is done."""
+    """The failed steps and the reasons. `others`: whether the other steps succeeded."""
     lines = [
         f"  [red]{escape_rich_markup(label)}[/]: {escape_rich_markup(f.message)} {escape_rich_markup(f.hint)}"
         for label, f in failures.items()

@@ -1,4 +1,4 @@
-"""The output of the release commands: what would be published where, what was, and what the gate found."""
+"""The output of the release commands: the gate's report, intended and finished publications, and `verify`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VERDICTS = {
 
 
 def terminal_gate(gate: GateReport) -> str:
-    """Every budget, a line each, and what follows."""
+    """The outcome, and a line per budget."""
     by = escape_rich_markup(f"budgets: {gate.budgets}, suite {gate.suite}")
     head = f"[bold]{'Gate':<13}[/]{_VERDICTS[gate.outcome]} ({by})"
     lines = [
@@ -37,7 +37,7 @@ def terminal_gate(gate: GateReport) -> str:
 
 
 def terminal_publish_intention(done: Publication) -> str:
-    """What would be published where."""
+    """What would be published, and the destinations."""
     found, where, facts = done.intended, done.where, list[tuple[str, str]]()
     assert found is not None, "it was a dry run"
     if where.hub:
@@ -64,7 +64,7 @@ def _change_text(change: FileChange) -> str:
 
 
 def terminal_published_files(done: Published) -> str:
-    """Where it is now, and how to use it."""
+    """What was published, and the addresses."""
     facts = [("Registry", escape_rich_markup(_oci_text(artifact))) for artifact in done.oci]
     if done.hub:
         sent = [change for change in done.hub.changes if change.state != "unchanged"]
@@ -82,7 +82,7 @@ def _oci_text(artifact: OciPublication) -> str:
 def release_json(
     gate: GateReport | None, changes: Sequence[FileChange], oci: Sequence[OciPublication], hub: HubPublication | None
 ) -> dict[str, Any]:
-    """The same for programs; sizes in bytes."""
+    """Gate, files and destinations as JSON; sizes in bytes."""
     told = hub and {"url": hub.url, "commit": hub.commit, "pull_request": hub.pull_request, "created": hub.created}
     return {
         "gate": gate and {"outcome": gate.outcome, **gate.model_dump(mode="json")}, "hub": told,
@@ -91,7 +91,7 @@ def release_json(
 
 
 def publication_json(done: Publication) -> dict[str, Any]:
-    """What was published, or would be, for programs."""
+    """The publication, or the intended one, as JSON."""
     if done.published:
         hub = done.published.hub
         return release_json(done.gate, hub.changes if hub else (), done.published.oci, hub)
@@ -103,7 +103,7 @@ _CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "n
 
 
 def terminal_verify_checks(checks: Sequence[ReleaseCheck]) -> str:
-    """One line per check, and what follows."""
+    """One line per check, and the conclusion."""
     lines = [
         f"{_CHECKED[found.state]}{escape_rich_markup(found.what)}: {escape_rich_markup(found.finding)}"
         for found in checks

@@ -1,4 +1,4 @@
-"""Foreign text between the marks of rich (`[bold]…[/]`): shown as it is, on its line, and never read as a mark."""
+"""Escapes foreign text for lines with rich's markup (`[bold]…[/]`)."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from quantyard.formatting.printable import printable_line
 
 
 def escape_rich_markup(text: str) -> str:
-    """The text for a line with marks. Everything that is not our own word goes through here."""
+    """The text with markup escaped, on one line. Required for every text that is not ours."""
     return _escape(printable_line(text))

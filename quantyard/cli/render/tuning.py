@@ -1,4 +1,4 @@
-"""What a search says: its table and its result."""
+"""The output of `tune`: its tables and its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantyard.workflows.tune import Tuned
 
 
 def terminal_tensor_groups(found: Sequence[Sensitivity], mix: TypeMix) -> Table:
-    """Each group: its weights, what it costs to make it low, and the type it got; the most sensitive first."""
+    """Each group: its weights, its divergence at low precision, and its type; the most sensitive first."""
     table = Table(box=None, pad_edge=False)
     table.add_column("group")
     for name in ("weights", "KLD when low", "a weight (1e-9)"):
@@ -51,15 +51,15 @@ def terminal_tuned_files(gain: TuningGain) -> Table:
 
 
 def terminal_tuning_gain(gain: TuningGain, goal: TuningGoal, mix: TypeMix) -> str:
-    """The result in words."""
+    """The result, in sentences."""
     tuned, stock, relative = gain.tuned, gain.stock, gain.relative
     change = numbers.format_change_interval(relative)
     smaller = 1 - tuned.size_bytes / stock.size_bytes
     size = f"{numbers.format_rough_percent(abs(smaller))} {'smaller' if smaller >= 0 else 'larger'} than"
     lines = [
-        f"Asked for: {goal.text}. {tuned.quant} has {numbers.format_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
+        f"Goal: {goal.text}. {tuned.quant} has {numbers.format_bytes(tuned.size_bytes)}, {size} {stock.quant}.",
         f"Mean KLD on text that the search has not read: {gain.verdict}, {change} against {stock.quant}.",
-        f"Expected from the parts, on the text of the search: {numbers.format_kld(mix.kld)}.",
+        f"Expected from the groups, on the text of the search: {numbers.format_kld(mix.kld)}.",
     ]
     if goal.kld is not None and tuned.kld.value > goal.kld:
         lines.append(
@@ -69,7 +69,7 @@ def terminal_tuning_gain(gain: TuningGain, goal: TuningGoal, mix: TypeMix) -> st
 
 
 def tuned_json(tuned: Tuned) -> dict[str, Any]:
-    """All of it for programs; sizes in bytes, divergences in nats."""
+    """The result as JSON; sizes in bytes, divergences in nats."""
     gain = tuned.gain
     files = {
         one.quant: {"size_bytes": one.size_bytes, "mean_kld": one.kld.model_dump()}
