@@ -190,7 +190,7 @@ def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
         message = f"llama.cpp's converter does not support the architecture {match[1]}."
         hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "architecture", message, hint)
-    message = f"llama.cpp's converter failed on {architecture} (exit code {run.exit_code})."
+    message = f"llama.cpp's converter failed on {architecture} ({run.end})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, "Its last output says why.", run.tail)
 
 

@@ -154,7 +154,7 @@ def _run_converter(stage: Stage, request: LoraRequest, tools: LlamaTools, folder
 
 def _failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
     refuse_exhausted_tool(run, stage.out_dir, "The converter")
-    message = f"llama.cpp's converter failed on this adapter of {base.model_class} (exit code {run.exit_code})."
+    message = f"llama.cpp's converter failed on this adapter of {base.model_class} ({run.end})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, MERGE, run.tail)
 
 

@@ -208,7 +208,7 @@ def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailu
         message = f"{request.label} needs an importance matrix, and {what}."
         hint = "Have one computed with IMATRIX=auto, or choose another quant: make quants"
         return StageFailure(ExitCode.BAD_REQUEST, "needs-imatrix", message, hint, run.tail)
-    message = f"llama.cpp cannot quantize this model to {request.label} (exit code {run.exit_code})."
+    message = f"llama.cpp cannot quantize this model to {request.label} ({run.end})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantize-failed", message, "Its last output says why.", run.tail)
 
 

@@ -134,7 +134,7 @@ def _with_program(
     run = run_llama_tool(argv, tools.clean_env, _Log(stage, source))
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, program.name)
-        raise _failure(f"{program.name} cannot split this model (exit code {run.exit_code}).", run.tail)
+        raise _failure(f"{program.name} cannot split this model ({run.end}).", run.tail)
     return StageOutcome(tools={"llama.cpp": _version_of(program, tools)}, argv=(run.argv,))
 
 

@@ -53,7 +53,7 @@ class ToolReader:
         if "not_finite" in found:
             return imatrix_not_finite(found["not_finite"], run.tail)
         refuse_exhausted_tool(run, self.stage.out_dir, "llama-imatrix")
-        message = f"llama-imatrix cannot read this model (exit code {run.exit_code})."
+        message = f"llama-imatrix cannot read this model ({run.end})."
         hint = "Its last output says why. Build without a matrix: IMATRIX=none"
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, hint, run.tail)
 

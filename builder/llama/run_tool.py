@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from quantyard.protocol.aborts import TailWithReason, crash_words
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -29,6 +29,11 @@ class ToolRun:
     exit_code: int
     tail: str
 
+    @property
+    def end(self) -> str:
+        """For a message: "exit code 1", or the assertion by which it aborted."""
+        return crash_words(self.exit_code, self.tail) or f"exit code {self.exit_code}"
+
 
 def run_llama_tool(
     argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None], timeout_s: float | None = None
@@ -37,7 +42,7 @@ def run_llama_tool(
 
     After `timeout_s` it gets SIGXCPU, so that callers see the same signal as for a tool over its CPU limit.
     """
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    tail = TailWithReason(_TAIL_LINES)
     with subprocess.Popen(
         list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
@@ -51,7 +56,7 @@ def run_llama_tool(
                 on_line(line)
         finally:
             timer.cancel()
-    return ToolRun(tuple(argv), process.returncode, "\n".join(tail))
+    return ToolRun(tuple(argv), process.returncode, str(tail))
 
 
 def refuse_exhausted_tool(run: ToolRun, out_dir: Path, tool: str) -> None:

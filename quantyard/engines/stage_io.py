@@ -5,8 +5,8 @@ worked on hostile files.
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from quantyard.engines import OnProgress
 from quantyard.errors import EngineError, ResultRefused
 from quantyard.files.safe_files import SafeFolder, UnsafeFile
 from quantyard.plan.steps import StageSpec
+from quantyard.protocol.aborts import TailWithReason, crash_words
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 
@@ -31,13 +32,13 @@ class StageListener:
 
     def __init__(self, stage: str, on_progress: OnProgress) -> None:
         self._stage, self._on_progress = stage, on_progress
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._tail = TailWithReason(_TAIL_LINES)
         self._second, self._heard = 0, 0
 
     @property
     def tail(self) -> str:
-        """The last lines that are not progress."""
-        return "\n".join(self._tail)
+        """The last lines that are not progress, and an assertion before them."""
+        return str(self._tail)
 
     def on_stdout(self, line: str) -> None:
         """One line of stdout: progress, or text for people."""
@@ -72,10 +73,14 @@ def _progress(line: str) -> Progress | None:
 def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
     """The result that a stage left, or one made from its exit code. The stage must have ended.
 
+    A stage that aborted or crashed did so in llama.cpp's code, on this model: exit code 3.
+
     Raises:
         ResultRefused: what it left is not a result, is that of another stage, or names another exit code.
         EngineError: the stage was killed.
     """
+    if words := crash_words(exit_code, tail):
+        return _crashed(spec, words, tail)
     if exit_code != ExitCode.DONE and exit_code not in _ENDED:
         raise _killed(spec.label, exit_code, tail)
     try:
@@ -123,7 +128,19 @@ def engine_timeout_error(spec: StageSpec) -> EngineError:
     return EngineError(message, "Try a smaller model or a faster machine.")
 
 
+def _crashed(spec: StageSpec, words: str, tail: str) -> StageResult:
+    """The result of a stage whose process ended itself by a signal."""
+    message = f"llama.cpp {words}."
+    hint = "Choose another model, or another version of llama.cpp: LLAMA_CPP_TAG=full-bNNNN"
+    error = StageError(kind="crashed", message=message, hint=hint, detail=tail)
+    return StageResult(stage=spec.row.name, exit_code=ExitCode.UNSUPPORTED_MODEL, error=error)
+
+
 def _killed(label: str, exit_code: int, tail: str) -> EngineError:
-    how = "was killed" if exit_code < 0 or exit_code > 128 else "ended with an exit code that stages do not use"
+    if exit_code in (-signal.SIGILL, 128 + signal.SIGILL):
+        message = f"{label} used an instruction that this CPU does not have (SIGILL)."
+        return EngineError(message, "llama.cpp was built for another CPU. Check this machine: make doctor", tail)
+    is_signal = exit_code < 0 or exit_code > 128
+    how = "was killed from outside" if is_signal else "ended with an exit code that stages do not use"
     message = f"{label} {how} (exit code {exit_code})."
     return EngineError(message, "Type the same command again; finished stages are kept.", tail)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -21,7 +21,7 @@ from quantyard.formats.strict_json import JsonProblem, load_json
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 INDEX_NAME: Final = "model.safetensors.index.json"
-_MAX_INDEX_BYTES: Final = 100_000_000
+MAX_INDEX_BYTES: Final = 100_000_000
 _MAX_VALUES: Final = 20_000_000  # eight for each tensor
 _TINY_SHARE: Final = 0.01
 
@@ -36,6 +36,10 @@ DTYPE_BITS: Final[dict[str, int]] = {
 
 class SafetensorsError(Exception):
     """A safetensors file is not what the format demands; the message names the file."""
+
+
+class StaleIndexError(SafetensorsError):
+    """The index and the files are each well-formed, and are of different saves."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class SafetensorsFile:
 
 
 def read_safetensors_folder(folder: Path, names: Sequence[str] | None = None) -> tuple[SafetensorsFile, ...]:
-    """Check every `*.safetensors` of a folder, or those its index names.
+    """Check the weights of a folder that holds the files of one model: those its index names, or every
+    `*.safetensors`. Which files of a larger folder are the model is decided before, see hub/weight_files.py.
 
     Args:
         names: the files of it that are opened, an index among them; None: all.
@@ -74,16 +79,23 @@ def read_safetensors_folder(folder: Path, names: Sequence[str] | None = None) ->
         OSError: a file cannot be read.
     """
     here = set(names if names is not None else (p.name for p in folder.iterdir() if p.is_file()))
-    index = _read_index(folder / INDEX_NAME) if INDEX_NAME in here else {}
+    index_name = safetensors_index_name(here)
+    index = _read_index(folder / index_name) if index_name else {}
     wanted = sorted(set(index.values()) or {name for name in here if name.endswith(".safetensors")})
     if not wanted:
         raise SafetensorsError(f"{folder.name} holds no *.safetensors file")
     for name in wanted:
         if name not in here:
-            raise SafetensorsError(f"{name} is missing, but {INDEX_NAME} names it")
+            raise StaleIndexError(f"{name} is missing, but {index_name} names it")
     files = tuple(read_safetensors_file(folder / name) for name in wanted)
-    _check_together(files, index)
+    _check_together(files, index, index_name)
     return files
+
+
+def safetensors_index_name(names: Collection[str]) -> str:
+    """The index among the files of one model; "" without one."""
+    others = sorted(name for name in names if "/" not in name and name.endswith(".safetensors.index.json"))
+    return INDEX_NAME if INDEX_NAME in others else next(iter(others), "")
 
 
 def read_safetensors_file(path: Path) -> SafetensorsFile:
@@ -136,7 +148,7 @@ def _read_json_header(path: Path, size: int) -> tuple[dict[str, object], int]:
 
 def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
     try:
-        value = load_json(text, max(MAX_HEADER_BYTES, _MAX_INDEX_BYTES), max_values=_MAX_VALUES)
+        value = load_json(text, max(MAX_HEADER_BYTES, MAX_INDEX_BYTES), max_values=_MAX_VALUES)
     except JsonProblem as error:
         raise SafetensorsError(f"{file} has a {what} that cannot be read: {error}") from error
     if not isinstance(value, dict):
@@ -187,19 +199,28 @@ def _check_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_star
 
 def _read_index(path: Path) -> dict[str, str]:
     """The index's tensor → file map."""
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise SafetensorsError(f"{path.name} is larger than {_MAX_INDEX_BYTES} bytes")
-    weight_map = _json_object(path.read_bytes(), path.name, "text").get("weight_map")
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise SafetensorsError(f"{path.name} is larger than {MAX_INDEX_BYTES} bytes")
+    return parse_weight_index(path.read_bytes(), path.name)
+
+
+def parse_weight_index(text: bytes, name: str, ending: str = ".safetensors") -> dict[str, str]:
+    """The tensor → file map of an index; every file is one of its folder, with this ending.
+
+    Raises:
+        SafetensorsError: it is not such an index.
+    """
+    weight_map = _json_object(text, name, "text").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise SafetensorsError(f"{path.name} has no weight_map")
+        raise SafetensorsError(f"{name} has no weight_map")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(".safetensors") or {"/", "\\", "\0"} & set(file):
+        if not isinstance(file, str) or not file.endswith(ending) or {"/", "\\", "\0"} & set(file):
             where = f"in {file!r:.80}, which is not a file of this folder"
-            raise SafetensorsError(f"{path.name} places the tensor {shown_name(tensor)} {where}")
+            raise SafetensorsError(f"{name} places the tensor {shown_name(tensor)} {where}")
     return weight_map
 
 
-def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str]) -> None:
+def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str], index_name: str) -> None:
     place: dict[str, str] = {}
     for file in files:
         for name in file.tensors:
@@ -208,10 +229,11 @@ def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str]) -> 
             place[name] = file.path.name
     for name, expected in index.items():
         if place.get(name) != expected:
-            raise SafetensorsError(f"{expected} lacks the tensor {shown_name(name)}, which {INDEX_NAME} places there")
+            raise StaleIndexError(f"{expected} lacks the tensor {shown_name(name)}, which {index_name} places there")
     if index and len(index) != len(place):
         extra = next(name for name in place if name not in index)
-        raise SafetensorsError(f"{place[extra]} holds the tensor {shown_name(extra)}, which {INDEX_NAME} does not name")
+        problem = f"{place[extra]} holds the tensor {shown_name(extra)}, which {index_name} does not name"
+        raise StaleIndexError(problem)
 
 
 def _counts_as(dtype: str) -> str:

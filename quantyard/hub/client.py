@@ -35,6 +35,7 @@ __all__ = [
     "hub_tensor_shapes",
     "parse_hub_repo_id",
     "read_hub_config",
+    "read_hub_file",
     "resolve_hub_repo",
     "select_hub_files",
 ]  # fmt: skip
@@ -234,20 +235,19 @@ def hub_file_url(api: HfApi, repo_id: str, commit: str, path: str) -> str:
 
 
 def hub_tensor_shapes(
-    access: HubAccess, repo: HubRepo, files: tuple[FileEntry, ...] | None = None
+    access: HubAccess, repo: HubRepo, files: tuple[FileEntry, ...]
 ) -> tuple[TensorShape, ...] | None:
     """Name, shape and dtype of every tensor, from the safetensors headers alone (range requests, a few MB at most).
 
     Args:
-        files: which files to read; by default those a build would use.
+        files: those a build uses.
 
     Returns:
         The tensors, or None when anything stands in the way: the plan then estimates from the parameter count.
     """
     try:
         api = hub_api(access)
-        chosen = select_hub_files(repo.repo_id, repo.files).files if files is None else files
-        paths = [f.path for f in chosen if f.path.endswith(".safetensors")]
+        paths = [f.path for f in files if f.path.endswith(".safetensors")]
         until = time.monotonic() + HEADERS_S
         with ThreadPoolExecutor(HEADER_WORKERS) as pool:
             found = pool.map(lambda path: _header(api, repo, path, until), paths)
@@ -304,8 +304,15 @@ def read_hub_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
     return config if isinstance(config, dict) else {}
 
 
-def read_hub_config_file(access: HubAccess, repo_id: str, commit: str, path: str) -> bytes:
-    """A small file at this commit; of a larger one the first `CONFIG_LIMIT_BYTES`.
+def read_hub_file(access: HubAccess, repo: HubRepo, path: str, limit_bytes: int) -> bytes:
+    """A file of the repo; of a larger one the first bytes. Raises as `read_hub_config_file`."""
+    return read_hub_config_file(access, repo.repo_id, repo.commit, path, limit_bytes)
+
+
+def read_hub_config_file(
+    access: HubAccess, repo_id: str, commit: str, path: str, limit_bytes: int = CONFIG_LIMIT_BYTES
+) -> bytes:
+    """A small file at this commit; of a larger one the first `limit_bytes`.
 
     Raises:
         HubUnreachable, HubError: the Hub said no.
@@ -315,7 +322,7 @@ def read_hub_config_file(access: HubAccess, repo_id: str, commit: str, path: str
     api = hub_api(access)
     url = hub_file_url(api, repo_id, commit, path)
     try:
-        return with_hub_retries(lambda: read_hub_range(api, url, 0, CONFIG_LIMIT_BYTES))
+        return with_hub_retries(lambda: read_hub_range(api, url, 0, limit_bytes))
     except Exception as error:
         raise hub_errors.explain_hub_error(error, api, repo_id, commit) from error
 

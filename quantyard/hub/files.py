@@ -11,6 +11,16 @@ from fnmatch import fnmatchcase
 from typing import Literal, NoReturn
 
 from quantyard.errors import BadSource, NeedsPermission
+from quantyard.hub.no_model import no_model_error
+from quantyard.hub.weight_files import (
+    PICKLE,
+    SAFETENSORS,
+    ReadFile,
+    WeightFormat,
+    choose_weight_files,
+    shown_names,
+    weight_index_name,
+)
 from quantyard.protocol.base import FileEntry
 
 # To let one more small file through: add a pattern (fnmatch, from the repo's top; `*` does not cross a `/`).
@@ -53,15 +63,12 @@ NOT_WEIGHTS = (
     "mmproj*.gguf",
     "*-mmproj*.gguf",
     "*imatrix*",
+    "*_optim_states.*",
+    "mp_rank_*",
+    "pytorch_model_fsdp*",
+    "scaler.pt",
 )
 
-# To prefer another naming of whole-model weights: add a row; the first that the repo has wins.
-# (single file, pattern of shards, index)
-SAFETENSORS_SETS = (
-    ("model.safetensors", r"model-\d{5}-of-\d{5}\.safetensors", "model.safetensors.index.json"),
-    ("consolidated.safetensors", r"consolidated-\d{5}-of-\d{5}\.safetensors", "consolidated.safetensors.index.json"),
-)
-PICKLE_SETS = (("pytorch_model.bin", r"pytorch_model-\d{5}-of-\d{5}\.bin", "pytorch_model.bin.index.json"),)
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 
 # To rank one more unquantized type: add its words, in file names, where it belongs (best first).
@@ -70,13 +77,13 @@ UNQUANTIZED = (("F32", "FP32"), ("BF16",), ("F16", "FP16"))
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 _NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+#=-]{0,254}")
-_LISTED_AT_MOST = 12
-_LONGEST_NAME = 120  # characters of a file's name in a message
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The files to work with. `gguf_file` is the one to open: the first of a split model."""
+    """The files to work with. `gguf_file` is the one to open: the first of a split model. `note` says what of a
+    checkpoint was left out, and why a GGUF was chosen.
+    """
 
     kind: Literal["huggingface", "gguf"]
     files: tuple[FileEntry, ...]
@@ -139,7 +146,8 @@ def _fault(repo_id: str) -> str:
 
 
 def select_hub_files(
-    title: str, files: tuple[FileEntry, ...], *, allow_pickle: bool = False, gguf_file: str | None = None
+    title: str, files: tuple[FileEntry, ...], read: ReadFile | None = None, *, allow_pickle: bool = False,
+    gguf_file: str | None = None,
 ) -> Selection:
     """Choose what a build needs of all the files of a repo or folder.
 
@@ -147,6 +155,7 @@ def select_hub_files(
 
     Args:
         title: what to call the repo or folder in an error.
+        read: reads an index of weights; without it, the names alone decide.
 
     Raises:
         NeedsPermission: its only weights are pickle files, and `allow_pickle` is not set.
@@ -158,16 +167,22 @@ def select_hub_files(
         return _gguf(title, names, ggufs, gguf_file)
     weights = [n for n in names if "/" not in n and n.endswith(".safetensors") and _may_be_weights(n)]
     if weights:
-        return _checkpoint(title, names, weights, SAFETENSORS_SETS)
-    pickles = [n for n in names if n.endswith(PICKLE_ENDINGS) and _may_be_weights(n)]
-    if pickles and not ggufs:
+        return _checkpoint(title, names, weights, SAFETENSORS, read)
+    pickles = [n for n in names if "/" not in n and n.endswith(PICKLE_ENDINGS) and _may_be_weights(n)]
+    if pickles and not ggufs and "config.json" in names and _is_readable(names, pickles, PICKLE):
         if not allow_pickle:
-            message = f"The only weights of {title} are pickle files, which can run code when read: {_list(pickles)}."
+            shown = shown_names(pickles)
+            message = f"The only weights of {title} are pickle files, which can run code when read: {shown}."
             raise NeedsPermission(message, "Allow it for a source you trust: ALLOW_PICKLE=1")
-        return _checkpoint(title, names, [n for n in pickles if "/" not in n], PICKLE_SETS)
+        return _checkpoint(title, names, pickles, PICKLE, read)
     if ggufs:
         return _gguf(title, names, ggufs, None)
-    _refuse_no_weights(title, names)
+    raise no_model_error(title, names)
+
+
+def _is_readable(names: Iterable[str], weights: list[str], form: WeightFormat) -> bool:
+    """Whether the converter finds weights of this format, by an index or by their names."""
+    return bool(weight_index_name(names, form)) or any(name.startswith(form.prefix) for name in weights)
 
 
 def _may_be_weights(path: str) -> bool:
@@ -179,33 +194,16 @@ def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
 
 
 def _checkpoint(
-    title: str, names: dict[str, FileEntry], weights: list[str], sets: tuple[tuple[str, str, str], ...]
+    title: str, names: dict[str, FileEntry], weights: list[str], form: WeightFormat, read: ReadFile | None
 ) -> Selection:
-    if "config.json" not in names:
-        hint = "Name a repo of a whole model in Hugging Face format; a LoRA adapter or a diffusion model is not one."
-        raise BadSource(f"{title} holds weights but no config.json: {_list(weights)}.", hint)
-    chosen, index = _weight_set(weights, sets)
-    if not chosen:
-        hint = f"The converter reads {' or '.join(single for single, _, _ in sets)}, or shards named after it."
-        raise BadSource(f"{title} holds no weights of a name the converter reads: {_list(weights)}.", hint)
-    _refuse_missing_shards(title, chosen)
-    wanted = {*chosen, *_matching(names, SIDE_FILES), *_matching(names, LEGAL_FILES)} | ({index} & names.keys())
-    left = len(weights) - len(chosen)
-    note = f"{_count(chosen)} of weights" + (f"; {left} more left out: another form of the same" if left else "")
-    return Selection("huggingface", _entries(names, wanted), None, note)
+    if "config.json" not in names or not _is_readable(names, weights, form):
+        raise no_model_error(title, names)
+    chosen = choose_weight_files(title, names, weights, form, read)
+    wanted = {*chosen.files, *_matching(names, SIDE_FILES), *_matching(names, LEGAL_FILES)} | ({chosen.index} - {""})
+    return Selection("huggingface", _entries(names, wanted), None, chosen.note if chosen.left_out else "")
 
 
-def _weight_set(weights: list[str], sets: tuple[tuple[str, str, str], ...]) -> tuple[list[str], str]:
-    """The weight files of the first set that is there, and the name of their index."""
-    for single, shards, index in sets:
-        if single in weights:
-            return [single], ""
-        if several := sorted(n for n in weights if re.fullmatch(shards, n)):
-            return several, index
-    return [], ""
-
-
-def _refuse_missing_shards(title: str, shards: list[str]) -> None:
+def _refuse_missing_parts(title: str, shards: list[str]) -> None:
     parts = [(int(m[1]), int(m[2])) for n in shards if (m := _SHARD.search(n))]
     missing = sorted(set(range(1, max(total for _, total in parts) + 1)) - {i for i, _ in parts}) if parts else []
     if missing:
@@ -219,7 +217,7 @@ def _gguf(title: str, names: dict[str, FileEntry], ggufs: list[str], asked: str 
         models.setdefault(_SHARD.sub("", name), []).append(name)
     model, why = _asked_gguf(title, models, asked) if asked else _best_gguf(title, models)
     shards = models[model]
-    _refuse_missing_shards(title, shards)
+    _refuse_missing_parts(title, shards)
     files = _entries(names, {*shards, *_matching(names, LEGAL_FILES)})
     return Selection("gguf", files, shards[0], f"{shards[0]}: {why}")
 
@@ -230,8 +228,8 @@ def _asked_gguf(title: str, models: dict[str, list[str]], asked: str) -> tuple[s
         if asked in (model, *shards, *(n.rsplit("/", 1)[-1] for n in (model, *shards))):
             return model, "asked for"
     near = difflib.get_close_matches(asked, models, n=3, cutoff=0.5)
-    message = f"{title} holds no GGUF model {asked!r}." + (f" Did you mean {_list(near)}?" if near else "")
-    raise BadSource(message, f"It holds: {_list(models) or 'none'}. Name one: GGUF_FILE=<name>")
+    message = f"{title} holds no GGUF model {asked!r}." + (f" Did you mean {shown_names(near)}?" if near else "")
+    raise BadSource(message, f"It holds: {shown_names(models) or 'none'}. Name one: GGUF_FILE=<name>")
 
 
 def _best_gguf(title: str, models: dict[str, list[str]]) -> tuple[str, str]:
@@ -247,29 +245,9 @@ def _best_gguf(title: str, models: dict[str, list[str]]) -> tuple[str, str]:
 
 
 def _refuse_several(title: str, models: list[str]) -> NoReturn:
-    message = f"{title} holds {len(models)} GGUF models and none that stands out: {_list(sorted(models))}."
+    message = f"{title} holds {len(models)} GGUF models and none that stands out: {shown_names(sorted(models))}."
     raise BadSource(message, f"Choose one: GGUF_FILE={shlex.quote(min(models))}")
-
-
-def _refuse_no_weights(title: str, names: Iterable[str]) -> NoReturn:
-    nested = [n for n in names if n.endswith(".safetensors")]
-    if nested:
-        hint = "Such a repo is not a language model in Hugging Face format, or a LoRA adapter: name the model itself."
-        raise BadSource(f"{title} holds no whole model at its top, only {_list(nested)}.", hint)
-    message = f"{title} holds no weights that could be converted: {_list(sorted(names)) or 'no files'}."
-    raise BadSource(message, "Name a repo with *.safetensors and a config.json, or with *.gguf.")
 
 
 def _entries(names: dict[str, FileEntry], wanted: set[str]) -> tuple[FileEntry, ...]:
     return tuple(names[n] for n in sorted(wanted))
-
-
-def _count(items: list[str]) -> str:
-    return "1 file" if len(items) == 1 else f"{len(items)} files"
-
-
-def _list(items: Iterable[str]) -> str:
-    """The first of them, and how many more there are."""
-    shown = [item if len(item) <= _LONGEST_NAME else f"{item[:_LONGEST_NAME]}…" for item in items]
-    more = len(shown) - _LISTED_AT_MOST
-    return ", ".join(shown[:_LISTED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -19,9 +19,14 @@ from quantyard.files.own_files import (
     read_named_file,
     typed_file_path,
 )
-from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
+from quantyard.formats.gguf import GgufHeader
 from quantyard.formats.names import name_format_fault, safe_file_name, shown_name
-from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder
+from quantyard.formats.safetensors import (
+    MAX_INDEX_BYTES,
+    SafetensorsError,
+    StaleIndexError,
+    read_safetensors_folder,
+)
 from quantyard.hub.client import (
     CONFIG_LIMIT_BYTES,
     HubAccess,
@@ -29,6 +34,7 @@ from quantyard.hub.client import (
     hub_tensor_shapes,
     parse_hub_repo_id,
     read_hub_config,
+    read_hub_file,
     resolve_hub_repo,
 )
 from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_hub_files
@@ -45,6 +51,8 @@ from quantyard.quants.file_size import (
     quant_outtype_for,
     quant_rough_bytes,
 )
+from quantyard.sources.gguf_file import read_model_gguf
+from quantyard.sources.local_folder import CachedRepo, cached_hub_repo, no_model_folder
 from quantyard.sources.presets import Preset, find_preset, refuse_unsupported_preset, split_preset_name
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.hash_cache import HashCache
@@ -75,6 +83,7 @@ class Source:
     config: Mapping[str, object] = field(default_factory=dict)
     card: SourceCard = field(default_factory=SourceCard)
     preset: Preset | None = None  # if it was named by a preset
+    notes: tuple[str, ...] = ()  # what the plan says of it, a sentence each
 
     @property
     def size_bytes(self) -> int:
@@ -185,10 +194,12 @@ def is_source_path(model: str) -> bool:
 
 
 def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str | None) -> Source:
-    if not kind_of_path(path / "config.json"):  # before walking the folder, which may be the whole disk
-        hint = "Give the folder that holds config.json and *.safetensors, or one .gguf file."
-        raise BadSource(f"{path} has no config.json, so it is not a model in Hugging Face format.", hint)
-    chosen = select_hub_files(str(path), list_files(path), allow_pickle=allow_pickle, gguf_file=gguf_file)
+    if not kind_of_path(path / "config.json") and not gguf_file:
+        raise no_model_folder(path)  # before walking the folder, which may be the whole disk
+    chosen = select_hub_files(
+        str(path), list_files(path), lambda name: _small_file(path, name), allow_pickle=allow_pickle,
+        gguf_file=gguf_file,
+    )
     places = {file.path: find_file(path, file.path, source_file_limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return _gguf(path / chosen.gguf_file, hashes)
@@ -199,11 +210,36 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     license_, card = hub_card_of_readme(_readme(places.get("README.md")))
-    return Source(
+    source = Source(
         model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
         dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
+        notes=(chosen.note,) if chosen.note else (),
     )
+    return _named_by_cache(source, path, cached_hub_repo(path, files, places))
+
+
+def _named_by_cache(source: Source, path: Path, cached: CachedRepo | None) -> Source:
+    """The source by the name and revision of its repo. A proven snapshot is the very model of the Hub."""
+    if cached is None:
+        return source
+    notes = (*source.notes, f"It is read from the Hub's cache, {path}.")
+    if not cached.is_proven:
+        model = ModelId(cached.org or "local", cached.name, source.model.commit)
+        return replace(source, model=model, revision=cached.commit, notes=notes)
+    return replace(
+        source, model=ModelId(cached.org, cached.name, cached.commit), title=cached.title, repo_id=cached.repo_id,
+        revision=cached.commit, notes=notes,
+    )
+
+
+def _small_file(folder: Path, name: str) -> bytes:
+    """An index of weights."""
+    place = find_file(folder, name, MAX_INDEX_BYTES)
+    try:
+        return read_named_file(place, MAX_INDEX_BYTES)
+    except (OSError, ValueError) as error:
+        raise BadSource(f"{folder / name} cannot be read: {error}.", "Download or copy it again.") from error
 
 
 def hashed_source_files(places: Mapping[str, Path], hashes: HashCache) -> tuple[FileEntry, ...]:
@@ -230,10 +266,7 @@ def _readme(place: Path | None) -> str:
 def _gguf(path: Path, hashes: HashCache) -> Source:
     if fault := name_format_fault(path.name):
         raise BadSource(f"{shown_name(path.name)} cannot name a model's file: {fault}.", "Rename it.")
-    try:
-        gguf = read_gguf_model(path)
-    except GgufError as error:
-        raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
+    gguf = read_model_gguf(path)
     places = {shard.name: _shard(path, shard) for shard in gguf.paths}
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
@@ -279,7 +312,9 @@ def refuse_quantized_source(source: Source, quants: tuple[Quant, ...], outtype: 
 def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | None) -> Source:
     repo_id, revision = parse_hub_repo_id(model)
     repo = resolve_hub_repo(access, repo_id, revision)
-    chosen = select_hub_files(repo.repo_id, repo.files, allow_pickle=allow_pickle, gguf_file=gguf_file)
+    sizes = {file.path: file.size_bytes for file in repo.files}
+    read = lambda name: read_hub_file(access, repo, name, min(sizes[name], MAX_INDEX_BYTES))  # noqa: E731
+    chosen = select_hub_files(repo.repo_id, repo.files, read, allow_pickle=allow_pickle, gguf_file=gguf_file)
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
     return Source(
@@ -287,6 +322,7 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
         dtypes=repo.dtypes, tensors=hub_tensor_shapes(access, repo, chosen.files) if is_hf else None,
         config=read_hub_config(access, repo) if is_hf else {}, card=repo.card,
+        notes=(chosen.note,) if chosen.note and is_hf else (),
     )
 
 
@@ -319,6 +355,9 @@ def source_title(repo: HubRepo) -> str:
 def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     try:
         files = read_safetensors_folder(path, names)
+    except StaleIndexError as error:
+        hint = "The index and the files are of different saves. Remove the index if the files are whole, or fetch both."
+        raise BadSource(f"{error}.", hint) from error
     except SafetensorsError as error:
         raise BadSource(str(error), "Download or copy it again: the file is damaged.") from error
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())

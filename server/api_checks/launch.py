@@ -26,6 +26,7 @@ from typing import Any, Final, Self
 import httpx2
 
 from quantyard.formats.finite_json import dump_finite_json
+from quantyard.protocol.aborts import crash_words
 from quantyard.protocol.api_tests import protocol_bindings_config
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -146,8 +147,8 @@ class ServedModel:
     """A server's process as a context: ready when entered, gone when left.
 
     Raises:
-        StageFailure: `serve-load` (3: the model is not supported), `out-of-memory` (5), `serve-slow` (5: not ready
-            in time), `serve-start` (70: the server itself does not run).
+        StageFailure: `serve-load`, `serve-crash` (3: the model is not supported), `out-of-memory` (5), `serve-slow`
+            (5: not ready in time), `serve-start` (70: the server itself does not run).
     """
 
     launch: Launch
@@ -254,6 +255,10 @@ class ServedModel:
             hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
             message = f"The server cannot load the model: it ended with exit code {code} during {during}."
             return StageFailure(ExitCode.UNSUPPORTED_MODEL, "serve-load", message, hint, tail)
+        if crashed := crash_words(code or 0, tail):
+            hint = "llama.cpp cannot serve this model. Another version of it may: LLAMA_CPP_TAG=server-bNNNN"
+            message = f"The server {crashed} during {during}."
+            return StageFailure(ExitCode.UNSUPPORTED_MODEL, "serve-crash", message, hint, tail)
         hint = "The end of its log says why. Build the images again: make images"
         return StageFailure(ExitCode.BUG, "serve-start", message, hint, tail)
 

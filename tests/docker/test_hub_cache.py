@@ -30,6 +30,7 @@ def test_a_snapshot_of_the_hubs_cache_is_built_and_a_link_that_leads_out_of_it_i
     asked = {"ENGINE": engine, "MODEL": str(snapshot), "QUANT": "Q8_0", "ARTIFACTS": str(tmp_path / "artifacts")}
     made = run_json("build", **asked)
     assert made["ran"] == ["convert", "quantize Q8_0", "verify Q8_0"]
+    assert (tmp_path / "artifacts" / "org" / "tiny" / ("a" * 12) / "tiny-Q8_0.gguf").exists()
     (tmp_path / "secret").write_text("nobody's business")
     (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
     done = run("build", **asked)

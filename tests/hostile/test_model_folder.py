@@ -141,7 +141,8 @@ def test_a_snapshot_of_the_cache_is_the_model_that_it_links_to(folder: Path, tmp
     """Below a hidden folder too, where the cache is; every file is given by where it really is."""
     snapshot = cached(folder, tmp_path / ".cache" / "huggingface" / "hub")
     found = source(snapshot, tmp_path)
-    assert found.model.commit == source(folder, tmp_path).model.commit and found.license == "apache-2.0"
+    assert found.files == source(folder, tmp_path).files and found.license == "apache-2.0"
+    assert (found.repo_id, found.model.commit) == ("org/Lagoon", "a" * 40)
     assert found.local is not None and not found.local.whole_folder
     blobs = snapshot.parents[1] / "blobs"
     assert {found.local.place_of(entry.path).parent for entry in found.files} == {blobs}

@@ -243,7 +243,7 @@ def test_tensor_shapes_come_from_the_headers_alone(fake_hub: HubServer, ignore_r
     if ignore_range:
         fake_hub.fail("model.safetensors", ignore_range=True)
     repo = resolve_hub_repo(visitor(fake_hub), "org/name")
-    found = hub.hub_tensor_shapes(visitor(fake_hub), repo)
+    found = hub.hub_tensor_shapes(visitor(fake_hub), repo, repo.files)
     assert found is not None
     assert [(t.name, t.shape, t.dtype) for t in found] == [("a", (1000, 1000), "BF16"), ("b", (7,), "BF16")]
     if not ignore_range:
@@ -254,14 +254,14 @@ def test_a_header_larger_than_the_first_read_is_read_to_its_end(fake_hub: HubSer
     many = safetensors(**{f"model.layers.{i}.mlp.gate_proj.weight": (1, 1) for i in range(3000)})
     fake_hub.add_repo("org/name", MODEL | {"model.safetensors": many})
     repo = resolve_hub_repo(visitor(fake_hub), "org/name")
-    assert len(hub.hub_tensor_shapes(visitor(fake_hub), repo) or ()) == 3000
+    assert len(hub.hub_tensor_shapes(visitor(fake_hub), repo, repo.files) or ()) == 3000
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, (10).to_bytes(8, "little") + b"not json at all"])
 def test_shapes_that_cannot_be_read_are_none_and_never_an_error(fake_hub: HubServer, content: bytes) -> None:
     fake_hub.add_repo("org/name", MODEL | {"model.safetensors": content})
     repo = resolve_hub_repo(visitor(fake_hub), "org/name")
-    assert hub.hub_tensor_shapes(visitor(fake_hub), repo) is None
+    assert hub.hub_tensor_shapes(visitor(fake_hub), repo, repo.files) is None
 
 
 def test_the_configuration_is_read_at_the_commit_and_empty_when_there_is_none(fake_hub: HubServer) -> None:

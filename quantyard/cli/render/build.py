@@ -41,6 +41,7 @@ def terminal_plan(planned: Planned) -> str:
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
     facts = [("Model", escape_rich_markup(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
+    facts += [("Note", escape_rich_markup(note)) for note in plan.source.notes]
     facts.append(("Engine", f"{planned.engine} ({planned.engine_reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
@@ -153,7 +154,7 @@ def plan_json(planned: Planned) -> dict[str, Any]:
     measuring = plan.measuring
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "engine": planned.engine,
-        "outtype": plan.outtype,
+        "outtype": plan.outtype, "notes": list(plan.source.notes),
         "stages": [
             {
                 "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,

@@ -1,0 +1,172 @@
+"""Which files of a repo or folder are the model's weights: those its index names; without an index, those the
+converter reads (`model*.safetensors`, `pytorch_model*.bin`).
+
+This is the only answer: what it returns is hashed, checked, downloaded, shown to the stages and recorded. What it
+leaves out, no stage sees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from quantyard.errors import BadSource
+from quantyard.formats.file_kinds import HEAD_BYTES, spoiled_text
+from quantyard.formats.safetensors import SafetensorsError, parse_weight_index
+
+ReadFile = Callable[[str], bytes]  # the content of a small file of the repo or folder
+
+_SHARD: Final = re.compile(r"^(?P<stem>.+?)[-._](?P<number>\d{4,6})-of-(?P<count>\d{4,6})$")
+_SHOWN: Final = 6
+_LONGEST_NAME: Final = 120  # characters of a file's name in a message
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """A format of weights: what its files are called, and where the index of shards is."""
+
+    prefix: str  # the converter reads files of this beginning where there is no index
+    ending: str
+    index: str
+
+
+SAFETENSORS: Final = WeightFormat("model", ".safetensors", "model.safetensors.index.json")
+PICKLE: Final = WeightFormat("pytorch_model", ".bin", "pytorch_model.bin.index.json")
+_FORMATS: Final = (SAFETENSORS, PICKLE)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of weights, their index ("" without one), and what beside them is not part of the model."""
+
+    files: tuple[str, ...]
+    index: str = ""
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What was taken and what was left out, in a sentence."""
+        several = f"{self.files[0]} … {self.files[-1]} ({len(self.files)} files)"
+        taken = self.files[0] if len(self.files) == 1 else several
+        why = f", which {self.index} names" if self.index else ""
+        left = f"; left out: {shown_names(self.left_out)}" if self.left_out else ""
+        single = next((name for name in self.left_out if name in (f"{f.prefix}{f.ending}" for f in _FORMATS)), "")
+        newer = f" If {single} is the newer save, which Transformers reads first, remove the index." if single else ""
+        return f"The weights are {taken}{why}{left}.{newer}"
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Files that make one copy of the model: a single file, or shards."""
+
+    stem: str
+    files: tuple[str, ...]
+    n_shards: int  # as their names say; 0 for a single file
+
+    @property
+    def missing(self) -> list[int]:
+        numbers = {int(match["number"]) for name in self.files if (match := _shard(name))}
+        first = 0 if 0 in numbers else 1  # some count from zero
+        return sorted(set(range(first, self.n_shards + first)) - numbers)
+
+
+def choose_weight_files(
+    title: str, names: Iterable[str], weights: Sequence[str], form: WeightFormat, read: ReadFile | None
+) -> WeightFiles:
+    """The weights among the files of this format at the top of a repo or folder.
+
+    Args:
+        title: what to call the repo or folder in an error.
+        names: all of its files.
+        weights: those of this format that may be weights; without an index, at least one of a name that the converter
+            reads.
+        read: reads an index; None: the names alone decide.
+
+    Raises:
+        BadSource: the index is stale or cannot be read, shards are missing, or the names leave a choice.
+    """
+    index = weight_index_name(names, form)
+    if not index or read is None:
+        chosen = _by_names(title, weights, form)
+        return WeightFiles(chosen.files, index if chosen.n_shards else "", _others(weights, chosen.files))
+    named = _named_by(title, index, form, read)
+    if missing := sorted(named - set(names)):
+        raise _incomplete(title, index, named, missing, [name for name in weights if name not in named])
+    return WeightFiles(tuple(sorted(named)), index, _others(weights, named))
+
+
+def weight_index_name(names: Iterable[str], form: WeightFormat) -> str:
+    """The converter's index, or the only one of this format at the top; "" without one."""
+    indexes = [name for name in names if "/" not in name and name.endswith(f"{form.ending}.index.json")]
+    return form.index if form.index in indexes else indexes[0] if len(indexes) == 1 else ""
+
+
+def _named_by(title: str, index: str, form: WeightFormat, read: ReadFile) -> set[str]:
+    text = read(index)
+    if spoiled := spoiled_text(text[:HEAD_BYTES], index):
+        raise BadSource(f"{index} of {title} is {spoiled.what}.", spoiled.hint)
+    try:
+        return set(parse_weight_index(text, index, form.ending).values())
+    except SafetensorsError as error:
+        hint = "Download it again; where the model is one file, or its shards are complete, it can be removed."
+        raise BadSource(f"{title}: {error}.", hint) from error
+
+
+def _incomplete(title: str, index: str, named: set[str], missing: list[str], others: list[str]) -> BadSource:
+    """The index names files that are not there: it is of another save, or the download is not complete."""
+    whole = [each for each in _sets(others) if not each.missing]
+    if len(missing) == len(named) and whole:
+        there = shown_names(whole[0].files)
+        message = f"{index} of {title} is stale: it names {shown_names(missing)}, which is not there; there is {there}."
+        return BadSource(message, f"It is of another save. Remove it (rm {index}), or fetch the files that it names.")
+    message = f"{title} lacks {len(missing)} of the {len(named)} files that {index} names: {shown_names(missing)}."
+    return BadSource(message, "The upload or download is not complete: fetch it again, or try another revision.")
+
+
+def _by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
+    """The only copy of the model, or the one with the plain name."""
+    readable = _sets([name for name in weights if name.startswith(form.prefix)])
+    plain = [each for each in readable if each.stem in (form.prefix, form.prefix + form.ending)]
+    single = [each for each in plain if not each.n_shards]  # shards without an index cannot be loaded by Transformers
+    best = single or plain or readable
+    if len(best) > 1:
+        forms = "; ".join(shown_names(each.files) for each in best)
+        hint = f"Keep one: move the others out of the folder, or give it the name {form.prefix}{form.ending}."
+        raise BadSource(
+            f"{title} holds {len(best)} forms of its weights, and none is plainly the model: {forms}.", hint
+        )
+    _refuse_missing(title, best[0])
+    return best[0]
+
+
+def _refuse_missing(title: str, shards: _Set) -> None:
+    if missing := shards.missing:
+        message = f"{title} lacks {len(missing)} of {shards.n_shards} shards, the first of them number {missing[0]}."
+        raise BadSource(message, "The upload is not complete: try another revision, or tell the owner.")
+
+
+def _sets(names: Iterable[str]) -> list[_Set]:
+    """The names, put together to copies of the model."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for name in sorted(names):
+        match = _shard(name)
+        key = (match["stem"], int(match["count"])) if match else (name.rsplit(".", 1)[0], 0)
+        found.setdefault(key, []).append(name)
+    return [_Set(stem, tuple(files), count) for (stem, count), files in found.items()]
+
+
+def _shard(name: str) -> re.Match[str] | None:
+    return _SHARD.match(name.rsplit(".", 1)[0])
+
+
+def _others(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(weights) - set(chosen)))
+
+
+def shown_names(items: Iterable[str], limit: int = _SHOWN) -> str:
+    """The first of them, and how many more there are."""
+    shown = [item if len(item) <= _LONGEST_NAME else f"{item[:_LONGEST_NAME]}…" for item in items]
+    more = len(shown) - limit
+    return ", ".join(shown[:limit]) + (f" and {more} more" if more > 0 else "")
