@@ -1,8 +1,8 @@
-"""The stage `contract`: does this GGUF, served, keep every promise of the API?
+"""The stage `contract`: serves a GGUF and checks every promise of the API.
 
-A server is started on loopback inside the stage's own container (which has no network), with a random key, and
-every check of `contract_checks.CHECKS` asks it over plain HTTP: no client library stands between, the contract is
-the wire. A broken promise does not fail the stage: the report names it, and its reader decides.
+A server is started on loopback inside the stage's own container (which has no network), with a random key. Every check
+in `api_checks.checks.CHECKS` sends plain HTTP, without a client library, since the contract is what is on the wire. A
+broken promise does not fail the stage: the report names it, and the gate or the user decides.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Gap:
-    """What a server is known not to support: a check that fails on it in these words is not supported there."""
+    """A known gap of a server: a check that fails on it with these words counts as not supported, not as failed."""
 
-    server: str  # how its name begins
+    server: str  # prefix of its name
     check: str
     words: str
     reason: str
 
 
-# To add a gap: see it on the real server first, and give words of the finding that no other failure has.
+# To add a gap: reproduce it on the real server, and give words of the finding that no other failure has.
 GAPS: Final = (
     Gap("llama-cpp-python", "streamed-usage", "no chunk has a usage", "it ignores stream_options"),
-    Gap("llama-cpp-python", "json-schema", "json_schema is refused", "it knows json_object alone, with a schema"),
+    Gap("llama-cpp-python", "json-schema", "json_schema is refused", "it supports only json_object, with a schema"),
     Gap("llama-cpp-python", "tool-calls", "'required' gave no tool call", "it calls tools by name only"),
 )
 
 
 def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
-    """Run one check to its record; whatever goes wrong in it is its finding."""
+    """Run one check; errors in it become its finding."""
     started = time.perf_counter()
     try:
         outcome = check.run(session)
@@ -54,8 +54,8 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
         outcome = Checked("failed", str(broken))
     except httpx2.TransportError as error:
         outcome = Checked("failed", f"no answer: {type(error).__name__} {error}".rstrip())
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # an answer of another shape
-        outcome = Checked("failed", f"an answer has not the shape it should: {type(error).__name__}: {error}")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # checks read answers unguarded
+        outcome = Checked("failed", f"an answer has an unexpected structure: {type(error).__name__}: {error}")
     status, finding = outcome.status, " ".join(outcome.finding.split())
     if status == "failed" and (gap := _gap(session, check, finding)):
         status, finding = "not supported", f"{gap.reason} ({finding})"
@@ -77,10 +77,10 @@ def run_contract_checks(
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
     Args:
-        on_progress: told how many checks are done, and of how many.
+        on_progress: called with the number of checks done, and of all.
 
     Raises:
-        httpx2.TransportError: nothing answers there.
+        httpx2.TransportError: no server answers at the address.
     """
     started = time.perf_counter()
     session = ApiSession(Wire(address.rstrip("/"), key))
@@ -99,7 +99,7 @@ def run_contract_checks(
 
 
 def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
-    """Serve `/in/model/<model_file>` and check what it promises.
+    """Serve `/in/model/<model_file>` and run the checks.
 
     Raises:
         StageFailure: 2 if there is no such file, 3, 5 or 70 if the server does not start (see `ServedModel`) or

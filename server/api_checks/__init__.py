@@ -1,1 +1,1 @@
-"""The API test: what a served model must do."""
+"""The API test: checks of what a served model promises, and the server that they run against."""

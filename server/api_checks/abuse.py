@@ -1,4 +1,4 @@
-"""What a served model promises against clients that mean harm: each check does harm, then asks as anybody would.
+"""Checks of a served model against hostile clients: each attacks the server, then sends an ordinary request.
 
 This module does not see the server's process; `ServedModel.check_alive` notices when it has ended.
 """
@@ -28,19 +28,19 @@ from server.limits.request_rules import LIMITS
 
 HALF_OPEN: Final = 700
 SLOW_BODIES: Final = 50
-ENDED_WITHIN_S: Final = 30.0  # a connection that says nothing, or stops
-ANSWERED_WITHIN_S: Final = 30.0  # an ordinary request of one token beside or after it all, on a slow machine
+ENDED_WITHIN_S: Final = 30.0  # a connection that sends nothing or stops sending
+ANSWERED_WITHIN_S: Final = 30.0  # an ordinary request of one token during or after an attack, on a slow machine
 _CONNECT_TIMEOUT_S: Final = 10.0
 _TOO_LARGE: Final = (50_000_000, 413)  # bytes of a body, and the status
 
-# To close a route: its method and path. Routes that change a server or show others' requests stay closed to everybody.
+# To close a route: add its method and path. Routes that change a server or show others' requests must stay closed.
 _CLOSED: Final = (
     ("POST", "/models"), ("POST", "/models/load"), ("POST", "/models/unload"), ("DELETE", "/models/any"),
     ("POST", "/props"), ("GET", "/slots"), ("POST", "/slots/0?action=erase"), ("POST", "/lora-adapters"),
     ("GET", "/openapi.json"), ("GET", "/docs"), ("POST", "/infill"), ("PUT", CHAT), ("DELETE", CHAT),
 )  # fmt: skip
 
-# To add a grammar or a schema: a name, and what makes it. One parser ended or stalled over each.
+# To add a grammar or a schema: add a name and a function that makes it. Each of these crashed or stalled a parser.
 _GRAMMARS: Final[dict[str, Callable[[], str]]] = {
     "30,000 brackets": lambda: "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000,
     "100 optional letters in a row": lambda: "root ::= " + '"a"? ' * 100,
@@ -60,7 +60,7 @@ _SCHEMAS: Final[dict[str, Callable[[], Any]]] = {
 
 
 def check_slow_clients(session: ApiSession) -> str:
-    """All of them at once: a time limit is waited for once."""
+    """Open all connections at once, so that the time limit passes only once."""
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     key = f"Authorization: Bearer {session.wire.key}\r\n"
     said = [head[: number % len(head)] for number in range(HALF_OPEN)]
@@ -69,9 +69,9 @@ def check_slow_clients(session: ApiSession) -> str:
         connections = [opened.enter_context(_connect(session)) for _ in said]
         began = time.monotonic()
         for connection, words in zip(connections, said, strict=True):
-            with suppress(OSError):  # ended already, to make room for others
+            with suppress(OSError):  # the server may have ended it already, to make room for others
                 connection.sendall(words.encode())
-        beside_s = _ordinary(session, f"while {len(said)} connections say nothing")
+        beside_s = _ordinary(session, f"while {len(said)} connections are idle")
         for number, connection in enumerate(connections):
             is_ended = _is_ended(connection, began + ENDED_WITHIN_S - time.monotonic())
             need_promise(
@@ -123,7 +123,7 @@ def check_hostile_schemas(session: ApiSession) -> str:
     for name, made in _SCHEMAS.items():
         for form in _forms(made()):
             _need_refused(name, session.chat("a", max_tokens=4, **form))
-    return f"400 for {len(_SCHEMAS)} of them, in an answer's format and in a tool; {_afterwards(session)}"
+    return f"400 for {len(_SCHEMAS)} of them, as response_format and as a tool; {_afterwards(session)}"
 
 
 def _forms(schema: Any) -> Iterator[dict[str, Any]]:
@@ -138,14 +138,14 @@ def check_large_tokenize(session: ApiSession) -> str:
         answer = session.wire.post(path, {field: text})
         if answer.status != 404:
             _need_refused(f"{len(text)} characters", answer)
-            return f"400 for {len(text)} characters, at most {most} bytes are taken; {_afterwards(session)}"
+            return f"400 for {len(text)} characters, the limit is {most} bytes; {_afterwards(session)}"
     return "the server has no route that tokenizes"
 
 
 def _need_refused(name: str, answer: Answer) -> None:
     need_promise(
         answer.status == 400 and bool(api_error_text(answer)),
-        f"{name}: wanted 400 and why, got {shown_api_answer(answer)}",
+        f"{name}: wanted 400 with a reason, got {shown_api_answer(answer)}",
     )
 
 
@@ -154,7 +154,7 @@ def _afterwards(session: ApiSession) -> str:
 
 
 def _ordinary(session: ApiSession, when: str) -> float:
-    """Seconds that a request of one token takes."""
+    """Check an ordinary request of one token; returns the seconds it took."""
     answer = session.chat("Hello", max_tokens=1)
     need_promise(answer.status == 200, f"{when} an ordinary request gets {shown_api_answer(answer)}")
     need_promise(

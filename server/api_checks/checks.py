@@ -1,8 +1,9 @@
-"""What a served model promises on the wire, as checks: plain requests, and a judgement with values.
+"""Checks of what a served model promises over HTTP: plain requests, and verdicts with values.
 
-A check is a function of an `ApiSession`; it returns a `CheckOutcome`, or raises `BrokenPromise` with what was promised
-and not kept. Prompts and seeds are fixed and the temperature is 0 where chance is not the question. Answers that are
-compared are asked for once before: the first finds no cache, and sums in another order can turn a near-tie.
+A check is a function of an `ApiSession`; it returns a `CheckOutcome`, or raises `BrokenPromise` with the promise that
+was broken. Prompts and seeds are fixed, and the temperature is 0 unless sampling is what is tested. Before answers are
+compared, the request is sent once: the first answer is computed without a prompt cache, in another order of sums, which
+can flip a near-tie between tokens.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ from server.api_checks.session import (
 
 _STORY: Final = "Write a long story about a ship and the sea."
 _CAPITAL: Final = "What is the capital of France? Answer in one sentence."
-_MAX_TOKENS: Final = 8  # asked for exactly
+_MAX_TOKENS: Final = 8
 _ANSWER_TOKENS: Final = 24
-_SCHEMA_TOKENS: Final = 160  # the longest answer that a schema of the table allows takes about 100
+_SCHEMA_TOKENS: Final = 160  # the longest answer that `CASES` allows has about 100
 _TOOL_TOKENS: Final = 96
 _CLIENTS: Final = 32
-_UNKNOWN_CONTEXT: Final = 1 << 18  # words of an oversized prompt where the server does not name its context
+_UNKNOWN_CONTEXT: Final = 1 << 18  # words of an oversized prompt if the server does not report its context
 _REFUSED: Final = "response_format json_schema is refused"
 TOOL_PARAMETERS: Final[Schema] = {
     "type": "object", "required": ["city", "days"], "additionalProperties": False, "properties": {
@@ -67,7 +68,7 @@ TOOL_PARAMETERS: Final[Schema] = {
 }  # fmt: skip
 _TOOL: Final = {"name": "get_weather", "description": "The weather of the next days", "parameters": TOOL_PARAMETERS}
 _TOOL_PROMPT: Final = "Call get_weather for {city} and {days} days. Write nothing else."
-_EXAMPLE_ID: Final = "example01"  # Mistral's templates want nine letters and digits
+_EXAMPLE_ID: Final = "example01"  # Mistral's templates require nine letters and digits
 _EXAMPLE: Final[list[dict[str, object]]] = [
     {"role": "user", "content": _TOOL_PROMPT.format(city="Rome", days=2)},
     {"role": "assistant", "content": "", "tool_calls": [
@@ -79,7 +80,7 @@ _EXAMPLE: Final[list[dict[str, object]]] = [
     {"role": "assistant", "content": "Sunny."},
 ]  # fmt: skip
 _STRANGERS: Final = ((None, "no key"), ("wrong", "a wrong key"))
-# Other doors to the same model: none may open without the key. Those a server does not have answer 401 or 404.
+# All routes to the model: none may answer without the key. Routes that a server does not have may answer 401 or 404.
 _DOORS: Final = (CHAT, COMPLETION, "/completion", "/chat/completions", "/v1/messages", "/v1/responses", "/infill")
 
 
@@ -160,12 +161,12 @@ def _streamed_usage(session: ApiSession) -> CheckOutcome:
 
 
 def _stop(session: ApiSession) -> CheckOutcome:
-    """A stop string that begins inside one token and ends inside another must not leak, not even in a stream."""
+    """A stop string that begins within one token and ends within another must not leak, also when streamed."""
     session.chat(_STORY, max_tokens=_ANSWER_TOKENS)
     text = api_answer_text(session.chat(_STORY, max_tokens=_ANSWER_TOKENS))
     middle = len(text) // 2
     stop = text[middle : middle + 5]
-    need_promise(bool(stop.strip()), f"too short an answer to stop in: {text!r}")
+    need_promise(bool(stop.strip()), f"the answer is too short for a stop string: {text!r}")
     wanted = text[: text.index(stop)]
     answer = session.chat(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
     streamed = session.stream(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
@@ -199,7 +200,7 @@ def _usage_counts(session: ApiSession) -> CheckOutcome:
 
 
 def _counted(session: ApiSession, prompt: str, used: int) -> str:
-    """A prompt's tokens, as the server's own tokenizer counts them."""
+    """Compare the reported prompt_tokens with the count of the server's own tokenizer."""
     asked = {"content": prompt, "input": prompt, "add_special": True}
     answers = (session.wire.post(path, asked) for path in ("/tokenize", "/extras/tokenize"))
     tokens = next((answer.body.get("tokens") for answer in answers if answer.status == 200), None)
@@ -253,7 +254,7 @@ def _asked(session: ApiSession, case: SchemaCase, form: str) -> SchemaVerdict:
 
 
 def _schema_form(session: ApiSession) -> tuple[str, str]:
-    """The form the server takes, and why it refuses the standard one ("": it does not)."""
+    """The form of response_format that the server accepts, and its refusal of the standard form ("": none)."""
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     answer = session.chat("Is it?", max_tokens=1, response_format=_response_format("json_schema", schema))
     return ("json_schema", "") if answer.status == 200 else ("json_object", shown_api_answer(answer)[:EXCERPT])
@@ -274,9 +275,10 @@ def _judged(answer: Answer, schema: Schema) -> SchemaVerdict:
 
 
 def _tool_calls(session: ApiSession) -> CheckOutcome:
-    """Asked for plainly, then with an example of a call in the conversation: llama-server's grammar lets any text come
-    before a required call (ggml-org/llama.cpp#27217), and a weak model goes on with it until max_tokens. Naming the
-    tool would say nothing: it takes that for "auto" (#26849).
+    """Ask for a call, and if none comes, ask again with an example of a call in the conversation.
+
+    llama-server's grammar allows any text before a required call (ggml-org/llama.cpp#27217), and a weak model writes
+    text until max_tokens. Naming the tool does not help: llama-server treats that as "auto" (#26849).
     """
     if session.props.get("chat_template_caps", {}).get("supports_tools") is False:
         return CheckOutcome("not supported", "the model's chat template has no tools (chat_template_caps of /props)")
@@ -291,7 +293,7 @@ def _tool_calls(session: ApiSession) -> CheckOutcome:
 
 
 def _call(session: ApiSession, before: list[dict[str, object]]) -> tuple[str, bool]:
-    """The one tool call of an answer, checked; or what came in its place."""
+    """The checked tool call of an answer and True; else what came instead, and False."""
     prompt = _TOOL_PROMPT.format(city="Paris", days=3)
     answer = session.chat(
         prompt, messages=[*before, {"role": "user", "content": prompt}], max_tokens=_TOOL_TOKENS,
@@ -303,7 +305,7 @@ def _call(session: ApiSession, before: list[dict[str, object]]) -> tuple[str, bo
         return f"{api_answer_text(answer)[:40]!r} (finish_reason {found.get('finish_reason')})", False
     function = calls[0].get("function") or {}
     name, arguments = function.get("name"), function.get("arguments")
-    need_promise(name == _TOOL["name"], f"called {name!r}, there is only {_TOOL['name']!r}")
+    need_promise(name == _TOOL["name"], f"called {name!r}, but the only tool is {_TOOL['name']!r}")
     need_promise(isinstance(arguments, str), f"arguments are not a string of JSON: {arguments!r}")
     verdict = judge_schema_text(str(arguments), TOOL_PARAMETERS)
     need_promise(verdict.kind == "valid", f"arguments {arguments!r} are {verdict.kind}: {verdict.finding}")
@@ -320,7 +322,9 @@ def _embeddings(session: ApiSession) -> CheckOutcome:
         need_promise(bool(vector), f"200 without an embedding: {shown_api_answer(answer)}")
         return _passed(f"served: {len(vector)} numbers")
     refused = 400 <= answer.status < 500 or answer.status == 501
-    need_promise(refused and bool(api_error_text(answer)), f"wanted 4xx or 501 and why, got {shown_api_answer(answer)}")
+    need_promise(
+        refused and bool(api_error_text(answer)), f"wanted 4xx or 501 with a reason, got {shown_api_answer(answer)}"
+    )
     return _passed(f"refused: {answer.status} {api_error_text(answer)[:EXCERPT]}")
 
 
@@ -335,7 +339,7 @@ def _wrong_key(session: ApiSession) -> CheckOutcome:
             need_promise(not is_open, f"{path} answers {called}: {shown_api_answer(answer)}")
             wanted = answer.status == 401 or path not in (CHAT, COMPLETION)
             need_promise(wanted, f"{path} refuses {called} with {answer.status}, wanted 401")
-    return _passed(f"401 for no key, a wrong, a cut and a longer one; {len(_DOORS)} paths give them nothing")
+    return _passed(f"401 for no key, a wrong, a cut and a longer one; {len(_DOORS)} paths refuse them")
 
 
 def _oversized(session: ApiSession) -> CheckOutcome:
@@ -344,7 +348,7 @@ def _oversized(session: ApiSession) -> CheckOutcome:
     said = api_error_text(answer)
     need_promise(
         answer.status == 400 and bool(said),
-        f"a prompt of {n_words} words: wanted 400 and why, got {shown_api_answer(answer)}",
+        f"a prompt of {n_words} words: wanted 400 with a reason, got {shown_api_answer(answer)}",
     )
     numbers = {int(number) for number in re.findall(r"\d+", said.replace(",", ""))}
     names_context = session.n_ctx in numbers if session.n_ctx else any(number < n_words for number in numbers)
@@ -374,7 +378,7 @@ def _unknown_path(session: ApiSession) -> CheckOutcome:
 
 
 def _concurrency(session: ApiSession) -> CheckOutcome:
-    """Each client's prompt has a length of its own, so an answer that belongs to another shows in its usage."""
+    """Each client's prompt has another length, so an answer to another client's prompt shows in its usage."""
     def ask(number: int) -> Answer:
         return session.chat("Say it again:" + " word" * (number + 1), max_tokens=_MAX_TOKENS)
 
@@ -392,7 +396,7 @@ def _concurrency(session: ApiSession) -> CheckOutcome:
     return _passed(finding, total_s=total_s, slowest_s=slowest_s, clients=_CLIENTS)
 
 
-# ---- clients that mean harm --------------------------------------------------------------------------
+# ---- hostile clients ---------------------------------------------------------------------------------
 
 
 def _abuse(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOutcome]:
@@ -404,20 +408,20 @@ def _abuse(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOu
 
 @dataclass(frozen=True)
 class ApiCheck:
-    """One promise, and what tries it."""
+    """One promise, and the function that checks it."""
 
     name: str
     promise: str
     run: Callable[[ApiSession], CheckOutcome]
 
 
-# To add a check: a row, with a function of a Session that raises Broken where the promise is not kept.
+# To add a check: add a row with a function of an ApiSession that raises BrokenPromise if the promise is not kept.
 CHECKS: Final = (
     ApiCheck("health", "/health says 200 once the model is loaded, without a key", _health),
     ApiCheck("models", "the model is listed", _models),
     ApiCheck("chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat),
     ApiCheck("completion", "a text is continued", _completion),
-    ApiCheck("streaming", "a stream adds up to the answer in one piece", _streaming),
+    ApiCheck("streaming", "a stream adds up to the same answer as without streaming", _streaming),
     ApiCheck("streamed-usage", "a stream ends with the usage, if asked for", _streamed_usage),
     ApiCheck("stop", "a stop string ends the answer and is not part of it", _stop),
     ApiCheck("max-tokens", "max_tokens is the number of tokens", _max_tokens),
@@ -426,10 +430,10 @@ CHECKS: Final = (
     ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema),
     ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls),
     ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings),
-    ApiCheck("wrong-key", "a request without the key gets no answer of the model", _wrong_key),
+    ApiCheck("wrong-key", "a request without the right key gets no answer from the model", _wrong_key),
     ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized),
     ApiCheck("malformed", "a body that is not a request is refused, with the reason", _malformed),
-    ApiCheck("unknown-path", "a path that is not there is 404", _unknown_path),
+    ApiCheck("unknown-path", "an unknown path is answered with 404", _unknown_path),
     ApiCheck("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
     ApiCheck(
         "slow-clients", "idle connections do not block other clients, and end in seconds", _abuse(check_slow_clients)
@@ -439,6 +443,8 @@ CHECKS: Final = (
     ApiCheck(
         "hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(check_hostile_grammars)
     ),
-    ApiCheck("hostile-schemas", "a schema that would is refused too", _abuse(check_hostile_schemas)),
+    ApiCheck(
+        "hostile-schemas", "a schema that would end or stall the server is refused", _abuse(check_hostile_schemas)
+    ),
     ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _abuse(check_large_tokenize)),
 )

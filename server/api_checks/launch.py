@@ -1,8 +1,9 @@
-"""A server of one model: its process, started on loopback with a key in a file, and plain HTTP to any server.
+"""Starts a server of one model on loopback with a key in a file, and sends plain HTTP requests to any server.
 
-Which program serves is decided by the stage's environment: SERVER_ENTRYPOINT (that of the image that will serve),
-else llama-server in LLAMA_BIN, else llama-cpp-python's server. Before the first stands the proxy that will stand before
-it (`launch_proxy`), where the image has it. The key is never an argument nor in the environment.
+The stage's environment decides which program serves: SERVER_ENTRYPOINT (that of the image that will serve), else
+llama-server in LLAMA_BIN, else llama-cpp-python's server. With SERVER_ENTRYPOINT, the proxy that will be in front of
+the server is started too (`launch_proxy`), if the image has it. The key is passed neither as an argument nor in the
+environment.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from server.api_checks.launch_proxy import ProxyFiles
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.1
 _CONNECT_TIMEOUT_S: Final = 10.0
-_ANSWER_TIMEOUT_S: Final = 300.0  # a large model on few cores; a server that hangs is known by then
+_ANSWER_TIMEOUT_S: Final = 300.0  # enough for a large model on few cores
 _STOP_TIMEOUT_S: Final = 10.0
 _LOG_TAIL_BYTES: Final = 8000
 _LOG_TAIL_LINES: Final = 20
 _PASSED_ON: Final = (
     "PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "LLAMA_SERVER", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE",
 )  # fmt: skip
-_KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)  # as a child, and as a shell tells it
+_KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit codes of a killed child, directly and through a shell
 
-# To add a sign: words of a server's log in lower case that tell why it ended. The first that occurs counts.
+# To add a sign: add words of a server's log, in lower case, that show why it ended.
 _MEMORY_SIGNS: Final = (
     "out of memory", "memory ran out", "failed to allocate", "cannot allocate memory", "bad_alloc", "memoryerror",
 )  # fmt: skip
@@ -56,7 +57,7 @@ _MODEL_SIGNS: Final = (
 
 @dataclass(frozen=True)
 class Answer:
-    """One HTTP answer; `body` is {} where the text is not a JSON object."""
+    """One HTTP answer; `body` is {} if the text is not a JSON object."""
 
     status: int
     text: str
@@ -74,7 +75,7 @@ class Answer:
 
 @cache
 def _client() -> httpx2.Client:
-    """What sends every request. trust_env=False: no proxy of the environment stands between, or sees the key."""
+    """The client of every request. trust_env=False: proxies from the environment must not see the key."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx2.Client(limits=limits, trust_env=False)
 
@@ -83,8 +84,8 @@ def _client() -> httpx2.Client:
 class Wire:
     """Plain HTTP to a server at `address` (no trailing slash), as a client with this key; None: without one.
 
-    Safe to share between threads. Every request has a connection of its own: a server that closes one after a
-    stream would otherwise fail the next request, which its answers are not to blame for.
+    Thread-safe. Every request opens a connection of its own: if a server closed a shared one after a stream, the next
+    request would fail through no fault of its answer.
 
     Raises (every method):
         httpx2.TransportError: the server gave no answer.
@@ -95,7 +96,7 @@ class Wire:
     timeout_s: float = _ANSWER_TIMEOUT_S
 
     def with_key(self, key: str | None) -> Wire:
-        """The same server, met with another key."""
+        """The same server with another key."""
         return Wire(self.address, key, self.timeout_s)
 
     def get(self, path: str) -> Answer:
@@ -107,7 +108,7 @@ class Wire:
         return self.post_text(path, json.dumps(body))
 
     def post_text(self, path: str, text: str) -> Answer:
-        """One POST of a text that says it is JSON."""
+        """One POST of a text, declared as JSON."""
         return self.send("POST", path, text)
 
     def send(self, method: str, path: str, text: str | None) -> Answer:
@@ -131,12 +132,12 @@ def free_loopback_port() -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """What is served, and how."""
+    """The model to serve, and the settings of its server."""
 
     model: Path
     folder: Path  # private: key, configuration and log are written here
     environment: Mapping[str, str]
-    threads: int = 0  # 0: as the server chooses
+    threads: int = 0  # 0: the server's default
     n_ctx: int = 4096  # tokens per client
     parallel: int = 4
     load_timeout_s: float = 900.0
@@ -144,7 +145,7 @@ class Launch:
 
 @dataclass
 class ServedModel:
-    """A server's process as a context: ready when entered, gone when left.
+    """A context manager for a server's process: ready on entry, ended on exit.
 
     Raises:
         StageFailure: `serve-load`, `serve-crash` (3: the model is not supported), `out-of-memory` (5), `serve-slow`
@@ -155,7 +156,7 @@ class ServedModel:
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     port: int = field(default_factory=free_loopback_port)
     argv: tuple[str, ...] = ()
-    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # the server, then what stands before it
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # the server, then its proxy
 
     @property
     def address(self) -> str:
@@ -174,7 +175,7 @@ class ServedModel:
         self._stop()
 
     def check_alive(self, during: str = "its start") -> None:
-        """Raise the failure that ended the process, if it has ended. `during`: what it was about."""
+        """Raise the failure that ended a process, if one has ended. `during`: what was going on."""
         if not self._processes or any(process.poll() is not None for process in self._processes):
             raise self._failure(during)
 
@@ -203,7 +204,7 @@ class ServedModel:
             raise StageFailure(ExitCode.BUG, "serve-start", message, hint) from error
 
     def _command(self, key_file: Path, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The program that serves, and what it is told in its environment."""
+        """The command line of the program that serves, and its extra environment variables."""
         environment = self.launch.environment
         if entrypoint := environment.get("SERVER_ENTRYPOINT"):
             return tuple(shlex.split(entrypoint)), self._entrypoint_variables(key_file, port)
@@ -213,11 +214,11 @@ class ServedModel:
         launch = self.launch
         told = protocol_bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
         _write_private(config, dump_finite_json(told))
-        # -P: no module of the working directory stands in for a library
+        # -P: modules in the working directory must not shadow libraries
         return (sys.executable, "-P", "-m", "server.local.server", str(config)), {}
 
     def _entrypoint_variables(self, key_file: Path, port: int) -> dict[str, str]:
-        """Context and slots are left to it: what is tried is what will be served."""
+        """Variables of the entrypoint. It chooses context and slots itself, as it will when it serves."""
         named = {"MODEL": self.launch.model, "PORT": port, "API_KEY_FILE": key_file, "HOST": _HOST}
         threads = {"THREADS": self.launch.threads} if self.launch.threads else {}
         return {name: str(value) for name, value in (named | threads).items()}
@@ -239,7 +240,7 @@ class ServedModel:
             self.check_alive()
             if time.monotonic() > deadline:
                 message = f"The server was not ready after {self.launch.load_timeout_s:.0f} s."
-                hint = "Choose a smaller quant, or a machine with more memory: what is read from disk again is slow."
+                hint = "Choose a smaller quant, or a machine with more memory: a model that does not fit loads slowly."
                 raise StageFailure(ExitCode.RESOURCES, "serve-slow", message, hint, self._log_tail())
             time.sleep(_POLL_S)
 
@@ -252,7 +253,7 @@ class ServedModel:
             hint = "Give it more memory: MEMORY=16GiB, or close other programs."
             return StageFailure(ExitCode.RESOURCES, "out-of-memory", f"Memory ran out. {message}", hint, tail)
         if any(sign in words for sign in _MODEL_SIGNS):
-            hint = "The end of its log says why; an architecture that llama.cpp does not know yet is the usual reason."
+            hint = "Its log says why; the usual reason is an architecture that llama.cpp does not support yet."
             message = f"The server cannot load the model: it ended with exit code {code} during {during}."
             return StageFailure(ExitCode.UNSUPPORTED_MODEL, "serve-load", message, hint, tail)
         if crashed := crash_words(code or 0, tail):
@@ -263,7 +264,7 @@ class ServedModel:
         return StageFailure(ExitCode.BUG, "serve-start", message, hint, tail)
 
     def _stop(self) -> None:
-        """End the processes and what they started: asked first, then made to."""
+        """End the process groups, first with SIGTERM, then with SIGKILL."""
         for process in reversed(self._processes):
             for wish in (signal.SIGTERM, signal.SIGKILL):
                 with suppress(ProcessLookupError):
@@ -291,6 +292,6 @@ def _is_ready(wire: Wire) -> bool:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """A file that is 0600 from its first byte."""
+    """Write a file that has mode 0600 from the start."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(text)

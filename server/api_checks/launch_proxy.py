@@ -1,7 +1,7 @@
-"""The proxy of compose.yaml in front of a server under test: the same nginx and files, told where the two stand.
+"""The proxy of compose.yaml in front of a server under test: the same nginx and files, with other addresses.
 
-In the image of the contract test PROXY_NGINX names the program, with whatever of it begins with /usr/lib in the folder
-PROXY_ROOT, and PROXY_KEY_FILE where the proxy's link to the key leads.
+In the image of the contract test, PROXY_NGINX is the program, PROXY_ROOT the folder that holds its /usr/lib, and
+PROXY_KEY_FILE the target of the proxy's link to the key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
 _FILES: Final = Path(__file__).parents[1] / "proxy"
-# Where a stage's user is root, as with a rootless daemon, it has no right to become another, which nginx would try.
+# As root (with a rootless daemon), nginx would try to switch to another user, which it has no right to.
 _AS_ROOT: Final = "user root;\nmaster_process off;\n"
 _TEMPORARY: Final = Path("/tmp/body")  # noqa: S108  (as run.sh makes it: a tmpfs of the container)
 
@@ -27,37 +27,37 @@ class ProxyFiles:
     """Where the parts of the proxy are in this image."""
 
     nginx: str
-    root: str  # before /usr/lib
+    root: str  # prefix of /usr/lib
     key_file: Path
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> ProxyFiles | None:
-        """None: there is no proxy here, and the server is asked directly."""
+        """The proxy named by the environment; None: there is none, and requests go to the server directly."""
         nginx = environment.get("PROXY_NGINX")
         if not nginx:
             return None
         return cls(nginx, environment.get("PROXY_ROOT", ""), Path(environment["PROXY_KEY_FILE"]))
 
     def command(self, folder: Path, port: int, model_port: int) -> tuple[str, ...]:
-        """What starts it, with its configuration written to `folder`.
+        """Write the configuration to `folder`; returns the command that starts the proxy.
 
         Raises:
-            StageFailure: the configuration is not as it is expected here.
+            StageFailure: nginx.conf does not have the lines that must be changed.
         """
         config = folder / "nginx.conf"
         text = api_proxy_config((_FILES / "nginx.conf").read_text(), self.root, port, model_port)
         config.write_text(text if os.geteuid() else _AS_ROOT + text)
         _TEMPORARY.mkdir(exist_ok=True)
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # as run.sh does: two for each connection
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # as in run.sh: a connection takes two files
         return (self.nginx, "-c", str(config))
 
 
 def api_proxy_config(text: str, root: str, port: int, model_port: int) -> str:
-    """nginx.conf for a proxy on loopback's `port` before a server on `model_port`. Limits and routes stay as they are.
+    """nginx.conf for a proxy on loopback `port` in front of a server on `model_port`; limits and routes are unchanged.
 
     Raises:
-        StageFailure: what must be changed is not there, or not as often as it should.
+        StageFailure: a line to change does not occur as often as expected.
     """
     changes = (
         ("load_module /usr/lib/", f"load_module {root}/usr/lib/", 1),

@@ -1,8 +1,8 @@
 """JSON-schema conformance of a served model: the schemas, how an answer is judged, and the rate with its interval.
 
-The grammar that a schema becomes decides what the server may write, so nearly every answer must conform, however
-small the model. An answer that `max_tokens` cut is a failure of its own kind: the schema was not broken, but a
-client has no JSON either.
+The server converts a schema to a grammar that constrains its output, so nearly every answer must conform, however
+small the model. An answer cut by `max_tokens` is a separate kind of failure: it does not break the schema, but it is
+not complete JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quantyard.metrics.intervals import wilson_interval
 from quantyard.protocol.api_tests import AnswerKind, SchemaFailure, SchemaRate
 from quantyard.protocol.measurements import Interval
 
-SCHEMA_GATE: Final = 0.95  # of the answers; the interval is for the reader, the gate looks at the rate itself
+SCHEMA_GATE: Final = 0.95  # share of valid answers; compared with the rate itself, not with its interval
 Schema = dict[str, Any]
 FORMATS: Final = FormatChecker(("date", "uuid", "ipv4"))
 
@@ -36,7 +36,7 @@ def _is_date_time(value: object) -> bool:
 
 @dataclass(frozen=True)
 class SchemaVerdict:
-    """What became of one answer."""
+    """The verdict on one answer."""
 
     kind: AnswerKind
     finding: str = ""
@@ -58,14 +58,14 @@ def judge_schema_text(text: str, schema: Schema) -> SchemaVerdict:
 
 
 def judge_schema_answer(text: str, finish_reason: str, schema: Schema) -> SchemaVerdict:
-    """The same for an answer; one that ended for its length is `cut`, whatever it holds."""
+    """The same for an answer; one with finish_reason "length" is always `cut`."""
     if finish_reason == "length":
         return SchemaVerdict("cut", f"max_tokens ended it after {text[-60:]!r}")
     return judge_schema_text(text, schema)
 
 
 def schema_rate(verdicts: Mapping[str, SchemaVerdict], request_form: str) -> SchemaRate:
-    """The rate of valid answers, and every schema that failed by name."""
+    """The rate of valid answers, and the names of the schemas that failed."""
     n, n_valid = len(verdicts), sum(v.kind == "valid" for v in verdicts.values())
     interval = wilson_interval(n_valid, n)
     failures = [
@@ -91,7 +91,7 @@ def schema_rate_text(rate: SchemaRate) -> str:
 
 @dataclass(frozen=True)
 class SchemaCase:
-    """One schema, and the request that is answered in it."""
+    """One schema, and a prompt for an answer in it."""
 
     name: str
     prompt: str
@@ -99,7 +99,7 @@ class SchemaCase:
 
 
 def _object(optional: Iterable[str] = (), **properties: Schema) -> Schema:
-    """An object of exactly these properties, all required but those in `optional`."""
+    """An object with exactly these properties, all required except those in `optional`."""
     required = [name for name in properties if name not in set(optional)]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
@@ -133,8 +133,8 @@ _NULL: Final[Schema] = {"type": "null"}
 _COLOUR: Final[Schema] = {"enum": ["red", "green", "blue"]}
 _POINT: Final = _object(x=_whole(0, 9), y=_whole(0, 9))
 
-# To add a schema: a name, a request of one line, and the schema. Bound its strings and lists, or the answer of a small
-# model rambles until max_tokens cuts it; keep it small, since every token is written on the user's CPU.
+# To add a schema: add a name, a prompt of one line, and the schema. Bound its strings and lists, or a small model
+# rambles until max_tokens cuts it; keep it small, since every token is generated on the user's CPU.
 CASES: Final = (
     # objects
     SchemaCase("one-string", "Name a city.", _object(city=_text())),
@@ -166,8 +166,8 @@ CASES: Final = (
     SchemaCase("enum-numbers", "Choose a size.", _object(size={"enum": [1, 2, 4, 8]})),
     SchemaCase("enum-mixed", "Choose one.", _object(value={"enum": ["a", 1, True, None]})),
     SchemaCase("enum-at-top", "Is water wet?", {"enum": ["yes", "no"]}),
-    # llama-cpp-python 0.3.36 writes the quote here, and the escaped dot of a pattern below, into its grammar as they
-    # are; llama.cpp cannot parse that, and the local server refuses it.
+    # llama-cpp-python 0.3.36 does not escape this quote, nor the escaped dot of a pattern below, in its grammar;
+    # llama.cpp cannot parse that, and the local server refuses it.
     SchemaCase("enum-with-quotes", "Choose one.", _object(q={"enum": ['say "hi"', "back\\slash", "tab\t"]})),
     SchemaCase("const", "A cat.", _object(kind={"const": "cat"}, legs=_whole(0, 8))),
     SchemaCase("const-number", "Version two.", _object(version={"const": 2})),

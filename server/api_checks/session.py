@@ -1,4 +1,4 @@
-"""A server as the checks see it: requests, and what they read of the answers."""
+"""A server as the checks use it: sends requests, and reads the fields of answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.api_checks.launch import Answer, Wire
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETION: Final = "/v1/completions"
-EXCERPT: Final = 160  # characters of an answer that a finding shows
+EXCERPT: Final = 160  # characters of an answer shown in a finding
 
 
 class BrokenPromise(Exception):
@@ -19,18 +19,18 @@ class BrokenPromise(Exception):
 
 @dataclass(frozen=True)
 class Streamed:
-    """What a stream of server-sent events adds up to."""
+    """The content of a whole stream of server-sent events."""
 
     text: str
     finish_reason: str
-    usage: dict[str, Any]  # of the last chunk; {} if no chunk had one
+    usage: dict[str, Any]  # the last one sent; {} if no chunk had one
     is_done: bool  # whether it ended with [DONE]
     n_chunks: int
 
 
 @dataclass
 class ApiSession:
-    """A server as the checks see it: its wire, and what it says of itself (asked once)."""
+    """A server as the checks use it: its `Wire`, and what it reports about itself (requested once)."""
 
     wire: Wire
 
@@ -43,25 +43,25 @@ class ApiSession:
 
     @cached_property
     def props(self) -> dict[str, Any]:
-        """What the server says of itself; {} if it does not."""
+        """The server's answer to /props; {} if it has no such route."""
         answer = self.wire.get("/props")
         return answer.body if answer.status == 200 else {}
 
     @cached_property
     def server(self) -> str:
-        """Which program answers, with its version; the local server says it in one word."""
+        """The program that answers and its version; llama-server reports `build_info`, the local server `server`."""
         if build := self.props.get("build_info"):
             return f"llama-server {build}"
         return str(self.props.get("server", "unknown"))
 
     @property
     def n_ctx(self) -> int | None:
-        """Tokens of one client's context; None where the server does not say."""
+        """Tokens of one client's context; None if the server does not report it."""
         n_ctx = self.props.get("default_generation_settings", {}).get("n_ctx")
         return n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None
 
     def chat_body(self, prompt: str, **settings: object) -> dict[str, object]:
-        """A request; a model that would think first answers at once, where its template lets it."""
+        """The body of a request; thinking is switched off, if the model's template supports that."""
         asked: dict[str, object] = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
         return {"model": self.model, "chat_template_kwargs": {"enable_thinking": False}, **asked, **settings}
 
@@ -72,7 +72,7 @@ class ApiSession:
         return self.wire.post(COMPLETION, {"model": self.model, "prompt": prompt, "temperature": 0, **settings})
 
     def stream(self, prompt: str, **settings: object) -> Streamed:
-        """A chat as a stream."""
+        """A streamed chat."""
         answer = self.chat(prompt, stream=True, **settings)
         need_promise(answer.status == 200, f"a stream is refused: {shown_api_answer(answer)}")
         need_promise("text/event-stream" in answer.content_type, f"a stream comes as {answer.content_type!r}")
@@ -89,7 +89,7 @@ def shown_api_answer(answer: Answer) -> str:
 
 
 def api_answer_choice(answer: Answer) -> dict[str, Any]:
-    """The first choice of an answer that must be one."""
+    """The first choice of an answer, which must be 200 and have one."""
     choices = answer.body.get("choices")
     is_one = answer.status == 200 and isinstance(choices, list) and choices and isinstance(choices[0], dict)
     need_promise(bool(is_one), f"wanted 200 and choices, got {shown_api_answer(answer)}")
@@ -97,14 +97,14 @@ def api_answer_choice(answer: Answer) -> dict[str, Any]:
 
 
 def api_answer_text(answer: Answer) -> str:
-    """What the model wrote, what it thought included."""
+    """The text that the model wrote, including its reasoning."""
     choice = api_answer_choice(answer)
     message = choice.get("message") or {}
     return str(choice.get("text") or f"{message.get('reasoning_content') or ''}{message.get('content') or ''}")
 
 
 def api_answer_usage(answer: Answer) -> tuple[int, int, int]:
-    """Tokens of the prompt, of the completion, and in all."""
+    """Tokens of the prompt, of the completion, and in total."""
     usage = answer.body.get("usage") or {}
     counts = tuple(usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     need_promise(all(isinstance(count, int) for count in counts), f"usage is {usage}")
@@ -114,10 +114,10 @@ def api_answer_usage(answer: Answer) -> tuple[int, int, int]:
 
 
 def read_api_stream(text: str) -> Streamed:
-    """Add up the chunks of a chat's stream.
+    """Join the chunks of a chat's stream.
 
     Raises:
-        Broken: a chunk is not a JSON object, or an error.
+        BrokenPromise: a chunk is not a JSON object, or an error.
     """
     events = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
     pieces, reason, usage = [], "", dict[str, Any]()
@@ -134,6 +134,6 @@ def read_api_stream(text: str) -> Streamed:
 
 
 def api_error_text(answer: Answer) -> str:
-    """The words of an error that is JSON; "" if it is not JSON. FastAPI's own errors say `detail`."""
+    """The message of a JSON error; "" if the answer is not one. FastAPI's own errors use `detail`."""
     error = answer.body.get("error") or answer.body.get("detail") or ""
     return error if isinstance(error, str) else str(error.get("message", "") if isinstance(error, dict) else error)

@@ -1,9 +1,9 @@
-"""A chat with the served model in a terminal: `python -m server.client.chat`.
+"""Chat with the served model in a terminal: `python -m server.client.chat`.
 
-Answers come as they are written. With stdin from a file or a pipe there are no prompts: every line is a question,
-and its answer goes to stdout. What is not an answer goes to stderr.
+Answers are streamed. If stdin is a file or a pipe, no prompts are shown: every line is a question, and its answer goes
+to stdout. Everything else goes to stderr.
 
-Exit codes: 0 ended · 2 an option, or the key's file, cannot be · 4 the server · 130 interrupted (piped input only)
+Exit codes: 0 ended · 2 an option or the key's file is not usable · 4 the server · 130 interrupted (piped input only)
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from server.client.client import (
     Sampling,
 )
 
-HELP: Final = "/reset forgets the conversation · /system TEXT sets how it should answer · /exit or Ctrl-D ends"
+HELP: Final = "/reset forgets the conversation · /system TEXT sets the system prompt · /exit or Ctrl-D ends"
 _DIM, _BOLD, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
 class ChatOption:
-    """One thing a user can decide: `NAME` in the environment, `--name` on the command line."""
+    """One option: `NAME` in the environment, `--name` on the command line."""
 
     name: str
     default: str
@@ -47,21 +47,21 @@ class ChatOption:
 
 
 _USUAL: Final = Sampling()
-# To add an option: a row here, and its use in `read_chat_settings`.
+# To add an option: add a row here, and use it in `read_chat_settings`.
 OPTIONS: Final = (
-    ChatOption("BASE_URL", DEFAULT_URL, "address of the server, up to and with /v1"),
-    ChatOption("KEY_FILE", str(DEFAULT_KEY_FILE), "file that holds the server's key"),
-    ChatOption("MODEL_NAME", "", "name in the server's list; empty: its first"),
-    ChatOption("TEMPERATURE", str(_USUAL.temperature), "0: always the likeliest token"),
-    ChatOption("TOP_P", str(_USUAL.top_p), "choose among the likeliest that make up this share"),
-    ChatOption("TOP_K", str(_USUAL.top_k), "choose among so many; 0: no limit"),
+    ChatOption("BASE_URL", DEFAULT_URL, "address of the server, including /v1"),
+    ChatOption("KEY_FILE", str(DEFAULT_KEY_FILE), "file with the server's key"),
+    ChatOption("MODEL_NAME", "", "name in the server's list of models; empty: the first"),
+    ChatOption("TEMPERATURE", str(_USUAL.temperature), "0: always the most likely token"),
+    ChatOption("TOP_P", str(_USUAL.top_p), "sample from the most likely tokens with this share of the probability"),
+    ChatOption("TOP_K", str(_USUAL.top_k), "sample from this many most likely tokens; 0: no limit"),
     ChatOption("MAX_TOKENS", str(_USUAL.max_tokens), "longest answer, in tokens"),
 )
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What was decided."""
+    """The settings of a chat."""
 
     base_url: str
     key_file: Path
@@ -71,7 +71,7 @@ class ChatSettings:
 
 
 def read_chat_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ChatSettings:
-    """Options win over the environment; an empty value is the default.
+    """Read the settings; options win over the environment, and an empty value means the default.
 
     Raises:
         BadSampling: a value is not a number, or out of its range.
@@ -96,23 +96,23 @@ def _number(kind: Callable[[str], T], name: str, values: Mapping[str, str]) -> T
         return kind(values[name])
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise BadSampling(f"{name} is {values[name]!r}, which is not {what}.", f"Type it so: {name}=…") from None
+        raise BadSampling(f"{name} is {values[name]!r}, which is not {what}.", f"Give {what}: {name}=…") from None
 
 
 class Terminal:
-    """The one place that reads and writes."""
+    """Reads questions and writes answers and notes."""
 
     def __init__(self, source: TextIO, out: TextIO, notes: TextIO, *, color: bool) -> None:
         self._source, self._out, self._notes = source, out, notes
-        self._last = ""  # the sign that was said last
+        self._last = ""  # the last character written
         self.is_live = source.isatty() and out.isatty()
         self._color = color and self.is_live
         if self.is_live:
             with contextlib.suppress(ImportError):
-                importlib.import_module("readline")  # its import gives `input` editing and a history
+                importlib.import_module("readline")  # importing it gives `input` line editing and a history
 
     def ask(self) -> str | None:
-        """The next line; None at its end."""
+        """The next line; None at the end of the input."""
         if not self.is_live:
             line = self._source.readline()
             return line.rstrip("\n") if line else None
@@ -124,14 +124,14 @@ class Terminal:
             return None
 
     def say(self, text: str) -> None:
-        """A piece of an answer, at once."""
-        shown = printable(self._last + text)  # what joins letters is judged by the sign before it
+        """Write a piece of an answer immediately."""
+        shown = printable(self._last + text)  # whether a joiner is printable depends on the character before it
         self._out.write(shown[len(printable(self._last)) :])
         self._out.flush()
         self._last = text[-1:] or self._last
 
     def note(self, text: str) -> None:
-        """A line that is not an answer."""
+        """Write a line that is not an answer."""
         shown = printable(printable_url(text))
         self._notes.write(f"{_DIM}{shown}{_PLAIN}\n" if self._color else f"{shown}\n")
         self._notes.flush()
@@ -148,10 +148,10 @@ class Chat:
     history: list[Message] = field(default_factory=list)
 
     def run(self) -> None:
-        """Until the input ends or /exit.
+        """Answer questions until the input ends or /exit.
 
         Raises:
-            ClientError: with piped input; in a terminal it is said, and the chat goes on.
+            ClientError: with piped input; in a terminal the error is shown, and the chat continues.
         """
         while True:
             try:
@@ -164,7 +164,7 @@ class Chat:
                 self.terminal.note("\n(/exit or Ctrl-D ends)")
 
     def _take(self, line: str) -> bool:
-        """Whether to go on after this line."""
+        """Handle a line; returns whether the chat continues."""
         if not line:
             return True
         if line.startswith("/"):
@@ -185,13 +185,13 @@ class Chat:
             self.terminal.note("(the conversation is forgotten)")
         elif name == "/system":
             self.system = text.strip()
-            self.terminal.note("(set)" if self.system else "(no system text now)")
+            self.terminal.note("(system prompt set)" if self.system else "(system prompt removed)")
         else:
             self.terminal.note(f"Unknown command {name}. {HELP}")
         return True
 
     def answer(self, question: str) -> None:
-        """Ask, write the answer as it comes, and remember both. An answer that fails is forgotten, question and all.
+        """Ask, write the answer as it arrives, and remember both; if it fails, neither is remembered.
 
         Raises:
             ClientError: the server did not answer to the end.
@@ -205,7 +205,7 @@ class Chat:
             self.terminal.note(f"(cut: MAX_TOKENS is {self.sampling.max_tokens}, or the context is full: /reset)")
 
     def _stream(self, messages: list[Message]) -> tuple[str, str]:
-        """What was said, and why it ended. Ctrl-C ends the answer and keeps what was said so far."""
+        """The answer and its finish reason. Ctrl-C ends the answer and keeps what has arrived."""
         said: list[str] = []
         pieces = self.client.stream_chat(messages, self.sampling)
         try:
@@ -222,9 +222,9 @@ class Chat:
             return "".join(said), "stopped"
         except PromptTooLong as error:
             message = f"The conversation no longer fits. {error.message}"
-            raise PromptTooLong(message, "Type /reset to begin anew.") from error
+            raise PromptTooLong(message, "Type /reset to start again.") from error
         finally:
-            pieces.close()  # the server stops working on it
+            pieces.close()  # closing the connection stops the server's work on the answer
             if said:
                 self.terminal.say("\n")
 

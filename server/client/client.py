@@ -1,17 +1,17 @@
-"""A small typed client of a served model, on the `openai` package: chat, completion, and both as a stream.
+"""A small typed client of a served model, on the `openai` package: chat and completion, also streamed.
 
-What goes wrong comes as one of these; each reads "fact, value, what to type next":
+Errors are one of these; each message is "fact, value, what to type next":
 
     ClientError
-    ├── BadSampling           an option out of its range
+    ├── BadSampling           an option is out of its range
     ├── KeyUnusable           the key's file is missing, unreadable or empty
-    ├── NoServer              nothing answers at the address, or the model is still being loaded
-    ├── KeyRefused            the server knows another key
-    ├── UnknownModel          it serves another model
+    ├── NoServer              no server answers at the address, or the model is still loading
+    ├── KeyRefused            the server has another key
+    ├── UnknownModel          the server serves another model
     ├── PromptTooLong         more tokens than the server's context holds
-    ├── AnswerBroken          the answer ended before it was finished: the server died or was stopped
-    ├── TimedOut
-    ├── RequestRefused        anything else the server says no to
+    ├── AnswerBroken          the answer ended before it was finished: the server crashed or was stopped
+    ├── TimedOut              no answer, or no further piece of it, in time
+    ├── RequestRefused        any other refusal of the server
     └── StructuredError       see server/client/structured.py
 """
 
@@ -31,9 +31,9 @@ import openai
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080/v1"
 DEFAULT_KEY_FILE: Final = Path("artifacts/keys/api-key")
-DEFAULT_TIMEOUT_S: Final = 600.0  # between two pieces of an answer, or for all of one that is not streamed
+DEFAULT_TIMEOUT_S: Final = 600.0  # between two pieces of a streamed answer, or for a whole unstreamed one
 _CONNECT_TIMEOUT_S: Final = 5.0
-_TOO_LONG: Final = {"exceed_context_size_error", "context_length_exceeded"}  # llama-server, llama_cpp.server
+_TOO_LONG: Final = {"exceed_context_size_error", "context_length_exceeded"}  # of llama-server, of llama_cpp.server
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _START: Final = "Start it: docker compose up"
 
@@ -42,7 +42,7 @@ Stream = Generator[str, None, str]  # pieces of text; its return value is the fi
 
 
 class ClientError(Exception):
-    """Base of them all: `message` is the fact and its value, `hint` what to do next."""
+    """Base class: `message` is the fact and its value, `hint` what to do next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".strip())
@@ -58,11 +58,11 @@ class KeyUnusable(ClientError):
 
 
 class NoServer(ClientError):
-    """Nothing answers at the address, or the model is still being loaded."""
+    """No server answers at the address, or the model is still loading."""
 
 
 class KeyRefused(ClientError):
-    """The server knows another key."""
+    """The server has another key."""
 
 
 class UnknownModel(ClientError):
@@ -82,7 +82,7 @@ class TimedOut(ClientError):
 
 
 class RequestRefused(ClientError):
-    """The server said no, in words of its own."""
+    """Any other refusal; the message is the server's."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Sampling:
         BadSampling: a value is out of its range.
     """
 
-    temperature: float = 0.7  # 0: always the likeliest
+    temperature: float = 0.7  # 0: always the most likely token
     top_p: float = 0.95
     top_k: int = 40  # 0: no limit
     max_tokens: int = 512
@@ -112,7 +112,7 @@ class Sampling:
                 raise BadSampling(f"{name} is {value}.", f"Give {name} {wanted}.")
 
     def arguments(self) -> dict[str, Any]:
-        """As arguments of the openai package; what its API has no name for goes into the body beside the rest."""
+        """Arguments for the openai package; fields that its API does not have go into `extra_body`."""
         found: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
             "extra_body": {"top_k": self.top_k},
@@ -129,7 +129,7 @@ GREEDY: Final = Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; `finish_reason` is "stop", or "length" where max_tokens or the context cut it."""
+    """A whole answer; `finish_reason` is "stop", or "length" if max_tokens or the context cut it."""
 
     text: str
     finish_reason: str
@@ -139,13 +139,13 @@ class Answer:
 
 
 class Client:
-    """A served model. Nothing is asked before the first call.
+    """A served model. No request is sent before the first call.
 
     Args:
-        base_url: up to and with `/v1`.
-        key_file: see `read_client_key`; None for a server without one.
-        model: a name of the server's list; "": the first of it.
-        timeout_s: for an answer, or between two pieces of one.
+        base_url: the address, including `/v1`.
+        key_file: see `read_client_key`; None for a server without a key.
+        model: a name in the server's list of models; "": the first.
+        timeout_s: for an answer, or between two pieces of a streamed one.
 
     Raises:
         KeyUnusable: the key cannot be read.
@@ -163,25 +163,25 @@ class Client:
         )
 
     def heard_by(self, listener: Callable[[httpx2.Response], None]) -> openai.OpenAI:
-        """The openai client again, with someone who sees every response first."""
+        """The openai client with a listener that is called with every response first."""
         return self.openai.with_options(http_client=self._transport(response=[listener]))
 
     def _transport(self, **listeners: list[Callable[..., Any]]) -> httpx2.Client:
-        # A company's proxy does not lead to this very machine, whatever the environment says.
+        # A proxy from the environment cannot reach this machine's loopback, so it is ignored for local servers.
         is_here = urlsplit(self.base_url).hostname in _LOOPBACK
         return openai.DefaultHttpxClient(trust_env=not is_here, event_hooks=dict(listeners))
 
     @cached_property
     def model(self) -> str:
-        """The model's name, from the server's list: llama-server itself answers to any name.
+        """The model's name, checked against the server's list: llama-server itself accepts any name.
 
         Raises:
-            UnknownModel: the server serves another.
+            UnknownModel: the server serves another model.
         """
         with self.our_errors():
             listed = [model.id for model in self.openai.models.list().data]
         if not listed:
-            raise UnknownModel(f"The server at {self.base_url} lists no model.", _START)
+            raise UnknownModel(f"The server at {self.base_url} does not list any model.", _START)
         if self._wanted and self._wanted not in listed:
             names = ", ".join(listed)
             raise UnknownModel(f"The server at {self.base_url} does not serve {self._wanted!r}.", f"It serves: {names}")
@@ -189,29 +189,29 @@ class Client:
 
     def chat(self, messages: Sequence[Message], sampling: Sampling = Sampling()) -> Answer:
         """The answer to a conversation; errors as in the module's tree."""
-        create: Any = self.openai.chat.completions.create  # its overloads know no dict of ours
+        create: Any = self.openai.chat.completions.create  # Any: its overloads do not accept plain dicts
         with self.our_errors():
             found = create(model=self.model, messages=list(messages), **sampling.arguments())
             return self._answer(found, found.choices[0].message.content)
 
     def complete(self, prompt: str, sampling: Sampling = Sampling()) -> Answer:
-        """How a text goes on; errors as in the module's tree."""
+        """The continuation of a text; errors as in the module's tree."""
         with self.our_errors():
             found = self.openai.completions.create(model=self.model, prompt=prompt, **sampling.arguments())
             return self._answer(found, found.choices[0].text)
 
     def stream_chat(self, messages: Sequence[Message], sampling: Sampling = Sampling()) -> Stream:
-        """The answer in pieces as they come. Closing the iterator stops the server's work on it.
+        """The answer in pieces, as they arrive. Closing the iterator stops the server's work on it.
 
         Raises:
-            AnswerBroken: it ended before it was finished; the pieces so far are not the whole answer.
+            AnswerBroken: the answer ended before it was finished, so the pieces are incomplete.
         """
         create: Any = self.openai.chat.completions.create
         asked = {"messages": list(messages), **sampling.arguments()}
         return self._pieces(create, asked, lambda choice: choice.delta.content)
 
     def stream_complete(self, prompt: str, sampling: Sampling = Sampling()) -> Stream:
-        """As `stream_chat`, of a text that goes on."""
+        """The continuation of a text in pieces; see `stream_chat`."""
         asked = {"prompt": prompt, **sampling.arguments()}
         return self._pieces(self.openai.completions.create, asked, lambda choice: choice.text)
 
@@ -231,50 +231,50 @@ class Client:
                     if text := text_of(choice):
                         n_characters += len(text)
                         yield text
-        if not reason:  # a server that is killed closes the connection as if all had been said
+        if not reason:  # a killed server closes the connection, which looks like the end of the stream
             raise self._broken(n_characters)
         return reason
 
     def _broken(self, n_characters: int) -> AnswerBroken:
         said = f"The answer of {self.base_url} ended after {n_characters:,} characters, before it was finished."
-        return AnswerBroken(said, "See why: docker compose logs; start it again: docker compose up")
+        return AnswerBroken(said, "Its log says why: docker compose logs. Start it again: docker compose up")
 
     @contextmanager
     def our_errors(self) -> Iterator[None]:
-        """Turn what the openai package and its transport raise into the module's tree."""
+        """Turn errors of the openai package and its transport into those of the module's tree."""
         try:
             yield
         except (openai.APITimeoutError, httpx2.TimeoutException) as error:
-            hint = "Ask for fewer tokens (MAX_TOKENS), or see what it does: docker compose logs"
-            raise TimedOut(f"{self.base_url} gave no answer in time.", hint) from error
+            hint = "Ask for fewer tokens (MAX_TOKENS), or read the server's log: docker compose logs"
+            raise TimedOut(f"{self.base_url} did not answer in time.", hint) from error
         except openai.APIStatusError as error:
             raise self._refused(error) from error
         except openai.APIConnectionError as error:
             raise self._not_reached(error) from error
         except (httpx2.TransportError, openai.APIError) as error:  # the connection broke, or an error came in a stream
             message = f"The answer of {self.base_url} broke off: {error}."
-            raise AnswerBroken(message, "See why: docker compose logs") from error
+            raise AnswerBroken(message, "Its log says why: docker compose logs") from error
 
     def _not_reached(self, error: openai.APIConnectionError) -> ClientError:
         cause = error.__cause__
         if isinstance(cause, httpx2.ConnectError | httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-            return NoServer(f"Nothing answers at {self.base_url} ({cause}).", _START)
-        return AnswerBroken(f"{self.base_url} closed the connection ({cause}).", "See why: docker compose logs")
+            return NoServer(f"No server answers at {self.base_url} ({cause}).", _START)
+        return AnswerBroken(f"{self.base_url} closed the connection ({cause}).", "Read the log: docker compose logs")
 
     def _refused(self, error: openai.APIStatusError) -> ClientError:
         body = error.body if isinstance(error.body, dict) else {}
         said = str(body.get("message") or error.response.text.strip() or error.message).rstrip(".")
         if error.status_code in (401, 403):
-            return KeyRefused(f"{self.base_url} refuses the key ({said}).", "Name the file of its key: KEY_FILE=file")
+            return KeyRefused(f"{self.base_url} refuses the key ({said}).", "Name the file with its key: KEY_FILE=file")
         if error.status_code == 503:
-            return NoServer(f"{self.base_url} is not ready: {said}.", "Wait a moment, then type the same again.")
+            return NoServer(f"{self.base_url} is not ready: {said}.", "Wait a moment, then try again.")
         if {str(body.get("type")), str(body.get("code"))} & _TOO_LONG:
             return PromptTooLong(f"The prompt is too long: {said}.", "Shorten it, or serve with a larger context.")
         return RequestRefused(f"{self.base_url} refuses the request ({error.status_code}): {said}.")
 
 
 def read_client_key(path: Path) -> str:
-    """The first key in a file; as to llama-server, blank lines and those that begin with a hash are not keys.
+    """The first key in a file; blank lines and lines that begin with a hash are skipped, as in llama-server.
 
     Raises:
         KeyUnusable: the file is missing, unreadable or empty.
@@ -283,11 +283,11 @@ def read_client_key(path: Path) -> str:
         lines = [line.strip() for line in path.read_text(encoding="ascii").splitlines()]
     except FileNotFoundError:
         message = f"The key's file {path} does not exist."
-        raise KeyUnusable(message, "docker compose up makes it; or name another: KEY_FILE=file") from None
+        raise KeyUnusable(message, "Make it: docker compose up. Or name another: KEY_FILE=file") from None
     except (OSError, UnicodeDecodeError) as error:
         message = f"The key's file {path} cannot be read: {error}."
-        raise KeyUnusable(message, f"Look: ls -l {path}; or name another: KEY_FILE=file") from error
+        raise KeyUnusable(message, f"Check it: ls -l {path}. Or name another: KEY_FILE=file") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise KeyUnusable(f"The key's file {path} is empty.", "Remove it: docker compose up makes a new one.")
+        raise KeyUnusable(f"The key's file {path} is empty.", "Remove it, then make a new one: docker compose up")
     return keys[0]

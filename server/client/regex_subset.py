@@ -1,13 +1,13 @@
-r"""Regular expressions as both constrainers understand them: llama.cpp's grammar and Outlines' automaton.
+r"""Rewrites regular expressions so that both constrainers, llama.cpp's grammar and Outlines' automaton, enforce them.
 
-Both read a schema's `pattern` their own way, and what they misread they do not report. llama.cpp takes any string for
-a pattern with `\d`, applies a quantifier behind an escape to the whole literal before it, and lets `.` and `[^…]`
-write a quotation mark, which ends the JSON string. Outlines drops the brackets around `a|b`. Both read the
-pattern as the text *between the quotation marks*, where a line break is two characters.
+Each interprets a schema's `pattern` differently, and neither reports what it misreads. llama.cpp ignores a pattern with
+`\d`, applies a quantifier after an escape to the whole literal before it, and lets `.` and `[^…]` match a quotation
+mark, which ends the JSON string. Outlines drops the group around `a|b`. Both apply the pattern to the JSON text
+*between the quotation marks*, where a line break is two characters.
 
-So a pattern is parsed and written anew in the few forms that both read alike: literals, classes of code points,
-groups, `|`, `?`, `*`, `+`, `{m}` and `{m,n}`, anchored at both ends. What it matches, the original matches too; it may
-match less: `\d` is 0 to 9, and a negated class holds no character that JSON would have to escape.
+So a pattern is parsed and rewritten in the few forms that both interpret alike: literals, classes of code points,
+groups, `|`, `?`, `*`, `+`, `{m}` and `{m,n}`, anchored at both ends. The result matches a subset of what the original
+matches: `\d` is 0 to 9, and a negated class excludes every character that JSON must escape.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any, Final
 # Python's own parser of regular expressions has no public name.
 _parser: Any = importlib.import_module("re._parser")
 _UNBOUNDED: Final = int(_parser.MAXREPEAT)
-MAX_REPEATS: Final = 1000  # llama.cpp refuses a grammar that repeats something 2,000 times
-MAX_DEPTH: Final = 50  # it takes any string for a pattern with brackets a hundred deep
+MAX_REPEATS: Final = 1000  # llama.cpp refuses a grammar with 2,000 repetitions
+MAX_DEPTH: Final = 50  # llama.cpp ignores a pattern with groups nested 100 deep
 
 Range = tuple[int, int]  # code points, both ends included
-_ASCII: Final[tuple[Range, ...]] = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E))  # JSON needs no escape for these …
-# … nor for those; without line separators, surrogates, and the mark that stands for bytes that form no character.
+_ASCII: Final[tuple[Range, ...]] = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E))  # characters without a JSON escape
+# All characters without a JSON escape, except line separators, surrogates and U+FFFD (invalid UTF-8).
 _SAFE: Final[tuple[Range, ...]] = (*_ASCII, (0xA0, 0x2027), (0x202A, 0xD7FF), (0xE000, 0xFFFC), (0xFFFE, 0x10FFFF))
 _DIGIT: Final[tuple[Range, ...]] = ((0x30, 0x39),)
 _WORD: Final[tuple[Range, ...]] = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
@@ -45,30 +45,30 @@ _ANCHORS: Final = {
 
 
 class PatternRefused(ValueError):
-    """A pattern that cannot be held; `reason` says why."""
+    """A pattern that cannot be enforced; `reason` says why."""
 
     def __init__(self, pattern: str, reason: str) -> None:
-        super().__init__(f"The pattern {pattern!r} cannot be held while writing: {reason}.")
+        super().__init__(f"The pattern {pattern!r} cannot be enforced during generation: {reason}.")
         self.pattern, self.reason = pattern, reason
 
 
 class _Reason(Exception):
-    """Why, before the pattern is known."""
+    """The reason of a `PatternRefused`, raised where the whole pattern is not known."""
 
 
 def normalise_client_regex(pattern: str) -> str:
-    """The same pattern, or a narrower one, in the forms that llama.cpp and Outlines read alike.
+    """The same pattern, or a narrower one, in the forms that llama.cpp and Outlines interpret alike.
 
     The result matches the *JSON text* of a string, without its quotation marks, from `^` to `$`. A pattern that is not
-    anchored is met anywhere in the string, so the result has room for other characters around it.
+    anchored may match anywhere in the string, so the result allows other characters around it.
 
     Raises:
-        PatternRefused: it cannot be written so, or is not a regular expression.
+        PatternRefused: the pattern has no such form, or is not a regular expression.
     """
     try:
         text = _sequence(list(_parse(pattern)), starts=True, ends=True)
         if max(_depths(text), default=0) > MAX_DEPTH:
-            raise _Reason(f"its brackets are more than {MAX_DEPTH} deep")
+            raise _Reason(f"its groups are nested more than {MAX_DEPTH} deep")
     except _Reason as reason:
         raise PatternRefused(pattern, str(reason)) from None
     except RecursionError:
@@ -77,7 +77,7 @@ def normalise_client_regex(pattern: str) -> str:
 
 
 def _parse(pattern: str) -> Any:
-    if "{," in pattern:  # Python reads `{,3}` as `{0,3}`, others as those very characters
+    if "{," in pattern:  # Python reads `{,3}` as `{0,3}`, other dialects as literal characters
         raise _Reason("dialects disagree about `{,`: write `{0,`")
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # `[[:alpha:]]`, `[a&&b]`: other dialects read them differently
@@ -93,22 +93,24 @@ def _parse(pattern: str) -> Any:
 
 
 def _sequence(items: list[Any], *, starts: bool, ends: bool) -> str:
-    """What stands one behind the other. `starts`, `ends`: nothing of the pattern is before or behind it, so that an
-    anchor may stand there, and where none does, anything may.
+    """Write a sequence of items.
+
+    `starts` (`ends`): the sequence begins (ends) the whole pattern, so an anchor is allowed there; without an anchor,
+    any characters may come before (after) it.
     """
     first = starts and bool(items) and _anchor(items[0]) == "^"
     items = items[1:] if first else items
     last = ends and bool(items) and _anchor(items[-1]) == "$"
     items = items[:-1] if last else items
     opens, closes = starts and not first, ends and not last
-    if len(items) == 1 and _is_group(items[0]):  # the anchors may be inside
+    if len(items) == 1 and _is_group(items[0]):  # the anchors may be inside the group
         return _item(items[0], starts=opens, ends=closes)
     return _between(items, opens, closes)
 
 
 def _between(items: list[Any], opens: bool, closes: bool) -> str:
     head = tail = ""
-    if opens:  # an anchor may be inside the first group; else what comes before may be anything
+    if opens:  # an anchor may be inside the first group; without one, anything may come before
         if len(items) > 1 and _is_group(items[0]):
             head, items = _item(items[0], starts=True, ends=False), items[1:]
         else:
@@ -140,7 +142,7 @@ def _item(item: Any, *, starts: bool = False, ends: bool = False) -> str:
     if kind in _WRITERS:
         return _WRITERS[kind](value)
     if kind == "AT":
-        raise _Reason("an anchor inside" if str(value) in _ANCHORS else "a word boundary")
+        raise _Reason("it has an anchor inside" if str(value) in _ANCHORS else "it has a word boundary")
     raise _Reason(_REASONS.get(kind, kind.lower()))
 
 
@@ -152,7 +154,7 @@ def _group(value: Any, starts: bool, ends: bool) -> str:
 
 
 def _branch(options: Sequence[str]) -> str:
-    """`(?:a|b)`; an empty option becomes a question mark, which grammars read better."""
+    """`(?:a|b)`; an empty option becomes a question mark, which grammars handle better."""
     written = [option for option in options if option]
     if not written:
         return ""
@@ -166,7 +168,7 @@ def _repeat(least: int, most: int, inner: Any) -> str:
         raise _Reason(f"it repeats something {max(least, bounded):,} times, and the limit is {MAX_REPEATS:,}")
     if not text or most == 0:
         return ""
-    if most == _UNBOUNDED:  # `{3,}` is not read alike: so many, then any number
+    if most == _UNBOUNDED:  # `{3,}` is not interpreted alike, so it becomes `{3}` and `*`
         return {0: f"{text}*", 1: f"{text}+"}.get(least, f"{text}{{{least}}}{text}*")
     if (least, most) == (0, 1):
         return f"{text}?"
@@ -174,7 +176,7 @@ def _repeat(least: int, most: int, inner: Any) -> str:
 
 
 def _wrap(text: str) -> str:
-    """Something a quantifier may stand behind."""
+    """The text as one unit, so that a quantifier may follow it."""
     is_class = text.startswith("[") and text.find("]") == len(text) - 1
     is_group = text.startswith("(") and all(_depths(text)[:-1]) and text.endswith(")")
     return text if is_class or is_group or not text else f"(?:{text})"
@@ -189,10 +191,10 @@ def _not_literal(code: int) -> str:
 
 
 def _class_or_escapes(members: Sequence[Any]) -> str:
-    """A class; characters that JSON escapes are kept where they are named one by one."""
+    """A class. Characters that JSON escapes are kept, as their escapes, if they are listed one by one."""
     pairs = [(str(kind), value) for kind, value in members]
     if pairs[0][0] == "NEGATE":
-        # What a category leaves out differs between dialects outside ASCII, so nothing there is let in.
+        # Outside of ASCII, dialects disagree about what a category excludes, so only ASCII is allowed.
         universe = _ASCII if any(kind == "CATEGORY" for kind, _ in pairs) else _SAFE
         return _write(_minus(universe, [r for pair in pairs[1:] for r in _ranges(*pair)]))
     named = [chr(value) for kind, value in pairs if kind == "LITERAL" and not _is_safe(value)]
@@ -234,7 +236,7 @@ def _minus(ranges: Sequence[Range], holes: Iterable[Range]) -> list[Range]:
 
 def _write(ranges: Sequence[Range]) -> str:
     if not ranges:
-        raise _Reason("a class that no character is left of")
+        raise _Reason("it has a class without any allowed character")
     return "[" + "".join(_point(a) if a == b else f"{_point(a)}-{_point(b)}" for a, b in ranges) + "]"
 
 
@@ -249,7 +251,7 @@ def _anything() -> str:
 
 
 def _depths(text: str) -> list[int]:
-    """How many groups are open behind each character; brackets that are text are written as classes."""
+    """How many groups are open after each character; literal brackets do not count, they are written as classes."""
     return list(accumulate((char == "(") - (char == ")") for char in text))
 
 

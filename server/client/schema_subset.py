@@ -1,11 +1,11 @@
-"""What a JSON schema becomes before a constrainer sees it: only what it is known to hold.
+"""Reduces a JSON schema to the part that a constrainer is known to enforce.
 
-Two constrainers write under a schema, and both pass over in silence what they do not know: llama.cpp's converter from
-schema to grammar (over HTTP) and Outlines' from schema to automaton (in process). So every keyword has its place here:
+There are two constrainers: llama.cpp's converter from schema to grammar (over HTTP) and Outlines' from schema to
+automaton (in process). Both silently ignore what they do not support. So every keyword is one of these:
 
-- sent, where both were seen to hold it, with patterns and formats in a form that both read alike;
-- held back, where the finished answer is what is checked (`multipleOf`, bounds of a fraction …);
-- refused, where an answer that is written without it would hardly ever pass, or would be misread.
+- sent, if both were seen to enforce it, with patterns and formats in a form that both interpret alike;
+- held back and checked on the finished answer (`multipleOf`, bounds of a fraction …);
+- refused, if an answer generated without it would hardly ever pass, or a constrainer would misread it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.client.regex_subset import MAX_REPEATS, PatternRefused, normalise_cl
 Constrainer = Literal["llama-server", "in process"]
 Json = Mapping[str, Any]
 
-_MAX_LISTED: Final = 1000  # integers of a range that are listed one by one where ranges are not understood
+_MAX_LISTED: Final = 1000  # largest range that is sent as an enum to a constrainer that ignores ranges
 _INT64: Final = 2**63
 _NOTES: Final = frozenset((
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator", "$comment",
@@ -40,8 +40,8 @@ _DATE: Final = (
 _TIME: Final = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](Z|[+-](0[0-9]|1[0-3]):[0-5][0-9])"
 _BYTE: Final = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _LABEL: Final = "[a-z0-9]{1,30}(-[a-z0-9]{1,30})?"
-# To add a format: a pattern whose every match has it (it may leave out rare ones, as February 29). One that is not
-# here is held back: the finished answer is checked.
+# To add a format: add a pattern that matches only valid values (it may miss rare ones, such as February 29). Other
+# formats are held back and checked on the finished answer.
 FORMATS: Final[dict[str, str]] = {
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
@@ -57,21 +57,21 @@ FORMATS: Final[dict[str, str]] = {
 
 
 class SchemaRefused(ValueError):
-    """A part of a schema that cannot be held; `where` is its place, `reason` why."""
+    """A part of a schema that cannot be enforced; `where` is its place, `reason` says why."""
 
     def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"The schema cannot be held while writing: at {where}, {reason}.")
+        super().__init__(f"The schema cannot be enforced during generation: at {where}, {reason}.")
         self.where, self.reason = where, reason
 
 
 def client_wire_schema(schema: Json, constrainer: Constrainer) -> dict[str, Any]:
-    """The schema to write under; what is written must still be checked against the schema itself.
+    """The schema for the constrainer; the answer must still be checked against the original schema.
 
     Raises:
-        SchemaRefused: a part of it can neither be held while writing nor sensibly checked afterwards.
+        SchemaRefused: a part of it can neither be enforced during generation nor sensibly checked afterwards.
     """
     definitions: Json = schema.get("$defs", {})
-    # Names of our own: llama.cpp takes A_b and A__b for one.
+    # Definitions are renamed, because llama.cpp confuses names such as A_b and A__b.
     names = {f"#/$defs/{name}": f"#/$defs/d{number}" for number, name in enumerate(definitions)}
     writer = _Writer(constrainer, names)
     if constrainer == "in process":
@@ -88,12 +88,12 @@ class _Writer:
         self._constrainer, self._names = constrainer, names
 
     def node(self, schema: Any, where: str) -> dict[str, Any]:
-        """One schema inside the schema."""
+        """Reduce one schema within the schema."""
         if not isinstance(schema, Mapping):
-            raise SchemaRefused(where, f"{schema!r} stands where a schema should be")
+            raise SchemaRefused(where, f"{schema!r} is not a schema")
         said = {key: value for key, value in schema.items() if key not in _NOTES}
         if unknown := sorted(said.keys() - _SENT - _BOUNDS - _HELD_BACK):
-            raise SchemaRefused(where, f"`{unknown[0]}` is misread or passed over")
+            raise SchemaRefused(where, f"`{unknown[0]}` is misread or ignored")
         for key in ("$ref", "anyOf", "oneOf"):
             if key in said:
                 return self._alone(key, said, where)
@@ -104,14 +104,14 @@ class _Writer:
         return self._typed(said, where)
 
     def _alone(self, key: str, said: Json, where: str) -> dict[str, Any]:
-        """`$ref`, `anyOf`, `oneOf`: what stands beside them is passed over."""
+        """`$ref`, `anyOf` or `oneOf`, which must be the only keyword: constrainers ignore the others."""
         if beside := sorted(said.keys() - {key} - ({"type"} if key != "$ref" else set())):
-            raise SchemaRefused(where, f"`{beside[0]}` beside `{key}` is passed over")
+            raise SchemaRefused(where, f"`{beside[0]}` beside `{key}` is ignored")
         if key != "$ref":
             options = [self.node(option, f"{where}/{key}/{n}") for n, option in enumerate(said[key])]
             return {"anyOf": options}
         if said[key] not in self._names:
-            raise SchemaRefused(where, f"`$ref` to {said[key]!r} leads out of `$defs`")
+            raise SchemaRefused(where, f"`$ref` to {said[key]!r} is not in `$defs`")
         return {"$ref": self._names[said[key]]}
 
     def _typed(self, said: Json, where: str) -> dict[str, Any]:
@@ -128,14 +128,14 @@ class _Writer:
             return {"type": kind}
         if kind is None and not said and self._constrainer == "llama-server":
             return {}
-        raise SchemaRefused(where, "any value at all may stand" if kind is None else f"the type {kind!r} is not known")
+        raise SchemaRefused(where, "any value is allowed" if kind is None else f"the type {kind!r} is not known")
 
     def _object(self, said: Json, where: str) -> dict[str, Any]:
         properties = {
             name: self.node(node, f"{where}/properties/{name}") for name, node in said.get("properties", {}).items()
         }
         if missing := [name for name in said.get("required", ()) if name not in properties]:
-            raise SchemaRefused(where, f"`required` names {missing[0]!r}, and no property is called so")
+            raise SchemaRefused(where, f"`required` names {missing[0]!r}, which is not a property")
         more = said.get("additionalProperties", False)
         more = more if isinstance(more, bool) else self.node(more, f"{where}/additionalProperties")
         if more is True and self._constrainer == "in process":
@@ -152,7 +152,7 @@ class _Writer:
     def _tuple(self, said: Json, where: str) -> dict[str, Any]:
         items = [self.node(item, f"{where}/prefixItems/{n}") for n, item in enumerate(said["prefixItems"])]
         if "items" in said or not said.get("minItems", 0) <= len(items) <= said.get("maxItems", len(items)):
-            raise SchemaRefused(where, "further `items` behind `prefixItems` are misread")
+            raise SchemaRefused(where, "further `items` after `prefixItems` are misread")
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 
     def _integer(self, said: Json, where: str) -> dict[str, Any]:
@@ -162,27 +162,27 @@ class _Writer:
                 raise SchemaRefused(where, f"no integer is at least {low} and at most {high}")
             if high - low < _MAX_LISTED and ("multipleOf" in said or self._constrainer == "in process"):
                 return _listed(said, low, high, where)
-        if self._constrainer == "in process":  # passes over bounds
+        if self._constrainer == "in process":  # Outlines ignores bounds
             return {"type": "integer"}
         bounds = {"minimum": low, "maximum": high}
         return {"type": "integer"} | {k: v for k, v in bounds.items() if v is not None and abs(v) < _INT64}
 
 
 def _string(said: Json, where: str) -> dict[str, Any]:
-    """With a pattern the lengths are held back: both constrainers pass over one or the other."""
+    """With a pattern, the lengths are held back: both constrainers ignore one or the other."""
     pattern = said.get("pattern") or FORMATS.get(said.get("format", ""))
     if pattern is not None:
         try:
             return {"type": "string", "pattern": normalise_client_regex(pattern)}
         except PatternRefused as error:
-            reason = f"the pattern {error.pattern!r} has no form that is held: {error.reason}"
+            reason = f"the pattern {error.pattern!r} cannot be enforced: {error.reason}"
             raise SchemaRefused(where, reason) from error
     lengths = {key: said[key] for key in ("minLength", "maxLength") if 0 <= said.get(key, -1) <= MAX_REPEATS}
     return {"type": "string", **lengths}
 
 
 def _listed(said: Json, low: int, high: int, where: str) -> dict[str, Any]:
-    """A range as its integers: both constrainers hold a list, whatever they think of ranges and multiples."""
+    """A range as an enum of its integers, which both constrainers enforce, unlike ranges and multiples."""
     step = said.get("multipleOf", 1)
     values = [value for value in range(low, high + 1) if value % step == 0]
     if not values:
@@ -191,7 +191,7 @@ def _listed(said: Json, low: int, high: int, where: str) -> dict[str, Any]:
 
 
 def _bounds(said: Json) -> tuple[int | None, int | None]:
-    """Both bounds as integers that belong to the range."""
+    """The smallest and the largest integer of the range; None: no bound."""
     lows = [-(-said[key] // 1) for key in ("minimum",) if key in said]
     lows += [said[key] // 1 + 1 for key in ("exclusiveMinimum",) if key in said]
     highs = [said[key] // 1 for key in ("maximum",) if key in said]
@@ -200,7 +200,7 @@ def _bounds(said: Json) -> tuple[int | None, int | None]:
 
 
 def _refuse_cycles(definitions: Json) -> None:
-    """Outlines writes a schema that contains itself three levels deep, and then a wrong one."""
+    """Refuse recursive definitions: Outlines unrolls them to three levels, and is wrong below."""
     leads = {name: {ref.rpartition("/")[2] for ref in _refs(node)} for name, node in definitions.items()}
     for name in definitions:
         seen: set[str] = set()
@@ -209,7 +209,7 @@ def _refuse_cycles(definitions: Json) -> None:
             seen |= todo
             todo = {further for one in todo for further in leads.get(one, ())} - seen
         if name in seen:
-            raise SchemaRefused(f"#/$defs/{name}", "it contains itself, which is held over HTTP only")
+            raise SchemaRefused(f"#/$defs/{name}", "it contains itself, which can be enforced over HTTP only")
 
 
 def _refs(node: Any) -> Iterator[str]:

@@ -1,16 +1,16 @@
-"""A pydantic model in, a validated instance of it out: structured answers with Outlines, over HTTP and in process.
+"""Structured answers with Outlines, over HTTP and in process: from a pydantic model to a validated instance of it.
 
-The schema constrains what is written (schema_subset.py says which parts), and the finished answer is held against
-the whole of it: once by jsonschema, which coerces nothing, and once by the pydantic model, which may ask for more. What
-could not be held while writing and is broken is asked for again, with the reason, a few times. Never is a text returned
-that has not passed both.
+The schema constrains the generation (schema_subset.py says which parts), and the finished answer is validated against
+the whole schema by jsonschema, which coerces nothing, and by the pydantic model, which may require more. If a part that
+could not be enforced is broken, the model is asked again, with the reason, a few times. An answer that fails either
+validation is never returned.
 
     StructuredError         a ClientError
-    ├── LibraryMissing        without it Outlines fails unseen, and the text comes out unconstrained
-    ├── CannotConstrain       the schema asks for what cannot be held; says which part
-    ├── NotConstrained        the constraint failed while the answer was written
-    ├── AnswerCut             max_tokens, or the context, ended before the answer did
-    └── AnswerInvalid         every try broke the schema; says what and with which value
+    ├── LibraryMissing        a library is missing, without which Outlines silently generates unconstrained text
+    ├── CannotConstrain       a part of the schema cannot be enforced; says which
+    ├── NotConstrained        the constraint failed during generation
+    ├── AnswerCut             max_tokens or the context cut the answer
+    └── AnswerInvalid         every answer broke the schema; says what and with which value
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ Ask = Callable[[str, Sampling], tuple[str, str]]  # prompt, sampling → text, f
 
 
 class StructuredError(ClientError):
-    """Base of what goes wrong with a structured answer."""
+    """Base class of errors of structured answers."""
 
 
 class LibraryMissing(StructuredError):
-    """Without it Outlines fails unseen, and the text comes out unconstrained."""
+    """A library is missing, without which Outlines silently generates unconstrained text."""
 
 
 class CannotConstrain(StructuredError):
-    """The schema asks for what cannot be held."""
+    """A part of the schema cannot be enforced."""
 
 
 class NotConstrained(StructuredError):
-    """The constraint failed while the answer was written."""
+    """The constraint failed during generation."""
 
 
 class AnswerCut(StructuredError):
-    """max_tokens, or the context, ended before the answer did."""
+    """The answer was cut by max_tokens or the context."""
 
 
 class AnswerInvalid(StructuredError):
-    """Every try broke the schema."""
+    """Every answer broke the schema."""
 
 
 def structured_over_http(
@@ -70,21 +70,21 @@ def structured_over_http(
     """An instance of `model_class`, written by a served model.
 
     Args:
-        retries: how often to ask again where a constraint that cannot be held while writing is broken.
+        retries: how often to ask again if an answer breaks a constraint that cannot be enforced during generation.
 
     Raises:
         StructuredError: see the module.
-        ClientError: the server cannot be asked.
+        ClientError: a request to the server failed.
     """
     task = _Task.of(model_class, "llama-server")
     seen: dict[str, str] = {}
 
     def note(response: httpx2.Response) -> None:
-        """Outlines returns the text alone; why it ended is read off the wire."""
+        """Keep the finish reason of the HTTP response, since Outlines returns only the text."""
         if response.is_success:
             seen["finish_reason"] = json.loads(response.read())["choices"][0]["finish_reason"]
 
-    # The model's name is asked for before `note` listens.
+    # `client.model` sends its request through the plain client, so that `note` sees only answers.
     model = outlines.from_openai(client.heard_by(note), client.model)
     generator: Any = outlines.Generator(model, JsonSchema(task.wire))
 
@@ -101,7 +101,7 @@ def structured_over_http(
 def structured_in_process(
     gguf_path: Path, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
 ) -> M:
-    """The same with a GGUF in this process, no server. For more than one question open an `InProcess` once.
+    """The same with a GGUF in this process, without a server. For several questions, open one `InProcess`.
 
     Raises:
         StructuredError: see the module.
@@ -110,7 +110,7 @@ def structured_in_process(
 
 
 class InProcess:
-    """A GGUF loaded in this process, to be asked for structured answers.
+    """A GGUF loaded in this process for structured answers.
 
     Raises:
         LibraryMissing: llama-cpp-python or numba is not installed.
@@ -129,7 +129,7 @@ class InProcess:
         self._model = outlines.from_llamacpp(loaded)
         self._finish_reason = ""
         self._note_finish_reason(loaded)
-        self._generators: dict[str, Any] = {}  # an automaton takes seconds to build
+        self._generators: dict[str, Any] = {}  # cached by schema: building an automaton takes seconds
 
     def ask(
         self, model_class: type[M], prompt: str, sampling: Sampling = _USUAL, retries: int = RETRIES
@@ -148,11 +148,11 @@ class InProcess:
         arguments = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "seed": how.seed}
         try:
             text = generator(words, max_tokens=how.max_tokens, stop=list(how.stop), **arguments)
-        except ValueError as error:  # more tokens than its context holds
-            raise StructuredError(f"llama.cpp does not take the prompt: {error}.", "Shorten it.") from error
+        except ValueError as error:  # the prompt has more tokens than the context
+            raise StructuredError(f"llama.cpp refuses the prompt: {error}.", "Shorten it.") from error
         if watched.failure is not None:
-            message = f"The constraint failed while the answer was written: {watched.failure!r}."
-            raise NotConstrained(message, "Nothing of the answer is kept. Report it.") from watched.failure
+            message = f"The constraint failed during generation: {watched.failure!r}."
+            raise NotConstrained(message, "The answer was discarded. Please report this.") from watched.failure
         return str(text), self._finish_reason
 
     def _generator(self, wire: dict[str, Any]) -> Any:
@@ -161,13 +161,13 @@ class InProcess:
             try:
                 generator: Any = outlines.Generator(self._model, JsonSchema(wire))
             except (ValueError, TypeError) as error:
-                raise CannotConstrain(f"Outlines does not take the schema: {error}.", "Change that part.") from error
+                raise CannotConstrain(f"Outlines refuses the schema: {error}.", "Change that part.") from error
             generator.logits_processor = _Watched(generator.logits_processor)
             self._generators[key] = generator
         return self._generators[key]
 
     def _note_finish_reason(self, loaded: Any) -> None:
-        """Outlines returns the text alone, and calls this one method for it."""
+        """Wrap the method that Outlines calls, to keep the finish reason: Outlines returns only the text."""
         chat = loaded.create_chat_completion
 
         def noting(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +179,7 @@ class InProcess:
 
 
 class _Watched:
-    """Outlines' mask, with its failures kept: llama.cpp calls it from C, where exceptions are printed and forgotten."""
+    """Outlines' mask, which keeps its first failure: llama.cpp calls it from C, where exceptions are lost."""
 
     def __init__(self, mask: Any) -> None:
         self._mask = mask
@@ -199,7 +199,7 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _Task(Generic[M]):
-    """One model class: its schema, and what a constrainer is given of it."""
+    """One model class, its schema, and the reduced schema for the constrainer."""
 
     model_class: type[M]
     schema: dict[str, Any]
@@ -211,7 +211,7 @@ class _Task(Generic[M]):
         try:
             return cls(model_class, schema, client_wire_schema(schema, constrainer))
         except SchemaRefused as error:
-            message = f"{model_class.__name__} cannot be held while writing: at {error.where}, {error.reason}."
+            message = f"{model_class.__name__} cannot be enforced during generation: at {error.where}, {error.reason}."
             raise CannotConstrain(message, "Write that part in another way.") from error
 
     def solve(self, ask: Ask, prompt: str, sampling: Sampling, retries: int) -> M:
@@ -230,7 +230,7 @@ class _Task(Generic[M]):
 
 
 def parse_client_answer(model_class: type[M], schema: dict[str, Any], text: str) -> tuple[M | None, str]:
-    """The instance, or None and what is broken: the place, the constraint and the value."""
+    """The instance and "", or None and what is broken: the place, the constraint and the value."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -248,7 +248,7 @@ def parse_client_answer(model_class: type[M], schema: dict[str, Any], text: str)
 
 def _cut(text: str, sampling: Sampling) -> AnswerCut:
     message = f"The answer was cut at {sampling.max_tokens} tokens, or by the context: {_quote(text)}"
-    return AnswerCut(message, "Give it more (MAX_TOKENS), or bound what is long (max_length, max_items).")
+    return AnswerCut(message, "Allow more tokens (MAX_TOKENS), or bound long fields (max_length, max_items).")
 
 
 def _quote(text: str) -> str:
@@ -260,5 +260,5 @@ def _need(module: str, package: str) -> None:
         importlib.import_module(module)
     except ImportError as error:
         message = f"{package} is not installed ({error})."
-        hint = f"Answers in process need it: pip install {package}"
+        hint = f"Structured answers in process need it: pip install {package}"
         raise LibraryMissing(message, hint) from error

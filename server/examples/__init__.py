@@ -1,1 +1,1 @@
-"""Programs that show what a served model is good for; each runs as it is."""
+"""Example programs that use a served model; each runs as it is."""

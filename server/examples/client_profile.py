@@ -1,4 +1,4 @@
-"""A client's profile out of a note: name, US phone number and US zip code, every constraint held on every answer.
+"""Extracts a client's profile from a note: name, US phone number and US zip code; every answer meets the schema.
 
 Run it: python -m server.examples.client_profile "Call Anna Price at (503) 555-0142; she lives in 97205."
 """
@@ -18,7 +18,7 @@ from server.client.client import DEFAULT_KEY_FILE, DEFAULT_URL, Client, ClientEr
 from server.client.structured import structured_over_http
 
 NOTE: Final = "Spoke with Anna Price this morning. Reach her at 503-555-0142; her office is in Portland, zip 97205."
-# Short values, so that a small model comes to an end; the schema holds all the rest.
+# Few tokens, since the values are short; the schema constrains everything else.
 SAMPLING: Final = Sampling(temperature=0.3, max_tokens=200)
 
 
@@ -33,7 +33,7 @@ class ClientProfile(BaseModel):
 
 
 def client_profile_question(note: str) -> str:
-    """What to ask the model about a note."""
+    """The prompt for a note."""
     return (
         "Read this note and give the client's profile as JSON with the fields name, phone as (503) 555-0142, "
         f"and zip_code.\n\nNote: {note}"
@@ -42,7 +42,7 @@ def client_profile_question(note: str) -> str:
 
 def main() -> None:
     """Entry point: the profile as JSON on stdout."""
-    parser = argparse.ArgumentParser(description="A client's profile out of a note.")
+    parser = argparse.ArgumentParser(description="Extract a client's profile from a note.")
     parser.add_argument("note", nargs="?", default=NOTE)
     parser.add_argument("--base-url", default=DEFAULT_URL)
     parser.add_argument("--key-file", type=Path, default=DEFAULT_KEY_FILE)

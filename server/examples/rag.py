@@ -1,7 +1,7 @@
-"""Answers from documents: index → search → prompt → answer, with the sources named.
+"""Answers questions from documents (RAG): index → search → prompt → answer, with its sources.
 
-The model is only the last box. What it may know is found by BM25 (the library bm25s) in `documents/`, the handbook
-of an invented tool library; the sources that are named are those that were found, whatever the model says.
+The passages come from a BM25 search (the library bm25s) in `documents/`, the handbook of a fictional tool library. The
+sources given are the passages that were found, whatever the model says.
 
 Run it: python -m server.examples.rag "When is the tool library open?"
 """
@@ -23,7 +23,7 @@ from server.client.client import DEFAULT_KEY_FILE, DEFAULT_URL, GREEDY, Client, 
 
 DOCUMENTS: Final = Path(__file__).parent / "documents"
 _MOST_PASSAGES: Final = 2
-_WEAK: Final = 0.6  # of the best passage's score: what is below is left out
+_WEAK: Final = 0.6  # share of the best passage's score; passages below it are left out
 _INSTRUCTIONS: Final = (
     "You answer questions about a tool library from the passages you are given, in one or two sentences. "
     "Say so if they do not hold the answer."
@@ -32,7 +32,7 @@ _INSTRUCTIONS: Final = (
 
 @dataclass(frozen=True)
 class Passage:
-    """A section of a document; `source` is how an answer names it."""
+    """A section of a document; `source` is its name in an answer."""
 
     source: str
     text: str
@@ -40,14 +40,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Found:
-    """An answer and where it comes from; no sources: nothing was found, and no model was asked."""
+    """An answer and its sources; without sources nothing was found, and the model was not asked."""
 
     text: str
     sources: tuple[str, ...]
 
 
 def read_rag_passages(folder: Path = DOCUMENTS) -> list[Passage]:
-    """Every section of every Markdown file of a folder, in the order of names."""
+    """Every section of every Markdown file in a folder, in the order of file names."""
     return [passage for path in sorted(folder.glob("*.md")) for passage in _sections(path)]
 
 
@@ -60,10 +60,10 @@ def _sections(path: Path) -> Iterator[Passage]:
 
 
 class Index:
-    """Passages, ready to be searched.
+    """A BM25 index of passages.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no passages.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
@@ -75,7 +75,7 @@ class Index:
         self._bm25.index(self._words([passage.text for passage in passages]), show_progress=False)
 
     def search(self, question: str) -> list[Passage]:
-        """The passages that fit best, best first; none where no word of the question is in any."""
+        """The best matching passages, best first; none if no passage has a word of the question."""
         most = min(_MOST_PASSAGES, len(self._passages))
         places, scores = self._bm25.retrieve(self._words([question]), k=most, show_progress=False)
         pairs = list(zip(places[0], scores[0], strict=True))
@@ -88,7 +88,7 @@ class Index:
 
 
 def build_rag_prompt(question: str, passages: Sequence[Passage]) -> list[Message]:
-    """What the model is asked."""
+    """The messages for the model."""
     known = "\n\n".join(f"[{number}] {passage.text}" for number, passage in enumerate(passages, 1))
     return [
         {"role": "system", "content": _INSTRUCTIONS},
@@ -97,10 +97,10 @@ def build_rag_prompt(question: str, passages: Sequence[Passage]) -> list[Message
 
 
 def rag_answer(client: Client, index: Index, question: str) -> Found:
-    """The answer to a question, from what the index holds.
+    """Answer a question from the passages in the index.
 
     Raises:
-        ClientError: the server cannot be asked.
+        ClientError: the request to the server failed.
     """
     passages = index.search(question)
     if not passages:
@@ -111,7 +111,7 @@ def rag_answer(client: Client, index: Index, question: str) -> Found:
 
 def main() -> None:
     """Entry point: the answer and its sources on stdout."""
-    parser = argparse.ArgumentParser(description="Answers from documents, with the sources named.")
+    parser = argparse.ArgumentParser(description="Answer a question from documents, with its sources.")
     parser.add_argument("question")
     parser.add_argument("--documents", type=Path, default=DOCUMENTS, help="folder of Markdown files")
     parser.add_argument("--base-url", default=DEFAULT_URL)

@@ -1,17 +1,17 @@
-# What was left open, decided from the machine and the GGUF's metadata. Sourced by entrypoint.sh.
+# Defaults of settings that are not set, from the machine and the GGUF's metadata. Sourced by entrypoint.sh.
 #
-#   THREADS        one per physical core, and no more than the container's share of the CPU
-#   PARALLEL       4 slots: requests that are answered at once; more wait
-#   CONTEXT_SIZE   tokens that all slots share: what the model was trained on, for each; at most MAX_CONTEXT in all,
-#                  and at most half of the memory that the model leaves
+#   THREADS        one per physical core, at most the container's share of the CPU
+#   PARALLEL       4 slots: requests answered at once; others wait
+#   CONTEXT_SIZE   tokens shared by all slots: the model's training context for each slot, at most MAX_CONTEXT in all,
+#                  and at most half of the memory that is left beside the model
 
 DEFAULT_PARALLEL=4
 MAX_CONTEXT=32768
 MIN_CONTEXT=512
 CGROUP=/sys/fs/cgroup
-HEAD_BYTES=65536 # the architecture's numbers come first in a GGUF, before the vocabulary
+HEAD_BYTES=65536 # a GGUF has the numbers of the architecture before the vocabulary
 
-# decide MODELS: sets what is not set, and says why.
+# decide MODELS: sets the settings that are not set, and logs the reasons.
 decide() {
     if [ -z "${THREADS:-}" ]; then
         THREADS=$(cores)
@@ -23,7 +23,7 @@ decide() {
     fi
     if [ -z "${CONTEXT_SIZE:-}" ] || [ "$CONTEXT_SIZE" = 0 ]; then
         CONTEXT_SIZE=$(echo "$1" | while IFS= read -r file; do context_for "$file" "$PARALLEL"; done | sort -n | head -n 1)
-        say "CONTEXT_SIZE=$CONTEXT_SIZE: tokens for all of them, by the model's training and the memory here"
+        say "CONTEXT_SIZE=$CONTEXT_SIZE: tokens for all of them, from the model's training context and the free memory"
     fi
 }
 
@@ -36,7 +36,7 @@ cores() {
     echo "$physical"
 }
 
-# What the container may use of the CPU, in cores, rounded up; nothing where there is no limit. cgroup v2, then v1.
+# The container's CPU limit in cores, rounded up; empty without a limit. cgroup v2, then v1.
 cpu_share() {
     quota=max period=""
     if [ -r "$CGROUP/cpu.max" ]; then
@@ -51,7 +51,7 @@ cpu_share() {
     esac
 }
 
-# context_for FILE SLOTS: tokens.
+# context_for FILE SLOTS: the default CONTEXT_SIZE in tokens.
 context_for() {
     trained=$(gguf_number "$1" context_length)
     tokens=$((${trained:-4096} * $2))
@@ -65,7 +65,7 @@ context_for() {
     echo "$tokens"
 }
 
-# kv_bytes_per_token FILE: of a KV cache in f16; 0 where the metadata does not say it plainly (layers that differ).
+# kv_bytes_per_token FILE: bytes of an f16 KV cache; 0 if the metadata has no single number (layers that differ).
 kv_bytes_per_token() {
     layers=$(gguf_number "$1" block_count)
     kv_heads=$(gguf_number "$1" attention.head_count_kv)
@@ -83,8 +83,8 @@ kv_bytes_per_token() {
     echo $((${layers:-0} * ${kv_heads:-0} * (key_length + ${value_length:-$key_length}) * 2))
 }
 
-# gguf_number FILE KEY: the value of `<architecture>.KEY` if it is one 32-bit number (type 4 or 5 of gguf.h), or nothing.
-# In the file the key's last letter is followed by the type, which tells head_count from head_count_kv.
+# gguf_number FILE KEY: the value of `<architecture>.KEY` if it is one 32-bit number (type 4 or 5 of gguf.h), else empty.
+# The byte after the key is its type, so that head_count does not match head_count_kv.
 gguf_number() {
     pattern="[a-z0-9_-]*[.]$(echo "$2" | sed 's/[.]/[.]/g')[$(printf '\004\005')]"
     found=$(head -c "$HEAD_BYTES" "$1" | LC_ALL=C grep -abo "$pattern" | head -n 1)
@@ -92,12 +92,12 @@ gguf_number() {
     key=${found#*:}
     value=$(od -An -tu4 -j $((${found%%:*} + ${#key} + 3)) -N 4 "$1" | tr -d ' ')
     case $value in
-        "" | ????????*) ;; # no architecture has a number of eight digits here
+        "" | ????????*) ;; # eight digits or more cannot be a number of layers, heads or tokens
         *) echo "$value" ;;
     esac
 }
 
-# What may still be used: the container's limit, or what the machine has left.
+# The memory limit of the container, or the available memory of the machine if that is less.
 memory_bytes() {
     available=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))
     for file in "$CGROUP/memory.max" "$CGROUP/memory/memory.limit_in_bytes"; do # cgroup v2, v1

@@ -1,19 +1,19 @@
 #!/bin/sh
-# What the server image runs: checks what it was given, decides what was left open, starts llama-server, and says
-# what to do when that ends badly. Upstream's image has no Python, so this is POSIX shell and coreutils.
+# The entrypoint of the server image: checks its settings, sets defaults, starts llama-server, and explains its failures.
+# Upstream's image has no Python, so this is POSIX shell and coreutils.
 #
 # Environment (all optional; .env.example explains them for people):
 #   MODEL           a GGUF, or a folder of them: several are served by name (llama-server's router)
-#   MODEL_NAME      the name of a single model in the API; default: its file's, or MODEL_FILE's where a mount hid that
-#   HOST PORT       where to listen in here        BIND_ADDRESS  where that is published outside
-#   API_KEY_FILE    one key per line               API_KEY=off   no key; on loopback alone
+#   MODEL_NAME      the name of a single model in the API; default: that of its file, or of MODEL_FILE if it was mounted
+#   HOST PORT       where to listen in the container   BIND_ADDRESS  the host's address where it is published
+#   API_KEY_FILE    one key per line                   API_KEY=off   no key; only on loopback
 #   CONTEXT_SIZE PARALLEL THREADS N_GPU_LAYERS     see defaults.sh
-#   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own 8 GiB would
-#                   fill a container slowly until it is killed
-#   START_TIMEOUT   seconds until llama-server has to be up; default 120, and one for each 20 MiB of the model
+#   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own default of 8 GiB
+#                   slowly fills a container until it is killed
+#   START_TIMEOUT   seconds until llama-server must be up; default 120, plus one for each 20 MiB of the model
 #   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server
 #
-# Exit codes: llama-server's · 2 what was given cannot be served · 5 memory ran out
+# Exit codes: llama-server's · 2 the model or a setting cannot be served · 5 memory ran out
 set -eu
 here=$(dirname "$0")
 # shellcheck source=server/image/defaults.sh
@@ -25,7 +25,7 @@ die() { say "error: $1"; shift; for line; do say "$line"; done; exit 2; }
 main() {
     MODEL=${MODEL:-/model} PORT=${PORT:-8080} HOST=${HOST:-0.0.0.0} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
     check_numbers
-    # threads to begin with, whatever the machine; more come with the connections, which compose.yaml's proxy limits
+    # The number to start with; llama-server adds threads per connection, which compose.yaml's proxy limits.
     set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --kv-unified "$@"
     models=$(models_in "$MODEL")
     check_models "$models"
@@ -58,7 +58,7 @@ check_numbers() {
     done
 }
 
-# models_in PATH: its GGUFs, one a line; of a model in several parts the first alone, and no importance matrix.
+# models_in PATH: its GGUFs, one per line, with only the first shard of a split model and no importance matrices.
 models_in() {
     if [ -d "$1" ]; then
         find -L "$1" -maxdepth 2 -name '*.gguf' ! -name '*-of-*' ! -name '*.imatrix*' -o -name '*-00001-of-*.gguf' | sort
@@ -81,14 +81,14 @@ check_models() {
     done || exit 2
 }
 
-# Decides key_file and web_ui. What leaves the loopback interface needs a key, and shows no web page.
+# Sets key_file and web_ui. A server that is reachable from other machines needs a key and has no web page.
 protect() {
     key_file=${API_KEY_FILE:-/run/keys/api-key} web_ui=off
     if is_loopback "$BIND_ADDRESS"; then web_ui=${WEB_UI:-on}; fi
     if [ "${API_KEY:-}" = off ]; then
         is_loopback "$BIND_ADDRESS" ||
             die "API_KEY=off with BIND_ADDRESS=$BIND_ADDRESS would let anyone in." "Leave API_KEY out, or bind to 127.0.0.1."
-        say "no API key is asked for: any program on this machine may use the model"
+        say "no API key is required: any program on this machine may use the model"
         key_file=""
         return
     fi
@@ -104,10 +104,10 @@ protect() {
 
 is_loopback() { case $1 in 127.* | ::1 | "[::1]" | localhost) true ;; *) false ;; esac }
 
-# run PROGRAM ARGUMENTS…: not exec, so that a process killed for its memory leaves somebody to say so.
+# run PROGRAM ARGUMENTS…: without exec, so that this shell can explain it if the process is killed.
 run() {
     say "$*"
-    unset LLAMA_ARG_HOST # upstream's image sets it; it would warn of what the command line says
+    unset LLAMA_ARG_HOST # set by upstream's image; llama-server would warn that --host overrides it
     export LLAMA_ARG_CORS_ORIGINS="${LLAMA_ARG_CORS_ORIGINS-}" LLAMA_ARG_CORS_CREDENTIALS="${LLAMA_ARG_CORS_CREDENTIALS-0}"
     late=/tmp/late-$$
     "$@" &
@@ -125,8 +125,8 @@ run() {
     exit "$code"
 }
 
-# watch_start PID: ends a server that does not come up. It renders the chat template before it says that it is there, and
-# a template may run without end.
+# watch_start PID: kills a server that does not become healthy in time. llama-server renders the chat template before it
+# reports healthy, and a template may loop forever.
 watch_start() {
     case $HOST in 0.0.0.0 | 127.* | localhost) ;; *) return 0 ;; esac
     command -v curl >/dev/null || return 0
@@ -142,8 +142,8 @@ watch_start() {
 explain() {
     if [ -e "$late" ]; then
         rm -f "$late"
-        say "error: llama-server did not come up in time, and was ended. If the model is not on a very slow disk, then"
-        say "its chat template runs without end: take another file, or build it here (make build names such a template)."
+        say "error: llama-server did not become healthy in time, and was ended. Unless the disk is very slow, the model's"
+        say "chat template loops forever: use another file, or build it here (make build detects such a template)."
         say "For a slow disk: START_TIMEOUT=3600"
         exit 2
     fi

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Healthy is: the server says so, and a model has answered. The second is asked once, since later a full queue would
-# look like a fault.
+# Healthy: /health says so, and a model has answered once. The model is asked only once, because a full queue would
+# look like a failure later.
 set -eu
 address=http://127.0.0.1:${PORT:-8080}
 answered=/tmp/answered
-ask() { curl --silent --fail --max-time 25 --noproxy '*' --config - "$@"; } # the key comes on stdin, not in argv
+ask() { curl --silent --fail --max-time 25 --noproxy '*' --config - "$@"; } # key on stdin, so that it is not in argv
 
 key_file=${API_KEY_FILE:-/run/keys/api-key}
 [ -e "$key_file" ] || key_file=/tmp/api-key

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Make an API key where there is none, readable to its owner alone.
+# Make an API key if there is none, readable only by its owner.
 #
 # Usage:  make-key.sh FILE           one key file, owned by the current user
-#         make-key.sh FILE UID COPY  and a copy of it for another user; FILE belongs to its folder's owner.
-#                                    This is for compose.yaml: people read FILE, the server reads COPY.
+#         make-key.sh FILE UID COPY  also a copy for user UID; FILE belongs to the owner of its folder.
+#                                    compose.yaml uses this: people read FILE, the server reads COPY.
 set -eu
 file=$1
 umask 077

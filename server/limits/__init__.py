@@ -1,1 +1,1 @@
-"""What a request may ask for, and how much."""
+"""Limits of what a request may ask for."""

@@ -1,7 +1,7 @@
-"""What each choice of a grammar begins with.
+"""Computes the first characters of each choice of a grammar, and refuses ambiguous or left recursion.
 
-A rule that calls itself in two ways that begin alike doubles the parser's work with every character, and one that
-begins with itself has no character to begin with.
+A rule that calls itself in two ways with a common first character doubles the parser's work with every character, and
+a rule that begins with itself makes the parser recurse without end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _NAMED: Final = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def check_grammar_beginnings(read: ReadGrammar) -> Beginnings:
-    """Refuse what cannot be told by what it begins with.
+    """Refuse recursion that the first character does not decide.
 
     Returns:
-        What everything begins with.
+        The first characters of every rule.
 
     Raises:
-        NotRead: a rule begins with itself, or calls itself in two ways that begin alike; a class holds no character.
-        RecursionError: rules lead on and on.
+        NotRead: a rule begins with itself, or calls itself in two ways that begin alike; or a class has no character.
+        RecursionError: rules are nested too deeply.
     """
     beginnings = Beginnings(read)
     circles = _circles(read)
@@ -36,7 +36,7 @@ def check_grammar_beginnings(read: ReadGrammar) -> Beginnings:
         beginnings.of_rule(name)
         circle = {other for other, number in circles.items() if number == circles[name]}
         if not circle.intersection(_references(choices)):
-            continue  # it does not lead back to itself
+            continue  # the rule is not recursive
         for group in grammar_choice_groups(choices):
             deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
             check_grammar_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
@@ -50,7 +50,7 @@ def _leads_back(part: GrammarPart, circle: set[str]) -> bool:
 
 
 def _leads_deeper(sequence: list[GrammarPart], circle: set[str]) -> bool:
-    """Whether a rule of the circle stands in it before something else: what stands last needs nothing to be kept."""
+    """Whether a rule of the cycle is followed by something: a tail call needs no entry on the parser's stack."""
     return any(
         _leads_back(part, circle) and (at < len(sequence) - 1 or (part.low, part.high) != (1, 1))
         for at, part in enumerate(sequence)
@@ -59,13 +59,13 @@ def _leads_deeper(sequence: list[GrammarPart], circle: set[str]) -> bool:
 
 @dataclass
 class Beginnings:
-    """The characters that rules, sequences and parts begin with."""
+    """The first characters of rules, sequences and parts."""
 
     read: ReadGrammar
-    _of: dict[str, tuple[Ranges, bool] | None] = field(default_factory=dict)  # None: being worked out
+    _of: dict[str, tuple[Ranges, bool] | None] = field(default_factory=dict)  # None: being computed
 
     def of_rule(self, name: str) -> tuple[Ranges, bool]:
-        """The characters it may begin with, and whether it may be empty."""
+        """The first characters of a rule, and whether it may be empty."""
         if name not in self._of:
             self._of[name] = None
             self._of[name] = self._of_choices(self.read.rules.get(name, []))
@@ -100,7 +100,7 @@ class Beginnings:
         return ranges, may_be_empty or part.low == 0
 
     def check_optional(self, name: str, parts: list[GrammarPart], circle: set[str]) -> None:
-        """Of two parts that lead back, one that may be left out must not begin like what follows."""
+        """If two parts of a sequence are recursive, an optional one must not begin like what follows it."""
         for at, part in enumerate(parts):
             rest = parts[at + 1 :]
             is_open = self.of_part(part)[1] and _leads_back(part, circle)
@@ -117,14 +117,14 @@ def grammar_choice_groups(choices: list[list[GrammarPart]]) -> Iterator[list[lis
 
 
 def check_grammar_told_apart(name: str, beginnings: list[Ranges]) -> None:
-    """Refuse beginnings that share a character."""
+    """Refuse first characters that overlap."""
     ordered = sorted(one for ranges in beginnings for one in ranges)
     if any(first[1] >= second[0] for first, second in pairwise(ordered)):
         raise NotRead(f"rule {name[:40]!r} calls itself, or repeats, in two ways that begin alike")
 
 
 def _circles(read: ReadGrammar) -> dict[str, int]:
-    """A number for each rule, the same for rules that lead to each other (Tarjan, SIAM J. Comput. 1, 1972, 146)."""
+    """A number for each rule, the same for mutually recursive ones: strongly connected components (Tarjan, 1972)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -156,7 +156,7 @@ def _references(choices: list[list[GrammarPart]]) -> Iterator[str]:
 
 
 def grammar_first_points(chars: str) -> Ranges:
-    """The code points that a text, a class or "." may begin with; none for an empty text."""
+    """The first code points of a text, a class or "."; none for an empty text."""
     if chars.startswith('"'):
         first = next(grammar_code_points(chars[1:-1]), None)
         return () if first is None else ((first, first),)
@@ -177,7 +177,7 @@ def _of_class(chars: str) -> Ranges:
     merged = _merged([(low, high) for low, high in ranges if low <= high])
     found = _rest(merged) if is_negated else merged
     if not any(low <= _LAST for low, _high in found):
-        raise NotRead(f"no character is in {chars[:40]}")
+        raise NotRead(f"the class {chars[:40]} has no character")
     return found
 
 
@@ -192,7 +192,7 @@ def grammar_code_points(chars: str, dash: int = ord("-")) -> Iterator[int]:
 
 
 def _merged(ranges: list[tuple[int, int]]) -> Ranges:
-    """The same code points in as few ranges as there can be, in order."""
+    """The same code points in the fewest ranges, in order."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if merged and low <= merged[-1][1] + 1:
@@ -203,7 +203,7 @@ def _merged(ranges: list[tuple[int, int]]) -> Ranges:
 
 
 def _rest(ranges: Ranges) -> Ranges:
-    """Every code point that is not in these."""
+    """The complement: every code point that is not in these ranges."""
     found, start = [], 0
     for low, high in ranges:
         if start < low:

@@ -1,7 +1,7 @@
-"""What a grammar or a pattern repeats, and between what it chooses.
+"""Refuses ambiguous repetitions and choices of a grammar or a pattern.
 
-A parser that follows every way through a text at once must find few of them; server/proxy/loops.js keeps these rules
-too.
+llama.cpp's parser follows every way through a text at once, so there must be few. server/proxy/loops.js has the same
+rules.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from server.limits.grammar_beginnings import (
 from server.limits.grammar_size import GrammarPart, NotRead, ReadGrammar
 
 Choices = list[list[GrammarPart]]
-_LONG: Final = 4  # characters: ways of so many may begin alike, since a token holds few of them
+_LONG: Final = 4  # characters; ways this long may begin alike, since one token passes through few of them
 
 
 def check_grammar_loops(read: ReadGrammar, beginnings: Beginnings) -> None:
-    """Refuse what may be read in two ways at each turn of a loop, and a choice that names a word twice.
+    """Refuse loops whose body can be read in two ways, and choices that list a word twice.
 
     Raises:
-        NotRead: which rule does.
+        NotRead: with the name of the rule.
     """
     shortest = _Shortest(read)
     for name, choices in read.rules.items():
@@ -38,12 +38,12 @@ def check_grammar_loops(read: ReadGrammar, beginnings: Beginnings) -> None:
 
 def _check_twice(name: str, words: list[tuple[int, ...]]) -> None:
     if len(set(words)) < len(words):
-        raise NotRead(f"rule {name[:40]!r} names one word twice in a choice")
+        raise NotRead(f"rule {name[:40]!r} lists one word twice in a choice")
 
 
 def _check_loop(name: str, part: GrammarPart, beginnings: Beginnings, shortest: _Shortest) -> None:
     if beginnings.of_part(GrammarPart(part.choices, part.ref))[1]:
-        raise NotRead(f"rule {name[:40]!r} repeats what may be nothing")
+        raise NotRead(f"rule {name[:40]!r} repeats something that may be empty")
     ways = list(_ways([[GrammarPart(part.choices, part.ref)]], beginnings.read, set()))
     if any(len(way) == 1 and way[0].high != 1 and way[0].low != way[0].high for way in ways):
         raise NotRead(f"rule {name[:40]!r} repeats a repetition")
@@ -56,15 +56,15 @@ def _check_loop(name: str, part: GrammarPart, beginnings: Beginnings, shortest: 
 
 
 def _check_words(name: str, words: list[tuple[int, ...]]) -> None:
-    """Words may begin alike, as long as what is left of the longer one begins none."""
+    """Words may begin alike, unless one is a prefix of another whose rest begins like a word."""
     _check_twice(name, words)
     starts, known = {word[0] for word in words}, set(words)
     if any(word[:end] in known and word[end] in starts for word in words for end in range(1, len(word))):
-        raise NotRead(f"rule {name[:40]!r} repeats words of which one may be others")
+        raise NotRead(f"rule {name[:40]!r} repeats words of which one may be a sequence of others")
 
 
 def _ways(choices: Choices, read: ReadGrammar, seen: set[str]) -> Iterator[list[GrammarPart]]:
-    """The sequences of a choice, with those of the choices that alone are one of them."""
+    """The sequences of a choice; one that is only a group or a reference is replaced by its sequences."""
     for sequence in choices:
         only = sequence[0] if len(sequence) == 1 and (sequence[0].low, sequence[0].high) == (1, 1) else GrammarPart()
         if only.choices is not None:
@@ -76,14 +76,14 @@ def _ways(choices: Choices, read: ReadGrammar, seen: set[str]) -> Iterator[list[
 
 
 def _word(sequence: list[GrammarPart]) -> tuple[int, ...] | None:
-    """The code points of a sequence of plain texts; None: it is not one, or empty."""
+    """The code points of a sequence of plain texts; None if it has other parts or is empty."""
     if any(not part.chars.startswith('"') or (part.low, part.high) != (1, 1) for part in sequence):
         return None
     return tuple(point for part in sequence for point in grammar_code_points(part.chars[1:-1])) or None
 
 
 class _Shortest:
-    """How many characters rules and sequences read at least."""
+    """The minimum number of characters that rules and sequences match."""
 
     def __init__(self, read: ReadGrammar) -> None:
         self._read = read
@@ -97,7 +97,7 @@ class _Shortest:
             return min(map(self.of_sequence, part.choices))
         if part.ref is not None:
             if part.ref not in self._of:
-                self._of[part.ref] = 0  # what refers to itself adds nothing to itself
+                self._of[part.ref] = 0  # a recursive reference counts 0
                 self._of[part.ref] = min(map(self.of_sequence, self._read.rules.get(part.ref, [[]])))
             return self._of[part.ref]
         return len(list(grammar_code_points(part.chars[1:-1]))) if part.chars.startswith('"') else 1

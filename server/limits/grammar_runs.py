@@ -1,8 +1,8 @@
-"""In how many ways a grammar or a pattern reads one character many times in a row, counted and not estimated.
+"""Counts exactly in how many ways a grammar or a pattern matches a run of one character.
 
-Vocabularies have such tokens ("--------", blanks), and a parser without a memory follows each way through them for
-itself: where ways multiply, they do so here, whether by choices that overlap, loops in a row or rules that call
-themselves. server/proxy/runs.js counts the same.
+Vocabularies have tokens that are such runs ("--------", blanks), and llama.cpp's parser, which does not memoize,
+follows each way through them separately. Ambiguity of any kind (overlapping choices, adjacent loops, recursion)
+multiplies the ways through a run. server/proxy/runs.js counts the same.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from server.limits.grammar_beginnings import Ranges, grammar_choice_groups, gram
 from server.limits.grammar_size import GrammarPart, NotRead, ReadGrammar
 
 RUN: Final = 64  # characters
-_STEPS: Final = 150_000  # of counting, before a text is refused for its size
-Counts = tuple[int, ...]  # at n: ways to read n characters to the end; a tuple ends with its last that is not 0
+_STEPS: Final = 150_000  # steps of counting, after which a text is refused as too large
+Counts = tuple[int, ...]  # [n]: ways to match n characters completely; without trailing zeros
 _NOTHING: Final[Counts] = (1,)
 
 
 class TooManyWays(NotRead):
-    """More ways than a limit; `ways` are those that were counted until then."""
+    """More ways than a limit; `ways` is the count that exceeded it."""
 
     def __init__(self, ways: int) -> None:
         super().__init__(f"{ways} ways")
@@ -29,15 +29,15 @@ class TooManyWays(NotRead):
 
 
 def check_grammar_runs(read: ReadGrammar, most: int) -> None:
-    """Count for every character that the grammar names alone.
+    """Count the ways for every character that the grammar distinguishes.
 
     Raises:
-        TooManyWays: more than `most`.
-        NotRead: a class holds no character, or the grammar is too large to be counted.
+        TooManyWays: there are more than `most`.
+        NotRead: a class has no character, or the grammar is too large to count.
     """
     atoms = {part.chars: _atom(part.chars) for part in _parts(read) if part.chars}
     left = _Left(_STEPS)
-    seen = set()  # characters that the same texts and classes match are one
+    seen = set()  # characters that match the same texts and classes have the same counts
     for char in sorted({point for ranges, _n in atoms.values() for low, high in ranges for point in (low, high + 1)}):
         left.take(len(atoms))
         lengths = {
@@ -55,7 +55,7 @@ def _parts(read: ReadGrammar) -> Iterator[GrammarPart]:
 
 
 def _atom(chars: str) -> tuple[Ranges, int]:
-    """The characters of which a text or class is a run, and how long it is then."""
+    """The characters of which a text or class is a run, and the length of that run."""
     if not chars.startswith('"'):
         return grammar_first_points(chars), 1
     points = list(grammar_code_points(chars[1:-1]))
@@ -64,19 +64,19 @@ def _atom(chars: str) -> tuple[Ranges, int]:
 
 @dataclass
 class _Left:
-    """Steps that may still be taken."""
+    """The number of steps left."""
 
     n: int
 
     def take(self, n: int) -> None:
         self.n -= n
         if self.n < 0:
-            raise NotRead("it is too large to be counted: take fewer parts or characters")
+            raise NotRead("it is too large to count its ways: use fewer parts or characters")
 
 
 @dataclass(frozen=True)
 class _Ways:
-    """To the end of something, and to each place in it where a rule begins again that is being counted."""
+    """Ways to match a part completely, and to reach a recursive call in it of a rule that is being counted."""
 
     done: Counts = ()
     again: Counts = ()
@@ -84,14 +84,14 @@ class _Ways:
 
 @dataclass
 class _Runs:
-    """The counts of one character; a rule that calls itself is counted until nothing is added."""
+    """The counts for one character; recursive rules are counted until a fixed point is reached."""
 
     read: ReadGrammar
-    lengths: dict[str, int]  # of texts and classes, where they match the character; else -1
+    lengths: dict[str, int]  # of texts and classes that match the character; -1 for others
     most: int
     left: _Left
-    _before: dict[str, Counts] = field(default_factory=dict)  # of rules that were met within themselves
-    _met: dict[str, bool] = field(default_factory=dict)  # the same, and whether they are still being counted
+    _before: dict[str, Counts] = field(default_factory=dict)  # counts of recursive rules in the previous iteration
+    _met: dict[str, bool] = field(default_factory=dict)  # recursive rules → whether they are still being counted
     _of: dict[str, _Ways | None] = field(default_factory=dict)  # None: being counted
 
     def check(self) -> None:
@@ -114,7 +114,7 @@ class _Runs:
         return _Ways(self._before.get(name, ()), _NOTHING)
 
     def _counted(self, name: str) -> _Ways:
-        """Of a rule that was met within itself, the turns multiply."""
+        """Count a rule; if it is recursive, also the ways through repeated recursion."""
         ways = self._choice(self.read.rules.get(name, []))
         if self._met.get(name):
             self._met[name] = False
@@ -129,7 +129,7 @@ class _Runs:
         return _Ways(done, again)
 
     def _sequence(self, parts: list[GrammarPart]) -> _Ways:
-        """`fresh`: the same for a run that begins anywhere in the sequence."""
+        """Join the parts. `fresh` is the same count for runs that begin anywhere in the sequence."""
         done = fresh = _NOTHING
         again: Counts = ()
         for part in parts:
@@ -155,7 +155,7 @@ class _Runs:
     def _repeated(self, ways: _Ways, low: int, high: int | None) -> _Ways:
         power, done, times = _NOTHING, _NOTHING if low == 0 else (), 0
         again: Counts = ()
-        one = ways.done if (low, high) == (0, 1) else (0, *ways.done[1:])  # nothing, repeated, is nothing
+        one = ways.done if (low, high) == (0, 1) else (0, *ways.done[1:])  # an empty iteration adds no way
         while any(power) and (high is None or times < high):
             again = self._sum(again, self._joined(power, ways.again))
             power, times = self._joined(power, one), times + 1
@@ -163,7 +163,7 @@ class _Runs:
         return _Ways(done, again)
 
     def _joined(self, first: Counts, second: Counts) -> Counts:
-        """One behind the other."""
+        """The counts of one part followed by another (a convolution)."""
         if first == _NOTHING:
             return second
         if second == _NOTHING:

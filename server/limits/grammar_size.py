@@ -1,7 +1,7 @@
-"""How much work a grammar or a pattern is for a parser that has no limits of its own: measured without running it.
+"""Measures the work that a grammar or a pattern costs a parser without limits, without running it.
 
-GBNF and regular expressions are read into the same small tree: choices of sequences of parts, each with how often it
-may come. What a reference stands for counts at the place where it stands.
+GBNF and regular expressions are parsed into the same small tree: choices of sequences of parts, each with its number of
+repetitions. A reference counts as much as the rule that it refers to.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _REGEX: Final = re.compile(
     |(?P<times>(?:[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\}|\{\s*,\s*\d+\s*\})[?+]?)|(?P<any>\\.|.)""",
     re.VERBOSE | re.DOTALL,
 )
-_LARGE: Final = 1 << 40  # products stop here
+_LARGE: Final = 1 << 40  # products are capped here
 _CLASSES: Final = {"d": "0-9", "w": "A-Za-z0-9_", "s": r" \t\n\r"}  # of regular expressions, as GBNF writes them
-_CHARS_A_WAY: Final = 32  # of a text or a class: looking through so many costs as much as another way to go on
+_CHARS_A_WAY: Final = 32  # scanning this many characters of a text or a class costs as much as another way
 
 
 class NotRead(ValueError):
-    """A text that is neither a grammar nor a pattern."""
+    """A text that is not a valid grammar or pattern, or an ambiguous one."""
 
 
 @dataclass
 class GrammarPart:
-    """A piece of a sequence, and how often it may come; `high` None: without end."""
+    """A part of a sequence and its number of repetitions; `high` None: unbounded."""
 
     choices: list[list[GrammarPart]] | None = None  # of a group
     ref: str | None = None
@@ -47,27 +47,27 @@ class GrammarPart:
 
 @dataclass
 class ReadGrammar:
-    """A text as a tree; of a pattern the one rule is called ""."""
+    """A parsed grammar or pattern; the only rule of a pattern is named ""."""
 
     rules: dict[str, list[list[GrammarPart]]] = field(default_factory=dict)
-    depth: int = 0  # groups, one within the other
+    depth: int = 0  # nested groups
     n_optional: int = 0
-    n_written: int = 0  # repetitions, added up
+    n_written: int = 0  # the sum of all repetitions
     n_rules: int = 0
     is_pattern: bool = False
 
 
 def read_gbnf_grammar(text: str) -> ReadGrammar:
-    """GBNF.
+    """Parse GBNF.
 
     Raises:
-        NotRead: at which character it stops to be one.
+        NotRead: it is not GBNF; the message names the first wrong character.
     """
     return _read(text, _GBNF, ReadGrammar(), [])
 
 
 def read_regex_grammar(text: str) -> ReadGrammar:
-    """A regular expression. Raises: the same."""
+    """Parse a regular expression. Raises the same."""
     read = ReadGrammar(n_rules=1, is_pattern=True)
     top: list[list[GrammarPart]] = [[]]
     read.rules[""] = top
@@ -125,7 +125,7 @@ def _take(kind: str, found: re.Match[str], read: ReadGrammar, open_groups: list[
 
 
 def _as_gbnf(piece: str) -> list[str]:
-    """A character or class of a regular expression in GBNF; an anchor is nothing."""
+    """A character or class of a regular expression as GBNF; an anchor becomes nothing."""
     if piece in {"^", "$"}:
         return []
     if piece == ".":
@@ -138,7 +138,7 @@ def _as_gbnf(piece: str) -> list[str]:
 
 
 def _repeat(sequence: list[GrammarPart], low: int, high: int | None) -> None:
-    """Of a part that has a number already, as in `a*{3}`, it becomes a group."""
+    """Set the repetitions of the last part; one that already has some, as in `a*{3}`, becomes a group."""
     last = sequence[-1]
     if (last.low, last.high) != (1, 1):
         sequence[-1] = last = GrammarPart(choices=[[last]])
@@ -162,17 +162,17 @@ def _number(digits: str) -> int:
 
 @dataclass(frozen=True)
 class GrammarSize:
-    """What one part, sequence or rule comes to, with everything that it refers to."""
+    """The size of a part, sequence or rule, including everything that it refers to."""
 
     may_be_empty: bool = False
-    ways: int = 1  # places at which a text may go on in it at once
-    run: int = 0  # optional parts in a row
-    repeats: int = 1  # repetitions within repetitions, multiplied
-    loops: int = 0  # parts in a row that may be nothing or repeat
-    open_loops: int = 0  # the same, if nothing else is in it
+    ways: int = 1  # positions at which matching may continue at the same time
+    run: int = 0  # consecutive optional parts
+    repeats: int = 1  # the product of nested repetitions
+    loops: int = 0  # consecutive parts that may be empty or repeat
+    open_loops: int = 0  # the same, if it has no other parts
 
     def with_most_of(self, other: GrammarSize) -> GrammarSize:
-        """The same, but no smaller in what does not add up."""
+        """The same with the larger value of each field, except `may_be_empty`."""
         repeats, loops = max(self.repeats, other.repeats), max(self.loops, other.loops)
         open_loops = max(self.open_loops, other.open_loops)
         ways, run = max(self.ways, other.ways), max(self.run, other.run)
@@ -181,17 +181,17 @@ class GrammarSize:
 
 @dataclass
 class GrammarSizes:
-    """The size of every rule of what was read.
+    """The size of every rule of a grammar.
 
     Raises:
-        RecursionError: references lead on and on.
+        RecursionError: references are nested too deeply.
     """
 
     read: ReadGrammar
     _of: dict[str, GrammarSize] = field(default_factory=dict)
 
     def all(self) -> GrammarSize:
-        """The most of each, over all rules."""
+        """The largest value of each field over all rules."""
         most = GrammarSize()
         for name in self.read.rules:
             most = most.with_most_of(self._rule(name))
@@ -199,7 +199,7 @@ class GrammarSizes:
 
     def _rule(self, name: str) -> GrammarSize:
         if name not in self._of:
-            self._of[name] = GrammarSize()  # what refers to itself adds nothing to itself
+            self._of[name] = GrammarSize()  # a recursive reference counts as nothing
             self._of[name] = self._choice(self.read.rules.get(name, []))
         return self._of[name]
 
@@ -212,7 +212,7 @@ class GrammarSizes:
         return GrammarSize(may_be_empty, min(_LARGE, sum(size.ways for size in sizes))).with_most_of(most)
 
     def _sequence(self, parts: list[GrammarPart]) -> GrammarSize:
-        """Parts that may be left out add up to the next that may not."""
+        """Consecutive optional parts add up, up to and including the next part that is not optional."""
         most, ways, run, loops, may_be_empty = GrammarSize(), 0, 0, 0, True
         for part in parts:
             size = self._part(part)
@@ -227,7 +227,7 @@ class GrammarSizes:
     def _part(self, part: GrammarPart) -> GrammarSize:
         one = self._one(part)
         may_be_empty = one.may_be_empty or part.low == 0
-        copies = part.times if one.may_be_empty else 1  # of what cannot be empty, one follows the other
+        copies = part.times if one.may_be_empty else 1  # only a body that may be empty can be skipped repeatedly
         run = max(one.run, int(may_be_empty)) * copies
         repeats = min(_LARGE, one.repeats * max(1, part.times))
         loops = 0 if not may_be_empty else one.open_loops if part.high == 1 else 1

@@ -1,6 +1,6 @@
-"""What a request to the local server may ask for, by request_limits.json, which the compose file's proxy keeps too.
+"""Checks requests to the local server against request_limits.json, which the compose file's proxy uses too.
 
-What each limit counts is told at the top of tests/hostile/api_requests.py, beside the requests that hold both to it.
+The top of tests/hostile/api_requests.py explains what each limit counts; the requests there test both servers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIMITS_FILE: Final = Path(__file__).parent / "request_limits.json"
 
 @dataclass(frozen=True)
 class Limit:
-    """The largest value that passes, and the words of what is counted."""
+    """The largest allowed value, and the words for what is counted."""
 
     most: int
     what: str
@@ -46,19 +46,19 @@ _LISTS: Final = {
     "messages": "messages", "tools": "tools", "functions": "tools", "stop": "stops", "stop_sequences": "stops",
     "logit_bias": "biases", "samplers": "samplers", "dry_sequence_breakers": "samplers",
 }  # fmt: skip
-# Fields that only a server's own front sends to its back: they reach parsers unchecked.
+# llama-server's internal fields, which reach its parsers unchecked.
 _INNER: Final = ("grammar_triggers", "grammar_lazy", "preserved_tokens", "chat_parser")
 
 
 class TooMuch(ValueError):
-    """A request that exceeds a limit, or is not a request at all."""
+    """A request that exceeds a limit or is malformed."""
 
 
 def parse_request_body(body: bytes) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
-        TooMuch: it is not JSON, or larger than JSON may be here.
+        TooMuch: it is not JSON, or exceeds the limits of JSON.
     """
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
@@ -75,7 +75,7 @@ def parse_request_body(body: bytes) -> dict[str, Any]:
 
 
 def measure_request_json(value: Any) -> tuple[int, int]:
-    """How deep, and how many values; counting stops once they are too many.
+    """The depth and the number of values; counting stops once the limit is exceeded.
 
     Raises:
         TooMuch: a number is infinite.
@@ -93,14 +93,14 @@ def measure_request_json(value: Any) -> tuple[int, int]:
 
 
 def check_request_limits(asked: Mapping[str, Any]) -> None:
-    """Hold what a body asks for against every limit.
+    """Check a body against every limit.
 
     Raises:
-        TooMuch: which one, the value, and the most.
+        TooMuch: a limit is exceeded; the message has the value and the limit.
     """
     for name in _INNER:
         if name in asked:
-            raise TooMuch(f"{name} is not taken")
+            raise TooMuch(f"{name} is not accepted")
     for name, limit in _COUNTS.items():
         _check_count(name, asked.get(name), limit)
     for name, limit in _LISTS.items():
@@ -135,13 +135,13 @@ def _check_texts(asked: Mapping[str, Any]) -> None:
 
 
 def check_text_limit(text: Any) -> None:
-    """Hold a text to tokenize against its limit. Raises: the same."""
+    """Check a text to tokenize. Raises the same."""
     if isinstance(text, str):
         _hold("text_bytes", len(text.encode(errors="surrogatepass")))
 
 
 def check_grammar_limits(grammar: Any) -> None:
-    """Hold a text in GBNF against the limits of grammars. Raises: the same."""
+    """Check a grammar in GBNF. Raises the same."""
     if not isinstance(grammar, str):
         raise TooMuch("grammar is not text")
     _hold("grammar_chars", len(grammar))
@@ -152,11 +152,11 @@ def check_grammar_limits(grammar: Any) -> None:
     except NotRead as error:
         raise TooMuch(f"grammar: {error}") from None
     except RecursionError:
-        raise TooMuch("grammar: its rules lead on and on") from None
+        raise TooMuch("grammar: its rules are nested too deeply") from None
 
 
 def check_regex_limits(pattern: str) -> None:
-    """Hold a regular expression against the limits of patterns. Raises: the same."""
+    """Check a regular expression. Raises the same."""
     _hold("pattern_chars", len(pattern))
     try:
         _check_work(read_regex_grammar(pattern), "pattern")
@@ -165,7 +165,7 @@ def check_regex_limits(pattern: str) -> None:
 
 
 def _check_work(read: ReadGrammar, kind: str) -> None:
-    """`kind`: whose limits count, a grammar's or a pattern's."""
+    """Check the cost of a parsed text; `kind` is "grammar" or "pattern" and selects the limits."""
     _hold(f"{kind}_depth", read.depth)
     size = GrammarSizes(read).all()
     _hold(f"{kind}_optional", read.n_optional)
@@ -182,10 +182,10 @@ def _check_work(read: ReadGrammar, kind: str) -> None:
 
 
 def check_schema_limits(schema: Any) -> int:
-    """Hold a JSON schema against the limits of schemas. Raises: the same.
+    """Check a JSON schema. Raises the same.
 
     Returns:
-        Its properties that are not required.
+        The number of its properties that are not required.
     """
     depth, n_values = measure_request_json(schema)
     _hold("schema_depth", depth)
@@ -200,12 +200,12 @@ def check_schema_limits(schema: Any) -> int:
     except SchemaError as error:
         raise TooMuch(f"a JSON schema: {error}") from None
     except RecursionError:
-        raise TooMuch("a JSON schema: its references lead on and on") from None
+        raise TooMuch("a JSON schema: its references are nested too deeply") from None
     return n_optional
 
 
 def request_schemas(asked: Mapping[str, Any]) -> Iterator[Any]:
-    """The schema in every place of a body where one may be."""
+    """Every schema in a body."""
     yield from _present(asked, "json_schema")
     wanted = asked.get("response_format")
     if isinstance(wanted, dict):
@@ -241,4 +241,4 @@ def _hold(name: str, value: float) -> None:
 
 def _over(name: str, value: str) -> TooMuch:
     limit = LIMITS[name]
-    return TooMuch(f"{value} {limit.what}: at most {limit.most} are taken")
+    return TooMuch(f"{value} {limit.what}: at most {limit.most} are allowed")

@@ -1,4 +1,4 @@
-"""What a JSON schema asks of what turns it into a grammar, measured along every reference."""
+"""Measures the work that converting a JSON schema to a grammar costs, following every reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-Measure = tuple[str, float]  # a name in request_limits.json, and the value to hold against it
+Measure = tuple[str, float]  # a name in request_limits.json, and the value to compare with that limit
 _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _DEFINITIONS: Final = ("$defs", "definitions")
 _ONE: Final = (
@@ -20,20 +20,19 @@ _NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
 class SchemaError(ValueError):
-    """A schema that no grammar can be made of, whatever its size."""
+    """A schema that cannot be converted to a grammar, whatever its size."""
 
 
 def measure_schema_size(schema: Any, most_expanded: int) -> Iterator[Measure]:
     """Every value of a schema that has a limit.
 
     Args:
-        schema: any JSON; how deep it is has been checked.
-        most_expanded: schemas that are looked at with every reference followed; the one after them is yielded, and
-            nothing more.
+        schema: any JSON whose depth was checked.
+        most_expanded: the largest number of schemas to visit when every reference is followed; the walk stops after it.
 
     Raises:
-        SchemaError: a reference leads nowhere, elsewhere, or to itself with nothing between.
-        RecursionError: references lead on and on.
+        SchemaError: a reference has no target, is not local, or refers to itself without a property or items between.
+        RecursionError: references are nested too deeply.
     """
     n_branches = n_options = 0
     for one in _parts(schema):
@@ -49,12 +48,12 @@ def measure_schema_size(schema: Any, most_expanded: int) -> Iterator[Measure]:
 
 
 def schema_regexes(schema: Any) -> Iterator[str]:
-    """The regular expressions in it."""
+    """The regular expressions in a schema."""
     yield from (one["pattern"] for one in _parts(schema) if isinstance(one.get("pattern"), str))
 
 
 def _children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple[str, Any]]:
-    """Every schema in a schema, with the keyword it stands under."""
+    """The direct subschemas of a schema, each with its keyword."""
     for name in _NAMED:
         if isinstance(named := schema.get(name), dict) and (definitions or name not in _DEFINITIONS):
             yield from ((name, inner) for inner in named.values())
@@ -65,7 +64,7 @@ def _children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """The schema and every one in it, definitions too; no reference is followed."""
+    """The schema and all its subschemas, including definitions; references are not followed."""
     left = [schema]
     while left:
         if isinstance(one := left.pop(), dict):
@@ -90,7 +89,7 @@ def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
 
 
 def _n_chars(value: Any) -> int:
-    """As it is written, a string without its quotation marks."""
+    """The length of a value as JSON; of a string without its quotation marks."""
     return len(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -103,20 +102,20 @@ def _numbers(schema: Mapping[str, Any], *names: str) -> Iterator[float]:
 
 @dataclass
 class _Expansion:
-    """A walk along every reference, each path for itself, a cycle once."""
+    """A walk that follows every reference on every path, and each cycle once."""
 
     root: Any
     most: int
     n: int = 0
-    _way: list[int] = field(default_factory=list)  # schemas that references led to, from the root to here
-    _in_place: list[int] = field(default_factory=list)  # those of them that are one and the same place of an answer
+    _way: list[int] = field(default_factory=list)  # targets of the references followed from the root to here
+    _in_place: list[int] = field(default_factory=list)  # those of them that apply to the same value of an answer
 
     def __post_init__(self) -> None:
         self._way.append(id(self.root))
         self._in_place.append(id(self.root))
 
     def follow(self, schema: Any, n_items: float) -> Iterator[Measure]:
-        """Args: n_items: how often it may stand in an answer, for the arrays around it."""
+        """Walk a schema; `n_items` is how often it may occur in an answer, given the arrays around it."""
         if not isinstance(schema, dict) or self.n > self.most:
             return
         self.n += 1
@@ -134,7 +133,7 @@ class _Expansion:
 
     def _refer(self, target: Any, n_items: float) -> Iterator[Measure]:
         if id(target) in self._in_place:
-            raise SchemaError("a reference leads to itself")
+            raise SchemaError("a reference refers to itself")
         if id(target) in self._way:
             return
         self._way.append(id(target))
@@ -145,11 +144,11 @@ class _Expansion:
 
     def _target(self, reference: str) -> Any:
         if not reference.startswith("#"):
-            raise SchemaError(f"a reference leads elsewhere: {reference[:80]!r}")
+            raise SchemaError(f"a reference is not local: {reference[:80]!r}")
         found = self.root
         for step in reference[1:].strip("/").split("/") if reference != "#" else ():
             key = step.replace("~1", "/").replace("~0", "~")
             if not isinstance(found, dict) or key not in found:
-                raise SchemaError(f"a reference leads nowhere: {reference[:80]!r}")
+                raise SchemaError(f"a reference has no target: {reference[:80]!r}")
             found = found[key]
         return found

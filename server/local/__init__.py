@@ -1,1 +1,1 @@
-"""The server of ENGINE=local."""
+"""The server of ENGINE=local: llama-cpp-python's own, behind limits."""

@@ -1,8 +1,8 @@
-"""Connections of the local server: how many, and how long one may take to say what it wants or to take its answer.
+"""Limits for connections to the local server: how many, how long a request may take to arrive and an answer to leave.
 
-uvicorn ends an idle connection after an answer, but waits for ever for a first head, for one that drips, and for a
-client that does not read. Here each of these has a deadline. A connection whose request is not complete makes room for
-a newer one, the oldest first: connections that are opened and left do not block others.
+uvicorn closes an idle connection after an answer, but waits forever for a first request head, for a slow one, and for a
+client that does not read. Here each of these has a deadline. When connections run out, the oldest one whose request is
+not complete is closed for a newer one, so idle connections do not block other clients.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from server.local.guard import Refused
 
 @dataclass
 class Connections:
-    """Every open connection of a server, the one that was used longest ago first."""
+    """All open connections of a server, the least recently used first."""
 
     in_all: int = 1024
-    per_client: int = 512  # of one address
-    head_s: float = 10.0  # to send a whole head, from the connection or the last answer on
-    send_s: float = 60.0  # to take what waits to be sent
+    per_client: int = 512  # per address
+    head_s: float = 10.0  # to receive a whole request head, counted from the connection or the last answer
+    send_s: float = 60.0  # for the client to read what is buffered for it
     _open: dict[LimitedProtocol, None] = field(default_factory=dict)
 
     def enter(self, newcomer: LimitedProtocol) -> bool:
-        """Count it; False: there is no room, and no connection that could make some."""
+        """Add a connection; False: the limit is reached, and every other connection has a complete request."""
         of_client = [one for one in self._open if one.host == newcomer.host]
         if len(of_client) >= self.per_client:
             has_room = self._make_room(of_client)
@@ -43,7 +43,7 @@ class Connections:
         self._open.pop(connection, None)
 
     def used(self, connection: LimitedProtocol) -> None:
-        """It was answered: it is the last to make room."""
+        """Mark a connection that was answered as the most recently used."""
         if connection in self._open:
             self._open[connection] = self._open.pop(connection)
 
@@ -56,8 +56,8 @@ class Connections:
         return True
 
 
-class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is in .venv-local alone
-    """uvicorn's HTTP/1.1, with deadlines, and counted."""
+class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is only in .venv-local
+    """uvicorn's HTTP/1.1 protocol with deadlines and a limit on connections."""
 
     def __init__(self, connections: Connections, **told: Any) -> None:
         super().__init__(**told)
@@ -115,7 +115,7 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is in .venv
         self._end(Refused(400, msg))
 
     def _await_head(self) -> None:
-        """Also of one that closes: its last bytes must be taken."""
+        """Start the deadline for a head, also on a closing connection, whose client may never read the last bytes."""
         _cancel(self._head)
         self._head = self.loop.call_later(self._connections.head_s, self.transport.abort)
 

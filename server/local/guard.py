@@ -1,8 +1,8 @@
-"""What stands in front of the local server's application: who may ask for what, how much, and for how long.
+"""Guards the local server's application: key, routes, and limits of size, number and time.
 
-The promises of the compose file's proxy, by the same limits (request_limits.json), as an ASGI application around
-another: the key first, then the route, then the body's size and time, then what it asks for. What is refused is
-answered in the API's own form, and does not reach the application.
+An ASGI middleware that makes the same promises as the compose file's proxy, with the same limits (request_limits.json).
+It checks the key, then the route, then the size and time of the body, then its content. Refused requests are answered
+with errors in the API's own form, and never reach the application.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 PIECE_S: Final = 10.0  # between two pieces of a body
-REQUEST_S: Final = 3600.0  # to be answered, with the time that one waits for others
-REQUESTS: Final = 192  # that are answered, or wait for it, at once
+REQUEST_S: Final = 3600.0  # for an answer, including the time in the queue
+REQUESTS: Final = 192  # answered or queued at once
 _HEALTH: Final = "/health"
 _PROPS: Final = "/props"
 _TOKENIZE: Final = "/extras/tokenize"
-# To promise a route: its method and path. Everything else that the application knows stays closed.
+# To open a route: add its method and path. All other routes of the application stay closed.
 ROUTES: Final = frozenset({
     ("GET", _HEALTH), ("GET", _PROPS), ("GET", "/v1/models"), ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"), ("POST", _TOKENIZE), ("POST", f"{_TOKENIZE}/count"),
 })  # fmt: skip
 _RETRY_AFTER_S: Final = 2
-_TYPES: Final = {  # of errors, where the status does not say that the request is to blame
+_TYPES: Final = {  # status → error type; any other status is an invalid request
     401: "authentication_error", 404: "not_found_error", 408: "timeout_error", 429: "rate_limit_error",
     500: "server_error", 503: "unavailable_error", 504: "timeout_error",
 }  # fmt: skip
@@ -48,7 +48,7 @@ def local_error_body(status: int, message: str) -> dict[str, Any]:
 
 
 class Refused(Exception):
-    """A request that is not passed on, and the answer it gets."""
+    """A refused request, and the answer to it."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 @dataclass
 class Pending:
-    """A request that the application works on; once it is over, nothing more is generated for it."""
+    """A request that the application works on; once it is over, generation for it stops."""
 
     body: bytes
     is_over: bool = False  # read by the thread that generates
@@ -85,7 +85,7 @@ class Pending:
         self.end()
 
     async def receive(self) -> Message:
-        """The body, once; then that the client is gone, as soon as that is so."""
+        """The ASGI `receive` for the application: the body once, then a disconnect as soon as the request is over."""
         if not self._is_read:
             self._is_read = True
             return {"type": "http.request", "body": self.body, "more_body": False}
@@ -97,20 +97,20 @@ CURRENT: Final[ContextVar[Pending | None]] = ContextVar("request", default=None)
 
 
 def is_local_request_over() -> bool:
-    """Whether the request that this thread or task works for needs no answer any more."""
+    """Whether the request of this thread or task is over, so that nobody waits for its answer."""
     pending = CURRENT.get()
     return pending is not None and pending.is_over
 
 
 @dataclass
 class Guard:
-    """The application behind every check; itself one.
+    """An ASGI application that checks requests before it passes them on to `app`.
 
     Args:
-        key: None: everybody is let in.
-        model: the name of the one that answers where a request names none; the bindings would answer with its path.
-        props: what GET /props answers.
-        refusal: why the server's parser would not take what a request asks for; "": it does. Called in a thread.
+        key: None: no key is required.
+        model: the model's name for requests that name none; the bindings would answer with its path.
+        props: the answer to GET /props.
+        refusal: why the server's parser would refuse a request; "": it would not. Called in a thread.
     """
 
     app: App
@@ -140,7 +140,7 @@ class Guard:
             return await _answer_json(send, self.props)
         body = await self._body(scope, receive) if method == "POST" else b""
         if self._n_requests >= REQUESTS:
-            raise Refused(429, f"{REQUESTS} requests are being answered already: try again later")
+            raise Refused(429, f"{REQUESTS} requests are already in progress: try again later")
         self._n_requests += 1
         try:
             await self._pass_on(scope, Pending(body), receive, send)
@@ -156,12 +156,12 @@ class Guard:
             raise Refused(401, "The API key is missing or wrong. Send the header Authorization: Bearer KEY.")
 
     async def _body(self, scope: Message, receive: Receive) -> bytes:
-        """The body, read and checked, as what was checked would be written."""
+        """Read and check the body; returns it serialized again, so that the application parses what was checked."""
         _check_type(dict(scope["headers"]))
         try:
             body = await _read(receive, LIMITS["body_bytes"].most)
         except TimeoutError:
-            raise Refused(408, f"nothing of the body came for {PIECE_S:g} s") from None
+            raise Refused(408, f"no part of the body arrived for {PIECE_S:g} s") from None
         try:
             asked = parse_request_body(body)
             check_request_limits(asked)
@@ -176,7 +176,7 @@ class Guard:
         return json.dumps(asked).encode()
 
     async def _pass_on(self, scope: Message, pending: Pending, receive: Receive, send: Send) -> None:
-        """The application is never cancelled: it would let the next request in while a thread still generates."""
+        """Run the application, never cancelled: that would admit the next request while its thread still generates."""
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
@@ -201,7 +201,7 @@ def _check_route(method: str, path: str) -> None:
 
 
 def _check_type(headers: Mapping[bytes, bytes]) -> None:
-    """JSON, or what `curl -d` says of any body; but a form is also what a page of any web site can send unasked."""
+    """Accept JSON and the form type that `curl -d` sends, unless it has an Origin: any web page can send forms."""
     kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
     is_from_curl = kind == b"application/x-www-form-urlencoded" and b"origin" not in headers
     if kind != b"application/json" and not is_from_curl:
@@ -211,7 +211,7 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
 
 
 async def _read(receive: Receive, most: int) -> bytes:
-    """The whole body; one that is too large is read to its end, so that its sender hears why, but not kept."""
+    """The whole body. One that is too large is read to its end but not kept, so that the client can read the error."""
     body, n_bytes, more = bytearray(), 0, True
     while more:
         async with asyncio.timeout(PIECE_S):
@@ -223,12 +223,12 @@ async def _read(receive: Receive, most: int) -> bytes:
         if n_bytes <= most:
             body += piece
     if n_bytes > most:
-        raise Refused(413, f"the body has {n_bytes} bytes, at most {most} are taken")
+        raise Refused(413, f"the body has {n_bytes} bytes; at most {most} are allowed")
     return bytes(body)
 
 
 def _forwarded(scope: Message, body: bytes) -> Message:
-    """The request as the application sees it. Without Origin: it would let pages of any web site read its answers."""
+    """The request for the application, without Origin: the bindings would let pages of any web site read answers."""
     left_out = {b"content-length", b"content-type", b"transfer-encoding", b"origin", b"expect"}
     headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
     told = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -236,7 +236,7 @@ def _forwarded(scope: Message, body: bytes) -> Message:
 
 
 def _in_time(pending: Pending, send: Send) -> Send:
-    """What passes the application's answer on, or says that it came too late to be one."""
+    """An ASGI `send` that passes the application's answer on, or answers 504 if the request has timed out."""
     is_late = False
 
     async def passed(message: Message) -> None:

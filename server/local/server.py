@@ -1,6 +1,6 @@
 """The server of ENGINE=local: llama-cpp-python's own, on loopback, behind the checks of `guard` and `connections`.
 
-Usage: python -m server.local.server CONFIG      as `protocol.api_tests.protocol_bindings_config` writes it
+Usage: python -m server.local.server CONFIG      CONFIG is written by `protocol.api_tests.protocol_bindings_config`
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from server.local.connections import Connections, LimitedProtocol
 from server.local.guard import Guard, is_local_request_over, local_error_body
 
 _HEAD_BYTES: Final = 16384
-_DEEPEST: Final = 2000  # groups of a grammar; the bindings write one for each character that maxLength allows
+_DEEPEST: Final = 2000  # nested groups of a grammar; the bindings write one for each character that maxLength allows
 _STDERR: Final = 2
 _PARSER: Final = threading.Lock()
-# What the bindings raise for a request that makes no sense to them; they would call it an error of the server.
+# Exceptions of the bindings for an invalid request; by themselves they would answer 500.
 _OF_THE_REQUEST: Final = (AssertionError, LookupError, TypeError, ValueError)
 
 
@@ -46,9 +46,9 @@ class NoLongerWanted(Exception):
 
 
 def serve_local_bindings(config: Path) -> None:
-    """Run until it is told to end."""
+    """Run the server until it gets a signal."""
     told = ConfigFileSettings.model_validate_json(config.read_bytes())
-    key, told.api_key = told.api_key, None  # the guard asks for it
+    key, told.api_key = told.api_key, None  # the guard checks the key
     app = bindings.create_app(server_settings=ServerSettings.model_validate(told), model_settings=told.models)
     stop_for_gone_clients()
     refuse_dead_end_grammars()
@@ -66,9 +66,7 @@ def serve_local_bindings(config: Path) -> None:
 
 
 def stop_for_gone_clients() -> None:
-    """Let nothing more be computed for a client that is gone; the bindings would go on to max_tokens, and all others
-    wait for it.
-    """
+    """Stop computing for a client that is gone; the bindings would go on to max_tokens while all others wait."""
     for owner, name in ((LlamaContext, "decode"), (llama_cpp.Llama, "detokenize")):
         setattr(owner, name, _while_wanted(getattr(owner, name)))
 
@@ -84,9 +82,7 @@ def _while_wanted(function: Any) -> Any:
 
 
 def refuse_dead_end_grammars() -> None:
-    """Raise ValueError where a grammar leaves the model nothing to write; llama.cpp would take a forbidden token, find
-    that it does not fit, and end the process.
-    """
+    """Raise ValueError when a grammar allows no further token; llama.cpp would sample a forbidden one and abort."""
     add_grammar, sample = LlamaSampler.add_grammar, LlamaSampler.sample
 
     def add_and_note(self: Any, *args: Any) -> None:
@@ -101,7 +97,7 @@ def refuse_dead_end_grammars() -> None:
 
 
 def _sample_what_fits(sampler: Any, context: Any, idx: int) -> int:
-    """What llama_sampler_sample does, with a look at what was chosen before it is accepted."""
+    """llama_sampler_sample, with a check of the chosen token before it is accepted."""
     n_tokens = context.model.n_vocab()
     candidates = (llama_cpp.llama_token_data * n_tokens)()
     table = np.frombuffer(candidates, np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)]))
@@ -111,13 +107,13 @@ def _sample_what_fits(sampler: Any, context: Any, idx: int) -> int:
     llama_cpp.llama_sampler_apply(sampler.sampler, ctypes.byref(found))
     chosen = found.data[found.selected]
     if not math.isfinite(chosen.logit):
-        raise ValueError("the grammar leaves the model nothing to write")
+        raise ValueError("the grammar allows no further token")
     llama_cpp.llama_sampler_accept(sampler.sampler, chosen.id)
     return int(chosen.id)
 
 
 def bindings_error_message(handler: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
-    """What the bindings answer to an exception: 400 where the request is to blame, and no path of this machine."""
+    """The bindings' answer to an exception: 400 if the request caused it, and never a path of this machine."""
     if isinstance(error, RequestValidationError):
         return 400, local_error_body(400, _say_invalid(error))
     for words, answer_of in handler.pattern_and_formatters.items():
@@ -137,29 +133,29 @@ def _say_invalid(error: RequestValidationError) -> str:
 
 
 def local_grammar_refusal(asked: Mapping[str, Any]) -> str:
-    """Why llama.cpp would not take the grammars that a request asks for; "": it does.
+    """Why llama.cpp would refuse the grammars of a request; "": it would not.
 
-    The bindings do not look at what its parser returns, and end with the first grammar that it does not understand.
+    The bindings do not check the result of its parser, and crash with the first grammar that it cannot parse.
     """
     for where, grammar in _grammars(asked):
         try:
             text = grammar if isinstance(grammar, str) else json_schema_to_gbnf(json.dumps(grammar))
         except Exception as error:
-            return f"{where} cannot be made a grammar: {str(error)[:200]}"
+            return f"{where} cannot be converted to a grammar: {str(error)[:200]}"
         if not _parses(text):
-            return f"{where} is not a grammar that llama.cpp understands"
+            return f"{where} is not a grammar that llama.cpp can parse"
     return ""
 
 
 def _allow_many_connections() -> None:
-    """A connection is a file, and the usual limit of those would be reached before ours."""
+    """Raise the limit of open files: each connection is one, and the usual limit is below ours."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * Connections.in_all
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard))
 
 
 def _grammars(asked: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every grammar and schema of a request that may reach the parser."""
+    """Every grammar and schema of a request that may reach llama.cpp's parser."""
     if asked.get("grammar"):
         yield "grammar", asked["grammar"]
     wanted = asked.get("response_format")
@@ -186,7 +182,7 @@ def _parses(grammar: str) -> bool:
 
 @contextlib.contextmanager
 def _nothing_said() -> Iterator[None]:
-    """llama.cpp prints a grammar that it does not understand, with whatever a terminal would act on."""
+    """Silence stderr: llama.cpp prints a grammar that it cannot parse, including terminal escapes in it."""
     with _PARSER, Path(os.devnull).open("wb") as nowhere:
         stderr = os.dup(_STDERR)
         os.dup2(nowhere.fileno(), _STDERR)

@@ -1,10 +1,10 @@
-// What each choice of a grammar or a pattern begins with, and which rules call themselves.
+// Refuses left recursion, and recursion that the first character does not decide; see server/limits/grammar_beginnings.py.
 import {Refused} from 'limits.js';
 
-// A rule that calls itself first never ends; one with two ways into itself that begin alike doubles what llama.cpp has to
-// follow with every letter.
+// A rule that begins with itself never ends; one that calls itself in two ways that begin alike doubles the ways that
+// llama.cpp has to follow with every character.
 function checkBeginnings(rules, costs) {
-    const left = new Map(); // rule → whether its beginnings are all known
+    const left = new Map(); // rule → whether it was checked completely
     for (const name of rules.keys()) checkLeft(name, rules, costs, left);
     const circles = circlesOf(rules);
     const firsts = new Firsts(rules, costs);
@@ -13,7 +13,7 @@ function checkBeginnings(rules, costs) {
             : part.kind === 'group' && part.options.some((sequence) => sequence.some(isInside));
         if (!isRecursive(name, options, circles)) continue;
         eachChoice(options, (choice) => {
-            // what comes last needs nothing to be kept for afterwards
+            // a tail call needs no entry on llama.cpp's stack
             const deeper = choice.filter((sequence) => sequence.some((part, at) =>
                 isInside(part) && (at < sequence.length - 1 || part.isRepeated)));
             if (deeper.length > 1) firsts.mustDiffer(name, deeper);
@@ -37,7 +37,7 @@ function eachChoice(options, visit) {
     }
 }
 
-// Rules that call each other in a circle have the same number, as Tarjan finds them.
+// Mutually recursive rules get the same number: strongly connected components (Tarjan).
 function circlesOf(rules) {
     const index = new Map(), low = new Map(), circle = new Map(), stack = [];
     const visit = (name) => {
@@ -75,7 +75,7 @@ function checkLeft(name, rules, costs, left) {
     left.set(name, true);
 }
 
-// The characters that sequences may begin with.
+// The first characters of sequences.
 class Firsts {
     constructor(rules, costs) {
         this.rules = rules;
@@ -114,10 +114,10 @@ class Firsts {
 const ESCAPES = {n: 10, r: 13, t: 9};
 const ANY = [0, 0x10ffff];
 
-// Of "literal": its first character; of [a-z]: its ranges; of anything else: all there are.
+// "literal": its first character; [a-z]: its ranges; anything else: every character.
 function ranges(text) {
     const found = rangesOf(text).filter(([first, last]) => first <= last && first <= ANY[1]);
-    if (text[0] === '[' && !found.length) throw new Refused(`No character is in ${text.slice(0, 40)}.`, 'Name one.');
+    if (text[0] === '[' && !found.length) throw new Refused(`The class ${text.slice(0, 40)} has no character.`, 'Add one.');
     return found;
 }
 

@@ -1,5 +1,5 @@
-// What a body asks for, checked before llama-server reads it: the JSON itself, numbers and lists, grammars and schemas.
-// The limits, and what each counts: ../limits/request_limits.json and tests/hostile/api_requests.py.
+// Checks a body before llama-server reads it: the JSON itself, numbers and lists, grammars and schemas.
+// The limits are in ../limits/request_limits.json; tests/hostile/api_requests.py explains what each counts.
 import {Refused, atMost, mostOf} from 'limits.js';
 import {checkGrammar} from 'grammar.js';
 import {checkSchemas} from 'schema.js';
@@ -38,9 +38,9 @@ function checkHeader(r) {
         throw new Refused(`The body is encoded as '${encoding.slice(0, 40)}'.`, 'Send it as plain JSON.', 415);
     }
     const type = r.headersIn['Content-Type'] || '';
-    // a page elsewhere may send a form without asking first, and its browser then names it
+    // Any web page can send a form without a CORS preflight; its browser then adds Origin.
     if (!(TYPE.test(type) || (FORM.test(type) && !r.headersIn.Origin))) {
-        throw new Refused(`The body is said to be '${type.slice(0, 40)}'.`, 'Send the header Content-Type: application/json.', 415);
+        throw new Refused(`The Content-Type is '${type.slice(0, 40)}'.`, 'Send the header Content-Type: application/json.', 415);
     }
 }
 
@@ -69,7 +69,7 @@ function isUtf8(bytes) {
     }
 }
 
-// Levels and values, before anything is built of them. Strings are skipped by the search for their end.
+// Counts levels and values before JSON.parse builds anything. Strings are skipped by searching for their end.
 function checkShape(text) {
     let depth = 0, values = 1;
     const steps = {left: 4 * mostOf('json_values')};
@@ -84,7 +84,7 @@ function checkShape(text) {
     }
 }
 
-// `steps`: how many quotation marks are still looked at; a body has no more than its values need.
+// `steps`: how many more quotation marks may be examined, in proportion to the limit of values.
 function endOfString(text, start, steps) {
     let end = start;
     for (;;) {
@@ -99,7 +99,7 @@ function endOfString(text, start, steps) {
 
 function checkBody(path, body) {
     for (const name of INTERNAL) {
-        if (name in body) throw new Refused(`The field ${name} is llama-server's own.`, 'Leave it out.');
+        if (name in body) throw new Refused(`The field ${name} is internal to llama-server.`, 'Leave it out.');
     }
     for (const name of TOKENS) number('tokens', name, body);
     for (const name of PROBABILITIES) number('probabilities', name, body);
@@ -143,7 +143,7 @@ const count = (value) => (Array.isArray(value) ? value.length : isObject(value) 
 const texts = (value) => (Array.isArray(value) && value.some((part) => typeof part !== 'number') ? value.length : 0);
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
-// To add a place where a schema may be: a line.
+// To add a place where a schema may be: add a line.
 function schemas(body) {
     const found = [
         body.json_schema,

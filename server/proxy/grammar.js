@@ -1,5 +1,5 @@
-// A grammar in GBNF, read just far enough to tell what it would cost llama.cpp: a grammar may be small and still have
-// more ways to go on than any machine can follow.
+// Parses a grammar in GBNF as far as needed to estimate its cost for llama.cpp: a small grammar may have more ways to
+// continue than any machine can follow.
 import {Refused, atMost} from 'limits.js';
 import {checkBeginnings} from 'beginnings.js';
 import {checkLoops} from 'loops.js';
@@ -15,7 +15,7 @@ function checkGrammar(text) {
     checkRules(rules, 'grammar');
 }
 
-// `kind`: whose limits count, a grammar's or a pattern's.
+// `kind` is 'grammar' or 'pattern' and selects the limits.
 function checkRules(rules, kind) {
     const costs = new Costs(rules, kind);
     for (const name of rules.keys()) costs.ofRule(name);
@@ -34,7 +34,7 @@ function parse(text) {
     const last = () => options[options.length - 1];
     for (const token of tokens(text)) {
         if (token.rule !== undefined) {
-            if (open.length) throw new Refused('A bracket of the grammar is not closed.', 'Close it.');
+            if (open.length) throw new Refused('A group of the grammar is not closed.', 'Close it.');
             options = [[]];
             rules.set(token.rule, options);
             continue;
@@ -45,7 +45,7 @@ function parse(text) {
             atMost('grammar_depth', open.length);
             options = [[]];
         } else if (token.is === ')') {
-            if (!open.length) throw new Refused('A bracket of the grammar was never opened.', 'Open it.');
+            if (!open.length) throw new Refused('A group of the grammar is closed but not opened.', 'Open it.');
             const group = {kind: 'group', options, least: 1, most: 1};
             options = open.pop();
             last().push(group);
@@ -66,7 +66,7 @@ function* tokens(text) {
         const start = TOKEN.lastIndex;
         const found = TOKEN.exec(text);
         if (!found) {
-            throw new Refused(`The grammar is not GBNF at ${JSON.stringify(text.slice(start, start + 20))}.`, 'Mend it there.');
+            throw new Refused(`The grammar is not GBNF at ${JSON.stringify(text.slice(start, start + 20))}.`, 'Correct it there.');
         }
         const [, name, defines, literal, chars, wanted, mark, times] = found;
         if (defines) yield {rule: name};
@@ -80,7 +80,7 @@ function* tokens(text) {
     }
 }
 
-// [least, most]; most is 0 where there is no end.
+// [least, most]; most is 0 if unbounded.
 function bounds(text) {
     const [least, most] = text.slice(1, -1).split(',').map((part) => part.trim());
     return [Number(least), most === undefined ? Number(least) : Number(most)];
@@ -89,15 +89,15 @@ function bounds(text) {
 function repeat(sequence, [least, most]) {
     if (!sequence.length) throw new Refused('A repetition of the grammar repeats nothing.', 'Put something before it.');
     const part = sequence.pop();
-    // what is repeated twice over is a group of its own
+    // a part that is repeated already, as in a*{3}, becomes a group
     const inner = part.least === 1 && part.most === 1 ? part : {kind: 'group', options: [[part]]};
     sequence.push({...inner, least, most, isRepeated: true});
 }
 
-// ---- what they cost ------------------------------------------------------------------------------------------
+// ---- their cost ----------------------------------------------------------------------------------------------
 
-// Of each rule: whether it may match nothing; `choices`, the literals that may come first; `run`, its optional parts in a
-// row; `repeats`, the product of its repetitions.
+// For each rule: whether it may match nothing; `choices`, the literals that may come first; `run`, its optional parts in
+// a row; `repeats`, the product of its nested repetitions.
 class Costs {
     constructor(rules, kind) {
         this.rules = rules;
@@ -110,7 +110,7 @@ class Costs {
     ofRule(name) {
         if (this.known.has(name)) {
             const found = this.known.get(name);
-            // a rule met again before anything was matched
+            // a recursive reference to a rule whose cost is still being computed
             if (!found) return {isEmpty: false, choices: 0, run: 0, repeats: 1, isOpen: true};
             return found;
         }
@@ -164,7 +164,7 @@ class Costs {
         if (part.least === 0) this.optional++;
         const times = Math.max(part.least, part.most, 1);
         const isEmpty = inner.isEmpty || part.least === 0;
-        const copies = inner.isEmpty ? times : 1; // of what may match nothing, each may be left out for itself
+        const copies = inner.isEmpty ? times : 1; // each copy of a part that may match nothing is optional itself
         const run = isEmpty ? Math.max(1, inner.run) * copies : 0;
         const cost = {...inner, isEmpty, run, choices: inner.choices * copies, repeats: inner.repeats * times};
         if (!inner.isOpen) part.cost = cost;

@@ -1,4 +1,4 @@
-// The limits, and the error that a request over one of them is answered with.
+// The limits, and the error for a request that exceeds one.
 import fs from 'fs';
 
 const LIMITS = JSON.parse(fs.readFileSync('/etc/quantyard/request_limits.json', 'utf8'));
@@ -10,12 +10,12 @@ class Refused extends Error {
     }
 }
 
-// Whether a value keeps a limit; `name`: the field that asked, where there is one.
+// Refuses a value above a limit; `name`: the field of the request, if there is one.
 function atMost(limit, value, name) {
     const {most, what} = LIMITS[limit];
     if (value <= most) return;
     const found = Number.isFinite(value) ? `${value} ` : 'More ';
-    throw new Refused(`${name ? `${name}: ` : ''}${found}${what}; at most ${most} are taken.`, 'Ask for less.');
+    throw new Refused(`${name ? `${name}: ` : ''}${found}${what}; at most ${most} are allowed.`, 'Ask for less.');
 }
 
 const mostOf = (limit) => LIMITS[limit].most;

@@ -1,9 +1,9 @@
-// What a grammar or a pattern repeats, and between what it chooses: llama.cpp follows every way through every token.
-// server/limits/grammar_loops.py keeps the same rules.
+// Refuses ambiguous repetitions and choices of a grammar or a pattern: llama.cpp follows every way through every token.
+// server/limits/grammar_loops.py has the same rules.
 import {Refused} from 'limits.js';
 import {characters, eachChoice} from 'beginnings.js';
 
-const LONG = 4; // characters: ways of so many may begin alike, since a token holds few of them
+const LONG = 4; // characters; ways this long may begin alike, since one token passes through few of them
 
 function checkLoops(rules, costs, firsts) {
     const shortest = new Shortest(rules);
@@ -19,7 +19,7 @@ function checkLoops(rules, costs, firsts) {
 
 function checkTwice(words, name) {
     if (new Set(words.map(String)).size < words.length) {
-        throw new Refused(`The rule ${name.slice(0, 60)} names one word twice in a choice.`, 'Name it once.');
+        throw new Refused(`The rule ${name.slice(0, 60)} lists one word twice in a choice.`, 'List it once.');
     }
 }
 
@@ -27,7 +27,7 @@ function checkLoop(part, name, costs, firsts, shortest) {
     const rules = costs.rules;
     const options = part.kind === 'ref' ? rules.get(part.name) : part.options;
     if (costs.ofOptions(options).isEmpty) {
-        throw new Refused(`The rule ${name.slice(0, 60)} repeats what may be nothing.`, 'Let the inner part be something.');
+        throw new Refused(`The rule ${name.slice(0, 60)} repeats something that may be empty.`, 'Let the repeated part match at least one character.');
     }
     const found = [...ways([[{...part, least: 1, most: 1}]], rules, [])];
     if (found.some((way) => way.length === 1 && way[0].most !== 1 && (way[0].least !== way[0].most || way[0].most === 0))) {
@@ -38,20 +38,20 @@ function checkLoop(part, name, costs, firsts, shortest) {
     else checkWords(words, name);
 }
 
-// Words may begin alike, as long as what is left of the longer one begins none.
+// Words may begin alike, unless one is a prefix of another whose rest begins like a word.
 function checkWords(words, name) {
     checkTwice(words, name);
     const starts = new Set(words.map((found) => found[0])), known = new Set(words.map(String));
     for (const found of words) {
         for (let end = 1; end < found.length; end++) {
             if (starts.has(found[end]) && known.has(String(found.slice(0, end)))) {
-                throw new Refused(`The rule ${name.slice(0, 60)} repeats words of which one may be others.`, 'Put something between.');
+                throw new Refused(`The rule ${name.slice(0, 60)} repeats words of which one may be a sequence of others.`, 'Put a separator between them.');
             }
         }
     }
 }
 
-// The sequences of a choice, with those of the choices that alone are one of them.
+// The sequences of a choice; one that is only a group or a reference is replaced by its sequences.
 function* ways(options, rules, seen) {
     for (const sequence of options) {
         const only = sequence.length === 1 && sequence[0].least === 1 && sequence[0].most === 1 ? sequence[0] : {};
@@ -61,7 +61,7 @@ function* ways(options, rules, seen) {
     }
 }
 
-// The code points of a sequence of plain texts; null: it is not one, or empty.
+// The code points of a sequence of plain texts; null if it has other parts or is empty.
 function word(sequence) {
     const isPlain = (part) => part.kind === 'char' && part.least === 1 && part.most === 1 && (part.isEmpty || part.first[0] === '"');
     if (!sequence.every(isPlain)) return null;
@@ -69,7 +69,7 @@ function word(sequence) {
     return points.length ? points : null;
 }
 
-// How many characters rules and sequences read at least.
+// The minimum number of characters that rules and sequences match.
 class Shortest {
     constructor(rules) {
         this.rules = rules;
@@ -88,7 +88,7 @@ class Shortest {
         if (part.kind === 'group') return this.ofOptions(part.options);
         if (part.kind === 'char') return part.isEmpty ? 0 : part.first[0] === '"' ? characters(part.first.slice(1, -1)).length : 1;
         if (!this.known.has(part.name)) {
-            this.known.set(part.name, 0); // what refers to itself adds nothing to itself
+            this.known.set(part.name, 0); // a recursive reference counts 0
             this.known.set(part.name, this.ofOptions(this.rules.get(part.name)));
         }
         return this.known.get(part.name);

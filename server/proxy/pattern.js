@@ -1,4 +1,4 @@
-// A regular expression in a schema, which llama-server makes a grammar of: read as one, and held to what a grammar is.
+// Checks a regular expression of a schema like a grammar, because llama-server converts it to one.
 import {atMost} from 'limits.js';
 import {checkRules} from 'grammar.js';
 

@@ -1,10 +1,10 @@
-// Who may ask what, told by the header alone: the routes that are promised, and the key.
+// Decides by the headers alone whether a request is allowed: the route and the key.
 import fs from 'fs';
 
 const KEY_FILE = '/run/keys/api-key';
 const LARGE_BYTES = 262144;
 
-// To add a route: a row. `open`: no key is asked for. What is not here is answered with 404.
+// To add a route: add a row. `open`: no key is required. Any other route is answered with 404.
 const ROUTES = {
     '/health': {GET: 'model', open: true},
     '/v1/health': {GET: 'model', open: true},
@@ -37,7 +37,7 @@ const THIS_MACHINE = /^(localhost|127(\.\d{1,3}){3}|\[::1\]|host\.docker\.intern
 function way(r) {
     const route = Object.hasOwn(ROUTES, r.uri) ? ROUTES[r.uri] : PAGE.test(r.uri) ? PAGE_ROUTE : undefined;
     if (process.env.API_KEY === 'off') {
-        // a page elsewhere whose name was made to mean this machine is kept out by that name
+        // against DNS rebinding: a web page whose host name resolves to this machine sends that name as Host
         if (!THIS_MACHINE.test(r.headersIn.Host || '')) return '403';
     } else if (!(route && route.open) && !hasKey(r)) {
         return '401';
@@ -59,7 +59,7 @@ function hasKey(r) {
     }
 }
 
-// Of the query only the model's name, with which several are told apart.
+// Only the model's name is passed on: llama-server's router chooses among several models by it.
 function query(r) {
     const name = r.variables.arg_model;
     return name ? `?model=${name}` : '';

@@ -1,12 +1,12 @@
-// In how many ways a grammar or a pattern reads one character many times in a row, counted and not estimated. Vocabularies have
-// such tokens ("--------", blanks), and llama.cpp follows each way through them for itself: where ways multiply, they do so
-// here, whether by choices that overlap, loops in a row or rules that call themselves. server/limits/grammar_runs.py counts the same.
+// Counts exactly in how many ways a grammar or a pattern matches a run of one character. Vocabularies have tokens that are
+// such runs ("--------", blanks), and llama.cpp follows each way through them separately. Ambiguity of any kind
+// (overlapping choices, adjacent loops, recursion) multiplies these ways. server/limits/grammar_runs.py counts the same.
 import {Refused, atMost, mostOf} from 'limits.js';
 import {characters, eachChoice, ranges} from 'beginnings.js';
 
 const RUN = 64; // characters
-const STEPS = 150000; // of counting, before a text is refused for its size
-const NOTHING = [1]; // counts: at n, the ways to read n characters to the end; the last is not 0
+const STEPS = 150000; // steps of counting, after which a text is refused as too large
+const NOTHING = [1]; // counts: [n] is the ways to match n characters completely; without trailing zeros
 
 function checkRuns(rules, kind) {
     const atoms = new Map(), chars = new Set();
@@ -16,7 +16,7 @@ function checkRuns(rules, kind) {
         })));
     }
     for (const {found} of atoms.values()) for (const [low, high] of found) chars.add(low).add(high + 1);
-    const steps = new Steps(), seen = new Set(); // characters that the same texts and classes match are one
+    const steps = new Steps(), seen = new Set(); // characters that match the same texts and classes have the same counts
     for (const char of chars) {
         steps.take(atoms.size);
         const lengths = new Map();
@@ -30,7 +30,7 @@ function checkRuns(rules, kind) {
     }
 }
 
-// The characters of which a text or class is a run, and how long it is then.
+// The characters of which a text or class is a run, and the length of that run.
 function atom(first) {
     if (first[0] !== '"') return {found: ranges(first), length: 1};
     const points = characters(first.slice(1, -1)).map(({value}) => value);
@@ -44,12 +44,12 @@ class Steps {
 
     take(count) {
         if ((this.left -= count) < 0) {
-            throw new Refused('The grammar is too large to be counted.', 'Take fewer parts or characters.');
+            throw new Refused('The grammar is too large to count its ways.', 'Use fewer parts or characters.');
         }
     }
 }
 
-// The counts of one character; a rule that calls itself is counted until nothing is added.
+// The counts for one character; recursive rules are counted until a fixed point is reached.
 class Runs {
     constructor(rules, kind, lengths, steps) {
         this.rules = rules;
@@ -57,13 +57,13 @@ class Runs {
         this.most = mostOf(`${kind}_run_ways`);
         this.lengths = lengths; // of texts and classes that match the character
         this.steps = steps;
-        this.before = new Map(); // of rules that were met within themselves: their ways to the end
+        this.before = new Map(); // recursive rules → their counts in the previous iteration
     }
 
     check() {
         for (;;) {
             this.known = new Map(); // rule → its ways; null: being counted
-            this.met = new Map(); // rules that were met within themselves → whether they are still being counted
+            this.met = new Map(); // recursive rules → whether they are still being counted
             for (const name of this.rules.keys()) this.ofRule(name);
             const found = new Map([...this.met.keys()].map((name) => [name, this.known.get(name).done]));
             if ([...found].every(([name, done]) => String(done) === String(this.before.get(name) || []))) return;
@@ -71,7 +71,7 @@ class Runs {
         }
     }
 
-    // `done`: ways to the end of something; `again`: to each place in it where a rule begins again that is being counted.
+    // `done`: ways to match a part completely; `again`: ways to reach a recursive call in it of a rule being counted.
     ofRule(name) {
         if (!this.known.has(name)) {
             this.known.set(name, null);
@@ -83,7 +83,7 @@ class Runs {
         return {done: this.before.get(name) || [], again: NOTHING};
     }
 
-    // Of a rule that was met within itself, the turns multiply.
+    // Counts a rule; if it is recursive, also the ways through repeated recursion.
     counted(name) {
         const ways = this.ofOptions(this.rules.get(name));
         if (this.met.get(name)) {
@@ -103,7 +103,7 @@ class Runs {
         return {done, again};
     }
 
-    // `fresh`: the same for a run that begins anywhere in the sequence.
+    // Joins the parts. `fresh` is the same count for runs that begin anywhere in the sequence.
     ofSequence(sequence) {
         let done = NOTHING, fresh = NOTHING, again = [];
         for (const part of sequence) {
@@ -130,7 +130,7 @@ class Runs {
     }
 
     repeated(ways, least, most) {
-        // nothing, repeated, is nothing
+        // an empty iteration adds no way
         const one = least === 0 && most === 1 ? ways.done : [0, ...ways.done.slice(1)];
         let power = NOTHING, done = least === 0 ? NOTHING : [], again = [];
         for (let times = 1; power.some((count) => count) && (!most || times <= most); times++) {
@@ -141,7 +141,7 @@ class Runs {
         return {done, again};
     }
 
-    // One behind the other.
+    // The counts of one part followed by another (a convolution).
     joined(first, second) {
         if (first === NOTHING || second === NOTHING) return first === NOTHING ? second : first;
         if (!first.length || !second.length) return [];

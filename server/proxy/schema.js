@@ -1,4 +1,4 @@
-// A JSON schema, which llama-server makes a grammar of: how large that would be.
+// Measures a JSON schema by the grammar that llama-server would convert it to.
 import {Refused, atMost} from 'limits.js';
 import {checkPattern} from 'pattern.js';
 
@@ -9,7 +9,7 @@ const LENGTHS = ['minLength', 'maxLength', 'minProperties', 'maxProperties'];
 const ITEMS = ['minItems', 'maxItems'];
 const BOUNDS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'];
 
-// Every schema of a request.
+// Checks every schema of a request.
 function checkSchemas(roots) {
     let optional = 0;
     for (const root of roots) {
@@ -20,7 +20,7 @@ function checkSchemas(roots) {
     }
 }
 
-// Its size as data, whatever it means.
+// Measures the schema as plain data: values and levels.
 function measure(root) {
     let values = 0;
     const open = [[root, 1]];
@@ -42,7 +42,7 @@ class Schema {
         this.known = new Map(); // node → {size, items}
     }
 
-    // What a node stands for: schemas, with those that it refers to, and items of arrays in arrays, multiplied.
+    // The size of a node: its schemas, including those that it refers to, and the product of items in nested arrays.
     check(node) {
         if (typeof node !== 'object' || node === null) return {size: 1, items: 1};
         if (this.known.has(node)) return this.known.get(node) || {size: 1, items: 1};
@@ -101,7 +101,7 @@ class Schema {
         if (typeof node.pattern === 'string') checkPattern(node.pattern);
     }
 
-    // A node that is itself, by references and unions alone, is not a schema.
+    // Refuses a node that contains itself through references and unions only: it would expand without end.
     checkCircle(start) {
         const open = [start], seen = new Set();
         while (open.length) {

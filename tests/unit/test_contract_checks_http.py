@@ -240,7 +240,7 @@ def test_a_broken_promise_fails_its_check(fake: FakeServer, name: str) -> None:
     fake.fault = FAULTS[name]
     record = _record(fake, name)
     assert record.status == "failed", record.finding
-    assert "\n" not in record.finding and "has not the shape" not in record.finding
+    assert "\n" not in record.finding and "unexpected structure" not in record.finding
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_broken_promise_fails_its_check(fake: FakeServer, name: str) -> None:
         ("wrong-key", "any key", "/v1/chat/completions answers no key: 200"),
         ("json-schema", "schema ignored", "0 of 4 answers conform, 0.0 % ("), ("tool-calls", "bad arguments", "30"),
         ("max-tokens", "one token too many", "9 completion_tokens, 8 were asked for"),
-        ("embeddings", "bare 500", "wanted 4xx or 501 and why, got 500 Internal Server Error"),
+        ("embeddings", "bare 500", "wanted 4xx or 501 with a reason, got 500 Internal Server Error"),
         ("oversized", "sizes unsaid", "does not name both sizes"), ("unknown-path", "never 404", "wanted 404, got 200"),
     ],
 )  # fmt: skip

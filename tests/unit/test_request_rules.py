@@ -137,7 +137,7 @@ _OF_BODIES: dict[str, Callable[[int], bytes]] = {
 def test_a_limit_of_the_body_takes_its_most_and_nothing_more(name: str) -> None:
     most = LIMITS[name].most
     check_text_limit(parse_request_body(_OF_BODIES[name](most)).get("content"))
-    with pytest.raises(TooMuch, match=f"at most {most} are taken"):
+    with pytest.raises(TooMuch, match=f"at most {most} are allowed"):
         check_text_limit(parse_request_body(_OF_BODIES[name](most + 1)).get("content"))
 
 
@@ -145,7 +145,7 @@ def test_a_limit_of_the_body_takes_its_most_and_nothing_more(name: str) -> None:
 def test_a_limit_takes_its_most_and_nothing_more(name: str) -> None:
     most = LIMITS[name].most
     check_request_limits(_ASKS[name](most))
-    with pytest.raises(TooMuch, match=f"at most {most} are taken"):
+    with pytest.raises(TooMuch, match=f"at most {most} are allowed"):
         check_request_limits(_ASKS[name](most + 1))
 
 
@@ -203,7 +203,7 @@ def test_a_comment_or_a_quoted_bracket_is_no_part() -> None:
 def test_a_reference_counts_each_time_and_a_cycle_once() -> None:
     check_schema_limits({"$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}}}, "$ref": "#/$defs/a"})
     check_schema_limits({"properties": {"x": {"$ref": "#"}}})
-    with pytest.raises(TooMuch, match="leads nowhere"):
+    with pytest.raises(TooMuch, match="has no target"):
         check_schema_limits({"$ref": "#/$defs/none"})
 
 
