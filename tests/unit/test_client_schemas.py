@@ -51,7 +51,7 @@ def test_in_process_a_short_range_is_a_list_because_bounds_are_passed_over_there
     ({"type": "object", "patternProperties": {"a": {}}}, "`patternProperties`"),
     ({"type": "object", "propertyNames": {"pattern": "a"}}, "`propertyNames`"),
     ({"anyOf": [{"type": "null"}], "minLength": 3}, "`minLength` beside `anyOf`"),
-    ({"$ref": "https://example.org/schema"}, "not in `.defs`"), ({"type": "string", "pattern": "(?=a)b"}, "looks ahead"),
+    ({"$ref": "https://example.org/schema"}, "in `.defs`"), ({"type": "string", "pattern": "(?=a)b"}, "looks ahead"),
     ({"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "null"}}, "after `prefixItems`"),
     ({"type": "integer", "minimum": 5, "maximum": 4}, "no integer"), ({"type": "object", "required": ["y"]}, "'y'"),
     ({"type": "integer", "minimum": 1, "maximum": 3, "multipleOf": 7}, "multiple of 7"), ({"unheard": 1}, "`unheard`"),
