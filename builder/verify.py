@@ -10,14 +10,15 @@ had it), 70 that we broke it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
 from builder.checks.tensors import check_recipe_types, compare_tensors, count_nonfinite_blocks, count_tensor_types
-from builder.checks.text_parity import check_chat_template, compare_chats, compare_token_ids, tokenizer_differences
+from builder.checks.text_parity import check_chat_template, compare_chats, tokenizer_differences
+from builder.checks.text_report import token_findings
 from builder.llama.open import open_llama_runtime
 from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
@@ -25,6 +26,7 @@ from quantyard.formats.tensor_patterns import PatternProblem, resolve_tensor_pat
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import Reference, VerifyRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.text_findings import PLAIN_TEXT, TextFinding
 
 PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
 _ONE_THREAD_BELOW_BYTES: Final = 1 << 30
@@ -129,24 +131,29 @@ def _check_texts(
 ) -> dict[str, JsonValue]:
     if reference is None:
         return _check_against_source(model, source)
-    checks: dict[str, Callable[[], int]] = {
-        "probes": lambda: compare_token_ids(runtime, reference.probe_ids, add_special=False),
-        "probes_with_special": lambda: compare_token_ids(runtime, reference.probe_ids_with_special, add_special=True),
-        "chats": lambda: compare_chats(runtime, reference, model),
-    }
-    facts: dict[str, JsonValue] = {
-        "reference": f"Hugging Face {reference.tokenizer_class}",
+    permitted = frozenset(request.allow_mismatch)
+    can_score = why_gguf_cannot_generate(model) is None
+    findings = token_findings(runtime, reference, permitted, can_score=can_score)
+    n_chats, wrong_chat = _check_chats(runtime, reference, model, permitted)
+    return {
+        "reference": reference.witness, "witnesses_that_differ": [*reference.disagreements],
+        "probes": len(reference.probe_ids), "added_tokens": len(reference.added_tokens),
+        "running_text_tokens": sum(len(passage.ids) for passage in reference.passages), "chats": n_chats,
         "chats_refused_by_template": [*sorted(reference.refused_chats)],
-    }
-    mismatches: list[JsonValue] = []
-    for name, check in checks.items():
-        try:
-            facts[name] = check()
-        except StageFailure as failure:
-            if not request.allow_mismatch or failure.error.kind == "chat-template":
-                raise
-            mismatches.append(failure.error.message)
-    return {**facts, "mismatches_allowed": mismatches}
+        "findings": [finding.model_dump(mode="json") for finding in [*findings, *wrong_chat]],
+    }  # fmt: skip
+
+
+def _check_chats(
+    runtime: LlamaRuntime, reference: Reference, model: GgufHeader, permitted: frozenset[str]
+) -> tuple[int | None, list[TextFinding]]:
+    """How many conversations are the same, and the finding of one that differs and may."""
+    try:
+        return compare_chats(runtime, reference, model), []
+    except StageFailure as failure:
+        if failure.error.kind == "chat-template" or PLAIN_TEXT not in permitted:
+            raise
+        return None, [TextFinding(kind=PLAIN_TEXT, outcome="allowed", example=failure.error.message[:800])]
 
 
 def _check_against_source(model: GgufHeader, source: GgufHeader) -> dict[str, JsonValue]:

@@ -138,7 +138,7 @@ class BuildRequest:
     gguf_file: str | None
     allow_pickle: bool
     allow_requantize: bool
-    allow_mismatch: bool
+    allow_mismatch: tuple[str, ...]
     threads: int
     workers: int
     json: bool

@@ -128,7 +128,7 @@ def build(args: argparse.Namespace, store: Path) -> dict[str, Any]:
     source = find_source(str(args.model), access, hashes, allow_pickle=False, gguf_file=None)
     options = BuildOptions(
         quants=parse_quants(args.quants), outtype="auto", allow_pickle=False, allow_requantize=False,
-        allow_mismatch=False, threads=0, workers=4, endpoint=None,
+        allow_mismatch=(), threads=0, workers=4, endpoint=None,
     )
     runner, clock = (
         PlanRunner(make_build_plan(source, options), engine, ModelStore(store, source.model), REPO_DIR),

@@ -4,7 +4,7 @@
 
 A script, not a stage: it runs in the converter's Python, which has transformers (4.57 to 5.x) and may have
 neither pydantic nor this package. So it imports only the standard library and transformers, reads the probes
-from the file beside it, and writes what `quantyard.protocol.builder.Reference` accepts.
+and the witnesses from the files beside it, and writes what `quantyard.protocol.builder.Reference` accepts.
 
 The template is a program that others wrote, so it is rendered within the limits of `sandbox/bounded_process.py`. Each
 conversation is named on stdout before it is rendered: a process that was ended cannot say with which one.
@@ -50,11 +50,11 @@ def main() -> int:
         print(f"transformers cannot load the tokenizer: {type(error).__name__}: {error}", file=sys.stderr)
         return UNSUPPORTED_MODEL
     try:
-        text = json.dumps(hf_reference_facts(tokenizer, _BOUNDED["sandbox_this_process"]), ensure_ascii=True)
+        facts = hf_reference_facts(tokenizer, _BOUNDED["sandbox_this_process"], args.folder)
     except OverLimit as error:
         print(error)
         return OVER_LIMIT
-    args.out.write_text(text, encoding="utf-8")
+    args.out.write_text(json.dumps(facts, ensure_ascii=True), encoding="utf-8")
     return 0
 
 
@@ -72,40 +72,59 @@ def load_hf_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
-def hf_reference_facts(tokenizer: Any, limit: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Everything `verify` compares: the ids of every probe, and the text of every conversation.
+def hf_reference_facts(
+    tokenizer: Any, limit: Callable[[], None] = lambda: None, folder: Path | None = None
+) -> dict[str, Any]:
+    """Everything `verify` compares: the ids of every probe and passage, and the text of every conversation.
 
-    `limit` is called before each conversation, to give what renders it its seconds and megabytes.
+    Args:
+        limit: is called before each conversation, to give what renders it its seconds and megabytes.
+        folder: the model's; without it transformers' tokenizer is the only witness.
     """
-    probes = runpy.run_path(str(Path(__file__).with_name("tokenizer_probes.py")))
-    texts = [*probes["PROBES"], *probes["special_token_probes"](hf_special_tokens(tokenizer))]
-    texts = [text for text in texts if _is_text(text)]
-    template = getattr(tokenizer, "chat_template", None)
-    has_template = bool(template)
+    probes, template = _beside("tokenizer_probes.py"), getattr(tokenizer, "chat_template", None)
     _refuse_large(template)
-    chats, refused = hf_render_chats(tokenizer, probes["CONVERSATIONS"], limit) if has_template else ([], {})
+    chats, refused = hf_render_chats(tokenizer, probes["CONVERSATIONS"], limit) if template else ([], {})
     return {
         "tokenizer_class": type(tokenizer).__name__,
         "bos_token": tokenizer.bos_token,
-        "probe_ids": {text: hf_encode(tokenizer, text, add_special=False) for text in texts},
-        "probe_ids_with_special": {text: hf_encode(tokenizer, text, add_special=True) for text in texts},
-        "chat_template": has_template,
+        **_token_facts(tokenizer, folder, probes),
+        "chat_template": bool(template),
         "chats": chats,
         "refused_chats": refused,
     }
 
 
-def hf_special_tokens(tokenizer: Any) -> list[str]:
-    """The tokenizer's special tokens, those with a role (BOS, EOS, …) first."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    others = [str(token) for _, token in sorted(added.items()) if getattr(token, "special", False)]
-    return [str(token) for token in (*tokenizer.all_special_tokens, *others)]
+def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) -> dict[str, Any]:
+    """What the witnesses say: ids without BOS and EOS, those of some texts with them, and who disagrees."""
+    tools, corpus = _beside("witness.py"), _beside("corpus.py")
+    witnesses = tools["tokenizer_witnesses"](folder, tokenizer)
+    added = [token for token in tools["added_tokens"](folder, tokenizer) if _is_text(token["content"])]
+    names = [token["content"] for token in added]
+    encode: Callable[[str, bool], list[int]] = tools["judging_encode"](witnesses, names)
+    passages = corpus["running_text"]()
+    texts = [*probes["PROBES"], *(passage["text"] for passage in passages)]
+    return {
+        "witness": witnesses[0].title,
+        "disagreements": tools["witness_disagreements"](witnesses, texts, names),
+        "probe_ids": {text: encode(text, False) for text in probes["PROBES"]},
+        "probe_ids_with_special": {text: encode(text, True) for text in probes["ENDS_PROBES"]},
+        "passages": [passage | {"ids": encode(passage["text"], False)} for passage in passages],
+        "added_tokens": added,
+        "added_batches": [_batch(encode, texts) for texts in probes["added_token_batches"](added)],
+    }
 
 
-def hf_encode(tokenizer: Any, text: str, *, add_special: bool) -> list[int]:
-    """Token ids of a text, special tokens in it parsed."""
-    ids = tokenizer(text, add_special_tokens=add_special, return_attention_mask=False)["input_ids"]
-    return [int(token) for token in ids]
+def _batch(encode: Callable[[str, bool], list[int]], texts: list[str]) -> dict[str, Any]:
+    return {
+        "texts": texts,
+        "ids": [encode(text, False) for text in texts],
+        "joined_ids": encode("\n".join(texts), False),
+    }
+
+
+def _beside(name: str) -> dict[str, Any]:
+    """The names of a module in this folder, which cannot be imported here."""
+    return runpy.run_path(str(Path(__file__).with_name(name)))
 
 
 def hf_render_chats(

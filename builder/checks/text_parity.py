@@ -1,9 +1,8 @@
-"""What `verify` compares of texts: token ids, rendered conversations, and the tokenizers of two GGUF files."""
+"""What `verify` compares of texts beside token ids: rendered conversations, and the tokenizers of two GGUF files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Final
 
 from builder.llama.runtime import LlamaRuntime
@@ -14,55 +13,14 @@ from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, sandbox_template_failure
 
-_SHOWN_IDS: Final = 12
 _SHOWN_CHARACTERS: Final = 60
 _DATE_WORD: Final = re.compile(
     r"\b(?:\d+|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*)\b"
 )
-_TOKENIZER_HINT: Final = (
-    "This llama.cpp does not represent the tokenizer faithfully, so answers would be worse than the model's own. "
-    "Look for an issue on this model in llama.cpp, try a newer image, or insist with ALLOW_MISMATCH=1: the manifest "
-    "then says what differs."
-)
 _TEMPLATE_HINT: Final = (
     "This llama.cpp does not run the model's chat template faithfully: try a newer image, or insist with "
-    "ALLOW_MISMATCH=1."
+    "ALLOW_MISMATCH=plain-text."
 )
-
-
-def compare_token_ids(runtime: LlamaRuntime, expected: Mapping[str, list[int]], *, add_special: bool) -> int:
-    """Tokenize every probe; returns how many there were.
-
-    Raises:
-        StageFailure: `verify-tokenizer`, naming the first probe that differs.
-    """
-    wrong = []
-    for text, ids in expected.items():
-        got = runtime.tokenize(text, add_special=add_special)
-        if got != ids:
-            wrong.append((text, ids, got))
-    if wrong:
-        raise _wrong_ids(wrong, len(expected), add_special=add_special)
-    return len(expected)
-
-
-def _wrong_ids(wrong: list[tuple[str, list[int], list[int]]], total: int, *, add_special: bool) -> StageFailure:
-    text, expected, got = wrong[0]
-    how = "with" if add_special else "without"
-    message = (
-        f"{len(wrong)} of {total} probes tokenize differently than with the Hugging Face tokenizer ({how} BOS/EOS); "
-        f"the first is {text!r}: {_ids_from(expected, got)} expected, {_ids_from(got, expected)} found."
-    )
-    detail = "\n".join(f"{text!r}: expected {expected}, found {got}" for text, expected, got in wrong[:10])
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-tokenizer", message, _TOKENIZER_HINT, detail)
-
-
-def _ids_from(ids: list[int], other: list[int]) -> str:
-    """The ids from shortly before the first difference."""
-    at = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
-    start = max(0, at - 2)
-    shown = ", ".join(map(str, ids[start : start + _SHOWN_IDS]))
-    return f"[{'… ' if start else ''}{shown}{' …' if len(ids) > start + _SHOWN_IDS else ''}]"
 
 
 def check_chat_template(runtime: LlamaRuntime) -> None:

@@ -4,14 +4,15 @@ Each is short and aims at one way in which tokenizers are known to part: how the
 and contractions, whether they normalize, what they do with bytes outside the vocabulary, and where text looks
 like a special token. All were written for this project.
 
-No import but the standard library: `reference.py` loads this file in the converter's Python.
+No import but the standard library: `hf_reference.py` loads this file in the converter's Python.
 """
 
 # ruff: noqa: RUF001  (characters that look alike are the point)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 # To add a probe: put it in the group it belongs to, or add a group; all must differ (a test counts them).
 # Escapes stand where a reader could not see the character, or an editor might change it.
@@ -155,16 +156,42 @@ PROBES_BY_GROUP: dict[str, tuple[str, ...]] = {
 
 PROBES: tuple[str, ...] = tuple(probe for group in PROBES_BY_GROUP.values() for probe in group)
 
-_MAX_SPECIAL_TOKENS = 64  # some vocabularies reserve thousands; they all take the same path through a tokenizer
+# BOS and EOS do not depend on what stands between them, so a few texts tell.
+ENDS_PROBES: tuple[str, ...] = ("", "a", "Hello, world!", " a", "a\n", "世界", "def f():\n    pass\n")
+
+# What stands around an added token; its flags (lstrip, rstrip, single_word, …) say what becomes of the neighbours.
+ADDED_TOKEN_CONTEXTS: tuple[str, ...] = (
+    "{}", "a{}b", "a {} b", "{}{}", "{}\n", " {} ", "({})", "9{}9", "The{}\n\n{} end",
+)  # fmt: skip
+# Of a token without flags that is one of hundreds: llama.cpp takes a millisecond for each text between two tokens.
+MANY_TOKENS_CONTEXTS: tuple[str, ...] = ("a{}b {}\n",)
+_MANY = 300  # added tokens
+
+# Probes that spell a token of some model: what a tokenizer does with them is a matter of its own words only.
+LOOK_ALIKES: frozenset[str] = frozenset(PROBES_BY_GROUP["look-alikes"])
+
+_BATCH = 128  # probes in one text
 
 
-def special_token_probes(tokens: Iterable[str]) -> list[str]:
-    """Probes for a tokenizer's own special tokens: each alone, inside a word, between spaces and twice."""
-    probes: dict[str, None] = {}
-    for token in list(dict.fromkeys(tokens))[:_MAX_SPECIAL_TOKENS]:
-        for probe in (token, f"a{token}b", f"a {token} b", f"{token}{token}", f"{token}\n"):
-            probes[probe] = None
-    return [probe for probe in probes if probe not in PROBES]
+def added_token_batches(tokens: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Probes for every added token of a tokenizer, alone and with each neighbour.
+
+    Some vocabularies reserve thousands, so the probes come in batches that are asked as one text, a probe a line, and
+    of thousands only those with flags have every neighbour.
+
+    Args:
+        tokens: `content` and the flags, see witness.py.
+    """
+    is_many = len(tokens) > _MANY
+    contexts: dict[tuple[str, ...], list[str]] = {ADDED_TOKEN_CONTEXTS: [], MANY_TOKENS_CONTEXTS: []}
+    for token in tokens:
+        has_flags = any(token[flag] for flag in ("lstrip", "rstrip", "single_word", "normalized"))
+        chosen = MANY_TOKENS_CONTEXTS if is_many and not has_flags else ADDED_TOKEN_CONTEXTS
+        contexts[chosen].append(token["content"])
+    return [
+        [context.replace("{}", name) for name in names[at : at + _BATCH]]
+        for around, names in contexts.items() for context in around for at in range(0, len(names), _BATCH)
+    ]  # fmt: skip
 
 
 Message = dict[str, str]

@@ -104,6 +104,14 @@ class BindingsRuntime:
             rows += len(logits)
         return rows
 
+    def text_logprob(self, ids: Sequence[int]) -> float | None:
+        """See `LlamaRuntime`."""
+        if not self._context:
+            self._context = self._open_context()
+        bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
+        logits = self._decode([bos if bos >= 0 else max(eos, 0), *ids])
+        return float(sum(_logprob(row, token) for row, token in zip(logits, ids, strict=False)))
+
     def _load(self) -> None:
         params = self._llama.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -158,6 +166,13 @@ class BindingsRuntime:
         hint = "The end of its log says why; the usual reason is an architecture that llama.cpp does not support yet."
         detail = "\n".join(self._log)
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, f"llama.cpp {what}.", hint, detail)
+
+
+def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+    """Of one token, in nats; row by row, for a copy of all rows of a large vocabulary takes hundreds of megabytes."""
+    row = logits.astype(np.float64)
+    top = row.max()
+    return float(row[token] - top - np.log(np.exp(row - top).sum()))
 
 
 def _fill(batch: Any, tokens: list[int]) -> None:

@@ -54,6 +54,12 @@ class LlamaRuntime(Protocol):
             StageFailure: a logit is NaN or infinite.
         """
 
+    def text_logprob(self, ids: Sequence[int]) -> float | None:
+        """The log-probability, in nats, of these tokens after BOS (EOS where there is none); None: cannot tell.
+
+        At most `CONTEXT_TOKENS` tokens, with the one before them.
+        """
+
 
 def llama_not_finite(prompt: str) -> StageFailure:
     """The failure for a prompt with NaN or infinite logits."""

@@ -90,6 +90,11 @@ class ServerRuntime:
             rows += len(found)
         return rows
 
+    def text_logprob(self, ids: Sequence[int]) -> float | None:
+        """None: llama-server shows no probabilities of a prompt's own tokens."""
+        del ids
+        return None
+
     def _logprobs(self, prompt: str) -> list[float | None]:
         body = {"prompt": self.tokenize(prompt, add_special=True), "n_predict": _GENERATED_TOKENS, "n_probs": 1}
         status, answer = self._server.ask("POST", "/completion", body | {"temperature": 0, "cache_prompt": False})

@@ -47,7 +47,7 @@ class BuildSettings(MachineSettings, total=False):
     workers: int
     allow_pickle: bool
     allow_requantize: bool
-    allow_mismatch: bool
+    allow_mismatch: Names
 
 
 class EvaluateSettings(BuildSettings, total=False):
@@ -85,7 +85,7 @@ class TuneSettings(MachineSettings, total=False):
     threads: int
     workers: int
     allow_pickle: bool
-    allow_mismatch: bool
+    allow_mismatch: Names
 
 
 class ChooseSettings(MachineSettings, total=False):
@@ -136,7 +136,7 @@ class VerifySettings(MachineSettings, total=False):
     model: File
     allow_pickle: bool
     allow_requantize: bool
-    allow_mismatch: bool
+    allow_mismatch: Names
     threads: int
 
 

@@ -18,6 +18,7 @@ from quantyard.card.escaping import (
 from quantyard.card.subject import CardSubject
 from quantyard.protocol.base import files_digest
 from quantyard.protocol.facts import CalibrateFacts, VerifyFacts
+from quantyard.protocol.text_findings import TextFinding
 from quantyard.store.manifest import ImatrixRecord, StageRecord
 
 _MAX_NAMED: Final = 20
@@ -126,8 +127,22 @@ def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
             if allowed
             else ""
         )
+        findings = [*map(_finding, facts.findings), *_witnesses(facts)]
         tried = f" ({join_markdown(', ', parts)})" if parts else ""
-        yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{differs}")
+        yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{differs}{''.join(findings)}")
+
+
+def _finding(finding: TextFinding) -> SafeMarkdown:
+    """What llama.cpp tokenizes otherwise; what is more than a record stands out."""
+    sentence = escape_markdown(finding.sentence, 400)
+    if finding.outcome == "allowed":
+        return SafeMarkdown(f" **Differs from the source, and was allowed to: {sentence}.**")
+    return SafeMarkdown(f" **{sentence}.**" if finding.outcome == "warn" else f" {sentence}.")
+
+
+def _witnesses(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
+    for sentence in facts.witnesses_that_differ:
+        yield SafeMarkdown(f" Judged by the file; {escape_markdown(sentence, 400)}.")
 
 
 def _images(subject: CardSubject) -> Iterator[SafeMarkdown]:

@@ -20,6 +20,7 @@ from quantyard.cli.values import (
     endpoint_setting,
     flag_setting,
     integer_setting,
+    mismatch_setting,
     one_of_setting,
     optional_integer_setting,
     password_setting_error,
@@ -105,7 +106,7 @@ def _request(
         engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
         allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
-        allow_mismatch=flag_setting("ALLOW_MISMATCH", values),
+        allow_mismatch=mismatch_setting("ALLOW_MISMATCH", values),
         threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
         json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(

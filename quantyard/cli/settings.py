@@ -159,7 +159,8 @@ SETTINGS: Final = (
     Setting("ALLOW_REQUANTIZE", "", "permissions", "quantize a GGUF that is already quantized", "flag"),
     Setting(
         "ALLOW_MISMATCH", "", "permissions",
-        "accept a tokenizer or chat template that differs from the source, and record it", "flag",
+        "kinds of texts that may differ from what the model's own files say, comma-separated: plain-text, script:NAME",
+        "list",
     ),
     Setting(
         "ALLOW_UNSAFE_CODE", "", "permissions", "run tasks that execute code which the model wrote", "flag",

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from quantyard.errors import BadRequest
 from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formatting.printable import printable_line, url_has_user_info
+from quantyard.protocol.text_findings import KINDS, SCRIPT, is_mismatch_kind
 
 _ON = {"1", "true", "yes", "on"}
 _OFF = {"", "0", "false", "no", "off"}
@@ -99,6 +100,17 @@ def flag_setting(name: str, values: Mapping[str, str]) -> bool:
     if value not in _ON | _OFF:
         raise BadRequest(f"{name}={_cut(values[name])} is neither on nor off.", f"Type {name}=1, or leave it out.")
     return value in _ON
+
+
+def mismatch_setting(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
+    """The kinds of texts that may differ, by name."""
+    kinds = tuple(dict.fromkeys(part.strip().lower() for part in values[name].split(",") if part.strip()))
+    for kind in kinds:
+        if not is_mismatch_kind(kind):
+            message = f"{name}={_cut(values[name])}: {_cut(kind)!r} is not a kind of mismatch, so it permits nothing."
+            named = f"{', '.join(KINDS)}, or {SCRIPT}NAME, such as {SCRIPT}hebrew"
+            raise BadRequest(message, f"Name what may differ, as the failed check did: {named}")
+    return kinds
 
 
 def integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -> int:

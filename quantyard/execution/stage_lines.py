@@ -26,6 +26,7 @@ from quantyard.protocol.facts import (
     stage_facts_by_file,
 )
 
+_OUTCOMES: Final[dict[str, str]] = {"record": "recorded", "warn": "warning", "allowed": "allowed", "refuse": "refused"}
 _TASKS_SHOWN: Final = 3  # in one line
 
 
@@ -56,14 +57,14 @@ class StageLineReporter(ABC):
 
 
 def stage_end_lines(label: str, result: StageResult) -> list[str]:
-    """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each mismatch that was allowed has a further line."""
+    """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each finding has a further line."""
     verified = VerifyFacts.read(result.facts) if result.stage == "verify" else None
     findings = _FINDINGS.get(result.stage)
     did = (", ".join(findings(result)) if findings else "") or _made(result)
     if verified is not None and verified.probes is not None and verified.chats is not None:
         did += f" ({verified.probes} probes, {verified.chats} conversations)"
-    allowed = [f"  allowed: {text}" for text in verified.mismatches_allowed] if verified else []
-    return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *allowed]
+    found = [f"  {_OUTCOMES[each.outcome]}: {each.sentence}" for each in verified.findings] if verified else []
+    return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *found]
 
 
 def _made(result: StageResult) -> str:

@@ -25,6 +25,7 @@ from quantyard.plan.steps import BuildPlan, ModelFile, Step, StepOutput
 from quantyard.protocol.base import stage_request_digest
 from quantyard.protocol.builder import RandomModelRequest
 from quantyard.protocol.evaluation import DivergenceSettings, Runtime, SpeedSettings
+from quantyard.protocol.text_findings import PLAIN_TEXT
 from quantyard.quants.selection import parse_quants
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.artifact import ModelId
@@ -107,7 +108,7 @@ def forecast_benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBen
     measured = parse_quants(trial.measured)
     options = BuildOptions(
         quants=(*measured, *parse_quants(trial.made)), outtype="auto", allow_pickle=False, allow_requantize=False,
-        allow_mismatch=True, threads=bench.threads, workers=1, endpoint=None,
+        allow_mismatch=(PLAIN_TEXT,), threads=bench.threads, workers=1, endpoint=None,
     )  # allow_mismatch: the tokenizer of a random model is never used
     plan = _with_and_without(make_build_plan(source, options), bench.threads)
     plan = add_measuring_steps(replace(plan, targets=plan.targets[: len(measured)]), _measuring(bench))

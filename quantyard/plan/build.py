@@ -29,7 +29,7 @@ class BuildOptions:
     outtype: OutType
     allow_pickle: bool
     allow_requantize: bool
-    allow_mismatch: bool
+    allow_mismatch: tuple[str, ...]
     threads: int
     workers: int
     endpoint: str | None

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from quantyard.protocol.base import FileEntry, Frozen, RelativePath, StageRequest
+from quantyard.protocol.text_findings import MismatchKind
 
 
 def _is_none(value: object) -> bool:
@@ -109,7 +110,8 @@ class VerifyRequest(StageRequest):
     tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_empty)] = {}  # of the recipe it was made by
     output_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
     token_embedding_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
-    allow_mismatch: bool = False  # record what differs from the Hugging Face tokenizer and template, and pass
+    # The kinds of texts that may differ from the model's own tokenizer and template; see text_findings.py.
+    allow_mismatch: Annotated[tuple[MismatchKind, ...], Field(exclude_if=_is_empty)] = ()
     threads: Annotated[int, Field(ge=0)] = 0
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
 
@@ -158,13 +160,52 @@ class ChatReference(Frozen):
     text: str
 
 
+class AddedToken(Frozen):
+    """A token that was added to the vocabulary, with its flags as the `tokenizers` library has them."""
+
+    id: int
+    content: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+    single_word: bool
+    normalized: bool
+
+
+class ProbeBatch(Frozen):
+    """Probes, their token ids, and those of all of them as one text, a probe a line."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    joined_ids: list[int]
+
+
+class Passage(Frozen):
+    """Running text in one script (or code), and its token ids."""
+
+    name: str
+    script: str
+    text: str
+    ids: list[int]
+
+
 class Reference(Frozen):
-    """What the Hugging Face side says; `verify` holds every GGUF of the model against it."""
+    """What the model's own files say; `verify` holds every GGUF of the model against it.
+
+    Attributes:
+        witness: the file, or the class, that the ids are from, with its library.
+        disagreements: what other witnesses answer otherwise, a sentence each.
+    """
 
     tokenizer_class: str
+    witness: str
+    disagreements: list[str]
     bos_token: str | None
     probe_ids: dict[str, list[int]]  # probe text → token ids, special tokens parsed, none added
-    probe_ids_with_special: dict[str, list[int]]  # the same with BOS/EOS added as the tokenizer does
+    probe_ids_with_special: dict[str, list[int]]  # a few of them with BOS/EOS added as the tokenizer does
+    passages: list[Passage]
+    added_tokens: list[AddedToken]
+    added_batches: list[ProbeBatch]
     chat_template: bool
     chats: list[ChatReference]
     refused_chats: dict[str, str]  # conversation name → why the template itself refuses it

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from quantyard.protocol.base import Sha256, StageResult
+from quantyard.protocol.text_findings import TextFinding
 
 _MAX_COUNT: Final = 2**53  # JSON readers keep integers exact so far
 Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
@@ -53,11 +54,16 @@ class CalibrateFacts(Facts):
 
 
 class VerifyFacts(Facts):
-    """What was found in one GGUF; `probes` and `chats` are None where they were not compared."""
+    """What was found in one GGUF; `probes` and `chats` are None where they were not compared.
+
+    `mismatches_allowed` stands in manifests of before there were findings.
+    """
 
     bits_per_weight: Annotated[float, Field(ge=0, le=1024)]
     probes: Count | None = None
     chats: Count | None = None
+    findings: Annotated[list[TextFinding], Field(max_length=100)] = []
+    witnesses_that_differ: Annotated[list[str], Field(max_length=10)] = []
     mismatches_allowed: Annotated[list[str], Field(max_length=100)] = []
 
 

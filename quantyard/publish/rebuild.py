@@ -23,6 +23,7 @@ from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.builder import OutType
 from quantyard.protocol.runner import file_sha256
+from quantyard.protocol.text_findings import PLAIN_TEXT, is_mismatch_kind
 from quantyard.publish.verify import CheckedRelease, ReleaseCheck
 from quantyard.quants.catalog import Quant, find_quant
 from quantyard.quants.recipe_files import recipe_from_fields
@@ -36,7 +37,9 @@ from quantyard.version import __version__
 _MEANS: Final = {"engine": "engine", "base_digest": "base image", "packages": "set of packages"}
 # To add a permission: add a row, the setting in the stage's request → what the user types.
 PERMISSIONS: Final = {
-    "allow_pickle": "ALLOW_PICKLE", "allow_requantize": "ALLOW_REQUANTIZE", "allow_mismatch": "ALLOW_MISMATCH",
+    "allow_pickle": "ALLOW_PICKLE",
+    "allow_requantize": "ALLOW_REQUANTIZE",
+    "allow_mismatch": "ALLOW_MISMATCH",
 }
 _OUTTYPES: Final[TypeAdapter[OutType]] = TypeAdapter(OutType)
 _SAID: Final = 60  # characters of a value that is not a text
@@ -61,10 +64,15 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
     asked = dict(_requests(subject))
     _refuse_permissions(request, asked)
     return replace(
-        request, artifacts=artifacts, measure=None, quants=quants,
-        model=f"{source.repo_id}@{source.commit}" if source.repo_id else request.model, gguf_file=source.gguf_file,
+        request,
+        artifacts=artifacts,
+        measure=None,
+        quants=quants,
+        model=f"{source.repo_id}@{source.commit}" if source.repo_id else request.model,
+        gguf_file=source.gguf_file,
         outtype=_outtype(asked.get("convert", {}).get("outtype", "auto")),
-        imatrix="auto" if _used(subject) else "none", calibration=(),
+        imatrix="auto" if _used(subject) else "none",
+        calibration=(),
     )
 
 
@@ -81,17 +89,28 @@ def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, 
     Raises:
         NeedsPermission: the message names the missing permissions.
     """
-    used = {name for stage in asked.values() for name, value in stage.items() if name.startswith("allow_") and value}
-    if unknown := sorted(used - PERMISSIONS.keys()):
+    used = {name: value for stage in asked.values() for name, value in stage.items() if value}
+    permissions = {name for name in used if name.startswith("allow_")}
+    if unknown := sorted(permissions - PERMISSIONS.keys()):
         message = (
             f"These files were made with {shown_name(unknown[0])}, which this Quantyard ({__version__}) does not know."
         )
         raise BadRequest(message, "Check them without making them again: leave REBUILD out.")
-    missing = [f"{setting}=1" for name, setting in PERMISSIONS.items() if name in used and not getattr(request, name)]
+    missing = [words for name in PERMISSIONS if name in used and (words := _missing(request, name, used[name]))]
     if missing:
         message = f"The manifest says that these files were made with {' '.join(missing)}; only you can allow that."
         what = f"make verify {_subject_words(request)} REBUILD=1 {' '.join(missing)}"
         raise NeedsPermission(message, f"If you trust the source, type: {what}")
+
+
+def _missing(request: BuildRequest, name: str, recorded: JsonValue) -> str:
+    """What the user would have to type to permit the same; "" if it is permitted."""
+    setting = PERMISSIONS[name]
+    if name != "allow_mismatch":
+        return "" if getattr(request, name) else f"{setting}=1"
+    named = [str(kind) for kind in recorded] if isinstance(recorded, list) else []
+    kinds = [kind for kind in named if is_mismatch_kind(kind)] or [PLAIN_TEXT]  # before kinds it was on or off
+    return "" if {*kinds} <= {*request.allow_mismatch} else f"{setting}={','.join(kinds)}"
 
 
 def _subject_words(request: BuildRequest) -> str:
@@ -167,8 +186,11 @@ def _quant(manifest: Manifest, name: str) -> Quant:
     if not asked.get("recipe"):
         return find_quant(name)
     fields = {
-        "name": name, "base": asked.get("quant"), "description": "as its manifest tells it",
-        "tensors": asked.get("tensor_types", {}), "output": asked.get("output_type"),
+        "name": name,
+        "base": asked.get("quant"),
+        "description": "as its manifest tells it",
+        "tensors": asked.get("tensor_types", {}),
+        "output": asked.get("output_type"),
         "token_embedding": asked.get("token_embedding_type"),
     }
     return quant_of_recipe(recipe_from_fields(fields, f"recorded of {name}"))

@@ -151,7 +151,7 @@ def _runner(model: Path, artifacts: Path) -> PlanRunner:
         str(model), HubAccess(None, None), HashCache(artifacts / "hashes"), allow_pickle=False, gguf_file=None
     )
     options = BuildOptions(
-        quants=parse_quants("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
+        quants=parse_quants("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=(),
         threads=0, workers=4, endpoint=None,
     )
     engine = DockerEngine(RunEnvironment(repo_dir=REPO_DIR), images)

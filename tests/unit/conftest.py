@@ -103,7 +103,7 @@ def make_runner(tmp_path: Path) -> MakeRunner:
     def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> PlanRunner:
         options = BuildOptions(
             quants=parse_quants(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
-            allow_mismatch=False, threads=0, workers=4, endpoint=None,
+            allow_mismatch=(), threads=0, workers=4, endpoint=None,
         )
         store = ModelStore(tmp_path / "artifacts", source.model)
         return PlanRunner(make_build_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)

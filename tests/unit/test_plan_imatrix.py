@@ -303,7 +303,7 @@ def test_a_text_with_a_question_of_ours_is_refused_and_the_words_are_named(tmp_p
 
 def _plan(source: Source, quants: str, *, imatrix: bool = True) -> BuildPlan:
     options = BuildOptions(
-        quants=parse_quants(quants), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=False,
+        quants=parse_quants(quants), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=(),
         threads=1, workers=4, endpoint=None, imatrix=imatrix,
     )
     return make_build_plan(source, options)

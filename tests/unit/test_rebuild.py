@@ -55,20 +55,24 @@ def test_a_rebuild_is_of_the_recorded_commit_and_files_in_a_store_of_its_own(
     assert again.model == f"lagoon/{NAME}@{COMMIT}"
     assert [quant.name for quant in again.quants] == ["Q4_K_M"]
     assert (again.artifacts, again.measure, again.outtype) == (tmp_path, None, "bf16")
-    assert (again.allow_pickle, again.allow_requantize, again.allow_mismatch) == (False, False, False)
+    assert (again.allow_pickle, again.allow_requantize, again.allow_mismatch) == (False, False, ())
 
 
-@pytest.mark.parametrize(("label", "what"), [
-    ("convert", "allow_pickle"), ("quantize Q4_K_M", "allow_requantize"), ("verify Q8_0", "allow_mismatch"),
+@pytest.mark.parametrize(("label", "what", "recorded", "typed", "given"), [
+    ("convert", "allow_pickle", True, "ALLOW_PICKLE=1", True),
+    ("quantize Q4_K_M", "allow_requantize", True, "ALLOW_REQUANTIZE=1", True),
+    ("verify Q8_0", "allow_mismatch", ["script:thai", "plain-text"], "ALLOW_MISMATCH=script:thai,plain-text",
+     ("plain-text", "script:thai", "normalization")),
+    ("verify Q8_0", "allow_mismatch", True, "ALLOW_MISMATCH=plain-text", ("plain-text",)),  # before it had kinds
 ])  # fmt: skip
 def test_what_the_build_was_allowed_the_rebuild_is_only_if_the_user_says_so_again(
-    request_: BuildRequest, label: str, what: str
+    request_: BuildRequest, label: str, what: str, recorded: object, typed: str, given: object
 ) -> None:
-    made = subject(asked(manifest_of(), label, **{what: True}))
+    made = subject(asked(manifest_of(), label, **{what: recorded}))
     with pytest.raises(NeedsPermission) as refused:
         release_rebuild_request(request_, made, Path("x"))
-    assert f"{what.upper()}=1" in refused.value.message and f"REBUILD=1 {what.upper()}=1" in refused.value.hint
-    again = release_rebuild_request(replace(request_, **{what: True}), made, Path("x"))  # type: ignore[arg-type]
+    assert typed in refused.value.message and f"REBUILD=1 {typed}" in refused.value.hint
+    again = release_rebuild_request(replace(request_, **{what: given}), made, Path("x"))  # type: ignore[arg-type]
     assert {name for name in PERMISSIONS if getattr(again, name)} == {what}
 
 

@@ -12,19 +12,22 @@ from typing import Any, Self
 import pytest
 
 from builder import verify as verify_module
+from builder.checks.corpus import running_text
 from builder.checks.hf_reference import hf_reference_facts as make_reference
-from builder.checks.text_parity import compare_token_ids, first_text_difference, is_same_chat, tokenizer_differences
+from builder.checks.text_parity import first_text_difference, is_same_chat, tokenizer_differences
 from builder.dequantize import PRE_TOKENIZERS, restore_dequantized_tokenizer
 from builder.llama.runtime import llama_not_finite
 from builder.verify import verify
 from quantyard.formats.gguf import GgufHeader, read_gguf_header, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import Reference, VerifyRequest
+from quantyard.protocol.facts import VerifyFacts
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 from tests.gguf_files import SMALL_METADATA, TensorSpec, Value, gguf
 
+GERMAN = next(passage["text"] for passage in running_text() if passage["name"] == "german")
 SOURCE = (TensorSpec("blk.0.ffn_up.weight", (256, 2), "BF16"), TensorSpec("output_norm.weight", (7,), "F32"))
 QUANTIZED = (TensorSpec("blk.0.ffn_up.weight", (256, 2), "Q4_K"), TensorSpec("output_norm.weight", (7,), "F32"))
 
@@ -81,6 +84,9 @@ class FakeRuntime:
         if self.template is not None:
             raise self.template
 
+    def text_logprob(self, ids: Sequence[int]) -> float | None:
+        return -float(len(ids))
+
     def finite_logits(self, prompts: Sequence[str]) -> int:
         if not self.finite:
             raise llama_not_finite(prompts[0])
@@ -118,7 +124,7 @@ def _failure(run: Run, **wrong: Any) -> StageFailure:
 
 @pytest.mark.parametrize("wrong", [OverLimit("runs longer than 10 s"), ChatRefused("Unknown statement: include")])
 def test_a_template_that_would_stop_a_server_is_refused_whatever_is_allowed(run: Run, wrong: Exception) -> None:
-    failure = _failure(run, runtime=FakeRuntime(template=wrong), allow_mismatch=True)
+    failure = _failure(run, runtime=FakeRuntime(template=wrong), allow_mismatch=("plain-text",))
     assert (failure.exit_code, failure.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "chat-template")
     assert "The chat template" in failure.error.message and "memory=" not in failure.error.hint.lower()
 
@@ -126,7 +132,7 @@ def test_a_template_that_would_stop_a_server_is_refused_whatever_is_allowed(run:
 def test_a_faithful_model_passes_and_everything_checked_is_counted(run: Run) -> None:
     outcome = run()
     facts = outcome.facts
-    assert facts["probes"] == facts["probes_with_special"]
+    assert facts["findings"] == []
     assert isinstance(facts["probes"], int)
     assert facts["probes"] >= 220
     assert facts["chats"] == 6
@@ -143,22 +149,26 @@ def test_the_runtime_is_closed_after_a_failure(run: Run) -> None:
     assert not runtime.is_open
 
 
-def test_a_tokenizer_mismatch_names_the_first_probe_and_both_ids(run: Run) -> None:
-    failure = _failure(run, runtime=FakeRuntime(ids={"hello world": [7, 8], "½ ¼ ¾": [9]}))
+def test_running_text_that_differs_is_refused_with_what_permits_it(run: Run) -> None:
+    failure = _failure(run, runtime=FakeRuntime(ids={GERMAN: [7, 8]}))
     assert (failure.exit_code, failure.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "verify-tokenizer")
-    assert "2 of " in failure.error.message
-    assert "'hello world': [104, 101," in failure.error.message
-    assert "[7, 8] found" in failure.error.message
-    assert "'½ ¼ ¾': expected" in failure.error.detail
+    assert "plain-text: 5.1 %" in failure.error.message and "of running text differ" in failure.error.message
+    assert "in german: [65, 109," in failure.error.message and "[7, 8] found" in failure.error.message
+    assert "ALLOW_MISMATCH=plain-text" in failure.error.hint
 
 
-def test_a_mismatch_that_is_allowed_passes_and_is_recorded(run: Run) -> None:
-    facts = run(runtime=FakeRuntime(ids={"hello world": [7, 8]}), allow_mismatch=True).facts
-    mismatches = facts["mismatches_allowed"]
-    assert isinstance(mismatches, list)
-    assert "'hello world'" in str(mismatches[0])
-    assert "probes" not in facts
+def test_a_mismatch_that_is_permitted_by_name_passes_and_is_recorded(run: Run) -> None:
+    facts = run(runtime=FakeRuntime(ids={GERMAN: [7, 8]}), allow_mismatch=("plain-text",)).facts
+    [finding] = VerifyFacts.read(facts).findings
+    assert (finding.kind, finding.outcome, finding.probes) == ("plain-text", "allowed", 0)
+    assert 0 < finding.differing < finding.tokens
     assert facts["chats"] == 6
+
+
+def test_permission_for_one_kind_is_none_for_another(run: Run) -> None:
+    runtime = FakeRuntime(ids={GERMAN: [7, 8]})
+    failure = _failure(run, runtime=runtime, allow_mismatch=("script:hebrew", "normalization"))
+    assert failure.error.kind == "verify-tokenizer"
 
 
 def test_a_conversation_that_llama_cpp_refuses_fails_the_template(run: Run) -> None:
@@ -251,10 +261,6 @@ def test_models_that_do_not_generate_are_recognised(
 def test_an_embedding_model_is_recorded_as_not_checked(run: Run) -> None:
     facts = run(metadata={**SMALL_METADATA, "llama.attention.causal": False}, runtime=FakeRuntime(finite=False)).facts
     assert str(facts["logits"]).startswith("not checked: ")
-
-
-def test_probes_that_agree_are_counted() -> None:
-    assert compare_token_ids(FakeRuntime(), {"ab": [97, 98], "": []}, add_special=False) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""From what differs between a GGUF's texts and the model's own to findings, and to the failure where one is refused."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from builder.checks.grades import finding_outcome
+from builder.checks.token_parity import KindCounts, TextDifference, TokenParity
+from builder.llama.runtime import LlamaRuntime
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import Passage, Reference
+from quantyard.protocol.runner import StageFailure
+from quantyard.protocol.text_findings import PLAIN_TEXT, SCRIPT, TextFinding
+
+_SHOWN_IDS: Final = 12
+_SHOWN_CHARACTERS: Final = 60
+_DETAILS: Final = 10
+_SCORED_TOKENS: Final = 2000  # of running text run through the model, in each of the two tokenizations
+_SCORED_AT_ONCE: Final = 400  # tokens; a longer passage is not scored
+
+
+def token_findings(
+    runtime: LlamaRuntime, reference: Reference, permitted: frozenset[str], *, can_score: bool
+) -> list[TextFinding]:
+    """Tokenize everything in the reference and grade what differs.
+
+    Args:
+        permitted: the kinds that the user permits.
+        can_score: whether the model gives probabilities of a text.
+
+    Raises:
+        StageFailure: `verify-tokenizer`, a finding is refused.
+    """
+    parity = TokenParity(runtime, reference)
+    parity.compare()
+    costs = _costs(runtime, parity) if can_score else {}
+    findings = {
+        kind: _finding(kind, counts, costs.get(kind), permitted)
+        for kind, counts in sorted(parity.kinds.items())
+        if counts.probes or counts.passages
+    }
+    refused = [finding for finding in findings.values() if finding.outcome == "refuse"]
+    if refused:
+        raise _refusal(refused, parity.kinds[refused[0].kind], reference)
+    return list(findings.values())
+
+
+def _finding(kind: str, counts: KindCounts, cost: float | None, permitted: frozenset[str]) -> TextFinding:
+    finding = TextFinding(
+        kind=kind, outcome="record", probes=len(counts.probes), tokens=counts.tokens, differing=counts.differing,
+        nats_per_token=None if cost is None else round(cost, 4), example=_example(counts)[:800],
+    )  # fmt: skip
+    outcome = finding_outcome(finding, permitted, worst_text=counts.worst_text, is_certain=counts.is_certain)
+    return finding.model_copy(update={"outcome": outcome})
+
+
+def _example(counts: KindCounts) -> str:
+    if counts.passages and not counts.is_certain:
+        passage, found = counts.passages[0]
+        return f"in {passage.name}: {_ids_of(TextDifference('', passage.ids, found))}"
+    difference = counts.probes[0]
+    return f"{_quoted(difference.text)}: {_ids_of(difference)}"
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
+
+
+def _ids_of(difference: TextDifference) -> str:
+    expected, found = difference.expected, difference.found
+    return f"{_ids_from(expected, found)} expected, {_ids_from(found, expected)} found"
+
+
+def _ids_from(ids: list[int], other: list[int]) -> str:
+    """The ids from shortly before the first difference."""
+    at = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+    start = max(0, at - 2)
+    shown = ", ".join(map(str, ids[start : start + _SHOWN_IDS]))
+    return f"[{'… ' if start else ''}{shown}{' …' if len(ids) > start + _SHOWN_IDS else ''}]"
+
+
+def _refusal(refused: list[TextFinding], counts: KindCounts, reference: Reference) -> StageFailure:
+    first = refused[0]
+    others = f" Refused too: {', '.join(finding.kind for finding in refused[1:])}." if refused[1:] else ""
+    message = (
+        f"llama.cpp tokenizes otherwise than {reference.witness}. {first.sentence}; "
+        f"for example {first.example}.{others}"
+    )
+    hint = (
+        "Answers would be worse than the model's own. Look for an issue on this model in llama.cpp, try a newer image, "
+        f"or permit it by name: ALLOW_MISMATCH={','.join(finding.kind for finding in refused)}. The card then says so."
+    )
+    detail = "\n".join(f"{d.text!r}: expected {d.expected}, found {d.found}" for d in counts.probes[:_DETAILS])
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-tokenizer", message, hint, detail)
+
+
+def _costs(runtime: LlamaRuntime, parity: TokenParity) -> dict[str, float]:
+    """By kind, how much less likely its passages are in llama.cpp's tokens, in nats per token of the model's own.
+
+    Passages are run until `_SCORED_TOKENS` are spent, those of the kind that differs most first.
+    """
+    kinds = [kind for kind in parity.kinds if kind == PLAIN_TEXT or kind.startswith(SCRIPT)]
+    by_share = sorted(kinds, key=lambda kind: -parity.kinds[kind].worst_text)
+    left, found = _SCORED_TOKENS, dict[str, float]()
+    for kind in by_share:
+        short = [(p, ids) for p, ids in parity.kinds[kind].passages if max(len(p.ids), len(ids)) <= _SCORED_AT_ONCE]
+        lost, n_tokens = 0.0, 0
+        for passage, other in short:
+            if left < len(passage.ids):
+                break
+            left -= len(passage.ids)
+            pair = _scores(runtime, passage, other)
+            if pair is None:
+                return {}
+            lost, n_tokens = lost + pair[0] - pair[1], n_tokens + len(passage.ids)
+        if n_tokens:
+            found[kind] = lost / n_tokens
+    return found
+
+
+def _scores(runtime: LlamaRuntime, passage: Passage, other: list[int]) -> tuple[float, float] | None:
+    """The log-probability of a passage in both tokenizations, in nats."""
+    own, llamas = runtime.text_logprob(passage.ids), runtime.text_logprob(other)
+    return None if own is None or llamas is None else (own, llamas)
