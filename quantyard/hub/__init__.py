@@ -1,1 +1,1 @@
-"""Asking the Hub about models and releases, and downloading them."""
+"""Queries the Hub about models and releases, and downloads releases."""

@@ -1,7 +1,7 @@
-"""Asks the Hub about a model, before a byte of it is downloaded.
+"""Queries the Hub about a model before a byte of it is downloaded.
 
-huggingface_hub takes half a second to import, so it is imported where it is used: a build from a folder never
-pays for it.
+huggingface_hub takes half a second to import, so it is imported where it is used: a build from a folder does not
+import it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LONGEST_LICENCE, _LICENCES_READ = 100, 10  # characters of a name; names
 _MAX_LENGTH = 2**40  # of a tensor, along one dimension
 HEADER_LIMIT_BYTES = 32 * 1024 * 1024
 CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
-# Files that are in every repo from its first day.
+# Files of an empty repo.
 EMPTY_REPO_FILES = frozenset({".gitattributes", ".gitignore", "README.md", "LICENSE"})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 T = TypeVar("T")
@@ -58,13 +58,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HubAccess:
-    """Which Hub (None: huggingface.co) and as whom (None: as a visitor)."""
+    """The Hub's endpoint (None: huggingface.co) and the token (None: anonymous)."""
 
     endpoint: str | None = None
     token: str | None = None
 
     def __repr__(self) -> str:
-        """Without the token, so that no log or traceback can show it."""
+        """Hides the token from logs and tracebacks."""
         return f"HubAccess(endpoint={self.endpoint!r}, token={'set' if self.token else None})"
 
 
@@ -84,7 +84,7 @@ class HubRepo:
 
 
 def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = None) -> HubRepo:
-    """Ask the Hub for one repo: its commit, its files with sizes and hashes, and whether they may be read.
+    """Query one repo: its commit, its files with sizes and hashes, and whether they may be read.
 
     Raises:
         RepoNotFound, RepoGated, RepoRenamed, RepoEmpty, RevisionNotFound, HubUnreachable, HubError: see errors.py.
@@ -102,18 +102,18 @@ def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = Non
             with_hub_retries(lambda: _try_reading(api, repo))
     except QuantyardError:
         raise
-    except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
+    except Exception as error:  # huggingface_hub raises many kinds; all of them concern the Hub
         raise hub_errors.explain_hub_error(error, api, repo_id, revision) from error
     return repo
 
 
 def describe_hub_repo(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
-    """The repo as the Hub describes it, by whatever name it has now; whether its files may be read is not asked."""
+    """The repo as the Hub describes it, also if it was renamed; without checking that its files may be read."""
     return _repo(with_hub_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
 
 
 def hub_api(access: HubAccess) -> HfApi:
-    """huggingface_hub's client; without a token it asks anonymously, also if somebody is logged in on this machine."""
+    """huggingface_hub's client; anonymous without a token, even if this machine is logged in."""
     from huggingface_hub import HfApi
 
     from quantyard.network.hub_client import use_bounded_hub_client
@@ -128,11 +128,11 @@ def _model_info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
 
 
 def with_hub_retries(call: Callable[[], T]) -> T:
-    """Repeat a call that failed for a moment: 1, 2 and 4 s later, or when the Hub asks for."""
+    """Repeat a call after a transient failure: after 1, 2 and 4 s, or the time that the Hub names."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
-    # A bad answer is not retried: it would come again.
+    # A bad answer is not retried: it would be the same.
     for failed in range(1, TRIES + 1):
         try:
             return call()
@@ -145,7 +145,7 @@ def with_hub_retries(call: Callable[[], T]) -> T:
 
 
 def hub_retry_wait_s(error: Exception, failed: int) -> float | None:
-    """Seconds until the next try; None: it would not help."""
+    """Seconds until the next try; None if it would not help."""
     from quantyard.network.bounded_http import BadAnswer, retry_after_s
 
     response = getattr(error, "response", None)
@@ -163,7 +163,7 @@ def _refuse_other_name(info: ModelInfo, repo_id: str, revision: str | None) -> N
     if info.id == repo_id:
         return
     new = f"{info.id}@{revision}" if revision else info.id
-    raise RepoRenamed(f"{repo_id} is called {info.id} now.", f"Type: make build MODEL={new}")
+    raise RepoRenamed(f"{repo_id} was renamed to {info.id}.", f"Type: make build MODEL={new}")
 
 
 def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) -> HubRepo:
@@ -179,7 +179,7 @@ def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) ->
 
 
 def hub_commit(info: ModelInfo, endpoint: str) -> str:
-    """The commit that an answer names. It becomes a part of addresses and the name of a folder.
+    """The commit in an answer, checked because it becomes part of URLs and of a folder's name.
 
     Raises:
         HubError: it is not a commit.
@@ -198,18 +198,18 @@ def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
     for file in siblings:
         size = file.lfs.size if file.lfs else file.size
         if size is None:
-            message = f"{endpoint} does not tell the size of {shown_name(file.rfilename)}."
+            message = f"{endpoint} does not report the size of {shown_name(file.rfilename)}."
             raise HubUnreachable(message, "Set another HF_ENDPOINT: a mirror without file sizes cannot be used.")
         try:
             sha256 = file.lfs.sha256 if file.lfs else None
             entries.append(FileEntry(path=file.rfilename, size_bytes=size, sha256=sha256))
         except ValidationError:
-            continue  # a name that could lead out of its folder: never downloaded, so never listed
+            continue  # a name that could lead out of its folder is never downloaded
     return tuple(entries)
 
 
 def _license(info: ModelInfo) -> str | None:
-    """From the model card, else from the Hub's tags; "other" gives way to the name of the licence."""
+    """The licence from the model card, else from the Hub's tags; for "other", the name of the licence."""
     card = info.card_data
     found = getattr(card, "license", None) if card else None
     if found == "other" and card is not None:
@@ -221,14 +221,14 @@ def _license(info: ModelInfo) -> str | None:
 
 
 def _try_reading(api: HfApi, repo: HubRepo) -> None:
-    """The Hub describes a gated repo to everyone; only its largest file tells whether the terms are accepted."""
+    """Check access to a gated repo by its largest file: the Hub describes the repo itself to everyone."""
     largest = max(repo.files, key=lambda f: f.size_bytes)
     url = hub_file_url(api, repo.repo_id, repo.commit, largest.path)
     api.get_hf_file_metadata(url=url, token=api.token, timeout=REQUEST_TIMEOUT_S)
 
 
 def hub_file_url(api: HfApi, repo_id: str, commit: str, path: str) -> str:
-    """Where a file is downloaded from."""
+    """The URL of a file."""
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(repo_id, path, revision=commit, endpoint=api.endpoint)
@@ -243,7 +243,7 @@ def hub_tensor_shapes(
         files: those a build uses.
 
     Returns:
-        The tensors, or None when anything stands in the way: the plan then estimates from the parameter count.
+        The tensors, or None after any failure: the plan then estimates from the parameter count.
     """
     try:
         api = hub_api(access)
@@ -259,7 +259,7 @@ def hub_tensor_shapes(
 def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorShape]:
     """The tensors of one safetensors file: 8 bytes of length (little endian), then JSON."""
     if time.monotonic() > until:
-        raise TimeoutError(f"{path}: the plan has waited long enough for headers")
+        raise TimeoutError(f"{path}: reading headers took more than {HEADERS_S:.0f} s")
     url = hub_file_url(api, repo.repo_id, repo.commit, path)
     first = with_hub_retries(lambda: read_hub_range(api, url, 0, 128 * 1024))  # most headers fit, in one request
     length = int.from_bytes(first[:8], "little")
@@ -275,12 +275,12 @@ def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorSh
 def _shape(name: str, said: Mapping[str, Any]) -> TensorShape:
     shape, dtype = said["shape"], said["dtype"]
     if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n <= _MAX_LENGTH for n in shape):
-        raise ValueError(f"{name}: a tensor that cannot be")
+        raise ValueError(f"{name}: an invalid shape or dtype")
     return TensorShape(name, tuple(shape), dtype)
 
 
 def read_hub_range(api: HfApi, url: str, start: int, end: int) -> bytes:
-    """The bytes from `start` up to (not including) `end`, or fewer; never more, whatever the server sends."""
+    """The bytes from `start` up to (not including) `end`, or fewer; never more than that."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -296,7 +296,7 @@ def read_hub_range(api: HfApi, url: str, start: int, end: int) -> bytes:
 
 
 def read_hub_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
-    """The model's config.json at this commit; empty when it cannot be had (the plan then says less)."""
+    """The model's config.json at this commit; empty if it cannot be read (the plan then has fewer facts)."""
     try:
         config = load_json(read_hub_config_file(access, repo.repo_id, repo.commit, "config.json"), CONFIG_LIMIT_BYTES)
     except Exception:
@@ -315,7 +315,7 @@ def read_hub_config_file(
     """A small file at this commit; of a larger one the first `limit_bytes`.
 
     Raises:
-        HubUnreachable, HubError: the Hub said no.
+        HubUnreachable, HubError: the request failed.
     """
     from quantyard.hub import errors as hub_errors
 
@@ -328,10 +328,10 @@ def read_hub_config_file(
 
 
 def hub_whoami(access: HubAccess) -> str | None:
-    """Whose token it is; None without one. Either way the Hub has answered.
+    """The user of the token; None without a token. Also checks that the Hub answers.
 
     Raises:
-        HubUnreachable, HubError: it did not, or the token is not valid.
+        HubUnreachable, HubError: the Hub does not answer, or the token is not valid.
     """
     from huggingface_hub import get_session
 
@@ -341,7 +341,7 @@ def hub_whoami(access: HubAccess) -> str | None:
     try:
         if access.token:
             return str(api.whoami()["name"])
-        get_session().head(api.endpoint, timeout=REQUEST_TIMEOUT_S)  # any answer will do, and one try
+        get_session().head(api.endpoint, timeout=REQUEST_TIMEOUT_S)  # any answer suffices; no retries
     except Exception as error:
         raise hub_errors.explain_hub_error(error, api, "the Hub", None) from error
     return None

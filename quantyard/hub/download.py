@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _MANIFEST, _CARD = "manifest.json", "README.md"
-_PART: Final = ".part"  # behind the name of a file on its way
+_PART: Final = ".part"  # suffix of an incomplete file
 
 
 def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
-    """The folder that holds the release of `org/name[@revision]` now; what is there already is not fetched again.
+    """Download the release `org/name[@revision]`, except files that are complete already; returns its folder.
 
     Raises:
         BadRequest: the name is not valid, or the repo has no manifest of Quantyard.
-        HubError: the Hub said no.
+        HubError: the download failed.
     """
     from quantyard.hub import errors as hub_errors
 
@@ -43,7 +43,7 @@ def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
                 _fetch(api, repo, folder, files[path])
     except QuantyardError:
         raise
-    except Exception as error:  # the client raises a dozen kinds; every one of them is about the Hub
+    except Exception as error:  # the client raises many kinds; all of them concern the Hub
         raise hub_errors.explain_hub_error(error, api, repo_id, revision) from error
     return folder
 
@@ -55,17 +55,17 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
         raise BadRequest(message, "Compare its files with hashes from its publisher instead.")
     if files[_MANIFEST].size_bytes > MAX_BYTES:
         message = f"{title} is too large for a manifest: {files[_MANIFEST].size_bytes:,} bytes."
-        raise BadRequest(message, "Ask who published it.")
+        raise BadRequest(message, "Ask its publisher.")
     _fetch(api, repo, folder, files[_MANIFEST])
     try:
         return parse_hub_manifest((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
         message = f"{title} is not a manifest of Quantyard: {str(error).splitlines()[0]}."
-        raise BadRequest(message, "Ask who published it.") from error
+        raise BadRequest(message, "Ask its publisher.") from error
 
 
 def _fetch(api: HfApi, repo: HubRepo, folder: Path, entry: FileEntry) -> None:
-    """One file, whole, of the size and the SHA-256 that the Hub tells; one that is there already stays."""
+    """Fetch one file, checked against the Hub's size and SHA-256, unless it is complete already."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     from quantyard.network.transfer import DownloadLine, DownloadMeter, download_file

@@ -1,4 +1,4 @@
-"""What went wrong at the Hub, as errors of ours; the words are those of network/hub_errors.py."""
+"""Translates errors of the Hub into ours; network/hub_errors.py has the messages."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _CLASSES = {
 
 
 def explain_hub_error(error: Exception, api: HfApi, repo_id: str, revision: str | None) -> QuantyardError:
-    """The error to raise in place of one that a call of `api` about `repo_id` raised."""
+    """Our error for one that a call of `api` about `repo_id` raised."""
     if isinstance(error, RevisionNotFoundError):
         return _revision_not_found(api, repo_id, revision or "main")
     return _error_of(hub_problem_of_error(error, _asked(api, repo_id)))
 
 
 def hub_gated_error(api: HfApi, repo_id: str) -> QuantyardError:
-    """The terms of this repo are not accepted, as far as the Hub can tell who asks."""
+    """The error if the repo's terms are not accepted by the token's user."""
     return _error_of(hub_problem_of_kind("gated", _asked(api, repo_id)))
 
 
 def hub_disabled_error(api: HfApi, repo_id: str) -> QuantyardError:
-    """The Hub itself has locked this repo."""
+    """The error if the Hub has disabled the repo."""
     return _error_of(hub_problem_of_kind("disabled", _asked(api, repo_id)))
 
 
 def hub_bad_answer_error(error: BadAnswer) -> QuantyardError:
-    """An answer that was not taken, by the name of the host that gave it."""
+    """The error for a refused answer; names the host."""
     return _error_of(bad_answer_problem(error))
 
 
 def hub_unreachable_error(error: Exception, endpoint: str) -> QuantyardError:
-    """No answer, or none that a Hub would give."""
+    """The error if there is no answer, or not one of a Hub."""
     return _error_of(hub_problem_of_error(error, AskedHub("the Hub", "", endpoint, has_token=False)))
 
 
@@ -67,9 +67,9 @@ def _revision_not_found(api: HfApi, repo_id: str, revision: str) -> RevisionNotF
 
 
 def _refs(api: HfApi, repo_id: str) -> list[str]:
-    """Its branches, then its tags; empty when even that cannot be had."""
+    """The branches, then the tags; empty if the query fails."""
     try:
         refs = api.list_repo_refs(repo_id)
-    except Exception:  # the list only makes the message better
+    except Exception:  # the list only improves the message
         return []
-    return [ref.name for ref in (*refs.branches, *refs.tags) if is_hub_revision(ref.name)]  # what can be typed as it is
+    return [ref.name for ref in (*refs.branches, *refs.tags) if is_hub_revision(ref.name)]  # no quoting

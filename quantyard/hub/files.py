@@ -23,7 +23,7 @@ from quantyard.hub.weight_files import (
 )
 from quantyard.protocol.base import FileEntry
 
-# To let one more small file through: add a pattern (fnmatch, from the repo's top; `*` does not cross a `/`).
+# To include one more small file: add a pattern (fnmatch, from the repo's top; `*` does not match a `/`).
 SIDE_FILES = (
     "config.json",
     "generation_config.json",
@@ -36,7 +36,7 @@ SIDE_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "tekken.json",
-    "*quant*_config.json",  # how a pre-quantized checkpoint is to be read
+    "*quant*_config.json",  # the format of a pre-quantized checkpoint
     "modules.json",  # sentence-transformers: which pooling the converter records
     "1_Pooling/config.json",
     "tokenizer.model*",
@@ -49,10 +49,10 @@ SIDE_FILES = (
     "additional_chat_templates/*.jinja",
 )
 
-# To let one more text about terms or use through: add a pattern. These come with a GGUF too.
+# To include one more text about terms or use: add a pattern. These are included with a GGUF too.
 LEGAL_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "README.md")
 
-# To exclude one more kind of file that is not a model, whatever its ending: add a pattern (of the name alone).
+# To exclude one more kind of file that is not a model: add a pattern (of the file name, without its folder).
 NOT_WEIGHTS = (
     "adapter_model.*",
     "optimizer*",
@@ -71,7 +71,7 @@ NOT_WEIGHTS = (
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 
-# To rank one more unquantized type: add its words, in file names, where it belongs (best first).
+# To rank one more unquantized type: insert the words for it in file names (best first).
 UNQUANTIZED = (("F32", "FP32"), ("BF16",), ("F16", "FP16"))
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
@@ -81,8 +81,8 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+#=-]{0,254}")
 
 @dataclass(frozen=True)
 class Selection:
-    """The files to work with. `gguf_file` is the one to open: the first of a split model. `note` says what of a
-    checkpoint was left out, and why a GGUF was chosen.
+    """The selected files. `gguf_file` is the one to open: the first of a split model. `note` names the files of a
+    checkpoint that were left out, and the reason for a GGUF.
     """
 
     kind: Literal["huggingface", "gguf"]
@@ -92,7 +92,7 @@ class Selection:
 
     @property
     def size_bytes(self) -> int:
-        """What a download of them all transfers."""
+        """The size of all files."""
         return sum(f.size_bytes for f in self.files)
 
 
@@ -100,7 +100,7 @@ def parse_hub_repo_id(text: str) -> tuple[str, str | None]:
     """Split `org/name[@revision]`.
 
     Raises:
-        BadSource: it is anything else.
+        BadSource: the text has another form.
     """
     if "://" in text:
         found = re.match(r"(?:hf://|https?://[^/]*/)([^/\s]+/[^/\s@?#]+)", text.strip())
@@ -122,16 +122,16 @@ def _is_repo_id(text: str) -> bool:
 
 
 def is_hub_revision(text: str) -> bool:
-    """Whether git could have a branch, tag or commit of this name, and a shell takes it as it is."""
+    """Whether this is a valid name of a branch, tag or commit that a shell takes unquoted."""
     clean = not any(bad in text for bad in ("..", "//", "/.")) and not text.endswith(("/", ".", ".lock"))
     return clean and _REVISION.fullmatch(text) is not None
 
 
 def _fault(repo_id: str) -> str:
-    """What is wrong with it, in a few words."""
+    """The reason why this is not a repo id."""
     parts = repo_id.split("/")
     if repo_id.startswith(("/", "./", "../", "~")) or ".." in parts:
-        return "it is a path, and no folder or file of that name can be used"
+        return "it is a path, and no usable folder or file has that name"
     if re.search(r"[\s\0-\x1f\x7f]", repo_id):
         return "it holds a space or a control character"
     if repo_id.startswith("-"):
@@ -142,7 +142,7 @@ def _fault(repo_id: str) -> str:
         return "the organisation before the name is missing"
     if len(parts) > 2:
         return f"it has {len(parts)} parts, not two"
-    return "letters, digits, '_', '.' and '-' make a name, with no '-' or '.' at its ends and no '--' or '..' inside"
+    return "a name has letters, digits, '_', '.' and '-', without '-' or '.' at its ends and without '--' or '..'"
 
 
 def select_hub_files(
@@ -158,8 +158,8 @@ def select_hub_files(
         read: reads an index of weights; without it, the names alone decide.
 
     Raises:
-        NeedsPermission: its only weights are pickle files, and `allow_pickle` is not set.
-        BadSource: it holds no weights, not all of them, no config.json, or several GGUF models.
+        NeedsPermission: the only weights are pickle files, and `allow_pickle` is not set.
+        BadSource: weights or config.json are missing or incomplete, or there are several GGUF models.
     """
     names = {f.path: f for f in files}
     ggufs = [n for n in names if n.lower().endswith(".gguf") and _may_be_weights(n)]
@@ -223,7 +223,7 @@ def _gguf(title: str, names: dict[str, FileEntry], ggufs: list[str], asked: str 
 
 
 def _asked_gguf(title: str, models: dict[str, list[str]], asked: str) -> tuple[str, str]:
-    """The model of this file name: whole, of any shard, or without its folder."""
+    """The model with this file name: of the whole model or of any shard, with or without its folder."""
     for model, shards in models.items():
         if asked in (model, *shards, *(n.rsplit("/", 1)[-1] for n in (model, *shards))):
             return model, "asked for"

@@ -16,15 +16,15 @@ from quantyard.hub.files import parse_hub_repo_id
 from quantyard.store.manifest import Manifest, parse_manifest
 
 MAX_QUANTS: Final = 200
-MAX_PARTS: Final = 10_000  # of one model; as many as its header may tell of
-MAX_NAME_BYTES: Final = 240  # of a file, which has a longer name while it is on its way
+MAX_PARTS: Final = 10_000  # of one model; the limit of its header too
+MAX_NAME_BYTES: Final = 240  # of a file, whose name is longer while it is downloaded
 _QUANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")  # or a recipe's name
 _HUB_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _ENDING: Final = ".gguf"
 
 
 def parse_hub_manifest(data: bytes, name: str) -> Manifest:
-    """The manifest of a release that was downloaded, or may have been; `name` is for people.
+    """The manifest of a release from elsewhere; `name` is for messages.
 
     Raises:
         ValueError: it is not a valid manifest, or names files outside a release.
@@ -39,12 +39,12 @@ def parse_hub_manifest(data: bytes, name: str) -> Manifest:
 def _faults(manifest: Manifest) -> Iterator[str]:
     yield from _of_source(manifest)
     if len(manifest.quants) > MAX_QUANTS:
-        yield f"it names {len(manifest.quants):,} files, and {MAX_QUANTS} are possible"
+        yield f"it names {len(manifest.quants):,} files; at most {MAX_QUANTS} are allowed"
     for quant, record in manifest.quants.items():
         if not _QUANT.fullmatch(quant):
             yield f"{shown_name(quant)} is not the name of a quant"
         if len(record.parts) > MAX_PARTS:
-            yield f"{quant} has {len(record.parts):,} parts, and {MAX_PARTS:,} are possible"
+            yield f"{quant} has {len(record.parts):,} parts; at most {MAX_PARTS:,} are allowed"
     yield from _of_names(manifest)
 
 
@@ -62,7 +62,7 @@ def _of_source(manifest: Manifest) -> Iterator[str]:
 
 
 def _of_names(manifest: Manifest) -> Iterator[str]:
-    """Each is a GGUF in the folder itself, and belongs to one file, also on file systems that ignore case."""
+    """Check that each name is a GGUF in the folder itself and is unique, also on file systems that ignore case."""
     owners: dict[str, str] = {}
     for name, owner in _named(manifest):
         if "/" in name or name.startswith(".") or not name.lower().endswith(_ENDING):
@@ -75,7 +75,7 @@ def _of_names(manifest: Manifest) -> Iterator[str]:
 
 
 def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Each name with what it is the file of."""
+    """Each name with the owner of the file."""
     for quant, record in manifest.quants.items():
         if not record.parts:
             yield record.file, quant

@@ -1,7 +1,7 @@
 """The licence, languages and tags of a source, from its README, from the Hub, or from a GGUF's metadata.
 
-All of it was written by others and ends up in our card, so nothing is believed: values are texts of bounded length
-and number without control characters, and what is broken or hostile is left out, without an error.
+All of it is foreign text that ends up in our card: values are limited in length and number and have no control
+characters; broken or hostile values are left out without an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ABSENT: Final = frozenset({"", "~", "null"})  # how YAML writes nothing
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,16}(?:[-_][A-Za-z0-9]{1,8}){0,3}")
 _TASK: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _LINK: Final = re.compile(r"(?:https?://)?[A-Za-z0-9._~/%?#&=+:@-]+")
-# To recognise one more task among a GGUF's tags: add the Hub's name of it.
+# To recognise one more task among a GGUF's tags: add its name on the Hub.
 PIPELINE_TAGS: Final = frozenset({
     "text-generation", "text2text-generation", "image-text-to-text", "image-to-text", "audio-text-to-text",
     "video-text-to-text", "any-to-any", "feature-extraction", "sentence-similarity", "text-ranking",
@@ -41,12 +41,12 @@ PIPELINE_TAGS: Final = frozenset({
 def hub_card_of_readme(text: str) -> tuple[str | None, SourceCard]:
     """The licence and the card in a README's YAML front matter; None and an empty card if it is unusable."""
     data = _front_matter(text)
-    asks = any(key.startswith("extra_gated_") for key in data)  # for terms to be accepted; how, only the Hub knew
+    asks = any(key.startswith("extra_gated_") for key in data)  # how, only the Hub knows
     return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else ""})
 
 
 def hub_card_of_repo(info: ModelInfo) -> SourceCard:
-    """The card of a model as the Hub describes it. Its gate is the Hub's word, not the card's."""
+    """The card of a model as the Hub describes it; `gated` comes from the Hub, not from the card."""
     data = {name: getattr(info.card_data, name, None) for name in _FIELDS}
     return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated})
 
@@ -55,7 +55,7 @@ def hub_card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> t
     """The licence and the card in a GGUF's metadata.
 
     Args:
-        path: the file; languages and tags are arrays, which the header's reader leaves there.
+        path: the file, for the arrays of languages and tags, which the header's reader skips.
     """
     tags = _strings(metadata.get("general.tags"), path)
     data = {
@@ -81,14 +81,14 @@ def _card(data: Mapping[str, Any]) -> SourceCard:
 
 
 def _gated(value: Any) -> Gated:
-    """Any other word for yes is taken as "auto": the terms have to be accepted before anything is downloaded."""
+    """Any other true value counts as "auto": the terms must be accepted before a download."""
     if value == "manual":
         return "manual"
     return "auto" if value else ""
 
 
 def _licence(value: Any) -> str | None:
-    """Several are joined: then no single one holds, and the user has to say which."""
+    """Several licences are joined: no single one applies, so the user must state one."""
     return ", ".join(_texts(value, _text)) or None
 
 
@@ -99,14 +99,14 @@ def _front_matter(text: str) -> dict[str, Any]:
     """The mapping between the first two lines of ---; empty if it is missing or invalid."""
     if not text:
         return {}
-    from quantyard.formats.strict_yaml import (  # imported late: many have no card
+    from quantyard.formats.strict_yaml import (  # imported late: many models have no card
         YamlProblem,
         load_strict_yaml,
         yaml_front_matter,
     )
 
     found = yaml_front_matter(text, 2 * _FRONT_MATTER_BYTES)
-    try:  # untyped, else the language `no` would be false and a licence 1.0 a number
+    try:  # untyped: otherwise the language `no` would be false, and a licence 1.0 a number
         data = load_strict_yaml(found or "", typed=False, max_bytes=_FRONT_MATTER_BYTES)
     except YamlProblem:
         return {}
@@ -130,7 +130,7 @@ def _matching(pattern: re.Pattern[str], value: Any, limit: int = _MAX_TEXT) -> s
 
 
 def _texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
-    """One or several, each once, in their order."""
+    """One or several texts, without duplicates, in order."""
     items = value if isinstance(value, list | tuple) else [value]
     found = dict.fromkeys(clean(item) for item in items[: 10 * MAX_ITEMS])
     return [text for text in found if text][:MAX_ITEMS]
@@ -140,7 +140,7 @@ def _texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
 
 
 def _strings(value: Any, path: Path | None) -> list[str]:
-    """The texts of an array: given as a list, or still in the file. Empty where they cannot be read."""
+    """The texts of an array, given as a list or read from the file; empty if they cannot be read."""
     if isinstance(value, list | tuple):
         return [item for item in value if isinstance(item, str)]
     if not isinstance(value, GgufArray) or path is None or value.element_type != "string":
@@ -156,7 +156,7 @@ def _strings(value: Any, path: Path | None) -> list[str]:
 
 
 def _decoded(data: bytes, n: int) -> list[str]:
-    """Each is its length in bytes (64 bits, little-endian), then UTF-8."""
+    """Decode strings: the length in bytes (64 bits, little-endian), then UTF-8."""
     texts, start = [], 0
     for _ in range(n):
         (length,) = struct.unpack_from("<Q", data, start)

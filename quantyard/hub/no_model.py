@@ -1,7 +1,6 @@
-"""Why a repo or folder is not a model that can be built, and what to type instead: by the files that it holds.
+"""The errors for a repo or folder that is not a model, each with what to type instead; decided by its files.
 
-People name what they have: an adapter, a trainer's folder, a cache, another framework's weights. Each kind gets the one
-sentence that helps.
+Users also name adapters, trainers' folders, caches and weights of other frameworks. Each kind has its own message.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _ADAPTER: Final = "adapter_config.json"
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of folder: the files that show it (patterns of whole paths), what it is, and what to do."""
+    """A kind of folder: the files that identify it (patterns of whole paths), its description, and the hint."""
 
     shown_by: tuple[str, ...]
     what: Callable[[str, list[str]], str]
@@ -33,7 +32,7 @@ def no_model_error(title: str, names: Collection[str]) -> BadSource:
     """The error for a repo or folder whose files are not a model.
 
     Args:
-        title: its path or repo id, as it was typed: the hints name it.
+        title: its path or repo id, as typed, for the hints.
         names: its files, paths from its top.
     """
     for kind in _KINDS:
@@ -62,7 +61,7 @@ def _make_lora(title: str, _found: list[str]) -> str:
     return f"An adapter is converted by: make lora ADAPTER={shlex.quote(title)}"
 
 
-# To recognize one more kind: a row; the first that fits wins. `shown_by` are patterns that must all be found.
+# To recognize one more kind: add a row; the first match decides. Every pattern of `shown_by` must match a file.
 _KINDS: Final = (
     _Kind(
         (r"adapter_config\.json",),
@@ -100,13 +99,13 @@ _KINDS: Final = (
     ),
     _Kind(
         (r"(?:consolidated[^/]*\.(?:safetensors|pth)|tokenizer\.model\.v3|tekken\.json)", r"params\.json"),
-        lambda _title, found: f"is in its maker's own format ({shown_names(found)}, params.json), not Hugging Face's",
+        lambda _title, found: f"is in its publisher's own format ({shown_names(found)}, params.json)",
         lambda _title, _found: "Name the repo that holds config.json and model*.safetensors; it often ends in -hf.",
     ),
     _Kind(
         (r"[^/]*\.safetensors", r"config\.json"),
         lambda _title, found: f"holds no weights of a name the converter reads: {shown_names(found)}",
-        lambda _title, _found: "Without an index it reads model*.safetensors alone: rename the file if that is it.",
+        lambda _title, _found: "Without an index it reads only model*.safetensors: rename the file if it is the model.",
     ),
     _Kind(
         (r"(?:optimizer|scheduler|rng_state[^/]*|training_args)\.(?:pt|pth|bin)", r"config\.json"),
@@ -130,7 +129,7 @@ _KINDS: Final = (
     ),
     _Kind(
         (r"(?:.*/)?(?:tf_model[^/]*\.h5|flax_model[^/]*\.msgpack|[^/]*\.(?:onnx|npz|h5|msgpack|nemo|keras))",),
-        lambda _title, found: f"holds weights of another framework alone: {shown_names(found)}",
+        lambda _title, found: f"holds only weights of another framework: {shown_names(found)}",
         lambda _title, _found: "Name its repo in Hugging Face format; Transformers reads and saves some (from_tf).",
     ),
     _Kind(

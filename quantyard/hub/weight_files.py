@@ -1,8 +1,7 @@
-"""Which files of a repo or folder are the model's weights: those its index names; without an index, those the
-converter reads (`model*.safetensors`, `pytorch_model*.bin`).
+"""Selects the weight files of a repo or folder: those that its index names; without an index, those that the converter
+reads (`model*.safetensors`, `pytorch_model*.bin`).
 
-This is the only answer: what it returns is hashed, checked, downloaded, shown to the stages and recorded. What it
-leaves out, no stage sees.
+Only the selected files are hashed, checked, downloaded, given to the stages and recorded.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ _LONGEST_NAME: Final = 120  # characters of a file's name in a message
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A format of weights: what its files are called, and where the index of shards is."""
+    """A format of weights: the names of its files and of the index of shards."""
 
-    prefix: str  # the converter reads files of this beginning where there is no index
+    prefix: str  # without an index the converter reads files with this prefix
     ending: str
     index: str
 
@@ -39,7 +38,7 @@ _FORMATS: Final = (SAFETENSORS, PICKLE)
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files of weights, their index ("" without one), and what beside them is not part of the model."""
+    """The weight files, their index ("" without one), and the other files of the format."""
 
     files: tuple[str, ...]
     index: str = ""
@@ -47,7 +46,7 @@ class WeightFiles:
 
     @property
     def note(self) -> str:
-        """What was taken and what was left out, in a sentence."""
+        """A sentence on the selected files and those left out."""
         several = f"{self.files[0]} … {self.files[-1]} ({len(self.files)} files)"
         taken = self.files[0] if len(self.files) == 1 else several
         why = f", which {self.index} names" if self.index else ""
@@ -59,11 +58,11 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class _Set:
-    """Files that make one copy of the model: a single file, or shards."""
+    """The files of one copy of the model: a single file, or shards."""
 
     stem: str
     files: tuple[str, ...]
-    n_shards: int  # as their names say; 0 for a single file
+    n_shards: int  # from their names; 0 for a single file
 
     @property
     def missing(self) -> list[int]:
@@ -75,10 +74,10 @@ class _Set:
 def choose_weight_files(
     title: str, names: Iterable[str], weights: Sequence[str], form: WeightFormat, read: ReadFile | None
 ) -> WeightFiles:
-    """The weights among the files of this format at the top of a repo or folder.
+    """Select the weights among the files of this format at the top of a repo or folder.
 
     Args:
-        title: what to call the repo or folder in an error.
+        title: the name of the repo or folder in an error.
         names: all of its files.
         weights: those of this format that may be weights; without an index, at least one of a name that the converter
             reads.
@@ -115,11 +114,11 @@ def _named_by(title: str, index: str, form: WeightFormat, read: ReadFile) -> set
 
 
 def _incomplete(title: str, index: str, named: set[str], missing: list[str], others: list[str]) -> BadSource:
-    """The index names files that are not there: it is of another save, or the download is not complete."""
+    """The error for an index that names missing files: it is of another save, or the download is not complete."""
     whole = [each for each in _sets(others) if not each.missing]
     if len(missing) == len(named) and whole:
         there = shown_names(whole[0].files)
-        message = f"{index} of {title} is stale: it names {shown_names(missing)}, which is not there; there is {there}."
+        message = f"{index} of {title} is stale: it names {shown_names(missing)}, but the folder holds {there}."
         return BadSource(message, f"It is of another save. Remove it (rm {index}), or fetch the files that it names.")
     message = f"{title} lacks {len(missing)} of the {len(named)} files that {index} names: {shown_names(missing)}."
     return BadSource(message, "The upload or download is not complete: fetch it again, or try another revision.")
@@ -148,7 +147,7 @@ def _refuse_missing(title: str, shards: _Set) -> None:
 
 
 def _sets(names: Iterable[str]) -> list[_Set]:
-    """The names, put together to copies of the model."""
+    """The names, grouped into copies of the model."""
     found: dict[tuple[str, int], list[str]] = {}
     for name in sorted(names):
         match = _shard(name)
@@ -166,7 +165,7 @@ def _others(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
 
 
 def shown_names(items: Iterable[str], limit: int = _SHOWN) -> str:
-    """The first of them, and how many more there are."""
+    """The first items, and the number of the others."""
     shown = [item if len(item) <= _LONGEST_NAME else f"{item[:_LONGEST_NAME]}…" for item in items]
     more = len(shown) - limit
     return ", ".join(shown[:limit]) + (f" and {more} more" if more > 0 else "")

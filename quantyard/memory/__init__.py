@@ -1,1 +1,1 @@
-"""How much memory serving a model takes."""
+"""Computes the memory that serving a model takes."""

@@ -1,4 +1,4 @@
-"""How much memory serving a model will take, estimated from its config.json before a GGUF exists."""
+"""Estimates the memory that serving a model takes, from its config.json, before a GGUF exists."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from quantyard.quants.model_config import (
     n_layers,
 )
 
-# To teach it an architecture that mixes window and full attention without saying so in `layer_types`: add a row.
-# model_type → every how many layers one sees the whole context.
+# To support an architecture that mixes sliding-window and full attention without `layer_types`: add a row.
+# model_type → n, where every n-th layer attends to the whole context.
 _FULL_ATTENTION_EVERY: Final = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 _NO_KV_CACHE: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "rwkv6", "rwkv7")
-# Keys of architectures whose layers differ in more than `layer_types` tells: their size is not known exactly.
+# Keys of architectures whose layers differ in ways that `layer_types` does not describe: their size is unknown.
 _UNEVEN_KEYS: Final = (
     "attn_layer_period", "hybrid_override_pattern", "attn_layer_indices", "ssm_cfg", "global_head_dim",
 )  # fmt: skip
@@ -29,10 +29,10 @@ _PROCESS_BYTES: Final = 80 * 2**20  # llama-server itself: code, libraries, HTTP
 
 
 def kv_cache_bytes(config: Config, context_tokens: int, cache_type: CacheType = "f16") -> int | None:
-    """Bytes of llama.cpp's KV cache for one context; None when the config does not tell.
+    """Bytes of llama.cpp's KV cache for one context; None if the config does not determine it.
 
-    Exact for standard, grouped, windowed and latent attention. Not counted: the states of recurrent layers, tens of MB
-    whatever the context, and the context that each further slot of a server adds.
+    Exact for standard, grouped, windowed and latent attention. Not included: the states of recurrent layers, tens of MB
+    at every context, and the context that each further slot of a server adds.
     """
     text = model_text_config(config)
     if text.get("model_type") in _NO_KV_CACHE:
@@ -53,10 +53,10 @@ def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
         250 * vocab             the tokenizer's tables
         80 MiB                  the process
 
-    An unknown KV cache counts as nothing. Not in it: llama-server's own cache of earlier prompts, which grows with
-    use up to --cache-ram (8 GiB unless told otherwise); the logits of a whole batch, 512 * 4 * vocab, which CPU
-    servers reserve but touch only when a client asks for them; and file pages that stay in memory after the weights
-    were repacked for the CPU (Q4_0, Q8_0 and others), which the kernel takes back when it needs them.
+    An unknown KV cache counts as 0. Not included: llama-server's cache of earlier prompts, which grows up to
+    --cache-ram (default: 8 GiB); the logits of a whole batch, 512 * 4 * vocab, which CPU servers reserve but use only
+    if a client asks for them; and file pages that stay in memory after the weights were repacked for the CPU (Q4_0,
+    Q8_0 and others), which the kernel reclaims when it needs them.
     """
     text = model_text_config(config)
     activations = UBATCH_TOKENS * 4 * 8 * (model_config_number(text, *HIDDEN) or 0)
@@ -64,7 +64,7 @@ def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
 
 
 def _attention(text: Config) -> Layer | None:
-    """What an attention layer keeps per token; with latent attention (DeepSeek), the latent and the rotary part."""
+    """The elements that an attention layer caches per token; for latent attention, the latent and the rotary part."""
     latent = model_config_number(text, "kv_lora_rank")
     if latent:
         return Layer(latent + (model_config_number(text, "qk_rope_head_dim") or 0), 0)
@@ -79,7 +79,7 @@ def _attention(text: Config) -> Layer | None:
 
 
 def _layer_kinds(text: Config) -> list[str]:
-    """The attention of each layer that has a cache of its own (the last of some models share one)."""
+    """The kind of attention of each layer with a cache of its own (in some models the last layers share one)."""
     kinds = text.get("layer_types")
     if isinstance(kinds, list | tuple) and kinds:
         return [str(kind) for kind in kinds][: len(kinds) - (model_config_number(text, "num_kv_shared_layers") or 0)]

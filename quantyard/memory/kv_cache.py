@@ -1,7 +1,7 @@
-"""The bytes of llama.cpp's memory for a context, exactly as it allocates them.
+"""The memory that llama.cpp allocates for a context, in bytes, exactly.
 
-Read from `llama_context` (padding), `llama_kv_cache`, `llama_kv_cache_iswa` (windows) and `llama_memory_recurrent`
-in llama.cpp's src/. `tests/docker/test_choose_memory.py` holds it against what llama-server says in its log.
+From `llama_context` (padding), `llama_kv_cache`, `llama_kv_cache_iswa` (windows) and `llama_memory_recurrent` in
+llama.cpp's src/. `tests/docker/test_choose_memory.py` compares it with llama-server's log.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Final, Literal
 
 from quantyard.memory.layers import ModelLayers
 
-CELL_STEP: Final = 256  # a context is rounded up to so many tokens
-UBATCH_TOKENS: Final = 512  # llama.cpp's default physical batch; also the measuring's
+CELL_STEP: Final = 256  # a context is rounded up to a multiple of this
+UBATCH_TOKENS: Final = 512  # llama.cpp's default physical batch, also used for measuring
 _ALIGNMENT_BYTES: Final = 32
-_STATE_BYTES: Final = 4  # recurrent states are f32, whatever the cache is
+_STATE_BYTES: Final = 4  # recurrent states are f32 with every cache type
 _MASK_BYTES: Final = 2  # flash attention's mask is f16
 
 CacheType = Literal["f16", "q8_0", "q4_0"]
@@ -24,13 +24,13 @@ _BLOCKS: Final[dict[CacheType, tuple[int, int]]] = {"f16": (1, 2), "q8_0": (32, 
 
 @dataclass(frozen=True)
 class ContextUse:
-    """How a context is opened.
+    """The parameters of a context.
 
     Attributes:
-        tokens: `--ctx-size`: of all sequences together.
-        sequences: `--parallel`: requests answered at once.
-        unified: one cache that all share (`--kv-unified`, as ours is served), or one for each.
-        whole_windows: keep a sliding window's cache whole (`--swa-full`), as measuring does.
+        tokens: `--ctx-size`, over all sequences.
+        sequences: `--parallel`, requests answered at once.
+        unified: one cache shared by all sequences (`--kv-unified`, as our server runs), or one cache for each.
+        whole_windows: keep the whole cache of a sliding window (`--swa-full`), as measuring does.
     """
 
     tokens: int
@@ -40,21 +40,21 @@ class ContextUse:
 
     @property
     def streams(self) -> int:
-        """How many caches there are."""
+        """The number of caches."""
         return 1 if self.unified else self.sequences
 
     @property
     def cells(self) -> int:
-        """Tokens that each of them holds."""
+        """The tokens in each cache."""
         return _padded(_padded(self.tokens, CELL_STEP) // self.streams, CELL_STEP)
 
     @property
     def batch(self) -> int:
-        """Tokens that are read at once."""
+        """The tokens of a batch."""
         return min(self.tokens, UBATCH_TOKENS)
 
     def window_cells(self, window: int) -> int:
-        """Tokens that the cache of a layer with a sliding window holds."""
+        """The tokens in the cache of a layer with a sliding window."""
         if self.whole_windows:
             return self.cells
         return _padded(min(self.cells, window * (self.sequences if self.unified else 1) + self.batch), CELL_STEP)
@@ -84,9 +84,9 @@ def recurrent_state_bytes(model: ModelLayers, use: ContextUse) -> int:
 
 
 def attention_mask_bytes(model: ModelLayers, use: ContextUse) -> int:
-    """Bytes of the masks that tell flash attention which tokens to see: 1 KiB for each token of context.
+    """Bytes of flash attention's masks: 1 KiB for each token of context.
 
-    The one part of a batch's working memory that grows with the context; the rest was measured.
+    Only this part of a batch's working memory grows with the context; the rest is in the measured peak.
     """
     kinds = {layer.windowed for layer in model.layers if layer.k}
     cells = sum(use.window_cells(model.window) if windowed else use.cells for windowed in kinds)
@@ -94,7 +94,7 @@ def attention_mask_bytes(model: ModelLayers, use: ContextUse) -> int:
 
 
 def can_quantize_kv_cache(model: ModelLayers) -> bool:
-    """Whether llama.cpp takes a cache in 8 or 4 bits for this model, and it would be smaller."""
+    """Whether llama.cpp supports a cache in 8 or 4 bits for this model, and it would be smaller."""
     return all(layer.in_blocks for layer in model.layers) and any(layer.k for layer in model.layers)
 
 

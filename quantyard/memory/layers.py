@@ -1,8 +1,8 @@
 """The memory that each layer needs for a context, from a GGUF's metadata: attention, windows, recurrent states.
 
-Read from llama.cpp's `load_hparams` (src/llama-model.cpp), the `load_arch_hparams` of each architecture
-(src/models/) and `create_memory`, which decides what kind of memory it gets. An architecture that is in none of
-the tables below is not known: a guess would look exact.
+From llama.cpp's `load_hparams` (src/llama-model.cpp), the `load_arch_hparams` of each architecture (src/models/) and
+`create_memory`, which selects the kind of memory. An architecture that is not in the tables below is unknown, because a
+guess would look exact.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PLAIN: Final = frozenset({
     "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "smollm3",
     "stablelm", "starcoder", "starcoder2", "xverse",
 })  # fmt: skip
-# They keep one compressed vector for K and V where the file says so (DeepSeek's latent attention).
+# One compressed vector for K and V if the metadata says so (DeepSeek's latent attention).
 _LATENT: Final = frozenset({"deepseek2"})
 _RECURRENT: Final = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
-# A layer without KV heads is recurrent. Of nemotron_h, one without a feed-forward too.
+# A layer without KV heads is recurrent; in nemotron_h only if it has no feed-forward network either.
 _BY_KV_HEADS: Final = frozenset({"jamba", "granitehybrid", "lfm2", "lfm2moe", "plamo2", "nemotron_h", "nemotron_h_moe"})
 # Every n-th layer attends, the others are recurrent.
 _BY_INTERVAL: Final = frozenset({"qwen3next", "qwen35", "qwen35moe"})
@@ -39,13 +39,13 @@ _BOTH: Final = frozenset({"falcon-h1"})  # every layer attends and is recurrent
 
 @dataclass(frozen=True)
 class _Window:
-    """How to find the layers with a sliding window if the file does not list them."""
+    """The layers with a sliding window, if the metadata does not list them."""
 
-    every: int = 0  # one layer of so many attends to everything; 0: the file must have the list
-    full_first: bool = False  # the first of them, not the last
-    absent: int = 0  # its tokens where the file gives none; 0: then there is no window
-    fixed: int = 0  # its tokens where the file gives any but 0
-    kv_layers: int = 0  # so many layers have a cache, the later ones share it; 0: all
+    every: int = 0  # in each group of so many layers, one attends to everything; 0: the metadata must list them
+    full_first: bool = False  # that layer is the first of its group, not the last
+    absent: int = 0  # tokens of the window if the metadata has none; 0: no window
+    fixed: int = 0  # tokens of the window, in place of any nonzero value of the metadata
+    kv_layers: int = 0  # number of layers with a cache, which the later ones share; 0: all
 
 
 # To add an architecture with sliding windows: add a row.
@@ -62,9 +62,9 @@ _EXAONE4_WINDOWED_LAYERS: Final = 64  # the 32B model; the small one has no wind
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer keeps: elements of K and of V per token, and whether it has a recurrent state.
+    """The cache of one layer: elements of K and of V per token, and whether it has a recurrent state.
 
-    `in_blocks`: every head is whole blocks of 32 elements, as an 8-bit cache wants it.
+    `in_blocks`: the length of a head is a multiple of 32, as an 8-bit cache requires.
     """
 
     k: int
@@ -85,10 +85,10 @@ class ModelLayers:
 
 
 def read_cache_layers(header: GgufHeader) -> ModelLayers | None:
-    """The layers of this model; None where its architecture, or this file of it, is not known exactly.
+    """The layers of this model; None if its architecture or its metadata are not known exactly.
 
     Raises:
-        OSError: the file cannot be read again, for the elements of an array.
+        OSError: the file cannot be read for the elements of an array.
     """
     try:
         return _Metadata(header).layers()
@@ -97,7 +97,7 @@ def read_cache_layers(header: GgufHeader) -> ModelLayers | None:
 
 
 class _UnknownError(Exception):
-    """The metadata does not say it."""
+    """The metadata lacks a value."""
 
 
 class _Metadata:
@@ -112,7 +112,7 @@ class _Metadata:
             raise _UnknownError
 
     def layers(self) -> ModelLayers:
-        """All that counts."""
+        """The layers that take memory."""
         if self.arch in _RECURRENT:
             return self._with_states(tuple(Layer(0, 0, recurrent=True) for _ in range(self.n_layers)))
         if self.arch in _BY_KV_HEADS | _BY_INTERVAL | _BOTH:
@@ -124,7 +124,7 @@ class _Metadata:
         raise _UnknownError
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A whole number of the architecture."""
+        """An integer from the architecture's metadata."""
         value = self._header.metadata.get(f"{self.arch}.{key}", default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise _UnknownError
@@ -142,7 +142,7 @@ class _Metadata:
         return (self.number(key),) * self.n_all
 
     def _elements(self, array: GgufArray) -> tuple[int, ...]:
-        """The elements of an array, which the header only skips; one for each layer at least."""
+        """The elements of an array, at least one for each layer; the header's reader skips them."""
         if array.element_type not in _FORMATS or not self.n_all <= array.length <= MAX_LAYERS:
             raise _UnknownError
         with self._header.paths[0].open("rb") as stream:

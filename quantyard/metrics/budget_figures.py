@@ -1,4 +1,4 @@
-"""How the figures of a budget are written, for the gate's findings and for the card: each as what it is a budget of."""
+"""Formats the values and limits of budgets, each in its unit, for the gate's findings and the card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the many scores a reader wants to see first; shared by the report, the card, the page and the gate."""
+"""Selects the scores to show first; shared by the report, the card, the page and the gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Found = TypeVar("Found", Score, Comparison)
 def headline_scores(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:
     """One score, or comparison, per entry of the suite, in the suite's order.
 
-    Falls back to one per task where a group's tasks have no metric in common.
+    Falls back to one per task if the tasks of a group have no metric in common.
     """
     entries = list(dict.fromkeys(entry.task for entry in suite.tasks))
     by_task: dict[str, list[Found]] = {}
@@ -30,12 +30,12 @@ def headline_scores(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:
 
 
 def headline_entry(task: str) -> str:
-    """The suite's word for it: of "mmlu (57 tasks)" or "arc (5-shot)" what comes before."""
+    """The suite's entry of a task: "mmlu" for "mmlu (57 tasks)" or "mmlu (5-shot)"."""
     return task.rsplit(" (", 1)[0]
 
 
 def metric_rank(metric: str) -> int:
-    """0 for the metric that a task is known by, more for the others."""
+    """The rank of a metric: 0 for the usual one, more for the others."""
     name = metric.split(",", maxsplit=1)[0]
     return _HEADLINES.index(name) if name in _HEADLINES else len(_HEADLINES)
 

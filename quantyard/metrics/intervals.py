@@ -1,4 +1,4 @@
-"""Intervals of what was measured, and of the difference of two: the one z and the one Wilson interval."""
+"""Confidence intervals of measured values, and of the difference of two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantyard.protocol.measurements import CONFIDENCE, Divergence, Estimate, In
 
 
 def normal_quantile(confidence: float) -> float:
-    """The z of a two-sided confidence, 0 to 1: how many standard errors an interval reaches to each side."""
+    """The z of a two-sided confidence, 0 to 1: the half width of an interval in standard errors."""
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
@@ -25,8 +25,8 @@ def normal_interval(found: Estimate, z: float = Z) -> Interval:
 
 
 def interval_difference(one: Estimate, other: Estimate) -> Interval:
-    """`one` less `other`, as if their texts were drawn apart. Two files that read the same tokens err together, so the
-    true interval is narrower: what this one calls a difference is one.
+    """`one` less `other`, as if they were independent. Two files that read the same tokens have correlated errors, so
+    the true interval is narrower: a difference that this interval shows is real.
     """
     return normal_interval(Estimate(value=one.value - other.value, stderr=math.hypot(one.stderr, other.stderr)))
 
@@ -42,7 +42,7 @@ def wilson_interval(right: float, n: float, z: float = Z) -> Interval:
 
 
 def mapped_interval(found: Interval, rising: Callable[[float], float]) -> Interval | None:
-    """The interval in another unit, by a rising function; None where that leaves the range of numbers."""
+    """The interval in another unit, by an increasing function; None if the result is not finite."""
     try:
         value, low, high = (rising(x) for x in (found.value, found.low, found.high))
     except OverflowError:
@@ -51,6 +51,6 @@ def mapped_interval(found: Interval, rising: Callable[[float], float]) -> Interv
 
 
 def ppl_change_interval(found: Divergence | None, z: float = Z) -> Interval | None:
-    """PPL / baseline PPL - 1 with its interval (0.01: 1 % more); None for the baseline, or beyond the numbers."""
+    """PPL / baseline PPL - 1 with its interval (0.01: 1 % more); None for the baseline, or if it is not finite."""
     ratio = found.ln_perplexity_ratio if found else None
     return mapped_interval(normal_interval(ratio, z), math.expm1) if ratio else None

@@ -1,4 +1,4 @@
-"""Which kind of figure a task's metric is, and so how its values and differences are told."""
+"""The kind of a task's metric, which decides how its values and differences are formatted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quantyard.formatting.numbers import Kind
 from quantyard.metrics.headline_metrics import is_perplexity_metric
 from quantyard.protocol.measurements import Comparison, Score
 
-# Metrics of lm-evaluation-harness that may lie between 0 and 1 and are shares of nothing.
+# Metrics of lm-evaluation-harness that may lie between 0 and 1 but are not shares.
 _OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})
 
 
@@ -19,7 +19,7 @@ def score_metric_kind(found: Score | Comparison) -> Kind:
 
 
 def metric_kind(metric: str, *values: float) -> Kind:
-    """"relative" for perplexities and bits per byte, "share" for what lies between 0 and 1, else "own unit"."""
+    """"relative" for perplexities and bits per byte, "share" for values between 0 and 1, else "own unit"."""
     if is_perplexity_metric(metric):
         return "relative"
     is_share = metric.split(",", maxsplit=1)[0] not in _OWN_UNIT and all(0 <= value <= 1 for value in values)

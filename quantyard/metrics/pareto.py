@@ -1,7 +1,7 @@
 """The Pareto front of many files: those that no other file beats in size, quality and speed.
 
-The one definition of it: the report and its plot, the page, the terminal and `choose` ask here. Values count as they
-were measured, without intervals: whoever has the report can follow it by hand.
+The only definition: the report and its plot, the page, the terminal and `choose` use it. It compares measured values
+without intervals, so that a reader can check it with the report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
 
 Metric = Literal["mean KLD", "ΔPPL"]
-_OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)  # the file that the others are held against
+_OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ParetoEntry:
     """One file.
 
     Attributes:
-        loss: what quantization cost, in whatever unit; the lower the better.
-        tokens_per_s: generated; None: not measured.
-        shown: the loss as people read it.
+        loss: what quantization cost, in any unit; lower is better.
+        tokens_per_s: generated tokens/s; None: not measured.
+        shown: the loss, formatted.
     """
 
     label: str
@@ -46,7 +46,7 @@ def pareto_beats(one: ParetoEntry, other: ParetoEntry) -> bool:
 
 
 def pareto_beaten_by(entries: Iterable[ParetoEntry]) -> dict[str, tuple[str, ...]]:
-    """Each label → those that beat it; empty for a file of the front. Speed counts if it was measured of all."""
+    """Label → the files that beat it; empty for a file of the front. Speed counts if it was measured for all files."""
     found = tuple(entries)
     if any(e.tokens_per_s is None for e in found):
         found = _without_speed(found)
@@ -54,13 +54,13 @@ def pareto_beaten_by(entries: Iterable[ParetoEntry]) -> dict[str, tuple[str, ...
 
 
 def pareto_fast_alone(entries: Sequence[ParetoEntry]) -> tuple[str, ...]:
-    """The files that are on the front for their speed alone: another file is at most as large and at least as good."""
+    """The files that are on the front only for their speed: another file is at most as large and at least as good."""
     whole, slow = pareto_beaten_by(entries), pareto_beaten_by(_without_speed(entries))
     return tuple(label for label, others in slow.items() if others and not whole[label])
 
 
 def _costs(entry: ParetoEntry) -> tuple[float, float, float]:
-    """The lower, the better."""
+    """The values to compare; lower is better."""
     return entry.size_bytes, entry.loss, -(entry.tokens_per_s or 0.0)
 
 
@@ -72,14 +72,14 @@ def _without_speed(entries: Sequence[ParetoEntry]) -> tuple[ParetoEntry, ...]:
 
 
 def pareto_metric(report: EvalReport) -> Metric:
-    """The metric of quality: KL divergence, or perplexity where that alone was measured."""
+    """The metric of quality: KL divergence, or perplexity if nothing else was measured."""
     found = [m.divergence for m in report.measurements if m.divergence]
     only_perplexity = any(ppl_change_interval(d) for d in found) and all(d.mean_kld is None for d in found)
     return "ΔPPL" if only_perplexity else "mean KLD"
 
 
 def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
-    """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 of the baseline. None where it was not measured."""
+    """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 for the baseline, None if it was not measured."""
     divergence = found.divergence
     if divergence is None:
         return None
@@ -106,12 +106,12 @@ def _shown(value: float, metric: Metric) -> str:
     return format_kld(value) if metric == "mean KLD" else format_change(math.expm1(value))
 
 
-# ---- in words ----------------------------------------------------------------------------------------
+# ---- sentences ---------------------------------------------------------------------------------------
 
 
 def pareto_standings(entries: Sequence[ParetoEntry], metric: str) -> dict[str, str]:
-    """Each beaten file → "beaten by IQ4_XS: 4.5 % smaller, mean KLD 0.041 against 0.058, 4.7 % faster"; and what is
-    on the front for its speed alone. Of the other files of the front there is nothing to say.
+    """Each beaten file → "beaten by IQ4_XS: 4.5 % smaller, mean KLD 0.041 against 0.058, 4.7 % faster"; also the files
+    that are on the front only for their speed. Other files of the front are not in it.
     """
     by_label = {entry.label: entry for entry in entries}
     said = {}

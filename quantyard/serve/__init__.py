@@ -1,1 +1,1 @@
-"""Serves files that were built."""
+"""Serves built files: with Docker Compose, as a process, or inside an image."""

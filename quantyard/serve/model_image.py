@@ -22,14 +22,14 @@ _TAG = re.compile(rf"^(?:[a-z0-9][a-z0-9.-]*(?::\d+)?/)?{_PART}(?:/{_PART})*(?::
 
 @dataclass(frozen=True)
 class ModelImage:
-    """What the image will hold and be called."""
+    """The name and content of the image."""
 
     tag: str
     name: str  # the model's name in the API
     quant: str
     gguf: Path
     sha256: str
-    source: str  # an address for people
+    source: str  # a URL; "" for a local source
     revision: str
     license: str
 
@@ -38,7 +38,7 @@ def check_served_image_tag(tag: str) -> None:
     """Refuse an invalid image name before anything is built.
 
     Raises:
-        BadRequest: it is not an image name.
+        BadRequest: the tag is not a valid image name.
     """
     if not _TAG.match(tag):
         given = f"TAG={tag} is not the name of an image" if tag else "TAG is not given"
@@ -58,10 +58,10 @@ def served_model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> 
 def build_served_image(
     repo_dir: Path, image: ModelImage, base_digest: str, settings: ImageSettings, *, push: bool
 ) -> None:
-    """Build the image, with SBOM and provenance where the builder can attach them, and push it if asked.
+    """Build the image, with SBOM and provenance if the builder can attach them, and push it if requested.
 
     Raises:
-        EngineError: it cannot be built or pushed.
+        EngineError: the image cannot be built or pushed.
     """
     attests = push and _attests(repo_dir)
     env = bake_image_environment(repo_dir, "server", base_digest, settings) | {
@@ -69,7 +69,7 @@ def build_served_image(
         "REVISION": image.revision, "QUANT": image.quant, "SHA256": image.sha256, "LICENSE": image.license,
     }
     with _context(image.gguf) as folder:
-        # Newer buildx wants to be told which folders outside the project bake may read.
+        # Newer buildx requires permission to read folders outside the project.
         allow = ["--allow", f"fs.read={folder}"] if "--allow" in _output(repo_dir, *BAKE, "--help") else []
         how = ["--push", "--sbom=true", "--provenance=mode=max"] if attests else ["--load"]
         argv = [*BAKE, *allow, *how, "served-model"]
@@ -80,7 +80,7 @@ def build_served_image(
 
 @contextmanager
 def _context(gguf: Path) -> Iterator[Path]:
-    """A folder that holds only the GGUF. It is made next to it, so that a hard link suffices."""
+    """A folder that contains only the GGUF, next to it so that a hard link is possible."""
     folder = Path(tempfile.mkdtemp(prefix=".image-", dir=gguf.parent))
     try:
         try:

@@ -25,12 +25,12 @@ HOST = "127.0.0.1"
 
 
 def serve_compose(repo_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run `docker compose up` to its end; its exit code."""
+    """Run `docker compose up` until it ends; returns its exit code."""
     return _run(["docker", "compose", "up"], repo_dir, environment)
 
 
 def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, str]) -> int:
-    """Run the server of llama-cpp-python to its end. The key is passed in a file, since command lines are public.
+    """Run llama-cpp-python's server until it ends. The key is passed in a file, because command lines are public.
 
     Raises:
         BadRequest: no file can be served, the key cannot be read, or the port is taken.
@@ -55,7 +55,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     if code not in (0, -signal.SIGINT, -signal.SIGTERM):
         names = ", ".join(path.name for path in files)
         message = f"llama_cpp.server ended with exit code {code} while it served {names}; its output above says why."
-        raise EngineError(message, "A file that does not load may be cut off: compare its SHA-256 with manifest.json.")
+        raise EngineError(message, "The file may be truncated: compare its SHA-256 with manifest.json.")
     return 0
 
 
@@ -66,12 +66,12 @@ def _check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             message = f"Port {port} of {HOST} is taken: {error.strerror}."
-            hint = f"Stop what listens there, or choose another: make serve PORT={port + 1}"
+            hint = f"Stop the program that listens there, or choose another port: make serve PORT={port + 1}"
             raise BadRequest(message, hint) from error
 
 
 def _run(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
-    """Run the program to its end. Ctrl-C reaches it too; then its orderly end is waited for."""
+    """Run the program until it ends. Ctrl-C reaches it too; then wait for its orderly shutdown."""
     try:
         process = subprocess.Popen(argv, cwd=folder, env=dict(environment))
     except FileNotFoundError as error:

@@ -1,5 +1,5 @@
-"""What `docker compose up` serves: the folder `served` of the store holds hard links to the files of the last build,
-which a container sees as plain files. The API key of the server is in `keys/api-key`.
+"""The files that `docker compose up` serves: the folder `served` of the store holds hard links to the files of the last
+build, which a container sees as plain files. The server's API key is in `keys/api-key`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
     """The GGUFs to serve: MODEL_FILE, the files in it, or those of the last build.
 
     Raises:
-        BadRequest: no such file exists.
+        BadRequest: there is no file to serve.
     """
     where = model_file or root / FOLDER
     found = sorted(set(where.glob("*.gguf")) - set(where.glob("*.imatrix*.gguf"))) if where.is_dir() else [where]
@@ -47,7 +47,7 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
 
 
 def served_api_key(root: Path) -> str:
-    """The key in `keys/api-key`, which is made if it is missing; only its owner can read it.
+    """The key in `keys/api-key`, created if missing; only its owner can read it.
 
     Raises:
         BadRequest: the file cannot be read, or is empty.
@@ -64,7 +64,7 @@ def served_api_key(root: Path) -> str:
         raise BadRequest(f"The key file {path} cannot be read: {error.strerror}.", f"Type: ls -l {path}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise BadRequest(f"The key file {path} is empty.", f"Type: rm {path}, and a new one is made.")
+        raise BadRequest(f"The key file {path} is empty.", f"Remove it, and the next start creates a key: rm {path}")
     return keys[0]
 
 

@@ -207,7 +207,7 @@ def test_a_download_that_arrives_damaged_each_time_is_exit_code_4_and_leaves_not
         (f"{REPO}@{'0' * 40}", "has no branch, tag or commit", "@main"),
         ("quantyard/gated", "quantyard/gated is gated", "accept the terms at"),
         ("quantyard/missing", "finds no quantyard/missing", "Check the name"),
-        ("quantyard/old", "quantyard/old is called quantyard/tiny now", "MODEL=quantyard/tiny"),
+        ("quantyard/old", "quantyard/old was renamed to quantyard/tiny", "MODEL=quantyard/tiny"),
         ("quantyard/empty", "quantyard/empty is empty", "name a repo that holds a model"),
     ],
 )

@@ -400,7 +400,7 @@ def test_a_name_that_is_taken_by_what_the_token_may_not_see(fake_hub: HubServer,
 def test_a_renamed_repo_gives_its_new_name(fake_hub: HubServer, release: list[PublishedFile]) -> None:
     fake_hub.add_repo("me/new")
     fake_hub.rename(REPO, "me/new")
-    with pytest.raises(RepoRenamed, match="is called me/new now") as caught:
+    with pytest.raises(RepoRenamed, match="was renamed to me/new") as caught:
         send(fake_hub, release)
     assert caught.value.hint == "Type: REPO=me/new"
 

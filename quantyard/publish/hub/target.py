@@ -120,7 +120,7 @@ def look_at_hub_target(release: HubRelease) -> SeenHubRepo | None:
     except RepositoryNotFoundError:
         return None
     if info.id != release.repo_id:  # a redirect was followed
-        raise RepoRenamed(f"{release.repo_id} is called {info.id} now.", f"Type: REPO={info.id}")
+        raise RepoRenamed(f"{release.repo_id} was renamed to {info.id}.", f"Type: REPO={info.id}")
     if info.disabled:
         raise hub_errors.hub_disabled_error(release.api, release.repo_id)
     return SeenHubRepo(hub.hub_commit(info, release.api.endpoint), str(info.gated or ""), has_branch)
