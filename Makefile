@@ -25,13 +25,13 @@ build: .ready ## fetch, convert, quantize, verify: MODEL=org/name|folder|file.gg
 eval: .ready ## what quantization cost: MODEL=… QUANT=… [SUITE=smoke|quick|standard|full|file.yaml] [BASELINE=BF16]
 	@$(RUN) eval
 
-matrix: .ready ## every useful quant in one run, compared: MODEL=… [QUANTS=Q2_K,Q4_K_M,…] [SUITE=…]
+matrix: .ready ## make, measure and compare many quants in one run: MODEL=… [QUANTS=Q2_K,Q4_K_M,…] [SUITE=…]
 	@$(RUN) matrix
 
 serve: .ready ## serve what was built last on 127.0.0.1:8080: docker compose up, or ENGINE=local
 	@$(RUN) serve
 
-contract: .ready ## serve each file to itself, check every promise of the API: MODEL=… QUANT=…
+contract: .ready ## serve each file on loopback and test its API: MODEL=… QUANT=…
 	@$(RUN) contract
 
 image: .ready ## one server image with the GGUF inside: MODEL=… QUANT=… TAG=registry/name:tag [PUSH=1]
@@ -49,46 +49,46 @@ release: .ready ## build → eval → contract → gate → card → publish: MO
 verify: .ready ## check what was published against its manifest: REPO=me/name-GGUF or FILE=path [REBUILD=1]
 	@$(RUN) verify
 
-choose: .ready ## the best of the measured files: MODEL=… RAM=8GiB [MIN_TPS=20] [MAX_KLD=0.05] [CONTEXT_SIZE=8192]
+choose: .ready ## name the best of the measured files: MODEL=… RAM=8GiB [MIN_TPS=20] [MAX_KLD=0.05] [CONTEXT_SIZE=8192]
 	@$(RUN) choose
 
 tune: .ready ## a mix of tensor types for a size or a divergence: MODEL=… TARGET_SIZE=4GiB|Q4_K_M or TARGET_KLD=0.05
 	@$(RUN) tune
 
-gate: .ready ## hold the budgets against what was measured: MODEL=… QUANT=… [GATE=gate.yaml]
+gate: .ready ## compare what was measured with the budgets: MODEL=… QUANT=… [GATE=gate.yaml]
 	@$(RUN) gate
 
-report: .ready ## the card and the page of what was measured: MODEL=… QUANT=…
+report: .ready ## write the model card and the report page: MODEL=… QUANT=…
 	@$(RUN) report
 
-chat: ## talk to the model that is served
+chat: ## chat with the served model
 	@scripts/setup-venv.sh client .venv-client && .venv-client/bin/python -m server.client.chat
 
-plan: .ready ## what a build would run, need and take; with SUITE=… an eval, with QUANTS=… a matrix; does nothing
+plan: .ready ## show stages, disk, memory and time of a build (SUITE=…: of an eval, QUANTS=…: of a matrix); runs nothing
 	@$(RUN) plan
 
-rates: .ready ## time the stages on this machine once, a few minutes, so that plans tell how long they take
+rates: .ready ## time the stages on this machine once (minutes), so that plans can forecast their time
 	@$(RUN) rates
 
-quants: .ready ## every quantization type, and when to choose it
+quants: .ready ## list every quantization type, and when to choose it
 	@$(RUN) quants
 
-models: .ready ## the models that MODEL knows by a short name, and what to know of each
+models: .ready ## list the models that have a short name for MODEL, with notes
 	@$(RUN) models
 
-config: .ready ## each setting's value, and where it comes from: a variable, quantyard.toml, or the default
+config: .ready ## show each setting's value, and its origin: a variable, quantyard.toml, or the default
 	@$(RUN) config
 
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor
 
-demo: .ready .base-image ## the tour: build and measure a real 135M model with no account anywhere
+demo: .ready .base-image ## build and measure a real 135M model; needs no account
 	@$(RUN) demo
 
-images: .ready ## build the images now, or set up .venv-local with ENGINE=local
+images: .ready ## build the images now; with ENGINE=local set up .venv-local
 	@$(RUN) images
 
-base-images: ## make stand-ins for the base images where their registry cannot be reached
+base-images: ## make stand-ins for the base images if their registry cannot be reached
 	@scripts/base-images.sh
 
 build-help: .ready ## every variable that `make build` takes
