@@ -13,7 +13,7 @@ help: ## this list
 	@awk -F ':.*## ' -v width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}" '/^[a-z0-9-]+:.*## / { \
 	    line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
 	    for (i = 1; i <= n; i++) { \
-	        if (length(line " " words[i]) > width) { print line; line = sprintf("%18s", "") } \
+	        if (length(line " " words[i]) > width) { print line; line = sprintf("%19s", "") } \
 	        line = line " " words[i] } \
 	    print line }' $(MAKEFILE_LIST)
 	@echo

@@ -71,20 +71,16 @@ COMMANDS: Final = (
         "measure",
     ),
     Command(
+        "serve", "serve.serve_command", "Serve the last build: docker compose up, or llama_cpp.server.",
+        (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
+    ),
+    Command(
         "contract", "serve.contract_command", "Serve each file on loopback and test its API.",
         _BUILDING, ("MODEL", "QUANT", "ENGINE", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
         "image", "serve.image_command", "Make one server image with the GGUF inside.",
         (*_BUILDING, *PACKING), ("MODEL", "QUANT", "TAG", "PUSH", "ARTIFACTS", "JSON"), "serve",
-    ),
-    Command(
-        "lora", "lora.lora_command", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
-        _LORA, ("ADAPTER", "BASE", "ENGINE", "ARTIFACTS", "JSON"), "make",
-    ),
-    Command(
-        "serve", "serve.serve_command", "Serve the last build: docker compose up, or llama_cpp.server.",
-        (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
     ),
     Command(
         "plan", "build.plan_command",
@@ -122,9 +118,8 @@ COMMANDS: Final = (
         _TUNE, ("MODEL", "TARGET_SIZE", "TARGET_KLD", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
-        "rates", "rates.rates_command",
-        "Time the stages on a model of random weights, so that plans can forecast their time.",
-        ("THREADS", "JSON", *MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
+        "lora", "lora.lora_command", "Convert a LoRA adapter to GGUF, to be served on top of its base model.",
+        _LORA, ("ADAPTER", "BASE", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
         "gate", "release.gate_command", "Compare what was measured with the budgets; publish nothing.",
@@ -153,6 +148,11 @@ COMMANDS: Final = (
     Command(
         "images", "machine.images_command", "Prepare the tools: the images (docker), or a virtual environment (local).",
         MACHINE, ("ENGINE",), "set up",
+    ),
+    Command(
+        "rates", "rates.rates_command",
+        "Time the stages on a model of random weights, so that plans can forecast their time.",
+        ("THREADS", "JSON", *MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
     ),
     Command(
         "completion", "completion.completion_command", "Print the shell script that completes commands and options.",

@@ -49,9 +49,9 @@ class ExitCodeRow:
 # To add an exit code: add it to an enumeration above and a row here. `quantyard --help` and the reference are generated
 # from the rows. Code 1 is left to Python and the shell: the program itself could not start.
 EXIT_CODES: Final = (
-    ExitCodeRow(ExitCode.DONE, "The command did what it was asked to do.", ""),
+    ExitCodeRow(ExitCode.DONE, "Success.", ""),
     ExitCodeRow(
-        ExitCode.BAD_REQUEST, "The request or its input is not valid, or what a stage left was refused.",
+        ExitCode.BAD_REQUEST, "The request or its input is not valid, or the output of a stage was refused.",
         "Follow the hint below the error.",
     ),
     ExitCodeRow(
@@ -59,12 +59,12 @@ EXIT_CODES: Final = (
         "Choose another model or another version of llama.cpp.",
     ),
     ExitCodeRow(
-        ExitCode.NETWORK, "The Hub, a registry or the way to them failed or refused.",
+        ExitCode.NETWORK, "The network, the Hub or a registry failed, or refused a request.",
         "Check the network and the token; then run the command again: what has arrived is kept.",
     ),
     ExitCodeRow(
         ExitCode.RESOURCES, "Disk or memory ran out, or would run out.",
-        "Free some; then run the command again: finished stages are kept.",
+        "Free some space or memory; then run the command again: finished stages are kept.",
     ),
     ExitCodeRow(
         Answer.ENGINE, "Docker, an image or a local tool is missing or does not work.", "Run: make doctor",
@@ -79,14 +79,14 @@ EXIT_CODES: Final = (
     ),
     ExitCodeRow(
         Answer.GATE_NOT_MEASURED, "The gate needs a number that was not measured.",
-        "Measure it: make eval, with a suite that asks for it.",
+        "Measure it: make eval, with a suite that includes it.",
     ),
     ExitCodeRow(
-        Answer.API_TEST_FAILED, "A served file breaks a promise of the API.",
-        "Read which: the failed checks are marked FAIL.",
+        Answer.API_TEST_FAILED, "A served file fails the API test.",
+        "See the checks that are marked FAIL.",
     ),
     ExitCodeRow(
-        Answer.VERIFY_FAILED, "A file is not what its manifest says, or nothing could be checked.",
+        Answer.VERIFY_FAILED, "A file does not match its manifest, or nothing could be checked.",
         "Download it again; do not use a file that failed.",
     ),
     ExitCodeRow(
@@ -98,7 +98,7 @@ EXIT_CODES: Final = (
     ),
     ExitCodeRow(
         ExitCode.INTERRUPTED, "Ctrl-C or SIGTERM stopped the command.",
-        "Run it again to go on: finished stages are kept.",
+        "Run it again to continue: finished stages are kept.",
     ),
     ExitCodeRow(Answer.OUTPUT_CLOSED, "The reader of the output closed it (SIGPIPE).", ""),
 )  # fmt: skip
