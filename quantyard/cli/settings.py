@@ -179,13 +179,13 @@ SETTINGS: Final = (
         "PEM file with the CA of a TLS-inspecting proxy; SSL_CERT_FILE and the like count too",
         "path", trusted=True,
     ),
-    Setting("LLAMA_CPP_IMAGE", "", "base images", "base image of the builder; default in versions.env", trusted=True),
+    Setting("LLAMA_CPP_IMAGE", "", "base images", "base of the builder image; default in versions.env", trusted=True),
     Setting("LLAMA_CPP_TAG", "", "base images", "its tag; default in versions.env", trusted=True),
     Setting(
         "LLAMA_CPP_SERVER_TAG", "", "base images", "the server's tag, such as server-cuda; default in versions.env",
         trusted=True,
     ),
-    Setting("EVAL_BASE_IMAGE", "", "base images", "base image of the eval image; default in versions.env", trusted=True),
+    Setting("EVAL_BASE_IMAGE", "", "base images", "base of the eval image; default in versions.env", trusted=True),
     Setting("EVAL_BASE_TAG", "", "base images", "its tag; default in versions.env", trusted=True),
 )  # fmt: skip
 
