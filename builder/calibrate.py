@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from builder.imatrix.calibration_text import bad_calibration_text, own_calibration_text, users_calibration_text
 from builder.imatrix.matrix import Imatrix, check_imatrix_fits, imatrix_coverage, read_imatrix
 from builder.imatrix.open import open_imatrix_reader
-from builder.imatrix.reader import ImatrixLeg, MatrixReader, imatrix_not_finite
+from builder.imatrix.reader import ImatrixLeg, LegLoss, MatrixReader, imatrix_not_finite
 from builder.llama.open import open_llama_runtime
 from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.finite_json import dump_finite_json
@@ -49,7 +49,7 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
     text = _write_text(stage, request, model)
     work = _Work(stage, request, model, text)
     matrix = work.run()
-    facts = _facts(request, text, matrix, model) | {"perplexity": work.perplexity()}
+    facts = _facts(request, text, matrix, model) | work.perplexity()
     matrix.path.replace(stage.files_dir / MATRIX)
     shutil.rmtree(stage.files_dir / PARTIAL)
     facts["imatrix_sha256"] = stage.known_sha256[MATRIX] = file_sha256(stage.files_dir / MATRIX)
@@ -127,7 +127,7 @@ class _Work:
     model: GgufHeader
     text: _Text
     argv: list[tuple[str, ...]] = field(default_factory=list)
-    _ppl: list[tuple[int, float]] = field(default_factory=list)  # chunks, perplexity
+    _losses: list[LegLoss] = field(default_factory=list)
 
     @property
     def _folder(self) -> Path:
@@ -144,7 +144,7 @@ class _Work:
                 self.argv.append(reader.leg_argv(self.text.path, leg))
                 if not self._is_finished(end):
                     self._read(reader, leg)
-                self._ppl.append((end - start, json.loads(self._note(end).read_text())["perplexity"]))
+                self._losses.append(LegLoss(**json.loads(self._note(end).read_text())))
                 before = leg.out
                 self.stage.progress(end, todo[-1][1], "chunks")
         assert before is not None
@@ -170,16 +170,19 @@ class _Work:
     def _read(self, reader: MatrixReader, leg: ImatrixLeg) -> None:
         # The matrix gets its final name last, so a leg with that name is complete.
         arriving = self._folder / f"arriving-{leg.end:06d}.gguf"
-        perplexity = reader.read(self.text.path, replace(leg, out=arriving))
-        if not math.isfinite(perplexity):
-            raise imatrix_not_finite(f"the perplexity of chunks {leg.start} to {leg.end - 1} is {perplexity}")
-        self._note(leg.end).write_text(dump_finite_json({"perplexity": perplexity}))
+        loss = reader.read(self.text.path, replace(leg, out=arriving))
+        if not math.isfinite(loss.nats):
+            raise imatrix_not_finite(f"the perplexity of chunks {leg.start} to {leg.end - 1} is {loss.nats}")
+        self._note(leg.end).write_text(dump_finite_json(asdict(loss)))
         arriving.replace(leg.out)
 
-    def perplexity(self) -> float:
-        """Perplexity of the whole text: the mean loglikelihood of all legs, weighted by their chunks."""
-        n_chunks = sum(n for n, _ in self._ppl)
-        return math.exp(sum(n * math.log(perplexity) for n, perplexity in self._ppl) / n_chunks)
+    def perplexity(self) -> dict[str, JsonValue]:
+        """Perplexity of the chunks whose loss is known, and their number; {} where llama-imatrix printed none."""
+        n_chunks = sum(loss.chunks for loss in self._losses)
+        if not n_chunks:
+            return {}
+        nats = sum(loss.chunks * loss.nats for loss in self._losses) / n_chunks
+        return {"perplexity": math.exp(nats), "perplexity_chunks": n_chunks}
 
 
 def _facts(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.imatrix.matrix import imatrix_values, read_imatrix
-from builder.imatrix.reader import ImatrixLeg, imatrix_not_finite
+from builder.imatrix.reader import ImatrixLeg, LegLoss, imatrix_not_finite
 from builder.llama.bindings_runtime import BindingsRuntime
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -153,7 +152,7 @@ class LocalReader(BindingsRuntime):
         """See `MatrixReader`. There is no command line: the function called, the text, and its chunks."""
         return ("llama_decode", str(self._path), str(text), str(leg.start), str(leg.end), str(self._threads))
 
-    def read(self, text: Path, leg: ImatrixLeg) -> float:
+    def read(self, text: Path, leg: ImatrixLeg) -> LegLoss:
         """See `MatrixReader`."""
         self._collector.sums.clear()
         if leg.before:
@@ -161,7 +160,7 @@ class LocalReader(BindingsRuntime):
         tokens, n_ctx = self.tokenize(text.read_text(encoding="utf-8"), add_special=True), self._n_ctx
         losses = [self._chunk(tokens[at * n_ctx : (at + 1) * n_ctx]) for at in range(leg.start, leg.end)]
         self._collector.save(leg.out, text.name, leg.end, n_ctx)
-        return math.exp(sum(losses) / len(losses))
+        return LegLoss(len(losses), sum(losses) / len(losses))
 
     def _chunk(self, tokens: list[int]) -> float:
         """Decode one chunk; returns the mean negative loglikelihood of its second half, in nats."""

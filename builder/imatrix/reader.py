@@ -20,14 +20,22 @@ class ImatrixLeg:
     out: Path
 
 
+@dataclass(frozen=True)
+class LegLoss:
+    """The mean negative loglikelihood of a leg's first `chunks`, nats; NaN where the model's outputs are."""
+
+    chunks: int = 0  # 0: the loss is not known
+    nats: float = 0.0
+
+
 class MatrixReader(Protocol):
     """Runs a model over a text and collects the importance matrix."""
 
     def leg_argv(self, text: Path, leg: ImatrixLeg) -> tuple[str, ...]:
         """What is run for a leg, for the manifest."""
 
-    def read(self, text: Path, leg: ImatrixLeg) -> float:
-        """Write the matrix of a leg; returns the perplexity of its chunks, which may be NaN.
+    def read(self, text: Path, leg: ImatrixLeg) -> LegLoss:
+        """Write the matrix of a leg; returns the loss of its chunks, or of the first ones where output is missing.
 
         Raises:
             StageFailure: 3 if the model gives no usable statistics, 5 if disk or memory ran out.
