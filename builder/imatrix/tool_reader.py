@@ -21,7 +21,7 @@ from quantyard.protocol.runner import Stage, StageFailure
 _STARTED: Final = "computing over"
 _ESTIMATE: Final = re.compile(r"\[(\d+)\](-?(?:[\d.]+|nan|inf))(?=,)")  # of all chunks so far
 _NOT_FINITE: Final = re.compile(r"(\S*(?:nan|inf)) detected in (\S+)", re.IGNORECASE)
-_UNTOLD: Final = "llama-imatrix stopped while reading the text, most likely at NaN or infinity; its last line is missing"
+_UNTOLD: Final = "llama-imatrix stopped at a chunk, most likely at NaN or infinity; its last line is missing"
 
 
 @dataclass(frozen=True)
