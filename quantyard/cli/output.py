@@ -9,15 +9,18 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from quantyard.cli.command_names import as_typed_command
-from quantyard.execution.progress import LineReporter, LiveReporter
+from quantyard.execution.progress import LineReporter
 from quantyard.formatting.printable import printable, printable_line, printable_url
+
+if TYPE_CHECKING:
+    from quantyard.execution.live_progress import LiveReporter
 
 
 class SafeConsole(Console):
@@ -59,7 +62,11 @@ def stdout_console() -> Console:
 
 def console_reporter(console: Console) -> LiveReporter | LineReporter:
     """A reporter with bars on a terminal, with lines elsewhere."""
-    return LiveReporter(console) if console.is_terminal else LineReporter(console)
+    if not console.is_terminal:
+        return LineReporter(console)
+    from quantyard.execution.live_progress import LiveReporter  # imported late: lines need nothing of bars
+
+    return LiveReporter(console)
 
 
 def print_line(value: object) -> None:

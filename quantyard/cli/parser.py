@@ -51,7 +51,7 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def command_line_parser(command: str | None = None, on_option: OnOption = lambda _setting, _action: None) -> _Parser:
-    """The parser, with the options of one command, or of all commands without a name.
+    """The parser: with the options of one command, of all commands for None, or of none for "".
 
     Args:
         on_option: called with each option.
@@ -60,11 +60,11 @@ def command_line_parser(command: str | None = None, on_option: OnOption = lambda
     parser.add_argument("-h", "--help", action="help")
     parser.add_argument("-V", "--version", action="version", version=f"quantyard {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for row in COMMANDS:
+    for row in (row for row in COMMANDS if not command or row.name == command):
         usage = f"quantyard {row.name} [OPTIONS]"
         sub = commands.add_parser(row.name, add_help=False, usage=usage, description=as_typed_command(row.help))
         sub.set_defaults(command=row.function)
-        if command in (None, row.name):
+        if command != "":
             _fill(sub, row, on_option)
     return parser
 

@@ -1,6 +1,7 @@
-"""The engine `docker`: every stage is one container, run through the Docker SDK.
+"""Runs a stage as a container, through the Docker SDK.
 
-The only module that uses the SDK; it turns the daemon's errors into ours. A container gets nothing that its stage does
+The only module that uses the SDK; it turns the daemon's errors into ours. It is imported when something must run:
+loading the SDK takes 0.1 s. A container gets nothing that its stage does
 not need: no network (except for stages that download), a read-only root, no capabilities, the caller's uid, and limits
 on memory and processes.
 """
@@ -23,28 +24,19 @@ from docker.types import LogConfig, Mount
 from docker.utils.socket import frames_iter
 
 import docker
-from quantyard.engines import OnNote, OnProgress
-from quantyard.engines.capacity import Capacity, engine_machine_capacity
-from quantyard.engines.images import bake_image, engine_image_recipe
+from quantyard.engines import OnProgress
+from quantyard.engines.docker_daemon import first_error_line, no_docker_error
 from quantyard.engines.lines import OutputLines
 from quantyard.engines.secrets import SECRETS_ON_STDIN, engine_proxies, engine_secrets_line
 from quantyard.engines.stage_io import StageListener, engine_timeout_error, read_engine_result
 from quantyard.errors import EngineError
-from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageError, StageResult
-from quantyard.protocol.runner import stage_error_causes
-from quantyard.requests import ImageSettings, RunEnvironment
+from quantyard.requests import RunEnvironment
 from quantyard.store.artifact import Artifact, Workspace
 
 _LABEL = "quantyard.out"  # a container's label: the folder it writes to
-_PULL_SIZES = {"builder": "about 1 GB", "eval": "about 50 MB", "server": "about 100 MB", "contract": "about 1 GB"}
-_BUILD_TIMES = {
-    "builder": "a few minutes", "eval": "compiles llama.cpp: 5 to 15 minutes", "server": "seconds",
-    "contract": "a few minutes",
-}
 _PIDS = 2048
-_RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage is killed before the host suffers
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
 _STDOUT = 1
 _TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
@@ -61,76 +53,65 @@ def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
     except _DaemonError as error:
-        *_, root = stage_error_causes(error)  # the SDK wraps a missing socket in four errors
-        message = f"The Docker daemon does not answer: {_first_line(root)}."
-        hint = "Start Docker (on Debian: scripts/docker-debian.sh), or use ENGINE=local."
-        raise EngineError(message, hint) from error
+        raise no_docker_error(error) from error
     return client
 
 
-class DockerEngine:
-    """Runs stages as containers of this machine's Docker Engine."""
+class SdkDaemon:
+    """A daemon that the SDK can reach."""
 
-    name = "docker"
+    def __init__(self, client: docker.DockerClient) -> None:
+        self._client = client
 
-    def __init__(self, environment: RunEnvironment, images: ImageSettings) -> None:
+    def info(self) -> Mapping[str, Any]:
+        """Of the daemon and its machine."""
+        return dict(self._client.info())
+
+    def version(self) -> str:
+        """Of the daemon."""
+        return str(self._client.version()["Version"])
+
+    def image(self, name: str) -> Mapping[str, Any] | None:
+        """An image by its name and tag; None if it is not there."""
+        with suppress(docker.errors.ImageNotFound):
+            return dict(self._client.images.get(name).attrs)
+        return None
+
+
+class StageContainers:
+    """The containers of stages that run now, in the daemon that the environment names."""
+
+    def __init__(self, environment: RunEnvironment) -> None:
         self._environment = environment
-        self._images = images
         self._client = connect_docker()
-        self._running: set[str] = set()  # ids of containers
-        self._capacity: Capacity | None = None
-        self._identities: dict[str, str] = {}  # cached: asking the daemon for each step is slow
+        self._running: set[str] = set()  # their ids
 
-    def capacity(self) -> Capacity:
-        """Of the daemon's machine. A container is given no GPU."""
-        if self._capacity is None:
-            info = self._client.info()
-            memory_bytes = self._environment.memory_bytes or int(info["MemTotal"]) - _RESERVE_BYTES
-            self._capacity = engine_machine_capacity(cpu_name(), int(info["NCPU"]), memory_bytes)
-        return self._capacity
+    def pull(self, base: str) -> None:
+        """Pull an image.
 
-    def identity(self, image: str) -> str | None:
-        """Base digest and recipe of the image; None while either is missing on this machine."""
-        if image not in self._identities:
-            base = self._base_digest(image)
-            if base is None or not self._has(self._tag(image, base)):
-                return None
-            self._identities[image] = f"{base}+{engine_image_recipe(self._environment.repo_dir, image)}"
-        return self._identities[image]
+        Raises:
+            EngineError: it cannot be pulled.
+        """
+        try:
+            self._client.images.pull(base)
+        except _DaemonError as error:
+            message = f"The base image {base} cannot be pulled: {first_error_line(error)}"
+            hint = "Check the network and the name, or build a replacement from Debian packages: make base-images"
+            raise EngineError(message, hint) from error
 
-    def prepare(self, image: str, on_note: OnNote) -> None:
-        """Pull the base image if it is missing, then build ours on it."""
-        if self._base_digest(image) is None:
-            self._pull(image, on_note)
-        base = self._base_digest(image)
-        assert base is not None
-        if not self._has(self._tag(image, base)):
-            on_note(f"building the {image} image on {self._images.bases[image]} ({_BUILD_TIMES[image]}, once)")
-            bake_image(
-                self._environment.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None
-            )
-        if image == "server":  # under the name that compose.yaml looks for
-            self._client.images.get(self._tag(image, base)).tag("quantyard/server", "latest")
-
-    def describe(self, image: str) -> dict[str, str]:
-        """Versions and digests for the manifest; the id of the image is `builder_image`, `eval_image` …"""
-        base = self._base_digest(image) or ""
-        known = {"base_image": self._images.bases[image], "base_digest": base}
-        with suppress(*_DaemonError):
-            built = self._client.images.get(self._tag(image, base))
-            return {
-                "engine": "docker", "docker": str(self._client.version()["Version"]), f"{image}_image": str(built.id),
-                **known, "recipe": str(built.labels.get("quantyard.recipe", "")),
-            }
-        return {"engine": "docker", **known}
+    def name_image(self, image: str, repository: str, tag: str) -> None:
+        """Give an image another name."""
+        self._client.images.get(image).tag(repository, tag)
 
     def run(
-        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
+        self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress, image: str,
+        memory_bytes: int,
     ) -> StageResult:
-        """Run the stage in a container, which is always removed."""
+        """Run the stage in a container of this image, which is always removed."""
         try:
             self._remove_orphans(space)
-            container = self._create(spec, self._mounts(spec, space, inputs), space)
+            config = self._config(spec, space) | self._hardening(memory_bytes)
+            container = self._client.containers.create(image, mounts=self._mounts(spec, space, inputs), **config)
             self._running.add(container.id)
             listener = StageListener(spec.row.name, on_progress)
             try:
@@ -142,7 +123,7 @@ class DockerEngine:
                 return _out_of_memory(spec)
             return read_engine_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
         except _DaemonError as error:
-            message = f"{spec.label}: the Docker daemon failed: {_first_line(error)}"
+            message = f"{spec.label}: the Docker daemon failed: {first_error_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
 
     def stop(self) -> None:
@@ -150,66 +131,30 @@ class DockerEngine:
         for container_id in tuple(self._running):
             self._remove(container_id)
 
-    def _base_digest(self, image: str) -> str | None:
-        """The digest of the base image on this machine: the registry's if it came from one, else its id."""
-        with suppress(docker.errors.ImageNotFound):
-            base = self._client.images.get(self._images.bases[image])
-            digests = base.attrs.get("RepoDigests") or []
-            return str(digests[0]).rpartition("@")[2] if digests else str(base.id)
-        return None
-
-    def _pull(self, image: str, on_note: OnNote) -> None:
-        base = self._images.bases[image]
-        on_note(f"pulling {base} ({_PULL_SIZES[image]}, once)")
-        try:
-            self._client.images.pull(base)
-        except _DaemonError as error:
-            message = f"The base image {base} cannot be pulled: {_first_line(error)}"
-            hint = "Check the network and the name, or build a replacement from Debian packages: make base-images"
-            raise EngineError(message, hint) from error
-
-    def _has(self, tag: str) -> bool:
-        with suppress(docker.errors.ImageNotFound):
-            self._client.images.get(tag)
-            return True
-        return False
-
-    def _tag(self, image: str, base: str) -> str:
-        recipe = engine_image_recipe(self._environment.repo_dir, image)
-        return f"quantyard/{image}:{recipe[:12]}-{base.rpartition(':')[2][:12]}"
-
-    def _create(self, spec: StageSpec, mounts: list[Mount], space: Workspace) -> Any:
-        base = self._base_digest(spec.row.image)
-        if base is None:
-            message = f"The base image {self._images.bases[spec.row.image]} was removed."
-            raise EngineError(message, "Type the same command again.")
-        config: dict[str, Any] = {
-            "image": self._tag(spec.row.image, base),
+    def _config(self, spec: StageSpec, space: Workspace) -> dict[str, Any]:
+        return {
             "command": ["python3", "-m", spec.row.module, SECRETS_ON_STDIN, "--die-with-stdin"],
             "labels": {_LABEL: str(space.out_dir), "quantyard.stage": spec.row.name, "quantyard.key": spec.key},
             "user": self._user(),
             "environment": self._variables(spec),
-            "mounts": mounts,
             "network_mode": self._network(spec),
             "stdin_open": True,
             "init": True,  # reaps the processes of tools, and forwards signals
         }
-        return self._client.containers.create(**config, **self._hardening())
 
     def _user(self) -> str:
         """The caller's uid and gid. In a rootless daemon the caller is root, and no other uid may use its files."""
         is_rootless = "name=rootless" in self._client.info().get("SecurityOptions", [])
         return "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
 
-    def _hardening(self) -> dict[str, Any]:
-        memory = self.capacity().memory_bytes
+    def _hardening(self, memory_bytes: int) -> dict[str, Any]:
         return {
             "read_only": True,
             "tmpfs": {_TMP: "rw,nosuid,nodev,noexec,size=1g,mode=1777"},
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
-            "mem_limit": memory,
-            "memswap_limit": memory,
+            "mem_limit": memory_bytes,
+            "memswap_limit": memory_bytes,
             "pids_limit": _PIDS,
             "log_config": LogConfig(type="none"),  # stdout is read while the stage runs, never later
         }
@@ -321,7 +266,3 @@ def _out_of_memory(spec: StageSpec) -> StageResult:
     hint = "Give it more: MEMORY=16GiB, or close other programs."
     error = StageError(kind="out-of-memory", message="The stage was killed because memory ran out.", hint=hint)
     return StageResult(stage=spec.row.name, exit_code=ExitCode.RESOURCES, error=error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

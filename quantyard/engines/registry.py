@@ -18,7 +18,7 @@ def choose_engine(name: EngineName, environment: RunEnvironment, images: ImageSe
     remove_engine_leftovers()
     if name == "local":
         return LocalEngine(environment), "asked for"
-    from quantyard.engines.docker import DockerEngine  # imported late: loading the SDK takes 0.2 s
+    from quantyard.engines.docker_engine import DockerEngine  # imported late: ENGINE=local needs none of it
 
     try:
         return DockerEngine(environment, images), "a daemon answers" if name == "auto" else "asked for"

@@ -61,12 +61,14 @@ def hardware_facts(threads: int) -> dict[str, JsonValue]:
 
 def cpu_name() -> str:
     """Architecture and model of this machine's CPU: results may differ in the last bits between them."""
-    name = platform.processor()
+    return f"{platform.machine()} {_model_in_cpuinfo() or platform.processor()}".strip()  # the latter starts a process
+
+
+def _model_in_cpuinfo() -> str:
+    """As Linux knows it on x86; "" elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
-        name = next(models, name)
-    return f"{platform.machine()} {name}".strip()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
 
 
 def gpu_name(devices: Path = _NVIDIA_GPUS) -> str:

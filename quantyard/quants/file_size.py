@@ -100,6 +100,11 @@ class _Model:
     tied: bool
     v_layers: tuple[int, ...]  # layers with an attn_v-like tensor, in order
     copy_of: str  # tensor type that COPY leaves in place
+    layers: int
+    gqa: float  # query heads for each head of keys and values
+    experts: int  # of a layer; 0: it is not a mixture
+    falcon: bool
+    seventy_b: bool  # a llama or qwen2 of 70B
 
 
 def quant_gguf_bytes(
@@ -150,12 +155,19 @@ def _model(tensors: Sequence[TensorShape], text: Config) -> _Model:
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype] += math.prod(tensor.shape)
+    heads, kv_heads, layers, model_type = n_heads(text), n_kv_heads(text), n_layers(text), text.get("model_type")
+    experts = model_config_number(text, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     return _Model(
         config=text,
         weights=weights,
         tied=text.get("tie_word_embeddings") is True or all(weight.category != "output" for weight in weights),
         v_layers=tuple(sorted({weight.layer for weight in weights if weight.category == "v"})),
         copy_of=quant_outtype_for(dtypes)[0].upper(),
+        layers=layers,
+        gqa=heads / kv_heads,
+        experts=experts or 0,
+        falcon=model_type in ("falcon", "RefinedWeb", "RefinedWebModel"),
+        seventy_b=layers == 80 and model_type in ("llama", "qwen2") and heads != kv_heads,
     )
 
 
@@ -233,17 +245,15 @@ def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
 
 
 def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> TensorPlace:
-    config, is_v = model.config, weight.category == "v"
-    heads, layers, model_type = n_heads(config), n_layers(config), config.get("model_type")
+    is_v = weight.category == "v"
     return TensorPlace(
         i=model.v_layers.index(weight.layer) if is_v else weight.layer,
-        n=len(model.v_layers) if is_v else layers,
-        gqa=heads / n_kv_heads(config),
-        experts=model_config_number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-        or 0,
+        n=len(model.v_layers) if is_v else model.layers,
+        gqa=model.gqa,
+        experts=model.experts,
         is_expert=weight.is_expert,
-        falcon=model_type in ("falcon", "RefinedWeb", "RefinedWebModel"),
-        seventy_b=layers == 80 and model_type in ("llama", "qwen2") and heads != n_kv_heads(config),
+        falcon=model.falcon,
+        seventy_b=model.seventy_b,
         imatrix=imatrix,
     )
 

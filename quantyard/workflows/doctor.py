@@ -51,14 +51,13 @@ def _python(_request: BuildRequest) -> DoctorFinding:
 
 
 def _docker(_request: BuildRequest) -> DoctorFinding:
-    from quantyard.engines.docker import connect_docker
+    from quantyard.engines.docker_engine import find_docker_daemon
 
     try:
-        client = connect_docker(timeout_s=10)
+        info = find_docker_daemon(timeout_s=10).info()
     except EngineError as error:
         remedy = error.hint if shutil.which("docker") else _INSTALL_DOCKER
         return DoctorFinding("Docker daemon", "note", error.message, remedy)
-    info = client.info()
     size = format_bytes(int(info["MemTotal"]), binary=True)
     return DoctorFinding(
         "Docker daemon", "ok", f"{info['ServerVersion']}, {info['Driver']}, {info['NCPU']} CPUs, {size}"
@@ -66,9 +65,9 @@ def _docker(_request: BuildRequest) -> DoctorFinding:
 
 
 def _docker_disk(_request: BuildRequest) -> DoctorFinding:
-    from quantyard.engines.docker import connect_docker
+    from quantyard.engines.docker_engine import find_docker_daemon
 
-    root = str(connect_docker(timeout_s=10).info()["DockerRootDir"])
+    root = str(find_docker_daemon(timeout_s=10).info()["DockerRootDir"])
     if not Path(root).is_dir():
         return DoctorFinding(
             "Docker disk", "note", f"{root} is not on this machine (a virtual machine or another host)"
@@ -115,7 +114,7 @@ def _eval_image(request: BuildRequest) -> DoctorFinding:
 
 
 def _image(request: BuildRequest, name: str) -> DoctorFinding:
-    from quantyard.engines.docker import DockerEngine
+    from quantyard.engines.docker_engine import DockerEngine
 
     engine = DockerEngine(request.environment, request.images)
     base, digest = request.images.bases[name], engine.describe(name).get("base_digest")

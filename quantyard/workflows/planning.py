@@ -15,8 +15,6 @@ from quantyard.forecast.time import forecast_conditions, forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.calibration_inputs import plan_calibration
-from quantyard.plan.contamination import plan_contaminating_files
 from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
 from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
@@ -193,7 +191,9 @@ def workflow_calibration(request: BuildRequest, source: Source) -> Calibration |
     """
     if not workflow_wants_imatrix(request) and not request.calibration:
         return None
-    from quantyard.plan.suites import find_suite  # imported late: no build should wait for a YAML parser
+    from quantyard.plan.calibration_inputs import plan_calibration  # imported late: a build without a matrix needs none
+    from quantyard.plan.contamination import plan_contaminating_files
+    from quantyard.plan.suites import find_suite  # nor should it wait for a YAML parser
 
     places: list[Path] = []
     if request.measure is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.engines.docker import DockerEngine
+from quantyard.engines.docker_engine import DockerEngine
 from quantyard.errors import StageFailed
 from quantyard.execution.runner import PlanRunner
 from quantyard.hub.client import HubAccess

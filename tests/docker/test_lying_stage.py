@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quantyard.engines import Engine
-from quantyard.engines.docker import DockerEngine, _bind
+from quantyard.engines.docker import StageContainers, _bind
+from quantyard.engines.docker_engine import DockerEngine
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.requests import ImageSettings, RunEnvironment
 from tests.hostile.lies import Attack, names
@@ -20,13 +21,11 @@ _NOT_HERE = {
 }
 
 
-class _Lying(DockerEngine):
-    """The docker engine, with the liar's package in the place of ours."""
+class _LyingContainers(StageContainers):
+    """Containers with the liar's package in the place of ours."""
 
-    def __init__(self, package: Path) -> None:
-        pins = read_pins(REPO_DIR / "versions.env")
-        images = ImageSettings({"builder": f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}"}, None, {})
-        super().__init__(RunEnvironment(repo_dir=REPO_DIR), images)
+    def __init__(self, environment: RunEnvironment, package: Path) -> None:
+        super().__init__(environment)
         self._package = package
 
     def _mounts(self, *args: Any, **kwargs: Any) -> Any:
@@ -34,7 +33,11 @@ class _Lying(DockerEngine):
 
 
 def _docker(package: Path) -> Engine:
-    return _Lying(package)
+    pins, environment = read_pins(REPO_DIR / "versions.env"), RunEnvironment(repo_dir=REPO_DIR)
+    images = ImageSettings({"builder": f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_TAG']}"}, None, {})
+    engine = DockerEngine(environment, images)
+    engine._started = _LyingContainers(environment, package)
+    return engine
 
 
 @pytest.mark.parametrize("lie", sampled([name for name in names() if name not in _NOT_HERE], 14))

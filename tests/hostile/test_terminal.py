@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from quantyard.cli import output, parser
-from quantyard.execution.progress import LineReporter, LiveReporter
+from quantyard.execution.live_progress import LiveReporter
+from quantyard.execution.progress import LineReporter
 from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult

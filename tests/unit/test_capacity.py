@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.engines import docker
+from quantyard.engines import docker_engine
 from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.engines.local import LocalEngine
 from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes
@@ -37,12 +37,12 @@ def test_a_container_may_take_the_memory_of_the_daemon_but_a_reserve_and_the_dae
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon, images = _Daemon(), ImageSettings({}, None, {})
-    monkeypatch.setattr(docker, "connect_docker", lambda: daemon)
-    engine = docker.DockerEngine(RunEnvironment(tmp_path), images)
+    monkeypatch.setattr(docker_engine, "find_docker_daemon", lambda: daemon)
+    engine = docker_engine.DockerEngine(RunEnvironment(tmp_path), images)
     found = engine.capacity()
     assert (found.cpus, found.memory_bytes, found.concurrent_stages, found.gpu) == (8, 31 * 2**29, 4, "")
     assert engine.capacity() == found and daemon.asked == 1
-    limited = docker.DockerEngine(RunEnvironment(tmp_path, memory_bytes=2**30), images)
+    limited = docker_engine.DockerEngine(RunEnvironment(tmp_path, memory_bytes=2**30), images)
     assert limited.capacity().memory_bytes == 2**30
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import JsonValue
 from rich.progress import Progress
 
-from quantyard.execution.progress import _Amount
+from quantyard.execution.live_progress import _Amount
 from quantyard.execution.stage_lines import stage_end_lines
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 

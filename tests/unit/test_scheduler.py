@@ -20,8 +20,8 @@ from rich.console import Console
 from quantyard.engines import OnProgress
 from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.errors import EngineError, QuantyardError, StageFailed
+from quantyard.execution.live_progress import LiveReporter
 from quantyard.execution.manifest_writer import placed_record
-from quantyard.execution.progress import LiveReporter
 from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import Concurrency, InOrder, Stopwatch, concurrency_of
 from quantyard.plan.steps import StageSpec

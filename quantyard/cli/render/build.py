@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import (
@@ -23,6 +21,8 @@ from quantyard.formatting.numbers import (
 from quantyard.formatting.printable import printable_line
 
 if TYPE_CHECKING:  # to list quants, nothing of a build is imported
+    from rich.table import Table
+
     from quantyard.forecast.cost import Cost
     from quantyard.forecast.samples import TimingSample
     from quantyard.forecast.time import Forecast, ForecastComparison, StepTime
@@ -227,6 +227,8 @@ def lora_json(adapter: Adapter) -> dict[str, Any]:
 
 def terminal_quants(quants: Sequence[Quant]) -> Table:
     """Every quantization type, one row each."""
+    from rich.table import Table  # imported late: a build shows none
+
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("quant", no_wrap=True)
     table.add_column("bits/weight", justify="right")
