@@ -17,6 +17,7 @@ The tests in hostile/ are parts where they use a fixture of PARTS, or are marked
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from functools import cache
@@ -48,6 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = [item for item in items if _is_in(item, tier) and phase in (None, _phase(item))]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
     items[:] = wanted
+    gc.freeze()  # what was imported and collected stays to the end: no garbage is looked for among it
 
 
 def _is_in(item: pytest.Item, tier: str) -> bool:

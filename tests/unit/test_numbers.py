@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,18 @@ def _files() -> list[str]:
     return sorted(path for path in found if not path.startswith("quantyard/formatting/") and path not in _EARLIER)
 
 
+@cache
+def _tree(path: str) -> ast.Module:
+    return ast.parse((REPO_DIR / path).read_text(encoding="utf-8"))
+
+
+@cache
+def _classes() -> list[tuple[str, str]]:
+    """Each class of ours: its name and its module."""
+    trees = ((path, _tree(path)) for path in _files())
+    return [(node.name, path) for path, tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
 def _is_refusal(path: str) -> bool:
     return any(path == place or path.startswith(f"{place}/") for place in _REFUSALS)
 
@@ -291,7 +304,7 @@ def _is_refusal(path: str) -> bool:
 def test_no_module_but_formatting_has_a_form_for_numbers() -> None:
     wrong = []
     for path in _files():
-        for form in _forms(ast.parse((REPO_DIR / path).read_text(encoding="utf-8"))):
+        for form in _forms(_tree(path)):
             allowed = _OWN_FORM.get(path) == form or (_is_refusal(path) and form in _WHOLE)
             if _NUMBER.fullmatch(form) and not allowed:
                 wrong.append(f"{path}: {form}")
@@ -299,7 +312,7 @@ def test_no_module_but_formatting_has_a_form_for_numbers() -> None:
 
 
 def test_every_exception_is_still_needed() -> None:
-    texts = {path: list(_forms(ast.parse((REPO_DIR / path).read_text(encoding="utf-8")))) for path in _files()}
+    texts = {path: list(_forms(_tree(path))) for path in _files()}
     assert {place for place in _REFUSALS if not any(
         _NUMBER.fullmatch(form) for path, forms in texts.items() if path == place or path.startswith(f"{place}/")
         for form in forms
@@ -312,10 +325,7 @@ def test_every_exception_is_still_needed() -> None:
 
 @pytest.mark.parametrize("name", ["Subject", "Recipe", "Measured", "Table", "Check"])
 def test_a_class_of_this_name_is_defined_once(name: str) -> None:
-    defined = [
-        path for path in _files() for node in ast.walk(ast.parse((REPO_DIR / path).read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef) and node.name == name
-    ]  # fmt: skip
+    defined = [path for each, path in _classes() if each == name]
     assert len(defined) <= 1, defined
 
 

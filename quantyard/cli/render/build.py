@@ -195,7 +195,7 @@ def terminal_trusted_files(path: Path) -> tuple[str, str]:
     from quantyard.store.file_stamps import TRUSTED
 
     how = f"each file was recognized by {TRUSTED}; to compare its SHA-256: make verify FILE={path}"
-    return "not read again", escape_rich_markup(how)
+    return "not re-read", escape_rich_markup(how)
 
 
 def built_json(built: Built) -> dict[str, Any]:
