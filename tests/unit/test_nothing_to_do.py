@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantyard.engines.docker_engine import DockerEngine
-from quantyard.execution.runner import Builder
+from quantyard.execution.runner import PlanRunner
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
@@ -58,12 +58,13 @@ def _build(model: Path, artifacts: Path, daemon: FakeDaemon, notes: Notes) -> No
     )
     options = BuildOptions(
         quants=parse_quants("Q4_K_M"), outtype="auto", allow_pickle=False, allow_requantize=False,
-        allow_mismatch=False, threads=0, workers=4, endpoint=None,
+        allow_mismatch=(), threads=0, workers=4, endpoint=None,
     )
     real = DockerEngine(RunEnvironment(REPO_DIR), ImageSettings({"builder": "base:1"}, None, {}))
     daemon.images["base:1"] = {"Id": "sha256:12"}
     daemon.images[real._tag("builder", "sha256:12")] = {"Id": "sha256:34"}
-    Builder(make_build_plan(source, options), _Engine(real), ModelStore(artifacts, source.model), REPO_DIR).run(notes)
+    plan, store = make_build_plan(source, options), ModelStore(artifacts, source.model)
+    PlanRunner(plan, _Engine(real), store, REPO_DIR).run(notes)
 
 
 def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(

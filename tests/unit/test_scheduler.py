@@ -45,6 +45,7 @@ class SlowEngine(FakeEngine):
 
     delay_s: float = 0.03
     delays_s: dict[str, float] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)  # a stage ends after that one has
     log: Path | None = None  # a line for each stage that begins, for who looks from another process
     running: set[str] = field(default_factory=set)
     together: list[frozenset[str]] = field(default_factory=list)
@@ -61,6 +62,9 @@ class SlowEngine(FakeEngine):
         try:
             if self.stopped.wait(self.delays_s.get(spec.label, self.delay_s)):
                 raise EngineError(f"{spec.label} was stopped.")
+            until = time.monotonic() + 60
+            while (other := self.after.get(spec.label)) and other not in self.ended and time.monotonic() < until:
+                time.sleep(0.005)
             return super().run(spec, space, inputs, on_progress)
         finally:
             self.running.discard(spec.label)
@@ -114,7 +118,7 @@ def test_large_files_are_made_one_at_a_time(
 def test_a_file_is_verified_as_soon_as_it_is_there_and_never_before(
     local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:
-    engine = SlowEngine(delay_s=0.01, delays_s={"quantize Q2_K": 1.5})
+    engine = SlowEngine(delay_s=0.005, after={"quantize Q2_K": "verify Q8_0"})
     runner = make_runner(local_source, engine, QUANTS)
     runner.limit = Concurrency(2, 10**12)
     runner.run(notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -122,7 +123,11 @@ def test_the_package_depends_on_what_it_imports() -> None:
     names = {re.match(r"[\w-]+", line)[0] for line in project["project"]["dependencies"]}
     imported = set()
     for path in (REPO_DIR / "quantyard").rglob("*.py"):
-        imported |= set(re.findall(r"^ *(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
     packages = {"yaml": "pyyaml"}
     foreign = {packages.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"quantyard"}}
     assert names == foreign - _COME_ALONG
