@@ -7,8 +7,8 @@ How to run:
     scripts/setup-local.sh bench                   # once: the competitors, in .venv-bench
     .venv-bench/bin/python scripts/bench_eval.py   # about 15 minutes
 
-    --questions FILE  real questions, a JSON list of {"q", "choices", "gold"}; default: ARC-Challenge in
-                      ../shared/data, else the questions of the smoke suite
+    --questions FILE  real questions, a JSON list of {"q", "choices", "gold"}; default: those of
+                      the smoke suite
     --only NAME,…     some of: server, hf, plain, tree, memory     --json   one object on stdout
 
 Run it on a quiet machine: llama.cpp's threads spin while they wait, and beside another busy process every figure
@@ -62,9 +62,9 @@ try:
     from quantyard.hardware.machine import hardware_facts
     from scripts.bench_table import Row
 except ImportError as error:
-    sys.exit(f"{error}. Type: scripts/setup-local.sh bench; then run this with .venv-bench/bin/python")
+    print(f"{error}. Type: scripts/setup-local.sh bench; then run this with .venv-bench/bin/python", file=sys.stderr)
+    sys.exit(2)
 
-SHARED_QUESTIONS = REPO_DIR.parent / "shared" / "data" / "ARC-Challenge.json"
 SMOKE_QUESTIONS = REPO_DIR / "eval" / "suites" / "smoke" / "questions.jsonl"
 MODEL_NAME = "SmolLM2-135M-Instruct"
 TURNS = 3
@@ -353,7 +353,7 @@ def _bench(args: argparse.Namespace) -> Bench:
     if not files or not folder.exists():
         print("The demo's model is not here. Type: make demo", file=sys.stderr)
         sys.exit(2)
-    path = args.questions or (SHARED_QUESTIONS if SHARED_QUESTIONS.exists() else SMOKE_QUESTIONS)
+    path = args.questions or SMOKE_QUESTIONS
     threads = args.threads or int(str(hardware_facts(0)["physical_cores"]))
     return Bench(args.gguf or files[-1], folder, _questions(path), threads)
 

@@ -6,9 +6,10 @@
 # version everywhere. Three locks are cut out of it, because they are installed in other ways:
 #   sdists     packages without wheels: scripts/wheels.sh compiles them once
 #   torch      torch as PyPI has it, with CUDA on Linux
-#   torch-cpu  PyTorch's own CPU builds of the same version, which PyPI does not carry. Their hashes are those of the files that pip
-#              finds where this script looks for them (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS). A set-up that finds none of
-#              these files takes torch from PyPI.
+#   torch-cpu  PyTorch's own CPU builds of the same version for Linux, which PyPI does not carry. Their hashes are those of
+#              the files that pip finds where this script looks for them (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS). Of
+#              2.13.0, only the file for CPython 3.11 on x86_64 was hashed so; the other hashes are those that several
+#              public locks agree on. A set-up that finds none of these files takes torch from PyPI.
 # No address of an index is written. uv reads its own settings and SSL_CERT_FILE, not pip's.
 #
 # Usage:  scripts/lock.sh              lock what pyproject.toml says; versions that still fit stay
@@ -127,7 +128,7 @@ torch_cpu() {
     grep -qsF "$pin " "$known" || known=/dev/null
     grep -o 'sha256:[0-9a-f]*' "$known" >"$WORK/hashes" || true
     if [[ $known == /dev/null || $mode == --torch-cpu ]]; then
-        for version in 3.11 3.12 3.13; do
+        for version in 3.11 3.12 3.13 3.14; do
             for platform in x86_64 aarch64; do
                 python3 -m pip download -qq --disable-pip-version-check --no-deps --only-binary :all: --dest "$WORK/torch" \
                     --python-version "$version" --platform "manylinux_2_28_$platform" "$pin" >/dev/null 2>&1 || continue
@@ -139,6 +140,7 @@ torch_cpu() {
             python3 -m pip hash "$file" | grep -o 'sha256:[0-9a-f]*'
         done >>"$WORK/hashes"
     fi
+    echo "# CPython 3.11 to 3.14 on Linux x86_64 and aarch64. To add a build: scripts/lock.sh --torch-cpu"
     echo "$pin \\"
     sort -u "$WORK/hashes" | sed -e 's/^/    --hash=/' -e '$!s/$/ \\/'
 }

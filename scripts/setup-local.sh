@@ -44,7 +44,8 @@ cpu_torch() {
     [[ $(uname -s) == Linux ]] || return 1
     found=$("$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: \
         --no-deps -r locks/torch-cpu.txt 2>&1) && return
-    [[ $found != *"DO NOT MATCH"* ]] || say "pip found a CPU build of torch whose hash is not in locks/torch-cpu.txt; it is not installed."
+    [[ $found != *"DO NOT MATCH"* ]] ||
+        say "pip found a CPU build of torch whose hash is not in locks/torch-cpu.txt; it is not installed. To add it: scripts/lock.sh --torch-cpu"
     say "Installing PyPI's torch."
     return 1
 }

@@ -65,7 +65,7 @@ class LocalEngine:
         del image
         script = self._environment.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
-            on_note(f"setting up {self._venv} (compiles llama-cpp-python: 5 to 15 minutes, once)")
+            on_note(f"setting up {self._venv} (a few minutes; 5 to 15 more where llama-cpp-python must be compiled)")
         run = subprocess.run(
             [str(script), "local", str(self._venv)], capture_output=True, text=True, errors="replace",
             stdin=subprocess.DEVNULL, check=False,
