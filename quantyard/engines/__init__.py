@@ -1,4 +1,4 @@
-"""What can run a stage: the protocol that every engine follows."""
+"""Engines run stages; this is the protocol that each implements."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Engine(Protocol):
         """The CPU, memory and GPU that a stage may use, and how many stages run at a time."""
 
     def identity(self, image: str) -> str | None:
-        """The identity of the tools, for a stage's key; None while it is unknown (an image is not built yet)."""
+        """The identity of the tools, for a stage's key; None until the image is built or the tools are set up."""
 
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Make the tools ready: build the image, or check those of the machine. Slow once, instant afterwards."""
 
     def describe(self, image: str) -> dict[str, str]:
-        """For the manifest: versions and digests of what runs the stages of this image."""
+        """Versions and digests of the tools that run the stages of this image, for the manifest."""
 
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:
-        """Run one stage to its end.
+        """Run one stage until it ends.
 
         Raises:
             EngineError: the stage could not be started, or its process vanished.
@@ -43,4 +43,4 @@ class Engine(Protocol):
         """
 
     def stop(self) -> None:
-        """Stop every stage that runs, from another thread. Its `run` raises, or returns what the stage left."""
+        """Stop all running stages; called from another thread. Each `run` raises, or returns what its stage left."""

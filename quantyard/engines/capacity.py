@@ -1,22 +1,22 @@
-"""What an engine offers to the stages that it runs."""
+"""The CPU, memory and GPU that an engine offers to stages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-_MOST_STAGES: Final = 4  # each uses all cores for most of its time; a few fill each other's gaps, more only queue
+_MOST_STAGES: Final = 4  # each uses all cores most of the time; a few fill each other's gaps, more only compete
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The machine, or one like it, that a stage will run on, and how many stages the engine runs at a time."""
+    """The machine that a stage will run on, or one like it, and how many stages the engine runs at a time."""
 
     cpu: str  # architecture and model
     cpus: int
-    memory_bytes: int  # that one stage may take
+    memory_bytes: int  # for one stage
     concurrent_stages: int
-    gpu: str = ""  # its name; "" where stages have none
+    gpu: str = ""  # its name; "" if stages cannot use one
 
     @property
     def machine(self) -> str:

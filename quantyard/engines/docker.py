@@ -1,9 +1,8 @@
 """Runs a stage as a container, through the Docker SDK.
 
-The only module that uses the SDK; it turns the daemon's errors into ours. It is imported when something must run:
-loading the SDK takes 0.1 s. A container gets nothing that its stage does
-not need: no network (except for stages that download), a read-only root, no capabilities, the caller's uid, and limits
-on memory and processes.
+The only module that uses the SDK; it turns the daemon's errors into ours. It is imported only when something must run,
+because importing the SDK takes 0.1 s. A container gets only what its stage needs: no network (except for stages that
+download), a read-only root, no capabilities, the caller's uid, and limits on memory and processes.
 """
 
 from __future__ import annotations
@@ -58,28 +57,28 @@ def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
 
 
 class SdkDaemon:
-    """A daemon that the SDK can reach."""
+    """A `DockerDaemon` through the SDK."""
 
     def __init__(self, client: docker.DockerClient) -> None:
         self._client = client
 
     def info(self) -> Mapping[str, Any]:
-        """Of the daemon and its machine."""
+        """See `DockerDaemon`."""
         return dict(self._client.info())
 
     def version(self) -> str:
-        """Of the daemon."""
+        """See `DockerDaemon`."""
         return str(self._client.version()["Version"])
 
     def image(self, name: str) -> Mapping[str, Any] | None:
-        """An image by its name and tag; None if it is not there."""
+        """See `DockerDaemon`."""
         with suppress(docker.errors.ImageNotFound):
             return dict(self._client.images.get(name).attrs)
         return None
 
 
 class StageContainers:
-    """The containers of stages that run now, in the daemon that the environment names."""
+    """Runs stages in containers, in the daemon that the environment names."""
 
     def __init__(self, environment: RunEnvironment) -> None:
         self._environment = environment
@@ -107,7 +106,7 @@ class StageContainers:
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress, image: str,
         memory_bytes: int,
     ) -> StageResult:
-        """Run the stage in a container of this image, which is always removed."""
+        """Run the stage in a container of this image, and always remove the container."""
         try:
             self._remove_orphans(space)
             config = self._config(spec, space) | self._hardening(memory_bytes)
@@ -127,7 +126,7 @@ class StageContainers:
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
 
     def stop(self) -> None:
-        """Remove the container of every stage that runs."""
+        """Remove the containers of all running stages."""
         for container_id in tuple(self._running):
             self._remove(container_id)
 
@@ -143,7 +142,7 @@ class StageContainers:
         }
 
     def _user(self) -> str:
-        """The caller's uid and gid. In a rootless daemon the caller is root, and no other uid may use its files."""
+        """The caller's uid and gid. A rootless daemon maps the caller to root, and other uids cannot use its files."""
         is_rootless = "name=rootless" in self._client.info().get("SecurityOptions", [])
         return "0:0" if is_rootless else f"{os.getuid()}:{os.getgid()}"
 
@@ -185,7 +184,7 @@ class StageContainers:
         return mounts
 
     def _network(self, spec: StageSpec) -> str:
-        """Most stages have no network. A mirror or proxy on the loopback interface needs the network of the host."""
+        """The network mode: none for most stages, the host's if a mirror or proxy is on the loopback interface."""
         if not spec.row.network:
             return "none"
         proxies = (url for name, url in (self._environment.proxies or {}).items() if name.upper() != "NO_PROXY")
@@ -201,7 +200,7 @@ class StageContainers:
         try:
             container.start()
             timer.start()
-            with suppress(OSError):  # the container is gone already; its exit code says why
+            with suppress(OSError):  # the container has ended already; its exit code says why
                 _socket(connection).sendall(engine_secrets_line(spec, self._environment))
             started = time.monotonic()
             for stream, line in _lines(connection):
@@ -223,7 +222,7 @@ class StageContainers:
         return dict(container.attrs["State"])
 
     def _remove_orphans(self, space: Workspace) -> None:
-        """Stop containers that a killed orchestrator left writing to the same folder."""
+        """Remove containers of a killed orchestrator that still write to the same folder."""
         for orphan in self._client.containers.list(all=True, filters={"label": f"{_LABEL}={space.out_dir}"}):
             self._remove(orphan.id)
 
@@ -242,11 +241,12 @@ def _is_loopback(url: str) -> bool:
 
 
 def _socket(connection: Any) -> Any:
-    return connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001  (a SocketIO hides it)
+    # Over a Unix socket the SDK returns a SocketIO, which hides the socket that settimeout and sendall need.
+    return connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001
 
 
 def _close(connection: Any) -> None:
-    """The response before its socket: Python 3.13 reports a response whose socket was closed first."""
+    """Close the response, then its socket: in the other order Python 3.13 reports an error."""
     if response := getattr(connection, "_response", None):
         response.close()
     connection.close()

@@ -1,7 +1,7 @@
-"""What a Docker daemon says of its machine and its images.
+"""Asks a Docker daemon about its machine and its images.
 
-A command with nothing to run asks for nothing else, and loading the SDK would take most of its time. So a daemon on a
-Unix socket is asked with the standard library; one that is elsewhere (DOCKER_HOST=tcp://… or ssh://…) through the SDK.
+A command with nothing to run needs only this, and importing the SDK would take most of its time. So a daemon on a Unix
+socket is asked with the standard library; any other (DOCKER_HOST=tcp://… or ssh://…) through the SDK.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from quantyard.protocol.runner import stage_error_causes
 
 
 class DockerDaemon(Protocol):
-    """The questions; the answers are those of Docker's API."""
+    """The requests that a plan needs; answers have the fields of Docker's API."""
 
     def info(self) -> Mapping[str, Any]:
-        """Of the daemon and its machine."""
+        """Information on the daemon and its machine."""
 
     def version(self) -> str:
-        """Of the daemon."""
+        """The daemon's version."""
 
     def image(self, name: str) -> Mapping[str, Any] | None:
-        """An image by its name and tag; None if it is not there."""
+        """An image by name and tag; None if it does not exist."""
 
 
 def no_docker_error(error: BaseException) -> EngineError:
@@ -46,7 +46,7 @@ class SocketDaemon:
     """A daemon that listens on a Unix socket.
 
     Raises:
-        EngineError: it does not answer; later also where it fails.
+        EngineError: the daemon does not answer; its methods raise it too if a request fails.
     """
 
     def __init__(self, path: str, timeout_s: float) -> None:
@@ -55,19 +55,19 @@ class SocketDaemon:
         self._prefix = f"/v{version}" if version else ""
 
     def info(self) -> Mapping[str, Any]:
-        """Of the daemon and its machine."""
+        """See `DockerDaemon`."""
         return self._ask("/info") or {}
 
     def version(self) -> str:
-        """Of the daemon."""
+        """See `DockerDaemon`."""
         return str((self._ask("/version") or {}).get("Version", ""))
 
     def image(self, name: str) -> Mapping[str, Any] | None:
-        """An image by its name and tag; None if it is not there."""
+        """See `DockerDaemon`."""
         return self._ask(f"/images/{quote(name, safe='/:@')}/json")
 
     def _ask(self, path: str) -> Mapping[str, Any] | None:
-        """The object that the daemon answers; None for its 404."""
+        """The JSON object of an answer; None for 404."""
         _, body = self._get(path)
         try:
             value = json.loads(body or b"null")
@@ -76,7 +76,7 @@ class SocketDaemon:
         return value if isinstance(value, dict) else None
 
     def _get(self, path: str) -> tuple[str, bytes]:
-        """The version of the daemon's API, and its answer; an empty one for 404."""
+        """The version of the daemon's API, and the body of its answer, which is empty for 404."""
         connection = _SocketConnection(self._path, self._timeout_s)
         try:
             connection.request("GET", self._prefix + path)

@@ -1,7 +1,7 @@
 """The engine `docker`: every stage is one container, and its tools are an image.
 
-What a plan asks (which images are here, how large the machine is) needs no SDK; `docker.py`, which runs containers,
-is loaded when one must run.
+A plan only asks which images exist and how large the machine is, which does not need the SDK; `docker.py`, which runs
+containers, is imported when one must run.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def find_docker_daemon(timeout_s: float = _TIMEOUT_S) -> DockerDaemon:
     host = os.environ.get("DOCKER_HOST") or f"unix://{_SOCKET}"
     if host.startswith("unix:///"):
         return SocketDaemon(host.removeprefix("unix://"), timeout_s)
-    from quantyard.engines.docker import SdkDaemon, connect_docker  # imported late: loading the SDK takes 0.1 s
+    from quantyard.engines.docker import SdkDaemon, connect_docker  # imported late: importing the SDK takes 0.1 s
 
     return SdkDaemon(connect_docker(timeout_s))
 
 
 class DockerEngine:
-    """Runs stages as containers of this machine's Docker Engine.
+    """Runs stages as containers of the Docker daemon.
 
     Raises:
         EngineError: no daemon answers.
@@ -77,7 +77,7 @@ class DockerEngine:
             return self._started
 
     def capacity(self) -> Capacity:
-        """Of the daemon's machine. A container is given no GPU."""
+        """The capacity of the daemon's machine, without its GPU: containers do not get one."""
         if self._capacity is None:
             info = self._daemon.info()
             memory_bytes = self._environment.memory_bytes or int(info["MemTotal"]) - _RESERVE_BYTES
@@ -85,7 +85,7 @@ class DockerEngine:
         return self._capacity
 
     def identity(self, image: str) -> str | None:
-        """Base digest and recipe of the image; None while either is missing on this machine."""
+        """Base digest and recipe of the image; None if the base or the image is missing on this machine."""
         if image not in self._identities:
             base = self._base_digest(image)
             if base is None or not self._has(self._tag(image, base)):
@@ -104,11 +104,11 @@ class DockerEngine:
             bake_image(
                 self._environment.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None
             )
-        if image == "server":  # under the name that compose.yaml looks for
+        if image == "server":  # compose.yaml uses this name
             self._containers.name_image(self._tag(image, base), "quantyard/server", "latest")
 
     def describe(self, image: str) -> dict[str, str]:
-        """Versions and digests for the manifest; the id of the image is `builder_image`, `eval_image` …"""
+        """Versions and digests for the manifest; the id of the image has the key `builder_image`, `eval_image` …"""
         base = self._base_digest(image) or ""
         known = {"base_image": self._images.bases[image], "base_digest": base}
         with suppress(EngineError):
@@ -123,7 +123,7 @@ class DockerEngine:
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:
-        """Run the stage in a container, which is always removed."""
+        """Run the stage in a container, and always remove the container."""
         base = self._base_digest(spec.row.image)
         if base is None:
             message = f"The base image {self._images.bases[spec.row.image]} was removed."
@@ -132,12 +132,12 @@ class DockerEngine:
         return self._containers.run(spec, space, inputs, on_progress, image, self.capacity().memory_bytes)
 
     def stop(self) -> None:
-        """Remove the container of every stage that runs."""
+        """Remove the containers of all running stages."""
         if self._started:
             self._started.stop()
 
     def _base_digest(self, image: str) -> str | None:
-        """The digest of the base image on this machine: the registry's if it came from one, else its id."""
+        """The digest of the base image on this machine: the registry's if it was pulled, else its id."""
         base = self._daemon.image(self._images.bases[image])
         if base is None:
             return None

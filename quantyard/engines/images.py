@@ -1,7 +1,7 @@
-"""The images that stages run in: what they are made of, and how they are built.
+"""The images that stages run in: their parts, and how they are built.
 
-The *recipe* of an image is the digest of everything that we put into it. Recipe and base digest together identify the
-tools, and are part of stage keys; the id of an image is not, since it changes whenever the image is rebuilt.
+The *recipe* of an image is the digest of everything that we add to its base. Recipe and base digest together identify
+the tools and are part of stage keys. The id of an image is not, since it changes with every rebuild.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from quantyard.errors import EngineError
 from quantyard.requests import ImageSettings
 
-# The rooms of `quantyard` that a package's stages may import, and that its image therefore holds, whole.
+# The rooms of `quantyard` that a package's stages may import; its image contains all of them.
 SHARED: Mapping[str, tuple[str, ...]] = {
     "builder": ("formats", "formatting", "hardware", "network", "protocol", "sandbox"),
     "eval": ("formats", "formatting", "hardware", "metrics", "network", "protocol", "sandbox"),
@@ -28,15 +28,15 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ImageParts:
-    """What an image is made from, in addition to its Dockerfile, the bake file and its base."""
+    """The parts of an image, in addition to its Dockerfile, the bake file and its base."""
 
-    pin: tuple[str, str]  # of its base: the names in versions.env of image and tag
-    packages: tuple[str, ...] = ()  # whose code it holds
-    files: tuple[str, ...] = ()  # other files in it, as patterns
+    pin: tuple[str, str]  # the variables of versions.env with its base's image and tag
+    packages: tuple[str, ...] = ()  # packages whose code it contains
+    files: tuple[str, ...] = ()  # patterns of other files that it contains
 
 
 _ON_BUILDER = ("docker/builder.Dockerfile", "locks/builder.txt")
-# What decides the wheels that are compiled, beside the image they are compiled in.
+# The files that determine the compiled wheels, together with the image they are compiled in.
 _COMPILED = ("locks/sdists.txt", "locks/build.txt", "docker/compile-wheels.sh", "docker/llama-cpp.cmake")
 # To add an image: see docker-bake.hcl, and add a row.
 RECIPES: Mapping[str, ImageParts] = {
@@ -51,9 +51,9 @@ BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
 
 @cache
 def engine_code_version(repo_dir: Path, package: str) -> str:
-    """SHA-256 of what a stage of this package runs and reads: the package, and the rooms that it uses."""
+    """SHA-256 of the code that a stage of this package runs: the package, and the rooms that it imports."""
     paths = (repo_dir / package).rglob("*")
-    # Suites reach a stage through its request alone, which is part of the key.
+    # Suites are left out: a stage gets them through its request, which is part of the key anyway.
     own = (p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.parent.name != "suites")
     shared = (path for room in SHARED[package] for path in (repo_dir / "quantyard" / room).rglob("*.py"))
     return _digest_of_paths(repo_dir, [*sorted(own), *sorted(shared)])
@@ -61,7 +61,7 @@ def engine_code_version(repo_dir: Path, package: str) -> str:
 
 @cache
 def engine_image_recipe(repo_dir: Path, image: str) -> str:
-    """SHA-256 of what we put onto the base of an image: recipe files, dependencies, code."""
+    """SHA-256 of everything that we add to the base of an image: recipe files, dependencies, code."""
     made_of = RECIPES[image]
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
     text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
@@ -74,10 +74,10 @@ def engine_image_recipe(repo_dir: Path, image: str) -> str:
 def bake_image(
     repo_dir: Path, image: str, tag: str, base_digest: str, settings: ImageSettings, on_line: Callable[[str], None]
 ) -> None:
-    """Build an image with `docker buildx bake`; the Python SDK cannot build BuildKit files.
+    """Build an image with `docker buildx bake`, because the Python SDK does not support BuildKit.
 
     Raises:
-        EngineError: buildx is missing, or the build failed; `detail` holds its last lines.
+        EngineError: buildx is missing, or the build failed; `detail` has its last lines.
     """
     env = bake_image_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
     if image == "eval" and not env.get("WHEELS"):
@@ -101,7 +101,7 @@ def _wheels_base(repo_dir: Path) -> str:
 
 
 def _compiled_wheels(repo_dir: Path) -> str:
-    """The folder of wheels that another checkout or a virtual environment had compiled in the same way; "" for none."""
+    """The folder of wheels that another checkout or a virtual environment compiled in the same way; "" if none."""
     command = [str(repo_dir / "scripts" / "wheels.sh"), "--cached"]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -110,10 +110,10 @@ def run_docker(
     repo_dir: Path, argv: Sequence[str], env: Mapping[str, str], failure: str,
     on_line: Callable[[str], None] = lambda _line: None,
 ) -> None:
-    """Run the docker command without printing its output.
+    """Run a docker command without printing its output.
 
     Raises:
-        EngineError: it is missing, or failed: `failure` is the message, `detail` its last lines.
+        EngineError: docker is missing, or the command failed: `failure` is the message, `detail` its last lines.
     """
     tail: deque[str] = deque(maxlen=20)
     try:

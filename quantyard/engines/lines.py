@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Final
 
 MAX_LINE_BYTES: Final = 8 * 1024
-_MOST_LINES: Final = 200  # at each end of a block; of a longer block the middle is skipped
+_MOST_LINES: Final = 200  # kept at each end of a block; the middle of a longer block is dropped
 
 
 class OutputLines:
-    """Cuts blocks of bytes into lines. The rest of a line that is too long is dropped, so that 100 MB without a newline
-    cost neither memory nor time.
+    """Cuts blocks of bytes into lines. Long lines are truncated, so 100 MB without a newline cost neither memory nor
+    time.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""The engine `local`: every stage is a process of this machine. It serves machines without a Docker daemon.
+"""The engine `local`: every stage is a process on this machine, for machines without a Docker daemon.
 
-The same stage modules run in `.venv-local`, with llama-cpp-python in place of llama.cpp's programs. They are not
+The same stage modules run in `.venv-local`, with llama-cpp-python instead of llama.cpp's programs. They are not
 isolated: a stage can reach the network and the user's files, so a hostile model file can do more harm. Use the docker
 engine for models that you do not trust.
 """
@@ -36,7 +36,7 @@ _INSTALLED = "import importlib.metadata as m; print(*sorted(f'{d.name}=={d.versi
 
 
 class LocalEngine:
-    """Runs stages as processes of this machine."""
+    """Runs stages as processes on this machine."""
 
     name = "local"
 
@@ -48,7 +48,7 @@ class LocalEngine:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def capacity(self) -> Capacity:
-        """Of this machine."""
+        """The capacity of this machine."""
         memory = self._environment.memory_bytes or machine_memory_bytes()
         return engine_machine_capacity(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
 
@@ -61,7 +61,7 @@ class LocalEngine:
         return "local+" + hashlib.sha256(ready.read_bytes()).hexdigest()
 
     def prepare(self, image: str, on_note: OnNote) -> None:
-        """Set up the virtual environment if it is not there, or not as pyproject.toml wants it."""
+        """Set up the virtual environment if it is missing or out of date; the script returns at once otherwise."""
         del image
         script = self._environment.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
@@ -84,7 +84,7 @@ class LocalEngine:
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:
-        """Run the stage as a process group, which is always stopped."""
+        """Run the stage as a process group, and always stop the whole group."""
         self._link_inputs(space, inputs)
         argv = [str(self._python), "-m", spec.row.module, "--in", str(space.in_dir), "--out", str(space.out_dir)]
         argv += [SECRETS_ON_STDIN, "--die-with-stdin"]
@@ -103,7 +103,7 @@ class LocalEngine:
         return read_engine_result(spec, space.out_dir, exit_code, listener.tail)
 
     def stop(self) -> None:
-        """Stop the process of every stage that runs."""
+        """Stop the processes of all running stages."""
         for process in tuple(self._running):
             _stop(process)
 
@@ -127,7 +127,7 @@ class LocalEngine:
             "LLAMA_LORA_CONVERTER": str(self._converters / "convert_lora_to_gguf.py"),
             "CONVERTER_PYTHON": str(self._python),
             "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # plots without a display
-            "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: waiting threads release their core
+            "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: waiting OpenMP threads soon release their core
         }
         if not spec.row.network:
             return env | {"HF_HUB_OFFLINE": "1"}
@@ -137,7 +137,7 @@ class LocalEngine:
         return env
 
     def _follow(self, spec: StageSpec, process: subprocess.Popen[bytes], listener: StageListener) -> int:
-        """Read its output until it ends. Returns its exit code. What it started is stopped with it."""
+        """Read the output of a process until it ends, and stop what it started; returns its exit code."""
         readers = (
             _StreamReader(process, process.stdout, listener.on_stdout),
             _StreamReader(process, process.stderr, listener.on_stderr),
@@ -163,14 +163,14 @@ class LocalEngine:
 
 def _send_secrets(process: subprocess.Popen[bytes], secrets: bytes) -> None:
     assert process.stdin is not None
-    with suppress(OSError):  # the process is gone already; its stderr says why
+    with suppress(OSError):  # the process has ended already; its stderr says why
         process.stdin.write(secrets)
         process.stdin.flush()
 
 
 class _StreamReader(threading.Thread):
-    """Reads one stream of a process. An error is kept for the waiting thread, and ends the process, which would block
-    on a full pipe otherwise.
+    """Reads one stream of a process. An error is kept for the waiting thread, and ends the process, which would
+    otherwise block on a full pipe.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class _StreamReader(threading.Thread):
             _stop(self._process)
 
     def stop(self) -> None:
-        """The process has ended: read the rest, but do not wait for another process that holds the stream open."""
+        """After the process has ended, read the rest; do not wait for other processes that hold the stream open."""
         self.join(timeout=_STOP_S)
         self._stopped.set()
 
@@ -209,7 +209,7 @@ class _StreamReader(threading.Thread):
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the stage and the tools that it started: terminate first, then kill."""
+    """Stop the stage and the tools that it started, first with SIGTERM, then with SIGKILL."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

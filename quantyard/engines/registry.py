@@ -13,7 +13,7 @@ def choose_engine(name: EngineName, environment: RunEnvironment, images: ImageSe
     """The engine, and why it was chosen.
 
     Raises:
-        EngineError: docker was asked for, and the daemon does not answer.
+        EngineError: docker was requested, and no daemon answers.
     """
     remove_engine_leftovers()
     if name == "local":

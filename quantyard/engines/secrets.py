@@ -1,5 +1,5 @@
-"""Hands a stage its secrets in one line of its stdin. No file, environment, command line or container description holds
-them, so that none of them is left behind when the orchestrator is killed.
+"""Passes secrets to a stage in one line of its stdin. They are never in a file, an environment, a command line or the
+description of a container, so nothing is left behind if the orchestrator is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OLD_PREFIX, _OLD_NAME, _OLD_S = "quantyard-", "HF_TOKEN", 600.0
 
 
 def engine_secrets_line(spec: StageSpec, environment: RunEnvironment) -> bytes:
-    """The secrets that this stage may see: the token, and proxies whose address holds a password."""
+    """The secrets that this stage may see: the token, and proxies with a password in their address."""
     given: dict[str, str] = {}
     if "HF_TOKEN" in spec.row.secrets and environment.hf_token:
         given["HF_TOKEN"] = environment.hf_token
@@ -36,9 +36,9 @@ def engine_proxies(environment: RunEnvironment) -> Mapping[str, str]:
 
 
 def remove_engine_leftovers() -> None:
-    """Remove the token file that an earlier version left when it was killed: our folder that holds only that file.
+    """Remove token files that an earlier version left when it was killed: folders of ours with only that file.
 
-    Stages read it as they start, so a file that is some minutes old is not in use.
+    Stages read the file when they start, so one that is some minutes old is not in use.
     """
     for place in {os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir(), tempfile.gettempdir()}:
         for folder in Path(place).glob(f"{_OLD_PREFIX}*"):

@@ -1,5 +1,5 @@
-"""Reads what a stage says: its progress lines, and at its end the result. Neither is trusted, since the stage may have
-worked on hostile files.
+"""Reads the progress lines of a stage and, at its end, its result. Neither is trusted, since the stage may have
+processed hostile files.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 
 _MAX_PROGRESS_CHARS: Final = 1000
-_MOST_PER_S: Final = 50  # progress lines; a stage prints ten
+_MOST_PER_S: Final = 50  # progress lines; a stage prints at most ten
 _TAIL_LINES: Final = 15
 _FULL_BELOW_BYTES: Final = 64 * 1024
 _ENDED: Final = frozenset(int(code) for code in ExitCode if code is not ExitCode.DONE)
 
 
 class StageListener:
-    """Takes the lines of one stage: reports its progress, and keeps the last of its other lines."""
+    """Takes the output lines of one stage: reports its progress, and keeps the last of the other lines."""
 
     def __init__(self, stage: str, on_progress: OnProgress) -> None:
         self._stage, self._on_progress = stage, on_progress
@@ -37,7 +37,7 @@ class StageListener:
 
     @property
     def tail(self) -> str:
-        """The last lines that are not progress, and an assertion before them."""
+        """The last lines that are not progress, after the line with the reason of an abort, if there was one."""
         return str(self._tail)
 
     def on_stdout(self, line: str) -> None:
@@ -55,7 +55,7 @@ class StageListener:
         self._tail.append(line)
 
     def _is_flood(self) -> bool:
-        """Whether more progress lines than allowed came in this second."""
+        """Whether this second has had more progress lines than allowed."""
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._heard = second, 0
@@ -71,12 +71,12 @@ def _progress(line: str) -> Progress | None:
 
 
 def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
-    """The result that a stage left, or one made from its exit code. The stage must have ended.
+    """The result of a stage that has ended, or one made from its exit code.
 
-    A stage that aborted or crashed did so in llama.cpp's code, on this model: exit code 3.
+    An abort or a crash is put down to llama.cpp's code and this model: exit code 3.
 
     Raises:
-        ResultRefused: what it left is not a result, is that of another stage, or names another exit code.
+        ResultRefused: the result is invalid, that of another stage, or names another exit code.
         EngineError: the stage was killed.
     """
     if words := crash_words(exit_code, tail):
@@ -101,7 +101,7 @@ def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str
 
 
 def _without(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
-    """A result made from the exit code. On a full disk a stage cannot write one."""
+    """A result made from the exit code, for a stage that wrote none; on a full disk it cannot."""
     if exit_code == ExitCode.DONE:
         raise ValueError("it is missing, although the process succeeded")
     said = "its last output may say why" if tail else "it printed nothing"
@@ -123,7 +123,7 @@ def _exhausted(out_dir: Path, tail: str) -> StageError:
 
 
 def engine_timeout_error(spec: StageSpec) -> EngineError:
-    """For a stage that was stopped at its time limit."""
+    """The error for a stage that was stopped at its time limit."""
     message = f"{spec.label} took longer than its limit of {spec.row.timeout_s / 3600:.1f} hours."
     return EngineError(message, "Try a smaller model or a faster machine.")
 

@@ -1,4 +1,4 @@
-"""Which steps of a plan are finished, by their keys in the store, and what each step reads."""
+"""Finds the finished steps of a plan by their keys in the store, and the inputs of each step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quantyard.store.stages import ModelStore
 
 @dataclass
 class CompletedSteps:
-    """The finished steps of one plan, by label, and the specs of all steps whose inputs are there."""
+    """The finished steps of one plan, by label, and the specs of all steps whose inputs are known."""
 
     engine: Engine
     store: ModelStore
@@ -29,14 +29,14 @@ class CompletedSteps:
         return label in self.steps
 
     def find(self, plan: BuildPlan) -> None:
-        """Look for each step in the store. A step counts only if every step that it reads from counts."""
+        """Look for each step in the store. A step counts only if all steps that it reads from count."""
         for step in plan.steps:
             spec = self.spec(step)
             if spec is not None and (found := self.store.finished(spec.label, spec.key)):
                 self.steps[step.label] = found
 
     def spec(self, step: Step) -> StageSpec | None:
-        """The spec of a step; None while its inputs or its image are not there."""
+        """The spec of a step; None while its inputs or its image are missing."""
         inputs: dict[str, str] = {}
         for name, origin in step.inputs.items():
             if isinstance(origin, ExternalInput):
@@ -53,7 +53,7 @@ class CompletedSteps:
         return spec
 
     def _placed(self, step: Step) -> Step:
-        """The step, whose request names the engine's machine if its result depends on it."""
+        """The step; the request of a speed measurement names the engine's machine."""
         if not isinstance(step.request, SpeedRequest):
             return step
         return replace(step, request=step.request.model_copy(update={"machine": self._machine}))
@@ -63,7 +63,7 @@ class CompletedSteps:
         return self.engine.capacity().machine
 
     def is_made(self, step: Step) -> bool:
-        """Whether its result is in the store, now that its inputs are known; another plan may have made it."""
+        """Whether the step's result is in the store, for instance from another plan. Its inputs must be known."""
         spec = self.spec(step)
         assert spec is not None, f"{step.label}: its inputs are not finished"
         if found := self.store.finished(spec.label, spec.key):
@@ -71,23 +71,23 @@ class CompletedSteps:
         return found is not None
 
     def is_ready(self, step: Step) -> bool:
-        """Whether all of its inputs are there."""
+        """Whether all inputs of the step are finished."""
         return all(origin.step in self.steps for origin in step.inputs.values() if isinstance(origin, StepOutput))
 
     def inputs(self, step: Step) -> Mapping[str, Artifact]:
-        """Its inputs by name."""
+        """The inputs of a step by name."""
         return {
             name: origin.artifact if isinstance(origin, ExternalInput) else self.steps[origin.step].artifact
             for name, origin in step.inputs.items()
         }
 
     def size_bytes(self, step: Step) -> int:
-        """Size of all that it reads and writes, each artifact once."""
+        """Size of what a step reads and writes; each artifact counts once."""
         read = {artifact.digest: artifact.size_bytes for artifact in self.inputs(step).values()}
         return sum(read.values()) + step.size_bytes
 
     def partial_bytes(self, plan: BuildPlan) -> int:
-        """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
+        """How many bytes of the plan's outputs are on disk already, left by unfinished resumable steps."""
         waiting = (s for s in plan.steps if s.row.resumable and s.size_bytes and s.label not in self.steps)
         specs = [self.specs[step.label] for step in waiting if step.label in self.specs]
         return sum(self.store.partial_bytes(spec.label, spec.key) for spec in specs)

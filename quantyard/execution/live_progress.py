@@ -1,4 +1,4 @@
-"""How a build looks on a terminal while it runs: live bars on stderr."""
+"""Shows the progress of a build on a terminal: live bars on stderr."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Amount(ProgressColumn):
 
 
 class LiveReporter:
-    """Bars: one for the stages, one for each stage that runs."""
+    """Shows one bar for all stages, and one for each running stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,5 +1,5 @@
-"""Writes the manifest while a plan runs, and publishes files next to it. A step is recorded as soon as it ends, at its
-place in the plan's order.
+"""Writes the manifest while a plan runs, and publishes files next to it. Each step is recorded as soon as it ends, in
+the plan's order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class BuiltFile:
-    """One GGUF the build ends with."""
+    """One GGUF of the build, published."""
 
     quant: str
     path: Path
@@ -47,7 +47,7 @@ class BuiltFile:
 
 @dataclass(frozen=True)
 class Measured:
-    """The report on a plan's suite, and the folder where it and its plots are."""
+    """The report on a plan's suite, and the folder of the report and its plots."""
 
     report: EvalReport
     folder: Path
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ManifestRecords:
-    """The manifest of one model, as one plan changes it. Used by one thread."""
+    """Updates the manifest of one model for one plan. Not thread-safe."""
 
     plan: BuildPlan
     engine: Engine
@@ -77,12 +77,12 @@ class ManifestRecords:
             manifest = Manifest(source=record)
         except (OSError, ValueError) as error:
             manifest = self._after_damage(path, error, record)
-        # The model's card may have changed since, at the same commit.
+        # What the Hub says of license and access can change at the same commit.
         manifest.source = manifest.source.model_copy(update={"license": source.license, "card": source.card})
         return manifest
 
     def _after_damage(self, path: Path, error: Exception, source: SourceRecord) -> Manifest:
-        """A new manifest with the intact records of a damaged one. The damaged one is kept, and the user is told."""
+        """A new manifest with the intact records of a damaged one. Keeps the damaged file and tells the user."""
         try:
             manifest, lost = salvaged_manifest(path.read_bytes(), source)
         except OSError:
@@ -97,11 +97,11 @@ class ManifestRecords:
         return manifest
 
     def write(self, manifest: Manifest) -> None:
-        """Write it; a reader sees the old one or the new one."""
+        """Write the manifest atomically."""
         write_manifest(self.store.folder / "manifest.json", manifest)
 
     def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
-        """Record a step that has succeeded."""
+        """Record a successful step."""
         manifest = self.read()
         self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
         self.write(manifest)
@@ -126,7 +126,7 @@ class ManifestRecords:
         return BuiltFile(target.quant.name, path, record)
 
     def _imatrix(self, target: Target, finished: Mapping[str, FinishedStage]) -> ImatrixRecord | None:
-        """The importance matrix that the file was made with, published next to it: it is needed to rebuild the file."""
+        """Publish the importance matrix next to the file: it is needed to rebuild the file."""
         step = next((step for step in self.plan.steps if step.label == target.made_by), None)
         if step is None or "imatrix" not in step.inputs:
             return None
@@ -142,7 +142,7 @@ class ManifestRecords:
         )
 
     def publish_report(self, finished: Mapping[str, FinishedStage]) -> Measured | None:
-        """Publish the report on the plan's suite, if it is there: a folder for people, and the data in the manifest."""
+        """Publish the report on the plan's suite, if there is one: as a folder, and as data in the manifest."""
         if self.plan.measuring is None or REPORT not in finished:
             return None
         suite = self.plan.measuring.suite.name
@@ -167,8 +167,8 @@ class ManifestRecords:
         return list(found.values())
 
     def finished(self, finished: Mapping[str, FinishedStage], specs: Mapping[str, StageSpec]) -> None:
-        """Record the steps that were finished before this run. Another plan may have run a step of that label since,
-        or the run that finished it was killed before it could write.
+        """Record the steps that were finished before this run. The manifest can lack one if another plan has since run
+        a step of that label, or if the run that finished it was killed before it could write.
         """
         manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished]
         known = [step for step in steps if self.engine.identity(step.row.image)]
@@ -201,7 +201,7 @@ class ManifestRecords:
 
 
 def _imatrix_name(manifest: Manifest, model: str, quant: str, sha256: str) -> str:
-    """The file name of a matrix: files of one model may have been made with different ones."""
+    """The file name for a matrix; files of one model can have different matrices."""
     others = [record.imatrix for name, record in manifest.quants.items() if record.imatrix and name != quant]
     if known := next((other.file for other in others if other.sha256 == sha256), None):
         return known
@@ -214,8 +214,8 @@ def _key(manifest: Manifest, label: str) -> str:
 
 
 def placed_record(records: Mapping[str, R], name: str, record: R, order: Sequence[str]) -> dict[str, R]:
-    """The records with this one at its old place, else after the last of those that precede it in `order`: concurrent
-    steps leave the same manifest whichever ends first.
+    """The records with this one at its old place, else after the last one that precedes it in `order`, so that the
+    manifest does not depend on which concurrent step ends first.
     """
     if name in records:
         return {**records, name: record}

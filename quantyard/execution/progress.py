@@ -1,4 +1,4 @@
-"""How a build looks in a log or a pipe: one line for each stage, on stderr."""
+"""Shows the progress of a build in logs and pipes: one line for each stage, on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantyard.formatting.printable import printable_line
 
 
 class LineReporter(StageLineReporter):
-    """One line when a stage has ended, for logs and pipes."""
+    """Prints one line when a stage has ended, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""What a run tells about its steps while it lasts."""
+"""The interface through which a run reports its steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quantyard.protocol.base import Progress, StageResult
 
 
 class StepReporter(Protocol):
-    """Lines or bars; see progress.py. Several steps may run at the same time."""
+    """Receives the events of a run; progress.py shows them as lines or bars. Several steps may run at the same time."""
 
     def begin(self, label: str, number: int, of: int) -> None:
         """A step starts."""
@@ -20,7 +20,7 @@ class StepReporter(Protocol):
         """A step has finished."""
 
     def fail(self, label: str, text: str) -> None:
-        """A step has failed, and the others go on."""
+        """A step has failed, and the others continue."""
 
     def note(self, text: str) -> None:
         """A line for the user."""

@@ -1,4 +1,4 @@
-"""Runs the steps of a plan that are not finished, in order or concurrently, and keeps what they make."""
+"""Runs the unfinished steps of a plan, in order or concurrently, and stores their results."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from quantyard.store.take_outputs import FILES
 
 @dataclass(frozen=True)
 class _Run:
-    """One step that runs."""
+    """One running step."""
 
     step: Step
     spec: StageSpec
     space: Workspace
     inputs: Mapping[str, Artifact]
-    resumed: bool  # from what an interrupted run had left
+    resumed: bool  # continues an interrupted run
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """One step that has succeeded and is in the store."""
+    """One successful step, in the store."""
 
     run: _Run
     result: StageResult
@@ -57,23 +57,23 @@ class _Kept:
 
 @dataclass
 class PlanRunner:
-    """One build: a plan, an engine and the store of one model. `ran`, `measured` and `contracts` say what `run` did."""
+    """One build: a plan, an engine and a model's store. `ran`, `measured` and `contracts` are results of `run`."""
 
     plan: BuildPlan
     engine: Engine
     store: ModelStore
     repo_dir: Path
-    limit: Concurrency | None = None  # None: what the engine offers
-    keep_going: bool = False  # with the other quants, after one has failed
+    limit: Concurrency | None = None  # None: the engine's own limit
+    keep_going: bool = False  # after a quant has failed, continue with the others
     ran: list[str] = field(default_factory=list)
     measured: Measured | None = None
     contracts: list[ContractReport] = field(default_factory=list)
     failures: dict[str, StageFailed] = field(default_factory=dict)  # by the step's label
     watch: Stopwatch = field(default_factory=Stopwatch)
-    taken: list[Taken] = field(default_factory=list)  # the times of steps that ran from their beginning
+    taken: list[Taken] = field(default_factory=list)  # the times of steps that were not resumed
     _note: Callable[[str], None] = lambda _text: None
-    _alone: set[str] = field(default_factory=set)
-    _lost: set[str] = field(default_factory=set)  # the files that failed
+    _alone: set[str] = field(default_factory=set)  # steps whose shared run failed, so that each runs alone
+    _lost: set[str] = field(default_factory=set)  # the quants that failed
     _finished: CompletedSteps = field(init=False)
     _built: dict[str, BuiltFile] = field(default_factory=dict)  # by the quant's name
 
@@ -90,16 +90,16 @@ class PlanRunner:
         return self.limit or concurrency_of(self.engine.capacity())
 
     def find_finished(self) -> dict[str, FinishedStage]:
-        """The steps that need not run, by label."""
+        """The finished steps, which need not run, by label."""
         self._finished.find(self.plan)
         return self._finished.steps
 
     def partial_bytes(self) -> int:
-        """How much of what the plan expects to write is here already, left by resumable steps that did not finish."""
+        """How many bytes of the plan's outputs are on disk already, left by unfinished resumable steps."""
         return self._finished.partial_bytes(self.plan)
 
     def run(self, reporter: StepReporter) -> list[BuiltFile]:
-        """Run what is left. Publish every file as soon as it is verified, and the report when it is there.
+        """Run the unfinished steps. Publish each file as soon as it is verified, and the report at the end.
 
         Raises:
             StageFailed: a stage ended with an error; stages that finished before it stay finished.
@@ -126,7 +126,7 @@ class PlanRunner:
             return [self._built[target.quant.name] for target in self.plan.targets if target.quant.name in self._built]
 
     def _run_alone(self, step: Step, reporter: StepReporter) -> None:
-        """Run a step, unless it is finished, or what it needs has failed."""
+        """Run a step, unless it is finished or a file that it needs has failed."""
         possible = step_without_files(step, self._lost)
         if step.label in self._finished or possible is None or is_pointless_step(self.plan, step, self._lost):
             return
@@ -137,15 +137,15 @@ class PlanRunner:
             reporter.fail(step.label, f"[{step.label}] failed: {failed.message}")
 
     def _lose(self, step: Step, failed: StageFailed) -> None:
-        """Go on without this step's file, if `keep_going` is set."""
+        """Continue without this step's file if `keep_going` is set; else raise the failure."""
         if not self.keep_going or not step.quant:
             raise failed
         self.failures[step.label] = failed
         self._lost.add(step.quant)
 
     def _run_concurrent(self, steps: Sequence[Step], reporter: StepReporter) -> None:
-        """Run these steps, as many at a time as the limit allows. After a failure that ends the build no further step
-        starts, and those that run are waited for, so that their work is kept.
+        """Run these steps, as many at a time as the limit allows. After a failure that ends the build, no further step
+        starts, but the running ones are waited for, so that their work is kept.
         """
         waiting, failed = list(steps), dict[str, BaseException]()
         said = InOrder([step.label for step in steps])
@@ -167,7 +167,7 @@ class PlanRunner:
     def _begin_ready(
         self, waiting: list[Step], workers: StepWorkers[_Kept], said: InOrder, reporter: StepReporter
     ) -> None:
-        """Start what is ready, in the plan's order: a step that does not fit yet is not overtaken by later ones."""
+        """Start the ready steps in the plan's order; a step that does not fit yet is not overtaken by later ones."""
         for step in tuple(waiting):
             lost = step_without_files(step, self._lost) is None
             if not lost and not self._finished.is_ready(step):
@@ -184,7 +184,7 @@ class PlanRunner:
     def _settle(
         self, ended: EndedJob[_Kept], said: InOrder, reporter: StepReporter, failed: dict[str, BaseException]
     ) -> None:
-        """Keep the result of one of several steps, or its error. Only this thread writes the manifest."""
+        """Keep the result or the error of one concurrent step. Only this thread writes the manifest."""
         self.watch.end(ended.label)
         step, error = next(step for step in self.plan.steps if step.label == ended.label), ended.error
         if ended.value is not None:
@@ -203,14 +203,14 @@ class PlanRunner:
         for image in dict.fromkeys(step.row.image for step in todo):
             self.engine.prepare(image, reporter.note)
         if todo:
-            self.find_finished()  # some keys were unknown until their image was there
+            self.find_finished()  # a key is known only once its image exists
 
     def output(self, label: str) -> Path:
-        """The folder that a finished step left."""
+        """The folder of a finished step's outputs."""
         return self._finished.steps[label].artifact.folder
 
     def outputs(self, label: str) -> tuple[FileEntry, ...]:
-        """The files in it."""
+        """The outputs of a finished step."""
         return self._finished.steps[label].artifact.files
 
     def _run_step(self, step: Step, reporter: StepReporter) -> None:
@@ -240,7 +240,7 @@ class PlanRunner:
         self.watch.begin(step.label)
 
     def _work(self, run: _Run, reporter: StepReporter) -> _Kept:
-        """Run a step to its end, and put what it leaves into the store. May be called from any thread."""
+        """Run a step and put its outputs into the store. May be called from any thread."""
         spec = run.spec
         try:
             result = self.engine.run(spec, run.space, run.inputs, partial(reporter.progress, spec.label))
@@ -266,7 +266,7 @@ class PlanRunner:
         self._publish_of(step)
 
     def _shared_run(self, step: Step) -> SharedRun | None:
-        """The steps that are ready to share one run with this one."""
+        """A run that this step shares with others that are ready; None if it runs alone."""
         if not can_share_baseline(step) or step.label in self._alone:
             return None
         others = [
@@ -281,10 +281,10 @@ class PlanRunner:
         return shared_baseline_run(step, others, sizes | {"": baseline}, self.engine.capacity().memory_bytes)
 
     def _run_shared(self, shared: SharedRun, reporter: StepReporter) -> bool:
-        """Run them as one, and keep for each what it would have left alone.
+        """Run several steps as one, and store for each the result that it would have had alone.
 
         Returns:
-            False if the run failed, so that each of them has to run alone.
+            False if the run failed, so that each step must run alone.
         """
         step, inputs = shared.step, self._finished.inputs(shared.step)
         spec = self._finished.spec(step)
@@ -321,7 +321,7 @@ class PlanRunner:
         self._records.stage(step, spec, finished.result)
 
     def _publish_of(self, step: Step) -> None:
-        """Publish the file that this step has verified."""
+        """Publish the file that this step has verified, if it verifies one."""
         for target in self.plan.targets:
             if target.verified_by == step.label and step.label in self._finished:
                 self._built[target.quant.name] = self._records.publish(target, self._finished.steps)

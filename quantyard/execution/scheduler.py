@@ -1,7 +1,7 @@
-"""Which steps of a plan run at the same time, their threads, and the time that each took.
+"""Decides which steps of a plan run at the same time, runs them in threads, and times them.
 
 One thread decides and records; the others run one stage each. A stage that measures always runs alone: waiting threads
-of llama.cpp keep their core busy, and other work would change the speed.
+of llama.cpp keep their core busy, and other work would change the measured speed.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from typing import Final, Generic, Self, TypeVar
 from quantyard.engines.capacity import Capacity
 from quantyard.plan.steps import Step
 
-# To let a stage run at the same time as others: add its name. Never one whose result depends on its speed.
+# To let a stage run at the same time as others: add its name. Never add one whose result depends on speed.
 CONCURRENT_STAGES: Final = ("quantize", "verify")
-_MEMORY_SHARE: Final = 0.5  # of the memory, for the files of all concurrent steps
+_MEMORY_SHARE: Final = 0.5  # share of the memory for the files of all concurrent steps
 _STOP_STEP_S: Final = 0.1
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Concurrency:
-    """How many steps may run at the same time, and the memory that their files may take together."""
+    """How many steps may run at the same time, and how much memory their files may take together."""
 
     stages: int
     memory_bytes: int
 
     def allows(self, n_running: int, running_bytes: int, size_bytes: int) -> bool:
-        """Whether one more step may run with those that do. A single step always may."""
+        """Whether one more step may run. A single step always may."""
         if n_running == 0:
             return True
         return n_running < self.stages and running_bytes + size_bytes <= self.memory_bytes
 
 
 def concurrency_of(capacity: Capacity) -> Concurrency:
-    """As many stages as the engine runs at a time, with their files in a share of the memory."""
+    """The engine's number of stages, with a share of its memory for their files."""
     return Concurrency(capacity.concurrent_stages, int(capacity.memory_bytes * _MEMORY_SHARE))
 
 
 def batch_concurrent_steps(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
-    """The plan in its order, cut into groups of neighbours that may run at the same time, and single steps."""
+    """The plan in its order, as groups of adjacent steps that may run at the same time, and single steps."""
     for concurrent, group in groupby(steps, lambda step: step.row.name in CONCURRENT_STAGES):
         if concurrent:
             yield tuple(group)
@@ -55,7 +55,7 @@ def batch_concurrent_steps(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
 
 @dataclass(frozen=True)
 class EndedJob(Generic[T]):
-    """How one job ended: what it returned, or what it raised."""
+    """A finished job: what it returned, or what it raised."""
 
     label: str
     value: T | None
@@ -63,11 +63,11 @@ class EndedJob(Generic[T]):
 
 
 class StepWorkers(Generic[T]):
-    """Jobs in threads. Leaving it early stops all of them, and waits for them.
+    """Runs jobs in threads. Leaving the context stops the running jobs and waits for them.
 
     Args:
-        concurrency: how many of them at a time.
-        stop: ends what the jobs wait for; called from another thread until no job is left.
+        concurrency: the limit of concurrent jobs.
+        stop: stops the stages that the jobs wait for; called from another thread until all jobs have ended.
     """
 
     def __init__(self, concurrency: Concurrency, stop: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ class StepWorkers(Generic[T]):
                 self._stop()
                 for thread, _ in self._running.values():
                     thread.join(_STOP_STEP_S)
-            except KeyboardInterrupt:  # a second Ctrl-C: they are being stopped
+            except KeyboardInterrupt:  # a second Ctrl-C: the jobs are already being stopped
                 continue
 
     @property
@@ -113,7 +113,7 @@ class StepWorkers(Generic[T]):
     def _run(self, label: str, job: Callable[[], T]) -> None:
         try:
             value = None if self._stopping.is_set() else job()
-        except BaseException as error:  # the deciding thread must learn of any error
+        except BaseException as error:  # any error must reach the deciding thread
             self._ended.put(EndedJob(label, None, error))
         else:
             self._ended.put(EndedJob(label, value, None))
@@ -121,19 +121,19 @@ class StepWorkers(Generic[T]):
 
 @dataclass
 class InOrder:
-    """Reports in the order of the plan, whichever step ends first."""
+    """Reports steps in the order of the plan, whichever ends first."""
 
     labels: list[str]
     _said: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def put(self, label: str, say: Callable[[], None] | None = None) -> None:
-        """What to report of this label, perhaps nothing; done as soon as all labels before it are."""
+        """Set the report of this label (None: nothing); it is made once all labels before it are reported."""
         self._said[label] = say or (lambda: None)
         while self.labels and self.labels[0] in self._said:
             self._said.pop(self.labels.pop(0))()
 
     def rest(self) -> None:
-        """Report what waited for labels that will not come."""
+        """Make the reports that are still waiting for others."""
         while self._said:
             label = next(label for label in self.labels if label in self._said)
             self.labels.remove(label)
@@ -142,20 +142,20 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Taken:
-    """One stage that ran from its beginning: its share of the seconds, and whether others ran at the same time."""
+    """The time of one stage that was not resumed: its share of the seconds, and whether others ran at the same time."""
 
     label: str
     key: str
     seconds: float
     concurrent: bool = False
-    n_together: int = 1  # how many steps were one run with it, and shared its time
+    n_together: int = 1  # how many steps shared the run and its time
     n_questions: int = 0  # of an evaluation
-    cpu: str = ""  # of the machine that ran it; "" where the stage did not say
+    cpu: str = ""  # of the machine that ran it; "" if the stage did not report it
 
 
 @dataclass
 class Stopwatch:
-    """Seconds that each step took. Concurrent steps share the time, so that the seconds add up to the whole."""
+    """The seconds of each step. Concurrent steps share the elapsed time, so that the seconds add up to the total."""
 
     taken_s: dict[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic

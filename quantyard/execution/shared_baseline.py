@@ -1,6 +1,6 @@
-"""Runs several steps of a plan as one: the divergence of many files, with the baseline decoded once for all.
+"""Combines several divergence steps of a plan into one run, which decodes the baseline only once.
 
-Each result is stored for its own file, under its own key: a quant that is added later is measured alone.
+Each result is stored under the key of its own step, so a quant that is added later is measured alone.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _MOST_NAMED: Final = 8  # labels in the name of a run
 
 @dataclass(frozen=True)
 class SharedRun:
-    """Steps that run as one; `step` is the one that runs."""
+    """Several steps (`members`) that run as one, `step`."""
 
     step: Step
     members: tuple[Step, ...]
 
 
 def can_share_baseline(step: Step) -> bool:
-    """Whether steps like this one can run as one."""
+    """Whether several steps like this one can be combined."""
     return isinstance(step.request, DivergenceRequest)
 
 
 def shared_baseline_run(
     first: Step, others: Sequence[Step], sizes: Mapping[str, int], memory_bytes: int
 ) -> SharedRun | None:
-    """`first` with as many of the others as fit the memory; None if it must run alone.
+    """`first` combined with as many of the others as fit in memory; None if it must run alone.
 
     Args:
         others: steps that are ready to run.
-        sizes: of each step's model, bytes, by label; the baseline's under "".
-        memory_bytes: what the run may take.
+        sizes: bytes of each step's model, by label; the baseline's under "".
+        memory_bytes: the memory for the run.
     """
     alike = [step for step in (first, *others) if _alike(_request(first), step.request)]
     quants = [step for step in alike if _request(step).baseline_file is not None]
@@ -66,7 +66,7 @@ def _request(step: Step) -> DivergenceRequest:
 
 
 def _is_baseline_of(step: Step, quants: Sequence[Step]) -> bool:
-    """Whether its model is what the others are compared with."""
+    """Whether the step measures the model that the others are compared with."""
     request = _request(step)
     return request.baseline_file is None and any(
         quant.inputs.get("baseline") == step.inputs["model"] and _request(quant).baseline_file == request.model_file
@@ -86,14 +86,14 @@ def _combined(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
 
 
 def _name_of(labels: Sequence[str]) -> str:
-    """All of them, or the first ones and how many more: a folder is named after it."""
+    """All labels, or the first ones and the number of others, since a folder gets this name."""
     if len(labels) <= _MOST_NAMED:
         return ", ".join(labels)
     return f"{', '.join(labels[:_MOST_NAMED])} and {len(labels) - _MOST_NAMED} more"
 
 
 def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
-    """Of a shared run, the file of this step, and the result as if the step had run alone."""
+    """The file of this step in a shared run, and the result that the step would have had alone."""
     label = _request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
     facts = stage_facts_by_file(result)

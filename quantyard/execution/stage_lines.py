@@ -1,4 +1,4 @@
-"""The line of a stage that has ended, and a reporter that gives these lines alone."""
+"""Formats the line of a finished stage, and a reporter that prints only these lines."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _TASKS_SHOWN: Final = 3  # in one line
 
 
 class StageLineReporter(ABC):
-    """Reports nothing while a stage runs, and its line when it has ended. Where a line goes is up to the subclass."""
+    """Reports one line when a stage has ended, and nothing before. A subclass decides where lines go."""
 
     def begin(self, label: str, number: int, of: int) -> None:
-        """Report nothing: the stage's line comes when it has ended."""
+        """Report nothing."""
         del label, number, of
 
     def progress(self, label: str, progress: Progress) -> None:
@@ -47,7 +47,7 @@ class StageLineReporter(ABC):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
-        """Report the failure; the other stages go on."""
+        """Report the failure; the other stages continue."""
         del label  # the text names it
         self.note(text)
 
@@ -57,7 +57,7 @@ class StageLineReporter(ABC):
 
 
 def stage_end_lines(label: str, result: StageResult) -> list[str]:
-    """The line of a finished stage: `[convert] 271 MB in 10.2 s`. Each finding has a further line."""
+    """The line of a finished stage, such as `[convert] 271 MB in 10.2 s`, and one for each finding."""
     verified = VerifyFacts.read(result.facts) if result.stage == "verify" else None
     findings = _FINDINGS.get(result.stage)
     did = (", ".join(findings(result)) if findings else "") or _made(result)

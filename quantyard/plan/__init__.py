@@ -1,1 +1,1 @@
-"""Which stages a command runs, with which requests."""
+"""Plans: the stages that a command runs, with their requests and inputs."""

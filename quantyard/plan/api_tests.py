@@ -33,6 +33,6 @@ def read_planned_contract(folder: Path) -> ContractReport:
     """The report that the stage left in this folder.
 
     Raises:
-        ResultRefused: it is not one.
+        ResultRefused: the file is not a valid report.
     """
     return read_stored_output(folder, "report.json", ContractReport, "is not a contract report")

@@ -23,7 +23,7 @@ from quantyard.sources.resolve import Source
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user decided about the build, apart from the source."""
+    """The user's settings of the build, apart from the source."""
 
     quants: tuple[Quant, ...]
     outtype: OutType
@@ -33,14 +33,15 @@ class BuildOptions:
     threads: int
     workers: int
     endpoint: str | None
-    imatrix: bool = False  # an importance matrix will be there; imatrix.py puts it into the plan
+    imatrix: bool = False  # there will be an importance matrix; imatrix.py adds it to the plan
 
 
 def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
-    """Lay out the steps: fetch → convert → quantize and verify each quant, each only if the source needs it.
+    """Lay out the steps: fetch → convert → quantize and verify each quant. Steps that the source does not need are
+    left out.
 
     Raises:
-        BadRequest: a quant that cannot be made without an importance matrix.
+        BadRequest: a quant cannot be made without an importance matrix.
     """
     if not options.imatrix:
         _refuse_without_imatrix(options.quants)
@@ -59,7 +60,7 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
 
 
 def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
-    """Refuse what llama-quantize would refuse only after the download."""
+    """Refuse before the download what llama-quantize would refuse after it."""
     if names := [quant.name for quant in quants if quant.needs_imatrix]:
         message = f"{', '.join(names)} cannot be made without an importance matrix, and none was asked for."
         hint = "Make one: IMATRIX=auto; give one: IMATRIX=file.gguf; or choose another quant: make quants"
@@ -97,7 +98,7 @@ def _target(
 
 
 def plan_recipe_fields(quant: Quant) -> dict[str, Any]:
-    """The fields of a request that a recipe sets; none for a plain quant."""
+    """The fields of a request that a recipe sets; empty for a plain quant."""
     if quant.recipe is None:
         return {}
     recipe = quant.recipe
@@ -120,6 +121,6 @@ def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile
 
 
 def dequantize_step(gguf: ModelFile, size_bytes: int) -> Step:
-    """The step `make demo` starts from: a GGUF back in Hugging Face format."""
+    """The first step of `make demo`: converts a GGUF back to Hugging Face format."""
     request = DequantizeRequest(source_file=gguf.path)
     return Step("dequantize", STAGES["dequantize"], request, {"source": gguf.origin}, size_bytes)

@@ -1,4 +1,4 @@
-"""What the user gives to calibrate with, checked before anything runs: a matrix, or texts to make one of."""
+"""Checks the user's input for calibration before anything runs: an importance matrix, or texts to compute one from."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from quantyard.store.artifact import Artifact
 from quantyard.store.hash_cache import HashCache
 
 OUR_TEXT: Final = REPO_DIR / "builder" / "calibration" / "text.jsonl"
-_LEAST_BYTES: Final = 2 * 512  # two chunks, at a byte a token
+_LEAST_BYTES: Final = 2 * 512  # two chunks, at one byte per token
 _MOST_BYTES: Final = 256 * 2**20  # of one file, which is read at once; usual texts have less than 1 MiB
-
 
 
 def plan_calibration(
     imatrix: str, text_files: Sequence[Path], hashes: HashCache, evaluation: Iterable[Path], threads: int = 0
 ) -> Calibration | None:
-    """What IMATRIX (auto, none, or a file) and CALIBRATION (files of text) ask for; None: no matrix.
+    """The calibration that IMATRIX (auto, none, or a file) and CALIBRATION (text files) ask for; None: no matrix.
 
     Args:
-        evaluation: files that no calibration text may share words with, see `plan_contaminating_files`.
+        evaluation: files with which a calibration text must not share words, see `plan_contaminating_files`.
 
     Raises:
         BadRequest: a file cannot be used, or the two contradict each other.
@@ -51,7 +50,7 @@ def plan_calibration(
 
 
 def _matrix(path: Path, hashes: HashCache) -> Artifact:
-    """The matrix as an artifact. Only the stage `quantize`, which has the model, can tell whether the two match."""
+    """The matrix as an artifact. Whether it fits the model is checked by the stage `quantize`, which has the model."""
     if kind_of_path(path) != "file":
         raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
     try:
@@ -74,7 +73,8 @@ def check_planned_calibration(paths: Sequence[Path], evaluation: Iterable[Path])
     if paths and sum(len(text.encode()) for text in texts.values()) < _LEAST_BYTES:
         size = sum(path.stat().st_size for path in paths)
         message = f"CALIBRATION has {size:,} bytes of text, and two chunks need {_LEAST_BYTES:,} tokens."
-        raise BadRequest(message, "Give more, 50,000 words at best, or leave CALIBRATION out to use Quantyard's text.")
+        hint = "Give more (50,000 words or more is best), or leave CALIBRATION out to use Quantyard's text."
+        raise BadRequest(message, hint)
     strings = texts.values() if paths else plan_contaminating_texts(OUR_TEXT.read_text(encoding="utf-8").splitlines())
     if found := plan_contamination(strings, evaluation):
         named = ", ".join(str(path) for path in texts)

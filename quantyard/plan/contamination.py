@@ -1,7 +1,7 @@
 """Finds words that a calibration text shares with an evaluation: a model must not be calibrated on its questions.
 
-Two texts overlap where eight words in a row are the same, regardless of case and punctuation. In a script without
-spaces every character is a word.
+Two texts overlap if they share eight words in a row, regardless of case and punctuation. In scripts without spaces,
+every character counts as a word.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def plan_contamination(texts: Iterable[str], evaluation: Iterable[Path]) -> Text
 
 
 def plan_contaminating_files(artifacts: Path, *places: Path) -> list[Path]:
-    """What an evaluation reads, as far as it is on this machine: the questions and prose of our suites, the data sets
-    in the store, and these files and folders (a user's suite, data sets given by DATASETS).
+    """The files on this machine that an evaluation reads: the questions and prose of our suites, the data sets in the
+    store, and `places` (a user's suite, data sets given by DATASETS).
 
-    Parquet files are left out: they are compressed, and the orchestrator has no reader for them.
+    Parquet files are left out: they are compressed, and the orchestrator does not have a reader for them.
     """
     fetched = artifacts.glob("*/*/*/stages/datasets-*/files")
     found = (
@@ -61,7 +61,7 @@ def plan_contaminating_files(artifacts: Path, *places: Path) -> list[Path]:
 
 
 def _grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Each eight words in a row, none across two texts."""
+    """Every eight words in a row within one text."""
     for text in texts:
         last: deque[str] = deque(maxlen=WORDS)
         for match in _WORD.finditer(text):
@@ -100,7 +100,7 @@ def _texts_of(path: Path) -> Iterator[str]:
 
 
 def _blocks(stream: TextIO) -> Iterator[str]:
-    """The text in blocks; each begins with the end of the one before, so that no eight words are cut apart."""
+    """The text in overlapping blocks, so that every eight words in a row are in one block."""
     kept = ""
     while block := stream.read(_BLOCK_CHARACTERS):
         yield kept + block

@@ -3,7 +3,7 @@
     datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► speed <label>… ─► report
 
 The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is the file
-that the quants are made of, unless BASELINE names another one, which is then built and verified like any quant.
+that the quants are made from, unless BASELINE names another one, which is then built and verified like any quant.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from quantyard.store.hash_cache import HashCache
 from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
-_MEASURING: Final = ("evaluate", "divergence", "speed")  # the stages that a report is made of
+_MEASURING: Final = ("evaluate", "divergence", "speed")  # the stages whose results a report compares
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is decided about the measuring, apart from the plan of the build."""
+    """The settings of a measurement, apart from the plan of the build."""
 
     suite: Suite
     runtime: Runtime
     files: Artifact | None = None  # the user's own suite: its tasks and text
-    datasets: Artifact | None = None  # data sets brought from elsewhere
+    datasets: Artifact | None = None  # data sets copied from another machine
     baseline: Quant | None = None
     allow_unsafe_code: bool = False
     endpoint: str | None = None
@@ -79,7 +79,7 @@ def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> Meas
 
 
 def plan_brought_datasets(folder: Path, hashes: HashCache) -> Artifact:
-    """The data sets of an air-gapped site: the folder `files` that a datasets stage left elsewhere.
+    """The data sets for an air-gapped machine: the folder `files` of a stage `datasets` that ran elsewhere.
 
     Raises:
         BadRequest: the folder is empty, or a link in it leads out of it.
@@ -101,7 +101,7 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
 
     Raises:
         BadRequest: the source is quantized already, and BASELINE is not given.
-        NotScored: a model that cannot be measured.
+        NotScored: the model cannot be measured.
     """
     refuse_unscored_plan(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
     baseline, file = _baseline(plan, options)
@@ -118,7 +118,7 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
 
 
 def _report_input(stage: str, label: str) -> str:
-    """Under which name the report finds what a stage measured of a file; see eval/report.py."""
+    """The name of the report's input with the measurement of one stage and file; see eval/report.py."""
     return f"{stage}-{label}"
 
 
@@ -126,7 +126,7 @@ def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
     """Refuse a model that does not expose token log-probabilities, before its weights are downloaded.
 
     Args:
-        deed: what was to be done with it, such as "measured".
+        deed: what the command would do with it, such as "measured".
         instead: what to type instead.
 
     Raises:
@@ -147,12 +147,12 @@ def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]
     if name is None:
         what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
         message = f"{what} is quantized already, so the build has no unquantized file to compare with."
-        raise BadRequest(message, "Start from the 16-bit model, or say what to compare with, such as BASELINE=Q8_0.")
+        raise BadRequest(message, "Start from the 16-bit model, or name a file to compare with, such as BASELINE=Q8_0.")
     return name, plan.base
 
 
 def plan_unquantized_type(plan: BuildPlan) -> str | None:
-    """The type of what the quants are made of, such as BF16; None if it is quantized."""
+    """The type of the file that the quants are made from, such as BF16; None if it is quantized."""
     source = plan.source
     if source.is_quantized or (source.kind == "huggingface" and plan.outtype == "q8_0"):
         return None
@@ -169,7 +169,7 @@ def _gguf_type(source: Source) -> str:
 
 
 def _datasets(options: MeasureOptions) -> tuple[Step, ...]:
-    """The step that fetches data sets; () where the suite needs none, or DATASETS gives them."""
+    """The step that fetches data sets; () if the suite does not need any, or DATASETS gives them."""
     suite = options.suite
     if not suite.needs_network or options.datasets or not suite.tasks:
         return ()
@@ -231,8 +231,8 @@ def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
 
 
 def step_without_files(step: Step, lost: Collection[str]) -> Step | None:
-    """The step without the files that failed; None if nothing is left of it. A report needs the baseline and one
-    more file.
+    """The step without the files that failed; None if it cannot run without them. A report needs the baseline and at
+    least one other file.
     """
     if step.quant in lost:
         return None
@@ -247,7 +247,7 @@ def step_without_files(step: Step, lost: Collection[str]) -> Step | None:
 
 
 def is_pointless_step(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
-    """Whether a step would measure the baseline for nothing: every file to compare with it has failed."""
+    """Whether a step would measure only the baseline, because every file to compare with it has failed."""
     if plan.measuring is None or step.row.name not in _MEASURING:
         return False
     compared = plan.measuring.labels[1:]

@@ -1,10 +1,11 @@
-"""Importance matrices in a plan: where the matrix comes from, and whether it makes a file better.
+"""Importance matrices in a plan: adds the matrix, and decides for each file whether to use it.
 
     trial:   fetch ─► convert ─► calibrate ─► quantize, quantize-plain … ─► divergence, divergence-plain …
-    after:   fetch ─► convert ─► calibrate ─► quantize ─► verify …              with what proved better
+    after:   fetch ─► convert ─► calibrate ─► quantize ─► verify …              with the better version
 
-IMATRIX=auto is two plans in one store. The trial makes each file with and without the matrix and measures both on text
-that neither has seen. The plan that follows uses the better one, and repeats no step of the trial.
+IMATRIX=auto runs two plans in one store. The trial makes each file with and without the matrix and measures the KL
+divergence of both on text that was not used for calibration. The second plan uses the better version of each, and
+reuses the steps of the trial.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ MATRIX: Final = "imatrix.gguf"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where the matrix comes from: the user's file (`matrix`), or made of `text`, or made of Quantyard's text."""
+    """Where the matrix comes from: the user's file (`matrix`), or computed from `text` or from Quantyard's text."""
 
     matrix: Artifact | None = None
     text: Artifact | None = None
-    text_files: tuple[str, ...] = ()  # in the order in which they are read
+    text_files: tuple[str, ...] = ()  # in reading order
     threads: int = 0
     n_chunks: int = 0  # 0: the whole text
 
     @property
     def is_made(self) -> bool:
-        """Whether the stage `calibrate` makes it."""
+        """Whether the stage `calibrate` computes the matrix."""
         return self.matrix is None
 
 
 @dataclass(frozen=True)
 class ImatrixDecision:
-    """Whether one file is made with the matrix. `difference`: mean KLD with it minus that without, nats, 95 %."""
+    """Whether one file uses the matrix. `difference` is the mean KLD with the matrix minus that without, in nats."""
 
     quant: str
     with_imatrix: bool
@@ -61,9 +62,9 @@ class ImatrixDecision:
 
 
 def plan_with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterable[str]) -> BuildPlan:
-    """The plan that makes these quants with the matrix, and the matrix itself if it is not given.
+    """The plan that makes these quants with the matrix, and computes the matrix if the user does not give one.
 
-    Types that a matrix cannot change stay as they are.
+    Quants that a matrix cannot change stay as they are.
     """
     chosen = {name for name in quants if _uses_imatrix(plan, name)}
     changed = [_given(step, calibration) if _quant_of(step) in chosen else step for step in plan.steps]
@@ -74,7 +75,7 @@ def plan_with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterabl
 
 
 def calibrate_step(base: ModelFile, calibration: Calibration) -> Step:
-    """The step that makes the matrix of the unquantized model."""
+    """The step that computes the matrix of the unquantized model."""
     inputs: dict[str, Origin] = {"source": base.origin}
     if calibration.text is not None:
         inputs["text"] = ExternalInput(calibration.text)
@@ -86,7 +87,7 @@ def calibrate_step(base: ModelFile, calibration: Calibration) -> Step:
 
 
 def _quant_of(step: Step) -> str:
-    """The quant, or recipe, that a step makes; "" for all other steps."""
+    """The quant or recipe that a step makes; "" for other stages."""
     return step.quant if step.row.name == "quantize" else ""
 
 
@@ -116,15 +117,15 @@ def _given(step: Step, calibration: Calibration) -> Step:
 
 
 def plan_imatrix_trial_quants(plan: BuildPlan) -> tuple[str, ...]:
-    """The quants that can be made both ways: all but those that need a matrix, or are not changed by one."""
+    """The quants that can be made with and without a matrix: not those that need one or do not use one."""
     made = (_quant_of(step) for step in plan.steps)
     return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
 
 
 def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
-    """The plan that makes and measures both versions of each file; None where nothing is to be decided.
+    """The plan that makes and measures both versions of each file; None if there is nothing to decide.
 
-    It publishes no file: the plan of `plan_as_decided` does. Divergences come last, so that they can share one run.
+    It publishes no files; the plan of `plan_as_decided` does. Divergences come last, so that they can share one run.
     """
     names = plan_imatrix_trial_quants(plan)
     if not names:
@@ -139,7 +140,7 @@ def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan |
 
 
 def plan_trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
-    """One plan for the disk that a trial and the plan after it need together.
+    """The steps of a trial and of the plan after it as one plan, to estimate the disk space of both.
 
     Args:
         given: the plan that makes all files with the matrix.
@@ -149,12 +150,12 @@ def plan_trial_and_rest(tried: BuildPlan, given: BuildPlan) -> BuildPlan:
 
 
 def plain_step_label(stage: str, quant: str) -> str:
-    """The label of a step of the version without a matrix; the other version has the usual label."""
+    """The label of a step for the version without a matrix; the other version has the usual label."""
     return f"{stage}-plain {quant}"
 
 
 def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
-    """The step that measures a file of the trial: the plan's own if it has one, so that nothing is measured twice."""
+    """The step that measures a file of the trial: the plan's own step if it has one, so that it is reused."""
     quant, is_plain = _quant_of(made), "imatrix" not in made.inputs
     label = f"divergence {quant}"
     step = next((s for s in plan.steps if s.label == label and s.inputs.get("baseline") == plan.base.origin), None)
@@ -171,26 +172,26 @@ def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
 
 
 def plan_imatrix_decision(quant: str, given: Divergence, plain: Divergence) -> ImatrixDecision:
-    """Which version to keep: the one with the matrix only if its mean KLD is lower by more than chance."""
+    """Decide for the matrix only if the mean KLD with it is significantly lower (95 %)."""
     found = plan_kld_difference(given, plain)
-    assert given.mean_kld is not None, "it was held against a baseline"
-    assert plain.mean_kld is not None, "it was held against a baseline"
+    assert given.mean_kld is not None, "it was compared with a baseline"
+    assert plain.mean_kld is not None, "it was compared with a baseline"
     values = f"mean KLD {format_kld(given.mean_kld.value)} with the matrix, {format_kld(plain.mean_kld.value)} without"
     if found.high < 0:
         return ImatrixDecision(
             quant, True, f"better with: {values} ({format_change(found.value / plain.mean_kld.value)})", found
         )
-    verdict = "worse with" if found.low > 0 else "no difference to see"
+    verdict = "worse with" if found.low > 0 else "no significant difference"
     return ImatrixDecision(quant, False, f"{verdict}: {values}", found)
 
 
 def plan_imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Mapping[str, ImatrixDecision]:
-    """Whether each quant that a matrix can change is made with it, once its trial has run.
+    """The decision for each quant that can use a matrix, once the trial has run.
 
     Args:
-        plan: without a matrix.
-        output: the folder that a finished step of the trial left, by label; see `PlanRunner.output`. Where it raises
-            KeyError, the step did not finish; that file is made without a matrix.
+        plan: the plan without a matrix.
+        output: the folder of a finished step of the trial, by label; see `PlanRunner.output`. It raises KeyError for a
+            step that did not finish; that file is made without a matrix.
     """
     found = {}
     for name in filter(None, map(_quant_of, plan.steps)):
@@ -206,7 +207,7 @@ def plan_imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Ma
 
 
 def plan_as_decided(plan: BuildPlan, calibration: Calibration, found: Mapping[str, ImatrixDecision]) -> BuildPlan:
-    """The plan that makes each file as was decided."""
+    """The plan that makes each file as decided."""
     return plan_with_imatrix(plan, calibration, [name for name, decision in found.items() if decision.with_imatrix])
 
 
@@ -225,8 +226,8 @@ def plan_kld_difference(one: Divergence, other: Divergence) -> Interval:
     Raises:
         QuantyardError: they were not measured on the same text.
     """
-    assert one.mean_kld is not None, "it was held against a baseline"
-    assert other.mean_kld is not None, "it was held against a baseline"
+    assert one.mean_kld is not None, "it was compared with a baseline"
+    assert other.mean_kld is not None, "it was compared with a baseline"
     if (one.text, one.n_tokens) != (other.text, other.n_tokens):
         message = f"{one.label} and {other.label} were not measured on the same text."
         raise QuantyardError(message, "Please report this.")

@@ -1,4 +1,4 @@
-"""Whether the tasks of a user's suite need a network, read from their YAML: the orchestrator does not have lm-eval.
+"""Decides from YAML whether the tasks of a user's suite need a network; the orchestrator does not have lm-eval.
 
 A task is local if its questions are in files of the suite; a suite of local tasks is measured without a network.
 """
@@ -18,21 +18,21 @@ from quantyard.formats.task_yaml import read_task_yaml
 FILE_READERS = frozenset({"json", "csv", "parquet", "text", "arrow", "xml"})
 HELP = "docs/how-to/your-own-questions.md shows a suite that works."
 _MAX_DEPTH = 20
-_MAX_MEMBERS = 20_000  # of groups, counted with those of their groups; lm-eval would build as many
+_MAX_MEMBERS = 20_000  # tasks of all groups, including nested ones; lm-eval would build each
 Configs = Mapping[str, dict[str, Any]]  # task or group → its YAML
 
 
 def are_planned_tasks_local(folder: Path, names: Iterable[str]) -> bool:
-    """Whether all these tasks and groups are defined under `folder` and read nothing but files there.
+    """Whether all these tasks and groups are defined under `folder` and read only files there.
 
     Raises:
-        BadRequest: a YAML file there does not parse, or groups stand for too many tasks.
+        BadRequest: a YAML file there does not parse, or groups have too many tasks.
     """
     configs = _configs(folder)
     counted: dict[str, int] = {}
     names = tuple(names)
     if sum(_members(name, configs, counted) for name in names) > _MAX_MEMBERS:
-        raise BadRequest(f"The suite's groups stand for more than {_MAX_MEMBERS:,} tasks.", HELP)
+        raise BadRequest(f"The suite's groups have more than {_MAX_MEMBERS:,} tasks.", HELP)
     return all(_is_local(name, configs) for name in names)
 
 
@@ -58,10 +58,10 @@ def _load(path: Path, top: Path) -> dict[str, Any]:
 
 
 def _members(name: str, configs: Configs, counted: dict[str, int], depth: int = 0) -> int:
-    """How many tasks a name stands for; groups of groups double quickly, so each is counted once.
+    """The number of tasks of a name. Each group is counted once, because nested groups can multiply quickly.
 
     Raises:
-        BadRequest: groups are nested too deep.
+        BadRequest: groups are nested too deeply.
     """
     config = configs.get(name)
     if config is None or not isinstance(config.get("group"), str):
@@ -69,7 +69,7 @@ def _members(name: str, configs: Configs, counted: dict[str, int], depth: int = 
     if depth > _MAX_DEPTH:
         raise BadRequest(f"The group {name!r} is nested deeper than {_MAX_DEPTH} groups.", HELP)
     if name not in counted:
-        counted[name] = 1  # where the group contains itself
+        counted[name] = 1  # in case the group contains itself
         members = (member for member in _list(config.get("task")) if isinstance(member, str))
         counted[name] = min(_MAX_MEMBERS + 1, sum(_members(one, configs, counted, depth + 1) for one in members))
     return counted[name]
@@ -88,7 +88,7 @@ def _is_local(name: str, configs: Configs, above: frozenset[str] = frozenset()) 
 
 
 def _is_local_member(member: Any, configs: Configs) -> bool:
-    """A task or group that a group changes, or defines in place."""
+    """Whether a task that a group changes or defines inline is local."""
     if not isinstance(member, dict) or isinstance(member.get("group"), str):
         return False
     known = configs.get(str(member.get("task")), {})

@@ -1,6 +1,6 @@
-"""The plan of `make lora`: a PEFT adapter and the configuration of its base model in, one GGUF adapter out.
+"""The plan of `make lora`: converts a PEFT adapter to GGUF, with the configuration of its base model.
 
-The weights of the base model are not fetched: the converter reads its config.json only.
+The weights of the base model are not fetched: the converter reads only its config.json.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _BASE_CONFIG: Final = "config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
 RESULT: Final = "adapter.gguf"  # the file that the stage leaves
-_F32_TO_16_BIT: Final = 2  # the result is F32; most adapters hold 16 bits
+_F32_TO_16_BIT: Final = 2  # expected growth: the result is F32, and most adapters have 16 bits
+
 
 def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> BuildPlan:
-    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets: its caller names the result.
+    """Resolve ADAPTER and BASE, and lay out the steps. The plan has no targets; the caller names the result.
 
     Raises:
         BadRequest: one of them is missing or unsuitable, or needs a permission (pickle).
@@ -57,7 +58,7 @@ def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
     steps.append(Step(LORA, STAGES[LORA], asked, inputs, _F32_TO_16_BIT * adapter.size_bytes))
     source = replace(adapter, title=f"LoRA adapter {adapter.title}, for {base.title}")
     result = ModelFile(StepOutput(LORA), RESULT)
-    return BuildPlan(source, tuple(steps), result, (), "f32", "loses nothing of an adapter, and every device has it")
+    return BuildPlan(source, tuple(steps), result, (), "f32", "lossless for any adapter, and supported everywhere")
 
 
 def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step]) -> Origin:
@@ -94,12 +95,12 @@ def _base_files(title: str, files: Files) -> Files:
 
 
 def _matching(files: Files, patterns: tuple[str, ...]) -> Files:
-    """The files at the top of the repo that match a pattern."""
+    """The files at the top level that match a pattern."""
     return tuple(f for f in files if "/" not in f.path and any(fnmatchcase(f.path, p) for p in patterns))
 
 
 def _named_base(adapter: Source, access: HubAccess) -> str:
-    """The model of the Hub that the adapter says it was trained on. A folder can be named by BASE only."""
+    """The Hub model that the adapter's configuration names as its base. A local folder must be named with BASE."""
     config = _local_config(adapter.local.folder) if adapter.local else _hub_config(adapter, access)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not (isinstance(name, str) and name):
@@ -117,7 +118,7 @@ def _local_config(folder: Path) -> Mapping[str, object]:
 
 
 def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
-    """The adapter's configuration at its commit, read before the plan is made."""
+    """The adapter's configuration at its commit, from the Hub."""
     entry = next(f for f in adapter.files if f.path == ADAPTER_CONFIG)
     return _parsed(
         f"{ADAPTER_CONFIG} of {adapter.title}", entry.size_bytes,

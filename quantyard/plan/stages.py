@@ -1,4 +1,4 @@
-"""The table of stages: what each runs in, what it may reach, how long it may take, and which files it leaves."""
+"""The table of stages: the image, network, secrets, time limit and outputs of each."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True)
 class StageRow:
-    """The properties of a stage that no request changes.
+    """The properties of a stage that do not depend on its request.
 
-    `pinned` marks a stage whose request alone decides every byte it makes (a download checked against the
-    source's hashes): its key leaves out the code and the image, so that neither a new release of Quantyard
-    nor a rebuilt image downloads a model again.
+    `pinned` marks a stage whose request alone determines its output (a download checked against the source's hashes).
+    Its key leaves out the code and the image, so that a new release of Quantyard or a rebuilt image does not download
+    a model again.
     """
 
     name: str  # also the module, the log prefix, the label and the key in the manifest
-    image: str  # what it runs in; also the package of its module, unless `package` is another
+    image: str  # also the package of its module, unless `package` is set
     network: bool = False
     secrets: tuple[str, ...] = ()
     timeout_s: float = 6 * HOUR_S
@@ -38,24 +38,24 @@ class StageRow:
 
     @property
     def code(self) -> str:
-        """The package that its module is in."""
+        """The package of its module."""
         return self.package or self.image
 
     @property
     def module(self) -> str:
-        """What `python -m` runs."""
+        """The module for `python -m`."""
         return f"{self.code}.{self.name}"
 
 
-# What a folder in Hugging Face format may hold; and what lm-eval and its data sets leave, under names that they choose.
+# Files of a folder in Hugging Face format; files of lm-eval and its data sets, which choose their own names.
 _MODEL_FILES = r"[^/]+\.(json|safetensors|txt|model|jinja|md)|additional_chat_templates/[^/]+\.jinja"
 _DATASETS_FILES = r"(sets|nltk_data)/.+"
 _EVALUATE_FILES = r"[^./][^/]*/.+"
 _PLOTS = r"plots/[^/]+\.(svg|png)"
 
 # To add a stage: add a row here with the files that it must and may leave, a request in `protocol` (builder.py,
-# evaluation.py or api_tests.py), a module `<package>/<name>.py` with a `main()`, and in facts.py what is read of its
-# facts.
+# evaluation.py or api_tests.py), a module `<package>/<name>.py` with a `main()`, and in facts.py the facts that are
+# read.
 STAGES: Mapping[str, StageRow] = {
     row.name: row
     for row in (

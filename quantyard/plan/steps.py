@@ -1,6 +1,7 @@
-"""The parts of a plan: steps, where their inputs come from, and the files that the plan ends with.
+"""The parts of a plan: steps, the origins of their inputs, and the files that the plan makes.
 
-`StageSpec` names the inputs of a stage by digest, so that an engine on another machine can find them in its own store.
+`StageSpec` identifies the inputs of a stage by digest, so that an engine on another machine can find them in its own
+store.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from quantyard.store.artifact import Artifact
 
 @dataclass(frozen=True)
 class StepOutput:
-    """An input that a step of the plan makes."""
+    """An input that another step of the plan makes."""
 
     step: str
 
 
 @dataclass(frozen=True)
 class ExternalInput:
-    """An input that exists already, such as a local model or a user's suite; a spec names it by its digest."""
+    """An input that exists already, such as a local model or a user's suite."""
 
     artifact: Artifact
 
@@ -39,19 +40,19 @@ Origin = StepOutput | ExternalInput
 
 @dataclass(frozen=True)
 class Step:
-    """One stage with its request, and where its inputs come from."""
+    """One stage with its request and the origins of its inputs."""
 
     label: str  # unique in the plan: "convert", "quantize Q4_K_M"
     row: StageRow
     request: StageRequest
     inputs: Mapping[str, Origin]
-    size_bytes: int  # expected size of what it leaves on disk
-    quant: str = ""  # the name of the one file that it is about; "" for what several files need
+    size_bytes: int  # expected size of its outputs
+    quant: str = ""  # the quant of the one file that it is about; "" if several files need it
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage ready to run anywhere: its inputs are digests, its key says what it is."""
+    """A stage that can run on any machine: its inputs are digests, and its key identifies its result."""
 
     label: str
     row: StageRow
@@ -66,7 +67,7 @@ class StageSpec:
 
 
 def step_spec(step: Step, inputs: Mapping[str, str], code_version: str, image: str) -> StageSpec:
-    """The spec of a step whose input digests are known. The key is made of request, inputs, code and image."""
+    """The spec of a step whose input digests are known. Its key is a digest of request, inputs, code and image."""
     parts: dict[str, JsonValue] = {"request": stage_request_digest(step.request), "inputs": dict(inputs)}
     if not step.row.pinned:
         parts |= {"code": code_version, "image": image}
@@ -75,7 +76,7 @@ def step_spec(step: Step, inputs: Mapping[str, str], code_version: str, image: s
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One GGUF by where it comes from; `path` is that of its first shard, inside its origin."""
+    """One GGUF: its origin, and the path of the file (or its first shard) in it."""
 
     origin: Origin
     path: str
@@ -83,7 +84,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Target:
-    """One GGUF the build ends with: the step that makes it, the step that verifies it."""
+    """One GGUF that the build makes, and the step that verifies it."""
 
     quant: Quant
     file: ModelFile
@@ -92,13 +93,13 @@ class Target:
 
     @property
     def made_by(self) -> str:
-        """A step's label, or "" when the source itself is that file."""
+        """The label of the step that makes it, or "" if it is the source itself."""
         return self.file.origin.step if isinstance(self.file.origin, StepOutput) else ""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What the steps that follow a build measure; see evaluation.py."""
+    """The measurement that follows a build; see evaluation.py."""
 
     suite: Suite
     baseline: str
@@ -107,11 +108,11 @@ class Measuring:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Steps in an order that can be run, and the files they end with."""
+    """Steps, each after those that it reads from, and the files that they make."""
 
     source: Source
     steps: tuple[Step, ...]
-    base: ModelFile  # what the quants are made of
+    base: ModelFile  # the file that the quants are made from
     targets: tuple[Target, ...]
     outtype: OutType
     outtype_reason: str

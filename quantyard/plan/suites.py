@@ -1,16 +1,16 @@
-"""Suites: those that come with Quantyard, and a user's own YAML file, read and checked.
+"""Reads and checks suites: those that come with Quantyard, and a user's own YAML file.
 
     loaded = find_suite("quick")                        # smoke, quick, standard, full
     loaded = find_suite("my/suite.yaml")                # or a file
-    suite = adjusted_suite(loaded, limit=50)            # what the command line changes
+    suite = adjusted_suite(loaded, limit=50)            # changes from the command line
 
-A suite file holds the fields of `protocol.evaluation.Suite`, all of them optional, with three liberties: `name`
-defaults to the file's (to the folder's for a `suite.yaml`), a task without settings is just its name, and
-`divergence: false` or `speed: false` leaves that part out. Its `include_path` and `divergence.text` are relative to the
-file and stay inside its folder.
+A suite file has the fields of `protocol.evaluation.Suite`, all of them optional, with three shortcuts: `name` defaults
+to the file's name (for a `suite.yaml`, the folder's), a task without settings is just its name, and `divergence: false`
+or `speed: false` leaves that part out. `include_path` and `divergence.text` are relative to the file and must be inside
+its folder.
 
-Built-in suites are in `eval/suites`. The eval image holds their files, so a stage looks in its input `suite` if it has
-one, else in its own `suites`.
+Built-in suites are in `eval/suites`. The eval image contains them, so a stage looks in its input `suite` if it has one,
+else in its own `suites`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class BadSuite(BadRequest):
 
 @dataclass(frozen=True)
 class LoadedSuite:
-    """A suite, and where it came from.
+    """A suite and its files.
 
     Attributes:
-        suite: checked; `needs_network` tells whether data sets have to be fetched.
-        local: the files of a user's suite that stages need (its tasks, its text); None for a built-in suite, and for
-            one without files. Becomes the stages' input `suite`; its digest follows the files' content.
-        origin: the file, for messages.
+        suite: the checked suite; `needs_network` says whether data sets must be fetched.
+        local: the files of a user's suite that stages need (its tasks, its text), as the stages' input `suite`; None
+            for a built-in suite or one without files.
+        origin: the suite's file, for messages.
     """
 
     suite: Suite
@@ -85,10 +85,10 @@ def adjusted_suite(
     loaded: LoadedSuite, tasks: tuple[str, ...] | None = None, limit: int | None = None,
     num_fewshot: int | None = None, seed: int | None = None,
 ) -> Suite:
-    """The suite as the command line wants it: other tasks (those of the suite keep their settings), and one limit,
-    number of examples or seed for all of them. None leaves things as they are.
+    """The suite with the changes of the command line: other tasks (those of the suite keep their settings), and one
+    limit, number of examples or seed for all of them. None changes nothing.
 
-    What was changed becomes part of its name, so that its report never takes the place of the whole suite's.
+    The changes become part of its name, so that its report does not replace that of the whole suite.
 
     Raises:
         BadSuite: a value is invalid, or a task is missing or named twice.
@@ -112,7 +112,7 @@ def adjusted_suite(
 
 
 def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
-    """Whether any of these tasks reads a data set that is not in the suite's own folder."""
+    """Whether one of these tasks reads a data set that is not in the suite's own folder."""
     return suite.include_path is None or not are_planned_tasks_local(folder / suite.include_path, tasks)
 
 
@@ -170,7 +170,7 @@ def _tasks(value: Any, where: str) -> list[Any]:
 
 
 def _part(data: dict[str, Any], name: str, model: type[BaseModel], where: str) -> Any:
-    """The settings of one part: `false` and nothing leave it out, `true` and absence take the defaults."""
+    """The settings of one part: `false` and null leave it out; `true` or a missing key means the defaults."""
     value = data.get(name, {})
     if value is True:
         return {}
@@ -190,7 +190,7 @@ def _check_keys(data: dict[Any, Any], model: type[BaseModel], where: str) -> Non
 
 
 def _validated(data: dict[str, Any], where: str) -> Suite:
-    try:  # as JSON, where strict still takes a list for a tuple
+    try:  # from JSON, because strict validation of Python values does not accept a list for a tuple
         return Suite.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -222,7 +222,7 @@ def _check_inside(folder: Path, relative: str, where: str) -> Path:
 
 
 def _local_files(suite: Suite, folder: Path) -> Artifact | None:
-    """Everything below include_path, and the text; no other file of the folder."""
+    """The files below include_path, and the text; other files of the folder are left out."""
     paths = _task_files(folder, suite.include_path) if suite.include_path else []
     if suite.divergence and suite.divergence.text:
         paths.append(_text_file(folder, suite.divergence.text))
@@ -238,12 +238,12 @@ def _local_files(suite: Suite, folder: Path) -> Artifact | None:
 def _task_files(folder: Path, include_path: str) -> list[Path]:
     top = folder / include_path
     if not top.is_dir():
-        raise BadSuite(f"include_path {include_path} is a file.", "It names the folder that holds the tasks' YAML.")
+        raise BadSuite(f"include_path {include_path} is a file.", "Name the folder with the tasks' YAML files.")
     paths = [p for p in top.rglob("*") if p.is_file() and not _is_clutter(p.relative_to(top))]
     if not any(path.suffix == ".yaml" for path in paths):
-        raise BadSuite(f"include_path {include_path} does not hold a task: no .yaml file.", HELP)
+        raise BadSuite(f"include_path {include_path} does not have a task: no .yaml file.", HELP)
     for path in paths:
-        _check_inside(folder, path.relative_to(folder).as_posix(), "include_path")  # a link may lead out
+        _check_inside(folder, path.relative_to(folder).as_posix(), "include_path")  # it may be a link out of the folder
     return paths
 
 

@@ -1,1 +1,1 @@
-"""What orchestrator and stages share: requests, results, measurements, the runner of a stage."""
+"""The protocol between orchestrator and stages: requests, results, measurements, the runner of a stage."""

@@ -1,7 +1,7 @@
-"""Which files a stage may leave, by its request: the last column of the stages table.
+"""The files that a stage must and may leave, by its request: the last column of the stages table.
 
-A stage works on hostile files. What it leaves under another name than these is not kept, and where it leaves less or
-other than it must, nothing of it is.
+A stage may process hostile files. Files with other names are not kept, and if a required file is missing or wrong, none
+are kept.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from quantyard.protocol.evaluation import DivergenceRequest
 
 @dataclass(frozen=True)
 class Leaves:
-    """What one run must leave, and may.
+    """The files that one run must and may leave.
 
-    `files` are known before it runs: their sizes, and their SHA-256 where the source tells it.
+    `files` are known before the run: their sizes, and their SHA-256 if the source states it.
     """
 
     must: frozenset[str] = frozenset()
-    may: str = ""  # a regular expression of whole paths; "": nothing else
+    may: str = ""  # a regular expression for whole paths; "": nothing else
     files: Mapping[str, FileEntry] = field(default_factory=dict)
-    at_least: int = 0  # files
-    members: tuple[str, ...] = ()  # files that are read in step: the facts hold those of each
+    at_least: int = 0  # number of files
+    members: tuple[str, ...] = ()  # labels of a shared run; the result has the facts of each
 
     def problem(self, outputs: tuple[FileEntry, ...]) -> str:
-        """What is wrong with these names and sizes; "" if nothing is."""
+        """The first problem with these names and sizes; "" for none."""
         names = [entry.path for entry in outputs]
         if len(set(names)) < len(names):
             return f"it names {Counter(names).most_common(1)[0][0]!r} twice"
         if len(names) < self.at_least:
-            return "it left no file"
+            return "it did not leave a file"
         if missing := sorted((self.must | set(self.files)) - set(names)):
-            return f"it left no {missing[0]!r}"
+            return f"it did not leave {missing[0]!r}"
         for entry in outputs:
             if problem := self._problem_of(entry):
                 return problem
@@ -48,13 +48,13 @@ class Leaves:
         known = self.files.get(entry.path)
         if known is None:
             allowed = entry.path in self.must or (self.may and re.fullmatch(self.may, entry.path))
-            return "" if allowed else f"it names {entry.path!r}, a file that this stage does not leave"
+            return "" if allowed else f"it names {entry.path!r}, a file that this stage must not leave"
         if known.size_bytes != entry.size_bytes:
-            return f"{entry.path!r} has {entry.size_bytes:,} bytes, and was asked for with {known.size_bytes:,}"
+            return f"{entry.path!r} has {entry.size_bytes:,} bytes instead of {known.size_bytes:,}"
         return ""
 
     def sha256_of(self, path: str) -> str | None:
-        """What the source says of this file."""
+        """The SHA-256 that the source states for this file, if any."""
         return self.files[path].sha256 if path in self.files else None
 
 
@@ -62,7 +62,7 @@ LeavesOf = Callable[[Any], Leaves]
 
 
 def stage_allowed_files(*must: str, may: str = "") -> LeavesOf:
-    """These files, whatever was asked for."""
+    """These files for every request."""
     leaves = Leaves(frozenset(must), may)
     return lambda _request: leaves
 
@@ -71,7 +71,7 @@ nothing: Final = stage_allowed_files()
 
 
 def stage_allowed_fetched(request: FetchRequest) -> Leaves:
-    """Exactly the files that were asked for."""
+    """Exactly the requested files."""
     return Leaves(files={entry.path: entry for entry in request.files})
 
 
@@ -81,7 +81,7 @@ def stage_allowed_shards(request: SplitRequest) -> Leaves:
 
 
 def stage_allowed_divergences(request: DivergenceRequest) -> Leaves:
-    """One for each file that was read."""
+    """One record, or one for each file of a shared run."""
     if not request.is_joined:
         return Leaves(frozenset({"divergence.json"}))
     asked = (request.label, *(member.label for member in request.others), request.baseline_label)

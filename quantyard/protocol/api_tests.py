@@ -1,7 +1,6 @@
-"""What serving says: the request of the stage `contract`, and the report it leaves.
+"""The API test: the request of the stage `contract`, and its report.
 
-Shared by both sides. Durations are seconds; rates are proportions, 0 to 1, with Wilson's 95 %
-interval.
+Durations are in seconds; rates are proportions, 0 to 1, with Wilson's 95 % interval.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def protocol_bindings_config(
     """The configuration file of llama-cpp-python's server on loopback (llama_cpp/server/settings.py).
 
     Args:
-        n_ctx: tokens; 0: as many as the model was trained on.
-        threads: 0: as the server chooses.
+        n_ctx: tokens; 0: the model's training context.
+        threads: 0: the server's default.
     """
     of_threads: dict[str, JsonValue] = {"n_threads": threads, "n_threads_batch": threads} if threads else {}
     served: list[JsonValue] = [
@@ -42,23 +41,23 @@ def protocol_bindings_config(
 
 
 class ContractRequest(StageRequest):
-    """Serve `/in/model` on loopback and try every promise of the API. Leaves `report.json` (a `ContractReport`)."""
+    """Serve `/in/model` on loopback and check every promise of the API. Leaves `report.json` (a `ContractReport`)."""
 
     stage: Literal["contract"] = "contract"
     label: str  # the quant's name, or the baseline's type
     model_file: RelativePath = "model.gguf"
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: as the server chooses
-    n_ctx: Annotated[int, Field(ge=512)] = 4096  # tokens one client may use; a server of its own mind ignores it
-    parallel: Annotated[int, Field(ge=1)] = 4  # clients answered at once; the same
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: the server's default
+    n_ctx: Annotated[int, Field(ge=512)] = 4096  # tokens per client; the server image decides this itself
+    parallel: Annotated[int, Field(ge=1)] = 4  # clients answered at once; the server image decides this itself
     load_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads", "load_timeout_s"})
 
 
 class SchemaFailure(Frozen):
-    """One JSON schema whose answer was not what it asks for, and why."""
+    """One JSON schema whose answer did not conform, and why."""
 
     schema_name: str
-    kind: AnswerKind  # cut: max_tokens ended it; refused: the server did not answer at all
+    kind: AnswerKind  # cut: by max_tokens; refused: the server refused the request
     finding: str
 
 
@@ -72,12 +71,12 @@ class SchemaRate(Frozen):
     low: Rate
     high: Rate
     gate: Rate  # the rate from which the check passes
-    request_form: str  # the `response_format.type` that was asked with
+    request_form: str  # the `response_format.type` of the requests
     failures: tuple[SchemaFailure, ...] = ()
 
 
 class CheckRecord(Frozen):
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     promise: str
@@ -88,21 +87,21 @@ class CheckRecord(Frozen):
 
 
 class ContractReport(Frozen):
-    """Every check of one served model, in the order of the table in `server/api_checks/checks.py`."""
+    """The results of all checks of one served model, in the order of the table in `server/api_checks/checks.py`."""
 
     version: Literal[1] = CONTRACT_REPORT_VERSION
     label: str = ""
     server: str  # what answers: "llama-server b11669", "llama-cpp-python 0.3.36", "unknown"
     model: str  # as the server lists it
     checks: tuple[CheckRecord, ...]
-    schemas: SchemaRate | None = None  # None: no answer came that far
+    schemas: SchemaRate | None = None  # None: the check failed before it had a rate
     duration_s: float
 
     def with_status(self, status: CheckStatus) -> tuple[CheckRecord, ...]:
-        """The checks that ended so."""
+        """The checks with this status."""
         return tuple(check for check in self.checks if check.status == status)
 
     @property
     def passed(self) -> bool:
-        """Whether no promise was broken; what a server truly does not support breaks none."""
+        """Whether no check failed; "not supported" does not count as failed."""
         return bool(self.checks) and not self.with_status("failed")

@@ -1,9 +1,9 @@
-"""What the orchestrator and a stage say to each other: the only code that both sides share.
+"""The messages between the orchestrator and a stage.
 
-A stage is a process. It finds `request.json` and its inputs under `/in` (read-only), writes its files
-to `/out/files` and its answer to `/out/result.json`, prints progress as JSON lines on stdout and logs on
-stderr, and ends with one of `ExitCode`. Inputs are named by digest, never by a path of the machine that
-planned them, so that an engine may run the stage anywhere.
+A stage is a process. It reads `request.json` and its inputs under `/in` (read-only), writes its files to `/out/files`
+and its result to `/out/result.json`, prints progress as JSON lines on stdout and logs on stderr, and ends with one of
+`ExitCode`. Inputs are identified by digest, never by a path of the machine that planned them, so that an engine may run
+the stage anywhere.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ _MAX_DURATION_S: Final = 1e9
 
 
 class Frozen(BaseModel):
-    """Base of everything that crosses the border: immutable, strict about unknown fields, and no number in it is NaN
-    or infinite.
-    """
+    """Base of all messages and records: immutable, without unknown fields, and without NaN or infinity."""
 
-    # Deferred: a command that starts builds the validators of those classes alone that it meets.
+    # defer_build: a command builds only the validators of the classes that it uses, so that it starts faster.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def _cut(text: object) -> object:
-    """The end of a text that is too long: a tool's last lines say most."""
+    """The end of a text that is too long: the last lines of a tool are the most useful."""
     return f"… {text[-_MAX_TEXT:]}" if isinstance(text, str) and len(text) > _MAX_TEXT + 2 else text
 
 
 def _no_truth(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a truth value is not an exit code")  # noqa: TRY004  (pydantic's way)
+        raise ValueError("a boolean is not an exit code")  # noqa: TRY004  (pydantic expects ValueError)
     return value
 
 
@@ -59,16 +57,16 @@ _Word = Annotated[str, Field(max_length=1000)]
 
 
 class FileEntry(Frozen):
-    """One file of an artifact: where it is inside it, how large it is, and what it holds."""
+    """One file of an artifact: its path in it, its size and its hash."""
 
     path: RelativePath
     size_bytes: _Count
-    sha256: Sha256 | None = None  # None: the source does not say (small files of a Hub repo)
+    sha256: Sha256 | None = None  # None: the source does not state it (small files of a Hub repo)
 
 
 class StageRequest(Frozen):
-    """Base of the requests. `not_in_key` names the settings that cannot change the stage's bytes ("runtime.threads":
-    one inside another).
+    """Base of the requests. `not_in_key` names the settings that cannot change the stage's outputs; "runtime.threads"
+    is a nested one.
     """
 
     contract: Literal[1] = PROTOCOL_VERSION  # the name that version 0.1.0 gave it
@@ -86,8 +84,8 @@ class StageError(Frozen):
 
 
 class StageResult(Frozen):
-    """What a stage answers. `outputs` are paths under `/out/files`; the store computes their SHA-256 anew, so a stage
-    gives one only if it knows it already.
+    """The result of a stage. `outputs` are paths under `/out/files`. The store computes their SHA-256 again, so a stage
+    states one only if it knows it already.
     """
 
     contract: Literal[1] = PROTOCOL_VERSION  # the name that version 0.1.0 gave it
@@ -119,12 +117,12 @@ def json_digest(value: JsonValue) -> str:
 
 
 def files_digest(files: tuple[FileEntry, ...]) -> str:
-    """One digest for a set of files: what names an artifact, wherever it lies."""
+    """The digest that identifies an artifact: over the paths, sizes and hashes of its files."""
     return json_digest([[f.path, f.size_bytes, f.sha256] for f in sorted(files, key=lambda f: f.path)])
 
 
 def stage_request_digest(request: StageRequest) -> str:
-    """The part of a stage's key that its request decides."""
+    """The digest of a request for the stage's key, without the settings in `not_in_key`."""
     parts = (name.partition(".") for name in request.not_in_key)
     exclude: dict[str, Any] = {name: {inner} if inner else True for name, _, inner in parts}
     return json_digest(request.model_dump(mode="json", exclude=exclude))

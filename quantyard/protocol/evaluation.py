@@ -15,24 +15,24 @@ DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's 
 
 
 class TaskEntry(Frozen):
-    """One line of a suite: a task or group of lm-eval, or a local one from the suite's `include_path`."""
+    """One entry of a suite: a task or group of lm-eval, or a local one from the suite's `include_path`."""
 
     task: str
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None  # None: as the task says
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None  # None: the task's own number
     limit: Annotated[int, Field(ge=1)] | None = None  # questions per (sub)task; None: all
 
 
 class DivergenceSettings(Frozen):
-    """The text both models read, and how. `text` None: the prose that comes with Quantyard."""
+    """How divergence is measured, and on which text. `text` None: the prose that comes with Quantyard."""
 
     text: RelativePath | None = None  # a plain text file beside the suite
     n_ctx: Annotated[int, Field(ge=64)] = 512  # tokens of a chunk; llama-perplexity's default
     n_chunks: Annotated[int, Field(ge=0)] = 0  # 0: the whole text
-    rolling: bool = False  # lm-eval's perplexity of the same text too, for as much time again
+    rolling: bool = False  # also measure lm-eval's rolling perplexity of the text, which doubles the time
 
 
 class SpeedSettings(Frozen):
-    """How speed is measured; llama-bench's pp512 and tg128, a little shorter."""
+    """How speed is measured: like llama-bench's pp512 and tg128, with fewer generated tokens."""
 
     prompt_tokens: Annotated[int, Field(ge=1)] = 512
     generated_tokens: Annotated[int, Field(ge=1)] = 64
@@ -40,14 +40,14 @@ class SpeedSettings(Frozen):
 
 
 class Suite(Frozen):
-    """What is measured: tasks, divergence, speed. See `eval/suites/*.yaml` for those that come with Quantyard."""
+    """What is measured: tasks, divergence, speed. The built-in suites are in `eval/suites/*.yaml`."""
 
     name: str
     description: str = ""
     tasks: tuple[TaskEntry, ...] = ()
     include_path: RelativeFolder | None = None  # folder of local lm-eval tasks, beside the suite file
-    needs_network: bool = True  # False: every task is local, so no data set has to be fetched
-    apply_chat_template: bool = False  # put questions into the GGUF's own chat template
+    needs_network: bool = True  # False: all tasks are local, so data sets need not be fetched
+    apply_chat_template: bool = False  # render questions with the GGUF's own chat template
     seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
     divergence: DivergenceSettings | None = DivergenceSettings()
@@ -58,7 +58,7 @@ class Suite(Frozen):
 
 
 class Runtime(Frozen):
-    """How llama.cpp runs a model that is measured."""
+    """How llama.cpp runs the measured model."""
 
     threads: Annotated[int, Field(ge=0)] = 0  # 0: one per physical core
     n_gpu_layers: Annotated[int, Field(ge=-1)] = 0  # -1: all
@@ -66,7 +66,7 @@ class Runtime(Frozen):
 
 
 class DatasetsRequest(StageRequest):
-    """Fetch the data sets of these tasks into `/out/files`; inputs: `suite` if the suite brings tasks of its own.
+    """Fetch the data sets of these tasks into `/out/files`; inputs: `suite` if the suite has tasks of its own.
 
     The only stage of a measurement with a network.
     """
@@ -80,9 +80,9 @@ class DatasetsRequest(StageRequest):
 
 
 class EvaluateRequest(StageRequest):
-    """Run the suite's tasks on one GGUF; inputs: `model`, and `datasets` and `suite` where the suite needs them.
+    """Run the suite's tasks on one GGUF; inputs: `model`, and `datasets` and `suite` if the suite needs them.
 
-    Leaves `evaluation.json` (an `Evaluation`) and, per task of the suite, lm-eval's own results and samples.
+    Leaves `evaluation.json` (an `Evaluation`) and, per entry of the suite, lm-eval's own results and samples.
     """
 
     stage: Literal["evaluate"] = "evaluate"
@@ -98,7 +98,7 @@ class EvaluateRequest(StageRequest):
 
 
 class DivergenceMember(Frozen):
-    """One more file that is read in step with the others; its input is `model-<label>`."""
+    """One more file of a shared run; its input is `model-<label>`."""
 
     label: str
     model_file: RelativePath
@@ -108,9 +108,9 @@ class DivergenceRequest(StageRequest):
     """Perplexity of `/in/model` and its divergence from `/in/baseline`, if there is one, on the text (`/in/suite`
     or our prose). Leaves `divergence.json` (a `Divergence`).
 
-    Several such requests can be one run, in which the baseline is decoded once for all: `others` names the rest, and
-    `baseline_label` asks for the baseline's own perplexity too. Then each leaves `<label>/divergence.json`. What is
-    kept is always one file's, under the key of its own request.
+    Several such requests can share one run, which decodes the baseline only once: `others` names the other files, and
+    `baseline_label` asks for the baseline's own perplexity too. The run then leaves `<label>/divergence.json` for each.
+    The store keeps each result under the key of the request for that file alone.
     """
 
     stage: Literal["divergence"] = "divergence"
@@ -125,7 +125,7 @@ class DivergenceRequest(StageRequest):
 
     @property
     def is_joined(self) -> bool:
-        """Whether this is the run of several requests."""
+        """Whether this is a shared run of several requests."""
         return bool(self.others or self.baseline_label)
 
 
@@ -137,7 +137,7 @@ class SpeedRequest(StageRequest):
     model_file: RelativePath = "model.gguf"
     settings: SpeedSettings = SpeedSettings()
     runtime: Runtime = Runtime()
-    machine: str = ""  # CPU and cores of the engine's machine: speed measured elsewhere is another measurement
+    machine: str = ""  # CPU and cores of the engine's machine, so that each machine has its own measurement
 
 
 class ReportRequest(StageRequest):

@@ -1,4 +1,4 @@
-"""How a stage, and the command line, ends. Nothing of ours is imported, so that the command line starts at once."""
+"""The exit codes of stages and of the command line. Imports no module of ours, so that the command line starts fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class ExitCode(IntEnum):
-    """How a stage ends. The command line ends with the same codes, and with those of `Answer`."""
+    """Exit codes of stages. The command line uses them too, and those of `Answer`."""
 
     DONE = 0
     BAD_REQUEST = 2
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 
 class Answer(IntEnum):
-    """How only the command line ends: its engine is not usable, or its answer is negative."""
+    """Exit codes of the command line only: its engine is not usable, or its answer is negative."""
 
     ENGINE = 6
     GATE_FAILED = 40
@@ -42,7 +42,7 @@ class ExitCodeRow:
 
     @property
     def name(self) -> str:
-        """In kebab-case."""
+        """The name in kebab-case."""
         return self.code.name.lower().replace("_", "-")
 
 

@@ -1,7 +1,7 @@
-"""The facts of each stage, as the orchestrator reads them.
+"""Models of the facts of each stage that the orchestrator reads.
 
-A stage may state more facts than its model names; they are kept in its record and never read. A fact that a model names
-must have its type and range, or the whole result is refused. A fact that is absent has the default written here.
+A stage may state more facts than its model has; they are kept in its record and never read. A fact of the model must
+have the right type and range, or the whole result is refused. A missing fact gets the default written here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from quantyard.protocol.base import Sha256, StageResult
 from quantyard.protocol.text_findings import TextFinding
 
-_MAX_COUNT: Final = 2**53  # JSON readers keep integers exact so far
+_MAX_COUNT: Final = 2**53  # integers up to here are exact in every JSON reader
 Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
 Amount = Annotated[float, Field(ge=0)]
 
 
 class Facts(BaseModel):
-    """The facts of any stage; None: not counted."""
+    """The facts of any stage; None: not known."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False, defer_build=True)
 
@@ -31,10 +31,10 @@ class Facts(BaseModel):
         """Check the facts of a result or a record.
 
         Args:
-            where: what an error calls them.
+            where: the name of the facts in an error.
 
         Raises:
-            ValueError: a fact is missing, has another type, or is out of its range. Names the fact.
+            ValueError: a fact is missing, has another type, or is out of range; the message names it.
         """
         try:
             return cls.model_validate(facts)
@@ -45,7 +45,7 @@ class Facts(BaseModel):
 
 
 class CalibrateFacts(Facts):
-    """The text that the matrix was made of."""
+    """The text that the importance matrix was computed from."""
 
     text: Annotated[str, Field(max_length=20_000)] = ""
     text_sha256: Sha256 | None = None
@@ -54,9 +54,9 @@ class CalibrateFacts(Facts):
 
 
 class VerifyFacts(Facts):
-    """What was found in one GGUF; `probes` and `chats` are None where they were not compared.
+    """The findings on one GGUF; `probes` and `chats` are None if they were not compared.
 
-    `mismatches_allowed` stands in manifests of before there were findings.
+    Manifests from before there were findings have `mismatches_allowed`.
     """
 
     bits_per_weight: Annotated[float, Field(ge=0, le=1024)]
@@ -68,7 +68,7 @@ class VerifyFacts(Facts):
 
 
 class EvaluateFacts(Facts):
-    """How much was asked, and each task's metrics."""
+    """The number of questions, and the metrics of each task."""
 
     n_questions: Count = 0
     tasks: dict[str, dict[str, float | None]] = {}
@@ -89,13 +89,13 @@ class SpeedFacts(Facts):
 
 
 class FileVerdicts(Facts):
-    """How often each verdict was reached for one file of a report."""
+    """The number of each verdict for one file of a report."""
 
     verdicts: dict[str, Count] = {}
 
 
 class ReportFacts(Facts):
-    """The verdicts by the file's label."""
+    """The verdicts of a report, by the label of the file."""
 
     files: dict[str, FileVerdicts] = {}
 
@@ -120,7 +120,7 @@ def check_result_facts(result: StageResult, members: tuple[str, ...] = ()) -> No
     """Check the facts of a result.
 
     Args:
-        members: the files of a shared run, each of which has facts of its own.
+        members: the labels of a shared run; each has its own facts.
 
     Raises:
         ValueError: see `Facts.read`.
@@ -129,7 +129,7 @@ def check_result_facts(result: StageResult, members: tuple[str, ...] = ()) -> No
         check_stage_facts(result.stage, result.facts)
         return
     if set(result.facts) != set(members):
-        raise ValueError("facts: they are not those of the files that were read")
+        raise ValueError("facts: the labels are not those of the requested files")
     for member in members:
         check_stage_facts(result.stage, result.facts[member], f"facts.{member}")
 

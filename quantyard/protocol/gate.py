@@ -1,4 +1,4 @@
-"""What a gate found: every budget, its value and interval, and what follows. In the manifest, and on the card."""
+"""The report of a gate: every budget with its value, interval and outcome. It is in the manifest and on the card."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from quantyard.protocol.measurements import Interval
 
 GATE_REPORT_VERSION: Final = 1
 # Worst first: the worst result decides the gate. "not judged" does not count: if the baseline itself only guesses on a
-# task, nothing follows from it (a budget with no other task is also "not measured").
+# task, the task decides nothing (a budget without any other task is also "not measured").
 Outcome = Literal["failed", "not measured", "too few questions", "passed", "not judged"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("failed", "not measured", "too few questions", "passed", "not judged")
 
 
 class BudgetResult(Frozen):
-    """One budget held against one file. `value`, `interval` and `limit` are in the budget's own unit."""
+    """One budget applied to one file. `value`, `interval` and `limit` are in the budget's own unit."""
 
     quant: str
     budget: str  # its name in the YAML: max_mean_kld, max_accuracy_loss …
-    task: str = ""  # where a budget is held per task
+    task: str = ""  # if the budget applies per task
     limit: float
     value: float | None = None  # None: not measured
     interval: Interval | None = None
-    confidence: float | None = None  # of the interval, where a budget states its own
+    confidence: float | None = None  # of the interval, if the budget states its own
     outcome: Outcome
-    finding: str  # one line for people: value, interval, limit, and what to type if that can change it
+    finding: str  # one line for the user: value, interval, limit, and what to type if that can change it
 
 
 class GateReport(Frozen):
-    """Every budget of every file that is to be published."""
+    """The results of every budget for every file to publish."""
 
     version: Literal[1] = GATE_REPORT_VERSION
     budgets: str  # "default", or the name of the user's file
-    sha256: str  # of the budgets' text, so that two gates can be told apart
-    suite: str  # whose evaluation was judged
+    sha256: str  # of the text of the budgets, to distinguish two gates
+    suite: str  # the suite whose evaluation was judged
     results: tuple[BudgetResult, ...]
 
     @property
     def outcome(self) -> Outcome:
-        """The worst of the results; passed where no budget applies."""
+        """The worst of the results; "passed" if no budget applies."""
         found = {result.outcome for result in self.results}
         return next((outcome for outcome in OUTCOMES if outcome in found), "passed")
 
     def with_outcome(self, outcome: Outcome) -> tuple[BudgetResult, ...]:
-        """The results that are so."""
+        """The results with this outcome."""
         return tuple(result for result in self.results if result.outcome == outcome)

@@ -1,4 +1,4 @@
-"""What measuring finds: the records that the stages of `eval` leave, and the report at the end.
+"""The records of measurements: those that the stages of `eval` leave, and the report.
 
 Log-probabilities are natural logarithms (nats), sizes are bytes, speeds are tokens per second; an `Interval` is a 95 %
 confidence interval.
@@ -35,25 +35,25 @@ class FileFacts(Frozen):
 
     label: str
     size_bytes: int
-    bits_per_weight: float  # all tensors, as llama.cpp counts it
+    bits_per_weight: float  # over all tensors, as llama.cpp counts it
     n_params: int
     architecture: str
     sha256: Sha256 | None = None
 
 
 class SelfCheck(Frozen):
-    """What the measurement found when it checked itself on this file, before the first task.
+    """The self-check of the measurement on this file, before the first task.
 
-    Differences are root mean squares over `n_tokens` log-probabilities, in nats a token; the rolling one is the
-    largest over the check's texts, in nats a token.
+    Differences are root mean squares over `n_tokens` log-probabilities, in nats per token; the rolling one is the
+    largest of the check's texts, in nats per token.
     """
 
-    known_answers: int  # pairs asked whose likelier continuation is known
+    known_answers: int  # pairs of continuations of which the more likely one is known
     known_answers_right: int
     n_tokens: int
-    packed_difference: float  # packed scores against a plain decode of one sequence
-    noise: float  # the plain decode with flash attention on against off: the A/A control
-    rolling_difference: float  # a continuation's sum against the rolling score of the same text
+    packed_difference: float  # packed scores against decoding one sequence at a time
+    noise: float  # the A/A control: one sequence at a time, with flash attention on against off
+    rolling_difference: float  # loglikelihood against rolling loglikelihood of the same text
 
 
 class MetricOutcome(Frozen):
@@ -79,22 +79,22 @@ class TaskOutcome(Frozen):
     output_type: Literal["loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until"]
     num_fewshot: int
     n: int  # questions
-    chance: float | None  # mean of 1 / choices; None where guessing has no such meaning
+    chance: float | None  # the accuracy of guessing: mean of 1 / choices; None if there are no choices
     doc_hashes: tuple[str, ...]  # lm-eval's, to pair questions across files
     metrics: tuple[MetricOutcome, ...]
     duration_s: float
 
 
 class Evaluation(Frozen):
-    """What `evaluate` leaves for one file."""
+    """The result of `evaluate` for one file."""
 
     file: FileFacts
     self_check: SelfCheck
     outcomes: tuple[TaskOutcome, ...]
     n_requests: int
     n_tokens_decoded: int  # equals the size of the prefix trees
-    n_tokens_requested: int  # what one-by-one decoding would have read
-    n_truncated: int = 0  # requests cut from the left to what the model holds
+    n_tokens_requested: int  # tokens that decoding each request alone would have taken
+    n_truncated: int = 0  # requests cut from the left to the longest allowed
     duration_s: float
     versions: dict[str, str]
     hardware: JsonObject
@@ -103,20 +103,20 @@ class Evaluation(Frozen):
 class Divergence(Frozen):
     """Perplexity of one file and its divergence from the baseline over the same tokens.
 
-    Definition of llama.cpp's tools/perplexity: chunks of `n_ctx` tokens, the second half of each is scored.
-    `rolling_perplexity` is lm-eval's: every token once, in windows of `n_ctx`. KL divergences are of the
-    baseline's distribution from the file's, in nats; Δp is the change of the probability of the right token.
+    Defined as in llama.cpp's tools/perplexity: chunks of `n_ctx` tokens, of which the second half is scored.
+    `rolling_perplexity` is lm-eval's: every token once, in windows of `n_ctx`. KL divergences are
+    KL(baseline || file), in nats; Δp is the change of the probability of the token that follows.
     """
 
     label: str
-    text: str  # which text
+    text: str  # name of the text
     n_ctx: int
     n_chunks: int
     n_tokens: int  # scored
     perplexity: Estimate
-    rolling_perplexity: float | None = None  # per token, of the text's documents; None: not asked for
+    rolling_perplexity: float | None = None  # per token, of the text's documents; None: not requested
     baseline_perplexity: Estimate | None = None
-    ln_perplexity_ratio: Estimate | None = None  # ln(PPL / baseline PPL), with the correlation of both
+    ln_perplexity_ratio: Estimate | None = None  # ln(PPL / baseline PPL); the error accounts for their correlation
     mean_kld: Estimate | None = None
     kld_percentiles: dict[str, float] = {}  # "50", "90", "95", "99", "99.9", "100"
     top1_agreement: Estimate | None = None  # share of tokens, 0 to 1
@@ -126,7 +126,7 @@ class Divergence(Frozen):
 
 
 class Speed(Frozen):
-    """Speed and memory of one file; medians of the repeats after a warm-up."""
+    """Speed and memory of one file; speeds are medians of the repeats after a warm-up."""
 
     label: str
     prompt_tokens_per_s: float
@@ -134,7 +134,7 @@ class Speed(Frozen):
     prompt_spread: float  # (largest - smallest) / median over the repeats
     generated_spread: float
     load_s: float
-    peak_memory_bytes: int  # resident, mapped weights included
+    peak_memory_bytes: int  # resident, including mapped weights
     threads: int
     n_ctx: int
     n_gpu_layers: int
@@ -158,7 +158,7 @@ class Score(Frozen):
 class Comparison(Frozen):
     """One metric of one task: a file against the baseline, question by question.
 
-    `delta` is the file's value less the baseline's, in the metric's unit; for perplexities it is the relative change
+    `delta` is the file's value minus the baseline's, in the metric's unit; for perplexities it is the relative change
     (0.01: 1 % more).
     """
 
@@ -168,11 +168,11 @@ class Comparison(Frozen):
     baseline: float
     value: float
     delta: Interval
-    lost: int  # questions right on the baseline and wrong here; 0 for metrics that are not right-or-wrong
+    lost: int  # questions right on the baseline and wrong on the file; 0 for metrics that are not right-or-wrong
     gained: int
     mcnemar_p: float | None  # exact, two-sided; None for metrics that are not right-or-wrong
     verdict: Verdict
-    questions_needed: int | None = None  # how many would do, where there are too few
+    questions_needed: int | None = None  # how many would settle the verdict "too few questions"
 
 
 class Measurement(Frozen):
@@ -184,11 +184,11 @@ class Measurement(Frozen):
     comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
     divergence: Divergence | None = None
     speed: Speed | None = None
-    n_truncated: int = 0  # requests cut from the left to what the model holds
+    n_truncated: int = 0  # requests cut from the left to the longest allowed
 
 
 class EvalReport(Frozen):
-    """What quantization cost: every file beside the baseline. Plots and the card are drawn from this alone."""
+    """The cost of quantization: every file compared with the baseline. Plots and the card use only this."""
 
     report_version: Literal[1] = REPORT_VERSION
     title: str

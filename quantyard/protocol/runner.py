@@ -1,7 +1,7 @@
-"""The frame around every stage: reads the request, runs it, writes the result, chooses the exit code.
+"""Runs a stage as a process: reads the request, calls the stage, writes the result, chooses the exit code.
 
-Nothing else in a stage reads the environment or exits. Errors a stage raises on purpose are `StageFailure`;
-a full disk and exhausted memory are recognised here for all of them; anything else is our bug (70).
+Nothing else in a stage reads the environment or exits. A stage raises `StageFailure` on purpose; a full disk and
+exhausted memory are recognized here for all stages; any other error is our bug (70).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from quantyard.hardware.machine import cpu_name
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
-_NOT_FINITE = "finite_number"  # pydantic's name of the error
+_NOT_FINITE = "finite_number"  # pydantic's error type
 _PROGRESS_EVERY_S = 0.1
 R = TypeVar("R", bound=StageRequest)
 
 
 class StageFailure(Exception):
-    """A failure the user can act on: exit code, kind, fact with its value, and what to do next."""
+    """A failure that the user can act on: exit code, kind, fact with its value, and what to do next."""
 
     def __init__(self, exit_code: ExitCode, kind: str, message: str, hint: str = "", detail: str = "") -> None:
         super().__init__(message)
@@ -46,19 +46,19 @@ class StageFailure(Exception):
 
 @dataclass
 class Stage:
-    """One running stage: where its inputs and outputs are, and how it reports."""
+    """One running stage: its inputs, its outputs, and its progress and log lines."""
 
     name: str
     in_dir: Path
     out_dir: Path
-    environment: Mapping[str, str]  # read here once; nothing else in a stage asks for it
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # what stdin's first line handed over
+    environment: Mapping[str, str]  # the only access of a stage to the environment
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # from the first line of stdin
     known_sha256: dict[str, str] = field(default_factory=dict)  # outputs whose hash the stage already knows
     _last_progress: float = 0.0
 
     @property
     def files_dir(self) -> Path:
-        """Where the stage's outputs go."""
+        """The folder for the stage's outputs."""
         return self.out_dir / "files"
 
     @property
@@ -69,17 +69,17 @@ class Stage:
         return folder
 
     def input_files(self, name: str) -> tuple[FileEntry, ...]:
-        """The files of an input as the store knows them, hashes included; () if the store did not pass them on."""
+        """The files of an input with their hashes from the store; () if the store did not pass them on."""
         path = self.in_dir / "inputs.json"
         known = json.loads(path.read_bytes()) if path.is_file() else {}
         return tuple(FileEntry.model_validate(entry) for entry in known.get(name, ()))
 
     def secret(self, name: str) -> str | None:
-        """A secret that the orchestrator handed over; None without one."""
+        """A secret from the orchestrator; None if it did not pass one."""
         return self.secrets.get(name) or None
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
-        """Print one progress line; at most ten a second, but always the last one."""
+        """Print one progress line: at most ten per second, and always the last."""
         now = time.monotonic()
         if done != total and now - self._last_progress < _PROGRESS_EVERY_S:
             return
@@ -88,13 +88,13 @@ class Stage:
         print(line.model_dump_json(), flush=True)
 
     def log(self, message: str) -> None:
-        """Print one line for people."""
+        """Print one log line."""
         print(printable_url(f"[{self.name}] {message}"), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage found out, beside the files it wrote."""
+    """What a stage returns, in addition to the files that it wrote."""
 
     facts: Mapping[str, JsonValue] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -120,7 +120,8 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -
     """Run one stage as this process, and exit with its code."""
     args = _parse_argv()
     secrets = _read_secrets() if args.secrets_on_stdin else {}
-    # Libraries read proxies from the environment; variables set here are not visible to other processes.
+    # Libraries read proxies from the environment. A variable set here, unlike one set at the start of the process, does
+    # not show in /proc/<pid>/environ or in the description of the container.
     os.environ.update((name, url) for name, url in secrets.items() if name.upper().endswith("_PROXY"))
     if args.die_with_stdin:
         threading.Thread(target=_die_with_stdin, daemon=True).start()
@@ -151,7 +152,7 @@ def _parse_argv() -> argparse.Namespace:
 
 
 def _read_secrets() -> dict[str, str]:
-    """The first line of stdin, and not a byte more: what follows belongs to `_die_with_stdin`."""
+    """Read exactly the first line of stdin; `_die_with_stdin` reads the rest."""
     line = b""
     while not line.endswith(b"\n") and (byte := os.read(0, 1)):
         line += byte
@@ -159,14 +160,14 @@ def _read_secrets() -> dict[str, str]:
 
 
 def _die_with_stdin() -> None:
-    """End this process and its tools when the orchestrator is gone, however it went: its end of stdin closes."""
+    """Kill this process and its tools when stdin closes, which happens however the orchestrator ends."""
     while os.read(0, 1024):
         pass
     os.killpg(0, signal.SIGKILL)
 
 
 def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
-    """What is there. Who takes it hashes it and writes it through to the disk; a hash that is known is said."""
+    """The output files, with the hashes that are known already; the store hashes and syncs them."""
     files = sorted(p for p in stage.files_dir.rglob("*") if p.is_file())
     names = [path.relative_to(stage.files_dir).as_posix() for path in files]
     return tuple(
@@ -179,7 +180,7 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
     if isinstance(error, StageFailure):
         code, what = error.exit_code, error.error
     elif isinstance(error, ValidationError) and (field := _not_finite(error)):
-        message = f"What was computed of this model is not a finite number: {field}."
+        message = f"A value computed from this model is not a finite number: {field}."
         hint = "Its weights may be broken: try another checkpoint."
         code, what = ExitCode.UNSUPPORTED_MODEL, StageError(kind="not-finite", message=message, hint=hint)
     elif isinstance(error, ValidationError | json.JSONDecodeError):
@@ -203,13 +204,13 @@ def _without_passwords(error: StageError) -> StageError:
 
 
 def _not_finite(error: ValidationError) -> str:
-    """The field that was to hold NaN or infinity; "" for any other error."""
+    """The field with NaN or infinity; "" for any other error."""
     found = (".".join(map(str, one["loc"])) for one in error.errors() if one["type"] == _NOT_FINITE)
     return next(found, "")
 
 
 def is_stage_out_of_space(error: BaseException) -> bool:
-    """Whether this error, or what caused it, is a full disk."""
+    """Whether this error or one of its causes is a full disk."""
     return any(
         isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         for cause in stage_error_causes(error)
@@ -217,8 +218,8 @@ def is_stage_out_of_space(error: BaseException) -> bool:
 
 
 def stage_error_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what led to it, to the first of all."""
-    seen: set[int] = set()  # a library may have tied its errors to a ring
+    """The error, then its causes down to the first one."""
+    seen: set[int] = set()  # a library may have chained its errors in a cycle
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
@@ -227,14 +228,14 @@ def stage_error_causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def stage_out_of_space(stage: Stage) -> StageError:
-    """The error for a full disk, with what is left of it."""
+    """The error for a full disk, with the free space."""
     free = os.statvfs(stage.out_dir)
     message = f"The disk is full: {free.f_bavail * free.f_frsize:,} bytes are left where artifacts are kept."
     return StageError(kind="out-of-disk", message=message, hint="Free some space, then type the same command again.")
 
 
 def _write_result(stage: Stage, result: StageResult) -> ExitCode:
-    """Write it, whole or not at all; how the stage ends. On a full disk its exit code is all that it can say."""
+    """Write the result atomically; returns the exit code. On a full disk the exit code is the only result."""
     partial = stage.out_dir / ".result.json.partial"
     try:
         partial.write_text(result.model_dump_json(indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Reads the result of a stage without trust: the stage has worked on hostile files."""
+"""Parses the result of a stage, which is not trusted: the stage may have processed hostile files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse_stage_result(text: bytes) -> StageResult:
     """Parse a result.
 
     Raises:
-        ValueError: it is not a valid result, or too large. Names the first field that is wrong.
+        ValueError: it is not a valid result, or too large; the message names the first wrong field.
     """
     only_finite_json(load_json(text, MAX_RESULT_BYTES))
     try:

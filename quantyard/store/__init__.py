@@ -1,1 +1,1 @@
-"""The artifact folder: finished stages, their files, the manifest."""
+"""The store (the artifacts folder): finished stages, their files, the manifest."""

@@ -17,10 +17,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A set of files named by one digest, and where this machine keeps it.
+    """A set of files identified by one digest, and its folder on this machine.
 
-    `whole_folder` is False where `folder` holds other things too: then only `files` belong to it. `places` is where
-    those of a folder of links really are, by path.
+    `whole_folder` is False if `folder` also has other files: then only `files` belong to the artifact. `places` maps
+    paths that are links to their real files.
     """
 
     digest: str
@@ -35,13 +35,13 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all its files."""
+        """Total size of its files."""
         return sum(f.size_bytes for f in self.files)
 
 
 @dataclass(frozen=True)
 class ModelId:
-    """Which model, at which state: a Hub commit, or the digest of a local source's files. Each part names a folder.
+    """A model at one commit: of the Hub, or the digest of a local source's files. Each part names a folder.
 
     Raises:
         BadSource: a part cannot name a folder.
@@ -52,14 +52,14 @@ class ModelId:
     commit: str
 
     def __post_init__(self) -> None:
-        """Check each part: it must not be a path, a hidden name or like an option."""
+        """Check each part: it must not be a path, a hidden name, or look like an option."""
         for part, pattern in ((self.org, _MODEL_NAME), (self.name, _MODEL_NAME), (self.commit, _COMMIT)):
             if not pattern.fullmatch(part):
                 raise BadSource(f"{shown_name(part)} cannot name a folder of a model.", "Name one: MODEL=org/name")
 
     @property
     def folder(self) -> Path:
-        """Where its artifacts are, relative to the store."""
+        """The folder of its artifacts, relative to the store."""
         return Path(self.org) / self.name / self.commit[:12]
 
 
@@ -73,9 +73,7 @@ class FinishedStage:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where one unfinished stage works: `/in` and `/out` as the stage will see them, and beside them `kept`, which it
-    never sees.
-    """
+    """The folders of one unfinished stage: its `/in` and `/out`, and beside them `kept`, which the stage cannot see."""
 
     in_dir: Path
     out_dir: Path

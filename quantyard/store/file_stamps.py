@@ -1,4 +1,4 @@
-"""Stamps of files, by which a store trusts them between two runs: size, time of change and inode.
+"""Stamps of files (size, modification time, inode), by which the store recognizes unchanged files.
 
 Hashing 40 GB whenever a command looks for finished stages would take minutes. So a file counts as unchanged while its
 stamp equals the one taken when it was hashed; otherwise it is hashed again. `make verify FILE=…` always hashes it.
@@ -19,23 +19,23 @@ from quantyard.protocol.base import FileEntry
 from quantyard.protocol.runner import open_file_sha256
 
 STAMPS: Final = "stamps.json"
-TRUSTED: Final = "its size and time of change"
+TRUSTED: Final = "its size and modification time"
 _MAX_BYTES: Final = 16 * 1024 * 1024
 Stamp = list[int]
 
 
 def file_stamp(found: os.stat_result) -> Stamp:
-    """Size in bytes, time of change in nanoseconds, inode."""
+    """Size in bytes, modification time in nanoseconds, inode."""
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
 def file_stamps_text(files: SafeFolder, outputs: tuple[FileEntry, ...]) -> str:
-    """The stamps of these files as they are now."""
+    """The current stamps of these files, as JSON."""
     return dump_finite_json({entry.path: file_stamp(files.stat(entry.path)) for entry in outputs}) + "\n"
 
 
 def read_file_stamps(folder: Path) -> Mapping[str, Stamp] | None:
-    """The stamps of a finished stage; None if an older Quantyard made it."""
+    """The stamps of a finished stage; None if it has none (an older Quantyard made it)."""
     try:
         found = load_json(read_file_below(folder, STAMPS, _MAX_BYTES), _MAX_BYTES)
     except (UnsafeFile, ValueError, OSError):
@@ -44,10 +44,10 @@ def read_file_stamps(folder: Path) -> Mapping[str, Stamp] | None:
 
 
 def matches_file_stamp(files: SafeFolder, entry: FileEntry, stamps: Mapping[str, Stamp] | None, made_ns: int) -> bool:
-    """Whether the file can be trusted to be unchanged.
+    """Whether the file counts as unchanged.
 
     Args:
-        stamps: None: trust the file if it is not younger than `made_ns`.
+        stamps: None: it counts as unchanged if it is not newer than `made_ns`.
         made_ns: when the stage wrote its result, after all its files.
     """
     found = files.stat(entry.path)

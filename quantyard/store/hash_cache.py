@@ -1,4 +1,4 @@
-"""SHA-256 of the user's files, remembered between runs."""
+"""Caches the SHA-256 of the user's files between runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantyard.formats.finite_json import dump_finite_json
 
 
 class HashCache:
-    """SHA-256 of local files by (path, size, time of change), so that a folder of many GB is read once."""
+    """SHA-256 of local files by path, size, modification time and inode, so that large files are hashed only once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""`manifest.json`: what was made, from what, by what. The card and `verify` rely on it alone."""
+"""`manifest.json`: which files were made, from which inputs, by which tools. The card and `verify` use only this."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.version import __version__
 
 SCHEMA_VERSION: Final = 1
-MAX_BYTES: Final = 16 * 2**20  # of a manifest; one of a hundred files has a tenth of it
-_LONGEST_KEY: Final = 60  # characters, that are shown whole
+MAX_BYTES: Final = 16 * 2**20  # of a manifest; with a hundred files it has a tenth of that
+_LONGEST_KEY: Final = 60  # characters; longer keys are shortened in messages
 _Size = Annotated[int, Field(ge=0)]
 
 
@@ -32,18 +32,18 @@ class _Record(BaseModel):
 
 
 class SourceCard(_Record):
-    """What the source's own card says, as far as ours carries it on. Empty where it says nothing."""
+    """The fields of the source's own card that ours repeats; empty if it does not have them."""
 
     license_name: str = ""
     license_link: str = ""
-    gated: Literal["", "auto", "manual"] = ""  # the Hub's word: how access is granted
+    gated: Literal["", "auto", "manual"] = ""  # the Hub's value: how access is granted
     languages: list[str] = []
     pipeline_tag: str = ""
     tags: list[str] = []
 
 
 class SourceRecord(_Record):
-    """Where the model came from. `commit` is the Hub's, or the digest of a local source's files."""
+    """The source of the model. `commit` is the Hub's, or the digest of a local source's files."""
 
     kind: Literal["huggingface", "gguf"]
     title: str
@@ -58,9 +58,9 @@ class SourceRecord(_Record):
 
 
 class StageRecord(_Record):
-    """One stage that ran, in full: enough to run it again and compare."""
+    """The complete record of one stage: enough to run it again and compare the results."""
 
-    key: Sha256  # a part of it names a folder
+    key: Sha256  # its first digits are in the name of the stage's folder
     request: JsonObject
     inputs: dict[str, str]
     outputs: list[FileEntry]
@@ -69,9 +69,9 @@ class StageRecord(_Record):
     argv: list[list[str]]
     duration_s: float
     ran_by: dict[str, str]  # the engine: image digests, or package versions
-    cpu: str  # of the machine that ran it; "" where the stage did not say
+    cpu: str  # of the machine that ran it; "" if the stage did not report it
     finished_at: datetime
-    # The file it is about; "" for what several need. Version 0.1.0 did not record it.
+    # The quant of the one file that the stage is about; "" if several need it. Version 0.1.0 did not record it.
     quant: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
 
     @model_validator(mode="after")
@@ -81,9 +81,9 @@ class StageRecord(_Record):
 
 
 class ImatrixRecord(_Record):
-    """The importance matrix that a file was made with: where it lies beside the models, and what the stage was given.
+    """The importance matrix that a file was made with: its file beside the models, and the stage's input files.
 
-    The digest of `given` is the stage's input `imatrix`. A matrix that we made comes with the text it was made of.
+    The digest of `given` is the stage's input `imatrix`. For a matrix that we computed, `given` includes its text.
     """
 
     file: FileName
@@ -93,7 +93,7 @@ class ImatrixRecord(_Record):
 
 
 class QuantRecord(_Record):
-    """One GGUF: the file, and what was found out about it."""
+    """One GGUF: its file, and the stages that made and verified it."""
 
     file: FileName
     size_bytes: _Size
@@ -101,17 +101,17 @@ class QuantRecord(_Record):
     bits_per_weight: float
     made_by: str  # label in `stages`; "": the source itself is the file
     verified_by: str
-    parts: list[FileEntry] = []  # where it is published in parts; size and hash above are the whole's
+    parts: list[FileEntry] = []  # if it is published in parts; size and hash above are those of the whole file
     imatrix: ImatrixRecord | None = None
 
     @property
     def files(self) -> list[FileEntry]:
-        """The names of its files: its parts, or the one file."""
+        """Its parts, or the one file."""
         return self.parts or [FileEntry(path=self.file, size_bytes=self.size_bytes, sha256=self.sha256)]
 
 
 class Manifest(_Record):
-    """The whole record of one model at one commit."""
+    """The complete record of one model at one commit."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     quantyard: str = __version__
@@ -121,7 +121,7 @@ class Manifest(_Record):
     evaluations: dict[str, EvalReport] = {}  # by the suite's name
     contracts: dict[str, ContractReport] = {}  # by the quant's name
     gate: GateReport | None = None  # the last one
-    stated_license: str = ""  # by who publishes, where the source's own is not enough
+    stated_license: str = ""  # set by the publisher, if the source does not state a usable one
 
     @property
     def imatrices(self) -> dict[str, ImatrixRecord]:
@@ -130,7 +130,7 @@ class Manifest(_Record):
 
 
 def stage_record_file(label: str, record: StageRecord) -> str:
-    """The one file that a stage was about; "" for what several need. Version 0.1.0 said it in the label alone."""
+    """The quant of the file that a stage is about; "" if several need it. Version 0.1.0 had it only in the label."""
     return label.partition(" ")[2] if record.quant is None else record.quant
 
 
@@ -138,7 +138,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest at `path`; None if it is missing or unreadable.
 
     Raises:
-        BadRequest: a newer Quantyard wrote it, and this one would lose what it holds.
+        BadRequest: a newer Quantyard wrote it, and this version would lose parts of it.
     """
     try:
         return parse_manifest(path.read_bytes(), str(path))
@@ -147,7 +147,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Keep it; a reader sees the old one or the new one."""
+    """Write the manifest atomically: a reader sees the old one or the new one."""
     write_file_atomically(path, f"{manifest.model_dump_json(indent=2)}\n".encode())
 
 
@@ -173,7 +173,7 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
 
 
 def _brief(value: object) -> str:
-    """A key or value of others', which may be anything."""
+    """A key or value of an untrusted file, short and printable."""
     text = str(value)
     return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown_name(text, _LONGEST_KEY)
 

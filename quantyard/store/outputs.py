@@ -1,4 +1,4 @@
-"""Reads and checks the records that a stage left."""
+"""Reads and checks the JSON records that a stage left."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAX_BYTES: Final = 8 * 1024 * 1024  # a report goes into the manifest
 
 
 def read_stored_output(folder: Path, name: str, kind: type[T], wrong: str) -> T:
-    """A record in JSON. `wrong` is the message for an invalid one: "is not a divergence".
+    """Read a JSON record. `wrong` is the message for an invalid one, such as "is not a divergence".
 
     Raises:
-        ResultRefused: it is missing, behind a link, or not such a record.
+        ResultRefused: the file is missing, a link, or not such a record.
     """
     try:
         text = read_file_below(folder, name, MAX_BYTES)

@@ -1,17 +1,16 @@
-"""The store of stages: what they made, under `artifacts/<org>/<name>/<commit12>/`.
+"""The store of stages and their outputs, under `artifacts/<org>/<name>/<commit12>/`.
 
     stages/<label>-<key12>/      one finished stage: request.json, result.json, stamps.json, files/
-    stages/.<label>-<key12>/     one unfinished stage; it never counts
+    stages/.<label>-<key12>/     one unfinished stage
     <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
     <name>.imatrix.gguf          the importance matrix that files were made with
-    eval/<suite>/                a copy of what the last report on this suite left
-    manifest.json                what was made, from what, by what
+    eval/<suite>/                a copy of the last report on this suite
+    manifest.json                which files were made, from which inputs, by which tools
     release/                     what would be published: models as hard links, card, page
 
-A stage is finished exactly when its folder has its final name: outputs are synced to disk first, then one rename makes
-them count, so a stage that was killed at any moment leaves nothing that looks finished. The stage itself could never
-write to that folder: its files are moved there once they are checked (`take_outputs.py`), the rest of what it left is
-removed.
+A stage is finished exactly when its folder has its final name. Outputs are synced to disk first and then published with
+one rename, so a stage that is killed at any moment leaves nothing that looks finished. The stage itself cannot write to
+that folder: its files are moved there after they are checked (`take_outputs.py`), and everything else is removed.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ class ModelStore:
         self.root = root
         self.folder = root / model.folder
         self._lock_path = root / model.org / model.name / ".lock"
-        self.changed: list[str] = []  # finished stages that no longer count, and why
+        self.changed: list[str] = []  # finished stages that no longer count, with the reason
 
     @contextmanager
     def locked(self, on_wait: Callable[[str], None]) -> Iterator[None]:
-        """Hold the model's lock. Another holder is waited for, and named to `on_wait` once."""
+        """Hold the model's lock. If another process holds it, call `on_wait` once with its name, and wait."""
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock, told = FileLock(self._lock_path), False
         while True:
@@ -79,8 +78,8 @@ class ModelStore:
             return "another process"
 
     def finished(self, label: str, key: str) -> FinishedStage | None:
-        """The finished stage of this key, or None if it has not been run to its end. The key alone says what was made:
-        under another label it is the same.
+        """The finished stage of this key, or None. Only the key matters: a stage with another label has the same
+        outputs.
         """
         if found := self._read(self._final(label, key)):
             return found
@@ -100,8 +99,8 @@ class ModelStore:
         return FinishedStage(result, Artifact(files_digest(result.outputs), result.outputs, folder / FILES))
 
     def _changed_in(self, folder: Path, files: SafeFolder, result: StageResult, made_ns: int) -> str:
-        """What somebody removed or changed since the stage left it; "" for nothing. What only looks changed, such as a
-        copy of the store, is hashed once and trusted from then on.
+        """Which file was removed or changed after the stage made it; "" for none. A file that only looks changed, as in
+        a copy of the store, is hashed once, and its new stamp is kept.
         """
         stamps, hashed = read_file_stamps(folder), False
         for entry in result.outputs:
@@ -113,15 +112,15 @@ class ModelStore:
                 return f"{folder.name}: {error}"
             hashed |= not unchanged
         if hashed:
-            with suppress(OSError):  # a store that cannot be written to is hashed each time
+            with suppress(OSError):  # in a read-only store, files are hashed each time
                 write_file_atomically(folder / STAMPS, file_stamps_text(files, result.outputs).encode())
         return ""
 
     def begin(
         self, label: str, key: str, request: StageRequest, inputs: Mapping[str, Artifact], resumable: bool
     ) -> Workspace:
-        """A folder to work in. What a killed run left there is kept only if the stage can resume from it, and of that
-        only what is a plain file.
+        """Make the stage's workspace. If the stage is resumable, the plain files that an interrupted run left there are
+        kept.
         """
         partial = self._partial(label, key)
         space = Workspace(partial / "in", partial / "out", request)
@@ -136,28 +135,29 @@ class ModelStore:
         space.out_dir.mkdir(exist_ok=True)
         (space.in_dir / "request.json").write_text(_text_of(request))
         known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
-        (space.in_dir / "inputs.json").write_text(dump_finite_json(known) + "\n")  # a stage need not hash 40 GB again
+        # With the hashes of its inputs, a stage need not hash 40 GB again.
+        (space.in_dir / "inputs.json").write_text(dump_finite_json(known) + "\n")
         return space
 
     def take(self, label: str, space: Workspace, result: StageResult, leaves: Leaves) -> StageResult:
-        """Take the files out of the stage's folder into `kept`, checked; the result with their SHA-256.
+        """Check the stage's files and move them to `kept`; returns the result with their SHA-256.
 
         Raises:
-            ResultRefused: they are not what the result says, or not what the stage may leave.
+            ResultRefused: the files differ from the result, or the stage may not leave them.
             OutOfResources: the disk is full.
         """
         remove_tree(space.kept_dir)
         return store_stage_outputs(label, space.out_dir, space.kept_dir, result, leaves)
 
     def give(self, space: Workspace, file: Path, result: StageResult) -> None:
-        """Give a workspace the one file that another run made for it, and that was taken from there."""
+        """Move the one output that another run made for this stage into its workspace."""
         (output,) = result.outputs
         target = space.out_dir / FILES / output.path
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
 
     def finish(self, label: str, key: str, space: Workspace, result: StageResult, leaves: Leaves) -> FinishedStage:
-        """Make a stage count: take its files, sync, rename.
+        """Finish a stage: take its files, sync, rename.
 
         Raises:
             ResultRefused, OutOfResources: see `take`.
@@ -183,11 +183,11 @@ class ModelStore:
             remove_tree(self._partial(label, key))
 
     def clear_unfinished(self, resumable: Collection[str]) -> None:
-        """Remove what killed runs left that nothing can go on from: of stages that begin anew, and of finished ones.
-        For who holds the lock, since nobody else works here then.
+        """Remove the unfinished stages of killed runs, except those that can be resumed. The caller must hold the lock,
+        so that no other process works here.
 
         Args:
-            resumable: names of the stages that go on with what they had.
+            resumable: names of the stages that can resume.
         """
         for partial in (self.folder / "stages").glob(".*-*"):
             stage = partial.name[1:].partition("-")[0]
@@ -196,7 +196,7 @@ class ModelStore:
                     remove_tree(partial)
 
     def partial_bytes(self, label: str, key: str) -> int:
-        """Size of what an unfinished stage left to resume from."""
+        """Size of the files that an unfinished stage can resume from."""
         return unfinished_output_bytes(self._partial(label, key) / "out")
 
     def _final(self, label: str, key: str) -> Path:
@@ -207,7 +207,7 @@ class ModelStore:
 
 
 def stored_stage_folder(model_folder: Path, label: str, key: str) -> Path:
-    """Where a finished stage is kept."""
+    """The folder of a finished stage."""
     return model_folder / "stages" / f"{_slug(label)}-{key[:12]}"
 
 

@@ -1,8 +1,8 @@
-"""Moves a stage's outputs from the folder that it could write to into one that it never could.
+"""Moves a stage's outputs from the folder that it could write to into one that it could not.
 
-By then no process of the stage runs. Only files that it names and that it may leave are moved, one by one, without
-following a link; everything else is removed with its folder. Sizes are compared with the disk, and every SHA-256 is
-computed here: one that the stage reports is only compared.
+By then no process of the stage is running. Only files that the result names and that the stage may leave are moved, one
+by one, without following links; everything else is removed with its folder. Sizes are compared with the disk, and every
+SHA-256 is computed here; one that the stage reports is only compared.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ FILES: Final = "files"
 
 
 def store_stage_outputs(label: str, out: Path, kept: Path, result: StageResult, leaves: Leaves) -> StageResult:
-    """Move the outputs from `out/files` to `kept/files`, synced to disk; the result with their SHA-256.
+    """Move the outputs from `out/files` to `kept/files`, synced to disk; returns the result with their SHA-256.
 
     Raises:
-        ResultRefused: a file is not as the result says, or not one that the stage may leave.
+        ResultRefused: a file differs from the result, or the stage may not leave it.
         OutOfResources: the disk is full.
     """
     if result.exit_code is not ExitCode.DONE:
-        raise ResultRefused(label, f"it ended with exit code {int(result.exit_code)}, which makes nothing count")
+        raise ResultRefused(label, f"it ended with exit code {int(result.exit_code)}, so its files do not count")
     if problem := leaves.problem(result.outputs) or _names_problem(result.outputs):
         raise ResultRefused(label, problem)
     try:
@@ -75,7 +75,7 @@ def _take_all(out: Path, kept: Path, outputs: tuple[FileEntry, ...], leaves: Lea
         theirs = stack.enter_context(SafeFolder.opened(out))
         files = stack.enter_context(theirs.folder(FILES))
         ours = stack.enter_context(SafeFolder.opened(kept / FILES))
-        beside = stack.enter_context(ThreadPoolExecutor(1))  # writes to disk what is hashed here
+        beside = stack.enter_context(ThreadPoolExecutor(1))  # syncs each file to disk while it is hashed here
         return tuple(_take(files, ours, entry, leaves.sha256_of(entry.path), beside) for entry in outputs)
 
 
@@ -94,6 +94,7 @@ def _take(
                 raise UnsafeFile(f"{entry.path} has the SHA-256 {sha256}, and {who} {said}")
         tame_file_mode(descriptor)
         files.move(entry.path, ours)
+        # The moved file must be the one that was hashed: a process that survived could have swapped it.
         moved, opened = ours.stat(entry.path), os.fstat(descriptor)
         if (moved.st_ino, moved.st_dev, opened.st_size) != (opened.st_ino, opened.st_dev, entry.size_bytes):
             raise UnsafeFile(f"{entry.path} was changed while it was read")
@@ -101,19 +102,19 @@ def _take(
 
 
 def _check(descriptor: int, entry: FileEntry) -> None:
-    """Size, and whether the bytes are the stage's own: a second name of a file may be that of one of the user's."""
+    """Check the size, and that the file is the stage's own: with a second hard link it could be a file of the user."""
     found = os.fstat(descriptor)
     if found.st_nlink != 1:
         raise UnsafeFile(f"{entry.path} has {found.st_nlink} names: it may be a hard link to another file")
     if found.st_size != entry.size_bytes:
         raise UnsafeFile(f"{entry.path} has {found.st_size:,} bytes, and the stage says {entry.size_bytes:,}")
     if is_sparse_file(descriptor):
-        raise UnsafeFile(f"{entry.path} says to have {found.st_size:,} bytes, and most of them were never written")
+        raise UnsafeFile(f"{entry.path} has a size of {found.st_size:,} bytes, but most of them were never written")
 
 
 def tame_unfinished_outputs(out: Path) -> None:
-    """Of what an unfinished run left in its folder, keep what the next may read and write: plain files below `files`.
-    Links, and whatever else would make it write elsewhere, go away; where there is too much of it, all goes.
+    """Reduce the folder of an unfinished run to plain files below `files`, which the next run may read and write.
+    Links and special files, which could make it write elsewhere, are removed; if there are too many files, all are.
     """
     try:
         with SafeFolder.opened(out) as left:
@@ -139,7 +140,7 @@ def _tame_one(files: SafeFolder, found: FoundFile) -> None:
 
 
 def unfinished_output_bytes(out: Path) -> int:
-    """Size of what an unfinished run left to resume from."""
+    """Size of the files that an unfinished run can resume from."""
     try:
         with SafeFolder.opened(out) as left, left.folder(FILES) as files:
             return sum(found.stat.st_size for found in files.walk() if found.is_file)

@@ -14,7 +14,7 @@ from quantyard.store.artifact import Artifact
 
 
 def link_stored_file(source: Path, target: Path) -> Path:
-    """Give one output of a stage its final name by a hard link, without copying."""
+    """Publish one output of a stage under its final name, as a hard link."""
     if target.exists() and target.samefile(source):
         return target
     temporary = _temporary(target)
@@ -29,7 +29,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
 
 
 def copy_file_to_store(source: Path, target: Path) -> Path:
-    """The same for a file of the user's, who may change it later: a copy."""
+    """Publish a file of the user as a copy, since the user may change the original later."""
     if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
         temporary = _temporary(target)
         shutil.copyfile(source, temporary)
@@ -39,7 +39,7 @@ def copy_file_to_store(source: Path, target: Path) -> Path:
 
 
 def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
-    """Give all files of a stage a folder of their own: copies, which people may edit. A reader sees all or none."""
+    """Publish all files of a stage as copies in a folder, where users may edit them. A reader sees all or none."""
     if _is_copy(target, artifact):
         return target
     temporary, old = _temporary(target), target.with_name(f".{target.name}.old")
@@ -64,7 +64,7 @@ def set_file_aside(path: Path) -> Path | None:
     """Rename an unreadable file, so that it is not overwritten.
 
     Returns:
-        Its new place; None if there was no such file.
+        Its new path; None if there was no such file.
     """
     if not path.exists():
         return None
@@ -76,7 +76,7 @@ def set_file_aside(path: Path) -> Path | None:
 
 
 def _is_copy(folder: Path, artifact: Artifact) -> bool:
-    """Whether the folder holds these files, byte for byte, and no others."""
+    """Whether the folder has exactly these files, byte for byte."""
     names = sorted(f.path for f in artifact.files)
     there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names

@@ -137,7 +137,7 @@ class TuningGain:
         """Whether the difference is larger than chance explains."""
         if self.difference.high < 0:
             return "better"
-        return "worse" if self.difference.low > 0 else "no difference to see"
+        return "worse" if self.difference.low > 0 else "no significant difference"
 
 
 def tuning_gain(tuned: HeldOutFile, stock: HeldOutFile) -> TuningGain:

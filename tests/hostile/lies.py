@@ -46,7 +46,7 @@ _SAYS: Final = {
     "an output's folder is a link to a host folder": "templates is a link", "an output has two names": "2 names",
     "an output of a terabyte of holes": "never written", "an output is larger": "the stage says 1",
     "an output has another SHA-256": "SHA-256", "an output is missing": "not there",
-    "an output that was not asked for": "does not leave", "an output twice": "twice",
+    "an output that was not asked for": "must not leave", "an output twice": "twice",
     "the result of another stage": "the stage 'convert'", "another exit code": "says exit code 5",
     "NaN as a fact": "NaN", "1e999 as a fact": "finite", "400 digits as a fact": "digits", "a key twice": "repeated",
     "nested 100,000 deep": "deep", "a fact that is text": "n_params", "no result": "it is missing",

@@ -154,7 +154,7 @@ def test_where_there_was_nothing_to_do_it_is_said_what_was_trusted_and_how_to_ch
     builder = make_runner(local_source, FakeEngine())
     (built,) = builder.run(notes)
     text = terminal_built(Built(builder.plan, (built,), tuple(builder.ran), builder.store.folder))
-    assert "Nothing to do" in text and "its size and time of change" in text
+    assert "Nothing to do" in text and "its size and modification time" in text
     assert f"make verify FILE={built.path}" in text
 
 

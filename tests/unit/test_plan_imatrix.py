@@ -386,8 +386,8 @@ def _found(label: str, kld: float, stderr: float, n_tokens: int = 6000) -> Diver
     [
         ((0.040, 0.001), (0.050, 0.001), True, "better with: mean KLD 0.0400"),
         ((0.050, 0.001), (0.040, 0.001), False, "worse with"),
-        ((0.0490, 0.001), (0.0500, 0.001), False, "no difference to see"),
-        ((0.04, 0.0), (0.04, 0.0), False, "no difference to see"),
+        ((0.0490, 0.001), (0.0500, 0.001), False, "no significant difference"),
+        ((0.04, 0.0), (0.04, 0.0), False, "no significant difference"),
     ],
 )
 def test_the_matrix_is_used_only_where_the_file_is_better_beyond_chance(

@@ -217,7 +217,7 @@ def test_a_suite_that_does_not_exist_is_answered_with_what_does(text: str, said:
         ("tasks: [a]\ninclude_path: ../\n", "not a relative path"),
         ("tasks: [a]\ninclude_path: /etc\n", "not a relative path"),
         ("tasks: [a]\ninclude_path: tasks/mine.yaml\n", "is a file"),
-        ("tasks: [a]\ninclude_path: bare\n", "does not hold a task"),
+        ("tasks: [a]\ninclude_path: bare\n", "does not have a task"),
         ("tasks: [a]\ninclude_path: out\n", "leads out of"),
         ("tasks: [a]\ninclude_path: broken\n", "x.yaml is not valid YAML: line 2"),
         ("tasks: [a]\ninclude_path: orphan\n", "includes base.yaml, which is not there"),
