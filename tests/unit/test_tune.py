@@ -216,7 +216,8 @@ def divergence(label: str, kld: float, stderr: float = 1e-6, text: str = "prose"
 
 
 @pytest.mark.parametrize(
-    ("kld", "stderr", "verdict"), [(0.02, 0.001, "better"), (0.06, 0.001, "worse"), (0.039, 0.01, "no difference")]
+    ("kld", "stderr", "verdict"),
+    [(0.02, 0.001, "better"), (0.06, 0.001, "worse"), (0.039, 0.01, "no significant difference")],
 )
 def test_a_gain_is_claimed_only_where_its_interval_leaves_zero_out(kld: float, stderr: float, verdict: str) -> None:
     gain = tuning_gain(
