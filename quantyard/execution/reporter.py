@@ -8,7 +8,7 @@ from quantyard.protocol.base import Progress, StageResult
 
 
 class StepReporter(Protocol):
-    """Receives the events of a run; progress.py shows them as lines or bars. Several steps may run at the same time."""
+    """Receives the events of a run, several steps at the same time; see progress.py and live_progress.py."""
 
     def begin(self, label: str, number: int, of: int) -> None:
         """A step starts."""
