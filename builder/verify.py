@@ -179,7 +179,7 @@ def _model_facts(model: GgufHeader) -> dict[str, JsonValue]:
     return {
         "architecture": model.architecture, "context_length": model.context_length, "tensors": len(model.tensors),
         "types": types, "n_params": model.n_params, "bits_per_weight": round(bits_per_weight, 4),
-        "file_size_bytes": model.file_size, "nonfinite_blocks": 0,
+        "file_size_bytes": model.file_size, "chat_template": model.chat_template is not None, "nonfinite_blocks": 0,
     }  # fmt: skip
 
 

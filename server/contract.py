@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn
 
 import httpx2
 
+from quantyard.formats.gguf import GgufError, read_gguf_model
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
@@ -45,11 +47,14 @@ GAPS: Final = (
 )
 
 
+_NOT_APPLICABLE: Final = Checked("not supported", "not applicable: the model has no chat template (a base model)")
+
+
 def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
     """Run one check; errors in it become its finding."""
     started = time.perf_counter()
     try:
-        outcome = check.run(session)
+        outcome = check.run(session) if session.has_chat_template or not check.needs_chat else _NOT_APPLICABLE
     except BrokenPromise as broken:
         outcome = Checked("failed", str(broken))
     except httpx2.TransportError as error:
@@ -72,18 +77,20 @@ def _gap(session: ApiSession, check: ApiCheck, finding: str) -> Gap | None:
 
 
 def run_contract_checks(
-    address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = ""
+    address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = "",
+    *, has_chat_template: bool = True,
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
     Args:
         on_progress: called with the number of checks done, and of all.
+        has_chat_template: of the model; to a base model what chats does not apply.
 
     Raises:
         httpx2.TransportError: no server answers at the address.
     """
     started = time.perf_counter()
-    session = ApiSession(Wire(address.rstrip("/"), key))
+    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template)
     server = session.server
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
@@ -114,7 +121,7 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     )  # fmt: skip
     with ServedModel(launch) as served:
         stage.log(f"{served.argv[0]} is ready; {len(CHECKS)} checks")
-        report = _checked(stage, served, request.label)
+        report = _checked(stage, served, request.label, _has_chat_template(model))
         argv = served.argv
     (stage.files_dir / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n")
     _log(stage, report)
@@ -122,13 +129,22 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
-def _checked(stage: Stage, served: ServedModel, label: str) -> ContractReport:
+def _has_chat_template(model: Path) -> bool:
+    try:
+        return read_gguf_model(model).chat_template is not None
+    except GgufError:  # a server that reads it all the same is asked everything
+        return True
+
+
+def _checked(stage: Stage, served: ServedModel, label: str, has_chat_template: bool) -> ContractReport:
     def progress(done: int, total: int) -> None:
         served.check_alive(f"the check {CHECKS[done - 1].name!r}")
         stage.progress(done, total, "checks")
 
     try:
-        return run_contract_checks(served.address, served.key, progress, label)
+        return run_contract_checks(
+            served.address, served.key, progress, label, has_chat_template=has_chat_template
+        )
     except httpx2.TransportError as error:
         served.check_alive("the checks")
         message = f"The server no longer answers: {error}."

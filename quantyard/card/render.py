@@ -177,11 +177,14 @@ def _path_of(paths: Iterable[str], name: str) -> str | None:
     return next((path for path in paths if PurePosixPath(path).name == name), None)
 
 
-def _run(subject: CardSubject) -> dict[str, SafeMarkdown]:
+def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     """The values of the snippets. They stand in code blocks, so shell words are quoted and nothing is escaped."""
     quant, repo_id = _word(subject.usual), subject.context.repo_id
     pulled = _word(subject.context.oci) if subject.context.oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}")
-    return {"repo_id": SafeMarkdown(repo_id), "quant": quant, "oci": pulled, "url": SafeMarkdown(f"{HUB}/{repo_id}")}
+    return {
+        "repo_id": SafeMarkdown(repo_id), "quant": quant, "oci": pulled, "url": SafeMarkdown(f"{HUB}/{repo_id}"),
+        "chat": subject.has_chat_template,
+    }
 
 
 def _word(value: str) -> SafeMarkdown:

@@ -126,6 +126,12 @@ class CardSubject:
         return min(labels, key=lambda label: (quant_rank(label), far[label]), default="")
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether it can be chatted with; a base model only goes on with a text. True where no stage has said it."""
+        facts = [record.facts.get("chat_template") for _, record in self.stages("verify")]
+        return False not in facts
+
+    @property
     def title(self) -> str:
         """The model's name."""
         source = self.manifest.source

@@ -104,6 +104,8 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
         NotScored: the model cannot be measured.
     """
     refuse_unscored_plan(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
+    if plan.source.has_chat_template is False:  # a base model's questions are plain text
+        options = replace(options, suite=options.suite.model_copy(update={"apply_chat_template": False}))
     baseline, file = _baseline(plan, options)
     files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
     datasets = _datasets(options)

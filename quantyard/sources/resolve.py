@@ -19,7 +19,7 @@ from quantyard.files.own_files import (
     read_named_file,
     typed_file_path,
 )
-from quantyard.formats.gguf import GgufHeader
+from quantyard.formats.gguf import GgufHeader, why_gguf_cannot_generate
 from quantyard.formats.names import name_format_fault, safe_file_name, shown_name
 from quantyard.formats.safetensors import (
     MAX_INDEX_BYTES,
@@ -51,6 +51,7 @@ from quantyard.quants.file_size import (
     quant_outtype_for,
     quant_rough_bytes,
 )
+from quantyard.sources.chat_template import BASE_MODEL_NOTE, base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import read_model_gguf
 from quantyard.sources.local_folder import CachedRepo, cached_hub_repo, no_model_folder
 from quantyard.sources.presets import Preset, find_preset, refuse_unsupported_preset, split_preset_name
@@ -84,6 +85,7 @@ class Source:
     card: SourceCard = field(default_factory=SourceCard)
     preset: Preset | None = None  # if it was named by a preset
     notes: tuple[str, ...] = ()  # what the plan says of it, a sentence each
+    has_chat_template: bool | None = None  # None: not known before it is here
 
     @property
     def size_bytes(self) -> int:
@@ -210,11 +212,12 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     license_, card = hub_card_of_readme(_readme(places.get("README.md")))
+    chats = source_chat_template(places, lambda name: read_named_file(places[name], SIDE_LIMIT))
     source = Source(
         model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
         dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
-        notes=(chosen.note,) if chosen.note else (),
+        notes=(*((chosen.note,) if chosen.note else ()), *base_model_notes(chats, config)), has_chat_template=chats,
     )
     return _named_by_cache(source, path, cached_hub_repo(path, files, places))
 
@@ -283,6 +286,8 @@ def _gguf(path: Path, hashes: HashCache) -> Source:
         gguf_file=path.name,
         gguf=gguf,
         card=card,
+        notes=() if gguf.chat_template or why_gguf_cannot_generate(gguf) else (BASE_MODEL_NOTE,),
+        has_chat_template=gguf.chat_template is not None,
     )
 
 
@@ -317,12 +322,14 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
     chosen = select_hub_files(repo.repo_id, repo.files, read, allow_pickle=allow_pickle, gguf_file=gguf_file)
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
+    config = read_hub_config(access, repo) if is_hf else {}
+    chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
     return Source(
         model=ModelId(org, name, repo.commit), kind=chosen.kind, title=source_title(repo), files=chosen.files,
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
         dtypes=repo.dtypes, tensors=hub_tensor_shapes(access, repo, chosen.files) if is_hf else None,
-        config=read_hub_config(access, repo) if is_hf else {}, card=repo.card,
-        notes=(chosen.note,) if chosen.note and is_hf else (),
+        config=config, card=repo.card, has_chat_template=chats,
+        notes=(*((chosen.note,) if chosen.note and is_hf else ()), *base_model_notes(chats, config)),
     )
 
 

@@ -155,7 +155,7 @@ def _afterwards(session: ApiSession) -> str:
 
 def _ordinary(session: ApiSession, when: str) -> float:
     """Check an ordinary request of one token; returns the seconds it took."""
-    answer = session.chat("Hello", max_tokens=1)
+    answer = session.ask("Hello", max_tokens=1)
     need_promise(answer.status == 200, f"{when} an ordinary request gets {shown_api_answer(answer)}")
     need_promise(
         answer.duration_s <= ANSWERED_WITHIN_S, f"{when} an ordinary request takes {format_elapsed(answer.duration_s)}"

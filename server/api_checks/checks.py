@@ -139,8 +139,8 @@ def _completion(session: ApiSession) -> CheckOutcome:
 
 
 def _streaming(session: ApiSession) -> CheckOutcome:
-    session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS)
-    whole = session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS)
+    session.ask(_CAPITAL, max_tokens=_ANSWER_TOKENS)
+    whole = session.ask(_CAPITAL, max_tokens=_ANSWER_TOKENS)
     streamed = session.stream(_CAPITAL, max_tokens=_ANSWER_TOKENS)
     text, reason = api_answer_text(whole), api_answer_choice(whole).get("finish_reason")
     need_promise(streamed.text == text, f"streamed {streamed.text!r}, but in one piece {text!r}")
@@ -152,7 +152,7 @@ def _streaming(session: ApiSession) -> CheckOutcome:
 
 
 def _streamed_usage(session: ApiSession) -> CheckOutcome:
-    whole = api_answer_usage(session.chat(_CAPITAL, max_tokens=_ANSWER_TOKENS))
+    whole = api_answer_usage(session.ask(_CAPITAL, max_tokens=_ANSWER_TOKENS))
     usage = session.stream(_CAPITAL, max_tokens=_ANSWER_TOKENS, stream_options={"include_usage": True}).usage
     need_promise(bool(usage), "no chunk has a usage, though include_usage was asked for")
     streamed = tuple(usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
@@ -162,13 +162,13 @@ def _streamed_usage(session: ApiSession) -> CheckOutcome:
 
 def _stop(session: ApiSession) -> CheckOutcome:
     """A stop string that begins within one token and ends within another must not leak, also when streamed."""
-    session.chat(_STORY, max_tokens=_ANSWER_TOKENS)
-    text = api_answer_text(session.chat(_STORY, max_tokens=_ANSWER_TOKENS))
+    session.ask(_STORY, max_tokens=_ANSWER_TOKENS)
+    text = api_answer_text(session.ask(_STORY, max_tokens=_ANSWER_TOKENS))
     middle = len(text) // 2
     stop = text[middle : middle + 5]
     need_promise(bool(stop.strip()), f"the answer is too short for a stop string: {text!r}")
     wanted = text[: text.index(stop)]
-    answer = session.chat(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
+    answer = session.ask(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
     streamed = session.stream(_STORY, max_tokens=_ANSWER_TOKENS, stop=[stop])
     found = (
         (api_answer_text(answer), api_answer_choice(answer).get("finish_reason")),
@@ -182,7 +182,7 @@ def _stop(session: ApiSession) -> CheckOutcome:
 
 
 def _max_tokens(session: ApiSession) -> CheckOutcome:
-    answer = session.chat(_STORY, max_tokens=_MAX_TOKENS)
+    answer = session.ask(_STORY, max_tokens=_MAX_TOKENS)
     reason, completion = api_answer_choice(answer).get("finish_reason"), api_answer_usage(answer)[1]
     need_promise(
         reason == "length", f"finish_reason is {reason!r} at max_tokens {_MAX_TOKENS}, after {completion} tokens"
@@ -213,6 +213,8 @@ def _counted(session: ApiSession, prompt: str, used: int) -> str:
 
 
 def _counted_chat(session: ApiSession) -> str:
+    if not session.has_chat_template:
+        return "no template to ask"
     body = session.chat_body(_CAPITAL, max_tokens=1)
     template = session.wire.post("/apply-template", body)
     if template.status != 200:
@@ -223,7 +225,7 @@ def _counted_chat(session: ApiSession) -> str:
 
 def _seeds(session: ApiSession) -> CheckOutcome:
     def ask(seed: int) -> str:
-        return api_answer_text(session.chat(_STORY, max_tokens=_ANSWER_TOKENS, temperature=1, seed=seed))
+        return api_answer_text(session.ask(_STORY, max_tokens=_ANSWER_TOKENS, temperature=1, seed=seed))
 
     ask(42)
     first, second, other = ask(42), ask(42), ask(43)
@@ -344,7 +346,7 @@ def _wrong_key(session: ApiSession) -> CheckOutcome:
 
 def _oversized(session: ApiSession) -> CheckOutcome:
     n_words = (session.n_ctx or _UNKNOWN_CONTEXT) + 64
-    answer = session.chat("word " * n_words, max_tokens=1)
+    answer = session.ask("word " * n_words, max_tokens=1)
     said = api_error_text(answer)
     need_promise(
         answer.status == 400 and bool(said),
@@ -380,7 +382,7 @@ def _unknown_path(session: ApiSession) -> CheckOutcome:
 def _concurrency(session: ApiSession) -> CheckOutcome:
     """Each client's prompt has another length, so an answer to another client's prompt shows in its usage."""
     def ask(number: int) -> Answer:
-        return session.chat("Say it again:" + " word" * (number + 1), max_tokens=_MAX_TOKENS)
+        return session.ask("Say it again:" + " word" * (number + 1), max_tokens=_MAX_TOKENS)
 
     alone = [api_answer_usage(ask(number))[0] for number in (0, _CLIENTS - 1)]
     started = time.perf_counter()
@@ -413,13 +415,14 @@ class ApiCheck:
     name: str
     promise: str
     run: Callable[[ApiSession], CheckOutcome]
+    needs_chat: bool = False  # not applicable to a base model
 
 
 # To add a check: add a row with a function of an ApiSession that raises BrokenPromise if the promise is not kept.
 CHECKS: Final = (
     ApiCheck("health", "/health says 200 once the model is loaded, without a key", _health),
     ApiCheck("models", "the model is listed", _models),
-    ApiCheck("chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat),
+    ApiCheck("chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat, needs_chat=True),
     ApiCheck("completion", "a text is continued", _completion),
     ApiCheck("streaming", "a stream adds up to the same answer as without streaming", _streaming),
     ApiCheck("streamed-usage", "a stream ends with the usage, if asked for", _streamed_usage),
@@ -427,8 +430,8 @@ CHECKS: Final = (
     ApiCheck("max-tokens", "max_tokens is the number of tokens", _max_tokens),
     ApiCheck("usage", "usage counts what the tokenizer counts", _usage_counts),
     ApiCheck("seeds", "the same seed writes the same text at temperature 1", _seeds),
-    ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema),
-    ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls),
+    ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema, needs_chat=True),
+    ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls, needs_chat=True),
     ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings),
     ApiCheck("wrong-key", "a request without the right key gets no answer from the model", _wrong_key),
     ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized),

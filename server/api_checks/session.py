@@ -33,6 +33,7 @@ class ApiSession:
     """A server as the checks use it: its `Wire`, and what it reports about itself (requested once)."""
 
     wire: Wire
+    has_chat_template: bool = True  # a base model has none, and the server would make one up
 
     @cached_property
     def model(self) -> str:
@@ -71,9 +72,13 @@ class ApiSession:
     def complete(self, prompt: str, **settings: object) -> Answer:
         return self.wire.post(COMPLETION, {"model": self.model, "prompt": prompt, "temperature": 0, **settings})
 
+    def ask(self, prompt: str, **settings: object) -> Answer:
+        """A chat; of a base model a completion."""
+        return self.chat(prompt, **settings) if self.has_chat_template else self.complete(prompt, **settings)
+
     def stream(self, prompt: str, **settings: object) -> Streamed:
         """A streamed chat."""
-        answer = self.chat(prompt, stream=True, **settings)
+        answer = self.ask(prompt, stream=True, **settings)
         need_promise(answer.status == 200, f"a stream is refused: {shown_api_answer(answer)}")
         need_promise("text/event-stream" in answer.content_type, f"a stream comes as {answer.content_type!r}")
         return read_api_stream(answer.text)
@@ -128,7 +133,8 @@ def read_api_stream(text: str) -> Streamed:
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
-            pieces.append(f"{delta.get('reasoning_content') or ''}{delta.get('content') or ''}")
+            said = f"{delta.get('reasoning_content') or ''}{delta.get('content') or ''}"
+            pieces.append(said or str(choice.get("text") or ""))
             reason = choice.get("finish_reason") or reason
     return Streamed("".join(pieces), reason, usage, events[-1:] == ["[DONE]"], len(events))
 

@@ -33,6 +33,10 @@ from server.client.client import (
 )
 
 HELP: Final = "/reset forgets the conversation · /system TEXT sets the system prompt · /exit or Ctrl-D ends"
+BASE_MODEL: Final = (
+    "has no chat template: it is a base model, which continues a text and does not answer. "
+    "The server makes a template up; for a plain text use /v1/completions."
+)
 _DIM, _BOLD, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 T = TypeVar("T", int, float)
 
@@ -247,6 +251,8 @@ def _chat(settings: ChatSettings) -> None:
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, color=settings.color)
     client = Client(settings.base_url, settings.key_file, settings.model)
     model = client.model
+    if client.is_base_model:
+        terminal.note(f"{model} {BASE_MODEL}")
     if terminal.is_live:
         terminal.note(f"{model} at {settings.base_url}\n{HELP} · Ctrl-C stops an answer")
     Chat(client, settings.sampling, terminal).run()

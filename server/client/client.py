@@ -37,6 +37,16 @@ _TOO_LONG: Final = {"exceed_context_size_error", "context_length_exceeded"}  # o
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _START: Final = "Start it: docker compose up"
 
+# What llama-server takes for a model without a chat template (CHATML_TEMPLATE_SRC of llama.cpp's common/chat.cpp).
+_MADE_UP_TEMPLATE: Final = (
+    "{%- for message in messages -%}\n"
+    "  {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}\n"
+    "  {{- '<|im_start|>assistant\n' -}}\n"
+    "{%- endif -%}"
+)
+
 Message = dict[str, str]  # {"role": "user", "content": "…"}
 Stream = Generator[str, None, str]  # pieces of text; its return value is the finish reason, "stop" or "length"
 
@@ -186,6 +196,16 @@ class Client:
             names = ", ".join(listed)
             raise UnknownModel(f"The server at {self.base_url} does not serve {self._wanted!r}.", f"It serves: {names}")
         return self._wanted or listed[0]
+
+    @cached_property
+    def is_base_model(self) -> bool:
+        """Whether llama-server made a chat template up, as the model has none. False where the server does not say."""
+        try:
+            props = self.openai.get(f"{self.base_url.rstrip('/').removesuffix('/v1')}/props", cast_to=httpx2.Response)
+            template = props.json().get("chat_template")
+        except (openai.OpenAIError, ValueError, AttributeError):
+            return False
+        return bool(template == _MADE_UP_TEMPLATE)
 
     def chat(self, messages: Sequence[Message], sampling: Sampling = Sampling()) -> Answer:
         """The answer to a conversation; errors as in the module's tree."""

@@ -281,3 +281,14 @@ def test_docker_pulls_from_the_registry_where_there_is_one() -> None:
 def test_an_address_of_a_registry_cannot_leave_its_command() -> None:
     found = render_card(manifest_of(), replace(CONTEXT, oci="x; rm -rf ~\n```\n<b>"))
     assert "docker model run 'x; rm -rf ~  <b>'" in found
+
+
+def test_a_base_models_card_shows_how_to_continue_a_text_and_nothing_that_chats() -> None:
+    manifest = whole()
+    for name, record in manifest.stages.items():
+        if name.startswith("verify"):
+            record.facts["chat_template"] = False
+    card = render_card(manifest, CONTEXT)
+    assert "This is a base model" in card and "client.completions.create(" in card
+    assert not [word for word in ("chat.completions", "ollama", "lms get", "docker model", "outlines") if word in card]
+    assert "llama-server -hf" in card and "ghcr.io/ggml-org/llama.cpp:server" in card

@@ -31,12 +31,21 @@ HELLO, STOP, DONE = PIECE % ('{"content":"Hello"}', "null"), PIECE % ("{}", '"st
 
 
 @contextmanager
-def serving(status: int, body: str, *, declared: int | None = None, waits: bool = False) -> Iterator[str]:
-    """A server of one model `m` whose every POST is answered so; `declared`: more bytes promised than sent."""
+def serving(
+    status: int, body: str, *, declared: int | None = None, waits: bool = False, props: str = ""
+) -> Iterator[str]:
+    """A server of one model `m` whose every POST is answered so.
+
+    Args:
+        declared: more bytes promised than sent.
+        props: what it says of itself; "": nothing.
+    """
     gone = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/props":
+                return self._send(200 if props else 404, props)
             self._send(200, json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "created": 1}]}))
 
         def do_POST(self):

@@ -280,6 +280,15 @@ def test_a_template_without_tools_is_not_supported_with_the_reason(fake: FakeSer
     assert record.status == "not supported" and "template has no tools" in record.finding
 
 
+def test_to_a_base_model_what_chats_is_not_applicable_and_the_rest_is_asked_without_chatting(fake: FakeServer) -> None:
+    session = ApiSession(Wire(fake.address, KEY), has_chat_template=False)
+    asked = [check for check in CHECKS if check.name not in {"slow-clients", "large-body"}]  # those take seconds
+    records = {check.name: run_contract_check(session, check)[0] for check in asked}
+    chatting = {name for name, record in records.items() if "not applicable" in record.finding}
+    assert chatting == {"chat", "json-schema", "tool-calls"}
+    assert not [record for record in records.values() if record.status == "failed"]
+
+
 def test_a_known_gap_counts_for_its_server_and_its_words_alone(fake: FakeServer) -> None:
     check = next(check for check in CHECKS if check.name == "streamed-usage")
     fake.fault = "stream without usage"
