@@ -35,8 +35,9 @@ ensure_venv() {
     is_ready && return # another process has done it while we waited for the lock
     [[ ! -s $venv/.ready ]] || ready=$(still_ready)
     before_install
-    if [[ ! -f $venv/.ready || ! -x $venv/bin/python ]]; then
+    if ! is_usable; then
         say "Making $venv …"
+        ready=""
         "${PYTHON:-python3}" -m venv --clear "$venv" >&2 ||
             die "$venv could not be made, as said above. On Debian or Ubuntu type: sudo apt-get install python3-venv; $again"
     fi
@@ -48,6 +49,14 @@ ensure_venv() {
     { [[ -z $ready ]] || grep -v "^$group " <<<"$ready" || true; echo "$group $hash"; made_with; } >"$venv/.ready.new"
     mv "$venv/.ready.new" "$venv/.ready"
     say "$venv is ready ($group)."
+}
+
+# Complete once, in this place (its programs name their interpreter by its path), and with a pip that starts.
+is_usable() {
+    local made_as
+    [[ -f $venv/.ready && -x $venv/bin/python && -f $venv/pyvenv.cfg ]] || return 1
+    made_as=$(sed -n 's/^command = .* --clear //p' "$venv/pyvenv.cfg")
+    [[ $made_as -ef $venv ]] && "$venv/bin/python" -m pip --version >/dev/null 2>&1
 }
 
 # Only what decides the content, so that a change of the lint settings reinstalls nothing. The place counts
