@@ -181,7 +181,8 @@ def _no_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFa
     refuse_exhausted_tool(run, stage.out_dir, "The tokenizer")
     message = "The model's own tokenizer cannot be loaded without running code from its repo."
     hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.tail)
+    _log_tail(stage, run)
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.words)
 
 
 def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
@@ -190,8 +191,20 @@ def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
         message = f"llama.cpp's converter does not support the architecture {match[1]}."
         hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "architecture", message, hint)
-    message = f"llama.cpp's converter failed on {architecture} ({run.end})."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, "Its last output says why.", run.tail)
+    _log_tail(stage, run)
+    message = f"llama.cpp's converter failed on {architecture}: {run.error or run.end}"
+    hint = "Its last output says why."
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", _as_sentence(message), hint, run.words)
+
+
+def _log_tail(stage: Stage, run: ToolRun) -> None:
+    """All of its last lines, with any traceback, for the log."""
+    for line in run.tail.splitlines():
+        stage.log(line)
+
+
+def _as_sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _versions(stage: Stage) -> dict[str, str]:

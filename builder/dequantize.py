@@ -151,7 +151,7 @@ def _run(stage: Stage, argv: tuple[str, ...]) -> str:
         refuse_exhausted_tool(run, stage.out_dir, "transformers")
         message = "transformers cannot turn this GGUF back into a Hugging Face model."
         hint = "Build from the original Hugging Face model instead."
-        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "dequantize-failed", message, hint, run.tail)
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "dequantize-failed", message, hint, run.words)
     return lines[-1].rpartition(" ")[2] if lines else "unknown"
 
 

@@ -137,10 +137,10 @@ def _unreadable(run: ToolRun, pickle: Path | None) -> StageFailure:
     if pickle and "weights_only" in run.tail:  # torch's own words
         message = f"{pickle.name} holds more than tensors, or is damaged; torch refuses to open it."
         hint = "Save the adapter again as safetensors: save_pretrained(folder, safe_serialization=True)"
-        return StageFailure(ExitCode.BAD_REQUEST, "pickle", message, hint, run.tail)
+        return StageFailure(ExitCode.BAD_REQUEST, "pickle", message, hint, run.words)
     message = "llama.cpp's converter cannot read the base model's configuration."
     hint = "Its last lines say why. Name the model itself, in Hugging Face format: make lora ADAPTER=… BASE=org/name"
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "base", message, hint, run.tail)
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "base", message, hint, run.words)
 
 
 def _run_converter(stage: Stage, request: LoraRequest, tools: LlamaTools, folder: Path, base: Path) -> ToolRun:
@@ -155,7 +155,7 @@ def _run_converter(stage: Stage, request: LoraRequest, tools: LlamaTools, folder
 def _failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
     refuse_exhausted_tool(run, stage.out_dir, "The converter")
     message = f"llama.cpp's converter failed on this adapter of {base.model_class} ({run.end})."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, MERGE, run.tail)
+    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, MERGE, run.words)
 
 
 def _read(path: Path) -> GgufHeader:

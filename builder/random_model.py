@@ -66,7 +66,7 @@ def _write_tokenizer(stage: Stage, size: int) -> None:
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, "sentencepiece")
         message = f"sentencepiece could not train a vocabulary of {size:,} tokens on the calibration text."
-        raise StageFailure(ExitCode.BUG, "tokenizer", message, "Please report this.", run.tail)
+        raise StageFailure(ExitCode.BUG, "tokenizer", message, "Please report this.", run.words)
     target.with_suffix(".vocab").unlink()
     said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (stage.files_dir / "tokenizer_config.json").write_text(dump_finite_json(said, indent=2) + "\n")

@@ -127,6 +127,13 @@ class RevisionNotFound(HubError):
     kind = "revision-not-found"
 
 
+class UnsupportedModel(QuantyardError):
+    """The converter of llama.cpp does not know the model's architecture."""
+
+    kind = "architecture"
+    exit_code = ExitCode.UNSUPPORTED_MODEL
+
+
 class NotScored(QuantyardError):
     """The model does not expose token log-probabilities; found out before its weights are downloaded."""
 

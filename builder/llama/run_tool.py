@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,9 @@ from quantyard.protocol.runner import StageFailure
 
 _TAIL_LINES = 15
 _FULL_BYTES = 1024 * 1024  # with less free space than this, a failure is put down to a full disk
+_LONGEST_ERROR = 300  # characters
+_FRAME = re.compile(r"\s*Traceback \(most recent|  File \"|    |\s*[\^~]+\s*$|The above exception|During handling of")
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)(:|$)")
 _DISK_WORDS = ("no space left", "failed to write")
 
 
@@ -33,6 +37,17 @@ class ToolRun:
     def end(self) -> str:
         """For a message: "exit code 1", or the assertion by which it aborted."""
         return crash_words(self.exit_code, self.tail) or f"exit code {self.exit_code}"
+
+    @property
+    def words(self) -> str:
+        """The last lines without the frames of a traceback, which say nothing to who runs it."""
+        return "\n".join(line for line in self.tail.splitlines() if not _FRAME.match(line))
+
+    @property
+    def error(self) -> str:
+        """The exception that ended a Python program, as "KeyError: 'n_ctx'"; "" where none did."""
+        found = [line for line in self.words.splitlines() if _EXCEPTION.match(line)]
+        return found[-1].strip()[:_LONGEST_ERROR] if found else ""
 
 
 def run_llama_tool(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from quantyard.errors import BadRequest
 from quantyard.hub.files import parse_hub_repo_id
 from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.protocol.facts import VerifyFacts
 from quantyard.protocol.gate import BudgetResult, Outcome
 from quantyard.protocol.measurements import EvalReport, Measurement, Score
 from quantyard.quants.catalog import quant_rank
@@ -128,8 +129,8 @@ class CardSubject:
     @property
     def has_chat_template(self) -> bool:
         """Whether it can be chatted with; a base model only goes on with a text. True where no stage has said it."""
-        facts = [record.facts.get("chat_template") for _, record in self.stages("verify")]
-        return False not in facts
+        facts = [VerifyFacts.read(record.facts) for _, record in self.stages("verify")]
+        return all(found.chat_template is not False for found in facts)
 
     @property
     def title(self) -> str:

@@ -31,6 +31,9 @@ class Engine(Protocol):
     def describe(self, image: str) -> dict[str, str]:
         """Versions and digests of the tools that run the stages of this image, for the manifest."""
 
+    def converter_list(self) -> str | None:
+        """The source text in which llama.cpp's converter lists its architectures; None while it is not set up."""
+
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:

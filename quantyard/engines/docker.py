@@ -7,11 +7,13 @@ download), a read-only root, no capabilities, the caller's uid, and limits on me
 
 from __future__ import annotations
 
+import io
 import os
 import socket as sockets
+import tarfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,17 @@ class StageContainers:
     def name_image(self, image: str, repository: str, tag: str) -> None:
         """Give an image another name."""
         self._client.images.get(image).tag(repository, tag)
+
+    def read_text(self, image: str, paths: Sequence[str]) -> str | None:
+        """The first of these files that the image has; it is read from a container that never starts."""
+        try:
+            container = self._client.containers.create(image, command=["true"], network_mode="none")
+        except _DaemonError as error:
+            raise EngineError(f"The image {image} cannot be read: {first_error_line(error)}.", "make doctor") from error
+        try:
+            return next((text for path in paths if (text := _text_in(container, path)) is not None), None)
+        finally:
+            self._remove(container.id)
 
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress, image: str,
@@ -229,6 +242,17 @@ class StageContainers:
     def _remove(self, container_id: str) -> None:
         with suppress(*_DaemonError):
             self._client.api.remove_container(container_id, force=True, v=True)
+
+
+def _text_in(container: Any, path: str) -> str | None:
+    """A text file of a container; None where it has none there."""
+    try:
+        chunks, _ = container.get_archive(path)
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+            found = archive.extractfile(archive.next() or "")
+            return found.read().decode(errors="replace") if found else None
+    except (docker.errors.NotFound, tarfile.TarError, KeyError):
+        return None
 
 
 def _bind(source: Path, target: str, read_only: bool = True) -> Mount:

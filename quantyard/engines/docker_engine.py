@@ -33,6 +33,8 @@ _BUILD_TIMES = {
     "builder": "a few minutes", "eval": "compiles llama.cpp: 5 to 15 minutes", "server": "seconds",
     "contract": "a few minutes",
 }
+# What lists the architectures in today's converter, and in one of before it was a package.
+_CONVERTER_LISTS: Final = ("/app/conversion/__init__.py", "/app/convert_hf_to_gguf.py")
 _RESERVE_BYTES = 512 * 1024 * 1024  # left to the machine, so that a runaway stage is killed before the host suffers
 
 
@@ -119,6 +121,12 @@ class DockerEngine:
                     "recipe": str(labels.get("quantyard.recipe", "")),
                 }
         return {"engine": "docker", **known}
+
+    def converter_list(self) -> str | None:
+        """The list of the converter in the builder's base image; no container is started."""
+        if self._base_digest("builder") is None:
+            return None
+        return self._containers.read_text(self._images.bases["builder"], _CONVERTER_LISTS)
 
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress

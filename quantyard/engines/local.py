@@ -81,6 +81,12 @@ class LocalEngine:
         run = subprocess.run([str(self._python), "-c", _INSTALLED], capture_output=True, text=True, check=False)
         return {"engine": "local", "packages": run.stdout.strip()}
 
+    def converter_list(self) -> str | None:
+        """The list of `.venv-local`'s converter."""
+        with suppress(OSError):
+            return (self._converters / "conversion" / "__init__.py").read_text(encoding="utf-8")
+        return None
+
     def run(
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:

@@ -17,7 +17,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from quantyard.errors import BadRequest, BadSource
+from quantyard.errors import BadRequest, BadSource, UnsupportedModel
 from quantyard.paths import REPO_DIR
 
 FILE: Final = REPO_DIR / "models.toml"
@@ -146,11 +146,11 @@ def refuse_unsupported_preset(preset: Preset) -> None:
     """Refuse a model that llama.cpp cannot convert, before a byte is downloaded.
 
     Raises:
-        BadSource: llama.cpp cannot convert it.
+        UnsupportedModel: llama.cpp cannot convert it.
     """
     if preset.unsupported:
         message = f"{preset.name} ({preset.repo}) cannot be built: {preset.unsupported}"
-        raise BadSource(message, f"Choose another model. {LIST_THEM}")
+        raise UnsupportedModel(message, f"Choose another model. {LIST_THEM}")
 
 
 def _preset(name: str, table: object, path: Path, hint: str) -> Preset:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
-from quantyard.errors import BadRequest, HubUnreachable
+from quantyard.errors import BadRequest, EngineError, HubUnreachable
 from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost, forecast_cost
 from quantyard.forecast.from_manifests import known_forecast_times
@@ -20,6 +21,7 @@ from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_a
 from quantyard.plan.steps import BuildPlan
 from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
+from quantyard.sources.architectures import refuse_unsupported_architecture
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
@@ -105,6 +107,8 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     source = source or workflow_source(request)
     baseline = request.measure and request.measure.baseline
     quants = tuple(dict.fromkeys((baseline, *request.quants))) if baseline else request.quants
+    if source.kind == "huggingface":
+        refuse_unsupported_architecture(source.config, lambda: _converter_list(request))
     refuse_quantized_source(source, quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
@@ -113,6 +117,13 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     )
     plan = make_build_plan(source, options)
     return add_measuring_steps(plan, plan_measure_options(request, request.measure)) if request.measure else plan
+
+
+def _converter_list(request: BuildRequest) -> str | None:
+    """That of the engine's converter; None where no engine is ready."""
+    with suppress(EngineError):
+        return workflow_engine(request)[0].converter_list()
+    return None
 
 
 def workflow_files_plan(request: BuildRequest) -> BuildPlan:

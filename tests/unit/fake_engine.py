@@ -156,6 +156,9 @@ class FakeEngine:
     def describe(self, image: str) -> dict[str, str]:
         return {"engine": "fake"}
 
+    def converter_list(self) -> str | None:
+        return None
+
     def stop(self) -> None:
         self.stopped.set()
 

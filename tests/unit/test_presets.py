@@ -12,7 +12,7 @@ import pytest
 
 from quantyard import cli
 from quantyard.cli.render import build as summary
-from quantyard.errors import BadRequest, BadSource
+from quantyard.errors import BadRequest, BadSource, UnsupportedModel
 from quantyard.forecast.cost import Cost
 from quantyard.hub.client import HubAccess
 from quantyard.hub.files import parse_hub_repo_id
@@ -200,7 +200,7 @@ def test_the_file_of_a_ready_made_repo_is_the_presets_unless_another_is_asked_fo
 
 def test_what_cannot_be_built_is_refused_before_the_hub_is_asked(hub: HubServer, tmp_path: Path) -> None:
     for preset in (p for p in shipped_presets() if p.unsupported):
-        with pytest.raises(BadSource) as error:
+        with pytest.raises(UnsupportedModel) as error:
             _find(hub, preset.name, tmp_path)
         assert str(preset.unsupported) in error.value.message and preset.name in error.value.message
     assert hub.requests == []
