@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from quantyard.protocol.builder import OutType
+from quantyard.protocol.builder import OutType, Parity
 from quantyard.quants.catalog import Quant
 
 EngineName = Literal["auto", "docker", "local"]
@@ -155,6 +155,8 @@ class BuildRequest:
     matrix_quants: str  # "": as the preset says, or one of each size
     adapter: str
     base: str  # "": what the adapter names
+    parity: Parity = "twin"
+    allow_twin_mismatch: bool = False
     tune: TuneRequest | None = None
     imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
     chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text

@@ -36,6 +36,7 @@ from tests.tiny_model import write_tiny_model
 
 pytest_plugins = ["tests.phases", "tests.released"]
 BUILD_TIMEOUT_S = 1800
+NO_TWIN = {"PARITY": "off"}  # it takes longer than the rest of a small build; its own tests ask for it
 DEMO_QUANTS = "Q4_K_M,Q8_0"
 
 
@@ -47,7 +48,7 @@ def command(*argv: str) -> list[str]:
 def start(*argv: str, **environment: str) -> subprocess.Popen[str]:
     """Start a command of Quantyard; its variables come as make would pass them."""
     return subprocess.Popen(
-        command(*argv), env=os.environ | environment, cwd=REPO_DIR, text=True,
+        command(*argv), env=os.environ | NO_TWIN | environment, cwd=REPO_DIR, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hears_ctrl_c,
     )
 
@@ -60,7 +61,7 @@ def _hears_ctrl_c() -> None:
 def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of Quantyard to its end."""
     return subprocess.run(
-        command(*argv), env=os.environ | environment, cwd=REPO_DIR, text=True, timeout=BUILD_TIMEOUT_S,
+        command(*argv), env=os.environ | NO_TWIN | environment, cwd=REPO_DIR, text=True, timeout=BUILD_TIMEOUT_S,
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
     )
 
@@ -68,7 +69,7 @@ def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def run_here(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same in this process, a second quicker: for one of many cases of a kind, whose others `run` tries."""
     before, on_sigterm, said, out = dict(os.environ), signal.getsignal(signal.SIGTERM), io.StringIO(), io.StringIO()
-    os.environ.update(environment)
+    os.environ.update(NO_TWIN | environment)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), contextlib.chdir(REPO_DIR):
             cli.main(argv)

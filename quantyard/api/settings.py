@@ -39,6 +39,7 @@ class BuildSettings(MachineSettings, total=False):
     quant: Names
     recipe: Files
     outtype: Literal["auto", "bf16", "f16", "f32", "q8_0"]
+    parity: Literal["twin", "full", "off"]
     gguf_file: str
     imatrix: File
     calibration: Files
@@ -48,6 +49,7 @@ class BuildSettings(MachineSettings, total=False):
     allow_pickle: bool
     allow_requantize: bool
     allow_mismatch: Names
+    allow_twin_mismatch: bool
 
 
 class EvaluateSettings(BuildSettings, total=False):
@@ -86,6 +88,8 @@ class TuneSettings(MachineSettings, total=False):
     workers: int
     allow_pickle: bool
     allow_mismatch: Names
+    allow_twin_mismatch: bool
+    parity: Literal["twin", "full", "off"]
 
 
 class ChooseSettings(MachineSettings, total=False):

@@ -14,6 +14,7 @@ from quantyard.card.provenance import card_file_provenance, card_provenance
 from quantyard.card.subject import CardSubject
 from quantyard.formatting.numbers import format_bytes, format_count, format_duration
 from quantyard.protocol.evaluation import TaskEntry
+from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
 
 _MAX_NAMED: Final = 20
@@ -22,13 +23,26 @@ _MAX_NAMED: Final = 20
 def card_lists(subject: CardSubject) -> Iterator[Block]:
     """Every list that is not empty."""
     found = {
+        "twin": ("what it computes", _twin(subject, {"proved", "known", "unproved"})),
+        "twin-warning": ("what it computes", _twin(subject, {"limited", "differs"})),
         "contract-findings": ("API test findings", _contract_findings(subject)),
         "measured": ("how it was measured", _measured(subject)),
         "not-measured": ("what was not measured", _not_measured(subject)),
         "apart": ("importance matrices and recipes", card_file_provenance(subject)),
         "made": ("how it was made", card_provenance(subject)),
     }
-    yield from (CardList(name, title, tuple(items)) for name, (title, lines) in found.items() if (items := list(lines)))
+    for name, (title, lines) in found.items():
+        if items := tuple(lines):
+            yield CardList(name, title, items, quoted=name == "twin-warning")
+
+
+def _twin(subject: CardSubject, statuses: set[str]) -> Iterator[SafeMarkdown]:
+    """What a small random model of the same kind showed, if it showed one of these."""
+    for _, stage in subject.stages("twin"):
+        facts = TwinFacts.read(stage.facts)
+        if facts.status in statuses:
+            allowed = " It was published all the same." if facts.allowed else ""
+            yield SafeMarkdown(f"{escape_markdown(facts.finding, 2000)}{allowed}")
 
 
 def _contract_findings(subject: CardSubject) -> Iterator[SafeMarkdown]:

@@ -107,6 +107,8 @@ def _request(
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
         allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
         allow_mismatch=mismatch_setting("ALLOW_MISMATCH", values),
+        parity=one_of_setting("PARITY", values["PARITY"].lower(), ("twin", "full", "off")),  # type: ignore[arg-type]
+        allow_twin_mismatch=flag_setting("ALLOW_TWIN_MISMATCH", values),
         threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
         json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(

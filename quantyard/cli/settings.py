@@ -66,6 +66,10 @@ SETTINGS: Final = (
     Setting(
         "OUTTYPE", "auto", "model", "what to convert to: auto (bf16 unless it would lose bits), bf16, f16, f32, q8_0",
     ),
+    Setting(
+        "PARITY", "twin", "model",
+        "compare with Transformers: twin (a small random model of the same kind), full (the model itself too), or off",
+    ),
     Setting("GGUF_FILE", "", "model", "which file of a repo that holds several GGUFs"),
     Setting("ADAPTER", "", "model", "a LoRA adapter in PEFT format: org/name[@revision], or a folder"),
     Setting(
@@ -161,6 +165,10 @@ SETTINGS: Final = (
         "ALLOW_MISMATCH", "", "permissions",
         "kinds of texts that may differ from what the model's own files say, comma-separated: plain-text, script:NAME",
         "list",
+    ),
+    Setting(
+        "ALLOW_TWIN_MISMATCH", "", "permissions",
+        "build a model whose twin llama.cpp computes otherwise than Transformers, and record it", "flag",
     ),
     Setting(
         "ALLOW_UNSAFE_CODE", "", "permissions", "run tasks that execute code which the model wrote", "flag",

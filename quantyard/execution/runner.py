@@ -29,7 +29,7 @@ from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
-from quantyard.protocol.facts import EvaluateFacts
+from quantyard.protocol.facts import EvaluateFacts, TwinFacts
 from quantyard.store.artifact import Artifact, FinishedStage, Workspace
 from quantyard.store.stages import ModelStore
 from quantyard.store.take_outputs import FILES
@@ -263,6 +263,8 @@ class PlanRunner:
             key, cpu = kept.run.spec.key, kept.result.cpu
             self.taken.append(Taken(step.label, key, seconds, concurrent, n_questions=asked, cpu=cpu))
         self._records.stage(step, kept.run.spec, kept.result)
+        if step.row.name == "twin" and (told := TwinFacts.read(kept.result.facts)).status != "proved":
+            self._note(f"note: {told.finding}" if told.status == "unproved" else f"warning: {told.finding}")
         self._publish_of(step)
 
     def _shared_run(self, step: Step) -> SharedRun | None:

@@ -108,7 +108,8 @@ def forecast_benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBen
     measured = parse_quants(trial.measured)
     options = BuildOptions(
         quants=(*measured, *parse_quants(trial.made)), outtype="auto", allow_pickle=False, allow_requantize=False,
-        allow_mismatch=(PLAIN_TEXT,), threads=bench.threads, workers=1, endpoint=None,
+        allow_mismatch=(PLAIN_TEXT,), parity="twin", allow_twin_mismatch=True, threads=bench.threads, workers=1,
+        endpoint=None,
     )  # allow_mismatch: the tokenizer of a random model is never used
     plan = _with_and_without(make_build_plan(source, options), bench.threads)
     plan = add_measuring_steps(replace(plan, targets=plan.targets[: len(measured)]), _measuring(bench))

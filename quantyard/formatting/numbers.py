@@ -13,6 +13,7 @@ the same text everywhere. Annotations, which programs read, are written by `form
 | change of perplexity or of bits per byte | per cent; two decimals below 10 % | +1.23 %, +12.3 % |
 | KL divergence | three digits, nats | 0.0464 |
 | speed | three digits, tokens per second | 61.2 |
+| difference of two computations | two digits; below a millionth only that | 0.000023, < 0.000001 |
 | time | seconds, minutes or hours; what was timed in tenths of a second | 42 s, 10 min; 10.2 s |
 | bits per weight | two decimals | 6.17 |
 | other metrics | four digits; a difference as its interval resolves it | 31.25, +0.012 |
@@ -27,6 +28,7 @@ from typing import Final, Literal, Protocol
 
 DASH: Final = "—"  # what was not measured
 MINUS: Final = "\N{MINUS SIGN}"
+_LEAST: Final = 1e-6  # difference that is worth telling
 # How a metric's values and differences are told: as shares, by relative change, or in the metric's own unit.
 Kind = Literal["share", "relative", "own unit"]
 
@@ -214,6 +216,11 @@ def format_digits(x: float, n: int = 3) -> str:
         return f"{x:.0f}"
     places = max(0, n - 1 - math.floor(math.log10(abs(float(f"{x:.{n - 1}e}")))))
     return f"{x:.{places}f}".replace("-", MINUS)
+
+
+def format_difference(x: float) -> str:
+    """How far two computations of the same are apart, with two digits; what is less than a millionth says only that."""
+    return f"< {_LEAST:.6f}" if 0 < x < _LEAST else format_digits(x, 2)
 
 
 def format_signed(x: float, places: int) -> str:

@@ -1,4 +1,4 @@
-"""Lays out a build: fetch → convert → quantize and verify each quant."""
+"""Lays out a build: fetch → twin → convert → quantize and verify each quant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from quantyard.protocol.builder import (
     DequantizeRequest,
     FetchRequest,
     OutType,
+    Parity,
     QuantizeRequest,
+    TwinRequest,
     VerifyRequest,
 )
 from quantyard.quants.catalog import Quant
@@ -33,12 +35,14 @@ class BuildOptions:
     threads: int
     workers: int
     endpoint: str | None
+    parity: Parity = "off"
+    allow_twin_mismatch: bool = False
     imatrix: bool = False  # there will be an importance matrix; imatrix.py adds it to the plan
 
 
 def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
-    """Lay out the steps: fetch → convert → quantize and verify each quant. Steps that the source does not need are
-    left out.
+    """Lay out the steps: fetch → twin → convert → quantize and verify each quant. Steps that the source does not need
+    are left out.
 
     Raises:
         BadRequest: a quant cannot be made without an importance matrix.
@@ -52,6 +56,7 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
     if source.kind == "gguf":
         base = ModelFile(origin, source.gguf_file or "")
     if source.kind == "huggingface":
+        steps += _twin(origin, options)
         request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
         size_bytes = source.converted_size_bytes(outtype)
         steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
@@ -76,6 +81,14 @@ def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
     )
     steps.append(Step("fetch", STAGES["fetch"], request, {}, source.size_bytes))
     return StepOutput("fetch")
+
+
+def _twin(origin: Origin, options: BuildOptions) -> list[Step]:
+    """The comparison with Transformers, before the hours that a conversion may take."""
+    if options.parity == "off":
+        return []
+    request = TwinRequest(allow_twin_mismatch=options.allow_twin_mismatch, threads=options.threads)
+    return [Step("twin", STAGES["twin"], request, {"source": origin}, 0)]
 
 
 def _target(

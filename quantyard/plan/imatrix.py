@@ -132,7 +132,7 @@ def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan |
         return None
     given = plan_with_imatrix(plan, calibration, names)
     plain = {_quant_of(step): step for step in plan.steps if _quant_of(step) in names}
-    before = [s for s in given.steps if s.row.name in ("datasets", "fetch", "convert", CALIBRATE)]
+    before = [s for s in given.steps if s.row.name in ("datasets", "fetch", "twin", "convert", CALIBRATE)]
     both = [s for s in given.steps if _quant_of(s) in names]
     both += [replace(step, label=plain_step_label("quantize", name)) for name, step in plain.items()]
     measured = [_divergence(plan, calibration, step) for step in both]

@@ -47,6 +47,20 @@ class ConvertRequest(StageRequest):
     allow_pickle: bool = False
 
 
+Parity = Literal["twin", "full", "off"]
+
+
+class TwinRequest(StageRequest):
+    """Compare what llama.cpp and Transformers compute of a small random model of the same kind as the one in
+    `/in/source`, of which the configuration and the tokenizer alone are read; see builder/twin.py.
+    """
+
+    stage: Literal["twin"] = "twin"
+    allow_twin_mismatch: bool = False  # record that they differ, and pass
+    threads: Annotated[int, Field(ge=0)] = 0
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+
 class CalibrateRequest(StageRequest):
     """Make `/out/files/imatrix.gguf`, the importance matrix of the GGUF in `/in/source`, and beside it
     `calibration.txt`, the text that was read: the files in `/in/text` one after the other, or Quantyard's own.

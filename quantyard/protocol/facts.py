@@ -7,7 +7,7 @@ have the right type and range, or the whole result is refused. A missing fact ge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -51,6 +51,19 @@ class CalibrateFacts(Facts):
     text_sha256: Sha256 | None = None
     chunks: Count = 0
     chunk_tokens: Count = 0
+
+
+class TwinFacts(Facts):
+    """What the twin showed; numbers are None where there was none. builder/twin.py says what each status means."""
+
+    status: Literal["proved", "limited", "known", "differs", "unproved"]
+    finding: Annotated[str, Field(max_length=2000)]  # one sentence or two
+    max_delta: Amount | None = None  # of two logits
+    spread: Amount | None = None  # standard deviation of the original's logits
+    same_top: Annotated[float, Field(ge=0, le=1)] | None = None
+    mean_kld: float | None = None
+    right_up_to_tokens: Count | None = None
+    allowed: bool = False  # it differs, and was allowed to
 
 
 class VerifyFacts(Facts):
@@ -103,8 +116,8 @@ class ReportFacts(Facts):
 
 # To have the facts of another stage checked: add a row.
 MODELS: Final[Mapping[str, type[Facts]]] = {
-    "calibrate": CalibrateFacts, "verify": VerifyFacts, "evaluate": EvaluateFacts, "divergence": DivergenceFacts,
-    "speed": SpeedFacts, "report": ReportFacts,
+    "twin": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts, "evaluate": EvaluateFacts,
+    "divergence": DivergenceFacts, "speed": SpeedFacts, "report": ReportFacts,
 }  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
         outtype=_outtype(asked.get("convert", {}).get("outtype", "auto")),
         imatrix="auto" if _used(subject) else "none",
         calibration=(),
+        parity="off",  # it makes no file
     )
 
 

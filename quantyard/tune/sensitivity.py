@@ -52,8 +52,8 @@ class Sensitivity:
 
 
 def sensitivity_high_plan(plan: BuildPlan) -> BuildPlan:
-    """The steps that make HIGH: fetch, convert and quantize, without a final file."""
-    kept = tuple(step for step in plan.steps if step.row.name in ("fetch", "convert", "quantize"))
+    """The steps that make HIGH: fetch, twin, convert and quantize, without a final file."""
+    kept = tuple(step for step in plan.steps if step.row.name in ("fetch", "twin", "convert", "quantize"))
     return replace(plan, steps=kept, targets=(), measuring=None, contracts=())
 
 

@@ -113,6 +113,7 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     options = BuildOptions(
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
         allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
+        parity=request.parity, allow_twin_mismatch=request.allow_twin_mismatch,
         workers=request.workers, endpoint=request.endpoint, imatrix=workflow_wants_imatrix(request),
     )
     plan = make_build_plan(source, options)

@@ -103,7 +103,7 @@ def test_an_evaluation_without_a_suite_asks_the_quick_one(engine: FakeEngine) ->
 
 def test_a_plan_says_what_would_run_and_runs_nothing(engine: FakeEngine) -> None:
     planned = quantyard.plan("x", quant="Q4_K_M")
-    assert planned.to_run == ("convert", "quantize Q4_K_M", "verify Q4_K_M")
+    assert planned.to_run == ("twin", "convert", "quantize Q4_K_M", "verify Q4_K_M")
     assert planned.engine == "fake" and planned.cost.disk_needed_bytes > 0
     assert engine.ran == [] and engine.prepared == []
 
@@ -200,8 +200,8 @@ def test_nothing_is_printed(engine: FakeEngine, capfd: pytest.CaptureFixture[str
 def test_a_function_is_given_each_line_of_progress(engine: FakeEngine, capfd: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     quantyard.build("x", quant="Q4_K_M", progress=lines.append)
-    assert "3 of 3 stages to run with fake" in lines[0]
-    assert [line.split()[0] for line in lines[1:4]] == ["[convert]", "[quantize", "[verify"]
+    assert "4 of 4 stages to run with fake" in lines[0]
+    assert [line.split()[0] for line in lines[1:5]] == ["[twin]", "[convert]", "[quantize", "[verify"]
     assert not any("\n" in line for line in lines)
     quantyard.build("x", quant="Q8_0", progress=print)
     assert "[quantize Q8_0]" in capfd.readouterr().out
@@ -361,7 +361,7 @@ _KINDS = {
     "size": int | str, "list": api_settings.Names, "paths": api_settings.Files,
 }  # fmt: skip
 _ASIDE = {  # whose values are of another type than their kind says
-    "engine", "outtype", "imatrix", "suite", "target_size", "model", "base",
+    "engine", "outtype", "parity", "imatrix", "suite", "target_size", "model", "base",
 }
 _FUNCTIONS = {  # by command
     "build": api_settings.BuildSettings, "eval": api_settings.EvaluateSettings,

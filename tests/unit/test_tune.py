@@ -390,7 +390,7 @@ def test_a_goal_that_no_mix_reaches_ends_with_the_nearest(
     nearest = "smallest possible mix" if "size" in goal else "nearest"
     assert "No mix reaches" in (err := capsys.readouterr().err) and nearest in err and "TARGET_" in err
     if "size" in goal:  # known from the header, before anything is measured
-        assert engine.ran == ["convert", "quantize Q8_0"]
+        assert engine.ran == ["twin", "convert", "quantize Q8_0"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,286 @@
+"""The stage `twin`: does what llama.cpp computes of this architecture equal what Transformers computes?
+
+Of config.json a small model of the same kind is made, with random weights (`twin_model/`). Transformers computes its
+logits; the converter and the llama.cpp of this build do the same; the two are compared. A model of any size takes
+seconds, since its weights are never read. The stage writes no file; its facts say what was found.
+
+    proved    equal within arithmetic
+    limited   equal up to a number of tokens, the model's sliding window or original context, and not beyond
+    known     equal but for a difference that is known and small; its sentence is in `known.py`
+    differs   not equal; the stage fails with exit code 3, unless that is allowed
+    unproved  there is no twin: Transformers, or the converter, cannot make one of this config; says why
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from pydantic import JsonValue
+
+from builder.llama.run_tool import ToolRun, run_llama_tool
+from builder.llama.toolchain import llama_tools
+from builder.twin_model.compare import Agreement, compare_logits, join_agreements
+from builder.twin_model.known import KnownDifference, ignores_window, known_differences
+from quantyard.formats.finite_json import dump_finite_json
+from quantyard.formatting.numbers import format_difference, format_digits, format_percent
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import TwinRequest
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+
+_SCRIPTS: Final = Path(__file__).parent / "twin_model"
+_WEIGHTS_WRITTEN: Final = "weights"  # the line of random_weights.py after which the converter can start
+_NO_TWIN: Final = 3
+_CANNOT: Final = 3
+_TIMEOUT_S: Final = 300.0  # of each part; they take seconds
+# Beside config.json, what a converter may read of a model: its tokenizer and templates. Never a file of weights.
+_COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.vocab")
+_MAX_COPIED_BYTES: Final = 64 << 20
+_MAX_REASON: Final = 600
+_INDEX: Final = ".index.json"
+
+
+class NoTwinError(Exception):
+    """There is no proof to be had; the message says why, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One twin: which config, how deep, of which weights."""
+
+    config: dict[str, Any]
+    full_depth: bool = False
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one twin showed: its prompts from short to long."""
+
+    parts: list[Agreement]
+    facts: dict[str, Any]
+
+    @property
+    def is_equal(self) -> bool:
+        return all(part.is_equal for part in self.parts)
+
+    @property
+    def limit(self) -> tuple[str, int] | None:
+        """What it is right up to, and how many tokens of the real model that is; None: not even a short text."""
+        short, long = self.parts[0], self.parts[-1]
+        if not short.is_equal or long.first_wrong is None:
+            return None
+        limits = [(name, *self.facts[key]) for name, key in _LIMITS.items() if self.facts.get(key)]
+        reached = [limit for limit in limits if limit[1] <= long.first_wrong + 1]
+        if not reached:
+            return None
+        name, _, real = max(reached, key=lambda limit: int(limit[1]))
+        return name, int(real)
+
+
+_LIMITS: Final = {"sliding window": "window", "original context": "rope_context"}
+
+
+@dataclass
+class _Workshop:
+    """Where twins are made, and by what."""
+
+    stage: Stage
+    threads: int
+    argv: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._tools = llama_tools(self.stage)
+        self._source = self.stage.in_dir / "source"
+
+    def make(self, attempt: _Attempt) -> _Found:
+        """Make a twin, have it computed by both sides, and compare.
+
+        Raises:
+            NoTwinError: a side cannot.
+        """
+        place = self.stage.scratch_dir / "twin"
+        shutil.rmtree(place, ignore_errors=True)
+        given, twin, out = (place / name for name in ("given", "twin", "out"))
+        for folder in (given, twin, out):
+            folder.mkdir(parents=True)
+        (given / "config.json").write_text(dump_finite_json(attempt.config))
+        self._copy_tokenizer(twin)
+        gguf = out / "twin.gguf"
+        with ThreadPoolExecutor(1) as beside:
+            converted: list[Future[ToolRun]] = []
+            made = self._transformers(
+                attempt, given, twin, out, lambda: converted.append(beside.submit(self._convert, twin, gguf))
+            )
+            if made.exit_code != 0:
+                raise NoTwinError(_last_words(made, "Transformers", _NO_TWIN))
+            if converted[0].result().exit_code != 0 or not gguf.is_file():
+                raise NoTwinError(_last_words(converted[0].result(), "The converter"))
+        self._llama(gguf, out)
+        return _read_found(out)
+
+    def _copy_tokenizer(self, twin: Path) -> None:
+        for pattern in _COPIED:
+            for path in self._source.glob(pattern):
+                small = path.is_file() and path.stat().st_size <= _MAX_COPIED_BYTES
+                if small and path.name != "config.json" and not path.name.endswith(_INDEX):
+                    shutil.copyfile(path, twin / path.name)
+
+    def _transformers(self, attempt: _Attempt, given: Path, twin: Path, out: Path, on_weights: Any) -> ToolRun:
+        argv = [str(self._tools.converter_python), str(_SCRIPTS / "random_weights.py"), "--source", str(given)]
+        argv += ["--twin", str(twin), "--out", str(out), "--seed", str(attempt.seed)]
+        argv += ["--threads", str(self.threads), *(["--full-depth"] if attempt.full_depth else [])]
+
+        def on_line(line: str) -> None:
+            if line == _WEIGHTS_WRITTEN:
+                on_weights()
+
+        return run_llama_tool(argv, self._tools.clean_env, on_line, _TIMEOUT_S)
+
+    def _convert(self, twin: Path, gguf: Path) -> ToolRun:
+        argv = [str(self._tools.converter_python), str(self._tools.converter), str(twin), "--outfile", str(gguf)]
+        run = run_llama_tool([*argv, "--outtype", "f32"], self._tools.clean_env, lambda _line: None, _TIMEOUT_S)
+        self.argv.append(run.argv)
+        return run
+
+    def _llama(self, gguf: Path, out: Path) -> None:
+        argv = [str(self._tools.converter_python), str(_SCRIPTS / "llama_logits.py"), "--gguf", str(gguf)]
+        argv += ["--library", _llama_library(self._tools.llama_bin), "--prompts", str(out / "prompts.json")]
+        argv += ["--out", str(out), "--threads", str(self.threads)]
+        run = run_llama_tool(argv, self._tools.clean_env, lambda _line: None, _TIMEOUT_S)
+        if run.exit_code != 0:
+            raise NoTwinError(_last_words(run, "llama.cpp", _CANNOT))
+
+
+def _llama_library(llama_bin: Path | None) -> str:
+    """The library of the image's programs, or of llama-cpp-python."""
+    if llama_bin is not None:
+        found = sorted(llama_bin.glob("libllama.so*"))
+        return str(found[0]) if found else "libllama.so.0"
+    spec = importlib.util.find_spec("llama_cpp")
+    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
+    found = sorted(path for path in folder.glob("libllama.*") if path.suffix in (".so", ".dylib"))
+    return str(found[0]) if found else "libllama.so"
+
+
+def _last_words(run: ToolRun, who: str, told: int | None = None) -> str:
+    """Why a part ended: its own last line where it says so, else whose it was."""
+    lines = run.tail.splitlines() or ["no output"]
+    if run.exit_code == told:
+        return f"{'llama.cpp ' if who == 'llama.cpp' else ''}{lines[-1]}"[:_MAX_REASON]
+    how = f"signal {-run.exit_code}" if run.exit_code < 0 else f"exit code {run.exit_code}"
+    return f"{who} ends with {how} on it: {lines[-1]}"[:_MAX_REASON]
+
+
+def _read_found(out: Path) -> _Found:
+    prompts = json.loads((out / "prompts.json").read_bytes())
+    parts: list[Agreement] = []
+    for number, prompt in enumerate(prompts):
+        sides = [np.load(out / f"{side}-{number}.npy", allow_pickle=False) for side in ("hf", "llama")]
+        try:
+            parts.append(compare_logits(sides[0], sides[1], prompt["positions"]))
+        except ValueError as error:
+            raise NoTwinError(f"its logits cannot be compared: {error}") from error
+    return _Found(parts, json.loads((out / "facts.json").read_bytes()))
+
+
+# ---- the verdict -------------------------------------------------------------------------------------
+
+
+def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
+    """Compare the twin of `/in/source`.
+
+    Raises:
+        StageFailure: 3 (`twin`), llama.cpp computes something else.
+    """
+    shop = _Workshop(stage, request.threads or 2)
+    try:
+        facts = _verdict(shop, _config(stage.in_dir / "source" / "config.json"))
+    except NoTwinError as error:
+        facts = {"status": "unproved", "finding": f"Not proved: {error}."}
+    if facts["status"] == "differs" and not request.allow_twin_mismatch:
+        hint = str(facts.pop("hint", "") or "Another llama.cpp may compute it: LLAMA_CPP_TAG=full-bNNNN.")
+        hint += " To build it all the same: ALLOW_TWIN_MISMATCH=1"
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "twin", str(facts["finding"]), hint)
+    return StageOutcome(facts={**facts, "allowed": facts["status"] == "differs"}, argv=tuple(shop.argv))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise NoTwinError("config.json cannot be read") from error
+    if not isinstance(found, dict):
+        raise NoTwinError("config.json holds no object")
+    return found
+
+
+def _verdict(shop: _Workshop, config: dict[str, Any]) -> dict[str, JsonValue]:
+    """What the twin shows. One that differs is tried again: without what is known to differ, then at the model's own
+    depth and with other weights, so that neither chance nor the small depth is taken for a fault.
+    """
+    found = shop.make(_Attempt(config))
+    if found.is_equal:
+        return _facts("proved", found)
+    if found.limit and ignores_window(config):
+        return _facts("limited", found, found.limit)
+    for known in known_differences(config):
+        with suppress(NoTwinError):
+            again = shop.make(_Attempt(known.neutral(config)))
+            if again.is_equal:
+                return _facts("known" if known.accepted else "differs", again if known.accepted else found, known=known)
+    deep = shop.make(_Attempt(config, full_depth=True, seed=2))
+    if deep.is_equal:
+        return _facts("proved", deep)
+    return _facts("limited" if deep.limit else "differs", deep, deep.limit)
+
+
+def _facts(
+    status: str, found: _Found, limit: tuple[str, int] | None = None, known: KnownDifference | None = None
+) -> dict[str, JsonValue]:
+    whole = join_agreements(found.parts)
+    numbers = (
+        f"max |Δ logit| {format_difference(whole.max_delta)} where logits spread by {format_digits(whole.spread, 2)}, "
+        f"top-1 {format_percent(whole.same_top)}, mean KLD {format_difference(whole.mean_kld)} nats, on a random twin"
+    )
+    facts: dict[str, JsonValue] = {
+        "status": status, "max_delta": whole.max_delta, "spread": whole.spread, "same_top": whole.same_top,
+        "mean_kld": whole.mean_kld, "positions": whole.n_positions, "depth": found.facts["depth"],
+        "real_depth": found.facts["real_depth"], "prompt_tokens": found.facts["prompt_tokens"],
+        "right_up_to_tokens": limit[1] if limit else None, "first_wrong_position": whole.first_wrong,
+        "finding": _sentence(status, numbers, whole, limit, known),
+    }  # fmt: skip
+    if known and not known.accepted:
+        facts["hint"] = known.hint
+    return facts
+
+
+def _sentence(
+    status: str, numbers: str, whole: Agreement, limit: tuple[str, int] | None, known: KnownDifference | None
+) -> str:
+    if status == "proved":
+        return f"Computes what Transformers computes: {numbers}."
+    if limit:
+        short = f"Computes what Transformers computes up to {limit[1]:,} tokens, its {limit[0]}"
+        return f"{short}; llama.cpp computes something else beyond: {numbers}."
+    if status == "known" and known:
+        return f"Computes what Transformers computes but for one thing: {known.sentence} Apart from that: {numbers}."
+    cause = f" The cause: {known.sentence}" if known else ""
+    where = f"from position {whole.first_wrong} on"
+    return f"llama.cpp computes something else than Transformers, {where}: {numbers}.{cause}"
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(TwinRequest, twin)
+
+
+if __name__ == "__main__":
+    main()
