@@ -46,6 +46,7 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
             5 if disk or memory ran out.
     """
     model = _read_model(stage, request)
+    request = request.model_copy(update={"n_ctx": min(request.n_ctx, model.context_length or request.n_ctx)})
     text = _write_text(stage, request, model)
     work = _Work(stage, request, model, text)
     matrix = work.run()

@@ -18,9 +18,11 @@ from pydantic import JsonValue, ValidationError
 
 from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
+from builder.checks.tensors import count_nonfinite_blocks
+from builder.llama.converter_input import ConverterInput, open_converter_input
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import llama_tools
-from quantyard.formats.gguf import read_gguf_model
+from quantyard.formats.gguf import GgufHeader, read_gguf_model
 from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_safetensors_folder, safetensors_dtype
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ConvertRequest, Reference
@@ -59,11 +61,13 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
         damaged = beside.submit(find_nonfinite_tensors, weights)
         tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
         versions = beside.submit(_versions, stage)
-        run = _run_converter(stage, request, source, target, outtype)
+        with open_converter_input(source, weights) as given:
+            run = _run_converter(stage, request, given, target, outtype)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, architecture, run)
     _refuse_nonfinite(damaged.result())
     model = read_gguf_model(target)
+    _refuse_overflow(model, outtype, dtype)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
         "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class.result(),
@@ -117,6 +121,17 @@ def _refuse_nonfinite(damaged: list[str]) -> None:
         raise StageFailure(ExitCode.BAD_REQUEST, "nonfinite-source", message, hint)
 
 
+def _refuse_overflow(model: GgufHeader, outtype: str, dtype: str) -> None:
+    """The source is finite: what is not in the result, its type cannot hold."""
+    if outtype not in ("f16", "q8_0") or dtype == "F16":
+        return
+    if lost := [tensor.name for tensor in model.tensors if count_nonfinite_blocks(tensor.path, tensor)]:
+        message = f"OUTTYPE={outtype} cannot hold {len(lost)} tensors of this model, first {lost[0]}: "
+        message += "they have values beyond 65,504, which became infinite."
+        hint = f"Convert to a type with a wider range: OUTTYPE={'bf16' if dtype == 'BF16' else 'f32'}"
+        raise StageFailure(ExitCode.BAD_REQUEST, "outtype-overflow", message, hint)
+
+
 def _refuse_pickle(source: Path, request: ConvertRequest) -> None:
     pickles = sorted(p.name for p in source.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if not pickles:
@@ -134,9 +149,10 @@ def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
     return _LOSSLESS.get(dtype, ("bf16", f"the source is {dtype}, which bf16 holds"))
 
 
-def _run_converter(stage: Stage, request: ConvertRequest, source: Path, target: Path, outtype: str) -> ToolRun:
+def _run_converter(stage: Stage, request: ConvertRequest, given: ConverterInput, target: Path, outtype: str) -> ToolRun:
     tools = llama_tools(stage)
-    argv = [str(tools.converter_python), str(tools.converter), str(source), "--outfile", str(target)]
+    argv = [str(tools.converter_python), *given.launcher, str(tools.converter), str(given.folder)]
+    argv += ["--outfile", str(target)]
     argv += ["--outtype", outtype, "--model-name", request.name]
 
     def on_line(line: str) -> None:

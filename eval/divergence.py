@@ -35,6 +35,7 @@ from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
 from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
+_LEAST_CONTEXT: Final = 8  # tokens of a chunk
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
 OnProgress = Callable[[int], None]  # chunks or windows read
 
@@ -81,9 +82,7 @@ def _measure(
     stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
 ) -> list[Divergence]:
     """Measure every requested model; the baseline decodes the chunks once, however many others there are."""
-    settings, threads = request.settings, request.runtime.threads
-    for model in models:
-        _refuse_long(model, settings)
+    settings, threads = _fitting(request.settings, models), request.runtime.threads
     cut = divergence_chunks(models, text.whole, settings)
     asked = _asked(request, models)
     windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
@@ -188,12 +187,14 @@ def _other_tokens(model: GgufModel, why: str) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, "vocabulary", message, hint)
 
 
-def _refuse_long(model: GgufModel, settings: DivergenceSettings) -> None:
-    if settings.n_ctx > model.n_ctx_train:
-        longest = f"the context of {model.path.name} ({model.n_ctx_train:,})"
-        message = f"Chunks of {settings.n_ctx:,} tokens are longer than {longest}."
-        hint = f"Set `divergence: n_ctx: {model.n_ctx_train}` in the suite, or less."
-        raise StageFailure(ExitCode.BAD_REQUEST, "context", message, hint)
+def _fitting(settings: DivergenceSettings, models: Sequence[GgufModel]) -> DivergenceSettings:
+    """The settings with chunks no longer than the context that every model was trained for."""
+    longest = min(model.n_ctx_train for model in models)
+    if longest < _LEAST_CONTEXT:
+        message = f"The model was trained for {longest} tokens, too few for a chunk: {_LEAST_CONTEXT} at least."
+        hint = "Measure it by tasks alone: a suite with `divergence: null`."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "context", message, hint)
+    return settings.model_copy(update={"n_ctx": min(settings.n_ctx, longest)})
 
 
 # ---- windows: lm-eval's rolling definition -----------------------------------------------------------

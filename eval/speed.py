@@ -20,10 +20,9 @@ import numpy as np
 from eval.llama.context import Context, ContextSettings, Ints
 from eval.llama.model import GgufModel
 from quantyard.hardware.machine import peak_memory_bytes
-from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, SpeedRequest, SpeedSettings
 from quantyard.protocol.measurements import Speed
-from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
 _WARM_UP_TOKENS: Final = 4  # generated before the first repeat
 _FACTS: Final = ("prompt_tokens_per_s", "generated_tokens_per_s", "peak_memory_bytes")
@@ -34,12 +33,11 @@ def speed(stage: Stage, request: SpeedRequest) -> StageOutcome:
     """Time `/in/model/<model_file>`.
 
     Raises:
-        StageFailure: 2 or 3 if the file cannot be measured (see `GgufModel.load`), 2 if the settings ask for more
-            tokens than its context holds.
+        StageFailure: 2 or 3 if the file cannot be measured, see `GgufModel.load`.
     """
     settings, path = request.settings, stage.in_dir / "model" / request.model_file
     stage.log("loading the file twice, to time the second load from a warm file cache")
-    _warm_file_cache(path, request.runtime, settings)
+    settings = _warm_file_cache(path, request.runtime, settings)
     model, context, load_s = _open(path, request.runtime, settings)
     with model, context:
         times = measure_speed(context, settings, lambda done: stage.progress(done, settings.repeats, "repeats"))
@@ -87,10 +85,14 @@ def measure_speed(context: Context, settings: SpeedSettings, on_repeat: OnRepeat
     return Times(tuple(prompt_s), tuple(generation_s))
 
 
-def _warm_file_cache(path: Path, runtime: Runtime, settings: SpeedSettings) -> None:
-    """Load the file once, so that load_s does not depend on whether it was in the file cache before."""
+def _warm_file_cache(path: Path, runtime: Runtime, settings: SpeedSettings) -> SpeedSettings:
+    """Load the file once, so that load_s does not depend on whether it was in the file cache before.
+
+    Returns:
+        The settings as they fit the model.
+    """
     with GgufModel.load(path, runtime.n_gpu_layers) as model:
-        _refuse_long(model, settings)
+        return _fitting(model, settings)
 
 
 def _open(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufModel, Context, float]:
@@ -131,12 +133,11 @@ def _spread(speeds: list[float]) -> float:
     return (max(speeds) - min(speeds)) / median(speeds)
 
 
-def _refuse_long(model: GgufModel, settings: SpeedSettings) -> None:
-    longest = max(settings.prompt_tokens, settings.generated_tokens)
-    if longest > model.n_ctx_train:
-        message = f"{longest:,} tokens do not fit in the context of {model.path.name} ({model.n_ctx_train:,})."
-        hint = f"Set `speed: prompt_tokens` and `generated_tokens` in the suite to {model.n_ctx_train} at most."
-        raise StageFailure(ExitCode.BAD_REQUEST, "context", message, hint)
+def _fitting(model: GgufModel, settings: SpeedSettings) -> SpeedSettings:
+    """The settings with no more tokens than the model was trained for."""
+    longest = max(1, model.n_ctx_train)
+    asked = {"prompt_tokens": settings.prompt_tokens, "generated_tokens": settings.generated_tokens}
+    return settings.model_copy(update={name: min(tokens, longest) for name, tokens in asked.items()})
 
 
 def main() -> None:

@@ -23,11 +23,12 @@ def write_tiny_model(folder: Path, demo_model: Path) -> Path:
         "num_key_value_heads": 1, "head_dim": 32,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    write_safetensors(folder / "model.safetensors", _tiny_shapes(config), {"model.norm.weight": -1.0})
+    write_safetensors(folder / "model.safetensors", tiny_shapes(config), {"model.norm.weight": -1.0})
     return folder
 
 
-def _tiny_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def tiny_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the tiny model."""
     hidden, wide, kv = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     layer = "model.layers.0."
     return {
@@ -41,14 +42,14 @@ def _tiny_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def write_safetensors(
-    path: Path, shapes: dict[str, tuple[int, ...]], constant: dict[str, float] | None = None
+    path: Path, shapes: dict[str, tuple[int, ...]], constant: dict[str, float] | None = None, seed: int = 7
 ) -> None:
     """Random bfloat16 tensors of these shapes, as one safetensors file; those that are named `constant`, of one value
     each.
     """
     import numpy as np
 
-    rng, header, blocks, at = np.random.default_rng(7), {}, [], 0
+    rng, header, blocks, at = np.random.default_rng(seed), {}, [], 0
     for name, shape in shapes.items():
         values = (rng.standard_normal(shape) * 0.05).astype(np.float32)
         if constant and name in constant:

@@ -19,6 +19,8 @@ from quantyard.card.subject import CardSubject
 from quantyard.protocol.base import files_digest
 from quantyard.protocol.facts import CalibrateFacts, VerifyFacts
 from quantyard.protocol.text_findings import TextFinding
+from quantyard.quants.catalog import QUANTS
+from quantyard.quants.narrow_rows import narrow_rows_note
 from quantyard.store.manifest import ImatrixRecord, StageRecord
 
 _MAX_NAMED: Final = 20
@@ -129,7 +131,16 @@ def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
         )
         findings = [*map(_finding, facts.findings), *_witnesses(facts)]
         tried = f" ({join_markdown(', ', parts)})" if parts else ""
-        yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{differs}{''.join(findings)}")
+        narrow = _narrow_rows(stage, facts)
+        yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{narrow}{differs}{''.join(findings)}")
+
+
+def _narrow_rows(stage: StageRecord, facts: VerifyFacts) -> SafeMarkdown:
+    """That the file has no tensor of the type it is named after."""
+    quant = next((quant for quant in QUANTS if quant.name == stage.request.get("quant")), None)
+    is_plain = quant is not None and not stage.request.get("tensor_types")
+    note = narrow_rows_note(quant, facts.types, facts.bits_per_weight, by_weight=False) if quant and is_plain else ""
+    return SafeMarkdown(f" **{escape_markdown(note.removesuffix('.'), 400)}.**" if note else "")
 
 
 def _finding(finding: TextFinding) -> SafeMarkdown:

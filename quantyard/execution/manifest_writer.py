@@ -19,6 +19,7 @@ from quantyard.protocol.base import StageResult
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.facts import VerifyFacts
 from quantyard.protocol.measurements import EvalReport
+from quantyard.quants.narrow_rows import narrow_rows_note
 from quantyard.store.artifact import FinishedStage
 from quantyard.store.manifest import (
     ImatrixRecord,
@@ -38,11 +39,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class BuiltFile:
-    """One GGUF of the build, published."""
+    """One GGUF of the build, published; `note`: what its name does not say, "" where there is nothing."""
 
     quant: str
     path: Path
     record: QuantRecord
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class ManifestRecords:
             verified_by=target.verified_by, imatrix=self._imatrix(target, finished),
         )
         self._quant(target.quant.name, record)
-        return BuiltFile(target.quant.name, path, record)
+        note = narrow_rows_note(target.quant, verified.types, verified.bits_per_weight, by_weight=False)
+        return BuiltFile(target.quant.name, path, record, note)
 
     def _imatrix(self, target: Target, finished: Mapping[str, FinishedStage]) -> ImatrixRecord | None:
         """Publish the importance matrix next to the file: it is needed to rebuild the file."""

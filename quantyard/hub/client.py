@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ __all__ = [
     "parse_hub_repo_id",
     "read_hub_config",
     "read_hub_file",
+    "read_hub_files",
     "resolve_hub_repo",
     "select_hub_files",
 ]  # fmt: skip
@@ -307,6 +308,19 @@ def read_hub_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
 def read_hub_file(access: HubAccess, repo: HubRepo, path: str, limit_bytes: int) -> bytes:
     """A file of the repo; of a larger one the first bytes. Raises as `read_hub_config_file`."""
     return read_hub_config_file(access, repo.repo_id, repo.commit, path, limit_bytes)
+
+
+def read_hub_files(access: HubAccess, repo: HubRepo, paths: Sequence[str]) -> dict[str, bytes]:
+    """Small files of the repo, several at once; those that cannot be had are left out."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return read_hub_file(access, repo, path, CONFIG_LIMIT_BYTES)
+        except QuantyardError:
+            return None
+
+    with ThreadPoolExecutor(HEADER_WORKERS) as pool:
+        return {path: text for path, text in zip(paths, pool.map(read, paths), strict=True) if text is not None}
 
 
 def read_hub_config_file(

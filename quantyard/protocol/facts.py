@@ -73,6 +73,7 @@ class VerifyFacts(Facts):
     """
 
     bits_per_weight: Annotated[float, Field(ge=0, le=1024)]
+    types: Annotated[dict[str, Count], Field(max_length=100)] = {}  # tensor type → how many tensors have it
     probes: Count | None = None
     chats: Count | None = None
     chat_template: bool | None = None  # None: written before it was asked

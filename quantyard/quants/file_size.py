@@ -137,12 +137,19 @@ def quant_main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
+    return quant_type_counts(tensors, config, quant, imatrix=imatrix).most_common(1)[0][0]
+
+
+def quant_type_counts(
+    tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False
+) -> Counter[str]:
+    """Tensor type → how many weights of a GGUF of this quant have it. Raises as `quant_main_type`."""
     model, stock, counts = _model(tensors, model_text_config(config)), find_quant(quant.base), Counter[str]()
     named = _told_by_recipe(model, quant)
     for weight, n in model.weights.items():
         if not _is_left_out(weight, model):
             counts[_type(weight, model, stock, named, imatrix=imatrix)] += n * weight.count
-    return counts.most_common(1)[0][0]
+    return counts
 
 
 def quant_rough_bytes(n_params: int, quant: Quant) -> int:

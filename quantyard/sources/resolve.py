@@ -19,6 +19,7 @@ from quantyard.files.own_files import (
     read_named_file,
     typed_file_path,
 )
+from quantyard.formats.file_kinds import HEAD_BYTES
 from quantyard.formats.gguf import GgufHeader, why_gguf_cannot_generate
 from quantyard.formats.names import name_format_fault, safe_file_name, shown_name
 from quantyard.formats.safetensors import (
@@ -35,9 +36,10 @@ from quantyard.hub.client import (
     parse_hub_repo_id,
     read_hub_config,
     read_hub_file,
+    read_hub_files,
     resolve_hub_repo,
 )
-from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_hub_files
+from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, Selection, select_hub_files
 from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
 from quantyard.memory.from_config import kv_cache_bytes
 from quantyard.protocol.base import FileEntry, files_digest
@@ -50,16 +52,28 @@ from quantyard.quants.file_size import (
     quant_main_type,
     quant_outtype_for,
     quant_rough_bytes,
+    quant_type_counts,
 )
+from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
+from quantyard.quants.narrow_rows import gguf_type_counts
 from quantyard.sources.chat_template import BASE_MODEL_NOTE, base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import read_model_gguf
 from quantyard.sources.local_folder import CachedRepo, cached_hub_repo, no_model_folder
 from quantyard.sources.presets import Preset, find_preset, refuse_unsupported_preset, split_preset_name
+from quantyard.sources.side_files import (
+    check_local_files,
+    parse_side_json,
+    refuse_missing_tokenizer,
+    refuse_spoiled_text,
+    refuse_spoiled_weights,
+)
+from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_tensors
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import SourceCard, read_manifest
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
+HUB_JSON_BYTES = 256 * 2**10  # of a file of a repo that a plan reads; tokenizers are larger
 _TEXT_LIMIT = 16 * 2**20  # bytes of a README or a licence
 SIDE_LIMIT = 512 * 2**20  # bytes of a tokenizer; the largest have some 50 MB
 _WEIGHTS = (".safetensors", ".gguf", *PICKLE_ENDINGS)
@@ -146,6 +160,19 @@ class Source:
         """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
         return quant_main_type(self.tensors, self.config, quant) if self.tensors else ""
 
+    def type_counts(self, quant: Quant) -> Mapping[str, int]:
+        """Tensor type → how many weights of a GGUF of this quant have it; empty where the shapes are unknown."""
+        if self.gguf is not None:
+            return gguf_type_counts(self.gguf, quant)
+        return quant_type_counts(self.tensors, self.config, quant) if self.tensors else {}
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """The longest context that the model was trained for; None where it is not known."""
+        if self.gguf is not None:
+            return self.gguf.context_length
+        return model_config_number(model_text_config(self.config), *TRAINED)
+
     def kv_cache_bytes(self, context_tokens: int) -> int | None:
         """Size of the KV cache at this context; None if the configuration does not tell."""
         return kv_cache_bytes(self.config, context_tokens)
@@ -207,8 +234,14 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
         return _gguf(path / chosen.gguf_file, hashes)
     # Check the headers before reading many GB for their hashes.
     config = _config(path)
+    notes = [chosen.note] if chosen.note else []
     weights = [name for name in places if name.endswith(".safetensors")]
-    tensors = _local_tensors(path, list(places)) if weights else None
+    for name in weights:
+        refuse_spoiled_weights(str(path), name, places[name])
+    tensors, renamed = unwrapped_tensors(_local_tensors(path, list(places)) if weights else None)
+    refuse_faulty_tensors(str(path), config, tensors or ())
+    notes += [renamed] if renamed else []
+    notes += check_local_files(str(path), places, config, tensors or ())
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     license_, card = hub_card_of_readme(_readme(places.get("README.md")))
@@ -217,7 +250,7 @@ def _folder(path: Path, hashes: HashCache, *, allow_pickle: bool, gguf_file: str
         model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
         dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
-        notes=(*((chosen.note,) if chosen.note else ()), *base_model_notes(chats, config)), has_chat_template=chats,
+        notes=(*notes, *base_model_notes(chats, config)), has_chat_template=chats,
     )
     return _named_by_cache(source, path, cached_hub_repo(path, files, places))
 
@@ -324,13 +357,30 @@ def _hub(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: str | 
     is_hf = chosen.kind == "huggingface"
     config = read_hub_config(access, repo) if is_hf else {}
     chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
+    tensors, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
+    if is_hf:
+        _check_hub_files(access, repo, chosen)
+        refuse_missing_tokenizer(repo.repo_id, [file.path for file in chosen.files], config)
+        refuse_faulty_tensors(repo.repo_id, config, tensors or ())
+    notes = (note for note in (chosen.note, renamed) if note and is_hf)
     return Source(
         model=ModelId(org, name, repo.commit), kind=chosen.kind, title=source_title(repo), files=chosen.files,
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
-        dtypes=repo.dtypes, tensors=hub_tensor_shapes(access, repo, chosen.files) if is_hf else None,
-        config=config, card=repo.card, has_chat_template=chats,
-        notes=(*((chosen.note,) if chosen.note and is_hf else ()), *base_model_notes(chats, config)),
+        dtypes=repo.dtypes, tensors=tensors, config=config, card=repo.card, has_chat_template=chats,
+        notes=(*notes, *base_model_notes(chats, config)),
     )
+
+
+def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection) -> None:
+    """Refuse small files of the repo that are not what their names say, before the large ones are downloaded."""
+    small = [f.path for f in chosen.files if f.path.endswith(".json") and f.size_bytes <= HUB_JSON_BYTES]
+    for name, text in read_hub_files(access, repo, small).items():
+        if not name.endswith(".index.json"):
+            parse_side_json(repo.repo_id, name, text)
+    for file in chosen.files:
+        if file.path.endswith(".safetensors") and file.size_bytes < HEAD_BYTES:
+            head = read_hub_files(access, repo, [file.path]).get(file.path, b"-")
+            refuse_spoiled_weights(repo.repo_id, file.path, head)
 
 
 def recall_source(artifacts: Path, model: str) -> Source | None:
@@ -382,7 +432,9 @@ def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
 
 def _config(path: Path) -> Mapping[str, object]:
     try:
-        config = json.loads(read_named_file(path / "config.json", CONFIG_LIMIT_BYTES))
+        text = read_named_file(path / "config.json", CONFIG_LIMIT_BYTES)
+        refuse_spoiled_text(str(path), "config.json", text)
+        config = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
         raise BadSource(f"{path / 'config.json'} is not valid JSON: {error}", "Download the model again.") from error
     if not isinstance(config, dict):

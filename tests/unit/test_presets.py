@@ -40,7 +40,9 @@ WANTED = [
     "Qwen2.5-0.5B-Instruct", "Qwen3-0.6B", "SmolLM2-135M", "SmolLM2-360M-Instruct", "SmolLM2-1.7B-Instruct",
 ]  # fmt: skip
 WEIGHTS = b'\x40\x00\x00\x00\x00\x00\x00\x00{"a":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}         ' + bytes(8)
-MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": WEIGHTS, "README.md": b"#"}
+MODEL = {
+    "config.json": b'{"model_type": "llama"}', "model.safetensors": WEIGHTS, "README.md": b"#", "tokenizer.json": b"{}",
+}  # fmt: skip
 
 
 def _file(folder: Path, name: str = "tiny", **changed: str) -> Path:

@@ -50,6 +50,7 @@ def test_a_changed_folder_is_another_model(tmp_path: Path, local_source: Source)
     assert local_source.local is not None
     folder = local_source.local.folder
     (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (folder / "tokenizer.json").write_text("{}")
     before = _find(str(folder), tmp_path).model.commit
     (folder / "config.json").write_text('{"vocab_size": 7}')
     assert _find(str(folder), tmp_path).model.commit != before

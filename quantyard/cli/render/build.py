@@ -38,10 +38,12 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
 
 def terminal_plan(planned: Planned) -> str:
     """The plan, one fact a line."""
+    from quantyard.plan.notes import plan_notes
+
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
     facts = [("Model", escape_rich_markup(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
-    facts += [("Note", escape_rich_markup(note)) for note in plan.source.notes]
+    facts += [("Note", escape_rich_markup(note)) for note in plan_notes(plan)]
     facts.append(("Engine", f"{planned.engine} ({planned.engine_reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
@@ -150,11 +152,13 @@ def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
 
 def plan_json(planned: Planned) -> dict[str, Any]:
     """The plan as JSON; sizes in bytes."""
+    from quantyard.plan.notes import plan_notes
+
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     measuring = plan.measuring
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "engine": planned.engine,
-        "outtype": plan.outtype, "notes": list(plan.source.notes),
+        "outtype": plan.outtype, "notes": list(plan_notes(plan)),
         "stages": [
             {
                 "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,
@@ -184,6 +188,7 @@ def terminal_built(built: Built) -> str:
         )
         for quant, record in ((f.quant, f.record) for f in built.files)
     ]
+    facts += [("Note", escape_rich_markup(file.note)) for file in built.files if file.note]
     facts.append(("manifest", escape_rich_markup(str(built.manifest_path))))
     if built.files and not built.ran:
         facts.append(terminal_trusted_files(built.files[0].path))
@@ -209,7 +214,7 @@ def built_json(built: Built) -> dict[str, Any]:
         "files": [
             {
                 "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,
-                "bits_per_weight": f.record.bits_per_weight,
+                "bits_per_weight": f.record.bits_per_weight, "note": f.note,
             }
             for f in built.files
         ],

@@ -1,0 +1,67 @@
+"""What the converter is given: the model's folder as it is, or a view of it where it would not read that right.
+
+Two things need a view, a folder of links that is gone afterwards. No weight is copied.
+
+- Weights of names that the converter does not look for: it reads `model*.safetensors`, and one name of an index.
+- Names of tensors that a wrapper of training left (`_orig_mod.`): the converter runs in renamed_converter.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from quantyard.formats.finite_json import dump_finite_json
+from quantyard.formats.safetensors import INDEX_NAME, SafetensorsFile
+from quantyard.formats.wrapped_names import unwrapped_names
+
+_PREFIX: Final = "model"  # of the weights that the converter finds without an index
+_INDEX_ENDING: Final = ".safetensors.index.json"
+_LAUNCHER: Final = Path(__file__).with_name("renamed_converter.py")
+
+
+@dataclass(frozen=True)
+class ConverterInput:
+    """The folder to convert, and the arguments that stand before the converter's own."""
+
+    folder: Path
+    launcher: tuple[str, ...] = ()
+
+
+@contextmanager
+def open_converter_input(source: Path, weights: Sequence[SafetensorsFile]) -> Iterator[ConverterInput]:
+    """The input for a model with these weights (none: pickle files, which are given as they are)."""
+    renamed = unwrapped_names([name for file in weights for name in file.tensors])
+    if not renamed and _is_readable(source, weights):
+        yield ConverterInput(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="converter-") as folder:
+        view = Path(folder) / "source"
+        _link_files(source, view, weights)
+        launcher: tuple[str, ...] = ()
+        if renamed:
+            mapping = Path(folder) / "names.json"
+            mapping.write_text(dump_finite_json(renamed))
+            launcher = (str(_LAUNCHER), str(mapping))
+        yield ConverterInput(view, launcher)
+
+
+def _is_readable(source: Path, weights: Sequence[SafetensorsFile]) -> bool:
+    """Whether the converter finds these weights by itself, and no others."""
+    return (source / INDEX_NAME).is_file() or all(file.path.name.startswith(_PREFIX) for file in weights)
+
+
+def _link_files(source: Path, view: Path, weights: Sequence[SafetensorsFile]) -> None:
+    """Link every file but the index, whose names are others now."""
+    view.mkdir()
+    taken = {file.path.name for file in weights}
+    for entry in sorted(source.iterdir()):
+        if entry.name not in taken and not entry.name.endswith(_INDEX_ENDING):
+            (view / entry.name).symlink_to(entry)
+    for number, file in enumerate(weights, start=1):
+        name = f"{_PREFIX}-{number:05}-of-{len(weights):05}.safetensors"
+        (view / name).symlink_to(file.path)

@@ -1,0 +1,49 @@
+"""What a plan says besides its steps: of the model's files, of chunks that are shorter than usual, of quants that are
+not what their names say for rows as narrow as this model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quantyard.formats.ggml_types import TYPE_BY_NAME
+from quantyard.formatting.numbers import format_count
+from quantyard.plan.steps import BuildPlan, Target
+from quantyard.protocol.builder import CalibrateRequest
+from quantyard.protocol.evaluation import DivergenceRequest, SpeedRequest
+from quantyard.quants.narrow_rows import narrow_rows_note
+
+
+def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
+    """The notes, a sentence each."""
+    return (*plan.source.notes, *_short_context(plan), *(note for t in plan.targets if (note := _narrow(plan, t))))
+
+
+def _short_context(plan: BuildPlan) -> Iterator[str]:
+    """For a model that was trained for fewer tokens than a stage reads at once: the stage reads no more than that."""
+    trained, seen = plan.source.trained_tokens, set[str]()
+    for step in plan.steps if trained else ():
+        what, tokens = _tokens_at_once(step.request)
+        if trained and tokens > trained and what not in seen:
+            seen.add(what)
+            n, usual = format_count(trained), format_count(tokens)
+            yield f"The model was trained for {n} tokens: {what} has {n} in place of {usual}."
+
+
+def _tokens_at_once(request: object) -> tuple[str, int]:
+    """What a stage reads at once, and its length in tokens; ("", 0) for the others."""
+    match request:
+        case CalibrateRequest():
+            return "a chunk of the calibration", request.n_ctx
+        case DivergenceRequest():
+            return "a chunk of the divergence", request.settings.n_ctx
+        case SpeedRequest():
+            return "the timed prompt", max(request.settings.prompt_tokens, request.settings.generated_tokens)
+    return "", 0
+
+
+def _narrow(plan: BuildPlan, target: Target) -> str:
+    """For a quant most of whose weights get another type than the one it is named after."""
+    counts = plan.source.type_counts(target.quant)
+    bits = sum(n * TYPE_BY_NAME[name].bits_per_weight for name, n in counts.items()) / max(1, sum(counts.values()))
+    return narrow_rows_note(target.quant, counts, bits)
