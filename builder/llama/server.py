@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import IO, Any, Final
 
-from quantyard.protocol.aborts import crash_words
+from quantyard.protocol.aborts import TailWithReason, crash_words
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -19,7 +19,7 @@ _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.02
 _ANSWER_TIMEOUT_S: Final = 3600.0  # a very large model on a slow disk; the stage has its own limit
 _MAX_ANSWER_BYTES: Final = 64 << 20
-_LOG_TAIL_BYTES: Final = 4000
+_LOG_TAIL_BYTES: Final = 64 * 1024  # an assertion stands before a backtrace
 _LOG_TAIL_LINES: Final = 20
 
 
@@ -126,7 +126,7 @@ class LlamaServer:
             return ""
         self._log.seek(max(0, self._log.seek(0, 2) - _LOG_TAIL_BYTES))
         lines = self._log.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
+        return TailWithReason.of_lines(lines, _LOG_TAIL_LINES)
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from builder.llama.server import LlamaServer
 from builder.llama.template_model import write_llama_template_model
 from quantyard.formats.gguf import GgufHeader
+from quantyard.protocol.aborts import has_assertion
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import (
     CLOCK_S,
@@ -101,6 +102,8 @@ class TemplateServer:
             code, log = self._server.exit_code(), self._server.log_tail()
             if code is None:
                 raise OverLimit(TOO_SLOW) from failure
+            if code < 0 and has_assertion(log):
+                raise  # of llama.cpp, on the vocabulary: the template is not to blame
             if code < 0:
                 raise OverLimit(sandbox_exit_words(code, _MEMORY_BYTES)) from failure
             if any(sign in log for sign in _OUT_OF_MEMORY):

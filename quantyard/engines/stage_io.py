@@ -16,7 +16,7 @@ from quantyard.engines import OnProgress
 from quantyard.errors import EngineError, ResultRefused
 from quantyard.files.safe_files import SafeFolder, UnsafeFile
 from quantyard.plan.steps import StageSpec
-from quantyard.protocol.aborts import TailWithReason, crash_words
+from quantyard.protocol.aborts import TailWithReason, crash_words, without_backtrace
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 
@@ -132,7 +132,7 @@ def _crashed(spec: StageSpec, words: str, tail: str) -> StageResult:
     """The result of a stage whose process ended itself by a signal."""
     message = f"llama.cpp {words}."
     hint = "Choose another model, or another version of llama.cpp: LLAMA_CPP_TAG=full-bNNNN"
-    error = StageError(kind="crashed", message=message, hint=hint, detail=tail)
+    error = StageError(kind="crashed", message=message, hint=hint, detail=without_backtrace(tail))
     return StageResult(stage=spec.row.name, exit_code=ExitCode.UNSUPPORTED_MODEL, error=error)
 
 

@@ -119,7 +119,10 @@ def _incomplete(title: str, index: str, named: set[str], missing: list[str], oth
     if len(missing) == len(named) and whole:
         there = shown_names(whole[0].files)
         message = f"{index} of {title} is stale: it names {shown_names(missing)}, but the folder holds {there}."
-        return BadSource(message, f"It is of another save. Remove it (rm {index}), or fetch the files that it names.")
+        remove = f"Remove it (rm {index}), or fetch the files that it names."
+        elsewhere = "Try another revision; or download the repo, remove the index and name the folder."
+        is_here = title.startswith(("/", ".", "~"))
+        return BadSource(message, f"It is of another save. {remove if is_here else elsewhere}")
     message = f"{title} lacks {len(missing)} of the {len(named)} files that {index} names: {shown_names(missing)}."
     return BadSource(message, "The upload or download is not complete: fetch it again, or try another revision.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import signal
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 CRASHES: Final = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE, signal.SIGTRAP})
@@ -17,6 +18,8 @@ _LONGEST: Final = 400  # characters of an assertion
 _REASONS: Final = re.compile(
     r"GGML_ASSERT\(|GGML_ABORT|ggml_abort|\bfatal error\b|what\(\):|terminate called|Assertion .* failed|: Assertion"
 )
+_FOLDERS: Final = re.compile(r"^/(?:\S*/)?(?=[^/\s]+:\d+: )")
+_BACKTRACE: Final = re.compile(r"^\s*(?:#\d+ |\d+\s+(?:in )?\S|\[|0x|lib\S+\.so|warning: |Using host |This GDB )")
 
 
 def crash_signal(exit_code: int) -> signal.Signals | None:
@@ -26,8 +29,11 @@ def crash_signal(exit_code: int) -> signal.Signals | None:
 
 
 def crash_reason(tail: str) -> str:
-    """The first line that gives the reason of an abort, usually an assertion; "" if none does."""
+    """The first line that gives the reason of an abort, usually an assertion, without the folders of its source file;
+    "" if none does.
+    """
     line = next((line.strip() for line in tail.splitlines() if _REASONS.search(line)), "")
+    line = _FOLDERS.sub("", line)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
@@ -41,12 +47,30 @@ def crash_words(exit_code: int, tail: str) -> str:
     return f"{how} ({found.name}){f': {reason}' if reason else ''}"
 
 
+def has_assertion(tail: str) -> bool:
+    """Whether an assertion of llama.cpp's own failed."""
+    return "GGML_ASSERT" in tail or "GGML_ABORT" in tail
+
+
+def without_backtrace(tail: str) -> str:
+    """The lines that a reader of the message needs."""
+    return "\n".join(line for line in tail.splitlines() if not _BACKTRACE.match(line))
+
+
 class TailWithReason:
     """The last lines of a process, and the first one with the reason of an abort, even if a long backtrace follows."""
 
     def __init__(self, n_lines: int) -> None:
         self._lines: deque[str] = deque(maxlen=n_lines)
         self._reason, self._behind = "", 0
+
+    @classmethod
+    def of_lines(cls, lines: Iterable[str], n_lines: int) -> str:
+        """The tail of these lines."""
+        tail = cls(n_lines)
+        for line in lines:
+            tail.append(line)
+        return str(tail)
 
     def append(self, line: str) -> None:
         """Add a line."""

@@ -35,8 +35,7 @@ def read_model_gguf(path: Path) -> GgufHeader:
     try:
         return read_gguf_model(path)
     except GgufError as error:
-        hint = _all_parts_hint(path, first) or "Download or copy it again."
-        raise BadSource(f"{path.name} is not a usable GGUF: {error}", hint) from error
+        raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
 
 
 def _unreadable_hint(path: Path) -> str:
@@ -104,12 +103,15 @@ def _refuse_part(path: Path, header: GgufHeader) -> None:
         message = f"{path.name} is {count} parts of a split model joined by cat, which cannot be read."
         hint = "Give the parts as they were: MODEL=<name>-00001-of-0000N.gguf, or join them: llama-gguf-split --merge"
         raise BadSource(message, hint)
+    if hint := _all_parts_hint(path, header):
+        message = f"{path.name} is part {number + 1} of {count} of a split model, under a name that does not say so."
+        raise BadSource(message, hint)
     if number > 0:
         message = f"{path.name} is part {number + 1} of {count} of a split model."
         first = re.sub(r"-\d{5}-of-", "-00001-of-", path.name)
         named = first if first != path.name else f"<name>-00001-of-{count:05}.gguf"
         hint = f"Give the first part: MODEL={_quoted(path.with_name(named))}"
-        raise BadSource(message, _all_parts_hint(path, header) or hint)
+        raise BadSource(message, hint)
 
 
 def _has_more_behind(path: Path, header: GgufHeader) -> bool:

@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 import httpx2
 
 from quantyard.formats.finite_json import dump_finite_json
-from quantyard.protocol.aborts import crash_words
+from quantyard.protocol.aborts import TailWithReason, crash_words
 from quantyard.protocol.api_tests import protocol_bindings_config
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -38,7 +38,7 @@ _POLL_S: Final = 0.1
 _CONNECT_TIMEOUT_S: Final = 10.0
 _ANSWER_TIMEOUT_S: Final = 300.0  # enough for a large model on few cores
 _STOP_TIMEOUT_S: Final = 10.0
-_LOG_TAIL_BYTES: Final = 8000
+_LOG_TAIL_BYTES: Final = 64 * 1024  # an assertion stands before a backtrace
 _LOG_TAIL_LINES: Final = 20
 _PASSED_ON: Final = (
     "PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "LLAMA_SERVER", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE",
@@ -280,7 +280,7 @@ class ServedModel:
         with self._log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
             text = log.read().decode(errors="replace").replace(self.key, "…")
-        return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:])
+        return TailWithReason.of_lines(text.splitlines(), _LOG_TAIL_LINES)
 
 
 def _is_ready(wire: Wire) -> bool:

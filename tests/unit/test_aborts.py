@@ -17,6 +17,7 @@ from quantyard.protocol.aborts import crash_words
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import QuantizeRequest
 
+SHORT = "llama-vocab.cpp:2135: GGML_ASSERT(id_to_token.size() == token_to_id.size()) failed"
 ASSERTION = "/src/llama-vocab.cpp:2135: GGML_ASSERT(id_to_token.size() == token_to_id.size()) failed"
 BACKTRACE = [f"libggml-base.so(+0x{n:x}) [0x7f]" for n in range(40)]
 SPEC = StageSpec("quantize Q8_0", STAGES["quantize"], QuantizeRequest(quant="Q8_0", ftype=7), {}, "k" * 64)
@@ -32,7 +33,7 @@ def test_a_stage_that_ends_itself_is_llama_cpp_on_this_model(
 ) -> None:
     result = read_engine_result(SPEC, tmp_path, 128 + number if from_shell else -number, f"loading\n{ASSERTION}\n#1")
     assert result.exit_code == ExitCode.UNSUPPORTED_MODEL and result.error is not None
-    assert result.error.message == f"llama.cpp {how}: {ASSERTION}."
+    assert result.error.message == f"llama.cpp {how}: {SHORT}."
 
 
 @pytest.mark.parametrize("exit_code", [-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM])
@@ -57,10 +58,16 @@ def test_a_long_backtrace_does_not_push_the_assertion_out() -> None:
     assert listener.tail.splitlines()[0] == ASSERTION and listener.tail.endswith(BACKTRACE[-1])
 
 
+def test_the_detail_of_a_crash_has_no_backtrace(tmp_path: Path) -> None:
+    frames = ["#38 0x00007fa8656ba217 in pymain () at main.c:710", "710\tin Modules/main.c", "[New LWP 12]", *BACKTRACE]
+    result = read_engine_result(SPEC, tmp_path, -6, "\n".join([ASSERTION, *frames, "the end"]))
+    assert result.error is not None and result.error.detail == f"{ASSERTION}\nthe end"
+
+
 def test_a_tool_that_aborts_says_its_assertion() -> None:
     code = f"import os, sys; print({ASSERTION!r}); print('\\n'.join({BACKTRACE!r})); sys.stdout.flush(); os.abort()"
     run = run_llama_tool([sys.executable, "-c", code], {}, lambda _line: None)
-    assert run.exit_code == -signal.SIGABRT and run.end == f"aborted (SIGABRT): {ASSERTION}"
+    assert run.exit_code == -signal.SIGABRT and run.end == f"aborted (SIGABRT): {SHORT}"
 
 
 @pytest.mark.parametrize(

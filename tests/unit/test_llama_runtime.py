@@ -32,6 +32,10 @@ if mode == "template-loops":
         pass
 if mode == "template-bomb":
     sys.exit("terminate called after throwing an instance of 'std::bad_alloc'")
+if mode == "asserts":
+    print("/build/src/llama-vocab.cpp:7: GGML_ASSERT(a == b) failed", file=sys.stderr)
+    print("\\n".join("#%d 0x0000 in main ()" % i for i in range(50)), file=sys.stderr, flush=True)
+    os.abort()
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -144,6 +148,13 @@ def test_a_model_that_does_not_load_carries_the_end_of_the_log(tmp_path: Path) -
         runtime.tokenize("a", add_special=False)
     assert (caught.value.exit_code, caught.value.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "verify-load")
     assert "unknown architecture" in caught.value.error.detail
+
+
+def test_an_assertion_on_the_vocabulary_is_not_put_down_to_the_template(tmp_path: Path) -> None:
+    with _runtime(tmp_path, "asserts") as runtime, pytest.raises(StageFailure) as caught:
+        runtime.check_template()
+    assert caught.value.exit_code == ExitCode.UNSUPPORTED_MODEL
+    assert "aborted (SIGABRT): llama-vocab.cpp:7: GGML_ASSERT(a == b) failed" in caught.value.error.message
 
 
 def test_a_server_that_is_killed_ran_out_of_memory(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""What the small files and headers of a repo tell before its weights are downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantyard.errors import BadSource
+from quantyard.hub.client import HubAccess
+from quantyard.sources.resolve import Source, find_source
+from quantyard.store.hash_cache import HashCache
+from tests.hub_server import HubServer
+
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model.safetensors-00001-of-00002.safetensors", "model.safetensors-00002-of-00002.safetensors")
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 6, "tie_word_embeddings": True,
+}  # fmt: skip
+SHAPES = {
+    "model.embed_tokens.weight": (6, 4), "model.norm.weight": (4,), "model.layers.0.mlp.down_proj.weight": (4, 8),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    server.heal()
+    server.repos.clear()
+    return server
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+def repo(**changed: bytes) -> dict[str, bytes]:
+    """A model in two shards with the names of Qwen3.5's; `b""` leaves a file out, `__` is a dot."""
+    first, second = dict(list(SHAPES.items())[:1]), dict(list(SHAPES.items())[1:])
+    index = {name: SHARDS[0 if name in first else 1] for name in SHAPES}
+    files = {
+        "config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}", "tokenizer_config.json": b"{}",
+        SHARDS[0]: weights(first), SHARDS[1]: weights(second), INDEX: json.dumps({"weight_map": index}).encode(),
+    }  # fmt: skip
+    files |= {name.replace("__", "."): text for name, text in changed.items()}
+    return {name: text for name, text in files.items() if text}
+
+
+def find(hub: HubServer, tmp_path: Path, files: dict[str, bytes]) -> Source:
+    hub.add_repo("org/name", files)
+    return find_source(
+        "org/name", HubAccess(hub.endpoint), HashCache(tmp_path / "hashes"), allow_pickle=False, gguf_file=None
+    )
+
+
+def refused(hub: HubServer, tmp_path: Path, files: dict[str, bytes]) -> str:
+    with pytest.raises(BadSource) as caught:
+        find(hub, tmp_path, files)
+    return f"{caught.value.message} | {caught.value.hint}"
+
+
+def test_the_index_of_a_repo_names_its_weights_and_no_weight_is_downloaded(hub: HubServer, tmp_path: Path) -> None:
+    source = find(hub, tmp_path, repo() | {"model.safetensors": weights(SHAPES)})
+    chosen = [file.path for file in source.files if file.path.endswith(".safetensors")]
+    assert chosen == list(SHARDS) and "left out: model.safetensors" in source.notes[0]
+    assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
+
+
+def test_a_wrappers_prefix_is_told_from_the_headers(hub: HubServer, tmp_path: Path) -> None:
+    renamed = {f"_orig_mod.{name}": shape for name, shape in SHAPES.items()}
+    source = find(hub, tmp_path, repo(model__safetensors=weights(renamed), **{INDEX.replace(".", "__"): b""}))
+    assert any("'_orig_mod.'" in note for note in source.notes)
+    assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
+
+
+FAULTS = {
+    "stale-index": ({INDEX: b'{"weight_map": {"a": "model-1.safetensors"}}'}, "is stale"),
+    "missing-shard": ({SHARDS[1]: b""}, "lacks 1 of the 2 files"),
+    "index-pointer": ({INDEX: b"version https://git-lfs.github.com/spec/v1\n"}, "a Git LFS pointer"),
+    "utf-16-config": ({"tokenizer_config.json": "{}".encode("utf-16")}, "tokenizer_config.json of org/name is UTF-16"),
+    "bom": ({"generation_config.json": b"\xef\xbb\xbf{}"}, "generation_config.json of org/name is UTF-8 with a byte"),
+    "cut-json": ({"special_tokens_map.json": b'{"a'}, "special_tokens_map.json of org/name is not valid JSON"),
+    "no-tokenizer": ({"tokenizer.json": b""}, "has no tokenizer"),
+    "pointer-of-weights": ({SHARDS[0]: b"version https://git-lfs.github.com/spec/v1\nsize 99\n"}, "a Git LFS pointer"),
+    "other-vocabulary": ({"config.json": json.dumps(CONFIG | {"vocab_size": 7}).encode()}, "vocab_size = 7"),
+    "missing-layers": ({"config.json": json.dumps(CONFIG | {"num_hidden_layers": 2}).encode()}, "lacks 1 of 2 layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_of_a_repo_is_told_before_the_download(kind: str, hub: HubServer, tmp_path: Path) -> None:
+    changed, says = FAULTS[kind]
+    assert says in refused(hub, tmp_path, repo(**changed))
