@@ -16,7 +16,13 @@ from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
-from builder.checks.tensors import check_recipe_types, compare_tensors, count_nonfinite_blocks, count_tensor_types
+from builder.checks.tensors import (
+    check_recipe_types,
+    compare_tensors,
+    count_nonfinite_blocks,
+    count_tensor_types,
+    exceeds_f16,
+)
 from builder.checks.text_parity import check_chat_template, compare_chats, tokenizer_differences
 from builder.checks.text_report import token_findings
 from builder.llama.open import open_llama_runtime
@@ -122,6 +128,10 @@ def _nonfinite(bad: Mapping[str, int], source: GgufHeader) -> StageFailure:
     if were_bad:
         hint = "The source has them too: try OUTTYPE=bf16 or f32, or another checkpoint."
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-tensors", message, hint)
+    if large := [tensor.name for tensor in source.tensors if tensor.name in bad and exceeds_f16(tensor)]:
+        message += f" The source has values beyond 65,504 in {large[0]}, which the scales of this quant cannot hold."
+        hint = "Build a type with a wider range: QUANT=BF16, or leave such tensors unquantized with a recipe."
+        return StageFailure(ExitCode.BAD_REQUEST, "outtype-overflow", message, hint)
     hint = "Quantizing made them: try another quant, and report it."
     return StageFailure(ExitCode.BUG, "verify-tensors", message, hint)
 

@@ -32,6 +32,9 @@ _EXPONENT: Final[dict[ScaleKind, tuple[str, int]]] = {
     "ue4m3": ("u1", 0x7F),
 }
 
+# Type → its layout, the bits without the sign, and those of the largest value that F16 holds, 65,504.
+_F16_LIMIT: Final = {"F32": ("<u4", 0x7FFF_FFFF, 0x477F_E000), "BF16": ("<u2", 0x7FFF, 0x477F)}
+
 # To add a quant: its name, and the type of most of its weights (`llama_ftype_get_default_type` in
 # src/llama-quant.cpp). MXFP4_MOE has two: experts are MXFP4, a model without experts is all Q8_0.
 PROMISED_TYPES: Final[dict[str, tuple[str, ...]]] = {
@@ -66,6 +69,15 @@ def count_nonfinite_bytes(path: Path, offset: int, size_bytes: int, layout: Tens
     if not layout.scales:
         return 0
     return sum(_count_bad(chunk, layout) for chunk in _chunks(path, offset, size_bytes, layout.type_size_bytes))
+
+
+def exceeds_f16(tensor: TensorInfo) -> bool:
+    """Whether a value of an F32 or BF16 tensor is beyond what F16 holds, so that a scale of it may become infinite."""
+    if tensor.type.name not in _F16_LIMIT:
+        return False
+    dtype, mask, limit = _F16_LIMIT[tensor.type.name]
+    chunks = _chunks(tensor.path, tensor.offset, tensor.size_bytes, tensor.type.type_size_bytes)
+    return any(bool(((np.frombuffer(chunk, dtype) & mask) > limit).any()) for chunk in chunks)
 
 
 def _chunks(path: Path, offset: int, size_bytes: int, block_bytes: int) -> Iterator[memoryview]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from quantyard.errors import BadSource
 from quantyard.files.own_files import read_named_file
 from quantyard.formats.file_kinds import HEAD_BYTES, spoiled_file, spoiled_text
+from quantyard.formatting.numbers import format_count
 from quantyard.hub.weight_files import shown_names
 from quantyard.quants.file_size import TensorShape
 from quantyard.quants.model_config import VOCAB, Config, model_config_number, model_text_config
@@ -133,9 +134,9 @@ def _check_vocabulary(
     without = sorted((i, token) for token, i in (model | added).items() if i >= rows)
     if not without:
         return []
-    count = "a token" if len(without) == 1 else f"{len(without):,} tokens"
-    fact = f"The tokenizer has {count} without a row of the embeddings, which have {rows:,}: {without[0][1]!r:.60}"
-    fact += f" is number {without[0][0]:,}"
+    count = "a token" if len(without) == 1 else f"{format_count(len(without))} tokens"
+    first = f"{without[0][1]!r:.60} is number {format_count(without[0][0])}"
+    fact = f"The tokenizer has {count} without a row of the embeddings, which have {format_count(rows)}: {first}"
     if any(token in model for _, token in without) or not _has_all(names, ("*.model",)):
         hint = "Take the tokenizer of these weights, or resize them: model.resize_token_embeddings(len(tokenizer))"
         raise BadSource(f"{title}: {fact}.", hint)

@@ -236,7 +236,6 @@ _REFUSALS = {
     "eval/analysis/chunks.py": "tokens of a text that is too short",
     "eval/datasets.py": "seconds until the next try",
     "eval/divergence.py": "tokens that a model cannot read",
-    "eval/speed.py": "tokens that a model cannot read",
     "quantyard/cli/values.py": "characters of a setting",
     "quantyard/engines/stage_io.py": "bytes that are left, hours of a limit",
     "quantyard/files": "bytes and names beyond a limit",

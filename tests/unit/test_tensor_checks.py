@@ -11,7 +11,7 @@ import gguf as gguf_py
 import numpy as np
 import pytest
 
-from builder.checks.tensors import compare_tensors, count_nonfinite_blocks, count_tensor_types
+from builder.checks.tensors import compare_tensors, count_nonfinite_blocks, count_tensor_types, exceeds_f16
 from quantyard.formats.ggml_types import TENSOR_TYPES, TYPE_BY_NAME, BlockScale, TensorType
 from quantyard.formats.gguf import GgufHeader, read_gguf_header
 from quantyard.formats.tensor_patterns import tensor_type_for_row
@@ -189,3 +189,20 @@ def test_types_are_counted_the_most_frequent_first(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf({}, _SOURCE))
     assert count_tensor_types(read_gguf_header(path).tensors) == {"BF16": 3, "F32": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("F32", 65504.0, False), ("F32", 65505.0, True), ("F32", -70000.0, True), ("F32", 0.0, False),
+        ("BF16", 65280.0, False), ("BF16", 65536.0, True), ("BF16", -1e30, True), ("F16", 65504.0, False),
+        ("Q8_0", 0.0, False),
+    ],
+)  # fmt: skip
+def test_values_beyond_half_precision_are_found(tmp_path: Path, kind: str, value: float, expected: bool) -> None:
+    layout = {"F32": np.float32, "F16": np.float16}.get(kind)
+    data = np.full(64, value, layout or np.float32)
+    raw = (data.view(np.uint32) >> 16).astype("<u2").tobytes() if kind == "BF16" else data.tobytes()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf({}, [TensorSpec("t", (64,), kind, raw if kind != "Q8_0" else None)]))
+    assert exceeds_f16(read_gguf_header(path).tensors[0]) == expected
