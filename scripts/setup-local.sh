@@ -55,6 +55,8 @@ after_install() {
     if [[ $group == local ]]; then install_converter; fi
     "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null ||
         die "llama-cpp-python does not load; was it compiled for another CPU? Type: rm -rf $wheels $venv; $again"
+    "$venv/bin/python" -c 'import xllamacpp; xllamacpp.get_system_info()' 2>/dev/null ||
+        die "xllamacpp does not load: its wheel needs a CPU with AVX2 (x86-64-v3) or an ARM64 one. Use ENGINE=docker on this machine."
 }
 
 install_converter() {

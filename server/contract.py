@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -29,24 +28,6 @@ REPORT_FILE: Final = "report.json"
 OnProgress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Gap:
-    """A known gap of a server: a check that fails on it with these words counts as not supported, not as failed."""
-
-    server: str  # prefix of its name
-    check: str
-    words: str
-    reason: str
-
-
-# To add a gap: reproduce it on the real server, and give words of the finding that no other failure has.
-GAPS: Final = (
-    Gap("llama-cpp-python", "streamed-usage", "no chunk has a usage", "it ignores stream_options"),
-    Gap("llama-cpp-python", "json-schema", "json_schema is refused", "it supports only json_object, with a schema"),
-    Gap("llama-cpp-python", "tool-calls", "'required' gave no tool call", "it calls tools by name only"),
-)
-
-
 _NOT_APPLICABLE: Final = Checked("not supported", "not applicable: the model has no chat template (a base model)")
 
 
@@ -57,23 +38,16 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
         outcome = check.run(session) if session.has_chat_template or not check.needs_chat else _NOT_APPLICABLE
     except BrokenPromise as broken:
         outcome = Checked("failed", str(broken))
-    except httpx2.TransportError as error:
+    except (httpx2.TransportError, OSError) as error:
         outcome = Checked("failed", f"no answer: {type(error).__name__} {error}".rstrip())
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # checks read answers unguarded
         outcome = Checked("failed", f"an answer has an unexpected structure: {type(error).__name__}: {error}")
     status, finding = outcome.status, " ".join(outcome.finding.split())
-    if status == "failed" and (gap := _gap(session, check, finding)):
-        status, finding = "not supported", f"{gap.reason} ({finding})"
     record = CheckRecord(
         name=check.name, promise=check.promise, status=status, finding=finding,
         duration_s=time.perf_counter() - started, facts=outcome.facts,
     )  # fmt: skip
     return record, outcome.schemas
-
-
-def _gap(session: ApiSession, check: ApiCheck, finding: str) -> Gap | None:
-    known = (gap for gap in GAPS if gap.check == check.name and gap.words in finding)
-    return next((gap for gap in known if session.server.startswith(gap.server)), None)
 
 
 def run_contract_checks(

@@ -72,7 +72,7 @@ COMMANDS: Final = (
         "measure",
     ),
     Command(
-        "serve", "serve.serve_command", "Serve the last build: docker compose up, or llama_cpp.server.",
+        "serve", "serve.serve_command", "Serve the last build: docker compose up, or ENGINE=local.",
         (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
     ),
     Command(

@@ -39,6 +39,14 @@ def machine_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def available_memory_bytes() -> int:
+    """Memory that programs can still take without swapping, where the system says it; else all of it."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return machine_memory_bytes()
+
+
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far, mapped files included.
 

@@ -5,11 +5,10 @@ Durations are in seconds; rates are proportions, 0 to 1, with Wilson's 95 % inte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from quantyard.protocol.base import Frozen, JsonObject, RelativePath, StageRequest
 
@@ -19,25 +18,23 @@ AnswerKind = Literal["valid", "cut", "not JSON", "invalid", "refused"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
-def protocol_bindings_config(
-    models: Sequence[Path], port: int, key: str, *, n_ctx: int, threads: int = 0, n_gpu_layers: int = 0,
-    verbose: bool = True,
-) -> dict[str, JsonValue]:
-    """The configuration file of llama-cpp-python's server on loopback (llama_cpp/server/settings.py).
+class LocalModel(Frozen):
+    """One GGUF that the local server serves, or the first file of one in several parts."""
 
-    Args:
-        n_ctx: tokens; 0: the model's training context.
-        threads: 0: the server's default.
-    """
-    of_threads: dict[str, JsonValue] = {"n_threads": threads, "n_threads_batch": threads} if threads else {}
-    served: list[JsonValue] = [
-        {
-            "model": str(path), "model_alias": path.stem, "n_ctx": n_ctx, "n_gpu_layers": n_gpu_layers,
-            "verbose": verbose, **of_threads,
-        }
-        for path in models
-    ]
-    return {"host": "127.0.0.1", "port": port, "api_key": key, "models": served}
+    path: Path  # absolute
+    name: str  # its id in the API
+
+
+class LocalServerSettings(Frozen):
+    """The settings file of the local server (server/local/server.py)."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]  # of 127.0.0.1
+    key: str  # that clients must show
+    models: Annotated[tuple[LocalModel, ...], Field(min_length=1)]  # the first is loaded at the start
+    context_size: Annotated[int, Field(ge=0)] = 0  # tokens that all requests share; 0: as the model was trained
+    parallel: Annotated[int, Field(ge=1)] = 4  # requests of one model answered at once; others wait
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each physical core
+    n_gpu_layers: int = 0
 
 
 class ContractRequest(StageRequest):
@@ -91,7 +88,7 @@ class ContractReport(Frozen):
 
     version: Literal[1] = CONTRACT_REPORT_VERSION
     label: str = ""
-    server: str  # what answers: "llama-server b11669", "llama-cpp-python 0.3.36", "unknown"
+    server: str  # what answers: "llama-server b11669", "xllamacpp 2026.10.11549 (llama.cpp b11549)", "unknown"
     model: str  # as the server lists it
     checks: tuple[CheckRecord, ...]
     schemas: SchemaRate | None = None  # None: the check failed before it had a rate

@@ -1,7 +1,7 @@
 """`make serve`: serves the last build with an OpenAI API, on the loopback interface.
 
-With Docker through compose.yaml. Without it through the server of llama-cpp-python, with the same checks, files, key
-and client (server/local/server.py).
+With Docker through compose.yaml. Without it through llama.cpp's server out of the package xllamacpp, with the same
+checks, files, key and client (server/local/server.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantyard.errors import BadRequest, EngineError
-from quantyard.formats.finite_json import dump_finite_json
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.api_tests import protocol_bindings_config
+from quantyard.protocol.aborts import crash_words
+from quantyard.protocol.api_tests import LocalModel, LocalServerSettings
 from quantyard.requests import BuildRequest
-from quantyard.serve.served_files import served_api_key, served_files
+from quantyard.serve.context import default_context_size
+from quantyard.serve.served_files import served_api_key, served_files, served_model_name
 
 HOST = "127.0.0.1"
+PARALLEL = 4  # requests of one model answered at once, as in server/image/defaults.sh
 
 
 def serve_compose(repo_dir: Path, environment: Mapping[str, str]) -> int:
@@ -30,7 +32,7 @@ def serve_compose(repo_dir: Path, environment: Mapping[str, str]) -> int:
 
 
 def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, str]) -> int:
-    """Run llama-cpp-python's server until it ends. The key is passed in a file, because command lines are public.
+    """Run the local server until it ends. The key is passed in a file, because command lines are public.
 
     Raises:
         BadRequest: no file can be served, the key cannot be read, or the port is taken.
@@ -41,20 +43,22 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     files = served_files(request.artifacts, serve.model_file)
     key = served_api_key(request.artifacts)
     _check_port(serve.port)
+    settings = LocalServerSettings(
+        port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
+        context_size=serve.context_size or default_context_size(files, PARALLEL), parallel=PARALLEL,
+        models=tuple(LocalModel(path=path.resolve(), name=served_model_name(path)) for path in files),
+    )
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:
-        config = Path(folder) / "server.json"
-        config.touch(mode=0o600)
-        told = protocol_bindings_config(
-            [path.resolve() for path in files], serve.port, key, n_ctx=serve.context_size, threads=request.threads,
-            n_gpu_layers=serve.n_gpu_layers, verbose=False,
-        )
-        config.write_text(dump_finite_json(told))
+        settings_file = Path(folder) / "server.json"
+        settings_file.touch(mode=0o600)
+        settings_file.write_text(settings.model_dump_json())
         # -P: modules of the working directory cannot replace libraries
-        argv = [str(python), "-P", "-m", "server.local.server", str(config)]
+        argv = [str(python), "-P", "-m", "server.local.server", str(settings_file)]
         code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
-    if code not in (0, -signal.SIGINT, -signal.SIGTERM):
+    if code != 0:
         names = ", ".join(path.name for path in files)
-        message = f"llama_cpp.server ended with exit code {code} while it served {names}; its output above says why."
+        ended = crash_words(code, "") or f"ended with exit code {code}"
+        message = f"The server {ended} while it served {names}; its output above says why."
         raise EngineError(message, "The file may be truncated: compare its SHA-256 with manifest.json.")
     return 0
 

@@ -39,11 +39,16 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
         BadRequest: there is no file to serve.
     """
     where = model_file or root / FOLDER
-    found = sorted(set(where.glob("*.gguf")) - set(where.glob("*.imatrix*.gguf"))) if where.is_dir() else [where]
+    found = sorted(path for path in where.glob("*.gguf") if _is_model(path)) if where.is_dir() else [where]
     if not found or not all(path.is_file() for path in found):
         what = f"MODEL_FILE={model_file} is not a GGUF" if model_file else "Nothing is built yet"
         raise BadRequest(f"{what}.", "Build a model: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
     return found
+
+
+def served_model_name(path: Path) -> str:
+    """The id of a served GGUF in the API; that of one in several parts does not name the part."""
+    return _PART.sub("", path.name).removesuffix(".gguf")
 
 
 def served_api_key(root: Path) -> str:
@@ -66,6 +71,11 @@ def served_api_key(root: Path) -> str:
     if not keys:
         raise BadRequest(f"The key file {path} is empty.", f"Remove it, and the next start creates a key: rm {path}")
     return keys[0]
+
+
+def _is_model(path: Path) -> bool:
+    """Not an importance matrix, nor a later part of a model: llama.cpp finds those beside the first."""
+    return ".imatrix" not in path.name and ("-00001-of-" in path.name or not _PART.search(path.name))
 
 
 def _link(path: Path, folder: Path) -> bool:

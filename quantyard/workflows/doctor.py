@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Literal
 
@@ -138,7 +139,14 @@ def _local_tools(request: BuildRequest) -> DoctorFinding:
     if not (request.environment.venv / ".ready").exists():
         remedy = "Only ENGINE=local needs them; the first build makes them: make images ENGINE=local"
         return DoctorFinding("local tools", "note", f"{request.environment.venv.name} is not set up", remedy)
-    return DoctorFinding("local tools", "ok", f"{request.environment.venv.name} is set up")
+    builds = ", ".join(f"{found.name} {found.version}" for found in _llama_cpp_packages(request.environment.venv))
+    return DoctorFinding("local tools", "ok", f"{request.environment.venv.name} is set up: {builds}")
+
+
+def _llama_cpp_packages(venv: Path) -> list[Distribution]:
+    """The packages with a llama.cpp in them: the one that measures, and the one that serves."""
+    folders = [str(path) for path in venv.glob("lib/python3*/site-packages")]
+    return [found for name in ("llama-cpp-python", "xllamacpp") for found in distributions(name=name, path=folders)]
 
 
 def _disk(request: BuildRequest) -> DoctorFinding:

@@ -134,12 +134,11 @@ def _forms(schema: Any) -> Iterator[dict[str, Any]]:
 def check_large_tokenize(session: ApiSession) -> str:
     most = LIMITS["text_bytes"].most
     text = "a b " * (most // 4 + 1)
-    for path, field in (("/tokenize", "content"), ("/extras/tokenize", "input")):
-        answer = session.wire.post(path, {field: text})
-        if answer.status != 404:
-            _need_refused(f"{len(text)} characters", answer)
-            return f"400 for {len(text)} characters, the limit is {most} bytes; {_afterwards(session)}"
-    return "the server has no route that tokenizes"
+    answer = session.wire.post("/tokenize", {"content": text})
+    if answer.status == 404:
+        return "the server has no route that tokenizes"
+    _need_refused(f"{len(text)} characters", answer)
+    return f"400 for {len(text)} characters, the limit is {most} bytes; {_afterwards(session)}"
 
 
 def _need_refused(name: str, answer: Answer) -> None:

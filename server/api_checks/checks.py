@@ -201,9 +201,8 @@ def _usage_counts(session: ApiSession) -> CheckOutcome:
 
 def _counted(session: ApiSession, prompt: str, used: int) -> str:
     """Compare the reported prompt_tokens with the count of the server's own tokenizer."""
-    asked = {"content": prompt, "input": prompt, "add_special": True}
-    answers = (session.wire.post(path, asked) for path in ("/tokenize", "/extras/tokenize"))
-    tokens = next((answer.body.get("tokens") for answer in answers if answer.status == 200), None)
+    answer = session.wire.post("/tokenize", {"content": prompt, "add_special": True})
+    tokens = answer.body.get("tokens") if answer.status == 200 else None
     if tokens is None:
         return "no tokenizer to ask"
     need_promise(

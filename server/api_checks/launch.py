@@ -1,9 +1,9 @@
 """Starts a server of one model on loopback with a key in a file, and sends plain HTTP requests to any server.
 
 The stage's environment decides which program serves: SERVER_ENTRYPOINT (that of the image that will serve), else
-llama-server in LLAMA_BIN, else llama-cpp-python's server. With SERVER_ENTRYPOINT, the proxy that will be in front of
-the server is started too (`launch_proxy`), if the image has it. The key is passed neither as an argument nor in the
-environment.
+llama-server in LLAMA_BIN, else the local server (server/local/server.py). With SERVER_ENTRYPOINT, the proxy that will
+be in front of the server is started too (`launch_proxy`), if the image has it. The key is passed neither as an argument
+nor in the environment.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from typing import Any, Final, Self
 
 import httpx2
 
-from quantyard.formats.finite_json import dump_finite_json
 from quantyard.protocol.aborts import TailWithReason, crash_words
-from quantyard.protocol.api_tests import protocol_bindings_config
+from quantyard.protocol.api_tests import LocalModel, LocalServerSettings
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from server.api_checks.launch_proxy import ProxyFiles
@@ -210,12 +209,14 @@ class ServedModel:
             return tuple(shlex.split(entrypoint)), self._entrypoint_variables(key_file, port)
         if folder := environment.get("LLAMA_BIN"):
             return self._llama_server(Path(folder) / "llama-server", key_file, port), {}
-        config = self.launch.folder / "server.json"
-        launch = self.launch
-        told = protocol_bindings_config([launch.model], port, self.key, n_ctx=launch.n_ctx, threads=launch.threads)
-        _write_private(config, dump_finite_json(told))
-        # -P: modules in the working directory must not shadow libraries
-        return (sys.executable, "-P", "-m", "server.local.server", str(config)), {}
+        launch, settings_file = self.launch, self.launch.folder / "server.json"
+        settings = LocalServerSettings(
+            port=port, key=self.key, models=(LocalModel(path=launch.model, name=launch.model.stem),),
+            context_size=launch.n_ctx * launch.parallel, parallel=launch.parallel, threads=launch.threads,
+        )
+        _write_private(settings_file, settings.model_dump_json())
+        # -P: modules of the working directory cannot replace libraries
+        return (sys.executable, "-P", "-m", "server.local.server", str(settings_file)), {}
 
     def _entrypoint_variables(self, key_file: Path, port: int) -> dict[str, str]:
         """Variables of the entrypoint. It chooses context and slots itself, as it will when it serves."""

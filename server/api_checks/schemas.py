@@ -166,8 +166,6 @@ CASES: Final = (
     SchemaCase("enum-numbers", "Choose a size.", _object(size={"enum": [1, 2, 4, 8]})),
     SchemaCase("enum-mixed", "Choose one.", _object(value={"enum": ["a", 1, True, None]})),
     SchemaCase("enum-at-top", "Is water wet?", {"enum": ["yes", "no"]}),
-    # llama-cpp-python 0.3.36 does not escape this quote, nor the escaped dot of a pattern below, in its grammar;
-    # llama.cpp cannot parse that, and the local server refuses it.
     SchemaCase("enum-with-quotes", "Choose one.", _object(q={"enum": ['say "hi"', "back\\slash", "tab\t"]})),
     SchemaCase("const", "A cat.", _object(kind={"const": "cat"}, legs=_whole(0, 8))),
     SchemaCase("const-number", "Version two.", _object(version={"const": 2})),

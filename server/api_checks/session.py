@@ -51,9 +51,9 @@ class ApiSession:
     @cached_property
     def server(self) -> str:
         """The program that answers and its version; llama-server reports `build_info`, the local server `server`."""
-        if build := self.props.get("build_info"):
-            return f"llama-server {build}"
-        return str(self.props.get("server", "unknown"))
+        if server := self.props.get("server"):
+            return str(server)
+        return f"llama-server {build}" if (build := self.props.get("build_info")) else "unknown"
 
     @property
     def n_ctx(self) -> int | None:

@@ -33,7 +33,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080/v1"
 DEFAULT_KEY_FILE: Final = Path("artifacts/keys/api-key")
 DEFAULT_TIMEOUT_S: Final = 600.0  # between two pieces of a streamed answer, or for a whole unstreamed one
 _CONNECT_TIMEOUT_S: Final = 5.0
-_TOO_LONG: Final = {"exceed_context_size_error", "context_length_exceeded"}  # of llama-server, of llama_cpp.server
+_TOO_LONG: Final = "exceed_context_size_error"  # of llama-server
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _START: Final = "Start it: docker compose up"
 
@@ -288,7 +288,7 @@ class Client:
             return KeyRefused(f"{self.base_url} refuses the key ({said}).", "Name the file with its key: KEY_FILE=file")
         if error.status_code == 503:
             return NoServer(f"{self.base_url} is not ready: {said}.", "Wait a moment, then try again.")
-        if {str(body.get("type")), str(body.get("code"))} & _TOO_LONG:
+        if body.get("type") == _TOO_LONG:
             return PromptTooLong(f"The prompt is too long: {said}.", "Shorten it, or serve with a larger context.")
         return RequestRefused(f"{self.base_url} refuses the request ({error.status_code}): {said}.")
 

@@ -136,8 +136,14 @@ def _check_texts(asked: Mapping[str, Any]) -> None:
 
 def check_text_limit(text: Any) -> None:
     """Check a text to tokenize. Raises the same."""
-    if isinstance(text, str):
-        _hold("text_bytes", len(text.encode(errors="surrogatepass")))
+    _hold("text_bytes", _text_bytes(text))
+
+
+def _text_bytes(text: Any) -> int:
+    """Bytes of a text, or of the texts in a list, which may hold tokens too."""
+    if isinstance(text, list):
+        return sum(_text_bytes(part) for part in text)
+    return len(text.encode(errors="surrogatepass")) if isinstance(text, str) else 0
 
 
 def check_grammar_limits(grammar: Any) -> None:
@@ -212,8 +218,10 @@ def request_schemas(asked: Mapping[str, Any]) -> Iterator[Any]:
         yield from _present(wanted, "schema", "json_schema")
         if isinstance(named := wanted.get("json_schema"), dict):
             yield from _present(named, "schema")
-    text = asked.get("text")
-    if isinstance(text, dict) and isinstance(form := text.get("format"), dict):
+    for place in ("text", "output_config"):
+        if isinstance(within := asked.get(place), dict) and isinstance(form := within.get("format"), dict):
+            yield from _present(form, "schema")
+    if isinstance(form := asked.get("output_format"), dict):
         yield from _present(form, "schema")
     for tool in (*_listed(asked, "tools"), *_listed(asked, "functions")):
         yield from _present(tool, "parameters", "input_schema")

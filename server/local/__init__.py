@@ -1,1 +1,1 @@
-"""The server of ENGINE=local: llama-cpp-python's own, behind limits."""
+"""The server of ENGINE=local: llama.cpp's own in a process of its own, behind limits."""

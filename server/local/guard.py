@@ -1,8 +1,12 @@
-"""Guards the local server's application: key, routes, and limits of size, number and time.
+"""The guard of the local server: key, routes, and limits of size, number and time.
 
-An ASGI middleware that makes the same promises as the compose file's proxy, with the same limits (request_limits.json).
-It checks the key, then the route, then the size and time of the body, then its content. Refused requests are answered
-with errors in the API's own form, and never reach the application.
+An ASGI middleware that makes the same promises as the compose file's proxy, with the same limits (request_limits.json)
+and routes (server/proxy/routes.js). It checks the key, then the route, then the size and time of the body, then its
+content. Refused requests are answered with errors in the API's own form, and never reach the application.
+
+What is behind it may be any ASGI application that answers these routes, such as `forward.Forward`, which asks another
+HTTP server. Such an application gets the whole checked body as its first message, is cancelled once nobody waits for
+its answer, and may raise `Refused` before it answers.
 """
 
 from __future__ import annotations
@@ -10,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -27,14 +31,19 @@ Headers = list[tuple[bytes, bytes]]
 PIECE_S: Final = 10.0  # between two pieces of a body
 REQUEST_S: Final = 3600.0  # for an answer, including the time in the queue
 REQUESTS: Final = 192  # answered or queued at once
-_HEALTH: Final = "/health"
-_PROPS: Final = "/props"
-_TOKENIZE: Final = "/extras/tokenize"
-# To open a route: add its method and path. All other routes of the application stay closed.
-ROUTES: Final = frozenset({
-    ("GET", _HEALTH), ("GET", _PROPS), ("GET", "/v1/models"), ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"), ("POST", _TOKENIZE), ("POST", f"{_TOKENIZE}/count"),
-})  # fmt: skip
+_GET: Final = frozenset({"GET", "HEAD"})
+_POST: Final = frozenset({"POST"})
+# To open a route: add a row here and in server/proxy/routes.js. All other routes of the application stay closed.
+ROUTES: Final = {
+    **dict.fromkeys(("/health", "/v1/health", "/v1/models", "/models", "/metrics", "/props"), _GET),
+    **dict.fromkeys((
+        "/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion",
+        "/v1/responses", "/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings", "/embeddings",
+        "/v1/rerank", "/tokenize", "/detokenize", "/apply-template",
+    ), _POST),
+}  # fmt: skip
+OPEN: Final = frozenset({"/health", "/v1/health"})  # without a key
+_TOKENIZE: Final = "/tokenize"
 _RETRY_AFTER_S: Final = 2
 _TYPES: Final = {  # status → error type; any other status is an invalid request
     401: "authentication_error", 404: "not_found_error", 408: "timeout_error", 429: "rate_limit_error",
@@ -42,20 +51,16 @@ _TYPES: Final = {  # status → error type; any other status is an invalid reque
 }  # fmt: skip
 
 
-def local_error_body(status: int, message: str) -> dict[str, Any]:
-    """An error in the API's own form."""
-    return {"code": status, "message": message, "type": _TYPES.get(status, "invalid_request_error")}
-
-
 class Refused(Exception):
-    """A refused request, and the answer to it."""
+    """A refused request, and the answer to it: an error in the API's own form."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
     def body(self) -> bytes:
-        return json.dumps({"error": local_error_body(self.status, str(self))}).encode()
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return json.dumps({"error": {"code": self.status, "message": str(self), "type": kind}}).encode()
 
     def headers(self) -> Headers:
         named = [(b"content-type", b"application/json"), (b"connection", b"close")]
@@ -67,83 +72,42 @@ class Refused(Exception):
 
 
 @dataclass
-class Pending:
-    """A request that the application works on; once it is over, generation for it stops."""
-
-    body: bytes
-    is_over: bool = False  # read by the thread that generates
-    has_timed_out: bool = False
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
-    _is_read: bool = False
-
-    def end(self) -> None:
-        self.is_over = True
-        self._over.set()
-
-    def time_out(self) -> None:
-        self.has_timed_out = True
-        self.end()
-
-    async def receive(self) -> Message:
-        """The ASGI `receive` for the application: the body once, then a disconnect as soon as the request is over."""
-        if not self._is_read:
-            self._is_read = True
-            return {"type": "http.request", "body": self.body, "more_body": False}
-        await self._over.wait()
-        return {"type": "http.disconnect"}
-
-
-CURRENT: Final[ContextVar[Pending | None]] = ContextVar("request", default=None)
-
-
-def is_local_request_over() -> bool:
-    """Whether the request of this thread or task is over, so that nobody waits for its answer."""
-    pending = CURRENT.get()
-    return pending is not None and pending.is_over
-
-
-@dataclass
 class Guard:
     """An ASGI application that checks requests before it passes them on to `app`.
 
     Args:
         key: None: no key is required.
-        model: the model's name for requests that name none; the bindings would answer with its path.
-        props: the answer to GET /props.
-        refusal: why the server's parser would refuse a request; "": it would not. Called in a thread.
     """
 
     app: App
     key: str | None
-    model: str | None = None
-    props: Mapping[str, Any] = field(default_factory=dict)
-    refusal: Callable[[Mapping[str, Any]], str] = lambda _body: ""
     _n_requests: int = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
             return
+        answer = _Answer(send)
         try:
-            await self._serve(scope, receive, send)
+            await self._serve(scope, receive, answer)
         except Refused as refused:
-            await _answer(send, refused.status, refused.headers(), refused.body())
+            await answer.refuse(refused)
+        except Exception:
+            traceback.print_exc()
+            await answer.refuse(Refused(500, "the server failed; its log says how"))
 
-    async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Message, receive: Receive, answer: _Answer) -> None:
         method, path = scope["method"], scope["path"]
-        if (method, path) == ("GET", _HEALTH):
-            return await _answer_json(send, {"status": "ok"})
-        self._check_key(scope)
+        if path not in OPEN:
+            self._check_key(scope)
         _check_route(method, path)
-        if path == _PROPS:
-            return await _answer_json(send, self.props)
-        body = await self._body(scope, receive) if method == "POST" else b""
+        if method != "POST":
+            return await self._pass_on(_checked_scope(scope, b""), b"", receive, answer)
+        body = await _checked_body(scope, receive)
         if self._n_requests >= REQUESTS:
             raise Refused(429, f"{REQUESTS} requests are already in progress: try again later")
         self._n_requests += 1
         try:
-            await self._pass_on(scope, Pending(body), receive, send)
+            await self._pass_on(_checked_scope(scope, body), body, receive, answer)
         finally:
             self._n_requests -= 1
         return None
@@ -151,53 +115,79 @@ class Guard:
     def _check_key(self, scope: Message) -> None:
         if self.key is None:
             return
-        shown = dict(scope["headers"]).get(b"authorization", b"")
+        headers = dict(scope["headers"])
+        shown = headers.get(b"authorization") or b"Bearer " + headers.get(b"x-api-key", b"")
         if not hmac.compare_digest(shown, b"Bearer " + self.key.encode()):
             raise Refused(401, "The API key is missing or wrong. Send the header Authorization: Bearer KEY.")
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes:
-        """Read and check the body; returns it serialized again, so that the application parses what was checked."""
-        _check_type(dict(scope["headers"]))
-        try:
-            body = await _read(receive, LIMITS["body_bytes"].most)
-        except TimeoutError:
-            raise Refused(408, f"no part of the body arrived for {PIECE_S:g} s") from None
-        try:
-            asked = parse_request_body(body)
-            check_request_limits(asked)
-            if scope["path"].startswith(_TOKENIZE):
-                check_text_limit(asked.get("input"))
-        except TooMuch as error:
-            raise Refused(400, str(error)) from None
-        if why := await asyncio.to_thread(self.refusal, asked):
-            raise Refused(400, why)
-        if self.model and not asked.get("model"):
-            asked["model"] = self.model
-        return json.dumps(asked).encode()
+    async def _pass_on(self, scope: Message, body: bytes, receive: Receive, answer: _Answer) -> None:
+        """Run the application until it has answered, its client leaves or the time is over; then it is cancelled."""
+        async def first_message() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
 
-    async def _pass_on(self, scope: Message, pending: Pending, receive: Receive, send: Send) -> None:
-        """Run the application, never cancelled: that would admit the next request while its thread still generates."""
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            pending.end()
-
-        CURRENT.set(pending)
-        watcher = asyncio.create_task(watch())
-        timer = asyncio.get_running_loop().call_later(REQUEST_S, pending.time_out)
+        work = asyncio.create_task(_run(self.app(scope, first_message, answer)))
+        left = asyncio.create_task(_left(receive))
         try:
-            await self.app(_forwarded(scope, pending.body), pending.receive, _in_time(pending, send))
+            await asyncio.wait((work, left), timeout=REQUEST_S, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not left.done():
+                raise Refused(504, f"no answer after {REQUEST_S:g} s")
+            if work.done():
+                await work  # raises what it raised
         finally:
-            timer.cancel()
-            watcher.cancel()
+            left.cancel()
+            work.cancel()
+            await asyncio.gather(work, left, return_exceptions=True)
+
+
+async def _run(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _left(receive: Receive) -> None:
+    """Wait until the client closes its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclass
+class _Answer:
+    """An ASGI `send` that knows whether an answer has begun."""
+
+    send: Send
+    has_begun: bool = False
+
+    async def __call__(self, message: Message) -> None:
+        self.has_begun = True
+        await self.send(message)
+
+    async def refuse(self, refused: Refused) -> None:
+        """Answer with an error; an answer that has begun just ends, and its connection is closed."""
+        if not self.has_begun:
+            await _answer(self.send, refused.status, refused.headers(), refused.body())
 
 
 def _check_route(method: str, path: str) -> None:
-    if (method, path) in ROUTES:
-        return
-    if any(path == known for _method, known in ROUTES):
+    if path not in ROUTES:
+        raise Refused(404, "This route does not exist.")
+    if method not in ROUTES[path]:
         raise Refused(405, "This route does not take this method.")
-    raise Refused(404, "This route does not exist.")
+
+
+async def _checked_body(scope: Message, receive: Receive) -> bytes:
+    """Read and check the body; returns it serialized again, so that the application parses what was checked."""
+    _check_type(dict(scope["headers"]))
+    try:
+        body = await _read(receive, LIMITS["body_bytes"].most)
+    except TimeoutError:
+        raise Refused(408, f"no part of the body arrived for {PIECE_S:g} s") from None
+    try:
+        asked = parse_request_body(body)
+        check_request_limits(asked)
+        if scope["path"] == _TOKENIZE:
+            check_text_limit(asked.get("content"))
+    except TooMuch as error:
+        raise Refused(400, str(error)) from None
+    return json.dumps(asked).encode()
 
 
 def _check_type(headers: Mapping[bytes, bytes]) -> None:
@@ -227,31 +217,15 @@ async def _read(receive: Receive, most: int) -> bytes:
     return bytes(body)
 
 
-def _forwarded(scope: Message, body: bytes) -> Message:
-    """The request for the application, without Origin: the bindings would let pages of any web site read answers."""
+def _checked_scope(scope: Message, body: bytes) -> Message:
+    """The request for the application, without Origin: a server may let pages of any web site read its answers."""
     left_out = {b"content-length", b"content-type", b"transfer-encoding", b"origin", b"expect"}
     headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
     told = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return {**scope, "headers": headers + told}
 
 
-def _in_time(pending: Pending, send: Send) -> Send:
-    """An ASGI `send` that passes the application's answer on, or answers 504 if the request has timed out."""
-    is_late = False
-
-    async def passed(message: Message) -> None:
-        nonlocal is_late
-        if message["type"] == "http.response.start" and pending.has_timed_out:
-            is_late = True
-            refused = Refused(504, f"no answer after {REQUEST_S:g} s")
-            await _answer(send, refused.status, refused.headers(), refused.body())
-        if not is_late:
-            await send(message)
-
-    return passed
-
-
-async def _answer_json(send: Send, value: Mapping[str, Any]) -> None:
+async def guard_answer_json(send: Send, value: Mapping[str, Any]) -> None:
     body = json.dumps(dict(value)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await _answer(send, HTTPStatus.OK, headers, body)

@@ -1,197 +1,135 @@
-"""The server of ENGINE=local: llama-cpp-python's own, on loopback, behind the checks of `guard` and `connections`.
+"""The server of ENGINE=local: llama.cpp's own on loopback, behind the checks of `guard` and `connections`.
 
-Usage: python -m server.local.server CONFIG      CONFIG is written by `protocol.api_tests.protocol_bindings_config`
+Usage: python -m server.local.server SETTINGS      a file that `protocol.api_tests.LocalServerSettings` describes
+
+Exit codes: 0 it was told to end, by SIGINT or SIGTERM · that of the process of a model that did not load, or that ended
+(128 + the signal that killed it)
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import ctypes
-import json
-import math
-import os
 import resource
+import signal
+import socket
 import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
-from functools import partial, wraps
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import llama_cpp
-import numpy as np
 import uvicorn
-from fastapi.exceptions import RequestValidationError
-from llama_cpp._internals import LlamaContext, LlamaSampler
-from llama_cpp.llama_grammar import json_schema_to_gbnf
-from llama_cpp.server import app as bindings
-from llama_cpp.server.errors import RouteErrorHandler
-from llama_cpp.server.settings import ConfigFileSettings, ServerSettings
 
-from server.limits.grammar_size import NotRead, read_gbnf_grammar
+from quantyard.hardware.machine import physical_cores
+from quantyard.protocol.api_tests import LocalServerSettings
 from server.local.connections import Connections, LimitedProtocol
-from server.local.guard import Guard, is_local_request_over, local_error_body
+from server.local.forward import forwarding_client
+from server.local.guard import Guard
+from server.local.model_process import ModelEnded, ModelProcess, ModelSettings
+from server.local.models import Models
 
+_HOST: Final = "127.0.0.1"
+_PROGRAM: Final = "server.local.llama_server"
 _HEAD_BYTES: Final = 16384
-_DEEPEST: Final = 2000  # nested groups of a grammar; the bindings write one for each character that maxLength allows
-_STDERR: Final = 2
-_PARSER: Final = threading.Lock()
-# Exceptions of the bindings for an invalid request; by themselves they would answer 500.
-_OF_THE_REQUEST: Final = (AssertionError, LookupError, TypeError, ValueError)
+_SHUTDOWN_S: Final = 1  # for answers in progress
 
 
-class NoLongerWanted(Exception):
-    """The client of this request is gone."""
-
-
-def serve_local_bindings(config: Path) -> None:
-    """Run the server until it gets a signal."""
-    told = ConfigFileSettings.model_validate_json(config.read_bytes())
-    key, told.api_key = told.api_key, None  # the guard checks the key
-    app = bindings.create_app(server_settings=ServerSettings.model_validate(told), model_settings=told.models)
-    stop_for_gone_clients()
-    refuse_dead_end_grammars()
-    RouteErrorHandler.error_message_wrapper = bindings_error_message
-    props = {
-        "server": f"llama-cpp-python {llama_cpp.__version__}",
-        "default_generation_settings": {"n_ctx": bindings._llama_proxy().n_ctx()},  # noqa: SLF001
-    }
-    _allow_many_connections()
-    guard = Guard(app, key, told.models[0].model_alias, props, local_grammar_refusal)
-    uvicorn.run(
-        guard, host=told.host, port=told.port, http=partial(LimitedProtocol, Connections()), ws="none",
-        h11_max_incomplete_event_size=_HEAD_BYTES, server_header=False, access_log=False,
-    )  # fmt: skip
-
-
-def stop_for_gone_clients() -> None:
-    """Stop computing for a client that is gone; the bindings would go on to max_tokens while all others wait."""
-    for owner, name in ((LlamaContext, "decode"), (llama_cpp.Llama, "detokenize")):
-        setattr(owner, name, _while_wanted(getattr(owner, name)))
-
-
-def _while_wanted(function: Any) -> Any:
-    @wraps(function)
-    def wanted(*args: Any, **kwargs: Any) -> Any:
-        if is_local_request_over():
-            raise NoLongerWanted
-        return function(*args, **kwargs)
-
-    return wanted
-
-
-def refuse_dead_end_grammars() -> None:
-    """Raise ValueError when a grammar allows no further token; llama.cpp would sample a forbidden one and abort."""
-    add_grammar, sample = LlamaSampler.add_grammar, LlamaSampler.sample
-
-    def add_and_note(self: Any, *args: Any) -> None:
-        add_grammar(self, *args)
-        self.has_grammar = True
-
-    def sample_what_fits(self: Any, context: Any, idx: int = -1) -> int:
-        has_grammar = getattr(self, "has_grammar", False)
-        return _sample_what_fits(self, context, idx) if has_grammar else int(sample(self, context, idx))
-
-    LlamaSampler.add_grammar, LlamaSampler.sample = add_and_note, sample_what_fits
-
-
-def _sample_what_fits(sampler: Any, context: Any, idx: int) -> int:
-    """llama_sampler_sample, with a check of the chosen token before it is accepted."""
-    n_tokens = context.model.n_vocab()
-    candidates = (llama_cpp.llama_token_data * n_tokens)()
-    table = np.frombuffer(candidates, np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)]))
-    table["id"] = np.arange(n_tokens)
-    table["logit"] = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context.ctx, idx), (n_tokens,))
-    found = llama_cpp.llama_token_data_array(data=candidates, size=n_tokens, selected=-1, sorted=False)
-    llama_cpp.llama_sampler_apply(sampler.sampler, ctypes.byref(found))
-    chosen = found.data[found.selected]
-    if not math.isfinite(chosen.logit):
-        raise ValueError("the grammar allows no further token")
-    llama_cpp.llama_sampler_accept(sampler.sampler, chosen.id)
-    return int(chosen.id)
-
-
-def bindings_error_message(handler: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
-    """The bindings' answer to an exception: 400 if the request caused it, and never a path of this machine."""
-    if isinstance(error, RequestValidationError):
-        return 400, local_error_body(400, _say_invalid(error))
-    for words, answer_of in handler.pattern_and_formatters.items():
-        if found := words.search(str(error)):
-            status, said = answer_of(body, found)
-            return int(status), said
-    if isinstance(error, _OF_THE_REQUEST):
-        return 400, local_error_body(400, str(error) or "the request cannot be answered")
-    if not isinstance(error, NoLongerWanted):
-        traceback.print_exception(error)
-    return 500, local_error_body(500, f"the server failed: {type(error).__name__}")
-
-
-def _say_invalid(error: RequestValidationError) -> str:
-    found = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()[:3]]
-    return "; ".join(found)
-
-
-def local_grammar_refusal(asked: Mapping[str, Any]) -> str:
-    """Why llama.cpp would refuse the grammars of a request; "": it would not.
-
-    The bindings do not check the result of its parser, and crash with the first grammar that it cannot parse.
-    """
-    for where, grammar in _grammars(asked):
+async def serve_local(settings: LocalServerSettings) -> int:
+    """Serve until a signal comes or the process of a model ends; returns the exit code."""
+    async with forwarding_client() as client:
+        start = partial(ModelProcess.start, _PROGRAM, log=_log)
+        models = Models(_models(settings), start, local_server_version(), client)
+        http = _Server(_http_config(Guard(models, settings.key)))
+        tasks = [asyncio.create_task(work) for work in (_signalled(), _crash(models), _serve(models, http, settings))]
         try:
-            text = grammar if isinstance(grammar, str) else json_schema_to_gbnf(json.dumps(grammar))
-        except Exception as error:
-            return f"{where} cannot be converted to a grammar: {str(error)[:200]}"
-        if not _parses(text):
-            return f"{where} is not a grammar that llama.cpp can parse"
-    return ""
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    await task  # raises what ended it
+        except ModelEnded as ended:
+            _log(f"error: {ended}")
+            _log(ended.tail)
+            return ended.exit_code
+        finally:
+            await models.stop()  # first: no answer is waited for
+            await _end(http, tasks)
+    return 0
+
+
+async def _signalled() -> None:
+    """Wait for SIGINT or SIGTERM."""
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, event.set)
+    await event.wait()
+
+
+async def _crash(models: Models) -> None:
+    raise await models.crashed()
+
+
+async def _end(http: _Server, tasks: list[asyncio.Task[None]]) -> None:
+    signalled, crashed, serving = tasks
+    http.should_exit = True
+    for task in (signalled, crashed, *([] if http.started else [serving])):
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def local_server_version() -> str:
+    """The package and the build of llama.cpp in it, which is the last number of its version."""
+    package = version("xllamacpp")
+    return f"xllamacpp {package} (llama.cpp b{package.split('.')[2]})"
+
+
+def _models(settings: LocalServerSettings) -> dict[str, ModelSettings]:
+    return {
+        model.name: ModelSettings(
+            path=model.path, name=model.name, context_size=settings.context_size, parallel=settings.parallel,
+            threads=settings.threads or physical_cores(), n_gpu_layers=settings.n_gpu_layers,
+        )
+        for model in settings.models
+    }  # fmt: skip
+
+
+async def _serve(models: Models, http: _Server, settings: LocalServerSettings) -> None:
+    await models.load_first()
+    listening = socket.create_server((_HOST, settings.port))
+    _log(f"{models.server} serves {', '.join(models.models)} on http://{_HOST}:{settings.port}/v1")
+    _allow_many_connections()
+    await http.serve([listening])
+
+
+def _http_config(app: Guard) -> uvicorn.Config:
+    """The guard prints errors itself; uvicorn's log would have a line for every client that leaves in an answer."""
+    protocol: Any = partial(LimitedProtocol, Connections())
+    return uvicorn.Config(
+        app, http=protocol, ws="none", lifespan="off", h11_max_incomplete_event_size=_HEAD_BYTES, server_header=False,
+        access_log=False, log_level="critical", timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is only in .venv-local
+    """uvicorn's server; signals are handled by `serve_local`, which has other processes to end too."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files: each connection is one, and the usual limit is below ours."""
+    """Raise the limit of open files: each connection takes two, and the usual limit is below ours."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * Connections.in_all
+    wanted = 4 * Connections.in_all
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard))
 
 
-def _grammars(asked: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every grammar and schema of a request that may reach llama.cpp's parser."""
-    if asked.get("grammar"):
-        yield "grammar", asked["grammar"]
-    wanted = asked.get("response_format")
-    if isinstance(wanted, dict) and "schema" in wanted:
-        yield "response_format.schema", wanted["schema"]
-    tools = [*(asked.get("functions") or ()), *(tool.get("function") for tool in asked.get("tools") or ())]
-    for tool in tools:
-        if isinstance(tool, dict) and "parameters" in tool:
-            yield "a tool's parameters", tool["parameters"]
-
-
-def _parses(grammar: str) -> bool:
-    try:
-        if read_gbnf_grammar(grammar).depth > _DEEPEST:
-            return False
-    except NotRead:
-        return False
-    with _nothing_said():
-        sampler = llama_cpp.llama_sampler_init_grammar(None, grammar.encode(), b"root")
-        if sampler:
-            llama_cpp.llama_sampler_free(sampler)
-    return bool(sampler)
-
-
-@contextlib.contextmanager
-def _nothing_said() -> Iterator[None]:
-    """Silence stderr: llama.cpp prints a grammar that it cannot parse, including terminal escapes in it."""
-    with _PARSER, Path(os.devnull).open("wb") as nowhere:
-        stderr = os.dup(_STDERR)
-        os.dup2(nowhere.fileno(), _STDERR)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, _STDERR)
-            os.close(stderr)
+def _log(text: str) -> None:
+    if text:
+        print(f"[serve] {text}", file=sys.stderr, flush=True)  # noqa: T201 (the program's log)
 
 
 if __name__ == "__main__":
-    serve_local_bindings(Path(sys.argv[1]))
+    sys.exit(asyncio.run(serve_local(LocalServerSettings.model_validate_json(Path(sys.argv[1]).read_bytes()))))

@@ -15,7 +15,7 @@ from server.api_checks.checks import CHECKS
 from server.api_checks.launch import Wire
 from server.api_checks.schemas import CASES
 from server.api_checks.session import ApiSession
-from server.contract import GAPS, run_contract_check, run_contract_checks
+from server.contract import run_contract_check, run_contract_checks
 from server.limits.request_rules import LIMITS, check_request_limits, check_text_limit
 
 KEY = "the-right-key"
@@ -287,18 +287,3 @@ def test_to_a_base_model_what_chats_is_not_applicable_and_the_rest_is_asked_with
     chatting = {name for name, record in records.items() if "not applicable" in record.finding}
     assert chatting == {"chat", "json-schema", "tool-calls"}
     assert not [record for record in records.values() if record.status == "failed"]
-
-
-def test_a_known_gap_counts_for_its_server_and_its_words_alone(fake: FakeServer) -> None:
-    check = next(check for check in CHECKS if check.name == "streamed-usage")
-    fake.fault = "stream without usage"
-    session = ApiSession(Wire(fake.address, KEY))
-    assert run_contract_check(session, check)[0].status == "failed"
-    session.server = "llama-cpp-python 0.3.36"
-    assert run_contract_check(session, check)[0].status == "not supported"
-    fake.fault = "usage wrong"
-    assert run_contract_check(session, check)[0].status == "passed"  # both say the same: not this check's question
-
-
-def test_every_gap_is_of_a_check_that_exists() -> None:
-    assert {gap.check for gap in GAPS} <= {check.name for check in CHECKS}

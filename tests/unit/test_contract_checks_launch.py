@@ -97,14 +97,15 @@ def test_an_entrypoint_is_told_by_its_environment_and_decides_the_rest(tmp_path:
     assert {name: told["environment"][name] for name in expected} == expected
 
 
-def test_without_either_the_bindings_serve_with_the_key_in_a_private_file(tmp_path: Path) -> None:
+def test_without_either_the_local_server_serves_with_the_key_in_a_private_file(tmp_path: Path) -> None:
     served = ServedModel(Launch(tmp_path / "m.gguf", tmp_path, {}, 2, 2048))
     argv, variables = served._command(tmp_path / "api-key", served.port)
     config = tmp_path / "server.json"
     assert argv[-2:] == ("server.local.server", str(config)) and served.key not in " ".join(argv) and variables == {}
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     written = json.loads(config.read_text())
-    assert written["api_key"] == served.key and written["models"][0]["n_ctx"] == 2048
+    assert (written["key"], written["context_size"], written["parallel"]) == (served.key, 4 * 2048, 4)
+    assert written["models"] == [{"path": str(tmp_path / "m.gguf"), "name": "m"}]
 
 
 @pytest.mark.parametrize(

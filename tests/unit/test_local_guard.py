@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 import server.local.guard as module
+from quantyard.paths import REPO_DIR
 from server.limits.request_rules import LIMITS
-from server.local.guard import Guard, Message, Receive, Send, is_local_request_over
+from server.local.guard import OPEN, ROUTES, Guard, Message, Receive, Refused, Send
 
 KEY = "the-right-key"
 CHAT = "/v1/chat/completions"
@@ -24,15 +26,21 @@ class Application:
     """Answers 200, and keeps what reached it."""
 
     seen: list[tuple[str, dict[bytes, bytes], bytes]] = field(default_factory=list)
-    is_over: bool | None = None
     waits: bool = False
+    fails: Exception | None = None
+    is_cancelled: bool = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         body = (await receive())["body"]
         self.seen.append((scope["path"], dict(scope["headers"]), body))
+        if self.fails:
+            raise self.fails
         if self.waits:
-            assert (await receive())["type"] == "http.disconnect"
-        self.is_over = is_local_request_over()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                self.is_cancelled = True
+                raise
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
@@ -59,6 +67,8 @@ def ask(
 
     scope: Message = {"type": "http", "method": method, "path": path, "headers": named}
     asyncio.run(guard(scope, receive, send))
+    if not sent:
+        return 0, {}, {}
     start, body = sent[0], b"".join(message.get("body", b"") for message in sent[1:])
     return start["status"], json.loads(body or b"{}"), dict(start["headers"])
 
@@ -70,11 +80,11 @@ def application() -> Application:
 
 @pytest.fixture
 def guard(application: Application) -> Guard:
-    return Guard(application, KEY, "the-model", {"server": "it"})
+    return Guard(application, KEY)
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", "Bearer " + KEY])
-@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/props", "/nowhere", "/extras/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/props", "/nowhere", "/extras/tokenize"])
 def test_without_the_key_nothing_is_told_apart(
     guard: Guard, application: Application, key: str | None, path: str
 ) -> None:
@@ -87,15 +97,29 @@ def test_without_the_key_no_body_is_read(guard: Guard) -> None:
     assert ask(guard, key="wrong", pieces=(None,))[0] == 401
 
 
-def test_the_health_is_open_and_says_nothing_else(guard: Guard) -> None:
-    assert ask(guard, "GET", "/health", key=None)[:2] == (200, {"status": "ok"})
+def test_the_health_is_open(guard: Guard) -> None:
+    assert ask(guard, "GET", "/health", key=None)[0] == 200
+
+
+def test_a_key_may_come_as_anthropics_client_sends_it(guard: Guard) -> None:
+    assert ask(guard, key=None, x_api_key=KEY)[0] == 200
+    assert ask(guard, key=None, x_api_key="wrong")[0] == 401
+
+
+def test_the_routes_are_those_of_the_proxy() -> None:
+    text = (REPO_DIR / "server" / "proxy" / "routes.js").read_text()
+    rows = re.findall(r"^    '(/[^']*)': \{(GET|POST): '[a-z]+'(, open: true)?\},$", text, re.MULTILINE)
+    assert {path: method for path, method, _ in rows} == {
+        path: "POST" if "POST" in methods else "GET" for path, methods in ROUTES.items()
+    }
+    assert {path for path, _, is_open in rows if is_open} == OPEN
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/openapi.json", 404), ("GET", "/docs", 404), ("POST", "/extras/detokenize", 404),
-        ("POST", "/v1/engines/copilot-codex/completions", 404), ("POST", "/v1/embeddings", 404),
+        ("GET", "/openapi.json", 404), ("GET", "/docs", 404), ("POST", "/extras/tokenize", 404),
+        ("POST", "/infill", 404), ("GET", "/slots", 404), ("POST", "/models/load", 404),
         ("DELETE", CHAT, 405), ("GET", CHAT, 405), ("POST", "/v1/models", 405), ("POST", "/v1//models", 404),
     ],
 )  # fmt: skip
@@ -111,7 +135,7 @@ def test_the_application_sees_what_was_checked_and_no_origin(guard: Guard, appli
     headers = {"origin": "http://elsewhere.example", "content_type": "application/json", "content_length": "35"}
     assert ask(guard, pieces=(twice,), **headers)[0] == 200
     (path, seen, body), = application.seen
-    assert path == CHAT and json.loads(body) == {"messages": [], "n": 1, "model": "the-model"}
+    assert path == CHAT and json.loads(body) == {"messages": [], "n": 1}
     assert b"origin" not in seen and int(seen[b"content-length"]) == len(body)
 
 
@@ -148,12 +172,10 @@ def test_a_body_says_that_it_is_json(guard: Guard, headers: dict[str, str], stat
     assert ask(guard, **headers)[0] == status
 
 
-def test_what_the_rules_or_the_parser_refuse_does_not_reach_the_application(application: Application) -> None:
-    guard = Guard(application, KEY, refusal=lambda asked: "no grammar" if "grammar" in asked else "")
+def test_what_the_rules_refuse_does_not_reach_the_application(guard: Guard, application: Application) -> None:
     assert ask(guard, pieces=(b'{"n": 1000}',))[0] == 400
-    assert ask(guard, pieces=(b'{"grammar": ""}',))[1]["error"]["message"] == "no grammar"
-    large = json.dumps({"input": "a" * (LIMITS["text_bytes"].most + 1)}).encode()
-    assert ask(guard, path="/extras/tokenize", pieces=(large,))[0] == 400
+    for content in ("a" * (LIMITS["text_bytes"].most + 1), ["a" * LIMITS["text_bytes"].most, "a"]):
+        assert ask(guard, path="/tokenize", pieces=(json.dumps({"content": content}).encode(),))[0] == 400
     assert not application.seen
 
 
@@ -165,12 +187,19 @@ def test_too_many_requests_at_once_are_told_to_come_later(guard: Guard, monkeypa
     assert [ask(guard)[0] for _ in range(3)] == [200, 200, 200]
 
 
-def test_nothing_more_is_computed_for_a_client_that_left(guard: Guard, application: Application) -> None:
-    ask(guard)
-    assert application.is_over is False
+def test_the_application_ends_when_its_client_leaves(guard: Guard, application: Application) -> None:
     application.waits = True
-    ask(guard, leaves=True)
-    assert application.is_over is True
+    assert ask(guard, leaves=True)[0] == 0 and application.is_cancelled
+
+
+@pytest.mark.parametrize(("error", "status"), [(Refused(503, "not now"), 503), (KeyError("x"), 500)])
+def test_an_error_of_the_application_is_answered_in_the_apis_form(
+    guard: Guard, application: Application, error: Exception, status: int
+) -> None:
+    application.fails = error
+    assert ask(guard)[1]["error"]["code"] == status
+    application.fails = None
+    assert ask(guard)[0] == 200
 
 
 def test_an_answer_that_comes_too_late_is_an_error(
@@ -179,7 +208,7 @@ def test_an_answer_that_comes_too_late_is_an_error(
     monkeypatch.setattr(module, "REQUEST_S", 0.05)
     application.waits = True
     status, body, _ = ask(guard)
-    assert status == 504 and body["error"]["type"] == "timeout_error" and application.is_over is True
+    assert status == 504 and body["error"]["type"] == "timeout_error" and application.is_cancelled
 
 
 def test_without_a_key_of_its_own_everybody_is_let_in(application: Application) -> None:

@@ -1,0 +1,48 @@
+"""Serves one model with llama.cpp's own server, out of the package xllamacpp. A program as `model_process` starts it.
+
+Settings that are not told are those of the server image (server/image/entrypoint.sh).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any, Final
+
+from server.local.model_process import ModelSettings
+
+_HOST: Final = "127.0.0.1"
+_HTTP_THREADS: Final = 32  # to start with; llama-server adds some for further connections
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    settings = ModelSettings.model_validate_json(sys.stdin.readline())
+    # As in eval.Dockerfile: waiting threads release their core. Read by the OpenMP library when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    import xllamacpp
+
+    server = xllamacpp.Server(llama_server_params(xllamacpp, settings))
+    for number in (signal.SIGINT, signal.SIGTERM):  # its own handlers would end the serving, but not the process
+        signal.signal(number, signal.SIG_DFL)
+    print(server.listening_address, flush=True)  # noqa: T201 (what the parent waits for)
+    sys.stdin.read()
+    os._exit(0)  # without waiting for answers in progress
+
+
+def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
+    """The parameters of llama-server."""
+    params = xllamacpp.CommonParams()
+    params.hostnames, params.port, params.api_keys = [_HOST], 0, [settings.key]
+    params.n_threads_http, params.cors_origins, params.cors_credentials = _HTTP_THREADS, "", False
+    params.endpoint_metrics, params.endpoint_slots, params.ui = True, False, False
+    params.model.path, params.model_alias = str(settings.path), {settings.name}
+    params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, True
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+    params.n_gpu_layers, params.fit_params, params.cache_ram_mib = settings.n_gpu_layers, False, 0
+    return params
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The models of the local server: an ASGI application that has each request answered by the process of its model.
+
+A model is loaded when a request first names it. At most `LOADED` are loaded; the one that was not asked for longest
+makes room for another, as with llama-server's router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx2
+
+from server.local.forward import Forward, requested_model
+from server.local.guard import Message, Receive, Refused, Send, guard_answer_json
+from server.local.model_process import ModelEnded, ModelProcess, ModelSettings
+
+LOADED: Final = 4
+_HEALTH: Final = ("/health", "/v1/health")
+_LIST: Final = ("/v1/models", "/models")
+_PROPS: Final = "/props"
+
+StartModel = Callable[[ModelSettings], Awaitable[ModelProcess]]
+
+
+@dataclass
+class Models:
+    """The application.
+
+    Args:
+        models: by name, in the order in which they are listed. If there is only one, it answers every request, whatever
+            model that names.
+        start: starts the process of a model.
+        server: what serves and its version, for GET /props.
+        client: for requests to the processes.
+    """
+
+    models: Mapping[str, ModelSettings]
+    start: StartModel
+    server: str
+    client: httpx2.AsyncClient
+    _loaded: dict[str, ModelProcess] = field(default_factory=dict)  # the one not asked for longest comes first
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _watchers: set[asyncio.Task[None]] = field(default_factory=set)
+    _crashed: asyncio.Future[ModelEnded] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._crashed = asyncio.get_running_loop().create_future()
+
+    async def load_first(self) -> None:
+        """Load the first model.
+
+        Raises:
+            ModelEnded: it cannot be loaded.
+        """
+        await self._load(next(iter(self.models)))
+
+    async def crashed(self) -> ModelEnded:
+        """Wait until the process of a loaded model ends by itself."""
+        return await asyncio.shield(self._crashed)
+
+    async def stop(self) -> None:
+        """End all processes."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*(process.stop() for process in self._loaded.values()))
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path in _HEALTH:
+            return await guard_answer_json(send, {"status": "ok"})
+        if path in _LIST:
+            return await guard_answer_json(send, self._listed())
+        message = await receive()
+        process = await self._process(self._named(scope, message["body"]))
+        process.n_requests += 1
+        try:
+            if path == _PROPS:
+                return await guard_answer_json(send, await self._props(process))
+            forward = Forward(process.address, process.settings.key, self.client)
+            await forward(scope, _only(message), send)
+        finally:
+            process.n_requests -= 1
+        return None
+
+    def _listed(self) -> dict[str, Any]:
+        """The models as llama-server lists them, as far as clients read it."""
+        now = int(time.time())
+        data = [{"id": name, "object": "model", "created": now, "owned_by": "llamacpp"} for name in self.models]
+        return {"object": "list", "data": data}
+
+    async def _props(self, process: ModelProcess) -> dict[str, Any]:
+        """Its own, and what serves: its build_info is that of another build system, without a number."""
+        headers = {"Authorization": f"Bearer {process.settings.key}"}
+        answer = await self.client.get(process.address + _PROPS, headers=headers)
+        return {**answer.json(), "build_info": self.server, "server": self.server}
+
+    def _named(self, scope: Message, body: bytes) -> str:
+        """The model that answers a request.
+
+        Raises:
+            Refused: 400, it names none of several, or one that is not here.
+        """
+        if len(self.models) == 1:
+            return next(iter(self.models))
+        name = requested_model(scope) if scope["method"] != "POST" else json.loads(body).get("model")
+        if isinstance(name, str) and name in self.models:
+            return name
+        raise Refused(400, f"the request must name one of the models: {', '.join(self.models)}")
+
+    async def _process(self, name: str) -> ModelProcess:
+        """The process of a model, which is started if there is none.
+
+        Raises:
+            Refused: 500 if it cannot be loaded, 503 if all others are in use.
+        """
+        if name not in self._loaded:
+            async with self._loading:
+                if name not in self._loaded:
+                    await self._make_room()
+                    try:
+                        await self._load(name)
+                    except ModelEnded as error:
+                        raise Refused(500, f"the model cannot be loaded. {error}") from None
+        self._loaded[name] = process = self._loaded.pop(name)
+        return process
+
+    async def _make_room(self) -> None:
+        if len(self._loaded) < LOADED:
+            return
+        idle = next((name for name, process in self._loaded.items() if not process.n_requests), None)
+        if idle is None:
+            raise Refused(503, f"{LOADED} other models are in use: try again later")
+        await self._loaded.pop(idle).stop()
+
+    async def _load(self, name: str) -> None:
+        self._loaded[name] = process = await self.start(self.models[name])
+        watcher = asyncio.create_task(self._watch(name, process))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    async def _watch(self, name: str, process: ModelProcess) -> None:
+        ended = await process.ended()
+        if self._loaded.get(name) is process and not self._crashed.done():
+            self._crashed.set_result(ended)
+
+
+def _only(message: Message) -> Receive:
+    async def receive() -> Message:
+        return message
+
+    return receive

@@ -1,0 +1,213 @@
+"""The processes behind the local server, with a program that follows their protocol and has no model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import server.local.model_process as processes
+import server.local.models as module
+from quantyard.paths import REPO_DIR
+from server.local.forward import forwarding_client
+from server.local.guard import Message, Refused
+from server.local.model_process import ModelEnded, ModelProcess, ModelSettings, printable_log_line
+from server.local.models import Models
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPO_DIR))
+
+
+@dataclass
+class Place:
+    """An application of models, its log, and how often each was started."""
+
+    models: Models
+    log: list[str]
+    started: list[str] = field(default_factory=list)
+
+    async def ask(self, body: Any = None, path: str = CHAT, method: str = "POST", query: str = "") -> tuple[int, Any]:
+        """Status and body; the body is text if it is not JSON."""
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"" if body is None else json.dumps(body).encode()}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"authorization", b"Bearer of-the-client"), (b"content-type", b"application/json"), (b"x-a", b"b")]
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": query.encode()}
+        try:
+            await self.models(scope, receive, send)
+        except Refused as refused:
+            return refused.status, str(refused)
+        text = b"".join(message.get("body", b"") for message in sent).decode()
+        assert {name for name, _ in sent[0]["headers"]} <= {b"content-type", b"content-length"}
+        return sent[0]["status"], json.loads(text) if text.startswith("{") else text
+
+
+def served(names: Sequence[str], test: Callable[[Place], Awaitable[None]]) -> list[str]:
+    """Run a test on models of these names, the first loaded; returns the log."""
+    log: list[str] = []
+
+    async def run() -> None:
+        async with forwarding_client() as client:
+            settings = {
+                name: ModelSettings(
+                    path=Path(f"/models/{name}.gguf"), name=name, context_size=512, parallel=1, threads=1,
+                    n_gpu_layers=0,
+                )
+                for name in names
+            }  # fmt: skip
+            started: list[str] = []
+
+            async def start(settings: ModelSettings) -> ModelProcess:
+                started.append(settings.name)
+                return await ModelProcess.start("tests.unit.model_program", settings, log.append)
+
+            models = Models(settings, start, "it 1.2", client)
+            try:
+                await models.load_first()
+                await asyncio.wait_for(test(Place(models, log, started)), 30)
+            finally:
+                await models.stop()
+
+    asyncio.run(run())
+    return log
+
+
+def test_a_request_reaches_the_process_with_its_own_key_and_the_headers_that_matter() -> None:
+    async def test(place: Place) -> None:
+        status, said = await place.ask({"a": [1]}, query="model=a&other=1")
+        assert status == 200 and said["asked"] == {"a": [1]} and said["path"] == f"{CHAT}?model=a"
+        assert said["headers"]["content-type"] == "application/json" and "x-a" not in said["headers"]
+        assert "of-the-client" not in str(said["headers"])
+        assert (await place.ask(path="/metrics", method="GET"))[1]["path"] == "/metrics"
+
+    served(["a"], test)
+
+
+def test_what_serves_is_named_and_the_models_are_listed() -> None:
+    async def test(place: Place) -> None:
+        assert await place.ask(path="/health", method="GET") == (200, {"status": "ok"})
+        props = (await place.ask(path="/props", method="GET", query="model=b"))[1]
+        assert (props["model"], props["server"], props["build_info"]) == ("b", "it 1.2", "it 1.2")
+        listed = (await place.ask(path="/v1/models", method="GET"))[1]
+        assert [model["id"] for model in listed["data"]] == ["a", "b"]
+
+    served(["a", "b"], test)
+
+
+def test_one_model_answers_whatever_is_named_and_of_several_one_must_be_named() -> None:
+    async def one(place: Place) -> None:
+        assert (await place.ask({"model": "other"}))[1]["model"] == "a"
+
+    async def several(place: Place) -> None:
+        for body in ({}, {"model": "other"}, {"model": ["a"]}):
+            status, said = await place.ask(body)
+            assert status == 400 and "a, b" in said
+        assert (await place.ask({"model": "b"}))[1]["model"] == "b"
+        assert place.started == ["a", "b"]
+
+    served(["a"], one)
+    served(["a", "b"], several)
+
+
+def test_the_model_that_was_not_asked_for_longest_makes_room_unless_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOADED", 2)
+
+    async def test(place: Place) -> None:
+        for name in ("a", "b", "a", "c", "a"):
+            assert (await place.ask({"model": name}))[1]["model"] == name
+        assert place.started == ["a", "b", "c"], "b made room, a was asked for since"
+        stream = {"do": "stream", "n": 20, "pause_s": 0.1}
+        slow = [asyncio.create_task(place.ask({"model": name, **stream})) for name in "ac"]
+        await asyncio.sleep(0.5)
+        assert (await place.ask({"model": "b"}))[0] == 503
+        assert [status for status, _ in await asyncio.gather(*slow)] == [200, 200]
+        assert (await place.ask({"model": "b"}))[0] == 200
+
+    served(["a", "b", "c"], test)
+
+
+def test_a_stream_is_passed_on_and_ends_in_the_process_when_the_client_leaves(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+
+    async def test(place: Place) -> None:
+        assert (await place.ask({"do": "stream", "n": 3}))[1] == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+        asked = {"do": "stream", "n": 10_000, "pause_s": 0.02, "left": str(left)}
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(place.ask(asked), 1)
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if left.exists():
+                return
+        pytest.fail("the process still writes")
+
+    served(["a"], test)
+
+
+def test_a_crash_is_noticed_with_its_reason_and_the_request_is_told() -> None:
+    async def test(place: Place) -> None:
+        status, said = await place.ask({"do": "crash"})
+        assert status == 503 and "does not answer" in said
+        ended = await place.models.crashed()
+        assert ended.exit_code == 128 + 6 and "aborted (SIGABRT)" in str(ended) and "GGML_ASSERT" in str(ended)
+        assert ended.tail.endswith("frame 1") and "\x1b" not in ended.tail
+
+    served(["a"], test)
+
+
+def test_the_log_is_passed_on_until_the_model_is_loaded_and_kept_back_then() -> None:
+    async def test(place: Place) -> None:
+        await place.ask({"do": "say", "text": "what a client sent"})
+        await asyncio.sleep(0.1)
+
+    assert served(["a"], test) == [r"loading \x1b]0;title\x07"]
+
+
+def test_a_model_that_does_not_load_is_said_with_its_exit_code_and_log() -> None:
+    with pytest.raises(ModelEnded) as caught:
+        served(["broken"], lambda _place: pytest.fail("it was served"))
+    assert caught.value.exit_code == 1 and "error loading model" in caught.value.tail
+
+    async def later(place: Place) -> None:
+        status, said = await place.ask({"model": "broken"})
+        assert status == 500 and "exit code 1" in said and "/models/" not in said
+        assert (await place.ask({"model": "a"}))[0] == 200
+
+    served(["a", "broken"], later)
+
+
+def test_no_process_is_left_and_none_outlives_its_parent() -> None:
+    pids: list[int] = []
+
+    async def test(place: Place) -> None:
+        pids.extend(process._process.pid for process in place.models._loaded.values())
+
+    served(["a"], test)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+@pytest.mark.parametrize(("line", "shown"), [("a\tb\n", r"a\tb"), ("é\x1b[0m", r"é\x1b[0m"), ("\u202e", r"\u202e")])
+def test_a_line_of_the_log_has_no_control_characters(line: str, shown: str) -> None:
+    assert printable_log_line(line) == shown
+
+
+def test_a_model_that_takes_too_long_to_load_is_ended_with_the_likely_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_LOAD_S", 0.01)
+    with pytest.raises(ModelEnded, match="chat template loops forever") as caught:
+        served(["a"], lambda _place: pytest.fail("it was served"))
+    assert caught.value.exit_code == 2
