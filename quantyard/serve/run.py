@@ -23,6 +23,8 @@ from quantyard.serve.context import default_context_size
 from quantyard.serve.served_files import served_api_key, served_files, served_model_name
 
 HOST = "127.0.0.1"
+_CRASHED = "Its output above says where. Start it again; if llama.cpp crashes on this file again, serve another quant."
+_NOT_LOADED = "Its output above says why. The file may be truncated: compare its SHA-256 with manifest.json."
 PARALLEL = 4  # requests of one model answered at once, as in server/image/defaults.sh
 
 
@@ -57,9 +59,9 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
         code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
     if code != 0:
         names = ", ".join(path.name for path in files)
-        ended = crash_words(code, "") or f"ended with exit code {code}"
-        message = f"The server {ended} while it served {names}; its output above says why."
-        raise EngineError(message, "The file may be truncated: compare its SHA-256 with manifest.json.")
+        crashed = crash_words(code, "")
+        message = f"The server {crashed or f'ended with exit code {code}'} while it served {names}."
+        raise EngineError(message, _CRASHED if crashed else _NOT_LOADED)
     return 0
 
 

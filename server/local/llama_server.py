@@ -13,6 +13,7 @@ from typing import Any, Final
 from server.local.model_process import ModelSettings
 
 _HOST: Final = "127.0.0.1"
+_WARNINGS: Final = 2  # of the levels of its log: errors, warnings, information, …
 _HTTP_THREADS: Final = 32  # to start with; llama-server adds some for further connections
 
 
@@ -23,7 +24,10 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import xllamacpp
 
-    server = xllamacpp.Server(llama_server_params(xllamacpp, settings))
+    try:
+        server = xllamacpp.Server(llama_server_params(xllamacpp, settings))
+    except RuntimeError:  # its log says why
+        sys.exit(1)
     for number in (signal.SIGINT, signal.SIGTERM):  # its own handlers would end the serving, but not the process
         signal.signal(number, signal.SIG_DFL)
     print(server.listening_address, flush=True)  # noqa: T201 (what the parent waits for)
@@ -36,6 +40,7 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
     params = xllamacpp.CommonParams()
     params.hostnames, params.port, params.api_keys = [_HOST], 0, [settings.key]
     params.n_threads_http, params.cors_origins, params.cors_credentials = _HTTP_THREADS, "", False
+    params.verbosity = _WARNINGS
     params.endpoint_metrics, params.endpoint_slots, params.ui = True, False, False
     params.model.path, params.model_alias = str(settings.path), {settings.name}
     params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, True

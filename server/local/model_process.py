@@ -50,11 +50,10 @@ class ModelEnded(Exception):
 
     Attributes:
         exit_code: as a shell says it, 128 + the signal that killed it.
-        tail: the end of its log.
+        tail: the end of its log, as far as that was kept back.
     """
 
-    def __init__(self, name: str, exit_code: int, tail: str, how: str = "") -> None:
-        how = how or crash_words(exit_code, tail) or f"ended with exit code {exit_code}"
+    def __init__(self, name: str, exit_code: int, how: str, tail: str = "") -> None:
         super().__init__(f"The server of {name} {how}.")
         self.tail = tail
         self.exit_code = exit_code if exit_code >= 0 else 128 - exit_code
@@ -87,22 +86,23 @@ class ModelProcess:
         except TimeoutError:
             await _kill(process)
             how = f"was not ready in {model_load_timeout_s(settings.path):.0f} s: {_SLOW}"
-            raise ModelEnded(settings.name, ExitCode.BAD_REQUEST, str(kept.tail), how) from None
+            raise ModelEnded(settings.name, ExitCode.BAD_REQUEST, how) from None
         except BaseException:
             await _kill(process)
             raise
         if not address:
             code = await process.wait()
             await kept.finished()
-            raise ModelEnded(settings.name, code, str(kept.tail))
-        kept.is_private = True
+            raise ModelEnded(settings.name, code, _how_ended(code, str(kept.tail)))
+        kept.keep_back()
         return cls(settings, address, _process=process, _log=kept)
 
     async def ended(self) -> ModelEnded:
         """Wait until the process ends."""
         code = await self._process.wait()
         await self._log.finished()
-        return ModelEnded(self.settings.name, code, str(self._log.tail))
+        tail = str(self._log.tail)
+        return ModelEnded(self.settings.name, code, _how_ended(code, tail), tail)
 
     async def stop(self) -> None:
         """End the process."""
@@ -128,6 +128,10 @@ async def _told_address(process: asyncio.subprocess.Process, settings: ModelSett
         return (await process.stdout.readline()).decode().strip()
 
 
+def _how_ended(exit_code: int, tail: str) -> str:
+    return crash_words(exit_code, tail) or f"ended with exit code {exit_code}"
+
+
 def model_load_timeout_s(path: Path) -> float:
     """How long a model may take to load, as in server/image/entrypoint.sh. llama.cpp renders its chat template too."""
     return _LOAD_S + sum(file.stat().st_size for file in path.parent.glob("*.gguf")) / _LOAD_BYTES_PER_S
@@ -138,9 +142,13 @@ class _Log:
 
     def __init__(self, stream: asyncio.StreamReader, log: Callable[[str], None]) -> None:
         self.tail = TailWithReason(_TAIL_LINES)
-        self.is_private = False
-        self._has_reason = False
+        self._is_private = self._has_reason = False
         self._task = asyncio.create_task(self._read(stream, log))
+
+    def keep_back(self) -> None:
+        """From now on the log may hold what clients sent."""
+        self.tail = TailWithReason(_TAIL_LINES)
+        self._is_private = True
 
     async def finished(self) -> None:
         """Wait for the rest."""
@@ -149,10 +157,10 @@ class _Log:
     async def _read(self, stream: asyncio.StreamReader, log: Callable[[str], None]) -> None:
         while block := await _line(stream):
             line = printable_log_line(block.decode(errors="replace"))
-            if not self.is_private:
+            if not self._is_private:
                 log(line)
             self._has_reason = self._has_reason or bool(crash_reason(line))
-            if self._has_reason or not self.is_private:
+            if self._has_reason or not self._is_private:
                 self.tail.append(line)
 
 
