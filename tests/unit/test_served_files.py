@@ -11,9 +11,11 @@ import pytest
 
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
+from quantyard.serve.context import default_context_size
 from quantyard.serve.model_image import check_served_image_tag
 from quantyard.serve.run import serve_local
-from quantyard.serve.served_files import offer_served_files, served_api_key, served_files
+from quantyard.serve.served_files import offer_served_files, served_api_key, served_files, served_model_name
+from tests.tiny_gguf import write_tiny
 
 
 def model(folder: Path, name: str) -> Path:
@@ -67,6 +69,26 @@ def test_an_importance_matrix_in_a_folder_is_no_model_to_serve(tmp_path: Path) -
     folder = tmp_path / "release"
     quant, *_ = [model(folder, f"tiny{end}.gguf") for end in ("-Q4_K_M", ".imatrix", ".imatrix-0a1b")]
     assert served_files(tmp_path, folder) == [quant]
+
+
+def test_of_a_model_in_parts_the_first_is_served_under_the_name_of_all(tmp_path: Path) -> None:
+    first, *_ = [model(tmp_path / "big", f"m-Q4_K_M-0000{part}-of-00003.gguf") for part in (1, 2, 3)]
+    assert served_files(tmp_path, tmp_path / "big") == [first]
+    assert served_model_name(first) == "m-Q4_K_M"
+    assert served_model_name(tmp_path / "a.b-Q8_0.gguf") == "a.b-Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "memory_bytes", "tokens"),
+    [(4, 1 << 40, 8192), (1, 1 << 40, 2048), (64, 1 << 40, 32768), (4, 4_000_000, 2048), (4, 0, 512)],
+)
+def test_the_context_is_as_trained_for_each_request_at_most_32768_and_half_of_the_free_memory(
+    tmp_path: Path, parallel: int, memory_bytes: int, tokens: int
+) -> None:
+    found = write_tiny(None, tmp_path / "tiny.gguf")
+    assert default_context_size([found], parallel, memory_bytes) == tokens
+    both = [found, model(tmp_path, "no.gguf")]
+    assert default_context_size(both, parallel, memory_bytes) == min(tokens, 4096 * parallel)
 
 
 def test_nothing_built_and_a_wrong_file_say_what_to_type(tmp_path: Path) -> None:
