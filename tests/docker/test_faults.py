@@ -84,7 +84,7 @@ def test_a_container_killed_from_outside_is_an_error_that_says_so(
     stage_container(stage, tmp_path).kill()
     _out, err = process.communicate(timeout=60)
     assert process.returncode == Answer.ENGINE, err
-    assert "was killed (exit code" in err and "Type the same command again" in err
+    assert "was killed from outside (exit code" in err and "Type the same command again" in err
     assert _is_clean(tmp_path)
     assert _finishes(tiny_model, tmp_path)
 
