@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from quantyard.cli.request import read_command_request
 from quantyard.engines.docker_engine import DockerEngine
+from quantyard.engines.images import IMAGES
 from quantyard.execution.runner import PlanRunner
-from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
-from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.quants.selection import parse_quants
-from quantyard.requests import ImageSettings, RunEnvironment
-from quantyard.sources.resolve import find_source
-from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
+from quantyard.workflows.planning import workflow_plan
 from tests.tiny_model import write_safetensors
 from tests.unit.conftest import Notes
 from tests.unit.fake_daemon import FakeDaemon, fake_daemon
@@ -51,20 +50,15 @@ def _model(folder: Path) -> Path:
     return folder
 
 
-def _build(model: Path, artifacts: Path, daemon: FakeDaemon, notes: Notes) -> None:
-    """What `quantyard build` would make of the model, made by a fake engine."""
-    source = find_source(
-        str(model), HubAccess(None, None), HashCache(artifacts / ".hashes.json"), allow_pickle=False, gguf_file=None
-    )
-    options = BuildOptions(
-        quants=parse_quants("Q4_K_M"), outtype="auto", allow_pickle=False, allow_requantize=False,
-        allow_mismatch=(), threads=0, workers=4, endpoint=None,
-    )
-    real = DockerEngine(RunEnvironment(REPO_DIR), ImageSettings({"builder": "base:1"}, None, {}))
-    daemon.images["base:1"] = {"Id": "sha256:12"}
-    daemon.images[real._tag("builder", "sha256:12")] = {"Id": "sha256:34"}
-    plan, store = make_build_plan(source, options), ModelStore(artifacts, source.model)
-    PlanRunner(plan, _Engine(real), store, REPO_DIR).run(notes)
+def _build(asked: Mapping[str, str], daemon: FakeDaemon, notes: Notes) -> None:
+    """What `quantyard build` would make, made by a fake engine."""
+    request = read_command_request(argparse.Namespace(), asked)
+    real = DockerEngine(request.environment, request.images)
+    for image in IMAGES:
+        daemon.images[request.images.bases[image]] = {"Id": "sha256:12"}
+        daemon.images[real._tag(image, "sha256:12")] = {"Id": "sha256:34"}
+    plan = workflow_plan(request)
+    PlanRunner(plan, _Engine(real), ModelStore(request.artifacts, plan.source.model), REPO_DIR).run(notes)
 
 
 def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
@@ -73,12 +67,12 @@ def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
     model, artifacts = _model(tmp_path / "tiny"), tmp_path / "artifacts"
     with fake_daemon(tmp_path) as daemon:
         monkeypatch.setenv("DOCKER_HOST", daemon.host)
-        _build(model, artifacts, daemon, notes)
         code = "import sys\nfrom quantyard.cli import main\ntry:\n    main()\nfinally:\n    print(*sys.modules)"
         asked = {
             "MODEL": str(model), "QUANT": "Q4_K_M", "ENGINE": "docker", "ARTIFACTS": str(artifacts),
             "LLAMA_CPP_IMAGE": "base", "LLAMA_CPP_TAG": "1", "PYTHONPATH": str(REPO_DIR), "PYTHONSAFEPATH": "1",
         }
+        _build(asked, daemon, notes)
         done = subprocess.run(
             [sys.executable, "-c", code, "build"], env=os.environ | asked, capture_output=True, text=True, check=False
         )
