@@ -46,6 +46,7 @@ class _Engine(FakeEngine):
 def _model(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
     write_safetensors(folder / "model.safetensors", {"model.norm.weight": (64,)})
     return folder
 
