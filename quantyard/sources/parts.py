@@ -12,7 +12,10 @@ from quantyard.files.own_files import find_file, kind_of_path, list_files, typed
 from quantyard.formats.names import safe_file_name
 from quantyard.hub.client import HubAccess, parse_hub_repo_id, resolve_hub_repo
 from quantyard.protocol.base import FileEntry, files_digest
-from quantyard.sources.resolve import Source, hashed_source_files, is_source_path, source_file_limit, source_title
+from quantyard.sources.hub_source import source_title
+from quantyard.sources.local_source import hashed_source_files, source_file_limit
+from quantyard.sources.resolve import is_source_path
+from quantyard.sources.source import Source
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.hash_cache import HashCache
 

@@ -1,0 +1,126 @@
+"""A model to build from: its files, its commit, and the facts that a plan needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quantyard.formats.gguf import GgufHeader
+from quantyard.memory.from_config import kv_cache_bytes
+from quantyard.protocol.base import FileEntry
+from quantyard.protocol.builder import OutType
+from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find_quant
+from quantyard.quants.file_size import (
+    TensorShape,
+    quant_gguf_bytes,
+    quant_main_type,
+    quant_outtype_for,
+    quant_rough_bytes,
+    quant_type_counts,
+)
+from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
+from quantyard.quants.narrow_rows import gguf_type_counts
+from quantyard.sources.presets import Preset
+from quantyard.store.artifact import Artifact, ModelId
+from quantyard.store.manifest import SourceCard
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from. Sizes are in bytes."""
+
+    model: ModelId
+    kind: Literal["huggingface", "gguf"]
+    title: str
+    files: tuple[FileEntry, ...]
+    repo_id: str = ""
+    revision: str = ""
+    license: str | None = None
+    local: Artifact | None = None
+    gguf_file: str | None = None
+    gguf: GgufHeader | None = None
+    dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype → number of weights
+    tensors: tuple[TensorShape, ...] | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+    card: SourceCard = field(default_factory=SourceCard)
+    preset: Preset | None = None  # if it was named by a preset
+    notes: tuple[str, ...] = ()  # what the plan says of it, a sentence each
+    has_chat_template: bool | None = None  # None: not known before it is here
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the files that are downloaded, or read in place."""
+        return sum(f.size_bytes for f in self.files)
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights; from the file sizes (two bytes each) where nothing better is known."""
+        if self.gguf is not None:
+            return self.gguf.n_params
+        return sum(self.dtypes.values()) or self.size_bytes // 2
+
+    @property
+    def named_quant(self) -> Quant | None:
+        """The quant that the file name of a GGUF on the Hub claims; `verify` checks it later."""
+        words = re.split(r"[^A-Z0-9_]+", (self.gguf_file or "").upper())
+        return next((quant for quant in QUANTS if quant.name in words), None)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is a quantized GGUF, as far as that can be known without downloading it."""
+        if self.gguf is not None:
+            return self.gguf.is_quantized
+        return self.named_quant is not None and self.named_quant.name not in UNQUANTIZED
+
+    def outtype(self, asked: OutType) -> tuple[OutType, str]:
+        """The type to convert to, and why. `auto` if only the conversion can tell."""
+        if asked != "auto":
+            return asked, "asked for"
+        if not self.dtypes:
+            return "auto", "decided by the weights' own type when they are here"
+        return quant_outtype_for(self.dtypes)
+
+    def is_already(self, quant: Quant, outtype: OutType) -> bool:
+        """Whether the conversion, or the GGUF itself, has this quant already, so that quantizing is not needed."""
+        if quant.recipe is not None:
+            return False
+        if self.kind == "gguf" and (quant.name == "COPY" or sum(f.path.endswith(".gguf") for f in self.files) > 1):
+            return False  # shards are joined
+        if self.gguf is not None:
+            return self.gguf.file_type == quant.ftype
+        if self.gguf_file:
+            return self.named_quant == quant
+        return self.kind == "huggingface" and outtype == quant.name.lower()
+
+    def converted_size_bytes(self, outtype: OutType) -> int:
+        """Expected size of the conversion."""
+        return self.quant_size_bytes(find_quant("BF16" if outtype == "auto" else outtype))
+
+    def quant_size_bytes(self, quant: Quant) -> int:
+        """Expected size of a GGUF of this quant."""
+        if self.tensors is not None:
+            return quant_gguf_bytes(self.tensors, self.config, quant)
+        return quant_rough_bytes(self.n_params, quant)
+
+    def main_type(self, quant: Quant) -> str:
+        """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
+        return quant_main_type(self.tensors, self.config, quant) if self.tensors else ""
+
+    def type_counts(self, quant: Quant) -> Mapping[str, int]:
+        """Tensor type → how many weights of a GGUF of this quant have it; empty where the shapes are unknown."""
+        if self.gguf is not None:
+            return gguf_type_counts(self.gguf, quant)
+        return quant_type_counts(self.tensors, self.config, quant) if self.tensors else {}
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """The longest context that the model was trained for; None where it is not known."""
+        if self.gguf is not None:
+            return self.gguf.context_length
+        return model_config_number(model_text_config(self.config), *TRAINED)
+
+    def kv_cache_bytes(self, context_tokens: int) -> int | None:
+        """Size of the KV cache at this context; None if the configuration does not tell."""
+        return kv_cache_bytes(self.config, context_tokens)
