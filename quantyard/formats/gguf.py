@@ -11,16 +11,19 @@ host with it.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 from quantyard.formats.ggml_types import TYPE_BY_ID, TensorType
 from quantyard.formats.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
 
 __all__ = [
-    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_gguf_header", "read_gguf_model",
+    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_gguf_beginning", "read_gguf_header",
+    "read_gguf_model",
     "why_gguf_cannot_generate",
 ]
 
@@ -141,6 +144,30 @@ def read_gguf_header(path: Path) -> GgufHeader:
         data_offset = _padded(cursor.position, alignment)
         placed = _place(cursor, tensors, data_offset, alignment)
     return GgufHeader(version, metadata, placed, alignment, data_offset, cursor.size, (path,))
+
+
+def read_gguf_beginning(head: bytes, name: str) -> tuple[dict[str, MetadataValue], int]:
+    """The metadata that is whole in the beginning of a file, and its number of tensors; for a file that is far away.
+
+    Args:
+        head: its first bytes.
+        name: of the file, for messages.
+
+    Raises:
+        GgufError: it does not begin as a GGUF does.
+    """
+    metadata: dict[str, MetadataValue] = {}
+    with TemporaryFile() as stream:
+        stream.write(head)
+        stream.flush()
+        cursor = GgufCursor(stream, Path(name))
+        _read_version(cursor)
+        n_tensors, n_keys = cursor.u64(), cursor.u64()
+        with suppress(GgufError):  # what is not whole in these bytes
+            for _ in range(n_keys):
+                key = cursor.string("a metadata key")
+                metadata[key] = cursor.value(key)
+    return metadata, n_tensors
 
 
 def why_gguf_cannot_generate(header: GgufHeader) -> str | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadSource
-from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_header, read_gguf_model
+from quantyard.formats.gguf import GgufError, GgufHeader, MetadataValue, read_gguf_header, read_gguf_model
 
 _PARTS_OF_CAT: Final = re.compile(r"(?i)(?:\.gguf-split-[a-z]+|\.gguf\.?part\d+(?:of\d+)?|\.gguf\.\d{3})$")
 _OLD_MATRIX: Final = re.compile(r"(?i)(?:imatrix.*\.(?:dat|gguf)|\.imatrix)$")
@@ -30,7 +30,7 @@ def read_model_gguf(path: Path) -> GgufHeader:
         first = read_gguf_header(path)
     except GgufError as error:
         raise BadSource(f"{path.name} is not a usable GGUF: {error}", _unreadable_hint(path)) from error
-    _refuse_other_kinds(path, first)
+    refuse_other_gguf(path.name, str(path), first.metadata, len(first.tensors))
     _refuse_part(path, first)
     try:
         return read_gguf_model(path)
@@ -47,27 +47,36 @@ def _unreadable_hint(path: Path) -> str:
     return "Download or copy it again."
 
 
-def _refuse_other_kinds(path: Path, header: GgufHeader) -> None:
-    kind = str(header.metadata.get("general.type", ""))
+def refuse_other_gguf(name: str, path: str, metadata: Mapping[str, MetadataValue], n_tensors: int) -> None:
+    """Refuse a GGUF that is not a model, by its metadata.
+
+    Args:
+        name: of the file, for the message.
+        path: how the file is named in the commands of hints.
+
+    Raises:
+        BadSource: what it is, and the command that takes it.
+    """
+    kind = str(metadata.get("general.type", ""))
     if kind == "model" or not kind:
-        kind = _kind_of_contents(header)
+        kind = _kind_of_contents(metadata, n_tensors)
     if kind in _KINDS:
         what, hint = _KINDS[kind]
-        raise BadSource(f"{path.name} is {what}, not a model.", hint(_quoted(path)))
+        raise BadSource(f"{name} is {what}, not a model.", hint(shlex.quote(path)))
 
 
-def _kind_of_contents(header: GgufHeader) -> str:
+def _kind_of_contents(metadata: Mapping[str, MetadataValue], n_tensors: int) -> str:
     """For files of writers that set no `general.type`, and of vocabularies, which pass for models."""
-    if header.architecture == "controlvector":
+    if metadata.get("general.architecture") == "controlvector":
         return "control vector"
-    if header.architecture == "clip":
+    if metadata.get("general.architecture") == "clip":
         return "mmproj"
-    if "imatrix.chunk_count" in header.metadata:
+    if "imatrix.chunk_count" in metadata:
         return "imatrix"
-    if "adapter.type" in header.metadata:
+    if "adapter.type" in metadata:
         return "adapter"
-    if not header.tensors and header.split_count == 1:
-        return "vocabulary" if "tokenizer.ggml.model" in header.metadata else "empty"
+    if not n_tensors and metadata.get("split.count", 1) == 1:
+        return "vocabulary" if "tokenizer.ggml.model" in metadata else "empty"
     return "model"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from quantyard.errors import QuantyardError
 from quantyard.formats.file_kinds import HEAD_BYTES
+from quantyard.formats.gguf import GgufError, read_gguf_beginning
 from quantyard.formats.safetensors import MAX_INDEX_BYTES
 from quantyard.hub.client import (
     HubAccess,
@@ -16,11 +18,13 @@ from quantyard.hub.client import (
 )
 from quantyard.hub.files import Selection, select_hub_files
 from quantyard.sources.chat_template import base_model_notes, source_chat_template
+from quantyard.sources.gguf_file import refuse_other_gguf
 from quantyard.sources.side_files import parse_side_json, refuse_missing_tokenizer, refuse_spoiled_weights
 from quantyard.sources.source import Source
 from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_tensors
 from quantyard.store.artifact import ModelId
 
+_GGUF_HEAD_BYTES = 64 * 2**10  # what a GGUF is stands before its vocabulary
 _JSON_BYTES = 256 * 2**10  # of a file that a plan reads; tokenizers are larger
 
 
@@ -41,6 +45,8 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     config = read_hub_config(access, repo) if is_hf else {}
     chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
     tensors, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
+    if chosen.gguf_file:
+        _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
     if is_hf:
         _check_hub_files(access, repo, chosen)
         refuse_missing_tokenizer(repo.repo_id, [file.path for file in chosen.files], config)
@@ -64,6 +70,17 @@ def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection) -> Non
         if file.path.endswith(".safetensors") and file.size_bytes < HEAD_BYTES:
             head = read_hub_files(access, repo, [file.path]).get(file.path, b"-")
             refuse_spoiled_weights(repo.repo_id, file.path, head)
+
+
+def _check_hub_gguf(access: HubAccess, repo: HubRepo, name: str, size_bytes: int) -> None:
+    """Refuse a GGUF that is not a model, by the first of its metadata; its name may not tell."""
+    try:
+        head = read_hub_file(access, repo, name, _GGUF_HEAD_BYTES)
+        metadata, n_tensors = read_gguf_beginning(head, name)
+    except (QuantyardError, GgufError):  # the plan says less; a stage reads the whole header
+        return
+    if n_tensors or len(head) == size_bytes:  # of a vocabulary alone, the keys that tell may come later
+        refuse_other_gguf(f"{name} of {repo.repo_id}", name, metadata, n_tensors)
 
 
 def source_title(repo: HubRepo) -> str:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from quantyard.formats.gguf import GgufArray, GgufError, read_gguf_header, read_gguf_model
+from quantyard.formats.gguf import GgufArray, GgufError, read_gguf_beginning, read_gguf_header, read_gguf_model
 from tests.gguf_files import SMALL, SMALL_TENSORS, TensorSpec, gguf, preamble, string, tensor_info, value
 
 Write = Callable[[bytes], Path]
@@ -219,3 +219,22 @@ def test_shards_that_repeat_or_lack_a_tensor_are_refused(tmp_path: Path) -> None
     _shard(tmp_path, 2, 2, [TensorSpec("b", (4,))], 3)
     with pytest.raises(GgufError, match="announces 3 tensors; its shards hold 2"):
         read_gguf_model(first)
+
+
+@pytest.mark.parametrize("n_bytes", range(0, len(SMALL), 7))
+def test_the_beginning_of_a_file_gives_what_is_whole_in_it(n_bytes: int) -> None:
+    whole, n_tensors = read_gguf_beginning(SMALL, "m.gguf")
+    assert whole["general.architecture"] == "llama" and n_tensors == 3
+    try:
+        metadata, _ = read_gguf_beginning(SMALL[:n_bytes], "m.gguf")
+    except GgufError:
+        assert n_bytes < 24
+    else:
+        assert metadata.items() <= whole.items()
+
+
+def test_a_beginning_that_claims_terabytes_costs_nothing() -> None:
+    claims = preamble(1 << 60, 1 << 60) + string("a") + struct.pack("<IIQ", 9, 4, 1 << 40) + bytes(1000)
+    started = time.monotonic()
+    assert read_gguf_beginning(claims, "m.gguf") == ({}, 1 << 60)
+    assert time.monotonic() - started < 1

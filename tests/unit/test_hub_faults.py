@@ -12,6 +12,7 @@ from quantyard.errors import BadSource
 from quantyard.hub.client import HubAccess
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
+from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
 
 INDEX = "model.safetensors.index.json"
@@ -89,6 +90,27 @@ def test_a_wrappers_prefix_is_told_from_the_headers(hub: HubServer, tmp_path: Pa
     source = find(hub, tmp_path, repo(model__safetensors=weights(renamed), **{INDEX.replace(".", "__"): b""}))
     assert any("'_orig_mod.'" in note for note in source.notes)
     assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"general.type": "imatrix"}, "an importance matrix"), ({"general.type": "adapter"}, "a LoRA adapter"),
+        ({"general.architecture": "clip"}, "a projector"),
+    ],
+)
+def test_a_gguf_of_the_hub_that_is_not_a_model_is_told_by_its_metadata(
+    metadata: dict[str, str], says: str, hub: HubServer, tmp_path: Path
+) -> None:
+    content = gguf({**metadata, "tokenizer.ggml.tokens": ["word"] * 30_000}, [TensorSpec("t", (4096, 8))])
+    said = refused(hub, tmp_path, {"m-F16.gguf": content, "README.md": b"#"})
+    assert f"m-F16.gguf of org/name is {says}" in said
+
+
+def test_a_gguf_of_the_hub_that_is_a_model_passes(hub: HubServer, tmp_path: Path) -> None:
+    content = gguf({**SMALL_METADATA, "a": ["word"] * 30_000}, [TensorSpec("t", (4096, 8))])
+    assert find(hub, tmp_path, {"m-F16.gguf": content}).gguf_file == "m-F16.gguf"
+    assert find(hub, tmp_path, {"m-F16.gguf": b"not a GGUF, which a stage will tell"}).kind == "gguf"
 
 
 FAULTS = {
