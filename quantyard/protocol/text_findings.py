@@ -23,7 +23,8 @@ KINDS: Final = {
     SENTINEL_TOKENS: "words that spell a token of another model, or one that is reserved",
 }
 _SCRIPT_KIND: Final = re.compile(rf"{SCRIPT}[a-z]+(-[a-z]+)*")
-_MAX_EXAMPLE: Final = 200  # characters
+_MAX_EXAMPLE: Final = 800  # characters
+_SMALL_SHARE: Final = 0.005  # below it, one decimal place says too little
 
 
 def is_mismatch_kind(name: str) -> bool:
@@ -62,7 +63,7 @@ class TextFinding(BaseModel):
     tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     differing: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     nats_per_token: float | None = None
-    example: Annotated[str, Field(max_length=4 * _MAX_EXAMPLE)] = ""
+    example: Annotated[str, Field(max_length=_MAX_EXAMPLE)] = ""
 
     @property
     def share(self) -> float:
@@ -74,7 +75,8 @@ class TextFinding(BaseModel):
         """The finding in one line, without the example."""
         parts = []
         if self.differing:
-            parts.append(f"{format_percent(self.share)} of {format_count(self.tokens)} tokens of running text differ")
+            share = format_percent(self.share, 1 if self.share >= _SMALL_SHARE else 3)
+            parts.append(f"{share} of {format_count(self.tokens)} tokens of running text differ")
         if self.probes:
             parts.append(f"{format_count(self.probes)} {'probes differ' if self.probes > 1 else 'probe differs'}")
         if self.nats_per_token is not None:
