@@ -19,6 +19,7 @@ from pydantic import JsonValue, ValidationError
 from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
 from builder.checks.tensors import count_nonfinite_blocks
+from builder.checks.tokenizer_files import refuse_missing_sentencepiece
 from builder.llama.converter_input import ConverterInput, open_converter_input
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import llama_tools
@@ -54,6 +55,7 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     """
     source, target = stage.in_dir / "source", stage.files_dir / "model.gguf"
     architecture = _architecture(source)
+    refuse_missing_sentencepiece(source, architecture)
     weights = _weights(source, request)
     dtype = safetensors_dtype(weights) if weights else "BF16"
     outtype, reason = _choose_outtype(request, dtype)

@@ -231,7 +231,7 @@ def _models() -> Iterator[str]:
     rows = (
         (
             f"`{preset.name}`<br>{preset.repo}", f"{preset.n_params / 1e9:.2f}", preset.licence_text,
-            preset.unsupported or ", ".join(preset.quants), " ".join(preset.caveats),
+            preset.unsupported or ", ".join(preset.quants), " ".join(preset.notes),
         )
         for preset in shipped_presets()
     )

@@ -91,13 +91,14 @@ class Family:
         architecture: of the config that the vocabulary is converted with.
         write: puts the tokenizer's files into a folder.
         findings: kinds that are recorded, and the scripts that are warned of: what a preset of this family says.
-        presets: names of models.toml with this tokenizer.
+        presets: how the names of models.toml with this tokenizer begin.
     """
 
     architecture: str
     write: Callable[[Path], None]
     recorded: frozenset[str] = frozenset()
     warned: frozenset[str] = frozenset()
+    presets: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -200,7 +201,8 @@ def _from_vocabulary(name: str) -> Callable[[Path], None]:
                 "merges": fields["merges"],
             },
         })  # fmt: skip
-        roles = {f"{role}_token": tokens[fields[key]] for role in ("bos", "eos") if (key := f"{role}_token_id") in fields}
+        ids = {role: fields.get(f"{role}_token_id") for role in ("bos", "eos")}
+        roles = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
         _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
 
     return write
@@ -285,8 +287,8 @@ def _vocabulary_file(name: str) -> dict[str, Any]:
                 assert member is not None
                 path.with_suffix(".new").write_bytes(member.read())
             path.with_suffix(".new").rename(path)
-    fields = GGUFReader(path).fields
-    return {key.rpartition(".")[2]: field.contents() for key, field in fields.items() if key.startswith("tokenizer.ggml")}
+    fields = {key: field for key, field in GGUFReader(path).fields.items() if key.startswith("tokenizer.ggml")}
+    return {key.rpartition(".")[2]: field.contents() for key, field in fields.items()}
 
 
 def _spm(name: str) -> tuple[list[str], list[float], list[int]]:
@@ -311,18 +313,38 @@ _FALCON: Final = {"num_kv_heads": 2, "layer_norm_epsilon": 1e-5, "new_decoder_ar
 
 # To add a family: a row.
 FAMILIES: Final[dict[str, Family]] = {
-    "qwen3": Family("Qwen3ForCausalLM", _from_npm("qwen3"), recorded=_DECOMPOSED | {"sentinel-tokens"}),
+    "qwen3": Family(
+        "Qwen3ForCausalLM", _from_npm("qwen3"), recorded=_DECOMPOSED | {"sentinel-tokens"},
+        presets=("Qwen2.5-", "Qwen3-"),
+    ),
+    # Its first tokenizer.json, without ignore_merges: one word of Vietnamese.
     "llama-3": Family("LlamaForCausalLM", _from_npm("llama3"), recorded=frozenset({"plain-text"})),
-    "llama-3.1": Family("LlamaForCausalLM", _from_npm("llama3_1")),
-    "deepseek-v3": Family("DeepseekV3ForCausalLM", _from_npm("deepseek_v3"), config={"model_type": "deepseek_v3"}),
-    "gpt-oss": Family("GptOssForCausalLM", _from_npm("gptoss"), warned=_MARKS, config={"model_type": "gpt_oss"}),
-    "gemma-3": Family("Gemma3ForCausalLM", _gemma, config={"model_type": "gemma3_text"}),
-    "llama-2": Family("LlamaForCausalLM", _llama2),
+    "llama-3.1": Family("LlamaForCausalLM", _from_npm("llama3_1"), presets=("Llama-3.", "Meta-Llama-3-")),
+    "deepseek-v3": Family(
+        "DeepseekV3ForCausalLM", _from_npm("deepseek_v3"), config={"model_type": "deepseek_v3"},
+    ),
+    "gpt-oss": Family(
+        "GptOssForCausalLM", _from_npm("gptoss"), warned=_MARKS, presets=("Phi-4-mini-",),  # splits text as gpt-oss
+        config={"model_type": "gpt_oss"},
+    ),
+    "gemma-3": Family(
+        "Gemma3ForCausalLM", _gemma, recorded=frozenset({"sentinel-tokens"}), presets=("gemma-3-1b-it", "gemma-2-"),
+        config={"model_type": "gemma3_text"},
+    ),
+    "llama-2": Family("LlamaForCausalLM", _llama2, presets=("TinyLlama-",)),
     "phi-3": Family("Phi3ForCausalLM", _phi3, config=_PHI3),
-    "mistral-v1": Family("MistralForCausalLM", _mistral("tokenizer.model.v1")),
-    "mistral-v3": Family("MistralForCausalLM", _mistral("mistral_instruct_tokenizer_240323.model.v3")),
-    "gpt-neox": Family("GPTNeoXForCausalLM", _from_vocabulary("gpt-neox"), recorded=_DECOMPOSED, config=_NEOX),
+    "mistral-v1": Family(
+        "MistralForCausalLM", _mistral("tokenizer.model.v1"), presets=("Mistral-7B-Instruct-v0.2",),
+    ),
+    "mistral-v3": Family(
+        "MistralForCausalLM", _mistral("mistral_instruct_tokenizer_240323.model.v3"),
+        presets=("Mistral-7B-Instruct-v0.3",),
+    ),
+    "gpt-neox": Family(
+        "GPTNeoXForCausalLM", _from_vocabulary("gpt-neox"), recorded=_DECOMPOSED, presets=("dolly-", "RedPajama-"),
+        config=_NEOX,
+    ),
     "command-r": Family("CohereForCausalLM", _from_vocabulary("command-r"), recorded=_DECOMPOSED, config=_COHERE),
     "falcon": Family("FalconForCausalLM", _from_vocabulary("falcon"), config=_FALCON),
     "starcoder": Family("Starcoder2ForCausalLM", _from_vocabulary("starcoder")),
-}
+}  # fmt: skip

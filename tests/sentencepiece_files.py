@@ -90,8 +90,10 @@ def begins_with(token: str, token_id: int) -> dict[str, Any]:
     first = {"SpecialToken": {"id": token, "type_id": 0}}
     text = {"Sequence": {"id": "A", "type_id": 0}}
     other = {"Sequence": {"id": "B", "type_id": 1}}
-    named = {token: {"id": token, "ids": [token_id], "tokens": [token]}}
-    return {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text, other], "special_tokens": named}
+    return {
+        "type": "TemplateProcessing", "single": [first, text], "pair": [first, text, other],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }  # fmt: skip
 
 
 def _merges(vocabulary: dict[str, int], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:

@@ -77,8 +77,8 @@ def difference_kind(text: str, expected: list[int], found: list[int], tokenize: 
 
 
 def added_token_kind(token: str) -> str:
-    """Reserved tokens stand in no text; every other one counts as plain text."""
-    return SENTINEL_TOKENS if _RESERVED.search(token) else PLAIN_TEXT
+    """Reserved tokens, and marks that stand for white space, are in no text; every other one counts as plain text."""
+    return SENTINEL_TOKENS if _RESERVED.search(token) or not token.strip("▁ ") else PLAIN_TEXT
 
 
 def passage_kind(script: str) -> str:

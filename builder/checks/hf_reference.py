@@ -110,12 +110,13 @@ def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) ->
         "probe_ids_with_special": {text: encode(text, True) for text in probes["ENDS_PROBES"]},
         "passages": [passage | {"ids": encode(passage["text"], False)} for passage in passages],
         "added_tokens": added,
-        "added_batches": [_batch(encode, texts) for texts in probes["added_token_batches"](added)],
+        "added_batches": [_batch(encode, *batch) for batch in probes["added_token_batches"](added)],
     }
 
 
-def _batch(encode: Callable[[str, bool], list[int]], texts: list[str]) -> dict[str, Any]:
+def _batch(encode: Callable[[str, bool], list[int]], tokens: list[str], texts: list[str]) -> dict[str, Any]:
     return {
+        "tokens": tokens,
         "texts": texts,
         "ids": [encode(text, False) for text in texts],
         "joined_ids": encode("\n".join(texts), False),

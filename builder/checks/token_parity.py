@@ -80,22 +80,19 @@ class TokenParity:
 
     def _added(self) -> Iterator[tuple[TextDifference, str]]:
         """Each probe of an added token that differs, with the token; a batch that agrees as a whole has none."""
-        names = [token.content for token in self._reference.added_tokens]
         for batch in self._reference.added_batches:
             joined = self._difference("\n".join(batch.texts), batch.joined_ids)
-            if joined is None:
-                continue
-            singles = list(self._singles_of(batch))
-            for difference in singles or [joined]:
-                yield difference, next((name for name in names if name in difference.text), "")
+            if joined is not None:
+                singles = list(self._singles_of(batch))
+                yield from singles or [(joined, batch.tokens[0])]
 
-    def _singles_of(self, batch: ProbeBatch) -> Iterator[TextDifference]:
-        for text, ids in zip(batch.texts, batch.ids, strict=True):
+    def _singles_of(self, batch: ProbeBatch) -> Iterator[tuple[TextDifference, str]]:
+        for token, text, ids in zip(batch.tokens, batch.texts, batch.ids, strict=True):
             self._singles += 1
             if self._singles > _MAX_SINGLES:
                 return
             if difference := self._difference(text, ids):
-                yield difference
+                yield difference, token
 
     def _compare_passage(self, passage: Passage) -> None:
         counts = self.kinds[passage_kind(passage.script)]

@@ -173,7 +173,7 @@ LOOK_ALIKES: frozenset[str] = frozenset(PROBES_BY_GROUP["look-alikes"])
 _BATCH = 128  # probes in one text
 
 
-def added_token_batches(tokens: Sequence[dict[str, Any]]) -> list[list[str]]:
+def added_token_batches(tokens: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[str]]]:
     """Probes for every added token of a tokenizer, alone and with each neighbour.
 
     Some vocabularies reserve thousands, so the probes come in batches that are asked as one text, a probe a line, and
@@ -181,6 +181,9 @@ def added_token_batches(tokens: Sequence[dict[str, Any]]) -> list[list[str]]:
 
     Args:
         tokens: `content` and the flags, see witness.py.
+
+    Returns:
+        The tokens of each batch, and a probe of each.
     """
     is_many = len(tokens) > _MANY
     contexts: dict[tuple[str, ...], list[str]] = {ADDED_TOKEN_CONTEXTS: [], MANY_TOKENS_CONTEXTS: []}
@@ -189,8 +192,9 @@ def added_token_batches(tokens: Sequence[dict[str, Any]]) -> list[list[str]]:
         chosen = MANY_TOKENS_CONTEXTS if is_many and not has_flags else ADDED_TOKEN_CONTEXTS
         contexts[chosen].append(token["content"])
     return [
-        [context.replace("{}", name) for name in names[at : at + _BATCH]]
-        for around, names in contexts.items() for context in around for at in range(0, len(names), _BATCH)
+        (part, [context.replace("{}", name) for name in part])
+        for around, names in contexts.items() for context in around
+        for part in (names[at : at + _BATCH] for at in range(0, len(names), _BATCH))
     ]  # fmt: skip
 
 

@@ -187,8 +187,9 @@ class AddedToken(Frozen):
 
 
 class ProbeBatch(Frozen):
-    """Probes, their token ids, and those of all of them as one text, a probe a line."""
+    """Probes, one for each of these tokens, their token ids, and those of all of them as one text, a probe a line."""
 
+    tokens: list[str]
     texts: list[str]
     ids: list[list[int]]
     joined_ids: list[int]

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from quantyard.errors import BadRequest, BadSource, UnsupportedModel
 from quantyard.paths import REPO_DIR
+from quantyard.protocol.text_findings import KINDS, SCRIPT, MismatchKind
 
 FILE: Final = REPO_DIR / "models.toml"
 LATEST: Final = "latest"
@@ -50,6 +51,7 @@ class Preset(BaseModel):
         quants: the recommended matrix, largest first; each works without an importance matrix.
         reason: why these quants.
         caveats: what to know before using it; chat template, stop tokens, what does not work.
+        differs: the kinds of texts that llama.cpp tokenizes otherwise, as `verify` finds them; None: not compared.
         gguf_file: which file of a repo of ready-made GGUFs.
         unsupported: why llama.cpp cannot convert it; "" if it can.
     """
@@ -67,6 +69,7 @@ class Preset(BaseModel):
     quants: tuple[str, ...] = ()
     reason: _Sentence | None = None
     caveats: tuple[_Sentence, ...] = ()
+    differs: tuple[MismatchKind, ...] | None = None
     gguf_file: Annotated[str, StringConstraints(pattern=r"\.gguf$")] | None = None
     unsupported: _Sentence | None = None
 
@@ -87,6 +90,18 @@ class Preset(BaseModel):
     def licence_text(self) -> str:
         """The licence, and whether the repo is gated, in a few words."""
         return f"{self.licence}, gated" if self.gated else self.licence
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before using it: its caveats, and what llama.cpp tokenizes otherwise."""
+        return (*self.caveats, self._differs_text()) if self.differs else self.caveats
+
+    def _differs_text(self) -> str:
+        kinds = self.differs or ()
+        scripts = ", ".join(kind.removeprefix(SCRIPT) for kind in kinds if kind.startswith(SCRIPT))
+        texts = [KINDS[kind] for kind in kinds if kind in KINDS] + ([f"text in {scripts}"] if scripts else [])
+        follows = "which the card warns of" if scripts else "which is recorded"
+        return f"llama.cpp tokenizes otherwise, {follows}: {'; '.join(texts)}."
 
     @property
     def names(self) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from quantyard.cli.commands import MEASURING
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.request import read_command_request
+from quantyard.cli.values import mismatch_setting
 from quantyard.errors import BadRequest
 from quantyard.quants.catalog import find_quant
 from quantyard.requests import BuildRequest, MeasureRequest
@@ -124,3 +125,16 @@ def test_a_command_that_does_not_measure_does_not_read_what_only_measuring_needs
     parser = argparse.ArgumentParser()
     add_command_options(parser, ("MODEL", "QUANT"))
     assert read_command_request(parser.parse_args([]), dict.fromkeys(MEASURING, "nonsense")).measure is None
+
+
+@pytest.mark.parametrize("value", ["1", "yes", "hebrew", "script:", "plain-text,nothing"])
+def test_a_mismatch_is_permitted_by_naming_its_kind(value: str) -> None:
+    with pytest.raises(BadRequest, match="is not a kind of mismatch") as refused:
+        mismatch_setting("ALLOW_MISMATCH", {"ALLOW_MISMATCH": value})
+    assert "plain-text" in refused.value.hint and "script:hebrew" in refused.value.hint
+
+
+def test_kinds_of_mismatch_are_read_once_each_in_any_case() -> None:
+    value = {"ALLOW_MISMATCH": "script:Hebrew, normalization,script:hebrew"}
+    assert mismatch_setting("ALLOW_MISMATCH", value) == ("script:hebrew", "normalization")
+    assert mismatch_setting("ALLOW_MISMATCH", {"ALLOW_MISMATCH": ""}) == ()

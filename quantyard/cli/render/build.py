@@ -73,7 +73,7 @@ def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
     gated = ["Gated: accept its terms on the Hub, and set HF_TOKEN."] if preset.gated else []
     notes = [*gated, *([preset.licence_note] if preset.licence_note else [])]
     return [("Licence", escape_rich_markup(note)) for note in notes] + [
-        ("Note", escape_rich_markup(caveat)) for caveat in preset.caveats
+        ("Note", escape_rich_markup(note)) for note in preset.notes
     ]
 
 
@@ -264,7 +264,7 @@ def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
     name, weights, licence, repo = _preset_row(preset)
     head = f"[bold]{name:<{widths[0]}}[/]  {weights:>{widths[1]}}  {licence:<{widths[2]}}  {repo}"
     made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
-    notes = [made, *([preset.licence_note] if preset.licence_note else []), *preset.caveats]
+    notes = [made, *([preset.licence_note] if preset.licence_note else []), *preset.notes]
     return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in notes)])
 
 
