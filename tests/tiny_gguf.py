@@ -17,14 +17,15 @@ EXPERTS, USED = 5, 2  # the last is never used
 
 
 def write_tiny(
-    demo: Path | None, path: Path, architecture: str = "llama", n_layers: int = 2, window: int = 0
+    demo: Path | None, path: Path, architecture: str = "llama", n_layers: int = 2, window: int = 0,
+    context: int = CONTEXT,
 ) -> Path:
     """Write one; `architecture` is llama, gemma2 (it has a sliding window), mamba, or experts (a llama with them).
     Without a demo model its tokens are the 256 bytes.
     """
     writer = gguf.GGUFWriter(path, "llama" if architecture == "experts" else architecture)
     writer.add_name(f"tiny {architecture}")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(n_layers)
     n_vocab = _add_bytes(writer) if demo is None else _copy_vocabulary(gguf.GGUFReader(demo), writer)

@@ -288,10 +288,24 @@ def test_a_text_too_short_is_refused(run_divergence: Callable[..., Done], tiny: 
     assert done.result.error is not None and "one chunk needs 512" in done.result.error.message
 
 
-def test_a_chunk_longer_than_the_model_can_read_is_refused(run_divergence: Callable[..., Done], tiny: Path) -> None:
-    done = run_divergence(tiny, n_ctx=4096)
-    assert done.result.exit_code == ExitCode.BAD_REQUEST
-    assert done.result.error is not None and "n_ctx: 2048" in done.result.error.hint
+def test_chunks_are_no_longer_than_what_the_model_was_trained_for(
+    run_divergence: Callable[..., Done], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    short = write_tiny(None, folder / "short.gguf", context=96)
+    done = run_divergence(short, n_chunks=2)
+    assert done.found is not None and (done.found.n_ctx, done.found.n_chunks) == (96, 2)
+
+
+def test_a_model_trained_for_too_few_tokens_for_any_chunk_is_refused(
+    run_divergence: Callable[..., Done], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    done = run_divergence(write_tiny(None, folder / "short.gguf", context=4))
+    assert done.result.exit_code == ExitCode.UNSUPPORTED_MODEL and done.result.error is not None
+    assert "trained for 4 tokens" in done.result.error.message
 
 
 def test_a_file_cut_short_is_refused(run_divergence: Callable[..., Done], tiny: Path, tmp_path: Path) -> None:

@@ -94,10 +94,11 @@ def test_speeds_are_medians_and_spreads_their_range() -> None:
     }
 
 
-def test_more_tokens_than_the_model_can_read_are_refused(run_speed: Run, tiny: Path) -> None:
-    result, found, _progress = run_speed(tiny, prompt_tokens=4096)
-    assert result.exit_code == ExitCode.BAD_REQUEST and found is None
-    assert result.error is not None and "(2,048)" in result.error.message
+def test_a_model_of_few_tokens_is_timed_with_as_many_as_it_was_trained_for(run_speed: Run, tmp_path: Path) -> None:
+    short = write_tiny(None, tmp_path / "short.gguf", context=96)
+    _result, found, _progress = run_speed(short, prompt_tokens=512, generated_tokens=8, repeats=1)
+    assert found is not None
+    assert (found.settings.prompt_tokens, found.settings.generated_tokens) == (96, 8)
 
 
 def test_a_file_that_is_no_gguf_is_refused(run_speed: Run, tmp_path: Path) -> None:
