@@ -20,6 +20,7 @@ from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
 from builder.checks.tensors import count_nonfinite_blocks
 from builder.checks.tokenizer_files import refuse_missing_sentencepiece
+from builder.llama.converter import Converter, open_converter
 from builder.llama.converter_input import ConverterInput, open_converter_input
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import llama_tools
@@ -62,9 +63,10 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
         damaged = beside.submit(find_nonfinite_tensors, weights)
         tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
-        versions = beside.submit(_versions, stage)
-        with open_converter_input(source, weights) as given:
-            run = _run_converter(stage, request, given, target, outtype)
+        converter = open_converter(llama_tools(stage), source, stage.scratch_dir)
+        versions = beside.submit(_versions, stage, converter)
+        with open_converter_input(converter.folder, weights) as given:
+            run = _run_converter(stage, request, converter, given, target, outtype)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, architecture, run)
     _refuse_nonfinite(damaged.result())
@@ -73,7 +75,8 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
         "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class.result(),
-        "n_tensors": len(model.tensors), "n_params": model.n_params,
+        "n_tensors": len(model.tensors), "n_params": model.n_params, "transformers": converter.transformers,
+        "config_completed": list(converter.notes),
     }
     return StageOutcome(facts=facts, tools=versions.result(), argv=(run.argv,))
 
@@ -151,7 +154,9 @@ def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
     return _LOSSLESS.get(dtype, ("bf16", f"the source is {dtype}, which bf16 holds"))
 
 
-def _run_converter(stage: Stage, request: ConvertRequest, given: ConverterInput, target: Path, outtype: str) -> ToolRun:
+def _run_converter(
+    stage: Stage, request: ConvertRequest, converter: Converter, given: ConverterInput, target: Path, outtype: str
+) -> ToolRun:
     tools = llama_tools(stage)
     argv = [str(tools.converter_python), *given.launcher, str(tools.converter), str(given.folder)]
     argv += ["--outfile", str(target)]
@@ -162,7 +167,7 @@ def _run_converter(stage: Stage, request: ConvertRequest, given: ConverterInput,
             done, total = (int(float(match[i]) * _SCALE[match[i + 1]]) for i in (1, 3))
             stage.progress(done, total, "bytes")
 
-    return run_llama_tool(argv, tools.clean_env, on_line)
+    return run_llama_tool(argv, converter.env, on_line)
 
 
 def _ask_tokenizer(stage: Stage, source: Path) -> str:
@@ -225,11 +230,12 @@ def _as_sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _versions(stage: Stage) -> dict[str, str]:
+def _versions(stage: Stage, converter: Converter) -> dict[str, str]:
+    """Of what the converter ran with."""
     code = "from importlib.metadata import version as v; print(v('transformers'), v('torch'))"
     lines: list[str] = []
     tools = llama_tools(stage)
-    run_llama_tool([str(tools.converter_python), "-c", code], tools.clean_env, lines.append)
+    run_llama_tool([str(tools.converter_python), "-c", code], converter.env, lines.append)
     transformers, torch = [*lines[-1].split(), "unknown", "unknown"][:2] if lines else ("unknown", "unknown")
     return {"transformers": transformers, "torch": torch}
 

@@ -26,6 +26,7 @@ from builder.checks.lora_adapter import (
     read_lora_config,
 )
 from builder.checks.nonfinite import find_nonfinite_tensors
+from builder.llama.converter import Converter, open_converter
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import LlamaTools, llama_tools
 from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_gguf_header
@@ -52,10 +53,11 @@ def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
     folder, base_folder = stage.in_dir / "adapter", _base_without_quantization(stage)
     config = read_lora_config(folder)
     shapes = _shapes(folder, request)
-    base = _ask_base(stage, tools, base_folder, None if shapes else folder / _PICKLE)
+    converter = open_converter(tools, base_folder, stage.scratch_dir)
+    base = _ask_base(stage, tools, converter, None if shapes else folder / _PICKLE)
     adapter = LoraAdapter(config, lora_pairs(shapes or base.pickle))
     check_lora_fit(adapter.pairs, base)
-    run = _run_converter(stage, request, tools, folder, base_folder)
+    run = _run_converter(stage, request, tools, folder, converter)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, base, run)
     facts = {**_adapter_facts(adapter, base), **check_lora_result(_read(target), adapter, base.architecture)}
@@ -112,12 +114,12 @@ def _shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in file.tensors.items()}
 
 
-def _ask_base(stage: Stage, tools: LlamaTools, folder: Path, pickle: Path | None) -> BaseSide:
+def _ask_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle: Path | None) -> BaseSide:
     """Ask the converter for its name of the base model's architecture, and for the shapes of the base's tensors."""
     path, script = stage.scratch_dir / "base.json", Path(__file__).parent / "checks" / "lora_base.py"
     argv = [str(tools.converter_python), str(script), "--converter", str(tools.lora_converter)]
-    argv += ["--folder", str(folder), "--out", str(path), *(["--pickle", str(pickle)] if pickle else [])]
-    run = run_llama_tool(argv, tools.clean_env, lambda _line: None)
+    argv += ["--folder", str(converter.folder), "--out", str(path), *(["--pickle", str(pickle)] if pickle else [])]
+    run = run_llama_tool(argv, converter.env, lambda _line: None)
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, "Reading the base model's configuration")
         raise _unreadable(run, pickle)
@@ -143,13 +145,15 @@ def _unreadable(run: ToolRun, pickle: Path | None) -> StageFailure:
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "base", message, hint, run.words)
 
 
-def _run_converter(stage: Stage, request: LoraRequest, tools: LlamaTools, folder: Path, base: Path) -> ToolRun:
+def _run_converter(
+    stage: Stage, request: LoraRequest, tools: LlamaTools, folder: Path, converter: Converter
+) -> ToolRun:
     """Convert to F32, which is lossless for any adapter."""
     named = stage.scratch_dir / request.name  # the converter takes the model's name from the folder's
     named.symlink_to(folder, target_is_directory=True)
-    argv = [str(tools.converter_python), str(tools.lora_converter), str(named), "--base", str(base)]
+    argv = [str(tools.converter_python), str(tools.lora_converter), str(named), "--base", str(converter.folder)]
     argv += ["--outfile", str(stage.files_dir / "adapter.gguf"), "--outtype", "f32"]
-    return run_llama_tool(argv, tools.clean_env, lambda _line: None)
+    return run_llama_tool(argv, converter.env, lambda _line: None)
 
 
 def _failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:

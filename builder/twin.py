@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic import JsonValue
 
+from builder.llama.converter import open_converter
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, compare_logits, join_agreements
@@ -145,8 +146,10 @@ class _Workshop:
         return run_llama_tool(argv, self._tools.clean_env, on_line, _TIMEOUT_S)
 
     def _convert(self, twin: Path, gguf: Path) -> ToolRun:
-        argv = [str(self._tools.converter_python), str(self._tools.converter), str(twin), "--outfile", str(gguf)]
-        run = run_llama_tool([*argv, "--outtype", "f32"], self._tools.clean_env, lambda _line: None, _TIMEOUT_S)
+        converter = open_converter(self._tools, twin, gguf.parent)
+        argv = [str(self._tools.converter_python), str(self._tools.converter), str(converter.folder)]
+        argv += ["--outfile", str(gguf), "--outtype", "f32"]
+        run = run_llama_tool(argv, converter.env, lambda _line: None, _TIMEOUT_S)
         self.argv.append(run.argv)
         return run
 

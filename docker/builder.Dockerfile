@@ -20,7 +20,10 @@ SHELL ["/bin/sh", "-euc"]
 # --no-compile: pip would note its temporary directory as the source of every line of a traceback.
 # --no-warn-conflicts: that ours differ from the system's packages is the point of the directory.
 # The converter is compiled too: it runs on a read-only file system, so it would compile at every start.
+# The transformers that the converter was made for lies apart too, whatever the base has: builder/llama/converter.py puts
+# it in front where a model needs it. Without its dependencies: the base has them.
 RUN --mount=type=bind,source=locks/builder.txt,target=/build/builder.txt \
+    --mount=type=bind,source=locks/converter.txt,target=/build/converter.txt \
     --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     --mount=type=tmpfs,target=/run/quantyard \
     --mount=type=secret,id=extra_ca \
@@ -34,7 +37,9 @@ RUN --mount=type=bind,source=locks/builder.txt,target=/build/builder.txt \
     if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
     python3 -m pip install --no-compile --no-warn-conflicts --disable-pip-version-check --root-user-action ignore \
         --cache-dir /root/.cache/pip --require-hashes --only-binary :all: --target /opt/quantyard/lib -r /build/builder.txt; \
-    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/lib; \
+    python3 -m pip install --no-compile --no-deps --no-warn-conflicts --disable-pip-version-check --root-user-action ignore \
+        --cache-dir /root/.cache/pip --require-hashes --only-binary :all: --target /opt/quantyard/transformers-4.57 -r /build/converter.txt; \
+    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/quantyard/lib /opt/quantyard/transformers-4.57; \
     python3 -m compileall -q --invalidation-mode unchecked-hash /app/conversion /app/gguf-py || true
 
 # ---- code ------------------------------------------------------------------------------------------
@@ -61,6 +66,7 @@ ENV PYTHONPATH=/opt/quantyard/lib:/opt/quantyard/src \
     LLAMA_CONVERTER=/app/convert_hf_to_gguf.py \
     LLAMA_LORA_CONVERTER=/app/convert_lora_to_gguf.py \
     CONVERTER_PYTHON=/usr/bin/python3 \
+    CONVERTER_PACKAGES=/opt/quantyard/transformers-4.57 \
     HF_HUB_DISABLE_TELEMETRY=1
 
 # `python -m` looks in the working directory first: a place that holds no module and nobody can write.

@@ -22,10 +22,12 @@ cd "$(dirname "$0")/.."
 
 # To add a lock: name it here, and what it is made of: the groups of pyproject.toml, `project` for its dependencies.
 SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project test:project,test lint:lint"
-SEPARATE="build:build docs:docs pip:pip lock:lock" # never installed beside the others, so not constrained by them
+SEPARATE="build:build docs:docs pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
 # To add a package without wheels: name it here. Set-ups and images install nothing else from source.
 SDISTS="llama-cpp-python rouge-score sqlitedict word2number"
 TORCH="torch triton nvidia-.* cuda-.*"
+# What is installed of `converter`, in front of an environment that has the rest.
+CONVERTER="transformers tokenizers huggingface-hub"
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -87,6 +89,8 @@ make_locks() {
     for row in $SHARED $SEPARATE; do
         entries leave $SDISTS $TORCH <"$WORK/full/${row%%:*}.txt" | write "${row%%:*}"
     done
+    # shellcheck disable=SC2086
+    entries take $CONVERTER <"$WORK/full/converter.txt" | write converter
     # shellcheck disable=SC2086
     entries take $SDISTS <"$WORK/full/bench.txt" | write sdists
     # shellcheck disable=SC2086

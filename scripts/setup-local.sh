@@ -22,7 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup-venv.sh"
 before_install() { wheels=$(scripts/wheels.sh) || die "The wheels could not be compiled, as said above. To go on, $again"; }
 
 more_inputs() {
-    cat locks/{sdists,torch,torch-cpu,build}.txt docker/llama-cpp.cmake docker/compile-wheels.sh scripts/setup-local.sh
+    cat locks/{sdists,torch,torch-cpu,build,converter}.txt docker/llama-cpp.cmake docker/compile-wheels.sh scripts/setup-local.sh
     echo "${CMAKE_ARGS-}"
 }
 
@@ -52,7 +52,7 @@ cpu_torch() {
 
 # A first run of everything: a build for another CPU dies here and not in a stage.
 after_install() {
-    if [[ $group == local ]]; then install_converter; fi
+    if [[ $group == local ]]; then install_converter; install_its_transformers; fi
     "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null ||
         die "llama-cpp-python does not load; was it compiled for another CPU? Type: rm -rf $wheels $venv; $again"
     "$venv/bin/python" -c 'import xllamacpp; xllamacpp.get_system_info()' 2>/dev/null ||
@@ -69,6 +69,14 @@ install_converter() {
     mv "$share.new" "$share" # a half-unpacked converter never has the final name
     env -i HOME="$HOME" PATH="$PATH" "$venv/bin/python" "$share/convert_hf_to_gguf.py" --help >/dev/null ||
         die "The converter does not start, as said above. Type: rm -rf $venv; $0"
+}
+
+# The transformers that the converter was made for, in a folder of its own: builder/llama/converter.py puts it in front
+# of the newer one where a model needs it. Its dependencies are those of the environment.
+install_its_transformers() {
+    local folder=$venv/share/transformers-4.57
+    rm -rf "$folder"
+    install --no-deps --no-warn-conflicts --target "$folder" -r locks/converter.txt
 }
 
 # unpack_converter VERSION FOLDER

@@ -21,6 +21,7 @@ class LlamaTools:
     converter: Path  # convert_hf_to_gguf.py
     lora_converter: Path  # convert_lora_to_gguf.py; a stand-in for the base image may lack it
     converter_python: Path  # a Python with the converter's dependencies
+    transformers4: Path | None  # a folder of packages with transformers 4.57, which the converter was made for
     clean_env: Mapping[str, str]  # a tool's whole environment: without our PYTHONPATH, tokens or proxies
 
 
@@ -33,5 +34,10 @@ def llama_tools(stage: Stage) -> LlamaTools:
         converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
         lora_converter=Path(environment.get("LLAMA_LORA_CONVERTER", "/app/convert_lora_to_gguf.py")),
         converter_python=Path(environment.get("CONVERTER_PYTHON", sys.executable)),
+        transformers4=_folder(environment.get("CONVERTER_PACKAGES", "")),
         clean_env={name: environment[name] for name in _PASSED_ON if name in environment} | _OFFLINE,
     )
+
+
+def _folder(name: str) -> Path | None:
+    return Path(name) if name and Path(name).is_dir() else None

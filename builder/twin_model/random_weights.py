@@ -114,7 +114,7 @@ def _build(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
 
     name = (config.get("architectures") or [""])[0]
-    kind = getattr(transformers, name, None)
+    kind = getattr(transformers, name, None) or _spelt_otherwise(name)
     if kind is None:
         raise NoTwin(f"Transformers has no class {name}; it comes with the model as code, which is never run")
     try:
@@ -123,6 +123,14 @@ def _build(folder: Path, config: dict[str, Any]) -> Any:
         return kind(settings).to(torch.float32).eval()
     except Exception as error:
         raise NoTwin(f"Transformers does not build it small: {_reason(error)}") from error
+
+
+def _spelt_otherwise(name: str) -> Any:
+    """Transformers' class whose name has other capitals than in the model's own code, such as MPTForCausalLM."""
+    import transformers
+
+    same = (known for known in dir(transformers) if known.lower() == name.lower())
+    return getattr(transformers, next(same, ""), None) if name else None
 
 
 # ---- weights -----------------------------------------------------------------------------------------

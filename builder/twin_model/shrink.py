@@ -130,6 +130,8 @@ def _complete(part: Config, defaults: Mapping[str, Any]) -> None:
         name = _key(defaults, what)
         if what == "head_dim" and "qk_rope_head_dim" in (*part, *defaults):
             continue  # of latent attention, whose heads have widths of their own
+        if what == "kv_heads" and part.get("multi_query") is True and not part.get("new_decoder_architecture"):
+            continue  # one head, whatever the default says
         if name and not _key(part, what) and isinstance(defaults[name], int):
             part[name] = defaults[name]
     for name in (*_INNER, *_EXPERT_INNER, *_EXPERTS, *_TOP_K, *_RANKS):

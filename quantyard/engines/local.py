@@ -132,6 +132,7 @@ class LocalEngine:
             "LLAMA_CONVERTER": str(self._converters / "convert_hf_to_gguf.py"),
             "LLAMA_LORA_CONVERTER": str(self._converters / "convert_lora_to_gguf.py"),
             "CONVERTER_PYTHON": str(self._python),
+            "CONVERTER_PACKAGES": str(self._venv / "share" / "transformers-4.57"),
             "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # plots without a display
             "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: waiting OpenMP threads soon release their core
         }
