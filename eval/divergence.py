@@ -3,6 +3,10 @@
 All models read the same tokens side by side in one process, chunk by chunk. Logits are compared in llama.cpp's own
 buffers, at most `_MAX_ROWS` rows of each model at a time. So this needs neither a file of logits (llama-perplexity
 writes 11 to 37 GiB) nor a buffer of context times vocabulary.
+
+Of an encoder-decoder the encoder reads the first half of a chunk (and the EOS that ends its texts), and the decoder
+scores the second half after its start token: the same half of the chunk as of a decoder, given the same half, and its
+first token too.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import llama_cpp
@@ -129,10 +134,11 @@ def divergence_chunks(models: Sequence[GgufModel], text: str, settings: Divergen
         StageFailure: `bad-text` (2) if the text is too short, `vocabulary` (2) if the models' tokens differ.
     """
     baseline, *others = models
-    tokens = baseline.tokenize(text, add_special=True, parse_special=False)  # as llama-perplexity does
+    with_special = not baseline.has_encoder  # as llama-perplexity does
+    tokens = baseline.tokenize(text, add_special=with_special, parse_special=False)
     for model in others:
         _refuse_other_vocabulary(baseline, model)
-        if model.tokenize(text, add_special=True, parse_special=False) != tokens:
+        if model.tokenize(text, add_special=with_special, parse_special=False) != tokens:
             raise _other_tokens(model, "they tokenize the text differently")
     return divergence_text_chunks(
         tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None
@@ -148,20 +154,39 @@ def divergence_side_by_side(
         cut: token ids, shape (chunks, n_ctx), see `divergence_chunks`.
         on_chunk: called with the number of chunks read so far.
     """
-    n_ctx = cut.shape[1]
-    parts = list(chunk_segments(n_ctx, BATCH_TOKENS, _MAX_ROWS))
     rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
+    chunks = [_chunk(models[0], chunk) for chunk in cut]
     with ExitStack() as stack:
-        settings = ContextSettings(n_ctx, threads=threads)
+        settings = ContextSettings(cut.shape[1], threads=threads, n_encoded=max(len(chunk.encoded) for chunk in chunks))
         contexts = [stack.enter_context(Context(model, settings)) for model in models]
-        for number, chunk in enumerate(cut):
+        for number, chunk in enumerate(chunks):
             for context in contexts:
                 context.clear()
-            for part in parts:
-                baseline, *others = [_decode(context, chunk, part) for context in contexts]
-                rows.add(baseline, others, chunk[part.first + 1 : part.end + 1])
+                if chunk.encoded:
+                    context.encode(chunk.encoded)
+            for part in chunk.parts:
+                baseline, *others = [_decode(context, chunk.decoded, part) for context in contexts]
+                rows.add(baseline, others, chunk.decoded[part.first + 1 : part.end + 1])
             on_chunk(number + 1)
     return rows
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One chunk: the tokens for the encoder (none of a decoder), those for the decoder, and the batches of these."""
+
+    encoded: tuple[int, ...]
+    decoded: Ints
+    parts: tuple[ChunkSegment, ...]
+
+
+def _chunk(model: GgufModel, tokens: Ints) -> _Chunk:
+    if not model.has_encoder:
+        return _Chunk((), tokens, tuple(chunk_segments(len(tokens), BATCH_TOKENS, _MAX_ROWS)))
+    half = len(tokens) // 2
+    encoded = (*tokens[:half].tolist(), *([model.eos] if model.adds_eos else []))
+    decoded = np.concatenate([np.array([model.decoder_start], np.int32), tokens[half:]])
+    return _Chunk(encoded, decoded, tuple(chunk_segments(len(decoded), BATCH_TOKENS, _MAX_ROWS, 0)))
 
 
 def _decode(context: Context, chunk: Ints, part: ChunkSegment) -> Rows:
@@ -211,7 +236,8 @@ def divergence_rolling_windows(model: GgufModel, text: DivergenceText, settings:
         message = f"{model.path.name} has neither BOS nor EOS, so the first token of a text has no probability."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-prefix", message, "Leave out `divergence` in the suite.")
     documents = [model.tokenize(document, add_special=False) for document in text.documents]
-    return divergence_text_windows(documents, settings.n_ctx, settings.n_chunks, prefix)
+    start = model.decoder_start if model.has_encoder else None
+    return divergence_text_windows(documents, settings.n_ctx, settings.n_chunks, prefix, start)
 
 
 def divergence_rolling_perplexity(

@@ -2,7 +2,8 @@
 
 Measured as in llama-bench (tools/llama-bench): with random tokens, because their values do not matter; the prompt in
 batches with the logits of its last token only; generation one token at a time from an empty KV cache. Both are warmed
-up first. The stage runs in a process of its own, so its peak memory is the model's.
+up first. Of an encoder-decoder the encoder reads the prompt, and the decoder writes the generated tokens in answer to
+it. The stage runs in a process of its own, so its peak memory is the model's.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def _open(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufMo
     started = time.perf_counter()
     model = GgufModel.load(path, runtime.n_gpu_layers)
     n_ctx = settings.prompt_tokens + settings.generated_tokens
-    context = Context(model, ContextSettings(n_ctx, threads=runtime.threads))
+    n_encoded = settings.prompt_tokens if model.has_encoder else 0
+    context = Context(model, ContextSettings(n_ctx, threads=runtime.threads, n_encoded=n_encoded))
     return model, context, time.perf_counter() - started
 
 
@@ -108,7 +110,10 @@ def _read_s(context: Context, tokens: Ints) -> float:
     """Seconds to process a prompt, from an empty KV cache."""
     context.clear()
     started = time.perf_counter()
-    context.decode_one(tokens)
+    if context.model.has_encoder:
+        context.encode(tokens)
+    else:
+        context.decode_one(tokens)
     return time.perf_counter() - started
 
 

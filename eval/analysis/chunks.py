@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from eval.llama.prefix_tree import Request
+from eval.llama.prefix_tree import Request, answer_request
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -80,24 +80,29 @@ def divergence_text_chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos
 
 
 def divergence_text_windows(
-    documents: Sequence[Sequence[int]], n_ctx: int, n_windows: int, prefix: int
+    documents: Sequence[Sequence[int]], n_ctx: int, n_windows: int, prefix: int, decoder_start: int | None = None
 ) -> list[Request]:
     """The first `n_windows` of lm-eval's rolling windows over the documents (0: all).
 
     Each token of a document is scored once. The context of the first window is `prefix`, that of the next ones is the
     token before them, and the last, shorter one is filled up with the tokens before it. Source: lm_eval/utils.py,
-    0.4.13.
+    0.4.13. With the `decoder_start` of an encoder-decoder, its encoder reads the context.
     """
-    return list(islice(_windows(documents, n_ctx, prefix), n_windows or None))
+    return list(islice(_windows(documents, n_ctx, prefix, decoder_start), n_windows or None))
 
 
-def _windows(documents: Sequence[Sequence[int]], n_ctx: int, prefix: int) -> Iterator[Request]:
+def _windows(
+    documents: Sequence[Sequence[int]], n_ctx: int, prefix: int, decoder_start: int | None
+) -> Iterator[Request]:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     for tokens in documents:
         for window in get_rolling_token_windows(list(tokens), prefix, max_seq_len=n_ctx, context_len=1):
             context, target = make_disjoint_window(window)
-            yield Request([*context, *target[:-1]], target)
+            if decoder_start is None:
+                yield Request([*context, *target[:-1]], target)
+            else:
+                yield answer_request(context, target, decoder_start)
 
 
 def _bad(message: str, hint: str = "Give a UTF-8 text file in the suite's `divergence: text`.") -> StageFailure:

@@ -42,13 +42,15 @@ class ChunkSegment:
     first: int
 
 
-def chunk_segments(n_ctx: int, max_tokens: int, max_rows: int) -> Iterator[ChunkSegment]:
+def chunk_segments(
+    n_ctx: int, max_tokens: int, max_rows: int, scored_from: int | None = None
+) -> Iterator[ChunkSegment]:
     """Cut a chunk into batches of at most `max_tokens` tokens, of which at most `max_rows` are scored.
 
-    Rows n_ctx / 2 to n_ctx - 2 are scored, each against the token after it, so every prediction has at least half a
-    chunk of context. The chunk's last token predicts nothing in the chunk, so it is not decoded.
+    Rows n_ctx / 2 (or `scored_from`) to n_ctx - 2 are scored, each against the token after it, so every prediction has
+    at least half a chunk of context. The chunk's last token predicts nothing in the chunk, so it is not decoded.
     """
-    start, scored_from = 0, n_ctx // 2
+    start, scored_from = 0, n_ctx // 2 if scored_from is None else scored_from
     while start < n_ctx - 1:
         first = max(start, scored_from)
         end = min(start + max_tokens, first + max_rows, n_ctx - 1)

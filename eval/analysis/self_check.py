@@ -4,6 +4,9 @@ Three bugs would go unnoticed: log-probabilities that are off by one token, pack
 attends to, and loglikelihood requests that disagree with rolling ones. Each has its check. The tolerance for packing
 is not a constant: an A/A control decodes the same sequences unpacked with flash attention on and off, and packed
 scores may differ from unpacked ones by at most `NOISE_FACTOR` times that noise.
+
+There are no continuations that every encoder-decoder knows: one translates, one fills gaps. Its known answers are its
+own: what it writes greedily must be what it scores as the likeliest, token by token.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from lm_eval.api.instance import Instance
 from eval.llama.context import Context, ContextSettings, FlashAttention
 from eval.llama.lm import LlamaLM
 from eval.llama.logprobs import LogSoftmax
-from eval.llama.prefix_tree import Request
+from eval.llama.prefix_tree import Request, answer_request
 from quantyard.formatting.numbers import format_digits
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.measurements import SelfCheck
@@ -27,6 +30,7 @@ from quantyard.protocol.runner import StageFailure
 
 NOISE_FACTOR: Final = 1.5
 ROLLING_TOLERANCE: Final = 1e-3  # nats per token
+_OWN_TOKENS: Final = 8  # of an answer that an encoder-decoder writes itself
 _MIN_RIGHT: Final = 0.75  # share of the known answers; guessing gets 0.5, and reaches this once in 50 times
 
 # To add a known answer: a text that every language model can continue, its next word, and its last word again.
@@ -85,9 +89,34 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
 
 
 def _known_answers(lm: LlamaLM) -> int:
+    """How many are right."""
+    if lm.model.has_encoder:
+        return _own_answers(lm)
     pairs = [(context, text) for context, right, wrong in KNOWN_ANSWERS for text in (right, wrong)]
     scores = [score for score, _greedy in lm.loglikelihood(_instances("loglikelihood", pairs))]
     return sum(right > wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
+
+
+def _own_answers(lm: LlamaLM) -> int:
+    """How many of the texts that the model writes are also its greedy answers when they are scored."""
+    read = [tuple(lm.tok_encode(context)) for context, _right, _wrong in KNOWN_ANSWERS]
+    start = lm.model.decoder_start
+    settings = ContextSettings(_OWN_TOKENS, 1, lm.scorer.n_threads, n_encoded=max(map(len, read)))
+    with Context(lm.model, settings) as context:
+        written = [_written(context, encoded, start) for encoded in read]
+    asked = [answer_request(encoded, tokens, start) for encoded, tokens in zip(read, written, strict=True)]
+    return sum(is_greedy for _score, is_greedy in lm.scorer.score(asked).sums())
+
+
+def _written(context: Context, encoded: Sequence[int], start: int) -> list[int]:
+    """The model's greedy answer, decoded token by token, with the token that ends it."""
+    context.clear()
+    context.encode(encoded)
+    tokens: list[int] = []
+    while len(tokens) < _OWN_TOKENS and not (tokens and context.model.ends_generation(tokens[-1])):
+        last = np.array([tokens[-1] if tokens else start], np.int32)
+        tokens.append(int(context.decode_one(last, len(tokens))[0][0].argmax()))
+    return tokens
 
 
 def _three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
@@ -106,6 +135,9 @@ def self_check_requests(lm: LlamaLM) -> list[Request]:
     requests = []
     for stem in _STEMS:
         for ending in _ENDINGS:
+            if lm.model.has_encoder:
+                requests.append(answer_request(*lm._encode_pair(stem, ending), lm.model.decoder_start))
+                continue
             context = lm.tok_encode(stem)
             whole = lm.tok_encode(stem + ending)
             requests.append(Request(whole[:-1], whole[len(context) :]))
@@ -117,12 +149,15 @@ def self_check_logprobs(
 ) -> Doubles:
     """The same scores without packing: one sequence at a time, from an empty KV cache; nats, shape (targets,)."""
     longest = max(len(request.tokens) for request in requests)
+    n_encoded = max(len(request.encoded) for request in requests)
     softmax = LogSoftmax(lm.model.n_vocab)
     found = []
-    settings = ContextSettings(longest, 1, lm.scorer.n_threads, flash_attention)
+    settings = ContextSettings(longest, 1, lm.scorer.n_threads, n_encoded, flash_attention)
     with Context(lm.model, settings) as context:
         for request in requests:
             context.clear()
+            if request.encoded:
+                context.encode(request.encoded)
             rows = _rows(context, request, one_by_one)
             targets = np.asarray(request.targets, np.int32)
             found.append(softmax.of_tokens(rows, np.arange(len(targets)), targets))

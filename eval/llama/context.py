@@ -6,6 +6,7 @@ Logits are numpy views of llama.cpp's own buffer: nothing is copied, and a view 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -38,6 +39,7 @@ class ContextSettings:
     n_ctx: int  # cells of the KV cache, shared by all sequences
     n_seq_max: int = 1
     threads: int = 0
+    n_encoded: int = 0  # tokens of the longest text for the encoder, which reads a text in one batch
     flash_attention: FlashAttention = "auto"
 
 
@@ -46,16 +48,33 @@ class Context:
 
     def __init__(self, model: GgufModel, settings: ContextSettings) -> None:
         self.model = model
-        self.n_ctx = -(-settings.n_ctx // PAD) * PAD
+        self.n_ctx = -(-max(settings.n_ctx, settings.n_encoded) // PAD) * PAD
         self.n_seq_max = settings.n_seq_max
         self.threads = settings.threads or physical_cores()
         self.n_tokens_decoded = 0
+        self._has_encoded = False
         self._handle = self._open(settings)
         self._memory = llama_cpp.llama_get_memory(self._handle)
         if not self._memory:
             self.close()
             raise unfit_gguf_model(model.path, "it has no KV cache or recurrent state")
-        self._batch = _Batch(BATCH_TOKENS)
+        self._batch = _Batch(max(BATCH_TOKENS, settings.n_encoded))
+
+    def encode(self, tokens: Sequence[int] | Ints, n_seqs: int = 1) -> None:
+        """Let the encoder read a text, which sequences 0 to `n_seqs` - 1 then answer; what was before is forgotten.
+
+        Raises:
+            StageFailure: `decode` (3): llama.cpp cannot encode it.
+        """
+        self.clear()
+        ids = np.asarray(tokens, np.int32)
+        places, every = np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.bool_)
+        batch = self._batch.fill(ids, places, every, np.zeros_like(ids), np.full_like(ids, n_seqs))
+        if code := llama_cpp.llama_encode(self._handle, batch):
+            what = f"llama.cpp cannot encode {len(ids)} tokens (code {code})."
+            raise LOG.failure(what, "decode", "Its last output says why. Try a smaller MAX_LENGTH.")
+        self._has_encoded = True
+        self.n_tokens_decoded += len(ids)
 
     def decode(
         self, tokens: Ints, positions: Ints, wanted: npt.NDArray[np.bool_], first_seq: Ints, n_seqs: Ints
@@ -69,7 +88,10 @@ class Context:
 
         Raises:
             StageFailure: `decode` (3): llama.cpp cannot decode, for example because its KV cache is full.
+            ValueError: an encoder-decoder has nothing to answer yet, upon which llama.cpp would abort.
         """
+        if self.model.has_encoder and not self._has_encoded:
+            raise ValueError("an encoder-decoder must encode a text before it decodes the answer")
         batch = self._batch.fill(tokens, positions, wanted, first_seq, n_seqs)
         code = llama_cpp.llama_decode(self._handle, batch)
         if code:
@@ -119,7 +141,7 @@ class Context:
     def _open(self, settings: ContextSettings) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_batch = params.n_ubatch = max(BATCH_TOKENS, settings.n_encoded)
         params.n_seq_max = settings.n_seq_max
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = True  # so that a token may belong to several sequences, and copies take no cells

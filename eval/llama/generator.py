@@ -7,6 +7,8 @@ the tokens of the prompt admitted last, as in `scorer.py`. The prefix that the n
 
 A result depends on its prompt, its settings and its position in the caller's list. Slots, order and neighbours change
 only batch sizes, and so the last bits of the logits: a greedy text can differ only where two tokens almost tie.
+
+An encoder-decoder also runs one prompt at a time, since its context holds the text that the encoder read last.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Prompt:
     max_tokens: int
     stop: tuple[str, ...] = ()  # empty strings are ignored
     sampling: Sampling = GREEDY
+    encoded: tuple[int, ...] = ()  # of an encoder-decoder: the text that the encoder reads; `tokens` begin the answer
 
 
 class Generator:
@@ -58,7 +61,8 @@ class Generator:
         """
         self._model = model
         self._threads = threads
-        self._n_slots = min(n_slots, MAX_SEQUENCES - 1) if model.shares_memory else 1
+        self._share = model.shares_memory and not model.has_encoder
+        self._n_slots = min(n_slots, MAX_SEQUENCES - 1) if self._share else 1
         self._n_cells = n_cells
         self.n_tokens_decoded = 0  # over all calls
 
@@ -70,7 +74,7 @@ class Generator:
             ValueError: a prompt without tokens, or a negative `max_tokens`.
         """
         _check(prompts)
-        jobs = _in_order(prompts, share=self._model.shares_memory)
+        jobs = _in_order(prompts, share=self._share)
         if not jobs:
             return [""] * len(prompts)
         with Context(self._model, self._context_settings(jobs)) as context:
@@ -82,8 +86,8 @@ class Generator:
         sizes = sorted((job.cells for job in jobs), reverse=True)
         n_slots = min(self._n_slots, len(jobs))
         cells = max(sizes[0], min(self._n_cells, sum(sizes[:n_slots])))
-        n_seq_max = n_slots + 1 if self._model.shares_memory else 1
-        return ContextSettings(cells, n_seq_max, self._threads)
+        n_encoded = max(len(job.prompt.encoded) for job in jobs)
+        return ContextSettings(cells, n_slots + 1 if self._share else 1, self._threads, n_encoded)
 
 
 def _check(prompts: Sequence[Prompt]) -> None:
@@ -183,6 +187,8 @@ class _Run:
         if used > self._context.n_ctx or job.common - shared >= _WORTH_WAITING:
             return None
         self._waiting.pop()
+        if job.prompt.encoded:
+            self._context.encode(job.prompt.encoded)
         slot = _Slot(self._free.pop(), job, link, job.tokens[shared:], shared)
         self._running.append(slot)
         self._share_path(slot, shared)
@@ -242,7 +248,7 @@ class _Slot:
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.job.prompt.sampling, self.job.number)
-        self.text = GeneratedText(self.job.prompt.stop)
+        self.text = GeneratedText(self.job.prompt.stop, is_whole=bool(self.job.prompt.encoded))
 
     def take(self, room: int) -> _Part:
         """Move up to `room` pending tokens into a batch."""

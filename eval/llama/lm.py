@@ -5,6 +5,12 @@
 Texts are tokenized as in lm-eval's `hf` model (`TemplateLM._encode_pair`, left truncation, rolling windows), so the
 scores equal those of `hf` on the same weights. There is one difference: a rolling text begins with one BOS, never two,
 so that its loglikelihood equals that of the same text after an empty context.
+
+An encoder-decoder is asked as in lm-eval's `AutoModelForSeq2SeqLM`: the encoder reads the context with the EOS that the
+tokenizer adds, and the decoder scores or writes the continuation, after its start token. Of a window of a rolling text
+the encoder reads the context, which is EOS for the first. Three things differ from `hf`: a rolling text ends
+without EOS, as above; an answer ends after `max_gen_toks` tokens, where `hf` also adds the prompt's length; and
+contexts of equal text are read once.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from eval.llama.chat import ChatTemplate
 from eval.llama.generator import Generator, Prompt, Sampling
 from eval.llama.model import NO_TOKEN, GgufModel
-from eval.llama.prefix_tree import Request
+from eval.llama.prefix_tree import Request, answer_request
 from eval.llama.scorer import Scorer
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -59,6 +65,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         self.model = path if isinstance(path, GgufModel) else GgufModel.load(Path(path), n_gpu_layers)
         self._max_length = max_length or min(self.model.n_ctx_train, DEFAULT_MAX_LENGTH)
         self._seed = seed
+        if self.model.has_encoder:
+            self.backend = "seq2seq"  # by which `_encode_pair` tokenizes context and continuation on their own
         self.scorer = Scorer(self.model, threads)
         self.generator = Generator(self.model, threads)
         self.n_requests = 0
@@ -96,8 +104,13 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         return self.model.path.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Token ids, after BOS if the metadata asks for it and the text does not begin with it (never with `False`)."""
+        """Token ids, after BOS if the metadata asks for it and the text does not begin with it (never with `False`).
+
+        A text for an encoder ends with EOS in the same way.
+        """
         tokens = self.model.tokenize(string, add_special=False)
+        if self.model.has_encoder and self.model.adds_eos and add_special_tokens is not False:
+            tokens.append(self.model.eos)
         bos = self.model.bos
         wants_bos = self.model.adds_bos if add_special_tokens is None else add_special_tokens
         if wants_bos and bos != NO_TOKEN and tokens[:1] != [bos]:
@@ -185,6 +198,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         if len(target) > self.max_length:
             what = f"The continuation {_shown(texts[1])} has {len(target)} tokens"
             raise _bad(f"{what}; the longest request is {self.max_length}.")
+        if self.model.has_encoder:
+            self.n_truncated += len(context) > self.max_length
+            return answer_request(context[-self.max_length :], target, self.model.decoder_start)
         whole = context + target
         self.n_truncated += len(whole) > self.max_length + 1
         return Request(whole[-(self.max_length + 1) :][:-1], target)
@@ -200,12 +216,18 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(options, self.max_gen_toks))
         stop = handle_stop_sequences(kwargs["until"], self.model.special_text(self.eot_token_id))
         max_tokens = kwargs["max_gen_toks"]
+        stop = tuple(text for text in stop if text)
+        if self.model.has_encoder:
+            read = self.tok_encode(context) or [self.prefix_token_id]
+            self.n_truncated += len(read) > self.max_length
+            encoded = tuple(read[-self.max_length :])
+            return Prompt([self.model.decoder_start], max_tokens, stop, self._sampling(kwargs), encoded)
         room = self.max_length - max_tokens
         if room <= 0:
             raise _bad(f"A task generates up to {max_tokens} tokens; the longest request is {self.max_length} in all.")
         tokens = self.tok_encode(context) or [self.prefix_token_id]
         self.n_truncated += len(tokens) > room
-        return Prompt(tokens[-room:], max_tokens, tuple(text for text in stop if text), self._sampling(kwargs))
+        return Prompt(tokens[-room:], max_tokens, stop, self._sampling(kwargs))
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
         if not kwargs.get("do_sample"):

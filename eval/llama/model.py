@@ -1,7 +1,7 @@
 """One GGUF loaded by llama.cpp: its vocabulary, its chat template, and its metadata.
 
 Files that cannot be measured are refused here with a `StageFailure`: a file that is not a GGUF or is truncated, one
-with a vocabulary but no weights, an embedding model, an encoder-decoder.
+with a vocabulary but no weights, an embedding model.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class GgufModel:
             hint = "Its last output says why; the usual reason is an architecture that llama.cpp does not support yet."
             raise LOG.failure(f"llama.cpp does not load {path.name}.", "load", hint)
         model = cls(path, header, handle)
-        model._refuse_encoder()
+        model._refuse_encoder_alone()
         return model
 
     def close(self) -> None:
@@ -105,6 +105,17 @@ class GgufModel:
         return not recurrent and int(llama_cpp.llama_model_n_swa(self.handle)) == 0
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether it is an encoder-decoder: the encoder reads a text, and the decoder writes the answer to it."""
+        return bool(llama_cpp.llama_model_has_encoder(self.handle))
+
+    @property
+    def decoder_start(self) -> int:
+        """The token that an encoder-decoder's decoder begins with; BOS where the file names none."""
+        token = int(llama_cpp.llama_model_decoder_start_token(self.handle))
+        return token if token != NO_TOKEN else self.bos
+
+    @property
     def n_ctx_train(self) -> int:
         """The longest context that the model was trained on, in tokens."""
         return int(llama_cpp.llama_model_n_ctx_train(self.handle))
@@ -123,6 +134,11 @@ class GgufModel:
     def adds_bos(self) -> bool:
         """Whether the metadata says that texts begin with BOS."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether the metadata says that texts end with EOS."""
+        return bool(llama_cpp.llama_vocab_get_add_eos(self.vocab))
 
     @property
     def chat_template(self) -> str | None:
@@ -172,10 +188,10 @@ class GgufModel:
             n_params=header.n_params, architecture=header.architecture, sha256=sha256,
         )
 
-    def _refuse_encoder(self) -> None:
-        if llama_cpp.llama_model_has_encoder(self.handle) or not llama_cpp.llama_model_has_decoder(self.handle):
+    def _refuse_encoder_alone(self) -> None:
+        if not llama_cpp.llama_model_has_decoder(self.handle):
             self.close()
-            raise unfit_gguf_model(self.path, "it has an encoder")
+            raise unfit_gguf_model(self.path, "it has an encoder only")
 
 
 def _readable(path: Path) -> GgufHeader:

@@ -26,6 +26,12 @@ class Request:
 
     tokens: Sequence[int]  # what is decoded: context and continuation, without its last token
     targets: Sequence[int]  # the continuation; targets[i] follows tokens[len(tokens) - len(targets) + i]
+    encoded: tuple[int, ...] = ()  # of an encoder-decoder: what the encoder reads first; `tokens` are the decoder's
+
+
+def answer_request(encoded: Sequence[int], targets: Sequence[int], start: int) -> Request:
+    """Score what an encoder-decoder answers to `encoded`; its decoder begins with the token `start`."""
+    return Request([start, *targets[:-1]], targets, tuple(encoded))
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,13 @@ class Sampler:
 
 
 class GeneratedText:
-    """A growing continuation and its stop strings. Both are bytes, since a token may end within a character."""
+    """A growing continuation and its stop strings. Both are bytes, since a token may end within a character.
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    `is_whole`: it continues no other text, so the space that the tokenizer puts before its first word is left out.
+    """
+
+    def __init__(self, stop: Sequence[str], *, is_whole: bool = False) -> None:
+        self._is_whole = is_whole
         self._stop = [text for text in stop if text]
         self._needles = [text.encode(errors="surrogatepass") for text in self._stop]
         self._reach = max(map(len, self._needles), default=0)
@@ -93,7 +97,7 @@ class GeneratedText:
     def add(self, piece: bytes, hidden: bytes = b"") -> bool:
         """Append a token's bytes; True once a stop string is in the text, or in a special token's `hidden` name."""
         start = max(0, len(self._data) - self._reach)
-        self._data += piece
+        self._data += piece.removeprefix(b" ") if self._is_whole and not self._data else piece
         return any(self._data.find(needle, start) >= 0 or needle in hidden for needle in self._needles)
 
     def cut(self) -> str:

@@ -3,12 +3,16 @@
 Decodes the plan of `prefix_tree.py`. Sequence 0 of the context is the path kept between groups; 1 to 255 are the
 sequences of a group. In a unified KV cache a shared token is one cell that belongs to many sequences, so sharing costs
 neither memory nor time.
+
+An encoder-decoder reads the context of its requests with the encoder, once for all requests that have the same; their
+continuations are then the plan of the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -58,16 +62,51 @@ class Scorer:
             StageFailure: llama.cpp cannot decode, or the logits are not finite.
             ValueError: a request has nothing to score.
         """
-        longest = max((len(request.tokens) for request in requests), default=0)
         share = self._model.shares_memory
-        cells = longest + BATCH_TOKENS if share else longest
-        plan = plan_prefix_tree(requests, Limits(BATCH_TOKENS, cells, MAX_SEQUENCES - 1, share))
-        self.n_tokens_requested += sum(len(request.tokens) for request in requests)
-        n_seq_max = MAX_SEQUENCES if share else 1
-        with Context(self._model, ContextSettings(cells, n_seq_max, self.n_threads)) as context:
-            scores = _Run(context, plan, self._softmax, on_progress, len(requests)).run()
+        settings = self._context_settings(requests, share)
+        self.n_tokens_requested += sum(len(request.tokens) + len(request.encoded) for request in requests)
+        parts, n_done = _by_encoded(requests), 0
+        found: list[Scores] = []
+        with Context(self._model, settings) as context:
+            for encoded, numbers in parts.items():
+                limits = Limits(BATCH_TOKENS, settings.n_ctx, MAX_SEQUENCES - 1, share)
+                plan = plan_prefix_tree([requests[number] for number in numbers], limits)
+                if encoded:
+                    context.encode(encoded, min(settings.n_seq_max, len(plan.sequences) + 1))
+                progress = partial(_report_part, on_progress, n_done, len(requests))
+                found.append(_Run(context, plan, self._softmax, progress, len(numbers)).run())
+                n_done += len(numbers)
             self.n_tokens_decoded += context.n_tokens_decoded
-        return scores
+        return found[0] if len(found) == 1 else _joined(requests, list(parts.values()), found)
+
+    def _context_settings(self, requests: Sequence[Request], share: bool) -> ContextSettings:
+        longest = max((len(request.tokens) for request in requests), default=0)
+        cells = longest + BATCH_TOKENS if share else longest
+        n_encoded = max((len(request.encoded) for request in requests), default=0)
+        return ContextSettings(cells, MAX_SEQUENCES if share else 1, self.n_threads, n_encoded)
+
+
+def _by_encoded(requests: Sequence[Request]) -> dict[tuple[int, ...], list[int]]:
+    """The numbers of the requests with the same text for the encoder; of a decoder all, under (). Never empty."""
+    parts: dict[tuple[int, ...], list[int]] = {} if requests else {(): []}
+    for number, request in enumerate(requests):
+        parts.setdefault(request.encoded, []).append(number)
+    return parts
+
+
+def _report_part(on_progress: OnProgress, before: int, total: int, done: int, _of_part: int) -> None:
+    on_progress(before + done, total)
+
+
+def _joined(requests: Sequence[Request], parts: Sequence[Sequence[int]], found: Sequence[Scores]) -> Scores:
+    """The scores of all parts, in the order of the requests."""
+    offsets = np.concatenate([[0], np.cumsum([len(request.targets) for request in requests])]).astype(np.int64)
+    logprobs, greedy = np.empty(offsets[-1]), np.empty(offsets[-1], np.bool_)
+    for numbers, scores in zip(parts, found, strict=True):
+        for place, number in enumerate(numbers):
+            here, there = slice(*offsets[number : number + 2]), slice(*scores.offsets[place : place + 2])
+            logprobs[here], greedy[here] = scores.logprobs[there], scores.greedy[there]
+    return Scores(logprobs, greedy, offsets)
 
 
 class _Run:

@@ -36,7 +36,9 @@ MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME, less its terminator
 MAX_SHARDS: Final = 10_000
 _MIN_KEY_BYTES: Final = 8 + 1 + 4 + 1  # length, one letter, type, the smallest value
 _MIN_TENSOR_BYTES: Final = 8 + 4 + 4 + 8  # name length, n_dims, type, offset
-_ENCODERS: Final = ("t5", "t5encoder", "wavtokenizer-dec", "clip")  # llama_decode generates no text with these
+_ENCODERS: Final = ("t5encoder", "wavtokenizer-dec", "clip")  # llama_decode generates no text with these
+# llama_encode reads a text, llama_decode writes one: FLAN-T5, T5, mT5, UMT5, MADLAD
+_ENCODER_DECODERS: Final = ("t5",)
 _INT64_MAX: Final = (1 << 63) - 1
 _SHARD_NAME: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
@@ -105,6 +107,11 @@ class GgufHeader:
         """The chat template (Jinja), where it has one."""
         value = self.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it writes a text in answer to one that its encoder has read; llama-server cannot run these."""
+        return self.architecture in _ENCODER_DECODERS
 
     @property
     def n_params(self) -> int:
