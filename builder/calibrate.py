@@ -139,7 +139,7 @@ class _Work:
         self._folder.mkdir(parents=True, exist_ok=True)
         request, before = self.request, None
         todo = calibration_legs(self.text.n_tokens, request.n_ctx, request.n_chunks, request.save_every)
-        with open_imatrix_reader(self.stage, self.model.paths[0], request) as reader:
+        with open_imatrix_reader(self.stage, self.model, request) as reader:
             for start, end in todo:
                 leg = ImatrixLeg(start, end, before, self._matrix(end))
                 self.argv.append(reader.leg_argv(self.text.path, leg))

@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from builder.llama.converter import open_converter
+from builder.llama.library import llama_library_path
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, compare_logits, join_agreements
@@ -165,8 +166,7 @@ class _Workshop:
 def _llama_library(llama_bin: Path | None) -> str:
     """The library of the image's programs, or of llama-cpp-python."""
     if llama_bin is not None:
-        found = sorted(llama_bin.glob("libllama.so*"))
-        return str(found[0]) if found else "libllama.so.0"
+        return llama_library_path(llama_bin)
     spec = importlib.util.find_spec("llama_cpp")
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
     found = sorted(path for path in folder.glob("libllama.*") if path.suffix in (".so", ".dylib"))

@@ -2,6 +2,9 @@
 
 llama.cpp passes the result of every requested matrix multiplication to a callback, which squares the inputs of each
 weight and sums them, row by row in single precision. Source: llama.cpp's tools/imatrix/imatrix.cpp.
+
+llama-imatrix ends itself on an encoder-decoder, so these are read here on both engines: the encoder reads the first
+half of each chunk, with the EOS that ends its texts, and the decoder the second half, which is what is scored.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy.typing as npt
 from builder.imatrix.matrix import imatrix_values, read_imatrix
 from builder.imatrix.reader import ImatrixLeg, LegLoss, imatrix_not_finite
 from builder.llama.bindings_runtime import BindingsRuntime
+from builder.llama.library import LlamaLibrary
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -50,10 +54,10 @@ class Sums:
 class Collector:
     """The callback and the sums it has collected so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: LlamaLibrary | None = None) -> None:
         self.sums: dict[str, Sums] = {}
         self.problem: StageFailure | None = None  # raised later: an exception cannot pass through llama.cpp
-        self._ggml = importlib.import_module("llama_cpp._ggml").libggml
+        self._ggml: Any = library or importlib.import_module("llama_cpp._ggml").libggml
         self._ggml.ggml_op_desc.restype = self._ggml.ggml_get_name.restype = ctypes.c_char_p
         self._ggml.ggml_op_desc.argtypes = self._ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
 
@@ -96,7 +100,8 @@ class Collector:
 
     def _wanted(self, tensor: _Tensor) -> bool:
         weight, inputs = tensor.src[0].contents, tensor.src[1].contents
-        return inputs.type == _F32 and inputs.ne[1] >= _LEAST_ROWS and _weight_name(weight.name).startswith("blk.")
+        name = _weight_name(weight.name).removeprefix("enc.").removeprefix("dec.")
+        return inputs.type == _F32 and inputs.ne[1] >= _LEAST_ROWS and name.startswith("blk.")
 
     def _add(self, product: _Tensor, *, with_experts: bool) -> None:
         weight, inputs = product.src[0].contents, product.src[1].contents
@@ -138,12 +143,13 @@ class Collector:
 class LocalReader(BindingsRuntime):
     """A model in this process that reads chunks of a text while a `Collector` sums its activations."""
 
-    def __init__(self, model: Path, threads: int, n_ctx: int) -> None:
-        super().__init__(model, threads)
-        self._n_ctx, self._collector = n_ctx, Collector()
+    def __init__(self, model: Path, threads: int, n_ctx: int, library: str | None = None) -> None:
+        super().__init__(model, threads, library)
+        self._n_ctx = n_ctx
 
     def __enter__(self) -> Self:
         super().__enter__()
+        self._collector = Collector(self._llama if self._library else None)
         self._see = self._llama.ggml_backend_sched_eval_callback(self._collector.see)
         self._context = self._open_context()
         return self
@@ -164,22 +170,31 @@ class LocalReader(BindingsRuntime):
 
     def _chunk(self, tokens: list[int]) -> float:
         """Decode one chunk; returns the mean negative loglikelihood of its second half, in nats."""
+        first = len(tokens) // 2
+        if self.has_encoder:
+            return self._loss(self._answered(tokens[:first], tokens[first:]), tokens[first:])
         asked = list(tokens)
         if self._llama.llama_vocab_get_add_bos(self._vocab):
             asked[0] = self._llama.llama_vocab_bos(self._vocab)
-        first = len(tokens) // 2
-        logits = self._decode(asked)[first:-1].astype(np.float64)
+        return self._loss(self._decode(asked)[first:-1], tokens[first + 1 :])
+
+    def _answered(self, text: list[int], answer: list[int]) -> Floats:
+        """The rows of an encoder-decoder before each token of `answer`."""
+        if self._llama.llama_vocab_get_add_eos(self._vocab):
+            text = [*text, self._llama.llama_vocab_eos(self._vocab)]
+        return self._answer(text, answer[:-1])
+
+    def _loss(self, rows: Floats, targets: list[int]) -> float:
+        """The mean negative loglikelihood of the targets, each by its row of logits, in nats."""
         if self._collector.problem:
             raise self._collector.problem
+        logits = rows.astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
-        chosen = logits[np.arange(len(logits)), tokens[first + 1 :]]
+        chosen = logits[np.arange(len(logits)), targets]
         return float((np.log(np.exp(logits).sum(axis=1)) - chosen).mean())
 
-    def _context_params(self) -> Any:
-        params = super()._context_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self._n_ctx
-        params.cb_eval = self._see
-        return params
+    def _context_params(self, n_tokens: int = 0, callback: Any = None) -> Any:
+        return super()._context_params(n_tokens or self._n_ctx, callback or self._see)
 
 
 def _other_layout() -> StageFailure:

@@ -23,7 +23,8 @@ from quantyard.protocol.runner import StageFailure
 
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
-_BLOCK: Final = re.compile(r"^blk\.(\d+)\.")
+_BLOCK: Final = re.compile(r"^((?:enc\.|dec\.)?)blk\.(\d+)\.")
+_NO_BLOCK: Final = ("", -1)
 _NAMED: Final = 5  # tensors named in a note, at most
 _HINT: Final = "Give a matrix computed from this model, or have one computed: IMATRIX=auto."
 
@@ -117,7 +118,7 @@ def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
         if entry.sums.n_params != expected:
             raise _other(matrix, f"it has {entry.sums.n_params:,} values for {name}, and the model needs {expected:,}")
     if missing := sorted(_blocks(model) - {_block(name) for name in matrix.entries}):
-        raise _other(matrix, f"it covers no tensor of block {missing[0]}")
+        raise _other(matrix, f"it covers no tensor of block {''.join(map(str, missing[0]))}")
 
 
 def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
@@ -149,16 +150,20 @@ def _are(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _blocks(model: GgufHeader) -> set[int]:
-    """The numbers of the model's blocks, without the NextN (multi-token prediction) blocks: calibration skips them."""
-    found = {_block(t.name) for t in model.tensors if len(t.shape) > 1} - {-1}
+_Block = tuple[str, int]  # "" for a decoder, "enc." or "dec." for the two sides of an encoder-decoder; and its number
+
+
+def _blocks(model: GgufHeader) -> set[_Block]:
+    """The model's blocks, without the NextN (multi-token prediction) blocks: calibration skips them."""
+    found = {_block(t.name) for t in model.tensors if len(t.shape) > 1} - {_NO_BLOCK}
     extra = model.metadata.get(f"{model.architecture}.nextn_predict_layers", 0)
-    return {block for block in found if block <= max(found) - (extra if isinstance(extra, int) else 0)}
+    last = max(number for _side, number in found) - (extra if isinstance(extra, int) else 0)
+    return {(side, number) for side, number in found if number <= last}
 
 
-def _block(name: str) -> int:
+def _block(name: str) -> _Block:
     match = _BLOCK.match(name)
-    return int(match[1]) if match else -1
+    return (match[1], int(match[2])) if match else _NO_BLOCK
 
 
 def imatrix_values(tensor: TensorInfo) -> Floats:

@@ -1,4 +1,8 @@
-"""llama-cpp-python's low-level functions as a `LlamaRuntime`, for the local engine."""
+"""llama-cpp-python's low-level functions as a `LlamaRuntime`: for the local engine, and for encoder-decoders.
+
+llama-server cannot run an encoder-decoder, so in an image too the functions are called, those of its own library.
+Its logits are those of the decoder, which begins with its start token, after the encoder has read a text.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from builder.llama.library import LlamaLibrary
 from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
@@ -26,16 +31,18 @@ _CLEAR_DATA: Final = True
 class BindingsRuntime:
     """The model loaded into this process, on the CPU."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, library: str | None = None) -> None:
+        """Only store the settings. `library`: llama.cpp's, to call in place of llama-cpp-python's."""
         self._path = model
         self._threads = threads
+        self._library = library
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._model: Any = None
         self._context: Any = None
         self._template: ChatTemplate | None = None
 
     def __enter__(self) -> Self:
-        self._llama: Any = importlib.import_module("llama_cpp")
+        self._llama: Any = LlamaLibrary(self._library) if self._library else importlib.import_module("llama_cpp")
         # ctypes does not keep a reference to a callback, so this attribute does.
         self._callback = self._llama.llama_log_callback(self._keep_log)
         self._llama.llama_log_set(self._callback, ctypes.c_void_p(0))
@@ -58,8 +65,8 @@ class BindingsRuntime:
         return ("llama_model_load_from_file", str(self._path), str(self._threads))
 
     def version(self) -> str:
-        """The version of llama-cpp-python, which pins its llama.cpp."""
-        return f"llama-cpp-python {self._llama.__version__}"
+        """The version of llama-cpp-python, which pins its llama.cpp, or the file of the library."""
+        return Path(self._library).name if self._library else f"llama-cpp-python {self._llama.__version__}"
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """See `LlamaRuntime`."""
@@ -98,7 +105,7 @@ class BindingsRuntime:
             self._context = self._open_context()
         rows = 0
         for prompt in prompts:
-            logits = self._decode(self.tokenize(prompt, add_special=True)[:CONTEXT_TOKENS])
+            logits = self._after_text(self.tokenize(prompt, add_special=True)[:CONTEXT_TOKENS])
             if not np.isfinite(logits).all():
                 raise llama_not_finite(prompt)
             rows += len(logits)
@@ -109,43 +116,76 @@ class BindingsRuntime:
         if not self._context:
             self._context = self._open_context()
         bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
-        logits = self._decode([bos if bos >= 0 else max(eos, 0), *ids])
+        first = bos if bos >= 0 else max(eos, 0)
+        logits = self._answer([first], [*ids]) if self.has_encoder else self._decode([first, *ids])
         return float(sum(_logprob(row, token) for row, token in zip(logits, ids, strict=False)))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it is an encoder-decoder."""
+        return bool(self._llama.llama_model_has_encoder(self._model))
 
     def _load(self) -> None:
         params = self._llama.llama_model_default_params()
-        params.n_gpu_layers = 0
-        params.use_extra_bufts = False  # a repacked copy would cost time and twice the memory
+        if self._library:
+            params.use_cpu_only()
+        else:
+            params.n_gpu_layers = 0
+            params.use_extra_bufts = False  # a repacked copy would cost time and twice the memory
         self._model = self._llama.llama_model_load_from_file(str(self._path).encode(), params)
         if not self._model:
             raise self._failure("does not load the model", "verify-load")
         self._vocab = self._llama.llama_model_get_vocab(self._model)
 
-    def _context_params(self) -> Any:
+    def _context_params(self, n_tokens: int = CONTEXT_TOKENS, callback: Any = None) -> Any:
+        """For batches of `n_tokens`; `callback`: cb_eval."""
         params = self._llama.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = CONTEXT_TOKENS
-        if self._threads:
-            params.n_threads = params.n_threads_batch = self._threads
+        if self._library:
+            params.set_tokens(n_tokens)
+            if callback:
+                params.set_callback(callback)
+            return params
+        params.n_ctx = params.n_batch = params.n_ubatch = n_tokens
+        if callback:
+            params.cb_eval = callback
         return params
 
     def _open_context(self) -> Any:
         context = self._llama.llama_init_from_model(self._model, self._context_params())
         if not context:
             raise self._failure("loads the model but cannot open a context on it", "verify-load")
+        if self._threads:
+            self._llama.llama_set_n_threads(context, self._threads, self._threads)
         return context
+
+    def _after_text(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Logits after every token of a text; an encoder-decoder reads the text, and repeats it in answer."""
+        return self._answer(tokens, tokens[:-1]) if self.has_encoder else self._decode(tokens)
+
+    def _answer(self, text: list[int], answer: list[int]) -> npt.NDArray[np.float32]:
+        """Logits of an encoder-decoder that has read `text`, after its start token and after every token of `answer`.
+
+        Shape (1 + tokens of the answer, vocabulary). A view: valid until the next call.
+        """
+        self._run(text, self._llama.llama_encode)
+        return self._decode([self._llama.llama_model_decoder_start_token(self._model), *answer])
 
     def _decode(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         """Logits of all positions, shape (tokens, vocabulary). A view: valid until the next call."""
+        self._run(tokens, self._llama.llama_decode)
+        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+        return np.ctypeslib.as_array(self._llama.llama_get_logits(self._context), (len(tokens), n_vocab))
+
+    def _run(self, tokens: list[int], function: Any) -> None:
+        """Let llama.cpp encode or decode these tokens, with nothing before them."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), _CLEAR_DATA)
         batch = self._llama.llama_batch_init(len(tokens), 0, 1)
         try:
             _fill(batch, tokens)
-            if self._llama.llama_decode(self._context, batch):
+            if function(self._context, batch):
                 raise self._failure("cannot run the model", "verify-logits")
         finally:
             self._llama.llama_batch_free(batch)
-        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
-        return np.ctypeslib.as_array(self._llama.llama_get_logits(self._context), (len(tokens), n_vocab))
 
     def _own_template(self) -> ChatTemplate:
         template = self._llama.llama_model_chat_template(self._model, None)

@@ -1,7 +1,11 @@
-"""Chooses the runtime for this image or host: llama-server if `LlamaTools.llama_bin` is set, else llama-cpp-python."""
+"""Chooses the runtime for this image or host: llama-server if `LlamaTools.llama_bin` is set, else llama-cpp-python.
+
+llama-server ends itself on an encoder-decoder, so in an image those are run by the library of its programs.
+"""
 
 from __future__ import annotations
 
+from builder.llama.library import llama_library_path
 from builder.llama.runtime import LlamaRuntime
 from builder.llama.server_runtime import ServerRuntime
 from builder.llama.template_server import TemplateServer
@@ -13,10 +17,10 @@ from quantyard.protocol.runner import Stage
 def open_llama_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRuntime:
     """The runtime for this image or host; enter it to load the model (`threads` 0: llama.cpp's default)."""
     llama_bin = llama_tools(stage).llama_bin
-    if llama_bin is None:
+    if llama_bin is None or model.is_encoder_decoder:
         from builder.llama.bindings_runtime import BindingsRuntime
 
-        return BindingsRuntime(model.paths[0], threads)
+        return BindingsRuntime(model.paths[0], threads, llama_library_path(llama_bin) if llama_bin else None)
     binary = llama_bin / "llama-server"
     has_template = any(key.startswith("tokenizer.chat_template") for key in model.metadata)
     templates = TemplateServer(binary, model, stage.scratch_dir) if has_template else None

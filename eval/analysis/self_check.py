@@ -84,7 +84,7 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
         rolling_difference=_rolling_difference(lm), n_tokens=len(plain),
     )
     on_progress(3, 3)
-    _judge(found)
+    _judge(found, has_encoder=lm.model.has_encoder)
     return found
 
 
@@ -197,14 +197,19 @@ class _Rule:
     hint: str
 
 
-def _judge(found: SelfCheck) -> None:
+def _judge(found: SelfCheck, *, has_encoder: bool) -> None:
     right, asked = found.known_answers_right, found.known_answers
     ours = "The scores would be wrong, so nothing was measured. Report it, with the log."
     rules = (
         _Rule(
-            right >= _MIN_RIGHT * asked,
+            has_encoder or right >= _MIN_RIGHT * asked,
             f"only {right} of {asked} well-known continuations are more likely than wrong ones",
             ExitCode.UNSUPPORTED_MODEL, "The file is broken, or not a model of ordinary text. Verify it: make build.",
+        ),
+        _Rule(
+            not has_encoder or right >= _MIN_RIGHT * asked,
+            f"only {right} of {asked} answers that the model wrote are its likeliest ones when they are scored",
+            ExitCode.BUG, ours,
         ),
         _Rule(
             found.packed_difference <= NOISE_FACTOR * found.noise,

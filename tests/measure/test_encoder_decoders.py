@@ -120,7 +120,7 @@ def test_a_check_of_scores_that_are_off_by_one_token_fails(ours: LlamaLM, monkey
         return answer_request(encoded, targets, targets[0] if targets else start)
 
     monkeypatch.setattr(module, "answer_request", off_by_one)
-    with pytest.raises(Exception, match="well-known continuations"):
+    with pytest.raises(Exception, match="its likeliest ones"):
         self_check(ours)
 
 

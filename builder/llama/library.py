@@ -1,0 +1,156 @@
+"""llama.cpp's shared library, the one that its programs use, with the functions that `llama_cpp` has in Python.
+
+An image has no llama-cpp-python, but the library. `open_llama_library` returns an object in place of that module, for
+`BindingsRuntime` and for the twin's script. Only the standard library is imported: that script runs in the converter's
+Python.
+
+The structs of parameters are passed by value and differ between versions, so no version's layout is written here. They
+are blocks larger than any of them: a C function returns a struct of that size through a pointer and reads no more of
+an argument than it knows. Four facts of the layout are used: a model's parameters begin with the list of devices, a
+context's with n_ctx, n_batch, n_ubatch (`llama_n_ctx` then says so), and two places are found by their defaults: the
+types of the KV cache (F16, after two null pointers, the first of them cb_eval), and flash attention (auto, after three
+others that are).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+_ROOM_BYTES: Final = 2048  # larger than any version's parameters; they have about 200 bytes
+_F32: Final = 0
+_KV_DEFAULT: Final = struct.pack("@PPii", 0, 0, 1, 1)  # cb_eval, its data, then type_k and type_v: F16
+_FLASH_DEFAULT: Final = struct.pack("@iiii", -1, -1, -1, -1)  # rope scaling, pooling, attention, flash attention: auto
+
+
+class UnknownLayout(Exception):
+    """The parameters of this version are not laid out as any that is known."""
+
+
+class ModelParams(ctypes.Structure):
+    """`llama_model_params`, on the CPU alone."""
+
+    _fields_ = (("block", ctypes.c_ubyte * _ROOM_BYTES),)
+    _no_device = (ctypes.c_void_p * 1)(None)
+
+    def use_cpu_only(self) -> None:
+        """Offer no device. It takes the place of `n_gpu_layers`."""
+        struct.pack_into("@P", self.block, 0, ctypes.addressof(self._no_device))
+
+
+class ContextParams(ctypes.Structure):
+    """`llama_context_params`: what can be set of it."""
+
+    _fields_ = (("block", ctypes.c_ubyte * _ROOM_BYTES),)
+
+    def set_tokens(self, n_tokens: int) -> None:
+        """The size of the context, of a batch, and of what is computed at once."""
+        struct.pack_into("@III", self.block, 0, n_tokens, n_tokens, n_tokens)
+
+    def set_callback(self, callback: Any) -> None:
+        """`cb_eval`, which sees every tensor that is computed."""
+        struct.pack_into("@P", self.block, self._kv_place(), ctypes.cast(callback, ctypes.c_void_p).value)
+
+    def set_full_precision(self) -> None:
+        """A KV cache in 32 bits, and no flash attention."""
+        at = self._kv_place()
+        struct.pack_into("@ii", self.block, at + 16, _F32, _F32)
+        if (flash := bytes(self.block[:at]).find(_FLASH_DEFAULT)) >= 0:  # older ones have a truth value, which is off
+            struct.pack_into("@i", self.block, flash + 12, 0)
+
+    def _kv_place(self) -> int:
+        at = bytes(self.block).find(_KV_DEFAULT)
+        if at < 0:
+            raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
+        return at
+
+
+class Batch(ctypes.Structure):
+    """`llama_batch`."""
+
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.POINTER(ctypes.c_float)),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
+_P, _I, _TEXT, _YES = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_bool
+_IDS: Final = ctypes.POINTER(ctypes.c_int32)
+# To use one more function: its name, the type of its result, those of its arguments.
+_FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
+    "llama_log_set": (None, [LogCallback, _P]),
+    "llama_backend_init": (None, []),
+    "llama_model_default_params": (ModelParams, []),
+    "llama_context_default_params": (ContextParams, []),
+    "llama_model_load_from_file": (_P, [_TEXT, ModelParams]),
+    "llama_init_from_model": (_P, [_P, ContextParams]),
+    "llama_model_free": (None, [_P]),
+    "llama_free": (None, [_P]),
+    "llama_n_ctx": (ctypes.c_uint32, [_P]),
+    "llama_set_n_threads": (None, [_P, _I, _I]),
+    "llama_model_get_vocab": (_P, [_P]),
+    "llama_model_has_encoder": (_YES, [_P]),
+    "llama_model_decoder_start_token": (_I, [_P]),
+    "llama_model_chat_template": (_TEXT, [_P, _TEXT]),
+    "llama_vocab_n_tokens": (_I, [_P]),
+    "llama_vocab_bos": (_I, [_P]),
+    "llama_vocab_eos": (_I, [_P]),
+    "llama_vocab_get_add_bos": (_YES, [_P]),
+    "llama_vocab_get_add_eos": (_YES, [_P]),
+    "llama_vocab_get_text": (_TEXT, [_P, _I]),
+    "llama_tokenize": (_I, [_P, _TEXT, _I, _IDS, _I, _YES, _YES]),
+    "llama_get_memory": (_P, [_P]),
+    "llama_memory_clear": (None, [_P, _YES]),
+    "llama_batch_init": (Batch, [_I, _I, _I]),
+    "llama_batch_free": (None, [Batch]),
+    "llama_encode": (_I, [_P, Batch]),
+    "llama_decode": (_I, [_P, Batch]),
+    "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [_P]),
+    "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
+}
+
+
+class LlamaLibrary:
+    """The library: its functions, and the types of `llama_cpp` by their names there."""
+
+    llama_token = ctypes.c_int32
+    llama_log_callback = LogCallback
+    ggml_backend_sched_eval_callback = EvalCallback
+
+    def __init__(self, name: str) -> None:
+        self._c = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        for function, (result, arguments) in _FUNCTIONS.items():
+            getattr(self._c, function).restype = result
+            getattr(self._c, function).argtypes = arguments
+        _load_back_ends(self._c, Path(name).parent)
+        self._c.llama_backend_init()
+
+    def __getattr__(self, name: str) -> Any:
+        """A function of the library, or of a library that it loaded (`ggml_…`)."""
+        return getattr(self._c, name)
+
+
+def llama_library_path(llama_bin: Path) -> str:
+    """The library of the programs in this folder: beside them, or where the loader finds it."""
+    found = sorted(llama_bin.glob("libllama.so*"))
+    return str(found[0]) if found else "libllama.so.0"
+
+
+def _load_back_ends(library: Any, folder: Path) -> None:
+    """Builds for many CPUs keep the code of each in a library of its own."""
+    if not hasattr(library, "ggml_backend_load_all"):
+        return
+    library.ggml_backend_load_all.restype = None
+    library.ggml_backend_load_all()
+    if folder.is_absolute() and not library.ggml_backend_dev_count():
+        library.ggml_backend_load_all_from_path(os.fsencode(folder))
