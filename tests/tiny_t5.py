@@ -23,14 +23,17 @@ _COMMON: Final[dict[str, Any]] = {
     "eos_token_id": 1, "relative_attention_num_buckets": 32, "layer_norm_epsilon": 1e-06, "dropout_rate": 0.1,
     "initializer_factor": 1.0, "use_cache": True, "torch_dtype": "float32",
 }  # fmt: skip
-_GATED: Final = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "relative_attention_max_distance": 128}
+_GATED: Final[dict[str, Any]] = {
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "relative_attention_max_distance": 128,
+}  # fmt: skip
+_NAMED: Final = {"tokenizer_class": "T5Tokenizer", **_GATED}
 # What sets the families apart in their config.json.
 FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "t5": {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "n_positions": 512},
     "flan-t5": {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "n_positions": 512, **_GATED},
     "madlad": {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", **_GATED},
-    "mt5": {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5", "tokenizer_class": "T5Tokenizer", **_GATED},
-    "umt5": {"architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5", "tokenizer_class": "T5Tokenizer", **_GATED},
+    "mt5": {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5", **_NAMED},
+    "umt5": {"architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5", **_NAMED},
 }  # fmt: skip
 
 

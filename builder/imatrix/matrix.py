@@ -25,6 +25,7 @@ _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
 _BLOCK: Final = re.compile(r"^((?:enc\.|dec\.)?)blk\.(\d+)\.")
 _NO_BLOCK: Final = ("", -1)
+_NEVER_QUANTIZED: Final = "attn_rel_b.weight"  # the relative positions of T5
 _NAMED: Final = 5  # tensors named in a note, at most
 _HINT: Final = "Give a matrix computed from this model, or have one computed: IMATRIX=auto."
 
@@ -124,6 +125,7 @@ def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
 def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
     """What the matrix covers, for a stage's facts; `note` tells the user what is missing and what follows from it."""
     weights = [t.name for t in model.tensors if len(t.shape) > 1 and t.name.endswith(".weight")]
+    weights = [name for name in weights if not name.endswith(_NEVER_QUANTIZED)]
     missing = [name for name in weights if name not in matrix.entries]
     partial = {e.name: int((e.counts == 0).sum()) for e in matrix.entries.values() if (e.counts == 0).any()}
     experts = sum(len(matrix.entries[name].counts) for name in partial)

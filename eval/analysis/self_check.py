@@ -132,16 +132,7 @@ def _three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
 
 def self_check_requests(lm: LlamaLM) -> list[Request]:
     """Every stem with every ending."""
-    requests = []
-    for stem in _STEMS:
-        for ending in _ENDINGS:
-            if lm.model.has_encoder:
-                requests.append(answer_request(*lm._encode_pair(stem, ending), lm.model.decoder_start))
-                continue
-            context = lm.tok_encode(stem)
-            whole = lm.tok_encode(stem + ending)
-            requests.append(Request(whole[:-1], whole[len(context) :]))
-    return requests
+    return [lm.request(stem, ending) for stem in _STEMS for ending in _ENDINGS]
 
 
 def self_check_logprobs(

@@ -190,6 +190,11 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         before, part, total = self._asked
         return self.scorer.score(requests, lambda done, n: self.on_progress(before + part * done // n, total)).sums()
 
+    def request(self, context: str, target: str) -> Request:
+        """What is scored for a context and its continuation."""
+        encoded, continued = self._encode_pair(context, target)
+        return self._request(encoded, continued, (context, target))
+
     def _request(self, context: list[int], target: list[int], texts: tuple[str, str] = ("", "")) -> Request:
         """Context and continuation, cut from the left to `max_length` as in lm-eval's `hf`."""
         if not target:

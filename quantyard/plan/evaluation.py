@@ -132,12 +132,9 @@ def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
         instead: what to type instead.
 
     Raises:
-        NotScored: its config.json or GGUF header says that it is such a model.
+        NotScored: its GGUF header says that it is such a model.
     """
-    reason = "it is an encoder-decoder" if source.config.get("is_encoder_decoder") is True else None
-    if source.gguf is not None:
-        reason = why_gguf_cannot_generate(source.gguf)
-    if reason:
+    if source.gguf is not None and (reason := why_gguf_cannot_generate(source.gguf)):
         message = f"{source.title} cannot be {deed}: {reason} and does not expose token log-probabilities."
         raise NotScored(message, instead)
 

@@ -1,4 +1,4 @@
-"""Encoder-decoders are measured as lm-eval measures them in Transformers: a random FLAN-T5, converted, on both sides."""
+"""Encoder-decoders are measured as lm-eval measures them in Transformers: a random FLAN-T5 on both sides."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def hub() -> Iterator[HubServer]:
 
 
 def _files(config: dict[str, object]) -> dict[str, bytes]:
-    return {"config.json": json.dumps(config).encode(), "model.safetensors": WEIGHTS, "README.md": b"#"}
+    text = json.dumps(config).encode()
+    return {"config.json": text, "tokenizer.json": b"{}", "model.safetensors": WEIGHTS, "README.md": b"#"}
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -59,32 +60,21 @@ def run(hub: HubServer, engine: FakeEngine, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("command", "deed"),
-    [
-        (("matrix",), "measured"), (("matrix", "--quants=Q8_0"), "measured"), (("eval",), "measured"),
-        (("plan", "--quants=Q8_0"), "measured"), (("plan", "--suite=smoke"), "measured"),
-        (("build", "--imatrix=auto"), "calibrated"), (("tune", "--target-size=Q4_K_M"), "tuned"),
-    ],
-)  # fmt: skip
+    ("option", "is_calibrated"),
+    [("--quant=Q8_0", False), ("--quants=Q4_K_M", True), ("--suite=smoke", False), ("--imatrix=auto", True)],
+)
 @pytest.mark.parametrize("model", ["google/flan-t5-xl", "FLAN-T5-XL"])
-def test_an_encoder_decoder_is_refused_before_its_weights_are_downloaded(
-    command: tuple[str, ...], deed: str, model: str, run: Run, engine: FakeEngine
-) -> None:
-    code, _out, err = run(command[0], model, *command[1:])
-    assert code == ExitCode.UNSUPPORTED_MODEL and engine.ran == []
-    assert f"cannot be {deed}: it is an encoder-decoder" in err
-    assert "make build MODEL=" in err or "IMATRIX=none" in err
-
-
-def test_it_can_still_be_planned_and_built(run: Run) -> None:
-    assert run("plan", "google/flan-t5-xl", "--quant=Q8_0")[0] == 0
+def test_an_encoder_decoder_is_planned_as_any_model(option: str, is_calibrated: bool, model: str, run: Run) -> None:
+    code, out, err = run("plan", model, option)
+    assert code == 0, err
+    assert ("calibrate" in out) == is_calibrated, out
 
 
 def test_a_gguf_of_an_encoder_is_refused_by_its_header(run: Run, tmp_path: Path, engine: FakeEngine) -> None:
-    path = tmp_path / "t5.gguf"
-    path.write_bytes(gguf({"general.architecture": "t5", "general.file_type": 0}, [TensorSpec("t", (32, 2))]))
+    path = tmp_path / "encoder.gguf"
+    path.write_bytes(gguf({"general.architecture": "t5encoder", "general.file_type": 0}, [TensorSpec("t", (32, 2))]))
     code, _out, err = run("eval", str(path), "--quant=Q8_0")
-    assert code == ExitCode.UNSUPPORTED_MODEL and "t5 is not a decoder" in err and engine.ran == []
+    assert code == ExitCode.UNSUPPORTED_MODEL and "t5encoder is not a decoder" in err and engine.ran == []
 
 
 # ---- QUANTS and RECIPE -------------------------------------------------------------------------------

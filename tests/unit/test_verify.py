@@ -246,7 +246,7 @@ def _header(folder: Path, metadata: Mapping[str, Value]) -> GgufHeader:
         ({"general.architecture": "bert", "bert.attention.causal": False}, "not causal"),
         ({"general.architecture": "qwen3", "qwen3.pooling_type": 3}, "pooled"),
         ({"general.architecture": "qwen3", "qwen3.pooling_type": 0}, None),
-        ({"general.architecture": "t5"}, "not a decoder"),
+        ({"general.architecture": "t5encoder"}, "not a decoder"),
         ({"general.architecture": "clip", "general.type": "mmproj"}, "mmproj"),
     ],
 )
