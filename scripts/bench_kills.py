@@ -53,10 +53,14 @@ sys.path.insert(0, str(REPO_DIR))
 
 from scripts.bench_build import cannot, say  # noqa: E402 (the path above comes first)
 from scripts.bench_matrix import DEMO  # noqa: E402
-from tests.conftest import run, start  # noqa: E402
-from tests.hub_server import HubServer  # noqa: E402
-from tests.kills import Witness, assert_nothing_is_left_over, containers_in, files_with, processes_in  # noqa: E402
-from tests.tiny_model import write_tiny_model  # noqa: E402
+
+try:
+    from tests.conftest import run, start
+    from tests.hub_server import HubServer
+    from tests.kills import Witness, assert_nothing_is_left_over, containers_in, files_with, processes_in
+    from tests.tiny_model import write_tiny_model
+except ImportError as error:
+    cannot(f"{error}. Type: scripts/setup-venv.sh test")
 
 REPO = "org/tiny"
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
