@@ -25,6 +25,13 @@ from builder.llama.converter_input import ConverterInput, open_converter_input
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader, read_gguf_model
+from quantyard.formats.quantized_weights import (
+    WeightQuantization,
+    as_sentence,
+    find_quantization,
+    half_dtype,
+    plain_tensors,
+)
 from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_safetensors_folder, safetensors_dtype
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ConvertRequest, Reference
@@ -55,17 +62,22 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
             5 if disk or memory ran out.
     """
     source, target = stage.in_dir / "source", stage.files_dir / "model.gguf"
-    architecture = _architecture(source)
+    config = _read_config(source / "config.json")
+    architecture = _architecture(config)
     refuse_missing_sentencepiece(source, architecture)
     weights = _weights(source, request)
-    dtype = safetensors_dtype(weights) if weights else "BF16"
+    tensors = {name: tensor for file in weights for name, tensor in file.tensors.items()}
+    quantized = find_quantization(config, tensors) if weights else None
+    _refuse_unreadable(quantized)
+    dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _dtype(weights)
     outtype, reason = _choose_outtype(request, dtype)
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
         damaged = beside.submit(find_nonfinite_tensors, weights)
         tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
         converter = open_converter(llama_tools(stage), source, stage.scratch_dir)
         versions = beside.submit(_versions, stage, converter)
-        with open_converter_input(converter.folder, weights) as given:
+        completed = _read_config(converter.folder / "config.json")
+        with open_converter_input(converter.folder, weights, completed) as given:
             run = _run_converter(stage, request, converter, given, target, outtype)
     if run.exit_code != 0 or not target.exists():
         raise _failure(stage, architecture, run)
@@ -73,17 +85,36 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     model = read_gguf_model(target)
     _refuse_overflow(model, outtype, dtype)
     facts: dict[str, JsonValue] = {
-        "architecture": architecture, "source_dtype": dtype, "outtype": outtype, "outtype_reason": reason,
-        "lossless": outtype in _LOSSLESS_INTO.get(dtype, {outtype}), "tokenizer_class": tokenizer_class.result(),
+        "architecture": architecture, "source_dtype": quantized.title if quantized else dtype, "outtype": outtype,
+        "outtype_reason": reason, "lossless": _is_lossless(dtype, outtype, quantized),
+        "tokenizer_class": tokenizer_class.result(),
         "n_tensors": len(model.tensors), "n_params": model.n_params, "transformers": converter.transformers,
         "config_completed": list(converter.notes),
     }
     return StageOutcome(facts=facts, tools=versions.result(), argv=(run.argv,))
 
 
-def _architecture(source: Path) -> str:
+def _dtype(weights: tuple[SafetensorsFile, ...]) -> str:
+    return safetensors_dtype(weights) if weights else "BF16"
+
+
+def _is_lossless(dtype: str, outtype: str, quantized: WeightQuantization | None) -> bool:
+    """Unpacked weights are products with scales, which 16 bits round; those that are kept lose nothing."""
+    if quantized is not None and not quantized.kept:
+        return False
+    return outtype in _LOSSLESS_INTO.get(dtype, {outtype})
+
+
+def _refuse_unreadable(quantized: WeightQuantization | None) -> None:
+    """The plan refuses it before the download; where it could not see the headers, this does."""
+    if quantized is not None and quantized.problem:
+        message = f"The weights are quantized already: {quantized.title}. {as_sentence(quantized.problem)}"
+        hint = "Build from the model as it was before it was quantized; most cards name it (base_model)."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantized-source", message, hint)
+
+
+def _architecture(config: dict[str, Any]) -> str:
     """The class name the converter goes by; its absence is the commonest sign of a wrong folder."""
-    config = _read_config(source / "config.json")
     inner = config.get("text_config")
     names = config.get("architectures") or (inner.get("architectures") if isinstance(inner, dict) else None)
     if not (isinstance(names, list) and names and isinstance(names[0], str)):

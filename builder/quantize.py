@@ -25,6 +25,7 @@ from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _OPTIONS = {f"{OUTPUT}.weight": "--output-tensor-type", f"{EMBEDDING}.weight": "--token-embedding-type"}
+_KEEPS = {"MXFP4_MOE": {"MXFP4"}}  # types that a quant leaves as they are
 _TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _BUILD_LINE = re.compile(r"^(?:main: build = |version: )(.+)")
 
@@ -80,7 +81,8 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> GgufHeader:
         model = read_gguf_model(source)
     except GgufError as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{source.name} is not a usable GGUF: {error}") from error
-    if model.is_quantized and not request.allow_requantize and request.quant != "COPY":
+    quantized = {tensor.type.name for tensor in model.tensors if tensor.type.is_quantized}
+    if quantized - _KEEPS.get(request.quant, set()) and not request.allow_requantize and request.quant != "COPY":
         message = f"{source.name} is quantized already; quantizing it again loses more quality than usual."
         hint = "Start from the 16-bit model, or insist with ALLOW_REQUANTIZE=1."
         raise StageFailure(ExitCode.BAD_REQUEST, "requantize", message, hint)

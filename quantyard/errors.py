@@ -134,6 +134,12 @@ class UnsupportedModel(QuantyardError):
     exit_code = ExitCode.UNSUPPORTED_MODEL
 
 
+class UnreadableWeights(UnsupportedModel):
+    """The weights are quantized in a form that llama.cpp's converter cannot read."""
+
+    kind = "quantized-source"
+
+
 class NotScored(QuantyardError):
     """The model does not expose token log-probabilities; found out before its weights are downloaded."""
 

@@ -87,6 +87,11 @@ def card_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
     )
     kind = "commit" if source.repo_id else "local files, digest"
     yield SafeMarkdown(f"Source: {where}, {kind} {markdown_code(source.commit)}.")
+    if source.quantization:
+        yield SafeMarkdown(
+            f"The source is quantized already: {escape_markdown(source.quantization)}. No file here is closer to the "
+            "model as it was before that than the source is, and every measurement is against the source."
+        )
     if not subject.imatrices:
         used = sorted({stage.inputs["imatrix"] for _, stage in subject.stages("quantize") if "imatrix" in stage.inputs})
         told = f"not kept, digest {join_markdown(', ', map(markdown_code, used))}" if used else "none"

@@ -160,7 +160,7 @@ SETTINGS: Final = (
         "ALLOW_PICKLE", "", "permissions", "convert pickle checkpoints (.bin, .pt), which can run code", "flag",
         trusted=True,
     ),
-    Setting("ALLOW_REQUANTIZE", "", "permissions", "quantize a GGUF that is already quantized", "flag"),
+    Setting("ALLOW_REQUANTIZE", "", "permissions", "quantize a GGUF or a model that is already quantized", "flag"),
     Setting(
         "ALLOW_MISMATCH", "", "permissions",
         "kinds of texts that may differ from what the model's own files say, comma-separated: plain-text, script:NAME",

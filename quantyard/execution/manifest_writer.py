@@ -71,6 +71,7 @@ class ManifestRecords:
             kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
             commit=source.model.commit, license=source.license, files=list(source.files),
             gguf_file=source.gguf_file, dtypes=dict(source.dtypes), card=source.card,
+            quantization=source.quantization.title if source.quantization else "",
         )
         path = self.store.folder / "manifest.json"
         try:

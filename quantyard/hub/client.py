@@ -19,7 +19,7 @@ from quantyard.errors import HubError, HubUnreachable, QuantyardError, RepoEmpty
 from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
 from quantyard.hub.files import Selection, parse_hub_repo_id, select_hub_files
-from quantyard.hub.model_card import hub_card_of_repo
+from quantyard.hub.model_card import hub_base_model, hub_card_of_repo
 from quantyard.protocol.base import FileEntry
 from quantyard.quants.file_size import TensorShape
 from quantyard.store.manifest import SourceCard
@@ -82,6 +82,7 @@ class HubRepo:
     license: str | None
     dtypes: dict[str, int]
     card: SourceCard
+    base_model: str = ""
 
 
 def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = None) -> HubRepo:
@@ -176,6 +177,7 @@ def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) ->
         repo_id=repo_id, revision=revision or "main", commit=hub_commit(info, endpoint),
         files=_files(siblings, endpoint), gated=bool(info.gated), private=bool(info.private), license=_license(info),
         dtypes=dict(info.safetensors.parameters) if info.safetensors else {}, card=hub_card_of_repo(info),
+        base_model=hub_base_model(getattr(info.card_data, "base_model", None)),
     )
 
 

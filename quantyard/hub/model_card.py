@@ -28,6 +28,7 @@ _FIELDS: Final = ("license_name", "license_link", "language", "pipeline_tag", "t
 _ABSENT: Final = frozenset({"", "~", "null"})  # how YAML writes nothing
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,16}(?:[-_][A-Za-z0-9]{1,8}){0,3}")
 _TASK: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_REPO: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LINK: Final = re.compile(r"(?:https?://)?[A-Za-z0-9._~/%?#&=+:@-]+")
 # To recognise one more task among a GGUF's tags: add its name on the Hub.
 PIPELINE_TAGS: Final = frozenset({
@@ -49,6 +50,17 @@ def hub_card_of_repo(info: ModelInfo) -> SourceCard:
     """The card of a model as the Hub describes it; `gated` comes from the Hub, not from the card."""
     data = {name: getattr(info.card_data, name, None) for name in _FIELDS}
     return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated})
+
+
+def hub_base_model(value: Any) -> str:
+    """The one model that a card's `base_model` names, as org/name; "" for none and for several."""
+    names = _texts(value, lambda item: _matching(_REPO, item))
+    return names[0] if len(names) == 1 else ""
+
+
+def hub_base_model_of_readme(text: str) -> str:
+    """The same from a README."""
+    return hub_base_model(_front_matter(text).get("base_model"))
 
 
 def hub_card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> tuple[str | None, SourceCard]:

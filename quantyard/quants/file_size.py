@@ -4,8 +4,8 @@ The size of a quant is computed tensor by tensor from the shapes in the safetens
 llama.cpp's category, and `tensor_types.quant_tensor_type` the type in that category. Which tensors stay unquantized
 follows `tensor_allows_quantization` of llama.cpp's `src/llama-quant.cpp` and its converter.
 
-Not predicted: tensors that a converter merges, drops or pads for one architecture only, and sources that are quantized
-already (GPTQ, AWQ, bitsandbytes), whose packed integers are ignored.
+Weights that are quantized at the source come here unpacked (sources/quantized_source.py). Not predicted: tensors that a
+converter merges, drops or pads for one architecture only.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _LAYER = re.compile(r"\.(\d+)\.")
 
+# Types that sources hold and the conversion keeps, and what does not quantize them again.
+_KEPT_TYPES = ("MXFP4", "NVFP4")
+_KEEPING = ("F32", "F16", "BF16", "COPY", "MXFP4_MOE")
+
 # Bytes besides the tensors' data: per token its text, type and share of the merges; per tensor its header entry.
 _BYTES_PER_TOKEN, _BYTES_PER_TENSOR, _BYTES_FIXED = 37, 60, 8_000
 
@@ -89,6 +93,7 @@ class _Weight:
     count: int
     row_length: int
     fixed_type: str | None  # the same type with every quant
+    stored_type: str | None = None  # quantized at the source in a type that the conversion keeps
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,6 @@ def _weight(tensor: TensorShape, text: Config) -> _Weight:
     count, layer = math.prod(shape), _LAYER.search(tensor.name)
     transposed = text.get("model_type") == "gpt2" and _TRANSPOSED.search(tensor.name)
     fixed_type = "F32" if category == "keep" or count == max(shape, default=1) else None
-    if tensor.name.endswith("_blocks"):  # gpt-oss: two 4-bit weights to a byte, repacked as they are
-        count, fixed_type = 2 * count, "MXFP4"
     return _Weight(
         category=category,
         layer=int(layer[1]) if layer else 0,
@@ -192,6 +195,7 @@ def _weight(tensor: TensorShape, text: Config) -> _Weight:
         count=count,
         row_length=shape[0 if transposed else -1] if shape else 1,
         fixed_type=fixed_type,
+        stored_type=tensor.dtype if tensor.dtype in _KEPT_TYPES else None,
     )
 
 
@@ -211,7 +215,8 @@ def _is_left_out(weight: _Weight, model: _Model) -> bool:
 def _type(
     weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
 ) -> str:
-    kind = weight.fixed_type or (model.copy_of if quant.name == "COPY" else None)
+    kept = weight.stored_type if quant.name in _KEEPING else None
+    kind = kept or weight.fixed_type or (model.copy_of if quant.name == "COPY" else None)
     if kind is not None:
         return kind
     where = "output" if weight.category == "embed" and model.tied else weight.category

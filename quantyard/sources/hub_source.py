@@ -19,6 +19,7 @@ from quantyard.hub.client import (
 from quantyard.hub.files import Selection, select_hub_files
 from quantyard.sources.chat_template import base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import refuse_other_gguf
+from quantyard.sources.quantized_source import read_source_weights, source_dtypes
 from quantyard.sources.side_files import parse_side_json, refuse_missing_tokenizer, refuse_spoiled_weights
 from quantyard.sources.source import Source
 from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_tensors
@@ -44,18 +45,21 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     is_hf = chosen.kind == "huggingface"
     config = read_hub_config(access, repo) if is_hf else {}
     chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
-    tensors, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
+    found, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
     if chosen.gguf_file:
         _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
+    held = read_source_weights(config, found)
     if is_hf:
         _check_hub_files(access, repo, chosen)
         refuse_missing_tokenizer(repo.repo_id, [file.path for file in chosen.files], config)
-        refuse_faulty_tensors(repo.repo_id, config, tensors or ())
-    notes = (note for note in (chosen.note, renamed) if note and is_hf)
+        refuse_faulty_tensors(repo.repo_id, held.config, held.tensors or ())
+    notes = (note for note in (chosen.note, renamed, *held.notes) if note and is_hf)
+    dtypes = source_dtypes(held.tensors) if held.quantization and held.tensors else repo.dtypes
     return Source(
         model=ModelId(org, name, repo.commit), kind=chosen.kind, title=source_title(repo), files=chosen.files,
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
-        dtypes=repo.dtypes, tensors=tensors, config=config, card=repo.card, has_chat_template=chats,
+        dtypes=dtypes, tensors=held.tensors, config=held.config, card=repo.card, has_chat_template=chats,
+        quantization=held.quantization, base_model=repo.base_model,
         notes=(*notes, *base_model_notes(chats, config)),
     )
 

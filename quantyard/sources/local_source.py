@@ -21,13 +21,14 @@ from quantyard.formats.safetensors import (
 )
 from quantyard.hub.client import CONFIG_LIMIT_BYTES
 from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_hub_files
-from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
+from quantyard.hub.model_card import hub_base_model_of_readme, hub_card_of_gguf, hub_card_of_readme
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.file_size import TensorShape
 from quantyard.sources.chat_template import BASE_MODEL_NOTE, base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import read_model_gguf
 from quantyard.sources.local_folder import CachedRepo, cached_hub_repo, no_model_folder
+from quantyard.sources.quantized_source import read_source_weights, source_dtypes
 from quantyard.sources.side_files import check_local_files, refuse_spoiled_text, refuse_spoiled_weights
 from quantyard.sources.source import Source
 from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_tensors
@@ -61,17 +62,21 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     for name in weights:
         refuse_spoiled_weights(str(path), name, places[name])
     tensors, renamed = unwrapped_tensors(_local_tensors(path, list(places)) if weights else None)
+    held = read_source_weights(config, tensors)
+    config, tensors = held.config, held.tensors
     refuse_faulty_tensors(str(path), config, tensors or ())
     notes += [renamed] if renamed else []
-    notes += check_local_files(str(path), places, config, tensors or ())
+    notes += [*held.notes, *check_local_files(str(path), places, config, tensors or ())]
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
-    license_, card = hub_card_of_readme(_readme(places.get("README.md")))
+    readme = _readme(places.get("README.md"))
+    license_, card = hub_card_of_readme(readme)
     chats = source_chat_template(places, lambda name: read_named_file(places[name], _SIDE_LIMIT))
     source = Source(
         model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
-        dtypes=_dtypes(tensors or ()), tensors=tensors, config=config, card=card,
+        dtypes=source_dtypes(tensors or ()), tensors=tensors, config=config, card=card, quantization=held.quantization,
+        base_model=hub_base_model_of_readme(readme) if held.quantization else "",
         notes=(*notes, *base_model_notes(chats, config)), has_chat_template=chats,
     )
     return _named_by_cache(source, path, cached_hub_repo(path, files, places))
@@ -169,16 +174,6 @@ def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     except SafetensorsError as error:
         raise BadSource(str(error), "Download or copy it again: the file is damaged.") from error
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
-
-
-def _dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        size = 1
-        for length in tensor.shape:
-            size *= length
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + size
-    return counts
 
 
 def _config(path: Path) -> Mapping[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from quantyard.errors import BadSource, NeedsPermission
 from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formats.names import shown_name
+from quantyard.formats.quantized_weights import WeightQuantization
 from quantyard.hub.client import HubAccess, parse_hub_repo_id
 from quantyard.protocol.builder import OutType
 from quantyard.quants.catalog import Quant
@@ -77,10 +78,17 @@ def refuse_quantized_source(source: Source, quants: tuple[Quant, ...], outtype: 
     """
     if allowed or not (source.is_quantized or (source.kind == "huggingface" and outtype == "q8_0")):
         return
-    if again := [q.name for q in quants if q.name != "COPY" and not source.is_already(q, outtype)]:
-        what = source.gguf_file or "With OUTTYPE=q8_0 the conversion"
-        message = f"{what} is quantized already; making {', '.join(again)} of it loses more quality than usual."
-        raise NeedsPermission(message, "Start from the 16-bit model, or allow it: ALLOW_REQUANTIZE=1")
+    if again := [q.name for q in quants if not source.keeps(q) and not source.is_already(q, outtype)]:
+        what = _quantized_words(source)
+        message = f"{what}; making {', '.join(again)} of it loses more quality than usual."
+        original = f" (MODEL={source.base_model})" if source.base_model and source.quantization else ""
+        raise NeedsPermission(message, f"Start from the 16-bit model{original}, or allow it: ALLOW_REQUANTIZE=1")
+
+
+def _quantized_words(source: Source) -> str:
+    if source.quantization is not None:
+        return f"{source.title} is quantized already: {source.quantization.title}"
+    return f"{source.gguf_file or 'With OUTTYPE=q8_0 the conversion'} is quantized already"
 
 
 def recall_source(artifacts: Path, model: str) -> Source | None:
@@ -101,4 +109,5 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
         model=model_id, kind=known.kind, title=f"{known.title}, as recorded (the Hub is out of reach)",
         files=tuple(known.files), repo_id=repo_id, revision=commit, license=known.license, gguf_file=known.gguf_file,
         dtypes=known.dtypes, card=known.card, preset=preset,
+        quantization=WeightQuantization(known.quantization, 0) if known.quantization else None,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quantyard.formats.gguf import GgufHeader
+from quantyard.formats.quantized_weights import WeightQuantization
 from quantyard.memory.from_config import kv_cache_bytes
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.builder import OutType
@@ -45,6 +46,8 @@ class Source:
     tensors: tuple[TensorShape, ...] | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     card: SourceCard = field(default_factory=SourceCard)
+    quantization: WeightQuantization | None = None  # of Hugging Face weights
+    base_model: str = ""  # that it was made from, by its card
     preset: Preset | None = None  # if it was named by a preset
     notes: tuple[str, ...] = ()  # what the plan says of it, a sentence each
     has_chat_template: bool | None = None  # None: not known before it is here
@@ -69,7 +72,9 @@ class Source:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is a quantized GGUF, as far as that can be known without downloading it."""
+        """Whether its weights are quantized, as far as that can be known without downloading it."""
+        if self.kind == "huggingface":
+            return self.quantization is not None
         if self.gguf is not None:
             return self.gguf.is_quantized
         return self.named_quant is not None and self.named_quant.name not in UNQUANTIZED
@@ -80,7 +85,18 @@ class Source:
             return asked, "asked for"
         if not self.dtypes:
             return "auto", "decided by the weights' own type when they are here"
-        return quant_outtype_for(self.dtypes)
+        outtype, reason = quant_outtype_for(self.dtypes)
+        if self.quantization is None:
+            return outtype, reason
+        what = f"the {self.quantization.title} weights are"
+        kept = f"{what} kept, and the others"
+        return outtype, f"{kept} are 16 bit" if self.quantization.kept else f"{what} unpacked and rounded to 16 bit"
+
+    def keeps(self, quant: Quant) -> bool:
+        """Whether this quant leaves the quantized weights of the source as they are."""
+        if quant.name == "COPY":
+            return True
+        return quant.name == "MXFP4_MOE" and self.quantization is not None and self.quantization.kept == "MXFP4"
 
     def is_already(self, quant: Quant, outtype: OutType) -> bool:
         """Whether the conversion, or the GGUF itself, has this quant already, so that quantizing is not needed."""

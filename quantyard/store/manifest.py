@@ -54,6 +54,7 @@ class SourceRecord(_Record):
     files: list[FileEntry]
     gguf_file: RelativePath | None = None
     dtypes: dict[str, int] = {}
+    quantization: Annotated[str, Field(exclude_if=lambda value: not value)] = ""  # of its weights: "GPTQ, 4 bit"
     card: SourceCard = SourceCard()
 
 

@@ -22,6 +22,7 @@ from quantyard.plan.steps import BuildPlan
 from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.architectures import refuse_unsupported_architecture
+from quantyard.sources.quantized_source import refuse_unreadable_weights
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
@@ -109,6 +110,7 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     quants = tuple(dict.fromkeys((baseline, *request.quants))) if baseline else request.quants
     if source.kind == "huggingface":
         refuse_unsupported_architecture(source.config, lambda: _converter_list(request))
+        refuse_unreadable_weights(source.title, source.quantization, source.base_model)
     refuse_quantized_source(source, quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,

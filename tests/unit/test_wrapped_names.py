@@ -70,13 +70,13 @@ def model(folder: Path, names: list[str], files: list[str], index: str = "") -> 
 )  # fmt: skip
 def test_a_folder_that_the_converter_reads_is_given_as_it_is(files: list[str], index: str, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", NAMES, files, index)
-    with open_converter_input(folder, read_safetensors_folder(folder)) as given:
+    with open_converter_input(folder, read_safetensors_folder(folder), {}) as given:
         assert (given.folder, given.launcher) == (folder, ())
 
 
 def test_weights_of_other_names_are_linked_to_names_that_the_converter_looks_for(tmp_path: Path) -> None:
     folder = model(tmp_path / "m", NAMES, ["x-1.safetensors", "x-2.safetensors"], "x.safetensors.index.json")
-    with open_converter_input(folder, read_safetensors_folder(folder)) as given:
+    with open_converter_input(folder, read_safetensors_folder(folder), {}) as given:
         links = {path.name: path.readlink().name for path in given.folder.iterdir()}
     assert links == {
         "config.json": "config.json", "model-00001-of-00002.safetensors": "x-1.safetensors",
@@ -107,7 +107,7 @@ def test_the_converter_sees_the_names_without_the_wrapper(tmp_path: Path) -> Non
     (tmp_path / "app" / "gguf-py" / "gguf" / "utility.py").write_text(READER)
     converter = tmp_path / "app" / "convert_hf_to_gguf.py"
     converter.write_text(CONVERTER)
-    with open_converter_input(folder, read_safetensors_folder(folder)) as given:
+    with open_converter_input(folder, read_safetensors_folder(folder), {}) as given:
         argv = [sys.executable, *given.launcher, str(converter), str(given.folder), "--outfile"]
         done = subprocess.run(argv, capture_output=True, text=True, check=True, env={})
     assert done.stdout.split() == [*sorted(NAMES), "--outfile", "__main__"]
