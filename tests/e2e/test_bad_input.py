@@ -114,7 +114,7 @@ def test_option_like_names_on_the_command_line_are_refused_too(some_engine: str,
 
 def test_a_folder_without_config_json_is_no_model(refused: Refused, model: Path) -> None:
     (model / "config.json").unlink()
-    refused(model, "has no config.json", "Give the folder that holds config.json")
+    refused(model, "holds weights but no config.json: model.safetensors", "as save_pretrained writes it")
 
 
 @pytest.mark.parametrize(
