@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import IO, Any, Final
 
-from quantyard.protocol.aborts import TailWithReason, crash_words
+from quantyard.protocol.aborts import TailWithReason, crash_words, without_backtrace
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -77,10 +77,14 @@ class LlamaServer:
         if code == -signal.SIGKILL:
             hint = "Give it more memory: MEMORY=16GiB, or close other programs."
             return StageFailure(ExitCode.RESOURCES, "out-of-memory", "Memory ran out while the model loaded.", hint)
-        ended = "" if code is None else f" ({crash_words(code, self.log_tail()) or f'exit code {code}'})"
+        crashed = crash_words(code or 0, self.log_tail())
+        ended = "" if code is None else f" ({crashed or f'exit code {code}'})"
         message = f"llama.cpp {what}{ended}."
         hint = "The end of its log says why; the usual reason is an architecture that llama.cpp does not support yet."
-        return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, message, hint, self.log_tail())
+        if crashed:
+            hint = "Choose another model, or another version of llama.cpp: LLAMA_CPP_TAG=full-bNNNN"
+        detail = without_backtrace(self.log_tail()) if crashed else self.log_tail()
+        return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, message, hint, detail)
 
     @property
     def pid(self) -> int:

@@ -18,7 +18,7 @@ _LONGEST: Final = 400  # characters of an assertion
 _REASONS: Final = re.compile(
     r"GGML_ASSERT\(|GGML_ABORT|ggml_abort|\bfatal error\b|what\(\):|terminate called|Assertion .* failed|: Assertion"
 )
-_FOLDERS: Final = re.compile(r"^/(?:\S*/)?(?=[^/\s]+:\d+: )")
+_FOLDERS: Final = re.compile(r"^\.?/(?:\S*/)?(?=[^/\s]+:\d+: )")
 _BACKTRACE: Final = re.compile(r"^\s*(?:#\d+ |\d+\s+(?:in )?\S|\[|0x|lib\S+\.so|warning: |Using host |This GDB )")
 
 
