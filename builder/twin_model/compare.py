@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-TOLERANCE: Final = 0.01  # of the logits' spread
+TOLERANCE: Final = 0.02  # of the logits' spread
 Logits = npt.NDArray[np.float32]
 
 

@@ -80,4 +80,10 @@ _KNOWN: Final = (
         sentence="llama.cpp rounds the limits of YaRN's ramp to whole dimensions, the model does not.",
         accepted=True,
     ),
+    KnownDifference(
+        applies=lambda config: _class(config) == "DbrxForCausalLM" and "rope_theta" in (config.get("attn_config") or {}),
+        change=lambda config: config["attn_config"].update(rope_theta=10_000.0),
+        sentence="Transformers 5 does not read rope_theta in attn_config; llama.cpp does, and is right.",
+        accepted=True,
+    ),
 )  # fmt: skip

@@ -146,6 +146,8 @@ def randomize(model: Any, seed: int) -> None:
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=random)
         weight.copy_(_drawn(weight, noise, type(owner[name]).__name__, name))
+        if "T5" in type(model).__name__ and name.endswith(".q.weight"):
+            weight.mul_(model.config.d_kv**-0.5)  # its scores have no scale but that of the weights
     for name, buffer in model.named_buffers():
         if "correction_bias" in name:  # what routers add to their scores
             buffer.copy_(_SMALL * torch.randn(buffer.shape, generator=random))

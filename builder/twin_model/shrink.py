@@ -27,8 +27,9 @@ Config = dict[str, Any]
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv", "kv_n_heads"),
     "head_dim": ("head_dim", "kv_channels", "d_kv", "attention_head_dim", "attention_key_value_channels"),
+    "scalar": ("query_pre_attn_scalar",),
     "hidden": ("hidden_size", "n_embd", "d_model", "model_dim"),
     "window": ("sliding_window", "attention_window_size", "local_attention"),
 }
@@ -101,6 +102,7 @@ def shrink(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
     _complete(part, given)
     deep = full_depth or bool(DEPTH_MATTERS & set(config.get("architectures") or ()))
     found = Shrunken(small, 0, 0)
+    _shrink_towers(small)
     _shrink_depth(part, found, deep)
     _shrink_widths(part)
     _shrink_experts(part)
@@ -126,8 +128,10 @@ def _key(part: Mapping[str, Any], what: str) -> str:
 
 def _complete(part: Config, defaults: Mapping[str, Any]) -> None:
     """Write out the widths that the file leaves to Transformers' defaults."""
-    for what in ("layers", "heads", "kv_heads", "head_dim", "hidden"):
+    for what in ("layers", "heads", "kv_heads", "head_dim", "hidden", "scalar", "window"):
         name = _key(defaults, what)
+        if what == "kv_heads" and defaults.get(name) == defaults.get(_key(defaults, "heads")):
+            continue  # as many as heads, however many those are
         if what == "head_dim" and "qk_rope_head_dim" in (*part, *defaults):
             continue  # of latent attention, whose heads have widths of their own
         if what == "kv_heads" and part.get("multi_query") is True and not part.get("new_decoder_architecture"):
@@ -137,6 +141,22 @@ def _complete(part: Config, defaults: Mapping[str, Any]) -> None:
     for name in (*_INNER, *_EXPERT_INNER, *_EXPERTS, *_TOP_K, *_RANKS):
         if name not in part and isinstance(defaults.get(name), int) and not isinstance(defaults[name], bool):
             part[name] = defaults[name]
+
+
+def _shrink_towers(config: Config) -> None:
+    """Encoders of pictures and sounds, which a text does not pass: one layer of each."""
+    for part, tower in config.items():
+        if not (isinstance(tower, dict) and part.endswith("_config")):
+            continue
+        if part in _PARTS or "vocab_size" in tower:
+            _shrink_towers(tower)
+            continue
+        for name in ("num_hidden_layers", "depth", "num_layers", "encoder_layers", "n_layer", "layers"):
+            if isinstance(tower.get(name), int):
+                tower[name] = 1
+        for name, value in tower.items():
+            if name.endswith("_indexes") and isinstance(value, list):
+                tower[name] = [0 for _ in value]
 
 
 # ---- depth -------------------------------------------------------------------------------------------
@@ -221,8 +241,9 @@ def _shrink_widths(part: Config) -> None:
         new_hidden = min(max(_HIDDEN, 8 * math.ceil(hidden / (heads * dim) * new_hidden / 8)), 3 * _HIDDEN)
     _scale_attention_scalar(part, dim, new_dim, hidden // heads, new_hidden // new_heads)
     part[heads_name], part[hidden_name] = new_heads, new_hidden
-    if kv_name := _key(part, "kv_heads"):
-        part[kv_name] = new_kv
+    place = _kv_place(part)
+    if kv_name := _key(place, "kv_heads"):
+        place[kv_name] = new_kv
     if (name := _key(part, "head_dim")) and isinstance(part[name], int):
         part[name] = new_dim
     _scale_rope_widths(part, factor)
@@ -240,10 +261,17 @@ def _head_dim(part: Config, hidden: int, heads: int) -> int:
     return part[name] if name and isinstance(part[name], int) else hidden // heads
 
 
+def _kv_place(part: Config) -> Config:
+    """Where the heads of keys are counted: a few configs have a part for attention."""
+    inner = part.get("attn_config")
+    return inner if isinstance(inner, dict) and _key(inner, "kv_heads") else part
+
+
 def _fewer_heads(part: Config, heads: int) -> tuple[int, int]:
     """Heads, and heads of keys: some of both, in about their ratio; no power of two where it was none."""
-    name = _key(part, "kv_heads")
-    kv = part[name] if name and isinstance(part[name], int) else heads
+    place = _kv_place(part)
+    name = _key(place, "kv_heads")
+    kv = place[name] if name and isinstance(place[name], int) else heads
     odd = heads & (heads - 1) != 0
     if kv == heads:
         return (6, 6) if odd else (4, 4)
@@ -351,6 +379,19 @@ def _shrink_states(part: Config, hidden: int) -> None:
 
 
 def _shrink_experts(part: Config) -> None:
+    """Few experts, of which some are chosen, in the config or a part of it."""
+    inner = part.get("ffn_config")
+    if isinstance(inner, dict):
+        _fewer_experts(inner)
+        _shrink_inner(inner, 1, 64)
+    _fewer_experts(part)
+    if "Ernie4_5_MoeForCausalLM" in str(part.get("architectures")):  # the converter takes the one from the others
+        part["intermediate_size"] = (
+            part["num_key_value_heads"] * part["moe_num_shared_experts"] * part["moe_intermediate_size"]
+        )
+
+
+def _fewer_experts(part: Config) -> None:
     top = next((name for name in _TOP_K if isinstance(part.get(name), int)), "")
     for name in _EXPERTS:
         if isinstance(part.get(name), int) and part[name] > 1:
