@@ -47,6 +47,7 @@ _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.voca
 _MAX_COPIED_BYTES: Final = 64 << 20
 _MAX_REASON: Final = 600
 _INDEX: Final = ".index.json"
+_NO_DRAFT: Final = "--no-mtp"  # Transformers builds no layers that predict further tokens
 
 
 class NoTwinError(Exception):
@@ -151,6 +152,8 @@ class _Workshop:
         argv = [str(self._tools.converter_python), str(self._tools.converter), str(converter.folder)]
         argv += ["--outfile", str(gguf), "--outtype", "f32"]
         run = run_llama_tool(argv, converter.env, lambda _line: None, _TIMEOUT_S)
+        if run.exit_code != 0 and "mtp" in run.tail:
+            run = run_llama_tool([*argv, _NO_DRAFT], converter.env, lambda _line: None, _TIMEOUT_S)
         self.argv.append(run.argv)
         return run
 

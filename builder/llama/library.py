@@ -61,6 +61,13 @@ class ContextParams(ctypes.Structure):
         if (flash := bytes(self.block[:at]).find(_FLASH_DEFAULT)) >= 0:  # older ones have a truth value, which is off
             struct.pack_into("@i", self.block, flash + 12, 0)
 
+    def set_embeddings(self) -> None:
+        """The hidden state of each token, not pooled."""
+        pooled = bytes(self.block[: self._kv_place()]).find(_FLASH_DEFAULT[:12])
+        if pooled < 0:
+            raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
+        struct.pack_into("@i", self.block, pooled + 4, 0)
+
     def _kv_place(self) -> int:
         at = bytes(self.block).find(_KV_DEFAULT)
         if at < 0:
@@ -117,6 +124,9 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_decode": (_I, [_P, Batch]),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [_P]),
     "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
+    "llama_set_embeddings": (None, [_P, _YES]),
+    "llama_get_embeddings_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
+    "llama_model_n_embd": (_I, [_P]),
 }
 
 

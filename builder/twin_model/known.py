@@ -58,7 +58,7 @@ def _rope(config: Config) -> Config:
     return {}
 
 
-_NO_WINDOW: Final = frozenset({"MistralForCausalLM", "Starcoder2ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+_NO_WINDOW: Final = frozenset({"MistralForCausalLM", "Starcoder2ForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM"})
 _KNOWN: Final = (
     KnownDifference(
         applies=lambda config: _class(config) == "DeepseekV3ForCausalLM" and "scoring_func" not in config,
@@ -81,9 +81,9 @@ _KNOWN: Final = (
         accepted=True,
     ),
     KnownDifference(
-        applies=lambda config: _class(config) == "DbrxForCausalLM" and "rope_theta" in (config.get("attn_config") or {}),
+        applies=lambda config: _class(config) == "DbrxForCausalLM" and isinstance(config.get("attn_config"), dict),
         change=lambda config: config["attn_config"].update(rope_theta=10_000.0),
-        sentence="Transformers 5 does not read rope_theta in attn_config; llama.cpp does, and is right.",
+        sentence="Transformers 5 does not read rope_theta in attn_config; llama.cpp does.",
         accepted=True,
     ),
 )  # fmt: skip

@@ -7,7 +7,8 @@ image's `libllama` is the very code that its tools run, and llama-cpp-python car
 kept in 32 bits and on the CPU: no flash attention, no 16-bit KV cache, no device.
 
 `prompts.json`: a list of {"tokens": [...], "positions": [...]}, with "decoder": [...] for an encoder-decoder, whose
-positions are the decoder's. Writes `llama-<i>.npy` for each prompt: float32, one row of logits for each position.
+positions are the decoder's, and "embeddings": [1] where the last hidden states are asked for. Writes `llama-<i>.npy`
+for each prompt: float32, one row of logits for each position.
 
 Exit codes: 0; 3, llama.cpp cannot do it, and the last line says why; or a signal (an assertion is SIGABRT).
 """
@@ -54,22 +55,26 @@ class Llama:
         self._vocab_size = self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model))
 
     def logits(
-        self, tokens: Sequence[int], positions: Sequence[int], decoder: Sequence[int]
+        self, tokens: Sequence[int], positions: Sequence[int], decoder: Sequence[int], embeddings: bool
     ) -> npt.NDArray[np.float32]:
-        """Logits at these positions, shape (positions, vocabulary); of the decoder's tokens where there are some."""
-        context = self._open_context(max(len(tokens), len(decoder)))
+        """Logits at these positions, shape (positions, vocabulary); of the decoder's tokens where there are some; or
+        the hidden states, shape (positions, width).
+        """
+        context = self._open_context(max(len(tokens), len(decoder)), embeddings)
         try:
             if decoder:
                 self._run(context, tokens, range(len(tokens)), self._c.llama_encode)
             self._run(context, decoder or tokens, positions, self._c.llama_decode)
-            rows = [self._row(context, position) for position in positions]
+            rows = [self._row(context, position, embeddings) for position in positions]
         finally:
             self._c.llama_free(context)
         return np.stack(rows)
 
-    def _open_context(self, n_tokens: int) -> int:
+    def _open_context(self, n_tokens: int, embeddings: bool) -> int:
         params = self._c.llama_context_default_params()
         try:
+            if embeddings:
+                params.set_embeddings()
             params.set_full_precision()
         except UnknownLayout as error:
             raise CannotRun(f"cannot be asked: {error}") from error
@@ -77,6 +82,7 @@ class Llama:
         context: int = self._c.llama_init_from_model(self._model, params)
         if not context or self._c.llama_n_ctx(context) < n_tokens:
             raise self._cannot("opens no context on the model")
+        self._c.llama_set_embeddings(context, embeddings)
         self._c.llama_set_n_threads(context, self._threads, self._threads)
         return context
 
@@ -92,11 +98,13 @@ class Llama:
         finally:
             self._c.llama_batch_free(batch)
 
-    def _row(self, context: int, position: int) -> npt.NDArray[np.float32]:
-        found = self._c.llama_get_logits_ith(context, position)
+    def _row(self, context: int, position: int, embeddings: bool) -> npt.NDArray[np.float32]:
+        row_of = self._c.llama_get_embeddings_ith if embeddings else self._c.llama_get_logits_ith
+        found = row_of(context, position)
         if not found:
             raise self._cannot("gives no logits")
-        return np.ctypeslib.as_array(found, (self._vocab_size,)).copy()
+        width = self._c.llama_model_n_embd(self._model) if embeddings else self._vocab_size
+        return np.ctypeslib.as_array(found, (width,)).copy()
 
     def _cannot(self, what: str) -> CannotRun:
         return CannotRun(f"{what}: {' '.join(''.join(self._log).split())[-600:]}")
@@ -114,7 +122,8 @@ def main() -> int:
     try:
         model = Llama(args.library, args.gguf, args.threads)
         for number, prompt in enumerate(json.loads(args.prompts.read_bytes())):
-            found = model.logits(prompt["tokens"], prompt["positions"], prompt.get("decoder", []))
+            decoder, embeddings = prompt.get("decoder", []), bool(prompt.get("embeddings"))
+            found = model.logits(prompt["tokens"], prompt["positions"], decoder, embeddings)
             np.save(args.out / f"llama-{number}.npy", found)
     except CannotRun as error:
         print(error)

@@ -192,7 +192,9 @@ def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, list[int]]]:
     for length in (_SHORT_TOKENS, small.prompt_tokens):
         drawn = torch.randint(0, size, (4 * length + 64,), generator=random).tolist()
         tokens = [token for token in drawn if token not in avoided][:length]
-        prompt = {"tokens": tokens, "positions": _positions(length, limits)}
+        prompt = {"tokens": tokens, "positions": _positions(length, limits), "embeddings": []}
+        if model.get_output_embeddings() is None:  # a model that embeds texts: its last hidden states are compared
+            prompt["embeddings"] = [1]
         if getattr(model.config, "is_encoder_decoder", False):
             start = getattr(model.config, "decoder_start_token_id", None) or 0
             prompt["decoder"] = [start, *reversed(tokens[1:])]
@@ -223,11 +225,13 @@ def _write_logits(model: Any, prompts: list[dict[str, list[int]]], out: Path) ->
         asked = {"input_ids": torch.tensor([prompt["tokens"]])}
         if "decoder" in prompt:
             asked["decoder_input_ids"] = torch.tensor([prompt["decoder"]])
+        cached = {} if prompt["embeddings"] else {"use_cache": False}
         try:
-            logits = model(**asked, use_cache=False).logits[0]
+            found = model(**asked, **cached)
+            rows = (found.last_hidden_state if prompt["embeddings"] else found.logits)[0][prompt["positions"]]
         except Exception as error:
             raise NoTwin(f"Transformers does not run it on tokens alone: {_reason(error)}") from error
-        np.save(out / f"hf-{number}.npy", logits[prompt["positions"]].float().numpy())
+        np.save(out / f"hf-{number}.npy", rows.float().numpy())
 
 
 if __name__ == "__main__":

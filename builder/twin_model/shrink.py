@@ -207,14 +207,22 @@ def _kinds_depth(part: Config, depth: int) -> int:
 def _interval_depth(part: Config) -> int:
     steps = [part[name] for name in _DEPTH_KEYS if isinstance(part.get(name), int) and part[name] > 1]
     dense = 3 if part.get("first_k_dense_replace") else 0
-    only = [n + 2 for n in part.get("mlp_only_layers") or [] if isinstance(n, int)]
-    return max(min(math.lcm(*steps), 24) if steps else 0, dense, *(only or [0]))
+    named = [indices[0] + 2 for _, indices in _index_lists(part) if indices]
+    return max(min(math.lcm(*steps), 24) if steps else 0, dense, *(named or [0]))
+
+
+def _index_lists(part: Config) -> list[tuple[str, list[int]]]:
+    """Lists of the layers that are of one kind, by name: [2, 5, 8]."""
+    names = [name for name in part if name in ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices")]
+    return [(name, sorted(part[name])) for name in names if isinstance(part[name], list)]
 
 
 def _cut_lists(part: Config, depth: int, new: int) -> None:
+    for name, indices in _index_lists(part):
+        part[name] = [index for index in indices if index < new]
     for name, value in part.items():
         told = isinstance(value, list) or (isinstance(value, str) and "pattern" in name)
-        if told and len(value) == depth:
+        if told and len(value) == depth and name not in dict(_index_lists(part)):
             part[name] = value[:new]
 
 
@@ -226,9 +234,10 @@ def _shrink_widths(part: Config) -> None:
     if not hidden_name:
         return
     hidden = int(part[hidden_name])
-    if not heads_name or not isinstance(part[heads_name], int):
+    if "state_size" in part or not heads_name or not isinstance(part[heads_name], int):
         part[hidden_name] = _HIDDEN
         _shrink_inner(part, hidden, _HIDDEN)
+        _shrink_states(part, _HIDDEN)
         return
     heads = int(part[heads_name])
     dim = _head_dim(part, hidden, heads)
@@ -248,12 +257,20 @@ def _shrink_widths(part: Config) -> None:
         part[name] = new_dim
     _scale_rope_widths(part, factor)
     _shrink_inner(part, hidden, new_hidden)
+    if isinstance(part.get("global_head_dim"), int):
+        part["global_head_dim"] //= factor
+    _shrink_ranks(part, hidden, new_hidden)
+    _shrink_states(part, new_hidden)
+
+
+def _shrink_ranks(part: Config, hidden: int, new_hidden: int) -> None:
+    """Further widths: some are the model's."""
+    for name in ("conv_dim", "conv_dim_out", "block_dim"):
+        if part.get(name) == hidden:
+            part[name] = new_hidden
     for name, rank in _RANKS.items():
         if isinstance(part.get(name), int) and part[name]:
             part[name] = new_hidden if part[name] == hidden else min(part[name], rank)
-    if "global_head_dim" in part and isinstance(part["global_head_dim"], int):
-        part["global_head_dim"] = part["global_head_dim"] // factor
-    _shrink_states(part, new_hidden)
 
 
 def _head_dim(part: Config, hidden: int, heads: int) -> int:
@@ -356,9 +373,9 @@ def _shrink_states(part: Config, hidden: int) -> None:
     expand = float(part.get("mamba_expand") or part.get("expand") or 2)
     for heads, dim, inner in (
         ("mamba_n_heads", "mamba_d_head", "mamba_d_ssm"), ("mamba_num_heads", "mamba_head_dim", ""),
-        ("n_mamba_heads", "mamba_headdim", ""), ("num_heads", "head_dim", ""),
+        ("n_mamba_heads", "mamba_headdim", ""), ("num_heads", "head_dim", "intermediate_size"),
     ):
-        if heads.startswith(("mamba", "n_mamba")) and isinstance(part.get(heads), int):
+        if (heads != "num_heads" or "state_size" in part) and isinstance(part.get(heads), int):
             width = int(expand * hidden)
             part[dim] = 16
             part[heads] = width // 16
@@ -405,9 +422,11 @@ def _fewer_experts(part: Config) -> None:
 
 def _shrink_window(part: Config, found: Shrunken) -> None:
     name = _key(part, "window")
-    size = part.get(name)
+    size, longest = part.get(name), part.get("max_position_embeddings")
     if not isinstance(size, int) or size <= _WINDOW or part.get("use_sliding_window") is False:
         return
+    if isinstance(longest, int) and size >= longest:
+        return  # no text is as long
     found.window = (_WINDOW, size)
     part[name] = _WINDOW
 
