@@ -46,6 +46,7 @@ _TIMEOUT_S: Final = 300.0  # of each part; they take seconds
 _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.vocab")
 _MAX_COPIED_BYTES: Final = 64 << 20
 _MAX_REASON: Final = 600
+_NEAR: Final = 4  # positions after a window's end within which its effect is seen
 _INDEX: Final = ".index.json"
 _NO_DRAFT: Final = "--no-mtp"  # Transformers builds no layers that predict further tokens
 
@@ -76,19 +77,16 @@ class _Found:
 
     @property
     def limit(self) -> tuple[str, int] | None:
-        """What it is right up to, and how many tokens of the real model that is; None: not even a short text."""
+        """What it is right up to, and how many tokens of the real model that is; None: not even a short text. Beyond
+        a window the first tokens still are, beyond its original context a scaled rope may change all of a text.
+        """
         short, long = self.parts[0], self.parts[-1]
         if not short.is_equal or long.first_wrong is None:
             return None
-        limits = [(name, *self.facts[key]) for name, key in _LIMITS.items() if self.facts.get(key)]
-        reached = [limit for limit in limits if limit[1] <= long.first_wrong + 1]
-        if not reached:
-            return None
-        name, _, real = max(reached, key=lambda limit: int(limit[1]))
-        return name, int(real)
-
-
-_LIMITS: Final = {"sliding window": "window", "original context": "rope_context"}
+        window, context = self.facts.get("window"), self.facts.get("rope_context")
+        if window and 0 <= long.first_wrong - window[0] <= _NEAR:
+            return "sliding window", int(window[1])
+        return ("original context", int(context[1])) if context else None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Final
 from quantyard.formatting.numbers import (
     format_bytes,
     format_count,
+    format_difference,
     format_elapsed,
     format_kld,
     format_metric_value,
@@ -22,6 +23,7 @@ from quantyard.protocol.facts import (
     EvaluateFacts,
     ReportFacts,
     SpeedFacts,
+    TwinFacts,
     VerifyFacts,
     stage_facts_by_file,
 )
@@ -120,6 +122,20 @@ def _compared(result: StageResult) -> Iterator[str]:
             yield f"{label}: " + " + ".join(f"{n} {verdict}" for verdict, n in file.verdicts.items())
 
 
+def _twinned(result: StageResult) -> Iterator[str]:
+    """Such as `proved, max |Δ logit| 0.000023`; the whole sentence is in the manifest and on the card."""
+    facts = TwinFacts.read(result.facts)
+    yield _TWINS[facts.status]
+    if facts.max_delta is not None:
+        yield f"max |Δ logit| {format_difference(facts.max_delta)}"
+
+
+_TWINS: Final = {
+    "proved": "equal to Transformers", "limited": "equal to Transformers up to a length",
+    "known": "equal to Transformers but for what is known", "differs": "not equal to Transformers",
+    "unproved": "not comparable with Transformers",
+}  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
+    "twin": _twinned,
     "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
 }  # fmt: skip

@@ -1,0 +1,331 @@
+"""The twin of a model: how its config is shrunk, when two computations are the same, and what a difference leads to."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builder import twin
+from builder.twin_model.compare import TOLERANCE, Agreement, compare_logits, join_agreements
+from builder.twin_model.known import ignores_window, known_differences
+from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.builder import TwinRequest
+from quantyard.protocol.facts import TwinFacts
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome
+from tests.twins import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_SILENT,
+    EXAONE4,
+    FLAN_T5,
+    GEMMA3_4B,
+    LLAMA,
+    MISTRAL,
+    STARCODER2,
+    T5_TIED,
+    Config,
+)
+
+EVERY = (DEEPSEEK_V3, EXAONE4, FLAN_T5, GEMMA3_4B, LLAMA, MISTRAL, STARCODER2, T5_TIED)
+_NAMES = [config["model_type"] + str(len(config)) for config in EVERY]
+
+
+def _text(config: Config) -> Config:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+# ---- the small config --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", EVERY, ids=_NAMES)
+def test_no_key_comes_or_goes_but_what_a_quantizer_left_and_the_config_given_is_untouched(config: Config) -> None:
+    before = copy.deepcopy(config)
+    small = shrink(config).config
+    assert config == before
+    assert set(config) - set(small) <= {"quantization_config", "torch_dtype", "auto_map", "dtype"}
+    assert set(small) <= set(config)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=_NAMES)
+def test_it_is_small_whatever_the_model_is(config: Config) -> None:
+    part = _text(shrink(config).config)
+    assert max(part.get("hidden_size", 0), part.get("d_model", 0)) <= 192
+    assert part.get("n_routed_experts", 0) <= 8
+
+
+@pytest.mark.parametrize("config", EVERY, ids=_NAMES)
+def test_what_decides_the_function_stays(config: Config) -> None:
+    part, small = _text(config), _text(shrink(config).config)
+    for name in (
+        "rope_theta", "rms_norm_eps", "norm_epsilon", "hidden_act", "tie_word_embeddings", "use_bias", "vocab_size",
+        "scoring_func", "routed_scaling_factor", "norm_topk_prob", "feed_forward_proj", "architectures",
+    ):  # fmt: skip
+        assert small.get(name, None) == part.get(name, None), name
+
+
+def test_a_key_that_the_file_leaves_out_stays_out_but_for_widths_that_transformers_would_give() -> None:
+    defaults = {"hidden_size": 2304, "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4,
+                "query_pre_attn_scalar": 256, "scoring_func": "sigmoid"}  # fmt: skip
+    small = _text(shrink(GEMMA3_4B, {"text_config": defaults}).config)
+    assert "scoring_func" not in small
+    assert small["head_dim"] == 32 == small["query_pre_attn_scalar"], "a scale that is the head's width stays so"
+    assert (small["num_attention_heads"], small["num_key_value_heads"]) == (4, 2)
+
+
+def test_heads_keep_their_ratio_and_whether_they_are_a_power_of_two() -> None:
+    def heads(**changes: int) -> tuple[int, int]:
+        small = shrink({**LLAMA, **changes}).config
+        assert small["hidden_size"] % small["num_attention_heads"] == 0
+        return small["num_attention_heads"], small["num_key_value_heads"]
+
+    assert heads() == (8, 2)
+    assert heads(num_key_value_heads=32) == (4, 4)
+    assert heads(num_attention_heads=40, num_key_value_heads=40, hidden_size=5120) == (6, 6)
+    assert heads(num_attention_heads=24, num_key_value_heads=8, hidden_size=3072) == (6, 2)
+    assert heads(num_key_value_heads=1) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        ({"layer_types": ["sliding_attention", "full_attention"] * 16}, 2),
+        ({"layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 6, "num_hidden_layers": 36}, 6),
+        ({"layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 8}, 4),
+        ({"full_attention_interval": 4}, 4),
+        ({"sliding_window_pattern": 6}, 6),
+        ({"attn_layer_period": 8, "expert_layer_period": 2}, 8),
+        ({"full_attn_idxs": [2, 5, 8]}, 4),
+        ({"no_rope_layers": [1, 1, 1, 0] * 8}, 4),
+        ({}, 2),
+    ],
+)
+def test_every_kind_of_layer_is_there(config: Config, kinds: int) -> None:
+    found = shrink({**LLAMA, **config})
+    assert found.depth == found.config["num_hidden_layers"] == kinds
+    for name in ("layer_types", "no_rope_layers"):
+        if name in config:
+            assert set(found.config[name]) == set(config[name]) and len(found.config[name]) == kinds
+
+
+def test_layers_without_a_pattern_stay_all() -> None:
+    types = ["full_attention"] * 32
+    types[20] = "sliding_attention"
+    assert shrink({**LLAMA, "layer_types": types}).depth >= 21
+
+
+def test_dense_layers_before_experts_are_of_both_kinds() -> None:
+    small = shrink(DEEPSEEK_V3).config
+    assert small["first_k_dense_replace"] == 1 and small["num_hidden_layers"] == 3
+    assert small["num_nextn_predict_layers"] == 0
+    assert small["n_group"] <= small["n_routed_experts"] // 2, "two experts at least in a group"
+    assert small["topk_group"] < small["n_group"]
+
+
+@pytest.mark.parametrize("name", sorted(DEPTH_MATTERS))
+def test_the_depth_stays_where_llama_cpp_decides_by_it(name: str) -> None:
+    assert shrink({**LLAMA, "architectures": [name]}).depth == 32
+
+
+def test_all_layers_stay_if_that_is_asked_for() -> None:
+    assert shrink(LLAMA, full_depth=True).depth == 32
+
+
+def test_a_window_gets_short_with_the_prompt_beyond_it() -> None:
+    found = shrink(MISTRAL)
+    assert found.window == (32, 4096) and found.config["sliding_window"] == 32
+    assert found.prompt_tokens > 2 * 32
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sliding_window": None}, {"sliding_window": 32768}, {"use_sliding_window": False}]
+)
+def test_a_window_that_no_text_reaches_is_none(changes: Config) -> None:
+    assert shrink({**MISTRAL, **changes}).window is None
+
+
+def test_the_context_of_a_scaled_rope_gets_short_with_the_prompt_beyond_it() -> None:
+    found = shrink(LLAMA)
+    assert found.rope_context == (256, 8192)
+    rope = found.config["rope_scaling"]
+    assert rope["original_max_position_embeddings"] == 256 < found.prompt_tokens
+    assert rope["factor"] == 8.0 and found.config["max_position_embeddings"] == 4096, "in proportion"
+    assert shrink(MISTRAL).rope_context is None
+
+
+def test_a_factor_for_each_frequency_stays_one_for_each() -> None:
+    factors = [1.0 + i / 48 for i in range(48)]
+    config = LLAMA | {
+        "hidden_size": 3072, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope", "long_factor": factors, "short_factor": factors},
+    }  # fmt: skip
+    small = shrink(config).config
+    width = small["hidden_size"] // small["num_attention_heads"]
+    assert len(small["rope_scaling"]["long_factor"]) == width // 2
+    assert small["original_max_position_embeddings"] == 256
+
+
+def test_the_part_of_a_head_that_a_rope_turns_stays_even() -> None:
+    small = shrink({**LLAMA, "hidden_size": 2560, "num_key_value_heads": 32, "partial_rotary_factor": 0.4}).config
+    turned = small["hidden_size"] / small["num_attention_heads"] * 0.4
+    assert turned == int(turned) and int(turned) % 2 == 0
+
+
+def test_encoders_of_pictures_have_one_layer() -> None:
+    assert shrink(GEMMA3_4B).config["vision_config"]["num_hidden_layers"] == 1
+
+
+# ---- the comparison ----------------------------------------------------------------------------------
+
+
+def _logits(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(seed).standard_normal((4, 50)).astype(np.float32)
+
+
+def test_equal_within_arithmetic_is_equal() -> None:
+    logits = _logits()
+    found = compare_logits(logits, logits + np.float32(1e-5), [0, 3, 7, 9])
+    assert found.is_equal and found.same_top == 1.0 and found.mean_kld < 1e-9 and found.n_positions == 4
+
+
+def test_the_first_position_that_differs_is_named_by_its_number() -> None:
+    logits = _logits()
+    other = logits.copy()
+    other[2, 5] += 2 * TOLERANCE
+    found = compare_logits(logits, other, [0, 3, 7, 9])
+    assert not found.is_equal and found.first_wrong == 7
+
+
+def test_logits_that_are_16_times_as_large_differ_though_the_top_token_is_the_same() -> None:
+    found = compare_logits(_logits(), 16 * _logits(), [0, 1, 2, 3])
+    assert found.same_top == 1.0 and found.first_wrong == 0 and found.relative > 10
+
+
+def test_padding_of_a_vocabulary_is_not_compared() -> None:
+    logits = _logits()
+    assert compare_logits(logits, logits[:, :40], [0, 1, 2, 3]).is_equal
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_proof(broken: float) -> None:
+    logits = _logits()
+    logits[1, 1] = broken
+    with pytest.raises(ValueError, match="finite"):
+        compare_logits(logits, logits, [0, 1, 2, 3])
+
+
+def test_agreements_join_to_the_worst_difference_and_the_mean_of_shares() -> None:
+    logits, other = _logits(), _logits(1)
+    parts = [compare_logits(logits, logits, [0, 1, 2, 3]), compare_logits(logits, other, [4, 5, 6, 7])]
+    joined = join_agreements(parts)
+    assert joined.n_positions == 8 and joined.first_wrong == 4 and joined.same_top >= 0.5
+
+
+# ---- the verdict -------------------------------------------------------------------------------------
+
+
+def test_known_causes_are_looked_for_where_they_can_be() -> None:
+    (known,) = known_differences(DEEPSEEK_V3_SILENT)
+    assert known.neutral(DEEPSEEK_V3_SILENT)["scoring_func"] == "sigmoid" and not known.accepted
+    assert "scoring_func" not in DEEPSEEK_V3_SILENT, "the config given is untouched"
+    assert not [*known_differences(DEEPSEEK_V3)] and not [*known_differences(FLAN_T5)]
+    assert [*known_differences(T5_TIED)]
+    assert ignores_window(MISTRAL) and not ignores_window(EXAONE4)
+
+
+class _Script:
+    """Answers each twin that is asked for with the next of these: whether it is equal, or from which position not."""
+
+    def __init__(self, *answers: bool | int | str) -> None:
+        self.answers, self.asked = list(answers), list[Any]()
+
+    def make(self, attempt: Any) -> Any:
+        self.asked.append(attempt)
+        answer = self.answers.pop(0)
+        if isinstance(answer, str):
+            raise twin.NoTwinError(answer)
+        first = None if answer is True else int(answer)
+        good = Agreement(1e-5, 1.0, 1.0, 0.0, 24, None)
+        bad = Agreement(5.0, 1.0, 0.5, 0.3, 24, first)
+        small: Shrunken = shrink(attempt.config, full_depth=attempt.full_depth)
+        facts = {
+            "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
+            "rope_context": small.rope_context, "prompt_tokens": small.prompt_tokens,
+        }  # fmt: skip
+        short = bad if first is not None and first < 24 else good
+        return twin._Found([short, good if first is None else bad], facts)
+
+
+def _outcome(
+    config: Config, script: _Script, folder: Path, monkeypatch: pytest.MonkeyPatch, allow: bool = False
+) -> StageOutcome:
+    monkeypatch.setattr(twin._Workshop, "make", lambda _shop, attempt: script.make(attempt))
+    (folder / "in" / "source").mkdir(parents=True)
+    (folder / "in" / "source" / "config.json").write_text(json.dumps(config))
+    stage = Stage("twin", folder / "in", folder / "out", {}, {})
+    return twin.twin(stage, TwinRequest(allow_twin_mismatch=allow))
+
+
+def test_an_equal_twin_is_proof_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = _Script(True)
+    facts = TwinFacts.read(_outcome(LLAMA, script, tmp_path, monkeypatch).facts)
+    assert facts.status == "proved" and len(script.asked) == 1 and not facts.allowed
+    assert facts.finding.startswith("Computes what Transformers computes: max |Δ logit| 0.00001")
+
+
+def test_a_twin_that_differs_is_tried_at_full_depth_with_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = _Script(0, True)
+    facts = TwinFacts.read(_outcome(LLAMA, script, tmp_path, monkeypatch).facts)
+    assert facts.status == "proved" and script.asked[1].full_depth and script.asked[1].seed != script.asked[0].seed
+
+
+def test_one_that_differs_twice_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageFailure) as failure:
+        _outcome(LLAMA, _Script(0, 0), tmp_path, monkeypatch)
+    assert failure.value.exit_code is ExitCode.UNSUPPORTED_MODEL and failure.value.error.kind == "twin"
+    assert "ALLOW_TWIN_MISMATCH=1" in failure.value.error.hint
+
+
+def test_what_is_allowed_to_differ_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = TwinFacts.read(_outcome(LLAMA, _Script(0, 0), tmp_path, monkeypatch, allow=True).facts)
+    assert facts.status == "differs" and facts.allowed
+
+
+def test_a_window_that_is_ignored_limits_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = TwinFacts.read(_outcome(MISTRAL, _Script(32), tmp_path, monkeypatch).facts)
+    assert (facts.status, facts.right_up_to_tokens) == ("limited", 4096)
+
+
+def test_a_scaled_rope_that_is_ignored_limits_the_length_to_the_original_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = TwinFacts.read(_outcome(LLAMA, _Script(30, 30), tmp_path, monkeypatch).facts)
+    assert (facts.status, facts.right_up_to_tokens) == ("limited", 8192)
+
+
+def test_a_difference_that_begins_elsewhere_than_at_a_limit_is_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StageFailure):
+        _outcome(MISTRAL, _Script(28, 28), tmp_path, monkeypatch)
+
+
+def test_a_cause_that_is_known_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageFailure) as failure:
+        _outcome(DEEPSEEK_V3_SILENT, _Script(0, True), tmp_path, monkeypatch)
+    assert "sigmoid" in failure.value.error.message and "scoring_func" in failure.value.error.hint
+
+
+@pytest.mark.parametrize("why", ["Transformers has no class OddForCausalLM", "The converter ends with exit code 1"])
+def test_without_a_twin_nothing_is_proved_and_the_build_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    facts = TwinFacts.read(_outcome(LLAMA, _Script(why), tmp_path, monkeypatch).facts)
+    assert facts.status == "unproved" and why in facts.finding and facts.max_delta is None
