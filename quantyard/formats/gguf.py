@@ -11,19 +11,20 @@ host with it.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Final
 
 from quantyard.formats.ggml_types import TYPE_BY_ID, TensorType
 from quantyard.formats.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
 
 __all__ = [
-    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_gguf_beginning", "read_gguf_header",
-    "read_gguf_model",
+    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "open_gguf_beginning", "read_gguf_beginning",
+    "read_gguf_header", "read_gguf_model",
     "why_gguf_cannot_generate",
 ]
 
@@ -175,6 +176,29 @@ def read_gguf_beginning(head: bytes, name: str) -> tuple[dict[str, MetadataValue
                 key = cursor.string("a metadata key")
                 metadata[key] = cursor.value(key)
     return metadata, n_tensors
+
+
+@contextmanager
+def open_gguf_beginning(head: bytes, name: str, size_bytes: int) -> Iterator[GgufHeader]:
+    """The header of a file that is far away, from its first bytes. Its path can be read while the context is open.
+
+    Args:
+        head: its first bytes, the whole header among them.
+        name: of the file.
+        size_bytes: of the whole file.
+
+    Raises:
+        GgufError: it is not well-formed, or its header is longer.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name
+        with path.open("wb") as stream:
+            stream.write(head)
+            stream.truncate(max(size_bytes, len(head)))  # the rest takes no disk
+        header = read_gguf_header(path)
+        if header.data_offset > len(head):
+            raise GgufError(f"{name} has a header of {header.data_offset} bytes; {len(head)} were read")
+        yield header
 
 
 def why_gguf_cannot_generate(header: GgufHeader) -> str | None:

@@ -33,6 +33,7 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import QUANTS, TYPE_UNKNOWN, UNQUANTIZED, Quant
 from quantyard.requests import BuildRequest, MeasureRequest
+from quantyard.sources.gguf_file import gguf_quant_name, is_trained_quantized
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.hash_cache import HashCache
@@ -142,7 +143,7 @@ def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
 def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
     if options.baseline is not None:
         return options.baseline.name, next(t.file for t in plan.targets if t.quant == options.baseline)
-    name = plan_unquantized_type(plan)
+    name = plan_unquantized_type(plan) or _trained_quant(plan.source)
     if name is None:
         what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
         message = f"{what} is quantized already, so the build has no unquantized file to compare with."
@@ -153,11 +154,20 @@ def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]
 def plan_unquantized_type(plan: BuildPlan) -> str | None:
     """The type of the file that the quants are made from, such as BF16; None if it is quantized."""
     source = plan.source
-    if source.is_quantized or (source.kind == "huggingface" and plan.outtype == "q8_0"):
+    if source.kind == "gguf" and source.is_quantized:
+        return None
+    if source.kind == "huggingface" and plan.outtype == "q8_0":
         return None
     if source.kind == "gguf":
         return _gguf_type(source)
     return TYPE_UNKNOWN if plan.outtype == "auto" else plan.outtype.upper()
+
+
+def _trained_quant(source: Source) -> str | None:
+    """The quant of a GGUF that was trained to be used in it: the file itself is what others are compared with."""
+    if source.gguf is None or not is_trained_quantized(source.gguf_file or "", source.gguf):
+        return None
+    return gguf_quant_name(source.gguf)
 
 
 def _gguf_type(source: Source) -> str:

@@ -4,13 +4,10 @@ llama-quantize takes another type, and the file is not what its name says.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
 from quantyard.formats.ggml_types import FALLBACKS, TYPE_BY_NAME
-from quantyard.formats.gguf import GgufHeader
-from quantyard.formats.tensor_patterns import tensor_type_for_row
 from quantyard.formatting.numbers import format_bits_per_weight, format_percent
 from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant
 from quantyard.quants.tensor_types import BASE_TYPES
@@ -50,14 +47,3 @@ def _is_wide(name: str) -> bool:
     """Whether the type holds its weights in blocks of 256."""
     row = TYPE_BY_NAME.get(name)
     return row is not None and row.block_size == _BLOCK
-
-
-def gguf_type_counts(header: GgufHeader, quant: Quant) -> dict[str, int]:
-    """Type → how many weights of a GGUF made of this one have it, as far as the rows decide: the type that the quant is
-    named after where it fits, else what llama-quantize takes in its place.
-    """
-    counts: Counter[str] = Counter()
-    for tensor in header.tensors:
-        if len([length for length in tensor.shape if length > 1]) > 1:
-            counts[tensor_type_for_row(BASE_TYPES.get(quant.name, quant.name), tensor.shape[0])] += tensor.n_params
-    return counts

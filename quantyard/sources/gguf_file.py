@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadSource
-from quantyard.formats.gguf import GgufError, GgufHeader, MetadataValue, read_gguf_header, read_gguf_model
+from quantyard.formats.gguf import (
+    GgufError,
+    GgufHeader,
+    MetadataValue,
+    read_gguf_header,
+    read_gguf_model,
+    why_gguf_cannot_generate,
+)
+from quantyard.memory.layers import ModelLayers, read_cache_layers
+from quantyard.quants.catalog import QUANTS
+from quantyard.sources.chat_template import BASE_MODEL_NOTE
 
 _PARTS_OF_CAT: Final = re.compile(r"(?i)(?:\.gguf-split-[a-z]+|\.gguf\.?part\d+(?:of\d+)?|\.gguf\.\d{3})$")
 _OLD_MATRIX: Final = re.compile(r"(?i)(?:imatrix.*\.(?:dat|gguf)|\.imatrix)$")
+_QAT: Final = re.compile(r"(?i)(?<![a-z])qat(?![a-z])")
 _NEIGHBOURS_AT_MOST: Final = 200  # files of a folder that are looked at for parts of the same model
 
 
@@ -170,3 +181,47 @@ def _parts_beside(path: Path, header: GgufHeader) -> dict[int, Path]:
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
+
+
+def gguf_config(header: GgufHeader) -> dict[str, object]:
+    """What a plan reads of config.json, from a GGUF's metadata: widths of the model and of its vocabulary."""
+    embeddings = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    vocab = embeddings.shape[1] if embeddings and len(embeddings.shape) > 1 else None
+    found = {"hidden_size": header.metadata.get(f"{header.architecture}.embedding_length"), "vocab_size": vocab}
+    return {key: value for key, value in found.items() if isinstance(value, int)}
+
+
+def gguf_cache_layers(header: GgufHeader) -> ModelLayers | None:
+    """The layers that take memory for a context; None where the architecture is not known, or is hard to read."""
+    try:
+        return read_cache_layers(header)
+    except OSError:
+        return None
+
+
+def gguf_notes(name: str, header: GgufHeader) -> tuple[str, ...]:
+    """What the plan says of a model in one GGUF."""
+    is_base = not header.chat_template and not why_gguf_cannot_generate(header)
+    trained = header.is_quantized and is_trained_quantized(name, header)
+    return (*((trained_quantized_note(header),) if trained else ()), *((BASE_MODEL_NOTE,) if is_base else ()))
+
+
+def is_trained_quantized(name: str, header: GgufHeader | None) -> bool:
+    """Whether a quantized file was trained to be one (QAT), by its name or its metadata."""
+    keys = ("general.name", "general.basename", "general.finetune")
+    said = [name, *(str(header.metadata.get(key, "")) for key in keys if header)]
+    return any(_QAT.search(text) for text in said)
+
+
+def trained_quantized_note(header: GgufHeader) -> str:
+    """What the plan says of a model that was trained to be used in few bits."""
+    own = gguf_quant_name(header)
+    return (
+        f"The model was trained to be used as {own} (QAT): this file is the original here, and evaluations compare "
+        f"with it. Any other quant is made from its {own} weights."
+    )
+
+
+def gguf_quant_name(header: GgufHeader) -> str:
+    """The quant that a file says it is; "its type" where no quant has that number."""
+    return next((quant.name for quant in QUANTS if quant.ftype == header.file_type), "its type")

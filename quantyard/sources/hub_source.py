@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 from quantyard.errors import QuantyardError
 from quantyard.formats.file_kinds import HEAD_BYTES
-from quantyard.formats.gguf import GgufError, read_gguf_beginning
+from quantyard.formats.gguf import GgufError, GgufHeader, open_gguf_beginning, read_gguf_beginning
 from quantyard.formats.safetensors import MAX_INDEX_BYTES
 from quantyard.hub.client import (
     HubAccess,
@@ -17,8 +20,10 @@ from quantyard.hub.client import (
     resolve_hub_repo,
 )
 from quantyard.hub.files import Selection, select_hub_files
+from quantyard.memory.layers import ModelLayers
+from quantyard.protocol.base import FileEntry
 from quantyard.sources.chat_template import base_model_notes, source_chat_template
-from quantyard.sources.gguf_file import refuse_other_gguf
+from quantyard.sources.gguf_file import gguf_cache_layers, gguf_config, gguf_notes, refuse_other_gguf
 from quantyard.sources.quantized_source import read_source_weights, source_dtypes
 from quantyard.sources.side_files import parse_side_json, refuse_missing_tokenizer, refuse_spoiled_weights
 from quantyard.sources.source import Source
@@ -26,6 +31,7 @@ from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_ten
 from quantyard.store.artifact import ModelId
 
 _GGUF_HEAD_BYTES = 64 * 2**10  # what a GGUF is stands before its vocabulary
+_GGUF_HEADER_BYTES = (8 * 2**20, 32 * 2**20)  # a vocabulary of 250,000 words and its merges take some 15 MB
 _JSON_BYTES = 256 * 2**10  # of a file that a plan reads; tokenizers are larger
 
 
@@ -48,17 +54,20 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     found, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
     if chosen.gguf_file:
         _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
+    gguf, layers = _hub_gguf(access, repo, chosen) if chosen.gguf_file else (None, None)
     held = read_source_weights(config, found)
     if is_hf:
         _check_hub_files(access, repo, chosen)
         refuse_missing_tokenizer(repo.repo_id, [file.path for file in chosen.files], config)
         refuse_faulty_tensors(repo.repo_id, held.config, held.tensors or ())
-    notes = (note for note in (chosen.note, renamed, *held.notes) if note and is_hf)
+    notes = [note for note in (chosen.note, renamed, *held.notes) if note and is_hf]
+    notes += gguf_notes(chosen.gguf_file or "", gguf) if gguf else []
     dtypes = source_dtypes(held.tensors) if held.quantization and held.tensors else repo.dtypes
     return Source(
         model=ModelId(org, name, repo.commit), kind=chosen.kind, title=source_title(repo), files=chosen.files,
         repo_id=repo.repo_id, revision=revision or "main", license=repo.license, gguf_file=chosen.gguf_file,
-        dtypes=dtypes, tensors=held.tensors, config=held.config, card=repo.card, has_chat_template=chats,
+        dtypes=dtypes, tensors=held.tensors, config=gguf_config(gguf) if gguf else held.config, card=repo.card,
+        has_chat_template=gguf.chat_template is not None if gguf else chats, gguf=gguf, cache_layers=layers,
         quantization=held.quantization, base_model=repo.base_model,
         notes=(*notes, *base_model_notes(chats, config)),
     )
@@ -85,6 +94,30 @@ def _check_hub_gguf(access: HubAccess, repo: HubRepo, name: str, size_bytes: int
         return
     if n_tensors or len(head) == size_bytes:  # of a vocabulary alone, the keys that tell may come later
         refuse_other_gguf(f"{name} of {repo.repo_id}", name, metadata, n_tensors)
+
+
+def _hub_gguf(access: HubAccess, repo: HubRepo, chosen: Selection) -> tuple[GgufHeader | None, ModelLayers | None]:
+    """The header of a GGUF with all its parts, and the layers that take memory; None where the Hub does not give them,
+    so that the plan is rougher.
+    """
+    ggufs = (file for file in chosen.files if file.path.endswith(".gguf"))
+    parts = sorted(ggufs, key=lambda file: file.path != chosen.gguf_file)  # the first one first
+    try:
+        found = [_hub_gguf_part(access, repo, file) for file in parts]
+    except (QuantyardError, GgufError, OSError):
+        return None, None
+    first, layers = found[0]
+    tensors = tuple(tensor for header, _ in found for tensor in header.tensors)
+    paths = tuple(path for header, _ in found for path in header.paths)
+    return replace(first, tensors=tensors, file_size=sum(f.size_bytes for f in parts), paths=paths), layers
+
+
+def _hub_gguf_part(access: HubAccess, repo: HubRepo, file: FileEntry) -> tuple[GgufHeader, ModelLayers | None]:
+    for limit_bytes in _GGUF_HEADER_BYTES:
+        head = read_hub_file(access, repo, file.path, min(limit_bytes, file.size_bytes))
+        with suppress(GgufError), open_gguf_beginning(head, file.path, file.size_bytes) as header:
+            return header, gguf_cache_layers(header)
+    raise GgufError(f"{file.path} has no header in its first {limit_bytes} bytes")
 
 
 def source_title(repo: HubRepo) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from quantyard.errors import BadSource
 from quantyard.files.own_files import find_file, kind_of_path, leads_out_of_folder, list_files, read_named_file
-from quantyard.formats.gguf import why_gguf_cannot_generate
 from quantyard.formats.names import name_format_fault, safe_file_name, shown_name
 from quantyard.formats.safetensors import (
     MAX_INDEX_BYTES,
@@ -25,8 +24,8 @@ from quantyard.hub.model_card import hub_base_model_of_readme, hub_card_of_gguf,
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.file_size import TensorShape
-from quantyard.sources.chat_template import BASE_MODEL_NOTE, base_model_notes, source_chat_template
-from quantyard.sources.gguf_file import read_model_gguf
+from quantyard.sources.chat_template import base_model_notes, source_chat_template
+from quantyard.sources.gguf_file import gguf_cache_layers, gguf_config, gguf_notes, read_model_gguf
 from quantyard.sources.local_folder import CachedRepo, cached_hub_repo, no_model_folder
 from quantyard.sources.quantized_source import read_source_weights, source_dtypes
 from quantyard.sources.side_files import check_local_files, refuse_spoiled_text, refuse_spoiled_weights
@@ -150,8 +149,10 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
         local=local,
         gguf_file=path.name,
         gguf=gguf,
+        config=gguf_config(gguf),
+        cache_layers=gguf_cache_layers(gguf),
         card=card,
-        notes=() if gguf.chat_template or why_gguf_cannot_generate(gguf) else (BASE_MODEL_NOTE,),
+        notes=gguf_notes(path.name, gguf),
         has_chat_template=gguf.chat_template is not None,
     )
 

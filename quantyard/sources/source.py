@@ -10,9 +10,12 @@ from typing import Literal
 from quantyard.formats.gguf import GgufHeader
 from quantyard.formats.quantized_weights import WeightQuantization
 from quantyard.memory.from_config import kv_cache_bytes
+from quantyard.memory.kv_cache import ContextUse, context_cache_bytes
+from quantyard.memory.layers import ModelLayers
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.builder import OutType
 from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find_quant
+from quantyard.quants.exact_sizes import gguf_quant_bytes, gguf_type_counts
 from quantyard.quants.file_size import (
     TensorShape,
     quant_gguf_bytes,
@@ -22,7 +25,6 @@ from quantyard.quants.file_size import (
     quant_type_counts,
 )
 from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
-from quantyard.quants.narrow_rows import gguf_type_counts
 from quantyard.sources.presets import Preset
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import SourceCard
@@ -42,6 +44,7 @@ class Source:
     local: Artifact | None = None
     gguf_file: str | None = None
     gguf: GgufHeader | None = None
+    cache_layers: ModelLayers | None = None  # of a GGUF, where its architecture is known
     dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype → number of weights
     tensors: tuple[TensorShape, ...] | None = None
     config: Mapping[str, object] = field(default_factory=dict)
@@ -116,12 +119,16 @@ class Source:
 
     def quant_size_bytes(self, quant: Quant) -> int:
         """Expected size of a GGUF of this quant."""
+        if self.gguf is not None:
+            return gguf_quant_bytes(self.gguf, quant)
         if self.tensors is not None:
             return quant_gguf_bytes(self.tensors, self.config, quant)
         return quant_rough_bytes(self.n_params, quant)
 
     def main_type(self, quant: Quant) -> str:
         """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
+        if self.gguf is not None:
+            return gguf_type_counts(self.gguf, quant).most_common(1)[0][0]
         return quant_main_type(self.tensors, self.config, quant) if self.tensors else ""
 
     def type_counts(self, quant: Quant) -> Mapping[str, int]:
@@ -139,4 +146,6 @@ class Source:
 
     def kv_cache_bytes(self, context_tokens: int) -> int | None:
         """Size of the KV cache at this context; None if the configuration does not tell."""
-        return kv_cache_bytes(self.config, context_tokens)
+        if self.cache_layers is not None:
+            return context_cache_bytes(self.cache_layers, ContextUse(context_tokens))
+        return None if self.gguf is not None else kv_cache_bytes(self.config, context_tokens)

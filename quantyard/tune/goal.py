@@ -13,8 +13,8 @@ from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.evaluation import DivergenceRequest, Runtime
 from quantyard.protocol.measurements import Divergence, Interval
+from quantyard.quants.exact_sizes import nearest_stock_quant
 from quantyard.requests import TuneRequest
-from quantyard.tune.exact_sizes import nearest_stock_quant
 from quantyard.tune.knapsack import TypeMix, tuned_mix_within_kld, tuned_mix_within_size
 
 

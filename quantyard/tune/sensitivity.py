@@ -20,9 +20,9 @@ from quantyard.plan.steps import BuildPlan, ExternalInput, Step, StepOutput
 from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, Runtime
 from quantyard.protocol.measurements import Divergence
+from quantyard.quants.exact_sizes import Sizes
 from quantyard.quants.recipe import Recipe
 from quantyard.store.artifact import Artifact
-from quantyard.tune.exact_sizes import Sizes
 from quantyard.tune.knapsack import TypeOption
 from quantyard.tune.tensor_groups import TensorGroup
 from quantyard.tune.text import NAME

@@ -17,10 +17,10 @@ from quantyard.plan.evaluation import plan_unquantized_type, refuse_unscored_pla
 from quantyard.plan.imatrix import read_planned_divergence
 from quantyard.plan.steps import BuildPlan, Target
 from quantyard.quants.catalog import find_quant
+from quantyard.quants.exact_sizes import Sizes, stock_quant_sizes
 from quantyard.quants.recipe import Recipe
 from quantyard.quants.selection import quant_of_recipe
 from quantyard.requests import BuildRequest, TuneRequest
-from quantyard.tune.exact_sizes import Sizes, stock_quant_sizes
 from quantyard.tune.goal import (
     HeldOutFile,
     TuningGain,

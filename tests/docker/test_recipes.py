@@ -10,8 +10,8 @@ import pytest
 
 from quantyard.formats.gguf import GgufHeader, read_gguf_model
 from quantyard.formats.tensor_patterns import resolve_tensor_patterns, tensor_type_for_row
+from quantyard.quants.exact_sizes import Sizes, stock_quant_sizes
 from quantyard.store.manifest import read_manifest
-from quantyard.tune.exact_sizes import Sizes, stock_quant_sizes
 from quantyard.tune.recipe_text import tuned_recipe_text
 from quantyard.tune.sensitivity import tuned_recipe
 from quantyard.tune.tensor_groups import tuning_tensor_groups

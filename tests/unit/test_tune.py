@@ -26,11 +26,11 @@ from quantyard.protocol.evaluation import DivergenceRequest
 from quantyard.protocol.measurements import Divergence, Estimate
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import find_quant
+from quantyard.quants.exact_sizes import Sizes, nearest_stock_quant, stock_quant_sizes
 from quantyard.quants.recipe_files import read_recipe
 from quantyard.requests import TuneRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, Workspace
-from quantyard.tune.exact_sizes import Sizes, nearest_stock_quant, stock_quant_sizes
 from quantyard.tune.goal import HeldOutFile, TuningGoal, find_tuned_mix, tuning_gain, tuning_goal
 from quantyard.tune.knapsack import TypeOption, tuned_mix_within_kld, tuned_mix_within_size, tuning_mix_front
 from quantyard.tune.sensitivity import Sensitivity as Found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from quantyard.errors import BadRequest
@@ -11,11 +13,13 @@ from quantyard.formats.gguf import GgufHeader, TensorInfo
 from quantyard.formats.tensor_patterns import (
     EMBEDDING,
     OUTPUT,
+    PatternProblem,
     may_change_tensor_type,
+    resolve_tensor_patterns,
     tensor_name_parts,
     tensor_type_for_row,
 )
-from quantyard.quants.catalog import QUANTS, Quant, is_unquantized_type
+from quantyard.quants.catalog import QUANTS, Quant, find_quant, is_unquantized_type
 from quantyard.quants.tensor_types import TensorPlace, quant_tensor_type
 
 _CATEGORIES = {
@@ -28,7 +32,7 @@ _NO_YARDSTICK = ("MXFP4_MOE", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
 
 @dataclass(frozen=True)
 class Sizes:
-    """`made` is any quantized file of the model, made without a matrix: all of them have the same header."""
+    """`made` is any file of the model, made without a matrix: all of them have the same header."""
 
     made: GgufHeader
 
@@ -51,7 +55,11 @@ class Sizes:
         Raises:
             BadRequest: llama-quantize would refuse the model's rows.
         """
-        return self.of_file({t.name: kind for t, kind in self._stock_types(quant)})
+        return self.of_file(self.stock_types(quant))
+
+    def stock_types(self, quant: Quant) -> dict[str, str]:
+        """The types that llama-quantize gives the tensors which it changes, by name. Raises as `stock`."""
+        return {t.name: kind for t, kind in self._stock_types(quant)}
 
     def _stock_types(self, quant: Quant) -> list[tuple[TensorInfo, str]]:
         tensors = [tensor for tensor in self.made.tensors if may_change_tensor_type(tensor)]
@@ -60,7 +68,7 @@ class Sizes:
         found = []
         for tensor in sorted(tensors, key=lambda t: (tensor_name_parts(t.name)[0] or 0)):
             category = self._category(tensor)
-            place = self._place(counts.get(category, 0), n_of.get(category, 1), tensor)
+            place = self._place(counts.get(category, 0), n_of.get(category, 1), tensor, imatrix=quant.needs_imatrix)
             counts[category] = counts.get(category, 0) + 1
             found.append((tensor, quant_tensor_type(quant, category, tensor.shape[0], place)))
         return found
@@ -70,13 +78,14 @@ class Sizes:
         is_tied = kind == EMBEDDING and all(t.name != f"{OUTPUT}.weight" for t in self.made.tensors)
         return "output" if is_tied else _CATEGORIES.get(kind, "other")
 
-    def _place(self, i: int, n: int, tensor: TensorInfo) -> TensorPlace:
+    def _place(self, i: int, n: int, tensor: TensorInfo, *, imatrix: bool) -> TensorPlace:
         architecture = self.made.architecture
         heads, kv_heads = self._number("attention.head_count"), self._number("attention.head_count_kv")
         return TensorPlace(
             i=i, n=n, gqa=heads / kv_heads if heads and kv_heads else 1.0, experts=self._number("expert_count"),
             is_expert="_exps" in tensor.name, falcon=architecture == "falcon",
             seventy_b=architecture == "llama" and self._number("block_count") == 80 and heads != kv_heads,
+            imatrix=imatrix,
         )
 
     def _number(self, key: str) -> int:
@@ -85,6 +94,36 @@ class Sizes:
 
     def _padded(self, size_bytes: int) -> int:
         return -(-size_bytes // self.made.alignment) * self.made.alignment
+
+
+def gguf_quant_types(header: GgufHeader, quant: Quant) -> dict[str, str]:
+    """The type of every tensor of a GGUF of this quant, made of the one with this header.
+
+    Raises:
+        BadRequest: llama-quantize would refuse the model's rows.
+    """
+    types = {tensor.name: tensor.type.name for tensor in header.tensors}
+    if quant.name == "COPY" or (quant.recipe is None and header.file_type == quant.ftype):
+        return types
+    types |= Sizes(header).stock_types(find_quant(quant.base))
+    if recipe := quant.recipe:
+        with suppress(PatternProblem):  # the stage says what is wrong with the recipe
+            types |= resolve_tensor_patterns(header.tensors, recipe.tensors, recipe.output, recipe.token_embedding)
+    return types
+
+
+def gguf_quant_bytes(header: GgufHeader, quant: Quant) -> int:
+    """The size of that GGUF in bytes. Raises as `gguf_quant_types`."""
+    return Sizes(header).of_file(gguf_quant_types(header, quant))
+
+
+def gguf_type_counts(header: GgufHeader, quant: Quant) -> Counter[str]:
+    """Tensor type → how many weights of that GGUF have it. Raises as `gguf_quant_types`."""
+    counts: Counter[str] = Counter()
+    types = gguf_quant_types(header, quant)
+    for tensor in header.tensors:
+        counts[types[tensor.name]] += tensor.n_params
+    return counts
 
 
 def stock_quant_sizes(sizes: Sizes) -> dict[str, int]:
