@@ -67,7 +67,7 @@ def test_the_table_of_useful_quants_names_quants_that_need_no_matrix() -> None:
 
 def test_the_documentation_has_the_same_order() -> None:
     text = " ".join((REPO_DIR / "docs" / "explanation" / "forecasts.md").read_text().split())
-    assert f"in this order: {', '.join(USEFUL)}, then the rest" in text
+    assert f"in this order: {', '.join(USEFUL)}, then the others" in text
 
 
 def test_a_baseline_of_ones_own_is_no_choice_and_finished_files_take_nothing_more(

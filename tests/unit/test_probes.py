@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.checks.tokenizer_probes import CONVERSATIONS, PROBES, PROBES_BY_GROUP, special_token_probes
+from builder.checks.tokenizer_probes import CONVERSATIONS, PROBES, PROBES_BY_GROUP, added_token_batches
 
 
 def test_there_are_at_least_220_different_probes() -> None:
@@ -24,16 +24,21 @@ def test_probes_are_valid_unicode_without_nul() -> None:
         assert "\0" not in probe
 
 
-def test_special_tokens_of_a_tokenizer_are_probed_in_several_places() -> None:
-    probes = special_token_probes(["<|x|>", "<|x|>", "<s>"])
-    assert "<|x|>" in probes
-    assert "a<|x|>b" in probes
-    assert "<s>" not in probes, "it is in PROBES already"
+def token(content: str, **flags: bool) -> dict[str, object]:
+    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False} | flags
+
+
+def test_added_tokens_are_probed_with_neighbours() -> None:
+    probes = [probe for _, part in added_token_batches([token("<|x|>"), token("<s>", lstrip=True)]) for probe in part]
+    assert {"<|x|>", "a<|x|>b", "a <s> b"} <= set(probes)
     assert len(set(probes)) == len(probes)
 
 
-def test_a_vocabulary_with_thousands_of_reserved_tokens_adds_a_bounded_number() -> None:
-    assert len(special_token_probes(f"<r{i}>" for i in range(5000))) <= 5 * 64
+def test_of_thousands_of_reserved_tokens_only_those_with_flags_have_every_neighbour() -> None:
+    batches = added_token_batches([*(token(f"<r{i}>") for i in range(5000)), token("<f>", rstrip=True)])
+    probes = [probe for _, part in batches for probe in part]
+    assert sum("<r" in probe for probe in probes) == 5000, "each once"
+    assert sum("<f>" in probe for probe in probes) > 5
 
 
 def test_every_conversation_ends_with_the_user() -> None:

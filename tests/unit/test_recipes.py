@@ -237,7 +237,7 @@ def test_a_rebuild_makes_the_recipe_that_the_manifest_tells_of(tmp_path: Path) -
 
 
 def test_a_matrix_is_given_to_recipes_as_to_any_quant(local_source: Source) -> None:
-    options = BuildOptions((quant_of_recipe(MIXED), find_quant("Q8_0")), "auto", False, False, False, 0, 4, None)
+    options = BuildOptions((quant_of_recipe(MIXED), find_quant("Q8_0")), "auto", False, False, (), 0, 4, None)
     plan = make_build_plan(local_source, options)
     given = plan_with_imatrix(plan, Calibration(), ["Mine", "Q8_0"])
     assert [step.label for step in given.steps if "imatrix" in step.inputs] == ["quantize Mine"]
@@ -252,7 +252,7 @@ def test_a_type_that_needs_a_matrix_makes_the_recipe_need_one() -> None:
 
 
 def test_a_plan_names_its_steps_after_the_recipe_and_tells_both_stages_what_it_says(local_source: Source) -> None:
-    options = BuildOptions((quant_of_recipe(MIXED), find_quant("Q8_0")), "auto", False, False, False, 0, 4, None)
+    options = BuildOptions((quant_of_recipe(MIXED), find_quant("Q8_0")), "auto", False, False, (), 0, 4, None)
     steps = {step.label: step.request for step in make_build_plan(local_source, options).steps}
     asked, check, plain = steps["quantize Mine"], steps["verify Mine"], steps["quantize Q8_0"]
     assert isinstance(asked, QuantizeRequest) and isinstance(check, VerifyRequest)
