@@ -13,7 +13,6 @@ seconds, since its weights are never read. The stage writes no file; its facts s
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,13 +25,13 @@ import numpy as np
 from pydantic import JsonValue
 
 from builder.llama.converter import open_converter
-from builder.llama.library import llama_library_path
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, compare_logits, join_agreements
 from builder.twin_model.known import KnownDifference, ignores_window, known_differences
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formatting.numbers import format_difference, format_digits, format_percent
+from quantyard.llama.library import llama_library_path
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import TwinRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
@@ -157,21 +156,11 @@ class _Workshop:
 
     def _llama(self, gguf: Path, out: Path) -> None:
         argv = [str(self._tools.converter_python), str(_SCRIPTS / "llama_logits.py"), "--gguf", str(gguf)]
-        argv += ["--library", _llama_library(self._tools.llama_bin), "--prompts", str(out / "prompts.json")]
+        argv += ["--library", llama_library_path(self._tools.llama_bin), "--prompts", str(out / "prompts.json")]
         argv += ["--out", str(out), "--threads", str(self.threads)]
         run = run_llama_tool(argv, self._tools.clean_env, lambda _line: None, _TIMEOUT_S)
         if run.exit_code != 0:
             raise NoTwinError(_last_words(run, "llama.cpp", _CANNOT))
-
-
-def _llama_library(llama_bin: Path | None) -> str:
-    """The library of the image's programs, or of llama-cpp-python."""
-    if llama_bin is not None:
-        return llama_library_path(llama_bin)
-    spec = importlib.util.find_spec("llama_cpp")
-    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
-    found = sorted(path for path in folder.glob("libllama.*") if path.suffix in (".so", ".dylib"))
-    return str(found[0]) if found else "libllama.so"
 
 
 def _last_words(run: ToolRun, who: str, told: int | None = None) -> str:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from builder.imatrix.matrix import imatrix_values, read_imatrix
 from builder.imatrix.reader import ImatrixLeg, LegLoss, imatrix_not_finite
 from builder.llama.bindings_runtime import BindingsRuntime
-from builder.llama.library import LlamaLibrary
+from quantyard.llama.library import LlamaLibrary
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 

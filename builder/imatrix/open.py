@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from builder.imatrix.reader import MatrixReader
 from builder.imatrix.tool_reader import ToolReader
-from builder.llama.library import llama_library_path
 from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader
+from quantyard.llama.library import llama_library_path
 from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.runner import Stage
 

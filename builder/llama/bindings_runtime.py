@@ -17,8 +17,8 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from builder.llama.library import LlamaLibrary
 from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
+from quantyard.llama.library import LlamaLibrary
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages

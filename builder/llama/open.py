@@ -5,12 +5,12 @@ llama-server ends itself on an encoder-decoder, so in an image those are run by 
 
 from __future__ import annotations
 
-from builder.llama.library import llama_library_path
 from builder.llama.runtime import LlamaRuntime
 from builder.llama.server_runtime import ServerRuntime
 from builder.llama.template_server import TemplateServer
 from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader
+from quantyard.llama.library import llama_library_path
 from quantyard.protocol.runner import Stage
 
 

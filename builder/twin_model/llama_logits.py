@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 sys.path.append(str(Path(__file__).parents[2]))  # as a script it finds only what is beside it
 
-from builder.llama.library import LlamaLibrary, LogCallback, UnknownLayout
+from quantyard.llama.library import LlamaLibrary, LogCallback, UnknownLayout
 
 CANNOT: Final = 3
 _LOG_LINES: Final = 12

@@ -94,10 +94,11 @@ class Models:
         return {"object": "list", "data": data}
 
     async def _props(self, process: ModelProcess) -> dict[str, Any]:
-        """Its own, and what serves: its build_info is that of another build system, without a number."""
+        """Its own, and what serves, if it does not say that: llama-server's build_info has no number here."""
         headers = {"Authorization": f"Bearer {process.settings.key}"}
         answer = await self.client.get(process.address + _PROPS, headers=headers)
-        return {**answer.json(), "build_info": self.server, "server": self.server}
+        own = answer.json()
+        return own if "server" in own else {**own, "build_info": self.server, "server": self.server}
 
     def _named(self, scope: Message, body: bytes) -> str:
         """The model that answers a request.

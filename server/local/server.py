@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from quantyard.formats.gguf import GgufError, read_gguf_header
 from quantyard.hardware.machine import physical_cores
 from quantyard.protocol.api_tests import LocalServerSettings
 from server.local.connections import Connections, LimitedProtocol
@@ -32,6 +33,7 @@ from server.local.models import Models
 
 _HOST: Final = "127.0.0.1"
 _PROGRAM: Final = "server.local.llama_server"
+_OF_ENCODER_DECODERS: Final = "server.local.encoder_decoder"  # upon which llama-server would end itself
 _HEAD_BYTES: Final = 16384
 _SHUTDOWN_S: Final = 1  # for answers in progress
 
@@ -39,8 +41,7 @@ _SHUTDOWN_S: Final = 1  # for answers in progress
 async def serve_local(settings: LocalServerSettings) -> int:
     """Serve until a signal comes or the process of a model ends; returns the exit code."""
     async with forwarding_client() as client:
-        start = partial(ModelProcess.start, _PROGRAM, log=_log)
-        models = Models(_models(settings), start, local_server_version(), client)
+        models = Models(_models(settings), start_local_model, local_server_version(), client)
         http = _Server(_http_config(Guard(models, settings.key)))
         tasks = [asyncio.create_task(work) for work in (_signalled(), _crash(models), _serve(models, http, settings))]
         try:
@@ -56,6 +57,20 @@ async def serve_local(settings: LocalServerSettings) -> int:
             await models.stop()  # first: no answer is waited for
             await _end(http, tasks)
     return 0
+
+
+async def start_local_model(settings: ModelSettings) -> ModelProcess:
+    """Start the program that can serve this model.
+
+    Raises:
+        ModelEnded: it cannot load it.
+    """
+    try:
+        is_encoder_decoder = read_gguf_header(settings.path).is_encoder_decoder
+    except (GgufError, OSError):  # llama-server says what is wrong with it
+        is_encoder_decoder = False
+    program = _OF_ENCODER_DECODERS if is_encoder_decoder else _PROGRAM
+    return await ModelProcess.start(program, settings, _log)
 
 
 async def _signalled() -> None:

@@ -1,8 +1,8 @@
 """llama.cpp's shared library, the one that its programs use, with the functions that `llama_cpp` has in Python.
 
-An image has no llama-cpp-python, but the library. `open_llama_library` returns an object in place of that module, for
-`BindingsRuntime` and for the twin's script. Only the standard library is imported: that script runs in the converter's
-Python.
+An image has no llama-cpp-python, but the library; that package carries one too. `LlamaLibrary` takes the place of the
+module for those who run encoder-decoders, and for the twin. Only the standard library is imported: the twin's script
+runs in the converter's Python.
 
 The structs of parameters are passed by value and differ between versions, so no version's layout is written here. They
 are blocks larger than any of them: a C function returns a struct of that size through a pointer and reads no more of
@@ -15,6 +15,7 @@ others that are).
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import struct
 from pathlib import Path
@@ -91,7 +92,7 @@ class Batch(ctypes.Structure):
 
 LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
-_P, _I, _TEXT, _YES = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_bool
+_P, _I, _TEXT, _YES, _REAL = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_bool, ctypes.c_float
 _IDS: Final = ctypes.POINTER(ctypes.c_int32)
 # To use one more function: its name, the type of its result, those of its arguments.
 _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
@@ -123,6 +124,20 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_encode": (_I, [_P, Batch]),
     "llama_decode": (_I, [_P, Batch]),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [_P]),
+    "llama_model_n_ctx_train": (_I, [_P]),
+    "llama_vocab_is_eog": (_YES, [_P, _I]),
+    "llama_token_to_piece": (_I, [_P, _I, _TEXT, _I, _I, _YES]),
+    "llama_sampler_chain_init": (_P, [_YES]),  # llama_sampler_chain_params has one field, no_perf
+    "llama_sampler_chain_add": (None, [_P, _P]),
+    "llama_sampler_init_greedy": (_P, []),
+    "llama_sampler_init_dist": (_P, [ctypes.c_uint32]),
+    "llama_sampler_init_top_k": (_P, [_I]),
+    "llama_sampler_init_top_p": (_P, [_REAL, ctypes.c_size_t]),
+    "llama_sampler_init_min_p": (_P, [_REAL, ctypes.c_size_t]),
+    "llama_sampler_init_temp": (_P, [_REAL]),
+    "llama_sampler_init_penalties": (_P, [_I, _REAL, _REAL, _REAL]),
+    "llama_sampler_sample": (_I, [_P, _P, _I]),
+    "llama_sampler_free": (None, [_P]),
     "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
     "llama_set_embeddings": (None, [_P, _YES]),
     "llama_get_embeddings_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
@@ -150,10 +165,15 @@ class LlamaLibrary:
         return getattr(self._c, name)
 
 
-def llama_library_path(llama_bin: Path) -> str:
-    """The library of the programs in this folder: beside them, or where the loader finds it."""
-    found = sorted(llama_bin.glob("libllama.so*"))
-    return str(found[0]) if found else "libllama.so.0"
+def llama_library_path(llama_bin: Path | None) -> str:
+    """The library of the programs in this folder, or where the loader finds it; None: that of llama-cpp-python."""
+    if llama_bin is not None:
+        found = sorted(llama_bin.glob("libllama.so*"))
+        return str(found[0]) if found else "libllama.so.0"
+    spec = importlib.util.find_spec("llama_cpp")
+    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
+    found = sorted(path for path in folder.glob("libllama.*") if path.suffix in (".so", ".dylib"))
+    return str(found[0]) if found else "libllama.so"
 
 
 def _load_back_ends(library: Any, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""llama.cpp called from Python, through its shared library."""
