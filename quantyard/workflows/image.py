@@ -9,6 +9,7 @@ from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 from quantyard.serve import model_image
+from quantyard.serve.compose_profile import is_encoder_decoder
 from quantyard.workflows.build import build
 from quantyard.workflows.planning import workflow_engine
 from quantyard.workflows.reporter import WorkflowReporter
@@ -32,6 +33,9 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
         raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
     built = build(replace(request, measure=None), reporter)
     manifest, tags = built.manifest, list[str]()
+    if is_encoder_decoder([file.path for file in built.files]):
+        message = "The image would hold llama-server, which cannot run an encoder-decoder."
+        raise BadRequest(message, "Serve it with compose.yaml, which has a service for it: docker compose up")
     with reporter.steps() as steps:
         engine.prepare("server", steps.note)
         base = engine.describe("server")["base_digest"]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import PlanRunner
+from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
+from quantyard.serve.compose_profile import choose_compose_profile
 from quantyard.serve.served_files import offer_served_files
 from quantyard.workflows.planning import planned_workflow, prepare_workflow, workflow_engine
 from quantyard.workflows.reporter import NotOffered, PlanMade, WorkflowReporter
@@ -51,3 +53,5 @@ def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporte
     """Make these files the served ones."""
     if files and offer_served_files(request.artifacts, [file.path for file in files]) is None:
         reporter.tell(NotOffered(request.artifacts, files[0].path))
+    if files:
+        choose_compose_profile(REPO_DIR, request.artifacts, [file.path for file in files])

@@ -1,9 +1,10 @@
 """Starts a server of one model on loopback with a key in a file, and sends plain HTTP requests to any server.
 
 The stage's environment decides which program serves: SERVER_ENTRYPOINT (that of the image that will serve), else
-llama-server in LLAMA_BIN, else the local server (server/local/server.py). With SERVER_ENTRYPOINT, the proxy that will
-be in front of the server is started too (`launch_proxy`), if the image has it. The key is passed neither as an argument
-nor in the environment.
+llama-server in LLAMA_BIN, else the local server (server/local/server.py). An encoder-decoder is served by
+`encoder_decoder.image`, with the library in LLAMA_BIN. With SERVER_ENTRYPOINT, the proxy that will be in front of the
+server is started too (`launch_proxy`), if the image has it. The key is passed neither as an argument nor in the
+environment.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, Final, Self
 
 import httpx2
 
+from quantyard.formats.gguf import GgufError, read_gguf_header
 from quantyard.protocol.aborts import TailWithReason, crash_words
 from quantyard.protocol.api_tests import LocalModel, LocalServerSettings
 from quantyard.protocol.base import ExitCode
@@ -205,6 +207,9 @@ class ServedModel:
     def _command(self, key_file: Path, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """The command line of the program that serves, and its extra environment variables."""
         environment = self.launch.environment
+        if self._is_encoder_decoder() and environment.get("LLAMA_BIN"):
+            argv = (sys.executable, "-P", "-m", "server.encoder_decoder.image")
+            return argv, self._entrypoint_variables(key_file, port) | {"LLAMA_BIN": environment["LLAMA_BIN"]}
         if entrypoint := environment.get("SERVER_ENTRYPOINT"):
             return tuple(shlex.split(entrypoint)), self._entrypoint_variables(key_file, port)
         if folder := environment.get("LLAMA_BIN"):
@@ -217,6 +222,12 @@ class ServedModel:
         _write_private(settings_file, settings.model_dump_json())
         # -P: modules of the working directory cannot replace libraries
         return (sys.executable, "-P", "-m", "server.local.server", str(settings_file)), {}
+
+    def _is_encoder_decoder(self) -> bool:
+        try:
+            return read_gguf_header(self.launch.model).is_encoder_decoder
+        except (GgufError, OSError):  # the server says what is wrong with it
+            return False
 
     def _entrypoint_variables(self, key_file: Path, port: int) -> dict[str, str]:
         """Variables of the entrypoint. It chooses context and slots itself, as it will when it serves."""

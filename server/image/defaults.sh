@@ -97,6 +97,9 @@ gguf_number() {
     esac
 }
 
+# is_encoder_decoder FILE: whether its architecture is t5, that of FLAN-T5, mT5 and MADLAD.
+is_encoder_decoder() { head -c "$HEAD_BYTES" "$1" | LC_ALL=C grep -aq "[^a-z0-9_-]t5[.]block_count"; }
+
 # The memory limit of the container, or the available memory of the machine if that is less.
 memory_bytes() {
     available=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))

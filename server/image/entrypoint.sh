@@ -78,6 +78,8 @@ check_models() {
         [ -r "$file" ] || die "$file cannot be read by user $(id -u)." "On the host, type: chmod a+r on that file"
         [ "$(head -c 4 "$file" | od -An -c | tr -d ' ')" = GGUF ] ||
             die "$file is not a GGUF, but begins with:$(head -c 4 "$file" | od -An -tx1)." "Build it again, or name another."
+        ! is_encoder_decoder "$file" || die "$file is an encoder-decoder, which llama-server cannot run." \
+            "Type: COMPOSE_PROFILES=encoder-decoder docker compose up"
     done || exit 2
 }
 
