@@ -117,8 +117,9 @@ def test_the_container_serves_what_is_mounted_with_every_key(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("variables", "why"),
     [
-        ({"PARALLEL": "x"}, "PARALLEL=x"), ({"LORA": "/lora.gguf"}, "adapter"), ({"API_KEY_FILE": "/nowhere"}, "/nowhere"),
-        ({"API_KEY": "off", "BIND_ADDRESS": "0.0.0.0"}, "API_KEY=off"), ({"MODEL": "/nowhere.gguf"}, "cannot be read"),
+        ({"PARALLEL": "x"}, "PARALLEL=x"), ({"LORA": "/lora.gguf"}, "adapter"),
+        ({"API_KEY_FILE": "/nowhere"}, "/nowhere"), ({"API_KEY": "off", "BIND_ADDRESS": "10.0.0.1"}, "API_KEY=off"),
+        ({"MODEL": "/nowhere.gguf"}, "cannot be read"),
         ({"architecture": "llama"}, "COMPOSE_PROFILES=cpu"),
     ],
 )  # fmt: skip
