@@ -183,7 +183,7 @@ def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     pulled = _word(subject.context.oci) if subject.context.oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}")
     return {
         "repo_id": SafeMarkdown(repo_id), "quant": quant, "oci": pulled, "url": SafeMarkdown(f"{HUB}/{repo_id}"),
-        "chat": subject.has_chat_template,
+        "chat": subject.has_chat_template, "encoder_decoder": subject.is_encoder_decoder,
     }
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import BadRequest
+from quantyard.formats.gguf import ENCODER_DECODERS
 from quantyard.hub.files import parse_hub_repo_id
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.facts import VerifyFacts
@@ -131,6 +132,12 @@ class CardSubject:
         """Whether it can be chatted with; a base model only goes on with a text. True where no stage has said it."""
         facts = [VerifyFacts.read(record.facts) for _, record in self.stages("verify")]
         return all(found.chat_template is not False for found in facts)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether llama-server cannot run it."""
+        facts = [VerifyFacts.read(record.facts) for _, record in self.stages("verify")]
+        return any(found.architecture in ENCODER_DECODERS for found in facts)
 
     @property
     def title(self) -> str:

@@ -23,6 +23,7 @@ from quantyard.formats.ggml_types import TYPE_BY_ID, TensorType
 from quantyard.formats.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
 
 __all__ = [
+    "ENCODER_DECODERS",
     "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "open_gguf_beginning", "read_gguf_beginning",
     "read_gguf_header", "read_gguf_model",
     "why_gguf_cannot_generate",
@@ -39,7 +40,7 @@ _MIN_KEY_BYTES: Final = 8 + 1 + 4 + 1  # length, one letter, type, the smallest 
 _MIN_TENSOR_BYTES: Final = 8 + 4 + 4 + 8  # name length, n_dims, type, offset
 _ENCODERS: Final = ("t5encoder", "wavtokenizer-dec", "clip")  # llama_decode generates no text with these
 # llama_encode reads a text, llama_decode writes one: FLAN-T5, T5, mT5, UMT5, MADLAD
-_ENCODER_DECODERS: Final = ("t5",)
+ENCODER_DECODERS: Final = ("t5",)
 _INT64_MAX: Final = (1 << 63) - 1
 _SHARD_NAME: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
@@ -112,7 +113,7 @@ class GgufHeader:
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether it writes a text in answer to one that its encoder has read; llama-server cannot run these."""
-        return self.architecture in _ENCODER_DECODERS
+        return self.architecture in ENCODER_DECODERS
 
     @property
     def n_params(self) -> int:

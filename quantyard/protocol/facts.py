@@ -77,6 +77,7 @@ class VerifyFacts(Facts):
     probes: Count | None = None
     chats: Count | None = None
     chat_template: bool | None = None  # None: written before it was asked
+    architecture: str = ""
     findings: Annotated[list[TextFinding], Field(max_length=100)] = []
     witnesses_that_differ: Annotated[list[str], Field(max_length=10)] = []
     mismatches_allowed: Annotated[list[str], Field(max_length=100)] = []

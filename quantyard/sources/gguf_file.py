@@ -18,11 +18,10 @@ from quantyard.formats.gguf import (
     MetadataValue,
     read_gguf_header,
     read_gguf_model,
-    why_gguf_cannot_generate,
 )
 from quantyard.memory.layers import ModelLayers, read_cache_layers
 from quantyard.quants.catalog import QUANTS
-from quantyard.sources.chat_template import BASE_MODEL_NOTE
+from quantyard.sources.chat_template import gguf_chat_notes
 
 _PARTS_OF_CAT: Final = re.compile(r"(?i)(?:\.gguf-split-[a-z]+|\.gguf\.?part\d+(?:of\d+)?|\.gguf\.\d{3})$")
 _OLD_MATRIX: Final = re.compile(r"(?i)(?:imatrix.*\.(?:dat|gguf)|\.imatrix)$")
@@ -201,9 +200,8 @@ def gguf_cache_layers(header: GgufHeader) -> ModelLayers | None:
 
 def gguf_notes(name: str, header: GgufHeader) -> tuple[str, ...]:
     """What the plan says of a model in one GGUF."""
-    is_base = not header.chat_template and not why_gguf_cannot_generate(header)
     trained = header.is_quantized and is_trained_quantized(name, header)
-    return (*((trained_quantized_note(header),) if trained else ()), *((BASE_MODEL_NOTE,) if is_base else ()))
+    return (*((trained_quantized_note(header),) if trained else ()), *gguf_chat_notes(header))
 
 
 def is_trained_quantized(name: str, header: GgufHeader | None) -> bool:
