@@ -210,9 +210,8 @@ class BindingsRuntime:
 
 def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
     """Of one token, in nats; row by row, for a copy of all rows of a large vocabulary takes hundreds of megabytes."""
-    row = logits.astype(np.float64)
-    top = row.max()
-    return float(row[token] - top - np.log(np.exp(row - top).sum()))
+    rest = logits - logits.max()
+    return float(rest[token]) - float(np.log(np.exp(rest).sum(dtype=np.float64)))
 
 
 def _fill(batch: Any, tokens: list[int]) -> None:

@@ -171,6 +171,25 @@ def test_permission_for_one_kind_is_none_for_another(run: Run) -> None:
     assert failure.error.kind == "verify-tokenizer"
 
 
+@pytest.mark.parametrize(
+    ("nats", "cost", "outcome"), [(-1.0, 0.1, "warn"), (-4.0, None, "refuse"), (-99.0, None, "warn")]
+)
+def test_what_a_script_costs_decides_unless_the_model_only_guesses(
+    run: Run, monkeypatch: pytest.MonkeyPatch, nats: float, cost: float | None, outcome: str
+) -> None:
+    hebrew = next(passage["text"] for passage in running_text() if passage["name"] == "hebrew-pointed")
+    runtime = FakeRuntime(ids={hebrew: [ord(letter) for letter in hebrew[: len(hebrew) // 2]]})
+    further = {"warn": 0.1, "refuse": 2.0}[outcome] * len(hebrew)
+    monkeypatch.setattr(
+        runtime, "text_logprob", lambda ids: nats * len(hebrew) - (further if len(ids) < len(hebrew) else 0)
+    )
+    if outcome == "refuse":
+        assert "ALLOW_MISMATCH=script:hebrew" in _failure(run, runtime=runtime).error.hint
+        return
+    [finding] = VerifyFacts.read(run(runtime=runtime).facts).findings
+    assert (finding.kind, finding.outcome, finding.nats_per_token) == ("script:hebrew", outcome, cost)
+
+
 def test_a_conversation_that_llama_cpp_refuses_fails_the_template(run: Run) -> None:
     failure = _failure(run, runtime=FakeRuntime(chat="unknown filter"))
     assert (failure.exit_code, failure.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "verify-chat-template")
