@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic import JsonValue
 
+from builder.checks.tokenizer_files import refuse_missing_sentencepiece
 from builder.llama.converter import open_converter
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
@@ -191,11 +192,13 @@ def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
     """Compare the twin of `/in/source`.
 
     Raises:
-        StageFailure: 3 (`twin`), llama.cpp computes something else.
+        StageFailure: 3 (`twin`), llama.cpp computes something else; 2, a file of the tokenizer is missing.
     """
     shop = _Workshop(stage, request.threads or 2)
     try:
-        facts = _verdict(shop, _config(stage.in_dir / "source" / "config.json"))
+        config = _config(stage.in_dir / "source" / "config.json")
+        refuse_missing_sentencepiece(stage.in_dir / "source", str((config.get("architectures") or [""])[0]))
+        facts = _verdict(shop, config)
     except NoTwinError as error:
         facts = {"status": "unproved", "finding": f"Not proved: {error}."}
     if facts["status"] == "differs" and not request.allow_twin_mismatch:
