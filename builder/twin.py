@@ -30,6 +30,7 @@ from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, compare_logits, join_agreements
 from builder.twin_model.known import KnownDifference, ignores_window, known_differences
+from builder.twin_model.sides import last_words_of_side
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formatting.numbers import format_difference, format_digits, format_percent
 from quantyard.llama.library import llama_library_path
@@ -45,7 +46,6 @@ _TIMEOUT_S: Final = 300.0  # of each part; they take seconds
 # Beside config.json, what a converter may read of a model: its tokenizer and templates. Never a file of weights.
 _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.vocab")
 _MAX_COPIED_BYTES: Final = 64 << 20
-_MAX_REASON: Final = 600
 _NEAR: Final = 4  # positions after a window's end within which its effect is seen
 _INDEX: Final = ".index.json"
 _NO_DRAFT: Final = "--no-mtp"  # Transformers builds no layers that predict further tokens
@@ -121,9 +121,9 @@ class _Workshop:
                 attempt, given, twin, out, lambda: converted.append(beside.submit(self._convert, twin, gguf))
             )
             if made.exit_code != 0:
-                raise NoTwinError(_last_words(made, "Transformers", _NO_TWIN))
+                raise NoTwinError(last_words_of_side(made, "Transformers", _NO_TWIN))
             if converted[0].result().exit_code != 0 or not gguf.is_file():
-                raise NoTwinError(_last_words(converted[0].result(), "The converter"))
+                raise NoTwinError(last_words_of_side(converted[0].result(), "The converter"))
         self._llama(gguf, out)
         return _read_found(out)
 
@@ -161,16 +161,7 @@ class _Workshop:
         argv += ["--out", str(out), "--threads", str(self.threads)]
         run = run_llama_tool(argv, self._tools.clean_env, lambda _line: None, _TIMEOUT_S)
         if run.exit_code != 0:
-            raise NoTwinError(_last_words(run, "llama.cpp", _CANNOT))
-
-
-def _last_words(run: ToolRun, who: str, told: int | None = None) -> str:
-    """Why a part ended: its own last line where it says so, else whose it was."""
-    lines = run.tail.splitlines() or ["no output"]
-    if run.exit_code == told:
-        return f"{'llama.cpp ' if who == 'llama.cpp' else ''}{lines[-1]}"[:_MAX_REASON]
-    how = f"signal {-run.exit_code}" if run.exit_code < 0 else f"exit code {run.exit_code}"
-    return f"{who} ends with {how} on it: {lines[-1]}"[:_MAX_REASON]
+            raise NoTwinError(last_words_of_side(run, "llama.cpp", _CANNOT))
 
 
 def _read_found(out: Path) -> _Found:

@@ -38,7 +38,7 @@ def card_lists(subject: CardSubject) -> Iterator[Block]:
 
 def _twin(subject: CardSubject, statuses: set[str]) -> Iterator[SafeMarkdown]:
     """What a small random model of the same kind showed, if it showed one of these."""
-    for _, stage in subject.stages("twin"):
+    for _, stage in (*subject.stages("twin"), *subject.stages("parity")):
         facts = TwinFacts.read(stage.facts)
         if facts.status in statuses:
             allowed = " It was published all the same." if facts.allowed else ""

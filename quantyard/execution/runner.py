@@ -263,7 +263,7 @@ class PlanRunner:
             key, cpu = kept.run.spec.key, kept.result.cpu
             self.taken.append(Taken(step.label, key, seconds, concurrent, n_questions=asked, cpu=cpu))
         self._records.stage(step, kept.run.spec, kept.result)
-        if step.row.name == "twin" and (told := TwinFacts.read(kept.result.facts)).status != "proved":
+        if step.row.name in ("twin", "parity") and (told := TwinFacts.read(kept.result.facts)).status != "proved":
             self._note(f"note: {told.finding}" if told.status == "unproved" else f"warning: {told.finding}")
         self._publish_of(step)
 

@@ -130,12 +130,21 @@ def _twinned(result: StageResult) -> Iterator[str]:
         yield f"max |Δ logit| {format_difference(facts.max_delta)}"
 
 
+def _real(result: StageResult) -> Iterator[str]:
+    """Such as `mean KLD 0.000070 from Transformers`, or that it was not compared."""
+    facts = TwinFacts.read(result.facts)
+    if facts.mean_kld is None:
+        yield _TWINS[facts.status]
+    else:
+        yield f"mean KLD {format_difference(facts.mean_kld)} from Transformers"
+
+
 _TWINS: Final = {
     "proved": "equal to Transformers", "limited": "equal to Transformers up to a length",
     "known": "equal to Transformers but for what is known", "differs": "not equal to Transformers",
     "unproved": "not comparable with Transformers",
 }  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
-    "twin": _twinned,
+    "twin": _twinned, "parity": _real,
     "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
 }  # fmt: skip

@@ -122,7 +122,7 @@ def _weights(request: Request, n_params: int) -> StageWork:
 
 # To add a stage: add a row. The time of other stages is "not known yet".
 _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
-    "fetch": _fetch, "twin": lambda _request, _n_params: StageWork("twin", 1), "convert": _weights,
+    "fetch": _fetch, "twin": lambda _request, _n_params: StageWork("twin", 1), "parity": _weights, "convert": _weights,
     "calibrate": _calibrate, "quantize": _quantize, "verify": _weights,
     "dequantize": _weights, "split": _weights, "datasets": _datasets, "speed": _speed,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),

@@ -15,6 +15,7 @@ from quantyard.protocol.builder import (
     FetchRequest,
     OutType,
     Parity,
+    ParityRequest,
     QuantizeRequest,
     TwinRequest,
     VerifyRequest,
@@ -60,6 +61,8 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
         request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
         size_bytes = source.converted_size_bytes(outtype)
         steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
+    if source.kind == "huggingface" and options.parity == "full":
+        steps.append(_parity(origin, base, options))
     targets = [_target(source, options, quant, outtype, base, steps) for quant in options.quants]
     return BuildPlan(source, tuple(steps), base, tuple(targets), outtype, reason)
 
@@ -89,6 +92,14 @@ def _twin(origin: Origin, options: BuildOptions) -> list[Step]:
         return []
     request = TwinRequest(allow_twin_mismatch=options.allow_twin_mismatch, threads=options.threads)
     return [Step("twin", STAGES["twin"], request, {"source": origin}, 0)]
+
+
+def _parity(origin: Origin, base: ModelFile, options: BuildOptions) -> Step:
+    """The comparison of the model itself, once it is converted."""
+    request = ParityRequest(
+        model_file=base.path, allow_twin_mismatch=options.allow_twin_mismatch, threads=options.threads
+    )
+    return Step("parity", STAGES["parity"], request, {"source": origin, "model": base.origin}, 0)
 
 
 def _target(

@@ -16,7 +16,14 @@ from quantyard.quants.narrow_rows import narrow_rows_note
 
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
-    return (*plan.source.notes, *_short_context(plan), *(note for t in plan.targets if (note := _narrow(plan, t))))
+    narrow = (note for t in plan.targets if (note := _narrow(plan, t)))
+    return (*plan.source.notes, *_no_twin(plan), *_short_context(plan), *narrow)
+
+
+def _no_twin(plan: BuildPlan) -> Iterator[str]:
+    """For a GGUF, of which there is no original here."""
+    if plan.source.kind == "gguf":
+        yield "A GGUF has no twin: there is no original to compare its computation with."
 
 
 def _short_context(plan: BuildPlan) -> Iterator[str]:

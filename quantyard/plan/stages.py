@@ -65,6 +65,7 @@ STAGES: Mapping[str, StageRow] = {
         ),
         StageRow("convert", "builder", leaves=stage_allowed_files("model.gguf", "reference.json")),
         StageRow("twin", "builder", timeout_s=0.5 * HOUR_S),
+        StageRow("parity", "builder"),
         StageRow(
             "calibrate", "builder", timeout_s=48 * HOUR_S, resumable=True,
             leaves=stage_allowed_files("imatrix.gguf", "calibration.txt"),

@@ -61,6 +61,18 @@ class TwinRequest(StageRequest):
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
 
 
+class ParityRequest(StageRequest):
+    """Compare the GGUF in `/in/model` with what Transformers computes of the model in `/in/source`; see
+    builder/parity.py.
+    """
+
+    stage: Literal["parity"] = "parity"
+    model_file: RelativePath = "model.gguf"
+    allow_twin_mismatch: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+
 class CalibrateRequest(StageRequest):
     """Make `/out/files/imatrix.gguf`, the importance matrix of the GGUF in `/in/source`, and beside it
     `calibration.txt`, the text that was read: the files in `/in/text` one after the other, or Quantyard's own.

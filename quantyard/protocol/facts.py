@@ -118,8 +118,8 @@ class ReportFacts(Facts):
 
 # To have the facts of another stage checked: add a row.
 MODELS: Final[Mapping[str, type[Facts]]] = {
-    "twin": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts, "evaluate": EvaluateFacts,
-    "divergence": DivergenceFacts, "speed": SpeedFacts, "report": ReportFacts,
+    "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
+    "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "report": ReportFacts,
 }  # fmt: skip
 
 

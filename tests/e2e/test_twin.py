@@ -148,3 +148,14 @@ def test_a_build_proves_its_model_before_it_converts_it(engine: str, demo_source
     assert made["ran"] == ["twin", "convert", "quantize Q8_0", "verify Q8_0"]
     facts = json.loads(Path(made["manifest"]).read_text())["stages"]["twin"]["facts"]
     assert facts["status"] == "proved" and facts["real_depth"] == 1
+
+
+@pytest.mark.slow
+def test_the_model_itself_is_as_near_to_transformers_as_its_type_allows(
+    engine: str, demo_source: Path, tmp_path: Path
+) -> None:
+    asked = {"MODEL": str(demo_source), "QUANT": "BF16", "ENGINE": engine, "ARTIFACTS": str(tmp_path / "artifacts")}
+    made = run_json("build", **asked, PARITY="full")
+    assert made["ran"] == ["twin", "convert", "parity", "verify BF16"]
+    facts = json.loads(Path(made["manifest"]).read_text())["stages"]["parity"]["facts"]
+    assert facts["status"] == "proved" and facts["mean_kld"] < 0.01 and facts["floor_mean_kld"] < 0.05

@@ -14,10 +14,16 @@ from builder import twin
 from builder.twin_model.compare import TOLERANCE, Agreement, compare_logits, join_agreements
 from builder.twin_model.known import ignores_window, known_differences
 from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink
+from quantyard.card.render import render_card
+from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import TwinRequest
+from quantyard.protocol.builder import Parity, TwinRequest
 from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome
+from quantyard.quants.selection import parse_quants
+from quantyard.sources.resolve import Source
+from tests.cards import CONTEXT
+from tests.manifests import manifest_of
 from tests.twins import (
     DEEPSEEK_V3,
     DEEPSEEK_V3_SILENT,
@@ -321,6 +327,39 @@ def test_a_cause_that_is_known_is_told_with_its_remedy(tmp_path: Path, monkeypat
     with pytest.raises(StageFailure) as failure:
         _outcome(DEEPSEEK_V3_SILENT, _Script(0, True), tmp_path, monkeypatch)
     assert "sigmoid" in failure.value.error.message and "scoring_func" in failure.value.error.hint
+
+
+@pytest.mark.parametrize(
+    ("parity", "compared"), [("twin", ["twin"]), ("full", ["twin", "parity"]), ("off", [])]
+)
+def test_parity_says_what_is_compared_and_the_twin_comes_before_the_conversion(
+    local_source: Source, parity: Parity, compared: list[str]
+) -> None:
+    options = BuildOptions(
+        quants=parse_quants("Q8_0"), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=(),
+        threads=0, workers=1, endpoint=None, parity=parity,
+    )  # fmt: skip
+    labels = [step.label for step in make_build_plan(local_source, options).steps]
+    assert [label for label in labels if label in ("twin", "parity")] == compared
+    assert labels[-2:] == ["quantize Q8_0", "verify Q8_0"] and "convert" in labels
+    assert not compared or labels.index("twin") < labels.index("convert")
+    assert "parity" not in labels or labels.index("convert") < labels.index("parity")
+
+
+def test_the_card_shows_the_figure_and_warns_on_top_of_what_is_not_equal_everywhere() -> None:
+    def card(**facts: Any) -> str:
+        manifest = manifest_of()
+        manifest.stages["twin"] = manifest.stages["convert"].model_copy(
+            update={"request": {"stage": "twin"}, "facts": facts, "outputs": []}
+        )
+        return render_card(manifest, CONTEXT)
+
+    proved = card(status="proved", finding="Computes what Transformers computes: max |Δ logit| 0.000023.")
+    assert "Computes what Transformers computes" in proved and "Not everywhere" not in proved
+    limited = card(status="limited", finding="Computes it up to 4,096 tokens, its sliding window.")
+    assert limited.index("Not everywhere what the original computes") < limited.index("up to 4,096 tokens")
+    allowed = card(status="differs", finding="llama.cpp computes something else.", allowed=True)
+    assert "It was published all the same." in allowed
 
 
 @pytest.mark.parametrize("why", ["Transformers has no class OddForCausalLM", "The converter ends with exit code 1"])
