@@ -78,6 +78,7 @@ def refuse_quantized_source(source: Source, quants: tuple[Quant, ...], outtype: 
     """
     if allowed or not (source.is_quantized or (source.kind == "huggingface" and outtype == "q8_0")):
         return
+    outtype = source.outtype(outtype)[0] if source.kind == "huggingface" else outtype
     if again := [q.name for q in quants if not source.keeps(q) and not source.is_already(q, outtype)]:
         what = _quantized_words(source)
         message = f"{what}; making {', '.join(again)} of it loses more quality than usual."

@@ -96,10 +96,13 @@ class Source:
         return outtype, f"{kept} are 16 bit" if self.quantization.kept else f"{what} unpacked and rounded to 16 bit"
 
     def keeps(self, quant: Quant) -> bool:
-        """Whether this quant leaves the quantized weights of the source as they are."""
+        """Whether this quant leaves the quantized weights of the source as they are, or as they are unpacked."""
         if quant.name == "COPY":
             return True
-        return quant.name == "MXFP4_MOE" and self.quantization is not None and self.quantization.kept == "MXFP4"
+        if self.quantization is None:
+            return False
+        kept = self.quantization.kept
+        return quant.name == "MXFP4_MOE" if kept == "MXFP4" else not kept and quant.name in UNQUANTIZED
 
     def is_already(self, quant: Quant, outtype: OutType) -> bool:
         """Whether the conversion, or the GGUF itself, has this quant already, so that quantizing is not needed."""

@@ -280,7 +280,7 @@ def test_the_plan_has_the_sizes_of_the_unpacked_model_and_asks_as_for_a_quantize
     assert held.n_params == plain.n_params and held.outtype("auto")[0] == "bf16"
     assert "unpacked" in held.outtype("auto")[1] and "no file can be better" in held.notes[0]
     with pytest.raises(NeedsPermission, match="Q4_K_M") as asked:
-        refuse_quantized_source(held, parse_quants("BF16,Q4_K_M"), "bf16", allowed=False)
+        refuse_quantized_source(held, parse_quants("BF16,F16,Q4_K_M"), "auto", allowed=False)
     assert title in asked.value.message and "BF16" not in asked.value.message
     refuse_quantized_source(held, parse_quants("Q4_K_M"), "bf16", allowed=True)
 
@@ -308,7 +308,7 @@ def test_mxfp4_experts_stay_as_they_are_in_the_conversion_and_in_mxfp4_moe_and_a
         rest = held.quant_size_bytes(find_quant(quant)) - n_experts * least
         assert 0 < rest < 3_000_000, quant
     assert "keep them as they are" in held.notes[0] and "are kept" in held.outtype("auto")[1]
-    refuse_quantized_source(held, parse_quants("MXFP4_MOE,BF16"), "bf16", allowed=False)
+    refuse_quantized_source(held, parse_quants("MXFP4_MOE,BF16"), "auto", allowed=False)
     with pytest.raises(NeedsPermission, match="Q4_K_M"):
         refuse_quantized_source(held, parse_quants("MXFP4_MOE,Q4_K_M"), "bf16", allowed=False)
 
