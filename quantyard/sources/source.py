@@ -99,6 +99,9 @@ class Source:
         """Whether this quant leaves the quantized weights of the source as they are, or as they are unpacked."""
         if quant.name == "COPY":
             return True
+        if self.gguf is not None:
+            held = {tensor.type.name for tensor in self.gguf.tensors if tensor.type.is_quantized}
+            return quant.name == "MXFP4_MOE" and held == {"MXFP4"}
         if self.quantization is None:
             return False
         kept = self.quantization.kept

@@ -110,6 +110,13 @@ def test_a_header_longer_than_the_first_request_is_asked_for_again(
     assert (source.gguf is not None) == is_known and source.quant_size_bytes(find_quant("Q8_0")) > 0
 
 
+@pytest.mark.parametrize(("kind", "is_kept"), [("MXFP4", True), ("Q4_0", False)])
+def test_a_gguf_of_mxfp4_experts_is_asked_for_only_where_they_change(kind: str, is_kept: bool, tmp_path: Path) -> None:
+    source = local(tmp_path, content(38, kind), "m.gguf")
+    assert source.keeps(find_quant("MXFP4_MOE")) == is_kept
+    assert not source.keeps(find_quant("Q4_K_M")) and source.keeps(find_quant("COPY"))
+
+
 QAT = {
     "the file": ("gemma-3-4b-it-qat-q4_0.gguf", {}),
     "its name": ("model.gguf", {"general.name": "Gemma 3 4b It Qat Q4_0 Unquantized"}),
