@@ -46,6 +46,12 @@ def test_the_metadata_names_the_source_the_licence_and_who_quantized(card: str) 
     assert data["tags"] == list(OWN_TAGS)
 
 
+def test_a_source_that_is_quantized_already_is_said_to_be(manifest: Manifest, card: str) -> None:
+    source = manifest.source.model_copy(update={"quantization": "GPTQ, 4 bit"})
+    said = render_card(manifest.model_copy(update={"source": source}), CONTEXT)
+    assert "The source is quantized already: GPTQ, 4 bit." in said and "quantized already" not in card
+
+
 def test_a_source_that_is_no_repo_of_the_hub_is_no_base_model(manifest: Manifest) -> None:
     source = manifest.source.model_copy(update={"repo_id": "", "title": "/home/somebody/models/Lagoon-1B-Instruct"})
     found = render_card(manifest.model_copy(update={"source": source}), CONTEXT)
