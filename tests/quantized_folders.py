@@ -68,6 +68,25 @@ def _fp8_rows(module: str, weight: Array) -> tuple[Stored, Array]:
     return stored, _fp8(codes) * scale
 
 
+def _fp8_modelopt(module: str, weight: Array) -> tuple[Stored, Array]:
+    """ModelOpt: one scale for the tensor, and one for its inputs, which no GGUF has."""
+    scale = np.array(np.abs(weight).max() / 400, np.float32)
+    codes = _to_fp8(weight / scale)
+    stored: Stored = {
+        f"{module}.weight": ("F8_E4M3", codes), f"{module}.weight_scale": ("F32", scale),
+        f"{module}.input_scale": ("F32", scale),
+    }  # fmt: skip
+    return stored, _fp8(codes) * scale
+
+
+def _int8_rows(module: str, weight: Array) -> tuple[Stored, Array]:
+    """compressed-tensors: 8-bit integers, one scale for each row."""
+    scale = _floats(_bfloat16(np.abs(weight).max(axis=1, keepdims=True) / 120))
+    levels = np.round(weight / scale).astype(np.int8)
+    stored: Stored = {f"{module}.weight": ("I8", levels), f"{module}.weight_scale": ("BF16", _bfloat16(scale))}
+    return stored, levels.astype(np.float32) * scale
+
+
 def _levels(weight: Array) -> tuple[Array, Array]:
     """4-bit levels from 0 to 15 around 8, and a scale for each group of a row."""
     groups = weight.reshape(len(weight), -1, _GROUP)
@@ -127,6 +146,10 @@ FORMS: dict[str, Form] = {
     "compressed-tensors fp8": Form(
         _compressed("float-quantized", num_bits=8, type="float", strategy="channel"), _fp8_rows
     ),
+    "compressed-tensors int8": Form(
+        _compressed("int-quantized", num_bits=8, type="int", strategy="channel"), _int8_rows
+    ),
+    "modelopt": Form({"quant_method": "modelopt", "quant_algo": "FP8"}, _fp8_modelopt),
     "stale": Form({"quant_method": "bitsandbytes", "load_in_4bit": True}, _plain),
 }
 
