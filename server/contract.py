@@ -28,14 +28,21 @@ REPORT_FILE: Final = "report.json"
 OnProgress = Callable[[int, int], None]
 
 
-_NOT_APPLICABLE: Final = Checked("not supported", "not applicable: the model has no chat template (a base model)")
+def _why_not_applicable(session: ApiSession, check: ApiCheck) -> str:
+    """Why there is nothing to check; "" if there is."""
+    if session.has_chat_template or not check.needs_chat:
+        return ""
+    if session.is_encoder_decoder:
+        return "" if check.takes_plain_text else "an encoder-decoder writes plain text only"
+    return "the model has no chat template (a base model)"
 
 
 def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecord, SchemaRate | None]:
     """Run one check; errors in it become its finding."""
     started = time.perf_counter()
     try:
-        outcome = check.run(session) if session.has_chat_template or not check.needs_chat else _NOT_APPLICABLE
+        why = _why_not_applicable(session, check)
+        outcome = Checked("not supported", f"not applicable: {why}") if why else check.run(session)
     except BrokenPromise as broken:
         outcome = Checked("failed", str(broken))
     except (httpx2.TransportError, OSError) as error:
@@ -52,19 +59,20 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
 
 def run_contract_checks(
     address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = "",
-    *, has_chat_template: bool = True,
+    *, has_chat_template: bool = True, is_encoder_decoder: bool = False,
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
     Args:
         on_progress: called with the number of checks done, and of all.
         has_chat_template: of the model; to a base model what chats does not apply.
+        is_encoder_decoder: what asks for structure does not apply to it.
 
     Raises:
         httpx2.TransportError: no server answers at the address.
     """
     started = time.perf_counter()
-    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template)
+    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder)
     server = session.server
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
@@ -95,7 +103,7 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     )  # fmt: skip
     with ServedModel(launch) as served:
         stage.log(f"{served.argv[0]} is ready; {len(CHECKS)} checks")
-        report = _checked(stage, served, request.label, _has_chat_template(model))
+        report = _checked(stage, served, request.label, _kind(model))
         argv = served.argv
     (stage.files_dir / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n")
     _log(stage, report)
@@ -103,21 +111,25 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
-def _has_chat_template(model: Path) -> bool:
+def _kind(model: Path) -> dict[str, bool]:
+    """What decides which checks apply."""
     try:
-        return read_gguf_model(model).chat_template is not None
+        header = read_gguf_model(model)
     except GgufError:  # a server that reads it all the same is asked everything
-        return True
+        return {}
+    return {
+        "has_chat_template": header.chat_template is not None, "is_encoder_decoder": header.is_encoder_decoder,
+    }  # fmt: skip
 
 
-def _checked(stage: Stage, served: ServedModel, label: str, has_chat_template: bool) -> ContractReport:
+def _checked(stage: Stage, served: ServedModel, label: str, kind: dict[str, bool]) -> ContractReport:
     def progress(done: int, total: int) -> None:
         served.check_alive(f"the check {CHECKS[done - 1].name!r}")
         stage.progress(done, total, "checks")
 
     try:
         return run_contract_checks(
-            served.address, served.key, progress, label, has_chat_template=has_chat_template
+            served.address, served.key, progress, label, **kind
         )
     except httpx2.TransportError as error:
         served.check_alive("the checks")

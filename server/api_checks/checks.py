@@ -415,13 +415,17 @@ class ApiCheck:
     promise: str
     run: Callable[[ApiSession], CheckOutcome]
     needs_chat: bool = False  # not applicable to a base model
+    takes_plain_text: bool = False  # applicable to an encoder-decoder all the same
 
 
 # To add a check: add a row with a function of an ApiSession that raises BrokenPromise if the promise is not kept.
 CHECKS: Final = (
     ApiCheck("health", "/health says 200 once the model is loaded, without a key", _health),
     ApiCheck("models", "the model is listed", _models),
-    ApiCheck("chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat, needs_chat=True),
+    ApiCheck(
+        "chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat, needs_chat=True,
+        takes_plain_text=True,
+    ),
     ApiCheck("completion", "a text is continued", _completion),
     ApiCheck("streaming", "a stream adds up to the same answer as without streaming", _streaming),
     ApiCheck("streamed-usage", "a stream ends with the usage, if asked for", _streamed_usage),

@@ -34,6 +34,7 @@ class ApiSession:
 
     wire: Wire
     has_chat_template: bool = True  # a base model has none, and the server would make one up
+    is_encoder_decoder: bool = False  # its server takes a chat as plain text, and writes plain text only
 
     @cached_property
     def model(self) -> str:
