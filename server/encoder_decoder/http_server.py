@@ -10,7 +10,9 @@ import hmac
 import json
 import select
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -68,8 +70,10 @@ class EncoderDecoderServer(ThreadingHTTPServer):
                 self.metrics.prompt_s += reply.prompt_s
                 self.metrics.written_s += reply.written_s
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that leaves is no fault; `_Handler` answers everything else."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (those of the base class)
+        """Log a fault of ours; a client that leaves is not one."""
+        if not isinstance(sys.exception(), OSError):
+            traceback.print_exc()
 
 
 @dataclass
@@ -118,9 +122,14 @@ class _Reply:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """One connection.
+
+    The client closes it: every answer says where it ends. A proxy that finds the end of the connection together with
+    the answer may take the answer for lost (nginx was seen to).
+    """
 
     protocol_version, timeout = "HTTP/1.1", _IDLE_S
+    _is_unread = False  # a body was not read, so what follows cannot be found
     server: EncoderDecoderServer
 
     def do_GET(self) -> None:
@@ -200,10 +209,10 @@ class _Handler(BaseHTTPRequestHandler):
         pieces = chain([next(pieces, "")], pieces)
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")  # where the stream ends
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.close_connection = True
-        with suppress(OSError):  # the client left, which also ends the answer
+        self.close_connection = True  # if the client left, which also ends the answer
+        with suppress(OSError):
             if (chunk := form.first()) is not None:
                 self._event(chunk)
             for piece in pieces:
@@ -212,11 +221,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(form.last(reply.finish_reason))
             if reply.asked.with_usage:
                 self._event(form.usage(reply.usage))
-            self.wfile.write(b"data: [DONE]\n\n")
+            self._event("[DONE]")
+            self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = False
 
-    def _event(self, chunk: dict[str, Any]) -> None:
-        self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        self.wfile.flush()
+    def _event(self, said: dict[str, Any] | str) -> None:
+        event = f"data: {said if isinstance(said, str) else json.dumps(said)}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
 
     def _is_gone(self) -> bool:
         readable, _, _ = select.select([self.connection], [], [], 0)
@@ -232,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_let_in(self, path: str) -> bool:
         if path in _OPEN or self.server.is_known(self.headers.get("Authorization", "")):
             return True
-        self.close_connection = True  # the body, if there is one, is not read
+        self._is_unread = self.command == "POST"
         self._refuse(HTTPStatus.UNAUTHORIZED, "Invalid API Key")
         return False
 
@@ -240,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         most = LIMITS["body_bytes"].most
         if not length.isdecimal() or int(length) > most:
-            self.close_connection = True
+            self._is_unread = True
             raise BadBody(f"a body must have a Content-Length of at most {most} bytes")
         return parse_json_object(self.rfile.read(int(length)))
 
@@ -258,6 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data)
+        self.close_connection = self._is_unread
 
 
 def _token_ids(body: dict[str, Any]) -> list[int]:

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 
+from builder.imatrix.bindings_reader import LocalReader
+from builder.imatrix.matrix import check_imatrix_fits, read_imatrix
+from builder.imatrix.reader import ImatrixLeg
+from builder.llama.bindings_runtime import BindingsRuntime
 from eval.analysis.chunks import DivergenceText
 from eval.analysis.self_check import self_check
 from eval.divergence import divergence_chunks, divergence_rolling_windows, divergence_side_by_side
@@ -19,8 +23,11 @@ from eval.llama.context import Context, ContextSettings
 from eval.llama.lm import LlamaLM
 from eval.llama.prefix_tree import answer_request
 from eval.speed import measure_speed
+from quantyard.llama.library import LlamaLibrary, llama_library_path
 from quantyard.paths import local_venv_path
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings
+from server.encoder_decoder.model import EncoderDecoder, TooLong
+from server.encoder_decoder.model import Sampling as ServedSampling
 from tests.tiny_t5 import convert_tiny_t5, write_tiny_t5
 
 PAIRS = [
@@ -161,3 +168,54 @@ def test_speed_times_the_encoder_and_the_decoder(ours: LlamaLM) -> None:
 def test_decoding_before_encoding_is_refused_and_does_not_abort(ours: LlamaLM) -> None:
     with Context(ours.model, ContextSettings(64, threads=1)) as context, pytest.raises(ValueError, match="encode"):
         context.decode_one(np.array([0], np.int32))
+
+
+# ---- what else runs the model ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library(ours: LlamaLM) -> str:
+    return llama_library_path(None)
+
+
+@pytest.mark.parametrize("by_library", [False, True], ids=["bindings", "library"])
+def test_verify_sees_every_logit_of_the_decoder(ours: LlamaLM, library: str, by_library: bool) -> None:
+    with BindingsRuntime(ours.model.path, 1, library if by_library else None) as runtime:
+        n_tokens = len(runtime.tokenize("Hello, world!", add_special=True))
+        assert runtime.finite_logits(["Hello, world!"]) == n_tokens
+        ids = runtime.tokenize(" their cousin", add_special=False)
+        (score, _), = ours.loglikelihood(ask("loglikelihood", [("", " their cousin")]))
+        assert runtime.text_logprob(ids) == pytest.approx(score, abs=NOISE * len(ids))
+
+
+@pytest.mark.parametrize("by_library", [False, True], ids=["bindings", "library"])
+def test_the_importance_matrix_covers_encoder_and_decoder(
+    ours: LlamaLM, library: str, by_library: bool, tmp_path: Path
+) -> None:
+    text, n_ctx = tmp_path / "text", 64
+    text.write_text(TEXT)
+    with LocalReader(ours.model.path, 1, n_ctx, library if by_library else None) as reader:
+        loss = reader.read(text, ImatrixLeg(0, 3, None, tmp_path / "matrix.gguf"))
+    matrix = read_imatrix(tmp_path / "matrix.gguf")
+    check_imatrix_fits(matrix, ours.model.header)
+    blocks = {name.rsplit(".", 2)[0] for name in matrix.entries}
+    assert blocks == {"enc.blk.0", "enc.blk.1", "dec.blk.0", "dec.blk.1"}
+    counts = {name: int(entry.counts[0]) for name, entry in matrix.entries.items()}
+    assert counts["enc.blk.0.attn_q.weight"] == 3 * 33 and counts["dec.blk.0.attn_q.weight"] == 3 * 32
+    assert counts["dec.blk.1.cross_attn_k.weight"] == 3 * 33
+    rows = divergence_side_by_side([ours.model], divergence_chunks(
+        [ours.model], TEXT, DivergenceSettings(n_ctx=n_ctx, n_chunks=3)
+    ), 1, lambda _done: None)
+    assert loss.nats == pytest.approx(rows.baseline_nll().mean(), abs=0.1)
+
+
+def test_the_server_writes_what_the_measurement_writes(ours: LlamaLM, library: str) -> None:
+    model = EncoderDecoder(LlamaLibrary(library), ours.model.path, 0, 2, 1)
+    options = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
+    asked = [(prompt, options) for prompt in ("The tide mill", "Hello world", "To repair a bicycle")]
+    for (prompt, _), wanted in zip(asked, ours.generate_until(ask("generate_until", asked)), strict=True):
+        tokens = model.tokenize(prompt, add_special=True)
+        pieces = list(model.answer(tokens, 12, ServedSampling(temperature=0)))
+        assert b"".join(piece for piece in pieces if piece).decode(errors="replace") == wanted
+    with pytest.raises(TooLong, match="513 tokens, and the context of the encoder 512"):
+        next(model.answer([5] * 513, 1, ServedSampling()))
