@@ -24,7 +24,7 @@ from tests.tiny_t5 import write_tiny_t5
 write_tiny_t5(pathlib.Path(sys.argv[1]), sys.argv[2])
 """
 _PYTHON = str(local_venv_path({}) / "bin" / "python")
-SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("madlad", "mt5", "umt5")]
+SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("madlad", "mt5")]
 
 
 @pytest.fixture(scope="module")
