@@ -100,7 +100,7 @@ eval-help: .ready ## every variable that `make eval` takes
 test: ## the tests of some minutes: units, the page, a real build; TIER=change for all that CI runs
 	@scripts/test.sh $(or $(TIER),quick)
 
-test-fast: ## the unit tests alone: no network, no containers
+test-fast: ## the unit tests that take milliseconds: no network, no containers
 	@scripts/test.sh fast
 
 test-docker: ## the tests of containers, servers and the page

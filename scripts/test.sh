@@ -73,7 +73,7 @@ case $tier in
 esac
 took+=("$(printf '%6d s  set-up' $((SECONDS - began)))")
 case $tier in
-    fast) phase units run -n auto tests/unit ;;
+    fast) phase units run --tier=fast -n auto tests/unit ;;
     quick) units && options+=(--tier=quick) && parts tests ;;
     docker) parts "${containers[@]}" ;;
     e2e) parts tests/e2e ;;

@@ -2,7 +2,8 @@
 
 The tiers, of which each holds the one before:
 
-- `quick`: the units, and what is marked `quick`: a dozen tests with real parts, for `make test`;
+- `fast`: the units but for those marked `commands`, each of which takes more than a tenth of a second;
+- `quick`: all units, and what is marked `quick`: a dozen tests with real parts, for `make test`;
 - `change` (the default): what must hold at every change;
 - `all`: what is marked `slow` too, both engines everywhere, and every case of what is sampled else.
 
@@ -28,7 +29,7 @@ from hypothesis import settings
 
 TESTS = Path(__file__).parent
 PARTS = frozenset({"docker_client", "images", "local_tools", "engine", "some_engine"})  # and what builds on these
-TIERS = ("quick", "change", "all")
+TIERS = ("fast", "quick", "change", "all")
 
 # The examples of every property; a test names a number of its own only where one example is slow.
 # No deadline: a loaded machine is slow, not wrong. In CI every change meets the same examples.
@@ -58,6 +59,8 @@ def _is_in(item: pytest.Item, tier: str) -> bool:
 
     if tier == "all":
         return True
+    if tier == "fast":
+        return _phase(item) == "units" and not is_marked("commands")
     if tier == "change":
         return not is_marked("slow") and (is_marked("both_engines") or not _is_second_engine(item))
     return _phase(item) == "units" or (is_marked("quick") and not _is_second_engine(item))

@@ -19,6 +19,8 @@ from tests.hub_repo import Blob
 from tests.hub_server import HubServer
 from tests.released import REPO, SOURCE_REPO, SUITE, Said, Yard, lay_out, tiny
 
+pytestmark = pytest.mark.commands
+
 Q8, Q4 = "Lagoon-Q8_0.gguf", "Lagoon-Q4_K_M.gguf"
 
 

@@ -25,6 +25,8 @@ from tests.evaluations import LARGE, simulated
 from tests.gguf_files import gguf
 from tests.unit.fake_engine import FakeEngine, fails
 
+pytestmark = pytest.mark.commands
+
 Run = Callable[..., int]
 _PLAIN = ("matrix", "--model=x", "--suite=smoke", "--imatrix=none")
 

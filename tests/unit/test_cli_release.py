@@ -19,6 +19,8 @@ from tests.released import REPO, SUITE, Yard, lay_out
 from tests.unit.fake_engine import FakeEngine, fails, keeps_contract, writes
 from tests.unit.release_engine import engine_of
 
+pytestmark = pytest.mark.commands
+
 
 def shown(yard: Yard, command: str, *argv: str) -> tuple[int, str, str]:
     """A command that publishes nothing."""

@@ -22,6 +22,8 @@ from quantyard.store.stages import ModelStore
 from tests.hub_server import HubServer
 from tests.released import Said, Yard, alone
 
+pytestmark = pytest.mark.commands
+
 DATA = Path(__file__).parents[1] / "data"
 VERSIONS = sorted(path.name for path in DATA.glob("written-by-*.tar.xz"))  # to hold another version: add its archive
 REPO = "me/Pebble-GGUF"

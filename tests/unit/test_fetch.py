@@ -33,6 +33,8 @@ from quantyard.protocol.builder import FetchRequest
 from tests.hub_repo import Repo
 from tests.hub_server import HubServer, Request
 
+pytestmark = pytest.mark.commands
+
 ROOT = Path(__file__).parents[2]
 REPO = "org/name"
 BIG = random.Random(7).randbytes(3_000_000)

@@ -23,6 +23,8 @@ from quantyard.workflows import planning
 from tests.unit.fake_engine import Behaviour, FakeEngine, fails, writes
 from tests.unit.test_forecast_time import _sample
 
+pytestmark = pytest.mark.commands
+
 Run = Callable[..., int]
 
 

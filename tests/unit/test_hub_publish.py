@@ -33,6 +33,8 @@ from quantyard.publish.hub.errors import (
 from tests.hub_repo import Blob, Repo
 from tests.hub_server import HubServer, Request
 
+pytestmark = pytest.mark.commands
+
 ROOT = Path(__file__).parents[2]
 REPO = "me/name-GGUF"
 TARGET = HubTarget(REPO)

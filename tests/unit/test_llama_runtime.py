@@ -17,6 +17,8 @@ from quantyard.sandbox.bounded_process import OverLimit, sandbox_grant_cpu_time
 from quantyard.sandbox.chat_template import ChatRefused
 from tests.gguf_files import SMALL
 
+pytestmark = pytest.mark.commands
+
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys
 mode = open(os.path.join(os.path.dirname(__file__), "mode")).read()

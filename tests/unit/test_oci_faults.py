@@ -25,6 +25,8 @@ from quantyard.publish.registry.login import RegistryCredentials
 from tests.manifests import sha256_of
 from tests.unit.oci_server import SECRET, TOKEN, USER, Fault, OciServer, oci_server
 
+pytestmark = pytest.mark.commands
+
 CONTENT = "".join(f"{number:07}\n" for number in range(16_384))  # 128 KiB, no part like another
 ME = RegistryCredentials(USER, SECRET)
 UPLOADS = "/blobs/uploads/"

@@ -15,6 +15,8 @@ from tests.hub_repo import Blob
 from tests.hub_server import HubServer
 from tests.released import LEGAL, PLOTS, README, REPO, SUITE, TASKS, Yard, lay_out
 
+pytestmark = pytest.mark.commands
+
 COMPOSED = {
     "Lagoon-Q8_0.gguf", "Lagoon-Q4_K_M.gguf", *LEGAL, "README.md", "manifest.json", "report.html",
     f"eval/{SUITE}/report.md", *(f"eval/{SUITE}/plots/{name}" for name in PLOTS),

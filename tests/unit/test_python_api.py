@@ -38,6 +38,8 @@ from tests.released import PASSES, REPO, SUITE, Yard, lay_out
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, keeps_contract
 from tests.unit.release_engine import engine_of
 
+pytestmark = pytest.mark.commands
+
 Call = Callable[..., Any]
 
 

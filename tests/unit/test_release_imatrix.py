@@ -25,6 +25,8 @@ from tests.unit.conftest import MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine, writes
 from tests.unit.release_engine import engine_of
 
+pytestmark = pytest.mark.commands
+
 MATRIX, Q4 = "Lagoon.imatrix.gguf", "Lagoon-Q4_K_M.gguf"
 
 

@@ -18,6 +18,8 @@ from quantyard.store.manifest import read_manifest, stage_record_file
 from tests.unit.conftest import SUITE, MakeMeasured, MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted, writes
 
+pytestmark = pytest.mark.commands
+
 
 def test_a_measuring_runs_its_stages_in_order_around_the_build(
     local_source: Source, measured: MakeMeasured, notes: Notes

@@ -42,6 +42,8 @@ from quantyard.workflows import tune as tune_workflow
 from tests.gguf_files import TensorSpec, gguf
 from tests.unit.fake_engine import FakeEngine
 
+pytestmark = pytest.mark.commands
+
 LAYERS = 6
 METADATA = {"general.architecture": "llama", "llama.block_count": LAYERS, "llama.attention.head_count": 4,
             "llama.attention.head_count_kv": 2}  # fmt: skip

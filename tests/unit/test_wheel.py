@@ -18,6 +18,8 @@ from quantyard.engines.images import IMAGES, engine_image_recipe
 from quantyard.paths import REPO_DIR
 from tests.gguf_files import TensorSpec, gguf
 
+pytestmark = pytest.mark.commands
+
 _COME_ALONG = {"certifi", "requests", "httpcore2"}  # with the Docker SDK and httpx2
 _PROJECT = "quantyard/_project/"
 
