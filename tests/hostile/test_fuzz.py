@@ -29,7 +29,7 @@ from quantyard.gate.budgets import load_gate_budgets
 from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
-from quantyard.protocol.builder import Reference
+from quantyard.protocol.builder import AddedToken, Passage, ProbeBatch, Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.quants.recipe_files import read_recipe
 from quantyard.sandbox.bounded_process import OverLimit
@@ -185,7 +185,13 @@ def test_manifests() -> None:
 
 def test_references() -> None:
     reference = Reference(
-        tokenizer_class="A", bos_token="<s>", probe_ids={"a": [1]}, probe_ids_with_special={"a": [0, 1]},
+        tokenizer_class="A", witness="tokenizer.json", disagreements=["A adds none"], bos_token="<s>",
+        probe_ids={"a": [1]}, probe_ids_with_special={"a": [0, 1]},
+        passages=[Passage(name="a", script="latin", text="a", ids=[1])],
+        added_tokens=[AddedToken(
+            id=0, content="<s>", special=True, lstrip=False, rstrip=False, single_word=False, normalized=False,
+        )],
+        added_batches=[ProbeBatch(tokens=["<s>"], texts=["a<s>"], ids=[[1, 0]], joined_ids=[1, 0])],
         chat_template=True, chats=[], refused_chats={"user": "no"},
     )  # fmt: skip
     fuzz("reference", [reference.model_dump_json().encode()], rounds(sample=500, whole=10_000),
