@@ -118,7 +118,7 @@ def test_files_are_verified_against_the_original_tokenizer_and_by_running_them(d
     for quant in ("Q4_K_M", "Q8_0"):
         facts = demo.manifest["stages"][f"verify {quant}"]["facts"]
         assert facts["probes"] >= 200 and facts["running_text_tokens"] >= 5000 and facts["chats"] > 0
-        assert facts["reference"].startswith("Hugging Face") and facts["nonfinite_blocks"] == 0
+        assert facts["reference"].startswith("tokenizer.json (tokenizers ") and facts["nonfinite_blocks"] == 0
         assert facts["tensors"] == 272 and facts["logits"] >= 2
 
 
