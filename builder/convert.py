@@ -190,7 +190,7 @@ def _run_converter(
 ) -> ToolRun:
     tools = llama_tools(stage)
     argv = [str(tools.converter_python), *given.launcher, str(tools.converter), str(given.folder)]
-    argv += ["--outfile", str(target)]
+    argv += ["--outfile", str(target), *converter.arguments]
     argv += ["--outtype", outtype, "--model-name", request.name]
 
     def on_line(line: str) -> None:

@@ -148,7 +148,7 @@ class _Workshop:
     def _convert(self, twin: Path, gguf: Path) -> ToolRun:
         converter = open_converter(self._tools, twin, gguf.parent)
         argv = [str(self._tools.converter_python), str(self._tools.converter), str(converter.folder)]
-        argv += ["--outfile", str(gguf), "--outtype", "f32"]
+        argv += ["--outfile", str(gguf), "--outtype", "f32", *converter.arguments]
         run = run_llama_tool(argv, converter.env, lambda _line: None, _TIMEOUT_S)
         if run.exit_code != 0 and "mtp" in run.tail:
             run = run_llama_tool([*argv, _NO_DRAFT], converter.env, lambda _line: None, _TIMEOUT_S)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from builder.llama.toolchain import LlamaTools
 from quantyard.formats.finite_json import dump_finite_json
+from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder
 
 Config = dict[str, Any]
 
@@ -34,6 +35,7 @@ class Converter:
     env: Mapping[str, str]
     transformers: str  # which one, and why, in a few words
     notes: tuple[str, ...] = ()  # what was written into config.json, a sentence each
+    arguments: tuple[str, ...] = ()  # of its command line
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,23 @@ def open_converter(tools: LlamaTools, source: Path, scratch: Path) -> Converter:
     own = [row for row in _COMPLETIONS if row.applies(config)]
     folder = _completed(source, config, own, scratch / "completed") if own else source
     reason = _needs_installed(tools.transformers4, config, _read_object(source / "tokenizer_config.json"))
-    notes = tuple(row.note for row in own)
+    notes, arguments = tuple(row.note for row in own), _arguments(config, source)
     if tools.transformers4 is None or reason:
-        return Converter(folder, tools.clean_env, f"the installed one: {reason or 'there is no other'}", notes)
+        why = f"the installed one: {reason or 'there is no other'}"
+        return Converter(folder, tools.clean_env, why, notes, arguments)
     env = {**tools.clean_env, "PYTHONPATH": str(tools.transformers4)}
-    return Converter(folder, env, "4.57: the converter was made for it", notes)
+    return Converter(folder, env, "4.57: the converter was made for it", notes, arguments)
+
+
+def _arguments(config: Config, source: Path) -> tuple[str, ...]:
+    """Qwen3-Next is released with layers that draft; what Transformers saves, a fine-tune or a twin, has none."""
+    if config.get("model_type") != "qwen3_next" or config.get("mtp_num_hidden_layers"):
+        return ()
+    try:
+        names = (name for file in read_safetensors_folder(source) for name in file.tensors)
+        return () if any(name.startswith("mtp.") for name in names) else ("--no-nextn",)
+    except SafetensorsError:
+        return ()
 
 
 def _needs_installed(folder: Path | None, config: Config, tokenizer: Config) -> str:

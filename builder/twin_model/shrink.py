@@ -30,7 +30,7 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv", "kv_n_heads"),
     "head_dim": ("head_dim", "kv_channels", "d_kv", "attention_head_dim", "attention_key_value_channels"),
     "scalar": ("query_pre_attn_scalar",),
-    "hidden": ("hidden_size", "n_embd", "d_model", "model_dim"),
+    "hidden": ("hidden_size", "n_embd", "n_embed", "d_model", "model_dim"),
     "window": ("sliding_window", "attention_window_size", "local_attention"),
 }
 _INNER: Final = (
@@ -134,8 +134,6 @@ def _complete(part: Config, defaults: Mapping[str, Any]) -> None:
             continue  # as many as heads, however many those are
         if what == "head_dim" and "qk_rope_head_dim" in (*part, *defaults):
             continue  # of latent attention, whose heads have widths of their own
-        if what == "kv_heads" and part.get("multi_query") is True and not part.get("new_decoder_architecture"):
-            continue  # one head, whatever the default says
         if name and not _key(part, what) and isinstance(defaults[name], int):
             part[name] = defaults[name]
     for name in (*_INNER, *_EXPERT_INNER, *_EXPERTS, *_TOP_K, *_RANKS):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 Config = Mapping[str, object]  # config.json of the Hugging Face model
 
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv")
-HIDDEN = ("hidden_size", "n_embd", "d_model")
+HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model")
 VOCAB = ("vocab_size", "n_vocab", "padded_vocab_size")
 TRAINED = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 _LARGEST_NUMBER = 1 << 32

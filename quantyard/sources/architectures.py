@@ -102,4 +102,4 @@ def _unsupported(name: str, known: Collection[str], *, is_set_up: bool) -> Unsup
     of = "" if is_set_up else " of the llama.cpp that Quantyard is made for"
     message = f"The converter{of} does not know the architecture {name}.{nearest}"
     newer = "A newer llama.cpp may know it: LLAMA_CPP_TAG=full-bNNNN make images, then the same command again."
-    return UnsupportedModel(message, newer)
+    return UnsupportedModel(message, f"{newer} What works is listed in docs/reference/architectures.md.")

@@ -261,7 +261,7 @@ def test_a_question_never_comes_with_its_own_answer(folder: Path) -> None:
     (leaf,) = load(folder, TaskEntry(task="mine", num_fewshot=8))
     for doc in leaf.task.eval_docs:
         assert leaf.task.fewshot_context(doc, 8).count(doc["question"]) == 1
-    with pytest.raises(StageFailure, match="asked with 9 examples, but there are 8 only"):
+    with pytest.raises(StageFailure, match="asked with 9 examples, but there are only 8"):
         load(folder, TaskEntry(task="mine", num_fewshot=9))
 
 

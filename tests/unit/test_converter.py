@@ -11,6 +11,7 @@ import pytest
 
 from builder.llama.converter import open_converter
 from builder.llama.toolchain import LlamaTools
+from tests.tiny_model import write_safetensors
 
 OLD = {"model_type": "gpt_neox", "rotary_pct": 0.25, "transformers_version": "4.24.0"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
@@ -82,3 +83,20 @@ def test_what_cannot_be_read_is_left_to_who_needs_it(text: str, tmp_path: Path) 
     source = model(tmp_path, {})
     (source / "config.json").write_text(text)
     assert open_converter(tools(tmp_path), source, tmp_path).folder == source
+
+
+@pytest.mark.parametrize(
+    ("config", "tensor", "arguments"),
+    [
+        ({"model_type": "qwen3_next"}, "model.norm.weight", ("--no-nextn",)),
+        ({"model_type": "qwen3_next"}, "mtp.norm.weight", ()),
+        ({"model_type": "qwen3_next", "mtp_num_hidden_layers": 1}, "model.norm.weight", ()),
+        ({"model_type": "qwen3"}, "model.norm.weight", ()),
+    ],
+)
+def test_a_qwen3_next_that_lost_its_drafting_layers_is_converted_without(
+    config: dict[str, Any], tensor: str, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    source = model(tmp_path, config)
+    write_safetensors(source / "model.safetensors", {tensor: (4, 4)})
+    assert open_converter(tools(tmp_path), source, tmp_path).arguments == arguments

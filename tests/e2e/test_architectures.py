@@ -1,0 +1,24 @@
+"""Small models of many architectures go through every stage, and what works of them is what the table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.architectures.sweep import STAGES, Sweep, read_results, wanted_rows
+
+# One of each way to run the converter: with 4.57, with a completed config, as an encoder-decoder.
+ALWAYS = ("pythia", "falcon-7b", "t5")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in read_results()]
+)
+def test_what_works_of_an_architecture_is_what_the_table_says(
+    name: str, demo_source: Path, local_tools: None, tmp_path: Path
+) -> None:
+    ((row, form),) = wanted_rows([name])
+    found = Sweep(tmp_path, "local", demo_source).run(row, form)
+    recorded = read_results()[name]
+    assert {stage: getattr(found, stage) for stage in STAGES} == {stage: recorded[stage] for stage in STAGES}, found.why
