@@ -8,13 +8,10 @@ import pytest
 
 from tests.architectures.sweep import STAGES, Sweep, read_results, wanted_rows
 
-# One of each way to run the converter: with 4.57, with a completed config, as an encoder-decoder.
-ALWAYS = ("pythia", "falcon-7b", "t5")
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in read_results()]
-)
+@pytest.mark.parametrize("name", read_results())
 def test_what_works_of_an_architecture_is_what_the_table_says(
     name: str, demo_source: Path, local_tools: None, tmp_path: Path
 ) -> None:
