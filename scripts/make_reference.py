@@ -249,9 +249,9 @@ def _architectures() -> Iterator[str]:
     proved = sum(result["twin"] == "ok" for result in results.values())
     yield (
         f"{len(results)} of {len(wanted_rows([]))} configurations have been tried, {built} of which build and "
-        f"{proved} of which are proved to compute what Transformers computes. Each is the config.json of a model as it "
-        "stands on the Hub, or (*written by 5*) as transformers 5 writes it, shrunk to a few layers with random weights, and "
-        "taken through every stage. All that the converter takes are named in "
+        f"{proved} of which are proved to compute what Transformers computes. Each is the config.json of a model as "
+        "it stands on the Hub, or (*written by 5*) as transformers 5 writes it, shrunk to a few layers with random "
+        "weights, and taken through every stage. All that the converter takes are named in "
         "`quantyard/sources/converter_architectures.txt`; a plan refuses others. The tokenizers are stand-ins: what is "
         "known of the real ones is said in [Models](models.md)."
     )
