@@ -23,6 +23,7 @@ from quantyard.quants.selection import parse_quants
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.stages import ModelStore
+from tests.hub_server import HubServer
 from tests.unit.fake_engine import FakeEngine
 
 
@@ -64,6 +65,23 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def running_hub() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def hub_server(running_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub without repos, asked without a proxy."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    running_hub.heal()
+    running_hub.repos.clear()
+    running_hub.renamed.clear()
+    return running_hub
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,21 +45,10 @@ CONFIG = b'{"model_type": "llama"}'
 MODEL = {"config.json": CONFIG, "model.safetensors": safetensors(a=(4, 8), b=(3,)), "README.md": b"#"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
 @pytest.fixture
-def fake_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def fake_hub(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)
-    server.heal()
-    server.repos.clear()
-    server.renamed.clear()
-    return server
+    return hub_server
 
 
 def visitor(server: HubServer) -> HubAccess:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,21 +23,6 @@ CONFIG = {
 SHAPES = {
     "model.embed_tokens.weight": (6, 4), "model.norm.weight": (4,), "model.layers.0.mlp.down_proj.weight": (4, 8),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-@pytest.fixture
-def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    server.heal()
-    server.repos.clear()
-    return server
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> bytes:
@@ -65,29 +49,31 @@ def repo(**changed: bytes) -> dict[str, bytes]:
     return {name: text for name, text in files.items() if text}
 
 
-def find(hub: HubServer, tmp_path: Path, files: dict[str, bytes]) -> Source:
-    hub.add_repo("org/name", files)
+def find(hub_server: HubServer, tmp_path: Path, files: dict[str, bytes]) -> Source:
+    hub_server.add_repo("org/name", files)
     return find_source(
-        "org/name", HubAccess(hub.endpoint), HashCache(tmp_path / "hashes"), allow_pickle=False, gguf_file=None
+        "org/name", HubAccess(hub_server.endpoint), HashCache(tmp_path / "hashes"), allow_pickle=False, gguf_file=None
     )
 
 
-def refused(hub: HubServer, tmp_path: Path, files: dict[str, bytes]) -> str:
+def refused(hub_server: HubServer, tmp_path: Path, files: dict[str, bytes]) -> str:
     with pytest.raises(BadSource) as caught:
-        find(hub, tmp_path, files)
+        find(hub_server, tmp_path, files)
     return f"{caught.value.message} | {caught.value.hint}"
 
 
-def test_the_index_of_a_repo_names_its_weights_and_no_weight_is_downloaded(hub: HubServer, tmp_path: Path) -> None:
-    source = find(hub, tmp_path, repo() | {"model.safetensors": weights(SHAPES)})
+def test_the_index_of_a_repo_names_its_weights_and_no_weight_is_downloaded(
+    hub_server: HubServer, tmp_path: Path
+) -> None:
+    source = find(hub_server, tmp_path, repo() | {"model.safetensors": weights(SHAPES)})
     chosen = [file.path for file in source.files if file.path.endswith(".safetensors")]
     assert chosen == list(SHARDS) and "left out: model.safetensors" in source.notes[0]
     assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
 
 
-def test_a_wrappers_prefix_is_told_from_the_headers(hub: HubServer, tmp_path: Path) -> None:
+def test_a_wrappers_prefix_is_told_from_the_headers(hub_server: HubServer, tmp_path: Path) -> None:
     renamed = {f"_orig_mod.{name}": shape for name, shape in SHAPES.items()}
-    source = find(hub, tmp_path, repo(model__safetensors=weights(renamed), **{INDEX.replace(".", "__"): b""}))
+    source = find(hub_server, tmp_path, repo(model__safetensors=weights(renamed), **{INDEX.replace(".", "__"): b""}))
     assert any("'_orig_mod.'" in note for note in source.notes)
     assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
 
@@ -100,17 +86,17 @@ def test_a_wrappers_prefix_is_told_from_the_headers(hub: HubServer, tmp_path: Pa
     ],
 )
 def test_a_gguf_of_the_hub_that_is_not_a_model_is_told_by_its_metadata(
-    metadata: dict[str, str], says: str, hub: HubServer, tmp_path: Path
+    metadata: dict[str, str], says: str, hub_server: HubServer, tmp_path: Path
 ) -> None:
     content = gguf({**metadata, "tokenizer.ggml.tokens": ["word"] * 30_000}, [TensorSpec("t", (4096, 8))])
-    said = refused(hub, tmp_path, {"m-F16.gguf": content, "README.md": b"#"})
+    said = refused(hub_server, tmp_path, {"m-F16.gguf": content, "README.md": b"#"})
     assert f"m-F16.gguf of org/name is {says}" in said
 
 
-def test_a_gguf_of_the_hub_that_is_a_model_passes(hub: HubServer, tmp_path: Path) -> None:
+def test_a_gguf_of_the_hub_that_is_a_model_passes(hub_server: HubServer, tmp_path: Path) -> None:
     content = gguf({**SMALL_METADATA, "a": ["word"] * 30_000}, [TensorSpec("t", (4096, 8))])
-    assert find(hub, tmp_path, {"m-F16.gguf": content}).gguf_file == "m-F16.gguf"
-    assert find(hub, tmp_path, {"m-F16.gguf": b"not a GGUF, which a stage will tell"}).kind == "gguf"
+    assert find(hub_server, tmp_path, {"m-F16.gguf": content}).gguf_file == "m-F16.gguf"
+    assert find(hub_server, tmp_path, {"m-F16.gguf": b"not a GGUF, which a stage will tell"}).kind == "gguf"
 
 
 FAULTS = {
@@ -128,6 +114,6 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault_of_a_repo_is_told_before_the_download(kind: str, hub: HubServer, tmp_path: Path) -> None:
+def test_a_fault_of_a_repo_is_told_before_the_download(kind: str, hub_server: HubServer, tmp_path: Path) -> None:
     changed, says = FAULTS[kind]
-    assert says in refused(hub, tmp_path, repo(**changed))
+    assert says in refused(hub_server, tmp_path, repo(**changed))

@@ -7,7 +7,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,25 +45,14 @@ CARD = made_release_file("README.md", "---\nlicense: apache-2.0\n---\n# Name\n")
 EMPTY = made_release_file("NOTICE", b"")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
 @pytest.fixture
-def fake_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def fake_hub(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     monkeypatch.setattr("quantyard.hub.client.time.sleep", lambda seconds: None)  # the client's, too
     monkeypatch.setattr(upload, "IN_MEMORY_BYTES", 100_000)  # both GGUFs are read from disk
-    server.heal()
-    server.repos.clear()
-    server.renamed.clear()
-    server.uploads.refusals.clear()
-    for path in server.uploads.folder.iterdir():
+    hub_server.uploads.refusals.clear()
+    for path in hub_server.uploads.folder.iterdir():
         path.unlink()
-    return server
+    return hub_server
 
 
 @pytest.fixture

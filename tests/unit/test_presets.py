@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,72 +139,57 @@ def test_two_models_never_answer_to_one_name(second: str, tmp_path: Path) -> Non
 # ---- MODEL=name --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-@pytest.fixture
-def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    server.heal()
-    server.repos.clear()
-    return server
-
-
-def _find(hub: HubServer, model: str, folder: Path, gguf_file: str | None = None) -> Source:
-    access, hashes = HubAccess(hub.endpoint), HashCache(folder / "hashes")
+def _find(hub_server: HubServer, model: str, folder: Path, gguf_file: str | None = None) -> Source:
+    access, hashes = HubAccess(hub_server.endpoint), HashCache(folder / "hashes")
     return find_source(model, access, hashes, allow_pickle=False, gguf_file=gguf_file)
 
 
-def test_a_name_is_looked_up_and_resolved_to_the_newest_commit(hub: HubServer, tmp_path: Path) -> None:
-    repo = hub.add_repo("microsoft/phi-2", MODEL)
-    source = _find(hub, "PHI-2", tmp_path)
+def test_a_name_is_looked_up_and_resolved_to_the_newest_commit(hub_server: HubServer, tmp_path: Path) -> None:
+    repo = hub_server.add_repo("microsoft/phi-2", MODEL)
+    source = _find(hub_server, "PHI-2", tmp_path)
     assert (source.repo_id, source.model.commit, source.revision) == ("microsoft/phi-2", repo.commit, "main")
     assert source.preset is not None and source.preset.name == "phi-2"
 
 
-def test_a_revision_after_the_name_is_taken_as_after_a_repo_id(hub: HubServer, tmp_path: Path) -> None:
-    hub.add_repo("microsoft/phi-2", MODEL, tags=("v1.0",))
+def test_a_revision_after_the_name_is_taken_as_after_a_repo_id(hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.add_repo("microsoft/phi-2", MODEL, tags=("v1.0",))
     assert split_preset_name("phi-2@v1.0") == ("phi-2", "v1.0")
-    assert _find(hub, "phi-2@v1.0", tmp_path).revision == "v1.0"
+    assert _find(hub_server, "phi-2@v1.0", tmp_path).revision == "v1.0"
 
 
-def test_a_repo_id_is_no_preset_even_where_its_name_is_one(hub: HubServer, tmp_path: Path) -> None:
-    hub.add_repo("somebody/phi-2", MODEL)
-    source = _find(hub, "somebody/phi-2", tmp_path)
+def test_a_repo_id_is_no_preset_even_where_its_name_is_one(hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.add_repo("somebody/phi-2", MODEL)
+    source = _find(hub_server, "somebody/phi-2", tmp_path)
     assert (source.repo_id, source.preset) == ("somebody/phi-2", None)
 
 
 def test_a_folder_of_that_name_with_a_model_in_it_wins(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "phi-2").mkdir()
     for name, content in MODEL.items():
         (tmp_path / "phi-2" / name).write_bytes(content)
     monkeypatch.chdir(tmp_path)
-    source = _find(hub, "phi-2", tmp_path)
+    source = _find(hub_server, "phi-2", tmp_path)
     assert source.local is not None and source.preset is None
 
 
 def test_the_file_of_a_ready_made_repo_is_the_presets_unless_another_is_asked_for(
-    hub: HubServer, tmp_path: Path
+    hub_server: HubServer, tmp_path: Path
 ) -> None:
     preset = find_preset("gemma-3-4b-it-GGUF")
     content = gguf(SMALL_METADATA, (TensorSpec("blk.0.ffn_up.weight", (256, 2), "F16"),))
-    hub.add_repo(preset.repo, {"other-f16.gguf": content, str(preset.gguf_file): content})
-    assert _find(hub, preset.name, tmp_path).gguf_file == preset.gguf_file
-    assert _find(hub, preset.name, tmp_path, "other-f16.gguf").gguf_file == "other-f16.gguf"
+    hub_server.add_repo(preset.repo, {"other-f16.gguf": content, str(preset.gguf_file): content})
+    assert _find(hub_server, preset.name, tmp_path).gguf_file == preset.gguf_file
+    assert _find(hub_server, preset.name, tmp_path, "other-f16.gguf").gguf_file == "other-f16.gguf"
 
 
-def test_what_cannot_be_built_is_refused_before_the_hub_is_asked(hub: HubServer, tmp_path: Path) -> None:
+def test_what_cannot_be_built_is_refused_before_the_hub_is_asked(hub_server: HubServer, tmp_path: Path) -> None:
     for preset in (p for p in shipped_presets() if p.unsupported):
         with pytest.raises(UnsupportedModel) as error:
-            _find(hub, preset.name, tmp_path)
+            _find(hub_server, preset.name, tmp_path)
         assert str(preset.unsupported) in error.value.message and preset.name in error.value.message
-    assert hub.requests == []
+    assert hub_server.requests == []
 
 
 def _pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, commit: str) -> None:
@@ -214,11 +198,11 @@ def _pinned(monkeypatch: pytest.MonkeyPatch, folder: Path, commit: str) -> None:
 
 
 def test_a_pinned_commit_is_the_one_that_is_built(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repo = hub.add_repo("org/tiny", MODEL)
+    repo = hub_server.add_repo("org/tiny", MODEL)
     _pinned(monkeypatch, tmp_path, repo.commit)
-    source = _find(hub, "short", tmp_path)
+    source = _find(hub_server, "short", tmp_path)
     assert (source.model.commit, source.revision) == (repo.commit, repo.commit)
 
 
