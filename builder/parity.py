@@ -13,35 +13,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from pydantic import JsonValue
 
 from builder.imatrix.calibration_text import OUR_TEXT
 from builder.llama.converter import open_converter
-from builder.llama.run_tool import ToolRun, run_llama_tool
+from builder.llama.run_tool import run_llama_tool
 from builder.llama.toolchain import llama_tools
-from builder.twin_model.compare import Agreement, compare_logits, join_agreements
-from builder.twin_model.sides import last_words_of_side
+from builder.twin_model.compare import Agreement, join_agreements
+from builder.twin_model.sides import (
+    SCRIPTS,
+    NotComparedError,
+    compare_sides,
+    compute_llama_side,
+    refuse_failed_side,
+)
 from quantyard.formats.gguf import read_gguf_model
 from quantyard.formatting.numbers import format_difference, format_memory, format_percent
 from quantyard.hardware.machine import machine_memory_bytes
-from quantyard.llama.library import llama_library_path
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ParityRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-_SCRIPTS: Final = Path(__file__).parent / "twin_model"
 _BYTES_PER_WEIGHT: Final = 6  # in 32 bits, and once more in 16 while it is rounded
 _MEMORY_SHARE: Final = 0.8
 _TIMEOUT_S: Final = 3 * 3600.0
 _TYPES: Final = {"BF16": "bfloat16", "F16": "float16"}  # of most weights; any other is not rounded
 _FLOORS: Final = 10  # times the rounding floor, and at least:
 _LEAST_KLD: Final = 0.01  # nats, that are a fault
-_NO_MODEL: Final = 3
-
-
-class NoParityError(Exception):
-    """There is nothing to compare; the message says why, as the end of a sentence."""
 
 
 def parity(stage: Stage, request: ParityRequest) -> StageOutcome:
@@ -54,7 +52,7 @@ def parity(stage: Stage, request: ParityRequest) -> StageOutcome:
     try:
         _refuse_without_memory(read_gguf_model(gguf).n_params)
         whole, floor = _compare(stage, request, gguf)
-    except NoParityError as error:
+    except NotComparedError as error:
         return StageOutcome(facts={"status": "unproved", "finding": f"The model itself was not compared: {error}."})
     differs = whole.mean_kld > max(_FLOORS * floor.mean_kld, _LEAST_KLD)
     finding = (
@@ -78,24 +76,20 @@ def _refuse_without_memory(n_params: int) -> None:
     needed, there = _BYTES_PER_WEIGHT * n_params, int(machine_memory_bytes() * _MEMORY_SHARE)
     if needed > there:
         room = f"{format_memory(needed)} of memory in 32 bits, and {format_memory(there)} are there"
-        raise NoParityError(f"it takes {room}")
+        raise NotComparedError(f"it takes {room}")
 
 
 def _compare(stage: Stage, request: ParityRequest, gguf: Path) -> tuple[Agreement, Agreement]:
     """How far the file is from Transformers, and how far Transformers is from itself in fewer bits."""
     out, tools = stage.scratch_dir / "parity", llama_tools(stage)
     out.mkdir(parents=True, exist_ok=True)
-    text, threads = out / "text.txt", str(request.threads or 2)
+    text, threads = out / "text.txt", request.threads or 2
     text.write_text("\n".join(_prose()), encoding="utf-8")
     env = open_converter(tools, stage.in_dir / "source", out).env
-    argv = [str(tools.converter_python), str(_SCRIPTS / "real_model.py"), "--source", str(stage.in_dir / "source")]
-    argv += ["--text", str(text), "--out", str(out), "--dtype", _dtype(gguf), "--threads", threads]
-    _refuse_failed(run_llama_tool(argv, env, lambda _line: None, _TIMEOUT_S), "Transformers")
-    argv = [str(tools.converter_python), str(_SCRIPTS / "llama_logits.py"), "--gguf", str(gguf), "--out", str(out)]
-    argv += ["--library", llama_library_path(tools.llama_bin), "--prompts", str(out / "prompts.json")]
-    _refuse_failed(
-        run_llama_tool([*argv, "--threads", threads], tools.clean_env, lambda _line: None, _TIMEOUT_S), "llama.cpp"
-    )
+    argv = [str(tools.converter_python), str(SCRIPTS / "real_model.py"), "--source", str(stage.in_dir / "source")]
+    argv += ["--text", str(text), "--out", str(out), "--dtype", _dtype(gguf), "--threads", str(threads)]
+    refuse_failed_side(run_llama_tool(argv, env, lambda _line: None, _TIMEOUT_S), "Transformers")
+    compute_llama_side(tools, gguf, out, threads, _TIMEOUT_S)
     positions = [prompt["positions"] for prompt in json.loads((out / "prompts.json").read_bytes())]
     return _distance(out, "llama", positions), _distance(out, "floor", positions)
 
@@ -114,20 +108,8 @@ def _dtype(gguf: Path) -> str:
     return _TYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "float32")
 
 
-def _refuse_failed(run: ToolRun, who: str) -> None:
-    if run.exit_code != 0:
-        raise NoParityError(last_words_of_side(run, who, _NO_MODEL))
-
-
 def _distance(out: Path, side: str, positions: Sequence[list[int]]) -> Agreement:
-    parts: list[Agreement] = []
-    for number, each in enumerate(positions):
-        original, ours = (np.load(out / f"{name}-{number}.npy", allow_pickle=False) for name in ("hf", side))
-        try:
-            parts.append(compare_logits(original, ours, each))
-        except ValueError as error:
-            raise NoParityError(f"its logits cannot be compared: {error}") from error
-    return join_agreements(parts)
+    return join_agreements([compare_sides(out, side, number, each) for number, each in enumerate(positions)])
 
 
 def main() -> None:

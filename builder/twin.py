@@ -21,27 +21,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from pydantic import JsonValue
 
 from builder.checks.tokenizer_files import refuse_missing_sentencepiece
 from builder.llama.converter import open_converter
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
-from builder.twin_model.compare import Agreement, compare_logits, join_agreements
+from builder.twin_model.compare import Agreement, join_agreements
 from builder.twin_model.known import KnownDifference, ignores_window, known_differences
-from builder.twin_model.sides import last_words_of_side
+from builder.twin_model.sides import (
+    SCRIPTS,
+    NotComparedError,
+    compare_sides,
+    compute_llama_side,
+    last_words_of_side,
+    refuse_failed_side,
+)
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formatting.numbers import format_difference, format_digits, format_percent
-from quantyard.llama.library import llama_library_path
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import TwinRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-_SCRIPTS: Final = Path(__file__).parent / "twin_model"
 _WEIGHTS_WRITTEN: Final = "weights"  # the line of random_weights.py after which the converter can start
-_NO_TWIN: Final = 3
-_CANNOT: Final = 3
 _TIMEOUT_S: Final = 300.0  # of each part; they take seconds
 # Beside config.json, what a converter may read of a model: its tokenizer and templates. Never a file of weights.
 _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.vocab")
@@ -49,10 +51,6 @@ _MAX_COPIED_BYTES: Final = 64 << 20
 _NEAR: Final = 4  # positions after a window's end within which its effect is seen
 _INDEX: Final = ".index.json"
 _NO_DRAFT: Final = "--no-mtp"  # Transformers builds no layers that predict further tokens
-
-
-class NoTwinError(Exception):
-    """There is no proof to be had; the message says why, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class _Workshop:
         """Make a twin, have it computed by both sides, and compare.
 
         Raises:
-            NoTwinError: a side cannot.
+            NotComparedError: a side cannot.
         """
         place = self.stage.scratch_dir / "twin"
         shutil.rmtree(place, ignore_errors=True)
@@ -120,11 +118,10 @@ class _Workshop:
             made = self._transformers(
                 attempt, given, twin, out, lambda: converted.append(beside.submit(self._convert, twin, gguf))
             )
-            if made.exit_code != 0:
-                raise NoTwinError(last_words_of_side(made, "Transformers", _NO_TWIN))
+            refuse_failed_side(made, "Transformers")
             if converted[0].result().exit_code != 0 or not gguf.is_file():
-                raise NoTwinError(last_words_of_side(converted[0].result(), "The converter"))
-        self._llama(gguf, out)
+                raise NotComparedError(last_words_of_side(converted[0].result(), "The converter"))
+        compute_llama_side(self._tools, gguf, out, self.threads, _TIMEOUT_S)
         return _read_found(out)
 
     def _copy_tokenizer(self, twin: Path) -> None:
@@ -135,7 +132,7 @@ class _Workshop:
                     shutil.copyfile(path, twin / path.name)
 
     def _transformers(self, attempt: _Attempt, given: Path, twin: Path, out: Path, on_weights: Any) -> ToolRun:
-        argv = [str(self._tools.converter_python), str(_SCRIPTS / "random_weights.py"), "--source", str(given)]
+        argv = [str(self._tools.converter_python), str(SCRIPTS / "random_weights.py"), "--source", str(given)]
         argv += ["--twin", str(twin), "--out", str(out), "--seed", str(attempt.seed)]
         argv += ["--threads", str(self.threads), *(["--full-depth"] if attempt.full_depth else [])]
 
@@ -155,24 +152,10 @@ class _Workshop:
         self.argv.append(run.argv)
         return run
 
-    def _llama(self, gguf: Path, out: Path) -> None:
-        argv = [str(self._tools.converter_python), str(_SCRIPTS / "llama_logits.py"), "--gguf", str(gguf)]
-        argv += ["--library", llama_library_path(self._tools.llama_bin), "--prompts", str(out / "prompts.json")]
-        argv += ["--out", str(out), "--threads", str(self.threads)]
-        run = run_llama_tool(argv, self._tools.clean_env, lambda _line: None, _TIMEOUT_S)
-        if run.exit_code != 0:
-            raise NoTwinError(last_words_of_side(run, "llama.cpp", _CANNOT))
-
 
 def _read_found(out: Path) -> _Found:
     prompts = json.loads((out / "prompts.json").read_bytes())
-    parts: list[Agreement] = []
-    for number, prompt in enumerate(prompts):
-        sides = [np.load(out / f"{side}-{number}.npy", allow_pickle=False) for side in ("hf", "llama")]
-        try:
-            parts.append(compare_logits(sides[0], sides[1], prompt["positions"]))
-        except ValueError as error:
-            raise NoTwinError(f"its logits cannot be compared: {error}") from error
+    parts = [compare_sides(out, "llama", number, prompt["positions"]) for number, prompt in enumerate(prompts)]
     return _Found(parts, json.loads((out / "facts.json").read_bytes()))
 
 
@@ -190,7 +173,7 @@ def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
         config = _config(stage.in_dir / "source" / "config.json")
         refuse_missing_sentencepiece(stage.in_dir / "source", str((config.get("architectures") or [""])[0]))
         facts = _verdict(shop, config)
-    except NoTwinError as error:
+    except NotComparedError as error:
         facts = {"status": "unproved", "finding": f"Not proved: {error}."}
     if facts["status"] == "differs" and not request.allow_twin_mismatch:
         hint = str(facts.pop("hint", "") or "Another llama.cpp may compute it: LLAMA_CPP_TAG=full-bNNNN.")
@@ -203,9 +186,9 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise NoTwinError("config.json cannot be read") from error
+        raise NotComparedError("config.json cannot be read") from error
     if not isinstance(found, dict):
-        raise NoTwinError("config.json holds no object")
+        raise NotComparedError("config.json holds no object")
     return found
 
 
@@ -219,7 +202,7 @@ def _verdict(shop: _Workshop, config: dict[str, Any]) -> dict[str, JsonValue]:
     if found.limit and ignores_window(config):
         return _facts("limited", found, found.limit)
     for known in known_differences(config):
-        with suppress(NoTwinError):
+        with suppress(NotComparedError):
             again = shop.make(_Attempt(known.neutral(config)))
             if again.is_equal:
                 return _facts("known" if known.accepted else "differs", again if known.accepted else found, known=known)

@@ -1,12 +1,55 @@
-"""Why one of the two sides of a comparison ended."""
+"""The two sides of a comparison with Transformers: runs llama.cpp's, says why one ended, and reads what both wrote."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
-from builder.llama.run_tool import ToolRun
+import numpy as np
 
+from builder.llama.run_tool import ToolRun, run_llama_tool
+from builder.llama.toolchain import LlamaTools
+from builder.twin_model.compare import Agreement, compare_logits
+from quantyard.llama.library import llama_library_path
+
+SCRIPTS: Final = Path(__file__).parent
+TOLD_REASON: Final = 3  # exit code of the scripts whose last line says why
 _MAX_REASON: Final = 600
+
+
+class NotComparedError(Exception):
+    """There is nothing to compare; the message says why, as the end of a sentence."""
+
+
+def compute_llama_side(tools: LlamaTools, gguf: Path, out: Path, threads: int, timeout_s: float) -> None:
+    """Write llama.cpp's logits of `out/prompts.json` to `out`.
+
+    Raises:
+        NotComparedError: llama.cpp cannot.
+    """
+    argv = [str(tools.converter_python), str(SCRIPTS / "llama_logits.py"), "--gguf", str(gguf), "--out", str(out)]
+    argv += ["--library", llama_library_path(tools.llama_bin), "--prompts", str(out / "prompts.json")]
+    argv += ["--threads", str(threads)]
+    refuse_failed_side(run_llama_tool(argv, tools.clean_env, lambda _line: None, timeout_s), "llama.cpp")
+
+
+def refuse_failed_side(run: ToolRun, who: str) -> None:
+    """Raise NotComparedError if this side failed."""
+    if run.exit_code != 0:
+        raise NotComparedError(last_words_of_side(run, who, TOLD_REASON))
+
+
+def compare_sides(out: Path, side: str, number: int, positions: list[int]) -> Agreement:
+    """How far a side is from Transformers on one prompt.
+
+    Raises:
+        NotComparedError: the logits are not finite, or not of one prompt.
+    """
+    original, other = (np.load(out / f"{name}-{number}.npy", allow_pickle=False) for name in ("hf", side))
+    try:
+        return compare_logits(original, other, positions)
+    except ValueError as error:
+        raise NotComparedError(f"its logits cannot be compared: {error}") from error
 
 
 def last_words_of_side(run: ToolRun, who: str, told: int | None = None) -> str:

@@ -14,6 +14,7 @@ from builder import twin
 from builder.twin_model.compare import TOLERANCE, Agreement, compare_logits, join_agreements
 from builder.twin_model.known import ignores_window, known_differences
 from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink
+from builder.twin_model.sides import NotComparedError
 from quantyard.card.render import render_card
 from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.protocol.base import ExitCode
@@ -254,7 +255,7 @@ class _Script:
         self.asked.append(attempt)
         answer = self.answers.pop(0)
         if isinstance(answer, str):
-            raise twin.NoTwinError(answer)
+            raise NotComparedError(answer)
         first = None if answer is True else int(answer)
         good = Agreement(1e-5, 1.0, 1.0, 0.0, 24, None)
         bad = Agreement(5.0, 1.0, 0.5, 0.3, 24, first)
