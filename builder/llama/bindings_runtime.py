@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
-from quantyard.llama.library import LlamaLibrary
+from quantyard.llama.library import LlamaLibrary, llama_tokens, run_llama_batch
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages
 
 _LOG_LINES: Final = 20
-_PARSE_SPECIAL: Final = True
 _CLEAR_DATA: Final = True
 
 
@@ -70,16 +69,10 @@ class BindingsRuntime:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """See `LlamaRuntime`."""
-        data = text.encode()
-        room = len(data) + 8
-        for _ in range(2):  # a negative count is the room it needs, negated
-            tokens = (self._llama.llama_token * room)()
-            arguments = (self._vocab, data, len(data), tokens, room, add_special, _PARSE_SPECIAL)
-            count = self._llama.llama_tokenize(*arguments)
-            if count >= 0:
-                return list(tokens[:count])
-            room = -count
-        raise self._failure(f"does not tokenize {text!r}", "verify-tokenizer")
+        tokens = llama_tokens(self._llama, self._vocab, text.encode(), add_special=add_special)
+        if tokens is None:
+            raise self._failure(f"does not tokenize {text!r}", "verify-tokenizer")
+        return tokens
 
     def render_chat(self, messages: Messages) -> str:
         """See `LlamaRuntime`."""
@@ -179,13 +172,8 @@ class BindingsRuntime:
     def _run(self, tokens: list[int], function: Any) -> None:
         """Let llama.cpp encode or decode these tokens, with nothing before them."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), _CLEAR_DATA)
-        batch = self._llama.llama_batch_init(len(tokens), 0, 1)
-        try:
-            _fill(batch, tokens)
-            if function(self._context, batch):
-                raise self._failure("cannot run the model", "verify-logits")
-        finally:
-            self._llama.llama_batch_free(batch)
+        if run_llama_batch(self._llama, function, self._context, tokens):
+            raise self._failure("cannot run the model", "verify-logits")
 
     def _own_template(self) -> ChatTemplate:
         template = self._llama.llama_model_chat_template(self._model, None)
@@ -212,14 +200,6 @@ def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
     """Of one token, in nats; row by row, for a copy of all rows of a large vocabulary takes hundreds of megabytes."""
     rest = logits - logits.max()
     return float(rest[token]) - float(np.log(np.exp(rest).sum(dtype=np.float64)))
-
-
-def _fill(batch: Any, tokens: list[int]) -> None:
-    batch.n_tokens = len(tokens)
-    for i, token in enumerate(tokens):
-        batch.token[i], batch.pos[i] = token, i
-        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-        batch.logits[i] = 1  # by default only the last position gets logits
 
 
 _SILENT: list[Any] = []

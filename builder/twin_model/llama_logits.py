@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -29,10 +28,9 @@ import numpy.typing as npt
 
 sys.path.append(str(Path(__file__).parents[2]))  # as a script it finds only what is beside it
 
-from quantyard.llama.library import LlamaLibrary, LogCallback, UnknownLayout
+from quantyard.llama.library import LlamaLibrary, LogTail, UnknownLayout, run_llama_batch
 
 CANNOT: Final = 3
-_LOG_LINES: Final = 12
 
 
 class CannotRun(Exception):
@@ -43,10 +41,9 @@ class Llama:
     """One model in llama.cpp, in 32 bits."""
 
     def __init__(self, library: str, gguf: Path, threads: int) -> None:
-        self._threads, self._log = threads, deque[str](maxlen=_LOG_LINES)
+        self._threads = threads
         self._c = LlamaLibrary(library)
-        self._on_log = LogCallback(lambda _level, text, _data: self._log.append((text or b"").decode(errors="replace")))
-        self._c.llama_log_set(self._on_log, None)
+        self._log = LogTail(self._c)
         params = self._c.llama_model_default_params()
         params.use_cpu_only()
         self._model = self._c.llama_model_load_from_file(os.fsencode(gguf), params)
@@ -87,16 +84,8 @@ class Llama:
         return context
 
     def _run(self, context: int, tokens: Sequence[int], positions: Sequence[int], function: Any) -> None:
-        batch, wanted = self._c.llama_batch_init(len(tokens), 0, 1), set(positions)
-        try:
-            batch.n_tokens = len(tokens)
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 0
-                batch.logits[i] = i in wanted
-            if function(context, batch):
-                raise self._cannot("does not run the model")
-        finally:
-            self._c.llama_batch_free(batch)
+        if run_llama_batch(self._c, function, context, tokens, wanted=set(positions)):
+            raise self._cannot("does not run the model")
 
     def _row(self, context: int, position: int, embeddings: bool) -> npt.NDArray[np.float32]:
         row_of = self._c.llama_get_embeddings_ith if embeddings else self._c.llama_get_logits_ith
@@ -107,7 +96,7 @@ class Llama:
         return np.ctypeslib.as_array(found, (width,)).copy()
 
     def _cannot(self, what: str) -> CannotRun:
-        return CannotRun(f"{what}: {' '.join(''.join(self._log).split())[-600:]}")
+        return CannotRun(f"{what}: {self._log.words()}")
 
 
 def main() -> int:

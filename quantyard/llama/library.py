@@ -18,11 +18,14 @@ import ctypes
 import importlib.util
 import os
 import struct
+from collections import deque
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 _ROOM_BYTES: Final = 2048  # larger than any version's parameters; they have about 200 bytes
 _F32: Final = 0
+_LOG_LINES: Final = 20
 _KV_DEFAULT: Final = struct.pack("@PPii", 0, 0, 1, 1)  # cb_eval, its data, then type_k and type_v: F16
 _FLASH_DEFAULT: Final = struct.pack("@iiii", -1, -1, -1, -1)  # rope scaling, pooling, attention, flash attention: auto
 
@@ -163,6 +166,61 @@ class LlamaLibrary:
     def __getattr__(self, name: str) -> Any:
         """A function of the library, or of a library that it loaded (`ggml_…`)."""
         return getattr(self._c, name)
+
+
+class LogTail:
+    """The end of what llama.cpp says, which tells why something failed. Keep it as long as the library is used."""
+
+    def __init__(self, llama: LlamaLibrary) -> None:
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self._callback = LogCallback(self._keep)
+        llama.llama_log_set(self._callback, None)
+
+    def _keep(self, _level: int, text: bytes | None, _user_data: object) -> None:
+        self._lines.append((text or b"").decode(errors="replace"))
+
+    def words(self, most: int = 600) -> str:
+        """The last characters, in one line."""
+        return " ".join("".join(self._lines).split())[-most:]
+
+
+def llama_tokens(llama: Any, vocab: Any, data: bytes, *, add_special: bool) -> list[int] | None:
+    """Token ids of a text in UTF-8, special tokens in it parsed; None if llama.cpp gives none.
+
+    Args:
+        llama: a `LlamaLibrary`, or the module `llama_cpp`.
+    """
+    room = len(data) + 8
+    for _ in range(2):  # a negative count is the room it needs, negated
+        tokens = (llama.llama_token * room)()
+        count = llama.llama_tokenize(vocab, data, len(data), tokens, room, add_special, True)
+        if count >= 0:
+            return list(tokens[:count])
+        room = -count
+    return None
+
+
+def run_llama_batch(
+    llama: Any, function: Any, context: Any, tokens: Sequence[int], start: int = 0, wanted: Container[int] | None = None
+) -> int:
+    """Run `llama_encode` or `llama_decode` on tokens of one sequence; returns its code, 0 if it did.
+
+    Args:
+        llama: a `LlamaLibrary`, or the module `llama_cpp`.
+        start: the position of the first token.
+        wanted: the indexes of the tokens whose logits are wanted; None: all of them, while llama.cpp's default is the
+            last.
+    """
+    batch = llama.llama_batch_init(len(tokens), 0, 1)
+    try:
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, start + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = wanted is None or i in wanted
+        return int(function(context, batch))
+    finally:
+        llama.llama_batch_free(batch)
 
 
 def llama_library_path(llama_bin: Path | None) -> str:

@@ -10,17 +10,15 @@ import ctypes
 import os
 import queue
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from quantyard.llama.library import LlamaLibrary, LogCallback
+from quantyard.llama.library import LlamaLibrary, LogTail, llama_tokens, run_llama_batch
 
 _LONGEST_PIECE: Final = 256  # bytes
-_LOG_LINES: Final = 20
 _LAST: Final = -1  # the last row of logits
 _PENALIZED_TOKENS: Final = 64  # how far back penalties look, as in llama-server
 
@@ -60,9 +58,7 @@ class EncoderDecoder:
             CannotServe: llama.cpp does not load it, or it is not an encoder-decoder.
         """
         self._c, self._threads = library, threads
-        self._log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._on_log = LogCallback(lambda _level, text, _data: self._log.append((text or b"").decode(errors="replace")))
-        library.llama_log_set(self._on_log, None)
+        self._log = LogTail(library)
         params = library.llama_model_default_params()
         params.use_cpu_only()
         self._model = library.llama_model_load_from_file(os.fsencode(path), params)
@@ -80,14 +76,10 @@ class EncoderDecoder:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids; with `add_special` the EOS that ends the texts of the encoder."""
-        data = text.encode(errors="replace")
-        room = len(data) + 8
-        while True:  # a negative count is the room it needs, negated
-            tokens = (ctypes.c_int32 * room)()
-            count = self._c.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, True)
-            if count >= 0:
-                return list(tokens[:count])
-            room = -count
+        tokens = llama_tokens(self._c, self._vocab, text.encode(errors="replace"), add_special=add_special)
+        if tokens is None:
+            raise self._cannot("does not tokenize the text")
+        return tokens
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; none of a special one."""
@@ -127,18 +119,10 @@ class EncoderDecoder:
         return int(self._c.llama_sampler_sample(sampler, context, _LAST))
 
     def _run(self, context: Any, function: Any, tokens: Sequence[int], start: int) -> None:
-        batch = self._c.llama_batch_init(len(tokens), 0, 1)
-        try:
-            batch.n_tokens = len(tokens)
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, start + i, 1, 0
-                batch.logits[i] = 1
-            with self._turn:
-                code = function(context, batch)
-            if code:
-                raise self._cannot(f"cannot compute {len(tokens)} tokens (code {code})")
-        finally:
-            self._c.llama_batch_free(batch)
+        with self._turn:
+            code = run_llama_batch(self._c, function, context, tokens, start)
+        if code:
+            raise self._cannot(f"cannot compute {len(tokens)} tokens (code {code})")
 
     @contextmanager
     def _context(self) -> Iterator[Any]:
@@ -183,4 +167,4 @@ class EncoderDecoder:
         return context
 
     def _cannot(self, what: str) -> CannotServe:
-        return CannotServe(f"llama.cpp {what}: {' '.join(''.join(self._log).split())[-600:]}")
+        return CannotServe(f"llama.cpp {what}: {self._log.words()}")
