@@ -6,6 +6,7 @@ A name is one path component without control characters, short enough for every 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from quantyard.formatting.printable import printable_line
@@ -13,6 +14,8 @@ from quantyard.formatting.printable import printable_line
 MAX_NAME_BYTES: Final = 255  # what ext4, XFS, APFS and NTFS take
 MAX_PATH_BYTES: Final = 1024
 _SAFE_NAME_CHARACTERS: Final = 96  # as long as a name on the Hub; endings are put behind it
+_SHOWN: Final = 6
+_LONGEST_SHOWN: Final = 120  # characters of one of several names in a message
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -75,3 +78,10 @@ def safe_file_name(text: str, otherwise: str = "model") -> str:
 def shown_name(text: str, limit: int = 80) -> str:
     """A foreign text for a message: quoted, on one line, control characters escaped, cut to its beginning."""
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text):,} characters)"
+
+
+def shown_names(items: Iterable[str], limit: int = _SHOWN) -> str:
+    """The first items, and the number of the others."""
+    shown = [item if len(item) <= _LONGEST_SHOWN else f"{item[:_LONGEST_SHOWN]}…" for item in items]
+    more = len(shown) - limit
+    return ", ".join(shown[:limit]) + (f" and {more} more" if more > 0 else "")

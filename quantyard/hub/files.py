@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, NoReturn
 
 from quantyard.errors import BadSource, NeedsPermission
+from quantyard.formats.names import shown_names
 from quantyard.hub.no_model import no_model_error
 from quantyard.hub.weight_files import (
     PICKLE,
@@ -18,7 +19,6 @@ from quantyard.hub.weight_files import (
     ReadFile,
     WeightFormat,
     choose_weight_files,
-    shown_names,
     weight_index_name,
 )
 from quantyard.protocol.base import FileEntry

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.errors import BadSource
-from quantyard.hub.weight_files import shown_names
+from quantyard.formats.names import shown_names
+from quantyard.hub.weight_files import is_path_title
 
 _CHECKPOINT: Final = re.compile(r"^checkpoint-(\d{1,12})/")
 _SNAPSHOT: Final = re.compile(r"^snapshots/([0-9a-f]{40})/")
@@ -51,7 +52,7 @@ def _newest(pattern: re.Pattern[str], found: list[str]) -> str:
 
 
 def _inside(title: str, folder: str, command: str, setting: str) -> str:
-    if title.startswith(("/", ".", "~")):
+    if is_path_title(title):
         return f"Name one of its folders: make {command} {setting}={shlex.quote(f'{title}/{folder}')}"
     get = f"hf download {title} --include '{folder}/*' --local-dir {title.rsplit('/', 1)[-1]}"
     return f"Download the one you want, and name its folder: {get}"

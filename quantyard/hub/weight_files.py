@@ -13,13 +13,12 @@ from typing import Final
 
 from quantyard.errors import BadSource
 from quantyard.formats.file_kinds import HEAD_BYTES, spoiled_text
+from quantyard.formats.names import shown_names
 from quantyard.formats.safetensors import SafetensorsError, parse_weight_index
 
 ReadFile = Callable[[str], bytes]  # the content of a small file of the repo or folder
 
 _SHARD: Final = re.compile(r"^(?P<stem>.+?)[-._](?P<number>\d{4,6})-of-(?P<count>\d{4,6})$")
-_SHOWN: Final = 6
-_LONGEST_NAME: Final = 120  # characters of a file's name in a message
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,11 @@ def _named_by(title: str, index: str, form: WeightFormat, read: ReadFile) -> set
         raise BadSource(f"{title}: {error}.", hint) from error
 
 
+def is_path_title(title: str) -> bool:
+    """Whether a title is the path of a folder here, and not the id of a repo."""
+    return title.startswith(("/", ".", "~"))
+
+
 def _incomplete(title: str, index: str, named: set[str], missing: list[str], others: list[str]) -> BadSource:
     """The error for an index that names missing files: it is of another save, or the download is not complete."""
     whole = [each for each in _sets(others) if not each.missing]
@@ -121,8 +125,7 @@ def _incomplete(title: str, index: str, named: set[str], missing: list[str], oth
         message = f"{index} of {title} is stale: it names {shown_names(missing)}, but the folder holds {there}."
         remove = f"Remove it (rm {index}), or fetch the files that it names."
         elsewhere = "Try another revision; or download the repo, remove the index and name the folder."
-        is_here = title.startswith(("/", ".", "~"))
-        return BadSource(message, f"It is of another save. {remove if is_here else elsewhere}")
+        return BadSource(message, f"It is of another save. {remove if is_path_title(title) else elsewhere}")
     message = f"{title} lacks {len(missing)} of the {len(named)} files that {index} names: {shown_names(missing)}."
     return BadSource(message, "The upload or download is not complete: fetch it again, or try another revision.")
 
@@ -165,10 +168,3 @@ def _shard(name: str) -> re.Match[str] | None:
 
 def _others(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(weights) - set(chosen)))
-
-
-def shown_names(items: Iterable[str], limit: int = _SHOWN) -> str:
-    """The first items, and the number of the others."""
-    shown = [item if len(item) <= _LONGEST_NAME else f"{item[:_LONGEST_NAME]}…" for item in items]
-    more = len(shown) - limit
-    return ", ".join(shown[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -14,8 +14,8 @@ from typing import Any, Final
 from quantyard.errors import BadSource
 from quantyard.files.own_files import read_named_file
 from quantyard.formats.file_kinds import HEAD_BYTES, spoiled_file, spoiled_text
+from quantyard.formats.names import shown_names
 from quantyard.formatting.numbers import format_count
-from quantyard.hub.weight_files import shown_names
 from quantyard.quants.file_size import TensorShape
 from quantyard.quants.model_config import VOCAB, Config, model_config_number, model_text_config
 from quantyard.sources.tensor_faults import embedding_rows

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from quantyard.errors import BadSource
+from quantyard.formats.names import shown_names
 from quantyard.formats.wrapped_names import unwrapped_names, wrapper_words
-from quantyard.hub.weight_files import shown_names
 from quantyard.quants.file_size import TensorShape
 from quantyard.quants.model_config import (
     HIDDEN,
