@@ -30,6 +30,7 @@ from builder.llama.converter import Converter, open_converter
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import LlamaTools, llama_tools
 from quantyard.formats.gguf import GgufError, GgufHeader, TensorInfo, read_gguf_header
+from quantyard.formats.quantized_weights import without_quantization
 from quantyard.formats.safetensors import SafetensorsError, read_safetensors_file
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import LoraRequest
@@ -37,7 +38,6 @@ from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_sta
 
 _WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLE: Final = "adapter_model.bin"
-_QUANTIZATION: Final = "quantization_config"
 _MAX_NAMED: Final = 5
 
 
@@ -87,7 +87,7 @@ def _base_without_quantization(stage: Stage) -> Path:
             shutil.copyfile(path, copy / path.name)
     try:
         config = json.loads((source / "config.json").read_bytes())
-        (copy / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != _QUANTIZATION}))
+        (copy / "config.json").write_text(json.dumps(without_quantization(config)))
     except (OSError, ValueError, RecursionError, AttributeError) as error:
         message = f"BASE's config.json cannot be read: {error}"
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-base", message, "Download the base model again.") from error

@@ -91,11 +91,6 @@ def find_quantization(config: Config, tensors: Mapping[str, StoredTensor] | None
     return WeightQuantization(scheme, bits, next((p for p in problems if p), ""), main.kept)
 
 
-def is_stale_quantization(config: Config, tensors: Mapping[str, StoredTensor] | None) -> bool:
-    """Whether config.json speaks of quantized weights, and the headers show plain ones."""
-    return bool(tensors and said_quantization(config)) and find_quantization(config, tensors) is None
-
-
 def plain_tensors(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, PlainTensor]:
     """The tensors of the model that the quantized ones stand for; scales and other companions are left out.
 
@@ -134,10 +129,12 @@ def config_for_converter(config: Config, tensors: Mapping[str, StoredTensor] | N
     A stale `quantization_config` is left out, and one under an older name or inside the text part is moved to where the
     converter looks for it.
     """
-    if is_stale_quantization(config, tensors):
-        return without_quantization(config)
     said = said_quantization(config)
-    if not tensors or not said or config.get("quantization_config") == said or config.get("quantization") == said:
+    if not tensors or not said:
+        return None
+    if find_quantization(config, tensors) is None:
+        return without_quantization(config)
+    if config.get("quantization_config") == said or config.get("quantization") == said:
         return None
     return {**without_quantization(config), "quantization_config": said}
 

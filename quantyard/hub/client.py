@@ -301,7 +301,15 @@ def read_hub_range(api: HfApi, url: str, start: int, end: int) -> bytes:
 def read_hub_config(access: HubAccess, repo: HubRepo) -> Mapping[str, object]:
     """The model's config.json at this commit; empty if it cannot be read (the plan then has fewer facts)."""
     try:
-        config = load_json(read_hub_config_file(access, repo.repo_id, repo.commit, "config.json"), CONFIG_LIMIT_BYTES)
+        return parse_hub_config(read_hub_file(access, repo, "config.json", CONFIG_LIMIT_BYTES))
+    except Exception:
+        return {}
+
+
+def parse_hub_config(text: bytes) -> Mapping[str, object]:
+    """The object of a config.json; empty if it is not one."""
+    try:
+        config = load_json(text, CONFIG_LIMIT_BYTES)
     except Exception:
         return {}
     return config if isinstance(config, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from quantyard.hub.client import (
     HubAccess,
     HubRepo,
     hub_tensor_shapes,
+    parse_hub_config,
     parse_hub_repo_id,
     read_hub_config,
     read_hub_file,
@@ -49,15 +51,17 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     chosen = select_hub_files(repo.repo_id, repo.files, read, allow_pickle=allow_pickle, gguf_file=gguf_file)
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
-    config = read_hub_config(access, repo) if is_hf else {}
-    chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
+    texts = _small_texts(access, repo, chosen) if is_hf else {}
+    config = _config(access, repo, texts) if is_hf else {}
+    known = lambda name: texts[name] if name in texts else read(name)  # noqa: E731
+    chats = source_chat_template({file.path for file in chosen.files}, known) if is_hf else None
     found, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
     if chosen.gguf_file:
         _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
     gguf, layers = _hub_gguf(access, repo, chosen) if chosen.gguf_file else (None, None)
     held = read_source_weights(config, found)
     if is_hf:
-        _check_hub_files(access, repo, chosen)
+        _check_hub_files(access, repo, chosen, texts)
         refuse_missing_tokenizer(repo.repo_id, [file.path for file in chosen.files], config)
         refuse_faulty_tensors(repo.repo_id, held.config, held.tensors or ())
     notes = [note for note in (chosen.note, renamed, *held.notes) if note and is_hf]
@@ -73,12 +77,21 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     )
 
 
-def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection) -> None:
-    """Refuse small files of the repo that are not what their names say, before the large ones are downloaded."""
+def _small_texts(access: HubAccess, repo: HubRepo, chosen: Selection) -> Mapping[str, bytes]:
+    """The JSON files that a plan reads, but for indexes, as far as they can be had."""
     small = [f.path for f in chosen.files if f.path.endswith(".json") and f.size_bytes <= _JSON_BYTES]
-    for name, text in read_hub_files(access, repo, small).items():
-        if not name.endswith(".index.json"):
-            parse_side_json(repo.repo_id, name, text)
+    return read_hub_files(access, repo, [name for name in small if not name.endswith(".index.json")])
+
+
+def _config(access: HubAccess, repo: HubRepo, texts: Mapping[str, bytes]) -> Mapping[str, object]:
+    """config.json; empty where it cannot be read."""
+    return parse_hub_config(texts["config.json"]) if "config.json" in texts else read_hub_config(access, repo)
+
+
+def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection, texts: Mapping[str, bytes]) -> None:
+    """Refuse small files of the repo that are not what their names say, before the large ones are downloaded."""
+    for name, text in texts.items():
+        parse_side_json(repo.repo_id, name, text)
     for file in chosen.files:
         if file.path.endswith(".safetensors") and file.size_bytes < HEAD_BYTES:
             head = read_hub_files(access, repo, [file.path]).get(file.path, b"-")

@@ -12,7 +12,6 @@ from quantyard.formats.quantized_weights import (
     WeightQuantization,
     as_sentence,
     find_quantization,
-    is_stale_quantization,
     plain_tensors,
     said_quantization,
     without_quantization,
@@ -38,9 +37,9 @@ def read_source_weights(config: Mapping[str, object], tensors: tuple[TensorShape
         tensors: of the headers; None where they are not known.
     """
     named = {tensor.name: tensor for tensor in tensors} if tensors else None
-    if is_stale_quantization(config, named):
-        return SourceWeights(without_quantization(config), tensors, None, (_stale_note(config),))
     found = find_quantization(config, named)
+    if found is None and said_quantization(config):
+        return SourceWeights(without_quantization(config), tensors, None, (_stale_note(config),))
     if found is None or found.problem:
         return SourceWeights(config, tensors, found)
     if named is not None:
