@@ -24,7 +24,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from builder.checks.tokenizer_files import refuse_missing_sentencepiece
-from builder.llama.converter import open_converter
+from builder.llama.converter import NO_DRAFT_LAYERS, open_converter
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, join_agreements
@@ -50,7 +50,6 @@ _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.voca
 _MAX_COPIED_BYTES: Final = 64 << 20
 _NEAR: Final = 4  # positions after a window's end within which its effect is seen
 _INDEX: Final = ".index.json"
-_NO_DRAFT: Final = "--no-mtp"  # Transformers builds no layers that predict further tokens
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ class _Workshop:
         argv = [str(self._tools.converter_python), str(self._tools.converter), str(converter.folder)]
         argv += ["--outfile", str(gguf), "--outtype", "f32", *converter.arguments]
         run = run_llama_tool(argv, converter.env, lambda _line: None, _TIMEOUT_S)
-        if run.exit_code != 0 and "mtp" in run.tail:
-            run = run_llama_tool([*argv, _NO_DRAFT], converter.env, lambda _line: None, _TIMEOUT_S)
+        if run.exit_code != 0 and "mtp" in run.tail:  # Transformers builds no such layers
+            run = run_llama_tool([*argv, NO_DRAFT_LAYERS], converter.env, lambda _line: None, _TIMEOUT_S)
         self.argv.append(run.argv)
         return run
 

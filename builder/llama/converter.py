@@ -22,6 +22,7 @@ from quantyard.formats.safetensors import SafetensorsError, read_safetensors_fol
 Config = dict[str, Any]
 
 _TYPES_FILE: Final = Path("transformers", "models", "auto", "configuration_auto.py")
+NO_DRAFT_LAYERS: Final = "--no-nextn"  # of the converter: layers that predict further tokens are not expected
 _NEW_MAJOR: Final = 5
 _NEW_TOKENIZERS: Final = frozenset({"TokenizersBackend", "SentencePieceBackend"})
 _PARTS: Final = ("text_config", "llm_config", "language_config")
@@ -81,7 +82,7 @@ def _arguments(config: Config, source: Path) -> tuple[str, ...]:
         return ()
     try:
         names = (name for file in read_safetensors_folder(source) for name in file.tensors)
-        return () if any(name.startswith("mtp.") for name in names) else ("--no-nextn",)
+        return () if any(name.startswith("mtp.") for name in names) else (NO_DRAFT_LAYERS,)
     except SafetensorsError:
         return ()
 
