@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,17 @@ def tiny_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         layer + "mlp.gate_proj.weight": (wide, hidden), layer + "mlp.up_proj.weight": (wide, hidden),
         layer + "mlp.down_proj.weight": (hidden, wide),
     }
+
+
+def zero_safetensors(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """A safetensors file of BF16 zeros with these tensors."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
 
 
 def write_safetensors(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 from pathlib import Path
@@ -26,19 +25,12 @@ from quantyard.hub.client import HubAccess, parse_hub_repo_id, resolve_hub_repo,
 from quantyard.hub.files import Selection
 from quantyard.protocol.base import FileEntry
 from tests.hub_server import HubServer
+from tests.tiny_model import zero_safetensors
 
 
 def safetensors(**shapes: tuple[int, ...]) -> bytes:
     """A BF16 file of zeros with these tensors."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        size = 2
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(end)
+    return zero_safetensors(shapes)
 
 
 CONFIG = b'{"model_type": "llama"}'

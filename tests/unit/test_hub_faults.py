@@ -13,6 +13,7 @@ from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
+from tests.tiny_model import zero_safetensors as zeros
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model.safetensors-00001-of-00002.safetensors", "model.safetensors-00002-of-00002.safetensors")
@@ -25,25 +26,13 @@ SHAPES = {
 }  # fmt: skip
 
 
-def weights(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        size = 2
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(end)
-
-
 def repo(**changed: bytes) -> dict[str, bytes]:
     """A model in two shards with the names of Qwen3.5's; `b""` leaves a file out, `__` is a dot."""
     first, second = dict(list(SHAPES.items())[:1]), dict(list(SHAPES.items())[1:])
     index = {name: SHARDS[0 if name in first else 1] for name in SHAPES}
     files = {
         "config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}", "tokenizer_config.json": b"{}",
-        SHARDS[0]: weights(first), SHARDS[1]: weights(second), INDEX: json.dumps({"weight_map": index}).encode(),
+        SHARDS[0]: zeros(first), SHARDS[1]: zeros(second), INDEX: json.dumps({"weight_map": index}).encode(),
     }  # fmt: skip
     files |= {name.replace("__", "."): text for name, text in changed.items()}
     return {name: text for name, text in files.items() if text}
@@ -65,7 +54,7 @@ def refused(hub_server: HubServer, tmp_path: Path, files: dict[str, bytes]) -> s
 def test_the_index_of_a_repo_names_its_weights_and_no_weight_is_downloaded(
     hub_server: HubServer, tmp_path: Path
 ) -> None:
-    source = find(hub_server, tmp_path, repo() | {"model.safetensors": weights(SHAPES)})
+    source = find(hub_server, tmp_path, repo() | {"model.safetensors": zeros(SHAPES)})
     chosen = [file.path for file in source.files if file.path.endswith(".safetensors")]
     assert chosen == list(SHARDS) and "left out: model.safetensors" in source.notes[0]
     assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
@@ -73,7 +62,7 @@ def test_the_index_of_a_repo_names_its_weights_and_no_weight_is_downloaded(
 
 def test_a_wrappers_prefix_is_told_from_the_headers(hub_server: HubServer, tmp_path: Path) -> None:
     renamed = {f"_orig_mod.{name}": shape for name, shape in SHAPES.items()}
-    source = find(hub_server, tmp_path, repo(model__safetensors=weights(renamed), **{INDEX.replace(".", "__"): b""}))
+    source = find(hub_server, tmp_path, repo(model__safetensors=zeros(renamed), **{INDEX.replace(".", "__"): b""}))
     assert any("'_orig_mod.'" in note for note in source.notes)
     assert {tensor.name for tensor in source.tensors or ()} == set(SHAPES)
 
