@@ -47,14 +47,17 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     repo_id, revision = parse_hub_repo_id(model)
     repo = resolve_hub_repo(access, repo_id, revision)
     sizes = {file.path: file.size_bytes for file in repo.files}
-    read = lambda name: read_hub_file(access, repo, name, min(sizes[name], MAX_INDEX_BYTES))  # noqa: E731
+    texts: dict[str, bytes] = {}  # of small files, read once
+
+    def read(name: str) -> bytes:
+        return texts[name] if name in texts else read_hub_file(access, repo, name, min(sizes[name], MAX_INDEX_BYTES))
+
     chosen = select_hub_files(repo.repo_id, repo.files, read, allow_pickle=allow_pickle, gguf_file=gguf_file)
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
-    texts = _small_texts(access, repo, chosen) if is_hf else {}
+    texts |= _small_texts(access, repo, chosen) if is_hf else {}
     config = _config(access, repo, texts) if is_hf else {}
-    known = lambda name: texts[name] if name in texts else read(name)  # noqa: E731
-    chats = source_chat_template({file.path for file in chosen.files}, known) if is_hf else None
+    chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
     found, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
     if chosen.gguf_file:
         _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
