@@ -29,6 +29,7 @@ from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, join_agreements
 from builder.twin_model.known import KnownDifference, ignores_window, known_differences
+from builder.twin_model.random_weights import WEIGHTS_WRITTEN
 from builder.twin_model.sides import (
     SCRIPTS,
     NotComparedError,
@@ -43,7 +44,6 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import TwinRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-_WEIGHTS_WRITTEN: Final = "weights"  # the line of random_weights.py after which the converter can start
 _TIMEOUT_S: Final = 300.0  # of each part; they take seconds
 # Beside config.json, what a converter may read of a model: its tokenizer and templates. Never a file of weights.
 _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.vocab")
@@ -136,7 +136,7 @@ class _Workshop:
         argv += ["--threads", str(self.threads), *(["--full-depth"] if attempt.full_depth else [])]
 
         def on_line(line: str) -> None:
-            if line == _WEIGHTS_WRITTEN:
+            if line == WEIGHTS_WRITTEN:
                 on_weights()
 
         return run_llama_tool(argv, self._tools.clean_env, on_line, _TIMEOUT_S)

@@ -20,11 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+
+if not __package__:  # as a script it finds only what is beside it
+    sys.path.append(str(Path(__file__).parents[2]))
+
+from builder.twin_model.shrink import shrink
 
 NO_TWIN: Final = 3
 WEIGHTS_WRITTEN: Final = "weights"
@@ -72,7 +76,6 @@ def _make(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     raw = json.loads((args.source / "config.json").read_bytes())
-    shrink = runpy.run_path(str(Path(__file__).with_name("shrink.py")), run_name="shrink")["shrink"]
     small = shrink(raw, _defaults(args.source), args.full_depth)
     config_path = args.twin / "config.json"
     config_path.write_text(json.dumps(small.config, allow_nan=False))
