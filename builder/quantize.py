@@ -20,6 +20,7 @@ from builder.llama.toolchain import llama_tools
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
 from quantyard.formats.tensor_patterns import EMBEDDING, OUTPUT, PatternProblem, resolve_tensor_patterns
+from quantyard.llama.library import set_llama_log
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
@@ -143,11 +144,10 @@ def _with_bindings(
 
     log.version = f"llama-cpp-python {llama_cpp.__version__}"
 
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def on_log(_level: int, text: bytes, _user_data: object) -> None:
-        log(text.decode(errors="replace"))
+    def on_log(_level: int, text: bytes | None, _user_data: object) -> None:
+        log((text or b"").decode(errors="replace"))
 
-    llama_cpp.llama_log_set(on_log, ctypes.c_void_p(0))
+    set_llama_log(llama_cpp, on_log)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = request.ftype
     params.nthread = request.threads

@@ -111,6 +111,7 @@ COPY quantyard/__init__.py /opt/quantyard/src/quantyard/
 COPY quantyard/formats/ /opt/quantyard/src/quantyard/formats/
 COPY quantyard/formatting/ /opt/quantyard/src/quantyard/formatting/
 COPY quantyard/hardware/ /opt/quantyard/src/quantyard/hardware/
+COPY quantyard/llama/ /opt/quantyard/src/quantyard/llama/
 COPY quantyard/metrics/ /opt/quantyard/src/quantyard/metrics/
 COPY quantyard/network/ /opt/quantyard/src/quantyard/network/
 COPY quantyard/protocol/ /opt/quantyard/src/quantyard/protocol/

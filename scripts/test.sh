@@ -5,7 +5,8 @@
 # The phases, of which a tier has some: the units, spread over the cores; the tests with real parts, two files at a
 # time, each stage with one thread; those that watch the clock or the machine, one after the other; and the tests of
 # measuring (tests/measure), which need llama.cpp, lm-eval and torch in their own process, so they run in .venv-bench.
-# Every phase runs, also after one that failed; at the end stands what each took.
+# Every phase runs, also after one that failed; at the end stands what each took. A test that ends its process (as a
+# fault in llama.cpp's library does) fails its phase at once: a worker in its place would wait for tests that never come.
 #
 # Usage:  scripts/test.sh [TIER] [pytest options, as -k or -x]
 #         TIER: fast · quick (the default) · docker · e2e · change · all
@@ -62,7 +63,7 @@ case ${1-} in
     *) echo "$1 is not a tier: fast, quick, docker, e2e, change or all" >&2 && exit 2 ;;
 esac
 n_options=$# began=$SECONDS
-options=(--durations=40 --durations-min=5 "$@") # where the time goes
+options=(--max-worker-restart=0 --durations=40 --durations-min=5 "$@") # durations: where the time goes
 containers=(tests/docker tests/hostile tests/page tests/serve tests/serve_contract)
 # set_up is not a phase: `set -e` must end it.
 case $tier in

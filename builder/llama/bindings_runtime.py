@@ -6,7 +6,6 @@ Its logits are those of the decoder, which begins with its start token, after th
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
-from quantyard.llama.library import LlamaLibrary, llama_tokens, run_llama_batch
+from quantyard.llama.library import LlamaLibrary, llama_tokens, run_llama_batch, set_llama_log
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages
@@ -42,9 +41,7 @@ class BindingsRuntime:
 
     def __enter__(self) -> Self:
         self._llama: Any = LlamaLibrary(self._library) if self._library else importlib.import_module("llama_cpp")
-        # ctypes does not keep a reference to a callback, so this attribute does.
-        self._callback = self._llama.llama_log_callback(self._keep_log)
-        self._llama.llama_log_set(self._callback, ctypes.c_void_p(0))
+        set_llama_log(self._llama, self._keep_log)
         self._load()
         return self
 
@@ -56,7 +53,7 @@ class BindingsRuntime:
         if self._model:
             self._llama.llama_model_free(self._model)
         self._context = self._model = None
-        self._llama.llama_log_set(_silent(self._llama), ctypes.c_void_p(0))
+        set_llama_log(self._llama, _drop)  # llama.cpp may log at exit
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -187,8 +184,8 @@ class BindingsRuntime:
             return ""
         return str(self._llama.llama_vocab_get_text(self._vocab, token).decode(errors="replace"))
 
-    def _keep_log(self, _level: int, text: bytes, _user_data: object) -> None:
-        self._log.append(text.decode(errors="replace").rstrip("\n"))
+    def _keep_log(self, _level: int, text: bytes | None, _user_data: object) -> None:
+        self._log.append((text or b"").decode(errors="replace").rstrip("\n"))
 
     def _failure(self, what: str, kind: str) -> StageFailure:
         hint = "The end of its log says why; the usual reason is an architecture that llama.cpp does not support yet."
@@ -202,11 +199,5 @@ def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
     return float(rest[token]) - float(np.log(np.exp(rest).sum(dtype=np.float64)))
 
 
-_SILENT: list[Any] = []
-
-
-def _silent(llama: Any) -> Any:
-    """A log callback that drops every line. It is kept for the life of the process: llama.cpp may log at exit."""
-    if not _SILENT:
-        _SILENT.append(llama.llama_log_callback(lambda _level, _text, _user_data: None))
-    return _SILENT[0]
+def _drop(_level: int, _text: bytes | None, _user_data: object) -> None:
+    """Keep nothing of the log."""

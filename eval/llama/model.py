@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 import llama_cpp
 
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
+from quantyard.llama.library import set_llama_log
 from quantyard.protocol.base import ExitCode, Sha256
 from quantyard.protocol.measurements import FileFacts
 from quantyard.protocol.runner import StageFailure
@@ -30,12 +31,10 @@ class _Log:
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=_LOG_LINES)
-        # ctypes does not keep a reference to a callback, so this attribute does, for the life of the process.
-        self._callback = llama_cpp.llama_log_callback(self._keep)
-        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+        set_llama_log(llama_cpp, self._keep)
 
-    def _keep(self, _level: int, text: bytes, _user_data: object) -> None:
-        self.lines.append(text.decode(errors="replace").rstrip("\n"))
+    def _keep(self, _level: int, text: bytes | None, _user_data: object) -> None:
+        self.lines.append((text or b"").decode(errors="replace").rstrip("\n"))
 
     def failure(self, what: str, kind: str, hint: str) -> StageFailure:
         """A `StageFailure` with llama.cpp's last log lines."""

@@ -21,7 +21,7 @@ from quantyard.requests import ImageSettings
 # The rooms of `quantyard` that a package's stages may import; its image contains all of them.
 SHARED: Mapping[str, tuple[str, ...]] = {
     "builder": ("formats", "formatting", "hardware", "llama", "network", "protocol", "sandbox"),
-    "eval": ("formats", "formatting", "hardware", "metrics", "network", "protocol", "sandbox"),
+    "eval": ("formats", "formatting", "hardware", "llama", "metrics", "network", "protocol", "sandbox"),
     "server": ("formats", "formatting", "hardware", "llama", "metrics", "protocol"),
 }
 

@@ -19,7 +19,7 @@ import importlib.util
 import os
 import struct
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,13 +168,30 @@ class LlamaLibrary:
         return getattr(self._c, name)
 
 
+_LOG_CALLBACKS: Final[list[Any]] = []
+
+
+def set_llama_log(llama: Any, keep: Callable[[int, bytes | None, object], None]) -> None:
+    """Hand each piece of llama.cpp's log to a function, until another is set.
+
+    The log belongs to the process: llama.cpp keeps the pointer, calls it for every model there is, and at exit. ctypes
+    frees a callback that nothing refers to, so each one is kept here for the life of the process.
+
+    Args:
+        llama: a `LlamaLibrary`, or the module `llama_cpp`.
+        keep: takes the level, the text in UTF-8, and nothing else of use.
+    """
+    callback = llama.llama_log_callback(keep)
+    _LOG_CALLBACKS.append(callback)
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+
+
 class LogTail:
-    """The end of what llama.cpp says, which tells why something failed. Keep it as long as the library is used."""
+    """The end of what llama.cpp says, which tells why something failed."""
 
     def __init__(self, llama: LlamaLibrary) -> None:
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
-        self._callback = LogCallback(self._keep)
-        llama.llama_log_set(self._callback, None)
+        set_llama_log(llama, self._keep)
 
     def _keep(self, _level: int, text: bytes | None, _user_data: object) -> None:
         self._lines.append((text or b"").decode(errors="replace"))
