@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -28,9 +29,10 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]  # two runs of a test share its name alone
         self._environment = {
             "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "THREADS": "1", "CONTEXT_SIZE": "2048",
-            "COMPOSE_PROJECT_NAME": f"qy-{folder.name[:20]}",
+            "COMPOSE_PROJECT_NAME": f"qy-{folder.name[:20]}-{own}",
         }
         if (folder / "compose.yaml").exists():
             return

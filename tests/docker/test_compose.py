@@ -16,7 +16,7 @@ import requests
 from quantyard.paths import REPO_DIR, read_pins
 from tests.adapters import attention_pairs, write_adapter
 from tests.conftest import run
-from tests.docker.compose_project import PROFILES, Project
+from tests.docker.compose_project import PROFILES, Project, free_port
 from tests.docker.server import HARDENED, wait_for
 
 Compose = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,6 +48,12 @@ def gguf(project: Path, demo_q4: Path) -> Path:
     target = project / "artifacts" / "served" / demo_q4.name
     shutil.copy(demo_q4, target)
     return target
+
+
+@pytest.fixture
+def port() -> str:
+    """A free port, for PORT."""
+    return str(free_port())
 
 
 def services(compose: Compose, *argv: str, **variables: str) -> dict[str, Any]:
@@ -126,49 +132,51 @@ def test_every_variable_is_in_the_example_with_its_default() -> None:
             assert default in (REPO_DIR / "compose.yaml").read_text()
 
 
-def test_up_answers_a_chat_with_the_key_it_made(server_image: str, compose: Compose, gguf: Path, project: Path) -> None:
-    done = compose("up", "--detach", "--wait", PORT="18080")
+def test_up_answers_a_chat_with_the_key_it_made(
+    server_image: str, compose: Compose, gguf: Path, project: Path, port: str
+) -> None:
+    done = compose("up", "--detach", "--wait", PORT=port)
     assert done.returncode == 0, done.stderr
     key_file = project / "artifacts" / "keys" / "api-key"
     assert key_file.stat().st_mode & 0o777 == 0o600 and key_file.stat().st_uid == os.getuid()
     key = key_file.read_text().strip()
     body = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 8}
-    url = "http://127.0.0.1:18080/v1/chat/completions"
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
     answer = requests.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60)
     assert answer.status_code == 200 and answer.json()["model"] == gguf.stem
     assert requests.post(url, json=body, timeout=60).status_code == 401
 
     # a key of one's own counts from the next start on, and the old one does not
-    compose("stop", PORT="18080")
+    compose("stop", PORT=port)
     key_file.write_text("my-own-key\n")
-    assert compose("up", "--detach", "--wait", PORT="18080").returncode == 0
+    assert compose("up", "--detach", "--wait", PORT=port).returncode == 0
     assert requests.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 401
     answer = requests.post(url, json=body, headers={"Authorization": "Bearer my-own-key"}, timeout=60)
     assert answer.status_code == 200
 
 
-def test_with_nothing_built_up_says_what_to_type(server_image: str, compose: Compose) -> None:
-    compose("up", "--detach", PORT="18081")
+def test_with_nothing_built_up_says_what_to_type(server_image: str, compose: Compose, port: str) -> None:
+    compose("up", "--detach", PORT=port)
     wait_for(lambda: "make build MODEL=" in compose("logs", "server").stdout, 30)
     assert "no model has been built yet" in compose("logs", "server").stdout
 
 
 def test_model_file_is_served_under_its_own_name(
-    server_image: str, compose: Compose, gguf: Path, project: Path
+    server_image: str, compose: Compose, gguf: Path, project: Path, port: str
 ) -> None:
     mine = project / "elsewhere" / "my-model.gguf"
     mine.parent.mkdir()
     shutil.move(gguf, mine)
-    done = compose("up", "--detach", "--wait", MODEL_FILE=str(mine), PORT="18082", API_KEY="off")
+    done = compose("up", "--detach", "--wait", MODEL_FILE=str(mine), PORT=port, API_KEY="off")
     assert done.returncode == 0, done.stderr
-    models = requests.get("http://127.0.0.1:18082/v1/models", timeout=20).json()
+    models = requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=20).json()
     assert [model["id"] for model in models["data"]] == ["my-model"]
 
 
 def test_a_model_file_that_is_not_there_is_an_error_and_no_empty_folder(
-    server_image: str, compose: Compose, project: Path
+    server_image: str, compose: Compose, project: Path, port: str
 ) -> None:
-    done = compose("up", "--detach", MODEL_FILE="./typo.gguf", PORT="18083")
+    done = compose("up", "--detach", MODEL_FILE="./typo.gguf", PORT=port)
     assert done.returncode != 0 and "typo.gguf" in done.stderr
     assert not (project / "typo.gguf").exists()
 
@@ -186,16 +194,24 @@ def adapter(builder_image: str, demo_model: Path, tmp_path_factory: pytest.TempP
     return Path(json.loads(done.stdout)["path"])
 
 
+def ask_until_ready(url: str, body: dict[str, Any]) -> requests.Response:
+    """The first answer that is not 503: a proxy that ran before needs up to a second to find a server made anew."""
+    wait_for(lambda: requests.post(url, json=body | {"max_tokens": 1}, timeout=60).status_code != 503, 20)
+    return requests.post(url, json=body, timeout=60)
+
+
 def test_lora_file_changes_the_answers_of_the_model(
-    server_image: str, compose: Compose, gguf: Path, adapter: Path
+    server_image: str, compose: Compose, gguf: Path, adapter: Path, port: str
 ) -> None:
     body = {"prompt": "The capital of France is", "max_tokens": 24, "temperature": 0, "seed": 1}
 
     def answer(**variables: str) -> str:
-        done = compose("up", "--detach", "--wait", PORT="18084", API_KEY="off", **variables)
+        done = compose("up", "--detach", "--wait", PORT=port, API_KEY="off", **variables)
         assert done.returncode == 0, done.stderr + compose("logs", "server").stdout
-        url = "http://127.0.0.1:18084/v1/completions"
-        return str(requests.post(url, json=body, timeout=60).json()["choices"][0]["text"])
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        answer = ask_until_ready(url, body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["text"])
 
     plain = answer()
     changed = answer(LORA_FILE=str(adapter))
