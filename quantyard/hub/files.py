@@ -38,7 +38,9 @@ SIDE_FILES = (
     "tekken.json",
     "*quant*_config.json",  # the format of a pre-quantized checkpoint
     "modules.json",  # sentence-transformers: which pooling the converter records
-    "1_Pooling/config.json",
+    "?_*/config.json",  # its further modules: pooling, dense layers
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
     "tokenizer.model*",
     "spiece.model",
     "sentencepiece*.model",

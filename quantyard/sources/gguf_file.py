@@ -22,6 +22,7 @@ from quantyard.formats.gguf import (
 from quantyard.memory.layers import ModelLayers, read_cache_layers
 from quantyard.quants.catalog import QUANTS
 from quantyard.sources.chat_template import gguf_chat_notes
+from quantyard.sources.purpose import gguf_model_use
 
 _PARTS_OF_CAT: Final = re.compile(r"(?i)(?:\.gguf-split-[a-z]+|\.gguf\.?part\d+(?:of\d+)?|\.gguf\.\d{3})$")
 _OLD_MATRIX: Final = re.compile(r"(?i)(?:imatrix.*\.(?:dat|gguf)|\.imatrix)$")
@@ -201,7 +202,8 @@ def gguf_cache_layers(header: GgufHeader) -> ModelLayers | None:
 def gguf_notes(name: str, header: GgufHeader) -> tuple[str, ...]:
     """What the plan says of a model in one GGUF."""
     trained = header.is_quantized and is_trained_quantized(name, header)
-    return (*((trained_quantized_note(header),) if trained else ()), *gguf_chat_notes(header))
+    about = (*gguf_model_use(header).notes, *gguf_chat_notes(header))
+    return (*((trained_quantized_note(header),) if trained else ()), *about)
 
 
 def is_trained_quantized(name: str, header: GgufHeader | None) -> bool:

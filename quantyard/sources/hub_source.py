@@ -26,6 +26,7 @@ from quantyard.memory.layers import ModelLayers
 from quantyard.protocol.base import FileEntry
 from quantyard.sources.chat_template import base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import gguf_cache_layers, gguf_config, gguf_notes, refuse_other_gguf
+from quantyard.sources.purpose import ModelUse, gguf_model_use, read_model_use
 from quantyard.sources.quantized_source import read_source_weights, source_dtypes
 from quantyard.sources.side_files import parse_side_json, refuse_missing_tokenizer, refuse_spoiled_weights
 from quantyard.sources.source import Source
@@ -58,6 +59,9 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     texts |= _small_texts(access, repo, chosen) if is_hf else {}
     config = _config(access, repo, texts) if is_hf else {}
     chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
+    tags = (*repo.card.tags, repo.card.pipeline_tag)
+    names = {file.path for file in chosen.files}
+    use = read_model_use(config, names, read, tags, name) if is_hf else ModelUse()
     found, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
     if chosen.gguf_file:
         _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
@@ -76,7 +80,8 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
         dtypes=dtypes, tensors=held.tensors, config=gguf_config(gguf) if gguf else held.config, card=repo.card,
         has_chat_template=gguf.chat_template is not None if gguf else chats, gguf=gguf, cache_layers=layers,
         quantization=held.quantization, base_model=repo.base_model,
-        notes=(*notes, *base_model_notes(chats, config)),
+        notes=(*notes, *use.notes, *(base_model_notes(chats, config) if use.purpose == "generate" else ())),
+        use=gguf_model_use(gguf) if gguf else use,
     )
 
 

@@ -27,6 +27,7 @@ from quantyard.quants.file_size import TensorShape
 from quantyard.sources.chat_template import base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import gguf_cache_layers, gguf_config, gguf_notes, read_model_gguf
 from quantyard.sources.local_folder import CachedRepo, cached_hub_repo, no_model_folder
+from quantyard.sources.purpose import gguf_model_use, read_model_use
 from quantyard.sources.quantized_source import read_source_weights, source_dtypes
 from quantyard.sources.side_files import check_local_files, refuse_spoiled_text, refuse_spoiled_weights
 from quantyard.sources.source import Source
@@ -70,13 +71,19 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     digest = files_digest(files)
     readme = _readme(places.get("README.md"))
     license_, card = hub_card_of_readme(readme)
-    chats = source_chat_template(places, lambda name: read_named_file(places[name], _SIDE_LIMIT))
+
+    def read(name: str) -> bytes:
+        return read_named_file(places[name], _SIDE_LIMIT)
+
+    chats = source_chat_template(places, read)
+    use = read_model_use(config, places, read, (*card.tags, card.pipeline_tag), path.name)
     source = Source(
         model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
         dtypes=source_dtypes(tensors or ()), tensors=tensors, config=config, card=card, quantization=held.quantization,
         base_model=hub_base_model_of_readme(readme) if held.quantization else "",
-        notes=(*notes, *base_model_notes(chats, config)), has_chat_template=chats,
+        notes=(*notes, *use.notes, *(base_model_notes(chats, config) if use.purpose == "generate" else ())),
+        has_chat_template=chats, use=use,
     )
     return _named_by_cache(source, path, cached_hub_repo(path, files, places))
 
@@ -154,6 +161,7 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
         card=card,
         notes=gguf_notes(path.name, gguf),
         has_chat_template=gguf.chat_template is not None,
+        use=gguf_model_use(gguf),
     )
 
 

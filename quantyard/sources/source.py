@@ -26,6 +26,7 @@ from quantyard.quants.file_size import (
 )
 from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
 from quantyard.sources.presets import Preset
+from quantyard.sources.purpose import ModelUse
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import SourceCard
 
@@ -54,6 +55,7 @@ class Source:
     preset: Preset | None = None  # if it was named by a preset
     notes: tuple[str, ...] = ()  # what the plan says of it, a sentence each
     has_chat_template: bool | None = None  # None: not known before it is here
+    use: ModelUse = field(default_factory=ModelUse)
 
     @property
     def size_bytes(self) -> int:
