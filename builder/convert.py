@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
+from builder.checks.embedding_parity import ask_original
 from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
 from builder.checks.tensors import count_nonfinite_blocks
@@ -84,12 +85,14 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     _refuse_nonfinite(damaged.result())
     model = read_gguf_model(target)
     _refuse_overflow(model, outtype, dtype)
+    original = ask_original(llama_tools(stage), source, converter.env, model, stage.files_dir)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": quantized.title if quantized else dtype, "outtype": outtype,
         "outtype_reason": reason, "lossless": _is_lossless(dtype, outtype, quantized),
         "tokenizer_class": tokenizer_class.result(),
         "n_tensors": len(model.tensors), "n_params": model.n_params, "transformers": converter.transformers,
         "config_completed": list(converter.notes),
+        **({"embeddings": original.why_not or original.witness} if original else {}),
     }
     return StageOutcome(facts=facts, tools=versions.result(), argv=(run.argv,))
 

@@ -39,7 +39,7 @@ from builder.twin_model.sides import (
     refuse_failed_side,
 )
 from quantyard.formats.finite_json import dump_finite_json
-from quantyard.formatting.numbers import format_difference, format_digits, format_percent
+from quantyard.formatting.numbers import format_cosine, format_difference, format_digits, format_percent
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import TwinRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
@@ -49,6 +49,7 @@ _TIMEOUT_S: Final = 300.0  # of each part; they take seconds
 _COPIED: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.vocab")
 _MAX_COPIED_BYTES: Final = 64 << 20
 _NEAR: Final = 4  # positions after a window's end within which its effect is seen
+_FOLDERS: Final = "?_*/config.json"  # of sentence-transformers: how hidden states are pooled
 _INDEX: Final = ".index.json"
 
 
@@ -71,6 +72,11 @@ class _Found:
     @property
     def is_equal(self) -> bool:
         return all(part.is_equal for part in self.parts)
+
+    @property
+    def compared(self) -> str:
+        """What was compared: "logit", "embedding" or "score"."""
+        return str(self.facts.get("compared", "logit"))
 
     @property
     def limit(self) -> tuple[str, int] | None:
@@ -129,6 +135,10 @@ class _Workshop:
                 small = path.is_file() and path.stat().st_size <= _MAX_COPIED_BYTES
                 if small and path.name != "config.json" and not path.name.endswith(_INDEX):
                     shutil.copyfile(path, twin / path.name)
+        for path in self._source.glob(_FOLDERS):
+            if path.is_file() and path.stat().st_size <= _MAX_COPIED_BYTES:
+                (twin / path.parent.name).mkdir(exist_ok=True)
+                shutil.copyfile(path, twin / path.parent.name / path.name)
 
     def _transformers(self, attempt: _Attempt, given: Path, twin: Path, out: Path, on_weights: Any) -> ToolRun:
         argv = [str(self._tools.converter_python), str(SCRIPTS / "random_weights.py"), "--source", str(given)]
@@ -216,11 +226,12 @@ def _facts(
 ) -> dict[str, JsonValue]:
     whole = join_agreements(found.parts)
     numbers = (
-        f"max |Δ logit| {format_difference(whole.max_delta)} where logits spread by {format_digits(whole.spread, 2)}, "
-        f"top-1 {format_percent(whole.same_top)}, mean KLD {format_difference(whole.mean_kld)} nats, on a random twin"
+        f"max |Δ {found.compared}| {format_difference(whole.max_delta)} where {found.compared}s spread by "
+        f"{format_digits(whole.spread, 2)}, {_likeness(found.compared, whole)}, on a random twin"
     )
     facts: dict[str, JsonValue] = {
-        "status": status, "max_delta": whole.max_delta, "spread": whole.spread, "same_top": whole.same_top,
+        "status": status, "compared": found.compared,
+        "max_delta": whole.max_delta, "spread": whole.spread, "same_top": whole.same_top,
         "mean_kld": whole.mean_kld, "positions": whole.n_positions, "depth": found.facts["depth"],
         "real_depth": found.facts["real_depth"], "prompt_tokens": found.facts["prompt_tokens"],
         "right_up_to_tokens": limit[1] if limit else None, "first_wrong_position": whole.first_wrong,
@@ -229,6 +240,12 @@ def _facts(
     if known and not known.accepted:
         facts["hint"] = known.hint
     return facts
+
+
+def _likeness(compared: str, whole: Agreement) -> str:
+    if compared == "logit":
+        return f"top-1 {format_percent(whole.same_top)}, mean KLD {format_difference(whole.mean_kld)} nats"
+    return f"least cosine {format_cosine(whole.least_cosine)}"
 
 
 def _sentence(

@@ -16,6 +16,8 @@ from typing import Final, NoReturn
 
 from pydantic import JsonValue, ValidationError
 
+from builder.checks.embedding_parity import compare_embeddings
+from builder.checks.grades import COMMON_OF_EMBEDDERS, COMMON_SCRIPTS
 from builder.checks.tensors import (
     check_recipe_types,
     compare_tensors,
@@ -28,9 +30,11 @@ from builder.checks.text_report import token_findings
 from builder.llama.open import open_llama_runtime
 from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
+from quantyard.formats.purpose import gguf_purpose
 from quantyard.formats.tensor_patterns import PatternProblem, resolve_tensor_patterns
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import Reference, VerifyRequest
+from quantyard.protocol.embeddings import EMBEDDINGS_FILE, EmbeddingReference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from quantyard.protocol.text_findings import PLAIN_TEXT, TextFinding
 
@@ -56,6 +60,7 @@ def verify(stage: Stage, request: VerifyRequest) -> StageOutcome:
         check_chat_template(runtime)
         facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
         facts["logits"] = _check_logits(runtime, model)
+        facts |= compare_embeddings(runtime, model, _embeddings(stage))
         return StageOutcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
 
 
@@ -75,6 +80,15 @@ def _reference(stage: Stage) -> Reference:
         return Reference.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         message = f"The Hugging Face reference cannot be read: {error}"
+        raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
+
+
+def _embeddings(stage: Stage) -> EmbeddingReference | None:
+    path = stage.in_dir / "reference" / EMBEDDINGS_FILE
+    try:
+        return EmbeddingReference.model_validate_json(path.read_bytes()) if path.is_file() else None
+    except ValidationError as error:
+        message = f"The original's embeddings cannot be read: {error}"
         raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
 
 
@@ -143,7 +157,8 @@ def _check_texts(
         return _check_against_source(model, source)
     permitted = frozenset(request.allow_mismatch)
     can_score = why_gguf_cannot_generate(model) is None
-    findings = token_findings(runtime, reference, permitted, can_score=can_score)
+    common = COMMON_SCRIPTS if gguf_purpose(model) == "generate" else COMMON_OF_EMBEDDERS
+    findings = token_findings(runtime, reference, permitted, can_score=can_score, common=common)
     n_chats, wrong_chat = _check_chats(runtime, reference, model, permitted)
     return {
         "reference": reference.witness, "witnesses_that_differ": [*reference.disagreements],

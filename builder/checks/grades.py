@@ -23,6 +23,8 @@ from quantyard.protocol.text_findings import (
 
 # To count another script's text as plain text: add its name, as it begins the names of its characters in Unicode.
 COMMON_SCRIPTS: Final = frozenset({"latin", "greek", "cyrillic", "han", "kana", "hangul"})
+# Of a model that embeds texts, whose answers in every other script are compared themselves (embedding_parity.py).
+COMMON_OF_EMBEDDERS: Final = frozenset({"latin"})
 _RENAMED: Final = {
     "cjk": "han",
     "hiragana": "kana",
@@ -58,10 +60,13 @@ def script_of_character(letter: str) -> str:
     return "" if word in _NO_SCRIPT else _RENAMED.get(word, word)
 
 
-def difference_kind(text: str, expected: list[int], found: list[int], tokenize: Tokenize) -> str:
+def difference_kind(
+    text: str, expected: list[int], found: list[int], tokenize: Tokenize, common: frozenset[str] = COMMON_SCRIPTS
+) -> str:
     """The kind of a probe that differs.
 
     Args:
+        common: the scripts that count as plain text.
         tokenize: llama.cpp's, to see whether a normalized text would have been tokenized as expected.
     """
     if text in LOOK_ALIKES:
@@ -69,7 +74,7 @@ def difference_kind(text: str, expected: list[int], found: list[int], tokenize: 
     normal = {unicodedata.normalize(form, text) for form in _FORMS} - {text}
     if any(tokenize(other) == expected for other in normal):
         return NORMALIZATION
-    if rare := [script for script in text_scripts(text) if script not in COMMON_SCRIPTS]:
+    if rare := [script for script in text_scripts(text) if script not in common]:
         return f"{SCRIPT}{rare[0]}"
     if text[:1].isspace() and _same_but_for_the_start(expected, found):
         return LEADING_SPACE
@@ -81,9 +86,9 @@ def added_token_kind(token: str) -> str:
     return SENTINEL_TOKENS if _RESERVED.search(token) or not token.strip("▁ ") else PLAIN_TEXT
 
 
-def passage_kind(script: str) -> str:
+def passage_kind(script: str, common: frozenset[str] = COMMON_SCRIPTS) -> str:
     """The kind of a difference in running text."""
-    return PLAIN_TEXT if script in COMMON_SCRIPTS | {"code"} else f"{SCRIPT}{script}"
+    return PLAIN_TEXT if script in common | {"code"} else f"{SCRIPT}{script}"
 
 
 def _same_but_for_the_start(expected: list[int], found: list[int]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from builder.checks.grades import finding_outcome
+from builder.checks.grades import COMMON_SCRIPTS, finding_outcome
 from builder.checks.token_parity import KindCounts, TextDifference, TokenParity
 from builder.llama.runtime import LlamaRuntime
 from quantyard.protocol.base import ExitCode
@@ -24,18 +24,20 @@ _GUESSING: Final = 0.8
 
 
 def token_findings(
-    runtime: LlamaRuntime, reference: Reference, permitted: frozenset[str], *, can_score: bool
+    runtime: LlamaRuntime, reference: Reference, permitted: frozenset[str], *, can_score: bool,
+    common: frozenset[str] = COMMON_SCRIPTS,
 ) -> list[TextFinding]:
     """Tokenize everything in the reference and grade what differs.
 
     Args:
         permitted: the kinds that the user permits.
         can_score: whether the model gives probabilities of a text.
+        common: the scripts that count as plain text.
 
     Raises:
         StageFailure: `verify-tokenizer`, a finding is refused.
     """
-    parity = TokenParity(runtime, reference)
+    parity = TokenParity(runtime, reference, common)
     parity.compare()
     costs = _costs(runtime, parity, reference) if can_score else {}
     findings = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Final
 
-from builder.checks.grades import added_token_kind, difference_kind, passage_kind
+from builder.checks.grades import COMMON_SCRIPTS, added_token_kind, difference_kind, passage_kind
 from builder.llama.runtime import LlamaRuntime
 from quantyard.protocol.builder import Passage, ProbeBatch, Reference
 from quantyard.protocol.text_findings import PLAIN_TEXT
@@ -48,8 +48,11 @@ class KindCounts:
 class TokenParity:
     """The comparison of one GGUF with one reference; `kinds` holds what was seen, by kind, once `compare` has run."""
 
-    def __init__(self, runtime: LlamaRuntime, reference: Reference) -> None:
-        self._runtime, self._reference = runtime, reference
+    def __init__(
+        self, runtime: LlamaRuntime, reference: Reference, common: frozenset[str] = COMMON_SCRIPTS
+    ) -> None:
+        """`common`: the scripts that count as plain text."""
+        self._runtime, self._reference, self._common = runtime, reference, common
         self._singles = 0
         self.kinds: dict[str, KindCounts] = defaultdict(KindCounts)
 
@@ -57,7 +60,7 @@ class TokenParity:
         """Tokenize everything."""
         for text, ids in self._reference.probe_ids.items():
             if difference := self._difference(text, ids):
-                kind = difference_kind(text, ids, difference.found, self._tokenize)
+                kind = difference_kind(text, ids, difference.found, self._tokenize, self._common)
                 self.kinds[kind].probes.append(difference)
         self._compare_ends()
         for difference, token in self._added():
@@ -95,7 +98,7 @@ class TokenParity:
                 yield difference, token
 
     def _compare_passage(self, passage: Passage) -> None:
-        counts = self.kinds[passage_kind(passage.script)]
+        counts = self.kinds[passage_kind(passage.script, self._common)]
         counts.tokens += len(passage.ids)
         found = self._tokenize(passage.text)
         if found != passage.ids:

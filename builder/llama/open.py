@@ -10,6 +10,7 @@ from builder.llama.server_runtime import ServerRuntime
 from builder.llama.template_server import TemplateServer
 from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader
+from quantyard.formats.purpose import gguf_pooling, gguf_purpose
 from quantyard.llama.library import llama_library_path
 from quantyard.protocol.runner import Stage
 
@@ -20,8 +21,12 @@ def open_llama_runtime(stage: Stage, model: GgufHeader, threads: int) -> LlamaRu
     if llama_bin is None or model.is_encoder_decoder:
         from builder.llama.bindings_runtime import BindingsRuntime
 
-        return BindingsRuntime(model.paths[0], threads, llama_library_path(llama_bin) if llama_bin else None)
+        library = llama_library_path(llama_bin) if llama_bin else None
+        return BindingsRuntime(model.paths[0], threads, library, gguf_pooling(model))
     binary = llama_bin / "llama-server"
     has_template = any(key.startswith("tokenizer.chat_template") for key in model.metadata)
     templates = TemplateServer(binary, model, stage.scratch_dir) if has_template else None
-    return ServerRuntime(binary, model.paths[0], threads, templates)
+    flags = {
+        "generate": (), "embed": ("--embeddings", "--pooling", gguf_pooling(model)), "rerank": ("--reranking",),
+    }  # fmt: skip
+    return ServerRuntime(binary, model.paths[0], threads, templates, flags[gguf_purpose(model)])

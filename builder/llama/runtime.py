@@ -54,6 +54,15 @@ class LlamaRuntime(Protocol):
             StageFailure: a logit is NaN or infinite.
         """
 
+    def embeddings(self, texts: Sequence[str]) -> list[list[float]]:
+        """The embedding of each text, pooled as the model is (`gguf_pooling`), of any length.
+
+        At most `CONTEXT_TOKENS` tokens of a text.
+        """
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """A reranker's score of each pair of a query and a document; `CONTEXT_TOKENS` as for embeddings."""
+
     def text_logprob(self, ids: Sequence[int]) -> float | None:
         """The log-probability, in nats, of these tokens after BOS (EOS where there is none); None: cannot tell.
 

@@ -13,6 +13,7 @@ from builder.llama.template_server import TemplateServer, llama_server_error
 from quantyard.sandbox.chat_template import ChatRefused, Messages
 
 _HARMLESS_TEMPLATE: Final = "chatml"  # llama.cpp's own, by name
+_TEXTS_AT_ONCE: Final = 16
 _GENERATED_TOKENS: Final = 2  # the first row comes from the prompt alone, the second from a cached prompt
 
 
@@ -23,10 +24,13 @@ class ServerRuntime:
     Entering does not wait for the model, so the caller's work before its first question overlaps with the loading.
     """
 
-    def __init__(self, binary: Path, model: Path, threads: int, templates: TemplateServer | None) -> None:
+    def __init__(
+        self, binary: Path, model: Path, threads: int, templates: TemplateServer | None, more: Sequence[str] = ()
+    ) -> None:
         # Only flags that old and new servers know. --no-repack: a repacked copy costs time and doubles the memory.
         flags = ["--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--no-warmup", "--no-repack"]
         flags += ["--jinja", "--chat-template", _HARMLESS_TEMPLATE]
+        flags += more
         if threads:
             flags += ["--threads", str(threads)]
         self._server = LlamaServer([str(binary), "--model", str(model), *flags])
@@ -89,6 +93,22 @@ class ServerRuntime:
                 raise llama_not_finite(prompt)
             rows += len(found)
         return rows
+
+    def embeddings(self, texts: Sequence[str]) -> list[list[float]]:
+        """See `LlamaRuntime`."""
+        found: list[list[float]] = []
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            rows = self._ask("/v1/embeddings", {"input": [*texts[at : at + _TEXTS_AT_ONCE]]})["data"]
+            found += [row["embedding"] for row in sorted(rows, key=lambda row: int(row["index"]))]
+        return found
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """See `LlamaRuntime`."""
+        found = []
+        for query, document in pairs:
+            answer = self._ask("/v1/rerank", {"query": query, "documents": [document]})
+            found.append(float(answer["results"][0]["relevance_score"]))
+        return found
 
     def text_logprob(self, ids: Sequence[int]) -> float | None:
         """None: llama-server shows no probabilities of a prompt's own tokens."""

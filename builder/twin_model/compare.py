@@ -27,6 +27,7 @@ class Agreement:
     same_top: float  # share of positions whose likeliest token is the same
     mean_kld: float  # nats, of the original from llama.cpp's
     n_positions: int
+    least_cosine: float  # of two rows; of rows of one number each, of all of them as one
     first_wrong: int | None  # the first position beyond the tolerance; None: all are within it
 
     @property
@@ -57,7 +58,7 @@ def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> 
     return Agreement(
         max_delta=float(deltas.max()), spread=spread,
         same_top=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
-        mean_kld=_mean_kld(first, second), n_positions=len(positions),
+        mean_kld=_mean_kld(first, second), n_positions=len(positions), least_cosine=_least_cosine(first, second),
         first_wrong=positions[int(wrong[0])] if len(wrong) else None,
     )  # fmt: skip
 
@@ -70,8 +71,15 @@ def join_agreements(parts: Sequence[Agreement]) -> Agreement:
         max_delta=worst.max_delta, spread=worst.spread,
         same_top=sum(part.same_top * part.n_positions for part in parts) / count,
         mean_kld=sum(part.mean_kld * part.n_positions for part in parts) / count, n_positions=count,
+        least_cosine=min(part.least_cosine for part in parts),
         first_wrong=next((part.first_wrong for part in parts if part.first_wrong is not None), None),
     )  # fmt: skip
+
+
+def _least_cosine(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    rows = (first.T, second.T) if first.shape[1] == 1 else (first, second)
+    lengths = np.linalg.norm(rows[0], axis=1) * np.linalg.norm(rows[1], axis=1)
+    return float((np.einsum("ij,ij->i", *rows) / np.maximum(lengths, np.finfo(np.float64).tiny)).min())
 
 
 def _mean_kld(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:

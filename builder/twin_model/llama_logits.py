@@ -7,7 +7,8 @@ image's `libllama` is the very code that its tools run, and llama-cpp-python car
 kept in 32 bits and on the CPU: no flash attention, no 16-bit KV cache, no device.
 
 `prompts.json`: a list of {"tokens": [...], "positions": [...]}, with "decoder": [...] for an encoder-decoder, whose
-positions are the decoder's, and "embeddings": [1] where the last hidden states are asked for. Writes `llama-<i>.npy`
+positions are the decoder's, and "embeddings": [1] where the last hidden states are asked for. A classifier has
+"sequences" in place of tokens, each with a row of scores, one for each of its "labels". Writes `llama-<i>.npy`
 for each prompt: float32, one row of logits for each position.
 
 Exit codes: 0; 3, llama.cpp cannot do it, and the last line says why; or a signal (an assertion is SIGABRT).
@@ -31,6 +32,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # as a script it finds only wha
 from quantyard.llama.library import LlamaLibrary, LogTail, UnknownLayout, run_llama_batch
 
 CANNOT: Final = 3
+_RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK
 
 
 class CannotRun(Exception):
@@ -67,11 +69,27 @@ class Llama:
             self._c.llama_free(context)
         return np.stack(rows)
 
-    def _open_context(self, n_tokens: int, embeddings: bool) -> int:
+    def scores(self, sequences: Sequence[Sequence[int]], n_labels: int) -> npt.NDArray[np.float32]:
+        """A classifier's scores of each sequence, shape (sequences, labels)."""
+        context = self._open_context(max(map(len, sequences)), embeddings=True, pooling=_RANK)
+        rows = []
+        try:
+            for tokens in sequences:
+                self._c.llama_memory_clear(self._c.llama_get_memory(context), True)
+                self._run(context, tokens, range(len(tokens)), self._c.llama_decode)
+                found = self._c.llama_get_embeddings_seq(context, 0)
+                if not found:
+                    raise self._cannot("gives no score")
+                rows.append(np.ctypeslib.as_array(found, (n_labels,)).copy())
+        finally:
+            self._c.llama_free(context)
+        return np.stack(rows)
+
+    def _open_context(self, n_tokens: int, embeddings: bool, pooling: int = 0) -> int:
         params = self._c.llama_context_default_params()
         try:
             if embeddings:
-                params.set_embeddings()
+                params.set_embeddings(pooling)
             params.set_full_precision()
         except UnknownLayout as error:
             raise CannotRun(f"cannot be asked: {error}") from error
@@ -112,7 +130,10 @@ def main() -> int:
         model = Llama(args.library, args.gguf, args.threads)
         for number, prompt in enumerate(json.loads(args.prompts.read_bytes())):
             decoder, embeddings = prompt.get("decoder", []), bool(prompt.get("embeddings"))
-            found = model.logits(prompt["tokens"], prompt["positions"], decoder, embeddings)
+            if "sequences" in prompt:
+                found = model.scores(prompt["sequences"], prompt["labels"])
+            else:
+                found = model.logits(prompt["tokens"], prompt["positions"], decoder, embeddings)
             np.save(args.out / f"llama-{number}.npy", found)
     except CannotRun as error:
         print(error)

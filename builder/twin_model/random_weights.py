@@ -34,6 +34,7 @@ NO_TWIN: Final = 3
 WEIGHTS_WRITTEN: Final = "weights"
 _SHORT_TOKENS: Final = 24  # within every window and context
 _EDGE: Final = 4  # positions on either side of a limit
+_SEQUENCES: Final = 24  # texts that a classifier scores
 _SPREAD: Final = 24  # further positions of the long prompt
 _GAIN: Final = 1.2  # of a matrix: so large that attention tells its keys apart
 _NORM_SPREAD: Final = 0.25
@@ -88,10 +89,15 @@ def _make(args: argparse.Namespace) -> None:
     (args.out / "prompts.json").write_text(json.dumps(prompts, allow_nan=False))
     _write_logits(model, prompts, args.out)
     facts = {
-        "class": type(model).__name__, "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
+        "class": type(model).__name__, "compared": _compared(prompts[0]),
+        "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
         "rope_context": small.rope_context, "prompt_tokens": small.prompt_tokens,
     }  # fmt: skip
     (args.out / "facts.json").write_text(json.dumps(facts, allow_nan=False))
+
+
+def _compared(prompt: dict[str, Any]) -> str:
+    return "score" if "sequences" in prompt else "embedding" if prompt["embeddings"] else "logit"
 
 
 def _reason(error: Exception) -> str:
@@ -183,7 +189,7 @@ def _save(model: Any, folder: Path) -> None:
 # ---- prompts and logits ------------------------------------------------------------------------------
 
 
-def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, list[int]]]:
+def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, Any]]:
     """A short prompt, and one that goes beyond every window and context."""
     import torch
 
@@ -191,7 +197,10 @@ def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, list[int]]]:
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     avoided, size = set(_special_ids(small.config)), int(text.vocab_size)
     limits = [limit[0] for limit in (small.window, small.rope_context) if limit]
-    found: list[dict[str, list[int]]] = []
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        allowed = [token for token in range(size) if token not in avoided]
+        return [_sequences(allowed, int(model.config.num_labels), random)]
+    found: list[dict[str, Any]] = []
     for length in (_SHORT_TOKENS, small.prompt_tokens):
         drawn = torch.randint(0, size, (4 * length + 64,), generator=random).tolist()
         tokens = [token for token in drawn if token not in avoided][:length]
@@ -203,6 +212,15 @@ def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, list[int]]]:
             prompt["decoder"] = [start, *reversed(tokens[1:])]
         found.append(prompt)
     return found
+
+
+def _sequences(allowed: list[int], n_labels: int, random: Any) -> dict[str, Any]:
+    """Short texts, of which a classifier has one row of scores each."""
+    import torch
+
+    drawn = [torch.randint(0, len(allowed), (8 + i,), generator=random).tolist() for i in range(_SEQUENCES)]
+    sequences = [[allowed[at] for at in one] for one in drawn]
+    return {"tokens": [], "sequences": sequences, "labels": n_labels, "positions": [*range(_SEQUENCES)]}
 
 
 def _special_ids(config: Any) -> Iterator[int]:
@@ -220,11 +238,15 @@ def _positions(length: int, limits: list[int]) -> list[int]:
     return sorted(position for position in near | spread if 0 <= position < length)
 
 
-def _write_logits(model: Any, prompts: list[dict[str, list[int]]], out: Path) -> None:
+def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path) -> None:
     import numpy as np
     import torch
 
     for number, prompt in enumerate(prompts):
+        if "sequences" in prompt:
+            scores = [model(input_ids=torch.tensor([tokens])).logits[0] for tokens in prompt["sequences"]]
+            np.save(out / f"hf-{number}.npy", torch.stack(scores).float().numpy())
+            continue
         asked = {"input_ids": torch.tensor([prompt["tokens"]])}
         if "decoder" in prompt:
             asked["decoder_input_ids"] = torch.tensor([prompt["decoder"]])

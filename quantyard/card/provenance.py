@@ -134,7 +134,7 @@ def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
             if allowed
             else ""
         )
-        findings = [*map(_finding, facts.findings), *_witnesses(facts)]
+        findings = [*map(_finding, facts.findings), *_witnesses(facts), *_embeddings(facts)]
         tried = f" ({join_markdown(', ', parts)})" if parts else ""
         narrow = _narrow_rows(stage, facts)
         yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{narrow}{differs}{''.join(findings)}")
@@ -154,6 +154,13 @@ def _finding(finding: TextFinding) -> SafeMarkdown:
     if finding.outcome == "allowed":
         return SafeMarkdown(f" **Differs from the source, and was allowed to: {sentence}.**")
     return SafeMarkdown(f" **{sentence}.**" if finding.outcome == "warn" else f" {sentence}.")
+
+
+def _embeddings(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
+    """How close embeddings or scores are to the original's."""
+    for sentence, is_warning in facts.embeddings_sentences:
+        text = escape_markdown(sentence, 400)
+        yield SafeMarkdown(f" **{text}.**" if is_warning else f" {text}.")
 
 
 def _witnesses(facts: VerifyFacts) -> Iterator[SafeMarkdown]:

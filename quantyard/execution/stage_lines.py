@@ -66,6 +66,8 @@ def stage_end_lines(label: str, result: StageResult) -> list[str]:
     if verified is not None and verified.probes is not None and verified.chats is not None:
         did += f" ({verified.probes} probes, {verified.chats} conversations)"
     found = [f"  {_OUTCOMES[each.outcome]}: {each.sentence}" for each in verified.findings] if verified else []
+    for sentence, is_warning in verified.embeddings_sentences if verified else ():
+        found.append(f"  {'warning' if is_warning else 'recorded'}: {sentence}")
     return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *found]
 
 
@@ -127,7 +129,7 @@ def _twinned(result: StageResult) -> Iterator[str]:
     facts = TwinFacts.read(result.facts)
     yield _TWINS[facts.status]
     if facts.max_delta is not None:
-        yield f"max |Δ logit| {format_difference(facts.max_delta)}"
+        yield f"max |Δ {facts.compared}| {format_difference(facts.max_delta)}"
 
 
 def _real(result: StageResult) -> Iterator[str]:

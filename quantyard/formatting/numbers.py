@@ -138,6 +138,11 @@ def format_kld(nats: float) -> str:
     return format_digits(nats)
 
 
+def format_cosine(x: float) -> str:
+    """Of two embeddings, or a correlation: 0.99973 → "0.9997"."""
+    return f"{x:.4f}".replace("-", MINUS)
+
+
 def format_tokens_per_s(x: float) -> str:
     """61.234 → "61.2", without the unit."""
     return format_digits(x)

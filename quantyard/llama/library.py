@@ -65,12 +65,12 @@ class ContextParams(ctypes.Structure):
         if (flash := bytes(self.block[:at]).find(_FLASH_DEFAULT)) >= 0:  # older ones have a truth value, which is off
             struct.pack_into("@i", self.block, flash + 12, 0)
 
-    def set_embeddings(self) -> None:
-        """The hidden state of each token, not pooled."""
+    def set_embeddings(self, pooling: int = 0) -> None:
+        """The hidden state of each token, or pooled in this way (a `llama_pooling_type`)."""
         pooled = bytes(self.block[: self._kv_place()]).find(_FLASH_DEFAULT[:12])
         if pooled < 0:
             raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
-        struct.pack_into("@i", self.block, pooled + 4, 0)
+        struct.pack_into("@i", self.block, pooled + 4, pooling)
 
     def _kv_place(self) -> int:
         at = bytes(self.block).find(_KV_DEFAULT)
@@ -144,6 +144,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
     "llama_set_embeddings": (None, [_P, _YES]),
     "llama_get_embeddings_ith": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
+    "llama_get_embeddings_seq": (ctypes.POINTER(ctypes.c_float), [_P, _I]),
     "llama_model_n_embd": (_I, [_P]),
 }
 

@@ -63,7 +63,8 @@ STAGES: Mapping[str, StageRow] = {
             "fetch", "builder", network=True, secrets=("HF_TOKEN",), timeout_s=48 * HOUR_S, resumable=True, pinned=True,
             leaves=stage_allowed_fetched,
         ),
-        StageRow("convert", "builder", leaves=stage_allowed_files("model.gguf", "reference.json")),
+        StageRow("convert", "builder",
+            leaves=stage_allowed_files("model.gguf", "reference.json", may=r"embeddings\.json")),
         StageRow("twin", "builder", timeout_s=0.5 * HOUR_S),
         StageRow("parity", "builder"),
         StageRow(

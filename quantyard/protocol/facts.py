@@ -6,12 +6,15 @@ have the right type and range, or the whole result is refused. A missing fact ge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from quantyard.formats.purpose import Pooling, Purpose
+from quantyard.formatting.numbers import format_cosine
 from quantyard.protocol.base import Sha256, StageResult
+from quantyard.protocol.embeddings import ScriptAgreement
 from quantyard.protocol.text_findings import TextFinding
 
 _MAX_COUNT: Final = 2**53  # integers up to here are exact in every JSON reader
@@ -58,8 +61,9 @@ class TwinFacts(Facts):
 
     status: Literal["proved", "limited", "known", "differs", "unproved"]
     finding: Annotated[str, Field(max_length=2000)]  # one sentence or two
-    max_delta: Amount | None = None  # of two logits
-    spread: Amount | None = None  # standard deviation of the original's logits
+    compared: Literal["logit", "embedding", "score"] = "logit"
+    max_delta: Amount | None = None  # of two of them
+    spread: Amount | None = None  # standard deviation of the original's
     same_top: Annotated[float, Field(ge=0, le=1)] | None = None
     mean_kld: float | None = None
     right_up_to_tokens: Count | None = None
@@ -80,7 +84,26 @@ class VerifyFacts(Facts):
     architecture: str = ""
     findings: Annotated[list[TextFinding], Field(max_length=100)] = []
     witnesses_that_differ: Annotated[list[str], Field(max_length=10)] = []
+    purpose: Purpose = "generate"
+    pooling: Pooling = "none"
+    embeddings_not_compared: Annotated[str, Field(max_length=1000)] = ""  # why; "" if they were, or there are none
+    scripts: Annotated[list[ScriptAgreement], Field(max_length=100)] = []  # of embeddings or scores with the original's
+    scripts_below: Annotated[list[str], Field(max_length=100)] = []  # further from the original than English
     mismatches_allowed: Annotated[list[str], Field(max_length=100)] = []
+
+
+    @property
+    def embeddings_sentences(self) -> Iterator[tuple[str, bool]]:
+        """What was found of embeddings or scores, a sentence each without its stop, and whether it is a warning."""
+        if self.embeddings_not_compared:
+            yield f"Not compared with the original: {self.embeddings_not_compared}", True
+        by_script = {found.script: found for found in self.scripts}
+        what = "correlation with the original's scores" if self.purpose == "rerank" else "mean cosine to the original's"
+        if english := by_script.get("english"):
+            yield f"On English {what} {format_cosine(english.agreement)}", False
+        for script in self.scripts_below:
+            if found := by_script.get(script):
+                yield f"script:{script}: {what} {format_cosine(found.agreement)}", True
 
 
 class EvaluateFacts(Facts):

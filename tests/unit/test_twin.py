@@ -257,8 +257,8 @@ class _Script:
         if isinstance(answer, str):
             raise NotComparedError(answer)
         first = None if answer is True else int(answer)
-        good = Agreement(1e-5, 1.0, 1.0, 0.0, 24, None)
-        bad = Agreement(5.0, 1.0, 0.5, 0.3, 24, first)
+        good = Agreement(1e-5, 1.0, 1.0, 0.0, 24, 1.0, None)
+        bad = Agreement(5.0, 1.0, 0.5, 0.3, 24, 0.8, first)
         small: Shrunken = shrink(attempt.config, full_depth=attempt.full_depth)
         facts = {
             "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
