@@ -1,13 +1,21 @@
 # The user's verbs. Variables given to make reach the command as they are, through the environment:
 #   make build MODEL=org/name QUANT=Q4_K_M
-# What each variable means: make build-help, or docs/reference/settings.md.
+# What each variable means: make COMMAND-help, or docs/reference/settings.md.
 
 PYTHON ?= python3
-# The program looks for misspelt variables among those that were typed after make.
+# The program refuses variables typed after make that the command does not take.
 RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 .DEFAULT_GOAL := help
-.PHONY: help build eval matrix eval-help serve contract image lora publish release verify choose tune gate report chat plan rates quants models config doctor demo images base-images build-help test test-fast test-docker test-e2e test-all lint reference docs clean
+COMMANDS = build eval matrix serve contract image lora publish release verify choose tune gate report plan rates quants models config doctor demo images
+OTHERS = help chat base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
+.PHONY: $(COMMANDS) $(OTHERS) $(COMMANDS:%=%-help)
 export PYTHON
+
+# A word that names nothing to make is refused before anything runs.
+UNKNOWN := $(filter-out $(COMMANDS) $(OTHERS) $(COMMANDS:%=%-help),$(MAKECMDGOALS))
+ifneq ($(UNKNOWN),)
+$(error $(shell $(PYTHON) scripts/unknown_goal.py '$(subst ','\'',$(firstword $(UNKNOWN)))' $(COMMANDS) $(OTHERS)))
+endif
 
 help: ## this list
 	@awk -F ':.*## ' -v width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}" '/^[a-z0-9-]+:.*## / { \
@@ -16,6 +24,8 @@ help: ## this list
 	        if (length(line " " words[i]) > width) { print line; line = sprintf("%19s", "") } \
 	        line = line " " words[i] } \
 	    print line }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make COMMAND-help  every variable of a command"
 	@echo
 	@echo "  Start with:  make demo    or    make build MODEL=org/name QUANT=Q4_K_M"
 
@@ -91,11 +101,8 @@ images: .ready ## build the images now; with ENGINE=local set up .venv-local
 base-images: ## make stand-ins for the base images if their registry cannot be reached
 	@scripts/base-images.sh
 
-build-help: .ready ## every variable that `make build` takes
-	@$(RUN) build --help
-
-eval-help: .ready ## every variable that `make eval` takes
-	@$(RUN) eval --help
+$(COMMANDS:%=%-help): %-help: .ready
+	@$(RUN) $* --help
 
 test: ## the tests of some minutes: units, the page, a real build; TIER=change for all that CI runs
 	@scripts/test.sh $(or $(TIER),quick)
@@ -128,7 +135,6 @@ docs: ## the documents as a site: site/index.html
 clean: ## remove the virtual environments; artifacts stay
 	@rm -rf .venv .venv-client .venv-docs .venv-local .venv-bench
 
-.PHONY: .ready .base-image
 .ready:
 	@scripts/setup-venv.sh quantyard
 

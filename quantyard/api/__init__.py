@@ -18,11 +18,14 @@ from quantyard.api.settings import (
     BuildSettings,
     ChooseSettings,
     EvaluateSettings,
+    GateSettings,
     LoraSettings,
     MachineSettings,
     MatrixSettings,
+    PlanSettings,
     PublishSettings,
     ReleaseSettings,
+    ReportSettings,
     TuneSettings,
     VerifySettings,
 )
@@ -106,8 +109,8 @@ def contract(
         return building.workflow_check_api(request, api_reporter(progress)).contracts
 
 
-@document_api_call("plan", MatrixSettings)
-def plan(model: Model, **settings: Unpack[MatrixSettings]) -> Planned:
+@document_api_call("plan", PlanSettings)
+def plan(model: Model, **settings: Unpack[PlanSettings]) -> Planned:
     """Plan a build, an evaluation (`suite`) or a matrix (`quants`): stages, disk, memory and time. Nothing runs.
 
     Args:
@@ -174,8 +177,8 @@ def choose(model: Model, **settings: Unpack[ChooseSettings]) -> Chosen:
         return found
 
 
-@document_api_call("gate", PublishSettings)
-def gate(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> GateReport:
+@document_api_call("gate", GateSettings)
+def gate(model: Model, *, progress: Progress = None, **settings: Unpack[GateSettings]) -> GateReport:
     """Compare what was measured with the budgets; publish nothing. An exceeded budget is a finding, not an error.
 
     Args:
@@ -190,8 +193,8 @@ def gate(model: Model, *, progress: Progress = None, **settings: Unpack[PublishS
         return releasing.gate(request, api_reporter(progress))
 
 
-@document_api_call("report", PublishSettings)
-def report(model: Model, *, progress: Progress = None, **settings: Unpack[PublishSettings]) -> WrittenReport:
+@document_api_call("report", ReportSettings)
+def report(model: Model, *, progress: Progress = None, **settings: Unpack[ReportSettings]) -> WrittenReport:
     """Write the model card and the report page of what was built and measured.
 
     Args:

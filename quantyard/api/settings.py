@@ -33,10 +33,7 @@ class MachineSettings(TypedDict, total=False):
     eval_base_tag: str
 
 
-class BuildSettings(MachineSettings, total=False):
-    """Settings of a build."""
-
-    quant: Names
+class _Making(TypedDict, total=False):
     recipe: Files
     outtype: Literal["auto", "bf16", "f16", "f32", "q8_0"]
     parity: Literal["twin", "full", "off"]
@@ -52,9 +49,7 @@ class BuildSettings(MachineSettings, total=False):
     allow_twin_mismatch: bool
 
 
-class EvaluateSettings(BuildSettings, total=False):
-    """Settings of an evaluation."""
-
+class _Measuring(TypedDict, total=False):
     suite: File
     baseline: str
     tasks: Names
@@ -67,7 +62,23 @@ class EvaluateSettings(BuildSettings, total=False):
     max_length: int
 
 
-class MatrixSettings(EvaluateSettings, total=False):
+class BuildSettings(MachineSettings, _Making, total=False):
+    """Settings of a build."""
+
+    quant: Names
+
+
+class EvaluateSettings(BuildSettings, _Measuring, total=False):
+    """Settings of an evaluation."""
+
+
+class PlanSettings(EvaluateSettings, total=False):
+    """Settings of a plan: of a build, with `suite` of an evaluation, with `quants` of a matrix."""
+
+    quants: Names
+
+
+class MatrixSettings(MachineSettings, _Making, _Measuring, total=False):
     """Settings of a matrix."""
 
     quants: Names
@@ -105,26 +116,42 @@ class ChooseSettings(MachineSettings, total=False):
     parallel: int
 
 
-class _Publishing(TypedDict, total=False):
+class _Judging(TypedDict, total=False):
+    gate: File
+    license: str
+
+
+class _Writing(_Judging, total=False):
     repo: str
     oci: str
-    gate: File
+    split_above: Size
+
+
+class _Publishing(_Writing, total=False):
     dry_run: bool
     public: bool
     hub_branch: str
     hub_pr: bool
-    license: str
-    split_above: Size
     cosign_key: File
     allow_fail: bool
 
 
-class PublishSettings(MachineSettings, _Publishing, total=False):
-    """The files to publish, the destination, and the budgets."""
-
+class _Files(MachineSettings, total=False):
     quant: Names
     gguf_file: str
     suite: File
+
+
+class GateSettings(_Files, _Judging, total=False):
+    """The files to judge, and the budgets."""
+
+
+class ReportSettings(_Files, _Writing, total=False):
+    """The files to report on, and what the card says of them."""
+
+
+class PublishSettings(_Files, _Publishing, total=False):
+    """The files to publish, the destination, and the budgets."""
 
 
 class ReleaseSettings(EvaluateSettings, _Publishing, total=False):

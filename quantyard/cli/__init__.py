@@ -18,9 +18,9 @@ from typing import NoReturn
 
 from quantyard.cli.command_names import as_typed_command
 from quantyard.cli.commands import COMMANDS, find_command
-from quantyard.cli.make_variables import check_make_variables
 from quantyard.cli.parser import command_line_parser, parse_command_line
 from quantyard.cli.streams import discard_stdout, flush_stdout, is_stdout_read, prepare_stdout
+from quantyard.cli.variables import check_variables, command_of
 from quantyard.errors import Interrupted, QuantyardError
 from quantyard.protocol.exit_codes import Answer, ExitCode
 
@@ -62,8 +62,15 @@ def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
         command_line_parser("").print_help()
         return
     vars(args).update(vars(parse_command_line(typed)))
-    check_make_variables(os.environ)
+    if unused := check_variables(args, os.environ):
+        _note(f"{command_of(args).name} does not use {', '.join(unused)}, set in the environment.")
     _load_command(args.command)(args)
+
+
+def _note(text: str) -> None:
+    from quantyard.cli.output import stderr_console
+
+    stderr_console().print(f"note: {text}", markup=False, style="dim", soft_wrap=True)
 
 
 def _load_command(function: str) -> Callable[[argparse.Namespace], None]:

@@ -25,7 +25,10 @@ def _without_make(match: re.Match[str]) -> str:
     verb, settings = match["verb"], match["settings"]
     if verb in _SCRIPTS:
         return f"{_SCRIPTS[verb]}{settings}"
-    if verb not in {command.name for command in COMMANDS}:
+    names = {command.name for command in COMMANDS}
+    if verb.removesuffix("-help") in names and verb not in names:
+        return f"quantyard {verb.removesuffix('-help')} --help"
+    if verb not in names:
         return match[0]
     return f"quantyard {verb}" + _SETTING.sub(_option, settings)
 

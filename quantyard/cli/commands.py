@@ -38,9 +38,12 @@ _NOT_BUILDING = {*MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISH
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
 _EVALUATING = (*_BUILDING, *MEASURING)
+_MATRIX = (*(name for name in _EVALUATING if name != "QUANT"), *COMPARING)
 _LORA = (*ADAPTING, "ALLOW_PICKLE", "WORKERS", "JSON", *MACHINE)
 _CHOOSE = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "CONTEXT_SIZE", "JSON", *MACHINE, *CHOOSING)
 _PUBLISH = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "JSON", *MACHINE, *PUBLISHING)
+_GATE = ("MODEL", "QUANT", "GGUF_FILE", "SUITE", "JSON", *MACHINE, "GATE", "LICENSE")
+_REPORT = (*_GATE, "REPO", "OCI", "SPLIT_ABOVE")
 _TUNE = (
     "MODEL", "OUTTYPE", "PARITY", "CALIBRATION", "CHUNKS", "GGUF_FILE", "ALLOW_PICKLE", "ALLOW_MISMATCH",
     "ALLOW_TWIN_MISMATCH", "THREADS", "WORKERS",
@@ -91,7 +94,7 @@ COMMANDS: Final = (
     Command(
         "matrix", "matrix.matrix_command",
         "Make and measure many quants in one run; a failed quant does not stop the others.",
-        (*_EVALUATING, *COMPARING), ("MODEL", "QUANTS", "SUITE", "ENGINE", "ARTIFACTS", "JSON"), "make",
+        _MATRIX, ("MODEL", "QUANTS", "SUITE", "ENGINE", "ARTIFACTS", "JSON"), "make",
     ),
     Command(
         "publish", "release.publish_command",
@@ -124,11 +127,11 @@ COMMANDS: Final = (
     ),
     Command(
         "gate", "release.gate_command", "Compare what was measured with the budgets; publish nothing.",
-        _PUBLISH, ("MODEL", "QUANT", "GATE", "ARTIFACTS", "JSON"), "measure",
+        _GATE, ("MODEL", "QUANT", "GATE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
         "report", "release.report_command", "Write the model card and the report page, and show the page.",
-        _PUBLISH, ("MODEL", "QUANT", "SUITE", "ARTIFACTS", "JSON"), "measure",
+        _REPORT, ("MODEL", "QUANT", "SUITE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
         "quants", "lookup.quants_command", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),

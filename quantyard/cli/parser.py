@@ -34,6 +34,8 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
         BadRequest: the command or the option does not exist.
         SystemExit: `--help` or `--version` was shown, or an option lacks its value.
     """
+    if list(argv[:1]) == ["help"]:  # as git and docker have it
+        argv = [*argv[1:2], "--help"]
     name = next((word for word in argv if not word.startswith("-")), None)
     names = [command.name for command in COMMANDS]
     if name is not None and name not in names:
@@ -44,10 +46,21 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
     args, unknown = command_line_parser(name).parse_known_args(argv)
     if unknown:
         options = [BY_NAME[key].option for key in vars(args) if key in BY_NAME]
-        option = unknown[0].partition("=")[0]
-        hint = f"{_meant(option, options)}List them: quantyard {name} --help"
-        raise BadRequest(f"{option[:80]!r} is not an option of {name}.", hint)
+        raise _unknown_option(name or "", unknown[0], argv, options)
     return args
+
+
+def _unknown_option(command: str, word: str, argv: Sequence[str], options: Sequence[str]) -> BadRequest:
+    """The error for a word that is not an option of the command, with the one that was meant."""
+    option, _, value = word.partition("=")
+    before = argv[argv.index(word) - 1] if word in argv else ""
+    meant = _meant(option, options)
+    if not meant and option.isupper() and (variable := f"--{option.lower().replace('_', '-')}") in options:
+        meant = f"Did you mean {variable} {value[:80]}? "  # as after make
+    if not word.startswith("-") and before.endswith(","):
+        meant = f"A list has no spaces: {before[:80]}{word[:80]}. "
+    hint = f"{meant}List them: quantyard {command} --help"
+    return BadRequest(f"{option[:80]!r} is not an option of {command}.", hint)
 
 
 def command_line_parser(command: str | None = None, on_option: OnOption = lambda _setting, _action: None) -> _Parser:

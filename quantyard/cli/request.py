@@ -29,6 +29,7 @@ from quantyard.cli.values import (
     readable_file_setting,
     size_setting,
     token_setting,
+    whole_list_setting,
 )
 from quantyard.engines.images import RECIPES
 from quantyard.errors import BadRequest, UnknownQuant
@@ -89,6 +90,8 @@ def _request(
     for setting in SETTINGS:
         if not (setting.secret or setting.private):
             plain_setting(setting.name, values[setting.name])
+        if setting.kind in ("list", "paths"):
+            whole_list_setting(setting.name, values[setting.name])
     for name in ("OCI", "TAG", "LLAMA_CPP_IMAGE", "EVAL_BASE_IMAGE"):  # addresses without https://
         if url_has_user_info(values[name]):
             raise password_setting_error(name)

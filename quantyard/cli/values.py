@@ -39,6 +39,14 @@ def plain_setting(name: str, value: str) -> str:
     return value
 
 
+def whole_list_setting(name: str, value: str) -> str:
+    """The value, which must not end with a comma: of `QUANT=Q4_K_M, Q8_0` a shell passes on the first part alone."""
+    if value.rstrip().endswith(","):
+        message = f"{name}={_cut(value)} ends with a comma: a space after it ends the value."
+        raise BadRequest(message, f"Write the list without spaces, or quote it: {name}={value.rstrip(', ')[:80]},…")
+    return value
+
+
 def password_setting_error(name: str) -> BadRequest:
     """The error for an address with a user name or password, which it does not repeat."""
     message = f"{name} contains a user name or password, and its value is written to requests and manifests."

@@ -367,9 +367,9 @@ _ASIDE = {  # whose values are of another type than their kind says
 }
 _FUNCTIONS = {  # by command
     "build": api_settings.BuildSettings, "eval": api_settings.EvaluateSettings,
-    "contract": api_settings.BuildSettings, "plan": api_settings.MatrixSettings,
+    "contract": api_settings.BuildSettings, "plan": api_settings.PlanSettings,
     "matrix": api_settings.MatrixSettings, "publish": api_settings.PublishSettings,
-    "gate": api_settings.PublishSettings, "report": api_settings.PublishSettings,
+    "gate": api_settings.GateSettings, "report": api_settings.ReportSettings,
     "release": api_settings.ReleaseSettings, "verify": api_settings.VerifySettings,
     "choose": api_settings.ChooseSettings, "tune": api_settings.TuneSettings, "lora": api_settings.LoraSettings,
     "doctor": api_settings.MachineSettings, "demo": api_settings.MachineSettings,
