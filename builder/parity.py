@@ -53,7 +53,8 @@ def parity(stage: Stage, request: ParityRequest) -> StageOutcome:
         _refuse_without_memory(read_gguf_model(gguf).n_params)
         whole, floor = _compare(stage, request, gguf)
     except NotComparedError as error:
-        return StageOutcome(facts={"status": "unproved", "finding": f"The model itself was not compared: {error}."})
+        said = f"The model itself was not compared: {str(error).rstrip('.')}."
+        return StageOutcome(facts={"status": "unproved", "finding": said, "lacks_package": error.lacks_package})
     differs = whole.mean_kld > max(_FLOORS * floor.mean_kld, _LEAST_KLD)
     finding = (
         f"The file on {whole.n_positions} positions of text: mean KLD from Transformers "

@@ -17,7 +17,7 @@ import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from builder.twin_model.compare import Agreement, join_agreements
 from builder.twin_model.known import KnownDifference, ignores_window, known_differences
+from builder.twin_model.layers import first_wrong_layer, layer_sentence
 from builder.twin_model.random_weights import WEIGHTS_WRITTEN
 from builder.twin_model.sides import (
     SCRIPTS,
@@ -68,6 +69,7 @@ class _Found:
 
     parts: list[Agreement]
     facts: dict[str, Any]
+    wrong_layer: int | None = None  # the first; None: none differs, or it is not known
 
     @property
     def is_equal(self) -> bool:
@@ -127,7 +129,14 @@ class _Workshop:
             if converted[0].result().exit_code != 0 or not gguf.is_file():
                 raise NotComparedError(last_words_of_side(converted[0].result(), "The converter"))
         compute_llama_side(self._tools, gguf, out, self.threads, _TIMEOUT_S)
-        return _read_found(out)
+        found = _read_found(out)
+        return found if found.is_equal else replace(found, wrong_layer=self._wrong_layer(gguf, out))
+
+    def _wrong_layer(self, gguf: Path, out: Path) -> int | None:
+        with suppress(NotComparedError):
+            compute_llama_side(self._tools, gguf, out, self.threads, _TIMEOUT_S, with_layers=True)
+        prompts = json.loads((out / "prompts.json").read_bytes())
+        return first_wrong_layer(out, [prompt["positions"] for prompt in prompts])
 
     def _copy_tokenizer(self, twin: Path) -> None:
         for pattern in _COPIED:
@@ -183,7 +192,10 @@ def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
         refuse_missing_sentencepiece(stage.in_dir / "source", str((config.get("architectures") or [""])[0]))
         facts = _verdict(shop, config)
     except NotComparedError as error:
-        facts = {"status": "unproved", "finding": f"Not proved: {error}."}
+        facts = {
+            "status": "unproved", "finding": f"Not proved: {str(error).rstrip('.')}.",
+            "lacks_package": error.lacks_package,
+        }  # fmt: skip
     if facts["status"] == "differs" and not request.allow_twin_mismatch:
         hint = str(facts.pop("hint", "") or "Another llama.cpp may compute it: LLAMA_CPP_TAG=full-bNNNN.")
         hint += " To build it all the same: ALLOW_TWIN_MISMATCH=1"
@@ -210,15 +222,20 @@ def _verdict(shop: _Workshop, config: dict[str, Any]) -> dict[str, JsonValue]:
         return _facts("proved", found)
     if found.limit and ignores_window(config):
         return _facts("limited", found, found.limit)
+    of_its_class: KnownDifference | None = None
     for known in known_differences(config):
+        neutral = known.neutral(config)
+        if neutral is None:
+            of_its_class = known
+            continue
         with suppress(NotComparedError):
-            again = shop.make(_Attempt(known.neutral(config)))
+            again = shop.make(_Attempt(neutral))
             if again.is_equal:
                 return _facts("known" if known.accepted else "differs", again if known.accepted else found, known=known)
     deep = shop.make(_Attempt(config, full_depth=True, seed=2))
     if deep.is_equal:
         return _facts("proved", deep)
-    return _facts("limited" if deep.limit else "differs", deep, deep.limit)
+    return _facts("limited" if deep.limit else "differs", deep, deep.limit, of_its_class)
 
 
 def _facts(
@@ -235,7 +252,8 @@ def _facts(
         "mean_kld": whole.mean_kld, "positions": whole.n_positions, "depth": found.facts["depth"],
         "real_depth": found.facts["real_depth"], "prompt_tokens": found.facts["prompt_tokens"],
         "right_up_to_tokens": limit[1] if limit else None, "first_wrong_position": whole.first_wrong,
-        "finding": _sentence(status, numbers, whole, limit, known),
+        "first_wrong_layer": found.wrong_layer,
+        "finding": _sentence(status, numbers, found, limit, known),
     }  # fmt: skip
     if known and not known.accepted:
         facts["hint"] = known.hint
@@ -249,7 +267,7 @@ def _likeness(compared: str, whole: Agreement) -> str:
 
 
 def _sentence(
-    status: str, numbers: str, whole: Agreement, limit: tuple[str, int] | None, known: KnownDifference | None
+    status: str, numbers: str, found: _Found, limit: tuple[str, int] | None, known: KnownDifference | None
 ) -> str:
     if status == "proved":
         return f"Computes what Transformers computes: {numbers}."
@@ -258,9 +276,10 @@ def _sentence(
         return f"{short}; llama.cpp computes something else beyond: {numbers}."
     if status == "known" and known:
         return f"Computes what Transformers computes but for one thing: {known.sentence} Apart from that: {numbers}."
-    cause = f" The cause: {known.sentence}" if known else ""
-    where = f"from position {whole.first_wrong} on"
-    return f"llama.cpp computes something else than Transformers, {where}: {numbers}.{cause}"
+    where = f"from position {join_agreements(found.parts).first_wrong} on"
+    parted = layer_sentence(found.wrong_layer, int(found.facts["depth"]))
+    said = [f"llama.cpp computes something else than Transformers, {where}: {numbers}.", parted]
+    return " ".join(filter(None, [*said, f"The cause: {known.sentence}" if known else ""]))
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from pydantic import JsonValue
+
 from quantyard.formats.names import safe_file_name
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, SchemaRate
 from quantyard.protocol.base import FileEntry, files_digest
@@ -49,6 +51,13 @@ def manifest_of(
                 for m in measured[1:]},
         evaluations={suite: report}, contracts={label: contract_report(label) for label in labels},
     )  # fmt: skip
+
+
+def with_twin(manifest: Manifest, **facts: JsonValue) -> Manifest:
+    """The manifest, the model having been compared with Transformers."""
+    made = _stage("convert", {}, {})
+    twin = made.model_copy(update={"request": {"stage": "twin"}, "facts": facts})
+    return manifest.model_copy(update={"stages": {**manifest.stages, "twin": twin}})
 
 
 def with_imatrix(manifest: Manifest, *quants: str, made: bool = True) -> Manifest:

@@ -8,11 +8,13 @@ the model, and has no use for a network.
 
 `--twin` gets config.json, shrunken but otherwise as it came (the fields that Transformers drops or renames are what
 the converter has to understand in the real file), and model.safetensors. Then the line `weights` is printed, so that
-the converter can start; `--out` gets prompts.json, facts.json and hf-<i>.npy (float32, one row for each position).
+the converter can start; `--out` gets prompts.json, facts.json, hf-<i>.npy (float32, one row for each position) and
+hf-layers-<i>.npz (the same of each layer's output).
 
 Every weight is drawn so that it matters: norms are not 1, biases not 0, scores of attention and of routers spread.
 
-Exit codes: 0; 3, there is no twin of this model, and the last line says why.
+Exit codes: 0; 3, there is no twin of this model, and the last line says why; 4, a package that it takes is not
+installed, and the last line says which.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +34,7 @@ if not __package__:  # as a script it finds only what is beside it
 from builder.twin_model.shrink import shrink
 
 NO_TWIN: Final = 3
+LACKS_PACKAGE: Final = 4
 WEIGHTS_WRITTEN: Final = "weights"
 _SHORT_TOKENS: Final = 24  # within every window and context
 _EDGE: Final = 4  # positions on either side of a limit
@@ -61,7 +65,10 @@ def main() -> int:
         _make(args)
     except NoTwin as error:
         print(error)
-        return NO_TWIN
+        return LACKS_PACKAGE if isinstance(error.__cause__, ImportError) else NO_TWIN
+    except ImportError as error:
+        print(f"the converter's Python lacks a package: {error}")
+        return LACKS_PACKAGE
     return 0
 
 
@@ -87,7 +94,7 @@ def _make(args: argparse.Namespace) -> None:
     print(WEIGHTS_WRITTEN, flush=True)
     prompts = _prompts(small, model, args.seed)
     (args.out / "prompts.json").write_text(json.dumps(prompts, allow_nan=False))
-    _write_logits(model, prompts, args.out)
+    _write_logits(model, prompts, args.out, small.depth)
     facts = {
         "class": type(model).__name__, "compared": _compared(prompts[0]),
         "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
@@ -238,7 +245,7 @@ def _positions(length: int, limits: list[int]) -> list[int]:
     return sorted(position for position in near | spread if 0 <= position < length)
 
 
-def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path) -> None:
+def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path, depth: int) -> None:
     import numpy as np
     import torch
 
@@ -252,11 +259,40 @@ def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path) -> None:
             asked["decoder_input_ids"] = torch.tensor([prompt["decoder"]])
         cached = {} if prompt["embeddings"] else {"use_cache": False}
         try:
-            found = model(**asked, **cached)
+            with _layer_outputs(model, depth, prompt["positions"]) as layers:
+                found = model(**asked, **cached)
             rows = (found.last_hidden_state if prompt["embeddings"] else found.logits)[0][prompt["positions"]]
         except Exception as error:
             raise NoTwin(f"Transformers does not run it on tokens alone: {_reason(error)}") from error
         np.save(out / f"hf-{number}.npy", rows.float().numpy())
+        np.savez(out / f"hf-layers-{number}.npz", **layers)
+
+
+@contextmanager
+def _layer_outputs(model: Any, depth: int, positions: list[int]) -> Iterator[dict[str, Any]]:
+    """The outputs of the layers at these positions, by number; none of an encoder-decoder, or where no list of modules
+    is as long as the model is deep.
+    """
+    import torch
+
+    found: dict[str, Any] = {}
+    lists = (one for one in model.modules() if isinstance(one, torch.nn.ModuleList) and len(one) == depth)
+    layers = () if getattr(model.config, "is_encoder_decoder", False) else next(lists, ())
+
+    def keep(number: int, result: Any) -> None:
+        output = result[0] if isinstance(result, tuple) else result
+        if isinstance(output, torch.Tensor) and output.dim() == 3:  # others are not one state for each token
+            found[str(number)] = output[0][positions].float().numpy()
+
+    hooks = [
+        layer.register_forward_hook(lambda _layer, _given, result, number=number: keep(number, result))
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 if __name__ == "__main__":

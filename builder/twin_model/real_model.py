@@ -6,7 +6,7 @@ A script, not a stage: it runs in the converter's Python, and runs no code that 
 (as llama_logits.py reads it), hf-<i>.npy, and floor-<i>.npy: the same by Transformers with weights and activations of
 that type, whose distance from 32 bits is what rounding alone costs.
 
-Exit codes: 0; 3, Transformers does not load or run it, and the last line says why.
+Exit codes: 0; 3, Transformers does not load or run it; 4, because a package is not installed; the last line says why.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 NO_MODEL: Final = 3
+LACKS_PACKAGE: Final = 4
 _PROMPTS: Final = 4
 _TOKENS: Final = 256  # of a prompt
 _FIRST: Final = 16  # position that is compared: before it there is hardly a context
@@ -40,7 +41,7 @@ def main() -> int:
         _compute(args)
     except Exception as error:  # transformers raises whatever the files lead it to
         print(" ".join(f"Transformers does not run the model: {type(error).__name__}: {error}".split())[:400])
-        return NO_MODEL
+        return LACKS_PACKAGE if isinstance(error, ImportError) else NO_MODEL
     return 0
 
 

@@ -11,6 +11,7 @@ from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
 from quantyard.protocol.evaluation import SpeedRequest
+from quantyard.protocol.facts import TwinFacts
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.stages import ModelStore
 
@@ -32,8 +33,14 @@ class CompletedSteps:
         """Look for each step in the store. A step counts only if all steps that it reads from count."""
         for step in plan.steps:
             spec = self.spec(step)
-            if spec is not None and (found := self.store.finished(spec.label, spec.key)):
+            if spec is not None and (found := self._stored(spec)):
                 self.steps[step.label] = found
+
+    def _stored(self, spec: StageSpec) -> FinishedStage | None:
+        """The stored result of a step, unless another environment may have a better one under the same key."""
+        found = self.store.finished(spec.label, spec.key)
+        compares = found is not None and found.result.stage in ("twin", "parity")
+        return None if found and compares and TwinFacts.read(found.result.facts).lacks_package else found
 
     def spec(self, step: Step) -> StageSpec | None:
         """The spec of a step; None while its inputs or its image are missing."""
@@ -66,7 +73,7 @@ class CompletedSteps:
         """Whether the step's result is in the store, for instance from another plan. Its inputs must be known."""
         spec = self.spec(step)
         assert spec is not None, f"{step.label}: its inputs are not finished"
-        if found := self.store.finished(spec.label, spec.key):
+        if found := self._stored(spec):
             self.steps[step.label] = found
         return found is not None
 

@@ -68,6 +68,8 @@ class GateBudget(Frozen):
     min_prompt_tokens_per_s: _Above0 | None = None
     max_size: Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"
     min_schema_conformance: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the API test's answers
+    # Length of text up to which llama.cpp computes what Transformers does. Named once: all files share the formula.
+    min_same_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class _BudgetFile(Frozen):

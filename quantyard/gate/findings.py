@@ -22,6 +22,7 @@ NAMES: Final = {
     "min_prompt_tokens_per_s": "the speed of reading a prompt",
     "max_size": "the size",
     "min_schema_conformance": "the share of answers that conform to their JSON schema",
+    "min_same_tokens": "the length of text up to which llama.cpp computes what Transformers computes",
 }
 
 
@@ -75,6 +76,15 @@ def gate_no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
     why = "the API test got no answer to a JSON schema" if tested else "the API test was not run"
     what = NAMES["min_schema_conformance"]
     return f"{what} was not measured: {why}. Type: make contract MODEL={gate_model_setting(manifest)} QUANT={quant}"
+
+
+def gate_no_twin(manifest: Manifest, reason: str) -> str:
+    """For a model that was not compared with Transformers."""
+    if reason:
+        return reason.rstrip(".")
+    if manifest.source.kind == "gguf":
+        return "a GGUF has no twin: there is no original to compare its computation with"
+    return f"the model was built without its twin. Type: make build MODEL={gate_model_setting(manifest)} PARITY=twin"
 
 
 def gate_tokens_needed(needed: int | None, n: int) -> str:

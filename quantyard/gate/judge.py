@@ -197,6 +197,18 @@ def _speed(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     yield _point(file, name, limit, getattr(speed, name.removeprefix("min_")))
 
 
+def _same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    """A model that has no twin is not judged: it cannot be proved, and its card says so."""
+    twin = file.manifest.twins.get("twin")
+    if twin is None or twin.status == "unproved":
+        finding = words.gate_no_twin(file.manifest, twin.finding if twin else "")
+        yield file.result(name, limit, "not judged", finding)
+    elif twin.status in ("proved", "known"):
+        yield file.result(name, limit, "passed", twin.finding.rstrip("."))
+    else:
+        yield _point(file, name, limit, twin.right_up_to_tokens or 0)
+
+
 _Judge = Callable[..., Iterator[BudgetResult]]
 # To add a budget: a row, its name in `words.NAMES`, and its field in `budgets.GateBudget`.
 _JUDGES: Final[Mapping[str, _Judge]] = {
@@ -207,6 +219,7 @@ _JUDGES: Final[Mapping[str, _Judge]] = {
     "min_prompt_tokens_per_s": _speed,
     "max_size": _size,
     "min_schema_conformance": _schema,
+    "min_same_tokens": _same_tokens,
 }
 _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss"})
 

@@ -49,6 +49,7 @@ class ContextParams(ctypes.Structure):
     """`llama_context_params`: what can be set of it."""
 
     _fields_ = (("block", ctypes.c_ubyte * _ROOM_BYTES),)
+    _kv_at: int | None = None  # the place is known by its defaults, so it is found before they are changed
 
     def set_tokens(self, n_tokens: int) -> None:
         """The size of the context, of a batch, and of what is computed at once."""
@@ -73,10 +74,12 @@ class ContextParams(ctypes.Structure):
         struct.pack_into("@i", self.block, pooled + 4, pooling)
 
     def _kv_place(self) -> int:
-        at = bytes(self.block).find(_KV_DEFAULT)
-        if at < 0:
-            raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
-        return at
+        if self._kv_at is None:
+            at = bytes(self.block).find(_KV_DEFAULT)
+            if at < 0:
+                raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
+            self._kv_at = at
+        return self._kv_at
 
 
 class Batch(ctypes.Structure):

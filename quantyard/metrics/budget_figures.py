@@ -22,6 +22,8 @@ def metric_budget_value(budget: str, x: float) -> str:
         return f"{numbers.format_bytes(int(x))} ({numbers.format_exact_bytes(int(x))})"
     if budget == "min_schema_conformance":
         return numbers.format_percent(x)
+    if budget == "min_same_tokens":
+        return f"{numbers.format_count(int(x))} token{'s' * (x != 1)}"
     return f"{numbers.format_tokens_per_s(x)} tokens/s" if budget.endswith("_per_s") else numbers.format_kld(x)
 
 
@@ -36,6 +38,6 @@ def metric_budget_interval(budget: str, found: Interval) -> Written:
 
 def metric_budget_limit(budget: str, x: float) -> str:
     """The limit, as the user wrote it."""
-    if budget in ("max_size", "min_schema_conformance"):
+    if budget in ("max_size", "min_schema_conformance", "min_same_tokens"):
         return metric_budget_value(budget, x)
     return f"{numbers.format_as_written(x)}{_UNITS.get(budget, ' tokens/s')}"

@@ -67,7 +67,9 @@ class TwinFacts(Facts):
     same_top: Annotated[float, Field(ge=0, le=1)] | None = None
     mean_kld: float | None = None
     right_up_to_tokens: Count | None = None
+    first_wrong_layer: Count | None = None  # from 0; the number of layers: all agree, and what follows does not
     allowed: bool = False  # it differs, and was allowed to
+    lacks_package: bool = False  # unproved, because a package is not installed: it is tried again in every build
 
 
 class VerifyFacts(Facts):

@@ -40,6 +40,7 @@ def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str],
     found = (
         ("Source", f"{source.repo_id or local}, commit {source.commit[:12]}"),
         ("Licence", f"{licence} ({source.card.license_name})" if source.card.license_name else licence),
+        ("Computation", " ".join(found.finding for found in manifest.twins.values())),
         ("Suite", f"{suite.name}. {suite.description}".strip() if suite.description else suite.name),
         ("Questions", _asked(report)),
         ("Text", _text_read(report)),

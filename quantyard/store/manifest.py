@@ -16,7 +16,7 @@ from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
-from quantyard.protocol.facts import check_stage_facts
+from quantyard.protocol.facts import TwinFacts, check_stage_facts
 from quantyard.protocol.gate import GateReport
 from quantyard.protocol.measurements import EvalReport
 from quantyard.version import __version__
@@ -128,6 +128,11 @@ class Manifest(_Record):
     def imatrices(self) -> dict[str, ImatrixRecord]:
         """Each importance matrix once, by the name of its file."""
         return {record.imatrix.file: record.imatrix for record in self.quants.values() if record.imatrix}
+
+    @property
+    def twins(self) -> dict[str, TwinFacts]:
+        """What the comparisons with Transformers found, by stage: `twin`, `parity`."""
+        return {name: TwinFacts.read(self.stages[name].facts) for name in ("twin", "parity") if name in self.stages}
 
 
 def stage_record_file(label: str, record: StageRecord) -> str:

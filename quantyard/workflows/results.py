@@ -12,6 +12,7 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
 from quantyard.store.manifest import Manifest, read_manifest
 
@@ -81,6 +82,12 @@ class Built:
         found = read_manifest(self.manifest_path)
         assert found is not None, "the build has written it"
         return found
+
+    @property
+    def twins(self) -> dict[str, TwinFacts]:
+        """What the comparisons with Transformers found that this plan has, by stage: `twin`, `parity`."""
+        planned = {step.row.name for step in self.plan.steps} & {"twin", "parity"}
+        return {name: found for name, found in self.manifest.twins.items() if name in planned} if planned else {}
 
     @property
     def report(self) -> EvalReport | None:

@@ -93,6 +93,7 @@ def test_deepseek_without_a_word_on_its_scores_is_refused_with_the_cause_and_the
     assert result.exit_code is ExitCode.UNSUPPORTED_MODEL and result.error is not None
     assert "softmax where the model has sigmoid" in result.error.message
     assert "scoring_func" in result.error.hint and "ALLOW_TWIN_MISMATCH=1" in result.error.hint
+    assert "differs is layer 1 " in result.error.message, "layer 0 is dense: it has no experts to choose"
 
 
 def test_a_window_that_llama_cpp_ignores_is_a_warning_with_the_length_up_to_which_it_is_right(twins: Twins) -> None:
@@ -147,7 +148,7 @@ def test_a_build_proves_its_model_before_it_converts_it(engine: str, demo_source
     made = run_json("build", **asked, PARITY="twin")
     assert made["ran"] == ["twin", "convert", "quantize Q8_0", "verify Q8_0"]
     facts = json.loads(Path(made["manifest"]).read_text())["stages"]["twin"]["facts"]
-    assert facts["status"] == "proved" and facts["real_depth"] == 1
+    assert facts["status"] == made["twin"]["status"] == "proved" and facts["real_depth"] == 1
 
 
 @pytest.mark.slow

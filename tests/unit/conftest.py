@@ -16,7 +16,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.plan.evaluation import MeasureOptions, add_measuring_steps
 from quantyard.protocol.base import FileEntry, Progress, StageResult, files_digest
-from quantyard.protocol.builder import OutType
+from quantyard.protocol.builder import OutType, Parity
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.selection import parse_quants
@@ -118,10 +118,12 @@ OPTIONS = MeasureOptions(suite=SUITE, runtime=Runtime())
 
 @pytest.fixture
 def make_runner(tmp_path: Path) -> MakeRunner:
-    def make(source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto") -> PlanRunner:
+    def make(
+        source: Source, engine: FakeEngine, quants: str = "Q4_K_M", outtype: OutType = "auto", parity: Parity = "off"
+    ) -> PlanRunner:
         options = BuildOptions(
             quants=parse_quants(quants), outtype=outtype, allow_pickle=False, allow_requantize=False,
-            allow_mismatch=(), threads=0, workers=4, endpoint=None,
+            allow_mismatch=(), threads=0, workers=4, endpoint=None, parity=parity,
         )
         store = ModelStore(tmp_path / "artifacts", source.model)
         return PlanRunner(make_build_plan(source, options), engine, store, REPO_DIR, limit=ONE_AT_A_TIME)

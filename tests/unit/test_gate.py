@@ -21,7 +21,7 @@ from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import Comparison, Estimate, EvalReport, Interval, Measurement
 from quantyard.quants.catalog import FAMILIES, QUANTS, quant_family
 from quantyard.store.manifest import Manifest
-from tests.manifests import contract_report, manifest_of, sha256_of
+from tests.manifests import contract_report, manifest_of, sha256_of, with_twin
 
 QUANT = "Q4_K_M"
 MANIFEST = manifest_of()
@@ -248,6 +248,40 @@ def test_a_file_never_served_has_no_schema_conformance(gate) -> None:
     assert result.finding.endswith("Type: make contract MODEL=lagoon/Lagoon-1B-Instruct QUANT=Q4_K_M")
 
 
+# ---- the twin ----------------------------------------------------------------------------------------
+
+PROVED = "Computes what Transformers computes: max |Δ logit| 0.000023, on a random twin."
+
+
+@pytest.mark.parametrize(("facts", "limit", "outcome", "said"), [
+    ({"status": "proved", "finding": PROVED}, 1_000_000, "passed", PROVED.rstrip(".")),
+    ({"status": "known", "finding": "Computes what Transformers computes but for one thing."}, 1, "passed", "but for"),
+    ({"status": "limited", "finding": "", "right_up_to_tokens": 4096}, 1, "passed", "4,096 tokens is at least 1 token"),
+    ({"status": "limited", "finding": "", "right_up_to_tokens": 4096}, 8192, "failed", "4,096 tokens is below 8,192"),
+    ({"status": "differs", "finding": "", "allowed": True}, 1, "failed", "0 tokens is below 1 token"),
+    ({"status": "unproved", "finding": "Not proved: no class."}, 1, "not judged", "Not proved: no class"),
+])  # fmt: skip
+def test_the_length_up_to_which_a_model_computes_the_same_is_a_budget(
+    gate, facts: dict[str, Any], limit: int, outcome: str, said: str
+) -> None:
+    result = only(gate(f"defaults: {{min_same_tokens: {limit}}}", with_twin(MANIFEST, **facts)))
+    assert result.outcome == outcome and said in result.finding
+
+
+def test_a_model_that_was_built_without_its_twin_is_not_judged_by_it(gate) -> None:
+    result = only(gate("defaults: {min_same_tokens: 1}"))
+    assert result.outcome == "not judged" and result.finding.endswith("PARITY=twin")
+    source = MANIFEST.source.model_copy(update={"kind": "gguf"})
+    result = only(gate("defaults: {min_same_tokens: 1}", MANIFEST.model_copy(update={"source": source})))
+    assert result.outcome == "not judged" and "a GGUF has no twin" in result.finding
+
+
+def test_a_twin_that_differs_fails_the_default_budgets() -> None:
+    manifest = with_twin(MANIFEST, status="differs", finding="…", allowed=True)
+    report = judge_gate_budgets(manifest, [QUANT], "standard", load_gate_budgets(None))
+    assert [r.budget for r in report.with_outcome("failed")] == ["min_same_tokens"]
+
+
 # ---- what was not measured ---------------------------------------------------------------------------
 
 EVERYTHING = """defaults: {max_ppl_change: 5, max_mean_kld: 1, max_accuracy_loss: 5, min_prompt_tokens_per_s: 1,
@@ -263,7 +297,7 @@ EVERYTHING = """defaults: {max_ppl_change: 5, max_mean_kld: 1, max_accuracy_loss
 def test_what_was_not_measured_of_this_very_file_never_passes(gate, manifest: Manifest) -> None:
     report = gate(EVERYTHING, manifest)
     assert {r.outcome for r in report.results} == {"not measured"}
-    assert {r.budget for r in report.results} == set(NAMES) - {"max_size", "min_schema_conformance"}
+    assert {r.budget for r in report.results} == set(NAMES) - {"max_size", "min_schema_conformance", "min_same_tokens"}
     assert all("Type: make eval" in r.finding for r in report.results)
 
 

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import JsonValue
 
 from builder import twin
+from builder.llama.run_tool import ToolRun
 from builder.twin_model.compare import TOLERANCE, Agreement, compare_logits, join_agreements
 from builder.twin_model.known import ignores_window, known_differences
+from builder.twin_model.layers import first_wrong_layer, layer_sentence
 from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink
-from builder.twin_model.sides import NotComparedError
+from builder.twin_model.sides import LACKS_PACKAGE, NotComparedError, refuse_failed_side
 from quantyard.card.render import render_card
+from quantyard.cli.render.build import built_json, terminal_built
+from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.protocol.base import ExitCode
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.builder import Parity, TwinRequest
 from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome
 from quantyard.quants.selection import parse_quants
+from quantyard.report_page.sentences import page_facts
 from quantyard.sources.resolve import Source
+from quantyard.store.artifact import Workspace
+from quantyard.workflows.results import built_result
 from tests.cards import CONTEXT
-from tests.manifests import manifest_of
+from tests.manifests import manifest_of, with_twin
 from tests.twins import (
     DEEPSEEK_V3,
     DEEPSEEK_V3_SILENT,
@@ -37,6 +49,8 @@ from tests.twins import (
     T5_TIED,
     Config,
 )
+from tests.unit.conftest import MakeRunner, Notes
+from tests.unit.fake_engine import Behaviour, FakeEngine, writes
 
 EVERY = (DEEPSEEK_V3, EXAONE4, FLAN_T5, GEMMA3_4B, LLAMA, MISTRAL, STARCODER2, T5_TIED)
 _NAMES = [config["model_type"] + str(len(config)) for config in EVERY]
@@ -233,12 +247,44 @@ def test_agreements_join_to_the_worst_difference_and_the_mean_of_shares() -> Non
     assert joined.n_positions == 8 and joined.first_wrong == 4 and joined.same_top >= 0.5
 
 
+# ---- which layer ------------------------------------------------------------------------------------
+
+
+def _write_layers(folder: Path, side: str, layers: Mapping[int, np.ndarray[Any, Any]]) -> None:
+    np.savez(folder / f"{side}-layers-0.npz", **{str(number): rows for number, rows in layers.items()})
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_the_first_layer_that_differs_is_named(tmp_path: Path, wrong: int) -> None:
+    positions, whole = [1, 2, 5], {n: _logits(n)[[0, 1, 2, 3, 0, 1]] for n in range(4)}
+    _write_layers(tmp_path, "hf", {n: rows[positions] for n, rows in whole.items()})
+    ours = {n: rows + np.float32(n >= wrong) for n, rows in whole.items()}
+    _write_layers(tmp_path, "llama", {**ours, 3: ours[3][positions]})  # of the last layer, what is asked for
+    assert first_wrong_layer(tmp_path, [positions]) == wrong
+    said = layer_sentence(wrong, 4)
+    assert f"differs is layer {wrong} " in said and ("0 to 2 agree" in said) == (wrong == 3)
+
+
+def test_what_differs_behind_layers_that_agree_is_the_norm_or_the_output(tmp_path: Path) -> None:
+    layers = {n: _logits(n) for n in range(2)}
+    _write_layers(tmp_path, "hf", layers)
+    _write_layers(tmp_path, "llama", layers)
+    assert first_wrong_layer(tmp_path, [[0, 1, 2, 3]]) == 2
+    assert layer_sentence(2, 2) == "All layers agree: the final norm or the output differs."
+
+
+def test_without_outputs_of_layers_there_is_nothing_to_say(tmp_path: Path) -> None:
+    _write_layers(tmp_path, "hf", {0: _logits()})
+    assert first_wrong_layer(tmp_path, [[0, 1, 2, 3]]) is None and layer_sentence(None, 2) == ""
+
+
 # ---- the verdict -------------------------------------------------------------------------------------
 
 
 def test_known_causes_are_looked_for_where_they_can_be() -> None:
     (known,) = known_differences(DEEPSEEK_V3_SILENT)
-    assert known.neutral(DEEPSEEK_V3_SILENT)["scoring_func"] == "sigmoid" and not known.accepted
+    neutral = known.neutral(DEEPSEEK_V3_SILENT)
+    assert neutral is not None and neutral["scoring_func"] == "sigmoid" and not known.accepted
     assert "scoring_func" not in DEEPSEEK_V3_SILENT, "the config given is untouched"
     assert not [*known_differences(DEEPSEEK_V3)] and not [*known_differences(FLAN_T5)]
     assert [*known_differences(T5_TIED)]
@@ -330,6 +376,17 @@ def test_a_cause_that_is_known_is_told_with_its_remedy(tmp_path: Path, monkeypat
     assert "sigmoid" in failure.value.error.message and "scoring_func" in failure.value.error.hint
 
 
+def test_a_cause_that_no_config_is_without_is_told_where_the_twin_differs_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**LLAMA, "architectures": ["PhiMoEForCausalLM"]}
+    with pytest.raises(StageFailure) as failure:
+        _outcome(config, _Script(0, 0), tmp_path / "differs", monkeypatch)
+    assert "SparseMixer" in failure.value.error.message and "Phi-4-mini" in failure.value.error.hint
+    proved = _outcome(config, _Script(True), tmp_path / "proved", monkeypatch)
+    assert "SparseMixer" not in str(proved.facts["finding"])
+
+
 @pytest.mark.parametrize(
     ("parity", "compared"), [("twin", ["twin"]), ("full", ["twin", "parity"]), ("off", [])]
 )
@@ -349,11 +406,7 @@ def test_parity_says_what_is_compared_and_the_twin_comes_before_the_conversion(
 
 def test_the_card_shows_the_figure_and_warns_on_top_of_what_is_not_equal_everywhere() -> None:
     def card(**facts: Any) -> str:
-        manifest = manifest_of()
-        manifest.stages["twin"] = manifest.stages["convert"].model_copy(
-            update={"request": {"stage": "twin"}, "facts": facts, "outputs": []}
-        )
-        return render_card(manifest, CONTEXT)
+        return render_card(with_twin(manifest_of(), **facts), CONTEXT)
 
     proved = card(status="proved", finding="Computes what Transformers computes: max |Δ logit| 0.000023.")
     assert "Computes what Transformers computes" in proved and "Not everywhere" not in proved
@@ -363,9 +416,85 @@ def test_the_card_shows_the_figure_and_warns_on_top_of_what_is_not_equal_everywh
     assert "It was published all the same." in allowed
 
 
+def test_the_page_shows_the_finding() -> None:
+    manifest = with_twin(manifest_of(), status="proved", finding="Computes what Transformers computes: max 0.000023.")
+    facts = dict(page_facts(manifest, manifest.evaluations["standard"]))
+    assert facts["Computation"] == "Computes what Transformers computes: max 0.000023."
+    assert "Computation" not in dict(page_facts(manifest_of(), manifest.evaluations["standard"]))
+
+
 @pytest.mark.parametrize("why", ["Transformers has no class OddForCausalLM", "The converter ends with exit code 1"])
 def test_without_a_twin_nothing_is_proved_and_the_build_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     facts = TwinFacts.read(_outcome(LLAMA, _Script(why), tmp_path, monkeypatch).facts)
     assert facts.status == "unproved" and why in facts.finding and facts.max_delta is None
+
+
+# ---- what a build says -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finding", ["Computes what Transformers computes: max |Δ logit| 0.00002.", "Not proved: [x]."])
+def test_a_build_ends_with_the_finding_in_words_and_as_json_also_when_there_is_nothing_to_do(
+    local_source: Source, make_runner: MakeRunner, notes: Notes, finding: str
+) -> None:
+    status = "proved" if finding.startswith("Comp") else "unproved"
+    for _ in range(2):
+        runner = make_runner(
+            local_source, FakeEngine(behaviours={"twin": _says({"status": status, "finding": finding})}), parity="twin"
+        )
+        built = built_result(runner, runner.run(notes))
+        (line,) = [line for line in terminal_built(built).splitlines() if line.startswith("[bold]twin ")]
+        assert line.replace("\\[", "[").endswith(finding)
+        assert built_json(built)["twin"]["status"] == status and built_json(built)["twin"]["finding"] == finding
+    without = make_runner(local_source, FakeEngine())
+    assert "twin" not in built_json(built_result(without, without.run(notes))), "this plan compares nothing"
+
+
+# ---- tried again -------------------------------------------------------------------------------------
+
+
+def _says(facts: dict[str, JsonValue]) -> Behaviour:
+    def behave(spec: StageSpec, space: Workspace) -> StageResult:
+        return writes()(spec, space).model_copy(update={"facts": facts})
+
+    return behave
+
+
+def test_a_twin_that_lacked_a_package_is_tried_in_every_build_until_it_is_there(
+    local_source: Source, make_runner: MakeRunner, notes: Notes
+) -> None:
+    def build(facts: dict[str, JsonValue]) -> list[str]:
+        engine = FakeEngine(behaviours={"twin": _says(facts)})
+        runner = make_runner(local_source, engine, parity="twin")
+        runner.run(notes)
+        return engine.ran
+
+    lacks: dict[str, JsonValue] = {"status": "unproved", "finding": "No torch.", "lacks_package": True}
+    proved: dict[str, JsonValue] = {"status": "proved", "finding": "Computes what Transformers computes."}
+    assert build(lacks) == ["twin", "convert", "quantize Q4_K_M", "verify Q4_K_M"]
+    assert build(lacks) == ["twin"] == build(proved)
+    assert build(proved) == []
+
+
+def test_what_cannot_be_proved_anywhere_is_not_tried_again(
+    local_source: Source, make_runner: MakeRunner, notes: Notes
+) -> None:
+    for expected in (True, False):
+        facts: dict[str, JsonValue] = {"status": "unproved", "finding": "No class."}
+        engine = FakeEngine(behaviours={"twin": _says(facts)})
+        make_runner(local_source, engine, parity="twin").run(notes)
+        assert ("twin" in engine.ran) == expected
+
+
+@pytest.mark.parametrize("script", ["random_weights", "real_model"])
+def test_a_missing_package_is_told_apart_from_a_model_that_cannot_be_compared(script: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    argv = [sys.executable, f"builder/twin_model/{script}.py", "--source", ".", "--out", str(tmp_path)]
+    argv += ["--twin", str(tmp_path)] if script == "random_weights" else ["--text", "x", "--dtype", "float32"]
+    env = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(argv, cwd=REPO_DIR, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == LACKS_PACKAGE and "no torch here" in done.stdout
+    with pytest.raises(NotComparedError) as refused:
+        refuse_failed_side(ToolRun(tuple(argv), done.returncode, done.stdout), "Transformers")
+    assert refused.value.lacks_package

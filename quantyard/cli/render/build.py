@@ -189,6 +189,7 @@ def terminal_built(built: Built) -> str:
         for quant, record in ((f.quant, f.record) for f in built.files)
     ]
     facts += [("Note", escape_rich_markup(file.note)) for file in built.files if file.note]
+    facts += [(name, escape_rich_markup(printable_line(found.finding))) for name, found in built.twins.items()]
     facts.append(("manifest", escape_rich_markup(str(built.manifest_path))))
     if built.files and not built.ran:
         facts.append(terminal_trusted_files(built.files[0].path))
@@ -206,6 +207,7 @@ def terminal_trusted_files(path: Path) -> tuple[str, str]:
 def built_json(built: Built) -> dict[str, Any]:
     """The result of a build as JSON, with the measurements if there are any."""
     from quantyard.cli.render.evaluation import measured_json
+    from quantyard.protocol.facts import TwinFacts
 
     source = built.plan.source
     made = {
@@ -218,6 +220,7 @@ def built_json(built: Built) -> dict[str, Any]:
             }
             for f in built.files
         ],
+        **{name: found.model_dump(include=set(TwinFacts.model_fields)) for name, found in built.twins.items()},
     }
     return made | measured_json(built.measured) if built.measured else made
 
