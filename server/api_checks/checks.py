@@ -52,6 +52,7 @@ from server.api_checks.session import (
     shown_api_answer,
 )
 
+_HALF: Final = "\N{REPLACEMENT CHARACTER}"  # a character that max_tokens cut: a stream may leave it out
 _STORY: Final = "Write a long story about a ship and the sea."
 _CAPITAL: Final = "What is the capital of France? Answer in one sentence."
 _MAX_TOKENS: Final = 8
@@ -143,7 +144,8 @@ def _streaming(session: ApiSession) -> CheckOutcome:
     whole = session.ask(_CAPITAL, max_tokens=_ANSWER_TOKENS)
     streamed = session.stream(_CAPITAL, max_tokens=_ANSWER_TOKENS)
     text, reason = api_answer_text(whole), api_answer_choice(whole).get("finish_reason")
-    need_promise(streamed.text == text, f"streamed {streamed.text!r}, but in one piece {text!r}")
+    same = streamed.text.rstrip(_HALF) == text.rstrip(_HALF)
+    need_promise(same, f"streamed {streamed.text!r}, but in one piece {text!r}")
     need_promise(
         streamed.finish_reason == reason, f"finish_reason {streamed.finish_reason!r}, but in one piece {reason!r}"
     )
