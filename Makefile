@@ -38,7 +38,7 @@ eval: .ready ## what quantization cost: MODEL=… QUANT=… [SUITE=smoke|quick|s
 matrix: .ready ## make, measure and compare many quants in one run: MODEL=… [QUANTS=Q2_K,Q4_K_M,…] [SUITE=…]
 	@$(RUN) matrix
 
-serve: .ready ## serve what was built last on 127.0.0.1:8080: docker compose up, or ENGINE=local
+serve: .ready ## serve on 127.0.0.1:8080: what is in artifacts/served, or from now on MODEL=… [QUANT=…]; ENGINE=local: no Docker
 	@$(RUN) serve
 
 contract: .ready ## serve each file on loopback and test its API: MODEL=… QUANT=…

@@ -131,7 +131,7 @@ class BuildRequest:
     """The whole request of one command. Parts that a command does not use are None."""
 
     model: str
-    quants: tuple[Quant, ...]
+    quants: tuple[Quant, ...]  # the default if `quants_given` is false
     outtype: OutType
     engine: EngineName
     artifacts: Path
@@ -155,6 +155,7 @@ class BuildRequest:
     matrix_quants: str  # "": as the preset says, or one of each size
     adapter: str
     base: str  # "": what the adapter names
+    quants_given: bool = True  # False: commands on built files take all of them
     parity: Parity = "twin"
     allow_twin_mismatch: bool = False
     tune: TuneRequest | None = None

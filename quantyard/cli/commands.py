@@ -75,8 +75,10 @@ COMMANDS: Final = (
         "measure",
     ),
     Command(
-        "serve", "serve.serve_command", "Serve the last build: docker compose up, or ENGINE=local.",
-        (*_SERVE, *SERVING), ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
+        "serve", "serve.serve_command",
+        "Serve what is in artifacts/served, or from now on the files of MODEL: docker compose up, or ENGINE=local.",
+        ("MODEL", "QUANT", "GGUF_FILE", *_SERVE, *SERVING),
+        ("MODEL", "QUANT", "MODEL_FILE", "PORT", "CONTEXT_SIZE", "ENGINE", "ARTIFACTS"), "serve",
     ),
     Command(
         "contract", "serve.contract_command", "Serve each file on loopback and test its API.",

@@ -105,6 +105,7 @@ def _request(
     hf_token = token_setting("HF_TOKEN", values["HF_TOKEN"]) or command_hub_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
+        quants_given=given["QUANT"].origin != "default" or bool(values["RECIPE"]),
         outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
         engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,

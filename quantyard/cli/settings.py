@@ -57,7 +57,11 @@ SETTINGS: Final = (
         "MODEL", "", "model",
         "org/name[@revision], a folder in Hugging Face format, a .gguf file, or a name of `make models`",
     ),
-    Setting("QUANT", "Q4_K_M", "model", "quantization types, comma-separated; `make quants` lists them", "list"),
+    Setting(
+        "QUANT", "Q4_K_M", "model",
+        "types, comma-separated; `make quants` lists them; without it, commands on built files take all of them",
+        "list",
+    ),
     Setting(
         "QUANTS", "", "model", "the types of a matrix, comma-separated; default: the preset's, or one of each size",
         "list",
@@ -115,7 +119,8 @@ SETTINGS: Final = (
     Setting("MAX_KLD", "", "choosing", "the largest mean KL divergence from the baseline, in nats", "decimal"),
     Setting("PARALLEL", "4", "choosing", "requests answered at once when serving", "integer"),
     Setting(
-        "MODEL_FILE", "", "serving", "what to serve: a .gguf or a folder of several; default: the last build", "path",
+        "MODEL_FILE", "", "serving",
+        "what to serve this time: a .gguf or a folder of several; default: artifacts/served", "path",
     ),
     Setting("PORT", "8080", "serving", "the port to serve on, on the loopback interface", "integer"),
     Setting(

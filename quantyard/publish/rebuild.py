@@ -60,7 +60,7 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
     if not source.repo_id and not request.model:
         message = f"It was built from a local model, {source.title}: MODEL must name its folder."
         raise BadRequest(message, "Type: make verify FILE=… REBUILD=1 MODEL=folder")
-    quants = tuple(_quant(subject.manifest, quant) for quant in subject.quants)
+    quants = tuple(recorded_quant(subject.manifest, quant) for quant in subject.quants)
     asked = dict(_requests(subject))
     _refuse_permissions(request, asked)
     return replace(
@@ -176,7 +176,7 @@ def _copied(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Ar
     return Artifact(files_digest(files), files, folder, whole_folder=False)
 
 
-def _quant(manifest: Manifest, name: str) -> Quant:
+def recorded_quant(manifest: Manifest, name: str) -> Quant:
     """The quant of a file; a recipe's types are in the request of its stage.
 
     Raises:

@@ -120,8 +120,17 @@ def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
     if not whole:
         told = problems[asked] if asked else next(iter(problems.values()), "nothing was measured")
         hint = f"Measure all of them in one run: make eval MODEL=… QUANT={','.join(quants)}"
+        if covered := _covered(manifest, quants):
+            hint += f"; or take those that were: QUANT={','.join(covered)}"
         raise BadRequest(f"The evaluation does not cover these files: {told}.", hint)
     return max(whole, key=lambda name: manifest.evaluations[name].n_questions)
+
+
+def _covered(manifest: Manifest, quants: Sequence[str]) -> list[str]:
+    """Those of the quants that one evaluation covers; of several evaluations, of the one that covers most."""
+    reports = manifest.evaluations.values()
+    found = [[quant for quant in quants if not _problem(manifest, report, [quant])] for report in reports]
+    return max(found, key=len, default=[])
 
 
 def _problem(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:

@@ -1,8 +1,4 @@
-"""The profile of compose.yaml that serves the last build: an encoder-decoder has a service of its own.
-
-Compose reads `.env`. While the last build is an encoder-decoder, two lines at its end name that profile; the next build
-takes them out again. What else is in the file stays as it is.
-"""
+"""The profile of compose.yaml that serves a file: an encoder-decoder has a service of its own."""
 
 from __future__ import annotations
 
@@ -11,12 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from quantyard.files.atomic import write_file_atomically
 from quantyard.formats.gguf import GgufError, read_gguf_header
 
 ENCODER_DECODER: Final = "encoder-decoder"
-_NOTE: Final = "# The last build is an encoder-decoder, which llama-server cannot run. Another build removes them."
-_VARIABLE: Final = "COMPOSE_PROFILES="
 _OF_LLAMA_SERVER: Final = ("cpu", "cuda")
 
 
@@ -25,18 +18,6 @@ def is_encoder_decoder(files: Sequence[Path]) -> bool:
     with suppress(GgufError, OSError):
         return any(read_gguf_header(path).is_encoder_decoder for path in files[:1])
     return False
-
-
-def choose_compose_profile(repo_dir: Path, artifacts: Path, files: Sequence[Path]) -> None:
-    """Let a plain `docker compose up` start the server that these files need, if they are what it serves."""
-    env = repo_dir / ".env"
-    if artifacts.resolve() != (repo_dir / "artifacts").resolve() or not env.is_file():
-        return
-    told = env.read_text()
-    own = _without_choice(told)
-    wanted = own + _choice(own) if is_encoder_decoder(files) else own
-    if wanted != told:
-        write_file_atomically(env, wanted.encode())
 
 
 def compose_environment(environment: Mapping[str, str], files: Sequence[Path]) -> Mapping[str, str]:
@@ -51,13 +32,3 @@ def compose_profiles(profiles: str) -> str:
     """These profiles, with that of encoder-decoders in place of llama-server's."""
     names = [name for name in profiles.split(",") if name and name not in _OF_LLAMA_SERVER]
     return ",".join([ENCODER_DECODER, *(name for name in names if name != ENCODER_DECODER)])
-
-
-def _choice(own: str) -> str:
-    told = [line.removeprefix(_VARIABLE) for line in own.splitlines() if line.startswith(_VARIABLE)]
-    return f"{_NOTE}\n{_VARIABLE}{compose_profiles(told[-1] if told else '')}\n"
-
-
-def _without_choice(text: str) -> str:
-    before, found, after = text.partition(f"{_NOTE}\n")
-    return before + after.partition("\n")[2] if found else text

@@ -28,9 +28,14 @@ _NOT_LOADED = "Its output above says why. The file may be truncated: compare its
 PARALLEL = 4  # requests of one model answered at once, as in server/image/defaults.sh
 
 
-def serve_compose(repo_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run `docker compose up` until it ends; returns its exit code."""
-    return _run(["docker", "compose", "up"], repo_dir, environment)
+def serve_compose(repo_dir: Path, environment: Mapping[str, str], *, anew: bool = False) -> int:
+    """Run `docker compose up` until it ends; returns its exit code.
+
+    Args:
+        anew: the served files have changed, and containers that run already have to start with the new ones.
+    """
+    more = ["--force-recreate"] if anew else []
+    return _run(["docker", "compose", "up", *more], repo_dir, environment)
 
 
 def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, str]) -> int:
@@ -44,7 +49,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     assert serve is not None
     files = served_files(request.artifacts, serve.model_file)
     key = served_api_key(request.artifacts)
-    _check_port(serve.port)
+    check_served_port(serve.port)
     settings = LocalServerSettings(
         port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
         context_size=serve.context_size or default_context_size(files, PARALLEL), parallel=PARALLEL,
@@ -65,7 +70,12 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     return 0
 
 
-def _check_port(port: int) -> None:
+def check_served_port(port: int) -> None:
+    """Refuse a port of loopback that another program listens on.
+
+    Raises:
+        BadRequest: the port is taken.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

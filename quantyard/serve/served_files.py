@@ -1,5 +1,6 @@
-"""The files that `docker compose up` serves: the folder `served` of the store holds hard links to the files of the last
-build, which a container sees as plain files. The server's API key is in `keys/api-key`.
+"""The files that `docker compose up` serves: the folder `served` of the store holds hard links to built files, which a
+container sees as plain files. A build fills the folder if it is empty; afterwards `serve` alone changes it, so that no
+build takes a file away from a running server. The server's API key is in `keys/api-key`.
 """
 
 from __future__ import annotations
@@ -18,22 +19,37 @@ _KEY_BYTES = 24
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
-def offer_served_files(root: Path, files: Sequence[Path]) -> Path | None:
-    """Serve these GGUFs and no others. Returns the folder, or None if they cannot be linked there.
+def are_served_files(root: Path, files: Sequence[Path]) -> bool:
+    """Whether these very files are in the folder that is served, beside others or not."""
+    placed = [(path, root / FOLDER / path.name) for path in files]
+    return all(target.is_file() and target.samefile(path) for path, target in placed)
+
+
+def is_nothing_served(root: Path) -> bool:
+    """Whether the folder that is served holds no GGUF."""
+    return next((root / FOLDER).glob("*.gguf"), None) is None
+
+
+def put_served_files(root: Path, files: Sequence[Path]) -> bool:
+    """Serve these GGUFs and no others. Returns False, and changes nothing, if they cannot be linked there.
 
     A source on another disk, or in several parts, can be served with MODEL_FILE only.
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if any(_PART.search(path.name) for path in files) or not all(_link(path, folder) for path in files):
-        return None
+    if any(_PART.search(path.name) for path in files) or not all(_can_link(path, folder) for path in files):
+        for temporary in folder.glob(".*.gguf.tmp"):
+            temporary.unlink()
+        return False
+    for path in files:
+        _link(path, folder)
     for stale in set(folder.glob("*.gguf")) - {folder / path.name for path in files}:
         stale.unlink()
-    return folder
+    return True
 
 
 def served_files(root: Path, model_file: Path | None) -> list[Path]:
-    """The GGUFs to serve: MODEL_FILE, the files in it, or those of the last build.
+    """The GGUFs to serve: MODEL_FILE, the files in it, or those of the folder `served`.
 
     Raises:
         BadRequest: there is no file to serve.
@@ -78,14 +94,20 @@ def _is_model(path: Path) -> bool:
     return ".imatrix" not in path.name and ("-00001-of-" in path.name or not _PART.search(path.name))
 
 
-def _link(path: Path, folder: Path) -> bool:
-    target, temporary = folder / path.name, folder / f".{path.name}.tmp"
-    if target.exists() and target.samefile(path):
-        return True
+def _can_link(path: Path, folder: Path) -> bool:
+    """Whether a link of this file can be made in the folder; it is left there under a temporary name."""
+    temporary = folder / f".{path.name}.tmp"
     temporary.unlink(missing_ok=True)
     try:
         os.link(path.resolve(), temporary)
     except OSError:
         return False
-    temporary.rename(target)
     return True
+
+
+def _link(path: Path, folder: Path) -> None:
+    target, temporary = folder / path.name, folder / f".{path.name}.tmp"
+    if target.exists() and target.samefile(path):
+        temporary.unlink()
+    else:
+        temporary.rename(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantyard.plan.api_tests import add_contract_steps
 from quantyard.requests import BuildRequest
-from quantyard.workflows.planning import workflow_plan, workflow_with_suite
+from quantyard.workflows.planning import workflow_of_built, workflow_plan, workflow_with_suite
 from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.results import Built
 from quantyard.workflows.run import run_build_plan
@@ -20,12 +20,13 @@ def build(request: BuildRequest, reporter: WorkflowReporter) -> Built:
 
 
 def evaluate(request: BuildRequest, reporter: WorkflowReporter) -> Built:
-    """Measure the files beside the baseline; missing files are built first.
+    """Measure the files beside the baseline; missing files are built first. Without QUANT, all that were built.
 
     Raises:
         QuantyardError: see errors.py.
     """
-    return build(workflow_with_suite(request), reporter)
+    request, source = workflow_of_built(workflow_with_suite(request))
+    return run_build_plan(request, workflow_plan(request, source), reporter)
 
 
 def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Built:
@@ -34,4 +35,5 @@ def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Bui
     Raises:
         QuantyardError: see errors.py. A check that fails is a finding, not an error.
     """
-    return run_build_plan(request, add_contract_steps(workflow_plan(request), request.threads), reporter)
+    request, source = workflow_of_built(request)
+    return run_build_plan(request, add_contract_steps(workflow_plan(request, source), request.threads), reporter)

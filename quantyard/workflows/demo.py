@@ -24,6 +24,7 @@ from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import find_quant
 from quantyard.requests import BuildRequest, MeasureRequest, PublishRequest
+from quantyard.serve.served_files import are_served_files
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.stages import ModelStore
@@ -45,6 +46,7 @@ class Demo:
     folder: Path
     built: Built
     page: Path
+    is_served: bool  # by `docker compose up`
 
 
 def demo(request: BuildRequest, reporter: WorkflowReporter) -> Demo:
@@ -58,9 +60,11 @@ def demo(request: BuildRequest, reporter: WorkflowReporter) -> Demo:
     with reporter.steps() as steps:
         folder = workflow_demo_folder(request, engine, steps)
     quants = tuple(find_quant(name) for name in _QUANTS)
-    request = replace(request, model=str(folder), quants=quants, measure=MeasureRequest(suite=_SUITE))
+    measure = MeasureRequest(suite=_SUITE)
+    request = replace(request, model=str(folder), quants=quants, quants_given=True, measure=measure)
     built = build(request, reporter)
-    return Demo(folder, built, write_release_report(request, PublishRequest(), reporter))
+    page = write_release_report(request, PublishRequest(), reporter)
+    return Demo(folder, built, page, are_served_files(request.artifacts, [file.path for file in built.files]))
 
 
 def workflow_demo_folder(request: BuildRequest, engine: Engine, reporter: StepReporter) -> Path:

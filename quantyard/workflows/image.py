@@ -10,9 +10,9 @@ from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 from quantyard.serve import model_image
 from quantyard.serve.compose_profile import is_encoder_decoder
-from quantyard.workflows.build import build
-from quantyard.workflows.planning import workflow_engine
+from quantyard.workflows.planning import workflow_engine, workflow_of_built, workflow_plan
 from quantyard.workflows.reporter import WorkflowReporter
+from quantyard.workflows.run import run_build_plan
 
 
 def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tuple[str, ...]:
@@ -31,7 +31,8 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
     engine, _reason = workflow_engine(request)
     if engine.name != "docker":
         raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
-    built = build(replace(request, measure=None), reporter)
+    request, source = workflow_of_built(replace(request, measure=None))
+    built = run_build_plan(request, workflow_plan(request, source), reporter)
     manifest, tags = built.manifest, list[str]()
     if is_encoder_decoder([file.path for file in built.files]):
         message = "The image would hold llama-server, which cannot run an encoder-decoder."

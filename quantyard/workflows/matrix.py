@@ -64,7 +64,7 @@ def _write_page(request: BuildRequest, built: Built, reporter: WorkflowReporter)
     assert request.measure is not None, "a matrix measures"
     measure = replace(request.measure, suite=built.measured.report.suite.name)
     return write_release_report(
-        replace(request, quants=quants, measure=measure), PublishRequest(), reporter, built.plan
+        replace(request, quants=quants, quants_given=True, measure=measure), PublishRequest(), reporter, built.plan
     )
 
 

@@ -25,6 +25,7 @@ from quantyard.sources.architectures import refuse_unsupported_architecture
 from quantyard.sources.quantized_source import refuse_unreadable_weights
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
+from quantyard.store.manifest import read_manifest
 from quantyard.store.stages import ModelStore
 from quantyard.workflows.results import Planned
 
@@ -41,7 +42,13 @@ def plan(request: BuildRequest) -> Planned:
     if request.measure is not None and not request.measure.suite and not request.matrix_quants:
         request = replace(request, measure=None)
     engine, reason = workflow_engine(request)
-    request, planned = workflow_matrix_plan(request) if request.matrix_quants else (request, workflow_plan(request))
+    if request.matrix_quants:
+        request, planned = workflow_matrix_plan(request)
+    elif request.measure is not None:  # as `eval`
+        request, source = workflow_of_built(request)
+        planned = workflow_plan(request, source)
+    else:
+        planned = workflow_plan(request)
     runner, finished, cost = foreseen_workflow(request, planned, engine)
     return planned_workflow(request, runner.plan, finished, cost, (engine, reason))
 
@@ -129,9 +136,23 @@ def _converter_list(request: BuildRequest) -> str | None:
     return None
 
 
-def workflow_files_plan(request: BuildRequest) -> BuildPlan:
+def workflow_files_plan(request: BuildRequest, source: Source | None = None) -> BuildPlan:
     """The plan of the build without measuring: the model and its files."""
-    return workflow_plan(replace(request, measure=None))
+    return workflow_plan(replace(request, measure=None), source)
+
+
+def workflow_of_built(request: BuildRequest) -> tuple[BuildRequest, Source]:
+    """The request and its source; without QUANT it is about every file that was built of this source."""
+    source = workflow_source(request)
+    if request.quants_given:
+        return request, source
+    manifest = read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json")
+    if manifest is None or not manifest.quants:
+        return request, source
+    from quantyard.publish.rebuild import recorded_quant  # imported late: a build publishes nothing
+
+    quants = tuple(recorded_quant(manifest, name) for name in manifest.quants)
+    return replace(request, quants=quants, quants_given=True), source
 
 
 def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan]:

@@ -32,6 +32,7 @@ from quantyard.workflows.planning import (
     workflow_files_plan,
     workflow_hashes,
     workflow_hub_access,
+    workflow_of_built,
     workflow_plan,
     workflow_with_suite,
 )
@@ -76,7 +77,8 @@ def publish(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
         GateClosed: a budget is exceeded, undecided or not measured; never for a dry run.
         HubError, EngineError: see errors.py.
     """
-    asked, plan = _asked(request), workflow_files_plan(request)
+    request, source = workflow_of_built(request)
+    asked, plan = _asked(request), workflow_files_plan(request, source)
     return _publish(request, asked, plan, _destination(request, asked, plan), reporter)
 
 
@@ -86,8 +88,8 @@ def release(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
     Raises:
         QuantyardError: as `publish`, and as a build.
     """
-    asked, request = _asked(request), workflow_with_suite(request)
-    plan = workflow_plan(request)
+    request, source = workflow_of_built(workflow_with_suite(request))
+    asked, plan = _asked(request), workflow_plan(request, source)
     assert plan.measuring is not None, "a suite was asked for"
     assert request.measure is not None, "likewise"
     # LIMIT, TASKS and similar settings change the name of the suite.
@@ -104,8 +106,9 @@ def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
     Raises:
         BadRequest: nothing was built or measured, or the budgets cannot be read.
     """
-    asked = _asked(request)
-    return _gate_of(_judged(request, asked, workflow_files_plan(request), load_gate_budgets(asked.gate), reporter))
+    request, source = workflow_of_built(request)
+    asked, plan = _asked(request), workflow_files_plan(request, source)
+    return _gate_of(_judged(request, asked, plan, load_gate_budgets(asked.gate), reporter))
 
 
 def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
@@ -126,7 +129,9 @@ def write_release_report(
     Args:
         plan: the plan that was just built; default: the request's.
     """
-    plan = plan or workflow_files_plan(request)
+    if plan is None:
+        request, source = workflow_of_built(request)
+        plan = workflow_files_plan(request, source)
     found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter)
     return write_release(found.folder, _composed(request, asked, plan, found, reporter).files) / PAGE
 

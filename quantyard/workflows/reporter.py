@@ -106,6 +106,21 @@ class NotOffered:
 
 
 @dataclass(frozen=True)
+class OthersServed:
+    """Other files are served than those that were built; a build does not change that."""
+
+    artifacts: Path
+    model: str
+    quants: Sequence[str]
+
+    @property
+    def text(self) -> str:
+        """The command that serves the built ones."""
+        command = f"make serve MODEL={self.model} QUANT={','.join(self.quants)}"
+        return f"{self.artifacts / 'served'} stays as it is. To serve these files:  {command}"
+
+
+@dataclass(frozen=True)
 class Waiting:
     """Another process holds the model's folder."""
 

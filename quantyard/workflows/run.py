@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import PlanRunner
-from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
-from quantyard.serve.compose_profile import choose_compose_profile
-from quantyard.serve.served_files import offer_served_files
+from quantyard.serve.served_files import are_served_files, is_nothing_served, put_served_files
 from quantyard.workflows.planning import planned_workflow, prepare_workflow, workflow_engine
-from quantyard.workflows.reporter import NotOffered, PlanMade, WorkflowReporter
+from quantyard.workflows.reporter import NotOffered, OthersServed, PlanMade, WorkflowReporter
 from quantyard.workflows.results import Built, built_result
 from quantyard.workflows.timed_run import run_timed_plan
 from quantyard.workflows.trial import workflow_imatrix_trial
@@ -43,15 +41,18 @@ def run_plan(
 def run_build_plan(
     request: BuildRequest, plan: BuildPlan, reporter: WorkflowReporter, *, keep_going: bool = False
 ) -> Built:
-    """Run the steps of a plan that are left, and make its files the served ones."""
+    """Run the steps of a plan that are left; if nothing is served yet, its files are."""
     runner, files = run_plan(request, plan, reporter, keep_going=keep_going)
     offer_built_files(request, files, reporter)
     return built_result(runner, files)
 
 
 def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: WorkflowReporter) -> None:
-    """Make these files the served ones."""
-    if files and offer_served_files(request.artifacts, [file.path for file in files]) is None:
-        reporter.tell(NotOffered(request.artifacts, files[0].path))
-    if files:
-        choose_compose_profile(REPO_DIR, request.artifacts, [file.path for file in files])
+    """Serve these files if nothing is served yet; what is served stays, and the command that changes it is told."""
+    paths = [file.path for file in files]
+    if not paths or are_served_files(request.artifacts, paths):
+        return
+    if not is_nothing_served(request.artifacts):
+        reporter.tell(OthersServed(request.artifacts, request.model, [file.quant for file in files]))
+    elif not put_served_files(request.artifacts, paths):
+        reporter.tell(NotOffered(request.artifacts, paths[0]))

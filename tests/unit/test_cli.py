@@ -128,6 +128,34 @@ def test_eval_takes_the_suite_quick_unless_told_otherwise(
     assert "Q4_K_M beside Q8_0, suite mine" in capsys.readouterr().err
 
 
+def test_a_build_serves_its_files_only_where_nothing_is_served_yet(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def served() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "artifacts" / "served").iterdir())
+
+    command("build", "--quant=Q8_0")
+    first = served()
+    assert len(first) == 1 and first[0].endswith("Q8_0.gguf") and "make serve" not in capsys.readouterr().err
+    command("build", "--quant=Q4_K_M")
+    said = capsys.readouterr().err
+    assert served() == first and "make serve MODEL=tiny QUANT=Q4_K_M" in said
+    command("eval", "--quant=Q8_0")
+    assert served() == first and "make serve" not in capsys.readouterr().err
+
+
+def test_without_quant_what_was_built_is_measured_and_tested(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("build", "--quant=Q8_0,Q4_K_M")
+    command("eval")
+    assert "Q8_0, Q4_K_M beside BF16" in capsys.readouterr().err
+    command("plan", "--suite=quick")
+    assert "Q8_0, Q4_K_M beside BF16" in capsys.readouterr().out
+    command("contract", "--json")
+    assert len(json.loads(capsys.readouterr().out)["contracts"]) == 2
+
+
 def test_eval_as_json_is_one_object_with_the_whole_report(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

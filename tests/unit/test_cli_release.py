@@ -58,6 +58,15 @@ def test_a_report_of_fewer_files_leaves_nothing_of_the_others_in_the_folder(yard
     assert yard.file("Q8_0").is_file()
 
 
+def test_without_quant_the_report_and_the_gate_are_about_every_file_that_was_built(yard: Yard) -> None:
+    shown(yard, "report")
+    assert yard.run("report", f"--model={yard.model}").code == 0
+    built = set(yard.manifest().quants)
+    assert {path.name for path in yard.release.glob("*.gguf")} == {f"Lagoon-{quant}.gguf" for quant in built}
+    told = yard.run("gate", f"--model={yard.model}", "--json").json
+    assert {result["quant"] for result in told["gate"]["results"]} == built
+
+
 # ---- gate --------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What is served: the files of the last build, the key, and what is refused before a server starts."""
+"""What is served: the files that `serve` named, the key, and what is refused before a server starts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ from pathlib import Path
 
 import pytest
 
+import quantyard
+from quantyard import cli
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.serve.context import default_context_size
 from quantyard.serve.model_image import check_served_image_tag
 from quantyard.serve.run import serve_local
-from quantyard.serve.served_files import offer_served_files, served_api_key, served_files, served_model_name
+from quantyard.serve.served_files import (
+    are_served_files,
+    is_nothing_served,
+    put_served_files,
+    served_api_key,
+    served_files,
+    served_model_name,
+)
+from quantyard.sources.resolve import Source
+from quantyard.workflows import planning
+from quantyard.workflows import serve as serving
 from tests.tiny_gguf import write_tiny
+from tests.unit.fake_engine import FakeEngine
 
 
 def model(folder: Path, name: str) -> Path:
@@ -25,23 +38,24 @@ def model(folder: Path, name: str) -> Path:
     return path
 
 
-def test_what_is_served_is_what_was_built_last_and_no_byte_is_copied(tmp_path: Path) -> None:
+def test_what_is_served_are_these_files_alone_and_no_byte_is_copied(tmp_path: Path) -> None:
     first, second = model(tmp_path / "org", "a-Q4_K_M.gguf"), model(tmp_path / "org", "a-Q8_0.gguf")
-    folder = offer_served_files(tmp_path, [first, second])
-    assert folder == tmp_path / "served"
+    folder = tmp_path / "served"
+    assert is_nothing_served(tmp_path) and not are_served_files(tmp_path, [first])
+    assert put_served_files(tmp_path, [first, second]) and are_served_files(tmp_path, [second])
     assert [path.name for path in served_files(tmp_path, None)] == ["a-Q4_K_M.gguf", "a-Q8_0.gguf"]
     assert (folder / first.name).samefile(first)
-    offer_served_files(tmp_path, [second])
+    put_served_files(tmp_path, [second])
     assert served_files(tmp_path, None) == [folder / second.name]
     assert first.exists()
 
 
 def test_a_file_that_was_built_anew_replaces_the_one_that_was_served(tmp_path: Path) -> None:
     path = model(tmp_path / "org", "a.gguf")
-    offer_served_files(tmp_path, [path])
+    put_served_files(tmp_path, [path])
     path.unlink()
     path.write_bytes(b"GGUF new")
-    offer_served_files(tmp_path, [path])
+    put_served_files(tmp_path, [path])
     assert served_files(tmp_path, None)[0].read_bytes() == b"GGUF new"
 
 
@@ -49,20 +63,20 @@ def test_what_cannot_be_linked_is_not_served_and_what_was_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = model(tmp_path / "org", "old.gguf")
-    offer_served_files(tmp_path, [old])
+    put_served_files(tmp_path, [old])
 
     def refuse(*_paths: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert offer_served_files(tmp_path, [model(tmp_path / "org", "new.gguf")]) is None
+    assert not put_served_files(tmp_path, [model(tmp_path / "org", "new.gguf")])
     assert [path.name for path in served_files(tmp_path, None)] == ["old.gguf"]
 
 
 def test_a_model_in_several_parts_is_not_served_by_its_first_alone(tmp_path: Path) -> None:
     part = model(tmp_path / "org", "big-00001-of-00002.gguf")
-    assert offer_served_files(tmp_path, [part]) is None
-    assert not list((tmp_path / "served").glob("*.gguf"))
+    assert not put_served_files(tmp_path, [part, model(tmp_path / "org", "whole.gguf")])
+    assert not list((tmp_path / "served").iterdir())
 
 
 def test_an_importance_matrix_in_a_folder_is_no_model_to_serve(tmp_path: Path) -> None:
@@ -126,6 +140,64 @@ def test_a_port_that_is_taken_is_named_with_another_to_try(tmp_path: Path) -> No
         with pytest.raises(BadRequest, match=f"Port {port} of 127.0.0.1 is taken") as caught:
             serve_local(request, Path("/no/python"), {})
     assert f"PORT={port + 1}" in caught.value.hint
+
+
+# ---- what `serve` serves from now on -------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_source: Source) -> Path:
+    """A store with two built files."""
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
+    monkeypatch.setenv("ARTIFACTS", str(tmp_path / "artifacts"))
+    quantyard.build("tiny", quant=["Q8_0", "Q4_K_M"])
+    return tmp_path / "artifacts"
+
+
+def _serve(monkeypatch: pytest.MonkeyPatch, *argv: str) -> tuple[int, list[bool]]:
+    """The exit code, and for each start of compose whether containers begin anew."""
+    started = list[bool]()
+
+    def up(*_argv: object, anew: bool) -> int:
+        started.append(anew)
+        return 0
+
+    docker = FakeEngine()
+    docker.name = "docker"
+    monkeypatch.setattr(serving, "workflow_engine", lambda _request: (docker, "asked for"))
+    monkeypatch.setattr(serving, "serve_compose", up)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", *argv])
+    return int(ended.value.code or 0), started
+
+
+def test_serve_changes_what_is_served_and_begins_running_containers_anew(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [path.name.removesuffix(".gguf")[-4:] for path in served_files(store, None)]
+    assert names == ["_K_M", "Q8_0"]
+    assert _serve(monkeypatch) == (0, [False])
+    assert _serve(monkeypatch, "--model=tiny", "--quant=Q8_0") == (0, [True])
+    assert [path.name[-9:] for path in served_files(store, None)] == ["Q8_0.gguf"]
+    assert _serve(monkeypatch, "--model=tiny", "--quant=Q8_0") == (0, [False])
+    assert _serve(monkeypatch, "--model=tiny") == (0, [True]) and len(served_files(store, None)) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--model=tiny", "--quant=Q2_K"), "Q2_K is not built"),
+        (("--quant=Q8_0",), "QUANT is given without MODEL"),
+        (("--model=tiny", "--model-file=a.gguf"), "MODEL and MODEL_FILE are both given"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_and_changes_nothing(
+    argv: tuple[str, ...], says: str, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = served_files(store, None)
+    assert _serve(monkeypatch, *argv) == (2, [])
+    assert says in capsys.readouterr().err and served_files(store, None) == before
 
 
 @pytest.mark.parametrize("tag", ["model", "team/model:q4", "localhost:5000/team/model:Q4_K_M", "a.b-c/d_e:1.0"])

@@ -62,7 +62,7 @@ def test_no_value_is_repeated() -> None:
     [
         ("plan", "TARGET_SIZE=4GiB", "plan does not take TARGET_SIZE; tune does.", "make plan-help"),
         ("build", "QUANTS=Q8_0", "build does not take QUANTS; plan and matrix do.", "Did you mean QUANT=…?"),
-        ("matrix", "QUANT=Q8_0", "matrix does not take QUANT; build, eval, contract and others do.", "QUANTS=…?"),
+        ("matrix", "QUANT=Q8_0", "matrix does not take QUANT; build, eval, serve and others do.", "QUANTS=…?"),
         ("build", "DRY_RUN=1", "build does not take DRY_RUN; publish and release do.", "make build-help"),
         ("build", "LORA_FILE=a.gguf", "build does not take LORA_FILE; serve does.", "make build-help"),
         ("build", "FOO=1", "an unknown variable: FOO.", "For another program, put it in front: FOO=… make build."),
@@ -95,7 +95,8 @@ def test_every_command_that_a_page_or_a_message_names_takes_its_variables() -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["PYTHON", "WHEELS", "SLOW", "HOSTILE", "https_proxy", "HTTP_PROXY", "HF_TOKEN", "EXTRA_CA", "ENGINE", "ARTIFACTS"]
+    "name",
+    ["PYTHON", "WHEELS", "SLOW", "HOSTILE", "https_proxy", "HTTP_PROXY", "HF_TOKEN", "EXTRA_CA", "ENGINE", "ARTIFACTS"],
 )
 def test_what_every_command_reads_passes(name: str) -> None:
     assert _check(f"{name}=x", "MODEL=org/name") == ()

@@ -304,13 +304,14 @@ def terminal_demo_end(demo: Demo) -> str:
     """The files to open and the commands to type after the demo."""
     name, folder, page = demo.folder.name, demo.folder, demo.page
     quants = ",".join(file.quant for file in demo.built.files)
+    serve = "docker compose up" if demo.is_served else f"make serve MODEL={escape_rich_markup(_shown(folder))}"
     return (
         f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
         "and measured against the file they were quantized from. Their model card and report page:\n"
         f"  {escape_rich_markup(str(page.with_name('README.md')))}  the card\n"
         f"  {escape_rich_markup(str(page))}  every file beside the baseline; open it in a browser\n"
         "Talk to them:\n"
-        "  docker compose up                           serves both on 127.0.0.1:8080; or make serve ENGINE=local\n"
+        f"  {serve:<42}  serves both on 127.0.0.1:8080; without Docker: make serve ENGINE=local\n"
         "  make chat                                   in another terminal\n"
         "See what would be published where; nothing is sent:\n"
         f"  make publish MODEL={escape_rich_markup(_shown(folder))} QUANT={quants} REPO=me/{name}-GGUF DRY_RUN=1\n"
