@@ -15,7 +15,7 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
-from quantyard.memory.kv_cache import ContextUse, attention_mask_bytes, context_cache_bytes
+from quantyard.memory.kv_cache import ContextUse, context_bytes, context_cache_bytes
 from quantyard.memory.layers import ModelLayers, read_cache_layers
 from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_metric, pareto_quality
 from quantyard.plan.suites import BUILTIN
@@ -186,11 +186,7 @@ def _memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | 
     measured = ContextUse(speed.n_ctx, whole_windows=True)
     if layers is None:
         return speed.peak_memory_bytes if (use.cells, use.sequences) == (measured.cells, 1) else None
-    return speed.peak_memory_bytes + _context_bytes(layers, use) - _context_bytes(layers, measured)
-
-
-def _context_bytes(layers: ModelLayers, use: ContextUse) -> int:
-    return context_cache_bytes(layers, use) + attention_mask_bytes(layers, use)
+    return speed.peak_memory_bytes + context_bytes(layers, use) - context_bytes(layers, measured)
 
 
 def candidate_paths(manifest: Manifest, folder: Path, source: Path | None, quants: Sequence[str]) -> dict[str, Path]:

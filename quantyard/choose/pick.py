@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantyard.choose.candidates import ChoiceCandidate
-from quantyard.metrics.intervals import Z, interval_difference
-from quantyard.metrics.pareto import pareto_beaten_by
+from quantyard.metrics.choice import best_file
+from quantyard.metrics.intervals import Z
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,8 @@ def missed_choice_limits(found: ChoiceCandidate, budget: ChoiceBudget) -> tuple[
 def choose_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> Choice | None:
     """The choice; None where no file meets the limits."""
     fitting = tuple(c for c in candidates if not missed_choice_limits(c, budget))
-    if not fitting:
-        return None
-    best, equal = _take(fitting)
-    rest = [c for c in fitting if c not in (best, *equal)] or [c for c in fitting if c is not best]
-    beaten = pareto_beaten_by(c.entry for c in fitting)
-    front = [c for c in rest if not beaten[c.quant]]
-    return Choice(best, equal, _take(front or rest)[0] if rest else None, fitting)
+    found = best_file(fitting)
+    return Choice(found.best, found.equal, found.runner_up, fitting) if found else None
 
 
 def nearest_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> ChoiceCandidate:
@@ -77,20 +72,7 @@ def nearest_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudge
     return min(candidates, key=lambda c: max(miss.excess for miss in missed_choice_limits(c, budget)))
 
 
-def is_candidate_tie(one: ChoiceCandidate, other: ChoiceCandidate) -> bool:
-    """Whether the difference in quality is within its 95 % interval."""
-    found = interval_difference(one.quality, other.quality)
-    return found.low <= 0 <= found.high
-
-
 def candidate_half_width(found: ChoiceCandidate) -> float:
     """Half of the 95 % interval of its quality."""
     return Z * found.quality.stderr
 
-
-def _take(fitting: Sequence[ChoiceCandidate]) -> tuple[ChoiceCandidate, tuple[ChoiceCandidate, ...]]:
-    """The smallest file that ties with the best, and the larger files that are better within the interval."""
-    top = min(fitting, key=lambda c: (c.quality.value, c.size_bytes))
-    ties = [c for c in fitting if c is top or is_candidate_tie(c, top)]
-    best = min(ties, key=lambda c: (c.size_bytes, c.quality.value))
-    return best, tuple(c for c in ties if c is not best and c.quality.value < best.quality.value)

@@ -93,6 +93,11 @@ def attention_mask_bytes(model: ModelLayers, use: ContextUse) -> int:
     return cells * use.batch * _MASK_BYTES
 
 
+def context_bytes(model: ModelLayers, use: ContextUse) -> int:
+    """Bytes of everything that grows with the context: caches, states and masks."""
+    return context_cache_bytes(model, use) + attention_mask_bytes(model, use)
+
+
 def can_quantize_kv_cache(model: ModelLayers) -> bool:
     """Whether llama.cpp supports a cache in 8 or 4 bits for this model, and it would be smaller."""
     return all(layer.in_blocks for layer in model.layers) and any(layer.k for layer in model.layers)

@@ -93,7 +93,7 @@ def pareto_entries(report: EvalReport) -> tuple[ParetoEntry, ...]:
     metric = pareto_metric(report)
     qualities = ((m, pareto_quality(report, m, metric)) for m in report.measurements)
     return tuple(
-        ParetoEntry(m.file.label, m.file.size_bytes, quality.value, _speed(m), _shown(quality.value, metric))
+        ParetoEntry(m.file.label, m.file.size_bytes, quality.value, _speed(m), pareto_shown(quality.value, metric))
         for m, quality in qualities if quality and m.file.size_bytes and m.file.label != report.baseline
     )  # fmt: skip
 
@@ -102,7 +102,8 @@ def _speed(m: Measurement) -> float | None:
     return m.speed.generated_tokens_per_s if m.speed else None
 
 
-def _shown(value: float, metric: Metric) -> str:
+def pareto_shown(value: float, metric: Metric) -> str:
+    """A quality, formatted in its metric."""
     return format_kld(value) if metric == "mean KLD" else format_change(math.expm1(value))
 
 

@@ -29,6 +29,7 @@ from quantyard.protocol.base import FileEntry
 from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import file_sha256
 from quantyard.publish.files import PublishedFile, kept_release_file, made_release_file
+from quantyard.publish.use import with_release_use
 from quantyard.sources.licence import source_licence_files
 from quantyard.sources.resolve import Source
 from quantyard.store.hash_cache import HashCache
@@ -166,7 +167,7 @@ def release_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, 
     for quant, files in parts.items():
         entries = [FileEntry(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files]
         manifest.quants[quant] = manifest.quants[quant].model_copy(update={"parts": entries})
-    return manifest
+    return with_release_use(manifest, release.folder, release.paths)
 
 
 def _without_paths(text: str, release: Release) -> str:

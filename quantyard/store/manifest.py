@@ -93,6 +93,32 @@ class ImatrixRecord(_Record):
     given: list[FileEntry]
 
 
+class ContextRecord(_Record):
+    """What llama.cpp allocates for a context of so many tokens, in bytes: caches, states and masks.
+
+    `served`: as llama-server runs it for one user; `measured`: at the contexts that speed was measured at.
+    """
+
+    served: dict[int, _Size]
+    measured: dict[int, _Size]
+
+    def memory_bytes(self, peak_bytes: int, measured_tokens: int, tokens: int) -> int | None:
+        """The memory at another context than the measured one; None if it is not known exactly."""
+        if tokens not in self.served or measured_tokens not in self.measured:
+            return None
+        return peak_bytes + self.served[tokens] - self.measured[measured_tokens]
+
+
+class UseRecord(_Record):
+    """How the model is used, as its own files say. `prompt` is a conversation in its chat template; `sampling` maps
+    the names that llama.cpp gives its settings ("temp", "top_p") to the model's values.
+    """
+
+    context_tokens: _Size = 0  # that it was trained for; 0: not known
+    prompt: Annotated[str, Field(max_length=4000)] = ""
+    sampling: Annotated[dict[str, float], Field(max_length=20)] = {}
+
+
 class QuantRecord(_Record):
     """One GGUF: its file, and the stages that made and verified it."""
 
@@ -104,6 +130,7 @@ class QuantRecord(_Record):
     verified_by: str
     parts: list[FileEntry] = []  # if it is published in parts; size and hash above are those of the whole file
     imatrix: ImatrixRecord | None = None
+    context: Annotated[ContextRecord | None, Field(exclude_if=lambda value: value is None)] = None  # of a release
 
     @property
     def files(self) -> list[FileEntry]:
@@ -122,6 +149,7 @@ class Manifest(_Record):
     evaluations: dict[str, EvalReport] = {}  # by the suite's name
     contracts: dict[str, ContractReport] = {}  # by the quant's name
     gate: GateReport | None = None  # the last one
+    use: Annotated[UseRecord | None, Field(exclude_if=lambda value: value is None)] = None  # of a release
     stated_license: str = ""  # set by the publisher, if the source does not state a usable one
 
     @property

@@ -26,7 +26,7 @@ from quantyard.choose.candidates import (
     candidate_paths,
     find_choice_set,
 )
-from quantyard.choose.pick import Choice, ChoiceBudget, choose_candidate, is_candidate_tie, nearest_candidate
+from quantyard.choose.pick import Choice, ChoiceBudget, choose_candidate, nearest_candidate
 from quantyard.choose.refusals import candidate_memory_unknown, choice_needs_divergence, no_candidate_fits
 from quantyard.choose.suggestions import choice_remedies, largest_candidate_context
 from quantyard.cli.parser import add_command_options
@@ -35,6 +35,7 @@ from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
 from quantyard.memory.kv_cache import ContextUse
+from quantyard.metrics.choice import is_quality_tie
 from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Estimate, EvalReport
 from quantyard.requests import ChooseRequest
@@ -188,8 +189,8 @@ def test_what_is_better_by_less_than_the_interval_is_not_worth_its_size(keep: Ke
 
 def test_a_difference_beyond_the_interval_is_no_tie(keep: Keep) -> None:
     one, other = keep().candidates[:2]
-    assert is_candidate_tie(_with(0.010, 0.001)(one), _with(0.0127, 0.001)(other))  # 1.96 x 0.001414 = 0.00277
-    assert not is_candidate_tie(_with(0.010, 0.001)(one), _with(0.0129, 0.001)(other))
+    assert is_quality_tie(_with(0.010, 0.001)(one), _with(0.0127, 0.001)(other))  # 1.96 x 0.001414 = 0.00277
+    assert not is_quality_tie(_with(0.010, 0.001)(one), _with(0.0129, 0.001)(other))
 
 
 def test_where_all_tie_the_larger_is_the_runner_up(keep: Keep) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, choice_eval_command
-from quantyard.choose.pick import Choice, ChoiceBudget, candidate_half_width, is_candidate_tie, missed_choice_limits
+from quantyard.choose.pick import Choice, ChoiceBudget, candidate_half_width, missed_choice_limits
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import (
@@ -23,6 +23,7 @@ from quantyard.formatting.numbers import (
     format_rough_percent,
     format_tokens_per_s,
 )
+from quantyard.metrics.choice import is_quality_tie
 from quantyard.metrics.intervals import interval_difference, mapped_interval, normal_interval
 from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Interval
@@ -149,7 +150,7 @@ def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
         f"{format_rough_percent(abs(size))} {'larger' if size > 0 else 'smaller'}",
         f"{format_rough_percent(abs(speed))} {'faster' if speed > 0 else 'slower'}"
         + (", within the spread" if within else ""),
-        f"{choices.metric} {_quality(choices, other)}" + (", a tie" if is_candidate_tie(other, best) else ""),
+        f"{choices.metric} {_quality(choices, other)}" + (", a tie" if is_quality_tie(other, best) else ""),
     ]
     return f"{other.quant}: {'; '.join(parts)}"
 
