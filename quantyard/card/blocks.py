@@ -44,15 +44,18 @@ class CardTable:
 
 @dataclass(frozen=True)
 class CardList:
-    """A list with one fact per item; an item may have several lines."""
+    """A list with one fact per item; an item may have several lines. A `plain` one is a paragraph."""
 
     name: str
     title: str
     items: tuple[SafeMarkdown, ...]
     quoted: bool = False
+    plain: bool = False
 
     def lines(self) -> list[str]:
         """Its Markdown, line by line."""
+        if self.plain:
+            return [str(item) for item in self.items]
         return [line for item in self.items for line in f"- {item}".split("\n")]
 
 

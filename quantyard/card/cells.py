@@ -61,6 +61,11 @@ def card_speed(found: Measurement | None) -> tuple[SafeMarkdown, ...]:
     return (*rates, SafeMarkdown(numbers.format_memory(s.peak_memory_bytes)))
 
 
+def card_memory(n_bytes: int | None) -> SafeMarkdown:
+    """Memory: "216 MiB"."""
+    return NOTHING if n_bytes is None else SafeMarkdown(numbers.format_memory(n_bytes))
+
+
 def card_score(found: Score | None) -> SafeMarkdown:
     """One metric of one task."""
     return (
@@ -88,10 +93,18 @@ def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
 def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
     """The verdict, with the questions needed or the chance level where they explain it."""
     if found.questions_needed:
-        return SafeMarkdown(f"too few questions ({numbers.format_forecast_count(found.questions_needed)} would do)")
+        needed = f"{numbers.format_forecast_count(found.questions_needed)} would do"
+        return SafeMarkdown(f"too few questions ({open_p_value(found)}{needed})")
     if found.verdict == "no signal" and chance is not None:
         return SafeMarkdown(f"no signal (chance is {numbers.format_percent(chance)})")
     return SafeMarkdown(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
+
+
+def open_p_value(found: Comparison) -> str:
+    """McNemar's p where the interval excludes 0 and p alone leaves the question open: "p = 0.06; "."""
+    if found.mcnemar_p is None or found.delta.low <= 0 <= found.delta.high:
+        return ""
+    return f"p = {numbers.format_p_value(found.mcnemar_p)}; "
 
 
 def card_conformance(found: SchemaRate | None) -> SafeMarkdown:

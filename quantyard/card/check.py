@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
-from types import ModuleType
 from typing import Any, Final
 
-from quantyard.card import cells as cells_now
-from quantyard.card import cells_0_1
 from quantyard.card.blocks import Block, CardTable, card_blocks, card_table_cells
 from quantyard.card.escaping import clean_card_text
+from quantyard.card.layout_0_1 import card_blocks_0_1
 from quantyard.card.lists import card_lists
 from quantyard.card.metadata import card_metadata
 from quantyard.card.subject import CardSubject
 from quantyard.card.tables import card_tables
 from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml, yaml_front_matter
 
-_EARLIER: Final = (cells_0_1,)  # the notation of numbers in earlier versions
+_EARLIER: Final = (card_blocks_0_1,)  # the blocks of cards that earlier versions wrote
 _FRONT_MATTER_BYTES: Final = 512 * 1024  # every score of every file stands in it
 _FIELDS: Final = ("base_model", "base_model_relation", "license", "license_name", "license_link", "model-index")
 
 
 def compare_card(card: str, subject: CardSubject) -> list[str]:
-    """One line per difference. Text around the blocks and further metadata are ignored: publishers add them. Values in
-    the notation of an earlier version are accepted.
+    """One line per difference. Text around the blocks and further metadata are ignored: publishers add them. A card
+    that an earlier version wrote is compared with the blocks of that version.
     """
-    found = _differences(card, subject, cells_now)
-    return found if found and all(_differences(card, subject, earlier) for earlier in _EARLIER) else []
+    found = _differences(card, subject, _blocks(subject))
+    return found if found and all(_differences(card, subject, earlier(subject)) for earlier in _EARLIER) else []
 
 
-def _differences(card: str, subject: CardSubject, notation: ModuleType) -> list[str]:
-    wanted = {block.name: block for block in (*card_tables(subject, notation), *card_lists(subject))}
+def _blocks(subject: CardSubject) -> Iterator[Block]:
+    yield from (*card_tables(subject), *card_lists(subject))
+
+
+def _differences(card: str, subject: CardSubject, blocks: Iterable[Block]) -> list[str]:
+    wanted = {block.name: block for block in blocks}
     found = list(card_blocks(card))
     names = {name for name, _ in found}
     missing = [f"{block.title}: not on the card" for name, block in wanted.items() if name not in names]

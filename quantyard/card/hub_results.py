@@ -86,7 +86,7 @@ def card_eval_yaml(subject: CardSubject) -> dict[str, str]:
     from huggingface_hub import eval_result_entries_to_yaml
 
     found = {}
-    for result in _results(subject):
+    for result in _results(subject) if subject.context.repo_id else ():  # a result refers to its repo
         if result.entry.limit is None:
             path = f".eval_results/{result.row.task}-{_UNSAFE.sub('-', result.label)[:40]}.yaml"
             entries = eval_result_entries_to_yaml([_entry(subject, result)])

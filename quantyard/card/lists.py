@@ -12,37 +12,57 @@ from quantyard.card.cells import card_task_name
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, join_markdown, markdown_code
 from quantyard.card.provenance import card_file_provenance, card_provenance
 from quantyard.card.subject import CardSubject
+from quantyard.card.which import card_gate_line, card_settings, card_take_lines
 from quantyard.formatting.numbers import format_bytes, format_count, format_duration
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
 
 _MAX_NAMED: Final = 20
+_PARAGRAPHS: Final = frozenset({"gate", "take"})
 
 
 def card_lists(subject: CardSubject) -> Iterator[Block]:
     """Every list that is not empty."""
     found = {
-        "twin": ("what it computes", _twin(subject, {"proved", "known", "unproved"})),
-        "twin-warning": ("what it computes", _twin(subject, {"limited", "differs"})),
+        "gate": ("summary of the limits", card_gate_line(subject)),
+        "take": ("recommendation", card_take_lines(subject)),
+        "settings": ("settings", card_settings(subject)),
+    }
+    yield from _lists(found)
+    yield from card_shared_lists(subject, " This was allowed.")
+
+
+def card_shared_lists(subject: CardSubject, allowed: str) -> Iterator[Block]:
+    """The lists that every version of the card has.
+
+    Args:
+        allowed: what is added if a difference was allowed.
+    """
+    found = {
+        "twin": ("what it computes", _twin(subject, {"proved", "known", "unproved"}, allowed)),
+        "twin-warning": ("what it computes", _twin(subject, {"limited", "differs"}, allowed)),
         "contract-findings": ("API test findings", _contract_findings(subject)),
         "measured": ("how it was measured", _measured(subject)),
         "not-measured": ("what was not measured", _not_measured(subject)),
         "apart": ("importance matrices and recipes", card_file_provenance(subject)),
         "made": ("how it was made", card_provenance(subject)),
     }
+    yield from _lists(found)
+
+
+def _lists(found: Mapping[str, tuple[str, Iterator[SafeMarkdown]]]) -> Iterator[Block]:
     for name, (title, lines) in found.items():
         if items := tuple(lines):
-            yield CardList(name, title, items, quoted=name == "twin-warning")
+            yield CardList(name, title, items, quoted=name == "twin-warning", plain=name in _PARAGRAPHS)
 
 
-def _twin(subject: CardSubject, statuses: set[str]) -> Iterator[SafeMarkdown]:
+def _twin(subject: CardSubject, statuses: set[str], allowed: str) -> Iterator[SafeMarkdown]:
     """What a small random model of the same kind showed, if it showed one of these."""
     for _, stage in (*subject.stages("twin"), *subject.stages("parity")):
         facts = TwinFacts.read(stage.facts)
         if facts.status in statuses:
-            allowed = " It was published all the same." if facts.allowed else ""
-            yield SafeMarkdown(f"{escape_markdown(facts.finding, 2000)}{allowed}")
+            yield SafeMarkdown(f"{escape_markdown(facts.finding, 2000)}{allowed if facts.allowed else ''}")
 
 
 def _contract_findings(subject: CardSubject) -> Iterator[SafeMarkdown]:

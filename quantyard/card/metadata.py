@@ -33,13 +33,13 @@ def card_metadata(subject: CardSubject) -> ModelCardData:
 
     card, hub = subject.manifest.source.card, subject.hub_source
     results = card_model_index(subject)
-    repo = subject.context.repo_id.rsplit("/", 1)[-1]
-    named: dict[str, Any] = {"model_name": repo, "eval_results": results} if results else {}
+    owner = subject.context.repo_id.partition("/")[0]  # the account that publishes
+    named: dict[str, Any] = {"model_name": subject.repo_name, "eval_results": results} if results else {}
+    named |= {"quantized_by": owner} if owner else {}
     return ModelCardData(
         **_base(hub), **card_licence(subject), language=_languages(card.languages),
         pipeline_tag=card.pipeline_tag if _PIPELINE.fullmatch(card.pipeline_tag) else None,
-        library_name="gguf", tags=card_tags(card.tags), quantized_by=subject.context.repo_id.split("/", maxsplit=1)[0],
-        **named,
+        library_name="gguf", tags=card_tags(card.tags), **named,
     )  # fmt: skip
 
 

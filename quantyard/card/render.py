@@ -111,20 +111,21 @@ def _finalize(value: object) -> str:
 
 def _view(subject: CardSubject) -> dict[str, Any]:
     blocks = {block.name: render_card_block(block) for block in (*card_tables(subject), *card_lists(subject))}
-    source, licence = subject.manifest.source, subject.context.licence
+    source, licence, use = subject.manifest.source, subject.context.licence, subject.manifest.use
     address, licence_text = SafeMarkdown(subject.source_url), subject.context.licence_text
     return {
         "blocks": blocks, "title": escape_markdown(subject.title), "baseline": _baseline(subject),
         "source": markdown_link(markdown_code(source.repo_id), address) if source.repo_id
         else markdown_code(subject.title),
         "source_file": markdown_code(source.gguf_file) if source.gguf_file else None,
-        "memory_unknown": any(not (m := subject.measurement(label)) or not m.speed for label in subject.quants),
+        "memory": _memory(subject), "prompt": markdown_code_block(use.prompt) if use and use.prompt else None,
+        "n_missed": sum(result.outcome != "passed" for result in subject.limits),
         "tasks": _tasks(subject, blocks), "plots": list(_plots(subject.context.plots)),
         "licence": markdown_code(licence.id), "licence_by_user": licence.stated_by == "user",
         "licence_link": _licence_link(source.card.license_link), "source_card": bool(subject.hub_source),
         "notices": [escape_markdown(notice, 2000) for notice in licence.notices],
         "licence_text": markdown_code_block(licence_text) if licence_text.strip() else None,
-        "run": _run(subject) if subject.usual else None,
+        "run": _run(subject) if subject.taken else None,
     }  # fmt: skip
 
 
@@ -177,14 +178,23 @@ def _path_of(paths: Iterable[str], name: str) -> str | None:
     return next((path for path in paths if PurePosixPath(path).name == name), None)
 
 
+def _memory(subject: CardSubject) -> str:
+    """What the memory of the table of files is: "context" for that at whole contexts, "peak" for the measured peak."""
+    timed = any(m.speed for m in subject.measured.values())
+    return "context" if timed and subject.contexts else "peak" if timed else ""
+
+
 def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     """The values of the snippets. They stand in code blocks, so shell words are quoted and nothing is escaped."""
-    quant, repo_id = _word(subject.usual), subject.context.repo_id
-    pulled = _word(subject.context.oci) if subject.context.oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}")
+    quant, repo_id, oci = _word(subject.taken), subject.context.repo_id, subject.context.oci
+    pulled = _word(oci) if oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}" if repo_id else "")
+    file = _word(subject.quants[subject.taken].files[0].path)
     return {
-        "repo_id": SafeMarkdown(repo_id), "quant": quant, "oci": pulled, "url": SafeMarkdown(f"{HUB}/{repo_id}"),
+        "repo_id": SafeMarkdown(repo_id), "quant": quant, "file": file, "oci": pulled,
+        "parts": len(subject.quants[subject.taken].files) > 1, "url": SafeMarkdown(f"{HUB}/{repo_id}"),
+        "model": SafeMarkdown(f"-hf {repo_id}:{quant}" if repo_id else f"-m {file}"),
         "chat": subject.has_chat_template, "encoder_decoder": subject.is_encoder_decoder,
-    }
+    }  # fmt: skip
 
 
 def _word(value: str) -> SafeMarkdown:

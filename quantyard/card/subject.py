@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import ENCODER_DECODERS
+from quantyard.formats.names import safe_file_name
 from quantyard.hub.files import parse_hub_repo_id
+from quantyard.metrics.choice import BestFile, ReportedFile, best_of_report
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.facts import VerifyFacts
-from quantyard.protocol.gate import BudgetResult, Outcome
+from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import EvalReport, Measurement, Score
 from quantyard.quants.catalog import quant_rank
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, StageRecord
@@ -29,7 +31,8 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 class CardContext:
     """What the card needs and the manifest does not hold. `plots` are paths in the repo, `…-light.svg`, `…-dark.svg`.
 
-    `suite` is the evaluation to show, "" for none; `quants` the files that are published, by default all.
+    `repo_id` is the Hub repo, "" if it is not known; `suite` the evaluation to show, "" for none; `quants` the files
+    that are published, by default all.
     """
 
     repo_id: str
@@ -54,7 +57,7 @@ class CardSubject:
         Raises:
             BadRequest: an unknown suite or quant, a measurement of another file, or an invalid repo name.
         """
-        if not _is_repo_id(self.context.repo_id):
+        if self.context.repo_id and not _is_repo_id(self.context.repo_id):
             message = f"{self.context.repo_id!r} is not a repo name."
             raise BadRequest(message, "Name it like this: REPO=me/name-GGUF")
         if missing := [label for label in self.context.quants if label not in self.manifest.quants]:
@@ -112,20 +115,33 @@ class CardSubject:
             return ()
         return headline_scores(self.report.suite, self.baseline.scores)
 
-    def gate(self, outcome: Outcome) -> tuple[BudgetResult, ...]:
-        """The gate's results with this outcome, of the published files."""
-        gate = self.manifest.gate
-        return tuple(r for r in gate.results if r.outcome == outcome and r.quant in self.quants) if gate else ()
+    @property
+    def limits(self) -> tuple[BudgetResult, ...]:
+        """The gate's results that count, of the published files, in the card's order of files."""
+        gate, order = self.manifest.gate, list(self.quants)
+        found = [r for r in gate.results if r.quant in self.quants and r.outcome != "not judged"] if gate else []
+        return tuple(sorted(found, key=lambda r: order.index(r.quant)))
+
+    @cached_property
+    def choice(self) -> BestFile[ReportedFile] | None:
+        """The file to take and the next, by the rule of `choose`; None if no quality was measured."""
+        return best_of_report(self.report, self.quants) if self.report else None
 
     @property
-    def usual(self) -> str:
-        """The file that the examples name: the most useful one that did not fail the gate; among unranked types the
-        one nearest to 4.85 bits per weight. "" if there are no files.
+    def taken(self) -> str:
+        """The file that is recommended and that the examples name. Where no quality was measured it is the type that
+        most people use; among unranked types the one nearest to 4.85 bits per weight. "" if there are no files.
         """
-        failed = {result.quant for result in self.gate("failed")}
-        labels = [label for label in self.quants if label not in failed] or list(self.quants)
-        far = {label: abs(self.quants[label].bits_per_weight - USUAL_BITS) for label in labels}
-        return min(labels, key=lambda label: (quant_rank(label), far[label]), default="")
+        if self.choice:
+            return self.choice.best.label
+        far = {label: abs(record.bits_per_weight - USUAL_BITS) for label, record in self.quants.items()}
+        return min(self.quants, key=lambda label: (quant_rank(label), far[label]), default="")
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The contexts whose memory is known of a file, in tokens."""
+        return tuple(sorted({tokens for record in self.quants.values() if record.context
+                             for tokens in record.context.served}))  # fmt: skip
 
     @property
     def has_chat_template(self) -> bool:
@@ -146,6 +162,11 @@ class CardSubject:
         if source.repo_id:
             return source.repo_id.rsplit("/", 1)[-1]
         return self.report.title if self.report else source.title.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def repo_name(self) -> str:
+        """The name of the repo, without its owner."""
+        return self.context.repo_id.rsplit("/", 1)[-1] or f"{safe_file_name(self.title)}-GGUF"
 
     @property
     def hub_source(self) -> str:

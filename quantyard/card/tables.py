@@ -1,4 +1,4 @@
-"""The card's tables: files, speed, tasks, API test, gate, hashes. Rows are the published files, the largest first."""
+"""The card's tables: files, speed, tasks, API test, limits, hashes. Rows are the published files, the largest first."""
 
 from __future__ import annotations
 
@@ -13,58 +13,32 @@ from quantyard.card.blocks import Block, CardTable, card_table
 from quantyard.card.cells import NOTHING
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.subject import CardSubject
-from quantyard.errors import UnknownQuant
-from quantyard.protocol.gate import BudgetResult
+from quantyard.card.which import LIMIT_OUTCOMES, card_which_table
+from quantyard.metrics.budget_figures import metric_budget_name
+from quantyard.protocol.gate import OUTCOMES, BudgetResult
 from quantyard.protocol.measurements import Measurement, Score, Verdict
-from quantyard.quants.catalog import find_quant
 
 _GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("same", "better", "worse", "too few questions", "no signal")
 NOT_COMPARED: Final = SafeMarkdown("not comparable")
 
 
-def card_tables(subject: CardSubject, cells: ModuleType = cells_now) -> Iterator[Block]:
-    """Every table that has rows.
+def card_tables(subject: CardSubject) -> Iterator[Block]:
+    """Every table that has rows."""
+    yield from (block for block in (card_which_table(subject), _limits(subject)) if block)
+    yield from card_measured_tables(subject, cells_now)
+
+
+def card_measured_tables(subject: CardSubject, cells: ModuleType) -> Iterator[Block]:
+    """The tables that every version of the card has.
 
     Args:
         cells: the notation of numbers: the current one, or an earlier version's.
     """
     found = [
-        _gate(cells, subject, "gate-failed", "failed"), _gate(cells, subject, "gate-open", "too few questions"),
-        _gate(cells, subject, "gate-unmeasured", "not measured"),
-        _choice(cells, subject), _files(cells, subject), _speed(cells, subject), _verdicts(subject),
+        _files(cells, subject), _speed(cells, subject), _verdicts(subject),
         *card_task_tables(subject, cells), _contract(cells, subject), _hashes(cells, subject),
     ]  # fmt: skip
     yield from (block for block in found if block)
-
-
-def _choice(cells: ModuleType, subject: CardSubject) -> CardTable | None:
-    """The files by memory, the smallest first."""
-    head = ("memory", "file", "size", "what it costs", "when to choose it")
-    rows = [
-        (_memory(cells, subject.measurement(label)), markdown_code(label), cells.card_size(record.size_bytes),
-         _cost(cells, subject.measurement(label)), _use(label))
-        for label, record in reversed(subject.quants.items())
-    ]  # fmt: skip
-    return card_table("choice", "table of choices", head, rows, words=("file", "what it costs", "when to choose it"))
-
-
-def _memory(cells: ModuleType, found: Measurement | None) -> SafeMarkdown:
-    if found is None or found.speed is None:
-        return SafeMarkdown("not measured")
-    return SafeMarkdown(f"{cells.card_speed(found)[2]}")
-
-
-def _cost(cells: ModuleType, found: Measurement | None) -> SafeMarkdown:
-    """The change of perplexity, which most people compare."""
-    change = cells.card_ppl_change(found.divergence) if found and found.divergence else NOTHING
-    return change if change == NOTHING else SafeMarkdown(f"perplexity {change}")
-
-
-def _use(label: str) -> SafeMarkdown:
-    try:
-        return escape_markdown(find_quant(label).use)
-    except UnknownQuant:
-        return NOTHING
 
 
 def _files(cells: ModuleType, subject: CardSubject) -> CardTable | None:
@@ -179,22 +153,22 @@ def _contract(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     return card_table("contract", "API test table", head, rows)
 
 
-def _gate(cells: ModuleType, subject: CardSubject, name: str, outcome: str) -> CardTable | None:
-    found = [r for r in subject.manifest.gate.results if r.outcome == outcome] if subject.manifest.gate else []
-    rows = [_gate_row(cells, result) for result in found if result.quant in subject.quants]
-    head = ("budget", "limit", "found", "interval", "finding")
-    return card_table(name, f"gate table ({outcome})", head, rows, words=("interval", "finding"), quoted=True)
+def _limits(subject: CardSubject) -> CardTable | None:
+    """The quality limits that are not met, the worst outcome first; the value beside its limit."""
+    order = {outcome: number for number, outcome in enumerate(OUTCOMES)}
+    found = sorted((r for r in subject.limits if r.outcome != "passed"), key=lambda r: order[r.outcome])
+    rows = [
+        (markdown_code(r.quant), _limit_name(r), cells_now.card_budget_limit(r), cells_now.card_budget_value(r),
+         cells_now.card_budget_interval(r), SafeMarkdown(LIMIT_OUTCOMES[r.outcome]))
+        for r in found
+    ]  # fmt: skip
+    head = ("file", "what", "limit", "found", "interval", "outcome")
+    return card_table("limits", "table of limits", head, rows, words=("what", "interval", "outcome"))
 
 
-def _gate_row(cells: ModuleType, found: BudgetResult) -> tuple[SafeMarkdown, ...]:
-    budget = " ".join(part for part in (found.quant, found.budget, found.task) if part)
-    return (
-        escape_markdown(budget),
-        cells.card_budget_limit(found),
-        cells.card_budget_value(found),
-        cells.card_budget_interval(found),
-        escape_markdown(found.finding),
-    )
+def _limit_name(found: BudgetResult) -> SafeMarkdown:
+    name = metric_budget_name(found.budget)
+    return escape_markdown(f"{name}, {found.task}" if found.task else name)
 
 
 def _hashes(cells: ModuleType, subject: CardSubject) -> CardTable | None:

@@ -102,6 +102,11 @@ def format_count(n: int) -> str:
     return f"{n:,}"
 
 
+def format_context(tokens: int) -> str:
+    """A context in short: 8192 → "8k"; as a count where it is not a whole number of 1024 tokens."""
+    return f"{format_count(tokens // 1024)}k" if tokens and tokens % 1024 == 0 else f"{format_count(tokens)} tokens"
+
+
 def format_weight_count(n: int) -> str:
     """1100048384 → "1.10 B"; millions ("135 M") below a billion."""
     return f"{format_digits(n / 1e9)} B" if n >= 999_500_000 else f"{format_digits(n / 1e6)} M"

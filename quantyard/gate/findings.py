@@ -8,21 +8,20 @@ from __future__ import annotations
 from typing import Final
 
 from quantyard.formatting.numbers import format_count, format_forecast_count, format_percent
-from quantyard.metrics.budget_figures import metric_budget_interval, metric_budget_limit, metric_budget_value
+from quantyard.metrics.budget_figures import (
+    BUDGET_NAMES,
+    metric_budget_interval,
+    metric_budget_limit,
+    metric_budget_value,
+)
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.gate import Outcome
 from quantyard.protocol.measurements import Comparison, Interval
 from quantyard.store.manifest import Manifest
 
+# With their articles, for sentences.
 NAMES: Final = {
-    "max_ppl_change": "the change of perplexity",
-    "max_mean_kld": "mean KLD",
-    "max_accuracy_loss": "the loss of accuracy",
-    "min_generated_tokens_per_s": "the speed of generation",
-    "min_prompt_tokens_per_s": "the speed of reading a prompt",
-    "max_size": "the size",
-    "min_schema_conformance": "the share of answers that conform to their JSON schema",
-    "min_same_tokens": "the length of text up to which llama.cpp computes what Transformers computes",
+    budget: name if budget == "max_mean_kld" else f"the {name}" for budget, name in BUDGET_NAMES.items()
 }
 
 

@@ -210,7 +210,7 @@ def _same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]
 
 
 _Judge = Callable[..., Iterator[BudgetResult]]
-# To add a budget: a row, its name in `words.NAMES`, and its field in `budgets.GateBudget`.
+# To add a budget: a row, its name in `metrics/budget_figures.py`, and its field in `budgets.GateBudget`.
 _JUDGES: Final[Mapping[str, _Judge]] = {
     "max_ppl_change": _ppl_change,
     "max_mean_kld": _mean_kld,

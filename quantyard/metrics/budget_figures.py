@@ -1,4 +1,4 @@
-"""Formats the values and limits of budgets, each in its unit, for the gate's findings and the card."""
+"""Formats the values and limits of budgets, each in its unit, for the gate's findings, the card and the page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from quantyard.protocol.measurements import Interval
 
 # The units of limits that are shown as they were typed.
 _UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": ""}
+
+# What each budget limits, for people. To add a budget: add a row.
+BUDGET_NAMES: Final = {
+    "max_ppl_change": "change of perplexity",
+    "max_mean_kld": "mean KLD",
+    "max_accuracy_loss": "loss of accuracy",
+    "min_generated_tokens_per_s": "speed of generation",
+    "min_prompt_tokens_per_s": "speed of reading a prompt",
+    "max_size": "size",
+    "min_schema_conformance": "share of answers that conform to their JSON schema",
+    "min_same_tokens": "length of text up to which llama.cpp computes what Transformers computes",
+}
+
+
+def metric_budget_name(budget: str) -> str:
+    """What a budget limits; its own name if this version does not know it."""
+    return BUDGET_NAMES.get(budget, budget)
 
 
 def metric_budget_value(budget: str, x: float) -> str:

@@ -113,7 +113,7 @@ def why_file_sentence(choice: BestFile[ReportedFile], baseline: str) -> str:
     if choice.equal:
         others = " and ".join(file.label for file in choice.equal)
         return f"The larger {others} {'is' if len(choice.equal) == 1 else 'are'} not measurably closer to {baseline}."
-    return f"Of {choice.n_files} files it is the closest to {baseline}." if choice.n_files > 1 else ""
+    return f"It is the closest of these {choice.n_files} files to {baseline}." if choice.n_files > 1 else ""
 
 
 def less_memory_sentence(choice: BestFile[ReportedFile]) -> str:

@@ -138,7 +138,7 @@ def release_card_context(
     """What the card says in addition to the manifest."""
     texts = [file.read().decode(errors="replace") for file in legal if "README" not in file.path.upper()]
     return CardContext(
-        repo_id=publish.repo_id or f"me/{release.name}-GGUF", suite=release.suite, licence=licence, oci=publish.oci,
+        repo_id=publish.repo_id, suite=release.suite, licence=licence, oci=publish.oci,
         plots=release_plots(release), licence_text="\n\n".join(texts)[:_LICENCE_TEXT_LIMIT],
     )
 

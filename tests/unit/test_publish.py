@@ -341,11 +341,11 @@ def test_what_failed_can_be_published_with_the_failure_on_its_card(yard: Yard) -
     said = yard.publish("--allow-fail", gate=FAILS)
     assert said.code == 0
     card = yard.published()["README.md"].decode()
-    assert "failed the quality gate" in card
+    assert "quality limits missed" in card
     gate = json.loads(yard.published()["manifest.json"])["gate"]
     assert {result["outcome"] for result in gate["results"]} == {"failed"}
     yard.publish()
-    assert "failed the quality gate" not in yard.published()["README.md"].decode()
+    assert "quality limits missed" not in yard.published()["README.md"].decode()
 
 
 def test_without_budgets_of_the_users_own_ours_hold(yard: Yard) -> None:
