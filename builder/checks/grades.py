@@ -123,7 +123,7 @@ def finding_outcome(finding: TextFinding, permitted: frozenset[str], *, worst_te
             return _unless_permitted(finding, permitted)
         is_seen = finding.share > SCRIPT_SHARE or not finding.tokens
         return "warn" if is_seen else "record"
-    return "record"
+    return "warn" if finding.kind == LEADING_SPACE and is_certain else "record"
 
 
 def _unless_permitted(finding: TextFinding, permitted: frozenset[str]) -> Outcome:

@@ -101,6 +101,7 @@ def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) ->
     added = [token for token in tools["added_tokens"](folder, tokenizer) if _is_text(token["content"])]
     names = [token["content"] for token in added]
     encode: Callable[[str, bool], list[int]] = tools["judging_encode"](witnesses, names)
+    apart = tools["encode_apart"](encode, {token["content"]: token["id"] for token in added})
     passages = corpus["running_text"]()
     texts = [*probes["PROBES"], *(passage["text"] for passage in passages)]
     return {
@@ -110,16 +111,23 @@ def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) ->
         "probe_ids_with_special": {text: encode(text, True) for text in probes["ENDS_PROBES"]},
         "passages": [passage | {"ids": encode(passage["text"], False)} for passage in passages],
         "added_tokens": added,
-        "added_batches": [_batch(encode, *batch) for batch in probes["added_token_batches"](added)],
+        "added_batches": [_batch(encode, apart, *batch) for batch in probes["added_token_batches"](added)],
     }
 
 
-def _batch(encode: Callable[[str, bool], list[int]], tokens: list[str], texts: list[str]) -> dict[str, Any]:
+def _batch(
+    encode: Callable[[str, bool], list[int]], apart: Callable[[str], list[int]], tokens: list[str], texts: list[str]
+) -> dict[str, Any]:
+    asked = [*texts, "\n".join(texts)]
+    ids = [encode(text, False) for text in asked]
+    apart_ids = [found if found != own else None for found, own in zip(map(apart, asked), ids, strict=True)]
     return {
         "tokens": tokens,
         "texts": texts,
-        "ids": [encode(text, False) for text in texts],
-        "joined_ids": encode("\n".join(texts), False),
+        "ids": ids[:-1],
+        "joined_ids": ids[-1],
+        "apart_ids": apart_ids[:-1],
+        "joined_apart_ids": apart_ids[-1],
     }
 
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Final
 
 from builder.checks.grades import COMMON_SCRIPTS, added_token_kind, difference_kind, passage_kind
 from builder.llama.runtime import LlamaRuntime
 from quantyard.protocol.builder import Passage, ProbeBatch, Reference
-from quantyard.protocol.text_findings import PLAIN_TEXT
+from quantyard.protocol.text_findings import LEADING_SPACE, PLAIN_TEXT
 
 _MAX_SINGLES: Final = 2000  # probes of added tokens asked one by one, where batches differ; then it is plain enough
 
 
 @dataclass(frozen=True)
 class TextDifference:
-    """One text, the ids that the model's own files give, and llama.cpp's."""
+    """One text, the ids that the model's own files give, and llama.cpp's.
+
+    Attributes:
+        apart: see `ProbeBatch`.
+    """
 
     text: str
     expected: list[int]
     found: list[int]
+    apart: list[int] | None = None
 
 
 @dataclass
@@ -64,7 +69,8 @@ class TokenParity:
                 self.kinds[kind].probes.append(difference)
         self._compare_ends()
         for difference, token in self._added():
-            self._certain(added_token_kind(token), difference)
+            kind = LEADING_SPACE if difference.found == difference.apart else added_token_kind(token)
+            self._certain(kind, difference)
         for passage in self._reference.passages:
             self._compare_passage(passage)
 
@@ -87,15 +93,15 @@ class TokenParity:
             joined = self._difference("\n".join(batch.texts), batch.joined_ids)
             if joined is not None:
                 singles = list(self._singles_of(batch))
-                yield from singles or [(joined, batch.tokens[0])]
+                yield from singles or [(replace(joined, apart=batch.joined_apart_ids), batch.tokens[0])]
 
     def _singles_of(self, batch: ProbeBatch) -> Iterator[tuple[TextDifference, str]]:
-        for token, text, ids in zip(batch.tokens, batch.texts, batch.ids, strict=True):
+        for n, (token, text, ids) in enumerate(zip(batch.tokens, batch.texts, batch.ids, strict=True)):
             self._singles += 1
             if self._singles > _MAX_SINGLES:
                 return
             if difference := self._difference(text, ids):
-                yield difference, token
+                yield replace(difference, apart=batch.apart_ids[n] if batch.apart_ids else None), token
 
     def _compare_passage(self, passage: Passage) -> None:
         counts = self.kinds[passage_kind(passage.script, self._common)]

@@ -11,6 +11,7 @@ No import but the standard library: this file runs in the converter's Python, wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,27 @@ def judging_encode(witnesses: list[Witness], added: Iterable[str]) -> Encode:
         return (other if any(name in text for name in names) else first).encode(text, add_special)
 
     return encode
+
+
+def encode_apart(encode: Encode, added: dict[str, int]) -> Callable[[str], list[int]]:
+    """Token ids where each stretch of text between added tokens is tokenized as a text of its own.
+
+    Tokenizers that put a space before a text put it before each stretch then. llama.cpp does so
+    (`llm_tokenizer_spm_session`), and Transformers unless `legacy` is false.
+
+    Args:
+        added: the id of each added token.
+    """
+    names = sorted(filter(None, added), key=len, reverse=True)
+    if not names:
+        return lambda text: encode(text, False)
+    split = re.compile(f"({'|'.join(map(re.escape, names))})").split
+
+    def apart(text: str) -> list[int]:
+        stretches = [[added[part]] if part in added else encode(part, False) for part in split(text) if part]
+        return [token for stretch in stretches for token in stretch]
+
+    return apart
 
 
 def witness_disagreements(witnesses: list[Witness], texts: Iterable[str], added: Iterable[str]) -> list[str]:

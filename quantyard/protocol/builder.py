@@ -199,12 +199,20 @@ class AddedToken(Frozen):
 
 
 class ProbeBatch(Frozen):
-    """Probes, one for each of these tokens, their token ids, and those of all of them as one text, a probe a line."""
+    """Probes, one for each of these tokens, their token ids, and those of all of them as one text, a probe a line.
+
+    Attributes:
+        apart_ids: of each probe, the ids if each stretch between added tokens is tokenized as a text of its own, which
+            begins with a space in some tokenizers; None where these are the same.
+        joined_apart_ids: the same of the one text.
+    """
 
     tokens: list[str]
     texts: list[str]
     ids: list[list[int]]
     joined_ids: list[int]
+    apart_ids: list[list[int] | None] = Field(default_factory=list)
+    joined_apart_ids: list[int] | None = None
 
 
 class Passage(Frozen):

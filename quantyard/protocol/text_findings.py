@@ -19,7 +19,7 @@ SCRIPT: Final = "script:"  # begins the kind of one script, such as script:hebre
 KINDS: Final = {
     PLAIN_TEXT: "plain text, chat templates or added tokens",
     NORMALIZATION: "decomposed and invisible characters",
-    LEADING_SPACE: "white space that begins a text",
+    LEADING_SPACE: "white space that begins a text, or that follows a special token",
     SENTINEL_TOKENS: "words that spell a token of another model, or one that is reserved",
 }
 _SCRIPT_KIND: Final = re.compile(rf"{SCRIPT}[a-z]+(-[a-z]+)*")

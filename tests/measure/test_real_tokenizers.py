@@ -117,3 +117,13 @@ def test_a_sentencepiece_model_needs_its_tokenizer_model(tmp_path: Path) -> None
     with pytest.raises(StageFailure) as refused:
         refuse_missing_sentencepiece(folder, "LlamaForCausalLM")
     assert refused.value.exit_code == ExitCode.BAD_REQUEST and "Copy tokenizer.model" in refused.value.error.hint
+
+
+def test_the_space_that_llama_cpp_puts_after_special_tokens_is_a_warning(tmp_path: Path) -> None:
+    folder = write_family("llama-2", tmp_path / "llama-2")
+    (folder / "tokenizer.json").unlink()  # which would say that the space belongs there
+    config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": False}))
+    findings, reference = _compared(folder)
+    assert reference.witness.startswith("tokenizer.model (sentencepiece ")
+    assert [(finding.kind, finding.outcome) for finding in findings] == [("leading-space", "warn")]
