@@ -1,7 +1,7 @@
 """The stage `contract`: serves a GGUF and checks every promise of the API.
 
 A server is started on loopback inside the stage's own container (which has no network), with a random key. Every check
-in `api_checks.checks.CHECKS` sends plain HTTP, without a client library, since the contract is what is on the wire. A
+in `api_checks.checks` sends plain HTTP, without a client library, since the contract is what is on the wire. A
 broken promise does not fail the stage: the report names it, and the gate or the user decides.
 """
 
@@ -10,26 +10,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import httpx2
 
 from quantyard.formats.gguf import GgufError, read_gguf_model
+from quantyard.formats.purpose import Purpose, gguf_purpose
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
-from server.api_checks.checks import CHECKS, ApiCheck
+from server.api_checks.checks import ApiCheck, api_checks_of
 from server.api_checks.checks import CheckOutcome as Checked
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.session import ApiSession, BrokenPromise
 
 REPORT_FILE: Final = "report.json"
+_OF_OTHERS: Final[dict[Purpose, str]] = {
+    "generate": "the model generates text", "embed": "the model embeds texts, and generates none",
+    "rerank": "the model ranks documents, and generates none",
+}  # fmt: skip
 OnProgress = Callable[[int, int], None]
 
 
 def _why_not_applicable(session: ApiSession, check: ApiCheck) -> str:
     """Why there is nothing to check; "" if there is."""
+    if session.purpose not in check.purposes:
+        return _OF_OTHERS[session.purpose]
     if session.has_chat_template or not check.needs_chat:
         return ""
     if session.is_encoder_decoder:
@@ -59,7 +66,7 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
 
 def run_contract_checks(
     address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = "",
-    *, has_chat_template: bool = True, is_encoder_decoder: bool = False,
+    *, has_chat_template: bool = True, is_encoder_decoder: bool = False, purpose: Purpose = "generate",
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
@@ -67,20 +74,22 @@ def run_contract_checks(
         on_progress: called with the number of checks done, and of all.
         has_chat_template: of the model; to a base model what chats does not apply.
         is_encoder_decoder: what asks for structure does not apply to it.
+        purpose: what it is for, which decides what it is asked.
 
     Raises:
         httpx2.TransportError: no server answers at the address.
     """
     started = time.perf_counter()
-    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder)
+    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder, purpose)
     server = session.server
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
-    for check in CHECKS:
+    checks = api_checks_of(purpose)
+    for check in checks:
         record, found = run_contract_check(session, check)
         records.append(record)
         schemas = found or schemas
-        on_progress(len(records), len(CHECKS))
+        on_progress(len(records), len(checks))
     return ContractReport(
         label=label, server=server, model=session.model, checks=tuple(records), schemas=schemas,
         duration_s=time.perf_counter() - started,
@@ -102,8 +111,9 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
         request.parallel, request.load_timeout_s,
     )  # fmt: skip
     with ServedModel(launch) as served:
-        stage.log(f"{served.argv[0]} is ready; {len(CHECKS)} checks")
-        report = _checked(stage, served, request.label, _kind(model))
+        kind = _kind(model)
+        stage.log(f"{served.argv[0]} is ready; {len(api_checks_of(kind.get('purpose', 'generate')))} checks")
+        report = _checked(stage, served, request.label, kind)
         argv = served.argv
     (stage.files_dir / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n")
     _log(stage, report)
@@ -111,7 +121,7 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
-def _kind(model: Path) -> dict[str, bool]:
+def _kind(model: Path) -> dict[str, Any]:
     """What decides which checks apply."""
     try:
         header = read_gguf_model(model)
@@ -119,12 +129,15 @@ def _kind(model: Path) -> dict[str, bool]:
         return {}
     return {
         "has_chat_template": header.chat_template is not None, "is_encoder_decoder": header.is_encoder_decoder,
+        "purpose": gguf_purpose(header),
     }  # fmt: skip
 
 
-def _checked(stage: Stage, served: ServedModel, label: str, kind: dict[str, bool]) -> ContractReport:
+def _checked(stage: Stage, served: ServedModel, label: str, kind: dict[str, Any]) -> ContractReport:
+    names = [check.name for check in api_checks_of(kind.get("purpose", "generate"))]
+
     def progress(done: int, total: int) -> None:
-        served.check_alive(f"the check {CHECKS[done - 1].name!r}")
+        served.check_alive(f"the check {names[done - 1]!r}")
         stage.progress(done, total, "checks")
 
     try:

@@ -17,6 +17,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from quantyard.formats.purpose import Purpose
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckStatus, SchemaRate
 from server.api_checks.abuse import (
@@ -41,7 +42,9 @@ from server.api_checks.schemas import (
 from server.api_checks.session import (
     CHAT,
     COMPLETION,
+    EMBEDDINGS,
     EXCERPT,
+    RERANK,
     ApiSession,
     BrokenPromise,
     api_answer_choice,
@@ -50,6 +53,15 @@ from server.api_checks.session import (
     api_error_text,
     need_promise,
     shown_api_answer,
+)
+from server.api_checks.vectors import (
+    CLIENTS,
+    check_base64,
+    check_ranking,
+    check_vector_clients,
+    check_vector_order,
+    check_vectors,
+    check_wrong_input,
 )
 
 _HALF: Final = "\N{REPLACEMENT CHARACTER}"  # a character that max_tokens cut: a stream may leave it out
@@ -82,7 +94,8 @@ _EXAMPLE: Final[list[dict[str, object]]] = [
 ]  # fmt: skip
 _STRANGERS: Final = ((None, "no key"), ("wrong", "a wrong key"))
 # All routes to the model: none may answer without the key. Routes that a server does not have may answer 401 or 404.
-_DOORS: Final = (CHAT, COMPLETION, "/completion", "/chat/completions", "/v1/messages", "/v1/responses", "/infill")
+_DOORS: Final = (CHAT, COMPLETION, "/completion", "/chat/completions", "/v1/messages", "/v1/responses", "/infill",
+          EMBEDDINGS, RERANK, "/embeddings")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -319,7 +332,7 @@ def _call(session: ApiSession, before: list[dict[str, object]]) -> tuple[str, bo
 
 
 def _embeddings(session: ApiSession) -> CheckOutcome:
-    answer = session.wire.post("/v1/embeddings", {"model": session.model, "input": "hello"})
+    answer = session.embed("hello")
     if answer.status == 200:
         vector = (answer.body.get("data") or [{}])[0].get("embedding")
         need_promise(bool(vector), f"200 without an embedding: {shown_api_answer(answer)}")
@@ -349,20 +362,23 @@ def _oversized(session: ApiSession) -> CheckOutcome:
     n_words = (session.n_ctx or _UNKNOWN_CONTEXT) + 64
     answer = session.ask("word " * n_words, max_tokens=1)
     said = api_error_text(answer)
+    # llama-server answers with 500 where a text is longer than the batch that computes it at once.
+    statuses = (400,) if session.purpose == "generate" else (400, 500)
     need_promise(
-        answer.status == 400 and bool(said),
+        answer.status in statuses and bool(said),
         f"a prompt of {n_words} words: wanted 400 with a reason, got {shown_api_answer(answer)}",
     )
     numbers = {int(number) for number in re.findall(r"\d+", said.replace(",", ""))}
-    names_context = session.n_ctx in numbers if session.n_ctx else any(number < n_words for number in numbers)
+    is_known = session.n_ctx and session.purpose == "generate"
+    names_context = session.n_ctx in numbers if is_known else any(number < n_words for number in numbers)
     names_prompt = any(number >= n_words for number in numbers)
     need_promise(names_context and names_prompt, f"the error does not name both sizes: {said[:EXCERPT]!r}")
-    return _passed(f"400: {said[:EXCERPT]}")
+    return _passed(f"{answer.status}: {said[:EXCERPT]}")
 
 
 def _malformed(session: ApiSession) -> CheckOutcome:
     for text in ('{"messages": [', "", "[]", '{"messages": "Hello"}'):
-        answer = session.wire.post_text(CHAT, text)
+        answer = session.wire.post_text(session.route, text)
         is_clear = 400 <= answer.status < 500 and bool(api_error_text(answer))
         need_promise(
             is_clear, f"the body {text!r}: wanted 4xx and a JSON error, got {shown_api_answer(answer) or 'nothing'}"
@@ -399,14 +415,20 @@ def _concurrency(session: ApiSession) -> CheckOutcome:
     return _passed(finding, total_s=total_s, slowest_s=slowest_s, clients=_CLIENTS)
 
 
-# ---- hostile clients ---------------------------------------------------------------------------------
+# ---- checks of other modules -------------------------------------------------------------------------
 
 
-def _abuse(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOutcome]:
+def _told(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOutcome]:
     return lambda session: _passed(check(session))
 
 
 # ---- the table ---------------------------------------------------------------------------------------
+
+
+_EMBED: Final[tuple[Purpose, ...]] = ("embed",)
+_RERANK: Final[tuple[Purpose, ...]] = ("rerank",)
+_VECTORS: Final = _EMBED + _RERANK
+_ANY: Final[tuple[Purpose, ...]] = ("generate", *_VECTORS)
 
 
 @dataclass(frozen=True)
@@ -418,12 +440,13 @@ class ApiCheck:
     run: Callable[[ApiSession], CheckOutcome]
     needs_chat: bool = False  # not applicable to a base model
     takes_plain_text: bool = False  # applicable to an encoder-decoder all the same
+    purposes: tuple[Purpose, ...] = ("generate",)
 
 
 # To add a check: add a row with a function of an ApiSession that raises BrokenPromise if the promise is not kept.
 CHECKS: Final = (
-    ApiCheck("health", "/health says 200 once the model is loaded, without a key", _health),
-    ApiCheck("models", "the model is listed", _models),
+    ApiCheck("health", "/health says 200 once the model is loaded, without a key", _health, purposes=_ANY),
+    ApiCheck("models", "the model is listed", _models, purposes=_ANY),
     ApiCheck(
         "chat", "a chat is answered, with role, finish_reason, model, created and usage", _chat, needs_chat=True,
         takes_plain_text=True,
@@ -437,22 +460,47 @@ CHECKS: Final = (
     ApiCheck("seeds", "the same seed writes the same text at temperature 1", _seeds),
     ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema, needs_chat=True),
     ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls, needs_chat=True),
-    ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings),
-    ApiCheck("wrong-key", "a request without the right key gets no answer from the model", _wrong_key),
-    ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized),
-    ApiCheck("malformed", "a body that is not a request is refused, with the reason", _malformed),
-    ApiCheck("unknown-path", "an unknown path is answered with 404", _unknown_path),
+    ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings, purposes=_ANY),
+    ApiCheck("wrong-key", "a request without the right key gets no answer from the model", _wrong_key, purposes=_ANY),
+    ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized, purposes=_ANY),
+    ApiCheck("malformed", "a body that is not a request is refused, with the reason", _malformed, purposes=_ANY),
+    ApiCheck("unknown-path", "an unknown path is answered with 404", _unknown_path, purposes=_ANY),
     ApiCheck("concurrency", f"{_CLIENTS} clients at once are all answered", _concurrency),
     ApiCheck(
-        "slow-clients", "idle connections do not block other clients, and end in seconds", _abuse(check_slow_clients)
+        "slow-clients", "idle connections do not block other clients, and end in seconds", _told(check_slow_clients),
+        purposes=_ANY,
     ),
-    ApiCheck("large-body", "a body that is too large is refused", _abuse(check_large_body)),
-    ApiCheck("closed-routes", "routes that change the server or show requests are closed", _abuse(check_closed_routes)),
+    ApiCheck("large-body", "a body that is too large is refused", _told(check_large_body), purposes=_ANY),
     ApiCheck(
-        "hostile-grammars", "a grammar that would end or stall the server is refused", _abuse(check_hostile_grammars)
+        "closed-routes", "routes that change the server or show requests are closed", _told(check_closed_routes),
+        purposes=_ANY,
     ),
     ApiCheck(
-        "hostile-schemas", "a schema that would end or stall the server is refused", _abuse(check_hostile_schemas)
+        "hostile-grammars", "a grammar that would end or stall the server is refused", _told(check_hostile_grammars)
     ),
-    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _abuse(check_large_tokenize)),
+    ApiCheck(
+        "hostile-schemas", "a schema that would end or stall the server is refused", _told(check_hostile_schemas)
+    ),
+    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _told(check_large_tokenize),
+             purposes=_ANY),
 )
+# Those of models that embed texts or rank documents. Of the checks above they are asked what `purposes` says.
+VECTOR_CHECKS: Final = (
+    ApiCheck(
+        "vectors", "every text has one vector, all of one size and of length 1", _told(check_vectors), purposes=_EMBED
+    ),
+    ApiCheck("vector-order", "a text has the same vector alone and in a batch", _told(check_vector_order),
+             purposes=_EMBED),
+    ApiCheck("vector-base64", "a vector in base64 is the same", _told(check_base64), purposes=_EMBED),
+    ApiCheck("ranking", "every document has one score, whatever is ranked with it", _told(check_ranking),
+             purposes=_RERANK),
+    ApiCheck("wrong-input", "what is not a text is refused, with the reason", _told(check_wrong_input),
+             purposes=_VECTORS),
+    ApiCheck("vector-clients", f"{CLIENTS} clients at once get what each gets alone", _told(check_vector_clients),
+             purposes=_VECTORS),
+)
+
+
+def api_checks_of(purpose: Purpose) -> tuple[ApiCheck, ...]:
+    """The checks of a model's report, those among them that do not apply to it."""
+    return (*CHECKS, *(check for check in VECTOR_CHECKS if purpose in check.purposes))

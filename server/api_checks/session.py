@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from quantyard.formats.purpose import Purpose
 from server.api_checks.launch import Answer, Wire
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETION: Final = "/v1/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+RERANK: Final = "/v1/rerank"
 EXCERPT: Final = 160  # characters of an answer shown in a finding
 
 
@@ -35,6 +38,8 @@ class ApiSession:
     wire: Wire
     has_chat_template: bool = True  # a base model has none, and the server would make one up
     is_encoder_decoder: bool = False  # its server takes a chat as plain text, and writes plain text only
+
+    purpose: Purpose = "generate"
 
     @cached_property
     def model(self) -> str:
@@ -67,6 +72,11 @@ class ApiSession:
         asked: dict[str, object] = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
         return {"model": self.model, "chat_template_kwargs": {"enable_thinking": False}, **asked, **settings}
 
+    @property
+    def route(self) -> str:
+        """The route that the model is for."""
+        return {"generate": CHAT, "embed": EMBEDDINGS, "rerank": RERANK}[self.purpose]
+
     def chat(self, prompt: str, **settings: object) -> Answer:
         return self.wire.post(CHAT, self.chat_body(prompt, **settings))
 
@@ -74,8 +84,20 @@ class ApiSession:
         return self.wire.post(COMPLETION, {"model": self.model, "prompt": prompt, "temperature": 0, **settings})
 
     def ask(self, prompt: str, **settings: object) -> Answer:
-        """A chat; of a base model a completion."""
+        """A chat; of a base model a completion, of others what they are for."""
+        if self.purpose == "embed":
+            return self.embed(prompt)
+        if self.purpose == "rerank":
+            return self.rank(prompt, ["Hello"])
         return self.chat(prompt, **settings) if self.has_chat_template else self.complete(prompt, **settings)
+
+    def embed(self, texts: object, **settings: object) -> Answer:
+        """Embeddings of a text or of several."""
+        return self.wire.post(EMBEDDINGS, {"model": self.model, "input": texts, **settings})
+
+    def rank(self, query: object, documents: object, **settings: object) -> Answer:
+        """The scores of documents by a query."""
+        return self.wire.post(RERANK, {"model": self.model, "query": query, "documents": documents, **settings})
 
     def stream(self, prompt: str, **settings: object) -> Streamed:
         """A streamed chat."""

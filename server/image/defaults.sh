@@ -2,13 +2,16 @@
 #
 #   THREADS        one per physical core, at most the container's share of the CPU
 #   PARALLEL       4 slots: requests answered at once; others wait
+#   flags_for      what llama-server is told of a model that embeds texts or ranks documents
 #   CONTEXT_SIZE   tokens shared by all slots: the model's training context for each slot, at most MAX_CONTEXT in all,
 #                  and at most half of the memory that is left beside the model
 
 DEFAULT_PARALLEL=4
 MAX_CONTEXT=32768
 MIN_CONTEXT=512
+MAX_TEXT=4096 # tokens of a text to embed, which is computed at once; LLAMA_ARG_UBATCH changes it
 CGROUP=/sys/fs/cgroup
+TENSORS_BYTES=33554432 # and the names of its tensors after it
 HEAD_BYTES=65536 # a GGUF has the numbers of the architecture before the vocabulary
 
 # decide MODELS: sets the settings that are not set, and logs the reasons.
@@ -86,14 +89,63 @@ kv_bytes_per_token() {
 # gguf_number FILE KEY: the value of `<architecture>.KEY` if it is one 32-bit number (type 4 or 5 of gguf.h), else empty.
 # The byte after the key is its type, so that head_count does not match head_count_kv.
 gguf_number() {
-    pattern="[a-z0-9_-]*[.]$(echo "$2" | sed 's/[.]/[.]/g')[$(printf '\004\005')]"
-    found=$(head -c "$HEAD_BYTES" "$1" | LC_ALL=C grep -abo "$pattern" | head -n 1)
-    [ -n "$found" ] || return 0
-    key=${found#*:}
-    value=$(od -An -tu4 -j $((${found%%:*} + ${#key} + 3)) -N 4 "$1" | tr -d ' ')
+    value=$(gguf_bytes "$1" "$2" "$(printf '\004\005')" 0 4)
     case $value in
         "" | ????????*) ;; # eight digits or more cannot be a number of layers, heads or tokens
         *) echo "$value" ;;
+    esac
+}
+
+# gguf_bytes FILE KEY TYPES SKIP COUNT: so many bytes of the value as a number, if it has one of these types, else empty.
+gguf_bytes() {
+    pattern="[a-z0-9_-]*[.]$(echo "$2" | sed 's/[.]/[.]/g')[$3]"
+    found=$(head -c "$HEAD_BYTES" "$1" | LC_ALL=C grep -abo "$pattern" | head -n 1)
+    [ -n "$found" ] || return 0
+    key=${found#*:}
+    od -An "-tu$5" -j $((${found%%:*} + ${#key} + 3 + $4)) -N "$5" "$1" | tr -d ' '
+}
+
+# purpose_of FILE: generate, embed or rerank, as formats/purpose.py tells them apart.
+purpose_of() {
+    pooling=$(gguf_number "$1" pooling_type)
+    if [ "$pooling" = 4 ] || has_one_score "$1"; then
+        echo rerank
+    elif [ "${pooling:-0}" -gt 0 ] || [ "$(gguf_bytes "$1" attention.causal "$(printf '\007')" 0 1)" = 0 ]; then
+        echo embed
+    else
+        echo generate
+    fi
+}
+
+# has_one_score FILE: whether it has the head of a reranker, by the labels or else the name of the tensor.
+has_one_score() {
+    labels=$(gguf_bytes "$1" classifier.output_labels "$(printf '\011')" 4 8)
+    [ "${labels:-1}" = 1 ] && head -c "$TENSORS_BYTES" "$1" | LC_ALL=C grep -aq 'cls[.]\(output[.]\)\{0,1\}weight'
+}
+
+# flags_for FILE: the settings of llama-server that this model needs, "name value" on a line each.
+flags_for() {
+    purpose=$(purpose_of "$1")
+    case $purpose in
+        generate) return 0 ;;
+        rerank) echo "reranking true" ;;
+        embed) echo "embeddings true" && echo "pooling $(pooling_of "$1")" ;;
+    esac
+    [ -z "${LLAMA_ARG_UBATCH:-}" ] || return 0
+    text=$(gguf_number "$1" context_length)
+    text=${text:-512}
+    [ "$text" -le "$MAX_TEXT" ] || text=$MAX_TEXT
+    [ "$text" -le "$CONTEXT_SIZE" ] || text=$CONTEXT_SIZE
+    echo "batch-size $text"
+    echo "ubatch-size $text"
+}
+
+# pooling_of FILE: how it makes one vector of a text, as --pooling takes it; where it does not say, the mean.
+pooling_of() {
+    case $(gguf_number "$1" pooling_type) in
+        2) echo cls ;;
+        3) echo last ;;
+        *) echo mean ;;
     esac
 }
 

@@ -44,6 +44,14 @@ main() {
     fi
     decide "$models"
     set -- --ctx-size "$CONTEXT_SIZE" --parallel "$PARALLEL" --threads "$THREADS" --cache-ram "${CACHE_MIB:-0}" "$@"
+    if [ "$(echo "$models" | wc -l)" -gt 1 ]; then
+        presets=/tmp/models-$$.ini
+        write_presets "$models" >"$presets"
+        [ ! -s "$presets" ] || set -- --models-preset "$presets" "$@"
+    else
+        # shellcheck disable=SC2046  # flags and values have no blanks
+        set -- $(flags_for "$models" | sed 's/^/--/; s/ true$//') "$@"
+    fi
     [ -z "${N_GPU_LAYERS:-}" ] || set -- --n-gpu-layers "$N_GPU_LAYERS" "$@"
     run "${LLAMA_SERVER:-/app/llama-server}" "$@"
 }
@@ -65,6 +73,14 @@ models_in() {
     else
         echo "$1"
     fi
+}
+
+# write_presets MODELS: for the router, a section of settings for each model that needs some.
+write_presets() {
+    echo "$1" | while IFS= read -r file; do
+        flags=$(flags_for "$file")
+        [ -z "$flags" ] || { echo "[$(names_of "$file")]" && echo "$flags" | sed 's/ / = /'; }
+    done
 }
 
 names_of() { echo "$1" | sed 's|.*/||; s|\.gguf$||; s|-00001-of-[0-9]*$||' | paste -sd ' ' -; }

@@ -14,6 +14,11 @@ config=""
 echo "$config" | ask --output /dev/null "$address/health"
 [ ! -e "$answered" ] || exit 0
 model=$(echo "$config" | ask "$address/v1/models" | sed -n 's/.*"data":\[{"id":"\([^"]*\)".*/\1/p')
-echo "$config" | ask --output /dev/null --header 'Content-Type: application/json' \
-    --data "{\"model\":\"$model\",\"prompt\":\"1\",\"max_tokens\":1}" "$address/v1/completions"
+post() {
+    echo "$config" | ask --output /dev/null --header 'Content-Type: application/json' \
+        --data "{\"model\":\"$model\",$2}" "$address$1"
+}
+# A model answers the one for which it is made.
+post /v1/completions '"prompt":"1","max_tokens":1' || post /v1/embeddings '"input":"1"' ||
+    post /v1/rerank '"query":"1","documents":["1"]'
 : >"$answered"

@@ -10,8 +10,11 @@ import signal
 import sys
 from typing import Any, Final
 
+from quantyard.formats.gguf import GgufError, read_gguf_model
+from quantyard.formats.purpose import POOLINGS, gguf_pooling, gguf_purpose
 from server.local.model_process import ModelSettings
 
+MAX_TEXT: Final = 4096  # tokens of a text to embed, as in server/image/defaults.sh
 _HOST: Final = "127.0.0.1"
 _WARNINGS: Final = 2  # of the levels of its log: errors, warnings, information, …
 _HTTP_THREADS: Final = 32  # to start with; llama-server adds some for further connections
@@ -45,8 +48,23 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
     params.model.path, params.model_alias = str(settings.path), {settings.name}
     params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+    _set_purpose(xllamacpp, params, settings)
     params.n_gpu_layers, params.fit_params, params.cache_ram_mib = settings.n_gpu_layers, False, 0
     return params
+
+
+def _set_purpose(xllamacpp: Any, params: Any, settings: ModelSettings) -> None:
+    """What a model that embeds texts or ranks documents needs: its pooling, and a text computed at once."""
+    try:
+        header = read_gguf_model(settings.path)
+    except (GgufError, OSError):  # llama-server says what is wrong with it
+        return
+    if gguf_purpose(header) == "generate":
+        return
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type(POOLINGS.index(gguf_pooling(header)))
+    room = settings.context_size or MAX_TEXT
+    params.n_batch = params.n_ubatch = min(header.context_length or MAX_TEXT, MAX_TEXT, room)
 
 
 if __name__ == "__main__":

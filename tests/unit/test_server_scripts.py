@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantyard.formats.gguf import read_gguf_header
+from quantyard.formats.purpose import gguf_pooling, gguf_purpose
 from quantyard.paths import REPO_DIR
-from tests.gguf_files import SMALL_TENSORS, Value
+from tests.gguf_files import SMALL_TENSORS, TensorSpec, Value
 from tests.gguf_files import gguf as gguf_bytes
 
 SCRIPTS = REPO_DIR / "server" / "image"
@@ -116,3 +118,54 @@ def test_a_key_is_made_once_readable_to_its_owner_alone(tmp_path: Path) -> None:
 def test_a_script_parses_in_the_plainest_shell(path: Path) -> None:
     subprocess.run(["sh", "-n", path], check=True)
     assert os.access(path, os.X_OK) == (path.name != "defaults.sh")
+
+
+_NOT_CAUSAL: Mapping[str, Value] = {
+    "general.architecture": "bert", "bert.context_length": 512, "bert.attention.causal": False,
+    "tokenizer.ggml.tokens": ["a"] * 500,
+}
+_EMBEDDERS: Mapping[str, tuple[Mapping[str, Value], str, str]] = {
+    "a text generator": (LLAMA, "", "generate"),
+    "a causal model that says so": ({**LLAMA, "llama.attention.causal": True}, "", "generate"),
+    "a BERT without pooling": (_NOT_CAUSAL, "", "embed mean"),
+    "a BERT that pools its first token": ({**_NOT_CAUSAL, "bert.pooling_type": 2}, "", "embed cls"),
+    "a decoder that pools its last token": ({**LLAMA, "llama.pooling_type": 3}, "", "embed last"),
+    "a decoder that ranks": ({**LLAMA, "llama.pooling_type": 4}, "", "rerank rank"),
+    "a BERT with a head": (_NOT_CAUSAL, "cls.output.weight", "rerank rank"),
+    "a BERT with a head of one label": (
+        {**_NOT_CAUSAL, "bert.classifier.output_labels": ["LABEL_0"]}, "cls.output.weight", "rerank rank",
+    ),
+    "a BERT with a head of two labels": (
+        {**_NOT_CAUSAL, "bert.classifier.output_labels": ["no", "yes"]}, "cls.output.weight", "embed mean",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _EMBEDDERS)
+def test_the_purpose_of_a_model_is_told_as_python_tells_it(tmp_path: Path, kind: str) -> None:
+    keys, head, wanted = _EMBEDDERS[kind]
+    tensors = [*SMALL_TENSORS, *([TensorSpec(head, (32, 1))] if head else [])]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes(keys, tensors))
+    purpose, _, pooling = wanted.partition(" ")
+    header = read_gguf_header(path)
+    assert shell('purpose_of "$1"', str(path)) == purpose == gguf_purpose(header)
+    assert not pooling or gguf_pooling(header) == pooling
+    said = shell('CONTEXT_SIZE=2048; flags_for "$1"', str(path))
+    assert (f"pooling {pooling}" in said) == (purpose == "embed")
+    assert ("reranking true" in said) == (purpose == "rerank")
+    assert not said or f"ubatch-size {512 if 'BERT' in kind else 2048}" in said
+
+
+def test_a_router_is_told_of_the_models_that_do_not_generate(tmp_path: Path) -> None:
+    gguf(tmp_path, LLAMA)
+    (tmp_path / "e.gguf").write_bytes(gguf_bytes(_NOT_CAUSAL, SMALL_TENSORS))
+    (tmp_path / "server").write_text(
+        '#!/bin/sh\necho "$@"\ncat "$(echo "$@" | sed "s/.*--models-preset //; s/ .*//")"\n'
+    )
+    (tmp_path / "server").chmod(0o755)
+    given = {"PATH": os.environ["PATH"], "MODEL": str(tmp_path), "API_KEY": "off", "CONTEXT_SIZE": "4096",
+             "LLAMA_SERVER": str(tmp_path / "server")}  # fmt: skip
+    said = subprocess.run([SCRIPTS / "entrypoint.sh"], env=given, capture_output=True, text=True, check=True).stdout
+    assert "[e]\nembeddings = true\npooling = mean\nbatch-size = 512\nubatch-size = 512" in said
+    assert "[m]" not in said
