@@ -81,7 +81,7 @@ SETTINGS: Final = (
     ),
     Setting(
         "IMATRIX", "", "importance matrix",
-        "none, auto (used where it helps; the default of `matrix`), or a file.gguf",
+        "none, auto (used where it helps; the default of `matrix`), or a file.gguf; default: as the file was made",
     ),
     Setting(
         "CALIBRATION", "", "importance matrix", "text files to compute it from; default: the shipped text", "paths",

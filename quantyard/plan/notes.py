@@ -17,13 +17,23 @@ from quantyard.quants.narrow_rows import narrow_rows_note
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
     narrow = (note for t in plan.targets if (note := _narrow(plan, t)))
-    return (*plan.source.notes, *_no_twin(plan), *_short_context(plan), *narrow)
+    return (*plan.source.notes, *_no_twin(plan), *_short_context(plan), *narrow, *_matrices(plan))
 
 
 def _no_twin(plan: BuildPlan) -> Iterator[str]:
     """For a GGUF, of which there is no original here."""
     if plan.source.kind == "gguf":
         yield "A GGUF has no twin: there is no original to compare its computation with."
+
+
+def _matrices(plan: BuildPlan) -> Iterator[str]:
+    """Which files are made with an importance matrix: their names do not tell."""
+    made = [step for step in plan.steps if step.row.name == "quantize" and step.quant]
+    given = [step.quant for step in made if "imatrix" in step.inputs]
+    if given:
+        others = [step.quant for step in made if step.quant not in given]
+        without = f"; without one: {', '.join(others)}" if others else ""
+        yield f"Made with an importance matrix: {', '.join(dict.fromkeys(given))}{without}."
 
 
 def _short_context(plan: BuildPlan) -> Iterator[str]:

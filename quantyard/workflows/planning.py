@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
 from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
+from quantyard.quants.catalog import Quant
 from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.architectures import refuse_unsupported_architecture
@@ -27,6 +29,7 @@ from quantyard.sources.resolve import Source, find_source, recall_source, refuse
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import read_manifest
 from quantyard.store.stages import ModelStore
+from quantyard.workflows.kept_matrices import kept_matrices, plan_with_kept_matrices
 from quantyard.workflows.results import Planned
 
 EVAL_SUITE = "quick"  # the default of `eval`
@@ -123,10 +126,18 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
         allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
         parity=request.parity, allow_twin_mismatch=request.allow_twin_mismatch,
-        workers=request.workers, endpoint=request.endpoint, imatrix=workflow_wants_imatrix(request),
+        workers=request.workers, endpoint=request.endpoint, imatrix=_has_imatrix(request, source, quants),
     )
     plan = make_build_plan(source, options)
     return add_measuring_steps(plan, plan_measure_options(request, request.measure)) if request.measure else plan
+
+
+def _has_imatrix(request: BuildRequest, source: Source, quants: Sequence[Quant]) -> bool:
+    """Whether there will be a matrix: the requested one, or that of each built file that cannot be without."""
+    needed = [quant.name for quant in quants if quant.needs_imatrix]
+    if workflow_wants_imatrix(request) or not needed:
+        return workflow_wants_imatrix(request)
+    return set(needed) <= set(kept_matrices(request, source))
 
 
 def _converter_list(request: BuildRequest) -> str | None:
@@ -196,7 +207,8 @@ def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) ->
     the disk for both versions.
     """
     calibration = workflow_calibration(request, plan.source)
-    runner, finished, cost = prepare_workflow(request, workflow_plan_with_imatrix(plan, calibration), engine)
+    planned = workflow_plan_with_imatrix(plan_with_kept_matrices(request, plan), calibration)
+    runner, finished, cost = prepare_workflow(request, planned, engine)
     tried = workflow_trial_plan(plan, calibration)
     if tried is not None:
         both = prepare_workflow(request, plan_trial_and_rest(tried, runner.plan), engine)[2]

@@ -7,6 +7,7 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.plan.imatrix import plan_as_decided, plan_imatrix_decisions, plan_trial_and_rest
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
+from quantyard.workflows.kept_matrices import plan_with_kept_matrices
 from quantyard.workflows.planning import (
     planned_workflow,
     prepare_workflow,
@@ -32,7 +33,9 @@ def workflow_imatrix_trial(
     """
     calibration = workflow_calibration(request, plan.source)
     tried = workflow_trial_plan(plan, calibration)
-    if calibration is None or tried is None:
+    if calibration is None:
+        return plan_with_kept_matrices(request, plan)
+    if tried is None:
         return workflow_plan_with_imatrix(plan, calibration)
     all_of_it = plan_trial_and_rest(tried, workflow_plan_with_imatrix(plan, calibration))
     _builder, finished, cost = prepare_workflow(request, all_of_it, engine)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pydantic import JsonValue
 
+import quantyard
 from builder.calibrate import calibration_legs
 from builder.imatrix.matrix import check_imatrix_fits, imatrix_coverage, read_imatrix
 from builder.quantize import quantize
@@ -35,6 +36,7 @@ from quantyard.plan.imatrix import (
     plan_imatrix_trial_quants,
     plan_with_imatrix,
 )
+from quantyard.plan.notes import plan_notes
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, StepOutput
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult, stage_request_digest
 from quantyard.protocol.builder import QuantizeRequest
@@ -48,6 +50,7 @@ from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import read_manifest
 from quantyard.store.stages import ModelStore
+from quantyard.workflows import planning
 from tests.gguf_files import TensorSpec, Value, gguf
 from tests.unit.conftest import OPTIONS, SUITE, Notes
 from tests.unit.fake_engine import Behaviour, FakeEngine, writes
@@ -490,3 +493,39 @@ def test_the_file_that_lost_is_recorded_beside_the_one_that_won(
     kept = manifest.stages["quantize Q4_K_M"]
     assert "imatrix" in kept.inputs and kept.outputs[0].sha256 == manifest.quants["Q4_K_M"].sha256
     assert "imatrix" not in manifest.stages["quantize Q6_K"].inputs
+
+
+# ---- without IMATRIX ---------------------------------------------------------------------------------
+
+
+def test_a_build_without_imatrix_keeps_the_files_that_were_made_with_a_matrix(
+    local_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _Trial(VALUES)
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
+    names = ["Q4_K_M", "Q6_K", "IQ2_XS"]
+    made = quantyard.build("tiny", quant=names, imatrix="auto", artifacts=tmp_path)
+    kept = {file.quant: file.record.sha256 for file in made.files}
+    engine.ran.clear()
+    again = quantyard.build("tiny", quant=names, artifacts=tmp_path)
+    assert engine.ran == [] and {file.quant: file.record.sha256 for file in again.files} == kept
+    told = plan_notes(quantyard.plan("tiny", quant=names, artifacts=tmp_path).plan)
+    assert told[-1] == "Made with an importance matrix: Q4_K_M, IQ2_XS; without one: Q6_K."
+    quantyard.build("tiny", quant="Q4_K_M", imatrix="none", artifacts=tmp_path)
+    assert read_manifest(again.manifest_path).quants["Q4_K_M"].imatrix is None  # type: ignore[union-attr]
+
+
+def test_a_file_made_with_the_users_own_matrix_is_not_replaced_unasked(
+    local_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine()
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
+    mine = _matrix(tmp_path, name="mine.gguf")
+    quantyard.build("tiny", quant="Q4_K_M", imatrix=mine, artifacts=tmp_path / "a")
+    engine.ran.clear()
+    with pytest.raises(BadRequest, match="was made with the importance matrix") as error:
+        quantyard.build("tiny", quant="Q4_K_M", artifacts=tmp_path / "a")
+    assert "IMATRIX=none" in error.value.hint
+    assert quantyard.build("tiny", quant="Q4_K_M", imatrix=mine, artifacts=tmp_path / "a").ran == ()
