@@ -27,7 +27,7 @@ FAULTS = [
     ("vector-order", "out of order"), ("vector-order", "one vector for all"), ("vector-base64", "base64 ignored"),
     ("vector-base64", "64-bit numbers"), ("ranking", "answers by place"), ("ranking", "one score for all"),
     ("ranking", "top_n of the first"), ("ranking", "one score too few"), ("wrong-input", "bare 500"),
-    ("vector-clients", "answers by turn"),
+    ("vector-clients", "other answers at first"),
 ]  # fmt: skip
 
 
@@ -41,7 +41,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.turn += 1
         routes: dict[str, Callable[[dict[str, Any]], None]] = {"/v1/embeddings": self.embed, "/v1/rerank": self.rank}
         routes[self.path](body)
 
@@ -70,12 +69,17 @@ class Handler(BaseHTTPRequestHandler):
             numbers = [1.0] * 8
         if fault == "answers by place":
             numbers[0] += 9 * at
-        if fault == "answers by turn":
-            numbers[0] += 9 * (self.server.turn % 2)
+        if fault == "other answers at first":
+            numbers[0] += 9 * self.is_new(text)
         if fault == "vectors of two sizes" and at:
             numbers.append(1.0)
         length = 1.0 if fault == "not of length 1" else math.hypot(*numbers)
         return [number / length for number in numbers]
+
+    def is_new(self, text: str) -> bool:
+        is_new = text not in self.server.seen
+        self.server.seen.add(text)
+        return is_new
 
     def coded(self, vector: list[float], body: dict[str, Any]) -> object:
         if body.get("encoding_format") != "base64" or self.server.fault == "base64 ignored":
@@ -90,8 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         scores = [len(body["query"]) - len(document) / 10 for document in documents]
         if fault == "answers by place":
             scores = [score + at for at, score in enumerate(scores)]
-        if fault == "answers by turn":
-            scores[0] += 90 * (self.server.turn % 2)
+        if fault == "other answers at first":
+            scores[0] += 90 * self.is_new(body["query"])
         if fault == "one score for all":
             scores = [1.0] * len(scores)
         rows = [{"index": at, "relevance_score": score} for at, score in enumerate(scores)]
@@ -120,12 +124,15 @@ class Handler(BaseHTTPRequestHandler):
 class FakeServer(ThreadingHTTPServer):
     request_queue_size = 64
     fault = ""
-    turn = 0
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.seen: set[str] = set()
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    with FakeServer(("127.0.0.1", 0), Handler) as server:
+    with FakeServer() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
