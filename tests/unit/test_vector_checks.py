@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "answers by place":
             scores = [score + at for at, score in enumerate(scores)]
         if fault == "other answers at first":
-            scores[0] += 90 * self.is_new(body["query"])
+            scores[0] += 90 * self.is_new("?" + body["query"])
         if fault == "one score for all":
             scores = [1.0] * len(scores)
         rows = [{"index": at, "relevance_score": score} for at, score in enumerate(scores)]
