@@ -50,7 +50,7 @@ image: .ready ## one server image with the GGUF inside: MODEL=… QUANT=… TAG=
 lora: .ready ## a LoRA adapter as GGUF, to serve with LORA_FILE=…: ADAPTER=org/name|folder [BASE=org/name|folder]
 	@$(RUN) lora
 
-publish: .ready ## to the Hub and a registry: MODEL=… QUANT=… REPO=me/name-GGUF [OCI=registry/name] [GATE=gate.yaml] [DRY_RUN=1]
+publish: .ready ## to the Hub and a registry: MODEL=… QUANT=… REPO=me/name-GGUF [OCI=registry/name] [GATE=gate.yaml] [DRY_RUN=1|YES=1]
 	@$(RUN) publish
 
 release: .ready ## build → eval → contract → gate → card → publish: MODEL=… QUANT=… REPO=me/name-GGUF

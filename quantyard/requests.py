@@ -82,6 +82,7 @@ class PublishRequest:
     repo_id: str = ""  # "": not on the Hub
     gate: Path | None = None  # None: the built-in budgets
     dry_run: bool = False
+    yes: bool = False  # publish without asking
     allow_fail: bool = False
     license: str = ""  # "": as the source says
     public: bool = False

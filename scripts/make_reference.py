@@ -123,7 +123,7 @@ def _settings() -> Iterator[str]:
     )
     yield (
         "`quantyard.toml` may hold a setting too ([Set defaults](../how-to/configure.md)), except those marked with *: "
-        "they are secret, or decide whose code runs here or who sees a token."
+        "they are secret, or decide whose code runs here, who sees a token or what is published."
     )
     for group in GROUPS:
         yield f"## {group.capitalize()}"

@@ -59,9 +59,9 @@ def api_request(command: str, settings: Mapping[str, Any], **given: str | os.Pat
 
 
 def api_settings(command: str) -> dict[str, Setting]:
-    """The settings of a command's function, by argument: those of the command except JSON, and of the machine."""
+    """The settings of a command's function, by argument: of the command but JSON and YES, and of the machine."""
     row = next(row for row in COMMANDS if row.name == command)
-    names = {*(row.settings or BY_NAME), *_OF_THE_MACHINE} - {"JSON"}
+    names = {*(row.settings or BY_NAME), *_OF_THE_MACHINE} - {"JSON", "YES"}
     return {setting.name.lower(): setting for setting in SETTINGS if setting.name in names}
 
 

@@ -24,7 +24,7 @@ SERVING = ("MODEL_FILE", "PORT", "CONTEXT_SIZE")
 PACKING = ("TAG", "PUSH")
 ADAPTING = ("ADAPTER", "BASE")
 PUBLISHING = (
-    "REPO", "GATE", "DRY_RUN", "ALLOW_FAIL", "LICENSE", "PUBLIC", "HUB_BRANCH", "HUB_PR", "SPLIT_ABOVE", "OCI",
+    "REPO", "GATE", "DRY_RUN", "YES", "ALLOW_FAIL", "LICENSE", "PUBLIC", "HUB_BRANCH", "HUB_PR", "SPLIT_ABOVE", "OCI",
     "COSIGN_KEY",
 )  # fmt: skip
 # The permissions of a build, and so of a rebuild.
@@ -101,13 +101,13 @@ COMMANDS: Final = (
     Command(
         "publish", "release.publish_command",
         "Publish what was built and measured: to the Hub, to a registry, or both.",
-        _PUBLISH, ("MODEL", "QUANT", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ARTIFACTS", "JSON"), "publish",
+        _PUBLISH, ("MODEL", "QUANT", "REPO", "OCI", "GATE", "DRY_RUN", "YES", "PUBLIC", "ARTIFACTS", "JSON"), "publish",
     ),
     Command(
         "release", "release.release_command",
         "Build, measure, test, compare with the budgets and publish; skip finished stages.",
         (*_EVALUATING, *PUBLISHING),
-        ("MODEL", "QUANT", "SUITE", "REPO", "OCI", "GATE", "DRY_RUN", "PUBLIC", "ENGINE", "ARTIFACTS", "JSON"),
+        ("MODEL", "QUANT", "SUITE", "REPO", "OCI", "GATE", "DRY_RUN", "YES", "PUBLIC", "ENGINE", "ARTIFACTS", "JSON"),
         "publish",
     ),
     Command(

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Final
 
 from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.render import release as say
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
-from quantyard.errors import GateClosed
+from quantyard.errors import BadRequest, GateClosed
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import check_release_gate
 from quantyard.requests import BuildRequest
 from quantyard.workflows import release as workflow
-from quantyard.workflows.release import Publication
+from quantyard.workflows.release import Consent, Proposal, Publication
+
+_HOW_TO_CONSENT: Final = "Publish without being asked: YES=1. See what would go where: DRY_RUN=1"
 
 
 def publish_command(args: argparse.Namespace) -> None:
     """Publish built and measured files."""
     request = command_request(args)
-    _end(request, workflow.publish(request, TerminalReporter()))
+    _end(request, workflow.publish(request, TerminalReporter(), **_consent(request)))
 
 
 def release_command(args: argparse.Namespace) -> None:
     """Build, measure, test, compare with the budgets and publish; skip finished stages."""
     request = command_request(args)
-    _end(request, workflow.release(request, TerminalReporter()))
+    _end(request, workflow.release(request, TerminalReporter(), **_consent(request)))
 
 
 def report_command(args: argparse.Namespace) -> None:
@@ -58,15 +61,43 @@ def _end(request: BuildRequest, done: Publication) -> None:
         stdout_console().print(say.terminal_published_files(done.published), soft_wrap=True)
     else:
         stdout_console().print(say.terminal_publish_intention(done), soft_wrap=True)
-    if done.intended:
-        assert request.publish is not None, "the command has it"
-        _exit_by(done.gate, allow_fail=request.publish.allow_fail)
 
 
-def _exit_by(gate: GateReport, *, allow_fail: bool = False) -> None:
+def _consent(request: BuildRequest) -> dict[str, Consent]:
+    """How the user is asked; empty if there is nothing to ask.
+
+    Raises:
+        BadRequest: there is no terminal to ask on.
+    """
+    assert request.publish is not None, "the command has it"
+    if request.publish.yes or request.publish.dry_run:
+        return {}
+    if not _can_ask():
+        raise BadRequest("Publishing needs a yes, and there is no terminal to ask on.", _HOW_TO_CONSENT)
+    return {"consent": _ask}
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(proposal: Proposal) -> None:
+    """Show what would be published where, and ask.
+
+    Raises:
+        BadRequest: the answer is not yes.
+    """
+    console = stderr_console()
+    console.print(say.terminal_proposal(proposal), soft_wrap=True)
+    console.print("[bold]Publish this?[/] Type yes, or anything else to stop: ", end="")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise BadRequest("Nothing was published: the answer was not yes.", _HOW_TO_CONSENT)
+
+
+def _exit_by(gate: GateReport) -> None:
     """Exit with the gate's code; the report is printed already."""
     try:
-        check_release_gate(gate, allow_fail=allow_fail)
+        check_release_gate(gate, allow_fail=False)
     except GateClosed as closed:
         stderr_console().print(
             f"[bold red]error:[/] {escape_rich_markup(closed.message)} [dim]({closed.kind})[/]", soft_wrap=True

@@ -20,7 +20,7 @@ class Setting:
     kind: Kind = "text"
     secret: bool = False  # neither an option nor in a file: command lines are visible to all, files are committed
     private: bool = False  # may hold a password, and is never shown
-    # Decides whose code runs here, or who sees a token. Not allowed in quantyard.toml, which a downloaded folder may
+    # Decides whose code runs here, who sees a token, or what is published. Not allowed in quantyard.toml, which a downloaded folder may
     # contain.
     trusted: bool = False
 
@@ -131,6 +131,10 @@ SETTINGS: Final = (
     Setting("OCI", "", "publishing", "also publish to this registry, for `docker model pull`: registry/name[:tag]"),
     Setting("GATE", "", "publishing", "budgets to meet before publishing, a file.yaml; default: ours", "path"),
     Setting("DRY_RUN", "", "publishing", "show what would be published where, and send nothing", "flag"),
+    Setting(
+        "YES", "", "publishing", "publish without being asked; needed where there is no terminal to ask on", "flag",
+        trusted=True,
+    ),
     Setting("PUBLIC", "", "publishing", "create the Hub repo public; default: private", "flag"),
     Setting("HUB_BRANCH", "", "publishing", "the branch to publish to; default: main"),
     Setting("HUB_PR", "", "publishing", "open a pull request instead of a commit", "flag"),

@@ -1,6 +1,6 @@
 """The user's defaults: quantyard.toml of the current folder, or [tool.quantyard] of its pyproject.toml.
 
-It must not hold secrets or settings that decide whose code runs here or who sees a token: such files are committed and
+It must not hold secrets or settings that decide whose code runs here, who sees a token or what is published: such files are committed and
 shared, and the current folder may be a downloaded model's that contains a quantyard.toml.
 """
 
@@ -88,8 +88,8 @@ def _setting(where: str, key: str, value: object) -> Setting:
         raise BadRequest(message, hint)
     if setting.trusted:
         message = (
-            f"{where}: {key!r} cannot be set in a file: it decides whose code runs here or who sees a token, and a "
-            "downloaded folder may contain such a file."
+            f"{where}: {key!r} cannot be set in a file: it decides whose code runs here, who sees a token or what is "
+            "published, and a downloaded folder may contain such a file."
         )
         raise BadRequest(message, f"Give the option {setting.option}, or set the variable {setting.name}.")
     return setting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +63,30 @@ class Publication:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """What is about to be published.
+
+    Attributes:
+        quants: the names of the files' types.
+        gate: the gate's report; None for a release that is not built yet.
+        intended: every file and its state there; None for a release that is not built yet.
+    """
+
+    where: ReleaseDestination
+    quants: tuple[str, ...]
+    gate: GateReport | None
+    intended: Intention | None
+    endpoint: str | None
+
+
+Consent = Callable[[Proposal], None]  # returns if it may be published, and raises if not
+
+
+def _consent_given(_proposal: Proposal) -> None:
+    """For callers to whom the call itself is the consent."""
+
+
+@dataclass(frozen=True)
 class WrittenReport:
     """The paths of the report page (HTML) and the model card (Markdown), as they would be published."""
 
@@ -69,8 +94,13 @@ class WrittenReport:
     card: Path
 
 
-def publish(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
+def publish(
+    request: BuildRequest, reporter: WorkflowReporter, consent: Consent = _consent_given
+) -> Publication:
     """Publish built and measured files.
+
+    Args:
+        consent: asked after every check, before anything is sent; not for a dry run.
 
     Raises:
         BadRequest: nothing was built or measured, or the destination is not valid.
@@ -79,11 +109,16 @@ def publish(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
     """
     request, source = workflow_of_built(request)
     asked, plan = _asked(request), workflow_files_plan(request, source)
-    return _publish(request, asked, plan, _destination(request, asked, plan), reporter)
+    return _publish(request, asked, plan, _destination(request, asked, plan), reporter, consent)
 
 
-def release(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
+def release(
+    request: BuildRequest, reporter: WorkflowReporter, consent: Consent = _consent_given
+) -> Publication:
     """Build, measure, test, compare with the budgets and publish; skip finished stages.
+
+    Args:
+        consent: asked before anything runs, since nobody may be there at the end; not for a dry run.
 
     Raises:
         QuantyardError: as `publish`, and as a build.
@@ -96,8 +131,10 @@ def release(request: BuildRequest, reporter: WorkflowReporter) -> Publication:
     request = replace(request, measure=replace(request.measure, suite=plan.measuring.suite.name))
     where = _destination(request, asked, plan)  # an invalid destination is refused before hours of work
     release_licence(plan.source.license, plan.source.card, asked)
+    if not asked.dry_run:
+        consent(Proposal(where, tuple(quant.name for quant in request.quants), None, None, request.endpoint))
     run_build_plan(request, add_contract_steps(plan, request.threads), reporter)
-    return _publish(request, asked, plan, where, reporter)
+    return _publish(request, asked, plan, where, reporter, _consent_given)
 
 
 def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
@@ -144,7 +181,8 @@ def _asked(request: BuildRequest) -> PublishRequest:
 
 
 def _publish(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination, reporter: WorkflowReporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination,
+    reporter: WorkflowReporter, consent: Consent,
 ) -> Publication:
     release_licence(plan.source.license, plan.source.card, asked)
     found = _judged(request, asked, plan, where.budgets, reporter)
@@ -157,6 +195,8 @@ def _publish(
     sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key)
     if asked.dry_run:
         return Publication(gate, where, sender.intend(), None, folder, request.endpoint)
+    if consent is not _consent_given:  # to intend asks the Hub
+        consent(Proposal(where, found.quants, gate, sender.intend(), request.endpoint))
     with reporter.steps() as steps:
         sent = sender.send(UploadProgress(steps, len(bundle.files)))
     return Publication(gate, where, None, sent, folder, request.endpoint)

@@ -233,7 +233,7 @@ def test_no_command_writes_or_says_a_secret(yard: Yard, argv: tuple[str, ...], f
     given = () if argv[0] == "verify" or "--model=org/x" in argv else (f"--model={yard.model}", "--quant=Q8_0")
     given = () if argv[0] == "doctor" else given
     if argv[0] in ("publish", "release"):
-        given = (*given, f"--repo={REPO}", yard.budgets(PASSES))
+        given = (*given, f"--repo={REPO}", "--yes", yard.budgets(PASSES))
     said = yard.run(*argv, *given)
     for secret in secrets:
         assert secret not in said.out + said.err

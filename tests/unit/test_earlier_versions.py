@@ -151,7 +151,7 @@ def test_the_report_is_written_again_from_what_was_measured(yard: Yard) -> None:
 def test_a_built_and_measured_model_is_published_without_running_a_stage(yard: Yard) -> None:
     before = {path: path.stat().st_mtime_ns for path in (yard.folder / "stages").iterdir()}
     budgets = yard.budgets("defaults: {max_mean_kld: 5}\n")
-    said = run(yard, "publish", f"--repo={REPO}", "--license=apache-2.0", budgets)
+    said = run(yard, "publish", "--yes", f"--repo={REPO}", "--license=apache-2.0", budgets)
     assert said.code == 0, said.err
     assert {path: path.stat().st_mtime_ns for path in (yard.folder / "stages").iterdir()} == before
     head = yard.hub.repos[REPO].at("main")

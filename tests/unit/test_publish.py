@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from quantyard.cli import release as commands
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.manifest import SCHEMA_VERSION
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
-from tests.released import LEGAL, PLOTS, README, REPO, SUITE, TASKS, Yard, lay_out
+from tests.released import LEGAL, PASSES, PLOTS, README, REPO, SUITE, TASKS, Yard, lay_out
+from tests.unit.release_engine import engine_of
 
 pytestmark = pytest.mark.commands
 
@@ -168,13 +172,50 @@ def test_a_dry_run_to_a_registry_tells_tag_and_digest_of_each_file(yard: Yard) -
     assert "registry.invalid/lagoon:mine" in tagged.out
 
 
-@pytest.mark.parametrize(("budgets", "code"), [(FAILS, 40), (UNDECIDED, 41), (UNMEASURED, 42)])
-def test_a_dry_run_ends_with_the_exit_code_of_the_gate(yard: Yard, budgets: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("budgets", "outcome"), [(FAILS, "failed"), (UNDECIDED, "too few questions"), (UNMEASURED, "not measured")]
+)
+def test_a_dry_run_succeeds_and_tells_the_outcome_of_the_gate(yard: Yard, budgets: str, outcome: str) -> None:
     said = yard.publish("--dry-run", gate=budgets)
-    assert said.code == code
-    assert "Lagoon-Q8_0.gguf" in said.out and "says no" in said.err
-    assert yard.publish("--dry-run", "--allow-fail", gate=budgets).code == 0
+    assert said.code == 0, said.err
+    assert "Lagoon-Q8_0.gguf" in said.out and "Gate" in said.out and "Nothing was sent" in said.out
+    assert yard.publish("--dry-run", "--json", gate=budgets).json["gate"]["outcome"] == outcome
     assert not yard.written()
+
+
+# ---- one explicit yes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["publish", "release"])
+def test_without_a_yes_and_without_a_terminal_nothing_is_published(yard: Yard, command: str) -> None:
+    said = yard.run(command, f"--model={yard.model}", "--quant=Q8_0", f"--repo={REPO}", yard.budgets(PASSES))
+    assert said.code == 2 and "Publishing needs a yes, and there is no terminal to ask on." in said.err
+    assert "YES=1" in said.err and "DRY_RUN=1" in said.err and not yard.hub.requests
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes\n", 0), ("y\n", 0), ("\n", 2), ("no\n", 2), ("", 2)])
+def test_on_a_terminal_it_is_shown_what_would_go_where_and_asked(
+    yard: Yard, answer: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer(monkeypatch, answer)
+    said = yard.run("publish", f"--model={yard.model}", "--quant=Q8_0", f"--repo={REPO}", yard.budgets(PASSES))
+    assert said.code == code, said.err
+    assert REPO in said.err and "Lagoon-Q8_0.gguf" in said.err and "Publish this?" in said.err
+    assert bool(yard.written()) == (code == 0)
+
+
+def test_a_release_asks_before_anything_runs(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(yard)
+    _answer(monkeypatch, "no\n")
+    said = yard.run("release", f"--model={yard.model}", "--quant=Q8_0", f"--repo={REPO}", "--suite=smoke")
+    assert said.code == 2 and REPO in said.err and "Publish this?" in said.err
+    assert engine.ran == [] and not yard.written()
+
+
+def _answer(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """A terminal with someone who answers."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    monkeypatch.setattr(commands, "_can_ask", lambda: True)
 
 
 # ---- refused before anything -------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import format_bytes
 from quantyard.protocol.gate import GateReport
-from quantyard.publish.bundle import HUB
+from quantyard.publish.bundle import HUB, ReleaseDestination
 from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget
 from quantyard.publish.send import Intention, OciPublication, Published
 from quantyard.publish.verify import ReleaseCheck
-from quantyard.workflows.release import Publication
+from quantyard.workflows.release import Proposal, Publication
 
 _MARKS = {
     "passed": "[green]ok[/]    ", "failed": "[red]FAIL[/]  ", "too few questions": "[yellow]few[/]   ",
@@ -38,20 +38,41 @@ def terminal_gate(gate: GateReport) -> str:
 
 def terminal_publish_intention(done: Publication) -> str:
     """What would be published, and the destinations."""
-    found, where, facts = done.intended, done.where, list[tuple[str, str]]()
-    assert found is not None, "it was a dry run"
+    assert done.intended is not None, "it was a dry run"
+    facts = _intended_facts(done.where, done.intended, done.endpoint)
+    return "\n".join([format_columns(facts), terminal_gate(done.gate), "[bold]Nothing was sent[/] (DRY_RUN=1)."])
+
+
+def terminal_proposal(proposal: Proposal) -> str:
+    """What is about to be published where."""
+    where = proposal.where
+    if proposal.intended is not None:
+        return format_columns(_intended_facts(where, proposal.intended, proposal.endpoint))
+    files = escape_rich_markup(", ".join(proposal.quants))
+    facts = [("Files", f"{files}, card, page and manifest, once they are made")]
     if where.hub:
-        facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, found, done.endpoint or HUB))))
+        facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, None, proposal.endpoint or HUB))))
+    if where.oci:
+        facts.append(("Registry", escape_rich_markup(f"{where.oci.registry}/{where.oci.repository}")))
+    return format_columns(facts)
+
+
+def _intended_facts(where: ReleaseDestination, found: Intention, endpoint: str | None) -> list[tuple[str, str]]:
+    facts = list[tuple[str, str]]()
+    if where.hub:
+        facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, found, endpoint or HUB))))
         facts += [("Files", _change_text(change)) for change in found.changes]
     for artifact in found.oci:
         signed = ", signed" if artifact.signed else ""
         facts.append(("Registry", escape_rich_markup(f"{artifact.reference}  {artifact.digest}{signed}")))
-    return format_columns(facts) + "\n[bold]Nothing was sent[/] (DRY_RUN=1)."
+    return facts
 
 
-def _hub_text(target: HubTarget, found: Intention, endpoint: str) -> str:
-    state = {
-        True: "exists; its visibility does not change", False: f"new, {'private' if target.private else 'public'}",
+def _hub_text(target: HubTarget, found: Intention | None, endpoint: str) -> str:
+    """Args: found: None before the Hub is asked."""
+    new = f"new, {'private' if target.private else 'public'}"
+    state = f"if it is {new}" if found is None else {
+        True: "exists; its visibility does not change", False: new,
         None: "the Hub was not asked: there is no token or no network",
     }[found.exists]
     how = "a pull request" if target.pull_request else f"one commit on {target.branch or 'main'}"
