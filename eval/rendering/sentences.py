@@ -29,7 +29,7 @@ def render_report_sentences(report: EvalReport) -> str:
         f"- **{m.file.label}** {_sentences(report, m)}{_standing(stands.get(m.file.label))}"
         for m in report.measurements[1:]
     ]
-    return "## In plain words\n\n" + "\n".join(lines) if lines else ""
+    return "## Summary\n\n" + "\n".join(lines) if lines else ""
 
 
 def _sentences(report: EvalReport, m: Measurement) -> str:

@@ -85,7 +85,7 @@ def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
 
 
 def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
-    """In plain words."""
+    """The verdict of a comparison, with the number of questions it would need."""
     if found.questions_needed:
         return SafeMarkdown(f"too few questions ({_rounded_up(found.questions_needed)} would do)")
     if found.verdict == "no signal" and chance is not None:

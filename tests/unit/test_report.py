@@ -256,7 +256,7 @@ def test_a_baseline_alone_shows_its_scores_and_says_that_nothing_was_compared() 
     text = render_report_markdown(simulated(SMALL[:1], title="m", n_params=1e8, n_tasks=3))
     assert "| arc_easy | acc | 500 |" in text
     assert "no file beside the baseline" in text
-    assert "## In plain words" not in text
+    assert "## Summary" not in text
 
 
 def test_the_models_name_and_the_self_check_are_in_the_text(large: EvalReport) -> None:
