@@ -9,13 +9,13 @@ from quantyard.formatting.numbers import (
     DASH,
     format_bytes,
     format_change_interval,
-    format_digits,
     format_percent,
     format_rough_percent,
 )
 from quantyard.metrics import intervals
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.pareto import pareto_entries, pareto_metric, pareto_standings
+from quantyard.metrics.speed import pace_sentence
 from quantyard.protocol.measurements import Comparison, Divergence, EvalReport, Measurement, Verdict
 
 GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("better", "same", "worse", "too few questions", "no signal")
@@ -36,18 +36,16 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
     baseline = report.measurements[0]
     parts = []
     if m.file.size_bytes and baseline.file.size_bytes:
-        share = m.file.size_bytes / baseline.file.size_bytes
-        parts.append(f"is {format_bytes(m.file.size_bytes)}, {format_rough_percent(share)} of the baseline.")
+        share = format_rough_percent(m.file.size_bytes / baseline.file.size_bytes)
+        parts.append(f"is {format_bytes(m.file.size_bytes)}, {share} of the size of {baseline.file.label}.")
     if shown := _headline_comparisons(report, m):
         parts.append(_verdicts(shown))
     if m.divergence and m.divergence.top1_agreement:
         agreement, change = format_percent(m.divergence.top1_agreement.value), render_ppl_change(m.divergence)
         perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
         parts.append(f"It picks the baseline's next token {agreement} of the time{perplexity}.")
-    if m.speed and baseline.speed:
-        ratio = m.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
-        parts.append(f"It generates {format_digits(ratio, 2)} times as fast.")
-    return " ".join(parts) or "has no value to compare."
+    parts.append(pace_sentence(m.speed, baseline.speed, baseline.file.label))
+    return " ".join(part for part in parts if part) or "has no value to compare."
 
 
 def _standing(said: str | None) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from quantyard.card.escaping import clean_card_text
-from quantyard.card.subject import HUB, CardSubject
+from quantyard.card.subject import CardSubject
+from quantyard.hub.files import HUB_URL
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.measurements import Score
 
@@ -101,7 +102,7 @@ def _entry(subject: CardSubject, result: _Result) -> EvalResultEntry:
     version = subject.report.versions.get("lm-eval") or subject.report.versions.get("lm_eval", "")
     return EvalResultEntry(
         dataset_id=result.row.dataset, task_id=result.row.task_id, value=result.per_cent, date=_date(subject),
-        source_url=f"{HUB}/{subject.context.repo_id}", source_name="Quantyard",
+        source_url=f"{HUB_URL}/{subject.context.repo_id}", source_name="Quantyard",
         notes=clean_card_text(f"{result.asked}, lm-eval {version} on llama.cpp".replace("lm-eval  ", "lm-eval ")),
     )  # fmt: skip
 

@@ -28,8 +28,9 @@ from quantyard.card.escaping import (
 )
 from quantyard.card.lists import card_lists
 from quantyard.card.metadata import card_metadata
-from quantyard.card.subject import HUB, CardContext, CardSubject
+from quantyard.card.subject import CardContext, CardSubject
 from quantyard.card.tables import card_tables, card_task_tables
+from quantyard.hub.files import HUB_URL
 from quantyard.store.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     file = _word(subject.quants[subject.taken].files[0].path)
     return {
         "repo_id": SafeMarkdown(repo_id), "quant": quant, "file": file, "oci": pulled,
-        "parts": len(subject.quants[subject.taken].files) > 1, "url": SafeMarkdown(f"{HUB}/{repo_id}"),
+        "parts": len(subject.quants[subject.taken].files) > 1, "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
         "model": SafeMarkdown(f"-hf {repo_id}:{quant}" if repo_id else f"-m {file}"),
         "chat": subject.has_chat_template, "encoder_decoder": subject.is_encoder_decoder,
     }  # fmt: skip

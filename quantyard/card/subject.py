@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import ENCODER_DECODERS
 from quantyard.formats.names import safe_file_name
-from quantyard.hub.files import parse_hub_repo_id
+from quantyard.hub.files import hub_model_url, parse_hub_repo_id
 from quantyard.metrics.choice import BestFile, ReportedFile, best_of_report
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.facts import VerifyFacts
@@ -22,9 +21,7 @@ from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, Stage
 if TYPE_CHECKING:
     from quantyard.sources.licence import Licence
 
-HUB: Final = "https://huggingface.co"
 USUAL_BITS: Final = 4.85  # of Q4_K_M on an 8B model, the most common choice
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -176,10 +173,7 @@ class CardSubject:
     @property
     def source_url(self) -> str:
         """The URL of the source at its commit; "" if it is not a repo of the Hub."""
-        commit = self.manifest.source.commit
-        if not self.hub_source:
-            return ""
-        return f"{HUB}/{self.hub_source}/tree/{commit}" if _COMMIT.fullmatch(commit) else f"{HUB}/{self.hub_source}"
+        return hub_model_url(self.manifest.source.repo_id, self.manifest.source.commit)
 
     def stages(self, name: str) -> list[tuple[str, StageRecord]]:
         """The runs of one stage that concern the published files: (label, record)."""

@@ -13,8 +13,8 @@ from quantyard.card.blocks import Block, CardTable, card_table
 from quantyard.card.cells import NOTHING
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.subject import CardSubject
-from quantyard.card.which import LIMIT_OUTCOMES, card_which_table
-from quantyard.metrics.budget_figures import metric_budget_name
+from quantyard.card.which import card_which_table
+from quantyard.metrics.budget_figures import BUDGET_OUTCOMES, metric_budget_name
 from quantyard.protocol.gate import OUTCOMES, BudgetResult
 from quantyard.protocol.measurements import Measurement, Score, Verdict
 
@@ -159,7 +159,7 @@ def _limits(subject: CardSubject) -> CardTable | None:
     found = sorted((r for r in subject.limits if r.outcome != "passed"), key=lambda r: order[r.outcome])
     rows = [
         (markdown_code(r.quant), _limit_name(r), cells_now.card_budget_limit(r), cells_now.card_budget_value(r),
-         cells_now.card_budget_interval(r), SafeMarkdown(LIMIT_OUTCOMES[r.outcome]))
+         cells_now.card_budget_interval(r), SafeMarkdown(BUDGET_OUTCOMES[r.outcome]))
         for r in found
     ]  # fmt: skip
     head = ("file", "what", "limit", "found", "interval", "outcome")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,17 +21,12 @@ from quantyard.formatting.numbers import (
     format_percent,
     format_tokens_per_s,
 )
+from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.choice import file_cost_sentence, less_memory_sentence, why_file_sentence
 from quantyard.metrics.pareto import pareto_entries, pareto_metric, pareto_standings
-from quantyard.protocol.gate import Outcome
 from quantyard.quants.catalog import find_quant
 from quantyard.store.manifest import QuantRecord
 
-# Outcome of a limit → how the card tells it.
-LIMIT_OUTCOMES: Final[dict[Outcome, str]] = {
-    "failed": "missed", "not measured": "not measured", "too few questions": "undecided: too few questions",
-    "passed": "met", "not judged": "not judged",
-}  # fmt: skip
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _LLAMA_CPP: Final = "https://github.com/ggml-org/llama.cpp/releases/tag/b"
 _BUILD: Final = re.compile(r"(?:\bb|build |version: )(\d{3,6})\b")
@@ -152,15 +146,7 @@ def llama_cpp_build(subject: CardSubject) -> str:
 
 def card_gate_line(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """One line: "1 of 10 quality limits missed, 3 undecided, 2 not measured"."""
-    counts, total = Counter(r.outcome for r in subject.limits), len(subject.limits)
-    if not total:
-        return
-    if counts["passed"] == total:
-        yield SafeMarkdown(f"All {format_count(total)} quality limits are met.")
-        return
-    named = ((counts["failed"], "missed"), (counts["too few questions"], "undecided"),
-             (counts["not measured"], "not measured"))  # fmt: skip
-    (first, outcome), *rest = [(n, outcome) for n, outcome in named if n]
-    more = "".join(f", {format_count(n)} {outcome}" for n, outcome in rest)
-    yield SafeMarkdown(f"{format_count(first)} of {format_count(total)} quality limits {outcome}{more}: "
-                       "[details below](#quality-limits).")  # fmt: skip
+    if subject.limits:
+        is_met = all(result.outcome == "passed" for result in subject.limits)
+        more = "" if is_met else ": [details below](#quality-limits)"
+        yield SafeMarkdown(f"{limits_sentence(subject.limits)}{more}.")

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, NoReturn
+from typing import Final, Literal, NoReturn
 
 from quantyard.errors import BadSource, NeedsPermission
 from quantyard.formats.names import shown_names
@@ -22,6 +22,9 @@ from quantyard.hub.weight_files import (
     weight_index_name,
 )
 from quantyard.protocol.base import FileEntry
+
+HUB_URL: Final = "https://huggingface.co"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 # To include one more small file: add a pattern (fnmatch, from the repo's top; `*` does not match a `/`).
 SIDE_FILES = (
@@ -121,6 +124,13 @@ def _is_repo_id(text: str) -> bool:
     parts = text.split("/")
     legal = all(_NAME_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
     return len(parts) == 2 and legal and not text.endswith(".git") and len(text) <= 96
+
+
+def hub_model_url(repo_id: str, commit: str) -> str:
+    """The address of a model's page at a commit; "" if it is not a repo of the Hub."""
+    if not _is_repo_id(repo_id):
+        return ""
+    return f"{HUB_URL}/{repo_id}/tree/{commit}" if _COMMIT.fullmatch(commit) else f"{HUB_URL}/{repo_id}"
 
 
 def is_hub_revision(text: str) -> bool:

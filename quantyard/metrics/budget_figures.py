@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import Written
+from quantyard.protocol.gate import BudgetResult, Outcome
 from quantyard.protocol.measurements import Interval
 
 # The units of limits that are shown as they were typed.
@@ -22,6 +25,11 @@ BUDGET_NAMES: Final = {
     "min_schema_conformance": "share of answers that conform to their JSON schema",
     "min_same_tokens": "length of text up to which llama.cpp computes what Transformers computes",
 }
+# Outcome → how readers are told it.
+BUDGET_OUTCOMES: Final[dict[Outcome, str]] = {
+    "failed": "missed", "not measured": "not measured", "too few questions": "undecided: too few questions",
+    "passed": "met", "not judged": "not judged",
+}  # fmt: skip
 
 
 def metric_budget_name(budget: str) -> str:
@@ -58,3 +66,20 @@ def metric_budget_limit(budget: str, x: float) -> str:
     if budget in ("max_size", "min_schema_conformance", "min_same_tokens"):
         return metric_budget_value(budget, x)
     return f"{numbers.format_as_written(x)}{_UNITS.get(budget, ' tokens/s')}"
+
+
+def limits_sentence(results: Sequence[BudgetResult]) -> str:
+    """How many limits are met: "1 of 10 quality limits missed, 3 undecided, 2 not measured"."""
+    counts = Counter(result.outcome for result in results if result.outcome != "not judged")
+    total = sum(counts.values())
+    if counts["passed"] == total:
+        return "The quality limit is met" if total == 1 else f"All {numbers.format_count(total)} quality limits are met"
+    named = (
+        (counts["failed"], "missed"),
+        (counts["too few questions"], "undecided"),
+        (counts["not measured"], "not measured"),
+    )
+    (first, outcome), *rest = [(n, outcome) for n, outcome in named if n]
+    more = "".join(f", {numbers.format_count(n)} {outcome}" for n, outcome in rest)
+    limits = "quality limits" if total > 1 else "quality limit"
+    return f"{numbers.format_count(first)} of {numbers.format_count(total)} {limits} {outcome}{more}"

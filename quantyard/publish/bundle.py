@@ -175,7 +175,7 @@ def compose_release(
     words = (
         made_release_file(CARD, render_card(manifest, context)),
         made_release_file(MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
-        made_release_file(PAGE, render_report_page(manifest, release.suite)),
+        made_release_file(PAGE, render_report_page(manifest, release.suite, publish.repo_id)),
         *release_report_files(release),
         *(made_release_file(path, text) for path, text in card_eval_results(manifest, context).items()),
     )

@@ -48,21 +48,22 @@ def page_axis_span(values: Sequence[float], pad: float, *, log: bool = False) ->
 
 
 def _ticks(low: float, high: float, at_most: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / at_most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10, 20) if power * m >= rough)
+    step = next(power * m for m in (1, 2, 5, 10, 20) if power * m >= rough)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
-    """The powers of ten, and intermediate values as far as `at_most` allows."""
+    """1, 2 and 5 times the powers of ten, or the powers alone; on a short range evenly spaced values."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
-    for steps in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+    for steps in ((1, 2, 5), (1,)):
         found = [m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high]
         if len(found) <= at_most:
             break
-    return found[:: max(1, math.ceil(len(found) / at_most))]
+    return found[:: max(1, math.ceil(len(found) / at_most))] if len(found) > 2 else _ticks(low, high, at_most)
 
 
 def shorten_page_name(text: str, width_px: float) -> str:

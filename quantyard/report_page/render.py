@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_margin
 from quantyard.formatting.printable import replace_unprintable
+from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.measurements import EvalReport
+from quantyard.report_page.answer import page_answer, page_figures, page_links
 from quantyard.report_page.marks import MARK_OF, SHAPES, VERDICTS
 from quantyard.report_page.plots import MAX_PANELS, page_forest_plot, page_speed_plot
-from quantyard.report_page.sentences import page_facts, page_sentences
+from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.tables import PageFile, page_checks_table, page_files, page_files_table, page_gate_table
 from quantyard.report_page.task_tables import page_scores_table, page_tasks_table
 from quantyard.report_page.tradeoff import page_tradeoffs
@@ -32,11 +34,15 @@ if TYPE_CHECKING:
 TEMPLATES: Final = Path(__file__).parent
 FILE_NAME: Final = "report.html"
 # Replaces direction marks and invisible characters.
+FILTER_ROWS: Final = 12  # of the table of tasks, from which filters help
 _UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
-def render_report_page(manifest: Manifest, suite: str) -> str:
+def render_report_page(manifest: Manifest, suite: str, repo_id: str = "") -> str:
     """The page of one suite's measurements, as HTML; the same manifest always gives the same bytes.
+
+    Args:
+        repo_id: the Hub repo that the page lies in, for the command that downloads; "" if it is not known.
 
     Raises:
         BadRequest: the suite has not been measured, or not its baseline.
@@ -49,18 +55,25 @@ def render_report_page(manifest: Manifest, suite: str) -> str:
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     files = page_files(manifest, report)
     template = _environment().get_template("report.html.jinja")
-    return template.render(_content(manifest, report, files), css=css, script=script, policy=_policy(css, script))
+    content = _content(manifest, report, files, repo_id)
+    return template.render(content, css=css, script=script, policy=_policy(css, script))
 
 
-def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]) -> dict[str, Any]:
+def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...], repo_id: str) -> dict[str, Any]:
     compared = any(m.comparisons for m in report.measurements)
     first = headline_scores(report.suite, [c for m in report.measurements for c in m.comparisons])
+    answer = page_answer(manifest, report, files, repo_id)
+    tasks_table = page_tasks_table(report, files) if compared else page_scores_table(report, files)
     return {
+        "answer": answer, "links": page_links(manifest), "filtered": len(tasks_table.rows) >= FILTER_ROWS,
+        "figures": page_figures(manifest, files, answer.label if answer else ""),
         "title": report.title, "report": report, "manifest": manifest, "files": files, "verdicts": VERDICTS,
         "baseline": next(s for s in files if s.is_baseline),
-        "shapes": SHAPES, "mark_of": MARK_OF, "facts": page_facts(manifest, report), "plain": page_sentences(files),
+        "shapes": SHAPES, "mark_of": MARK_OF, "facts": page_facts(manifest, report),
+        "notes": page_notes(manifest, files),
         "files_table": page_files_table(files), "compared": compared,
-        "tasks_table": page_tasks_table(report, files) if compared else page_scores_table(report, files),
+        "limits": limits_sentence(manifest.gate.results) if manifest.gate else "",
+        "tasks_table": tasks_table,
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
         "tradeoffs": page_tradeoffs(files), "forest": page_forest_plot(report, files), "speed": page_speed_plot(files),
         "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": format_margin(report.suite.margin),

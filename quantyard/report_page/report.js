@@ -89,7 +89,8 @@
       point.classList.toggle("beaten", beaten);
       return !beaten;
     });
-    line.setAttribute("points", kept.map((point) => point.dataset.at).join(" "));
+    const drawn = kept.length < 3 ? [] : kept;  // a line through two points is no trend
+    line.setAttribute("points", drawn.map((point) => point.dataset.at).join(" "));
   };
   const chips = all(".chip");
   const refresh = () => {
@@ -117,7 +118,7 @@
     for (const event of ["pointerenter", "focus"]) chip.addEventListener(event, () => hidden.has(file) || pick(file));
     for (const event of ["pointerleave", "blur"]) chip.addEventListener(event, () => pick(pinned));
   }
-  one("#all-files").addEventListener("click", () => { hidden.clear(); pinned = null; pick(null); refresh(); });
+  one("#all-files")?.addEventListener("click", () => { hidden.clear(); pinned = null; pick(null); refresh(); });
   show(one("#legend"));
 
   // ---- points: hover and focus show their values; one tab stop per plot, arrow keys move between points

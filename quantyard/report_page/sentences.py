@@ -4,32 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from quantyard.formatting.numbers import (
     format_bytes,
-    format_change_interval,
     format_count,
-    format_digits,
     format_duration,
-    format_file_size,
-    format_percent,
     format_rough_percent,
 )
-from quantyard.metrics.intervals import ppl_change_interval
+from quantyard.metrics.budget_figures import limits_sentence
+from quantyard.metrics.speed import pace_sentence
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.marks import VERDICTS
 from quantyard.report_page.tables import PageFile
 from quantyard.store.manifest import Manifest
-
-
-@dataclass(frozen=True)
-class PageSentences:
-    """The sentences about one file."""
-
-    number: int
-    label: str
-    sentences: tuple[str, ...]
 
 
 def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str], ...]:
@@ -74,34 +61,24 @@ def _fact(key: str, value: object) -> str:
     return f"{key.replace('_', ' ')} {value}"
 
 
-def page_sentences(files: Sequence[PageFile]) -> tuple[PageSentences, ...]:
-    """A few sentences for each file beside the baseline."""
+def page_notes(manifest: Manifest, files: Sequence[PageFile]) -> dict[int, tuple[str, ...]]:
+    """Number of each file beside the baseline → what its figures do not tell: verdicts, speed, API test, limits."""
     baseline = next(s for s in files if s.is_baseline)
-    return tuple(PageSentences(s.number, s.label, _sentences(s, baseline)) for s in files if not s.is_baseline)
+    return {s.number: _notes(manifest, s, baseline) for s in files if not s.is_baseline}
 
 
-def _sentences(s: PageFile, baseline: PageFile) -> tuple[str, ...]:
+def _notes(manifest: Manifest, s: PageFile, baseline: PageFile) -> tuple[str, ...]:
     if s.found is None:
-        return (f"{format_file_size(s.size_bytes)}, not measured with this suite.",)
-    parts = (_size(s, baseline), _agreement(s), _verdicts(s), _pace(s, baseline), _contract(s), _gate(s))
+        return ("Not measured with this suite.",)
+    parts = (_size(s, baseline), _verdicts(s), pace_sentence(s.speed, baseline.speed, baseline.label), _contract(s),
+             _limits(manifest, s))  # fmt: skip
     return tuple(part for part in parts if part)
 
 
 def _size(s: PageFile, baseline: PageFile) -> str:
     if not (s.size_bytes and baseline.size_bytes):
         return ""
-    share = format_rough_percent(s.size_bytes / baseline.size_bytes)
-    return f"{format_file_size(s.size_bytes)}: {share} of {baseline.label}."
-
-
-def _agreement(s: PageFile) -> str:
-    d = s.divergence
-    parts = []
-    if d and d.top1_agreement:
-        parts.append(f"Agrees with the baseline on {format_percent(d.top1_agreement.value)} of next tokens")
-    if change := ppl_change_interval(d):
-        parts.append(f"{'p' if parts else 'P'}erplexity changes by {format_change_interval(change)}")
-    return "; ".join(parts) + "." if parts else ""
+    return f"{format_rough_percent(s.size_bytes / baseline.size_bytes)} of the size of {baseline.label}."
 
 
 def _verdicts(s: PageFile) -> str:
@@ -112,13 +89,6 @@ def _verdicts(s: PageFile) -> str:
     return f"Of {total} comparison{'s' * (total != 1)}: {told}." if total else ""
 
 
-def _pace(s: PageFile, baseline: PageFile) -> str:
-    if not (s.speed and baseline.speed and baseline.speed.generated_tokens_per_s):
-        return ""
-    ratio = s.speed.generated_tokens_per_s / baseline.speed.generated_tokens_per_s
-    return f"Generates {format_digits(ratio, 2)} times as fast."
-
-
 def _contract(s: PageFile) -> str:
     if s.contract is None:
         return ""
@@ -127,5 +97,6 @@ def _contract(s: PageFile) -> str:
     return f"The API test fails {len(failed)} checks: {names}." if failed else "It passes the API test."
 
 
-def _gate(s: PageFile) -> str:
-    return f"Gate: {s.gate}." if s.gate else ""
+def _limits(manifest: Manifest, s: PageFile) -> str:
+    found = [r for r in manifest.gate.results if r.quant == s.label] if manifest.gate else []
+    return f"{limits_sentence(found)}." if found else ""

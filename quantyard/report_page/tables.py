@@ -8,9 +8,16 @@ from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
+from quantyard.metrics.budget_figures import (
+    BUDGET_OUTCOMES,
+    metric_budget_interval,
+    metric_budget_limit,
+    metric_budget_name,
+    metric_budget_value,
+)
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.api_tests import ContractReport
-from quantyard.protocol.gate import OUTCOMES, Outcome
+from quantyard.protocol.gate import OUTCOMES, BudgetResult, Outcome
 from quantyard.protocol.measurements import Divergence, EvalReport, Interval, Measurement, Speed
 from quantyard.report_page.marks import MARK_OF, NO_MARK
 from quantyard.store.manifest import Manifest
@@ -27,7 +34,7 @@ class PageFile:
     is_baseline: bool
     found: Measurement | None = None
     contract: ContractReport | None = None
-    gate: Outcome | None = None
+    limits: tuple[BudgetResult, ...] = ()  # of the gate, but for those that were not judged
 
     @property
     def divergence(self) -> Divergence | None:
@@ -106,16 +113,15 @@ def page_files(manifest: Manifest, report: EvalReport) -> tuple[PageFile, ...]:
     return tuple(
         PageFile(
             number, label, *sizes[label], is_baseline=label == report.baseline, found=measured.get(label),
-            contract=manifest.contracts.get(label), gate=_gate_outcome(manifest, label),
+            contract=manifest.contracts.get(label), limits=_limits_of(manifest, label),
         )
         for number, label in enumerate(order)
     )  # fmt: skip
 
 
-def _gate_outcome(manifest: Manifest, label: str) -> Outcome | None:
-    """The worst outcome of the file's budgets."""
-    found = {result.outcome for result in manifest.gate.results if result.quant == label} if manifest.gate else set()
-    return next((outcome for outcome in OUTCOMES if outcome in found), None)
+def _limits_of(manifest: Manifest, label: str) -> tuple[BudgetResult, ...]:
+    results = manifest.gate.results if manifest.gate else ()
+    return tuple(r for r in results if r.quant == label and r.outcome != "not judged")
 
 
 def _name(s: PageFile) -> PageCell:
@@ -200,9 +206,13 @@ def _contract(s: PageFile) -> PageCell:
 
 
 def _gate(s: PageFile) -> PageCell:
-    return (
-        PageCell(s.gate, "", OUTCOMES.index(s.gate), MARK_OF[s.gate], "text") if s.gate else PageCell(DASH, kind="text")
-    )
+    """How many limits are met; the mark is that of the worst outcome."""
+    found = {result.outcome for result in s.limits}
+    worst: Outcome | None = next((outcome for outcome in OUTCOMES if outcome in found), None)
+    if worst is None:
+        return PageCell(DASH, kind="text")
+    met = sum(result.outcome == "passed" for result in s.limits)
+    return PageCell(f"{met} of {len(s.limits)} met", "", OUTCOMES.index(worst), MARK_OF[worst], "text")
 
 
 # To add a column: add a row. A column with only dashes is left out.
@@ -223,7 +233,7 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
     (PageColumn("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
      _schemas),
     (PageColumn("API test", "outcome of the API test", "text", "Served"), _contract),
-    (PageColumn("Gate", "the worst outcome of the file's budgets", "text"), _gate),
+    (PageColumn("Limits", "quality limits; they depend on the type of the file", "text"), _gate),
 )  # fmt: skip
 
 
@@ -255,18 +265,28 @@ def _check_rows(files: Sequence[PageFile]) -> Iterator[PageRow]:
 
 
 def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
-    """Every budget of every file, the worst outcome first."""
+    """Every limit of every file with what was found, the worst outcome first."""
     columns = (
-        PageColumn("File", "", "name"), PageColumn("Budget", "", "text"), PageColumn("Task", "", "text"),
-        PageColumn("Outcome", "", "text"), PageColumn("Finding", "", "text"),
+        PageColumn("File", "", "name"), PageColumn("What", "", "text"), PageColumn("Limit", ""),
+        PageColumn("Found", "with its interval"), PageColumn("Outcome", "", "text"),
     )  # fmt: skip
     by_label = {s.label: s for s in files}
     results = sorted(manifest.gate.results if manifest.gate else (), key=lambda r: OUTCOMES.index(r.outcome))
-    rows = (
-        _text_row(by_label[r.quant], r.budget, r.task or DASH, r.outcome, r.finding, status_at=2)
-        for r in results if r.quant in by_label
-    )  # fmt: skip
-    return PageTable("budgets", "Budgets, the worst outcome first", columns, tuple(rows))
+    rows = (_limit_row(by_label[r.quant], r) for r in results if r.quant in by_label)
+    return PageTable("budgets", "Quality limits, the worst outcome first", columns, tuple(rows))
+
+
+def _limit_row(s: PageFile, found: BudgetResult) -> PageRow:
+    name, said = metric_budget_name(found.budget), BUDGET_OUTCOMES[found.outcome]
+    interval = metric_budget_interval(found.budget, found.interval).ends if found.interval else ""
+    value = DASH if found.value is None else metric_budget_value(found.budget, found.value)
+    what = f"{name}, {found.task}" if found.task else name
+    return PageRow(s.number, (
+        PageCell(s.label, sort=s.label, kind="name"), PageCell(what, sort=what, kind="text"),
+        PageCell(metric_budget_limit(found.budget, found.limit), sort=found.limit),
+        PageCell(value, interval, found.value),
+        PageCell(said, "", OUTCOMES.index(found.outcome), MARK_OF.get(found.outcome, NO_MARK), "text"),
+    ))  # fmt: skip
 
 
 def _text_row(s: PageFile, *texts: str, status_at: int) -> PageRow:

@@ -6,6 +6,7 @@ that fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,6 +34,8 @@ from quantyard.report_page.plots import NARROW_PX, PlotSpot
 from quantyard.report_page.tables import PageFile
 
 WIDE_PX: Final = 720
+LEAST_FOR_LINE: Final = 3  # points of a front; a line through two is no trend
+_STRIP_PX: Final = 36.0  # below a log scale, for the original at 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class PageQuality:
     said: tuple[str, ...]
     tokens_per_s: float | None = None
     shown: str = ""
+    is_baseline: bool = False
 
     @property
     def entry(self) -> ParetoEntry:
@@ -61,6 +65,7 @@ class PagePoint(PlotSpot):
     size_bytes: int
     value: float
     tokens_per_s: float  # 0 if it was not measured for all files
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,12 @@ class Tradeoff:
     aside: str
     standings: tuple[tuple[int, str, str], ...]
     drawings: tuple[PageDrawing, ...]
+    is_log: bool = False
+
+    @property
+    def has_front(self) -> bool:
+        """Whether a line is drawn: below three files there is no trend."""
+        return any(drawing.front for drawing in self.drawings)
 
 
 def page_tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
@@ -99,17 +110,23 @@ def page_tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     klds, changes = _klds(files), _changes(files)
     shown = [q for q in klds if q.of.value > 0]  # a log scale cannot show 0
     unseen = ", ".join(q.label for q in klds if q not in shown)
-    baseline = next((s for s in files if s.is_baseline), None)
-    at_zero = (
-        f"{baseline.label} itself, {format_file_size(baseline.size_bytes)}, is 0 by definition" if baseline else ""
-    )
-    aside = f"{at_zero}, which a log scale cannot show{f'; nor can it show {unseen}, at 0 or below' if unseen else ''}."
+    original = [_original(s) for s in files if s.is_baseline and s.size_bytes]
+    aside = f"{original[0].label} itself is 0 by definition{', below the scale' if shown else ''}." if original else ""
+    aside += f" The scale cannot show {unseen}, at 0 or below." if unseen else ""
     found = []
     if shown:
-        found.append(_tradeoff("kld", "Mean KLD", "Mean KL divergence, nats per token", aside, shown, log=True))
+        title = "Mean KL divergence, nats per token"
+        found.append(_tradeoff("kld", "Mean KLD", title, aside, shown + original, log=True))
     if changes:
-        found.append(_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", f"{at_zero}: the dashed line.", changes))
+        found.append(_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", "The dashed line is the original.",
+                               changes + original))  # fmt: skip
     return tuple(found)
+
+
+def _original(s: PageFile) -> PageQuality:
+    speed = s.speed.generated_tokens_per_s if s.speed else None
+    said = (format_file_size(s.size_bytes), "the original")
+    return PageQuality(s.number, s.label, s.size_bytes, Interval(value=0.0, low=0.0, high=0.0), said, speed, "0", True)
 
 
 def _klds(files: Sequence[PageFile]) -> list[PageQuality]:
@@ -145,35 +162,58 @@ def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PageQuali
         _drawing("wide", WIDE_PX, 420, found, scale, log),
         _drawing("narrow", NARROW_PX, 340, found, scale, log),
     )
-    said = pareto_standings([q.entry for q in found], "mean KLD" if log else name)
-    standing = tuple((q.number, q.label, said[q.label]) for q in found if q.label in said)
-    return Tradeoff(key, name, title, unit, aside, standing, drawings)
+    compared = [q for q in found if not q.is_baseline]
+    said = pareto_standings([q.entry for q in compared], "mean KLD" if log else name)
+    standing = tuple((q.number, q.label, said[q.label]) for q in compared if q.label in said)
+    return Tradeoff(key, name, title, unit, aside, standing, drawings, is_log=log)
 
 
 def _drawing(form: str, width: float, height: float, found: list[PageQuality], unit: float, log: bool) -> PageDrawing:
-    frame = Box(52, 12, width - 12, height - 34)
-    floor = min(q.of.value for q in found) / 10 if log else 0.0
-    ends = [max(end, floor) if log else end for q in found for end in (q.of.low, q.of.high)] + ([] if log else [0.0])
-    x = AxisScale(*page_axis_span([q.size_bytes / unit for q in found], 0.14), frame.left, frame.right)
-    y = AxisScale(*page_axis_span(ends, 0.12, log=log), frame.bottom, frame.top, log=log)
-    beaten = pareto_beaten_by(q.entry for q in found)
-    front = sorted((q for q in found if not beaten[q.label]), key=lambda q: (q.size_bytes, q.of.value))
-    timed = all(q.tokens_per_s for q in found)
-    spots = tuple(
-        PagePoint(q.number, x(q.size_bytes / unit), y(q.of.value), y(max(q.of.low, floor) if log else q.of.low),
-             y(q.of.high), (q.label, *_all_said(q, beaten[q.label])), not beaten[q.label], q.size_bytes, q.of.value,
-             (timed and q.tokens_per_s) or 0.0)
-        for q in found
-    )  # fmt: skip
-    line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front)
-    zero = None if log else y(0.0)
+    frame = Box(52, 12, width - 16, height - 34)
+    compared = [q for q in found if not q.is_baseline]
+    span = page_axis_span([q.size_bytes / unit for q in found], 0.14, log=True)
+    x = AxisScale(*span, frame.left, frame.right, log=True)
+    y, zero = _height(compared, frame, log, below=len(compared) < len(found))
+    beaten = pareto_beaten_by(q.entry for q in compared)
+    front = sorted((q for q in compared if not beaten[q.label]), key=lambda q: (q.size_bytes, q.of.value))
+    timed = all(q.tokens_per_s for q in compared)
+    spots = tuple(_spot(q, x(q.size_bytes / unit), y, zero, beaten.get(q.label, ()), timed) for q in found)
+    line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front) if len(front) >= LEAST_FOR_LINE else ()
     lines = [*page_line_segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
     lines += [(frame.left, zero, frame.right, zero)] if zero is not None else []
     names = place_page_names([(s.x, s.y, shorten_page_name(s.said[0], 130)) for s in spots], lines, frame)
+    y_ticks = (*y.ticks(7), *(((zero, "0"),) if log and zero is not None else ()))
     return PageDrawing(
-        form, width, height, frame, x.ticks(max(3, int(width / 90))), y.ticks(7), spots,
+        form, width, height, frame, x.ticks(max(3, int(width / 110))), y_ticks, spots,
         tuple((s.number, name) for s, name in zip(spots, names, strict=True)), line, zero,
     )  # fmt: skip
+
+
+def _height(found: list[PageQuality], frame: Box, log: bool, *, below: bool) -> tuple[AxisScale, float | None]:
+    """The scale of the quality, and the pixel of 0; on a log scale a strip `below` it is for the original."""
+    if not log:
+        scale = AxisScale(*page_axis_span([0.0, *_ends(found, -math.inf)], 0.12), frame.bottom, frame.top)
+        return scale, scale(0.0)
+    floor = min(q.of.value for q in found) / 10
+    bottom = frame.bottom - (_STRIP_PX if below else 0)
+    scale = AxisScale(*page_axis_span(_ends(found, floor), 0.12, log=True), bottom, frame.top, log=True)
+    return scale, frame.bottom - _STRIP_PX / 3 if below else None
+
+
+def _ends(found: list[PageQuality], floor: float) -> list[float]:
+    return [max(end, floor) for q in found for end in (q.of.low, q.of.high)]
+
+
+def _spot(
+    q: PageQuality, x: float, y: AxisScale, zero: float | None, winners: Sequence[str], timed: bool
+) -> PagePoint:
+    if q.is_baseline:
+        at = zero or 0.0
+        return PagePoint(q.number, x, at, at, at, (q.label, *q.said), False, q.size_bytes, 0.0, 0.0, is_baseline=True)
+    low = max(q.of.low, y.low) if y.log else q.of.low
+    at, ends = y(q.of.value), (y(low), y(q.of.high))
+    said, speed = (q.label, *_all_said(q, winners)), (timed and q.tokens_per_s) or 0.0
+    return PagePoint(q.number, x, at, *ends, said, not winners, q.size_bytes, q.of.value, speed)
 
 
 def _all_said(q: PageQuality, winners: Sequence[str]) -> tuple[str, ...]:

@@ -185,6 +185,33 @@ def test_the_page_never_scrolls_sideways(browser: Browser, page: Page, width: in
         assert browser.run("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_first_screen_names_the_file_its_size_what_it_costs_and_the_command(
+    browser: Browser, page: Page, width: int
+) -> None:
+    browser.open(page(manifest_of()), width=width)
+    wanted = {
+        ".take": "Take Q8_0: 1.17 GB, agrees with", ".lead": "With less memory take Q4_K_M: 848 MB",
+        ".download": "Download Q8_0", ".command": "llama-server -m ",
+    }  # fmt: skip
+    for query, text in wanted.items():
+        element = browser.one(query)
+        assert text in element.text
+        assert browser.run("arguments[0].getBoundingClientRect().bottom", element) < 800
+
+
+def test_on_a_phone_each_row_is_a_card_with_every_value_and_its_name_in_sight(browser: Browser, page: Page) -> None:
+    browser.open(page(with_gate(manifest_of(LARGE, n_tasks=12))), width=390)
+    cut = """[...document.querySelectorAll('tbody td')].filter(cell => {
+        const box = cell.getBoundingClientRect();
+        return cell.getClientRects().length && (box.right > innerWidth || cell.scrollWidth > cell.clientWidth + 1);
+    }).length"""
+    assert browser.run(cut) == 0
+    name = "getComputedStyle(document.querySelector('#files-table tbody td'), '::before').content"
+    assert browser.run(name) == '"Size"'
+    assert browser.run("document.querySelector('#files .scroll').scrollWidth") <= 390
+
+
 def test_on_paper_it_is_light_whole_and_without_controls(browser: Browser, page: Page) -> None:
     browser.open(page(with_gate(manifest_of(LARGE, n_tasks=12))), width=A4_PX, scheme="dark", media="print")
     assert min(_ground(browser)) > 240

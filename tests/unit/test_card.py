@@ -95,7 +95,7 @@ def test_the_limits_are_one_line_under_the_title_and_a_table_below_in_a_readers_
 def test_limits_that_are_all_met_are_one_line() -> None:
     passed = gate().model_copy(update={"results": gate().results[-1:]})
     found = render_card(manifest_of().model_copy(update={"gate": passed}), CONTEXT)
-    assert "\nAll 1 quality limits are met.\n" in found and "## Quality limits" not in found
+    assert "\nThe quality limit is met.\n" in found and "## Quality limits" not in found
 
 
 def test_the_first_screen_names_the_file_that_choose_would_take_its_size_its_cost_and_why(card: str) -> None:

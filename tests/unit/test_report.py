@@ -212,7 +212,7 @@ def test_plain_words_name_what_is_worse_and_count_what_is_open() -> None:
     ]
     report = build_eval_report(_request(suite), [Inputs(e.file.label, e, None, None) for e in files])
     assert render_report_sentences(report).splitlines()[-1] == (
-        "- **Q4_K_M** is 80.0 MB, 40 % of the baseline. Of 2 tasks, it is worse on 1 (arc); "
+        "- **Q4_K_M** is 80.0 MB, 40 % of the size of BF16. Of 2 tasks, it is worse on 1 (arc); "
         "1 has too few questions to tell."
     )
 

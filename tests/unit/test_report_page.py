@@ -18,8 +18,8 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.axes import AxisScale, Box, place_page_names
 from quantyard.report_page.render import TEMPLATES, render_report_page
 from quantyard.store.manifest import Manifest, SourceCard
-from tests.evaluations import LARGE
-from tests.manifests import manifest_of
+from tests.evaluations import LARGE, SMALL
+from tests.manifests import COMMIT, NAME, manifest_of
 
 HOSTILE = (
     "</script><script>window.planted = 1</script>",
@@ -176,15 +176,59 @@ def test_every_file_of_the_manifest_has_a_row_even_if_the_suite_left_it_out() ->
     page = _text(
         render_report_page(manifest.model_copy(update={"quants": {**manifest.quants, "IQ4_NL": extra}}), "standard")
     )
-    assert "654 MB, not measured with this suite." in page and "4.56" in page
+    assert "654 MB" in page and "Not measured with this suite." in page and "4.56" in page
 
 
-def test_the_gate_is_told_with_the_worst_first_and_is_left_out_where_there_is_none() -> None:
+def test_limits_are_told_in_words_with_the_worst_first_and_left_out_where_there_are_none() -> None:
     page = render_report_page(with_gate(manifest_of()), "standard")
     table = page[page.index('id="budgets-table"') :]
-    assert table.index("mean KLD 0.0310 is above 0.0200") < table.index("well below")
-    assert "Outcome: <b>failed</b>" in page
+    assert table.index("missed") < table.index("<bdi>met</bdi>")
+    assert "max_mean_kld" not in page and "1 of 2 quality limits missed." in _text(page)
+    assert re.search(r"0\.02</bdi>.*?0\.0310</bdi>", table, re.DOTALL), "the value stands beside its limit"
     assert 'id="gate"' not in render_report_page(manifest_of(), "standard")
+
+
+def test_the_page_begins_with_the_file_to_take_what_it_costs_why_and_how_to_run_it() -> None:
+    manifest = manifest_of()
+    page = render_report_page(manifest, "standard", "me/Lagoon-GGUF")
+    first = page[: page.index('id="files"')]
+    file = manifest.quants["Q8_0"].file
+    assert "Take Q8_0 : 1.17 GB, agrees with the original on 98.8 % of tokens" in _text(first)
+    assert "It is the closest of these 2 files to BF16. With less memory take Q4_K_M: 848 MB" in _text(first)
+    assert f'<a class="download" href="{file}" download>' in first
+    assert "llama-server -hf me/Lagoon-GGUF:Q8_0" in first
+    assert f"llama-server -m {file}" in render_report_page(manifest, "standard")
+    for address in ("README.md", "manifest.json", f"https://huggingface.co/lagoon/{NAME}/tree/{COMMIT}"):
+        assert f'href="{address}"' in first
+
+
+def test_no_line_is_drawn_through_two_files_and_the_original_is_in_every_plot() -> None:
+    few, many = (render_report_page(manifest_of(quants), "standard") for quants in (SMALL, LARGE))
+    assert set(re.findall(r'class="front" points="([^"]*)"', few)) == {""}
+    assert "" not in re.findall(r'class="front" points="([^"]*)"', many)
+    for page in (few, many):
+        assert page.count('class="spot original"') == page.count('<svg class="plot wide"') * 2 > 0
+        assert "lower is better" in page and "(log scale)" in page and "smaller is better" in page
+
+
+def test_filters_are_there_from_twelve_rows_on() -> None:
+    assert 'id="filters"' in render_report_page(manifest_of(), "standard")
+    page = render_report_page(manifest_of(n_tasks=2), "standard")
+    assert 'id="filters"' not in page and 'id="legend"' not in page
+
+
+def test_a_speed_within_the_spread_of_the_runs_is_no_difference() -> None:
+    def page(spread: float, repeats: int = 3) -> str:
+        data = manifest_of().model_dump(mode="json")
+        for measurement in data["evaluations"]["standard"]["measurements"]:
+            measurement["speed"] |= {"generated_spread": spread, "generated_tokens_per_s": 60.0}
+            measurement["speed"]["settings"]["repeats"] = repeats
+        data["evaluations"]["standard"]["measurements"][1]["speed"]["generated_tokens_per_s"] = 72.0
+        return _text(render_report_page(Manifest.model_validate(data), "standard"))
+
+    assert "Generated 1.1 to 1.3 times as many tokens per second as BF16 in these runs." in page(0.1)
+    assert "Generates as fast as BF16, within the spread of the runs." in page(0.3)
+    assert "times as" not in page(0.1, repeats=1) and "as fast as" not in page(0.1, repeats=1)
 
 
 def test_a_baseline_measured_alone_has_its_scores_and_says_what_is_missing() -> None:
@@ -225,6 +269,7 @@ def test_the_policy_allows_our_style_and_script_by_their_hashes_and_nothing_else
 
 def test_nothing_in_the_page_names_another_place_on_the_network() -> None:
     page = render_report_page(with_gate(manifest_of(LARGE)), "standard")
+    page = page.replace(f'href="https://huggingface.co/lagoon/{NAME}/tree/{COMMIT}"', "", 1)  # a link, to click
     assert re.findall(r"https?:|url\(|@import|src=|XMLHttpRequest|fetch\(|localStorage|sessionStorage", page) == []
 
 
@@ -282,7 +327,10 @@ def test_ticks_are_round_and_lie_inside() -> None:
     scale = AxisScale(-21.3, 6.2, 0, 100)
     assert [text for _, text in scale.ticks(5)] == ["−20", "−10", "0"]
     log = AxisScale(0.0007, 0.9, 100, 0, log=True)
-    assert [text for _, text in log.ticks(7)] == ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3"]
+    assert [text for _, text in log.ticks(7)] == ["0.001", "0.01", "0.1"]
+    short, sizes = AxisScale(0.002, 0.06, 100, 0, log=True), AxisScale(95, 310, 0, 100, log=True)
+    assert [text for _, text in short.ticks(7)] == ["0.002", "0.005", "0.01", "0.02", "0.05"]
+    assert [text for _, text in sizes.ticks(6)] == ["100", "150", "200", "250", "300"]
     assert all(0 <= pixel <= 100 for pixel, _ in (*scale.ticks(5), *log.ticks(7)))
 
 
