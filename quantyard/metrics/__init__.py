@@ -1,1 +1,1 @@
-"""Figures that report, card, page, gate and `choose` share: intervals, Pareto front, headline metrics."""
+"""Figures that report, card, page, gate and `choose` share: intervals, Pareto front, the file to take, plots' layout."""

@@ -18,14 +18,14 @@ from quantyard.formatting.numbers import format_margin
 from quantyard.formatting.printable import replace_unprintable
 from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
+from quantyard.metrics.plots.panels import MAX_PANELS, plot_divergence, plot_forest, plot_speed
+from quantyard.metrics.plots.tradeoff import plot_tradeoffs
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.answer import page_answer, page_figures, page_links
-from quantyard.report_page.marks import MARK_OF, SHAPES, VERDICTS
-from quantyard.report_page.plots import MAX_PANELS, page_forest_plot, page_speed_plot
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.tables import PageFile, page_checks_table, page_files, page_files_table, page_gate_table
 from quantyard.report_page.task_tables import page_scores_table, page_tasks_table
-from quantyard.report_page.tradeoff import page_tradeoffs
 from quantyard.store.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]
         "limits": limits_sentence(manifest.gate.results) if manifest.gate else "",
         "tasks_table": tasks_table,
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
-        "tradeoffs": page_tradeoffs(files), "forest": page_forest_plot(report, files), "speed": page_speed_plot(files),
+        "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),
+        "divergence": plot_divergence(files),
         "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": format_margin(report.suite.margin),
     }  # fmt: skip
 

@@ -12,9 +12,9 @@ from quantyard.formatting.numbers import (
     format_rough_percent,
 )
 from quantyard.metrics.budget_figures import limits_sentence
+from quantyard.metrics.plots.marks import VERDICTS
 from quantyard.metrics.speed import pace_sentence
 from quantyard.protocol.measurements import EvalReport
-from quantyard.report_page.marks import VERDICTS
 from quantyard.report_page.tables import PageFile
 from quantyard.store.manifest import Manifest
 

@@ -16,10 +16,10 @@ from quantyard.metrics.budget_figures import (
     metric_budget_value,
 )
 from quantyard.metrics.intervals import ppl_change_interval
+from quantyard.metrics.plots.marks import MARK_OF, NO_MARK
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.gate import OUTCOMES, BudgetResult, Outcome
 from quantyard.protocol.measurements import Divergence, EvalReport, Interval, Measurement, Speed
-from quantyard.report_page.marks import MARK_OF, NO_MARK
 from quantyard.store.manifest import Manifest
 
 

@@ -8,8 +8,8 @@ from typing import Final
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.kinds import score_metric_kind
+from quantyard.metrics.plots.marks import MARK_OF, VERDICTS
 from quantyard.protocol.measurements import Comparison, EvalReport, Score
-from quantyard.report_page.marks import MARK_OF, VERDICTS
 from quantyard.report_page.tables import PageCell, PageColumn, PageFile, PageRow, PageTable
 
 _NOT_COMPARED: Final = "not compared"

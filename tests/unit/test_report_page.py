@@ -12,10 +12,10 @@ from itertools import product
 import pytest
 
 from quantyard.errors import BadRequest
+from quantyard.metrics.plots.axes import AxisScale, Box, place_plot_names
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import EvalReport
-from quantyard.report_page.axes import AxisScale, Box, place_page_names
 from quantyard.report_page.render import TEMPLATES, render_report_page
 from quantyard.store.manifest import Manifest, SourceCard
 from tests.evaluations import LARGE, SMALL
@@ -336,6 +336,6 @@ def test_ticks_are_round_and_lie_inside() -> None:
 
 def test_names_cover_neither_each_other_nor_points() -> None:
     points = [(100 + 24 * i, 100 + 14 * (i % 3), f"Q{i}_K_M") for i in range(8)]
-    boxes = [placed.box for placed in place_page_names(points, [], Box(0, 0, 400, 250))]
+    boxes = [placed.box for placed in place_plot_names(points, [], Box(0, 0, 400, 250))]
     assert all(a.overlap(b) == 0 for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     assert all(box.distance(x, y) > 5 for box in boxes for x, y, _ in points)

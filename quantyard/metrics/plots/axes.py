@@ -1,4 +1,4 @@
-"""The plots of the comparison page in pixels: scales, ticks, and the placement of names."""
+"""The plots in pixels: scales, ticks, and the placement of names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AxisScale:
         return tuple((self(value), format_axis_label(value)) for value in found)
 
 
-def page_axis_span(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
+def plot_axis_span(values: Sequence[float], pad: float, *, log: bool = False) -> tuple[float, float]:
     """The range of the values, extended at both ends by the share `pad` of the span; never empty."""
     low, high = min(values), max(values)
     if log:
@@ -63,10 +63,12 @@ def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
         found = [m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high]
         if len(found) <= at_most:
             break
-    return found[:: max(1, math.ceil(len(found) / at_most))] if len(found) > 2 else _ticks(low, high, at_most)
+    if len(found) <= 2 and high < 10 * low:
+        return _ticks(low, high, at_most)
+    return found[:: max(1, math.ceil(len(found) / at_most))]
 
 
-def shorten_page_name(text: str, width_px: float) -> str:
+def shorten_plot_name(text: str, width_px: float) -> str:
     """The name, shortened to the width."""
     room = int(width_px / CHAR_PX)
     return text if len(text) <= room else f"{text[: max(1, room - 1)]}…"
@@ -124,7 +126,7 @@ _AWAY_COST: Final = 1.5  # square pixels of overlap that a pixel of distance wei
 _CONFUSING: Final = 120.0
 
 
-def place_page_names(
+def place_plot_names(
     points: Sequence[tuple[float, float, str]], lines: Sequence[tuple[float, float, float, float]], frame: Box
 ) -> list[PlacedName]:
     """Places each name near its point, inside the frame, and off other names, points and lines as far as possible."""
@@ -180,6 +182,6 @@ def _along(line: tuple[float, float, float, float]) -> list[Box]:
     return [Box(x - 2, y - 2, x + 2, y + 2) for x, y in spots]
 
 
-def page_line_segments(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+def plot_line_segments(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
     """The segments of a polyline."""
     return [(*one, *two) for one, two in pairwise(corners)]

@@ -1,7 +1,7 @@
-"""The layout of the plot of size against quality on the comparison page.
+"""The layout of the plot of size against quality.
 
 All coordinates are pixels of the drawing, y downwards. There are two layouts, wide and narrow; the page shows the one
-that fits.
+that fits, the report the narrow one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from quantyard.formatting.numbers import (
 )
 from quantyard.metrics.intervals import normal_interval, ppl_change_interval
 from quantyard.metrics.pareto import ParetoEntry, pareto_beaten_by, pareto_standings
-from quantyard.protocol.measurements import Interval
-from quantyard.report_page.axes import (
+from quantyard.metrics.plots.axes import (
     AxisScale,
     Box,
     PlacedName,
-    page_axis_span,
-    page_line_segments,
-    place_page_names,
-    shorten_page_name,
+    place_plot_names,
+    plot_axis_span,
+    plot_line_segments,
+    shorten_plot_name,
 )
-from quantyard.report_page.plots import NARROW_PX, PlotSpot
-from quantyard.report_page.tables import PageFile
+from quantyard.metrics.plots.panels import NARROW_PX, PlotSpot, PlottedFile
+from quantyard.protocol.measurements import Interval
 
 WIDE_PX: Final = 720
 LEAST_FOR_LINE: Final = 3  # points of a front; a line through two is no trend
@@ -39,7 +38,7 @@ _STRIP_PX: Final = 36.0  # below a log scale, for the original at 0
 
 
 @dataclass(frozen=True)
-class PageQuality:
+class PlotQuality:
     """The quality of one file in one metric; lower is better."""
 
     number: int
@@ -58,7 +57,7 @@ class PageQuality:
 
 
 @dataclass(frozen=True)
-class PagePoint(PlotSpot):
+class PlotPoint(PlotSpot):
     """A file in the plot, with the values from which the page's script computes the front of the visible files."""
 
     on_front: bool
@@ -69,8 +68,8 @@ class PagePoint(PlotSpot):
 
 
 @dataclass(frozen=True)
-class PageDrawing:
-    """A plot of size against quality at one width."""
+class PlotDrawing:
+    """The drawing at one width."""
 
     form: str  # wide or narrow
     width: float
@@ -78,7 +77,7 @@ class PageDrawing:
     frame: Box
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
-    spots: tuple[PagePoint, ...]
+    spots: tuple[PlotPoint, ...]
     names: tuple[tuple[int, PlacedName], ...]
     front: tuple[tuple[float, float], ...]
     zero: float | None
@@ -96,7 +95,7 @@ class Tradeoff:
     unit: str
     aside: str
     standings: tuple[tuple[int, str, str], ...]
-    drawings: tuple[PageDrawing, ...]
+    drawings: tuple[PlotDrawing, ...]
     is_log: bool = False
 
     @property
@@ -105,7 +104,7 @@ class Tradeoff:
         return any(drawing.front for drawing in self.drawings)
 
 
-def page_tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
+def plot_tradeoffs(files: Sequence[PlottedFile]) -> tuple[Tradeoff, ...]:
     """Mean KL divergence and change of perplexity against size, as far as they were measured."""
     klds, changes = _klds(files), _changes(files)
     shown = [q for q in klds if q.of.value > 0]  # a log scale cannot show 0
@@ -123,13 +122,13 @@ def page_tradeoffs(files: Sequence[PageFile]) -> tuple[Tradeoff, ...]:
     return tuple(found)
 
 
-def _original(s: PageFile) -> PageQuality:
+def _original(s: PlottedFile) -> PlotQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     said = (format_file_size(s.size_bytes), "the original")
-    return PageQuality(s.number, s.label, s.size_bytes, Interval(value=0.0, low=0.0, high=0.0), said, speed, "0", True)
+    return PlotQuality(s.number, s.label, s.size_bytes, Interval(value=0.0, low=0.0, high=0.0), said, speed, "0", True)
 
 
-def _klds(files: Sequence[PageFile]) -> list[PageQuality]:
+def _klds(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     found = []
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
@@ -139,7 +138,7 @@ def _klds(files: Sequence[PageFile]) -> list[PageQuality]:
     return found
 
 
-def _changes(files: Sequence[PageFile]) -> list[PageQuality]:
+def _changes(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     found = []
     for s in files:
         change = ppl_change_interval(s.divergence)
@@ -150,13 +149,13 @@ def _changes(files: Sequence[PageFile]) -> list[PageQuality]:
     return found
 
 
-def _quality(s: PageFile, of: Interval, name: str, written: Written) -> PageQuality:
+def _quality(s: PlottedFile, of: Interval, name: str, written: Written) -> PlotQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     said = (format_file_size(s.size_bytes), f"{name} {written}")
-    return PageQuality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
+    return PlotQuality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
 
 
-def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PageQuality], *, log: bool = False) -> Tradeoff:
+def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PlotQuality], *, log: bool = False) -> Tradeoff:
     scale, unit = (1e9, "GB") if max(q.size_bytes for q in found) >= 2e9 else (1e6, "MB")
     drawings = (
         _drawing("wide", WIDE_PX, 420, found, scale, log),
@@ -168,10 +167,10 @@ def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PageQuali
     return Tradeoff(key, name, title, unit, aside, standing, drawings, is_log=log)
 
 
-def _drawing(form: str, width: float, height: float, found: list[PageQuality], unit: float, log: bool) -> PageDrawing:
+def _drawing(form: str, width: float, height: float, found: list[PlotQuality], unit: float, log: bool) -> PlotDrawing:
     frame = Box(52, 12, width - 16, height - 34)
     compared = [q for q in found if not q.is_baseline]
-    span = page_axis_span([q.size_bytes / unit for q in found], 0.14, log=True)
+    span = plot_axis_span([q.size_bytes / unit for q in found], 0.14, log=True)
     x = AxisScale(*span, frame.left, frame.right, log=True)
     y, zero = _height(compared, frame, log, below=len(compared) < len(found))
     beaten = pareto_beaten_by(q.entry for q in compared)
@@ -179,43 +178,43 @@ def _drawing(form: str, width: float, height: float, found: list[PageQuality], u
     timed = all(q.tokens_per_s for q in compared)
     spots = tuple(_spot(q, x(q.size_bytes / unit), y, zero, beaten.get(q.label, ()), timed) for q in found)
     line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front) if len(front) >= LEAST_FOR_LINE else ()
-    lines = [*page_line_segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
+    lines = [*plot_line_segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
     lines += [(frame.left, zero, frame.right, zero)] if zero is not None else []
-    names = place_page_names([(s.x, s.y, shorten_page_name(s.said[0], 130)) for s in spots], lines, frame)
+    names = place_plot_names([(s.x, s.y, shorten_plot_name(s.said[0], 130)) for s in spots], lines, frame)
     y_ticks = (*y.ticks(7), *(((zero, "0"),) if log and zero is not None else ()))
-    return PageDrawing(
+    return PlotDrawing(
         form, width, height, frame, x.ticks(max(3, int(width / 110))), y_ticks, spots,
         tuple((s.number, name) for s, name in zip(spots, names, strict=True)), line, zero,
     )  # fmt: skip
 
 
-def _height(found: list[PageQuality], frame: Box, log: bool, *, below: bool) -> tuple[AxisScale, float | None]:
+def _height(found: list[PlotQuality], frame: Box, log: bool, *, below: bool) -> tuple[AxisScale, float | None]:
     """The scale of the quality, and the pixel of 0; on a log scale a strip `below` it is for the original."""
     if not log:
-        scale = AxisScale(*page_axis_span([0.0, *_ends(found, -math.inf)], 0.12), frame.bottom, frame.top)
+        scale = AxisScale(*plot_axis_span([0.0, *_ends(found, -math.inf)], 0.12), frame.bottom, frame.top)
         return scale, scale(0.0)
     floor = min(q.of.value for q in found) / 10
     bottom = frame.bottom - (_STRIP_PX if below else 0)
-    scale = AxisScale(*page_axis_span(_ends(found, floor), 0.12, log=True), bottom, frame.top, log=True)
+    scale = AxisScale(*plot_axis_span(_ends(found, floor), 0.12, log=True), bottom, frame.top, log=True)
     return scale, frame.bottom - _STRIP_PX / 3 if below else None
 
 
-def _ends(found: list[PageQuality], floor: float) -> list[float]:
+def _ends(found: list[PlotQuality], floor: float) -> list[float]:
     return [max(end, floor) for q in found for end in (q.of.low, q.of.high)]
 
 
 def _spot(
-    q: PageQuality, x: float, y: AxisScale, zero: float | None, winners: Sequence[str], timed: bool
-) -> PagePoint:
+    q: PlotQuality, x: float, y: AxisScale, zero: float | None, winners: Sequence[str], timed: bool
+) -> PlotPoint:
     if q.is_baseline:
         at = zero or 0.0
-        return PagePoint(q.number, x, at, at, at, (q.label, *q.said), False, q.size_bytes, 0.0, 0.0, is_baseline=True)
+        return PlotPoint(q.number, x, at, at, at, (q.label, *q.said), False, q.size_bytes, 0.0, 0.0, is_baseline=True)
     low = max(q.of.low, y.low) if y.log else q.of.low
     at, ends = y(q.of.value), (y(low), y(q.of.high))
     said, speed = (q.label, *_all_said(q, winners)), (timed and q.tokens_per_s) or 0.0
-    return PagePoint(q.number, x, at, *ends, said, not winners, q.size_bytes, q.of.value, speed)
+    return PlotPoint(q.number, x, at, *ends, said, not winners, q.size_bytes, q.of.value, speed)
 
 
-def _all_said(q: PageQuality, winners: Sequence[str]) -> tuple[str, ...]:
+def _all_said(q: PlotQuality, winners: Sequence[str]) -> tuple[str, ...]:
     speed = (f"{format_tokens_per_s(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
     return (*q.said, *speed, f"beaten by {', '.join(winners)}" if winners else "on the front")
