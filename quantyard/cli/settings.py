@@ -20,8 +20,8 @@ class Setting:
     kind: Kind = "text"
     secret: bool = False  # neither an option nor in a file: command lines are visible to all, files are committed
     private: bool = False  # may hold a password, and is never shown
-    # Decides whose code runs here, who sees a token, or what is published. Not allowed in quantyard.toml, which a downloaded folder may
-    # contain.
+    # Decides whose code runs here, who sees a token, or what is published. Not allowed in quantyard.toml, which a
+    # downloaded folder may contain.
     trusted: bool = False
 
     @property

@@ -1,7 +1,7 @@
 """The user's defaults: quantyard.toml of the current folder, or [tool.quantyard] of its pyproject.toml.
 
-It must not hold secrets or settings that decide whose code runs here, who sees a token or what is published: such files are committed and
-shared, and the current folder may be a downloaded model's that contains a quantyard.toml.
+It must not hold secrets or settings that decide whose code runs here, who sees a token or what is published: such files
+are committed and shared, and the current folder may be a downloaded model's that contains a quantyard.toml.
 """
 
 from __future__ import annotations
