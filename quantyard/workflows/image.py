@@ -9,7 +9,7 @@ from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 from quantyard.serve import model_image
-from quantyard.serve.compose_profile import is_encoder_decoder
+from quantyard.serve.compose_files import is_encoder_decoder
 from quantyard.workflows.planning import workflow_engine, workflow_of_built, workflow_plan
 from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.run import run_build_plan
@@ -36,7 +36,7 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
     manifest, tags = built.manifest, list[str]()
     if is_encoder_decoder([file.path for file in built.files]):
         message = "The image would hold llama-server, which cannot run an encoder-decoder."
-        raise BadRequest(message, "Serve it with compose.yaml, which has a service for it: docker compose up")
+        raise BadRequest(message, f"Serve it with compose, which has a server for it: make serve MODEL={request.model}")
     with reporter.steps() as steps:
         engine.prepare("server", steps.note)
         base = engine.describe("server")["base_digest"]

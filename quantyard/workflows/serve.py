@@ -9,7 +9,7 @@ from pathlib import Path
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
-from quantyard.serve.compose_profile import compose_environment
+from quantyard.serve.compose_files import compose_environment
 from quantyard.serve.run import check_served_port, serve_compose, serve_local
 from quantyard.serve.served_files import are_served_files, put_served_files, served_files
 from quantyard.store.manifest import QuantRecord, read_manifest

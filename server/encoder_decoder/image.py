@@ -96,7 +96,7 @@ def _check(path: Path) -> None:
         raise BadSetting(f"{path} cannot be read: {error}.\nBuild it again, or name another.") from error
     if not header.is_encoder_decoder:
         what = f"{path.name} is not an encoder-decoder but {header.architecture}: llama-server serves it."
-        raise BadSetting(f"{what}\nType: COMPOSE_PROFILES=cpu docker compose up")
+        raise BadSetting(f"{what}\nType: docker compose -f compose.yaml up")
 
 
 def _keys(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ check_models() {
         [ "$(head -c 4 "$file" | od -An -c | tr -d ' ')" = GGUF ] ||
             die "$file is not a GGUF, but begins with:$(head -c 4 "$file" | od -An -tx1)." "Build it again, or name another."
         ! is_encoder_decoder "$file" || die "$file is an encoder-decoder, which llama-server cannot run." \
-            "Type: COMPOSE_PROFILES=encoder-decoder docker compose up"
+            "Type: make serve; or docker compose -f compose.yaml -f compose.encoder-decoder.yaml up"
     done || exit 2
 }
 

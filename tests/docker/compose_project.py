@@ -12,8 +12,13 @@ from typing import Final
 
 from quantyard.paths import REPO_DIR
 
-FILES: Final = ("compose.yaml", ".env", ".env.example", ".dockerignore", "docker", "server")
-PROFILES: Final = ("--profile", "cpu", "--profile", "cuda", "--profile", "monitoring")
+FILES: Final = (
+    "compose.yaml", "compose.cuda.yaml", "compose.encoder-decoder.yaml", ".env.example", ".dockerignore", "docker",
+    "server",
+)  # fmt: skip
+CUDA: Final = ("-f", "compose.yaml", "-f", "compose.cuda.yaml")
+ENCODER_DECODER: Final = ("-f", "compose.yaml", "-f", "compose.encoder-decoder.yaml")
+MONITORING: Final = ("--profile", "monitoring")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -59,4 +64,4 @@ class Project:
 
     def down(self) -> None:
         """Remove every container, network and volume of it."""
-        self.compose(*PROFILES, "down", "--volumes", "--timeout", "5")
+        self.compose(*MONITORING, "down", "--volumes", "--timeout", "5")

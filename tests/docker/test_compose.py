@@ -16,7 +16,7 @@ import requests
 from quantyard.paths import REPO_DIR, read_pins
 from tests.adapters import attention_pairs, write_adapter
 from tests.conftest import run
-from tests.docker.compose_project import PROFILES, Project, free_port
+from tests.docker.compose_project import CUDA, ENCODER_DECODER, MONITORING, Project, free_port
 from tests.docker.server import HARDENED, wait_for
 
 Compose = Callable[..., subprocess.CompletedProcess[str]]
@@ -62,33 +62,42 @@ def services(compose: Compose, *argv: str, **variables: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout)["services"])
 
 
-@pytest.mark.parametrize(("argv", "variables", "started"), [
-    ((), {}, {"keys", "server", "proxy"}),
-    (("--profile", "cpu"), {}, {"keys", "server", "proxy"}),
-    (("--profile", "cuda"), {}, {"keys", "server-cuda", "proxy"}),
-    ((), {"COMPOSE_PROFILES": "cuda"}, {"keys", "server-cuda", "proxy"}),
-    (("--profile", "cpu", "--profile", "monitoring"), {}, {"keys", "server", "proxy", "prometheus"}),
-    ((), {"COMPOSE_PROFILES": "cuda,monitoring"}, {"keys", "server-cuda", "proxy", "prometheus"}),
+@pytest.mark.parametrize(("argv", "variables", "started", "image"), [
+    ((), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
+    (CUDA, {}, {"keys", "server", "proxy"}, "quantyard/server-cuda:latest"),
+    ((), {"COMPOSE_FILE": "compose.yaml:compose.cuda.yaml"}, {"keys", "server", "proxy"},
+     "quantyard/server-cuda:latest"),
+    (ENCODER_DECODER, {}, {"keys", "server", "proxy"}, "quantyard/builder:latest"),
+    (MONITORING, {}, {"keys", "server", "proxy", "prometheus"}, "quantyard/server:latest"),
+    (CUDA, {"COMPOSE_PROFILES": "monitoring"}, {"keys", "server", "proxy", "prometheus"},
+     "quantyard/server-cuda:latest"),
 ])  # fmt: skip
-def test_a_profile_starts_its_server_alone(
-    docker_client: Any, compose: Compose, argv: tuple[str, ...], variables: dict[str, str], started: set[str]
-) -> None:
-    assert set(services(compose, *argv, **variables)) == started
+def test_one_server_starts_without_a_file_env_and_monitoring_starts_what_it_monitors(
+    docker_client: Any, compose: Compose, project: Path, argv: tuple[str, ...], variables: dict[str, str],
+    started: set[str], image: str,
+) -> None:  # fmt: skip
+    assert not (project / ".env").exists()
+    found = services(compose, *argv, **variables)
+    assert set(found) == started and found["server"]["image"] == image
 
 
 def test_the_gpu_is_reserved_for_the_cuda_server_alone(docker_client: Any, compose: Compose) -> None:
-    cuda = services(compose, "--profile", "cuda")["server-cuda"]
+    cuda = services(compose, *CUDA)["server"]
     devices = cuda["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}]
     assert cuda["environment"]["N_GPU_LAYERS"] == "999"
     assert "deploy" not in services(compose)["server"]
 
 
-@pytest.mark.parametrize("service", ["server", "server-cuda", "proxy", "keys", "prometheus"])
+SERVERS = pytest.mark.parametrize("files", [(), CUDA, ENCODER_DECODER], ids=["cpu", "cuda", "encoder-decoder"])
+
+
+@SERVERS
+@pytest.mark.parametrize("service", ["server", "proxy", "keys", "prometheus"])
 def test_every_service_is_hardened_as_the_tests_of_the_image_are(
-    docker_client: Any, compose: Compose, service: str
+    docker_client: Any, compose: Compose, service: str, files: tuple[str, ...]
 ) -> None:
-    found = services(compose, *PROFILES)[service]
+    found = services(compose, *files, *MONITORING)[service]
     for name in ("read_only", "cap_drop", "security_opt", "pids_limit"):
         assert found[name] == HARDENED[name] or (name, found[name]) == ("pids_limit", 2048)
     if service != "keys":
@@ -101,21 +110,21 @@ def test_every_service_is_hardened_as_the_tests_of_the_image_are(
 def test_what_compose_builds_on_is_what_versions_env_pins(docker_client: Any, compose: Compose) -> None:
     pins = read_pins(REPO_DIR / "versions.env")
     base = f"{pins['LLAMA_CPP_IMAGE']}:{pins['LLAMA_CPP_SERVER_TAG']}"
-    found = services(compose, *PROFILES)
+    found, cuda = services(compose, *MONITORING), services(compose, *CUDA)
     assert found["server"]["build"]["args"]["BASE"] == found["keys"]["build"]["args"]["BASE"] == base
-    assert found["server-cuda"]["build"]["args"]["BASE"] == f"{base}-cuda"
+    assert cuda["server"]["build"]["args"]["BASE"] == f"{base}-cuda"
     assert found["prometheus"]["image"] == f"{pins['PROMETHEUS_IMAGE']}:{pins['PROMETHEUS_TAG']}"
     assert found["proxy"]["image"] == f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"
 
 
-@pytest.mark.parametrize("service", ["server", "server-cuda"])
+@SERVERS
 def test_only_the_proxy_reaches_the_model_and_the_model_reaches_nobody(
-    docker_client: Any, compose: Compose, service: str
+    docker_client: Any, compose: Compose, files: tuple[str, ...]
 ) -> None:
-    done = compose(*PROFILES, "config", "--format", "json", BIND_ADDRESS="0.0.0.0", PORT="8099")  # noqa: S104
+    done = compose(*files, "config", "--format", "json", BIND_ADDRESS="0.0.0.0", PORT="8099")  # noqa: S104
     found = json.loads(done.stdout)
     assert found["networks"]["model"]["internal"] is True
-    model = found["services"][service]
+    model = found["services"]["server"]
     assert set(model["networks"]) == {"model"} and "ports" not in model and model["restart"] == "unless-stopped"
     port = found["services"]["proxy"]["ports"][0]
     assert (port["host_ip"], port["published"], port["target"]) == ("0.0.0.0", "8099", 8080)  # noqa: S104
@@ -124,12 +133,13 @@ def test_only_the_proxy_reaches_the_model_and_the_model_reaches_nobody(
 def test_every_variable_is_in_the_example_with_its_default() -> None:
     import re
 
-    used = dict(re.findall(r"\$\{([A-Z_]+):[-+]([^}]*)\}", (REPO_DIR / "compose.yaml").read_text()))
+    text = "".join(path.read_text() for path in REPO_DIR.glob("compose*.yaml"))
+    used = dict(re.findall(r"\$\{([A-Z_]+):[-+]([^}]*)\}", text))
     shown = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (REPO_DIR / ".env.example").read_text(), re.MULTILINE))
-    assert set(used) | {"COMPOSE_PROFILES"} == set(shown)
+    assert set(used) | {"COMPOSE_PROFILES", "COMPOSE_FILE"} == set(shown)
     for name, default in shown.items():
-        if default and name != "COMPOSE_PROFILES":
-            assert default in (REPO_DIR / "compose.yaml").read_text()
+        if default and name != "COMPOSE_FILE":
+            assert default in text
 
 
 def test_up_answers_a_chat_with_the_key_it_made(
@@ -235,4 +245,4 @@ def test_prometheus_asks_the_port_and_path_that_the_server_has() -> None:
 
     job = yaml.safe_load((REPO_DIR / "server" / "prometheus.yml").read_text())["scrape_configs"][0]
     assert job["metrics_path"] == "/metrics" and job["authorization"]["credentials_file"] == "/run/keys/api-key"
-    assert [config["targets"] for config in job["static_configs"]] == [["server:8080"], ["server-cuda:8080"]]
+    assert [config["targets"] for config in job["static_configs"]] == [["server:8080"]]

@@ -14,7 +14,7 @@ import requests
 
 from quantyard.paths import REPO_DIR, local_venv_path
 from tests.conftest import run_json
-from tests.docker.compose_project import Project, free_port
+from tests.docker.compose_project import ENCODER_DECODER, Project, free_port
 from tests.docker.server import wait_for
 from tests.tiny_t5 import convert_tiny_t5
 
@@ -80,7 +80,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     for name in ("quantyard", "builder", "locks"):
         shutil.copytree(REPO_DIR / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     yield made
-    made.compose("--profile", "encoder-decoder", "down", "--volumes", "--timeout", "5")
+    made.down()
 
 
 def test_docker_compose_up_answers_for_it_behind_the_proxy(
@@ -88,8 +88,8 @@ def test_docker_compose_up_answers_for_it_behind_the_proxy(
 ) -> None:
     convert_tiny_t5(tiny("flan-t5"), project.folder / "artifacts" / "served" / "flan.gguf", _PYTHON)
     port = free_port()
-    variables = {"COMPOSE_PROFILES": "encoder-decoder", "PORT": str(port), "BUILDER_IMAGE": builder_image}
-    done = project.compose("up", "--detach", "--wait", **variables)
+    variables = {"PORT": str(port), "BUILDER_IMAGE": builder_image}
+    done = project.compose(*ENCODER_DECODER, "up", "--detach", "--wait", **variables)
     assert done.returncode == 0, done.stderr
     address, headers = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {project.key()}"}
     wait_for(lambda: requests.get(f"{address}/health", timeout=5).status_code == 200, 30)

@@ -120,7 +120,7 @@ def test_the_container_serves_what_is_mounted_with_every_key(tmp_path: Path) -> 
         ({"PARALLEL": "x"}, "PARALLEL=x"), ({"LORA": "/lora.gguf"}, "adapter"),
         ({"API_KEY_FILE": "/nowhere"}, "/nowhere"), ({"API_KEY": "off", "BIND_ADDRESS": "10.0.0.1"}, "API_KEY=off"),
         ({"MODEL": "/nowhere.gguf"}, "cannot be read"),
-        ({"architecture": "llama"}, "COMPOSE_PROFILES=cpu"),
+        ({"architecture": "llama"}, "docker compose -f compose.yaml up"),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_served_says_what_to_type(

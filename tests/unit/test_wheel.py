@@ -73,8 +73,8 @@ def test_it_carries_what_the_checkout_has(site: Path) -> None:
         ours = {p.relative_to(REPO_DIR) for p in (REPO_DIR / package).rglob("*") if p.is_file()}
         carried = {p.relative_to(project) for p in (project / package).rglob("*") if p.is_file()}
         assert {p for p in ours if "__pycache__" not in p.parts} == carried
-    settings = (".dockerignore", ".env", ".env.example", "pyproject.toml", "versions.env")
-    for name in ("compose.yaml", "models.toml", *settings):
+    settings = (".dockerignore", ".env.example", "pyproject.toml", "versions.env")
+    for name in ("compose.yaml", "compose.cuda.yaml", "compose.encoder-decoder.yaml", "models.toml", *settings):
         assert (project / name).read_bytes() == (REPO_DIR / name).read_bytes()
 
 

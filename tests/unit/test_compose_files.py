@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantyard.serve.compose_profile import compose_environment
+from quantyard.paths import REPO_DIR
+from quantyard.serve.compose_files import compose_environment
 from tests.gguf_files import TensorSpec, gguf
 
 
@@ -16,6 +17,8 @@ def _file(folder: Path, architecture: str) -> Path:
 
 def test_make_serve_starts_the_service_that_the_file_needs(tmp_path: Path) -> None:
     t5, llama = _file(tmp_path, "t5"), _file(tmp_path, "llama")
-    assert compose_environment({"A": "b"}, [t5]) == {"A": "b", "COMPOSE_PROFILES": "encoder-decoder"}
-    assert compose_environment({"COMPOSE_PROFILES": "cpu,monitoring"}, [t5])["COMPOSE_PROFILES"].endswith(",monitoring")
+    files = "compose.yaml:compose.encoder-decoder.yaml"
+    assert compose_environment({"A": "b"}, [t5]) == {"A": "b", "COMPOSE_FILE": files}
+    assert compose_environment({"COMPOSE_FILE": "compose.yaml:compose.cuda.yaml"}, [t5])["COMPOSE_FILE"] == files
+    assert all((REPO_DIR / name).is_file() for name in files.split(":"))
     assert compose_environment({"A": "b"}, [llama]) == {"A": "b"}
