@@ -75,14 +75,8 @@ def _how(report: EvalReport) -> str:
 
 
 def _listed(name: str, items: Iterable[tuple[str, object]]) -> str:
-    text = ", ".join(_fact(key, value) for key, value in items)
+    text = ", ".join(numbers.format_fact(key, value) for key, value in items)
     return f"{name}: {text}." if text else ""
-
-
-def _fact(key: str, value: object) -> str:
-    if key.endswith("_bytes") and isinstance(value, int):
-        return f"{key.removesuffix('_bytes').replace('_', ' ')} {numbers.format_bytes(value)}"
-    return f"{key} {value}"
 
 
 # ---- tables ------------------------------------------------------------------------------------------

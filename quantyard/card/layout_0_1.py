@@ -12,6 +12,7 @@ from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.lists import card_shared_lists
 from quantyard.card.subject import CardSubject
 from quantyard.card.tables import card_measured_tables
+from quantyard.formatting.numbers import format_bytes
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import Measurement
 
@@ -65,7 +66,13 @@ def card_blocks_0_1(subject: CardSubject) -> Iterator[Block]:
     ]  # fmt: skip
     yield from (block for block in found if block)
     yield from card_measured_tables(subject, cells)
-    yield from card_shared_lists(subject, _ALLOWED)
+    yield from card_shared_lists(subject, _ALLOWED, _fact)
+
+
+def _fact(name: str, value: object) -> SafeMarkdown:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return SafeMarkdown(f"{escape_markdown(name.removesuffix('_bytes').replace('_', ' '))} {format_bytes(value)}")
+    return SafeMarkdown(f"{escape_markdown(name)} {escape_markdown(value)}")
 
 
 def _gate(subject: CardSubject, name: str, outcome: str) -> CardTable | None:

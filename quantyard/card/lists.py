@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from quantyard.card.blocks import Block, CardList
@@ -13,7 +13,7 @@ from quantyard.card.escaping import SafeMarkdown, escape_markdown, join_markdown
 from quantyard.card.provenance import card_file_provenance, card_provenance
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_gate_line, card_settings, card_take_lines
-from quantyard.formatting.numbers import format_bytes, format_count, format_duration
+from quantyard.formatting.numbers import format_count, format_duration, format_fact
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
@@ -33,17 +33,26 @@ def card_lists(subject: CardSubject) -> Iterator[Block]:
     yield from card_shared_lists(subject, " This was allowed.")
 
 
-def card_shared_lists(subject: CardSubject, allowed: str) -> Iterator[Block]:
+Facts = Callable[[str, object], SafeMarkdown]
+
+
+def card_fact(name: str, value: object) -> SafeMarkdown:
+    """A fact of a machine, or a version."""
+    return escape_markdown(format_fact(name, value))
+
+
+def card_shared_lists(subject: CardSubject, allowed: str, fact: Facts = card_fact) -> Iterator[Block]:
     """The lists that every version of the card has.
 
     Args:
         allowed: what is added if a difference was allowed.
+        fact: how a fact of a machine is written.
     """
     found = {
         "twin": ("what it computes", _twin(subject, {"proved", "known", "unproved"}, allowed)),
         "twin-warning": ("what it computes", _twin(subject, {"limited", "differs"}, allowed)),
         "contract-findings": ("API test findings", _contract_findings(subject)),
-        "measured": ("how it was measured", _measured(subject)),
+        "measured": ("how it was measured", _measured(subject, fact)),
         "not-measured": ("what was not measured", _not_measured(subject)),
         "apart": ("importance matrices and recipes", card_file_provenance(subject)),
         "made": ("how it was made", card_provenance(subject)),
@@ -84,7 +93,7 @@ def _contract_findings(subject: CardSubject) -> Iterator[SafeMarkdown]:
 # ---- how it was measured -----------------------------------------------------------------------------
 
 
-def _measured(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _measured(subject: CardSubject, fact: Facts) -> Iterator[SafeMarkdown]:
     report = subject.report
     if report is None:
         return
@@ -99,8 +108,8 @@ def _measured(subject: CardSubject) -> Iterator[SafeMarkdown]:
         )
     yield from _divergence(report)
     yield from _speed(report)
-    yield from _pairs("Versions", report.versions)
-    yield from _pairs("Hardware", report.hardware)
+    yield from _pairs("Versions", report.versions, fact)
+    yield from _pairs("Hardware", report.hardware, fact)
     yield from _gate(subject)
     yield from _hidden(subject)
 
@@ -139,16 +148,10 @@ def _speed(report: EvalReport) -> Iterator[SafeMarkdown]:
         )
 
 
-def _pairs(name: str, found: Mapping[str, object]) -> Iterator[SafeMarkdown]:
-    parts = [_pair(key, value) for key, value in list(found.items())[:_MAX_NAMED]]
+def _pairs(name: str, found: Mapping[str, object], fact: Facts) -> Iterator[SafeMarkdown]:
+    parts = [fact(key, value) for key, value in list(found.items())[:_MAX_NAMED]]
     if parts:
         yield SafeMarkdown(f"{name}: {join_markdown(', ', parts)}.")
-
-
-def _pair(key: str, value: object) -> SafeMarkdown:
-    if key.endswith("_bytes") and isinstance(value, int):
-        return SafeMarkdown(f"{escape_markdown(key.removesuffix('_bytes').replace('_', ' '))} {format_bytes(value)}")
-    return SafeMarkdown(f"{escape_markdown(key)} {escape_markdown(value)}")
 
 
 def _gate(subject: CardSubject) -> Iterator[SafeMarkdown]:

@@ -84,6 +84,14 @@ def format_memory(n: int) -> str:
     return format_bytes(n, binary=True)
 
 
+def format_fact(name: str, value: object) -> str:
+    """A fact of a machine by its name: memory_bytes=25300000000 → "memory 23.6 GiB"; others as they are."""
+    if name.endswith("_bytes") and isinstance(value, int):
+        what = name.removesuffix("_bytes").replace("_", " ")
+        return f"{what} {format_memory(value) if what == 'memory' else format_bytes(value)}"
+    return f"{name.replace('_', ' ')} {value}"
+
+
 def format_exact_bytes(n: int) -> str:
     """105453920 → "105,453,920 bytes"."""
     return f"{n:,} bytes"

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from quantyard.formatting.numbers import (
-    format_bytes,
     format_count,
     format_duration,
+    format_fact,
     format_rough_percent,
 )
 from quantyard.metrics.budget_figures import limits_sentence
@@ -52,13 +52,7 @@ def _text_read(report: EvalReport) -> str:
 
 
 def _listed(items: Mapping[str, object]) -> str:
-    return ", ".join(_fact(key, value) for key, value in items.items())
-
-
-def _fact(key: str, value: object) -> str:
-    if key.endswith("_bytes") and isinstance(value, int):
-        return f"{key.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}"
-    return f"{key.replace('_', ' ')} {value}"
+    return ", ".join(format_fact(key, value) for key, value in items.items())
 
 
 def page_notes(manifest: Manifest, files: Sequence[PageFile]) -> dict[int, tuple[str, ...]]:

@@ -18,10 +18,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from quantyard.formatting.numbers import format_percent, format_score_interval
 from quantyard.metrics.intervals import wilson_interval
-from quantyard.protocol.api_tests import AnswerKind, SchemaFailure, SchemaRate
+from quantyard.protocol.api_tests import SCHEMA_LIMIT, AnswerKind, SchemaFailure, SchemaRate
 from quantyard.protocol.measurements import Interval
 
-SCHEMA_GATE: Final = 0.95  # share of valid answers; compared with the rate itself, not with its interval
 Schema = dict[str, Any]
 FORMATS: Final = FormatChecker(("date", "uuid", "ipv4"))
 
@@ -74,7 +73,7 @@ def schema_rate(verdicts: Mapping[str, SchemaVerdict], request_form: str) -> Sch
     ]  # fmt: skip
     return SchemaRate(
         n=n, n_valid=n_valid, n_cut=sum(v.kind == "cut" for v in verdicts.values()), rate=n_valid / n if n else 0.0,
-        low=interval.low, high=interval.high, gate=SCHEMA_GATE, request_form=request_form, failures=tuple(failures),
+        low=interval.low, high=interval.high, gate=SCHEMA_LIMIT, request_form=request_form, failures=tuple(failures),
     )  # fmt: skip
 
 

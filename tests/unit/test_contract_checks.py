@@ -7,11 +7,10 @@ import json
 import pytest
 from jsonschema import Draft202012Validator
 
-from quantyard.protocol.api_tests import CheckRecord, ContractReport
+from quantyard.protocol.api_tests import SCHEMA_LIMIT, CheckRecord, ContractReport
 from server.api_checks.checks import CHECKS
 from server.api_checks.schemas import (
     CASES,
-    SCHEMA_GATE,
     SchemaCase,
     SchemaVerdict,
     judge_schema_answer,
@@ -82,9 +81,9 @@ def test_the_rate_counts_cut_answers_as_failures_of_their_own_and_names_every_fa
         {"a": SchemaVerdict("valid"), "b": SchemaVerdict("cut", "…"), "c": SchemaVerdict("invalid", "$: no")},
         "json_schema",
     )
-    assert (rate.n, rate.n_valid, rate.n_cut) == (3, 1, 1) and rate.gate == SCHEMA_GATE
+    assert (rate.n, rate.n_valid, rate.n_cut) == (3, 1, 1) and rate.gate == SCHEMA_LIMIT
     assert [(failure.schema_name, failure.kind) for failure in rate.failures] == [("b", "cut"), ("c", "invalid")]
-    said = "1 of 3 answers conform, 33.3 % (6.1 to 79.2); the limit is 95 %; not: b (cut), c (invalid)"
+    said = "1 of 3 answers conform, 33.3 % (6.1 to 79.2); the limit is 90 %; not: b (cut), c (invalid)"
     assert schema_rate_text(rate) == said
 
 

@@ -17,6 +17,7 @@ from quantyard.gate.judge import _JUDGES, judge_gate_budgets, load_gate_budgets
 from quantyard.gate.sample_size import gate_accuracy_loss, gate_answer_sample_size, gate_question_sample_size
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.intervals import normal_quantile, ppl_change_interval, wilson_interval
+from quantyard.protocol.api_tests import SCHEMA_LIMIT
 from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import Comparison, Estimate, EvalReport, Interval, Measurement
 from quantyard.quants.catalog import FAMILIES, QUANTS, quant_family
@@ -518,3 +519,7 @@ def test_an_interval_of_a_result_holds_its_value(gate) -> None:
     for result in gate(EVERYTHING).results:
         if isinstance(result.interval, Interval) and result.value is not None:
             assert result.interval.low <= result.value <= result.interval.high
+
+
+def test_the_api_test_and_the_default_budgets_have_one_limit_for_schemas() -> None:
+    assert load_gate_budgets(None).of("Q4_K_M").min_schema_conformance == SCHEMA_LIMIT
