@@ -76,6 +76,7 @@ def _time(config: dict[str, Any], tokenizer: Path) -> tuple[float, float, float,
             "PATH": "/usr/bin:/bin", "HOME": name, "LANG": "C.UTF-8", "PYTHONPATH": str(REPO_DIR),
             "LLAMA_CONVERTER": str(VENV / "share" / "llama.cpp" / "convert_hf_to_gguf.py"),
             "CONVERTER_PYTHON": str(VENV / "bin" / "python"), "HF_HUB_OFFLINE": "1",
+            "CONVERTER_PACKAGES": str(VENV / "share" / "transformers-4.57"),
         }
         started = time.monotonic()
         run = subprocess.run(

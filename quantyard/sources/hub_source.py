@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,6 +10,12 @@ from quantyard.errors import QuantyardError
 from quantyard.formats.file_kinds import HEAD_BYTES
 from quantyard.formats.gguf import GgufError, GgufHeader, open_gguf_beginning, read_gguf_beginning
 from quantyard.formats.safetensors import MAX_INDEX_BYTES
+from quantyard.formats.sentencepiece import (
+    BEGINNING_BYTES,
+    TOKENIZER,
+    needs_sentencepiece_check,
+    parse_tokenizer_beginning,
+)
 from quantyard.hub.client import (
     HubAccess,
     HubRepo,
@@ -24,11 +30,17 @@ from quantyard.hub.client import (
 from quantyard.hub.files import Selection, select_hub_files
 from quantyard.memory.layers import ModelLayers
 from quantyard.protocol.base import FileEntry
+from quantyard.sources.architectures import source_architecture
 from quantyard.sources.chat_template import base_model_notes, source_chat_template
 from quantyard.sources.gguf_file import gguf_cache_layers, gguf_config, gguf_notes, refuse_other_gguf
 from quantyard.sources.purpose import ModelUse, gguf_model_use, read_model_use
 from quantyard.sources.quantized_source import read_source_weights, source_dtypes
-from quantyard.sources.side_files import parse_side_json, refuse_missing_tokenizer, refuse_spoiled_weights
+from quantyard.sources.side_files import (
+    parse_side_json,
+    refuse_missing_sentencepiece,
+    refuse_missing_tokenizer,
+    refuse_spoiled_weights,
+)
 from quantyard.sources.source import Source
 from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_tensors
 from quantyard.store.artifact import ModelId
@@ -69,7 +81,8 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     held = read_source_weights(config, found)
     if is_hf:
         _check_hub_files(access, repo, chosen, texts)
-        refuse_missing_tokenizer(repo.repo_id, [file.path for file in chosen.files], config)
+        refuse_missing_tokenizer(repo.repo_id, names, config)
+        _check_hub_sentencepiece(access, repo, sizes, names, config)
         refuse_faulty_tensors(repo.repo_id, held.config, held.tensors or ())
     notes = [note for note in (chosen.note, renamed, *held.notes) if note and is_hf]
     notes += gguf_notes(chosen.gguf_file or "", gguf) if gguf else []
@@ -104,6 +117,19 @@ def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection, texts:
         if file.path.endswith(".safetensors") and file.size_bytes < HEAD_BYTES:
             head = read_hub_files(access, repo, [file.path]).get(file.path, b"-")
             refuse_spoiled_weights(repo.repo_id, file.path, head)
+
+
+def _check_hub_sentencepiece(
+    access: HubAccess, repo: HubRepo, sizes: Mapping[str, int], names: Collection[str], config: Mapping[str, object]
+) -> None:
+    """Refuse a SentencePiece tokenizer without its own file, by the beginning of tokenizer.json."""
+    if not needs_sentencepiece_check(names, source_architecture(config)):
+        return
+    try:
+        head = read_hub_file(access, repo, TOKENIZER, min(BEGINNING_BYTES, sizes[TOKENIZER]))
+    except QuantyardError:  # the plan says less; a stage reads it
+        return
+    refuse_missing_sentencepiece(repo.repo_id, names, config, parse_tokenizer_beginning(head))
 
 
 def _check_hub_gguf(access: HubAccess, repo: HubRepo, name: str, size_bytes: int) -> None:

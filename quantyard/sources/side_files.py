@@ -15,9 +15,11 @@ from quantyard.errors import BadSource
 from quantyard.files.own_files import read_named_file
 from quantyard.formats.file_kinds import HEAD_BYTES, spoiled_file, spoiled_text
 from quantyard.formats.names import shown_names
+from quantyard.formats.sentencepiece import TOKENIZER, missing_sentencepiece_file, missing_sentencepiece_words
 from quantyard.formatting.numbers import format_count
 from quantyard.quants.file_size import TensorShape
 from quantyard.quants.model_config import VOCAB, Config, model_config_number, model_text_config
+from quantyard.sources.architectures import source_architecture
 from quantyard.sources.tensor_faults import embedding_rows
 
 # To recognize one more kind of tokenizer: the files that make it (patterns), each of which must be there.
@@ -44,7 +46,8 @@ def check_local_files(
     """
     parsed = {name: _checked(title, name, place) for name, place in places.items()}
     refuse_missing_tokenizer(title, places, config)
-    return _check_vocabulary(title, parsed.get("tokenizer.json"), places, config, tensors)
+    refuse_missing_sentencepiece(title, places, config, parsed.get(TOKENIZER))
+    return _check_vocabulary(title, parsed.get(TOKENIZER), places, config, tensors)
 
 
 def refuse_missing_tokenizer(title: str, names: Collection[str], config: Config) -> None:
@@ -62,6 +65,19 @@ def refuse_missing_tokenizer(title: str, names: Collection[str], config: Config)
     have = [name for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json") if name in names]
     only = f"; {shown_names(have)} alone cannot split text" if have else ""
     raise BadSource(f"{title} has no tokenizer: neither tokenizer.json nor tokenizer.model is there{only}.", hint)
+
+
+def refuse_missing_sentencepiece(title: str, names: Collection[str], config: Config, tokenizer: Any) -> None:
+    """Refuse a SentencePiece tokenizer without the file of its own that the converter reads.
+
+    Args:
+        tokenizer: the value of tokenizer.json, or of its beginning.
+
+    Raises:
+        BadSource: it says which file is missing.
+    """
+    if name := missing_sentencepiece_file(names, source_architecture(config), tokenizer):
+        raise BadSource(*missing_sentencepiece_words(title, name))
 
 
 def refuse_spoiled_text(title: str, name: str, text: bytes) -> None:

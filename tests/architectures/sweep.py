@@ -56,6 +56,11 @@ except StageFailure as failure:
 print(json.dumps(wrong))
 """
 _MAX_WORDS: Final = 300
+# What random weights may do to an evaluation, by the words of its error.
+_NO_EVALUATION: Final = {
+    "self-check": "these random weights do not pass the self-check of an evaluation.",
+    "too large for a measurement": "these random weights have a perplexity beyond all measure.",
+}
 
 
 @dataclass
@@ -114,8 +119,8 @@ class Sweep:
         if error:
             stage = str(error.get("message", "")).partition(":")[0].split(" ")[0]
             found.fail("verify" if stage == "verify" else "build", str(error.get("message")))
-        elif "self-check" in str(refused.get("message")):
-            found.fail("eval", "not tried: these random weights do not pass the self-check of an evaluation.", "-")
+        elif reason := next((r for words, r in _NO_EVALUATION.items() if words in str(refused.get("message"))), ""):
+            found.fail("eval", f"not tried: {reason}", "-")
         elif refused:
             found.fail("eval", str(refused.get("message")))
         else:

@@ -25,7 +25,8 @@ def _with_weights(folder: Path, **config: object) -> Path:
 def test_a_qwen3_with_its_real_tokenizer_builds_with_no_permission(engine: str, tmp_path: Path) -> None:
     model = _with_weights(write_family("qwen3", tmp_path / "Qwen3-tiny"), model_type="qwen3")
     asked = {"MODEL": str(model), "QUANT": "Q8_0", "ENGINE": engine, "ARTIFACTS": str(tmp_path / "artifacts")}
-    made = run_json("build", **asked)
+    made = run_json("build", **asked, PARITY="twin")
+    assert made["twin"]["status"] == "proved", made["twin"]["finding"]
     facts = json.loads(Path(made["manifest"]).read_text())["stages"]["verify Q8_0"]["facts"]
     assert facts["reference"].startswith("tokenizer.json (tokenizers ")
     found = {finding["kind"]: finding["outcome"] for finding in facts["findings"]}
@@ -33,13 +34,13 @@ def test_a_qwen3_with_its_real_tokenizer_builds_with_no_permission(engine: str, 
     assert facts["added_tokens"] == 26 and facts["running_text_tokens"] > 5000 and facts["chats"] > 0
 
 
-def test_a_sentencepiece_model_without_tokenizer_model_is_refused_before_it_is_converted(
+def test_a_sentencepiece_model_without_tokenizer_model_is_refused_at_the_plan(
     some_engine: str, tmp_path: Path
 ) -> None:
     model = _with_weights(write_family("llama-2", tmp_path / "llama-tiny"), model_type="llama")
     (model / "tokenizer.model").unlink()
     asked = {"MODEL": str(model), "QUANT": "Q8_0", "ENGINE": some_engine, "ARTIFACTS": str(tmp_path / "artifacts")}
-    done = run_here("build", **asked)
+    done = run_here("plan", **asked)
     said = " ".join(done.stderr.split())
     assert done.returncode == 2, said
     assert "no tokenizer.model" in said and "Copy tokenizer.model" in said

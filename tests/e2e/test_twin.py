@@ -69,6 +69,7 @@ class Twins:
             "PATH": "/usr/bin:/bin", "HOME": str(self.folder), "LANG": "C.UTF-8", "PYTHONPATH": str(REPO_DIR),
             "LLAMA_CONVERTER": str(VENV / "share" / "llama.cpp" / "convert_hf_to_gguf.py"),
             "CONVERTER_PYTHON": str(VENV / "bin" / "python"), "HF_HUB_OFFLINE": "1",
+            "CONVERTER_PACKAGES": str(VENV / "share" / "transformers-4.57"),
         }
         subprocess.run(
             [str(VENV / "bin" / "python"), *argv], env=environment, cwd=self.folder, timeout=1200, check=False

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantyard.errors import BadSource
+from quantyard.formats.sentencepiece import BEGINNING_BYTES
 from quantyard.hub.client import HubAccess
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
@@ -106,3 +107,14 @@ FAULTS = {
 def test_a_fault_of_a_repo_is_told_before_the_download(kind: str, hub_server: HubServer, tmp_path: Path) -> None:
     changed, says = FAULTS[kind]
     assert says in refused(hub_server, tmp_path, repo(**changed))
+
+
+def test_a_sentencepiece_tokenizer_without_its_own_file_is_told_from_the_beginning_of_tokenizer_json(
+    hub_server: HubServer, tmp_path: Path
+) -> None:
+    model = {"type": "BPE", "byte_fallback": True, "vocab": {f"▁{n}": n for n in range(60_000)}, "merges": []}
+    text = json.dumps({"pre_tokenizer": {"type": "Metaspace"}, "model": model}).encode()
+    assert len(text) > BEGINNING_BYTES
+    said = refused(hub_server, tmp_path, repo(tokenizer__json=text))
+    assert "no tokenizer.model" in said and "Copy tokenizer.model" in said
+    find(hub_server, tmp_path, repo(tokenizer__json=text, tokenizer__model=b"\n\x0e"))

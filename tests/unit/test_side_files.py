@@ -13,6 +13,7 @@ import pytest
 
 from quantyard.errors import BadSource
 from quantyard.formats.file_kinds import spoiled_file, spoiled_text
+from quantyard.formats.sentencepiece import missing_sentencepiece_file, parse_tokenizer_beginning
 from quantyard.quants.file_size import TensorShape
 from quantyard.sources.side_files import check_local_files, refuse_missing_tokenizer, refuse_spoiled_weights
 
@@ -150,3 +151,53 @@ def test_added_tokens_beyond_a_sentencepiece_vocabulary_are_a_note(tmp_path: Pat
                                      b'{"added_tokens": [{"id": "x"}, 7]}'])  # fmt: skip
 def test_a_tokenizer_of_another_form_is_left_to_the_stage(content: bytes, tmp_path: Path) -> None:
     assert check(tmp_path, tokenizer__json=content) == []
+
+
+# ---- SentencePiece -----------------------------------------------------------------------------------
+
+METASPACE = {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁"}}
+PREPEND = {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]}}
+BYTES = {"type": "BPE", "byte_fallback": True}
+MISSING = {
+    "metaspace": (METASPACE, BYTES, "LlamaForCausalLM", "tokenizer.model"),
+    "prepended": (PREPEND, BYTES, "MistralForCausalLM", "tokenizer.model"),
+    "unigram T5": (METASPACE, {"type": "Unigram"}, "T5ForConditionalGeneration", "spiece.model"),
+    "unigram": (METASPACE, {"type": "Unigram"}, "XLMRobertaModel", ""),
+    "byte level": ({"pre_tokenizer": {"type": "ByteLevel"}}, BYTES, "Qwen3ForCausalLM", ""),
+    "no bytes": (METASPACE, {"type": "BPE", "byte_fallback": False}, "LlamaForCausalLM", ""),
+    "read by its converter": (METASPACE, BYTES, "Gemma4ForCausalLM", ""),
+}  # fmt: skip
+
+
+def tokenizer_text(parts: dict[str, Any], model: dict[str, Any], *, ascii_only: bool = False) -> bytes:
+    """A tokenizer.json whose model comes last, its vocabulary before its merges, as the library writes it."""
+    added = [{"id": 0, "content": "<s>", "special": True}]
+    vocab = {f"▁{n}": n for n in range(8)}
+    said = {"version": "1.0", "added_tokens": added, **parts, "model": {**model, "vocab": vocab, "merges": []}}
+    return json.dumps(said, ensure_ascii=ascii_only, indent=2).encode()
+
+
+@pytest.mark.parametrize("kind", MISSING)
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_sentencepiece_tokenizer_without_its_own_file_is_refused_with_its_name(
+    kind: str, ascii_only: bool, tmp_path: Path
+) -> None:
+    parts, model, architecture, wanted = MISSING[kind]
+    text = tokenizer_text(parts, model, ascii_only=ascii_only)
+    for value in (json.loads(text), parse_tokenizer_beginning(text[:-60])):
+        assert missing_sentencepiece_file(["tokenizer.json"], architecture, value) == wanted
+        assert missing_sentencepiece_file(["tokenizer.json", "tokenizer.model"], architecture, value) == ""
+    places = {"tokenizer.json": tmp_path / "tokenizer.json"}
+    places["tokenizer.json"].write_bytes(text)
+    config = {"vocab_size": 10, "architectures": [architecture]}
+    if not wanted:
+        check_local_files("/models/x", places, config, ROWS)
+        return
+    with pytest.raises(BadSource, match=f"no {wanted}") as caught:
+        check_local_files("/models/x", places, config, ROWS)
+    assert caught.value.hint.startswith(f"Copy {wanted} ")
+
+
+@pytest.mark.parametrize("head", [b"", b"{}", b'{"added_tokens": [', b'{"model": {"vocab": {"a": 1}', b"\xff\xfe"])
+def test_a_beginning_that_does_not_tell_is_left_to_the_stage(head: bytes) -> None:
+    assert parse_tokenizer_beginning(head) is None
