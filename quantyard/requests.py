@@ -156,6 +156,7 @@ class BuildRequest:
     matrix_quants: str  # "": as the preset says, or one of each size
     adapter: str
     base: str  # "": what the adapter names
+    command: str = "build"  # for hints
     quants_given: bool = True  # False: commands on built files take all of them
     parity: Parity = "twin"
     allow_twin_mismatch: bool = False

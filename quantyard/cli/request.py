@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quantyard.cli.commands import COMMANDS
 from quantyard.cli.precedence import NO_FILE, GivenSetting, resolve_settings
 from quantyard.cli.settings import SETTINGS
 from quantyard.cli.settings_file import SettingsFile, read_settings_file
@@ -36,7 +37,7 @@ from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_path
 from quantyard.formatting.printable import url_has_user_info
 from quantyard.paths import REPO_DIR, local_venv_path, read_pins
-from quantyard.quants.catalog import Quant, find_quant
+from quantyard.quants.catalog import Quant, find_quant, nearest_quant_name
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
     BuildRequest,
@@ -105,6 +106,7 @@ def _request(
     hf_token = token_setting("HF_TOKEN", values["HF_TOKEN"]) or command_hub_token(environment)
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
+        command=next((row.name for row in COMMANDS if row.function == getattr(args, "command", "")), "build"),
         quants_given=given["QUANT"].origin != "default" or bool(values["RECIPE"]),
         outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
         engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
@@ -197,7 +199,7 @@ def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
 
 def _tune(values: Mapping[str, str]) -> TuneRequest:
     target = values["TARGET_SIZE"]
-    quant = _named_quant("TARGET_SIZE", target).name if target and not target[0].isdigit() else ""
+    quant = _target_quant(target) if target and not target[0].isdigit() else ""
     kld = _decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
     if kld == 0:
         raise BadRequest("Only the unquantized model reaches TARGET_KLD=0.", "Type: TARGET_KLD=0.05")
@@ -207,6 +209,17 @@ def _tune(values: Mapping[str, str]) -> TuneRequest:
         chunks=_chunks(values, 16),
         types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),
     )
+
+
+def _target_quant(text: str) -> str:
+    try:
+        return find_quant(text).name
+    except UnknownQuant as error:
+        near = nearest_quant_name(text)
+        meant = f" Did you mean {near!r}?" if near else ""
+        message = f"TARGET_SIZE={text[:80]} is neither a size nor a quantization type.{meant}"
+        hint = "Write a size: TARGET_SIZE=4GiB; or a type, for the size that it has: TARGET_SIZE=Q4_K_M"
+        raise BadRequest(message, hint) from error
 
 
 def _decimal(name: str, values: Mapping[str, str]) -> float:

@@ -21,6 +21,7 @@ _TOKEN = re.compile(r"[!-~]{1,4096}")
 _POWERS = ("", "K", "M", "G", "T")
 _LONGEST = 65_536  # characters of a value: far above any list of files
 _SHOWN = 200
+_EXAMPLE = 8  # of a whole number
 
 
 def plain_setting(name: str, value: str) -> str:
@@ -125,7 +126,7 @@ def integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -
     """A whole number from `low` to `high`."""
     if not _INTEGER.fullmatch(values[name]) or not low <= int(values[name]) <= high:
         message = f"{name}={_cut(values[name])} is not a whole number from {low} to {high}."
-        raise BadRequest(message, f"Type {name}={low or high}.")
+        raise BadRequest(message, f"Type a number: {name}={min(max(low, _EXAMPLE), high)}")
     return int(values[name])
 
 

@@ -170,5 +170,7 @@ def nearest_quant_name(name: str) -> str | None:
     """The type that a misspelt name most likely means: by letters, nickname or similarity; None if none is near."""
     letters = re.sub(r"[^A-Z0-9]", "", name.upper())
     known = {**NICKNAMES, **_BY_LETTERS}
+    if letters.isalpha() and letters not in known:  # every type has a number
+        return None
     found = [letters] if letters in known else difflib.get_close_matches(letters, known, n=1, cutoff=0.5)
     return known[found[0]] if found else None

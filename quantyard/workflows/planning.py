@@ -91,7 +91,9 @@ def workflow_source(request: BuildRequest) -> Source:
         BadSource, HubError: the source cannot be used, or not be found.
     """
     if not request.model:
-        raise BadRequest("MODEL is not given.", "Name one: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
+        more = " QUANT=Q4_K_M" if request.command == "build" else ""
+        hint = f"Name one: make {request.command} MODEL=org/name{more}, or try: make demo"
+        raise BadRequest("MODEL is not given.", hint)
     return _source_of(request)
 
 

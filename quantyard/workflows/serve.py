@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from quantyard.errors import BadRequest
@@ -32,12 +31,10 @@ def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Workf
     if engine.name == "local" and request.serve:
         check_served_port(request.serve.port)  # a server that runs there keeps its files
     changed = _serve_from_now_on(request) if request.model else False
+    files = served_files(request.artifacts, request.serve.model_file if request.serve else None)
     with reporter.steps() as steps:
         engine.prepare("server", steps.note)
     if engine.name == "docker":
-        files = list[Path]()
-        with suppress(BadRequest):  # there is nothing, which the container says in its own words
-            files = served_files(request.artifacts, request.serve.model_file if request.serve else None)
         return serve_compose(REPO_DIR, compose_environment(environment, files), anew=changed)
     return serve_local(request, request.environment.venv / "bin" / "python", environment)
 
