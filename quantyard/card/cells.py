@@ -10,6 +10,7 @@ from quantyard.formatting.numbers import DASH
 from quantyard.metrics import intervals
 from quantyard.metrics.budget_figures import metric_budget_interval, metric_budget_limit, metric_budget_value
 from quantyard.metrics.kinds import score_metric_kind
+from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.api_tests import SchemaRate
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
@@ -92,19 +93,11 @@ def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
 
 def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
     """The verdict, with the questions needed or the chance level where they explain it."""
-    if found.questions_needed:
-        needed = f"{numbers.format_forecast_count(found.questions_needed)} would do"
-        return SafeMarkdown(f"too few questions ({open_p_value(found)}{needed})")
+    if note := open_verdict_note(found):
+        return SafeMarkdown(f"too few questions ({note})")
     if found.verdict == "no signal" and chance is not None:
         return SafeMarkdown(f"no signal (chance is {numbers.format_percent(chance)})")
     return SafeMarkdown(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
-
-
-def open_p_value(found: Comparison) -> str:
-    """McNemar's p where the interval excludes 0 and p alone leaves the question open: "p = 0.06; "."""
-    if found.mcnemar_p is None or found.delta.low <= 0 <= found.delta.high:
-        return ""
-    return f"p = {numbers.format_p_value(found.mcnemar_p)}; "
 
 
 def card_conformance(found: SchemaRate | None) -> SafeMarkdown:

@@ -181,9 +181,10 @@ def format_margin(share: float) -> str:
     return f"{format_as_written(100 * share)} %"
 
 
-def format_off_by(share: float) -> str:
-    """How far a forecast was off: 0.123 → "+12 %"."""
-    return f"{format_signed(100 * share, 0)} %"
+def format_longer(planned_s: float, taken_s: float) -> str:
+    """How much longer something took than planned: "80 % longer", "7 % less", "as planned"."""
+    share = round(100 * (taken_s / planned_s - 1)) if planned_s > 0 else 0
+    return f"{share} % longer" if share > 0 else f"{-share} % less" if share else "as planned"
 
 
 def format_p_value(p: float) -> str:

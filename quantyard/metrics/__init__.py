@@ -1,1 +1,1 @@
-"""Figures that report, card, page, gate and `choose` share: intervals, Pareto front, the file to take, plots' layout."""
+"""Figures that report, card, page, gate and `choose` share: intervals, Pareto front, file to take, layout of plots."""

@@ -271,8 +271,9 @@ def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
         PageColumn("Found", "with its interval"), PageColumn("Outcome", "", "text"),
     )  # fmt: skip
     by_label = {s.label: s for s in files}
-    results = sorted(manifest.gate.results if manifest.gate else (), key=lambda r: OUTCOMES.index(r.outcome))
-    rows = (_limit_row(by_label[r.quant], r) for r in results if r.quant in by_label)
+    known = (r for r in (manifest.gate.results if manifest.gate else ()) if r.quant in by_label)
+    results = sorted(known, key=lambda r: (OUTCOMES.index(r.outcome), by_label[r.quant].number))
+    rows = (_limit_row(by_label[r.quant], r) for r in results)
     return PageTable("budgets", "Quality limits, the worst outcome first", columns, tuple(rows))
 
 

@@ -9,6 +9,7 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.plots.marks import MARK_OF, VERDICTS
+from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.measurements import Comparison, EvalReport, Score
 from quantyard.report_page.tables import PageCell, PageColumn, PageFile, PageRow, PageTable
 
@@ -59,13 +60,12 @@ def page_scores_table(report: EvalReport, files: Sequence[PageFile]) -> PageTabl
 def _comparison_cells(c: Comparison) -> tuple[PageCell, ...]:
     kind = score_metric_kind(c)
     delta = numbers.format_delta_interval(c.delta, kind)
-    needed = f"{numbers.format_forecast_count(c.questions_needed)} would do" if c.questions_needed else ""
     return (
         _text(c.task), _text(c.metric), _count(c.n),
         PageCell(numbers.format_metric_value(c.baseline, kind), sort=c.baseline),
         PageCell(numbers.format_metric_value(c.value, kind), sort=c.value),
         PageCell(delta.value, delta.ends, c.delta.value),
-        PageCell(c.verdict, needed, VERDICTS.index(c.verdict), MARK_OF[c.verdict], "text"),
+        PageCell(c.verdict, open_verdict_note(c), VERDICTS.index(c.verdict), MARK_OF[c.verdict], "text"),
     )  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def test_numbers_for_programs_are_plain_decimals_within_half_of_their_sixth_digi
         (numbers.format_weight_count(134_515_008), "135 M"), (numbers.format_elapsed(10.24), "10.2 s"),
         (numbers.format_elapsed(600), "10 min"),
         (numbers.format_change(0.00123), "+0.12 %"), (numbers.format_change(-0.25), "−25.0 %"),
-        (numbers.format_off_by(0.123), "+12 %"),
+        (numbers.format_longer(10, 12), "20 % longer"), (numbers.format_longer(10, 9), "10 % less"),
         (numbers.format_rough_percent(0.045), "4.5 %"), (numbers.format_rough_percent(0.314), "31 %"),
         (numbers.format_p_value(0.0004), "< 0.001"), (numbers.format_p_value(0.0456), "0.046"),
         (numbers.format_p_value(0.456), "0.46"),

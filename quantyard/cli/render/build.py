@@ -13,8 +13,8 @@ from quantyard.formatting.numbers import (
     format_bytes,
     format_count,
     format_duration,
+    format_longer,
     format_memory,
-    format_off_by,
     format_percent,
     format_weight_count,
 )
@@ -129,16 +129,14 @@ def terminal_rates(samples: Sequence[TimingSample], seconds: float) -> str:
 
 def terminal_run_time(compared: ForecastComparison) -> str:
     """The forecast and the duration of a run, at its end."""
-    n, whole = len(compared.errors), compared.planned_s / compared.taken_s - 1
-    worst = max(compared.errors, key=lambda label: abs(compared.errors[label]))
-    stages = (
-        f"A stage was off by {format_percent(compared.median_error, 0)} (median of {n}), most {worst}: "
-        if n > 1
-        else ""
-    )
-    by = f"{stages}{format_off_by(compared.errors[worst])}." if n > 1 else ""
+    n, worst = len(compared.errors), max(compared.errors, key=lambda label: abs(compared.errors[label]))
     planned, taken = format_duration(compared.planned_s), format_duration(compared.taken_s)
-    return f"Planned {planned}, took {taken} ({format_off_by(whole)}). {by}".rstrip()
+    whole = format_longer(compared.planned_s, compared.taken_s)
+    if n < 2:
+        return f"Planned {planned}, took {taken}: {whole}."
+    most = format_longer(1 + compared.errors[worst], 1)  # an error is planned / taken - 1
+    stages = f"A stage was off by {format_percent(compared.median_error, 0)} (median of {n}), most {worst}: {most}."
+    return f"Planned {planned}, took {taken}: {whole}. {stages}"
 
 
 def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
