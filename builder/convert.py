@@ -7,12 +7,9 @@ will hold every GGUF of this model against: they are asked once, however many qu
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
@@ -21,30 +18,31 @@ from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
 from builder.checks.tensors import count_nonfinite_blocks
 from builder.checks.tokenizer_files import refuse_missing_sentencepiece
-from builder.llama.converter import Converter, open_converter
-from builder.llama.converter_input import ConverterInput, open_converter_input
+from builder.llama.conversion import (
+    converter_architecture,
+    converter_failure,
+    converter_versions,
+    log_tool_tail,
+    read_converter_config,
+    read_converter_weights,
+    refuse_nonfinite_weights,
+    refuse_unreadable_weights,
+    run_converter,
+)
+from builder.llama.converter import open_converter
+from builder.llama.converter_input import open_converter_input
 from builder.llama.run_tool import ToolRun, refuse_exhausted_tool, run_llama_tool
 from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader, read_gguf_model
-from quantyard.formats.quantized_weights import (
-    WeightQuantization,
-    as_sentence,
-    find_quantization,
-    half_dtype,
-    plain_tensors,
-)
-from quantyard.formats.safetensors import SafetensorsError, SafetensorsFile, read_safetensors_folder, safetensors_dtype
+from quantyard.formats.quantized_weights import WeightQuantization, find_quantization, half_dtype, plain_tensors
+from quantyard.formats.safetensors import SafetensorsFile, safetensors_dtype
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ConvertRequest, Reference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from quantyard.sandbox.bounded_process import sandbox_exit_words
 from quantyard.sandbox.chat_template import sandbox_template_failure
 
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-_WRITING = re.compile(r"Writing:.*?\|\s*([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?)")
-_SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _REFERENCE_TIMEOUT_S = 900.0  # of the whole script; the slowest real tokenizers take a minute to load
-_UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 
 # What the default loses nothing of. To add a source dtype: add a row.
 _LOSSLESS = {
@@ -63,26 +61,27 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
             5 if disk or memory ran out.
     """
     source, target = stage.in_dir / "source", stage.files_dir / "model.gguf"
-    config = _read_config(source / "config.json")
-    architecture = _architecture(config)
+    config = read_converter_config(source / "config.json")
+    architecture = converter_architecture(config)
     refuse_missing_sentencepiece(source, architecture)
-    weights = _weights(source, request)
+    weights = read_converter_weights(source, allow_pickle=request.allow_pickle)
     tensors = {name: tensor for file in weights for name, tensor in file.tensors.items()}
     quantized = find_quantization(config, tensors) if weights else None
-    _refuse_unreadable(quantized)
+    refuse_unreadable_weights(quantized)
     dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _dtype(weights)
     outtype, reason = _choose_outtype(request, dtype)
+    options = ["--outtype", outtype, "--model-name", request.name]
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
         damaged = beside.submit(find_nonfinite_tensors, weights)
         tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
         converter = open_converter(llama_tools(stage), source, stage.scratch_dir)
-        versions = beside.submit(_versions, stage, converter)
-        completed = _read_config(converter.folder / "config.json")
+        versions = beside.submit(converter_versions, stage, converter)
+        completed = read_converter_config(converter.folder / "config.json")
         with open_converter_input(converter.folder, weights, completed) as given:
-            run = _run_converter(stage, request, converter, given, target, outtype)
+            run = run_converter(stage, converter, given, target, [*converter.arguments, *options])
     if run.exit_code != 0 or not target.exists():
-        raise _failure(stage, architecture, run)
-    _refuse_nonfinite(damaged.result())
+        raise converter_failure(stage, architecture, run)
+    refuse_nonfinite_weights(damaged.result())
     model = read_gguf_model(target)
     _refuse_overflow(model, outtype, dtype)
     original = ask_original(llama_tools(stage), source, converter.env, model, stage.files_dir)
@@ -108,58 +107,6 @@ def _is_lossless(dtype: str, outtype: str, quantized: WeightQuantization | None)
     return outtype in _LOSSLESS_INTO.get(dtype, {outtype})
 
 
-def _refuse_unreadable(quantized: WeightQuantization | None) -> None:
-    """The plan refuses it before the download; where it could not see the headers, this does."""
-    if quantized is not None and quantized.problem:
-        message = f"The weights are quantized already: {quantized.title}. {as_sentence(quantized.problem)}"
-        hint = "Build from the model as it was before it was quantized; most cards name it (base_model)."
-        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "quantized-source", message, hint)
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    """The class name the converter goes by; its absence is the commonest sign of a wrong folder."""
-    inner = config.get("text_config")
-    names = config.get("architectures") or (inner.get("architectures") if isinstance(inner, dict) else None)
-    if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        message = "config.json names no architecture, so no converter can be chosen."
-        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-architecture", message, "Is this a language model?")
-    return str(names[0])
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        message = "The folder has no config.json, so it is not a model in Hugging Face format."
-        raise StageFailure(ExitCode.BAD_REQUEST, "no-config", message, "Give the folder that holds config.json.")
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        message = f"config.json is not valid JSON: {error}"
-        raise StageFailure(ExitCode.BAD_REQUEST, "bad-config", message, "Download the model again.") from error
-    if not isinstance(config, dict):
-        raise StageFailure(ExitCode.BAD_REQUEST, "bad-config", "config.json holds no JSON object.")
-    return config
-
-
-def _weights(source: Path, request: ConvertRequest) -> tuple[SafetensorsFile, ...]:
-    """The checked headers of the safetensors files; empty for a pickle checkpoint that was allowed."""
-    if not any(source.glob("*.safetensors")):
-        _refuse_pickle(source, request)
-        return ()
-    try:
-        weights = read_safetensors_folder(source)
-    except SafetensorsError as error:
-        hint = "The file is damaged: download or copy it again."
-        raise StageFailure(ExitCode.BAD_REQUEST, "bad-safetensors", str(error), hint) from error
-    return weights
-
-
-def _refuse_nonfinite(damaged: list[str]) -> None:
-    if damaged:
-        message = f"{len(damaged)} tensors of the source hold NaN or infinite weights, first {damaged[0]}."
-        hint = "The checkpoint is damaged: download it again, or tell its authors."
-        raise StageFailure(ExitCode.BAD_REQUEST, "nonfinite-source", message, hint)
-
-
 def _refuse_overflow(model: GgufHeader, outtype: str, dtype: str) -> None:
     """The source is finite: what is not in the result, its type cannot hold."""
     if outtype not in ("f16", "q8_0") or dtype == "F16":
@@ -171,37 +118,10 @@ def _refuse_overflow(model: GgufHeader, outtype: str, dtype: str) -> None:
         raise StageFailure(ExitCode.BAD_REQUEST, "outtype-overflow", message, hint)
 
 
-def _refuse_pickle(source: Path, request: ConvertRequest) -> None:
-    pickles = sorted(p.name for p in source.iterdir() if p.suffix in _PICKLE_SUFFIXES)
-    if not pickles:
-        message = "The folder holds no weights: no *.safetensors file."
-        raise StageFailure(ExitCode.BAD_REQUEST, "no-weights", message, "Give a folder that holds the weights.")
-    if not request.allow_pickle:
-        message = f"The weights are pickle files ({pickles[0]}), which can run code when they are opened."
-        hint = "Use a safetensors revision of the model, or insist with ALLOW_PICKLE=1."
-        raise StageFailure(ExitCode.BAD_REQUEST, "pickle", message, hint)
-
-
 def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
     if request.outtype != "auto":
         return request.outtype, "asked for"
     return _LOSSLESS.get(dtype, ("bf16", f"the source is {dtype}, which bf16 holds"))
-
-
-def _run_converter(
-    stage: Stage, request: ConvertRequest, converter: Converter, given: ConverterInput, target: Path, outtype: str
-) -> ToolRun:
-    tools = llama_tools(stage)
-    argv = [str(tools.converter_python), *given.launcher, str(tools.converter), str(given.folder)]
-    argv += ["--outfile", str(target), *converter.arguments]
-    argv += ["--outtype", outtype, "--model-name", request.name]
-
-    def on_line(line: str) -> None:
-        if match := _WRITING.search(line):
-            done, total = (int(float(match[i]) * _SCALE[match[i + 1]]) for i in (1, 3))
-            stage.progress(done, total, "bytes")
-
-    return run_llama_tool(argv, converter.env, on_line)
 
 
 def _ask_tokenizer(stage: Stage, source: Path) -> str:
@@ -238,40 +158,8 @@ def _no_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFa
     refuse_exhausted_tool(run, stage.out_dir, "The tokenizer")
     message = "The model's own tokenizer cannot be loaded without running code from its repo."
     hint = "Its tokenizer files may be missing, or it needs remote code, which is never run."
-    _log_tail(stage, run)
+    log_tool_tail(stage, run)
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, hint, run.words)
-
-
-def _failure(stage: Stage, architecture: str, run: ToolRun) -> StageFailure:
-    refuse_exhausted_tool(run, stage.out_dir, "The converter")
-    if match := _UNSUPPORTED.search(run.tail):
-        message = f"llama.cpp's converter does not support the architecture {match[1]}."
-        hint = "A newer llama.cpp may: LLAMA_CPP_TAG=full-bNNNN picks one."
-        return StageFailure(ExitCode.UNSUPPORTED_MODEL, "architecture", message, hint)
-    _log_tail(stage, run)
-    message = f"llama.cpp's converter failed on {architecture}: {run.error or run.end}"
-    hint = "Its last output says why."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", _as_sentence(message), hint, run.words)
-
-
-def _log_tail(stage: Stage, run: ToolRun) -> None:
-    """All of its last lines, with any traceback, for the log."""
-    for line in run.tail.splitlines():
-        stage.log(line)
-
-
-def _as_sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _versions(stage: Stage, converter: Converter) -> dict[str, str]:
-    """Of what the converter ran with."""
-    code = "from importlib.metadata import version as v; print(v('transformers'), v('torch'))"
-    lines: list[str] = []
-    tools = llama_tools(stage)
-    run_llama_tool([str(tools.converter_python), "-c", code], converter.env, lines.append)
-    transformers, torch = [*lines[-1].split(), "unknown", "unknown"][:2] if lines else ("unknown", "unknown")
-    return {"transformers": transformers, "torch": torch}
 
 
 def main() -> None:

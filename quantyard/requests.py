@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from quantyard.protocol.builder import OutType, Parity
+from quantyard.protocol.builder import OutType, Parity, Parts
 from quantyard.quants.catalog import Quant
 
 EngineName = Literal["auto", "docker", "local"]
@@ -62,6 +62,7 @@ class ServeRequest:
     """How to serve without containers; compose.yaml reads the environment directly."""
 
     model_file: Path | None  # None: what was built last
+    mmproj_file: Path | None  # what reads pictures or sound for it; None: one that lies beside it
     port: int
     context_size: int  # tokens; 0: as the model was trained
     n_gpu_layers: int
@@ -160,6 +161,7 @@ class BuildRequest:
     quants_given: bool = True  # False: commands on built files take all of them
     parity: Parity = "twin"
     allow_twin_mismatch: bool = False
+    parts: Parts = "all"
     tune: TuneRequest | None = None
     imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
     chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text

@@ -53,7 +53,7 @@ def main() -> None:
     args = _parser().parse_args()
     if not args.model.is_dir():
         _stop(f"{args.model} is not there. Type: make demo")
-    asked = [f"--model={args.model}", f"--target-size={args.target}", f"--parts={args.parts}"]
+    asked = [f"--model={args.model}", f"--target-size={args.target}", f"--depth-parts={args.parts}"]
     asked += [f"--chunks={args.chunks}"]
     found = {"tuned": _quantyard("tune", *asked)}
     if args.types:

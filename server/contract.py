@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import httpx2
 
-from quantyard.formats.gguf import GgufError, read_gguf_model
+from quantyard.formats.gguf import MEDIUM_WORDS, GgufError, Medium, read_gguf_header, read_gguf_model
 from quantyard.formats.purpose import Purpose, gguf_purpose
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
@@ -37,6 +37,8 @@ def _why_not_applicable(session: ApiSession, check: ApiCheck) -> str:
     """Why there is nothing to check; "" if there is."""
     if session.purpose not in check.purposes:
         return _OF_OTHERS[session.purpose]
+    if check.needs_medium and check.needs_medium not in session.media:
+        return f"the model reads no {MEDIUM_WORDS[check.needs_medium]}"
     if session.has_chat_template or not check.needs_chat:
         return ""
     if session.is_encoder_decoder:
@@ -67,6 +69,7 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
 def run_contract_checks(
     address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = "",
     *, has_chat_template: bool = True, is_encoder_decoder: bool = False, purpose: Purpose = "generate",
+    media: tuple[Medium, ...] = (),
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
@@ -75,12 +78,13 @@ def run_contract_checks(
         has_chat_template: of the model; to a base model what chats does not apply.
         is_encoder_decoder: what asks for structure does not apply to it.
         purpose: what it is for, which decides what it is asked.
+        media: what it reads besides text.
 
     Raises:
         httpx2.TransportError: no server answers at the address.
     """
     started = time.perf_counter()
-    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder, purpose)
+    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder, purpose, media)
     server = session.server
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
@@ -106,12 +110,13 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     model = stage.in_dir / "model" / request.model_file
     if not model.is_file():
         raise StageFailure(ExitCode.BAD_REQUEST, "no-model", f"{model} does not exist.", "Build the model again.")
+    projector = _projector(stage, request)
     launch = Launch(
         model.absolute(), stage.scratch_dir.absolute(), stage.environment, request.threads, request.n_ctx,
-        request.parallel, request.load_timeout_s,
+        request.parallel, request.load_timeout_s, projector,
     )  # fmt: skip
     with ServedModel(launch) as served:
-        kind = _kind(model)
+        kind = _kind(model, projector)
         stage.log(f"{served.argv[0]} is ready; {len(api_checks_of(kind.get('purpose', 'generate')))} checks")
         report = _checked(stage, served, request.label, kind)
         argv = served.argv
@@ -121,15 +126,27 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
-def _kind(model: Path) -> dict[str, Any]:
+def _projector(stage: Stage, request: ContractRequest) -> Path | None:
+    """What reads pictures or sound, in 16 bit: the stage that made it may have left one of 8 bit too."""
+    if not request.has_projector:
+        return None
+    found = sorted((stage.in_dir / "projector").glob("mmproj-*.gguf"), key=lambda path: "Q8_0" in path.name)
+    if not found:
+        message = "The projector is missing."
+        raise StageFailure(ExitCode.BAD_REQUEST, "no-projector", message, "Build the model again.")
+    return found[0].absolute()
+
+
+def _kind(model: Path, projector: Path | None) -> dict[str, Any]:
     """What decides which checks apply."""
+    media = read_gguf_header(projector).media if projector else ()
     try:
         header = read_gguf_model(model)
     except GgufError:  # a server that reads it all the same is asked everything
-        return {}
+        return {"media": media}
     return {
         "has_chat_template": header.chat_template is not None, "is_encoder_decoder": header.is_encoder_decoder,
-        "purpose": gguf_purpose(header),
+        "purpose": gguf_purpose(header), "media": media,
     }  # fmt: skip
 
 

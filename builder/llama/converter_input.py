@@ -36,14 +36,15 @@ class ConverterInput:
 
 @contextmanager
 def open_converter_input(
-    source: Path, weights: Sequence[SafetensorsFile], config: Mapping[str, Any]
+    source: Path, weights: Sequence[SafetensorsFile], config: Mapping[str, Any], names: Mapping[str, str] | None = None
 ) -> Iterator[ConverterInput]:
     """The input for a model with these weights (none: pickle files, which are given as they are).
 
     Args:
         config: config.json.
+        names: of tensors to convert by other names, besides those that a wrapper changed.
     """
-    renamed = unwrapped_names([name for file in weights for name in file.tensors])
+    renamed = {**unwrapped_names([name for file in weights for name in file.tensors]), **(names or {})}
     told = config_for_converter(config, {name: tensor for file in weights for name, tensor in file.tensors.items()})
     if not renamed and told is None and _is_readable(source, weights):
         yield ConverterInput(source)

@@ -37,6 +37,7 @@ class _Making(TypedDict, total=False):
     recipe: Files
     outtype: Literal["auto", "bf16", "f16", "f32", "q8_0"]
     parity: Literal["twin", "full", "off"]
+    parts: Literal["all", "text"]
     gguf_file: str
     imatrix: File
     calibration: Files
@@ -89,7 +90,7 @@ class TuneSettings(MachineSettings, total=False):
 
     target_size: Size
     target_kld: float
-    parts: int
+    depth_parts: int
     types: Names
     outtype: Literal["auto", "bf16", "f16", "f32", "q8_0"]
     gguf_file: str
@@ -101,6 +102,7 @@ class TuneSettings(MachineSettings, total=False):
     allow_mismatch: Names
     allow_twin_mismatch: bool
     parity: Literal["twin", "full", "off"]
+    parts: Literal["all", "text"]
 
 
 class ChooseSettings(MachineSettings, total=False):

@@ -14,7 +14,7 @@ from quantyard.paths import REPO_DIR, default_artifacts_path
 
 Origin = Literal["option", "variable", "file", "default"]
 NO_FILE: Final = SettingsFile()
-_SERVED: Final = ("MODEL_FILE", "PORT", "CONTEXT_SIZE", "THREADS", "N_GPU_LAYERS", "MEMORY", "PARALLEL")
+_SERVED: Final = ("MODEL_FILE", "MMPROJ_FILE", "PORT", "CONTEXT_SIZE", "THREADS", "N_GPU_LAYERS", "MEMORY", "PARALLEL")
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,6 @@ def compose_environment(
         told = {"MODEL_FILE": str(artifacts / "served"), "KEYS_DIR": str(artifacts / "keys"), **told}
     if given["MODEL_FILE"].text:
         told["MODEL_FILE"] = str(Path(given["MODEL_FILE"].text).absolute())
+    if given["MMPROJ_FILE"].text:
+        told["MMPROJ_FILE"] = str(Path(given["MMPROJ_FILE"].text).absolute())
     return {**environment, **told}

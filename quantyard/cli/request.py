@@ -37,6 +37,7 @@ from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_path
 from quantyard.formatting.printable import url_has_user_info
 from quantyard.paths import REPO_DIR, local_venv_path, read_pins
+from quantyard.protocol.builder import Parts
 from quantyard.quants.catalog import Quant, find_quant, nearest_quant_name
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
@@ -114,7 +115,7 @@ def _request(
         allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
         allow_mismatch=mismatch_setting("ALLOW_MISMATCH", values),
         parity=one_of_setting("PARITY", values["PARITY"].lower(), ("twin", "full", "off")),  # type: ignore[arg-type]
-        allow_twin_mismatch=flag_setting("ALLOW_TWIN_MISMATCH", values),
+        allow_twin_mismatch=flag_setting("ALLOW_TWIN_MISMATCH", values), parts=_parts(values["PARTS"]),
         threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
         json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(
@@ -135,6 +136,18 @@ def _request(
         imatrix=_imatrix(values), chunks=_chunks(values, 0),
         calibration=tuple(Path(name.strip()) for name in values["CALIBRATION"].split(",") if name.strip()),
     )
+
+
+def _parts(text: str) -> Parts:
+    """PARTS. A number was once what DEPTH_PARTS is now.
+
+    Raises:
+        BadRequest: it is neither.
+    """
+    if text.strip().isdigit():
+        hint = f"For the parts of the depth, type: DEPTH_PARTS={text.strip()}"
+        raise BadRequest(f"PARTS={text} is not all or text.", hint)
+    return one_of_setting("PARTS", text.lower(), ("all", "text"))  # type: ignore[return-value]
 
 
 def configure_http_libraries(request: BuildRequest) -> None:
@@ -205,7 +218,7 @@ def _tune(values: Mapping[str, str]) -> TuneRequest:
         raise BadRequest("Only the unquantized model reaches TARGET_KLD=0.", "Type: TARGET_KLD=0.05")
     return TuneRequest(
         target_bytes=size_setting("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
-        target_quant=quant, target_kld=kld, parts=integer_setting("PARTS", values, 1, 100),
+        target_quant=quant, target_kld=kld, parts=integer_setting("DEPTH_PARTS", values, 1, 100),
         chunks=_chunks(values, 16),
         types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),
     )
@@ -230,9 +243,11 @@ def _decimal(name: str, values: Mapping[str, str]) -> float:
 
 
 def _serve(values: Mapping[str, str]) -> ServeRequest:
-    path = typed_file_path(values["MODEL_FILE"]).absolute() if values["MODEL_FILE"] else None
+    files = [
+        typed_file_path(values[name]).absolute() if values[name] else None for name in ("MODEL_FILE", "MMPROJ_FILE")
+    ]
     return ServeRequest(
-        model_file=path, port=integer_setting("PORT", values, 1, 65_535),
+        model_file=files[0], mmproj_file=files[1], port=integer_setting("PORT", values, 1, 65_535),
         context_size=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
         n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
     )

@@ -74,6 +74,10 @@ SETTINGS: Final = (
         "PARITY", "twin", "model",
         "compare with Transformers: twin (a small random model of the same kind), full (the model itself too), or off",
     ),
+    Setting(
+        "PARTS", "all", "model",
+        "of a model that reads pictures or sound: all (with a projector), or text (its text model alone)",
+    ),
     Setting("GGUF_FILE", "", "model", "which file of a repo that holds several GGUFs"),
     Setting("ADAPTER", "", "model", "a LoRA adapter in PEFT format: org/name[@revision], or a folder"),
     Setting(
@@ -93,7 +97,7 @@ SETTINGS: Final = (
         "TARGET_SIZE", "", "tuning", "the largest file allowed, such as 4GiB, or Q4_K_M: as large as that one", "text"
     ),
     Setting("TARGET_KLD", "", "tuning", "the largest mean KL divergence allowed, in nats", "decimal"),
-    Setting("PARTS", "3", "tuning", "number of parts of the depth, each with its own types", "integer"),
+    Setting("DEPTH_PARTS", "3", "tuning", "number of parts of the depth, each with its own types", "integer"),
     Setting("TYPES", "", "tuning", "tensor types to choose from, such as Q4_K,Q6_K; default: all", "list"),
     Setting("SUITE", "", "measuring", "smoke, quick (the default of `eval`), standard, full, or a file.yaml"),
     Setting("BASELINE", "", "measuring", "the quant to compare with; default: the unquantized file"),
@@ -121,6 +125,11 @@ SETTINGS: Final = (
     Setting(
         "MODEL_FILE", "", "serving",
         "what to serve this time: a .gguf or a folder of several; default: artifacts/served", "path",
+    ),
+    Setting(
+        "MMPROJ_FILE", "", "serving",
+        "what reads pictures or sound for it (mmproj-….gguf); default: the one in that folder, or of the last build",
+        "path",
     ),
     Setting("PORT", "8080", "serving", "the port to serve on, on the loopback interface", "integer"),
     Setting(

@@ -12,18 +12,20 @@ from typing import TypeVar
 
 from quantyard.engines import Engine
 from quantyard.plan.api_tests import contract_step_label, read_planned_contract
+from quantyard.plan.build import PROJECTOR
 from quantyard.plan.evaluation import REPORT, plan_suite_folder, read_planned_report
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, Target
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import StageResult
 from quantyard.protocol.builder import QuantizeRequest
-from quantyard.protocol.facts import VerifyFacts
+from quantyard.protocol.facts import ProjectorFacts, VerifyFacts
 from quantyard.protocol.measurements import EvalReport
 from quantyard.quants.narrow_rows import narrow_rows_note
 from quantyard.store.artifact import FinishedStage
 from quantyard.store.manifest import (
     ImatrixRecord,
     Manifest,
+    ProjectorRecord,
     QuantRecord,
     SourceRecord,
     StageRecord,
@@ -144,6 +146,27 @@ class ManifestRecords:
         return ImatrixRecord(
             file=name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "", given=list(artifact.files)
         )
+
+    def publish_projector(self, finished: Mapping[str, FinishedStage]) -> tuple[Path, ...]:
+        """Publish what reads pictures or sound beside the files, and record it, or that there is none.
+
+        Returns:
+            Its files; the first is the one to serve.
+        """
+        found, manifest = self.plan.projector, self.read()
+        record = ProjectorRecord(media=list(found.media), left_out=found.left_out) if found else None
+        paths = list[Path]()
+        if PROJECTOR in finished:
+            artifact, facts = finished[PROJECTOR].artifact, ProjectorFacts.read(finished[PROJECTOR].result.facts)
+            record = ProjectorRecord(media=facts.media, made_by=PROJECTOR)
+            for entry in sorted(artifact.files, key=lambda entry: "Q8_0" in entry.path):
+                name = f"mmproj-{self.plan.source.model.name}-{entry.path.removeprefix('mmproj-')}"
+                paths.append(link_stored_file(artifact.folder / entry.path, self.store.folder / name))
+                record.files.append(entry.model_copy(update={"path": name}))
+        if manifest.projector != record:
+            manifest.projector = record
+            self.write(manifest)
+        return tuple(paths)
 
     def publish_report(self, finished: Mapping[str, FinishedStage]) -> Measured | None:
         """Publish the report on the plan's suite, if there is one: as a folder, and as data in the manifest."""

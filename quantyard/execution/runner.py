@@ -67,6 +67,7 @@ class PlanRunner:
     keep_going: bool = False  # after a quant has failed, continue with the others
     ran: list[str] = field(default_factory=list)
     measured: Measured | None = None
+    projector: tuple[Path, ...] = ()  # the files of what reads pictures or sound; the first is the one to serve
     contracts: list[ContractReport] = field(default_factory=list)
     failures: dict[str, StageFailed] = field(default_factory=dict)  # by the step's label
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -119,6 +120,8 @@ class PlanRunner:
                     self._run_concurrent(steps, reporter)
                 else:
                     self._run_alone(steps[0], reporter)
+            if self.plan.targets:
+                self.projector = self._records.publish_projector(self._finished.steps)
             self.measured = self._records.publish_report(self._finished.steps)
             self.contracts = self._records.publish_contracts(self._finished.steps)
             order = [step.label for step in self.plan.steps]

@@ -11,24 +11,27 @@ host with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Final
+from typing import Final, Literal, get_args
 
 from quantyard.formats.ggml_types import TYPE_BY_ID, TensorType
 from quantyard.formats.gguf_values import GgufArray, GgufCursor, GgufError, MetadataValue
 
 __all__ = [
-    "ENCODER_DECODERS",
-    "GgufArray", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "open_gguf_beginning", "read_gguf_beginning",
-    "read_gguf_header", "read_gguf_model",
+    "ENCODER_DECODERS", "MEDIA", "MEDIUM_WORDS",
+    "GgufArray", "GgufError", "GgufHeader", "Medium", "MetadataValue", "TensorInfo", "open_gguf_beginning",
+    "read_gguf_beginning", "read_gguf_header", "read_gguf_model",
     "why_gguf_cannot_generate",
 ]
 
+Medium = Literal["vision", "audio"]  # what a projector lets a model read, besides text
+MEDIA: Final[tuple[Medium, ...]] = get_args(Medium)
+MEDIUM_WORDS: Final[Mapping[Medium, str]] = {"vision": "pictures", "audio": "sound"}
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 DEFAULT_ALIGNMENT_BYTES: Final = 32
@@ -114,6 +117,22 @@ class GgufHeader:
     def is_encoder_decoder(self) -> bool:
         """Whether it writes a text in answer to one that its encoder has read; llama-server cannot run these."""
         return self.architecture in ENCODER_DECODERS
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """What a projector lets its model read; () of every other file."""
+        return tuple(medium for medium in MEDIA if self.metadata.get(f"clip.has_{medium}_encoder") is True)
+
+    @property
+    def embedding_length(self) -> int | None:
+        """The numbers of the vector that a model reads for each token."""
+        return self._integer(f"{self.architecture}.embedding_length")
+
+    @property
+    def projection_dim(self) -> int | None:
+        """The numbers of the vectors that a projector makes: as many as its model reads."""
+        found = (self._integer(f"clip.{medium}.projection_dim") for medium in self.media)
+        return next((number for number in found if number), None)
 
     @property
     def n_params(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from quantyard.plan.build import PROJECTOR
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, Step
+from quantyard.plan.steps import BuildPlan, Step, StepOutput, Target
 from quantyard.protocol.api_tests import ContractReport, ContractRequest
 from quantyard.store.outputs import read_stored_output
 
@@ -18,15 +19,18 @@ def contract_step_label(quant: str) -> str:
 
 def add_contract_steps(plan: BuildPlan, threads: int) -> BuildPlan:
     """The plan with an API test for each of its files."""
-    steps = [
-        Step(
-            contract_step_label(target.quant.name), STAGES["contract"],
-            ContractRequest(label=target.quant.name, model_file=target.file.path, threads=threads),
-            {"model": target.file.origin}, 0, target.quant.name,
-        )
-        for target in plan.targets
-    ]
+    projector = next((step for step in plan.steps if step.label == PROJECTOR), None)
+    steps = [_contract(target, projector, threads) for target in plan.targets]
     return replace(plan, steps=(*plan.steps, *steps), contracts=tuple(t.quant.name for t in plan.targets))
+
+
+def _contract(target: Target, projector: Step | None, threads: int) -> Step:
+    name, inputs = target.quant.name, {"model": target.file.origin}
+    request = ContractRequest(label=name, model_file=target.file.path, threads=threads)
+    if projector is not None:
+        inputs["projector"] = StepOutput(projector.label)
+        request = request.model_copy(update={"has_projector": True})
+    return Step(contract_step_label(name), STAGES["contract"], request, inputs, 0, name)
 
 
 def read_planned_contract(folder: Path) -> ContractReport:

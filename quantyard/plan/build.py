@@ -1,10 +1,10 @@
-"""Lays out a build: fetch → twin → convert → quantize and verify each quant."""
+"""Lays out a build: fetch → twin → convert → projector → quantize and verify each quant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from quantyard.errors import BadRequest
 from quantyard.plan.stages import STAGES
@@ -16,12 +16,16 @@ from quantyard.protocol.builder import (
     OutType,
     Parity,
     ParityRequest,
+    ProjectorRequest,
     QuantizeRequest,
     TwinRequest,
     VerifyRequest,
 )
 from quantyard.quants.catalog import Quant
+from quantyard.sources.projector import Projector
 from quantyard.sources.resolve import Source
+
+PROJECTOR: Final = "projector"  # the step's label
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class BuildOptions:
     endpoint: str | None
     parity: Parity = "off"
     allow_twin_mismatch: bool = False
+    projector: Projector | None = None  # what the model reads besides text
     imatrix: bool = False  # there will be an importance matrix; imatrix.py adds it to the plan
 
 
 def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
-    """Lay out the steps: fetch → twin → convert → quantize and verify each quant. Steps that the source does not need
-    are left out.
+    """Lay out the steps: fetch → twin → convert → projector → quantize and verify each quant. Steps that the source
+    does not need are left out.
 
     Raises:
         BadRequest: a quant cannot be made without an importance matrix.
@@ -63,8 +68,12 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
         steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
     if source.kind == "huggingface" and options.parity == "full":
         steps.append(_parity(origin, base, options))
+    if options.projector and not options.projector.left_out:
+        steps.append(_projector(source, origin, base, options.projector, options))
     targets = [_target(source, options, quant, outtype, base, steps) for quant in options.quants]
-    return BuildPlan(source, tuple(steps), base, tuple(targets), outtype, reason)
+    return BuildPlan(
+        source, tuple(steps), base, tuple(targets), outtype, reason, projector=options.projector
+    )
 
 
 def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
@@ -92,6 +101,13 @@ def _twin(origin: Origin, options: BuildOptions) -> list[Step]:
         return []
     request = TwinRequest(allow_twin_mismatch=options.allow_twin_mismatch, threads=options.threads)
     return [Step("twin", STAGES["twin"], request, {"source": origin}, 0)]
+
+
+def _projector(source: Source, origin: Origin, base: ModelFile, found: Projector, options: BuildOptions) -> Step:
+    """What reads pictures or sound, for the converted text model."""
+    request = ProjectorRequest(name=source.model.name, model_file=base.path, allow_pickle=options.allow_pickle)
+    inputs = {"source": origin, "model": base.origin}
+    return Step(PROJECTOR, STAGES["projector"], request, inputs, found.size_bytes + found.size_bytes // 2)
 
 
 def _parity(origin: Origin, base: ModelFile, options: BuildOptions) -> Step:

@@ -12,12 +12,19 @@ from quantyard.plan.steps import BuildPlan, Target
 from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.evaluation import DivergenceRequest, SpeedRequest
 from quantyard.quants.narrow_rows import narrow_rows_note
+from quantyard.sources.projector import projector_note
 
 
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
     narrow = (note for t in plan.targets if (note := _narrow(plan, t)))
-    return (*plan.source.notes, *_no_twin(plan), *_short_context(plan), *narrow, *_matrices(plan))
+    return (*plan.source.notes, *_no_projector(plan), *_no_twin(plan), *_short_context(plan), *narrow, *_matrices(plan))
+
+
+def _no_projector(plan: BuildPlan) -> Iterator[str]:
+    """For a model that reads pictures or sound, which its files will not."""
+    if plan.projector and (note := projector_note(plan.projector)):
+        yield note
 
 
 def _no_twin(plan: BuildPlan) -> Iterator[str]:

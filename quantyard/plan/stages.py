@@ -11,6 +11,7 @@ from quantyard.protocol.allowed_outputs import (
     stage_allowed_divergences,
     stage_allowed_fetched,
     stage_allowed_files,
+    stage_allowed_projectors,
     stage_allowed_shards,
 )
 
@@ -65,6 +66,7 @@ STAGES: Mapping[str, StageRow] = {
         ),
         StageRow("convert", "builder",
             leaves=stage_allowed_files("model.gguf", "reference.json", may=r"embeddings\.json")),
+        StageRow("projector", "builder", leaves=stage_allowed_projectors),
         StageRow("twin", "builder", timeout_s=0.5 * HOUR_S),
         StageRow("parity", "builder"),
         StageRow(

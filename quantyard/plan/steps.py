@@ -17,6 +17,7 @@ from quantyard.protocol.base import StageRequest, json_digest, stage_request_dig
 from quantyard.protocol.builder import OutType
 from quantyard.protocol.evaluation import Suite
 from quantyard.quants.catalog import Quant
+from quantyard.sources.projector import Projector
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact
 
@@ -118,3 +119,4 @@ class BuildPlan:
     outtype_reason: str
     measuring: Measuring | None = None
     contracts: tuple[str, ...] = ()  # the quants whose API is tested
+    projector: Projector | None = None  # what the model reads besides text

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.builder import FetchRequest, SplitRequest
+from quantyard.protocol.builder import FetchRequest, ProjectorRequest, SplitRequest
 from quantyard.protocol.evaluation import DivergenceRequest
 
 
@@ -78,6 +78,11 @@ def stage_allowed_fetched(request: FetchRequest) -> Leaves:
 def stage_allowed_shards(request: SplitRequest) -> Leaves:
     """One or more numbered parts."""
     return Leaves(may=rf"{re.escape(request.prefix)}-\d{{5}}-of-\d{{5}}\.gguf", at_least=1)
+
+
+def stage_allowed_projectors(_request: ProjectorRequest) -> Leaves:
+    """A projector in 16 bit, and perhaps in 8."""
+    return Leaves(may=r"mmproj-(F16|BF16|Q8_0)\.gguf", at_least=1)
 
 
 def stage_allowed_divergences(request: DivergenceRequest) -> Leaves:

@@ -23,6 +23,7 @@ class LocalModel(Frozen):
 
     path: Path  # absolute
     name: str  # its id in the API
+    projector: Path | None = None  # absolute; of what reads pictures or sound for it
 
 
 class LocalServerSettings(Frozen):
@@ -38,11 +39,14 @@ class LocalServerSettings(Frozen):
 
 
 class ContractRequest(StageRequest):
-    """Serve `/in/model` on loopback and check every promise of the API. Leaves `report.json` (a `ContractReport`)."""
+    """Serve `/in/model`, with the projector in `/in/projector` if there is one, on loopback and check every promise of
+    the API. Leaves `report.json` (a `ContractReport`).
+    """
 
     stage: Literal["contract"] = "contract"
     label: str  # the quant's name, or the baseline's type
     model_file: RelativePath = "model.gguf"
+    has_projector: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # one that reads more than text
     threads: Annotated[int, Field(ge=0)] = 0  # 0: the server's default
     n_ctx: Annotated[int, Field(ge=512)] = 4096  # tokens per client; the server image decides this itself
     parallel: Annotated[int, Field(ge=1)] = 4  # clients answered at once; the server image decides this itself

@@ -47,7 +47,19 @@ class ConvertRequest(StageRequest):
     allow_pickle: bool = False
 
 
+class ProjectorRequest(StageRequest):
+    """Turn what lets the model in `/in/source` read pictures or sound into `/out/files/mmproj-F16.gguf` (BF16 where F16
+    does not hold it), and into `mmproj-Q8_0.gguf` where that is as good, for the text model in `/in/model`.
+    """
+
+    stage: Literal["projector"] = "projector"
+    name: str  # the model's name in the GGUF metadata
+    model_file: RelativePath = "model.gguf"
+    allow_pickle: bool = False
+
+
 Parity = Literal["twin", "full", "off"]
+Parts = Literal["all", "text"]  # of a model that reads more than text
 
 
 class TwinRequest(StageRequest):

@@ -72,6 +72,16 @@ class TwinFacts(Facts):
     lacks_package: bool = False  # unproved, because a package is not installed: it is tried again in every build
 
 
+class ProjectorFacts(Facts):
+    """What reads pictures or sound. Of its tensors, those with the source's values, in another order, or computed."""
+
+    media: Annotated[list[Literal["vision", "audio"]], Field(min_length=1, max_length=2)]
+    n_same: Count = 0
+    n_moved: Count = 0
+    n_computed: Count = 0
+    q8_0_error: Amount | None = None  # the largest relative RMS difference of a tensor; None: none can be Q8_0
+
+
 class VerifyFacts(Facts):
     """The findings on one GGUF; `probes` and `chats` are None if they were not compared.
 
@@ -144,6 +154,7 @@ class ReportFacts(Facts):
 # To have the facts of another stage checked: add a row.
 MODELS: Final[Mapping[str, type[Facts]]] = {
     "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
+    "projector": ProjectorFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "report": ReportFacts,
 }  # fmt: skip
 

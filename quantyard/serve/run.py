@@ -20,7 +20,13 @@ from quantyard.protocol.aborts import crash_words
 from quantyard.protocol.api_tests import LocalModel, LocalServerSettings
 from quantyard.requests import BuildRequest
 from quantyard.serve.context import default_context_size
-from quantyard.serve.served_files import served_api_key, served_files, served_model_name
+from quantyard.serve.served_files import (
+    fits_projector,
+    served_api_key,
+    served_files,
+    served_model_name,
+    served_projector,
+)
 
 HOST = "127.0.0.1"
 _CRASHED = "Its output above says where. Start it again; if llama.cpp crashes on this file again, serve another quant."
@@ -48,12 +54,13 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     serve = request.serve
     assert serve is not None
     files = served_files(request.artifacts, serve.model_file)
+    projector = served_projector(request.artifacts, serve.model_file, serve.mmproj_file)
     key = served_api_key(request.artifacts)
     check_served_port(serve.port)
     settings = LocalServerSettings(
         port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
         context_size=serve.context_size or default_context_size(files, PARALLEL), parallel=PARALLEL,
-        models=tuple(LocalModel(path=path.resolve(), name=served_model_name(path)) for path in files),
+        models=tuple(_local_model(path, projector) for path in files),
     )
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:
         settings_file = Path(folder) / "server.json"
@@ -68,6 +75,11 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
         message = f"The server {crashed or f'ended with exit code {code}'} while it served {names}."
         raise EngineError(message, _CRASHED if crashed else _NOT_LOADED)
     return 0
+
+
+def _local_model(path: Path, projector: Path | None) -> LocalModel:
+    fits = projector.resolve() if projector and fits_projector(path, projector) else None
+    return LocalModel(path=path.resolve(), name=served_model_name(path), projector=fits)
 
 
 def check_served_port(port: int) -> None:

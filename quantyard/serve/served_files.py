@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from quantyard.errors import BadRequest
+from quantyard.formats.gguf import GgufError, read_gguf_header
 
 FOLDER = "served"
 _KEY_BYTES = 24
@@ -62,6 +63,31 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
     return found
 
 
+def served_projector(root: Path, model_file: Path | None, given: Path | None) -> Path | None:
+    """What reads pictures or sound for the files to serve: the one given, else the one beside them; None without one.
+
+    Raises:
+        BadRequest: the given file is not a projector.
+    """
+    if given is not None:
+        if not _is_projector(given):
+            raise BadRequest(f"MMPROJ_FILE={given} is not a projector (mmproj).", "Leave it out to serve text alone.")
+        return given
+    where = model_file or root / FOLDER
+    found = sorted(where.glob("*.gguf")) if where.is_dir() else []
+    return next((path for path in found if _is_projector(path)), None)
+
+
+def fits_projector(model: Path, projector: Path | None) -> bool:
+    """Whether the vectors that a projector makes are as wide as those that the model reads."""
+    try:
+        return projector is not None and (
+            read_gguf_header(projector).projection_dim == read_gguf_header(model).embedding_length
+        )
+    except (GgufError, OSError):  # llama.cpp says what is wrong
+        return False
+
+
 def served_model_name(path: Path) -> str:
     """The id of a served GGUF in the API; that of one in several parts does not name the part."""
     return _PART.sub("", path.name).removesuffix(".gguf")
@@ -90,8 +116,17 @@ def served_api_key(root: Path) -> str:
 
 
 def _is_model(path: Path) -> bool:
-    """Not an importance matrix, nor a later part of a model: llama.cpp finds those beside the first."""
+    """Not a matrix, nor a projector, nor a later part of a model: llama.cpp finds those beside the first."""
+    if _is_projector(path):
+        return False
     return ".imatrix" not in path.name and ("-00001-of-" in path.name or not _PART.search(path.name))
+
+
+def _is_projector(path: Path) -> bool:
+    try:
+        return bool(read_gguf_header(path).media)
+    except (GgufError, OSError):
+        return False
 
 
 def _can_link(path: Path, folder: Path) -> bool:

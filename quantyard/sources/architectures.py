@@ -54,18 +54,23 @@ def refuse_unsupported_architecture(config: Mapping[str, object], ask_converter:
 
 def source_architecture(config: Mapping[str, object]) -> str:
     """The class name that the converter goes by; "" where config.json does not say."""
-    own = _first_name(config)
+    own = first_architecture(config)
     if own in _WHOLE:
         return own
     parts = (config.get(name) for name in _TEXT_PARTS)
-    inner = (_first_name(part) for part in parts if isinstance(part, Mapping))
+    inner = (first_architecture(part) for part in parts if isinstance(part, Mapping))
     return next((name for name in inner if name), own)
 
 
 @cache
 def known_architectures() -> frozenset[str]:
     """Those of the llama.cpp that the locks name."""
-    lines = LIST_FILE.read_text(encoding="utf-8").splitlines()
+    return listed_architectures(LIST_FILE)
+
+
+def listed_architectures(path: Path) -> frozenset[str]:
+    """The names in a list of ours."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 
@@ -90,7 +95,8 @@ def nearest_architectures(name: str, known: Collection[str]) -> list[str]:
     return [other for *_, other in sorted(found, key=lambda rank: rank[:3])[:_SHOWN]]
 
 
-def _first_name(config: Mapping[str, object]) -> str:
+def first_architecture(config: Mapping[str, object]) -> str:
+    """The first class that a config.json, or a part of one, names; "" without one."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else None
     return first if isinstance(first, str) and first.isidentifier() else ""

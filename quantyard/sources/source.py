@@ -26,6 +26,7 @@ from quantyard.quants.file_size import (
 )
 from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
 from quantyard.sources.presets import Preset
+from quantyard.sources.projector import text_model_tensors
 from quantyard.sources.purpose import ModelUse
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.manifest import SourceCard
@@ -84,6 +85,11 @@ class Source:
             return self.gguf.is_quantized
         return self.named_quant is not None and self.named_quant.name not in UNQUANTIZED
 
+    @property
+    def text_tensors(self) -> tuple[TensorShape, ...] | None:
+        """The tensors of the text model; None where they are not known."""
+        return None if self.tensors is None else text_model_tensors(self.config, self.tensors)
+
     def outtype(self, asked: OutType) -> tuple[OutType, str]:
         """The type to convert to, and why. `auto` if only the conversion can tell."""
         if asked != "auto":
@@ -129,21 +135,21 @@ class Source:
         """Expected size of a GGUF of this quant."""
         if self.gguf is not None:
             return gguf_quant_bytes(self.gguf, quant)
-        if self.tensors is not None:
-            return quant_gguf_bytes(self.tensors, self.config, quant)
+        if self.text_tensors is not None:
+            return quant_gguf_bytes(self.text_tensors, self.config, quant)
         return quant_rough_bytes(self.n_params, quant)
 
     def main_type(self, quant: Quant) -> str:
         """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
         if self.gguf is not None:
             return gguf_type_counts(self.gguf, quant).most_common(1)[0][0]
-        return quant_main_type(self.tensors, self.config, quant) if self.tensors else ""
+        return quant_main_type(self.text_tensors, self.config, quant) if self.text_tensors else ""
 
     def type_counts(self, quant: Quant) -> Mapping[str, int]:
         """Tensor type → how many weights of a GGUF of this quant have it; empty where the shapes are unknown."""
         if self.gguf is not None:
             return gguf_type_counts(self.gguf, quant)
-        return quant_type_counts(self.tensors, self.config, quant) if self.tensors else {}
+        return quant_type_counts(self.text_tensors, self.config, quant) if self.text_tensors else {}
 
     @property
     def trained_tokens(self) -> int | None:

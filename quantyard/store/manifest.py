@@ -138,6 +138,15 @@ class QuantRecord(_Record):
         return self.parts or [FileEntry(path=self.file, size_bytes=self.size_bytes, sha256=self.sha256)]
 
 
+class ProjectorRecord(_Record):
+    """What reads pictures or sound for these models: a file of its own, in one or two types, or why there is none."""
+
+    media: Annotated[list[Literal["vision", "audio"]], Field(min_length=1, max_length=2)]
+    files: list[FileEntry] = []  # the first is the one to serve: in 16 bit; then Q8_0, where it is as good
+    made_by: str = ""  # label in `stages`
+    left_out: Literal["", "asked", "unsupported"] = ""  # PARTS=text, or the converter cannot make it
+
+
 class Manifest(_Record):
     """The complete record of one model at one commit."""
 
@@ -150,6 +159,7 @@ class Manifest(_Record):
     contracts: dict[str, ContractReport] = {}  # by the quant's name
     gate: GateReport | None = None  # the last one
     use: Annotated[UseRecord | None, Field(exclude_if=lambda value: value is None)] = None  # of a release
+    projector: Annotated[ProjectorRecord | None, Field(exclude_if=lambda value: value is None)] = None
     stated_license: str = ""  # set by the publisher, if the source does not state a usable one
 
     @property

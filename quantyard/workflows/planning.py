@@ -24,6 +24,7 @@ from quantyard.quants.catalog import Quant
 from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.architectures import refuse_unsupported_architecture
+from quantyard.sources.projector import find_projector
 from quantyard.sources.quantized_source import refuse_unreadable_weights
 from quantyard.sources.resolve import Source, find_source, recall_source, refuse_quantized_source
 from quantyard.store.hash_cache import HashCache
@@ -123,12 +124,16 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     if source.kind == "huggingface":
         refuse_unsupported_architecture(source.config, lambda: _converter_list(request))
         refuse_unreadable_weights(source.title, source.quantization, source.base_model)
+    found = None
+    if source.kind == "huggingface":
+        found = find_projector(source.config, source.tensors, request.parts, lambda: _converter_list(request))
     refuse_quantized_source(source, quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
         allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
         parity=request.parity, allow_twin_mismatch=request.allow_twin_mismatch,
         workers=request.workers, endpoint=request.endpoint, imatrix=_has_imatrix(request, source, quants),
+        projector=found,
     )
     plan = make_build_plan(source, options)
     return add_measuring_steps(plan, plan_measure_options(request, request.measure)) if request.measure else plan

@@ -58,6 +58,7 @@ class Built:
         files: each GGUF with its path and its record in the manifest, in the requested order.
         ran: labels of the steps that this call ran; empty if all were finished.
         folder: the model's folder in the store: the files, `manifest.json`, `eval/`.
+        projector: the files of what reads pictures or sound, the one to serve first; empty without such.
         measured: the evaluation's report and its folder; None without an evaluation.
         contracts: the reports of the API test, one per tested file.
         failures: the errors of failed steps by label, if a failed file does not stop the others.
@@ -67,6 +68,7 @@ class Built:
     files: tuple[BuiltFile, ...]
     ran: tuple[str, ...]
     folder: Path
+    projector: tuple[Path, ...] = ()
     measured: Measured | None = None
     contracts: tuple[ContractReport, ...] = ()
     failures: Mapping[str, StageFailed] = field(default_factory=dict)
@@ -99,5 +101,6 @@ def built_result(runner: PlanRunner, files: Sequence[BuiltFile]) -> Built:
     """The result of a runner that has run."""
     return Built(
         plan=runner.plan, files=tuple(files), ran=tuple(runner.ran), folder=runner.store.folder,
-        measured=runner.measured, contracts=tuple(runner.contracts), failures=dict(runner.failures),
+        projector=runner.projector, measured=runner.measured, contracts=tuple(runner.contracts),
+        failures=dict(runner.failures),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import PlanRunner
@@ -43,14 +44,18 @@ def run_build_plan(
 ) -> Built:
     """Run the steps of a plan that are left; if nothing is served yet, its files are."""
     runner, files = run_plan(request, plan, reporter, keep_going=keep_going)
-    offer_built_files(request, files, reporter)
+    offer_built_files(request, files, runner.projector, reporter)
     return built_result(runner, files)
 
 
-def offer_built_files(request: BuildRequest, files: Sequence[BuiltFile], reporter: WorkflowReporter) -> None:
-    """Serve these files if nothing is served yet; what is served stays, and the command that changes it is told."""
-    paths = [file.path for file in files]
-    if not paths or are_served_files(request.artifacts, paths):
+def offer_built_files(
+    request: BuildRequest, files: Sequence[BuiltFile], projector: Sequence[Path], reporter: WorkflowReporter
+) -> None:
+    """Serve these files, with the first of these projectors, if nothing is served yet; what is served stays, and the
+    command that changes it is told.
+    """
+    paths = [*(file.path for file in files), *projector[:1]]
+    if not files or are_served_files(request.artifacts, paths):
         return
     if not is_nothing_served(request.artifacts):
         reporter.tell(OthersServed(request.artifacts, request.model, [file.quant for file in files]))

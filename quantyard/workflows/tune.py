@@ -112,7 +112,7 @@ def tune(request: BuildRequest, reporter: WorkflowReporter) -> Tuned:
     plan = workflow_plan(replace(_plain(request), quants=(find_quant(name), quant_of_recipe(recipe))))
     plan = tuning_held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
     runner, files = run_plan(_plain(request), plan, reporter)
-    offer_built_files(request, files, reporter)
+    offer_built_files(request, files, runner.projector, reporter)
     path = runner.store.folder / "recipes" / f"{recipe.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     write_file_atomically(path, tuned_recipe_text(recipe).encode())

@@ -17,6 +17,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from quantyard.formats.gguf import Medium
 from quantyard.formats.purpose import Purpose
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckStatus, SchemaRate
@@ -29,6 +30,7 @@ from server.api_checks.abuse import (
     check_slow_clients,
 )
 from server.api_checks.launch import Answer
+from server.api_checks.media import check_picture, check_sound
 from server.api_checks.schemas import (
     CASES,
     Schema,
@@ -441,6 +443,7 @@ class ApiCheck:
     needs_chat: bool = False  # not applicable to a base model
     takes_plain_text: bool = False  # applicable to an encoder-decoder all the same
     purposes: tuple[Purpose, ...] = ("generate",)
+    needs_medium: Medium | None = None  # not applicable to a model that does not read it
 
 
 # To add a check: add a row with a function of an ApiSession that raises BrokenPromise if the promise is not kept.
@@ -460,6 +463,14 @@ CHECKS: Final = (
     ApiCheck("seeds", "the same seed writes the same text at temperature 1", _seeds),
     ApiCheck("json-schema", "answers conform to a JSON schema", _json_schema, needs_chat=True),
     ApiCheck("tool-calls", "a required tool is called with valid arguments", _tool_calls, needs_chat=True),
+    ApiCheck(
+        "picture", "a picture is read; what is not one, and an address, is refused", _told(check_picture),
+        needs_chat=True, needs_medium="vision",
+    ),
+    ApiCheck(
+        "sound", "a sound is read; what is not one is refused", _told(check_sound), needs_chat=True,
+        needs_medium="audio",
+    ),
     ApiCheck("embeddings", "embeddings are served, or refused with the reason", _embeddings, purposes=_ANY),
     ApiCheck("wrong-key", "a request without the right key gets no answer from the model", _wrong_key, purposes=_ANY),
     ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", _oversized, purposes=_ANY),

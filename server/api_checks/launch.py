@@ -142,6 +142,7 @@ class Launch:
     n_ctx: int = 4096  # tokens per client
     parallel: int = 4
     load_timeout_s: float = 900.0
+    projector: Path | None = None  # what reads pictures or sound for the model
 
 
 @dataclass
@@ -216,7 +217,9 @@ class ServedModel:
             return self._llama_server(Path(folder) / "llama-server", key_file, port), {}
         launch, settings_file = self.launch, self.launch.folder / "server.json"
         settings = LocalServerSettings(
-            port=port, key=self.key, models=(LocalModel(path=launch.model, name=launch.model.stem),),
+            port=port, key=self.key, models=(
+                LocalModel(path=launch.model, name=launch.model.stem, projector=launch.projector),
+            ),
             context_size=launch.n_ctx * launch.parallel, parallel=launch.parallel, threads=launch.threads,
         )
         _write_private(settings_file, settings.model_dump_json())
@@ -232,6 +235,7 @@ class ServedModel:
     def _entrypoint_variables(self, key_file: Path, port: int) -> dict[str, str]:
         """Variables of the entrypoint. It chooses context and slots itself, as it will when it serves."""
         named = {"MODEL": self.launch.model, "PORT": port, "API_KEY_FILE": key_file, "HOST": _HOST}
+        named |= {"MMPROJ": self.launch.projector} if self.launch.projector else {}
         threads = {"THREADS": self.launch.threads} if self.launch.threads else {}
         return {name: str(value) for name, value in (named | threads).items()}
 
@@ -241,6 +245,8 @@ class ServedModel:
             "--model": launch.model, "--alias": launch.model.stem, "--host": _HOST, "--port": port,
             "--api-key-file": key_file, "--parallel": launch.parallel, "--ctx-size": launch.n_ctx * launch.parallel,
         }  # fmt: skip
+        if launch.projector:
+            flags["--mmproj"] = launch.projector
         if launch.threads:
             flags["--threads"] = launch.threads
         return (str(program), *(str(part) for flag in flags.items() for part in flag))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from quantyard.formats.gguf import Medium
 from quantyard.formats.purpose import Purpose
 from server.api_checks.launch import Answer, Wire
 
@@ -40,6 +41,7 @@ class ApiSession:
     is_encoder_decoder: bool = False  # its server takes a chat as plain text, and writes plain text only
 
     purpose: Purpose = "generate"
+    media: tuple[Medium, ...] = ()  # what it reads besides text
 
     @cached_property
     def model(self) -> str:

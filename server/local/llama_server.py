@@ -46,6 +46,8 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
     params.verbosity = _WARNINGS
     params.endpoint_metrics, params.endpoint_slots, params.ui = True, False, False
     params.model.path, params.model_alias = str(settings.path), {settings.name}
+    if settings.projector is not None:
+        params.mmproj.path = str(settings.projector)
     params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
     _set_purpose(xllamacpp, params, settings)

@@ -38,6 +38,7 @@ class ModelSettings(Frozen):
 
     path: Path  # absolute
     name: str  # the model's id in the API
+    projector: Path | None = None  # absolute; of what reads pictures or sound for it
     context_size: int  # tokens that all requests share; 0: as the model was trained
     parallel: int  # requests answered at once
     threads: int

@@ -102,7 +102,8 @@ def local_server_version() -> str:
 def _models(settings: LocalServerSettings) -> dict[str, ModelSettings]:
     return {
         model.name: ModelSettings(
-            path=model.path, name=model.name, context_size=settings.context_size, parallel=settings.parallel,
+            path=model.path, name=model.name, projector=model.projector, context_size=settings.context_size,
+            parallel=settings.parallel,
             threads=settings.threads or physical_cores(), n_gpu_layers=settings.n_gpu_layers,
         )
         for model in settings.models

@@ -363,7 +363,7 @@ _KINDS = {
     "size": int | str, "list": api_settings.Names, "paths": api_settings.Files,
 }  # fmt: skip
 _ASIDE = {  # whose values are of another type than their kind says
-    "engine", "outtype", "parity", "imatrix", "suite", "target_size", "model", "base",
+    "engine", "outtype", "parity", "parts", "imatrix", "suite", "target_size", "model", "base",
 }
 _FUNCTIONS = {  # by command
     "build": api_settings.BuildSettings, "eval": api_settings.EvaluateSettings,

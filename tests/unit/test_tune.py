@@ -402,7 +402,8 @@ def test_a_goal_that_no_mix_reaches_ends_with_the_nearest(
         (("--target-kld=0",), "unquantized"), (("--target-kld=-1",), "not a number"),
         (("--target-size=Q4_KM",), "Did you mean 'Q4_K_M'"), (("--target-size=0",), "not a size"),
         (("--target-size=1GiB", "--types=Q8_0,Q4_K_M"), "Did you mean Q4_K?"),
-        (("--target-size=1GiB", "--parts=0"), "PARTS=0"), (("--target-size=1GiB", "--chunks=-1"), "CHUNKS=-1"),
+        (("--target-size=1GiB", "--depth-parts=0"), "DEPTH_PARTS=0"),
+        (("--target-size=1GiB", "--chunks=-1"), "CHUNKS=-1"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_runs_nothing(
