@@ -149,6 +149,15 @@ pooling_of() {
     esac
 }
 
+# is_projector FILE: whether it reads pictures or sound for a model (mmproj).
+is_projector() { head -c "$HEAD_BYTES" "$1" 2>/dev/null | LC_ALL=C grep -aq 'clip[.]has_[a-z]*_encoder'; }
+
+# projection_of FILE: the numbers of the vectors that a projector makes.
+projection_of() {
+    found=$(gguf_number "$1" vision.projection_dim)
+    echo "${found:-$(gguf_number "$1" audio.projection_dim)}"
+}
+
 # is_encoder_decoder FILE: whether its architecture is t5, that of FLAN-T5, mT5 and MADLAD.
 is_encoder_decoder() { head -c "$HEAD_BYTES" "$1" | LC_ALL=C grep -aq "[^a-z0-9_-]t5[.]block_count"; }
 

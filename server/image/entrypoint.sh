@@ -11,6 +11,8 @@
 #   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own default of 8 GiB
 #                   slowly fills a container until it is killed
 #   START_TIMEOUT   seconds until llama-server must be up; default 120, plus one for each 20 MiB of the model
+#   MMPROJ          what reads pictures or sound for a model (a projector); default: those in MODEL, for the models whose
+#                   vectors are as wide
 #   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server
 #
 # Exit codes: llama-server's · 2 the model or a setting cannot be served · 5 memory ran out
@@ -29,10 +31,13 @@ main() {
     set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --kv-unified "$@"
     models=$(models_in "$MODEL")
     check_models "$models"
+    projectors=$(projectors_in "$MODEL")
     if [ "$(echo "$models" | wc -l)" -gt 1 ]; then
         say "several models: $(names_of "$models"); requests choose by name"
-        set -- --models-dir "$MODEL" "$@"
+        [ -n "$projectors" ] || set -- --models-dir "$MODEL" "$@"
     else
+        projector=$(projector_of "$models")
+        [ -z "$projector" ] || set -- --mmproj "$projector" "$@"
         set -- --model "$models" --alias "${MODEL_NAME:-$(names_of "${MODEL_FILE:-$models}")}" "$@"
     fi
     protect
@@ -66,20 +71,51 @@ check_numbers() {
     done
 }
 
-# models_in PATH: its GGUFs, one per line, with only the first shard of a split model and no importance matrices.
+# models_in PATH: its GGUFs, one per line, with only the first shard of a split model, no importance matrices, and no
+# projectors.
 models_in() {
     if [ -d "$1" ]; then
-        find -L "$1" -maxdepth 2 -name '*.gguf' ! -name '*-of-*' ! -name '*.imatrix*' -o -name '*-00001-of-*.gguf' | sort
+        ggufs_in "$1" | while IFS= read -r file; do is_projector "$file" || echo "$file"; done
     else
         echo "$1"
     fi
 }
 
-# write_presets MODELS: for the router, a section of settings for each model that needs some.
+ggufs_in() {
+    find -L "$1" -maxdepth 2 -name '*.gguf' ! -name '*-of-*' ! -name '*.imatrix*' -o -name '*-00001-of-*.gguf' | sort
+}
+
+# projectors_in PATH: MMPROJ, or else the projectors of a folder, one per line.
+projectors_in() {
+    if [ -n "${MMPROJ:-}" ]; then
+        [ -r "$MMPROJ" ] || die "$MMPROJ is not there, or cannot be read by user $(id -u)." "Give a GGUF: MMPROJ_FILE=path"
+        is_projector "$MMPROJ" || die "$MMPROJ is not a projector (mmproj)." "Leave MMPROJ_FILE out to serve text alone."
+        echo "$MMPROJ"
+    elif [ -d "$1" ]; then
+        ggufs_in "$1" | while IFS= read -r file; do ! is_projector "$file" || echo "$file"; done
+    fi
+}
+
+# projector_of FILE: the first of the projectors that makes vectors of the width that this model reads; else nothing.
+projector_of() {
+    [ -z "$projectors" ] || echo "$projectors" | while IFS= read -r file; do
+        [ "$(projection_of "$file")" != "$(gguf_number "$1" embedding_length)" ] || echo "$file"
+    done | head -n 1
+}
+
+# mmproj_of FILE: the setting that names its projector, if it has one.
+mmproj_of() {
+    projector=$(projector_of "$1")
+    [ -z "$projector" ] || echo "mmproj $projector"
+}
+
+# write_presets MODELS: for the router, a section of settings for each model that needs some; where there are projectors,
+# a section for each model with its path, since the router would take them for models of the folder.
 write_presets() {
     echo "$1" | while IFS= read -r file; do
         flags=$(flags_for "$file")
-        [ -z "$flags" ] || { echo "[$(names_of "$file")]" && echo "$flags" | sed 's/ / = /'; }
+        [ -z "$projectors" ] || flags=$(echo "$flags"; echo "model $file"; mmproj_of "$file")
+        [ -z "$flags" ] || { echo "[$(names_of "$file")]" && echo "$flags" | sed '/^$/d; s/ / = /'; }
     done
 }
 

@@ -16,6 +16,7 @@ from server.limits.grammar_beginnings import check_grammar_beginnings
 from server.limits.grammar_loops import check_grammar_loops
 from server.limits.grammar_runs import TooManyWays, check_grammar_runs
 from server.limits.grammar_size import GrammarSizes, NotRead, ReadGrammar, read_gbnf_grammar, read_regex_grammar
+from server.limits.media_rules import MediaError, media_pixels, request_media
 from server.limits.schema_size import SchemaError, measure_schema_size, schema_regexes
 
 LIMITS_FILE: Final = Path(__file__).parent / "request_limits.json"
@@ -107,6 +108,7 @@ def check_request_limits(asked: Mapping[str, Any]) -> None:
         if isinstance(listed := asked.get(name), list | dict):
             _hold(limit, len(listed))
     _check_texts(asked)
+    _check_media(asked)
     if (grammar := asked.get("grammar")) is not None:
         check_grammar_limits(grammar)
     n_optional = 0
@@ -132,6 +134,15 @@ def _check_texts(asked: Mapping[str, Any]) -> None:
         prompts = asked.get(name)
         if isinstance(prompts, list) and not all(isinstance(one, int | float) for one in prompts):
             _hold("prompts", len(prompts))
+
+
+def _check_media(asked: Mapping[str, Any]) -> None:
+    try:
+        for number, data in enumerate(request_media(asked), start=1):
+            _hold("media", number)
+            _hold("picture_pixels", media_pixels(data))
+    except MediaError as error:
+        raise TooMuch(str(error)) from None
 
 
 def check_text_limit(text: Any) -> None:

@@ -2,6 +2,7 @@
 // The limits are in ../limits/request_limits.json; tests/hostile/api_requests.py explains what each counts.
 import {Refused, atMost, mostOf} from 'limits.js';
 import {checkGrammar} from 'grammar.js';
+import {checkMedia} from 'media.js';
 import {checkSchemas} from 'schema.js';
 
 const TYPE = /^application\/([a-z0-9.+-]+\+)?json\s*(;|$)/i;
@@ -116,6 +117,7 @@ function checkBody(path, body) {
     atMost('prompts', Math.max(texts(body.prompt), texts(body.input)));
     atMost('biases', count(body.logit_bias));
     atMost('samplers', Math.max(count(body.samplers), count(body.dry_sequence_breakers)));
+    checkMedia(body);
     if (body.grammar !== undefined && body.grammar !== null) checkGrammar(body.grammar);
     checkSchemas(schemas(body));
 }

@@ -6,6 +6,9 @@ largest value that passes, and `what`, the words of the error. What they count:
     body_bytes              the body as it is sent; refused with 413, everything else of a body with 400
     json_depth, json_values arrays and objects within one another ([] is 1), and values of any kind in the whole body
     text_bytes              `content` of /tokenize, in UTF-8
+    media                   pictures and sounds of a request; each must be in it, in base64: PNG, JPEG, GIF, BMP, WAV of at
+                            least 8,000 samples a second, or MP3. No address is fetched
+    picture_pixels          width times height, as the head of the file says
     messages, tools         entries of these lists
     prompts                 entries of `prompt` or `input`, if these are lists of anything but numbers
     answers                 `n`, `n_cmpl`, `best_of`
@@ -41,7 +44,9 @@ To add a case: a row in ORDINARY or HOSTILE. A body is made when it is asked for
 # ruff: noqa: E501 (a table: one row for each case)
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -88,6 +93,40 @@ def text(**fields: Json) -> Callable[[], Json]:
 
 def _made(fields: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value() if callable(value) else value for name, value in fields.items()}  # callable: large
+
+
+def data_url(data: bytes) -> str:
+    """A file as it stands in a request."""
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
+
+
+def _part(url: str) -> Json:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def picture(url: str) -> Callable[[], Json]:
+    """A chat about a picture."""
+    return chat(messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, _part(url)]}])
+
+
+def sound(data: bytes) -> Callable[[], Json]:
+    """A chat about a sound."""
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
+    return chat(messages=[{"role": "user", "content": [part]}])
+
+
+def png_head(width: int, height: int) -> bytes:
+    """The first bytes of a PNG of this size."""
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes(9)
+
+
+def _wav_head(rate: int) -> bytes:
+    form = struct.pack("<HHIIHH", 1, 1, rate, rate, 1, 8)
+    return b"RIFF\xff\0\0\0WAVEfmt " + struct.pack("<I", len(form)) + form + b"data\xd7\0\0\0" + bytes(215)
+
+
+_JPEG_HEAD: Final = b"\xff\xd8\xff\xe0\0\x04\0\0\xff\xc0\0\x0b\x08" + struct.pack(">HH", 30_000, 30_000) + bytes(8)
+_BMP_HEAD: Final = b"BM" + bytes(12) + struct.pack("<Iii", 40, 30_000, -30_000) + bytes(28)
 
 
 def schema(value: Json) -> Callable[[], Json]:
@@ -270,6 +309,29 @@ AMBIGUOUS_PATTERNS: Final = (
     "^" + "[a-z]*" * 20 + "$", "^" + "(a|)" * 100 + "$", "^" + "[a-z]+" * 12 + "$",
 )  # fmt: skip
 HOSTILE: Final = (
+    # pictures and sounds
+    _is_refused("a picture of another server", picture("http://127.0.0.1:1/a.png"), CHAT),
+    _is_refused("a picture of the server's own disk", picture("file:///etc/passwd"), CHAT),
+    _is_refused("a picture as bare base64", picture("aGVsbG8="), CHAT),
+    _is_refused("a picture that is not base64", picture("data:image/png;base64,a$"), CHAT),
+    _is_refused("a picture of 900 million pixels", picture(data_url(png_head(30_000, 30_000))), CHAT),
+    _is_refused("a JPEG of 900 million pixels", picture(data_url(_JPEG_HEAD)), CHAT),
+    _is_refused("a GIF of 4 billion pixels", picture(data_url(b"GIF89a\xff\xff\xff\xff")), CHAT),
+    _is_refused("a BMP of 900 million pixels", picture(data_url(_BMP_HEAD)), CHAT),
+    _is_refused("a picture of a format without a head", picture(data_url(bytes(18))), CHAT),
+    _is_refused("a PNG that ends in its head", picture(data_url(png_head(1, 1)[:18])), CHAT),
+    _is_refused("17 pictures", chat(messages=[{"role": "user", "content": [_part(data_url(png_head(1, 1)))] * 17}]), CHAT),
+    _is_refused("a sound of a sample a second", sound(_wav_head(1)), CHAT),
+    _is_refused("a sound that may hold hours of silence", sound(b"fLaC" + bytes(64)), CHAT),
+    _is_refused("a sound of another server", chat(messages=[{"role": "user", "content": [
+        {"type": "input_audio", "input_audio": {"url": "http://127.0.0.1:1/a.wav"}}]}]), CHAT),
+    _is_refused("a picture of another server for the API of answers", lambda: {"input": [{"role": "user", "content": [
+        {"type": "input_image", "image_url": "http://127.0.0.1:1/a.png"}]}], "max_output_tokens": 4}, "/v1/responses"),
+    _is_refused("a picture of another server for the API of messages", lambda: {"max_tokens": 4, "messages": [
+        {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://127.0.0.1:1/a.png"}}]}],
+    }, "/v1/messages"),
+    _is_refused("a picture for a text that is none", text(prompt={
+        "prompt_string": "<__media__>", "multimodal_data": ["aGVsbG8="]})),
     # grammars
     _is_refused("a grammar of 30,000 brackets", text(grammar=lambda: "root ::= " + "(" * _PAREN + '"a"' + ")" * _PAREN)),
     _is_refused("a grammar of 40 brackets", text(grammar="root ::= " + "(" * 40 + '"a"' + ")" * 40)),
