@@ -40,13 +40,13 @@ def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Workf
 
 
 def _serve_from_now_on(request: BuildRequest) -> bool:
-    """Put the built files of MODEL into the folder that is served; returns whether it changed.
+    """Put the built files of MODEL, and its projector, into the folder that is served; returns whether it changed.
 
     Raises:
         BadRequest: a file is not built, or cannot be linked there.
     """
     paths = _built_files(request)
-    if are_served_files(request.artifacts, paths) and served_files(request.artifacts, None) == sorted(
+    if are_served_files(request.artifacts, paths) and sorted((request.artifacts / "served").glob("*.gguf")) == sorted(
         request.artifacts / "served" / path.name for path in paths
     ):
         return False
@@ -72,4 +72,5 @@ def _built_files(request: BuildRequest) -> list[Path]:
     paths = [(folder if built[name].made_by or local is None else local) / built[name].file for name in names]
     if gone := [path for path in paths if not path.is_file()]:
         raise BadRequest(f"{gone[0]} is gone.", f"Make it again: {wanted}")
-    return paths
+    projector = manifest.projector if manifest else None
+    return [*paths, *(folder / entry.path for entry in (projector.files[:1] if projector else ()))]
