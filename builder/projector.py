@@ -28,6 +28,7 @@ from builder.llama.converter_input import ConverterInput, open_converter_input
 from builder.llama.toolchain import llama_tools
 from quantyard.formats.gguf import GgufHeader, read_gguf_header, read_gguf_model
 from quantyard.formats.safetensors import SafetensorsFile
+from quantyard.formatting.numbers import format_percent
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import ProjectorRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
@@ -128,7 +129,7 @@ def _refuse_wrong(made: GgufHeader, text: GgufHeader) -> None:
 def _refuse_foreign_values(traced: Traced, weights: tuple[SafetensorsFile, ...]) -> None:
     """Refuse a projector most of whose weights are not those of the source. A pickle checkpoint is not looked into."""
     if weights and traced.share < _LEAST_TRACED:
-        message = f"Only {traced.share:.0%} of the projector's weights are the source's; {traced.computed[0]} is not."
+        message = f"Only {format_percent(traced.share, 0)} of the projector's weights are the source's; {traced.computed[0]} is not."
         hint = "The converter may not fit this model. Build the text model alone: PARTS=text"
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "projector-values", message, hint)
 

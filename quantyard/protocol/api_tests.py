@@ -23,7 +23,8 @@ class LocalModel(Frozen):
 
     path: Path  # absolute
     name: str  # its id in the API
-    projector: Path | None = None  # absolute; of what reads pictures or sound for it
+    # Absolute; of what reads pictures or sound for it.
+    projector: Annotated[Path | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class LocalServerSettings(Frozen):

@@ -104,9 +104,10 @@ def _part(url: str) -> Json:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def picture(url: str) -> Callable[[], Json]:
+def picture(url: str, times: int = 1) -> Callable[[], Json]:
     """A chat about a picture."""
-    return chat(messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, _part(url)]}])
+    parts = [_part(url)] * times
+    return chat(messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, *parts]}])
 
 
 def sound(data: bytes) -> Callable[[], Json]:
@@ -320,7 +321,7 @@ HOSTILE: Final = (
     _is_refused("a BMP of 900 million pixels", picture(data_url(_BMP_HEAD)), CHAT),
     _is_refused("a picture of a format without a head", picture(data_url(bytes(18))), CHAT),
     _is_refused("a PNG that ends in its head", picture(data_url(png_head(1, 1)[:18])), CHAT),
-    _is_refused("17 pictures", chat(messages=[{"role": "user", "content": [_part(data_url(png_head(1, 1)))] * 17}]), CHAT),
+    _is_refused("17 pictures", picture(data_url(png_head(1, 1)), 17), CHAT),
     _is_refused("a sound of a sample a second", sound(_wav_head(1)), CHAT),
     _is_refused("a sound that may hold hours of silence", sound(b"fLaC" + bytes(64)), CHAT),
     _is_refused("a sound of another server", chat(messages=[{"role": "user", "content": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from quantyard.formats.gguf import MEDIA
 from quantyard.protocol.api_tests import CheckRecord
 from server.api_checks.checks import CHECKS
 from server.api_checks.launch import Wire
@@ -27,6 +29,7 @@ VALID: dict[str, Any] = {
     "one-string": {"city": "Rome"}, "person": {"name": "Ada", "age": 36}, "range": {"percent": 50},
     "three-types": {"colour": "red", "doors": 2, "sold": False},
 }  # fmt: skip
+MEDIUM_TOKENS = 16
 # To add a fault: a word of its own here, and what it changes in Handler.
 FAULTS = {
     "streaming": "stream differs", "streamed-usage": "stream without usage", "stop": "stop leaks",
@@ -36,6 +39,7 @@ FAULTS = {
     "completion": "empty text", "concurrency": "answers crossed", "tool-calls": "tools ignored",
     "slow-clients": "connections kept", "large-body": "any size", "closed-routes": "open routes",
     "hostile-grammars": "nothing checked", "hostile-schemas": "nothing checked", "large-tokenize": "nothing checked",
+    "picture": "media not read", "sound": "media not read",
 }  # fmt: skip
 
 
@@ -86,6 +90,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(text)
             assert isinstance(body, dict) and not isinstance(body.get("messages"), str)
+            if self.server.fault == "addresses fetched" and "http:" in text:
+                port = int(text.split("http://127.0.0.1:")[1].split("/")[0])
+                socket.create_connection(("127.0.0.1", port)).close()
             if self.server.fault != "nothing checked":
                 check_request_limits(body)
                 check_text_limit(body.get("content"))
@@ -111,7 +118,10 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: dict[str, Any]) -> None:
         is_chat = "messages" in body
         prompt = body["messages"][0]["content"] if is_chat else body["prompt"]
-        n_prompt = len(prompt.split())
+        parts = prompt if isinstance(prompt, list) else [{"text": prompt}]
+        n_prompt = sum(len(part["text"].split()) if "text" in part else MEDIUM_TOKENS for part in parts)
+        if self.server.fault == "media not read":
+            n_prompt -= MEDIUM_TOKENS * (len(parts) - 1)
         if n_prompt > N_CTX:
             sizes = "" if self.server.fault == "sizes unsaid" else f": {n_prompt} tokens, {N_CTX} fit"
             return self.refuse(400, f"too long{sizes}")
@@ -223,12 +233,12 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _record(server: FakeServer, name: str) -> CheckRecord:
     check = next(check for check in CHECKS if check.name == name)
-    return run_contract_check(ApiSession(Wire(server.address, KEY)), check)[0]
+    return run_contract_check(ApiSession(Wire(server.address, KEY), media=MEDIA), check)[0]
 
 
 def test_a_server_that_keeps_every_promise_passes_every_check(fake: FakeServer) -> None:
     done: list[tuple[int, int]] = []
-    report = run_contract_checks(fake.address, KEY, lambda *counts: done.append(counts), "Q8_0")
+    report = run_contract_checks(fake.address, KEY, lambda *counts: done.append(counts), "Q8_0", media=MEDIA)
     assert [(check.name, check.finding) for check in report.checks if check.status != "passed"] == []
     assert report.passed and (report.server, report.model, report.label) == ("llama-server b1", "fake", "Q8_0")
     assert done == [(number, len(CHECKS)) for number in range(1, len(CHECKS) + 1)]
@@ -282,6 +292,20 @@ def test_a_server_that_does_not_answer_fails_every_check_without_an_end_to_the_o
     assert record.status == "failed" and record.finding.startswith("no answer: ConnectError")
 
 
+def test_a_model_that_reads_text_alone_is_sent_neither_picture_nor_sound(fake: FakeServer) -> None:
+    session = ApiSession(Wire(fake.address, KEY))
+    checks = {check.name: check for check in CHECKS}
+    found = [run_contract_check(session, checks[name])[0] for name in ("picture", "sound")]
+    assert [record.finding for record in found] == [
+        "not applicable: the model reads no pictures", "not applicable: the model reads no sound",
+    ]
+
+
+def test_a_server_that_fetches_an_address_fails_the_check(fake: FakeServer) -> None:
+    fake.fault = "addresses fetched"
+    assert "fetched an address" in _record(fake, "picture").finding
+
+
 def test_a_template_without_tools_is_not_supported_with_the_reason(fake: FakeServer) -> None:
     session = ApiSession(Wire(fake.address, KEY))
     session.props = {"chat_template_caps": {"supports_tools": False}}
@@ -294,5 +318,5 @@ def test_to_a_base_model_what_chats_is_not_applicable_and_the_rest_is_asked_with
     asked = [check for check in CHECKS if check.name not in {"slow-clients", "large-body"}]  # those take seconds
     records = {check.name: run_contract_check(session, check)[0] for check in asked}
     chatting = {name for name, record in records.items() if "not applicable" in record.finding}
-    assert chatting == {"chat", "json-schema", "tool-calls"}
+    assert chatting == {"chat", "json-schema", "tool-calls", "picture", "sound"}
     assert not [record for record in records.values() if record.status == "failed"]

@@ -21,7 +21,17 @@ from server.limits.request_rules import (
     check_text_limit,
     parse_request_body,
 )
-from tests.hostile.api_requests import HOSTILE, JSON_GRAMMAR, ORDINARY, SUM_GRAMMAR, Case, nested
+from tests.hostile.api_requests import (
+    HOSTILE,
+    JSON_GRAMMAR,
+    ORDINARY,
+    SUM_GRAMMAR,
+    Case,
+    data_url,
+    nested,
+    picture,
+    png_head,
+)
 
 OF_THE_BODY = [case for case in (*ORDINARY, *HOSTILE) if case.method == "POST" and case.status in {200, 400}]
 
@@ -59,6 +69,8 @@ def test_the_limits_are_those_of_the_file_that_the_proxy_reads() -> None:
 # What asks for exactly as much of a limit as it is told.
 _ASKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "answers": lambda n: {"n": n}, "tokens": lambda n: {"max_tokens": n}, "probabilities": lambda n: {"n_probs": n},
+    "media": lambda n: picture(data_url(png_head(1, 1)), n)(),
+    "picture_pixels": lambda n: picture(data_url(png_head(n, 1)))(),
     "messages": lambda n: {"messages": [{}] * n}, "tools": lambda n: {"tools": [{}] * n},
     "prompts": lambda n: {"prompt": ["a"] * n}, "stops": lambda n: {"stop": ["a"] * n},
     "stop_chars": lambda n: {"stop": "a" * n}, "biases": lambda n: {"logit_bias": dict.fromkeys(map(str, range(n)), 1)},
