@@ -129,7 +129,8 @@ def _refuse_wrong(made: GgufHeader, text: GgufHeader) -> None:
 def _refuse_foreign_values(traced: Traced, weights: tuple[SafetensorsFile, ...]) -> None:
     """Refuse a projector most of whose weights are not those of the source. A pickle checkpoint is not looked into."""
     if weights and traced.share < _LEAST_TRACED:
-        message = f"Only {format_percent(traced.share, 0)} of the projector's weights are the source's; {traced.computed[0]} is not."
+        share = format_percent(traced.share, 0)
+        message = f"Only {share} of the projector's weights are the source's; {traced.computed[0]} is not."
         hint = "The converter may not fit this model. Build the text model alone: PARTS=text"
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "projector-values", message, hint)
 
