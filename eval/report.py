@@ -1,6 +1,6 @@
 """The stage `report`: compares the measurements of each file with the baseline's.
 
-Reads the results of `evaluate`, `divergence` and `speed` for every label, and writes `report.json` (an `EvalReport`),
+Reads the results of `evaluate`, `divergence`, `speed` and `similarity`, and writes `report.json` (an `EvalReport`),
 `report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from its inputs.
 """
 
@@ -19,7 +19,15 @@ from eval.rendering.markdown import render_report_markdown
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import ReportRequest
-from quantyard.protocol.measurements import Divergence, EvalReport, Evaluation, FileFacts, Measurement, Speed
+from quantyard.protocol.measurements import (
+    Divergence,
+    EvalReport,
+    Evaluation,
+    FileFacts,
+    Measurement,
+    Similarity,
+    Speed,
+)
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _Input = TypeVar("_Input", bound=Frozen)
@@ -34,6 +42,7 @@ class Inputs:
     evaluation: Evaluation | None
     divergence: Divergence | None
     speed: Speed | None
+    similarity: Similarity | None = None
 
 
 def report(stage: Stage, request: ReportRequest) -> StageOutcome:
@@ -56,14 +65,14 @@ def report(stage: Stage, request: ReportRequest) -> StageOutcome:
 def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
     """The report of these inputs; the first are the baseline's."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
-    of_baseline = inputs[0].evaluation
+    of_baseline, similar = inputs[0].evaluation, [i.similarity for i in inputs if i.similarity]
     return EvalReport(
         title=request.title, suite=request.suite, baseline=request.baseline,
         measurements=tuple(_measurement(i, of_baseline, request.suite.margin) for i in inputs),
-        versions={key: str(value) for key, value in _merged(e.versions for e in evaluations).items()},
+        versions={key: str(value) for key, value in _merged(e.versions for e in (*evaluations, *similar)).items()},
         hardware=_merged(e.hardware for e in evaluations),
         n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
-        duration_s=sum(part.duration_s for i in inputs for part in (i.evaluation, i.divergence) if part),
+        duration_s=sum(part.duration_s for i in inputs for part in (i.evaluation, i.divergence, i.similarity) if part),
     )  # fmt: skip
 
 
@@ -92,8 +101,10 @@ def _inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
         _read(stage.in_dir / f"evaluate-{label}" / "evaluation.json", Evaluation, bool(suite.tasks)),
         _read(stage.in_dir / f"divergence-{label}" / "divergence.json", Divergence, suite.divergence is not None),
         _read(stage.in_dir / f"speed-{label}" / "speed.json", Speed, suite.speed is not None),
+        _read(stage.in_dir / f"similarity-{label}" / "similarity.json", Similarity, suite.similarity is not None),
     )
-    parts = (found.evaluation and found.evaluation.file, found.divergence, found.speed)
+    files = (found.evaluation and found.evaluation.file, found.similarity and found.similarity.file)
+    parts = (*files, found.divergence, found.speed)
     names = {part.label for part in parts if part}
     if names != {label}:
         message = f"The inputs of {label} are results of {', '.join(sorted(names)) or 'no file'}."
@@ -120,7 +131,9 @@ def _read(path: Path, kind: type[_Input], required: bool) -> _Input | None:
 def _measurement(inputs: Inputs, baseline: Evaluation | None, margin: float) -> Measurement:
     evaluation = inputs.evaluation
     if evaluation is None:
-        return Measurement(file=_unknown(inputs.label), divergence=inputs.divergence, speed=inputs.speed)
+        similar = inputs.similarity
+        file = similar.file if similar else _unknown(inputs.label)
+        return Measurement(file=file, divergence=inputs.divergence, speed=inputs.speed, similarity=similar)
     try:
         compared = compare_evaluations(baseline, evaluation, margin) if baseline and evaluation is not baseline else ()
     except NotComparable as error:
@@ -155,6 +168,9 @@ def _summary_of(result: EvalReport, measurement: Measurement) -> JsonValue:
         facts["perplexity"] = divergence.perplexity.value
         facts["mean_kld"] = divergence.mean_kld.value if divergence.mean_kld else None
         facts["top1_agreement"] = divergence.top1_agreement.value if divergence.top1_agreement else None
+    if similar := measurement.similarity:
+        for name in ("mean_cosine", "kendall_tau", "top1_agreement"):
+            facts[name] = value.value if (value := getattr(similar, name)) else None
     if speed := measurement.speed:
         facts["prompt_tokens_per_s"] = speed.prompt_tokens_per_s
         facts["generated_tokens_per_s"] = speed.generated_tokens_per_s

@@ -19,6 +19,7 @@ from builder.checks.corpus import running_text
 from builder.llama.run_tool import run_llama_tool
 from builder.llama.runtime import LlamaRuntime
 from builder.llama.toolchain import LlamaTools
+from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formats.gguf import GgufHeader
 from quantyard.formats.purpose import Pooling, gguf_pooling, gguf_purpose
 from quantyard.formats.sentence_modules import MODULES_FILE, pooling_file, read_pooling
@@ -78,7 +79,7 @@ def ask_original(
 def _run(tools: LlamaTools, source: Path, env: Mapping[str, str], asked: dict[str, Any], folder: Path) -> str:
     """Why there are no answers; "" if there are."""
     question = folder.parent / "asked.json"
-    question.write_text(json.dumps(asked, ensure_ascii=True))
+    question.write_text(dump_finite_json(asked))
     argv = [str(tools.converter_python), str(_SCRIPT), "--source", str(source), "--asked", str(question)]
     run = run_llama_tool([*argv, "--out", str(folder / EMBEDDINGS_FILE)], env, lambda _line: None, _TIMEOUT_S)
     question.unlink()

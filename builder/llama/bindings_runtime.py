@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,14 @@ import numpy.typing as npt
 from builder.llama.runtime import CONTEXT_TOKENS, llama_not_finite
 from quantyard.formats.purpose import POOLINGS, Pooling
 from quantyard.llama.library import LlamaLibrary, llama_tokens, run_llama_batch, set_llama_log
+from quantyard.llama.pooled import PooledError, PooledTexts
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, Messages
 
 _LOG_LINES: Final = 20
 _CLEAR_DATA: Final = True
+Answer = TypeVar("Answer")
 
 
 class BindingsRuntime:
@@ -119,41 +122,19 @@ class BindingsRuntime:
 
     def embeddings(self, texts: Sequence[str]) -> list[list[float]]:
         """See `LlamaRuntime`."""
-        width = int(self._llama.llama_model_n_embd(self._model))
-        return [self._pooled(self.tokenize(text, add_special=True)[:CONTEXT_TOKENS], width) for text in texts]
+        return self._pooled(lambda pooled: [pooled.embedding(text) for text in texts])
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """See `LlamaRuntime`. The text of a pair is put together as llama-server does it."""
-        template = self._llama.llama_model_chat_template(self._model, b"rerank")
-        return [self._pooled(self._pair_tokens(*pair, template)[:CONTEXT_TOKENS], 1)[0] for pair in pairs]
+        """See `LlamaRuntime`."""
+        return self._pooled(lambda pooled: [pooled.score(*pair) for pair in pairs])
 
-    def _pair_tokens(self, query: str, document: str, template: bytes | None) -> list[int]:
-        if template:
-            text = template.decode(errors="replace").replace("{query}", query).replace("{document}", document)
-            return self.tokenize(text, add_special=False)
-        c, vocab = self._llama, self._vocab
-        bos, eos, sep = c.llama_vocab_bos(vocab), c.llama_vocab_eos(vocab), c.llama_vocab_sep(vocab)
-        eos = sep if eos < 0 else eos
-        end = [eos] if c.llama_vocab_get_add_eos(vocab) else []
-        middle = end + ([sep] if c.llama_vocab_get_add_sep(vocab) else [])
-        parts = (self.tokenize(text, add_special=False) for text in (query, document))
-        start = [bos] if c.llama_vocab_get_add_bos(vocab) else []
-        return [*start, *next(parts), *middle, *next(parts), *end]
-
-    def _pooled(self, tokens: list[int], width: int) -> list[float]:
-        """The vector of one text, or its score."""
-        if not self._context:
-            self._context = self._open_context(self._embedding_params())
-        self._run(tokens, self._llama.llama_encode if self.has_encoder else self._llama.llama_decode)
-        found = self._llama.llama_get_embeddings_seq(self._context, 0)
-        if not found:
-            raise self._failure("gives no embedding", "verify-embeddings")
-        return [float(number) for number in np.ctypeslib.as_array(found, (width,))]
-
-    def _embedding_params(self) -> Any:
-        params = self._context_params()
-        params.embeddings, params.pooling_type = True, POOLINGS.index(self._pooling)
-        return params
+    def _pooled(self, ask: Callable[[PooledTexts], Answer]) -> Answer:
+        try:
+            pooling = POOLINGS.index(self._pooling)
+            with closing(PooledTexts(self._llama, self._model, pooling, CONTEXT_TOKENS, self._threads)) as pooled:
+                return ask(pooled)
+        except PooledError as error:
+            raise self._failure(str(error), "verify-embeddings") from error
 
     @property
     def has_encoder(self) -> bool:
@@ -185,8 +166,8 @@ class BindingsRuntime:
             params.cb_eval = callback
         return params
 
-    def _open_context(self, params: Any = None) -> Any:
-        context = self._llama.llama_init_from_model(self._model, params or self._context_params())
+    def _open_context(self) -> Any:
+        context = self._llama.llama_init_from_model(self._model, self._context_params())
         if not context:
             raise self._failure("loads the model but cannot open a context on it", "verify-load")
         if self._threads:

@@ -60,17 +60,18 @@ class GgufModel:
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
 
     @classmethod
-    def load(cls, path: Path, n_gpu_layers: int = 0) -> GgufModel:
+    def load(cls, path: Path, n_gpu_layers: int = 0, *, generates: bool = True) -> GgufModel:
         """Check the file's header, then load it.
 
         Args:
             n_gpu_layers: layers to offload, -1 for all.
+            generates: refuse what does not predict the next token.
 
         Raises:
             StageFailure: `bad-gguf` (2), `not-a-text-model` (3), `load` (3).
         """
         header = _readable(path)
-        _refuse_unfit(path, header)
+        _refuse_unfit(path, header, generates=generates)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 2**31 - 1
         handle = llama_cpp.llama_model_load_from_file(str(header.paths[0]).encode(), params)
@@ -78,7 +79,8 @@ class GgufModel:
             hint = "Its last output says why; the usual reason is an architecture that llama.cpp does not support yet."
             raise LOG.failure(f"llama.cpp does not load {path.name}.", "load", hint)
         model = cls(path, header, handle)
-        model._refuse_encoder_alone()
+        if generates:
+            model._refuse_encoder_alone()
         return model
 
     def close(self) -> None:
@@ -205,10 +207,10 @@ def _readable(path: Path) -> GgufHeader:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", message, hint) from error
 
 
-def _refuse_unfit(path: Path, header: GgufHeader) -> None:
+def _refuse_unfit(path: Path, header: GgufHeader, *, generates: bool) -> None:
     if not header.tensors:
         raise unfit_gguf_model(path, "it has a vocabulary but no weights")
-    if reason := why_gguf_cannot_generate(header):
+    if generates and (reason := why_gguf_cannot_generate(header)):
         raise unfit_gguf_model(path, reason)
 
 

@@ -14,6 +14,7 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.headline_metrics import headline_scores, is_perplexity_metric
 from quantyard.metrics.kinds import score_metric_kind
+from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score, SelfCheck
 
 _HOW_TO_READ = """\
@@ -71,6 +72,9 @@ def _how(report: EvalReport) -> str:
             f"divergence over {numbers.format_count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}"
         )
         parts.append(text if parts else text.capitalize())
+    if similar := next((m.similarity for m in report.measurements if m.similarity), None):
+        queries, documents = numbers.format_count(similar.n_queries), numbers.format_count(similar.n_documents)
+        parts.append(f"{queries} queries and {documents} documents in several languages, from Quantyard")
     return "; ".join(parts) + "." if parts else ""
 
 
@@ -90,20 +94,35 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str
 
 
 def _files(report: EvalReport) -> str:
+    figures = similarity_figures(report.measurements)
     head = (
-        "file", "size", "bits per weight", "PPL", "rolling PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token",
-        "prompt t/s", "generation t/s", "peak memory",
+        "file", "size", "bits per weight", *(figure.name for figure in figures), "PPL", "rolling PPL", "ΔPPL",
+        "mean KLD", "p99 KLD", "same top token", "prompt t/s", "generation t/s", "peak memory",
     )  # fmt: skip
-    rows = [_file_row(m) for m in report.measurements]
+    rows = [_file_row(m, figures) for m in report.measurements]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]
     table = _table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
-    return f"## Files\n\n{table}"
+    return f"## Files\n\n{table}{_languages(report)}"
 
 
-def _file_row(m: Measurement) -> list[str]:
+def _languages(report: EvalReport) -> str:
+    """Mean cosines of the texts of each language."""
+    found = [(m.file.label, m.similarity.cosine_by_language) for m in report.measurements if m.similarity]
+    names = list(dict.fromkeys(name for _, by_language in found for name in by_language))
+    if not names:
+        return ""
+    rows = [
+        [label, *(numbers.format_cosine(by_language[name]) for name in names)] for label, by_language in found
+        if by_language
+    ]  # fmt: skip
+    return f"\n\nMean cosine by language:\n\n{_table(['file', *names], rows, 1)}"
+
+
+def _file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[str]:
     d, s, file = m.divergence, m.speed, m.file
     return [
         file.label, numbers.format_file_size(file.size_bytes), numbers.format_bits_per_weight(file.bits_per_weight),
+        *(figure.shown(m.similarity) for figure in figures),
         numbers.format_perplexity(d.perplexity.value) if d else DASH,
         numbers.format_perplexity(d.rolling_perplexity) if d and d.rolling_perplexity else DASH,
         render_ppl_change(d) if d else DASH,
@@ -198,6 +217,9 @@ def _self_check_row(label: str, check: SelfCheck) -> list[str]:
 
 
 def _not_measured(report: EvalReport) -> str:
+    if any(m.similarity for m in report.measurements):
+        missing = ["tasks, perplexity, divergence and speed: the model does not generate text"]
+        return "## Not measured\n\n" + "\n".join(f"- {what}" for what in [*missing, *_without_comparison(report)])
     missing = []
     if not any(m.scores for m in report.measurements):
         missing.append("tasks (the suite has none)")

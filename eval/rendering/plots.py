@@ -4,7 +4,7 @@
 
 | plot | shows |
 |---|---|
-| `tradeoff` | size against KL divergence, or against the change of perplexity, and the Pareto front |
+| `tradeoff` | size against KL divergence, distance of embeddings, or change of perplexity, and the Pareto front |
 | `accuracy` | for every task: each file's difference from the baseline |
 | `divergence` | KL divergence of the tokens: mean, median and 99th percentile |
 | `speed` | tokens per second, of prompts and of generation, and memory |

@@ -107,6 +107,7 @@ def _measured(subject: CardSubject, fact: Facts) -> Iterator[SafeMarkdown]:
             f"Tasks by lm-evaluation-harness, in one process with llama.cpp, {how}: {_entries(suite.tasks)}."
         )
     yield from _divergence(report)
+    yield from _similarity(report)
     yield from _speed(report)
     yield from _pairs("Versions", report.versions, fact)
     yield from _pairs("Hardware", report.hardware, fact)
@@ -132,6 +133,15 @@ def _divergence(report: EvalReport) -> Iterator[SafeMarkdown]:
         yield SafeMarkdown(
             f"Perplexity (PPL) and KL divergence (KLD, in nats) over {format_count(found.n_tokens)} tokens of "
             f"{escape_markdown(found.text)}, in {chunks}, as llama-perplexity defines them."
+        )
+
+
+def _similarity(report: EvalReport) -> Iterator[SafeMarkdown]:
+    if found := next((m.similarity for m in report.measurements if m.similarity), None):
+        what = "Embeddings compared by their cosine, and rankings" if found.purpose == "embed" else "Rankings compared"
+        yield SafeMarkdown(
+            f"{what} by Kendall τ, on {format_count(found.n_queries)} queries and {format_count(found.n_documents)} "
+            "documents in several languages, written for Quantyard."
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,7 @@ from quantyard.card.lists import card_lists
 from quantyard.card.metadata import card_metadata
 from quantyard.card.subject import CardContext, CardSubject
 from quantyard.card.tables import card_tables, card_task_tables
+from quantyard.formats.purpose import Pooling, Purpose
 from quantyard.hub.files import HUB_URL
 from quantyard.store.manifest import Manifest
 
@@ -190,12 +191,21 @@ def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     quant, repo_id, oci = _word(subject.taken), subject.context.repo_id, subject.context.oci
     pulled = _word(oci) if oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}" if repo_id else "")
     file = _word(subject.quants[subject.taken].files[0].path)
+    purpose, pooling = subject.purpose
     return {
         "repo_id": SafeMarkdown(repo_id), "quant": quant, "file": file, "oci": pulled,
         "parts": len(subject.quants[subject.taken].files) > 1, "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
         "model": SafeMarkdown(f"-hf {repo_id}:{quant}" if repo_id else f"-m {file}"),
         "chat": subject.has_chat_template, "encoder_decoder": subject.is_encoder_decoder,
+        "purpose": SafeMarkdown(purpose), "flags": SafeMarkdown(_FLAGS[purpose](pooling)),
     }  # fmt: skip
+
+
+# What llama-server is told, by what a model is for.
+_FLAGS: Final[dict[Purpose, Callable[[Pooling], str]]] = {
+    "generate": lambda _: "", "embed": lambda pooling: f" --embeddings --pooling {pooling}",
+    "rerank": lambda _: " --reranking",
+}  # fmt: skip
 
 
 def _word(value: str) -> SafeMarkdown:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import ENCODER_DECODERS
 from quantyard.formats.names import safe_file_name
+from quantyard.formats.purpose import Pooling, Purpose
 from quantyard.hub.files import hub_model_url, parse_hub_repo_id
 from quantyard.metrics.choice import BestFile, ReportedFile, best_of_report
 from quantyard.metrics.headline_metrics import headline_scores
@@ -151,6 +152,12 @@ class CardSubject:
         """Whether llama-server cannot run it."""
         facts = [VerifyFacts.read(record.facts) for _, record in self.stages("verify")]
         return any(found.architecture in ENCODER_DECODERS for found in facts)
+
+    @property
+    def purpose(self) -> tuple[Purpose, Pooling]:
+        """What the model is for, and how a text's hidden states become one vector."""
+        facts = [VerifyFacts.read(record.facts) for _, record in self.stages("verify")]
+        return next(((f.purpose, f.pooling) for f in facts if f.purpose != "generate"), ("generate", "none"))
 
     @property
     def title(self) -> str:

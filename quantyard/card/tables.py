@@ -15,6 +15,7 @@ from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_which_table
 from quantyard.metrics.budget_figures import BUDGET_OUTCOMES, metric_budget_name
+from quantyard.metrics.similarity_figures import similarity_figures
 from quantyard.protocol.gate import OUTCOMES, BudgetResult
 from quantyard.protocol.measurements import Measurement, Score, Verdict
 
@@ -35,7 +36,7 @@ def card_measured_tables(subject: CardSubject, cells: ModuleType) -> Iterator[Bl
         cells: the notation of numbers: the current one, or an earlier version's.
     """
     found = [
-        _files(cells, subject), _speed(cells, subject), _verdicts(subject),
+        _similarity(subject) or _files(cells, subject), _speed(cells, subject), _verdicts(subject),
         *card_task_tables(subject, cells), _contract(cells, subject), _hashes(cells, subject),
     ]  # fmt: skip
     yield from (block for block in found if block)
@@ -53,6 +54,22 @@ def _files(cells: ModuleType, subject: CardSubject) -> CardTable | None:
         facts = (cells.card_size(base.file.size_bytes), cells.card_bits(base.file.bits_per_weight))
         rows.insert(0, (_name_of(subject, base.file.label), *facts, *_quality(cells, base)))
     return card_table("files", "files table", head, rows)
+
+
+def _similarity(subject: CardSubject) -> CardTable | None:
+    """In place of perplexity and divergence, of a model that embeds texts or ranks documents."""
+    base = subject.baseline
+    measured = {label: found for label in subject.quants if (found := subject.measurement(label))}
+    if base and base.file.label not in subject.quants:
+        measured = {base.file.label: base, **measured}
+    figures = similarity_figures([*measured.values()])
+    rows = [
+        (_name_of(subject, label), cells_now.card_size(m.file.size_bytes), cells_now.card_bits(m.file.bits_per_weight),
+         *(SafeMarkdown(figure.shown(m.similarity)) for figure in figures))
+        for label, m in measured.items()
+    ]  # fmt: skip
+    head = ("file", "size", "bits per weight", *(figure.name for figure in figures))
+    return card_table("similarity", "similarity table", head, rows) if figures else None
 
 
 def _quality(cells: ModuleType, found: Measurement | None) -> tuple[SafeMarkdown, ...]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from quantyard.formatting.numbers import (
     format_bytes,
+    format_cosine,
     format_count,
     format_difference,
     format_elapsed,
@@ -22,6 +23,7 @@ from quantyard.protocol.facts import (
     DivergenceFacts,
     EvaluateFacts,
     ReportFacts,
+    SimilarityFacts,
     SpeedFacts,
     TwinFacts,
     VerifyFacts,
@@ -109,6 +111,15 @@ def _divergence(facts: DivergenceFacts) -> Iterator[str]:
         yield f"mean KLD {format_kld(facts.mean_kld)}"
 
 
+def _similar(result: StageResult) -> Iterator[str]:
+    """Such as `mean cosine 0.9997, Kendall τ 0.9911`."""
+    facts = SimilarityFacts.read(result.facts)
+    if facts.mean_cosine is not None:
+        yield f"mean cosine {format_cosine(facts.mean_cosine)}"
+    if facts.kendall_tau is not None:
+        yield f"Kendall τ {format_cosine(facts.kendall_tau)}"
+
+
 def _timed(result: StageResult) -> Iterator[str]:
     facts = SpeedFacts.read(result.facts)
     if facts.prompt_tokens_per_s is not None:
@@ -148,5 +159,5 @@ _TWINS: Final = {
 }  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
     "twin": _twinned, "parity": _real,
-    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
+    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared, "similarity": _similar,
 }  # fmt: skip

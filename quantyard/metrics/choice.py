@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from quantyard.formatting.numbers import format_change_interval, format_file_size, format_percent
 from quantyard.metrics.intervals import interval_difference, ppl_change_interval
 from quantyard.metrics.pareto import ParetoEntry, pareto_beaten_by, pareto_metric, pareto_quality, pareto_shown
+from quantyard.metrics.similarity_figures import similarity_sentence
 from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
 
 
@@ -104,6 +105,8 @@ def file_cost_sentence(found: Measurement) -> str:
     size, divergence = format_file_size(found.file.size_bytes), found.divergence
     if divergence and divergence.top1_agreement:
         return f"{size}, agrees with the original on {format_percent(divergence.top1_agreement.value)} of tokens"
+    if said := similarity_sentence(found.similarity):
+        return f"{size}; {said}"
     change = ppl_change_interval(divergence)
     return f"{size}, perplexity {format_change_interval(change)}" if change else size
 

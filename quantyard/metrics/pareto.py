@@ -15,7 +15,7 @@ from quantyard.formatting.numbers import format_change, format_kld, format_rough
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
 
-Metric = Literal["mean KLD", "ΔPPL"]
+Metric = Literal["mean KLD", "ΔPPL", "cosine distance", "rank distance"]
 _OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)
 
 
@@ -72,20 +72,39 @@ def _without_speed(entries: Sequence[ParetoEntry]) -> tuple[ParetoEntry, ...]:
 
 
 def pareto_metric(report: EvalReport) -> Metric:
-    """The metric of quality: KL divergence, or perplexity if nothing else was measured."""
+    """The metric of quality: KL divergence, or perplexity if nothing else was measured; of embeddings 1 less
+    the mean cosine, of a reranker's scores 1 less Kendall's τ of the rankings.
+    """
+    similar = [m.similarity for m in report.measurements if m.similarity]
+    if similar:
+        return "cosine distance" if similar[0].purpose == "embed" else "rank distance"
     found = [m.divergence for m in report.measurements if m.divergence]
     only_perplexity = any(ppl_change_interval(d) for d in found) and all(d.mean_kld is None for d in found)
     return "ΔPPL" if only_perplexity else "mean KLD"
 
 
 def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
-    """Mean KL divergence in nats, or ln(PPL / baseline PPL); 0 for the baseline, None if it was not measured."""
+    """Mean KL divergence in nats, or ln(PPL / baseline PPL), or the distance of embeddings or rankings; 0 for the
+    baseline, None if it was not measured.
+    """
+    if metric in ("cosine distance", "rank distance"):
+        return _distance(report, found, metric)
     divergence = found.divergence
     if divergence is None:
         return None
     if found.file.label == report.baseline:
         return _OF_BASELINE
     return divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
+
+
+def _distance(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
+    similar = found.similarity
+    if similar is None:
+        return None
+    if found.file.label == report.baseline:
+        return _OF_BASELINE
+    close = similar.mean_cosine if metric == "cosine distance" else similar.kendall_tau
+    return Estimate(value=1 - close.value, stderr=close.stderr) if close else None
 
 
 def pareto_entries(report: EvalReport) -> tuple[ParetoEntry, ...]:
@@ -104,7 +123,7 @@ def _speed(m: Measurement) -> float | None:
 
 def pareto_shown(value: float, metric: Metric) -> str:
     """A quality, formatted in its metric."""
-    return format_kld(value) if metric == "mean KLD" else format_change(math.expm1(value))
+    return format_change(math.expm1(value)) if metric == "ΔPPL" else format_kld(value)
 
 
 # ---- sentences ---------------------------------------------------------------------------------------

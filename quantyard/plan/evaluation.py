@@ -26,6 +26,8 @@ from quantyard.protocol.evaluation import (
     EvaluateRequest,
     ReportRequest,
     Runtime,
+    SimilarityRequest,
+    SimilaritySettings,
     SpeedRequest,
     Suite,
 )
@@ -40,7 +42,7 @@ from quantyard.store.hash_cache import HashCache
 from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
-_MEASURING: Final = ("evaluate", "divergence", "speed")  # the stages whose results a report compares
+_MEASURING: Final = ("evaluate", "divergence", "speed", "similarity")  # the stages whose results a report compares
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -105,6 +107,8 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
         NotScored: the model cannot be measured.
     """
     refuse_unscored_plan(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
+    if plan.source.use.purpose != "generate":
+        options = replace(options, suite=_vector_suite(options.suite))
     if plan.source.has_chat_template is False:  # a base model's questions are plain text
         options = replace(options, suite=options.suite.model_copy(update={"apply_chat_template": False}))
     baseline, file = _baseline(plan, options)
@@ -118,6 +122,14 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
     )
+
+
+def _vector_suite(suite: Suite) -> Suite:
+    """The suite for a model that embeds texts or ranks documents: it has no tasks, perplexity or generated tokens."""
+    return suite.model_copy(update={
+        "tasks": (), "include_path": None, "needs_network": False, "apply_chat_template": False, "divergence": None,
+        "speed": None, "similarity": SimilaritySettings(),
+    })  # fmt: skip
 
 
 def _report_input(stage: str, label: str) -> str:
@@ -135,6 +147,12 @@ def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
     Raises:
         NotScored: its GGUF header says that it is such a model.
     """
+    if deed == "measured" and source.use.purpose != "generate":
+        return  # by its embeddings or scores
+    if source.use.purpose != "generate":
+        what = "embeds texts" if source.use.purpose == "embed" else "ranks documents"
+        message = f"{source.title} cannot be {deed}: it {what} and does not expose token log-probabilities."
+        raise NotScored(message, instead)
     if source.gguf is not None and (reason := why_gguf_cannot_generate(source.gguf)):
         message = f"{source.title} cannot be {deed}: {reason} and does not expose token log-probabilities."
         raise NotScored(message, instead)
@@ -195,6 +213,8 @@ def _suite_input(options: MeasureOptions, path: str | None) -> dict[str, Origin]
 
 
 def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str, ModelFile]) -> list[Step]:
+    if options.suite.similarity is not None:
+        return [_similarity(options, label, file, files[baseline]) for label, file in files.items()]
     steps = [_evaluate(options, label, file) for label, file in files.items()]
     if options.suite.divergence is not None:
         steps += [_divergence(options, label, file, files[baseline]) for label, file in files.items()]
@@ -230,6 +250,20 @@ def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: 
         settings=settings, runtime=options.runtime,
     )
     return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
+
+
+def _similarity(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+    """Embeddings or scores of one file, and how close they are to those of the baseline if it is another file."""
+    settings = options.suite.similarity
+    assert settings is not None
+    inputs: dict[str, Origin] = {"model": file.origin}
+    if file != baseline:
+        inputs["baseline"] = baseline.origin
+    request = SimilarityRequest(
+        label=label, model_file=file.path, baseline_file=baseline.path if file != baseline else None,
+        settings=settings, runtime=options.runtime,
+    )
+    return Step(f"similarity {label}", STAGES["similarity"], request, inputs, 0, label)
 
 
 def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:

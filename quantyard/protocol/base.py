@@ -107,7 +107,7 @@ class Progress(Frozen):
     stage: _Word
     done: _Count
     total: _Count | None
-    unit: Literal["bytes", "tensors", "checks", "questions", "chunks", "repeats"]
+    unit: Literal["bytes", "tensors", "checks", "questions", "chunks", "repeats", "texts"]
 
 
 def json_digest(value: JsonValue) -> str:

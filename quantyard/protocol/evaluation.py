@@ -39,6 +39,12 @@ class SpeedSettings(Frozen):
     repeats: Annotated[int, Field(ge=1)] = 5
 
 
+class SimilaritySettings(Frozen):
+    """How embeddings and rankings are compared, on the queries and documents that come with Quantyard."""
+
+    best: Annotated[int, Field(ge=1)] = 10  # documents of a ranking whose overlap and gain are measured
+
+
 class Suite(Frozen):
     """What is measured: tasks, divergence, speed. The built-in suites are in `eval/suites/*.yaml`."""
 
@@ -52,6 +58,8 @@ class Suite(Frozen):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
     divergence: DivergenceSettings | None = DivergenceSettings()
     speed: SpeedSettings | None = SpeedSettings()
+    # Of a model that embeds texts or ranks documents, in place of the three above; the plan sets it.
+    similarity: Annotated[SimilaritySettings | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 # ---- requests ----------------------------------------------------------------------------------------
@@ -140,8 +148,23 @@ class SpeedRequest(StageRequest):
     machine: str = ""  # CPU and cores of the engine's machine, so that each machine has its own measurement
 
 
+class SimilarityRequest(StageRequest):
+    """Compare the embeddings, or the scores, of `/in/model` with those of `/in/baseline` if there is one. Leaves
+    `similarity.json` (a `Similarity`).
+    """
+
+    stage: Literal["similarity"] = "similarity"
+    label: str
+    model_file: RelativePath = "model.gguf"
+    baseline_file: RelativePath | None = None
+    settings: SimilaritySettings = SimilaritySettings()
+    runtime: Runtime = Runtime()
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
+
+
 class ReportRequest(StageRequest):
-    """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `speed-<label>`.
+    """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `speed-<label>`,
+    `similarity-<label>`.
 
     Leaves `report.json` (an `EvalReport`), `report.md` and the plots.
     """

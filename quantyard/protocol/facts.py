@@ -132,6 +132,14 @@ class DivergenceFacts(Facts):
     mean_kld: float | None = None  # rounding may make it slightly negative
 
 
+class SimilarityFacts(Facts):
+    """How close one file is to the baseline; None: it is the baseline, or was not measured."""
+
+    mean_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    kendall_tau: Annotated[float, Field(ge=-1, le=1)] | None = None
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
 class SpeedFacts(Facts):
     """Tokens per second; None: not measured."""
 
@@ -155,7 +163,8 @@ class ReportFacts(Facts):
 MODELS: Final[Mapping[str, type[Facts]]] = {
     "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts,
-    "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "report": ReportFacts,
+    "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
+    "report": ReportFacts,
 }  # fmt: skip
 
 

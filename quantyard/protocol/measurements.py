@@ -6,7 +6,9 @@ confidence interval.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
 
 from quantyard.protocol.base import Frozen, JsonObject, Sha256
 from quantyard.protocol.evaluation import SpeedSettings, Suite
@@ -125,6 +127,31 @@ class Divergence(Frozen):
     duration_s: float = 0.0
 
 
+class Similarity(Frozen):
+    """Embeddings, or a reranker's scores, of one file beside the baseline's, on queries and documents of ours.
+
+    Of each query the documents are ranked; what compares two rankings is a mean over queries. What compares with the
+    baseline is None for the baseline itself; cosines are None for a reranker.
+    """
+
+    file: FileFacts
+    purpose: Literal["embed", "rerank"]
+    n_queries: int
+    n_documents: int
+    best: int  # documents that count as the first ones of a ranking
+    ndcg: Estimate  # of these documents, by which of them answer the query; 0 to 1
+    baseline_ndcg: Estimate | None = None
+    mean_cosine: Estimate | None = None  # of a text's two embeddings
+    p1_cosine: float | None = None
+    least_cosine: float | None = None
+    cosine_by_language: dict[str, float] = {}  # means
+    kendall_tau: Estimate | None = None  # of two rankings of all documents; -1 to 1
+    top1_agreement: Estimate | None = None  # share of queries with the same first document
+    overlap: Estimate | None = None  # share of the first documents that both have
+    versions: dict[str, str] = {}
+    duration_s: float = 0.0
+
+
 class Speed(Frozen):
     """Speed and memory of one file; speeds are medians of the repeats after a warm-up."""
 
@@ -184,6 +211,7 @@ class Measurement(Frozen):
     comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
     divergence: Divergence | None = None
     speed: Speed | None = None
+    similarity: Annotated[Similarity | None, Field(exclude_if=lambda value: value is None)] = None
     n_truncated: int = 0  # requests cut from the left to the longest allowed
 
 

@@ -17,6 +17,7 @@ from quantyard.metrics.budget_figures import (
 )
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.plots.marks import MARK_OF, NO_MARK
+from quantyard.metrics.similarity_figures import SIMILARITY_FIGURES, SimilarityFigure
 from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.gate import OUTCOMES, BudgetResult, Outcome
 from quantyard.protocol.measurements import Divergence, EvalReport, Interval, Measurement, Speed
@@ -140,6 +141,14 @@ def _bits(s: PageFile) -> PageCell:
     )
 
 
+def _similarity(figure: SimilarityFigure) -> Callable[[PageFile], PageCell]:
+    def cell(s: PageFile) -> PageCell:
+        found = s.found.similarity if s.found else None
+        return PageCell(figure.shown(found), sort=figure.value(found) if found else None)
+
+    return cell
+
+
 def _perplexity(s: PageFile) -> PageCell:
     d = s.divergence
     return PageCell(numbers.format_perplexity(d.perplexity.value), sort=d.perplexity.value) if d else _EMPTY
@@ -220,6 +229,7 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
     (PageColumn("File", "quantization type of the file", "name"), _name),
     (PageColumn("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
     (PageColumn("Bits/weight", "mean over all tensors", group="Weight"), _bits),
+    *((PageColumn(figure.name, figure.help, group="Similarity"), _similarity(figure)) for figure in SIMILARITY_FIGURES),
     (PageColumn("PPL", "perplexity, by llama-perplexity's definition", group="Divergence"), _perplexity),
     (PageColumn("ΔPPL", "change of perplexity against the baseline, with its 95 % interval", group="Divergence"),
         _change),

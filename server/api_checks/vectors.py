@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from quantyard.formatting.numbers import format_digits
 from server.api_checks.launch import Answer
 from server.api_checks.session import (
     EMBEDDINGS,
@@ -55,9 +56,9 @@ def check_vector_order(session: ApiSession) -> str:
         together = _vectors(session.embed([_TEXTS[at] for at in order]), len(_TEXTS))
         for at, vector in zip(order, together, strict=True):
             cosine = _cosine(vector, alone[at])
-            need_promise(cosine >= _SAME_COSINE, f"{_TEXTS[at]!r} in a batch: cosine {cosine:.6f} to it alone")
+            _need_same(cosine, f"{_TEXTS[at]!r} has another vector in a batch than alone")
     others = max(_cosine(alone[0], other) for other in alone[1:])
-    need_promise(others < _SAME_COSINE, f"different texts have one vector: cosine {others:.6f}")
+    need_promise(others < _SAME_COSINE, f"different texts have one vector: cosine {format_digits(others, 6)}")
     return f"{len(_TEXTS)} texts in two orders, each with the vector that it has alone"
 
 
@@ -72,7 +73,7 @@ def check_base64(session: ApiSession) -> str:
     vector = struct.unpack(f"<{len(raw) // 4}f", raw)
     need_promise(len(vector) == len(plain), f"{len(vector)} numbers in base64, {len(plain)} without")
     cosine = _cosine(vector, plain)
-    need_promise(cosine >= _SAME_COSINE, f"other numbers in base64: cosine {cosine:.6f}")
+    _need_same(cosine, "the numbers in base64 are others")
     return f"the same {len(vector)} numbers"
 
 
@@ -90,7 +91,8 @@ def check_ranking(session: ApiSession) -> str:
     best = {int(row["index"]) for row in _results(answer)}
     wanted = set(sorted(range(len(scores)), key=lambda at: -scores[at])[:2])
     need_promise(best == wanted, f"top_n 2 gives the documents {sorted(best)}, the best are {sorted(wanted)}")
-    return f"{len(scores)} scores from {min(scores):.4g} to {max(scores):.4g}, in any order the same"
+    least, most = (format_digits(score) for score in (min(scores), max(scores)))
+    return f"{len(scores)} scores from {least} to {most}, in any order the same"
 
 
 def check_vector_clients(session: ApiSession) -> str:
@@ -100,7 +102,7 @@ def check_vector_clients(session: ApiSession) -> str:
         together = list(clients.map(lambda text: _answered(session, text), texts))
     for number in (0, 7, CLIENTS - 1):
         cosine = _cosine(together[number], _answered(session, texts[number]))
-        need_promise(cosine >= _SAME_COSINE, f"client {number} gets another answer than alone: cosine {cosine:.6f}")
+        _need_same(cosine, f"client {number} gets another answer than alone")
     return f"{CLIENTS} clients, each with its own answer"
 
 
@@ -113,6 +115,10 @@ def check_wrong_input(session: ApiSession) -> str:
         is_clear = 400 <= answer.status < 500 and bool(api_error_text(answer))
         need_promise(is_clear, f"the body {body}: wanted 4xx with a reason, got {shown_api_answer(answer)}")
     return f"4xx with the reason, the last {shown_api_answer(answer)}"
+
+
+def _need_same(cosine: float, otherwise: str) -> None:
+    need_promise(cosine >= _SAME_COSINE, f"{otherwise}: cosine {format_digits(cosine, 6)}")
 
 
 def _answered(session: ApiSession, text: str) -> Vector:

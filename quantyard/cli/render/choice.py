@@ -96,7 +96,7 @@ def _memory(found: ChoiceCandidate) -> str:
 
 
 def _quality(choices: ChoiceSet, found: ChoiceCandidate) -> str:
-    if choices.metric == "mean KLD":
+    if choices.metric != "ΔPPL":
         return str(format_kld_interval(normal_interval(found.quality)))
     change = mapped_interval(normal_interval(found.quality), math.expm1)
     return DASH if change is None else str(format_change_interval(change))
@@ -134,7 +134,7 @@ def _reason(choices: ChoiceSet, choice: Choice) -> str:
 def _gap(choices: ChoiceSet, one: ChoiceCandidate, other: ChoiceCandidate) -> str:
     found = interval_difference(one.quality, other.quality)
     better = Interval(value=-found.value, low=-found.high, high=-found.low)
-    if choices.metric == "mean KLD":
+    if choices.metric != "ΔPPL":
         return str(format_delta_interval(better, "own unit"))
     change = mapped_interval(better, math.expm1)
     return DASH if change is None else str(format_change_interval(change))

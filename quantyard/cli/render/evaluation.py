@@ -16,6 +16,7 @@ from quantyard.formatting.numbers import DASH
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
+from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
@@ -29,9 +30,11 @@ def terminal_measured_files(report: EvalReport, width: int = 200) -> Table:
         width: of the terminal, in characters; columns that do not fit are left out.
     """
     marks = _front_marks(report)
-    names = [*_COLUMNS, *(["front"] if marks else [])]
+    figures = similarity_figures(report.measurements)
+    columns = [*_COLUMNS[:3], *(figure.name for figure in figures)] if figures else [*_COLUMNS]
+    names = [*columns, *(["front"] if marks else [])]
     order = sorted(report.measurements, key=lambda m: (m.file.label != report.baseline, -m.file.size_bytes))
-    rows = [dict(zip(names, _file_cells(report, m, marks), strict=False)) for m in order]
+    rows = [dict(zip(names, _file_cells(report, m, marks, figures), strict=False)) for m in order]
     whole = _filled(names, rows)
     return whole if _width(whole) <= width else _filled([name for name in names if name not in _LEFT_OUT], rows)
 
@@ -39,7 +42,8 @@ def terminal_measured_files(report: EvalReport, width: int = 200) -> Table:
 _COLUMNS: Final = (
     "file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory",
 )  # fmt: skip
-_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt")  # on a narrow terminal; the report has them
+# On a narrow terminal; the report has them.
+_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt", "p1 cosine", "same best 10")
 
 
 def _filled(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
@@ -55,11 +59,15 @@ def _width(table: Table) -> int:
     return console.measure(table).maximum
 
 
-def _file_cells(report: EvalReport, found: Measurement, marks: Mapping[str, str]) -> tuple[str, ...]:
+def _file_cells(
+    report: EvalReport, found: Measurement, marks: Mapping[str, str], figures: Sequence[SimilarityFigure]
+) -> tuple[str, ...]:
     facts = found.file
     label = f"{facts.label} (baseline)" if facts.label == report.baseline else facts.label
     size = (numbers.format_file_size(facts.size_bytes), numbers.format_bits_per_weight(facts.bits_per_weight))
     mark = marks.get(facts.label, "")
+    if figures:
+        return (escape_rich_markup(label), *size, *(figure.shown(found.similarity) for figure in figures), mark)
     return (escape_rich_markup(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
 
 

@@ -30,7 +30,7 @@ from quantyard.metrics.plots.axes import (
     shorten_plot_name,
 )
 from quantyard.metrics.plots.panels import NARROW_PX, PlotSpot, PlottedFile
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.measurements import Estimate, Interval
 
 WIDE_PX: Final = 720
 LEAST_FOR_LINE: Final = 3  # points of a front; a line through two is no trend
@@ -105,8 +105,11 @@ class Tradeoff:
 
 
 def plot_tradeoffs(files: Sequence[PlottedFile]) -> tuple[Tradeoff, ...]:
-    """Mean KL divergence and change of perplexity against size, as far as they were measured."""
-    klds, changes = _klds(files), _changes(files)
+    """Mean KL divergence, or the distance of embeddings or rankings, and change of perplexity against size, as far as
+    they were measured.
+    """
+    distances, changes = _distances(files), _changes(files)
+    klds = distances or _klds(files)
     shown = [q for q in klds if q.of.value > 0]  # a log scale cannot show 0
     unseen = ", ".join(q.label for q in klds if q not in shown)
     original = [_original(s) for s in files if s.is_baseline and s.size_bytes]
@@ -114,8 +117,10 @@ def plot_tradeoffs(files: Sequence[PlottedFile]) -> tuple[Tradeoff, ...]:
     aside += f" The scale cannot show {unseen}, at 0 or below." if unseen else ""
     found = []
     if shown:
-        title = "Mean KL divergence, nats per token"
-        found.append(_tradeoff("kld", "Mean KLD", title, aside, shown + original, log=True))
+        key, name, title = ("kld", "Mean KLD", "Mean KL divergence, nats per token")
+        if distances:
+            key, name, title = ("distance", "Distance", "Distance: 1 less mean cosine, or Kendall τ")
+        found.append(_tradeoff(key, name, title, aside, shown + original, log=True))
     if changes:
         found.append(_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", "The dashed line is the original.",
                                changes + original))  # fmt: skip
@@ -126,6 +131,18 @@ def _original(s: PlottedFile) -> PlotQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     said = (format_file_size(s.size_bytes), "the original")
     return PlotQuality(s.number, s.label, s.size_bytes, Interval(value=0.0, low=0.0, high=0.0), said, speed, "0", True)
+
+
+def _distances(files: Sequence[PlottedFile]) -> list[PlotQuality]:
+    """Of embeddings 1 less the mean cosine, of rankings 1 less Kendall's τ, as the Pareto front has them."""
+    found = []
+    for s in files:
+        similar = s.found.similarity if s.found else None
+        close = (similar.mean_cosine or similar.kendall_tau) if similar else None
+        if close is not None and s.size_bytes:
+            of = normal_interval(Estimate(value=1 - close.value, stderr=close.stderr))
+            found.append(_quality(s, of, "distance", format_kld_interval(of)))
+    return found
 
 
 def _klds(files: Sequence[PlottedFile]) -> list[PlotQuality]:
@@ -162,7 +179,7 @@ def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PlotQuali
         _drawing("narrow", NARROW_PX, 340, found, scale, log),
     )
     compared = [q for q in found if not q.is_baseline]
-    said = pareto_standings([q.entry for q in compared], "mean KLD" if log else name)
+    said = pareto_standings([q.entry for q in compared], name if key == "ppl" else f"{name[0].lower()}{name[1:]}")
     standing = tuple((q.number, q.label, said[q.label]) for q in compared if q.label in said)
     return Tradeoff(key, name, title, unit, aside, standing, drawings, is_log=log)
 
