@@ -68,6 +68,13 @@ def metric_budget_limit(budget: str, x: float) -> str:
     return f"{numbers.format_as_written(x)}{_UNITS.get(budget, ' tokens/s')}"
 
 
+def missed_limit(found: BudgetResult) -> str:
+    """A value beside the limit that it misses: "change of perplexity +0.75 %, limit 0.3 %"."""
+    value = "" if found.value is None else f" {metric_budget_value(found.budget, found.value)}"
+    task = f" on {found.task}" if found.task else ""
+    return f"{metric_budget_name(found.budget)}{task}{value}, limit {metric_budget_limit(found.budget, found.limit)}"
+
+
 def limits_sentence(results: Sequence[BudgetResult]) -> str:
     """How many limits are met: "1 of 10 quality limits missed, 3 undecided, 2 not measured"."""
     counts = Counter(result.outcome for result in results if result.outcome != "not judged")

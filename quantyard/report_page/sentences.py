@@ -11,7 +11,7 @@ from quantyard.formatting.numbers import (
     format_fact,
     format_rough_percent,
 )
-from quantyard.metrics.budget_figures import limits_sentence
+from quantyard.metrics.budget_figures import limits_sentence, missed_limit
 from quantyard.metrics.plots.marks import VERDICTS
 from quantyard.metrics.speed import pace_sentence
 from quantyard.protocol.measurements import EvalReport
@@ -93,4 +93,5 @@ def _contract(s: PageFile) -> str:
 
 def _limits(manifest: Manifest, s: PageFile) -> str:
     found = [r for r in manifest.gate.results if r.quant == s.label] if manifest.gate else []
-    return f"{limits_sentence(found)}." if found else ""
+    missed = "; ".join(missed_limit(r) for r in found if r.outcome == "failed")
+    return f"{limits_sentence(found)}{f' ({missed})' if missed else ''}." if found else ""

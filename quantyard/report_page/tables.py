@@ -14,6 +14,7 @@ from quantyard.metrics.budget_figures import (
     metric_budget_limit,
     metric_budget_name,
     metric_budget_value,
+    missed_limit,
 )
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.plots.marks import MARK_OF, NO_MARK
@@ -221,7 +222,8 @@ def _gate(s: PageFile) -> PageCell:
     if worst is None:
         return PageCell(DASH, kind="text")
     met = sum(result.outcome == "passed" for result in s.limits)
-    return PageCell(f"{met} of {len(s.limits)} met", "", OUTCOMES.index(worst), MARK_OF[worst], "text")
+    missed = "; ".join(missed_limit(result) for result in s.limits if result.outcome == "failed")
+    return PageCell(f"{met} of {len(s.limits)} met", missed, OUTCOMES.index(worst), MARK_OF[worst], "text")
 
 
 # To add a column: add a row. A column with only dashes is left out.
