@@ -63,7 +63,7 @@ def _is_in(item: pytest.Item, tier: str) -> bool:
         return _phase(item) == "units" and not is_marked("commands")
     if tier == "change":
         return not is_marked("slow") and (is_marked("both_engines") or not _is_second_engine(item))
-    return _phase(item) == "units" or (is_marked("quick") and not _is_second_engine(item))
+    return _phase(item) == "units" or (is_marked("quick") and not is_marked("slow") and not _is_second_engine(item))
 
 
 def _is_second_engine(item: pytest.Item) -> bool:

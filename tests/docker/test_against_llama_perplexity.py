@@ -1,7 +1,8 @@
 """The stage `divergence` agrees with the image's own llama-perplexity: same files, text, context and chunks.
 
 Two builds of llama.cpp, and even one with flash attention on and off, differ in the last bits; on the demo model that
-is 0.2 % of the perplexity over 2,000 tokens (one standard error), so fewer chunks would test the weather.
+is 0.2 % of the perplexity over 2,000 tokens (one standard error), and 0.5 % over the 381 tokens of every change, whose
+tolerance is therefore four times as wide.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import pytest
 from eval.analysis.chunks import read_divergence_text
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Divergence
+from tests.hostile.sampling import WHOLE
 from tests.measure.conftest import demo_gguf  # noqa: F401  (a fixture)
 
-N_CTX, N_CHUNKS = 512, 12
-THREADS = os.cpu_count() or 1
+N_CTX, N_CHUNKS, SLACK = (512, 12, 1) if WHOLE else (256, 3, 4)
+THREADS = int(os.environ.get("THREADS") or os.cpu_count() or 1)
 TIMEOUT_S = 1800
 _VALUE = r"\s*:\s*(-?[\d.]+) ±"
-pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -105,20 +106,20 @@ def _llama_perplexity(image: str, model: Path, text: Path, work: Path, *options:
 
 
 @pytest.mark.parametrize("name", ["perplexity", "baseline_perplexity"])
-def test_perplexity_is_llama_perplexitys_within_half_a_percent(
+def test_perplexity_is_llama_perplexitys(
     ours: Divergence, theirs: dict[str, float], name: str
 ) -> None:
-    assert getattr(ours, name).value == pytest.approx(theirs[name], rel=0.005)
+    assert getattr(ours, name).value == pytest.approx(theirs[name], rel=0.005 * SLACK)
 
 
-def test_the_mean_divergence_is_llama_perplexitys_within_two_percent(
+def test_the_mean_divergence_is_llama_perplexitys(
     ours: Divergence, theirs: dict[str, float]
 ) -> None:
     assert ours.mean_kld is not None
-    assert ours.mean_kld.value == pytest.approx(theirs["mean_kld"], rel=0.02)
+    assert ours.mean_kld.value == pytest.approx(theirs["mean_kld"], rel=0.02 * SLACK)
 
 
-def test_agreement_and_change_of_probability_are_within_two_percent_points(
+def test_agreement_and_change_of_probability_are_llama_perplexitys(
     ours: Divergence, theirs: dict[str, float]
 ) -> None:
     assert ours.top1_agreement is not None and ours.rms_delta_p is not None

@@ -198,6 +198,14 @@ def test_converting_loses_no_bit_of_any_weight(demo: Demo) -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize("engine", ["local"], indirect=True)
+def test_every_file_is_the_same_to_the_byte_whichever_engine_makes_it(
+    demo: Demo, built_demo: Callable[[str], Demo], docker_client: object
+) -> None:
+    files = [[_converted(each), each.file("Q4_K_M"), each.file("Q8_0")] for each in (demo, built_demo("docker"))]
+    assert [file_sha256(path) for path in files[0]] == [file_sha256(path) for path in files[1]]
+
+
 def _converted(demo: Demo) -> Path:
     """The 16-bit GGUF that the quants were made of."""
     return next(demo.artifacts.rglob("stages/convert-*/files/model.gguf"))

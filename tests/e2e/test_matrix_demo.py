@@ -18,7 +18,8 @@ from quantyard.protocol.measurements import EvalReport
 from tests.conftest import REPO_DIR, Demo, run, run_json
 from tests.hostile.sampling import WHOLE
 
-QUANTS = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0") if WHOLE else ("Q2_K", "Q4_K_M", "Q8_0")
+SIX = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+QUANTS = SIX if WHOLE else ("Q2_K", "Q4_K_M", "Q8_0")
 BEST = "Q8_0"  # nothing else comes near sixteen bits
 CONTEXT, PARALLEL = 2048, 2
 
@@ -157,6 +158,18 @@ def test_card_and_page_show_all_of_them_with_the_reports_numbers(made: Made) -> 
         assert any(m.file.label in line and shown in line for line in card.splitlines() if line.startswith("|"))
         assert m.file.label in page and shown in page
     assert "imatrix" in card
+
+
+@pytest.mark.skipif(WHOLE, reason="the demo has six quants then")
+def test_six_quants_of_a_tiny_model_are_made_and_measured_in_one_run(tiny_model: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "little.yaml"
+    suite.write_text("divergence: {n_chunks: 1}\nspeed: {prompt_tokens: 64, generated_tokens: 8, repeats: 2}\n")
+    asked = {"QUANTS": ",".join(SIX), "SUITE": str(suite), "IMATRIX": "none", "ENGINE": "docker"}
+    said = run_json("matrix", MODEL=str(tiny_model), ARTIFACTS=str(tmp_path / "artifacts"), **asked)
+    report = EvalReport.model_validate(said["report"])
+    assert not said["failed"] and [m.file.label for m in report.measurements] == ["BF16", *SIX]
+    assert all(m.divergence and m.divergence.mean_kld and m.speed for m in report.measurements[1:])
+    assert {file["quant"] for file in said["files"]} == set(SIX) == said["front"].keys()
 
 
 def test_a_second_time_nothing_runs(made: Made) -> None:
