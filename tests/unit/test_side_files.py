@@ -15,7 +15,17 @@ from quantyard.errors import BadSource
 from quantyard.formats.file_kinds import spoiled_file, spoiled_text
 from quantyard.formats.sentencepiece import missing_sentencepiece_file, parse_tokenizer_beginning
 from quantyard.quants.file_size import TensorShape
-from quantyard.sources.side_files import check_local_files, refuse_missing_tokenizer, refuse_spoiled_weights
+from quantyard.sources import side_files
+from quantyard.sources.local_source import local_folder_source
+from quantyard.sources.side_files import (
+    check_local_files,
+    parse_side_json,
+    refuse_missing_tokenizer,
+    refuse_spoiled_weights,
+)
+from quantyard.sources.source import Source
+from quantyard.store.hash_cache import HashCache
+from tests.tiny_model import write_safetensors
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 499723\n"
 ROWS = (TensorShape("model.embed_tokens.weight", (10, 4), "BF16"),)
@@ -151,6 +161,36 @@ def test_added_tokens_beyond_a_sentencepiece_vocabulary_are_a_note(tmp_path: Pat
                                      b'{"added_tokens": [{"id": "x"}, 7]}'])  # fmt: skip
 def test_a_tokenizer_of_another_form_is_left_to_the_stage(content: bytes, tmp_path: Path) -> None:
     assert check(tmp_path, tokenizer__json=content) == []
+
+
+def test_files_that_passed_are_not_parsed_again_until_one_of_them_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    write_safetensors(folder / "model.safetensors", {"model.norm.weight": (64,)})
+    parsed: list[str] = []
+
+    def spy(title: str, name: str, text: bytes) -> Any:
+        parsed.append(name)
+        return parse_side_json(title, name, text)
+
+    def plan() -> Source:
+        hashes = HashCache(tmp_path / "hashes")  # of another run
+        return local_folder_source(folder, hashes, allow_pickle=False, gguf_file=None)
+
+    monkeypatch.setattr(side_files, "parse_side_json", spy)
+    first = plan()
+    assert set(parsed) == {"config.json", "tokenizer.json"}
+    parsed.clear()
+    assert plan().notes == first.notes and parsed == []
+    tokenizer.write_bytes(LFS)
+    for _ in range(2):  # a refusal is not kept
+        with pytest.raises(BadSource, match="Git LFS"):
+            plan()
 
 
 # ---- SentencePiece -----------------------------------------------------------------------------------
