@@ -80,10 +80,10 @@ plan: .ready ## show stages, disk, memory and time of a build (SUITE=…: of an 
 rates: .ready ## time the stages on this machine once (minutes), so that plans can forecast their time
 	@$(RUN) rates
 
-quants: .ready ## list every quantization type, and when to choose it
+quants: .ready ## list every quantization type, and when to choose it: [FIND=text]
 	@$(RUN) quants
 
-models: .ready ## list the models that have a short name for MODEL, with notes
+models: .ready ## list the models that have a short name for MODEL: [FIND=text], then with notes
 	@$(RUN) models
 
 config: .ready ## show each setting's value, and its origin: a variable, quantyard.toml, or the default

@@ -158,6 +158,7 @@ class BuildRequest:
     adapter: str
     base: str  # "": what the adapter names
     command: str = "build"  # for hints
+    find: str = ""  # what the rows of a list must hold
     quants_given: bool = True  # False: commands on built files take all of them
     parity: Parity = "twin"
     allow_twin_mismatch: bool = False

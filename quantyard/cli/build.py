@@ -54,6 +54,6 @@ def _print_measured(measured: Measured) -> None:
     stderr_console().print(eval_summary.terminal_report_paths(measured), soft_wrap=True)
     out = stdout_console()
     out.print(eval_summary.terminal_measured_files(measured.report, out.width))
-    if table := eval_summary.terminal_measured_tasks(measured.report):
+    if table := eval_summary.terminal_measured_tasks(measured.report, out.width):
         out.print()
         out.print(table)

@@ -32,9 +32,12 @@ ALLOWING = ("ALLOW_PICKLE", "ALLOW_REQUANTIZE", "ALLOW_MISMATCH")
 CHECKING = ("REPO", "FILE", "REBUILD")
 COMPARING = ("QUANTS",)
 TUNING = ("TARGET_SIZE", "TARGET_KLD", "DEPTH_PARTS", "TYPES")
+LOOKING = ("FIND",)
 CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL")
 
-_NOT_BUILDING = {*MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING}
+_NOT_BUILDING = {
+    *MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING, *LOOKING,
+}  # fmt: skip
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
 _EVALUATING = (*_BUILDING, *MEASURING)
@@ -136,12 +139,12 @@ COMMANDS: Final = (
         _REPORT, ("MODEL", "QUANT", "SUITE", "ARTIFACTS", "JSON"), "measure",
     ),
     Command(
-        "quants", "lookup.quants_command", "List every quantization type, and when to choose it.", ("JSON",), ("JSON",),
-        "look up",
+        "quants", "lookup.quants_command", "List every quantization type, and when to choose it.", ("JSON", *LOOKING),
+        ("FIND", "JSON"), "look up",
     ),
     Command(
-        "models", "lookup.models_command", "List the models that have a short name for MODEL.", ("JSON",), ("JSON",),
-        "look up",
+        "models", "lookup.models_command", "List the models that have a short name for MODEL; with FIND, their notes.",
+        ("JSON", *LOOKING), ("FIND", "JSON"), "look up",
     ),
     Command(
         "doctor", "machine.doctor_command", "Check this machine; every finding comes with a remedy.",

@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from quantyard.cli.output import print_json, stdout_console
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import command_request
+from quantyard.errors import BadRequest
+from quantyard.requests import BuildRequest
 
 
 def quants_command(args: argparse.Namespace) -> None:
+    """List the quantization types; with FIND, those that hold the text."""
     from quantyard.quants.catalog import QUANTS
 
-    if command_request(args).json:
-        print_json({"quants": [summary.quant_json(quant) for quant in QUANTS]})
+    request = command_request(args)
+    found = [quant for quant in QUANTS if _holds(request.find, quant.name, quant.use)]
+    _refuse_nothing(found, "quantization type", request)
+    if request.json:
+        print_json({"quants": [summary.quant_json(quant) for quant in found]})
     else:
-        stdout_console().print(summary.terminal_quants(QUANTS))
+        stdout_console().print(summary.terminal_quants(found))
 
 
 def models_command(args: argparse.Namespace) -> None:
+    """List the models with a short name, one line each; with FIND, those that hold the text, with their notes."""
     from quantyard.sources.presets import shipped_presets
 
-    if command_request(args).json:
-        print_json({"models": [summary.preset_json(preset) for preset in shipped_presets()]})
+    request = command_request(args)
+    found = [preset for preset in shipped_presets() if _holds(request.find, preset.name, preset.repo)]
+    _refuse_nothing(found, "model with a short name", request)
+    if request.json:
+        print_json({"models": [summary.preset_json(preset) for preset in found]})
     else:
-        stdout_console().print(summary.terminal_presets(shipped_presets()), soft_wrap=True)
+        stdout_console().print(summary.terminal_presets(found, notes=bool(request.find)), soft_wrap=True)
+
+
+def _holds(text: str, *fields: str) -> bool:
+    return any(text.lower() in field.lower() for field in fields)
+
+
+def _refuse_nothing(found: Sequence[object], what: str, request: BuildRequest) -> None:
+    """Refuse a FIND that no row holds.
+
+    Raises:
+        BadRequest: nothing was found.
+    """
+    if not found:
+        raise BadRequest(f"No {what} holds {request.find[:80]!r}.", f"List all: make {request.command}")

@@ -108,6 +108,7 @@ def _request(
     return BuildRequest(
         model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
         command=next((row.name for row in COMMANDS if row.function == getattr(args, "command", "")), "build"),
+        find=values["FIND"],
         quants_given=given["QUANT"].origin != "default" or bool(values["RECIPE"]),
         outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
         engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]

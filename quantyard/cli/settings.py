@@ -48,7 +48,7 @@ class Setting:
 # The headings of `--help`, in this order.
 GROUPS: Final = (
     "model", "importance matrix", "tuning", "measuring", "choosing", "serving", "publishing", "verifying", "running",
-    "permissions", "network", "base images",
+    "looking up", "permissions", "network", "base images",
 )  # fmt: skip
 
 # To add a setting: add a row, name it in commands.py, and run `make reference`.
@@ -174,6 +174,7 @@ SETTINGS: Final = (
         "size",
     ),
     Setting("JSON", "", "running", "print one JSON object on stdout and nothing else there", "flag"),
+    Setting("FIND", "", "looking up", "show only the rows that hold this text, with all their notes"),
     Setting(
         "ALLOW_PICKLE", "", "permissions", "convert pickle checkpoints (.bin, .pt), which can run code", "flag",
         trusted=True,

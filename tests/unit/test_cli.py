@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from quantyard import cli
 from quantyard.cli.commands import MEASURING
+from quantyard.cli.render.evaluation import terminal_measured_tasks
 from quantyard.plan.evaluation import MeasureOptions
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.exit_codes import Answer
@@ -42,6 +44,22 @@ def test_quants_lists_every_type(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert _run(monkeypatch, "quants") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [quant.name for quant in QUANTS]
+
+
+def test_a_list_is_searched_and_shows_notes_of_what_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(monkeypatch, "quants", "--find=q4_k") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {"Q4_K_M", "Q4_K_S"} <= set(names) and "Q8_0" not in names
+    _run(monkeypatch, "models")
+    every = capsys.readouterr().out.splitlines()
+    assert not [line for line in every if line.startswith("    ")]
+    _run(monkeypatch, "models", "--find=gemma-3-1b")
+    found = capsys.readouterr().out.splitlines()
+    assert found[0].startswith("gemma-3-1b-it ") and found[1].startswith("    Q8_0") and len(found) < len(every)
+    assert _run(monkeypatch, "models", "--find=zebra") == 2
+    assert "No model with a short name holds 'zebra'." in capsys.readouterr().err
 
 
 def test_json_is_one_object_and_nothing_else(
@@ -117,6 +135,19 @@ def test_eval_ends_with_a_table_of_the_files_and_one_of_the_tasks(
     assert tasks[1].split()[:4] == ["Q4_K_M", "arc_easy", "acc", "200"] and "too few questions: 3,100" in tasks[1]
     assert " −1.5 " in tasks[1] and "−1.50 %" in tasks[2], "the change of a perplexity is relative"
     assert "report.md" in captured.err and "1 in " in captured.err
+
+
+def test_on_a_narrow_terminal_no_value_of_a_task_is_cut(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("eval", "--quant=Q4_K_M", "--json")
+    report = EvalReport.model_validate(json.loads(capsys.readouterr().out)["report"])
+    told = terminal_measured_tasks(report, 80)
+    assert isinstance(told, str)
+    told = Text.from_markup(told).plain
+    assert max(map(len, told.splitlines())) <= 80
+    assert told.splitlines()[0] == "Q4_K_M" and "arc_easy, acc: 200 questions" in told
+    assert "Δ −1.5" in told and "too few questions: 3,100 would do" in told
 
 
 def test_eval_takes_the_suite_quick_unless_told_otherwise(

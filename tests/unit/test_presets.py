@@ -247,7 +247,7 @@ def _planned(plan: BuildPlan) -> Planned:
 
 def test_models_lists_every_preset_with_all_that_is_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["models"])
+        cli.main(["models", "--find=/"])  # every one, for its repo
     lines = capsys.readouterr().out.splitlines()
     assert not ended.value.code
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [

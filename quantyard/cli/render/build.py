@@ -251,22 +251,23 @@ def quant_json(quant: Quant) -> dict[str, Any]:
     return dict(quant.__dict__)
 
 
-def terminal_presets(presets: Sequence[Preset]) -> str:
-    """Every preset: a line of facts, the recommended quants with the reason, and notes."""
+def terminal_presets(presets: Sequence[Preset], *, notes: bool = True) -> str:
+    """Every preset: a line of facts; with notes, the recommended quants with the reason as well."""
     widths = [max(len(_preset_row(p)[i]) for p in presets) for i in range(3)]
-    return "\n".join(_preset_text(preset, widths) for preset in presets)
+    rows = [_preset_text(preset, widths, notes=notes) for preset in presets]
+    return "\n".join(rows if notes else [*rows, "\nQuants and notes of some:  make models FIND=qwen3"])
 
 
 def _preset_row(preset: Preset) -> tuple[str, str, str, str]:
     return preset.name, format_weight_count(preset.n_params), preset.licence_text, preset.repo
 
 
-def _preset_text(preset: Preset, widths: Sequence[int]) -> str:
+def _preset_text(preset: Preset, widths: Sequence[int], *, notes: bool) -> str:
     name, weights, licence, repo = _preset_row(preset)
     head = f"[bold]{name:<{widths[0]}}[/]  {weights:>{widths[1]}}  {licence:<{widths[2]}}  {repo}"
     made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
-    notes = [made, *([preset.licence_note] if preset.licence_note else []), *preset.notes]
-    return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in notes)])
+    said = [made, *([preset.licence_note] if preset.licence_note else []), *preset.notes] if notes else []
+    return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in said)])
 
 
 def preset_json(preset: Preset) -> dict[str, Any]:

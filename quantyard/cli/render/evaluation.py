@@ -98,22 +98,38 @@ def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     return prompt, generated, numbers.format_memory(found.peak_memory_bytes)
 
 
-def terminal_measured_tasks(report: EvalReport) -> Table | None:
+def terminal_measured_tasks(report: EvalReport, width: int = 200) -> Table | str | None:
     """One row per file, task and metric: the difference from the baseline and the verdict; None without tasks.
 
     If only the baseline was measured, its scores.
+
+    Args:
+        width: of the terminal, in characters; a table that does not fit is written as lines below each file.
     """
     compared = [(m.file.label, c) for m in report.measurements for c in m.comparisons]
     if compared:
         table = _table("file", "task", "metric", "n", "baseline", "value", "Δ", "95 % interval", "verdict", left=3)
         for label, comparison in compared:
             table.add_row(escape_rich_markup(label), *_comparison_cells(comparison))
-        return table
+        return table if _width(table) <= width else _task_lines(report)
     scores = [(m.file.label, s) for m in report.measurements for s in m.scores]
     table = _table("file", "task", "metric", "n", "value", "95 % interval", left=3)
     for label, score in scores:
         table.add_row(escape_rich_markup(label), *_score_cells(score))
     return table if scores else None
+
+
+def _task_lines(report: EvalReport) -> str:
+    """The same values, two lines for each task and metric."""
+    lines = list[str]()
+    for measurement in report.measurements:
+        if measurement.comparisons:
+            lines.append(f"[bold]{escape_rich_markup(measurement.file.label)}[/]")
+        for found in measurement.comparisons:
+            task, metric, n, baseline, value, delta, ends, verdict = _comparison_cells(found)
+            lines.append(f"  {task}, {metric}: {n} questions")
+            lines.append(f"    {baseline} → {value}, Δ {delta} ({ends}): {verdict}")
+    return "\n".join(lines)
 
 
 def _comparison_cells(found: Comparison) -> tuple[str, ...]:
