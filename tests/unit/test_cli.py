@@ -147,7 +147,7 @@ def test_on_a_narrow_terminal_no_value_of_a_task_is_cut(
     told = Text.from_markup(told).plain
     assert max(map(len, told.splitlines())) <= 80
     assert told.splitlines()[0] == "Q4_K_M" and "arc_easy, acc: 200 questions" in told
-    assert "Δ −1.5" in told and "too few questions: 3,100 would do" in told
+    assert "47.5 % → 46.0 %, −1.5 (" in told and "too few questions: 3,100 would do" in told
 
 
 def test_eval_takes_the_suite_quick_unless_told_otherwise(

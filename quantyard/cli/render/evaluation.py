@@ -128,7 +128,7 @@ def _task_lines(report: EvalReport) -> str:
         for found in measurement.comparisons:
             task, metric, n, baseline, value, delta, ends, verdict = _comparison_cells(found)
             lines.append(f"  {task}, {metric}: {n} questions")
-            lines.append(f"    {baseline} → {value}, Δ {delta} ({ends}): {verdict}")
+            lines.append(f"    {baseline} → {value}, {delta} ({ends}): {verdict}")
     return "\n".join(lines)
 
 
