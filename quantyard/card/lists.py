@@ -10,6 +10,7 @@ from typing import Final
 from quantyard.card.blocks import Block, CardList
 from quantyard.card.cells import card_task_name
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, join_markdown, markdown_code
+from quantyard.card.media import card_media
 from quantyard.card.provenance import card_file_provenance, card_provenance
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_gate_line, card_settings, card_take_lines
@@ -51,6 +52,7 @@ def card_shared_lists(subject: CardSubject, allowed: str, fact: Facts = card_fac
     found = {
         "twin": ("what it computes", _twin(subject, {"proved", "known", "unproved"}, allowed)),
         "twin-warning": ("what it computes", _twin(subject, {"limited", "differs"}, allowed)),
+        "media": ("pictures and sound", card_media(subject)),
         "contract-findings": ("API test findings", _contract_findings(subject)),
         "measured": ("how it was measured", _measured(subject, fact)),
         "not-measured": ("what was not measured", _not_measured(subject)),

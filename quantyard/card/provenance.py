@@ -96,7 +96,7 @@ def card_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
         used = sorted({stage.inputs["imatrix"] for _, stage in subject.stages("quantize") if "imatrix" in stage.inputs})
         told = f"not kept, digest {join_markdown(', ', map(markdown_code, used))}" if used else "none"
         yield SafeMarkdown(f"Importance matrix: {told}. Calibration data: {'not known' if used else 'none'}.")
-    for name in ("fetch", "twin", "convert", "parity", "calibrate", "quantize"):
+    for name in ("fetch", "twin", "convert", "projector", "parity", "calibrate", "quantize"):
         if name != "calibrate" or subject.imatrices:  # no published file may use the matrix
             for key, stage in subject.stages(name):
                 yield from _run(key, stage)
@@ -171,7 +171,8 @@ def _witnesses(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
 def _images(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """Each image once, with its base image."""
     seen: dict[str, None] = {}
-    for name in ("fetch", "twin", "convert", "parity", "calibrate", "quantize", "verify", "evaluate", "contract"):
+    making = ("fetch", "twin", "convert", "projector", "parity", "calibrate", "quantize")
+    for name in (*making, "verify", "evaluate", "contract"):
         for _, stage in subject.stages(name):
             seen.update(dict.fromkeys(_image_lines(stage.ran_by)))
     yield from map(SafeMarkdown, seen)

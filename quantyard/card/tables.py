@@ -190,6 +190,7 @@ def _limit_name(found: BudgetResult) -> SafeMarkdown:
 
 def _hashes(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     files = [file for record in subject.quants.values() for file in record.files]
+    files += subject.manifest.projector.files if subject.manifest.projector else []
     rows = [
         (markdown_code(file.path), cells.card_count(file.size_bytes), markdown_code(file.sha256 or ""))
         for file in files

@@ -22,6 +22,7 @@ from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.facts import (
     DivergenceFacts,
     EvaluateFacts,
+    ProjectorFacts,
     ReportFacts,
     SimilarityFacts,
     SpeedFacts,
@@ -152,12 +153,20 @@ def _real(result: StageResult) -> Iterator[str]:
         yield f"mean KLD {format_difference(facts.mean_kld)} from Transformers"
 
 
+def _projected(result: StageResult) -> Iterator[str]:
+    """Such as `vision, 854 MB, Q8_0 too`."""
+    yield " and ".join(ProjectorFacts.read(result.facts).media)
+    yield _made(result)
+    if any("Q8_0" in file.path for file in result.outputs):
+        yield "Q8_0 too"
+
+
 _TWINS: Final = {
     "proved": "equal to Transformers", "limited": "equal to Transformers up to a length",
     "known": "equal to Transformers but for what is known", "differs": "not equal to Transformers",
     "unproved": "not comparable with Transformers",
 }  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
-    "twin": _twinned, "parity": _real,
+    "twin": _twinned, "parity": _real, "projector": _projected,
     "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared, "similarity": _similar,
 }  # fmt: skip

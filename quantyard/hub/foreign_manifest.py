@@ -81,5 +81,7 @@ def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield record.file, quant
         for number, part in enumerate(record.parts, 1):
             yield part.path, f"{quant}, part {number}"
+    for entry in manifest.projector.files if manifest.projector else ():
+        yield entry.path, "the projector"
     for name in manifest.imatrices:
         yield name, f"the importance matrix {shown_name(name)}"

@@ -151,11 +151,12 @@ def release_plots(release: Release) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ReleaseBundle:
-    """Every file of a release: the models by quant, the importance matrices they were made with, licence texts, and
-    what tells of them.
+    """Every file of a release: the models by quant, what reads pictures or sound for them, the importance matrices they
+    were made with, licence texts, and what tells of them.
     """
 
     models: Mapping[str, tuple[PublishedFile, ...]]
+    projectors: tuple[PublishedFile, ...]
     imatrices: tuple[PublishedFile, ...]
     legal: tuple[PublishedFile, ...]
     words: tuple[PublishedFile, ...]
@@ -163,7 +164,8 @@ class ReleaseBundle:
     @property
     def files(self) -> tuple[PublishedFile, ...]:
         """All files, the models first."""
-        return (*(file for files in self.models.values() for file in files), *self.imatrices, *self.legal, *self.words)
+        models = (file for files in self.models.values() for file in files)
+        return (*models, *self.projectors, *self.imatrices, *self.legal, *self.words)
 
 
 def compose_release(
@@ -180,4 +182,4 @@ def compose_release(
         *(made_release_file(path, text) for path, text in card_eval_results(manifest, context).items()),
     )
     models = {quant: parts.get(quant) or (whole_release_file(release, quant),) for quant in release.quants}
-    return ReleaseBundle(models, release.imatrices, legal, words)
+    return ReleaseBundle(models, release.projectors, release.imatrices, legal, words)

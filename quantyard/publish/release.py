@@ -4,6 +4,7 @@ A release has the same layout in a repo as in the model's folder of the store:
 
     README.md, LICENSE …                the card, and what the licence asks to travel
     <name>-<QUANT>.gguf                 or its parts
+    mmproj-<name>-F16.gguf              what reads pictures or sound for the models; Q8_0 beside it, where it is as good
     <name>.imatrix.gguf                 the importance matrix that files were made with
     manifest.json                       how it was made, what was measured
     report.html                         every file beside the baseline
@@ -48,6 +49,7 @@ class Release:
     suite: str
     paths: Mapping[str, Path]  # of each quant's file
     imatrices: tuple[PublishedFile, ...] = ()
+    projectors: tuple[PublishedFile, ...] = ()  # what reads pictures or sound; the one to serve first
 
     @property
     def report(self) -> EvalReport:
@@ -86,7 +88,8 @@ def find_release(
     paths = {quant: _unchanged(folder, source, manifest.quants[quant], hashes) for quant in quants}
     chosen = _choose_suite(manifest, quants, suite)
     only = _only(manifest, quants, chosen)
-    return Release(only, folder, chosen, paths, tuple(_imatrices(only, folder, hashes)))
+    matrices, projectors = (tuple(found(only, folder, hashes)) for found in (_imatrices, _projectors))
+    return Release(only, folder, chosen, paths, matrices, projectors)
 
 
 def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
@@ -101,6 +104,13 @@ def _imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[
     for name, record in manifest.imatrices.items():
         _refuse_changed(folder / name, record.sha256, hashes)
         yield kept_release_file(name, folder / name, record.sha256)
+
+
+def _projectors(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
+    """What reads pictures or sound for the files of the release."""
+    for entry in manifest.projector.files if manifest.projector else ():
+        _refuse_changed(folder / entry.path, str(entry.sha256), hashes)
+        yield kept_release_file(entry.path, folder / entry.path, str(entry.sha256))
 
 
 def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:

@@ -129,4 +129,6 @@ class Sender:
 
     def _model(self, quant: str) -> OciModel:
         manifest, suite = self.release.manifest, self.release.suite
-        return make_oci_model(manifest, quant, suite, self.bundle.models[quant], self.bundle.legal)
+        return make_oci_model(
+            manifest, quant, suite, self.bundle.models[quant], self.bundle.legal, self.bundle.projectors[:1]
+        )

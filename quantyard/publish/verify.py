@@ -19,7 +19,7 @@ from quantyard.formats.gguf import GgufError, read_gguf_header, read_gguf_model
 from quantyard.formats.names import shown_name
 from quantyard.hub.client import HubAccess, resolve_hub_repo
 from quantyard.hub.foreign_manifest import parse_hub_manifest
-from quantyard.protocol.base import files_digest
+from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import QUANTS
 from quantyard.sources.licence import Licence, source_licence
@@ -51,6 +51,7 @@ class CheckedRelease:
     manifest: Manifest
     quants: tuple[str, ...]
     imatrices: tuple[str, ...] = ()
+    projectors: tuple[str, ...] = ()
 
 
 def find_checked_release(path: Path) -> CheckedRelease:
@@ -67,13 +68,16 @@ def find_checked_release(path: Path) -> CheckedRelease:
     manifest = _manifest_in(folder)
     if not manifest.quants:
         raise BadRequest(f"{folder / MANIFEST} does not name any model.", "Build one: make build MODEL=org/name")
+    projectors = [entry.path for entry in manifest.projector.files] if manifest.projector else []
     if kind == "folder":
-        return CheckedRelease(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices))
+        return CheckedRelease(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices), tuple(projectors))
+    if path.name in projectors:
+        return CheckedRelease(folder, manifest, (), (), (path.name,))
     if path.name in manifest.imatrices:
         return CheckedRelease(folder, manifest, (), (path.name,))
     named = [quant for quant, record in manifest.quants.items() if path.name in {entry.path for entry in record.files}]
     if not named:
-        known = [*(record.file for record in manifest.quants.values()), *manifest.imatrices]
+        known = [*(record.file for record in manifest.quants.values()), *projectors, *manifest.imatrices]
         told = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
         message = f"{folder / MANIFEST} does not name {path.name}, only {told}."
         raise BadRequest(message, f"To check those: make verify FILE={folder}")
@@ -104,6 +108,10 @@ def check_release(
             yield ReleaseCheck(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
         yield _check_type(subject.folder, quant, record)
         yield _check_story(subject.manifest, quant, record)
+    for entry in subject.manifest.projector.files if subject.manifest.projector else ():
+        if entry.path in subject.projectors:
+            on_file(entry.path)
+            yield from _check_projector(subject.folder, entry)
     for name in subject.imatrices:
         on_file(name)
         yield from _check_imatrix(subject.folder, subject.manifest.imatrices[name])
@@ -162,6 +170,18 @@ def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck
         return
     state: State = "ok" if kind == "imatrix" else "failed"
     yield ReleaseCheck(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, not imatrix")
+
+
+def _check_projector(folder: Path, entry: FileEntry) -> Iterator[ReleaseCheck]:
+    yield ReleaseCheck(entry.path, *_compare(folder, entry.path, entry.size_bytes, str(entry.sha256)))
+    what = f"type of {entry.path}"
+    try:
+        media = read_gguf_header(_its_file(folder, entry.path)).media
+    except (GgufError, OSError) as error:
+        yield ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
+        return
+    found = f"projector ({', '.join(media)})" if media else "its header says neither vision nor audio"
+    yield ReleaseCheck(what, "ok" if media else "failed", found)
 
 
 def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.forecast.cost import Cost
     from quantyard.forecast.samples import TimingSample
     from quantyard.forecast.time import Forecast, ForecastComparison, StepTime
-    from quantyard.plan.steps import Measuring, Step
+    from quantyard.plan.steps import BuildPlan, Measuring, Step
     from quantyard.protocol.api_tests import ContractReport
     from quantyard.quants.catalog import Quant
     from quantyard.sources.presets import Preset
@@ -47,6 +47,8 @@ def terminal_plan(planned: Planned) -> str:
     facts.append(("Engine", f"{planned.engine} ({planned.engine_reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
+    if plan.projector is not None:
+        facts.append(("Parts", _parts_text(plan)))
     if plan.measuring is not None:
         facts.append(("Measures", _measuring_text(plan.measuring)))
     facts += [("Stages", _step_text(step, step.label in finished, cost)) for step in plan.steps]
@@ -81,6 +83,16 @@ def _measuring_text(measuring: Measuring) -> str:
     others = ", ".join(measuring.labels[1:])
     beside = f"{others} beside {measuring.baseline}" if others else f"{measuring.baseline} alone"
     return escape_rich_markup(f"{beside}, suite {measuring.suite.name}")
+
+
+def _parts_text(plan: BuildPlan) -> str:
+    """Such as "text model, about 14.5 MB; projector (vision), about 105 kB"."""
+    assert plan.projector is not None
+    text = next((step.size_bytes for step in plan.steps if step.label == "convert"), 0)
+    size_bytes, words = plan.projector.size_bytes, f"projector ({plan.projector.words})"
+    size = f", about {format_bytes(size_bytes)}" if size_bytes and not plan.projector.left_out else ""
+    left_out = {"": "", "asked": ", left out (PARTS=text)", "unsupported": ", which the converter cannot make"}
+    return f"text model, about {format_bytes(text)}; {words}{size}{left_out[plan.projector.left_out]}"
 
 
 def _download_text(cost: Cost) -> str:
@@ -156,7 +168,7 @@ def plan_json(planned: Planned) -> dict[str, Any]:
     measuring = plan.measuring
     return {
         "model": plan.source.title, "commit": plan.source.model.commit, "engine": planned.engine,
-        "outtype": plan.outtype, "notes": list(plan_notes(plan)),
+        "outtype": plan.outtype, "projector": _projector_json(plan), "notes": list(plan_notes(plan)),
         "stages": [
             {
                 "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,
@@ -175,6 +187,13 @@ def plan_json(planned: Planned) -> dict[str, Any]:
     }
 
 
+def _projector_json(plan: BuildPlan) -> dict[str, Any] | None:
+    found = plan.projector
+    if found is None:
+        return None
+    return {"media": list(found.media), "size_bytes": found.size_bytes, "left_out": found.left_out}
+
+
 def terminal_built(built: Built) -> str:
     """The end of a build."""
     did = "built, verified and measured" if built.measured else "built and verified"
@@ -186,6 +205,7 @@ def terminal_built(built: Built) -> str:
         )
         for quant, record in ((f.quant, f.record) for f in built.files)
     ]
+    facts += [("projector", escape_rich_markup(str(path))) for path in built.projector]
     facts += [("Note", escape_rich_markup(file.note)) for file in built.files if file.note]
     facts += [(name, escape_rich_markup(printable_line(found.finding))) for name, found in built.twins.items()]
     facts.append(("manifest", escape_rich_markup(str(built.manifest_path))))
@@ -210,7 +230,7 @@ def built_json(built: Built) -> dict[str, Any]:
     source = built.plan.source
     made = {
         "model": source.title, "commit": source.model.commit, "manifest": str(built.manifest_path),
-        "ran": list(built.ran),
+        "ran": list(built.ran), "projector": [str(path) for path in built.projector],
         "files": [
             {
                 "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,

@@ -43,6 +43,7 @@ __all__ = [
 CONFIG_TYPE = "application/vnd.docker.ai.model.config.v0.1+json"
 GGUF_TYPE = "application/vnd.docker.ai.gguf.v3"
 LICENCE_TYPE = "application/vnd.docker.ai.license"
+PROJECTOR_TYPE = "application/vnd.docker.ai.mmproj"
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _HOST = r"(?:localhost|[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)+|[a-zA-Z0-9-]+(?=:)|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{1,5}))?"
 _NAME, _TAG = rf"{_PART}(?:/{_PART})*", r"\w[\w.-]{0,127}"
@@ -79,6 +80,7 @@ class OciModel:
     n_params: int
     created: datetime
     annotations: Mapping[str, str]
+    projectors: tuple[PublishedFile, ...] = ()  # what reads pictures or sound for it
 
 
 def parse_oci_reference(text: str) -> OciReference:
@@ -109,7 +111,8 @@ def _why_none(text: str) -> str:
 
 
 def make_oci_model(
-    manifest: Manifest, quant: str, suite: str, parts: tuple[PublishedFile, ...], licences: tuple[PublishedFile, ...]
+    manifest: Manifest, quant: str, suite: str, parts: tuple[PublishedFile, ...], licences: tuple[PublishedFile, ...],
+    projectors: tuple[PublishedFile, ...] = (),
 ) -> OciModel:
     """The artifact of one quant, with what the suite has measured on it.
 
@@ -119,14 +122,15 @@ def make_oci_model(
     facts = oci_measurement(manifest, quant, suite).file
     annotations = oci_evaluation_annotations(manifest, quant, suite)
     return OciModel(
-        quant, parts, licences, facts.architecture, facts.n_params, oci_made_at(manifest, quant), annotations
+        quant, parts, licences, facts.architecture, facts.n_params, oci_made_at(manifest, quant), annotations,
+        projectors,
     )
 
 
 def oci_manifest(model: OciModel) -> tuple[bytes, bytes]:
     """Configuration and manifest, as JSON: the same files and annotations give the same bytes."""
     config = _json(_config(model))
-    layers = [_layer(file, GGUF_TYPE) for file in model.parts] + [_layer(f, LICENCE_TYPE) for f in model.licences]
+    layers = [_layer(file, media_type) for file, media_type in _typed_files(model)]
     manifest = {
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers, "annotations": dict(model.annotations),
         "config": {"mediaType": CONFIG_TYPE, "digest": _digest(config), "size": len(config)},
@@ -156,7 +160,8 @@ def push_oci_model(
         OciError: see errors.py. Then no tag was set.
     """
     config, manifest = oci_manifest(model)
-    files = {f.sha256: f for f in (*model.parts, *model.licences, made_release_file("config.json", config))}
+    made = made_release_file("config.json", config)
+    files = {f.sha256: f for f in (*model.parts, *model.projectors, *model.licences, made)}
     tag, digest = reference.tag_of(model.quant), _digest(manifest)
     with Registry(reference.registry, reference.repository, credentials) as registry:
         registry.ping()
@@ -193,7 +198,7 @@ def _config(model: OciModel) -> dict[str, object]:
         "parameters": _count(model.n_params),
         "size": format_bytes(sum(f.size_bytes for f in model.parts), binary=True).replace(" ", ""),
     }
-    typed = [*_typed(model.parts, GGUF_TYPE), *_typed(model.licences, LICENCE_TYPE)]
+    typed = [{"diffID": f"sha256:{file.sha256}", "type": media_type} for file, media_type in _typed_files(model)]
     return {
         "config": described, "descriptor": {"created": oci_time(model.created)},
         "files": typed,  # by the spec; Model Runner reads rootfs
@@ -201,9 +206,10 @@ def _config(model: OciModel) -> dict[str, object]:
     }
 
 
-def _typed(files: tuple[PublishedFile, ...], media_type: str) -> Iterator[dict[str, str]]:
-    for file in files:
-        yield {"diffID": f"sha256:{file.sha256}", "type": media_type}
+def _typed_files(model: OciModel) -> Iterator[tuple[PublishedFile, str]]:
+    """Every file with its media type, in the order of the layers."""
+    groups = ((model.parts, GGUF_TYPE), (model.projectors, PROJECTOR_TYPE), (model.licences, LICENCE_TYPE))
+    return ((file, media_type) for files, media_type in groups for file in files)
 
 
 def _layer(file: PublishedFile, media_type: str) -> dict[str, object]:
