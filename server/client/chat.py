@@ -15,9 +15,10 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, TextIO, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 from quantyard.formatting.printable import printable, printable_url
 from server.client.client import (
@@ -31,12 +32,24 @@ from server.client.client import (
     PromptTooLong,
     Sampling,
 )
+from server.client.spinner import spinner
 
-HELP: Final = "/reset forgets the conversation · /system TEXT sets the system prompt · /exit or Ctrl-D ends"
+HELP: Final = "/help lists the commands · /exit or Ctrl-D ends"
+COMMANDS: Final = {
+    "/help": "list these commands",
+    "/model [NAME]": "name the model, and the others that are served; with a name, ask that one from now on",
+    "/system TEXT": "set the system prompt; without a text, remove it",
+    "/set NAME VALUE": "temperature, top_p, top_k or max_tokens: /set temperature 0.2; without a name, show them",
+    "/reset": "forget the conversation",
+    "/exit": "end, as does Ctrl-D",
+}
 BASE_MODEL: Final = (
     "has no chat template: it is a base model, which continues a text and does not answer. "
     "The server makes a template up; for a plain text use /v1/completions."
 )
+_SET: Final[dict[str, Callable[[str], int | float]]] = {
+    "temperature": float, "top_p": float, "top_k": int, "max_tokens": int,
+}  # fmt: skip
 _DIM, _BOLD, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 T = TypeVar("T", int, float)
 
@@ -134,6 +147,10 @@ class Terminal:
         self._out.flush()
         self._last = text[-1:] or self._last
 
+    def waiting(self) -> AbstractContextManager[object]:
+        """A spinner on a terminal."""
+        return spinner(self._out, shown=self.is_live)
+
     def note(self, text: str) -> None:
         """Write a line that is not an answer."""
         shown = printable(printable_url(text))
@@ -184,7 +201,13 @@ class Chat:
     def _command(self, name: str, text: str) -> bool:
         if name == "/exit":
             return False
-        if name == "/reset":
+        if name == "/help":
+            self.terminal.note("\n".join(f"{command:<17}{text}" for command, text in COMMANDS.items()))
+        elif name == "/model":
+            self._model(text.strip())
+        elif name == "/set":
+            self._set(*text.split())
+        elif name == "/reset":
             self.history.clear()
             self.terminal.note("(the conversation is forgotten)")
         elif name == "/system":
@@ -193,6 +216,31 @@ class Chat:
         else:
             self.terminal.note(f"Unknown command {name}. {HELP}")
         return True
+
+    def _model(self, name: str) -> None:
+        try:
+            if name:
+                self.client.use(name)
+            others = [model for model in self.client.models if model != self.client.model]
+        except ClientError as error:
+            self.terminal.note(str(error))
+            return
+        self.terminal.note(f"{self.client.model}" + (f"; also served: {', '.join(others)}" if others else ""))
+
+    def _set(self, name: str = "", *values: str) -> None:
+        kind = _SET.get(name)
+        try:
+            if kind and len(values) == 1:
+                changed: dict[str, Any] = {name: kind(values[0])}
+                self.sampling = replace(self.sampling, **changed)
+            elif name:
+                raise ValueError(name)
+        except (ClientError, ValueError) as error:
+            names = f"/set takes a name and a number: {', '.join(_SET)}."
+            said = str(error) if isinstance(error, ClientError) else names
+            self.terminal.note(f"{said} Such as: /set temperature 0.2")
+            return
+        self.terminal.note(" · ".join(f"{one} {getattr(self.sampling, one)}" for one in _SET))
 
     def answer(self, question: str) -> None:
         """Ask, write the answer as it arrives, and remember both; if it fails, neither is remembered.
@@ -213,6 +261,9 @@ class Chat:
         said: list[str] = []
         pieces = self.client.stream_chat(messages, self.sampling)
         try:
+            with self.terminal.waiting():
+                said.append(next(pieces))
+            self.terminal.say(said[0])
             while True:
                 piece = next(pieces)
                 said.append(piece)
@@ -254,7 +305,7 @@ def _chat(settings: ChatSettings) -> None:
     if client.is_base_model:
         terminal.note(f"{model} {BASE_MODEL}")
     if terminal.is_live:
-        terminal.note(f"{model} at {settings.base_url}\n{HELP} · Ctrl-C stops an answer")
+        terminal.note(f"Talking to {model} at {settings.base_url}\n{HELP} · Ctrl-C stops an answer")
     Chat(client, settings.sampling, terminal).run()
 
 

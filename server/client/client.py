@@ -188,14 +188,30 @@ class Client:
         Raises:
             UnknownModel: the server serves another model.
         """
+        return self._served(self._wanted)
+
+    @property
+    def models(self) -> list[str]:
+        """The names in the server's list of models."""
         with self.our_errors():
-            listed = [model.id for model in self.openai.models.list().data]
+            return [model.id for model in self.openai.models.list().data]
+
+    def use(self, model: str) -> None:
+        """Ask this model from now on.
+
+        Raises:
+            UnknownModel: the server does not serve it; the model stays as it was.
+        """
+        self.model = self._served(model)
+
+    def _served(self, wanted: str) -> str:
+        listed = self.models
         if not listed:
             raise UnknownModel(f"The server at {self.base_url} does not list any model.", _START)
-        if self._wanted and self._wanted not in listed:
+        if wanted and wanted not in listed:
             names = ", ".join(listed)
-            raise UnknownModel(f"The server at {self.base_url} does not serve {self._wanted!r}.", f"It serves: {names}")
-        return self._wanted or listed[0]
+            raise UnknownModel(f"The server at {self.base_url} does not serve {wanted!r}.", f"It serves: {names}")
+        return wanted or listed[0]
 
     @cached_property
     def is_base_model(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +26,7 @@ from server.client.client import (
     UnknownModel,
     read_client_key,
 )
+from server.client.spinner import spinner
 from server.examples.rag import Index, Passage, build_rag_prompt, read_rag_passages
 
 PIECE = 'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":%s,"finish_reason":%s}]}\n\n'  # noqa: E501  (as on the wire)
@@ -166,6 +169,33 @@ def test_top_k_goes_into_the_body_and_a_seed_only_where_there_is_one() -> None:
 def test_options_of_the_chat_win_over_its_environment_and_empty_ones_do_not_count() -> None:
     found = chat.read_chat_settings(["--top-k", "3"], {"TOP_K": "9", "TOP_P": "0.5", "MODEL_NAME": "", "NO_COLOR": "1"})
     assert (found.sampling.top_k, found.sampling.top_p, found.model, found.color) == (3, 0.5, "", False)
+
+
+def test_the_chat_takes_commands_and_a_wrong_one_says_what_to_type() -> None:
+    lines = "/help\n/set temperature 0.2\n/set\n/set warmth 3\n/set top_p 2\n/model\n/model gpt\n/modle\n/exit\n"
+    notes = io.StringIO()
+    with serving(200, "{}") as url:
+        talk = chat.Chat(
+            client(url), Sampling(), chat.Terminal(io.StringIO(lines), io.StringIO(), notes, color=False)
+        )
+        talk.run()
+    said = notes.getvalue().splitlines()
+    assert talk.sampling.temperature == 0.2 and talk.sampling.top_p == 0.95
+    assert said[: len(chat.COMMANDS)][1].startswith("/model [NAME]")
+    assert said[6:8] == ["temperature 0.2 · top_p 0.95 · top_k 40 · max_tokens 512"] * 2
+    told = "\n".join(said[8:])
+    assert "/set takes a name and a number" in told and "TOP_P is 2.0." in told
+    assert "\nm\n" in told and "It serves: m" in told and "Unknown command /modle. /help" in told
+
+
+def test_the_spinner_turns_until_the_first_piece_and_leaves_nothing() -> None:
+    out = io.StringIO()
+    with spinner(out, shown=True):
+        time.sleep(0.4)
+    assert out.getvalue().startswith("\r|\r/") and out.getvalue().endswith("\r\x1b[K")
+    with spinner(quiet := io.StringIO(), shown=False):
+        pass
+    assert quiet.getvalue() == ""
 
 
 def test_an_option_of_the_chat_that_is_no_number_is_refused_by_name() -> None:
