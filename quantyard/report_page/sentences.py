@@ -94,4 +94,4 @@ def _contract(s: PageFile) -> str:
 def _limits(manifest: Manifest, s: PageFile) -> str:
     found = [r for r in manifest.gate.results if r.quant == s.label] if manifest.gate else []
     missed = "; ".join(missed_limit(r) for r in found if r.outcome == "failed")
-    return f"{limits_sentence(found)}{f' ({missed})' if missed else ''}." if found else ""
+    return f"{limits_sentence(found)}.{f' Missed: {missed}.' if missed else ''}" if found else ""
