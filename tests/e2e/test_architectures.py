@@ -8,10 +8,13 @@ import pytest
 
 from tests.architectures.sweep import STAGES, Sweep, read_results, wanted_rows
 
-pytestmark = pytest.mark.slow
+# Tried at every change: experts, a state space, and a config that transformers 5 wrote. The others take an hour.
+AT_EVERY_CHANGE = ("mamba", "olmoe", "pythia:written")
 
 
-@pytest.mark.parametrize("name", read_results())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in AT_EVERY_CHANGE else pytest.mark.slow) for n in read_results()]
+)
 def test_what_works_of_an_architecture_is_what_the_table_says(
     name: str, demo_source: Path, local_tools: None, tmp_path: Path
 ) -> None:
