@@ -47,9 +47,10 @@ SHELL ["/bin/sh", "-euc"]
 RUN --mount=type=bind,from=gguf,target=/gguf \
     mkdir /model; \
     cp /gguf/model.gguf "/model/${MODEL_NAME}.gguf"; \
-    chmod 0444 "/model/${MODEL_NAME}.gguf"; \
+    if [ -e /gguf/mmproj.gguf ]; then cp /gguf/mmproj.gguf "/model/mmproj-${MODEL_NAME}.gguf"; fi; \
+    chmod 0444 /model/*.gguf; \
     chmod 0555 /model; \
-    touch -d @0 "/model/${MODEL_NAME}.gguf" /model
+    touch -d @0 /model/*.gguf /model
 
 FROM server AS served-model
 COPY --link --from=model /model /model

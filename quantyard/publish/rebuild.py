@@ -18,6 +18,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from quantyard.errors import BadRequest, NeedsPermission
 from quantyard.files.own_files import find_file, kind_of_path
 from quantyard.formats.names import name_format_fault, shown_name
+from quantyard.plan.build import PROJECTOR
 from quantyard.plan.imatrix import Calibration, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import FileEntry, files_digest
@@ -74,6 +75,7 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
         imatrix="auto" if _used(subject) else "none",
         calibration=(),
         parity="off",  # it makes no file
+        parts="all" if subject.projectors else "text",
     )
 
 
@@ -224,6 +226,7 @@ def compare_rebuilt_release(
         again: the records of the rebuilt files, by quant.
         stages: the records of the stages that rebuilt them, by label.
     """
+    yield from _projectors_again(subject, stages.get(PROJECTOR))
     for quant in subject.quants:
         before, now = subject.manifest.quants[quant], again[quant]
         what = f"rebuilt {before.file}"
@@ -233,6 +236,20 @@ def compare_rebuilt_release(
         others = _other_means(subject.manifest.stages.get(before.made_by), stages.get(now.made_by))
         found = f"other bytes: SHA-256 {now.sha256}, recorded {before.sha256}"
         yield ReleaseCheck(what, "not checked" if others else "failed", f"{found}{_proves_nothing(others)}")
+
+
+def _projectors_again(subject: CheckedRelease, now: StageRecord | None) -> Iterator[ReleaseCheck]:
+    record = subject.manifest.projector
+    made = {entry.sha256 for entry in now.outputs} if now else set()
+    for entry in record.files if record else ():
+        if entry.path not in subject.projectors:
+            continue
+        if entry.sha256 in made:
+            yield ReleaseCheck(f"rebuilt {entry.path}", "ok", "the same bytes")
+            continue
+        others = _other_means(subject.manifest.stages.get(record.made_by if record else ""), now)
+        found = f"other bytes than SHA-256 {entry.sha256}{_proves_nothing(others)}"
+        yield ReleaseCheck(f"rebuilt {entry.path}", "not checked" if others else "failed", found)
 
 
 def _proves_nothing(others: str) -> str:

@@ -32,6 +32,7 @@ class ModelImage:
     source: str  # a URL; "" for a local source
     revision: str
     license: str
+    projector: Path | None = None  # what reads pictures or sound for it
 
 
 def check_served_image_tag(tag: str) -> None:
@@ -45,13 +46,15 @@ def check_served_image_tag(tag: str) -> None:
         raise BadRequest(f"{given}.", "Name it like this: make image MODEL=… TAG=registry.example/team/model:q4")
 
 
-def served_model_image(tag: str, quant: str, gguf: Path, manifest: Manifest) -> ModelImage:
+def served_model_image(
+    tag: str, quant: str, gguf: Path, manifest: Manifest, projector: Path | None = None
+) -> ModelImage:
     """The image of one file of a build."""
     source, record = manifest.source, manifest.quants[quant]
     address = f"https://huggingface.co/{source.repo_id}" if source.repo_id else ""  # a local path is private
     return ModelImage(
         tag=tag, name=gguf.stem, quant=quant, gguf=gguf, sha256=record.sha256, source=address,
-        revision=source.commit, license=source.license or "",
+        revision=source.commit, license=source.license or "", projector=projector,
     )
 
 
@@ -68,7 +71,7 @@ def build_served_image(
         "IMAGE_TAG": image.revision[:12], "MODEL_NAME": image.name, "MODEL_TAG": image.tag, "SOURCE": image.source,
         "REVISION": image.revision, "QUANT": image.quant, "SHA256": image.sha256, "LICENSE": image.license,
     }
-    with _context(image.gguf) as folder:
+    with _context(image) as folder:
         # Newer buildx requires permission to read folders outside the project.
         allow = ["--allow", f"fs.read={folder}"] if "--allow" in _output(repo_dir, *BAKE, "--help") else []
         how = ["--push", "--sbom=true", "--provenance=mode=max"] if attests else ["--load"]
@@ -79,14 +82,16 @@ def build_served_image(
 
 
 @contextmanager
-def _context(gguf: Path) -> Iterator[Path]:
-    """A folder that contains only the GGUF, next to it so that a hard link is possible."""
-    folder = Path(tempfile.mkdtemp(prefix=".image-", dir=gguf.parent))
+def _context(image: ModelImage) -> Iterator[Path]:
+    """A folder that contains only the GGUF and its projector, next to them so that hard links are possible."""
+    folder = Path(tempfile.mkdtemp(prefix=".image-", dir=image.gguf.parent))
+    files = {"model.gguf": image.gguf} | ({"mmproj.gguf": image.projector} if image.projector else {})
     try:
-        try:
-            (folder / "model.gguf").hardlink_to(gguf.resolve())
-        except OSError:
-            shutil.copyfile(gguf, folder / "model.gguf")
+        for name, path in files.items():
+            try:
+                (folder / name).hardlink_to(path.resolve())
+            except OSError:
+                shutil.copyfile(path, folder / name)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

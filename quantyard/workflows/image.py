@@ -43,7 +43,9 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
         for file in built.files:
             tag = asked.tag if len(built.files) == 1 else f"{asked.tag}-{file.quant.lower()}"
             steps.note(f"packing {file.path.name} as {tag}")
-            image = model_image.served_model_image(tag, file.quant, file.path, manifest)
+            image = model_image.served_model_image(
+                tag, file.quant, file.path, manifest, next(iter(built.projector), None)
+            )
             model_image.build_served_image(REPO_DIR, image, base, request.images, push=asked.push)
             tags.append(tag)
     return tuple(tags)
