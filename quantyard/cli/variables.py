@@ -15,6 +15,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Final
 
 from quantyard.cli.commands import COMMANDS, Command
@@ -74,9 +75,11 @@ def _takes(command: Command, name: str) -> bool:
     return command.name == "serve" and (name.startswith("COMPOSE_") or name in compose_variables())
 
 
-def compose_variables() -> set[str]:
+@cache
+def compose_variables() -> frozenset[str]:
     """The variables of compose.yaml, from the file that explains them."""
-    return set(re.findall(r"^#?([A-Z_]+)=", (REPO_DIR / ".env.example").read_text(), re.MULTILINE))
+    text = (REPO_DIR / ".env.example").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE))
 
 
 # ---- typed after make ----------------------------------------------------------------------------------
@@ -161,13 +164,14 @@ def _check_environment(
 def _slip(name: str, known: Collection[str]) -> str:
     """The setting that this name is a slip of: in another case, without a line, or with one letter wrong."""
     upper = name.upper().replace("-", "_")
-    if upper.endswith("_PROXY") or name in _NO_SETTING or name in compose_variables():
+    if upper.endswith("_PROXY") or name in _NO_SETTING:
         return ""
     plain = upper.removeprefix(_OWN).replace("_", "")
     if len(plain) < _SHORTEST:
         return ""
     alike = (one for one in known if plain == one.replace("_", "") or _one_letter_apart(upper, one))
-    return next(alike, "")
+    meant = next(alike, "")
+    return meant if meant and name not in compose_variables() else ""
 
 
 def _one_letter_apart(one: str, other: str) -> bool:

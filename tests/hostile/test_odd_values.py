@@ -117,11 +117,13 @@ FILES = {
     "suite": ("plan", "--suite=@.yaml"), "datasets": ("plan", "--suite=quick", "--datasets=@"),
     "extra CA": ("plan", "--extra-ca=@.pem"), "artifacts": ("build", "--artifacts=@"),
     "gate": ("gate", "--gate=@.yaml"),
-    "cosign key": ("publish", "--repo=me/x", "--yes", "--cosign-key=@.key"), "file": ("verify", "--file=@"),
+    "cosign key": ("publish", "--quant=Q4_K_M", "--repo=me/x", "--yes", "--cosign-key=@.key"),
+    "file": ("verify", "--file=@"),
     "file.gguf": ("verify", "--file=@.gguf"), "model file": ("serve", "--model-file=@.gguf"),
     "adapter": ("lora", "--adapter=@"), "artifacts of serve": ("serve", "--artifacts=@"),
     "artifacts of choose": ("choose", "--artifacts=@"),
-    "home": ("plan", "HF_HOME=@"), "docker": ("publish", "--oci=127.0.0.1:9/me/x", "--yes", "DOCKER_CONFIG=@"),
+    "home": ("plan", "HF_HOME=@"),
+    "docker": ("publish", "--quant=Q4_K_M", "--oci=127.0.0.1:9/me/x", "--yes", "DOCKER_CONFIG=@"),
 }  # fmt: skip
 
 
