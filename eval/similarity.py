@@ -8,7 +8,6 @@ with all documents; a reranker scores each query with its own two documents and 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from eval.analysis.rankings import Scores, estimate, kendall_tau, ndcg, overlap, ranking
+from eval.analysis.retrieval import Query, read_retrieval_pairs, reranked_documents
 from eval.llama.model import LOG, GgufModel
 from quantyard.formats.purpose import POOLINGS, gguf_pooling, gguf_purpose
 from quantyard.llama.pooled import PooledError, PooledTexts
@@ -30,21 +30,9 @@ from quantyard.protocol.evaluation import SimilarityRequest
 from quantyard.protocol.measurements import Estimate, FileFacts, Similarity
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-_PAIRS: Final = Path(__file__).parent / "retrieval" / "pairs.jsonl"
 _MAX_TOKENS: Final = 512  # of a text; ours have some 20
-_CANDIDATES: Final = 10  # documents that a reranker scores for one query
-_STEP: Final = 7  # places from one of the others to the next
 Vectors = npt.NDArray[np.float64]
 OnDone = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query, and the numbers of the documents that answer it."""
-
-    language: str
-    text: str
-    relevant: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ def similarity(stage: Stage, request: SimilarityRequest) -> StageOutcome:
         StageFailure: 2 or 3 if a file cannot be measured.
     """
     started = time.monotonic()
-    queries, documents = read_retrieval_pairs(_PAIRS)
+    queries, documents = read_retrieval_pairs()
     paths = [stage.in_dir / "model" / request.model_file]
     paths += [stage.in_dir / "baseline" / request.baseline_file] if request.baseline_file else []
     n_done, total = 0, len(paths) * (len(queries) + len(documents))
@@ -82,17 +70,6 @@ def similarity(stage: Stage, request: SimilarityRequest) -> StageOutcome:
     (stage.files_dir / "similarity.json").write_text(timed.model_dump_json(indent=2) + "\n")
     tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
     return StageOutcome(facts=_facts(found), tools=tools)
-
-
-def read_retrieval_pairs(path: Path) -> tuple[list[Query], list[str]]:
-    """The queries, and the documents of all of them."""
-    queries, documents = [], list[str]()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        own = range(len(documents), len(documents) + len(record["documents"]))
-        queries.append(Query(record["language"], record["query"], tuple(own)))
-        documents += record["documents"]
-    return queries, documents
 
 
 # ---- what a file answers -----------------------------------------------------------------------------
@@ -144,13 +121,6 @@ def _ranked(
         done()
 
 
-def reranked_documents(query: Query, n_documents: int) -> list[int]:
-    """The documents that a reranker scores for a query: those that answer it come first."""
-    others = ((query.relevant[-1] + 1 + _STEP * i) % n_documents for i in range(n_documents))
-    chosen = [at for at in dict.fromkeys(others) if at not in query.relevant]
-    return [*query.relevant, *chosen[: _CANDIDATES - len(query.relevant)]]
-
-
 # ---- the comparison ----------------------------------------------------------------------------------
 
 
@@ -181,7 +151,7 @@ def _rankings(own: Answers, baseline: Answers, best: int) -> dict[str, Any]:
     return {
         "kendall_tau": estimate([kendall_tau(one, other) for one, other in both]),
         "top1_agreement": estimate([float(ranking(one)[0] == ranking(other)[0]) for one, other in both]),
-        "overlap": estimate([overlap(one, other, best) for one, other in both]),
+        "overlap": estimate([overlap(one, other, best) for one, other in both]) if own.vectors is not None else None,
     }
 
 

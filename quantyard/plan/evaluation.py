@@ -107,8 +107,9 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
         NotScored: the model cannot be measured.
     """
     refuse_unscored_plan(plan.source, "measured", "Build its files without measuring them: make build MODEL=… QUANT=…")
-    if plan.source.use.purpose != "generate":
-        options = replace(options, suite=_vector_suite(options.suite))
+    generates = plan.source.use.purpose == "generate"
+    own = options.suite.model_copy(update={"similarity": None}) if generates else _vector_suite(options.suite)
+    options = replace(options, suite=own)
     if plan.source.has_chat_template is False:  # a base model's questions are plain text
         options = replace(options, suite=options.suite.model_copy(update={"apply_chat_template": False}))
     baseline, file = _baseline(plan, options)

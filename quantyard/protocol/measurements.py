@@ -147,7 +147,7 @@ class Similarity(Frozen):
     cosine_by_language: dict[str, float] = {}  # means
     kendall_tau: Estimate | None = None  # of two rankings of all documents; -1 to 1
     top1_agreement: Estimate | None = None  # share of queries with the same first document
-    overlap: Estimate | None = None  # share of the first documents that both have
+    overlap: Estimate | None = None  # share of the first documents that both have; a reranker scores no more of them
     versions: dict[str, str] = {}
     duration_s: float = 0.0
 
