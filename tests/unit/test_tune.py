@@ -341,7 +341,7 @@ def test_each_group_is_made_low_alone_and_all_are_read_in_one_run(run: Run) -> N
 
 def test_a_run_of_very_many_files_has_a_name_that_a_folder_can_have(run: Run) -> None:
     engine = Yard()
-    assert run(engine, "--target-size=Q4_K_M", "--parts=6") == 0
+    assert run(engine, "--target-size=Q4_K_M", "--depth-parts=6") == 0
     joined = next(label for label in engine.ran if label.startswith("divergence Q8_0, "))
     assert joined.endswith(" and 12 more") and len(joined) < 200
 
