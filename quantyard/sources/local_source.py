@@ -97,7 +97,8 @@ def _side_file_notes(
     """The notes of `check_local_files`. To parse a tokenizer takes a tenth of a build with nothing to do, so the notes
     of files that passed are kept.
     """
-    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))  # a new check runs at once
+    # The code of the checks, so that a new one runs at once.
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     rules = f"side files by {sha256(code).hexdigest()}"
     check = partial(check_local_files, str(path), places, config, tensors)
     notes: list[str] = json.loads(hashes.text(rules, places, lambda: json.dumps(check())))
