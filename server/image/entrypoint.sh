@@ -163,6 +163,9 @@ run() {
     say "$*"
     unset LLAMA_ARG_HOST # set by upstream's image; llama-server would warn that --host overrides it
     export LLAMA_ARG_CORS_ORIGINS="${LLAMA_ARG_CORS_ORIGINS-}" LLAMA_ARG_CORS_CREDENTIALS="${LLAMA_ARG_CORS_CREDENTIALS-0}"
+    # How long a thread of libgomp spins before it sleeps; 1000 is what libgomp takes where threads outnumber cores. With
+    # its usual 300000, threads that wait hold the cores that the others need: on a busy machine 100 times as slow.
+    export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
     late=/tmp/late-$$
     "$@" &
     child=$! stopping=""

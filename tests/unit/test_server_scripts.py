@@ -169,3 +169,15 @@ def test_a_router_is_told_of_the_models_that_do_not_generate(tmp_path: Path) -> 
     said = subprocess.run([SCRIPTS / "entrypoint.sh"], env=given, capture_output=True, text=True, check=True).stdout
     assert "[e]\nembeddings = true\npooling = mean\nbatch-size = 512\nubatch-size = 512" in said
     assert "[m]" not in said
+
+
+@pytest.mark.parametrize(("told", "found"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+def test_threads_that_wait_sleep_soon_unless_another_time_is_asked_for(
+    told: Mapping[str, str], found: str, tmp_path: Path
+) -> None:
+    server = tmp_path / "server"
+    server.write_text("#!/bin/sh\necho spins $GOMP_SPINCOUNT\n")
+    server.chmod(0o755)
+    given = {"PATH": os.environ["PATH"], "MODEL": gguf(tmp_path, LLAMA), "API_KEY": "off", "LLAMA_SERVER": str(server)}
+    done = subprocess.run([SCRIPTS / "entrypoint.sh"], env=given | told, capture_output=True, text=True, check=True)
+    assert done.stdout == f"spins {found}\n"
