@@ -17,6 +17,7 @@ from builder.checks.embedding_parity import ask_original
 from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
 from builder.checks.tensors import count_nonfinite_blocks
+from builder.checks.tied_output import differs_from_tied_output, tied_output_note
 from builder.checks.tokenizer_files import refuse_missing_sentencepiece
 from builder.llama.conversion import (
     converter_architecture,
@@ -73,6 +74,7 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     options = ["--outtype", outtype, "--model-name", request.name]
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
         damaged = beside.submit(find_nonfinite_tensors, weights)
+        untied = beside.submit(differs_from_tied_output, config, weights)
         tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
         converter = open_converter(llama_tools(stage), source, stage.scratch_dir)
         versions = beside.submit(converter_versions, stage, converter)
@@ -84,13 +86,14 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     refuse_nonfinite_weights(damaged.result())
     model = read_gguf_model(target)
     _refuse_overflow(model, outtype, dtype)
+    notes = [*converter.notes, *([tied_output_note(model)] if untied.result() else [])]
     original = ask_original(llama_tools(stage), source, converter.env, model, stage.files_dir)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": quantized.title if quantized else dtype, "outtype": outtype,
         "outtype_reason": reason, "lossless": _is_lossless(dtype, outtype, quantized),
         "tokenizer_class": tokenizer_class.result(),
         "n_tensors": len(model.tensors), "n_params": model.n_params, "transformers": converter.transformers,
-        "config_completed": list(converter.notes),
+        "notes": list(notes),
         **({"embeddings": original.why_not or original.witness} if original else {}),
     }
     return StageOutcome(facts=facts, tools=versions.result(), argv=(run.argv,))

@@ -20,6 +20,7 @@ from quantyard.formatting.numbers import (
 from quantyard.metrics.kinds import metric_kind
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.facts import (
+    ConvertFacts,
     DivergenceFacts,
     EvaluateFacts,
     ProjectorFacts,
@@ -68,7 +69,9 @@ def stage_end_lines(label: str, result: StageResult) -> list[str]:
     did = (", ".join(findings(result)) if findings else "") or _made(result)
     if verified is not None and verified.probes is not None and verified.chats is not None:
         did += f" ({verified.probes} probes, {verified.chats} conversations)"
-    found = [f"  {_OUTCOMES[each.outcome]}: {each.sentence}" for each in verified.findings] if verified else []
+    notes = ConvertFacts.read(result.facts).notes if result.stage == "convert" else []
+    found = [f"  note: {note}" for note in notes]
+    found += [f"  {_OUTCOMES[each.outcome]}: {each.sentence}" for each in verified.findings] if verified else []
     for sentence, is_warning in verified.embeddings_sentences if verified else ():
         found.append(f"  {'warning' if is_warning else 'recorded'}: {sentence}")
     return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *found]

@@ -47,6 +47,12 @@ class Facts(BaseModel):
             raise ValueError(f"{place}: {first['msg']}") from error
 
 
+class ConvertFacts(Facts):
+    """What is worth knowing of a conversion, a sentence each."""
+
+    notes: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=20)] = []
+
+
 class CalibrateFacts(Facts):
     """The text that the importance matrix was computed from."""
 
@@ -161,7 +167,7 @@ class ReportFacts(Facts):
 
 # To have the facts of another stage checked: add a row.
 MODELS: Final[Mapping[str, type[Facts]]] = {
-    "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
+    "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
     "report": ReportFacts,

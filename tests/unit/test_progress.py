@@ -42,6 +42,13 @@ def test_the_line_of_a_stage_says_what_it_found(label: str, facts: dict[str, Jso
     assert stage_end_lines(label, result) == [f"[{label}] {says} in 12.3 s"]
 
 
+def test_what_is_worth_knowing_of_a_conversion_follows_its_line() -> None:
+    result = StageResult(
+        stage="convert", exit_code=ExitCode.DONE, duration_s=1.0, facts={"notes": ["lm_head.weight differs."]}
+    )
+    assert stage_end_lines("convert", result)[1:] == ["  note: lm_head.weight differs."]
+
+
 @pytest.mark.parametrize(
     ("unit", "says"), [("questions", "20 of 40 questions, 5.00/s"), ("tensors", "20 of 40 tensors"), ("", "")]
 )
