@@ -20,7 +20,7 @@ TIED = {"tie_word_embeddings": True}
 
 
 def _differs(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], alike: float | None) -> bool:
-    constant = {name: alike for name in shapes} if alike is not None else None
+    constant = dict.fromkeys(shapes, alike) if alike is not None else None
     write_safetensors(folder / "model.safetensors", shapes, constant)
     return differs_from_tied_output(config, read_safetensors_folder(folder))
 
