@@ -178,7 +178,8 @@ def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan
     each size; recipes of RECIPE are added.
     """
     source = workflow_source(request)
-    request = replace(workflow_with_suite(request), imatrix=request.imatrix or "auto")
+    default = "auto" if source.use.purpose == "generate" else "none"  # what embeds texts cannot be calibrated
+    request = replace(workflow_with_suite(request), imatrix=request.imatrix or default)
     names = request.matrix_quants or (",".join(source.preset.quants) if source.preset else _MATRIX_QUANTS)
     own = tuple(quant for quant in request.quants if quant.recipe)
     quants = parse_quants(names, [quant.recipe for quant in own if quant.recipe], setting="QUANTS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,19 @@ def test_a_model_without_text_of_its_own_is_verified_measured_and_served(
         "MODEL": str(model), "QUANT": "Q8_0", "ENGINE": "local", "ARTIFACTS": str(tmp_path / "artifacts"),
         "SUITE": "smoke",
     }  # fmt: skip
-    measured = run_json("eval", **asked)
-    served = run_json("contract", **asked)
-    _check_verified(measured["stages"]["verify Q8_0"]["facts"] if "stages" in measured else {}, purpose)
-    _check_measured(measured["report"], purpose)
-    checks = [check for report in served["contracts"].values() for check in report["checks"]]
-    assert [check for check in checks if check["status"] == "failed"] == []
+    _check_measured(run_json("eval", **asked)["report"], purpose)
+    (report,) = run_json("contract", **asked)["contracts"]
+    assert [check for check in report["checks"] if check["status"] == "failed"] == []
+    assert {"ranking" if purpose == "rerank" else "vectors"} <= {check["name"] for check in report["checks"]}
+    (manifest,) = (tmp_path / "artifacts").rglob("manifest.json")
+    _check_verified(json.loads(manifest.read_bytes())["stages"]["verify Q8_0"]["facts"], purpose)
 
 
 def _check_verified(facts: dict[str, Any], purpose: str) -> None:
-    if facts:
-        assert facts["purpose"] == purpose
-        english = next(found for found in facts["scripts"] if found["script"] == "english")
-        assert english["agreement"] > 0.99
+    assert facts["purpose"] == purpose
+    english = next(found for found in facts["scripts"] if found["script"] == "english")
+    assert english["agreement"] > 0.99
+    assert ("hangul" in facts["scripts_below"]) == (purpose == "embed"), "BERT's Korean is tokenized otherwise"
 
 
 def _check_measured(report: dict[str, Any], purpose: str) -> None:
