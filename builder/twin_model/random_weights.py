@@ -13,8 +13,7 @@ hf-layers-<i>.npz (the same of each layer's output).
 
 Every weight is drawn so that it matters: norms are not 1, biases not 0, scores of attention and of routers spread.
 
-Exit codes: 0; 3, there is no twin of this model, and the last line says why; 4, a package that it takes is not
-installed, and the last line says which.
+Exit codes: 0; 3, there is no twin of this model, and the last line says why; 4, torch or transformers is not installed.
 """
 
 from __future__ import annotations
@@ -62,13 +61,16 @@ def main() -> int:
     args = parser.parse_args()
     _hide_own_folder()
     try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:  # what a single model needs beyond these (timm) is a reason of NoTwin
+        print(f"the converter's Python lacks a package: {error}")
+        return LACKS_PACKAGE
+    try:
         _make(args)
     except NoTwin as error:
         print(error)
-        return LACKS_PACKAGE if isinstance(error.__cause__, ImportError) else NO_TWIN
-    except ImportError as error:
-        print(f"the converter's Python lacks a package: {error}")
-        return LACKS_PACKAGE
+        return NO_TWIN
     return 0
 
 

@@ -6,7 +6,8 @@ A script, not a stage: it runs in the converter's Python, and runs no code that 
 (as llama_logits.py reads it), hf-<i>.npy, and floor-<i>.npy: the same by Transformers with weights and activations of
 that type, whose distance from 32 bits is what rounding alone costs.
 
-Exit codes: 0; 3, Transformers does not load or run it; 4, because a package is not installed; the last line says why.
+Exit codes: 0; 3, Transformers does not load or run it, and the last line says why; 4, torch or transformers is not
+installed.
 """
 
 from __future__ import annotations
@@ -38,10 +39,16 @@ def main() -> int:
     own = str(Path(__file__).resolve().parent)
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != own]
     try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        print(f"the converter's Python lacks a package: {error}")
+        return LACKS_PACKAGE
+    try:
         _compute(args)
     except Exception as error:  # transformers raises whatever the files lead it to
         print(" ".join(f"Transformers does not run the model: {type(error).__name__}: {error}".split())[:400])
-        return LACKS_PACKAGE if isinstance(error, ImportError) else NO_MODEL
+        return NO_MODEL
     return 0
 
 
