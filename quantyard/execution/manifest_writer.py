@@ -154,6 +154,8 @@ class ManifestRecords:
             Its files; the first is the one to serve.
         """
         found, manifest = self.plan.projector, self.read()
+        if not self.plan.source.config and manifest.projector:  # as recorded, since the Hub is out of reach
+            return tuple(self.store.folder / entry.path for entry in manifest.projector.files)
         record = ProjectorRecord(media=list(found.media), left_out=found.left_out) if found else None
         paths = list[Path]()
         if PROJECTOR in finished:

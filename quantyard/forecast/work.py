@@ -123,6 +123,7 @@ def _weights(request: Request, n_params: int) -> StageWork:
 # To add a stage: add a row. The time of other stages is "not known yet".
 _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
     "fetch": _fetch, "twin": lambda _request, _n_params: StageWork("twin", 1), "parity": _weights, "convert": _weights,
+    "projector": _weights,
     "calibrate": _calibrate, "quantize": _quantize, "verify": _weights,
     "dequantize": _weights, "split": _weights, "datasets": _datasets, "speed": _speed,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
@@ -152,7 +153,8 @@ def forecast_threads(request: Request) -> int:
 # Seconds of a stage that do not grow with the model: the container, Python, imports, probes, plots. Used where samples
 # have only one size, so that the estimate for a model fifty times as large does not multiply them by fifty.
 FIXED_S: Final[Mapping[str, float]] = {
-    "fetch": 1.0, "twin": 15.0, "convert": 4.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0, "evaluate": 6.0,
+    "fetch": 1.0, "twin": 15.0, "convert": 4.0, "projector": 8.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0,
+    "evaluate": 6.0,
     "divergence": 2.0, "speed": 2.0, "report": 4.0, "contract": 5.0,
 }  # fmt: skip
 _FAR_APART: Final = 3  # times as much work; with less, the start is lost in noise
