@@ -200,11 +200,11 @@ def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
     if not values["RECIPE"]:
         return parse_quants(values["QUANT"])
     from quantyard.quants.recipe_files import (  # imported late: it needs a YAML parser
-        read_recipe,
+        read_quant_recipe,
         refuse_double_recipes,
     )
 
-    own = [read_recipe(typed_file_path(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
+    own = [read_quant_recipe(typed_file_path(name.strip())) for name in values["RECIPE"].split(",") if name.strip()]
     refuse_double_recipes(own)
     stock = parse_quants(values["QUANT"], own) if asked else ()
     found = {quant.name: quant for quant in (*stock, *map(quant_of_recipe, own))}

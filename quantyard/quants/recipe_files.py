@@ -23,7 +23,7 @@ FOLDER: Final = Path(__file__).parent / "recipes"
 _HINT: Final = "How a recipe is written: docs/how-to/tune.md"
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_quant_recipe(path: Path) -> Recipe:
     """The recipe in this file.
 
     Raises:
@@ -75,7 +75,7 @@ def _words(error: ValidationError) -> str:
 @cache
 def shipped_recipes() -> tuple[Recipe, ...]:
     """The recipes that come with Quantyard, by name."""
-    return tuple(read_recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
+    return tuple(read_quant_recipe(path) for path in sorted(FOLDER.glob("*.yaml")))
 
 
 def find_recipe(name: str, own: Sequence[Recipe] = ()) -> Recipe | None:

@@ -6,7 +6,7 @@ from quantyard.quants.recipe import Recipe
 
 
 def tuned_recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML for `read_recipe`; types and patterns are plain text, so that no quoting is needed."""
+    """The recipe as YAML for `read_quant_recipe`; types and patterns are plain text, so that no quoting is needed."""
     lines = [f"name: {recipe.name}", f"base: {recipe.base}", f'description: "{_quoted(recipe.description)}"']
     lines += [f"output: {recipe.output}"] if recipe.output else []
     lines += [f"token_embedding: {recipe.token_embedding}"] if recipe.token_embedding else []

@@ -157,7 +157,7 @@ class _Log:
 
     async def _read(self, stream: asyncio.StreamReader, log: Callable[[str], None]) -> None:
         while block := await _line(stream):
-            line = printable_log_line(block.decode(errors="replace"))
+            line = printable_server_log_line(block.decode(errors="replace"))
             if not self._is_private:
                 log(line)
             self._has_reason = self._has_reason or bool(crash_reason(line))
@@ -175,7 +175,7 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
         return await stream.read(error.consumed)
 
 
-def printable_log_line(line: str) -> str:
+def printable_server_log_line(line: str) -> str:
     """A line without control characters, such as a terminal's escape sequences."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line.rstrip())
 

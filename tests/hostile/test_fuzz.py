@@ -31,7 +31,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
 from quantyard.protocol.builder import AddedToken, Passage, ProbeBatch, Reference
 from quantyard.protocol.runner import StageFailure
-from quantyard.quants.recipe_files import read_recipe
+from quantyard.quants.recipe_files import read_quant_recipe
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
 from quantyard.store.manifest import parse_manifest
@@ -221,7 +221,7 @@ def test_yaml_files_of_ours(tmp_path: Path, name: str) -> None:
     readers: dict[str, tuple[str, Callable[[], object]]] = {
         "suite": ("eval/suites/quick.yaml", lambda: find_suite(str(path))),
         "budgets": ("quantyard/gate/default.yaml", lambda: load_gate_budgets(path)),
-        "recipe": ("quantyard/quants/recipes", lambda: read_recipe(path)),
+        "recipe": ("quantyard/quants/recipes", lambda: read_quant_recipe(path)),
     }
     place, read_file = readers[name]
     seed = next(iter(sorted((REPO_DIR / place).glob("*.yaml")))) if (REPO_DIR / place).is_dir() else REPO_DIR / place

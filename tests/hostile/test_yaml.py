@@ -20,7 +20,7 @@ from quantyard.hub.model_card import hub_card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import are_planned_tasks_local
 from quantyard.plan.suites import find_suite
-from quantyard.quants.recipe_files import read_recipe
+from quantyard.quants.recipe_files import read_quant_recipe
 from tests.hostile.sampling import sampled
 
 SECONDS = 10.0  # for one file; reading the largest that is allowed takes a second on an idle core
@@ -72,7 +72,7 @@ def _read_tasks(path: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "suite": _read_suite, "tasks": _read_tasks, "budgets": load_gate_budgets, "recipe": read_recipe,
+    "suite": _read_suite, "tasks": _read_tasks, "budgets": load_gate_budgets, "recipe": read_quant_recipe,
 }  # fmt: skip
 CASES = [(reader, case) for case in REFUSED for reader in READERS]
 ALLOWED = {("tasks", "a function"), ("tasks", "too large")}  # lm-eval's tag; and tasks may be larger

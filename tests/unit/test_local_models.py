@@ -19,7 +19,7 @@ import server.local.models as module
 from quantyard.paths import REPO_DIR
 from server.local.forward import forwarding_client
 from server.local.guard import Message, Refused
-from server.local.model_process import ModelEnded, ModelProcess, ModelSettings, printable_log_line
+from server.local.model_process import ModelEnded, ModelProcess, ModelSettings, printable_server_log_line
 from server.local.models import Models
 
 CHAT = "/v1/chat/completions"
@@ -227,7 +227,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(("line", "shown"), [("a\tb\n", r"a\tb"), ("é\x1b[0m", r"é\x1b[0m"), ("\u202e", r"\u202e")])
 def test_a_line_of_the_log_has_no_control_characters(line: str, shown: str) -> None:
-    assert printable_log_line(line) == shown
+    assert printable_server_log_line(line) == shown
 
 
 def test_a_model_that_takes_too_long_to_load_is_ended_with_the_likely_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from quantyard.publish.verify import CheckedRelease
 from quantyard.quants.catalog import find_quant
 from quantyard.quants.file_size import TensorShape, quant_gguf_bytes
 from quantyard.quants.recipe import Recipe
-from quantyard.quants.recipe_files import read_recipe, shipped_recipes
+from quantyard.quants.recipe_files import read_quant_recipe, shipped_recipes
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.sources.resolve import Source
 from quantyard.tune.recipe_text import tuned_recipe_text
@@ -147,7 +147,7 @@ GOOD = "name: Mine\nbase: q4_k_m\ndescription: for a test\ntensors:\n  attn_v: q
 def read(tmp_path: Path, text: str) -> Recipe:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    return read_recipe(path)
+    return read_quant_recipe(path)
 
 
 def test_names_of_types_are_read_in_any_case(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_cannot_be_is_refused_when_the_recipe_is_read(was: str, now: str, s
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="cannot be read"):
-        read_recipe(tmp_path / "none.yaml")
+        read_quant_recipe(tmp_path / "none.yaml")
 
 
 def test_a_recipe_that_was_written_is_read_as_the_same(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from quantyard.protocol.measurements import Divergence, Estimate
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import find_quant
 from quantyard.quants.exact_sizes import Sizes, nearest_stock_quant, stock_quant_sizes
-from quantyard.quants.recipe_files import read_recipe
+from quantyard.quants.recipe_files import read_quant_recipe
 from quantyard.requests import TuneRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, Workspace
@@ -359,7 +359,7 @@ def test_the_recipe_that_was_found_is_a_file_that_makes_the_same_again(
 ) -> None:
     assert run(Yard(), "--target-size=Q4_K_M", "--json") == 0
     found = said(capsys)
-    assert read_recipe(Path(found["recipe_file"])).model_dump() == found["recipe"]
+    assert read_quant_recipe(Path(found["recipe_file"])).model_dump() == found["recipe"]
 
 
 def test_a_divergence_as_the_goal_ends_with_a_file_that_keeps_it(

@@ -30,10 +30,10 @@ from quantyard.publish.hub.target import (
     all_hub_target_changes,
     check_hub_target,
     download_published_file,
-    hub_target_changes,
     hub_target_info,
     hub_target_record,
     look_at_hub_target,
+    publish_target_changes,
     published_file_identity,
 )
 
@@ -83,7 +83,7 @@ def preview_hub_publication(
         with errors.explain_publish_errors(release.api, target.repo_id), hub_upload.silent_hub_client():
             seen = look_at_hub_target(release)
             changes = (
-                hub_target_changes(release, hub_target_record(release, seen.head))
+                publish_target_changes(release, hub_target_record(release, seen.head))
                 if seen
                 else all_hub_target_changes(release, "new")
             )
@@ -147,7 +147,7 @@ def _publish(release: HubRelease, operations: Mapping[str, CommitOperationAdd], 
     with errors.publish_left_behind() as left:
         seen = _gate(release, seen or _create(release, left))
         record = hub_target_record(release, seen.head)
-        changes = hub_target_changes(release, record)
+        changes = publish_target_changes(release, record)
         wanted = [operations[change.path] for change in changes if change.state != "unchanged"]
         commit, offer = (_offered(release) or ("", "")) if wanted else (seen.head, "")
         if not commit:
@@ -212,7 +212,7 @@ def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple
     now = hub_target_record(release, seen.head)
     if release.target.pull_request:
         return seen, _offered(release)
-    if all(change.state == "unchanged" for change in hub_target_changes(release, now)):
+    if all(change.state == "unchanged" for change in publish_target_changes(release, now)):
         return seen, (seen.head, "")
     if touched := [
         f.path
@@ -239,7 +239,7 @@ def _offered(release: HubRelease) -> tuple[str, str] | None:
     for offer in found:
         info = with_hub_retries(lambda number=offer.num: hub_target_info(release, f"refs/pr/{number}"))  # type: ignore[misc]
         commit = hub.hub_commit(info, release.api.endpoint)
-        changes = hub_target_changes(release, hub_target_record(release, commit))
+        changes = publish_target_changes(release, hub_target_record(release, commit))
         if all(change.state == "unchanged" for change in changes):
             return commit, offer.url
     return None

@@ -140,7 +140,7 @@ def all_hub_target_changes(release: HubRelease, state: State) -> tuple[FileChang
     return tuple(FileChange(file.path, file.size_bytes, state) for file in release.files)
 
 
-def hub_target_changes(release: HubRelease, record: Record) -> tuple[FileChange, ...]:
+def publish_target_changes(release: HubRelease, record: Record) -> tuple[FileChange, ...]:
     """What publishing would do to each file."""
     return tuple(FileChange(file.path, file.size_bytes, _state(record.get(file.path), file)) for file in release.files)
 
