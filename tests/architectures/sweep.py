@@ -55,7 +55,7 @@ except StageFailure as failure:
     wrong = [failure.error.message]
 print(json.dumps(wrong))
 """
-_MAX_WORDS: Final = 300
+_MAX_WORDS: Final = 800
 # What random weights may do to an evaluation, by the words of its error.
 _NO_EVALUATION: Final = {
     "self-check": "these random weights do not pass the self-check of an evaluation.",
