@@ -44,7 +44,7 @@ class _Completion:
     """A field that transformers fills in otherwise than the model's authors meant, once it is left out."""
 
     applies: Callable[[Config], bool]
-    fields: Config
+    fields: Callable[[Config], Config]  # None leaves a field out
     note: str
 
 
@@ -53,11 +53,27 @@ def _is_falcon_7b(config: Config) -> bool:
     return config.get("model_type") in ("falcon", "RefinedWebModel") and old and config.get("num_kv_heads") is None
 
 
+def _turned(config: Config) -> float:
+    """The share of a head that the rope turns, as transformers 5 writes it; 0: not written."""
+    rope = config.get("rope_parameters")
+    share = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
+    return share if isinstance(share, int | float) else 0
+
+
+def _is_renamed_neox(config: Config) -> bool:
+    return config.get("model_type") == "gpt_neox" and "rotary_pct" not in config and _turned(config) > 0
+
+
 # To add one: see the converter fail on the file as the Hub has it, and add the row with a test of it.
 _COMPLETIONS: Final = (
     _Completion(
-        _is_falcon_7b, {"num_kv_heads": 1},
+        _is_falcon_7b, lambda _config: {"num_kv_heads": 1},
         "num_kv_heads is 1 in a Falcon with multi_query; config.json leaves it out, and transformers says otherwise.",
+    ),
+    _Completion(
+        _is_renamed_neox, lambda config: {"rotary_pct": _turned(config), "model_type": None},
+        "rotary_pct is partial_rotary_factor in the rope_parameters that transformers 5 writes; the converter asks for "
+        "the old name, which transformers 5 drops unless the file has no model_type.",
     ),
 )
 
@@ -115,7 +131,9 @@ def _completed(source: Path, config: Config, rows: list[_Completion], folder: Pa
         if path.name != "config.json":
             (folder / path.name).symlink_to(path.absolute())
     for row in rows:
-        config = {**config, **row.fields}
+        fields = row.fields(config)
+        left_out = {name for name, value in fields.items() if value is None}
+        config = {name: value for name, value in {**config, **fields}.items() if name not in left_out}
     (folder / "config.json").write_text(dump_finite_json(config, indent=2) + "\n")
     return folder
 

@@ -78,6 +78,24 @@ def test_other_falcons_are_left_as_they_are(change: dict[str, Any], tmp_path: Pa
     assert open_converter(tools(tmp_path), source, tmp_path).folder == source
 
 
+def test_the_share_of_a_neox_that_its_rope_turns_is_written_by_the_name_that_the_converter_asks_for(
+    tmp_path: Path,
+) -> None:
+    rope = {"partial_rotary_factor": 0.25, "rope_theta": 10000}
+    source = model(tmp_path, {"model_type": "gpt_neox", "rope_parameters": rope})
+    found = open_converter(tools(tmp_path), source, tmp_path)
+    assert json.loads((found.folder / "config.json").read_bytes())["rotary_pct"] == 0.25 and found.notes
+
+
+@pytest.mark.parametrize(
+    "change", [{"rotary_pct": 1.0}, {"model_type": "llama"}, {"rope_parameters": {"rope_theta": 1}}]
+)
+def test_what_has_the_name_or_another_kind_is_left_as_it_is(change: dict[str, Any], tmp_path: Path) -> None:
+    config = {"model_type": "gpt_neox", "rope_parameters": {"partial_rotary_factor": 0.25}, **change}
+    source = model(tmp_path, config)
+    assert open_converter(tools(tmp_path), source, tmp_path).folder == source
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 5000])
 def test_what_cannot_be_read_is_left_to_who_needs_it(text: str, tmp_path: Path) -> None:
     source = model(tmp_path, {})
