@@ -42,7 +42,7 @@ def plain_setting(name: str, value: str) -> str:
 
 def whole_list_setting(name: str, value: str) -> str:
     """The value, which must not end with a comma: of `QUANT=Q4_K_M, Q8_0` a shell passes on the first part alone."""
-    if value.rstrip().endswith(","):
+    if value.rstrip().endswith(",") and value.strip(" ,"):
         message = f"{name}={_cut(value)} ends with a comma: a space after it ends the value."
         raise BadRequest(message, f"Write the list without spaces, or quote it: {name}={value.rstrip(', ')[:80]},…")
     return value
