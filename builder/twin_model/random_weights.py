@@ -30,6 +30,7 @@ from typing import Any, Final
 if not __package__:  # as a script it finds only what is beside it
     sys.path.append(str(Path(__file__).parents[2]))
 
+from builder.twin_model.config_keys import config_key
 from builder.twin_model.shrink import shrink
 
 NO_TWIN: Final = 3
@@ -90,6 +91,7 @@ def _make(args: argparse.Namespace) -> None:
     config_path = args.twin / "config.json"
     config_path.write_text(json.dumps(small.config, allow_nan=False))
     model = _build(args.twin, small.config)
+    _refuse_unread_width(model, small.config)
     randomize(model, args.seed)
     _save(model, args.twin)
     config_path.write_text(json.dumps(small.config, allow_nan=False))  # Transformers has written its own
@@ -141,6 +143,15 @@ def _build(folder: Path, config: dict[str, Any]) -> Any:
         return kind(settings).to(torch.float32).eval()
     except Exception as error:
         raise NoTwin(f"Transformers does not build it small: {_reason(error)}") from error
+
+
+def _refuse_unread_width(model: Any, config: dict[str, Any]) -> None:
+    """Refuse a class that has other names for its sizes than config.json (the one of a repo's own code, `n_embd` in
+    nomic_bert): it takes its defaults for them.
+    """
+    name = config_key(config, "hidden")
+    if name and not any(config[name] in weight.shape for weight in model.parameters()):
+        raise NoTwin(f"Transformers' class {type(model).__name__} does not read {name} of config.json")
 
 
 def _spelt_otherwise(name: str) -> Any:

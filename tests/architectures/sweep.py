@@ -36,20 +36,25 @@ WRITTEN: Final = (
 )  # fmt: skip
 # No question can be asked of random weights (the self-check of an evaluation refuses them): what quantizing costs can.
 _SUITE: Final = "name: sweep\ntasks: []\nneeds_network: false\ndivergence:\n  n_chunks: 2\nspeed: null\n"
-_SERVED: Final = ("health", "models", "completion", "streaming", "max-tokens", "usage")
+_SERVED: Final = (
+    "health", "models", "completion", "streaming", "max-tokens", "usage", "vectors", "vector-order", "ranking",
+)  # fmt: skip  # of these, what the model is for decides which it is asked
 _SERVE: Final = """
 import json, os, sys
 from pathlib import Path
-from server.api_checks.checks import CHECKS
+from server.api_checks.checks import api_checks_of
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.session import ApiSession
 from server.contract import run_contract_check
+from quantyard.formats.gguf import read_gguf_model
+from quantyard.formats.purpose import gguf_purpose
 from quantyard.protocol.runner import StageFailure
 model, folder, *names = sys.argv[1:]
+purpose = gguf_purpose(read_gguf_model(Path(model)))
 try:
     with ServedModel(Launch(Path(model), Path(folder), os.environ, threads=1, n_ctx=512, parallel=1)) as served:
-        session = ApiSession(Wire(served.address, served.key), has_chat_template=False)
-        done = [run_contract_check(session, check)[0] for check in CHECKS if check.name in names]
+        session = ApiSession(Wire(served.address, served.key), has_chat_template=False, purpose=purpose)
+        done = [run_contract_check(session, check)[0] for check in api_checks_of(purpose) if check.name in names]
     wrong = [f"{record.name}: {record.finding}" for record in done if record.status == "failed"]
 except StageFailure as failure:
     wrong = [failure.error.message]
