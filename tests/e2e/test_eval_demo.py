@@ -25,7 +25,6 @@ def measured(engine: str, measured_demo: Callable[[str], Measured]) -> Measured:
     return measured_demo(engine)
 
 
-@pytest.mark.both_engines
 def test_one_command_builds_and_measures_the_quant_beside_its_baseline(measured: Measured) -> None:
     assert measured.made["ran"] == STAGES
     baseline, quant = measured.report.measurements
@@ -35,7 +34,6 @@ def test_one_command_builds_and_measures_the_quant_beside_its_baseline(measured:
     assert all(c.verdict for c in quant.comparisons) and not baseline.comparisons
 
 
-@pytest.mark.both_engines
 def test_the_measurement_checked_itself_on_both_files(measured: Measured) -> None:
     for measurement in measured.report.measurements:
         check = measurement.self_check
@@ -43,7 +41,6 @@ def test_the_measurement_checked_itself_on_both_files(measured: Measured) -> Non
         assert check.packed_difference <= 1.5 * check.noise and check.rolling_difference < 1e-3
 
 
-@pytest.mark.both_engines
 def test_divergence_and_speed_are_in_the_report(measured: Measured) -> None:
     baseline, quant = measured.report.measurements
     assert baseline.divergence is not None and baseline.divergence.mean_kld is None
@@ -54,7 +51,6 @@ def test_divergence_and_speed_are_in_the_report(measured: Measured) -> None:
         assert measurement.speed.peak_memory_bytes > measurement.file.size_bytes / 2
 
 
-@pytest.mark.both_engines
 def test_report_plots_and_lm_evals_own_results_are_kept(measured: Measured) -> None:
     folder = Path(measured.made["report_folder"])
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -65,18 +61,15 @@ def test_report_plots_and_lm_evals_own_results_are_kept(measured: Measured) -> N
     assert list(stages.glob("evaluate-*/files/*/*/samples_*.jsonl"))
 
 
-@pytest.mark.both_engines
 def test_the_manifest_holds_the_report(measured: Measured) -> None:
     manifest = read_manifest(Path(measured.made["manifest"]))
     assert manifest is not None and manifest.evaluations[measured.made["suite"]] == measured.report
 
 
-@pytest.mark.both_engines
 def test_the_same_command_again_measures_nothing(measured: Measured) -> None:
     assert run_json("eval", **measured.asked)["ran"] == []
 
 
-@pytest.mark.both_engines
 def test_another_margin_draws_the_report_again_and_nothing_else(measured: Measured) -> None:
     suite = Path(measured.asked["SUITE"])
     text = suite.read_text()

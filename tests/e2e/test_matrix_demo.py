@@ -19,7 +19,7 @@ from tests.conftest import REPO_DIR, Demo, run, run_json
 from tests.hostile.sampling import WHOLE
 
 SIX = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
-QUANTS = SIX if WHOLE else ("Q2_K", "Q4_K_M", "Q8_0")
+QUANTS = SIX if WHOLE else ("Q4_K_M", "Q8_0")
 BEST = "Q8_0"  # nothing else comes near sixteen bits
 CONTEXT, PARALLEL = 2048, 2
 
