@@ -29,9 +29,10 @@ def test_llama_server_keeps_every_promise(report: ContractReport) -> None:
     assert report.passed and report.server.startswith("llama-server ") and report.model == "demo"
 
 
-def test_the_only_thing_not_supported_is_tools_for_the_models_template_has_none(report: ContractReport) -> None:
-    (missing,) = report.with_status("not supported")
-    assert missing.name == "tool-calls" and "template has no tools" in missing.finding
+def test_tools_pictures_and_sounds_are_not_supported_and_the_reasons_given(report: ContractReport) -> None:
+    missing = {check.name: check.finding for check in report.with_status("not supported")}
+    assert set(missing) == {"tool-calls", "picture", "sound"}
+    assert "template has no tools" in missing["tool-calls"] and "reads no pictures" in missing["picture"]
 
 
 def test_every_answer_conforms_to_its_schema(report: ContractReport) -> None:
