@@ -29,6 +29,8 @@ from server.client.client import (
 from server.client.spinner import spinner
 from server.examples.rag import Index, Passage, build_rag_prompt, read_rag_passages
 
+pytestmark = pytest.mark.commands
+
 PIECE = 'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":%s,"finish_reason":%s}]}\n\n'  # noqa: E501  (as on the wire)
 HELLO, STOP, DONE = PIECE % ('{"content":"Hello"}', "null"), PIECE % ("{}", '"stop"'), "data: [DONE]\n\n"
 

@@ -20,6 +20,8 @@ from server.api_checks.session import ApiSession
 from server.contract import run_contract_check, run_contract_checks
 from server.limits.request_rules import LIMITS, check_request_limits, check_text_limit
 
+pytestmark = pytest.mark.commands
+
 KEY = "the-right-key"
 N_CTX = 512
 TEXT = "the quick brown fox jumps over the lazy dog and runs on through the old forest until night falls again"

@@ -18,6 +18,8 @@ from quantyard.protocol.runner import StageFailure
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.launch_proxy import api_proxy_config
 
+pytestmark = pytest.mark.commands
+
 _SERVER = """#!{python}
 import http.server, json, os, signal, sys, time
 mode = open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "mode")).read()

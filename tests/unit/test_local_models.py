@@ -22,6 +22,8 @@ from server.local.guard import Message, Refused
 from server.local.model_process import ModelEnded, ModelProcess, ModelSettings, printable_server_log_line
 from server.local.models import Models
 
+pytestmark = pytest.mark.commands
+
 CHAT = "/v1/chat/completions"
 
 

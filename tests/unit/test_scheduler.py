@@ -35,6 +35,8 @@ from tests.hostile.sampling import rounds
 from tests.unit.conftest import MakeMeasured, MakeRunner, Notes
 from tests.unit.fake_engine import FakeEngine, fails, interrupted
 
+pytestmark = pytest.mark.commands
+
 QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
 WIDE = Concurrency(stages=4, memory_bytes=10**12)
 
