@@ -112,7 +112,7 @@ class Yard:
     def publish(self, *argv: str, quants: str = "Q8_0,Q4_K_M", gate: str = PASSES, command: str = "publish") -> Said:
         """`publish` to REPO, past budgets that all files keep; arguments given later win."""
         ours = (f"--model={self.model}", f"--quant={quants}", f"--repo={REPO}", self.budgets(gate))
-        return self.run(command, *ours, *(["--yes"] if command == "publish" else []), *argv)
+        return self.run(command, *ours, *(["--yes"] if command in ("publish", "release") else []), *argv)
 
     def verify(self, *argv: str) -> Said:
         return self.run("verify", *argv)
