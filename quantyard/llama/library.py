@@ -27,7 +27,8 @@ _ROOM_BYTES: Final = 2048  # larger than any version's parameters; they have abo
 _F32: Final = 0
 _LOG_LINES: Final = 20
 _KV_DEFAULT: Final = struct.pack("@PPii", 0, 0, 1, 1)  # cb_eval, its data, then type_k and type_v: F16
-_FLASH_DEFAULT: Final = struct.pack("@iiii", -1, -1, -1, -1)  # rope scaling, pooling, attention, flash attention: auto
+_KINDS_DEFAULT: Final = struct.pack("@iii", -1, -1, -1)  # rope scaling, pooling, attention; flash attention follows
+_AUTO: Final = -1
 
 
 class UnknownLayout(Exception):
@@ -49,7 +50,9 @@ class ContextParams(ctypes.Structure):
     """`llama_context_params`: what can be set of it."""
 
     _fields_ = (("block", ctypes.c_ubyte * _ROOM_BYTES),)
-    _kv_at: int | None = None  # the place is known by its defaults, so it is found before they are changed
+    # The places are known by their defaults, so they are found before these are changed.
+    _kv_at: int | None = None
+    _kinds_at: int | None = None
 
     def set_tokens(self, n_tokens: int) -> None:
         """The size of the context, of a batch, and of what is computed at once."""
@@ -63,15 +66,13 @@ class ContextParams(ctypes.Structure):
         """A KV cache in 32 bits, and no flash attention."""
         at = self._kv_place()
         struct.pack_into("@ii", self.block, at + 16, _F32, _F32)
-        if (flash := bytes(self.block[:at]).find(_FLASH_DEFAULT)) >= 0:  # older ones have a truth value, which is off
-            struct.pack_into("@i", self.block, flash + 12, 0)
+        flash = self._kinds_place() + len(_KINDS_DEFAULT)
+        if struct.unpack_from("@i", self.block, flash)[0] == _AUTO:  # older ones have a truth value, which is off
+            struct.pack_into("@i", self.block, flash, 0)
 
     def set_embeddings(self, pooling: int = 0) -> None:
         """The hidden state of each token, or pooled in this way (a `llama_pooling_type`)."""
-        pooled = bytes(self.block[: self._kv_place()]).find(_FLASH_DEFAULT[:12])
-        if pooled < 0:
-            raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
-        struct.pack_into("@i", self.block, pooled + 4, pooling)
+        struct.pack_into("@i", self.block, self._kinds_place() + 4, pooling)
 
     def _kv_place(self) -> int:
         if self._kv_at is None:
@@ -80,6 +81,14 @@ class ContextParams(ctypes.Structure):
                 raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
             self._kv_at = at
         return self._kv_at
+
+    def _kinds_place(self) -> int:
+        if self._kinds_at is None:
+            at = bytes(self.block[: self._kv_place()]).find(_KINDS_DEFAULT)
+            if at < 0:
+                raise UnknownLayout("llama.cpp has parameters of a layout that is not known")
+            self._kinds_at = at
+        return self._kinds_at
 
 
 class Batch(ctypes.Structure):
