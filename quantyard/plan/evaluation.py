@@ -243,13 +243,11 @@ def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: 
     """Perplexity of one file, and its divergence from the baseline if it is another file."""
     settings = options.suite.divergence
     assert settings is not None
-    inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, settings.text)
-    if file != baseline:
-        inputs["baseline"] = baseline.origin
+    inputs, baseline_file = _beside_baseline(file, baseline)
     request = DivergenceRequest(
-        label=label, model_file=file.path, baseline_file=baseline.path if file != baseline else None,
-        settings=settings, runtime=options.runtime,
+        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
     )
+    inputs |= _suite_input(options, settings.text)
     return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
 
 
@@ -257,14 +255,18 @@ def _similarity(options: MeasureOptions, label: str, file: ModelFile, baseline: 
     """Embeddings or scores of one file, and how close they are to those of the baseline if it is another file."""
     settings = options.suite.similarity
     assert settings is not None
-    inputs: dict[str, Origin] = {"model": file.origin}
-    if file != baseline:
-        inputs["baseline"] = baseline.origin
+    inputs, baseline_file = _beside_baseline(file, baseline)
     request = SimilarityRequest(
-        label=label, model_file=file.path, baseline_file=baseline.path if file != baseline else None,
-        settings=settings, runtime=options.runtime,
+        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
     )
     return Step(f"similarity {label}", STAGES["similarity"], request, inputs, 0, label)
+
+
+def _beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[dict[str, Origin], str | None]:
+    """The inputs of a stage that compares a file with the baseline, and the baseline's file: None beside itself."""
+    if file == baseline:
+        return {"model": file.origin}, None
+    return {"model": file.origin, "baseline": baseline.origin}, baseline.path
 
 
 def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
