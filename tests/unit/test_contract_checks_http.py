@@ -19,6 +19,7 @@ from server.api_checks.schemas import CASES
 from server.api_checks.session import ApiSession
 from server.contract import run_contract_check, run_contract_checks
 from server.limits.request_rules import LIMITS, check_request_limits, check_text_limit
+from tests.unit.json_handler import JsonHandler
 
 pytestmark = pytest.mark.commands
 
@@ -45,7 +46,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler, BaseHTTPRequestHandler):
     """Answers with a fixed text, token by word; `server.fault` names the one promise that it breaks."""
 
     protocol_version = "HTTP/1.1"
@@ -190,20 +191,6 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.fault == "bare 500":
             return self.send_text(500, "Internal Server Error", "text/plain")
         return self.send(status, {"error": {"message": words}})
-
-    def send(self, status: int, body: object) -> None:
-        self.send_text(status, json.dumps(body), "application/json")
-
-    def send_text(self, status: int, text: str, content_type: str) -> None:
-        data = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 class FakeServer(ThreadingHTTPServer):

@@ -18,6 +18,7 @@ from server.api_checks.checks import VECTOR_CHECKS, api_checks_of
 from server.api_checks.launch import Wire
 from server.api_checks.session import ApiSession
 from server.contract import run_contract_check
+from tests.unit.json_handler import JsonHandler
 
 KEY = "the-right-key"
 # To add a fault: a word of its own here, and what it changes in Handler.
@@ -31,7 +32,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler, BaseHTTPRequestHandler):
     """The vector of a text is made of its letters, a score of the lengths; `server.fault` names what is broken."""
 
     server: FakeServer
@@ -108,17 +109,6 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self) -> None:
         status = 500 if self.server.fault == "bare 500" else 400
         self.send(status, {"error": {"message": "the input is no text"}})
-
-    def send(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 class FakeServer(ThreadingHTTPServer):
