@@ -1,8 +1,7 @@
 """The stage `contract`: serves a GGUF and checks every promise of the API.
 
 A server is started on loopback inside the stage's own container (which has no network), with a random key. Every check
-in `api_checks.checks` sends plain HTTP, without a client library, since the contract is what is on the wire. A
-broken promise does not fail the stage: the report names it, and the gate or the user decides.
+in `api_checks` sends plain HTTP, without a client library, since the contract is what is on the wire. A broken promise does not fail the stage: the report names it, and the gate or the user decides.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
-from server.api_checks.checks import ApiCheck, api_checks_of
-from server.api_checks.checks import CheckOutcome as Checked
 from server.api_checks.launch import Launch, ServedModel, Wire
+from server.api_checks.outcome import CheckOutcome
 from server.api_checks.session import ApiSession, BrokenPromise
+from server.api_checks.table import ApiCheck, api_checks_of
 
 REPORT_FILE: Final = "report.json"
 _OF_OTHERS: Final[dict[Purpose, str]] = {
@@ -51,13 +50,13 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
     started = time.perf_counter()
     try:
         why = _why_not_applicable(session, check)
-        outcome = Checked("not supported", f"not applicable: {why}") if why else check.run(session)
+        outcome = CheckOutcome("not supported", f"not applicable: {why}") if why else check.run(session)
     except BrokenPromise as broken:
-        outcome = Checked("failed", str(broken))
+        outcome = CheckOutcome("failed", str(broken))
     except (httpx2.TransportError, OSError) as error:
-        outcome = Checked("failed", f"no answer: {type(error).__name__} {error}".rstrip())
+        outcome = CheckOutcome("failed", f"no answer: {type(error).__name__} {error}".rstrip())
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # checks read answers unguarded
-        outcome = Checked("failed", f"an answer has an unexpected structure: {type(error).__name__}: {error}")
+        outcome = CheckOutcome("failed", f"an answer has an unexpected structure: {type(error).__name__}: {error}")
     status, finding = outcome.status, " ".join(outcome.finding.split())
     record = CheckRecord(
         name=check.name, promise=check.promise, status=status, finding=finding,

@@ -94,7 +94,7 @@ class CheckRecord(Frozen):
 
 
 class ContractReport(Frozen):
-    """The results of all checks of one served model, in the order of the table in `server/api_checks/checks.py`."""
+    """The results of all checks of one served model, in the order of the table in `server/api_checks/table.py`."""
 
     version: Literal[1] = CONTRACT_REPORT_VERSION
     label: str = ""

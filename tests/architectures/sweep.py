@@ -42,7 +42,7 @@ _SERVED: Final = (
 _SERVE: Final = """
 import json, os, sys
 from pathlib import Path
-from server.api_checks.checks import api_checks_of
+from server.api_checks.table import api_checks_of
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.session import ApiSession
 from server.contract import run_contract_check

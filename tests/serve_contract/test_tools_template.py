@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from quantyard.protocol.api_tests import CheckRecord
-from server.api_checks.checks import CHECKS
 from server.api_checks.launch import Wire
 from server.api_checks.session import ApiSession
+from server.api_checks.table import CHECKS
 from server.contract import run_contract_check
 from tests.serve_contract.conftest import llama_server
 

@@ -8,7 +8,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quantyard.protocol.api_tests import SCHEMA_LIMIT, CheckRecord, ContractReport
-from server.api_checks.checks import CHECKS
 from server.api_checks.schemas import (
     CASES,
     SchemaCase,
@@ -19,6 +18,7 @@ from server.api_checks.schemas import (
     schema_rate_text,
 )  # fmt: skip
 from server.api_checks.session import BrokenPromise, read_api_stream
+from server.api_checks.table import CHECKS
 
 BY_NAME = {case.name: case.schema for case in CASES}
 WRONG = {

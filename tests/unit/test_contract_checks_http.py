@@ -13,10 +13,10 @@ import pytest
 
 from quantyard.formats.gguf import MEDIA
 from quantyard.protocol.api_tests import CheckRecord
-from server.api_checks.checks import CHECKS
 from server.api_checks.launch import Wire
 from server.api_checks.schemas import CASES
 from server.api_checks.session import ApiSession
+from server.api_checks.table import CHECKS
 from server.contract import run_contract_check, run_contract_checks
 from server.limits.request_rules import LIMITS, check_request_limits, check_text_limit
 from tests.unit.json_handler import JsonHandler
@@ -214,7 +214,8 @@ def fake() -> Iterator[FakeServer]:
 @pytest.fixture(autouse=True)
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The schemas whose valid answers the fake server knows, few slow clients, and little patience with them."""
-    monkeypatch.setattr("server.api_checks.checks.CASES", tuple(case for case in CASES if case.name in VALID))
+    known = tuple(case for case in CASES if case.name in VALID)
+    monkeypatch.setattr("server.api_checks.structured_output.CASES", known)
     monkeypatch.setattr("server.api_checks.abuse.HALF_OPEN", 10)
     monkeypatch.setattr("server.api_checks.abuse.SLOW_BODIES", 4)
     monkeypatch.setattr("server.api_checks.abuse.ENDED_WITHIN_S", 2.0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.api_checks.checks import TOOL_PARAMETERS
 from server.api_checks.schemas import CASES
+from server.api_checks.structured_output import TOOL_PARAMETERS
 from server.limits.grammar_size import GrammarSizes, NotRead, read_gbnf_grammar, read_regex_grammar
 from server.limits.request_rules import (
     LIMITS,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from quantyard.formats.purpose import Purpose
-from server.api_checks.checks import VECTOR_CHECKS, api_checks_of
 from server.api_checks.launch import Wire
 from server.api_checks.session import ApiSession
+from server.api_checks.table import VECTOR_CHECKS, api_checks_of
 from server.contract import run_contract_check
 from tests.unit.json_handler import JsonHandler
 
