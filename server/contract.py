@@ -1,7 +1,8 @@
 """The stage `contract`: serves a GGUF and checks every promise of the API.
 
 A server is started on loopback inside the stage's own container (which has no network), with a random key. Every check
-in `api_checks` sends plain HTTP, without a client library, since the contract is what is on the wire. A broken promise does not fail the stage: the report names it, and the gate or the user decides.
+in `api_checks` sends plain HTTP, without a client library, since the contract is what is on the wire. A broken
+promise does not fail the stage: the report names it, and the gate or the user decides.
 """
 
 from __future__ import annotations
