@@ -62,7 +62,7 @@ def api_proxy_config(text: str, root: str, port: int, model_port: int) -> str:
     changes = (
         ("load_module /usr/lib/", f"load_module {root}/usr/lib/", 1),
         ("listen 8080 ", f"listen 127.0.0.1:{port} ", 1),
-        ("server model:8080 resolve ", f"server 127.0.0.1:{model_port} ", 1),
+        ("server model:8080 resolve ", f"server 127.0.0.1:{model_port} ", 2),
         ("resolver 127.0.0.11 valid=1s ipv6=off;", "", 1),
         ("include errors.conf;", f"include {_FILES}/errors.conf;", 2),
     )

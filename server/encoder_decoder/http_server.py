@@ -27,6 +27,7 @@ from server.encoder_decoder.asked import Asked, BadBody, parse_json_object, read
 from server.encoder_decoder.model import CannotServe, TooLong
 from server.encoder_decoder.models import ServedModels
 from server.encoder_decoder.written import WrittenText
+from server.limits.model_names import UnknownModel
 from server.limits.request_rules import LIMITS, TooMuch, check_text_limit
 
 _OPEN: Final = ("/health", "/v1/health")  # without a key
@@ -160,6 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._post(path, self._body())
         except (BadBody, TooLong, TooMuch) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except UnknownModel as error:
+            self._refuse(HTTPStatus.NOT_FOUND, str(error))
         except CannotServe as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"the model failed: {error}")
 

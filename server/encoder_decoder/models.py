@@ -1,4 +1,4 @@
-"""The models of a server: one, which answers every request, or several of a folder, which requests choose by name."""
+"""The models of a server: one, or several of a folder, which requests choose by name."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from threading import Lock
 from typing import Any
 
 from quantyard.llama.library import LlamaLibrary
-from server.encoder_decoder.asked import BadBody
 from server.encoder_decoder.model import EncoderDecoder
+from server.limits.model_names import requested_model
 
 
 @dataclass
@@ -32,17 +32,15 @@ class ServedModels:
         """The name of the model that answers.
 
         Raises:
-            BadBody: there are several, and the request names none of them.
+            UnknownModel: the name is not served.
         """
-        if len(self.paths) > 1 and asked not in self.paths:
-            raise BadBody(f"the request must name one of the models: {', '.join(self.paths)}")
-        return asked if asked in self.paths else next(iter(self.paths))
+        return requested_model(list(self.paths), {"model": asked})
 
     def loaded(self, asked: str) -> EncoderDecoder:
         """The model that answers.
 
         Raises:
-            BadBody: see `name_of`.
+            UnknownModel: see `name_of`.
             CannotServe: it cannot be loaded.
         """
         name = self.name_of(asked)

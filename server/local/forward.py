@@ -66,7 +66,7 @@ async def _pass_on(answer: httpx2.Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def requested_model(scope: Message) -> str:
+def model_in_query(scope: Message) -> str:
     """The model that the query names; "": none."""
     query: str = scope.get("query_string", b"").decode("latin-1")
     return parse_qs(query).get("model", [""])[0]
@@ -74,5 +74,5 @@ def requested_model(scope: Message) -> str:
 
 def _query(scope: Message) -> str:
     """Only the model's name is passed on."""
-    name = requested_model(scope)
+    name = model_in_query(scope)
     return f"?model={quote(name)}" if name else ""

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import httpx2
 
-from server.local.forward import Forward, requested_model
+from server.limits.model_names import UnknownModel, requested_model
+from server.limits.request_rules import TooMuch
+from server.local.forward import Forward, model_in_query
 from server.local.guard import Message, Receive, Refused, Send, guard_answer_json
 from server.local.model_process import ModelEnded, ModelProcess, ModelSettings
 
@@ -32,8 +34,7 @@ class Models:
     """The application.
 
     Args:
-        models: by name, in the order in which they are listed. If there is only one, it answers every request, whatever
-            model that names.
+        models: by name, in the order in which they are listed. The first answers a request that names none.
         start: starts the process of a model.
         server: what serves and its version, for GET /props.
         client: for requests to the processes.
@@ -104,14 +105,15 @@ class Models:
         """The model that answers a request.
 
         Raises:
-            Refused: 400, it names none of several, or one that is not here.
+            Refused: 404, it names one that is not here; 400, what it names is not a string.
         """
-        if len(self.models) == 1:
-            return next(iter(self.models))
-        name = requested_model(scope) if scope["method"] != "POST" else json.loads(body).get("model")
-        if isinstance(name, str) and name in self.models:
-            return name
-        raise Refused(400, f"the request must name one of the models: {', '.join(self.models)}")
+        asked = json.loads(body) if scope["method"] == "POST" else {}
+        try:
+            return requested_model(list(self.models), asked, model_in_query(scope))
+        except UnknownModel as error:
+            raise Refused(404, str(error)) from None
+        except TooMuch as error:
+            raise Refused(400, str(error)) from None
 
     async def _process(self, name: str) -> ModelProcess:
         """The process of a model, which is started if there is none.

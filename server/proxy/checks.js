@@ -3,6 +3,7 @@
 import {Refused, atMost, mostOf} from 'limits.js';
 import {checkGrammar} from 'grammar.js';
 import {checkMedia} from 'media.js';
+import {nameFor, served, withModel} from 'models.js';
 import {checkSchemas} from 'schema.js';
 
 const TYPE = /^application\/([a-z0-9.+-]+\+)?json\s*(;|$)/i;
@@ -16,21 +17,33 @@ const STOPS = ['stop', 'stop_sequences'];
 const STRUCTURE = /["[\]{},]/g;
 const INTERNAL = ['grammar_triggers', 'grammar_lazy', 'preserved_tokens', 'chat_parser'];
 
-function check(r) {
+async function check(r) {
+    let named;
     try {
-        checkHeader(r);
-        checkBody(r.uri, read(r));
+        const body = r.method === 'POST' ? bodyOf(r) : undefined;
+        const names = await served(r);
+        if (!names) return;
+        const name = nameFor(r, names, body);
+        named = name && names.length > 1 ? withModel(r.requestText, name, !Object.keys(body).length) : '';
     } catch (error) {
         if (!(error instanceof Refused)) r.error(`a body could not be checked: ${error.message}\n${error.stack}`);
         return refuse(r, error instanceof Refused ? error : new Refused('The body could not be checked.', 'Send a simpler one.'));
     }
-    r.internalRedirect('@model');
+    if (named) r.variables.named = named;
+    r.internalRedirect(named ? '@named' : '@model');
+}
+
+function bodyOf(r) {
+    checkHeader(r);
+    const body = read(r);
+    checkBody(r.uri, body);
+    return body;
 }
 
 function refuse(r, refused) {
-    const status = refused.status;
+    const status = refused.status, type = status === 404 ? 'not_found_error' : 'invalid_request_error';
     r.headersOut['Content-Type'] = 'application/json';
-    r.return(status, JSON.stringify({error: {code: status, type: 'invalid_request_error', message: refused.message}}));
+    r.return(status, JSON.stringify({error: {code: status, type, message: refused.message}}));
 }
 
 function checkHeader(r) {

@@ -43,7 +43,9 @@ function way(r) {
         return '401';
     }
     if (!route) return '404';
-    return route[r.method === 'HEAD' ? 'GET' : r.method] || '405';
+    const isGet = r.method === 'GET' || r.method === 'HEAD';
+    const found = route[isGet ? 'GET' : r.method] || '405';
+    return isGet && found === 'model' && !route.open && r.variables.arg_model ? 'inner' : found; // which checks the name
 }
 
 function hasKey(r) {

@@ -271,10 +271,10 @@ ORDINARY: Final = (
     Case("a grammar of statements", TEXT, text(
         grammar='root ::= (let | call)*\nlet ::= name " = " name ";"\ncall ::= name "(); "\nname ::= [a-z]+')),
     Case("a message as Anthropic's client sends it", "/v1/messages", lambda: {
-        "model": "m", "max_tokens": 4, "messages": said("Hi."), "system": "Be brief.", "stop_sequences": ["END"],
+        "max_tokens": 4, "messages": said("Hi."), "system": "Be brief.", "stop_sequences": ["END"],
     }),
     Case("a tool as Anthropic's client sends it", "/v1/messages", lambda: {
-        "model": "m", "max_tokens": 4, "messages": said("Hi."), "tools": [_ANTHROPIC_TOOL],
+        "max_tokens": 4, "messages": said("Hi."), "tools": [_ANTHROPIC_TOOL],
     }),
     Case("a response", "/v1/responses", lambda: {"input": "Say hi.", "max_output_tokens": 4}),
     Case("tokenize", "/tokenize", lambda: {"content": "Hello, world.", "add_special": True}),
@@ -415,7 +415,7 @@ HOSTILE: Final = (
     _is_refused("json_schema of maxLength 10 million", text(json_schema={"type": "string", "maxLength": 10**7})),
     _is_refused("response_format.schema of maxLength 10 million", chat(response_format={
         "type": "json_object", "schema": {"type": "string", "maxLength": 10**7}}), CHAT),
-    _is_refused("input_schema of maxLength 10 million", lambda: {"model": "m", "max_tokens": 4, "messages": said("Hi."), "tools": [
+    _is_refused("input_schema of maxLength 10 million", lambda: {"max_tokens": 4, "messages": said("Hi."), "tools": [
         {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"type": "string", "maxLength": 10**7}}}}]},
         "/v1/messages"),
     _is_refused("text.format.schema of maxLength 10 million", lambda: {"input": "Hi.", "text": {"format": {

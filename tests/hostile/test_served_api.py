@@ -409,9 +409,36 @@ def test_several_models_are_answered_by_name_and_managed_by_nobody(keyless: Api)
         assert keyless.send(case, key=None).status in (400, 404, 405)
     names = [model["id"] for model in json.loads(keyless.ask("/v1/models", method="GET", key=None).body)["data"]]
     assert names == ["first", "second"]
-    body = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2, "model": "second"}
-    assert json.loads(keyless.ask(CHAT, body, key=None, timeout_s=60).body)["model"] == "second"
     assert keyless.ask("/metrics?model=second", method="GET", key=None).status == 200
+    assert _who_answers(keyless, {"model": "second"}) == _who_answers(keyless, {}, "?model=second") == "second"
+
+
+def _who_answers(api: Api, named: Any, query: str = "") -> str:
+    """The model of an answer, or its status; the text ends with what looks like the end of a body."""
+    body = {"messages": [{"role": "user", "content": "Hi. }"}], "max_tokens": 2} | named
+    answer = api.ask(CHAT + query, body, timeout_s=PATIENCE_S)
+    return str(json.loads(answer.body)["model"]) if answer.status == 200 else str(answer.status)
+
+
+@pytest.mark.parametrize("named", [{}, {"model": ""}, {"model": None}], ids=str)
+def test_a_request_that_names_no_model_is_answered_by_the_first(api: Api, keyless: Api, named: Any) -> None:
+    assert _who_answers(api, named) == "model"
+    assert _who_answers(keyless, named) == "first"
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    (CHAT, {"messages": [{"role": "user", "content": "Hi."}]}), (TEXT, {"prompt": "a"}), ("/completion", {"prompt": "a"}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}), ("/v1/responses", {"input": "a"}),
+    ("/v1/embeddings", {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]}), ("/tokenize", {"content": "a"}),
+])  # fmt: skip
+def test_a_model_that_is_not_served_is_not_found_whatever_is_asked_of_it(
+    api: Api, keyless: Api, path: str, body: Any
+) -> None:
+    for served, names in ((api, "model"), (keyless, "first, second")):
+        answer = served.ask(path, body | {"model": "gpt-3.5-turbo"})
+        assert answer.status == 404 and f"these: {names};" in answer.message, answer.body
+    for query in ("/props?model=other", "/metrics?model=other"):
+        assert api.ask(query, method="GET").status == 404
 
 
 def test_the_key_is_on_no_command_line_in_no_environment_and_in_no_log(api: Api) -> None:

@@ -188,7 +188,7 @@ def test_the_proxys_configuration_is_that_of_the_compose_file_but_for_where_thin
     text = (REPO_DIR / "server" / "proxy" / "nginx.conf").read_text()
     told = api_proxy_config(text, "/opt/proxy", 18080, 18081)
     changed = [(old, new) for old, new in zip(text.splitlines(), told.splitlines(), strict=True) if old != new]
-    assert len(changed) == 6
+    assert len(changed) == 7
     assert all(re.search(r"load_module|listen 8080|model:8080|resolver|errors\.conf", old) for old, _new in changed)
     with pytest.raises(StageFailure, match="0 times, not 1"):
         api_proxy_config(told, "/opt/proxy", 1, 2)

@@ -113,19 +113,22 @@ def test_what_serves_is_named_and_the_models_are_listed() -> None:
     served(["a", "b"], test)
 
 
-def test_one_model_answers_whatever_is_named_and_of_several_one_must_be_named() -> None:
-    async def one(place: Place) -> None:
-        assert (await place.ask({"model": "other"}))[1]["model"] == "a"
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_without_a_name_the_first_model_answers_and_an_unknown_name_is_refused(names: tuple[str, ...]) -> None:
+    async def test(place: Place) -> None:
+        for body in ({}, {"model": ""}, {"model": None}):
+            assert (await place.ask(body))[1]["model"] == "a"
+        for unknown in ("other", "gpt-3.5-turbo", "A"):
+            for status, said in (await place.ask({"model": unknown}), await place.ask({}, query=f"model={unknown}")):
+                assert status == 404 and f"'{unknown}' is not served" in said and f"these: {', '.join(names)};" in said
+        assert (await place.ask(path="/props", method="GET", query="model=other"))[0] == 404
+        assert (await place.ask(path="/props", method="GET"))[1]["model"] == "a"
+        assert (await place.ask({"model": ["a"]}))[0] == 400
+        assert (await place.ask({"model": names[-1]}))[1]["model"] == names[-1]
+        assert (await place.ask({}, query=f"model={names[-1]}"))[1]["model"] == names[-1]
+        assert place.started == list(names)
 
-    async def several(place: Place) -> None:
-        for body in ({}, {"model": "other"}, {"model": ["a"]}):
-            status, said = await place.ask(body)
-            assert status == 400 and "a, b" in said
-        assert (await place.ask({"model": "b"}))[1]["model"] == "b"
-        assert place.started == ["a", "b"]
-
-    served(["a"], one)
-    served(["a", "b"], several)
+    served(names, test)
 
 
 def test_the_model_that_was_not_asked_for_longest_makes_room_unless_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
