@@ -426,10 +426,13 @@ def test_a_request_that_names_no_model_is_answered_by_the_first(api: Api, keyles
     assert _who_answers(keyless, named) == "first"
 
 
+_SAID: Final = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}
+
+
 @pytest.mark.parametrize(("path", "body"), [
-    (CHAT, {"messages": [{"role": "user", "content": "Hi."}]}), (TEXT, {"prompt": "a"}), ("/completion", {"prompt": "a"}),
-    ("/v1/messages", {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}), ("/v1/responses", {"input": "a"}),
-    ("/v1/embeddings", {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]}), ("/tokenize", {"content": "a"}),
+    (CHAT, _SAID), (TEXT, {"prompt": "a"}), ("/completion", {"prompt": "a"}), ("/v1/messages", _SAID),
+    ("/v1/responses", {"input": "a"}), ("/v1/embeddings", {"input": "a"}), ("/tokenize", {"content": "a"}),
+    ("/v1/rerank", {"query": "a", "documents": ["b"]}),
 ])  # fmt: skip
 def test_a_model_that_is_not_served_is_not_found_whatever_is_asked_of_it(
     api: Api, keyless: Api, path: str, body: Any
