@@ -34,5 +34,15 @@ def local_venv_path(environment: Mapping[str, str]) -> Path:
         return REPO_DIR / ".venv-local"
     if home := environment.get("QUANTYARD_HOME"):
         return Path(home).absolute() / "venv-local"
-    data = environment.get("XDG_DATA_HOME") or f"{environment.get('HOME') or Path.home()}/.local/share"
-    return Path(data) / "quantyard" / "venv-local"
+    return default_data_path(environment) / "quantyard" / "venv-local"
+
+
+def default_data_path(environment: Mapping[str, str]) -> Path:
+    """The user's data folder; below the current folder for a user without a home, as in a container."""
+    if data := environment.get("XDG_DATA_HOME"):
+        return Path(data)
+    try:
+        home = Path(environment.get("HOME") or Path.home())
+    except RuntimeError:  # neither HOME nor a name of the user
+        home = Path()
+    return home / ".local" / "share"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 from tests.hub_repo import BLOCK_BYTES, Blob, Repo, is_lfs
 
@@ -147,10 +150,11 @@ class WriteSide:
 
     def _validate_yaml(self) -> None:
         content = str(json.loads(self.body)["content"])
-        fine = content.startswith("---\n") and "license: [" not in content
-        error = {"errors": [{"message": '"license" must be a string'}], "warnings": []}
+        problems = [] if content.startswith("---\n") and "license: [" not in content else ['"license" must be a string']
+        problems += _language_problems(content)
+        errors = {"errors": [{"message": problem} for problem in problems], "warnings": []}
         doubts = [] if "license:" in content else [{"message": "empty or missing yaml metadata in repo card"}]
-        self._json(200, {"errors": [], "warnings": doubts}) if fine else self._json(400, error)
+        self._json(400, errors) if problems else self._json(200, {"errors": [], "warnings": doubts})
 
     def _create(self) -> None:
         said = self.entry.said = json.loads(self.body)
@@ -345,3 +349,11 @@ def _mode(there: Repo, file: Mapping[str, Any], ignore: list[str]) -> dict[str, 
         "path": path, "uploadMode": "lfs" if binary or is_lfs(path, file["size"]) else "regular",
         "shouldIgnore": any(fnmatch(path, pattern) for pattern in ignore), "oid": old.etag if old else None,
     }
+
+
+def _language_problems(card: str) -> list[str]:
+    """The Hub takes codes of two or three letters as `language`, and everything else as `language_bcp47`."""
+    head = yaml.safe_load(card.split("---\n")[1]) if card.count("---\n") > 1 else None
+    named = head.get("language", []) if isinstance(head, dict) else []
+    wrong = [name for name in named if not re.fullmatch("[a-z]{2,3}|code|multilingual", str(name))]
+    return [f'"language" with value "{name}" is not an ISO 639-1, 639-2 or 639-3 code' for name in wrong]

@@ -21,7 +21,8 @@ _NOT_OURS: Final = frozenset({
     "endpoints_compatible", "text-generation-inference",
 })  # fmt: skip
 _MADE_BY_HUB: Final = re.compile(r"^(?:license|base_model|region|dataset|language|deploy|model-index|diffusers):")
-_LANGUAGE: Final = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*|code|multilingual")
+_LANGUAGE: Final = re.compile(r"([a-z]{2,3})((?:[-_][a-z0-9]{1,8})*)|(code|multilingual)", re.IGNORECASE)
+_SCRIPT_LETTERS, _REGION_LETTERS = 4, 2
 _PIPELINE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+){0,6}")
 _WEB: Final = re.compile(r"https?://\S+")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -37,7 +38,7 @@ def card_metadata(subject: CardSubject) -> ModelCardData:
     named: dict[str, Any] = {"model_name": subject.repo_name, "eval_results": results} if results else {}
     named |= {"quantized_by": owner} if owner else {}
     return ModelCardData(
-        **_base(hub), **card_licence(subject), language=_languages(card.languages),
+        **_base(hub), **card_licence(subject), **card_languages(card.languages),
         pipeline_tag=card.pipeline_tag if _PIPELINE.fullmatch(card.pipeline_tag) else None,
         library_name="gguf", tags=card_tags(card.tags), **named,
     )  # fmt: skip
@@ -60,8 +61,24 @@ def card_licence(subject: CardSubject) -> dict[str, Any]:
     return found
 
 
-def _languages(named: list[str]) -> list[str] | None:
-    return [name for name in named[:_MAX_LANGUAGES] if _LANGUAGE.fullmatch(name)] or None
+def card_languages(named: list[str]) -> dict[str, Any]:
+    """`language`: codes of two or three letters, all that the Hub takes there; and as `language_bcp47` those that name
+    a script or region too: pt_BR is pt, and pt-BR. Other names are left out.
+    """
+    codes, tags = dict[str, None](), dict[str, None]()
+    for found in filter(None, map(_LANGUAGE.fullmatch, named[:_MAX_LANGUAGES])):
+        code = (found[1] or found[3]).lower()
+        codes[code] = None
+        if found[2]:
+            tags["-".join((code, *map(_subtag, re.split("[-_]", found[2])[1:])))] = None
+    return {key: list(names) for key, names in (("language", codes), ("language_bcp47", tags)) if names}
+
+
+def _subtag(text: str) -> str:
+    """A script as Latn, a region as BR, all else in lower case: as RFC 5646 writes them."""
+    is_script = len(text) == _SCRIPT_LETTERS and text.isalpha()
+    is_region = len(text) == _REGION_LETTERS and text.isalpha()
+    return text.title() if is_script else text.upper() if is_region else text.lower()
 
 
 def card_tags(of_source: list[str]) -> list[str]:

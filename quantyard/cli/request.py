@@ -285,7 +285,7 @@ def command_hub_token(environment: Mapping[str, str]) -> str | None:
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
     path = typed_file_path(environment.get("HF_TOKEN_PATH") or f"{home}/token")
     try:
-        return token_setting(str(path), path.read_text().strip())
+        return token_setting(str(path), path.read_text())
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -18,6 +18,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"https?://[^\s?#]+")
 _TOKEN = re.compile(r"[!-~]{1,4096}")
+_AROUND = " \t\r\n\v\f\0\N{NO-BREAK SPACE}\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NO-BREAK SPACE}"  # may surround a token
 _POWERS = ("", "K", "M", "G", "T")
 _LONGEST = 65_536  # characters of a value: far above any list of files
 _SHOWN = 200
@@ -76,11 +77,18 @@ def proxy_setting(name: str, url: str) -> str:
 
 
 def token_setting(name: str, text: str) -> str | None:
-    """A token that fits an HTTP header; it is never shown. None if the text is empty."""
-    if text and not _TOKEN.fullmatch(text):
+    """A token that fits an HTTP header; it is never shown. None if the text is empty.
+
+    What surrounds it in a file or a variable is removed: spaces, line ends, a byte order mark, and the quotes that
+    docker's --env-file keeps.
+    """
+    token = text.strip(_AROUND)
+    if len(token) > 1 and token[0] == token[-1] and token[0] in "\"'":
+        token = token[1:-1].strip(_AROUND)
+    if token and not _TOKEN.fullmatch(token):
         raise BadRequest(f"{name} is not a token: it contains a space, a line end, or a character outside ASCII.",
                          f"Copy the token again, and set {name} to the token only.")
-    return text or None
+    return token or None
 
 
 def _has_host(url: str) -> bool:

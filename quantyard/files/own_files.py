@@ -38,6 +38,14 @@ def typed_file_path(text: str) -> Path:
         return Path(text)
 
 
+def home_folder() -> Path | None:
+    """The user's home; None where neither HOME nor a name of the user tells it, as in a container with `--user`."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def kind_of_path(path: Path) -> Literal["file", "folder", "other", ""]:
     """What the path is, links followed; "" if nothing is there or the path is invalid (too long, surrogates)."""
     try:

@@ -64,6 +64,10 @@ class HubAccess:
     endpoint: str | None = None
     token: str | None = None
 
+    def __post_init__(self) -> None:
+        """Without the line end that a token from a file brings along: no HTTP header may hold one."""
+        object.__setattr__(self, "token", (self.token or "").strip() or None)
+
     def __repr__(self) -> str:
         """Hides the token from logs and tracebacks."""
         return f"HubAccess(endpoint={self.endpoint!r}, token={'set' if self.token else None})"

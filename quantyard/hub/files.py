@@ -80,7 +80,8 @@ PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 UNQUANTIZED = (("F32", "FP32"), ("BF16",), ("F16", "FP16"))
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
-_NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")  # 96 characters, as huggingface_hub has
+_LONGEST_PART = 96  # characters of each part
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+#=-]{0,254}")
 
 
@@ -123,7 +124,7 @@ def parse_hub_repo_id(text: str) -> tuple[str, str | None]:
 def _is_repo_id(text: str) -> bool:
     parts = text.split("/")
     legal = all(_NAME_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
-    return len(parts) == 2 and legal and not text.endswith(".git") and len(text) <= 96
+    return len(parts) == 2 and legal and not text.endswith(".git")
 
 
 def hub_model_url(repo_id: str, commit: str) -> str:
@@ -154,6 +155,8 @@ def _fault(repo_id: str) -> str:
         return "the organisation before the name is missing"
     if len(parts) > 2:
         return f"it has {len(parts)} parts, not two"
+    if longest := max((part for part in parts if len(part) > _LONGEST_PART), key=len, default=""):
+        return f"{longest[:20]}… has {len(longest)} characters, and a name has {_LONGEST_PART} at most"
     return "a name has letters, digits, '_', '.' and '-', without '-' or '.' at its ends and without '--' or '..'"
 
 

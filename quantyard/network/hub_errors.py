@@ -7,6 +7,7 @@ in publish/hub/errors.py.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class HubProblem:
 
 Words = tuple[str, str]  # the fact, and what to do next
 AGAIN: Final = "Type the same command again later: what has arrived is kept."  # for a stage that downloads
+_BEARER: Final = re.compile(r"Bearer [^'\"]*")
 _CHECK: Final = "Check the network, HF_ENDPOINT and HTTPS_PROXY."
 
 
@@ -196,8 +198,9 @@ def _kind_of(chain: list[BaseException]) -> str:
 
 
 def _innermost(chain: list[BaseException]) -> str:
-    """The message of the first cause, on one line, with its type."""
-    return f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1]).split())}".removesuffix(": ")
+    """The message of the first cause, on one line, with its type; without a token, which an illegal header shows."""
+    words = _BEARER.sub("Bearer (the token)", " ".join(str(chain[-1]).split()))
+    return f"{type(chain[-1]).__name__}: {words}".removesuffix(": ")
 
 
 def _access(asked: AskedHub) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadRequest
+from quantyard.files.own_files import home_folder
 from quantyard.paths import REPO_DIR
 from quantyard.plan.evaluation import plan_suite_folder
 from quantyard.protocol.base import FileEntry
@@ -197,7 +198,7 @@ def _folders(release: Release) -> dict[str, str]:
     """The folders that a record may name, and the names that replace them."""
     source = release.manifest.source
     named = [(release.folder, "artifacts"), (release.folder.parents[2], "store"), (REPO_DIR, "quantyard")]
-    named.append((Path.home(), "~"))
+    named += [(home, "~")] if (home := home_folder()) else []
     if not source.repo_id:  # a local source's title is its path
         path = Path(source.title)
         named.append((path, path.name) if source.kind == "huggingface" else (path.parent, "source"))

@@ -48,8 +48,8 @@ class Licence:
     @property
     def hub_id(self) -> str:
         """What a card's `license` may hold: "other" for names that the Hub has no identifier for."""
-        rule = RULES.get(self.id)
-        return self.id if rule and rule.on_hub else "other"
+        rule = _rule(self.id)
+        return rule.id if rule and rule.on_hub else "other"
 
 
 _CHANGED: Final = "The files were changed: converted to GGUF and quantized."
@@ -179,9 +179,23 @@ _TABLE: Final[tuple[LicenceRule, ...]] = (
     LicenceRule("deepseek", "yes", _RAIL, on_hub=False),
 )  # fmt: skip
 RULES: Final = {rule.id: rule for rule in _TABLE}
+# SPDX's identifiers (https://spdx.org/licenses) whose name on the Hub is another. To add one: add a row.
+_ON_HUB: Final = {
+    "odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", "c-uda-1.0": "c-uda", "lgpllr": "lgpl-lr",
+    "gpl-1.0": "gpl", "lgpl-2.0": "lgpl", "gfdl-1.1": "gfdl", "gfdl-1.2": "gfdl", "gfdl-1.3": "gfdl",
+    "llama-2": "llama2", "deepseek-license": "deepseek",
+}  # fmt: skip
+_SUFFIX: Final = re.compile(r"(?:-or-later|-only|\+)$")  # of SPDX: which versions of the licence apply
+_SPDX_VERSIONED: Final = re.compile(r"(?:a|l)?gpl-\d|gfdl-\d|eupl-\d")  # those that SPDX gives such a suffix
 _NO_NAME: Final = frozenset({"", "unknown", "other", "none"})
 _IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9.+_-]{0,94}[a-z0-9+])?")
 _SHOWN: Final = 60  # characters of a value that is not an identifier
+
+
+def _rule(name: str) -> LicenceRule | None:
+    """The rule of an identifier of the Hub or of SPDX. "gpl-3.0-or-later" stands under that of "gpl-3.0"."""
+    plain = _SUFFIX.sub("", name) if _SPDX_VERSIONED.match(name) else name
+    return next((RULES[key] for key in (name, plain, _ON_HUB.get(plain, "")) if key in RULES), None)
 
 
 def source_licence(license_id: str | None, stated: str, license_name: str = "") -> Licence:
@@ -204,7 +218,7 @@ def source_licence(license_id: str | None, stated: str, license_name: str = "") 
         if not user:
             raise _nameless(license_id or "", license_name)
         return Licence(user, "user", _notices(user))
-    if user and user != source:
+    if user and user != source and not (_rule(user) and _rule(user) is _rule(source)):
         hint = f"Leave LICENSE out, or type LICENSE={source}."
         raise BadRequest(f"The source's licence is {source}, and LICENSE says {user}.", hint)
     if _may_share(source):
@@ -236,18 +250,18 @@ def _stated(text: str, source: str) -> str:
         message = f"LICENSE={_shown(text)} is not a licence identifier."
         raise BadRequest(message, "Type one that the Hub knows, such as LICENSE=apache-2.0.")
     near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.8)
-    if name != source and name not in RULES and near:
+    if name != source and not _rule(name) and near:
         raise BadRequest(f"Unknown licence {name!r}. Did you mean {near[0]!r}?", f"Type LICENSE={near[0]}")
     return name
 
 
 def _may_share(name: str) -> bool:
-    rule = RULES.get(name)
+    rule = _rule(name)
     return rule is not None and rule.derivatives == "yes"
 
 
 def _notices(name: str) -> tuple[str, ...]:
-    rule = RULES.get(name)
+    rule = _rule(name)
     return rule.notices if rule else ()
 
 
@@ -259,7 +273,7 @@ def _nameless(license_id: str, license_name: str) -> NeedsPermission:
 
 
 def _not_allowed(name: str) -> NeedsPermission:
-    rule = RULES.get(name)
+    rule = _rule(name)
     if rule is None:
         message = f"The licence {name} is not one that Quantyard knows."
     elif rule.derivatives == "no":

@@ -198,12 +198,17 @@ def certificate(tmp_path: Path) -> Path:
         socket.gethostbyname(host)
     except OSError:
         pytest.skip(f"the machine's name, {host}, leads nowhere")
+    return _certificate(tmp_path, f"DNS:{host}")
+
+
+def _certificate(folder: Path, names: str) -> Path:
+    """A self-signed certificate for these names, beside its key."""
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={host}",
-         "-addext", f"subjectAltName=DNS:{host}", "-keyout", "key.pem", "-out", "cert.pem"],
-        cwd=tmp_path, check=True, capture_output=True,
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry",
+         "-addext", f"subjectAltName={names}", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=folder, check=True, capture_output=True,
     )  # fmt: skip
-    return tmp_path / "cert.pem"
+    return folder / "cert.pem"
 
 
 def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
@@ -218,6 +223,26 @@ def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
         assert "EXTRA_CA" in caught.value.hint
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert push_oci_model(parse_oci_reference(f"{address}/{NAME}"), small, login, silent) == oci_digest(small)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_registry_with_tls_on_this_machine_is_spoken_to_with_tls(
+    host: str, store: Registry, model: OciModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = _certificate(tmp_path, "DNS:localhost,IP:127.0.0.1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # not for this machine
+    small = replace(model, parts=model.licences)
+    tls = f", tls: {{certificate: {certificate}, key: {tmp_path}/key.pem}}"
+    with _guarded(tmp_path, host, tls) as address:
+        reference = parse_oci_reference(f"{address}/{NAME}")
+        login = registry_docker_login(address, _docker_config(tmp_path, address))
+        with pytest.raises(RegistryUnreachable, match="certificate") as caught:
+            push_oci_model(reference, small, login, silent)
+        assert "EXTRA_CA" in caught.value.hint and not (tmp_path / "data").exists()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with pytest.raises(LoginNeeded, match="asks for a login"):
+            push_oci_model(reference, small, None, silent)
+        assert push_oci_model(reference, small, login, silent) == oci_digest(small)
 
 
 def test_no_other_machine_is_spoken_to_without_tls(

@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 
 from quantyard.card.blocks import card_blocks, card_table_cells
 from quantyard.card.hub_results import BENCHMARKS
-from quantyard.card.metadata import OWN_TAGS
+from quantyard.card.metadata import OWN_TAGS, card_metadata
 from quantyard.card.render import CardContext, card_differences, card_eval_results, render_card
+from quantyard.card.subject import CardSubject
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_memory
 from quantyard.protocol.base import FileEntry
@@ -348,3 +349,26 @@ def test_a_base_models_card_shows_how_to_continue_a_text_and_nothing_that_chats(
     assert "This is a base model" in card and "client.completions.create(" in card
     assert not [word for word in ("chat.completions", "ollama", "lms get", "docker model", "outlines") if word in card]
     assert "llama-server -hf" in card and "ghcr.io/ggml-org/llama.cpp:server" in card
+
+
+# ---- languages, as the Hub takes them ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("named", "codes", "tags"), [
+    (["zh-CN"], ["zh"], ["zh-CN"]),
+    (["zh_hans_cn", "zh"], ["zh"], ["zh-Hans-CN"]),
+    (["pt-BR", "pt-PT"], ["pt"], ["pt-BR", "pt-PT"]),
+    (["sr-Latn", "sr-Cyrl"], ["sr"], ["sr-Latn", "sr-Cyrl"]),
+    (["eng_Latn", "deu_Latn"], ["eng", "deu"], ["eng-Latn", "deu-Latn"]),
+    (["EN", "de"], ["en", "de"], None),
+    (["es-419", "ca-valencia"], ["es", "ca"], ["es-419", "ca-valencia"]),
+    (["code", "multilingual"], ["code", "multilingual"], None),
+    (["english", "e", "x" * 50], None, None),
+])  # fmt: skip
+def test_languages_are_codes_and_what_more_they_say_stands_beside_them(
+    named: list[str], codes: list[str] | None, tags: list[str] | None
+) -> None:
+    manifest = manifest_of()
+    manifest.source.card = manifest.source.card.model_copy(update={"languages": named})
+    data = card_metadata(CardSubject(manifest, CONTEXT)).to_dict()
+    assert (data.get("language"), data.get("language_bcp47")) == (codes, tags)

@@ -548,6 +548,10 @@ def test_a_wait_longer_than_anybody_watches_is_told_and_not_waited(
     (413, "Payload too large", UploadRefused, "too large"),
     (403, "Private repository storage limit reached, please upgrade your plan.", UploadRefused, "no room"),
     (402, "Payment required", UploadRefused, "no room"),
+    (507, "Insufficient storage", UploadRefused, "no room"),
+    (429, "You have exceeded your hourly quota of requests. Upgrade your plan", HubUnreachable, "fewer requests"),
+    (429, "You may commit 128 times per hour. You can retry in about 1 hour", HubUnreachable, "128 times"),
+    (503, "quota service is not available", HubUnreachable, "answers 503"),
     (403, "This resource group is closed", MayNotWrite, "This resource group is closed"),
     (404, "", RepoNotFound, "The Hub finds no"),
     (400, "Your push was \x1b[31mrejected\n because", UploadRefused, "Your push was [31mrejected because"),
@@ -564,6 +568,37 @@ def test_each_refusal_has_words_of_its_own(
     assert said in f"{caught.value.message}" and caught.value.hint
     assert "\x1b" not in caught.value.message
     assert content(fake_hub.repos[REPO]) == {"theirs.txt": b"stays"}
+
+
+@pytest.mark.parametrize(("said", "kind", "words"), [
+    ((413, "Your storage quota is exceeded"), "UploadRefused", "no room"),
+    ((429, "You hit the hourly quota, retry later"), "HubUnreachable", "no more files"),
+    ((429, "Too many requests"), "HubUnreachable", "no more files"),
+])  # fmt: skip
+def test_an_object_that_is_refused_for_now_is_not_one_without_room(
+    fake_hub: HubServer, release: list[PublishedFile], said: tuple[int, str], kind: str, words: str
+) -> None:
+    fake_hub.uploads.refusals[hashlib.sha256(Q8).hexdigest()] = said
+    told = refused(fake_hub, release)
+    assert told.startswith(kind) and words in told and said[1] in told
+
+
+@pytest.mark.parametrize(("status", "words"), [(413, "too large"), (429, "fewer requests"), (403, "has run out")])
+def test_what_the_storage_refuses_is_told_by_its_status(
+    fake_hub: HubServer, release: list[PublishedFile], status: int, words: str
+) -> None:
+    fake_hub.fail(fake_hub.uploads.path_of(Q4), status=status, times=None)
+    assert words in refused(fake_hub, release)
+
+
+@pytest.mark.parametrize("repo", ["o" * 42 + "/" + "n" * 96, "o" * 96 + "/n", "me/" + "n" * 94])
+def test_a_repo_may_have_as_long_a_name_as_huggingface_hub_takes(repo: str) -> None:
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo)
+    check_hub_target(HubTarget(repo))
+    with pytest.raises(BadRequest, match="has 97 characters, and a name has 96 at most"):
+        check_hub_target(HubTarget("me/" + "n" * 97))
 
 
 def test_an_object_that_is_too_large_is_refused_in_the_hubs_words(

@@ -138,3 +138,30 @@ def test_legal_files_of_the_top_folder_travel_and_no_others() -> None:
     assert source_licence_files(names) == [
         "LICENSE", "license.md", "LICENCE-MIT", "Copying", "NOTICE.txt", "Notice", "USE_POLICY.md",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "hub_id"), [
+    ("GPL-3.0-or-later", "gpl-3.0"), ("GPL-3.0-only", "gpl-3.0"), ("GPL-2.0+", "gpl-2.0"), ("GPL-1.0-or-later", "gpl"),
+    ("AGPL-3.0-or-later", "agpl-3.0"), ("LGPL-2.1-only", "lgpl-2.1"), ("LGPL-2.0-or-later", "lgpl"),
+    ("GFDL-1.3-or-later", "gfdl"), ("Apache-2.0", "apache-2.0"), ("BSD-3-Clause", "bsd-3-clause"), ("ODbL-1.0", "odbl"),
+    ("ODC-By-1.0", "odc-by"), ("PDDL-1.0", "pddl"), ("CC-BY-SA-4.0", "cc-by-sa-4.0"), ("CDLA-Permissive-2.0",
+    "cdla-permissive-2.0"), ("EUPL-1.2", "eupl-1.2"),
+])  # fmt: skip
+def test_a_licence_by_its_spdx_name_has_the_hubs_and_keeps_its_notices(named: str, hub_id: str) -> None:
+    found = source_licence(named, "")
+    assert (found.id, found.hub_id, found.stated_by) == (named.lower(), hub_id, "source")
+    assert found.notices == source_licence(hub_id, "").notices
+
+
+@pytest.mark.parametrize("stated", ["gpl-3.0", "GPL-3.0-only", "gpl-3.0-or-later"])
+def test_a_licence_stated_under_another_of_its_names_is_the_same(stated: str) -> None:
+    assert source_licence("GPL-3.0-or-later", stated).id == "gpl-3.0-or-later"
+    with pytest.raises(BadRequest, match="LICENSE says"):
+        source_licence("GPL-2.0-or-later", stated)
+
+
+@pytest.mark.parametrize("named", ["MIT-or-later", "apache-2.0-only", "GPL-9.0-or-later", "acme-1.0"])
+def test_a_suffix_makes_no_licence_of_a_name_that_has_none(named: str) -> None:
+    with pytest.raises(NeedsPermission, match="not one that Quantyard knows"):
+        source_licence(named, "")
+    assert source_licence(named, named).hub_id == "other"

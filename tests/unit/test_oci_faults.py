@@ -168,6 +168,21 @@ def test_without_a_login_it_says_what_to_type(auth: str, gguf: PublishedFile) ->
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
+def test_a_registry_that_asks_for_a_login_hears_why_there_is_none(auth: str, gguf: PublishedFile) -> None:
+    with oci_server(auth=auth) as server:
+        error = _refused(server, gguf, LoginNeeded, RegistryCredentials(note="docker-credential-x is not installed"))
+        assert error.message.endswith("docker-credential-x is not installed, so it was asked without a login.")
+        assert "asks for a login" in error.message
+
+
+def test_a_visitor_whose_helper_is_missing_pushes_where_no_login_is_asked_for(
+    server: OciServer, gguf: PublishedFile
+) -> None:
+    _push(server, gguf, RegistryCredentials(note="docker-credential-x is not installed"))
+    assert not any(authorization for _, _, authorization in server.log)
+
+
+@pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_a_wrong_login_is_told_from_none_and_never_shown(auth: str, gguf: PublishedFile) -> None:
     with oci_server(auth=auth) as server:
         error = _refused(server, gguf, LoginNeeded, RegistryCredentials(USER, "wr0ng"))

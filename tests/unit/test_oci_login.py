@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quantyard.errors import BadRequest
+from quantyard.publish.registry import login
 from quantyard.publish.registry.errors import LoginNeeded
 from quantyard.publish.registry.login import RegistryCredentials, registry_docker_login
 
@@ -52,10 +53,23 @@ def test_a_login_in_dockers_file_is_found(tmp_path: Path) -> None:
     assert registry_docker_login("url.example", config) == RegistryCredentials("u", "p")
 
 
-def test_no_login_is_none(tmp_path: Path) -> None:
-    assert registry_docker_login("registry.example", tmp_path / "none.json") is None
-    assert registry_docker_login("registry.example", _config(tmp_path, auths={"registry.example": {}})) is None
-    assert registry_docker_login("registry.example", _config(tmp_path, auths={"other.example": _auth("me:x")})) is None
+def test_without_a_login_one_is_a_visitor(tmp_path: Path) -> None:
+    for config in (
+        tmp_path / "none.json", _config(tmp_path, auths={"registry.example": {}}),
+        _config(tmp_path, auths={"other.example": _auth("me:x")}),
+    ):
+        assert not registry_docker_login("registry.example", config)
+
+
+def test_a_line_end_after_a_secret_is_no_part_of_it(tmp_path: Path, helper: Helper) -> None:
+    config = _config(tmp_path, auths={
+        "registry.example": _auth("me:s3\n"), "token.example": {"identitytoken": "tok\r\n"},
+    })  # fmt: skip
+    assert registry_docker_login("registry.example", config) == RegistryCredentials("me", "s3")
+    assert registry_docker_login("token.example", config) == RegistryCredentials(identity_token="tok")
+    helper("safe", 'echo \'{"Username":"me","Secret":"s3\\\\n"}\'')
+    found = registry_docker_login("registry.example", _config(tmp_path, credsStore="safe"))
+    assert (found.username, found.secret) == ("me", "s3")
 
 
 def test_a_credential_helper_is_asked_by_the_registrys_name(tmp_path: Path, helper: Helper) -> None:
@@ -63,7 +77,7 @@ def test_a_credential_helper_is_asked_by_the_registrys_name(tmp_path: Path, help
     assert registry_docker_login(
         "registry.example", _config(tmp_path, credsStore="safe", auths={})
     ) == RegistryCredentials("me", "s3")
-    assert registry_docker_login("other.example", _config(tmp_path, credsStore="safe")) is None
+    assert registry_docker_login("other.example", _config(tmp_path, credsStore="safe")) == RegistryCredentials()
     one = _config(tmp_path, credHelpers={"registry.example": "safe"}, auths={"other.example": _auth("you:x")})
     assert registry_docker_login("registry.example", one) == RegistryCredentials("me", "s3")
     assert registry_docker_login("other.example", one) == RegistryCredentials("you", "x")
@@ -76,13 +90,31 @@ def test_a_helpers_identity_token_is_one(tmp_path: Path, helper: Helper) -> None
     )
 
 
-@pytest.mark.parametrize("script", [None, "echo no json"])
-def test_a_helper_that_is_missing_or_broken_is_said(script: str | None, tmp_path: Path, helper: Helper) -> None:
+_FAULTS = {
+    "missing": (None, "is not installed"), "no JSON": ("echo no json", "does not work"),
+    "a list": ("echo []", "does not work"), "nothing": ("exit 0", "does not work"),
+    "hangs": ("exec sleep 9", "did not answer within 0.2 s"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", _FAULTS)
+def test_a_helper_that_is_missing_or_broken_is_passed_over_and_remembered(
+    fault: str, tmp_path: Path, helper: Helper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, says = _FAULTS[fault]
     if script:
         helper("gone", script)
-    with pytest.raises(LoginNeeded, match="docker-credential-gone does not answer") as caught:
-        registry_docker_login("registry.example", _config(tmp_path, credsStore="gone"))
-    assert "docker login registry.example" in caught.value.hint
+    monkeypatch.setattr(login, "_HELPER_TIMEOUT_S", 0.2 if fault == "hangs" else 30)
+    for named in ({"credsStore": "gone"}, {"credHelpers": {"registry.example": "gone"}}):
+        visitor = registry_docker_login("registry.example", _config(tmp_path, **named))
+        assert not visitor and visitor.note.startswith("docker-credential-gone") and says in visitor.note
+        kept = _config(tmp_path, auths={"registry.example": _auth("me:s3")}, **named)
+        assert registry_docker_login("registry.example", kept) == RegistryCredentials("me", "s3")
+
+
+def test_a_helper_that_has_no_login_is_not_at_fault(tmp_path: Path, helper: Helper) -> None:
+    helper("safe", "echo credentials not found in native keychain; exit 1")
+    assert registry_docker_login("registry.example", _config(tmp_path, credsStore="safe")).note == ""
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"auths": []}'])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantyard.errors import BadRequest
-from quantyard.paths import REPO_DIR
+from quantyard.paths import REPO_DIR, default_data_path
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import FileEntry, StageResult
 from quantyard.protocol.builder import SplitRequest
@@ -23,7 +23,7 @@ from quantyard.store.manifest import Manifest, StageRecord, parse_manifest
 from quantyard.store.visible_files import set_file_aside
 from quantyard.workflows import planning
 from tests.hub_server import HubServer
-from tests.released import SUITE, TASKS, Yard, lay_out, tiny
+from tests.released import REPO, SUITE, TASKS, Yard, lay_out, tiny
 from tests.unit.fake_engine import FakeEngine, writes
 
 
@@ -259,3 +259,32 @@ def test_a_manifest_that_cannot_be_read_is_set_aside_and_never_written_over(yard
 def test_a_record_of_a_stage_is_whole_in_what_is_published(yard: Yard) -> None:
     record = release_manifest(found(yard), {}).stages["quantize Q8_0"]
     assert isinstance(record, StageRecord) and record.outputs[0].sha256 == file_sha256(yard.file("Q8_0"))
+
+
+# ---- a user without a home or a name -----------------------------------------------------------------
+
+
+def _nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `docker run --user 12345`: no HOME, and a uid that /etc/passwd does not have."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+def test_a_release_is_published_by_a_user_without_a_home(yard: Yard) -> None:
+    _nobody(yard.monkeypatch)
+    yard.monkeypatch.delenv("HF_HOME")
+    yard.monkeypatch.delenv("DOCKER_CONFIG")
+    said = yard.publish()
+    assert said.code == 0, said.err
+    assert yard.verify(f"--repo={REPO}").code == 0
+
+
+def test_a_local_set_up_without_a_home_is_looked_for_below_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    _nobody(monkeypatch)
+    assert not default_data_path({}).is_absolute()
+    assert default_data_path({"HOME": "/h"}) == Path("/h/.local/share")
+    assert default_data_path({"XDG_DATA_HOME": "/d"}) == Path("/d")

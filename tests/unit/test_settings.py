@@ -10,7 +10,7 @@ import pytest
 from quantyard.cli.commands import MEASURING
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.request import read_command_request
-from quantyard.cli.values import mismatch_setting
+from quantyard.cli.values import mismatch_setting, token_setting
 from quantyard.errors import BadRequest
 from quantyard.quants.catalog import find_quant
 from quantyard.requests import BuildRequest, MeasureRequest
@@ -138,3 +138,26 @@ def test_kinds_of_mismatch_are_read_once_each_in_any_case() -> None:
     value = {"ALLOW_MISMATCH": "script:Hebrew, normalization,script:hebrew"}
     assert mismatch_setting("ALLOW_MISMATCH", value) == ("script:hebrew", "normalization")
     assert mismatch_setting("ALLOW_MISMATCH", {"ALLOW_MISMATCH": ""}) == ()
+
+
+# ---- tokens and homes as they come -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [
+    "hf_abc\n", "hf_abc\r\n", "  hf_abc ", "\thf_abc", "\ufeffhf_abc", "hf_abc\u200b", '"hf_abc"', "'hf_abc'\n",
+    "hf_abc\0",
+])  # fmt: skip
+def test_a_token_is_taken_without_what_a_file_or_variable_puts_around_it(given: str) -> None:
+    assert token_setting("HF_TOKEN", given) == "hf_abc"
+
+
+@pytest.mark.parametrize("given", ["\n", " ", '""', "\r\n"])
+def test_a_token_of_nothing_else_is_none(given: str) -> None:
+    assert token_setting("HF_TOKEN", given) is None
+
+
+@pytest.mark.parametrize("given", ["hf_abc\nhf_def", "hf_abc def", "hf_äbc", "hf_abc\x1b"])
+def test_a_token_that_no_header_may_hold_is_refused_and_never_shown(given: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        token_setting("HF_TOKEN", given)
+    assert "hf_" not in caught.value.message + caught.value.hint

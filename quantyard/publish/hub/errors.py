@@ -32,6 +32,8 @@ MOVED_STATUS = frozenset({409, 412})
 AGAIN = "Type the same command again: uploaded files are not sent again."
 _LONGEST_WORDS = 300  # characters
 _NO_ROOM = re.compile(r"storage (limit|patterns|quota)|quota|out of storage|upgrade your plan", re.IGNORECASE)
+# In the Hub's words: try again later. A limit of requests is a "quota" to it too.
+_LIMITED = re.compile(r"rate.?limit|too many requests|per (?:hour|minute)|hourly|\bretry\b", re.IGNORECASE)
 _UPLOADING = re.compile(r"Error while uploading '(.*)' to the Hub", re.DOTALL)
 _LFS_ERROR = re.compile(r"Encountered error for file with OID \w+: `(.*)", re.DOTALL)
 
@@ -140,11 +142,13 @@ def publish_bad_card(response: httpx2.Response) -> UploadRefused:
     )
 
 
-def publish_asked_to_wait(response: httpx2.Response, asked_s: float) -> HubUnreachable:
-    """The Hub limits our requests for a long time."""
+def publish_asked_to_wait(response: httpx2.Response, asked_s: float, words: str = "") -> HubUnreachable:
+    """The Hub limits our requests for a long time; `words`: its own."""
     wanted = f", and to be asked again in {asked_s:.0f} s" if asked_s else ", also after waiting"
-    hint = f"Wait until then. {AGAIN}" if asked_s else f"Wait some minutes. {AGAIN}"
-    return HubUnreachable(f"{_host(response)} wants fewer requests (answer {response.status_code}){wanted}.", hint)
+    hint = f"Wait until then. {AGAIN}" if asked_s else f"Wait some minutes, or as long as it says. {AGAIN}"
+    said = f" {plain_publish_text(words)}" if words else ""
+    message = f"{_host(response)} wants fewer requests (answer {response.status_code}){wanted}.{said}"
+    return HubUnreachable(message, hint)
 
 
 @contextmanager
@@ -194,7 +198,7 @@ def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> Quantya
     elif isinstance(cause, HfHubHTTPError):
         ours = _refused(cause, api, repo_id, path)
     elif isinstance(cause, ValueError) and (found := _LFS_ERROR.search(str(cause))):
-        ours = _no_upload(plain_publish_text(found[1]), 0, repo_id, api.endpoint)
+        ours = _no_object(plain_publish_text(found[1]), repo_id, api.endpoint)
     elif path and isinstance(cause, httpx2.NetworkError | httpx2.ProtocolError | httpx2.TimeoutException):
         ours = HubUnreachable(f"The connection broke while {path} was sent, again and again.", AGAIN, str(cause))
     else:
@@ -216,10 +220,13 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
 
     status, words = error.response.status_code, plain_publish_text(error.server_message or "")
     tokens = f"{api.endpoint}/settings/tokens"
-    if _host(error.response) != urlsplit(str(api.endpoint)).netloc and status < 500:
+    # Waiting comes first: a limit of requests is a "quota" in the Hub's words too.
+    if status == 429:
+        return publish_asked_to_wait(error.response, hub_asked_to_wait_s(error.response.headers), words)
+    if _host(error.response) != urlsplit(str(api.endpoint)).netloc and status in (400, 401, 403):
         message = f"The Hub's storage refuses {path or 'a file'} (answer {status}): its signed address has run out."
         return HubUnreachable(message, AGAIN)
-    if status in (402, 413, 507) or _NO_ROOM.search(words):
+    if status in (402, 413, 507) or (status < 500 and status != 401 and _NO_ROOM.search(words)):
         return _no_upload(words, status, repo_id, api.endpoint)
     if status == 401:
         message = "The Hub does not accept the token in HF_TOKEN (answer 401)."
@@ -233,12 +240,17 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
     if status in MOVED_STATUS:
         message = f"{repo_id} changes faster than we can publish (answer {status}). Nothing was published."
         return RepoChanged(message, AGAIN)
-    if status == 429:
-        return publish_asked_to_wait(error.response, hub_asked_to_wait_s(error.response.headers))
     if status >= 500:
         what = f"while {path} was sent" if path else f"to a request for {repo_id}"
         return HubUnreachable(f"{_host(error.response)} answers {status} {what}, also after waiting.", AGAIN)
     return UploadRefused(f"The Hub refuses this for {repo_id} (answer {status}): {words}", "Change what it refuses.")
+
+
+def _no_object(words: str, repo_id: str, endpoint: str) -> QuantyardError:
+    """The Hub's storage does not take one file; the answer has words, and no status."""
+    if _LIMITED.search(words):
+        return HubUnreachable(f"The Hub takes no more files for {repo_id} for now: {words}", f"Wait. {AGAIN}")
+    return _no_upload(words, 0, repo_id, endpoint)
 
 
 def _no_upload(words: str, status: int, repo_id: str, endpoint: str) -> UploadRefused:

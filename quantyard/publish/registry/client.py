@@ -1,6 +1,7 @@
 """A client of OCI's distribution protocol: uploads blobs in chunks that can be resumed, then manifests.
 
-TLS trusts the certificates in SSL_CERT_FILE; plain HTTP is used for this machine only, as docker does.
+TLS trusts the certificates in SSL_CERT_FILE. A registry on this machine is asked with plain HTTP first, as it may have
+either; every other one has TLS.
 """
 
 from __future__ import annotations
@@ -59,17 +60,22 @@ class Registry:
     repository: str
     credentials: RegistryCredentials | None
     _authorization: str = field(default="", repr=False)
+    _scheme: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """A registry on this machine may have TLS or not: `ping` finds out."""
+        self._scheme = "http" if is_loopback_registry(self.name) else "https"
 
     def __enter__(self) -> Self:
         import httpx2
 
         from quantyard.network.bounded_http import HttpBorder, bound_http_client
 
+        is_here = is_loopback_registry(self.name)
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
-        # Connections to this machine need no proxy.
-        self._http = bound_http_client(
-            httpx2.Client(timeout=timeout, trust_env=not is_loopback_registry(self.name)), HttpBorder()
-        )
+        # Connections to this machine need no proxy; SSL_CERT_FILE counts for them too.
+        client = httpx2.Client(timeout=timeout, trust_env=not is_here, verify=httpx2.create_ssl_context())
+        self._http = bound_http_client(client, HttpBorder())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,7 +85,7 @@ class Registry:
     def address(self) -> str:
         """The address of its API, without a slash at the end."""
         host = "registry-1.docker.io" if self.name == DOCKER_HUB else self.name
-        return f"{'http' if is_loopback_registry(self.name) else 'https'}://{host}/v2"
+        return f"{self._scheme}://{host}/v2"
 
     def ping(self) -> None:
         """Check that this is a registry that accepts us.
@@ -87,11 +93,30 @@ class Registry:
         Raises:
             OciError: it is not a registry, or it refuses.
         """
-        response = self.with_retries("GET", f"{self.address}/")
+        response = self._plain_ping() if self._scheme == "http" else None
+        response = response or self.with_retries("GET", f"{self.address}/")
         if response.status_code == 404:
             message = f"{self.name} is not a registry: {self.address}/ answers 404."
             raise RegistryRefused(message, "Name it like this: registry.example/team/name")
         self.expect(response, 200)
+
+    def _plain_ping(self) -> httpx2.Response | None:
+        """The answer to a plain request; None: none to go by. A registry with TLS answers one with status 400 or a
+        redirect to https, or hangs up; then its scheme is https from now on.
+        """
+        import httpx2
+
+        try:
+            response = self.send("GET", f"{self.address}/")
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            self._scheme = "https"
+            return None
+        except httpx2.TransportError:
+            return None
+        if response.status_code == 400 or response.headers.get("Location", "").startswith("https:"):
+            self._scheme = "https"
+            return None
+        return None if response.status_code in TRANSIENT_STATUS else response
 
     def blob_size(self, digest: str) -> int | None:
         """Size in bytes of a blob; -1: it exists, size unknown; None: it does not exist."""
@@ -141,7 +166,8 @@ class Registry:
         raise self._refusal(response)
 
     def _refusal(self, response: httpx2.Response) -> OciError:
-        return registry_refusal(response, self.name, self.repository, logged_in=self.credentials is not None)
+        note = self.credentials.note if self.credentials is not None else ""
+        return registry_refusal(response, self.name, self.repository, logged_in=bool(self.credentials), note=note)
 
     def with_retries(
         self, method: str, url: str, content: Content | None = None, headers: Mapping[str, str] | None = None

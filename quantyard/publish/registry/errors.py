@@ -95,15 +95,17 @@ def registry_kept_too_much(registry: str, kept_bytes: int, sent_bytes: int) -> R
     return RegistryRefused(message, "Check that no proxy answers in its place, and try again.")
 
 
-def registry_refusal(response: httpx2.Response, registry: str, repository: str, *, logged_in: bool) -> OciError:
-    """The error that a failure status means."""
+def registry_refusal(
+    response: httpx2.Response, registry: str, repository: str, *, logged_in: bool, note: str = ""
+) -> OciError:
+    """The error that a failure status means. `note`: why docker's credential helper gave no login."""
     status, words = response.status_code, registry_words(response)
     login = f"Type: docker login {registry}"
     if status == 401:
         how = "does not accept the login that docker keeps for it" if logged_in else "asks for a login"
-        return LoginNeeded(f"The registry {registry} {how}{words}.", login)
+        return LoginNeeded(f"The registry {registry} {how}{words}.{_said(note)}", login)
     if status == 403:
-        message = f"The registry {registry} does not let you push to {repository}{words}."
+        message = f"The registry {registry} does not let you push to {repository}{words}.{_said(note)}"
         return PushDenied(message, f"Ask its owner for the right to push, or change account: docker login {registry}")
     if status in TRANSIENT_STATUS:
         return RegistryUnreachable(f"The registry {registry} answers {status} again and again{words}.", "Try later.")
@@ -115,6 +117,10 @@ def registry_refusal(response: httpx2.Response, registry: str, repository: str, 
         return RegistryRefused(f"The registry {registry}, or a proxy before it, refuses so large a file{words}.", hint)
     hint = "Ask its owner whether it takes OCI artifacts of any media type, and files of this size."
     return RegistryRefused(f"The registry {registry} refuses what is pushed to {repository} ({status}){words}.", hint)
+
+
+def _said(note: str) -> str:
+    return f" {note}, so it was asked without a login." if note else ""
 
 
 def registry_artifact_changed(path: str, what: str) -> ArtifactChanged:
