@@ -32,6 +32,7 @@ from quantyard.errors import EngineError
 from quantyard.execution.progress import LineReporter
 from quantyard.paths import REPO_DIR
 from quantyard.workflows.demo import workflow_demo_folder
+from tests.outputs import check_output
 from tests.tiny_model import write_tiny_model
 
 pytest_plugins = ["tests.phases", "tests.released"]
@@ -82,11 +83,11 @@ def run_here(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def run_json(*argv: str, **environment: str) -> dict[str, Any]:
-    """Run a command that must end well with `--json`; returns its one object."""
+    """Run a command that must end well with `--json`; returns its one object, which is as its published schema says."""
     done = run(*argv, JSON="1", **environment)
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
-    assert isinstance(value, dict)
+    check_output(argv[0], value)
     return value
 
 

@@ -122,8 +122,12 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
 
     console, message, hint = stderr_console(), as_typed_command(error.message), as_typed_command(error.hint)
     if _wants_json(args):
-        said = {"kind": error.kind, "message": message, "hint": hint, "detail": error.detail, "exit_code": error.code}
-        print_json({"error": said})
+        from quantyard.cli.json_outputs.base import ErrorFacts, ErrorOutput
+
+        facts = ErrorFacts(
+            kind=error.kind, message=message, hint=hint, detail=error.detail, exit_code=error.code,
+        )
+        print_json(ErrorOutput(error=facts))
         flush_stdout()
     if error.detail:  # indented, so that a stage's text cannot look like one of our lines
         console.print(indent(terminal_safe_text(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)

@@ -19,7 +19,9 @@ def plan_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     planned = plan_workflow(request)
     if request.json:
-        print_json(summary.plan_json(planned))
+        from quantyard.cli.json_outputs.building import plan_output
+
+        print_json(plan_output(planned))
         return
     stdout_console().print(summary.terminal_plan(planned), soft_wrap=True)
     planned.check_disk()
@@ -38,7 +40,9 @@ def eval_command(args: argparse.Namespace) -> None:
 def print_built_files(request: BuildRequest, built: Built) -> None:
     """Print the result of a build or an evaluation."""
     if request.json:
-        print_json(summary.built_json(built))
+        from quantyard.cli.json_outputs.building import build_output
+
+        print_json(build_output(built))
         return
     stderr_console().print(summary.terminal_built(built), soft_wrap=True)
     if built.measured:

@@ -20,7 +20,9 @@ def choose_command(args: argparse.Namespace) -> None:
         stderr_console().print(say.terminal_choice_conditions(choices, budget), soft_wrap=True)
         raise found.refusal(request.model)
     if request.json:
-        print_json(say.choice_json(choices, budget, choice))
+        from quantyard.cli.json_outputs.choosing import choose_output
+
+        print_json(choose_output(choices, budget, choice, say.choice_reason(choices, choice)))
         return
     stdout_console().print(say.terminal_choice_table(choices, budget, choice))
     stdout_console().print()

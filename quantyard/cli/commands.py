@@ -89,7 +89,7 @@ COMMANDS: Final = (
     ),
     Command(
         "image", "serve.image_command", "Make one server image with the GGUF inside.",
-        (*_BUILDING, *PACKING), ("MODEL", "QUANT", "TAG", "PUSH", "ARTIFACTS", "JSON"), "serve",
+        (*_BUILDING, *PACKING, "PORT"), ("MODEL", "QUANT", "TAG", "PUSH", "PORT", "ARTIFACTS", "JSON"), "serve",
     ),
     Command(
         "plan", "build.plan_command",

@@ -20,9 +20,13 @@ def config_command(args: argparse.Namespace) -> None:
     given = resolve_settings(args, os.environ, file)
     rows = [(setting, *_shown(setting, given[setting.name], file.where, os.environ)) for setting in SETTINGS]
     if given["JSON"].text.lower() in ("1", "true", "yes", "on"):
-        fields = ("name", "option", "value", "source")
-        told = [dict(zip(fields, (s.name, s.option or None, value, source), strict=True)) for s, value, source in rows]
-        print_json({"file": file.where or None, "settings": told})
+        from quantyard.cli.json_outputs.looking import ConfigOutput, SettingRow
+
+        told = [
+            SettingRow(name=setting.name, option=setting.option or None, value=value, source=source)
+            for setting, value, source in rows
+        ]
+        print_json(ConfigOutput(file=file.where or None, settings=told))
     else:
         stdout_console().print(terminal_config(rows))
 

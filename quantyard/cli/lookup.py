@@ -20,7 +20,9 @@ def quants_command(args: argparse.Namespace) -> None:
     found = [quant for quant in QUANTS if _holds(request.find, quant.name, quant.use)]
     _refuse_nothing(found, "quantization type", request)
     if request.json:
-        print_json({"quants": [summary.quant_json(quant) for quant in found]})
+        from quantyard.cli.json_outputs.looking import quants_output
+
+        print_json(quants_output(found))
     else:
         stdout_console().print(summary.terminal_quants(found))
 
@@ -33,7 +35,9 @@ def models_command(args: argparse.Namespace) -> None:
     found = [preset for preset in shipped_presets() if _holds(request.find, preset.name, preset.repo)]
     _refuse_nothing(found, "model with a short name", request)
     if request.json:
-        print_json({"models": [summary.preset_json(preset) for preset in found]})
+        from quantyard.cli.json_outputs.looking import models_output
+
+        print_json(models_output(found))
     else:
         stdout_console().print(summary.terminal_presets(found, notes=bool(request.find)), soft_wrap=True)
 

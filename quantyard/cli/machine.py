@@ -19,7 +19,9 @@ def doctor_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     findings = doctor.workflow_doctor(request)
     if request.json:
-        print_json({"findings": [finding.__dict__ for finding in findings]})
+        from quantyard.cli.json_outputs.looking import doctor_output
+
+        print_json(doctor_output(findings))
     else:
         stdout_console().print(summary.terminal_doctor(findings), soft_wrap=True)
     if any(finding.state == "missing" for finding in findings):

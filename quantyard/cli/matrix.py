@@ -20,7 +20,9 @@ def matrix_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     found = workflow.matrix(request, TerminalReporter())
     if request.json:
-        print_json(say.matrix_json(found))
+        from quantyard.cli.json_outputs.building import matrix_output
+
+        print_json(matrix_output(found))
     else:
         _print(found, request.model)
     if failures := found.built.failures:

@@ -20,6 +20,7 @@ from quantyard.execution.progress import LineReporter
 from quantyard.formatting.printable import printable, printable_line, printable_url
 
 if TYPE_CHECKING:
+    from quantyard.cli.json_outputs.base import JsonOutput
     from quantyard.execution.live_progress import LiveReporter
 
 
@@ -79,9 +80,14 @@ def print_script(text: str) -> None:
     print(text)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Print the object of `--json`: ASCII, with null for numbers that are not finite."""
-    print(printable_url(json.dumps(_plain(value), indent=2, allow_nan=False)))
+def print_json(value: JsonOutput) -> None:
+    """Print the object of `--json`."""
+    print(json_text(value))
+
+
+def json_text(value: JsonOutput) -> str:
+    """The object of `--json`: ASCII, with null for numbers that are not finite."""
+    return printable_url(json.dumps(_plain(value.model_dump(mode="json")), indent=2, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

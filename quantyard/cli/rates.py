@@ -15,7 +15,8 @@ def rates_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     timed = workflow_rates(request, TerminalReporter())
     if request.json:
-        stages = [sample.model_dump() for sample in timed.samples]
-        print_json({"engine": timed.engine, "seconds": timed.seconds, "stages": stages})
+        from quantyard.cli.json_outputs.building import rates_output
+
+        print_json(rates_output(timed))
     else:
         stderr_console().print(summary.terminal_rates(timed.samples, timed.seconds), markup=False, soft_wrap=True)

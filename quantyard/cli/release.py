@@ -35,12 +35,18 @@ def release_command(args: argparse.Namespace) -> None:
 
 def report_command(args: argparse.Namespace) -> None:
     """Write the model card and the report page, and show the page."""
-    page = workflow.report(command_request(args), TerminalReporter()).page
-    print_line(page)
+    request = command_request(args)
+    written = workflow.report(request, TerminalReporter())
+    if request.json:
+        from quantyard.cli.json_outputs.publishing import report_output
+
+        print_json(report_output(written))
+        return
+    print_line(written.page)
     if sys.stdout.isatty():
         import webbrowser
 
-        webbrowser.open(page.as_uri())
+        webbrowser.open(written.page.as_uri())
 
 
 def gate_command(args: argparse.Namespace) -> None:
@@ -48,7 +54,9 @@ def gate_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     found = workflow.gate(request, TerminalReporter())
     if request.json:
-        print_json(say.release_json(found, (), (), None))
+        from quantyard.cli.json_outputs.publishing import gate_output
+
+        print_json(gate_output(found))
     else:
         stdout_console().print(say.terminal_gate(found), soft_wrap=True)
     _exit_by(found)
@@ -56,7 +64,9 @@ def gate_command(args: argparse.Namespace) -> None:
 
 def _end(request: BuildRequest, done: Publication) -> None:
     if request.json:
-        print_json(say.publication_json(done))
+        from quantyard.cli.json_outputs.publishing import publication_output
+
+        print_json(publication_output(done))
     elif done.published:
         stdout_console().print(say.terminal_published_files(done.published), soft_wrap=True)
     else:

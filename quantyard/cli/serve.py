@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from quantyard.cli.output import print_json, print_line, stdout_console
+from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.precedence import compose_environment, resolve_settings
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import command_request
@@ -40,7 +40,9 @@ def contract_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     reports = workflow_check_api(request, TerminalReporter()).contracts
     if request.json:
-        print_json({"contracts": [report.model_dump(mode="json") for report in reports]})
+        from quantyard.cli.json_outputs.building import contract_output
+
+        print_json(contract_output(reports))
     else:
         stdout_console().print(summary.terminal_contract(reports), markup=False, soft_wrap=True)
     if not all(report.passed for report in reports):
@@ -50,5 +52,13 @@ def contract_command(args: argparse.Namespace) -> None:
 def image_command(args: argparse.Namespace) -> None:
     from quantyard.workflows.image import workflow_pack_image
 
-    for tag in workflow_pack_image(command_request(args), TerminalReporter()):
-        print_line(tag)
+    request = command_request(args)
+    images = workflow_pack_image(request, TerminalReporter())
+    if request.json:
+        from quantyard.cli.json_outputs.building import image_output
+
+        print_json(image_output(images))
+        return
+    for image in images:
+        print_line(image.tag)
+    stderr_console().print(summary.terminal_images(images), markup=False, soft_wrap=True)

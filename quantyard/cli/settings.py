@@ -131,7 +131,10 @@ SETTINGS: Final = (
         "what reads pictures or sound for it (mmproj-….gguf); default: the one in that folder, or of the last build",
         "path",
     ),
-    Setting("PORT", "8080", "serving", "the port to serve on, on the loopback interface", "integer"),
+    Setting(
+        "PORT", "8080", "serving", "the port to serve on, on the loopback interface; `image` prints it",
+        "integer",
+    ),
     Setting(
         "CONTEXT_SIZE", "0", "serving",
         "tokens of context; 0: what fits (`choose`: as trained, up to 8192)", "integer",

@@ -16,7 +16,9 @@ def tune_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     tuned = workflow.tune(request, TerminalReporter())
     if request.json:
-        print_json(say.tuned_json(tuned))
+        from quantyard.cli.json_outputs.choosing import tune_output
+
+        print_json(tune_output(tuned))
         return
     stderr_console().print(say.terminal_tensor_groups(tuned.sensitivities, tuned.mix))
     stdout_console().print(say.terminal_tuned_files(tuned.gain))

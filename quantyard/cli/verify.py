@@ -18,7 +18,9 @@ def verify_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     found = workflow.verify(request, TerminalReporter())
     if request.json:
-        print_json({"checks": [check.__dict__ for check in found.checks], "state": found.state})
+        from quantyard.cli.json_outputs.publishing import verify_output
+
+        print_json(verify_output(found))
     else:
         stdout_console().print(say.terminal_verify_checks(found.checks), soft_wrap=True)
     if found.state != "ok":

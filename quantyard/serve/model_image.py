@@ -46,6 +46,16 @@ def check_served_image_tag(tag: str) -> None:
         raise BadRequest(f"{given}.", "Name it like this: make image MODEL=… TAG=registry.example/team/model:q4")
 
 
+def served_image_commands(tag: str, port: int) -> tuple[str, str]:
+    """The command that starts an image, as a container that can write to its /tmp alone, and the command that prints
+    the key which the container then makes.
+    """
+    name = "quantyard-" + re.sub(r"[^\w.-]", "-", tag.rpartition("/")[2])
+    hardened = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges"
+    run = f"docker run --rm --name {name} {hardened} -p 127.0.0.1:{port}:8080 {tag}"
+    return run, f"docker exec {name} cat /tmp/api-key"
+
+
 def served_model_image(
     tag: str, quant: str, gguf: Path, manifest: Manifest, projector: Path | None = None
 ) -> ModelImage:

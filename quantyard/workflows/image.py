@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from quantyard.engines.images import IMAGES
 from quantyard.errors import BadRequest
@@ -15,11 +15,22 @@ from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.run import run_build_plan
 
 
-def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class PackedImage:
+    """One image with a model inside; `run` is the command that starts it."""
+
+    tag: str
+    quant: str
+    pushed: bool
+    run: str
+    key: str  # the command that prints the API key of the running container
+
+
+def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tuple[PackedImage, ...]:
     """Build missing files, then pack each into an image; with several files, each tag ends with the quant's name.
 
     Returns:
-        The tag of each image.
+        Each image.
 
     Raises:
         BadRequest: TAG is not the name of an image, or the engine is not docker.
@@ -33,7 +44,7 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
         raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
     request, source = workflow_of_built(replace(request, measure=None))
     built = run_build_plan(request, workflow_plan(request, source), reporter)
-    manifest, tags = built.manifest, list[str]()
+    manifest, packed = built.manifest, list[PackedImage]()
     if is_encoder_decoder([file.path for file in built.files]):
         message = "The image would hold llama-server, which cannot run an encoder-decoder."
         raise BadRequest(message, f"Serve it with compose, which has a server for it: make serve MODEL={request.model}")
@@ -47,8 +58,9 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
                 tag, file.quant, file.path, manifest, next(iter(built.projector), None)
             )
             model_image.build_served_image(REPO_DIR, image, base, request.images, push=asked.push)
-            tags.append(tag)
-    return tuple(tags)
+            run, key = model_image.served_image_commands(tag, request.serve.port if request.serve else 8080)
+            packed.append(PackedImage(tag, file.quant, asked.push, run, key))
+    return tuple(packed)
 
 
 def workflow_prepare_tools(request: BuildRequest, reporter: WorkflowReporter) -> dict[str, dict[str, str]]:

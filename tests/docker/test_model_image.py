@@ -17,8 +17,9 @@ import pytest
 
 from quantyard.paths import REPO_DIR
 from tests.conftest import run
+from tests.docker.compose_project import free_port
 from tests.docker.registry import Registry, registry, registry_program
-from tests.docker.server import LIGHT, Served
+from tests.docker.server import Served, wait_for
 
 TOKEN = "hf_thisIsNoRealToken123"
 
@@ -34,16 +35,23 @@ def local_registry(docker_client: Any, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def pushed(
+def made(
     docker_client: Any, server_image: str, demo_model: Path, local_registry: Registry
-) -> Iterator[tuple[str, Registry]]:
-    """The demo's Q4_K_M as an image, pushed; made with a token around."""
+) -> Iterator[subprocess.CompletedProcess[str]]:
+    """What `make image` said when it made the demo's Q4_K_M, and pushed it; made with a token around."""
+    given = {"MODEL": str(demo_model), "QUANT": "Q4_K_M", "PORT": str(free_port()), "ENGINE": "docker"}
     tag = f"{local_registry.address}/team/smol:q4"
-    done = run("image", MODEL=str(demo_model), QUANT="Q4_K_M", TAG=tag, PUSH="1", ENGINE="docker", HF_TOKEN=TOKEN)
+    done = run("image", **given, TAG=tag, PUSH="1", HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == tag
-    yield tag, local_registry
+    yield done
     docker_client.images.remove(tag, force=True)
+
+
+@pytest.fixture(scope="module")
+def pushed(made: subprocess.CompletedProcess[str], local_registry: Registry) -> tuple[str, Registry]:
+    """The image's tag, and where it was pushed."""
+    return made.stdout.strip(), local_registry
 
 
 def _layers(store: Registry) -> list[dict[str, Any]]:
@@ -85,19 +93,22 @@ def test_the_image_is_base_and_gguf_and_less_than_five_megabytes(
     assert image.attrs["Size"] - base.attrs["Size"] - demo_q4.stat().st_size < 5_000_000
 
 
-def test_it_serves_without_any_mount(pushed: tuple[str, Registry], docker_client: Any) -> None:
-    tag, _store = pushed
-    container = docker_client.containers.run(
-        tag, detach=True, environment=LIGHT, ports={"8080/tcp": ("127.0.0.1", None)}, read_only=True,
-        cap_drop=["ALL"], tmpfs={"/tmp": "mode=1777"},
-    )
-    try:
-        served = Served(container, 8080)
-        served.wait_healthy()
-        key = served.run("cat", "/tmp/api-key")[1].strip()
-        assert served.chat(key=key).status_code == 200
-    finally:
-        container.remove(force=True)
+def test_the_command_at_its_end_starts_it_and_the_next_one_shows_its_key(
+    made: subprocess.CompletedProcess[str], docker_client: Any
+) -> None:
+    start, show_key = (line.strip() for line in made.stderr.splitlines() if line.startswith("  docker "))
+    assert start.endswith(f" {made.stdout.strip()}") and "-p 127.0.0.1:" in start
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["sh", "-c", f"exec {start}"], **quiet) as running:
+        try:
+            name = start.partition("--name ")[2].split()[0]
+            wait_for(lambda: running.poll() is not None or docker_client.containers.list(filters={"name": name}), 60)
+            served = Served(docker_client.containers.get(name), 8080)
+            served.wait_healthy()
+            key = subprocess.run(["sh", "-c", show_key], capture_output=True, text=True, check=True).stdout.strip()
+            assert served.chat(key=key).status_code == 200 and served.chat(key="another").status_code == 401
+        finally:
+            subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
 def test_the_token_is_in_no_layer_no_history_and_no_setting(pushed: tuple[str, Registry], docker_client: Any) -> None:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantyard.cli import output, parser
+from quantyard.cli.json_outputs.base import ErrorFacts, ErrorOutput
 from quantyard.execution.live_progress import LiveReporter
 from quantyard.execution.progress import LineReporter
 from quantyard.paths import REPO_DIR
@@ -333,9 +334,11 @@ def test_lines_of_data_are_one_line_each() -> None:
     out = io.StringIO()
     with redirect_stdout(out):
         output.print_line(WORDS)
-        output.print_json({"value": float("nan"), "more": [float("inf"), WORDS, "\udcff"]})
+        facts = ErrorFacts(kind="bug", message=WORDS, hint="\udcff", detail="", exit_code=70)
+        output.print_json(ErrorOutput(error=facts))
     line, _, value = out.getvalue().partition("\n")
-    assert not acting(line) and json.loads(value) == {"value": None, "more": [None, WORDS, "\udcff"]}
+    said = json.loads(value)["error"]
+    assert not acting(line) and (said["message"], said["hint"]) == (WORDS, "\\udcff")
     check(out.getvalue())
 
 

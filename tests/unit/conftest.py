@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from quantyard.cli import output
+from quantyard.cli.json_outputs.base import JsonOutput
+from quantyard.cli.json_outputs.schemas import output_schema_name
 from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import Concurrency
 from quantyard.paths import REPO_DIR
@@ -24,6 +28,7 @@ from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.stages import ModelStore
 from tests.hub_server import HubServer
+from tests.outputs import check_named
 from tests.unit.fake_engine import FakeEngine
 
 
@@ -43,6 +48,19 @@ def _own_environment() -> Iterator[None]:
     if before != dict(os.environ):
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _outputs_are_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test has a command print with JSON=1 is compared with the published schema."""
+    written = output.json_text
+
+    def checked(value: JsonOutput) -> str:
+        text = written(value)
+        check_named(output_schema_name(type(value)), json.loads(text))
+        return text
+
+    monkeypatch.setattr(output, "json_text", checked)
 
 
 class Notes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quantyard.cli.json_outputs.building import plan_output
 from quantyard.cli.render import build as summary
 from quantyard.execution.scheduler import Concurrency, Taken
 from quantyard.forecast.cost import forecast_cost
@@ -447,8 +448,8 @@ def test_the_plan_says_time_disk_and_memory_of_each_stage_and_what_it_does_not_k
     missing = "datasets, verify, evaluate, divergence, speed, report: not known yet"
     source = "(from past runs on this machine; ~ is from other models, types or settings)"
     assert f"about 4 min, and {missing} {source}" in text and "make rates" in text
-    said = summary.plan_json(planned)
-    assert said["seconds"] == pytest.approx(211) and "report" in said["time_not_known"]
+    said = plan_output(planned)
+    assert said.seconds == pytest.approx(211) and "report" in said.time_not_known
 
 
 def test_a_plan_with_nothing_left_says_nothing_of_time(plan: BuildPlan, tmp_path: Path) -> None:

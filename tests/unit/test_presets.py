@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantyard import cli
+from quantyard.cli.json_outputs.building import plan_output
 from quantyard.cli.render import build as summary
 from quantyard.errors import BadRequest, BadSource, UnsupportedModel
 from quantyard.forecast.cost import Cost
@@ -230,15 +231,14 @@ def test_a_plan_says_the_licence_note_and_each_caveat_on_a_line_of_its_own(
     for said in (preset.licence_note, *preset.caveats):
         assert sum(line.endswith(f"]{said}") for line in lines) == 1, said
     assert any("HF_TOKEN" in line for line in lines), "it is gated"
-    told = summary.plan_json(planned)
-    assert told["preset"]["name"] == preset.name and told["preset"]["caveats"] == list(preset.caveats)
+    assert plan_output(planned).preset == preset
 
 
 def test_a_plan_of_any_other_model_says_nothing_of_the_kind(hub_source: Source, make_runner: MakeRunner) -> None:
     planned = _planned(make_runner(hub_source, FakeEngine()).plan)
     text = summary.terminal_plan(planned)
     assert "Licence" not in text and "Note" not in text
-    assert summary.plan_json(planned)["preset"] is None
+    assert plan_output(planned).preset is None
 
 
 def _planned(plan: BuildPlan) -> Planned:

@@ -22,7 +22,8 @@ from builder.twin_model.layers import first_wrong_layer, layer_sentence
 from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink
 from builder.twin_model.sides import LACKS_PACKAGE, NotComparedError, refuse_failed_side
 from quantyard.card.render import render_card
-from quantyard.cli.render.build import built_json, terminal_built
+from quantyard.cli.json_outputs.building import build_output
+from quantyard.cli.render.build import terminal_built
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.plan.steps import StageSpec
@@ -446,9 +447,10 @@ def test_a_build_ends_with_the_finding_in_words_and_as_json_also_when_there_is_n
         built = built_result(runner, runner.run(notes))
         (line,) = [line for line in terminal_built(built).splitlines() if line.startswith("[bold]twin ")]
         assert line.replace("\\[", "[").endswith(finding)
-        assert built_json(built)["twin"]["status"] == status and built_json(built)["twin"]["finding"] == finding
+        twin = build_output(built).twin
+        assert twin is not None and (twin.status, twin.finding) == (status, finding)
     without = make_runner(local_source, FakeEngine())
-    assert "twin" not in built_json(built_result(without, without.run(notes))), "this plan compares nothing"
+    assert build_output(built_result(without, without.run(notes))).twin is None, "this plan compares nothing"
 
 
 # ---- tried again -------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""The output of plans, builds and lists: text for the terminal, and JSON."""
+"""The output of plans, builds and lists for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.sources.presets import Preset
     from quantyard.workflows.demo import Demo
     from quantyard.workflows.doctor import DoctorFinding
-    from quantyard.workflows.lora import Adapter
+    from quantyard.workflows.image import PackedImage
     from quantyard.workflows.results import Built, Planned
 
 
@@ -160,40 +160,6 @@ def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
     return f"{escape_rich_markup(quant)}  about {format_bytes(size_bytes)}, {serving}"
 
 
-def plan_json(planned: Planned) -> dict[str, Any]:
-    """The plan as JSON; sizes in bytes."""
-    from quantyard.plan.notes import plan_notes
-
-    plan, finished, cost = planned.plan, planned.finished, planned.cost
-    measuring = plan.measuring
-    return {
-        "model": plan.source.title, "commit": plan.source.model.commit, "engine": planned.engine,
-        "outtype": plan.outtype, "projector": _projector_json(plan), "notes": list(plan_notes(plan)),
-        "stages": [
-            {
-                "label": s.label, "state": "done" if s.label in finished else "to run", "size_bytes": s.size_bytes,
-                "memory_bytes": cost.stage_memory_bytes.get(s.label),
-                "seconds": cost.time.steps[s.label].seconds if s.label in cost.time.steps else None,
-            }
-            for s in plan.steps
-        ],
-        "seconds": cost.time.seconds if cost.time.steps else None, "time_not_known": list(cost.time.unknown),
-        "trial_seconds": cost.trial_s,
-        "download_bytes": cost.download_bytes, "disk_needed_bytes": cost.disk_needed_bytes,
-        "disk_free_bytes": cost.disk_free_bytes, "fitting": None if cost.fits else list(cost.fitting),
-        "files": [file.__dict__ for file in cost.files],
-        "suite": measuring and measuring.suite.name, "baseline": measuring and measuring.baseline,
-        "preset": plan.source.preset and preset_json(plan.source.preset),
-    }
-
-
-def _projector_json(plan: BuildPlan) -> dict[str, Any] | None:
-    found = plan.projector
-    if found is None:
-        return None
-    return {"media": list(found.media), "size_bytes": found.size_bytes, "left_out": found.left_out}
-
-
 def terminal_built(built: Built) -> str:
     """The end of a build."""
     did = "built, verified and measured" if built.measured else "built and verified"
@@ -222,35 +188,6 @@ def terminal_trusted_files(path: Path) -> tuple[str, str]:
     return "not re-read", escape_rich_markup(how)
 
 
-def built_json(built: Built) -> dict[str, Any]:
-    """The result of a build as JSON, with the measurements if there are any."""
-    from quantyard.cli.render.evaluation import measured_json
-    from quantyard.protocol.facts import TwinFacts
-
-    source = built.plan.source
-    made = {
-        "model": source.title, "commit": source.model.commit, "manifest": str(built.manifest_path),
-        "ran": list(built.ran), "projector": [str(path) for path in built.projector],
-        "files": [
-            {
-                "quant": f.quant, "path": str(f.path), "size_bytes": f.record.size_bytes, "sha256": f.record.sha256,
-                "bits_per_weight": f.record.bits_per_weight, "note": f.note,
-            }
-            for f in built.files
-        ],
-        **{name: found.model_dump(include=set(TwinFacts.model_fields)) for name, found in built.twins.items()},
-    }
-    return made | measured_json(built.measured) if built.measured else made
-
-
-def lora_json(adapter: Adapter) -> dict[str, Any]:
-    """The converted adapter as JSON; sizes in bytes."""
-    return {
-        "adapter": adapter.source.title, "commit": adapter.source.model.commit, "ran": list(adapter.ran),
-        "path": str(adapter.path), "size_bytes": adapter.size_bytes, "manifest": str(adapter.manifest_path),
-    }
-
-
 def terminal_quants(quants: Sequence[Quant]) -> Table:
     """Every quantization type, one row each."""
     from rich.table import Table  # imported late: a build shows none
@@ -264,11 +201,6 @@ def terminal_quants(quants: Sequence[Quant]) -> Table:
         needs = "needed" if quant.needs_imatrix else ""
         table.add_row(quant.name, format_bits_per_weight(quant.bits_per_weight), needs, escape_rich_markup(quant.use))
     return table
-
-
-def quant_json(quant: Quant) -> dict[str, Any]:
-    """One quantization type as JSON."""
-    return dict(quant.__dict__)
 
 
 def terminal_presets(presets: Sequence[Preset], *, notes: bool = True) -> str:
@@ -288,11 +220,6 @@ def _preset_text(preset: Preset, widths: Sequence[int], *, notes: bool) -> str:
     made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
     said = [made, *([preset.licence_note] if preset.licence_note else []), *preset.notes] if notes else []
     return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in said)])
-
-
-def preset_json(preset: Preset) -> dict[str, Any]:
-    """One preset as JSON."""
-    return preset.model_dump(mode="json")
 
 
 _MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}
@@ -348,6 +275,14 @@ def _shown(path: Path) -> str:
     """The path, relative to the current folder if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def terminal_images(images: Sequence[PackedImage]) -> str:
+    """How to start each image, and where its key is."""
+    lines = ["Start it; an API on the loopback interface, which asks for the key:"]
+    for image in images:
+        lines += [f"  {image.run}", f"  {image.key}"]
+    return "\n".join(lines)
 
 
 def terminal_contract(reports: Sequence[ContractReport]) -> str:

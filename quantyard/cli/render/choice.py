@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 from rich.table import Table
 
@@ -49,8 +49,9 @@ def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choi
 
 def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, model: str) -> str:
     """The chosen file, the reason, and the runner-up."""
+    reason = choice_reason(choices, choice)
     facts = [
-        ("Take", f"[bold]{escape_rich_markup(choice.best.quant)}[/]: {escape_rich_markup(_reason(choices, choice))}"),
+        ("Take", f"[bold]{escape_rich_markup(choice.best.quant)}[/]: {escape_rich_markup(reason)}"),
         ("", escape_rich_markup(str(choice.best.path))),
         ("Runner-up", escape_rich_markup(_runner_up(choices, choice))),
     ]
@@ -61,10 +62,8 @@ def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, mo
 
 def terminal_choice_line(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> str:
     """The chosen file and the reason, in one line."""
-    use = f"{format_count(choices.use.tokens)} tokens of context"
-    return (
-        f"{choice.best.quant} with {format_memory(budget.memory_bytes)} of memory and {use}: {_reason(choices, choice)}"
-    )
+    use = f"{format_memory(budget.memory_bytes)} of memory and {format_count(choices.use.tokens)} tokens of context"
+    return f"{choice.best.quant} with {use}: {choice_reason(choices, choice)}"
 
 
 def terminal_choice_notes(
@@ -119,7 +118,8 @@ def _fate(found: ChoiceCandidate, budget: ChoiceBudget, choice: Choice | None, w
 # ---- sentences ---------------------------------------------------------------------------------------
 
 
-def _reason(choices: ChoiceSet, choice: Choice) -> str:
+def choice_reason(choices: ChoiceSet, choice: Choice) -> str:
+    """Why this file, in one sentence."""
     best, n = choice.best, len(choice.fitting)
     if n == 1:
         return f"the only file that meets the limits; {choices.metric} {_quality(choices, best)}"
@@ -193,29 +193,3 @@ def _limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> 
 
 
 # ---- for programs ------------------------------------------------------------------------------------
-
-
-def choice_json(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice) -> dict[str, Any]:
-    """The choice as JSON; bytes, nats and tokens per second."""
-    beaten = pareto_beaten_by(c.entry for c in choices.candidates)
-    runner_up = choice.runner_up.quant if choice.runner_up else None
-    return {
-        "choice": choice.best.quant, "path": str(choice.best.path), "runner_up": runner_up,
-        "tied_with": [c.quant for c in choice.equal], "reason": _reason(choices, choice),
-        "budget": {
-            "memory_bytes": budget.memory_bytes, "min_tokens_per_s": budget.min_tokens_per_s,
-            "max_mean_kld": budget.max_kld, "context_tokens": choices.use.tokens, "parallel": choices.use.sequences,
-        },
-        "suite": choices.report.suite.name, "metric": choices.metric, "left_out": dict(choices.others),
-        "files": [_file_json(c, budget, beaten[c.quant]) for c in choices.candidates],
-    }  # fmt: skip
-
-
-def _file_json(found: ChoiceCandidate, budget: ChoiceBudget, winners: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "quant": found.quant, "path": str(found.path), "size_bytes": found.size_bytes,
-        "memory_bytes": found.memory_bytes, "context_bytes": found.context_bytes,
-        "quality": found.quality.value, "quality_stderr": found.quality.stderr, "tokens_per_s": found.tokens_per_s,
-        "on_front": not winners, "beaten_by": list(winners),
-        "misses": [miss.what for miss in missed_choice_limits(found, budget)],
-    }

@@ -1,10 +1,9 @@
-"""The results of an evaluation, from its report: tables for the terminal, and JSON."""
+"""The results of an evaluation, from its report: tables for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -166,23 +165,8 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 def terminal_report_paths(measured: Measured) -> str:
     """The paths of the report and its plots."""
-    files = _published(measured.folder)
-    plots = [path for path in files if path.suffix in (".svg", ".png")]
+    plots = sorted(path for path in measured.folder.rglob("*") if path.suffix in (".svg", ".png"))
     lines = [f"[bold]{'report':<13}[/]{escape_rich_markup(str(measured.folder / 'report.md'))}"]
     if plots:
         lines.append(f"[bold]{'plots':<13}[/]{len(plots)} in {escape_rich_markup(str(plots[0].parent))}")
     return "\n".join(lines)
-
-
-def measured_json(measured: Measured) -> dict[str, Any]:
-    """The whole report as JSON, with the paths of its files."""
-    report = measured.report
-    return {
-        "suite": report.suite.name, "baseline": report.baseline,
-        "beaten_by": pareto_beaten_by(pareto_entries(report)), "report": report.model_dump(mode="json"),
-        "report_folder": str(measured.folder), "report_files": [str(path) for path in _published(measured.folder)],
-    }
-
-
-def _published(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())

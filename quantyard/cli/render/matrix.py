@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from quantyard.choose.candidates import ChoiceSet
 from quantyard.choose.pick import Choice, ChoiceBudget
-from quantyard.cli.render.build import built_json, terminal_trusted_files
+from quantyard.cli.render.build import terminal_trusted_files
 from quantyard.cli.render.choice import terminal_choice_line
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.errors import StageFailed
@@ -33,11 +32,6 @@ def terminal_pareto_front(report: EvalReport) -> str:
     return format_columns([(escape_rich_markup(name), escape_rich_markup(text)) for name, text in facts])
 
 
-def pareto_front_json(report: EvalReport) -> dict[str, list[str]]:
-    """Each file → the files that beat it; empty for a file of the front."""
-    return {label: list(winners) for label, winners in pareto_beaten_by(pareto_entries(report)).items()}
-
-
 def terminal_matrix_end(found: Matrix, model: str) -> list[_Fact]:
     """The file to take, and the paths of the results."""
     built, measured = found.built, found.built.measured
@@ -52,19 +46,6 @@ def terminal_matrix_end(found: Matrix, model: str) -> list[_Fact]:
         built.files
     )
     return facts if built.ran else [*facts, terminal_trusted_files(built.files[0].path)]
-
-
-def matrix_json(found: Matrix) -> dict[str, Any]:
-    """The result of a matrix as JSON."""
-    built = found.built
-    assert built.measured is not None, "a matrix has one"
-    return built_json(built) | {
-        "front": pareto_front_json(built.measured.report), "page": str(found.page), "card": str(found.card),
-        "failed": [
-            {"stage": label, "message": failed.message, "exit_code": failed.code}
-            for label, failed in built.failures.items()
-        ],
-    }
 
 
 def terminal_matrix_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[_Fact]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import format_bytes
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import HUB, ReleaseDestination
-from quantyard.publish.hub.commit import FileChange, HubPublication, HubTarget
+from quantyard.publish.hub.commit import FileChange, HubTarget
 from quantyard.publish.send import Intention, OciPublication, Published
 from quantyard.publish.verify import ReleaseCheck
 from quantyard.workflows.release import Proposal, Publication
@@ -98,26 +97,6 @@ def terminal_published_files(done: Published) -> str:
 
 def _oci_text(artifact: OciPublication) -> str:
     return f"{artifact.reference}  {artifact.digest}{', signed' if artifact.signed else ''}"
-
-
-def release_json(
-    gate: GateReport | None, changes: Sequence[FileChange], oci: Sequence[OciPublication], hub: HubPublication | None
-) -> dict[str, Any]:
-    """Gate, files and destinations as JSON; sizes in bytes."""
-    told = hub and {"url": hub.url, "commit": hub.commit, "pull_request": hub.pull_request, "created": hub.created}
-    return {
-        "gate": gate and {"outcome": gate.outcome, **gate.model_dump(mode="json")}, "hub": told,
-        "files": [change.__dict__ for change in changes], "oci": [artifact.__dict__ for artifact in oci],
-    }
-
-
-def publication_json(done: Publication) -> dict[str, Any]:
-    """The publication, or the intended one, as JSON."""
-    if done.published:
-        hub = done.published.hub
-        return release_json(done.gate, hub.changes if hub else (), done.published.oci, hub)
-    assert done.intended is not None, "it is one of the two"
-    return release_json(done.gate, done.intended.changes, done.intended.oci, None)
 
 
 _CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "not checked": "[yellow]not checked[/] "}

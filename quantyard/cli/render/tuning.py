@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
@@ -11,7 +10,6 @@ from quantyard.formatting import numbers
 from quantyard.tune.goal import TuningGain, TuningGoal
 from quantyard.tune.knapsack import TypeMix
 from quantyard.tune.sensitivity import Sensitivity
-from quantyard.workflows.tune import Tuned
 
 
 def terminal_tensor_groups(found: Sequence[Sensitivity], mix: TypeMix) -> Table:
@@ -66,21 +64,3 @@ def terminal_tuning_gain(gain: TuningGain, goal: TuningGoal, mix: TypeMix) -> st
             f"On the held-out text it misses the goal of {numbers.format_kld(goal.kld)}: the two texts differ."
         )
     return "\n".join(lines)
-
-
-def tuned_json(tuned: Tuned) -> dict[str, Any]:
-    """The result as JSON; sizes in bytes, divergences in nats."""
-    gain = tuned.gain
-    files = {
-        one.quant: {"size_bytes": one.size_bytes, "mean_kld": one.kld.model_dump()}
-        for one in (gain.tuned, gain.stock)
-    }
-    return {
-        "recipe": tuned.recipe.model_dump(), "recipe_file": str(tuned.recipe_path), "expected_kld": tuned.mix.kld,
-        "files": files, "stock": gain.stock.quant, "difference": gain.difference.model_dump(),
-        "verdict": gain.verdict, "relative": gain.relative.model_dump(),
-        "groups": [
-            {"name": one.group.name, "weights": one.group.n_params, "kld_when_low": one.kld, "type": kind}
-            for one, kind in zip(tuned.sensitivities, tuned.mix.types, strict=True)
-        ],
-    }

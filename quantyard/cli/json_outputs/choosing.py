@@ -1,0 +1,125 @@
+"""The answers of `choose` and `tune`. Sizes are bytes, divergences nats, speeds tokens per second."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet
+from quantyard.choose.pick import Choice, ChoiceBudget, missed_choice_limits
+from quantyard.cli.json_outputs.base import Finite, JsonOutput, JsonRow
+from quantyard.metrics.pareto import Metric, pareto_beaten_by
+from quantyard.protocol.measurements import Interval
+from quantyard.quants.recipe import Recipe
+from quantyard.workflows.tune import Tuned
+
+
+class BudgetRow(JsonRow):
+    """The limits, and how the file will be served."""
+
+    memory_bytes: int
+    min_tokens_per_s: float
+    max_mean_kld: float | None  # null: no limit
+    context_tokens: int
+    parallel: int  # requests answered at once
+
+
+class CandidateRow(JsonRow):
+    """One file to choose from."""
+
+    quant: str
+    path: str
+    size_bytes: int
+    memory_bytes: int | None  # at the wanted context; null: not known exactly
+    context_bytes: int | None
+    quality: Finite  # in `metric`; the lower the better
+    quality_stderr: Finite
+    tokens_per_s: Finite  # generated
+    on_front: bool
+    beaten_by: list[str]  # the files that are at least as small, as accurate and as fast
+    misses: list[Literal["RAM", "MIN_TPS", "MAX_KLD"]]  # the limits that it does not meet
+
+
+class ChooseOutput(JsonOutput):
+    """The answer of `choose`."""
+
+    choice: str  # the quant to take
+    path: str
+    runner_up: str | None
+    tied_with: list[str]
+    reason: str
+    budget: BudgetRow
+    suite: str
+    metric: Metric  # of `quality`
+    left_out: dict[str, str]  # each other quant → why it cannot be chosen
+    files: list[CandidateRow]
+
+
+def choose_output(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, reason: str) -> ChooseOutput:
+    """The choice."""
+    beaten = pareto_beaten_by(c.entry for c in choices.candidates)
+    return ChooseOutput(
+        choice=choice.best.quant, path=str(choice.best.path),
+        runner_up=choice.runner_up.quant if choice.runner_up else None,
+        tied_with=[c.quant for c in choice.equal], reason=reason,
+        budget=BudgetRow(
+            memory_bytes=budget.memory_bytes, min_tokens_per_s=budget.min_tokens_per_s, max_mean_kld=budget.max_kld,
+            context_tokens=choices.use.tokens, parallel=choices.use.sequences,
+        ),
+        suite=choices.report.suite.name, metric=choices.metric, left_out=dict(choices.others),
+        files=[_candidate(c, budget, beaten[c.quant]) for c in choices.candidates],
+    )
+
+
+def _candidate(found: ChoiceCandidate, budget: ChoiceBudget, winners: tuple[str, ...]) -> CandidateRow:
+    return CandidateRow(
+        quant=found.quant, path=str(found.path), size_bytes=found.size_bytes, memory_bytes=found.memory_bytes,
+        context_bytes=found.context_bytes, quality=found.quality.value, quality_stderr=found.quality.stderr,
+        tokens_per_s=found.tokens_per_s, on_front=not winners, beaten_by=list(winners),
+        misses=[miss.what for miss in missed_choice_limits(found, budget)],
+    )
+
+
+class TunedFileRow(JsonRow):
+    """One of the two files, on text that the search has not read."""
+
+    size_bytes: int
+    mean_kld: Interval
+
+
+class TensorGroupRow(JsonRow):
+    """One group of tensors."""
+
+    name: str
+    weights: int
+    kld_when_low: float  # the divergence that it causes at low precision
+    type: str  # that it got
+
+
+class TuneOutput(JsonOutput):
+    """The answer of `tune`."""
+
+    recipe: Recipe
+    recipe_file: str  # path, for RECIPE
+    expected_kld: float
+    files: dict[str, TunedFileRow]  # by quant: the tuned file, and the stock one nearest in size
+    stock: str
+    difference: Interval  # of mean KLD, tuned less stock
+    verdict: str  # better, worse, no significant difference
+    relative: Interval  # the difference as a share of the stock file's divergence
+    groups: list[TensorGroupRow]
+
+
+def tune_output(tuned: Tuned) -> TuneOutput:
+    """The result of a search."""
+    gain = tuned.gain
+    return TuneOutput(
+        recipe=tuned.recipe, recipe_file=str(tuned.recipe_path), expected_kld=tuned.mix.kld,
+        files={
+            one.quant: TunedFileRow(size_bytes=one.size_bytes, mean_kld=one.kld) for one in (gain.tuned, gain.stock)
+        },
+        stock=gain.stock.quant, difference=gain.difference, verdict=gain.verdict, relative=gain.relative,
+        groups=[
+            TensorGroupRow(name=one.group.name, weights=one.group.n_params, kld_when_low=one.kld, type=kind)
+            for one, kind in zip(tuned.sensitivities, tuned.mix.types, strict=True)
+        ],
+    )

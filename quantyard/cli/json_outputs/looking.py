@@ -1,0 +1,82 @@
+"""The answers of `quants`, `models`, `config` and `doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from quantyard.cli.json_outputs.base import JsonOutput, JsonRow
+from quantyard.sources.presets import Preset
+
+if TYPE_CHECKING:  # to list quants, nothing of a build is imported
+    from quantyard.quants.catalog import Quant
+    from quantyard.workflows.doctor import DoctorFinding
+
+
+class QuantRow(JsonRow):
+    """One quantization type."""
+
+    name: str  # as llama-quantize spells it
+    ftype: int  # of llama.cpp
+    bits_per_weight: float  # of the whole file of an 8B model
+    needs_imatrix: bool
+    use: str  # when to choose it
+    alias_of: str | None  # the full name, for a shorthand
+
+
+class QuantsOutput(JsonOutput):
+    """The answer of `quants`."""
+
+    quants: list[QuantRow]
+
+
+def quants_output(quants: Sequence[Quant]) -> QuantsOutput:
+    """The quantization types."""
+    return QuantsOutput(quants=[QuantRow(**{name: getattr(q, name) for name in QuantRow.model_fields}) for q in quants])
+
+
+class ModelsOutput(JsonOutput):
+    """The answer of `models`."""
+
+    models: list[Preset]
+
+
+def models_output(presets: Sequence[Preset]) -> ModelsOutput:
+    """The models with a short name."""
+    return ModelsOutput(models=list(presets))
+
+
+class SettingRow(JsonRow):
+    """One setting."""
+
+    name: str  # of the variable
+    option: str | None  # null: a secret, which is never an option
+    value: str  # as typed; "(set)" for a secret
+    source: str  # "option --quant", "variable QUANT", "quantyard.toml", "default"
+
+
+class ConfigOutput(JsonOutput):
+    """The answer of `config`."""
+
+    file: str | None  # the settings file that was read
+    settings: list[SettingRow]
+
+
+class FindingRow(JsonRow):
+    """One finding on this machine."""
+
+    what: str
+    state: Literal["ok", "note", "missing"]  # missing: no build can run without it
+    value: str
+    remedy: str  # may be empty
+
+
+class DoctorOutput(JsonOutput):
+    """The answer of `doctor`."""
+
+    findings: list[FindingRow]
+
+
+def doctor_output(findings: Sequence[DoctorFinding]) -> DoctorOutput:
+    """The findings."""
+    return DoctorOutput(findings=[FindingRow(**finding.__dict__) for finding in findings])
