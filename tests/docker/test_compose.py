@@ -71,6 +71,8 @@ def services(compose: Compose, *argv: str, **variables: str) -> dict[str, Any]:
     (MONITORING, {}, {"keys", "server", "proxy", "prometheus"}, "quantyard/server:latest"),
     (CUDA, {"COMPOSE_PROFILES": "monitoring"}, {"keys", "server", "proxy", "prometheus"},
      "quantyard/server-cuda:latest"),
+    (("--profile", "cpu"), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
+    (("--profile", "cpu", *MONITORING), {}, {"keys", "server", "proxy", "prometheus"}, "quantyard/server:latest"),
 ])  # fmt: skip
 def test_one_server_starts_without_a_file_env_and_monitoring_starts_what_it_monitors(
     docker_client: Any, compose: Compose, project: Path, argv: tuple[str, ...], variables: dict[str, str],
@@ -79,6 +81,17 @@ def test_one_server_starts_without_a_file_env_and_monitoring_starts_what_it_moni
     assert not (project / ".env").exists()
     found = services(compose, *argv, **variables)
     assert set(found) == started and found["server"]["image"] == image
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+@pytest.mark.parametrize("profile", ["cuda", "encoder-decoder"])
+def test_a_profile_that_has_become_a_file_is_refused_with_the_command_before_anything_starts(
+    docker_client: Any, compose: Compose, profile: str, how: str
+) -> None:
+    argv, given = (("--profile", profile), {}) if how == "option" else ((), {"COMPOSE_PROFILES": profile})
+    done = compose(*argv, "up", **given)
+    assert done.returncode != 0 and f"type: docker compose -f compose.yaml -f compose.{profile}.yaml up" in done.stderr
+    assert not compose("ps", "--all", "--quiet").stdout
 
 
 def test_the_gpu_is_reserved_for_the_cuda_server_alone(docker_client: Any, compose: Compose) -> None:
