@@ -16,6 +16,7 @@ from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, read_gguf_header
 
 FOLDER = "served"
+_NOTE = ".note"  # which server/image/entrypoint.sh and server/encoder_decoder/image.py print when they start
 _KEY_BYTES = 24
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -29,6 +30,26 @@ def are_served_files(root: Path, files: Sequence[Path]) -> bool:
 def is_nothing_served(root: Path) -> bool:
     """Whether the folder that is served holds no GGUF."""
     return next((root / FOLDER).glob("*.gguf"), None) is None
+
+
+def unserved_files(root: Path, files: Sequence[Path]) -> list[Path]:
+    """Those of these files that are not served; a file of an earlier build may be served under the same name."""
+    return [path for path in files if not are_served_files(root, [path])]
+
+
+def note_unserved(root: Path, text: str) -> None:
+    """Have `docker compose up` say this in its log, until `serve` is used; "": nothing."""
+    note = root / FOLDER / _NOTE
+    if text:
+        note.write_text(f"{text}\n", encoding="utf-8")
+    else:
+        note.unlink(missing_ok=True)
+
+
+def served_note(root: Path) -> str:
+    """What `docker compose up` says in its log; "": nothing."""
+    note = root / FOLDER / _NOTE
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
 
 
 def put_served_files(root: Path, files: Sequence[Path]) -> bool:

@@ -107,17 +107,34 @@ class NotOffered:
 
 @dataclass(frozen=True)
 class OthersServed:
-    """Other files are served than those that were built; a build does not change that."""
+    """Other files are served than those that were built; a build does not change that.
 
-    artifacts: Path
+    Attributes:
+        quants: those that were built.
+        unserved: the built files that are not served.
+        outdated: those of them of which an earlier build is served, under the same name.
+    """
+
     model: str
     quants: Sequence[str]
+    unserved: Sequence[Path]
+    outdated: Sequence[Path] = ()
 
     @property
     def text(self) -> str:
-        """The command that serves the built ones."""
+        """What is not served, and the command that serves it."""
+        names = ", ".join(path.name for path in self.unserved)
+        earlier = ", ".join(path.name for path in self.outdated)
+        said = f" An earlier build is served as {earlier}." if earlier else ""
         command = f"make serve MODEL={self.model} QUANT={','.join(self.quants)}"
-        return f"{self.artifacts / 'served'} stays as it is. To serve these files:  {command}"
+        return f"Not served yet: {names}.{said} To serve what was built:  {command}"
+
+
+@dataclass(frozen=True)
+class NotServed:
+    """What the last build made is not served; its own words."""
+
+    text: str
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import PlanRunner
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
-from quantyard.serve.served_files import are_served_files, is_nothing_served, put_served_files
+from quantyard.serve.served_files import (
+    FOLDER,
+    is_nothing_served,
+    note_unserved,
+    put_served_files,
+    unserved_files,
+)
 from quantyard.workflows.planning import planned_workflow, prepare_workflow, workflow_engine
 from quantyard.workflows.reporter import NotOffered, OthersServed, PlanMade, WorkflowReporter
 from quantyard.workflows.results import Built, built_result
@@ -55,9 +61,14 @@ def offer_built_files(
     command that changes it is told.
     """
     paths = [*(file.path for file in files), *projector[:1]]
-    if not files or are_served_files(request.artifacts, paths):
+    unserved = unserved_files(request.artifacts, paths) if files else []
+    if not unserved:
         return
     if not is_nothing_served(request.artifacts):
-        reporter.tell(OthersServed(request.artifacts, request.model, [file.quant for file in files]))
+        folder = request.artifacts / FOLDER
+        outdated = [path for path in unserved if (folder / path.name).exists()]
+        event = OthersServed(request.model, [file.quant for file in files], unserved, outdated)
+        note_unserved(request.artifacts, event.text)
+        reporter.tell(event)
     elif not put_served_files(request.artifacts, paths):
         reporter.tell(NotOffered(request.artifacts, paths[0]))

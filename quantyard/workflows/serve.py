@@ -10,11 +10,17 @@ from quantyard.paths import REPO_DIR
 from quantyard.requests import BuildRequest
 from quantyard.serve.compose_files import compose_environment
 from quantyard.serve.run import check_served_port, serve_compose, serve_local
-from quantyard.serve.served_files import are_served_files, put_served_files, served_files
+from quantyard.serve.served_files import (
+    are_served_files,
+    note_unserved,
+    put_served_files,
+    served_files,
+    served_note,
+)
 from quantyard.store.manifest import QuantRecord, read_manifest
 from quantyard.store.stages import ModelStore
 from quantyard.workflows.planning import workflow_engine, workflow_source
-from quantyard.workflows.reporter import WorkflowReporter
+from quantyard.workflows.reporter import NotServed, WorkflowReporter
 
 
 def serve(request: BuildRequest, environment: Mapping[str, str], reporter: WorkflowReporter) -> int:
@@ -31,11 +37,15 @@ def serve(request: BuildRequest, environment: Mapping[str, str], reporter: Workf
     if engine.name == "local" and request.serve:
         check_served_port(request.serve.port)  # a server that runs there keeps its files
     changed = _serve_from_now_on(request) if request.model else False
+    if request.model:
+        note_unserved(request.artifacts, "")
     files = served_files(request.artifacts, request.serve.model_file if request.serve else None)
     with reporter.steps() as steps:
         engine.prepare("server", steps.note)
     if engine.name == "docker":
         return serve_compose(REPO_DIR, compose_environment(environment, files), anew=changed)
+    if (note := served_note(request.artifacts)) and not (request.serve and request.serve.model_file):
+        reporter.tell(NotServed(note))  # the container says it itself
     return serve_local(request, request.environment.venv / "bin" / "python", environment)
 
 

@@ -16,6 +16,8 @@ import ipaddress
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,8 +31,11 @@ from server.encoder_decoder.http_server import EncoderDecoderServer
 from server.encoder_decoder.model import CannotServe
 from server.encoder_decoder.models import ServedModels
 
+Listing = Mapping[Path, tuple[int, int, int]]  # inode, size, time
+
 _PARALLEL: Final = 4
 _EVERY: Final = "0.0.0.0"  # noqa: S104 (in a container, whose network is internal)
+_WATCH_S: Final = 2.0
 _BAD: Final = 2
 _CANNOT: Final = 3
 
@@ -128,6 +133,7 @@ def main() -> NoReturn:
     llama_bin = os.environ.get("LLAMA_BIN")
     library = llama_library_path(Path(llama_bin) if llama_bin else None)
     try:
+        listed = _listing()
         settings = read_image_settings(os.environ)
         models = ServedModels(
             LlamaLibrary(library), settings.models, f"Quantyard's server of encoder-decoders ({Path(library).name})",
@@ -138,10 +144,44 @@ def main() -> NoReturn:
         _die(_BAD, *str(error).splitlines())
     except CannotServe as error:
         _die(_CANNOT, str(error))
+    _say_note()
+    threading.Thread(target=_watch_files, args=(listed,), daemon=True).start()
     server = EncoderDecoderServer((settings.host, settings.port), models, settings.keys)
     _say(f"{', '.join(settings.models)} on port {settings.port}, {settings.parallel} requests at once")
     server.serve_forever()
     sys.exit(0)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("MODEL") or "/model")
+
+
+def _say_note() -> None:
+    with suppress(OSError):
+        for line in (_folder() / ".note").read_text(encoding="utf-8").splitlines():
+            _say(f"note: {line}")
+
+
+def _watch_files(listed: Listing) -> None:
+    """End the server when other files are in the folder than at its start, as entrypoint.sh does."""
+    seen = listed
+    while _folder().is_dir():
+        time.sleep(_WATCH_S)
+        now = _listing()
+        if now == seen != listed:  # not while they are still being exchanged
+            _say("other files are served from now on: starting anew")
+            os._exit(0)
+        seen = now
+
+
+def _listing() -> Listing:
+    """The GGUFs of a folder, as they are now."""
+    found = {}
+    for path in _folder().rglob("*.gguf"):
+        with suppress(OSError):
+            status = path.stat()
+            found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
 
 
 def _end(*_: Any) -> NoReturn:

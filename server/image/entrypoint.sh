@@ -29,8 +29,10 @@ main() {
     check_numbers
     # The number to start with; llama-server adds threads per connection, which compose.yaml's proxy limits.
     set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --kv-unified "$@"
+    listed=$(listing)
     models=$(models_in "$MODEL")
     check_models "$models"
+    [ ! -r "$MODEL/.note" ] || sed 's/^/[serve] note: /' "$MODEL/.note" >&2
     projectors=$(projectors_in "$MODEL")
     if [ "$(echo "$models" | wc -l)" -gt 1 ]; then
         say "several models: $(names_of "$models"); requests choose by name"
@@ -166,10 +168,11 @@ run() {
     # How long a thread of libgomp spins before it sleeps; 1000 is what libgomp takes where threads outnumber cores. With
     # its usual 300000, threads that wait hold the cores that the others need: on a busy machine 100 times as slow.
     export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
-    late=/tmp/late-$$
+    late=/tmp/late-$$ changed=/tmp/changed-$$
     "$@" &
     child=$! stopping=""
     watch_start "$child" &
+    watch_files "$child" &
     trap 'stopping=1; kill -TERM "$child" 2>/dev/null' TERM INT
     code=0
     wait "$child" || code=$?
@@ -196,7 +199,35 @@ watch_start() {
     done
 }
 
+# watch_files PID: ends the server when other files are in the folder than at its start (make serve MODEL=…), and Docker
+# starts it anew: else the old model would answer, or names would stay listed whose files are gone.
+watch_files() {
+    [ -d "$MODEL" ] || return 0
+    seen=$listed
+    while sleep 2 && kill -0 "$1" 2>/dev/null; do
+        now=$(listing)
+        if [ "$now" != "$listed" ] && [ "$now" = "$seen" ]; then # not while they are still being exchanged
+            : >"$changed"
+            kill -TERM "$1"
+            sleep 2
+            kill -KILL "$1" 2>/dev/null || true
+            return 0
+        fi
+        seen=$now
+    done
+}
+
+# The GGUFs of a folder, as they are now.
+listing() {
+    [ ! -d "$MODEL" ] || find -L "$MODEL" -maxdepth 2 -name '*.gguf' -exec stat -Lc '%i %s %Y %n' {} + 2>/dev/null | sort
+}
+
 explain() {
+    if [ -e "$changed" ]; then
+        rm -f "$changed"
+        say "other files are served from now on: $(names_of "$(models_in "$MODEL")"); starting anew"
+        exit 0
+    fi
     if [ -e "$late" ]; then
         rm -f "$late"
         say "error: llama-server did not become healthy in time, and was ended. Unless the disk is very slow, the model's"

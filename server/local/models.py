@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -51,6 +52,7 @@ class Models:
 
     def __post_init__(self) -> None:
         self._crashed = asyncio.get_running_loop().create_future()
+        self._stamps = {name: _stamp(settings.path) for name, settings in self.models.items()}
 
     async def load_first(self) -> None:
         """Load the first model.
@@ -119,11 +121,15 @@ class Models:
         """The process of a model, which is started if there is none.
 
         Raises:
-            Refused: 500 if it cannot be loaded, 503 if all others are in use.
+            Refused: 500 if it cannot be loaded, or is not the file any more that was there at the start; 503 if all
+                others are in use.
         """
         if name not in self._loaded:
             async with self._loading:
                 if name not in self._loaded:
+                    if _stamp(self.models[name].path) != self._stamps[name]:
+                        message = f"The file of {name} was replaced or removed after this server had started."
+                        raise Refused(500, f"{message} Stop the server, and type: make serve ENGINE=local")
                     await self._make_room()
                     try:
                         await self._load(name)
@@ -150,6 +156,15 @@ class Models:
         ended = await process.ended()
         if self._loaded.get(name) is process and not self._crashed.done():
             self._crashed.set_result(ended)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with another file: inode, size and time; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _only(message: Message) -> Receive:

@@ -178,6 +178,23 @@ def test_up_answers_a_chat_with_the_key_it_made(
     assert answer.status_code == 200
 
 
+def test_a_running_server_follows_what_serve_chose_and_the_name_of_before_is_not_found(
+    server_image: str, compose: Compose, gguf: Path, project: Path, port: str
+) -> None:
+    (gguf.parent / ".note").write_text("Not served yet: other.gguf.\n")
+    done = compose("up", "--detach", "--wait", PORT=port, API_KEY="off")
+    assert done.returncode == 0, done.stderr
+    assert "note: Not served yet: other.gguf." in compose("logs", "server").stdout
+    shutil.move(gguf, gguf.with_name("other.gguf"))
+    url = f"http://127.0.0.1:{port}/v1/completions"
+
+    def status(name: str) -> int:
+        return requests.post(url, json={"model": name, "prompt": "a", "max_tokens": 1}, timeout=60).status_code
+
+    wait_for(lambda: status("other") == 200, 60)
+    assert status(gguf.stem) == 404
+
+
 def test_with_nothing_built_up_says_what_to_type(server_image: str, compose: Compose, port: str) -> None:
     compose("up", "--detach", PORT=port)
     wait_for(lambda: "make build MODEL=" in compose("logs", "server").stdout, 30)

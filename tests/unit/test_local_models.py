@@ -61,7 +61,9 @@ class Place:
         return sent[0]["status"], json.loads(text) if text.startswith("{") else text
 
 
-def served(names: Sequence[str], test: Callable[[Place], Awaitable[None]]) -> list[str]:
+def served(
+    names: Sequence[str], test: Callable[[Place], Awaitable[None]], folder: Path = Path("/models")
+) -> list[str]:
     """Run a test on models of these names, the first loaded; returns the log."""
     log: list[str] = []
 
@@ -69,7 +71,7 @@ def served(names: Sequence[str], test: Callable[[Place], Awaitable[None]]) -> li
         async with forwarding_client() as client:
             settings = {
                 name: ModelSettings(
-                    path=Path(f"/models/{name}.gguf"), name=name, context_size=512, parallel=1, threads=1,
+                    path=folder / f"{name}.gguf", name=name, context_size=512, parallel=1, threads=1,
                     n_gpu_layers=0,
                 )
                 for name in names
@@ -195,6 +197,24 @@ def test_a_model_that_does_not_load_is_said_with_its_exit_code_and_log() -> None
         assert (await place.ask({"model": "a"}))[0] == 200
 
     served(["a", "broken"], later)
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed", "appeared"])
+def test_a_file_that_changed_after_the_start_is_not_loaded_under_the_old_name(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "b.gguf"
+    if how != "appeared":
+        path.write_bytes(b"old")
+
+    async def test(place: Place) -> None:
+        if how != "appeared":
+            path.unlink()
+        if how != "removed":
+            path.write_bytes(b"newer")
+        status, said = await place.ask({"model": "b"})
+        assert status == 500 and "b was replaced or removed" in said and "make serve ENGINE=local" in said
+        assert (await place.ask({"model": "a"}))[0] == 200, "it is loaded"
+
+    served(["a", "b"], test, tmp_path)
 
 
 def test_no_process_is_left() -> None:

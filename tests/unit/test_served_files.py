@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -13,22 +14,30 @@ import quantyard
 from quantyard import cli
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
+from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.serve.context import default_context_size
 from quantyard.serve.model_image import check_served_image_tag
 from quantyard.serve.run import serve_local
 from quantyard.serve.served_files import (
     are_served_files,
     is_nothing_served,
+    note_unserved,
     put_served_files,
     served_api_key,
     served_files,
     served_model_name,
+    served_note,
 )
 from quantyard.sources.resolve import Source
 from quantyard.workflows import planning
 from quantyard.workflows import serve as serving
+from quantyard.workflows.reporter import LinesReporter
+from quantyard.workflows.run import offer_built_files
 from tests.tiny_gguf import write_tiny
 from tests.unit.fake_engine import FakeEngine
+
+if TYPE_CHECKING:
+    from quantyard.store.manifest import QuantRecord
 
 
 def model(folder: Path, name: str) -> Path:
@@ -140,6 +149,34 @@ def test_a_port_that_is_taken_is_named_with_another_to_try(tmp_path: Path) -> No
         with pytest.raises(BadRequest, match=f"Port {port} of 127.0.0.1 is taken") as caught:
             serve_local(request, Path("/no/python"), {})
     assert f"PORT={port + 1}" in caught.value.hint
+
+
+def test_a_build_says_what_is_not_served_and_whose_earlier_build_is_until_serve_is_used(tmp_path: Path) -> None:
+    request = read_command_request(argparse.Namespace(), {"ARTIFACTS": str(tmp_path), "MODEL": "org/m"})
+    first = model(tmp_path / "org", "m-Q4_K_M.gguf")
+    told: list[str] = []
+    reporter = LinesReporter(told.append)
+
+    def offer(*paths: Path) -> None:
+        files = [BuiltFile(path.stem.removeprefix("m-"), path, cast("QuantRecord", None)) for path in paths]
+        offer_built_files(request, files, (), reporter)
+
+    offer(first)
+    assert not told and not served_note(tmp_path)
+
+    first.unlink()
+    first.write_bytes(b"GGUF again")
+    second = model(tmp_path / "org", "m-Q8_0.gguf")
+    offer(first, second)
+    (said,) = told
+    assert "Not served yet: m-Q4_K_M.gguf, m-Q8_0.gguf. An earlier build is served as m-Q4_K_M.gguf." in said
+    assert said.endswith("make serve MODEL=org/m QUANT=Q4_K_M,Q8_0") and served_note(tmp_path) == said
+    assert served_files(tmp_path, None)[0].read_bytes() != b"GGUF again", "serve alone changes what is served"
+
+    assert put_served_files(tmp_path, [first, second])
+    note_unserved(tmp_path, "")
+    offer(first)
+    assert len(told) == 1 and not served_note(tmp_path)
 
 
 # ---- what `serve` serves from now on -------------------------------------------------------------------

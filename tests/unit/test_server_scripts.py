@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,6 +75,29 @@ def test_an_importance_matrix_beside_a_model_is_not_served(tmp_path: Path) -> No
     given = {"PATH": os.environ["PATH"], "MODEL": str(tmp_path), "API_KEY": "off", "LLAMA_SERVER": "echo"}
     done = subprocess.run([SCRIPTS / "entrypoint.sh"], env=given, capture_output=True, text=True, check=True)
     assert f"--model {model} --alias m " in done.stdout and "--models-dir" not in done.stdout
+
+
+@pytest.mark.parametrize("how", ["another", "same name", "one more"])
+def test_a_server_ends_to_be_started_anew_when_its_folder_holds_other_files(tmp_path: Path, how: str) -> None:
+    folder, new = tmp_path / "served", tmp_path / "new.gguf"
+    folder.mkdir()
+    model = Path(gguf(folder, LLAMA))
+    new.write_bytes(gguf_bytes(LLAMA, SMALL_TENSORS))
+    (folder / ".note").write_text("m-Q8_0 is not served.\n")
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    given = {"PATH": os.environ["PATH"], "MODEL": str(folder), "API_KEY": "off", "LLAMA_SERVER": str(program)}
+    argv = [str(SCRIPTS / "entrypoint.sh")]
+    with subprocess.Popen(argv, env=given, stderr=subprocess.PIPE, text=True) as running:
+        time.sleep(1)
+        if how == "another":
+            model.unlink()
+        new.replace(folder / ("m.gguf" if how == "same name" else "n.gguf"))
+        _out, said = running.communicate(timeout=30)
+    names = {"another": "n", "same name": "m", "one more": "m n"}[how]
+    assert running.returncode == 0 and f"other files are served from now on: {names}; starting anew" in said
+    assert "[serve] note: m-Q8_0 is not served." in said
 
 
 @pytest.mark.parametrize(("memory", "tokens"), [(64 * 2**30, 32_768), (200 * 2**20, 4550), (2**20, 512)])
