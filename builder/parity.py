@@ -89,7 +89,9 @@ def _compare(stage: Stage, request: ParityRequest, gguf: Path) -> tuple[Agreemen
     env = open_converter(tools, stage.in_dir / "source", out).env
     argv = [str(tools.converter_python), str(SCRIPTS / "real_model.py"), "--source", str(stage.in_dir / "source")]
     argv += ["--text", str(text), "--out", str(out), "--dtype", _dtype(gguf), "--threads", str(threads)]
+    stage.begin("Transformers reads the text")
     refuse_failed_side(run_llama_tool(argv, env, lambda _line: None, _TIMEOUT_S), "Transformers")
+    stage.begin("llama.cpp reads the text")
     compute_llama_side(tools, gguf, out, threads, _TIMEOUT_S)
     positions = [prompt["positions"] for prompt in json.loads((out / "prompts.json").read_bytes())]
     return _distance(out, "llama", positions), _distance(out, "floor", positions)

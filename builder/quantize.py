@@ -27,7 +27,7 @@ from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_sta
 
 _OPTIONS = {f"{OUTPUT}.weight": "--output-tensor-type", f"{EMBEDDING}.weight": "--token-embedding-type"}
 _KEEPS = {"MXFP4_MOE": {"MXFP4"}}  # types that a quant leaves as they are
-_TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
+_TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s*([\w.-]*)")
 _BUILD_LINE = re.compile(r"^(?:main: build = |version: )(.+)")
 
 
@@ -72,7 +72,7 @@ class _Log:
     def __call__(self, line: str) -> None:
         self.lines.append(line.rstrip())
         if match := _TENSOR_LINE.match(line):
-            self._stage.progress(int(match[1]), int(match[2]), "tensors")
+            self._stage.progress(int(match[1]), int(match[2]), "tensors", match[3])
         elif self.version == "unknown" and (match := _BUILD_LINE.search(line)):
             self.version = match[1].strip()
 

@@ -47,7 +47,7 @@ def rounding(stage: Stage, request: RoundingRequest) -> StageOutcome:
         weights = sample_rounded_rows(ggml, tensor, request.rows)
         kinds = dict.fromkeys(tensor_type_for_row(kind, tensor.shape[0]) for kind in request.types)
         found[tensor.name] = {kind: ggml.error(weights, kind) for kind in kinds}
-        stage.progress(number, len(tensors), "tensors")
+        stage.progress(number, len(tensors), "tensors", tensor.name)
     (stage.files_dir / ERRORS).write_text(dump_finite_json(found, indent=1) + "\n")
     return StageOutcome(facts={"tensors": len(found), "rows": request.rows})
 

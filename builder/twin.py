@@ -120,6 +120,7 @@ class _Workshop:
         (given / "config.json").write_text(dump_finite_json(attempt.config))
         self._copy_tokenizer(twin)
         gguf = out / "twin.gguf"
+        self.stage.begin("Transformers computes the twin")
         with ThreadPoolExecutor(1) as beside:
             converted: list[Future[ToolRun]] = []
             made = self._transformers(
@@ -128,6 +129,7 @@ class _Workshop:
             refuse_failed_side(made, "Transformers")
             if converted[0].result().exit_code != 0 or not gguf.is_file():
                 raise NotComparedError(last_words_of_side(converted[0].result(), "The converter"))
+        self.stage.begin("llama.cpp computes the twin")
         compute_llama_side(self._tools, gguf, out, self.threads, _TIMEOUT_S)
         found = _read_found(out)
         return found if found.is_equal else replace(found, wrong_layer=self._wrong_layer(gguf, out))

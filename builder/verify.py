@@ -57,8 +57,10 @@ def verify(stage: Stage, request: VerifyRequest) -> StageOutcome:
     _check_structure(source, model, request)
     with open_llama_runtime(stage, model, _threads(request, model)) as runtime:
         _check_blocks(stage, model, source)
+        stage.begin("tokenizer and chat template")
         check_chat_template(runtime)
         facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
+        stage.begin("first decode")
         facts["logits"] = _check_logits(runtime, model)
         facts |= compare_embeddings(runtime, model, _embeddings(stage))
         return StageOutcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
@@ -129,7 +131,7 @@ def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
         if n_blocks := count_nonfinite_blocks(tensor.path, tensor):
             bad[tensor.name] = n_blocks
         done += tensor.size_bytes
-        stage.progress(done, model.tensor_bytes, "bytes")
+        stage.progress(done, model.tensor_bytes, "bytes", tensor.name)
     if bad:
         raise _nonfinite(bad, source)
 

@@ -59,7 +59,7 @@ class _Meter:
     begun: int = 0
 
     def begin(self, name: str) -> None:
-        self.stage.progress(min(self.begun, self.total), self.total, "checks")
+        self.stage.progress(min(self.begun, self.total), self.total, "checks", name, begins=True)
         self.stage.log(f"{name}: its data sets")
         self.begun += 1
 

@@ -53,9 +53,9 @@ class _Counter:
     total: int
     done: int = 0
 
-    def part(self, share: float, questions: int) -> None:
+    def part(self, share: float, questions: int, entry: str) -> None:
         """Report that this share of the current entry's `questions` is done."""
-        self.stage.progress(self.done + int(share * questions), self.total, "questions")
+        self.stage.progress(self.done + int(share * questions), self.total, "questions", entry, begins=not share)
 
     def finish(self, questions: int) -> None:
         """Report that the current entry's `questions` are done."""
@@ -126,7 +126,8 @@ def _entry(
     else:
         unfinished = stage.files_dir / f".{slug}"
         unfinished.mkdir()
-        lm.on_progress = lambda done, total: counter.part(done / max(1, total), n_questions)
+        counter.part(0, n_questions, name)
+        lm.on_progress = lambda done, total: counter.part(done / max(1, total), n_questions, name)
         record = _ask(request, lm, leaves, unfinished)
         (unfinished / _DONE).write_text(record.model_dump_json())
         unfinished.rename(final)

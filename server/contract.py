@@ -30,7 +30,7 @@ _OF_OTHERS: Final[dict[Purpose, str]] = {
     "generate": "the model generates text", "embed": "the model embeds texts, and generates none",
     "rerank": "the model ranks documents, and generates none",
 }  # fmt: skip
-OnProgress = Callable[[int, int], None]
+OnProgress = Callable[[int, int, str], None]
 
 
 def _why_not_applicable(session: ApiSession, check: ApiCheck) -> str:
@@ -67,14 +67,14 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
 
 
 def run_contract_checks(
-    address: str, key: str | None, on_progress: OnProgress = lambda _done, _total: None, label: str = "",
+    address: str, key: str | None, on_progress: OnProgress = lambda _done, _total, _name: None, label: str = "",
     *, has_chat_template: bool = True, is_encoder_decoder: bool = False, purpose: Purpose = "generate",
     media: tuple[Medium, ...] = (),
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
     Args:
-        on_progress: called with the number of checks done, and of all.
+        on_progress: called before each check and at the end, with the number of checks done, of all, and its name.
         has_chat_template: of the model; to a base model what chats does not apply.
         is_encoder_decoder: what asks for structure does not apply to it.
         purpose: what it is for, which decides what it is asked.
@@ -90,10 +90,11 @@ def run_contract_checks(
     schemas: SchemaRate | None = None
     checks = api_checks_of(purpose)
     for check in checks:
+        on_progress(len(records), len(checks), check.name)
         record, found = run_contract_check(session, check)
         records.append(record)
         schemas = found or schemas
-        on_progress(len(records), len(checks))
+    on_progress(len(records), len(checks), "")
     return ContractReport(
         label=label, server=server, model=session.model, checks=tuple(records), schemas=schemas,
         duration_s=time.perf_counter() - started,
@@ -115,6 +116,7 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
         model.absolute(), stage.scratch_dir.absolute(), stage.environment, request.threads, request.n_ctx,
         request.parallel, request.load_timeout_s, projector,
     )  # fmt: skip
+    stage.begin("the server loads the model")
     with ServedModel(launch) as served:
         kind = _kind(model, projector)
         stage.log(f"{served.argv[0]} is ready; {len(api_checks_of(kind.get('purpose', 'generate')))} checks")
@@ -122,7 +124,8 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
         argv = served.argv
     (stage.files_dir / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n")
     _log(stage, report)
-    facts = {"passed": report.passed, "failed": [check.name for check in report.with_status("failed")]}
+    failed = [check.name for check in report.with_status("failed")]
+    facts = {"passed": report.passed, "n_checks": len(report.checks), "failed": failed}
     return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
@@ -153,9 +156,10 @@ def _kind(model: Path, projector: Path | None) -> dict[str, Any]:
 def _checked(stage: Stage, served: ServedModel, label: str, kind: dict[str, Any]) -> ContractReport:
     names = [check.name for check in api_checks_of(kind.get("purpose", "generate"))]
 
-    def progress(done: int, total: int) -> None:
-        served.check_alive(f"the check {names[done - 1]!r}")
-        stage.progress(done, total, "checks")
+    def progress(done: int, total: int, name: str) -> None:
+        if done:
+            served.check_alive(f"the check {names[done - 1]!r}")
+        stage.progress(done, total, "checks", name, begins=True)
 
     try:
         return run_contract_checks(

@@ -70,7 +70,7 @@ def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
 def _note(text: str) -> None:
     from quantyard.cli.output import stderr_console
 
-    stderr_console().print(f"note: {text}", markup=False, style="dim", soft_wrap=True)
+    stderr_console().print_lines(f"note: {text}", markup=False, style="dim")
 
 
 def _load_command(function: str) -> Callable[[argparse.Namespace], None]:
@@ -130,10 +130,10 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
         print_json(ErrorOutput(error=facts))
         flush_stdout()
     if error.detail:  # indented, so that a stage's text cannot look like one of our lines
-        console.print(indent(terminal_safe_text(_cut(error.detail)), "  "), markup=False, style="dim", soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape_rich_markup(_cut(message))} [dim]({error.kind})[/]", soft_wrap=True)
+        console.print_lines(indent(terminal_safe_text(_cut(error.detail)), "  "), markup=False, style="dim")
+    console.print_lines(f"[bold red]error:[/] {escape_rich_markup(_cut(message))} [dim]({error.kind})[/]")
     if hint:
-        console.print(_cut(hint), markup=False, soft_wrap=True)
+        console.print_lines(_cut(hint), markup=False)
 
 
 def _wants_json(args: argparse.Namespace) -> bool:

@@ -23,7 +23,7 @@ def plan_command(args: argparse.Namespace) -> None:
 
         print_json(plan_output(planned))
         return
-    stdout_console().print(summary.terminal_plan(planned), soft_wrap=True)
+    stdout_console().print_lines(summary.terminal_plan(planned))
     planned.check_disk()
 
 
@@ -44,7 +44,7 @@ def print_built_files(request: BuildRequest, built: Built) -> None:
 
         print_json(build_output(built))
         return
-    stderr_console().print(summary.terminal_built(built), soft_wrap=True)
+    stderr_console().print_lines(summary.terminal_built(built))
     if built.measured:
         _print_measured(built.measured)
         return
@@ -55,9 +55,9 @@ def print_built_files(request: BuildRequest, built: Built) -> None:
 def _print_measured(measured: Measured) -> None:
     from quantyard.cli.render import evaluation as eval_summary  # imported late: a build without measuring needs none
 
-    stderr_console().print(eval_summary.terminal_report_paths(measured), soft_wrap=True)
+    stderr_console().print_lines(eval_summary.terminal_report_paths(measured))
     out = stdout_console()
-    out.print(eval_summary.terminal_measured_files(measured.report, out.width))
-    if table := eval_summary.terminal_measured_tasks(measured.report, out.width):
+    out.print(eval_summary.terminal_measured_files(measured.report))
+    if table := eval_summary.terminal_measured_tasks(measured.report):
         out.print()
         out.print(table)

@@ -17,7 +17,7 @@ def choose_command(args: argparse.Namespace) -> None:
     choices, budget, choice = found.choices, found.budget, found.choice
     if choice is None:
         stderr_console().print(say.terminal_choice_table(choices, budget, None))
-        stderr_console().print(say.terminal_choice_conditions(choices, budget), soft_wrap=True)
+        stderr_console().print_lines(say.terminal_choice_conditions(choices, budget))
         raise found.refusal(request.model)
     if request.json:
         from quantyard.cli.json_outputs.choosing import choose_output
@@ -26,4 +26,4 @@ def choose_command(args: argparse.Namespace) -> None:
         return
     stdout_console().print(say.terminal_choice_table(choices, budget, choice))
     stdout_console().print()
-    stdout_console().print(say.terminal_choice(choices, budget, choice, request.model), soft_wrap=True)
+    stdout_console().print_lines(say.terminal_choice(choices, budget, choice, request.model))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from quantyard.cli.output import print_json, stdout_console
+from quantyard.cli.output import print_json, stderr_console, stdout_console
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import command_request
 from quantyard.errors import BadRequest
 from quantyard.requests import BuildRequest
+
+if TYPE_CHECKING:
+    from quantyard.sources.presets import Preset
+
+_WIDE: Final = 100  # characters of a line
 
 
 def quants_command(args: argparse.Namespace) -> None:
@@ -39,7 +45,18 @@ def models_command(args: argparse.Namespace) -> None:
 
         print_json(models_output(found))
     else:
-        stdout_console().print(summary.terminal_presets(found, notes=bool(request.find)), soft_wrap=True)
+        _print_presets(found, searched=bool(request.find))
+
+
+def _print_presets(found: Sequence[Preset], *, searched: bool) -> None:
+    out = stdout_console()
+    shown = summary.terminal_presets(found, searched=searched, wide=out.width >= _WIDE)
+    if isinstance(shown, str):
+        out.print_lines(shown)
+    else:
+        out.print(shown)
+    if not searched or len(found) > summary.MOST_PRESETS_WHOLE:
+        stderr_console().print_lines(f"\nRepo, quants and notes of one: make models FIND={found[-1].name}")
 
 
 def _holds(text: str, *fields: str) -> bool:

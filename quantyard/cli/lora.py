@@ -20,4 +20,4 @@ def lora_command(args: argparse.Namespace) -> None:
         return
     print_line(adapter.path)
     what = f"Serve its base model with it:  LORA_FILE={adapter.path} docker compose up"
-    stderr_console().print(what, markup=False, soft_wrap=True)
+    stderr_console().print_lines(what, markup=False)

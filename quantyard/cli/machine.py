@@ -23,7 +23,7 @@ def doctor_command(args: argparse.Namespace) -> None:
 
         print_json(doctor_output(findings))
     else:
-        stdout_console().print(summary.terminal_doctor(findings), soft_wrap=True)
+        stdout_console().print_lines(summary.terminal_doctor(findings))
     if any(finding.state == "missing" for finding in findings):
         sys.exit(Answer.DOCTOR_FAILED)
 
@@ -34,7 +34,7 @@ def demo_command(args: argparse.Namespace) -> None:
     request = command_request(args)
     found = demo(request, TerminalReporter())
     print_built_files(request, found.built)
-    stderr_console().print(summary.terminal_demo_end(found), soft_wrap=True)
+    stderr_console().print_lines(summary.terminal_demo_end(found))
 
 
 def images_command(args: argparse.Namespace) -> None:

@@ -26,16 +26,16 @@ def matrix_command(args: argparse.Namespace) -> None:
     else:
         _print(found, request.model)
     if failures := found.built.failures:
-        stderr_console().print(say.terminal_matrix_failures(failures, others=True), soft_wrap=True)
+        stderr_console().print_lines(say.terminal_matrix_failures(failures, others=True))
         sys.exit(next(iter(failures.values())).code)
 
 
 def _print(found: Matrix, model: str) -> None:
     measured = found.built.measured
     assert measured is not None, "a matrix has one"
-    stderr_console().print(say.terminal_matrix_head(found.built), soft_wrap=True)
+    stderr_console().print_lines(say.terminal_matrix_head(found.built))
     out = stdout_console()
-    out.print(eval_summary.terminal_measured_files(measured.report, out.width))
+    out.print(eval_summary.terminal_measured_files(measured.report))
     if front := say.terminal_pareto_front(measured.report):
-        out.print(f"\n{front}", soft_wrap=True)
-    stderr_console().print(format_columns(say.terminal_matrix_end(found, model)), soft_wrap=True)
+        out.print_lines(f"\n{front}")
+    stderr_console().print_lines(format_columns(say.terminal_matrix_end(found, model)))

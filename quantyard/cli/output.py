@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -41,6 +41,16 @@ class SafeConsole(Console):
             style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
             yield segment if segment.control else Segment(terminal_safe_text(segment.text), style)
 
+    def print_lines(self, text: str, *, markup: bool = True, style: str | None = None) -> None:
+        """Prints text of one or several lines: on a terminal broken at words, elsewhere as it is."""
+        if not self.is_terminal:
+            self.print(text, markup=markup, style=style, soft_wrap=True)
+            return
+        from quantyard.cli.render.wrapping import wrapped_lines
+
+        shown = self.render_str(text, markup=markup, style=style or "")
+        self.print(*wrapped_lines(shown, self.width), sep="\n", soft_wrap=True)
+
     def on_broken_pipe(self) -> None:
         """Leaves a broken pipe to the command line, which handles it for all output."""
         raise BrokenPipeError
@@ -51,23 +61,25 @@ def terminal_safe_text(text: str) -> str:
     return printable(printable_url(text))
 
 
-def stderr_console() -> Console:
+def stderr_console() -> SafeConsole:
     """The console for stderr: plans, progress, errors."""
     return SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
-def stdout_console() -> Console:
+def stdout_console() -> SafeConsole:
     """The console for tables on stdout; without a terminal, lines are up to 200 characters wide."""
     return SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
-def console_reporter(console: Console) -> LiveReporter | LineReporter:
-    """A reporter with bars on a terminal, with lines elsewhere."""
+def console_reporter(
+    console: SafeConsole, expected_s: Mapping[str, float] | None = None
+) -> LiveReporter | LineReporter:
+    """A reporter with bars on a terminal, with lines elsewhere. `expected_s`: by the plan, of each step by label."""
     if not console.is_terminal:
         return LineReporter(console)
     from quantyard.execution.live_progress import LiveReporter  # imported late: lines need nothing of bars
 
-    return LiveReporter(console)
+    return LiveReporter(console, lambda text: console.print_lines(text, markup=False), expected_s)
 
 
 def print_line(value: object) -> None:

@@ -19,4 +19,4 @@ def rates_command(args: argparse.Namespace) -> None:
 
         print_json(rates_output(timed))
     else:
-        stderr_console().print(summary.terminal_rates(timed.samples, timed.seconds), markup=False, soft_wrap=True)
+        stderr_console().print_lines(summary.terminal_rates(timed.samples, timed.seconds), markup=False)

@@ -58,7 +58,7 @@ def gate_command(args: argparse.Namespace) -> None:
 
         print_json(gate_output(found))
     else:
-        stdout_console().print(say.terminal_gate(found), soft_wrap=True)
+        stdout_console().print_lines(say.terminal_gate(found))
     _exit_by(found)
 
 
@@ -68,9 +68,9 @@ def _end(request: BuildRequest, done: Publication) -> None:
 
         print_json(publication_output(done))
     elif done.published:
-        stdout_console().print(say.terminal_published_files(done.published), soft_wrap=True)
+        stdout_console().print_lines(say.terminal_published_files(done.published))
     else:
-        stdout_console().print(say.terminal_publish_intention(done), soft_wrap=True)
+        stdout_console().print_lines(say.terminal_publish_intention(done))
 
 
 def _consent(request: BuildRequest) -> dict[str, Consent]:
@@ -98,7 +98,7 @@ def _ask(proposal: Proposal) -> None:
         BadRequest: the answer is not yes.
     """
     console = stderr_console()
-    console.print(say.terminal_proposal(proposal), soft_wrap=True)
+    console.print_lines(say.terminal_proposal(proposal))
     console.print("[bold]Publish this?[/] Type yes, or anything else to stop: ", end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise BadRequest("Nothing was published: the answer was not yes.", _HOW_TO_CONSENT)
@@ -109,7 +109,6 @@ def _exit_by(gate: GateReport) -> None:
     try:
         check_release_gate(gate, allow_fail=False)
     except GateClosed as closed:
-        stderr_console().print(
-            f"[bold red]error:[/] {escape_rich_markup(closed.message)} [dim]({closed.kind})[/]", soft_wrap=True
-        )
+        stderr_console().print_lines(
+            f"[bold red]error:[/] {escape_rich_markup(closed.message)} [dim]({closed.kind})[/]")
         sys.exit(closed.code)

@@ -44,7 +44,7 @@ def contract_command(args: argparse.Namespace) -> None:
 
         print_json(contract_output(reports))
     else:
-        stdout_console().print(summary.terminal_contract(reports), markup=False, soft_wrap=True)
+        stdout_console().print_lines(summary.terminal_contract(reports), markup=False)
     if not all(report.passed for report in reports):
         sys.exit(Answer.API_TEST_FAILED)
 
@@ -61,4 +61,4 @@ def image_command(args: argparse.Namespace) -> None:
         return
     for image in images:
         print_line(image.tag)
-    stderr_console().print(summary.terminal_images(images), markup=False, soft_wrap=True)
+    stderr_console().print_lines(summary.terminal_images(images), markup=False)

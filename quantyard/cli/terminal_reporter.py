@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from quantyard.cli.output import console_reporter, stderr_console
 from quantyard.cli.render.events import terminal_event
 from quantyard.execution.reporter import StepReporter
-from quantyard.workflows.reporter import Event
+from quantyard.workflows.reporter import Event, PlanMade
 
 
 class TerminalReporter:
@@ -15,11 +15,15 @@ class TerminalReporter:
 
     def __init__(self) -> None:
         self._console = stderr_console()
+        self._expected_s: dict[str, float] = {}  # of the plan that was told last
 
     def steps(self) -> AbstractContextManager[StepReporter]:
         """Bars, or lines, for as long as the steps run."""
-        return console_reporter(self._console)
+        expected_s, self._expected_s = self._expected_s, {}
+        return console_reporter(self._console, expected_s)
 
     def tell(self, event: Event) -> None:
         """Prints the event."""
-        self._console.print(terminal_event(event), soft_wrap=True)
+        if isinstance(event, PlanMade):
+            self._expected_s = {label: step.seconds for label, step in event.planned.cost.time.steps.items()}
+        self._console.print_lines(terminal_event(event))

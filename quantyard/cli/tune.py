@@ -22,6 +22,6 @@ def tune_command(args: argparse.Namespace) -> None:
         return
     stderr_console().print(say.terminal_tensor_groups(tuned.sensitivities, tuned.mix))
     stdout_console().print(say.terminal_tuned_files(tuned.gain))
-    stdout_console().print(say.terminal_tuning_gain(tuned.gain, tuned.goal, tuned.mix), markup=False, soft_wrap=True)
+    stdout_console().print_lines(say.terminal_tuning_gain(tuned.gain, tuned.goal, tuned.mix), markup=False)
     again = f"make build MODEL={request.model} RECIPE={tuned.recipe_path}"
-    stderr_console().print(f"The recipe: {tuned.recipe_path}\nMake it again:  {again}", markup=False, soft_wrap=True)
+    stderr_console().print_lines(f"The recipe: {tuned.recipe_path}\nMake it again:  {again}", markup=False)

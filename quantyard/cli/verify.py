@@ -22,6 +22,6 @@ def verify_command(args: argparse.Namespace) -> None:
 
         print_json(verify_output(found))
     else:
-        stdout_console().print(say.terminal_verify_checks(found.checks), soft_wrap=True)
+        stdout_console().print_lines(say.terminal_verify_checks(found.checks))
     if found.state != "ok":
         sys.exit(Answer.VERIFY_FAILED)

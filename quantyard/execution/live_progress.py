@@ -1,97 +1,87 @@
-"""Shows the progress of a build on a terminal: live bars on stderr."""
+"""Shows the progress of a build on a terminal: live lines with bars on stderr."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
+from quantyard.execution.progress_text import RunningSteps
 from quantyard.execution.stage_lines import stage_end_lines
-from quantyard.formatting.numbers import (
-    format_bytes,
-    format_digits,
-)
 from quantyard.formatting.printable import printable_line
-from quantyard.protocol.base import Progress as StageProgress
-from quantyard.protocol.base import StageResult
+from quantyard.protocol.base import Progress, StageResult
 
-_PACED = ("questions", "chunks", "repeats")  # shown with their number per second
-
-
-class _Amount(ProgressColumn):
-    """`135 MB of 269 MB, 42 MB/s`, `12 of 272 tensors`, or `320 of 640 questions, 41.3/s`."""
-
-    def render(self, task: Task) -> Text:
-        unit = task.fields.get("unit", "")
-        if task.total is None or not unit:
-            return Text("")
-        if unit != "bytes":
-            pace = f", {format_digits(task.speed)}/s" if task.speed and unit in _PACED else ""
-            return Text(f"{int(task.completed)} of {int(task.total)} {unit}{pace}")
-        rate = f", {format_bytes(int(task.speed))}/s" if task.speed else ""
-        return Text(f"{format_bytes(int(task.completed))} of {format_bytes(int(task.total))}{rate}")
+_WIDE: Final = 110  # characters of a terminal with room for long bars
+_BARS: Final = {True: 24, False: 8}
+_MOST_LABEL: Final = 32  # characters; a longer one goes on below
+_PER_SECOND: Final = 5
 
 
 class LiveReporter:
-    """Shows one bar for all stages, and one for each running stage."""
+    """Shows a line for all stages, and one or two for each running stage.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        on_line: prints a line that stays, above the others; default: by the console itself.
+        expected_s: seconds that the plan expects of each step, by label.
+    """
+
+    def __init__(
+        self, console: Console, on_line: Callable[[str], None] | None = None,
+        expected_s: Mapping[str, float] | None = None,
+    ) -> None:
         self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description:<20}", markup=False), BarColumn(bar_width=28), _Amount(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
+        self._on_line = on_line or (lambda text: console.print(text, markup=False, highlight=False))
+        self.steps = RunningSteps(expected_s or {})
+        self._live = Live(
+            console=console, transient=True, refresh_per_second=_PER_SECOND, get_renderable=self._renderable
         )
-        self._stages: TaskID | None = None
-        self._running: dict[str, TaskID] = {}  # by label
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bars.stop()
+        self._live.stop()
 
     def begin(self, label: str, number: int, of: int) -> None:
-        """Show the step's bar, pulsing until its first progress."""
-        if self._stages is None:
-            self._stages = self._bars.add_task("stages", total=of, unit="stages")
-        self._bars.update(self._stages, completed=max(0, number - 1 - len(self._running)))
-        self._running[label] = self._bars.add_task(printable_line(label), total=None, unit="")
+        """Show the step's line, its bar pulsing until its first progress."""
+        self.steps.begin(label, number, of)
 
-    def progress(self, label: str, progress: StageProgress) -> None:
+    def progress(self, label: str, progress: Progress) -> None:
         """Move the step's bar."""
-        if (bar := self._running.get(label)) is not None:
-            self._bars.update(bar, completed=progress.done, total=progress.total, unit=progress.unit)
+        self.steps.take(label, progress)
 
     def end(self, label: str, result: StageResult) -> None:
         """Replace the step's bar with a line that stays."""
-        self._remove(label)
+        self.steps.end(label)
         for line in stage_end_lines(label, result):
             self.note(line)
 
     def fail(self, label: str, text: str) -> None:
         """Replace the step's bar with the failure."""
-        self._remove(label)
+        self.steps.end(label)
         self.note(text)
-
-    def _remove(self, label: str) -> None:
-        if (bar := self._running.pop(label, None)) is not None:
-            self._bars.remove_task(bar)
-        if self._stages is not None:
-            self._bars.advance(self._stages)
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(printable_line(text), markup=False, highlight=False)
+        self._on_line(printable_line(text))
+
+    def _renderable(self) -> RenderableType:
+        steps, width = self.steps, _BARS[self._console.width >= _WIDE]
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(max_width=_MOST_LABEL, overflow="fold")
+        table.add_column(width=width)
+        table.add_column(overflow="fold")
+        if steps.n_steps:
+            table.add_row(Text("stages"), ProgressBar(steps.n_steps, steps.n_ended, width), Text(steps.text))
+        for label, step in list(steps.running.items()):
+            share = step.share
+            bar = ProgressBar(None if share is None else 1.0, share or 0.0, width, pulse=share is None)
+            table.add_row(Text(printable_line(label)), bar, Text(step.text))
+        return table

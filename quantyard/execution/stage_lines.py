@@ -20,6 +20,7 @@ from quantyard.formatting.numbers import (
 from quantyard.metrics.kinds import metric_kind
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.facts import (
+    ContractFacts,
     ConvertFacts,
     DivergenceFacts,
     EvaluateFacts,
@@ -34,6 +35,7 @@ from quantyard.protocol.facts import (
 
 _OUTCOMES: Final[dict[str, str]] = {"record": "recorded", "warn": "warning", "allowed": "allowed", "refuse": "refused"}
 _TASKS_SHOWN: Final = 3  # in one line
+_UNSIZED: Final = ("contract", "rounding", "evaluate", "divergence", "speed", "similarity", "report")
 
 
 class StageLineReporter(ABC):
@@ -78,8 +80,9 @@ def stage_end_lines(label: str, result: StageResult) -> list[str]:
 
 
 def _made(result: StageResult) -> str:
+    """The size of the files that were made; of a stage that writes what others only read, that it is done."""
     size_bytes = sum(f.size_bytes for f in result.outputs)
-    return format_bytes(size_bytes) if size_bytes else "passed"
+    return format_bytes(size_bytes) if size_bytes and result.stage not in _UNSIZED else "passed"
 
 
 # ---- what a measuring stage found, in a few words ----------------------------------------------------
@@ -156,6 +159,16 @@ def _real(result: StageResult) -> Iterator[str]:
         yield f"mean KLD {format_difference(facts.mean_kld)} from Transformers"
 
 
+def _served(result: StageResult) -> Iterator[str]:
+    """Such as `all 31 checks passed`, or `2 of 31 checks failed: streaming, tools`."""
+    facts = ContractFacts.read(result.facts)
+    of = f" of {facts.n_checks}" if facts.n_checks else ""
+    if facts.failed:
+        yield f"{len(facts.failed)}{of} checks failed: {', '.join(facts.failed)}"
+    else:
+        yield f"all {facts.n_checks} checks passed" if facts.n_checks else "all checks passed"
+
+
 def _projected(result: StageResult) -> Iterator[str]:
     """Such as `vision, 854 MB, Q8_0 too`."""
     yield " and ".join(ProjectorFacts.read(result.facts).media)
@@ -171,5 +184,6 @@ _TWINS: Final = {
 }  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
     "twin": _twinned, "parity": _real, "projector": _projected,
-    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared, "similarity": _similar,
+    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
+    "contract": _served, "similarity": _similar,
 }  # fmt: skip

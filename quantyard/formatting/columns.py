@@ -9,6 +9,7 @@ def format_columns(facts: Sequence[tuple[str, str]]) -> str:
     """Names on the left, each only on the first line of its run."""
     lines, before = [], ""
     for name, text in facts:
-        lines.append(f"[bold]{name if name != before else '':<13}[/]{text}")
+        shown = f"{name}  " if name != before else ""
+        lines.append(f"[bold]{shown:<13}[/]{text}")
         before = name
     return "\n".join(lines)

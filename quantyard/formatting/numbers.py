@@ -15,6 +15,7 @@ the same text everywhere. Annotations, which programs read, are written by `form
 | speed | three digits, tokens per second | 61.2 |
 | difference of two computations | two digits; below a millionth only that | 0.000023, < 0.000001 |
 | time | seconds, minutes or hours; what was timed in tenths of a second | 42 s, 10 min; 10.2 s |
+| time of what runs | a clock, and what is left as a time | elapsed 0:58 · about 4 min left |
 | bits per weight | two decimals | 6.17 |
 | other metrics | four digits; a difference as its interval resolves it | 31.25, +0.012 |
 | interval | its ends, with the unit of the value before them | 0.0464 (0.0446 to 0.0483) |
@@ -138,6 +139,19 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def format_clock(seconds: float) -> str:
+    """What has passed, as a clock: "0:58", "1:02:03"."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def format_running(elapsed_s: float, left_s: float | None = None) -> str:
+    """Of what runs: "elapsed 0:58 · about 4 min left"; `left_s` None: not known."""
+    elapsed = f"elapsed {format_clock(elapsed_s)}"
+    return elapsed if left_s is None else f"{elapsed} · about {format_duration(max(1.0, left_s))} left"
+
+
 # ---- what was measured -------------------------------------------------------------------------------
 
 
@@ -179,12 +193,6 @@ def format_change(share: float) -> str:
 def format_margin(share: float) -> str:
     """The difference that counts as none, as the suite has it: 0.01 → "1 %"."""
     return f"{format_as_written(100 * share)} %"
-
-
-def format_longer(planned_s: float, taken_s: float) -> str:
-    """How much longer something took than planned: "80 % longer", "7 % less", "as planned"."""
-    share = round(100 * (taken_s / planned_s - 1)) if planned_s > 0 else 0
-    return f"{share} % longer" if share > 0 else f"{-share} % less" if share else "as planned"
 
 
 def format_p_value(p: float) -> str:

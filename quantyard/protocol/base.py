@@ -108,6 +108,7 @@ class Progress(Frozen):
     done: _Count
     total: _Count | None
     unit: Literal["bytes", "tensors", "checks", "questions", "chunks", "repeats", "texts"]
+    what: _Word = ""  # the name of what runs inside: a check, a task, a tensor
 
 
 def json_digest(value: JsonValue) -> str:

@@ -165,12 +165,19 @@ class ReportFacts(Facts):
     files: dict[str, FileVerdicts] = {}
 
 
+class ContractFacts(Facts):
+    """The API test: the number of its checks, 0 if that was not recorded, and those that failed."""
+
+    n_checks: Count = 0
+    failed: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=200)] = []
+
+
 # To have the facts of another stage checked: add a row.
 MODELS: Final[Mapping[str, type[Facts]]] = {
     "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
-    "report": ReportFacts,
+    "report": ReportFacts, "contract": ContractFacts,
 }  # fmt: skip
 
 

@@ -78,14 +78,23 @@ class Stage:
         """A secret from the orchestrator; None if it did not pass one."""
         return self.secrets.get(name) or None
 
-    def progress(self, done: int, total: int | None, unit: str) -> None:
-        """Print one progress line: at most ten per second, and always the last."""
+    def progress(self, done: int, total: int | None, unit: str, what: str = "", *, begins: bool = False) -> None:
+        """Print one progress line: at most ten per second, and always the last.
+
+        Args:
+            what: the name of what runs inside the stage.
+            begins: whether it begins, which may take long and is always printed.
+        """
         now = time.monotonic()
-        if done != total and now - self._last_progress < _PROGRESS_EVERY_S:
+        if done != total and not begins and now - self._last_progress < _PROGRESS_EVERY_S:
             return
         self._last_progress = now
-        line = Progress(stage=self.name, done=done, total=total, unit=unit)  # type: ignore[arg-type]
+        line = Progress(stage=self.name, done=done, total=total, unit=unit, what=what)  # type: ignore[arg-type]
         print(line.model_dump_json(), flush=True)
+
+    def begin(self, what: str) -> None:
+        """Name what runs now, where nothing is counted."""
+        self.progress(0, None, "checks", what, begins=True)
 
     def log(self, message: str) -> None:
         """Print one log line."""

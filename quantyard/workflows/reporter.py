@@ -14,8 +14,7 @@ from typing import Protocol, runtime_checkable
 from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
 from quantyard.execution.stage_lines import StageLineReporter
-from quantyard.forecast.time import ForecastComparison
-from quantyard.formatting.numbers import format_bytes, format_duration, format_kld
+from quantyard.formatting.numbers import format_bytes, format_kld
 from quantyard.formatting.printable import printable_line, printable_url
 from quantyard.plan.imatrix import ImatrixDecision
 from quantyard.protocol.gate import GateReport
@@ -78,18 +77,6 @@ class ImatrixDecided:
     def text(self) -> str:
         """One line per file."""
         return "\n".join(f"{decision.quant}: {decision.reason}" for decision in self.decisions)
-
-
-@dataclass(frozen=True)
-class RunTimed:
-    """The forecast and the duration of a run."""
-
-    compared: ForecastComparison
-
-    @property
-    def text(self) -> str:
-        """Both durations."""
-        return f"Planned {format_duration(self.compared.planned_s)}, took {format_duration(self.compared.taken_s)}."
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
 from quantyard.forecast.time import forecast_conditions, record_forecast_times
 from quantyard.requests import BuildRequest
-from quantyard.workflows.reporter import RunTimed, WorkflowReporter
+from quantyard.workflows.reporter import WorkflowReporter
 
 
 def run_timed_plan(
     request: BuildRequest, runner: PlanRunner, cost: Cost, reporter: WorkflowReporter
 ) -> list[BuiltFile]:
-    """Run it, and compare its times with the forecast. The finished stages of a failed run are recorded too.
+    """Run it, and record its times beside the forecast. The finished stages of a failed run are recorded too.
 
     Raises:
         StageFailed, EngineError: see `PlanRunner.run`.
@@ -23,6 +23,4 @@ def run_timed_plan(
         with reporter.steps() as steps:
             return runner.run(steps)
     finally:
-        compared = record_forecast_times(request.artifacts, runner.plan, cost.time, runner.taken, where)
-        if compared is not None:
-            reporter.tell(RunTimed(compared))
+        record_forecast_times(request.artifacts, runner.plan, cost.time, runner.taken, where)

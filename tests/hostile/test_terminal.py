@@ -380,8 +380,8 @@ def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
         makers |= {name} if calls & {"Console", "rich.console.Console", "rich.print", "SafeConsole"} else set()
         writers |= {name} if calls & {"sys.stdout.write", "sys.stderr.write", "os.write", "print"} else set()
         markers |= {name} if "rich.markup" in path.read_text() else set()
-    # Of a table's width alone is asked; a stage and its workers write to who started them, who reads lines.
-    assert makers == {"quantyard/cli/output.py", "quantyard/cli/render/evaluation.py"}
+    # A stage and its workers write to who started them, who reads lines.
+    assert makers == {"quantyard/cli/output.py"}
     assert writers == {
         "quantyard/cli/output.py", "quantyard/protocol/runner.py", "quantyard/sandbox/template_worker.py",
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.text import Text
+from rich.console import Console
 
 from quantyard import cli
 from quantyard.cli.commands import MEASURING
@@ -142,12 +143,12 @@ def test_on_a_narrow_terminal_no_value_of_a_task_is_cut(
 ) -> None:
     command("eval", "--quant=Q4_K_M", "--json")
     report = EvalReport.model_validate(json.loads(capsys.readouterr().out)["report"])
-    told = terminal_measured_tasks(report, 80)
-    assert isinstance(told, str)
-    told = Text.from_markup(told).plain
+    out = Console(width=80, record=True, file=io.StringIO())
+    out.print(terminal_measured_tasks(report))
+    told = out.export_text()
     assert max(map(len, told.splitlines())) <= 80
-    assert told.splitlines()[0] == "Q4_K_M" and "arc_easy, acc: 200 questions" in told
-    assert "47.5 % → 46.0 %, −1.5 (" in told and "too few questions: 3,100 would do" in told
+    assert told.splitlines()[0] == "Q4_K_M  arc_easy  acc" and "n 200 · baseline 47.5 % · value 46.0 %" in told
+    assert "Δ −1.5 · 95 % interval" in told and "too few questions: 3,100 would do" in told
 
 
 def test_eval_takes_the_suite_quick_unless_told_otherwise(

@@ -227,11 +227,12 @@ def _record(server: FakeServer, name: str) -> CheckRecord:
 
 
 def test_a_server_that_keeps_every_promise_passes_every_check(fake: FakeServer) -> None:
-    done: list[tuple[int, int]] = []
+    done: list[tuple[int, int, str]] = []
     report = run_contract_checks(fake.address, KEY, lambda *counts: done.append(counts), "Q8_0", media=MEDIA)
     assert [(check.name, check.finding) for check in report.checks if check.status != "passed"] == []
     assert report.passed and (report.server, report.model, report.label) == ("llama-server b1", "fake", "Q8_0")
-    assert done == [(number, len(CHECKS)) for number in range(1, len(CHECKS) + 1)]
+    names = [*(check.name for check in CHECKS), ""]
+    assert done == [(number, len(CHECKS), name) for number, name in enumerate(names)]
     assert report.schemas is not None and (report.schemas.n_valid, report.schemas.n) == (len(VALID), len(VALID))
 
 

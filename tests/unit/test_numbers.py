@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from rich.table import Table
 
 from eval.rendering.markdown import render_report_markdown
 from quantyard.card.blocks import card_blocks, card_table_cells
 from quantyard.card.render import render_card
 from quantyard.cli.render.evaluation import terminal_measured_files as terminal_files
 from quantyard.cli.render.evaluation import terminal_measured_tasks as terminal_tasks
+from quantyard.cli.render.tables import FittedTable
 from quantyard.formatting import numbers
 from quantyard.gate.budgets import load_gate_budgets
 from quantyard.gate.judge import judge_gate_budgets
@@ -50,11 +50,11 @@ def found(manifest: Manifest) -> Measurement:
 # ---- what each view shows of one file ----------------------------------------------------------------
 
 
-def _terminal(table: Table) -> list[Row]:
+def _terminal(table: FittedTable | None) -> list[Row]:
     """The rows of a table as a wide terminal shows them, without marks."""
-    columns = [str(column.header) for column in table.columns]
-    plain = [[Console().render_str(str(cell)).plain for cell in column.cells] for column in table.columns]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*plain, strict=True)]
+    assert table is not None
+    plain = ([Console().render_str(cell).plain for cell in row] for row in table.rows)
+    return [dict(zip(table.columns, row, strict=True)) for row in plain]
 
 
 def _markdown(text: str) -> Iterator[Row]:
@@ -212,7 +212,10 @@ def test_numbers_for_programs_are_plain_decimals_within_half_of_their_sixth_digi
         (numbers.format_weight_count(134_515_008), "135 M"), (numbers.format_elapsed(10.24), "10.2 s"),
         (numbers.format_elapsed(600), "10 min"),
         (numbers.format_change(0.00123), "+0.12 %"), (numbers.format_change(-0.25), "−25.0 %"),
-        (numbers.format_longer(10, 12), "20 % longer"), (numbers.format_longer(10, 9), "10 % less"),
+        (numbers.format_clock(58), "0:58"), (numbers.format_clock(3723), "1:02:03"),
+        (numbers.format_running(58), "elapsed 0:58"),
+        (numbers.format_running(58, 240), "elapsed 0:58 · about 4 min left"),
+        (numbers.format_running(600, 0), "elapsed 10:00 · about 1 s left"),
         (numbers.format_rough_percent(0.045), "4.5 %"), (numbers.format_rough_percent(0.314), "31 %"),
         (numbers.format_p_value(0.0004), "< 0.001"), (numbers.format_p_value(0.0456), "0.046"),
         (numbers.format_p_value(0.456), "0.46"),

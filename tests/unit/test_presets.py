@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from quantyard import cli
 from quantyard.cli.json_outputs.building import plan_output
@@ -247,16 +248,16 @@ def _planned(plan: BuildPlan) -> Planned:
 
 def test_models_lists_every_preset_with_all_that_is_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["models", "--find=/"])  # every one, for its repo
-    lines = capsys.readouterr().out.splitlines()
+        cli.main(["models"])
+    lines = capsys.readouterr().out.splitlines()[1:]
     assert not ended.value.code
-    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
-        preset.name for preset in shipped_presets()
-    ]
-    notes = {line.strip() for line in lines if line.startswith(" ")}
+    assert [line.split()[0] for line in lines] == [preset.name for preset in shipped_presets()]
     for preset in shipped_presets():
+        text = summary.terminal_presets([preset])
+        assert isinstance(text, str)
+        notes = {Text.from_markup(line).plain.strip() for line in text.splitlines()}
         assert {*preset.caveats, *filter(None, [preset.licence_note])} <= notes, preset.name
-        assert any(preset.repo in line and preset.licence in line for line in lines)
+        assert any(line.split()[0] == preset.name and preset.repo in line and preset.licence in line for line in lines)
 
 
 def test_models_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from pydantic import JsonValue
-from rich.progress import Progress
+from rich.console import Console
 
-from quantyard.execution.live_progress import _Amount
+from quantyard.execution.live_progress import LiveReporter
+from quantyard.execution.progress import LineReporter
+from quantyard.execution.progress_text import RunningStep, RunningSteps
 from quantyard.execution.stage_lines import stage_end_lines
-from quantyard.protocol.base import ExitCode, FileEntry, StageResult
+from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult
 
 _EVALUATE: dict[str, JsonValue] = {
     "n_questions": 160, "n_requests": 640, "requests_per_s": 41.3,
@@ -30,7 +34,10 @@ _REPORT: dict[str, JsonValue] = {"files": {"BF16": {}, "Q4_K_M": {"verdicts": {"
             "prompt 812 t/s, generated 61.0 t/s",
         ),
         ("report", _REPORT, "Q4_K_M: 3 same + 1 worse"),
-        ("report", {}, "271 MB"),
+        ("report", {}, "passed"),
+        ("contract Q8_0", {"passed": True, "n_checks": 31, "failed": []}, "all 31 checks passed"),
+        ("contract Q8_0", {"n_checks": 31, "failed": ["chat", "tools"]}, "2 of 31 checks failed: chat, tools"),
+        ("rounding", {}, "passed"),
         ("convert", {}, "271 MB"),
         ("verify Q8_0", {"bits_per_weight": 8.5, "probes": 565, "chats": 10}, "271 MB (565 probes, 10 conversations)"),
     ],
@@ -49,14 +56,87 @@ def test_what_is_worth_knowing_of_a_conversion_follows_its_line() -> None:
     assert stage_end_lines("convert", result)[1:] == ["  note: lm_head.weight differs."]
 
 
+class _Clock:
+    """A clock that stands where it is put."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _line(done: int, total: int | None, unit: str, what: str = "") -> Progress:
+    return Progress.model_validate({"stage": "x", "done": done, "total": total, "unit": unit, "what": what})
+
+
 @pytest.mark.parametrize(
-    ("unit", "says"), [("questions", "20 of 40 questions, 5.00/s"), ("tensors", "20 of 40 tensors"), ("", "")]
-)
-def test_what_people_wait_for_is_shown_with_its_pace(unit: str, says: str) -> None:
-    clock = [0.0]
-    bars = Progress(get_time=lambda: clock[0])
-    task = bars.add_task("evaluate", total=40, unit=unit)
-    for second in (1, 2, 3, 4):
-        clock[0] = float(second)
-        bars.update(task, completed=5 * second)
-    assert str(_Amount().render(bars.tasks[0])) == says
+    ("told", "says"),
+    [
+        (_line(20, 40, "questions", "arc_easy"),
+         "20 of 40 questions (50 %), 5.00/s · elapsed 0:06 · about 4 s left · arc_easy"),
+        (_line(20, 40, "tensors", "blk.3.attn_q.weight"),
+         "20 of 40 tensors (50 %) · elapsed 0:06 · about 4 s left · blk.3.attn_q.weight"),
+        (_line(200_000_000, 400_000_000, "bytes"),
+         "200 MB of 400 MB (50 %), 50.0 MB/s · elapsed 0:06 · about 4 s left"),
+        (_line(40, 40, "checks"), "40 of 40 checks (100 %) · elapsed 0:06 · about 1 s left"),
+        (_line(0, None, "checks", "the server starts"), "elapsed 0:06 · about 5 min left · the server starts"),
+        (_line(0, 0, "checks"), "0 of 0 checks · elapsed 0:06 · about 5 min left"),
+    ],
+)  # fmt: skip
+def test_a_running_stage_says_how_far_it_is_what_is_left_and_what_runs(told: Progress, says: str) -> None:
+    step = RunningStep(clock := _Clock(), expected_s=306)
+    clock.now = 2.0
+    step.take(told.model_copy(update={"done": 0}))
+    clock.now = 6.0
+    step.take(told)
+    assert step.text == says
+
+
+def test_what_is_left_is_said_once_it_is_known() -> None:
+    step = RunningStep(clock := _Clock())
+    assert step.text == "elapsed 0:00"
+    clock.now = 3725.0
+    assert step.text == "elapsed 1:02:05"
+
+
+def test_the_whole_run_says_what_is_left_by_the_plan() -> None:
+    steps = RunningSteps({"convert": 60.0, "quantize Q8_0": 120.0, "speed Q8_0": 60.0}, clock := _Clock())
+    steps.begin("convert", 2, 4)
+    clock.now = 20.0
+    assert steps.text == "1 of 4 stages · elapsed 0:20 · about 4 min left"
+    steps.end("convert")
+    steps.begin("quantize Q8_0", 3, 4)
+    clock.now = 80.0
+    assert steps.text == "2 of 4 stages · elapsed 1:20 · about 2 min left"
+    assert steps.running["quantize Q8_0"].text == "elapsed 1:00 · about 60 s left"
+
+
+def test_a_log_gets_a_line_of_a_long_stage_each_minute() -> None:
+    out, clock = io.StringIO(), _Clock()
+    reporter = LineReporter(Console(file=out, width=200), clock)
+    reporter.begin("contract Q8_0", 1, 2)
+    for second in range(0, 150, 10):
+        clock.now = float(second)
+        reporter.progress("contract Q8_0", _line(second // 10, 31, "checks", f"check {second}"))
+    reporter.progress("quantize Q8_0", _line(1, 2, "tensors"))  # it does not run
+    reporter.end("contract Q8_0", StageResult(stage="contract", exit_code=ExitCode.DONE, duration_s=150.0))
+    assert out.getvalue().splitlines() == [
+        "[contract Q8_0] 6 of 31 checks (19 %) · elapsed 1:00 · about 4 min left · check 60",
+        "[contract Q8_0] 12 of 31 checks (39 %) · elapsed 2:00 · about 3 min left · check 120",
+        "[contract Q8_0] all checks passed in 2 min",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("label", ["evaluate Q4_K_M", "plots/a-long-name-of-what-is-sent-Q4_K_M-00001-of-00002.gguf"])
+def test_bars_cut_nothing_at_any_width(label: str, width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    reporter = LiveReporter(console)
+    reporter.begin(label, 1, 12)
+    reporter.progress(label, _line(320, 640, "questions", "leaderboard_gpqa"))
+    console.print(reporter._renderable())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in out.getvalue()
+    for words in ("320 of 640", "elapsed 0:00", "leaderboard_gpqa"):
+        assert words in out.getvalue()

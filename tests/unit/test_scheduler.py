@@ -211,7 +211,8 @@ def test_bars_show_every_stage_that_runs_each_with_its_own_progress() -> None:
 
 
 def _shown(reporter: LiveReporter) -> dict[str, float]:
-    return {task.description: task.completed for task in reporter._bars.tasks}
+    done = {label: step.last.done if step.last else 0 for label, step in reporter.steps.running.items()}
+    return {"stages": reporter.steps.n_ended, **done}
 
 
 # ---- failures ----------------------------------------------------------------------------------------

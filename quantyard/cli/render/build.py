@@ -13,19 +13,16 @@ from quantyard.formatting.numbers import (
     format_bytes,
     format_count,
     format_duration,
-    format_longer,
     format_memory,
-    format_percent,
     format_weight_count,
 )
 from quantyard.formatting.printable import printable_line
 
 if TYPE_CHECKING:  # to list quants, nothing of a build is imported
-    from rich.table import Table
-
+    from quantyard.cli.render.tables import FittedTable
     from quantyard.forecast.cost import Cost
     from quantyard.forecast.samples import TimingSample
-    from quantyard.forecast.time import Forecast, ForecastComparison, StepTime
+    from quantyard.forecast.time import Forecast, StepTime
     from quantyard.plan.steps import BuildPlan, Measuring, Step
     from quantyard.protocol.api_tests import ContractReport
     from quantyard.quants.catalog import Quant
@@ -139,18 +136,6 @@ def terminal_rates(samples: Sequence[TimingSample], seconds: float) -> str:
     )
 
 
-def terminal_run_time(compared: ForecastComparison) -> str:
-    """The forecast and the duration of a run, at its end."""
-    n, worst = len(compared.errors), max(compared.errors, key=lambda label: abs(compared.errors[label]))
-    planned, taken = format_duration(compared.planned_s), format_duration(compared.taken_s)
-    whole = format_longer(compared.planned_s, compared.taken_s)
-    if n < 2:
-        return f"Planned {planned}, took {taken}: {whole}."
-    most = format_longer(1 + compared.errors[worst], 1)  # an error is planned / taken - 1
-    stages = f"A stage was off by {format_percent(compared.median_error, 0)} (median of {n}), most {worst}: {most}."
-    return f"Planned {planned}, took {taken}: {whole}. {stages}"
-
-
 def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
     from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS
 
@@ -188,38 +173,45 @@ def terminal_trusted_files(path: Path) -> tuple[str, str]:
     return "not re-read", escape_rich_markup(how)
 
 
-def terminal_quants(quants: Sequence[Quant]) -> Table:
+def terminal_quants(quants: Sequence[Quant]) -> FittedTable:
     """Every quantization type, one row each."""
-    from rich.table import Table  # imported late: a build shows none
+    from quantyard.cli.render.tables import FittedTable  # imported late: a build shows none
 
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("quant", no_wrap=True)
-    table.add_column("bits/weight", justify="right")
-    table.add_column("imatrix")
-    table.add_column("choose it")
+    table = FittedTable(("quant", "bits", "imatrix", "choose it"), words=("choose it",))
     for quant in quants:
         needs = "needed" if quant.needs_imatrix else ""
         table.add_row(quant.name, format_bits_per_weight(quant.bits_per_weight), needs, escape_rich_markup(quant.use))
     return table
 
 
-def terminal_presets(presets: Sequence[Preset], *, notes: bool = True) -> str:
-    """Every preset: a line of facts; with notes, the recommended quants with the reason as well."""
-    widths = [max(len(_preset_row(p)[i]) for p in presets) for i in range(3)]
-    rows = [_preset_text(preset, widths, notes=notes) for preset in presets]
-    return "\n".join(rows if notes else [*rows, "\nQuants and notes of some:  make models FIND=qwen3"])
+def terminal_presets(presets: Sequence[Preset], *, searched: bool = True, wide: bool = True) -> FittedTable | str:
+    """Every preset in a line of facts; of what was searched for the recommended quants, and of a few every note.
+
+    Args:
+        wide: whether a line has room for the whole name of the repo, which mostly repeats the name.
+    """
+    from quantyard.cli.render.tables import FittedTable  # imported late: a build shows none
+
+    if searched:
+        return "\n".join(_preset_text(preset, whole=len(presets) <= MOST_PRESETS_WHOLE) for preset in presets)
+    place = "repo" if wide else "account"
+    table = FittedTable(("name", "weights", "licence", place), words=("licence", place))
+    for preset in presets:
+        repo = preset.repo if wide else preset.repo.partition("/")[0]
+        table.add_row(preset.name, format_weight_count(preset.n_params), preset.licence_text, escape_rich_markup(repo))
+    return table
 
 
-def _preset_row(preset: Preset) -> tuple[str, str, str, str]:
-    return preset.name, format_weight_count(preset.n_params), preset.licence_text, preset.repo
+MOST_PRESETS_WHOLE = 3  # presets whose notes fit a screen
 
 
-def _preset_text(preset: Preset, widths: Sequence[int], *, notes: bool) -> str:
-    name, weights, licence, repo = _preset_row(preset)
-    head = f"[bold]{name:<{widths[0]}}[/]  {weights:>{widths[1]}}  {licence:<{widths[2]}}  {repo}"
-    made = f"{', '.join(preset.quants)}: {preset.reason}" if preset.quants else f"Cannot be built. {preset.unsupported}"
-    said = [made, *([preset.licence_note] if preset.licence_note else []), *preset.notes] if notes else []
-    return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in said)])
+def _preset_text(preset: Preset, *, whole: bool) -> str:
+    facts = (preset.repo, format_weight_count(preset.n_params), preset.licence_text)
+    head = f"[bold]{preset.name}[/]  {escape_rich_markup(', '.join(facts))}"
+    made = ", ".join(preset.quants) if preset.quants else f"Cannot be built. {preset.unsupported}"
+    notes = [f"{made}: {preset.reason}" if preset.quants else made]
+    notes += [*([preset.licence_note] if preset.licence_note else []), *preset.notes]
+    return "\n".join([head, *(f"    {escape_rich_markup(note)}" for note in (notes if whole else [made]))])
 
 
 _MARKS = {"ok": "[green]ok[/]      ", "note": "[yellow]note[/]    ", "missing": "[red]missing[/] "}

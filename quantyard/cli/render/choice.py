@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from rich.table import Table
-
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, choice_eval_command
 from quantyard.choose.pick import Choice, ChoiceBudget, candidate_half_width, missed_choice_limits
 from quantyard.cli.render.styled import escape_rich_markup
+from quantyard.cli.render.tables import FittedTable
 from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import (
     DASH,
@@ -31,11 +30,9 @@ from quantyard.protocol.measurements import Interval
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 
 
-def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> Table:
+def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> FittedTable:
     """Every measured file, the largest first, with its result."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("file", "size", "memory", choices.metric, "generated", ""):
-        table.add_column(name, justify="left" if name in ("file", "") else "right", no_wrap=True)
+    table = FittedTable(("file", "size", "memory", choices.metric, "generated", ""), words=("",))
     beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     for found in _largest_first(choices):
         cells = (format_file_size(found.size_bytes), _memory(found), _quality(choices, found), _speed(found))

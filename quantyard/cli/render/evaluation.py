@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rich.console import Console
-from rich.table import Table
-
 from quantyard.cli.render.styled import escape_rich_markup
+from quantyard.cli.render.tables import FittedTable
 from quantyard.execution.manifest_writer import Measured
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
@@ -21,41 +19,22 @@ from quantyard.protocol.measurements import Comparison, EvalReport, Measurement,
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
 
 
-def terminal_measured_files(report: EvalReport, width: int = 200) -> Table:
+def terminal_measured_files(report: EvalReport) -> FittedTable:
     """One row per file, the baseline first, then the largest: size, perplexity, divergence, speed and memory; with
     several files also the Pareto front.
-
-    Args:
-        width: of the terminal, in characters; columns that do not fit are left out.
     """
     marks = _front_marks(report)
     figures = similarity_figures(report.measurements)
     columns = [*_COLUMNS[:3], *(figure.name for figure in figures)] if figures else [*_COLUMNS]
-    names = [*columns, *(["front"] if marks else [])]
-    order = sorted(report.measurements, key=lambda m: (m.file.label != report.baseline, -m.file.size_bytes))
-    rows = [dict(zip(names, _file_cells(report, m, marks, figures), strict=False)) for m in order]
-    whole = _filled(names, rows)
-    return whole if _width(whole) <= width else _filled([name for name in names if name not in _LEFT_OUT], rows)
+    table = FittedTable([*columns, *(["front"] if marks else [])])
+    for found in sorted(report.measurements, key=lambda m: (m.file.label != report.baseline, -m.file.size_bytes)):
+        table.add_row(*_file_cells(report, found, marks, figures)[: len(table.columns)])
+    return table
 
 
 _COLUMNS: Final = (
     "file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory",
 )  # fmt: skip
-# On a narrow terminal; the report has them.
-_LEFT_OUT: Final = ("bits/weight", "PPL", "same top-1", "prompt", "p1 cosine", "same best 10")
-
-
-def _filled(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
-    table = _table(*names)
-    for row in rows:
-        table.add_row(*(row[name] for name in names))
-    return table
-
-
-def _width(table: Table) -> int:
-    """The width without truncation, in characters."""
-    console = Console(width=1000)
-    return console.measure(table).maximum
 
 
 def _file_cells(
@@ -97,38 +76,20 @@ def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     return prompt, generated, numbers.format_memory(found.peak_memory_bytes)
 
 
-def terminal_measured_tasks(report: EvalReport, width: int = 200) -> Table | str | None:
+def terminal_measured_tasks(report: EvalReport) -> FittedTable | None:
     """One row per file, task and metric: the difference from the baseline and the verdict; None without tasks.
 
     If only the baseline was measured, its scores.
-
-    Args:
-        width: of the terminal, in characters; a table that does not fit is written as lines below each file.
     """
     compared = [(m.file.label, c) for m in report.measurements for c in m.comparisons]
-    if compared:
-        table = _table("file", "task", "metric", "n", "baseline", "value", "Δ", "95 % interval", "verdict", left=3)
-        for label, comparison in compared:
-            table.add_row(escape_rich_markup(label), *_comparison_cells(comparison))
-        return table if _width(table) <= width else _task_lines(report)
     scores = [(m.file.label, s) for m in report.measurements for s in m.scores]
-    table = _table("file", "task", "metric", "n", "value", "95 % interval", left=3)
-    for label, score in scores:
+    values = ("baseline", "value", "Δ", "95 % interval", "verdict") if compared else ("value", "95 % interval")
+    table = FittedTable(("file", "task", "metric", "n", *values), left=3, heads=3, words=("verdict",))
+    for label, comparison in compared:
+        table.add_row(escape_rich_markup(label), *_comparison_cells(comparison))
+    for label, score in () if compared else scores:
         table.add_row(escape_rich_markup(label), *_score_cells(score))
-    return table if scores else None
-
-
-def _task_lines(report: EvalReport) -> str:
-    """The same values, two lines for each task and metric."""
-    lines = list[str]()
-    for measurement in report.measurements:
-        if measurement.comparisons:
-            lines.append(f"[bold]{escape_rich_markup(measurement.file.label)}[/]")
-        for found in measurement.comparisons:
-            task, metric, n, baseline, value, delta, ends, verdict = _comparison_cells(found)
-            lines.append(f"  {task}, {metric}: {n} questions")
-            lines.append(f"    {baseline} → {value}, {delta} ({ends}): {verdict}")
-    return "\n".join(lines)
+    return table if table.rows else None
 
 
 def _comparison_cells(found: Comparison) -> tuple[str, ...]:
@@ -153,14 +114,6 @@ def _score_cells(found: Score) -> tuple[str, ...]:
         written.value,
         written.ends,
     )
-
-
-def _table(*columns: str, left: int = 1) -> Table:
-    """A plain table; all columns but the first `left` and the verdict hold numbers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left or column == "verdict" else "right", no_wrap=True)
-    return table
 
 
 def terminal_report_paths(measured: Measured) -> str:

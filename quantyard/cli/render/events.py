@@ -10,7 +10,6 @@ from quantyard.workflows.reporter import (
     GateJudged,
     PlanMade,
     QuantsFailed,
-    RunTimed,
     SearchRuns,
 )
 
@@ -20,8 +19,6 @@ def terminal_event(event: Event) -> str:
     match event:
         case PlanMade(planned):
             return summary.terminal_plan(planned)
-        case RunTimed(compared):
-            return escape_rich_markup(summary.terminal_run_time(compared))
         case GateJudged(gate):  # imported late: a build needs neither gate nor matrix
             from quantyard.cli.render.release import terminal_gate
 

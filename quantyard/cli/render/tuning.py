@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
+from quantyard.cli.render.tables import FittedTable
 from quantyard.formatting import numbers
 from quantyard.tune.goal import TuningGain, TuningGoal
 from quantyard.tune.knapsack import TypeMix
 from quantyard.tune.sensitivity import Sensitivity
 
 
-def terminal_tensor_groups(found: Sequence[Sensitivity], mix: TypeMix) -> Table:
+def terminal_tensor_groups(found: Sequence[Sensitivity], mix: TypeMix) -> FittedTable:
     """Each group: its weights, its divergence at low precision, and its type; the most sensitive first."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("group")
-    for name in ("weights", "KLD when low", "a weight (1e-9)"):
-        table.add_column(name, justify="right")
-    table.add_column("type")
+    table = FittedTable(("group", "weights", "KLD when low", "a weight (1e-9)", "type"), words=("type",))
     rows = sorted(zip(found, mix.types, strict=True), key=lambda row: -row[0].kld / row[0].group.n_params)
     for one, kind in rows:
         n = one.group.n_params
@@ -32,12 +27,9 @@ def terminal_tensor_groups(found: Sequence[Sensitivity], mix: TypeMix) -> Table:
     return table
 
 
-def terminal_tuned_files(gain: TuningGain) -> Table:
+def terminal_tuned_files(gain: TuningGain) -> FittedTable:
     """Both files on the held-out text."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("file")
-    for name in ("size", "mean KLD", "95 % interval", "p99 KLD", "same top token"):
-        table.add_column(name, justify="right")
+    table = FittedTable(("file", "size", "mean KLD", "95 % interval", "p99 KLD", "same top token"))
     for one in (gain.tuned, gain.stock):
         found, agreement = one.divergence, one.divergence.top1_agreement
         table.add_row(

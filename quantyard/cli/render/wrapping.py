@@ -1,0 +1,65 @@
+"""Breaks lines for a terminal: at words, later lines below the text of the first, commands and paths whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from rich.cells import cell_len
+from rich.text import Text
+
+# A command after a colon ends at the end of its sentence: whoever copies it must not copy a line end with it.
+_COMMAND: Final = re.compile(
+    r"(?<=: )(?: ?)(?:[A-Z_]+=\S* +)*(?:make|quantyard|docker|env|hf|pip|curl) \S.*?(?=[.;,)](?: |$)| or |  |$)"
+)
+_UNIT: Final = re.compile(r"\S+")
+# A name with its text: two blanks or more end the name.
+_NAMED: Final = re.compile(r" *(?:\S+(?: \S+)*  +)?")
+_WIDEST_NAME: Final = 22
+_LATER: Final = 2  # blanks before the later lines of a text without a name
+
+
+def wrapped_lines(text: Text, width: int) -> Iterator[Text]:
+    """The lines of a text, none wider than `width` unless it holds a longer word, path or command."""
+    for line in text.split("\n", allow_blank=True):
+        if cell_len(line.plain) <= width:
+            yield line
+        else:
+            yield from _broken(line, width)
+
+
+def _broken(line: Text, width: int) -> Iterator[Text]:
+    start, hang = 0, _hanging(line.plain, width)
+    for begin, end in _units(line.plain):
+        used = hang if start else 0
+        if line.plain[start:begin].strip() and used + cell_len(line.plain[start:end]) > width:
+            yield _part(line, start, begin, hang)
+            start = begin
+    yield _part(line, start, len(line.plain), hang)
+
+
+def _part(line: Text, start: int, end: int, hang: int) -> Text:
+    part = line[start:end]
+    part.rstrip()
+    return Text(" " * hang).append_text(part) if start else part
+
+
+def _hanging(line: str, width: int) -> int:
+    """Where later lines begin: below the text after the name, else two blanks in."""
+    leading = len(line) - len(line.lstrip())
+    match = _NAMED.match(line)
+    named = match.end() if match and not match[0].rstrip().endswith(":") else 0
+    hang = named if leading < named <= _WIDEST_NAME else leading or _LATER
+    return hang if hang <= 2 * width // 3 else _LATER
+
+
+def _units(line: str) -> Iterator[tuple[int, int]]:
+    """Where what must not be broken begins and ends."""
+    commands = [(match.start() + (match[0][0] == " "), match.end()) for match in _COMMAND.finditer(line)]
+    for match in _UNIT.finditer(line):
+        inside = next(((begin, end) for begin, end in commands if begin <= match.start() < end), None)
+        if inside is None:
+            yield match.span()
+        elif match.start() == inside[0]:
+            yield inside[0], max(inside[1], match.end())
