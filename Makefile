@@ -5,6 +5,8 @@
 PYTHON ?= python3
 # The program refuses variables typed after make that the command does not take.
 RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
+# … and this those that another target does not take.
+CHECK = QUANTYARD_CALLED_BY_MAKE=1 $(PYTHON) scripts/check_variables.py
 .DEFAULT_GOAL := help
 COMMANDS = build eval matrix serve contract image lora publish release verify choose tune gate report plan rates quants models config doctor demo images
 OTHERS = help chat base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
@@ -18,6 +20,7 @@ $(error $(shell $(PYTHON) scripts/unknown_goal.py '$(subst ','\'',$(firstword $(
 endif
 
 help: ## this list
+	@$(CHECK) $@
 	@awk -F ':.*## ' -v width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}" '/^[a-z0-9-]+:.*## / { \
 	    line = sprintf("  make %-12s", $$1); n = split($$2, words, " "); \
 	    for (i = 1; i <= n; i++) { \
@@ -72,6 +75,7 @@ report: .ready ## write the model card and the report page: MODEL=… QUANT=…
 	@$(RUN) report
 
 chat: ## chat with the served model
+	@$(CHECK) $@
 	@scripts/setup-venv.sh client .venv-client && .venv-client/bin/python -m server.client.chat
 
 plan: .ready ## show stages, disk, memory and time of a build (SUITE=…: of an eval, QUANTS=…: of a matrix); runs nothing
@@ -99,40 +103,50 @@ images: .ready ## build the images now; with ENGINE=local set up .venv-local
 	@$(RUN) images
 
 base-images: ## make stand-ins for the base images if their registry cannot be reached
+	@$(CHECK) $@
 	@scripts/base-images.sh
 
 $(COMMANDS:%=%-help): %-help: .ready
 	@$(RUN) $* --help
 
 test: ## the tests of some minutes: units, the page, a real build; TIER=change for all that CI runs
+	@$(CHECK) $@
 	@scripts/test.sh $(or $(TIER),quick)
 
 test-fast: ## the unit tests that take milliseconds: no network, no containers
+	@$(CHECK) $@
 	@scripts/test.sh fast
 
 test-docker: ## the tests of containers, servers and the page
+	@$(CHECK) $@
 	@scripts/test.sh docker
 
 test-e2e: ## the tests of a real model from end to end
+	@$(CHECK) $@
 	@scripts/test.sh e2e
 
 test-all: ## every test: all of what CI samples, and both engines everywhere
+	@$(CHECK) $@
 	@scripts/test.sh all
 
 lint: ## style, types, floors, and documents: the reference is current, no link is dead
+	@$(CHECK) $@
 	@scripts/setup-venv.sh test && scripts/setup-venv.sh lint && scripts/setup-venv.sh docs .venv-docs
 	@.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports
 	@.venv/bin/python scripts/make_reference.py --check && .venv-docs/bin/zensical build --strict
 
 reference: ## write docs/reference/ anew, from the code
+	@$(CHECK) $@
 	@scripts/setup-venv.sh test
 	@.venv/bin/python scripts/make_reference.py
 
 docs: ## the documents as a site: site/index.html
+	@$(CHECK) $@
 	@scripts/setup-venv.sh docs .venv-docs
 	@.venv-docs/bin/zensical build --strict --clean
 
 clean: ## remove the virtual environments; artifacts stay
+	@$(CHECK) $@
 	@rm -rf .venv .venv-client .venv-docs .venv-local .venv-bench
 
 .ready:

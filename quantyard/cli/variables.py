@@ -19,6 +19,7 @@ from functools import cache
 from typing import Final
 
 from quantyard.cli.commands import COMMANDS, Command
+from quantyard.cli.make_targets import MAKE_TARGETS
 from quantyard.cli.settings import BY_NAME
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
@@ -52,11 +53,24 @@ def check_variables(args: argparse.Namespace, environment: Mapping[str, str]) ->
     Raises:
         BadRequest: a variable is misspelt, or was typed after make and is not one of this command.
     """
-    command = command_of(args)
+    given = {name for name in BY_NAME if environment.get(name) or getattr(args, name, None) is not None}
+    return _check(command_of(args), environment, given)
+
+
+def check_target_variables(name: str, environment: Mapping[str, str]) -> None:
+    """The same for what make does beside the commands.
+
+    Raises:
+        BadRequest: a variable is misspelt, or was typed after make and is not one of this target.
+    """
+    target = next(target for target in MAKE_TARGETS if target.name == name)
+    _check(target, environment, {name for name in command_variables(target) if environment.get(name)})
+
+
+def _check(command: Command, environment: Mapping[str, str], given: Collection[str]) -> tuple[str, ...]:
     typed = list(typed_make_variables(environment.get("MAKEFLAGS", ""))) if environment.get(CALLED_BY_MAKE) else []
     # Below another project's Makefile the names may be its own.
     _check_typed(command, typed, whole=environment.get("MAKELEVEL", "1") == "1")
-    given = {name for name in BY_NAME if environment.get(name) or getattr(args, name, None) is not None}
     _check_environment(command, environment, given, typed)
     unused = {name for name in given if not _takes(command, name) and BY_NAME[name].group not in _SET_FOR_ALL}
     return tuple(name for name in BY_NAME if name in unused)
@@ -99,8 +113,8 @@ def _check_typed(command: Command, typed: Sequence[str], *, whole: bool) -> None
     refused = [name for name in wrong if whole or (meant[name] and name not in compose_variables())]
     if not refused:
         return
-    known = [name for name in refused if name in BY_NAME or name in compose_variables()]
-    listing = f"Its variables: make {command.name}-help"
+    known = [name for name in refused if name in BY_NAME or name in compose_variables() or _others([name])]
+    listing = _listing(command)
     shown = ", ".join(name[:80] for name in (known or refused))
     if known and len(known) == len(refused):
         message = f"{command.name} does not take {shown}{_others(known)}."
@@ -117,9 +131,17 @@ def _check_typed(command: Command, typed: Sequence[str], *, whole: bool) -> None
     raise BadRequest(message, f"For another program, put it in front: {name}=… make {command.name}. {listing}")
 
 
+def _listing(command: Command) -> str:
+    """Where the variables of a command are listed; those of a target are few."""
+    if command.function:
+        return f"Its variables: make {command.name}-help"
+    return f"Its variables: {', '.join(command_variables(command)) or 'none'}"
+
+
 def _others(names: Sequence[str]) -> str:
-    """The commands that take all of these settings."""
-    takers = [command.name for command in COMMANDS if command.settings and all(_takes(command, n) for n in names)]
+    """The commands, and what make does beside them, that take all of these settings."""
+    every = [command for command in (*COMMANDS, *MAKE_TARGETS) if command.settings]
+    takers = [command.name for command in every if all(_takes(command, name) for name in names)]
     if not takers:
         return ""
     if len(takers) > _MOST_NAMED:
@@ -143,7 +165,9 @@ def _close(name: str, known: Collection[str]) -> str:
         return upper
     if len(upper) < _SHORTEST:
         return ""
-    return next(iter(difflib.get_close_matches(upper, known, n=1, cutoff=_ALIKE)), "")
+    if alike := difflib.get_close_matches(upper, known, n=1, cutoff=_ALIKE):
+        return alike[0]
+    return next((one for one in known if _one_letter_apart(upper, one)), "")
 
 
 # ---- in the environment --------------------------------------------------------------------------------

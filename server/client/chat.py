@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TextIO, TypeVar
+from urllib.parse import urlsplit
 
 from quantyard.formatting.printable import printable, printable_url
 from server.client.client import (
@@ -66,7 +67,8 @@ class ChatOption:
 _USUAL: Final = Sampling()
 # To add an option: add a row here, and use it in `read_chat_settings`.
 OPTIONS: Final = (
-    ChatOption("BASE_URL", DEFAULT_URL, "address of the server, including /v1"),
+    ChatOption("PORT", str(urlsplit(DEFAULT_URL).port), "port of the server on this machine"),
+    ChatOption("BASE_URL", "", "address of a server elsewhere, including /v1"),
     ChatOption("KEY_FILE", str(DEFAULT_KEY_FILE), "file with the server's key"),
     ChatOption("MODEL_NAME", "", "name in the server's list of models; empty: the first"),
     ChatOption("TEMPERATURE", str(_USUAL.temperature), "0: always the most likely token"),
@@ -105,7 +107,9 @@ def read_chat_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ChatS
         top_k=_number(int, "TOP_K", value), max_tokens=_number(int, "MAX_TOKENS", value),
     )
     color = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-    return ChatSettings(value["BASE_URL"], Path(value["KEY_FILE"]), value["MODEL_NAME"], sampling, color)
+    port = _number(int, "PORT", value)
+    base_url = value["BASE_URL"] or urlsplit(DEFAULT_URL)._replace(netloc=f"127.0.0.1:{port}").geturl()
+    return ChatSettings(base_url, Path(value["KEY_FILE"]), value["MODEL_NAME"], sampling, color)
 
 
 def _number(kind: Callable[[str], T], name: str, values: Mapping[str, str]) -> T:

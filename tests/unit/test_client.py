@@ -223,3 +223,14 @@ def test_a_question_without_a_known_word_finds_nothing() -> None:
 def test_the_prompt_holds_the_passages_and_the_question() -> None:
     _system, user = build_rag_prompt("Why?", [Passage("a", "one"), Passage("b", "two")])
     assert user["content"] == "Passages:\n\n[1] one\n\n[2] two\n\nQuestion: Why?"
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({}, "http://127.0.0.1:8080/v1"), ({"PORT": "8081"}, "http://127.0.0.1:8081/v1"),
+        ({"PORT": "8081", "BASE_URL": "https://a.example/v1"}, "https://a.example/v1"),
+    ],
+)  # fmt: skip
+def test_the_chat_asks_the_port_of_this_machine_unless_an_address_is_given(variables: dict[str, str], url: str) -> None:
+    assert chat.read_chat_settings([], variables).base_url == url

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from quantyard.cli.commands import COMMANDS
-from quantyard.cli.variables import CALLED_BY_MAKE, check_variables, typed_make_variables
+from quantyard.cli.make_targets import MAKE_TARGETS
+from quantyard.cli.variables import CALLED_BY_MAKE, check_target_variables, check_variables, typed_make_variables
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
+from server.client.chat import OPTIONS
 
 
 def _make(folder: Path, *variables: str) -> str:
@@ -27,8 +29,11 @@ def _make(folder: Path, *variables: str) -> str:
 
 
 def _check(*typed: str, command: str = "publish", level: str = "1", **environment: str) -> tuple[str, ...]:
-    function = next(row.function for row in COMMANDS if row.name == command)
     called = {CALLED_BY_MAKE: "1", "MAKEFLAGS": f" -- {' '.join(typed)}", "MAKELEVEL": level}
+    if command in {target.name for target in MAKE_TARGETS}:
+        check_target_variables(command, environment | (called if typed else {}))
+        return ()
+    function = next(row.function for row in COMMANDS if row.name == command)
     return check_variables(argparse.Namespace(command=function), environment | (called if typed else {}))
 
 
@@ -81,9 +86,9 @@ def test_every_command_that_a_page_or_a_message_names_takes_its_variables() -> N
     for folder, kind in (("docs", "*.md"), ("quantyard", "*.py"), ("quantyard", "*.jinja"), ("builder", "*.py"),
                          ("eval", "*.py"), ("server", "*.py"), ("scripts", "*.sh")):  # fmt: skip
         pages += (REPO_DIR / folder).rglob(kind)
-    commands = {command.name for command in COMMANDS}
+    commands = {command.name for command in (*COMMANDS, *MAKE_TARGETS)}
     for page in pages:
-        for verb, words in re.findall(r"\bmake ([a-z]+)((?: +\\?\s*[A-Z][A-Z_]*=[^\s`]*)+)", page.read_text()):
+        for verb, words in re.findall(r"\bmake ([a-z0-9-]+)((?: +\\?\s*[A-Z][A-Z_]*=[^\s`]*)+)", page.read_text()):
             if verb in commands:
                 try:
                     _check(*(f"{name}=x" for name in re.findall(r"([A-Z][A-Z_]*)=", words)), command=verb)
@@ -91,6 +96,7 @@ def test_every_command_that_a_page_or_a_message_names_takes_its_variables() -> N
                     refused.add(f"make {verb}{words}")
     assert refused <= {
         "make publish DRYRUN=1", "make plan TARGET_SIZE=4GiB", "make build MODLE=…", "make build MODLE=x",
+        "make chat PROT=8081", "make test TIRE=change",
     }, "of these the page says that they are refused"  # fmt: skip
 
 
@@ -114,6 +120,66 @@ def test_the_variables_of_another_projects_makefile_pass_below_it_unless_they_ar
     _check(*(f"{name}=x" for name in names), "DESTDIR=x", "PREFIX=x", "V=1", "LORA_FILE=x", level="2")
     with pytest.raises(BadRequest):
         _check("MODLE=x", level="2")
+
+
+# ---- what make does beside the commands ----------------------------------------------------------------
+
+
+def test_every_target_of_the_makefile_checks_its_variables() -> None:
+    text = (REPO_DIR / "Makefile").read_text()
+    others = set(re.search(r"^OTHERS = (.*)$", text, re.MULTILINE)[1].split())  # type: ignore[index]
+    names = {target.name for target in MAKE_TARGETS}
+    assert names == {name for name in others if not name.startswith(".")}
+    for name in names:
+        assert re.search(rf"^{name}:.*\n\t@\$\(CHECK\) \$@$", text, re.MULTILINE), name
+
+
+def test_the_variables_of_chat_are_its_options() -> None:
+    chat = next(target for target in MAKE_TARGETS if target.name == "chat")
+    assert [*(option.name for option in OPTIONS), "NO_COLOR"] == list(chat.settings or ())
+
+
+@pytest.mark.parametrize(
+    ("target", "typed", "says", "hint"),
+    [
+        ("chat", "PROT=8081", "an unknown variable: PROT.", "Did you mean PORT=…? Its variables: PORT, BASE_URL"),
+        ("chat", "MODEL_NAM=x", "an unknown variable: MODEL_NAM.", "Did you mean MODEL_NAME=…?"),
+        ("chat", "MODEL=x", "chat does not take MODEL; build, eval, serve and others do.", "MODEL_NAME"),
+        ("test", "TIRE=change", "an unknown variable: TIRE.", "Did you mean TIER=…?"),
+        ("test-fast", "TIER=change", "test-fast does not take TIER; test does.", "Its variables: JOBS"),
+        ("base-images", "LLAMA_CPP_TG=x", "an unknown variable: LLAMA_CPP_TG.", "Did you mean LLAMA_CPP_TAG=…?"),
+        ("clean", "FOO=1", "an unknown variable: FOO.", "Its variables: none"),
+    ],
+)
+def test_a_variable_that_a_target_does_not_take_is_refused(target: str, typed: str, says: str, hint: str) -> None:
+    with pytest.raises(BadRequest) as error:
+        _check(typed, command=target)
+    assert says in error.value.message and hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("target", "typed"),
+    [
+        ("chat", ("PORT=8081", "TEMPERATURE=0")), ("test", ("TIER=change", "REQUIRE_DOCKER=1", "JOBS=1")),
+        ("test-all", ("HOSTILE=all", "EXTRA_CA=x")), ("base-images", ("LLAMA_CPP_SDIST=x",)), ("docs", ("PYTHON=x",)),
+    ],
+)  # fmt: skip
+def test_a_target_takes_its_variables(target: str, typed: tuple[str, ...]) -> None:
+    assert _check(*typed, command=target) == ()
+
+
+def test_a_slip_in_the_environment_of_a_target_is_refused() -> None:
+    with pytest.raises(BadRequest) as error:
+        _check(command="chat", PROT="8081")
+    assert "Did you mean PORT=…?" in error.value.hint
+    for target in MAKE_TARGETS:
+        assert _check(command=target.name, PATH="x", MODEL="x", REQUIRE_DOCKER="1", TERM="x", CI="true") == ()
+
+
+def test_make_refuses_it_before_anything_is_set_up() -> None:
+    argv = ["make", "--no-print-directory", "-C", str(REPO_DIR), "chat", "PROT=8081"]
+    done = subprocess.run(argv, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 2 and "Did you mean PORT=…?" in done.stderr and "Traceback" not in done.stderr
 
 
 # ---- in the environment --------------------------------------------------------------------------------
