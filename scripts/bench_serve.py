@@ -156,7 +156,8 @@ def both_sides(model: Path, key_file: Path) -> tuple[Side, Side]:
     flags = (
         "--model", f"/model/{model.name}", "--alias", model.stem, "--host", "0.0.0.0", "--port", "8080",  # noqa: S104
         "--ctx-size", FLAGS["CONTEXT_SIZE"], "--parallel", FLAGS["PARALLEL"], "--threads", FLAGS["THREADS"],
-        "--cache-ram", "0", "--api-key-file", "/run/keys/api-key", "--metrics", "--no-slots", "--jinja", "--kv-unified",
+        "--cache-ram", "0", "--api-key-file", "/run/keys/api-key", "--metrics", "--no-slots", "--jinja",
+        "--no-kv-unified",
     )
     return Side("ours", OURS, (*mounts, *settings, *hardened), ()), Side("bare", upstream, mounts, flags)
 

@@ -87,7 +87,7 @@ def find_choice_set(
     if not headers:
         raise no_candidates_error("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
     first = next(iter(headers.values()))
-    use = ContextUse(_context(first, context_tokens), parallel)
+    use = ContextUse(_context(first, context_tokens), parallel, unified=False)  # as our server runs
     found = tuple(_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
     others = {quant: reason for quant, reason in reasons.items() if reason}
     return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others)

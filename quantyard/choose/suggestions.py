@@ -33,7 +33,7 @@ def choice_remedies(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> lis
 
 def largest_candidate_context(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> int:
     """The largest context, in steps of 256 tokens, with which this file fits into the memory; 0 if none does."""
-    low, high = 0, choices.use.cells // CELL_STEP
+    low, high = 0, -(-choices.use.tokens // CELL_STEP)
     while low < high:
         middle = -(-(low + high) // 2)
         needed = candidate_memory_bytes(found, replace(choices.use, tokens=middle * CELL_STEP))

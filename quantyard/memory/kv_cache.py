@@ -29,7 +29,7 @@ class ContextUse:
     Attributes:
         tokens: `--ctx-size`, over all sequences.
         sequences: `--parallel`, requests answered at once.
-        unified: one cache shared by all sequences (`--kv-unified`, as our server runs), or one cache for each.
+        unified: one cache shared by all sequences (`--kv-unified`), or one for each, as our server runs.
         whole_windows: keep the whole cache of a sliding window (`--swa-full`), as measuring does.
     """
 

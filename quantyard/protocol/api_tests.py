@@ -33,8 +33,9 @@ class LocalServerSettings(Frozen):
     port: Annotated[int, Field(ge=1, le=65535)]  # of 127.0.0.1
     key: str  # that clients must show
     models: Annotated[tuple[LocalModel, ...], Field(min_length=1)]  # the first is loaded at the start
-    context_size: Annotated[int, Field(ge=0)] = 0  # tokens that all requests share; 0: as the model was trained
+    context_size: Annotated[int, Field(ge=0)] = 0  # tokens of all requests; 0: as the model was trained
     parallel: Annotated[int, Field(ge=1)] = 4  # requests of one model answered at once; others wait
+    kept: Annotated[int, Field(ge=1)] = 4  # models that stay loaded
     threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each physical core
     n_gpu_layers: int = 0
 

@@ -19,7 +19,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.protocol.aborts import crash_words
 from quantyard.protocol.api_tests import LocalModel, LocalServerSettings
 from quantyard.requests import BuildRequest
-from quantyard.serve.context import default_context_size
+from quantyard.serve.context import decide_served_context
 from quantyard.serve.served_files import (
     fits_projector,
     served_api_key,
@@ -31,7 +31,6 @@ from quantyard.serve.served_files import (
 HOST = "127.0.0.1"
 _CRASHED = "Its output above says where. Start it again; if llama.cpp crashes on this file again, serve another quant."
 _NOT_LOADED = "Its output above says why. The file may be truncated: compare its SHA-256 with manifest.json."
-PARALLEL = 4  # requests of one model answered at once, as in server/image/defaults.sh
 
 
 def serve_compose(repo_dir: Path, environment: Mapping[str, str], *, anew: bool = False) -> int:
@@ -57,9 +56,10 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     projector = served_projector(request.artifacts, serve.model_file, serve.mmproj_file)
     key = served_api_key(request.artifacts)
     check_served_port(serve.port)
+    context = decide_served_context(files, serve.context_size)
     settings = LocalServerSettings(
         port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
-        context_size=serve.context_size or default_context_size(files, PARALLEL), parallel=PARALLEL,
+        context_size=context.context_size, parallel=context.parallel, kept=context.kept,
         models=tuple(_local_model(path, projector) for path in files),
     )
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:

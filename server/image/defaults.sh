@@ -1,13 +1,18 @@
 # Defaults of settings that are not set, from the machine and the GGUF's metadata. Sourced by entrypoint.sh.
 #
 #   THREADS        one per physical core, at most the container's share of the CPU
-#   PARALLEL       4 slots: requests answered at once; others wait
+#   KEPT           of several models, those that stay loaded: at most 4, and as many as leave a context of use to each
+#   PARALLEL       slots, requests answered at once; others wait: at most 4, and as many as have a context of use
+#   CONTEXT_SIZE   tokens of all slots together, each having an equal part: the model's training context for each slot, at
+#                  most MAX_CONTEXT in all, and at most half of the memory that is left beside the models that stay loaded
 #   flags_for      what llama-server is told of a model that embeds texts or ranks documents
-#   CONTEXT_SIZE   tokens shared by all slots: the model's training context for each slot, at most MAX_CONTEXT in all,
-#                  and at most half of the memory that is left beside the model
+#
+# quantyard/serve/context.py decides alike for ENGINE=local.
 
 DEFAULT_PARALLEL=4
+DEFAULT_KEPT=4
 MAX_CONTEXT=32768
+USEFUL_CONTEXT=2048 # tokens that a slot has before there is another slot, or another model stays loaded
 MIN_CONTEXT=512
 MAX_TEXT=4096 # tokens of a text to embed, which is computed at once; LLAMA_ARG_UBATCH changes it
 CGROUP=/sys/fs/cgroup
@@ -20,13 +25,106 @@ decide() {
         THREADS=$(cores)
         say "THREADS=$THREADS: cores this container may use"
     fi
+    [ "${CONTEXT_SIZE:-0}" -gt 0 ] || CONTEXT_SIZE=""
+    given=$CONTEXT_SIZE
+    weigh "$1"
+    [ "$(echo "$1" | wc -l)" -eq 1 ] || decide_kept "$(echo "$1" | wc -l)"
     if [ -z "${PARALLEL:-}" ]; then
         PARALLEL=$DEFAULT_PARALLEL
-        say "PARALLEL=$PARALLEL: requests answered at once"
+        until [ "$PARALLEL" -eq 1 ] || is_useful "$KEPT" "$PARALLEL"; do PARALLEL=$((PARALLEL - 1)); done
+        fewer=""
+        [ "$PARALLEL" -eq "$DEFAULT_PARALLEL" ] || fewer="; with more of them, each would have fewer than $USEFUL_CONTEXT tokens"
+        say "PARALLEL=$PARALLEL: requests answered at once$fewer"
     fi
-    if [ -z "${CONTEXT_SIZE:-}" ] || [ "$CONTEXT_SIZE" = 0 ]; then
-        CONTEXT_SIZE=$(echo "$1" | while IFS= read -r file; do context_for "$file" "$PARALLEL"; done | sort -n | head -n 1)
-        say "CONTEXT_SIZE=$CONTEXT_SIZE: tokens for all of them, from the model's training context and the free memory"
+    [ -n "$given" ] || CONTEXT_SIZE=$(context_with "$KEPT" "$PARALLEL")
+    [ "$CONTEXT_SIZE" -ge "$MIN_CONTEXT" ] || [ -n "$given" ] || CONTEXT_SIZE=$MIN_CONTEXT
+    origin="from the model's training context and the free memory"
+    [ -z "$given" ] || origin="their equal parts of what was set; PARALLEL=1 gives all to one"
+    say "CONTEXT_SIZE=$CONTEXT_SIZE: $((CONTEXT_SIZE / PARALLEL)) tokens for each of them at the same time, $origin"
+}
+
+# decide_kept COUNT: how many of so many models stay loaded.
+decide_kept() {
+    KEPT=${LLAMA_ARG_MODELS_MAX:-}
+    if [ -n "$KEPT" ]; then
+        [ "$KEPT" -gt 0 ] && [ "$KEPT" -le "$1" ] || KEPT=$1
+        return
+    fi
+    KEPT=$DEFAULT_KEPT
+    [ "$KEPT" -le "$1" ] || KEPT=$1
+    until [ "$KEPT" -eq 1 ] || is_room "$KEPT"; do KEPT=$((KEPT - 1)); done
+    if [ "$KEPT" -eq "$1" ]; then
+        say "models loaded at once: all $1, which share the memory for contexts"
+    else
+        say "models loaded at once: $KEPT of $1, for more of them $((memory / 1048576)) MiB are too little. A request for another" \
+            "waits until one is idle, and until that is exchanged for it. For more: MEMORY, smaller quants, or CONTEXT_SIZE=2048"
+    fi
+}
+
+# weigh MODELS: sets KEPT=1, memory, and of each model its size and the bytes of its cache per token; and the training context
+# that all models which generate text have, in tokens.
+weigh() {
+    KEPT=1 memory=$(memory_bytes)
+    sizes=$(of_each weight_bytes "$1")
+    caches=$(of_each kv_bytes_per_token "$1")
+    trained=$(of_each trained_context "$1" | sort -n | head -n 1)
+    trained=${trained:-$(gguf_number "$(echo "$1" | head -n 1)" context_length)}
+    trained=${trained:-4096}
+}
+
+of_each() { echo "$2" | while IFS= read -r file; do "$1" "$file"; done; }
+
+# sum_of_largest COUNT: of the numbers on stdin.
+sum_of_largest() { echo $(($(sort -rn | head -n "$1" | paste -sd + -))); }
+
+weight_bytes() {
+    case $1 in
+        *-00001-of-*.gguf) stat -Lc %s "${1%-00001-of-*}"-?????-of-"${1##*-of-}" | sum_of_largest 100000 ;;
+        *) wc -c <"$1" ;;
+    esac
+}
+
+trained_context() {
+    [ "$(purpose_of "$1")" != generate ] || gguf_number "$1" context_length
+}
+
+# context_with KEPT SLOTS: the tokens of all slots of each model, with so many models loaded.
+context_with() {
+    tokens=$((trained * $2))
+    [ "$tokens" -le "$MAX_CONTEXT" ] || tokens=$MAX_CONTEXT
+    room=$(room_with "$1")
+    [ -z "$room" ] || [ "$tokens" -le "$room" ] || tokens=$room
+    echo "$tokens"
+}
+
+# room_with KEPT: the tokens for which there is memory in each of so many models; empty if the metadata does not tell.
+room_with() {
+    per_token=$(echo "$caches" | sum_of_largest "$1")
+    left=$(((memory - $(echo "$sizes" | sum_of_largest "$1")) / 2))
+    if [ "$left" -le 0 ]; then
+        echo 0
+    elif [ "$per_token" -gt 0 ]; then
+        echo $((left / per_token))
+    fi
+}
+
+# is_useful KEPT SLOTS: whether each slot of each loaded model has USEFUL_CONTEXT tokens, its training context or, where very
+# many slots are asked for, its part of MAX_CONTEXT.
+is_useful() {
+    wanted=$USEFUL_CONTEXT
+    [ "$wanted" -le "$trained" ] || wanted=$trained
+    wanted=$((wanted * $2))
+    [ "$wanted" -le "$MAX_CONTEXT" ] || wanted=$MAX_CONTEXT
+    [ "${given:-$(context_with "$1" "$2")}" -ge "$wanted" ]
+}
+
+# is_room KEPT: whether so many models can be loaded with the context that is set, or one of use.
+is_room() {
+    if [ -n "$given" ]; then
+        room=$(room_with "$1")
+        [ "$given" -le "${room:-$given}" ]
+    else
+        is_useful "$1" "${PARALLEL:-$DEFAULT_PARALLEL}"
     fi
 }
 
@@ -52,20 +150,6 @@ cpu_share() {
         max | -1) ;;
         *) echo $(((quota + period - 1) / period)) ;;
     esac
-}
-
-# context_for FILE SLOTS: the default CONTEXT_SIZE in tokens.
-context_for() {
-    trained=$(gguf_number "$1" context_length)
-    tokens=$((${trained:-4096} * $2))
-    [ "$tokens" -le "$MAX_CONTEXT" ] || tokens=$MAX_CONTEXT
-    per_token=$(kv_bytes_per_token "$1")
-    if [ "$per_token" -gt 0 ]; then
-        room=$((($(memory_bytes) - $(wc -c <"$1")) / 2 / per_token))
-        [ "$tokens" -le "$room" ] || tokens=$room
-    fi
-    [ "$tokens" -ge "$MIN_CONTEXT" ] || tokens=$MIN_CONTEXT
-    echo "$tokens"
 }
 
 # kv_bytes_per_token FILE: bytes of an f16 KV cache; 0 if the metadata has no single number (layers that differ).
@@ -135,7 +219,7 @@ flags_for() {
     text=$(gguf_number "$1" context_length)
     text=${text:-512}
     [ "$text" -le "$MAX_TEXT" ] || text=$MAX_TEXT
-    [ "$text" -le "$CONTEXT_SIZE" ] || text=$CONTEXT_SIZE
+    [ "$text" -le "$((CONTEXT_SIZE / PARALLEL))" ] || text=$((CONTEXT_SIZE / PARALLEL))
     echo "batch-size $text"
     echo "ubatch-size $text"
 }

@@ -10,6 +10,7 @@
 #   CONTEXT_SIZE PARALLEL THREADS N_GPU_LAYERS     see defaults.sh
 #   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own default of 8 GiB
 #                   slowly fills a container until it is killed
+#   LLAMA_ARG_MODELS_MAX  of several models, how many stay loaded; see defaults.sh
 #   START_TIMEOUT   seconds until llama-server must be up; default 120, plus one for each 20 MiB of the model
 #   MMPROJ          what reads pictures or sound for a model (a projector); default: those in MODEL, for the models whose
 #                   vectors are as wide
@@ -28,7 +29,7 @@ main() {
     MODEL=${MODEL:-/model} PORT=${PORT:-8080} HOST=${HOST:-0.0.0.0} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
     check_numbers
     # The number to start with; llama-server adds threads per connection, which compose.yaml's proxy limits.
-    set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --kv-unified "$@"
+    set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --no-kv-unified "$@"
     listed=$(listing)
     models=$(models_in "$MODEL")
     check_models "$models"
@@ -55,6 +56,7 @@ main() {
         presets=/tmp/models-$$.ini
         write_presets "$models" >"$presets"
         [ ! -s "$presets" ] || set -- --models-preset "$presets" "$@"
+        set -- --models-max "$KEPT" "$@"
     else
         # shellcheck disable=SC2046  # flags and values have no blanks
         set -- $(flags_for "$models" | sed 's/^/--/; s/ true$//') "$@"
@@ -173,7 +175,7 @@ run() {
     child=$! stopping=""
     watch_start "$child" &
     watch_files "$child" &
-    trap 'stopping=1; kill -TERM "$child" 2>/dev/null' TERM INT
+    trap 'stopping=1; end "$child"' TERM INT
     code=0
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do # a signal ends the first wait, not the child
@@ -183,6 +185,12 @@ run() {
     [ -z "$stopping" ] || exit 0
     explain "$code"
     exit "$code"
+}
+
+# end PID: with SIGTERM llama-server waits for the answers in progress, however long they take; this gives them 2 seconds.
+end() {
+    kill -TERM "$1" 2>/dev/null || return 0
+    (sleep 2; kill -KILL "$1") >/dev/null 2>&1 &
 }
 
 # watch_start PID: kills a server that does not become healthy in time. llama-server renders the chat template before it
@@ -208,9 +216,7 @@ watch_files() {
         now=$(listing)
         if [ "$now" != "$listed" ] && [ "$now" = "$seen" ]; then # not while they are still being exchanged
             : >"$changed"
-            kill -TERM "$1"
-            sleep 2
-            kill -KILL "$1" 2>/dev/null || true
+            end "$1"
             return 0
         fi
         seen=$now

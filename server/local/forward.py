@@ -55,7 +55,7 @@ class Forward:
             finally:
                 await answer.aclose()
         except httpx2.TransportError:
-            raise Refused(503, "the model's server does not answer: try again later") from None
+            raise Refused(503, "the model's server ended or does not answer: try again later") from None
 
 
 async def _pass_on(answer: httpx2.Response, send: Send) -> None:

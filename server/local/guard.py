@@ -62,6 +62,11 @@ class Refused(Exception):
         kind = _TYPES.get(self.status, "invalid_request_error")
         return json.dumps({"error": {"code": self.status, "message": str(self), "type": kind}}).encode()
 
+    def event(self) -> bytes:
+        """The last event of a stream, as clients of every API that streams read it (server/proxy/streams.js)."""
+        error = json.loads(self.body())
+        return b"\n\nevent: error\ndata: " + json.dumps({"type": "error", **error}).encode() + b"\n\n"
+
     def headers(self) -> Headers:
         named = [(b"content-type", b"application/json"), (b"connection", b"close")]
         if self.status == HTTPStatus.UNAUTHORIZED:
@@ -155,15 +160,22 @@ class _Answer:
 
     send: Send
     has_begun: bool = False
+    is_stream: bool = False  # of server-sent events
 
     async def __call__(self, message: Message) -> None:
+        if not self.has_begun:
+            self.is_stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
         self.has_begun = True
         await self.send(message)
 
     async def refuse(self, refused: Refused) -> None:
-        """Answer with an error; an answer that has begun just ends, and its connection is closed."""
+        """Answer with an error. A stream that has begun ends with it as the last event; any other answer that has
+        begun ends before its end, by which its client knows.
+        """
         if not self.has_begun:
             await _answer(self.send, refused.status, refused.headers(), refused.body())
+        elif self.is_stream:
+            await self.send({"type": "http.response.body", "body": refused.event()})
 
 
 def _check_route(method: str, path: str) -> None:

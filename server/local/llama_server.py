@@ -48,7 +48,7 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
     params.model.path, params.model_alias = str(settings.path), {settings.name}
     if settings.projector is not None:
         params.mmproj.path = str(settings.projector)
-    params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, True
+    params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
     _set_purpose(xllamacpp, params, settings)
     params.n_gpu_layers, params.fit_params, params.cache_ram_mib = settings.n_gpu_layers, False, 0
@@ -65,7 +65,7 @@ def _set_purpose(xllamacpp: Any, params: Any, settings: ModelSettings) -> None:
         return
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type(POOLINGS.index(gguf_pooling(header)))
-    room = settings.context_size or MAX_TEXT
+    room = settings.context_size // settings.parallel or MAX_TEXT
     params.n_batch = params.n_ubatch = min(header.context_length or MAX_TEXT, MAX_TEXT, room)
 
 

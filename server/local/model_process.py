@@ -39,7 +39,7 @@ class ModelSettings(Frozen):
     path: Path  # absolute
     name: str  # the model's id in the API
     projector: Path | None = None  # absolute; of what reads pictures or sound for it
-    context_size: int  # tokens that all requests share; 0: as the model was trained
+    context_size: int  # tokens of all requests, of which each has an equal part; 0: as the model was trained
     parallel: int  # requests answered at once
     threads: int
     n_gpu_layers: int

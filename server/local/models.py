@@ -1,7 +1,7 @@
 """The models of the local server: an ASGI application that has each request answered by the process of its model.
 
-A model is loaded when a request first names it. At most `LOADED` are loaded; the one that was not asked for longest
-makes room for another, as with llama-server's router.
+A model is loaded when a request first names it. At most `kept` are loaded; the one that was not asked for longest
+makes room for another once it is idle, as with llama-server's router.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from server.local.forward import Forward, model_in_query
 from server.local.guard import Message, Receive, Refused, Send, guard_answer_json
 from server.local.model_process import ModelEnded, ModelProcess, ModelSettings
 
-LOADED: Final = 4
 _HEALTH: Final = ("/health", "/v1/health")
 _LIST: Final = ("/v1/models", "/models")
 _PROPS: Final = "/props"
@@ -39,14 +38,17 @@ class Models:
         start: starts the process of a model.
         server: what serves and its version, for GET /props.
         client: for requests to the processes.
+        kept: how many stay loaded.
     """
 
     models: Mapping[str, ModelSettings]
     start: StartModel
     server: str
     client: httpx2.AsyncClient
+    kept: int = 4
     _loaded: dict[str, ModelProcess] = field(default_factory=dict)  # the one not asked for longest comes first
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)  # since somebody waits for it
     _watchers: set[asyncio.Task[None]] = field(default_factory=set)
     _crashed: asyncio.Future[ModelEnded] = field(init=False)
 
@@ -88,6 +90,7 @@ class Models:
             await forward(scope, _only(message), send)
         finally:
             process.n_requests -= 1
+            self._answered.set()
         return None
 
     def _listed(self) -> dict[str, Any]:
@@ -118,11 +121,10 @@ class Models:
             raise Refused(400, str(error)) from None
 
     async def _process(self, name: str) -> ModelProcess:
-        """The process of a model, which is started if there is none.
+        """The process of a model, which is started if there is none; if too many are loaded, once one of them is idle.
 
         Raises:
-            Refused: 500 if it cannot be loaded, or is not the file any more that was there at the start; 503 if all
-                others are in use.
+            Refused: 500, it cannot be loaded, or is not the file any more that was there at the start.
         """
         if name not in self._loaded:
             async with self._loading:
@@ -139,12 +141,14 @@ class Models:
         return process
 
     async def _make_room(self) -> None:
-        if len(self._loaded) < LOADED:
-            return
-        idle = next((name for name, process in self._loaded.items() if not process.n_requests), None)
-        if idle is None:
-            raise Refused(503, f"{LOADED} other models are in use: try again later")
-        await self._loaded.pop(idle).stop()
+        """Unload models, each once it is idle, until one more may be loaded."""
+        while len(self._loaded) >= self.kept:
+            idle = next((name for name, process in self._loaded.items() if not process.n_requests), None)
+            if idle is None:
+                self._answered.clear()
+                await self._answered.wait()
+            else:
+                await self._loaded.pop(idle).stop()
 
     async def _load(self, name: str) -> None:
         self._loaded[name] = process = await self.start(self.models[name])

@@ -41,7 +41,7 @@ _SHUTDOWN_S: Final = 1  # for answers in progress
 async def serve_local(settings: LocalServerSettings) -> int:
     """Serve until a signal comes or the process of a model ends; returns the exit code."""
     async with forwarding_client() as client:
-        models = Models(_models(settings), start_local_model, local_server_version(), client)
+        models = Models(_models(settings), start_local_model, local_server_version(), client, settings.kept)
         http = _Server(_http_config(Guard(models, settings.key)))
         tasks = [asyncio.create_task(work) for work in (_signalled(), _crash(models), _serve(models, http, settings))]
         try:
@@ -114,8 +114,18 @@ async def _serve(models: Models, http: _Server, settings: LocalServerSettings) -
     await models.load_first()
     listening = socket.create_server((_HOST, settings.port))
     _log(f"{models.server} serves {', '.join(models.models)} on http://{_HOST}:{settings.port}/v1")
+    _log(_promised(settings))
     _allow_many_connections()
     await http.serve([listening])
+
+
+def _promised(settings: LocalServerSettings) -> str:
+    """What each request may have, and how many models stay loaded."""
+    each = settings.context_size // settings.parallel
+    tokens = f"with {each} tokens of context for each" if each else "with the context that the model was trained with"
+    kept, n = settings.kept, len(settings.models)
+    loaded = f"; {kept} of {n} models loaded at once, for which others are unloaded once idle" if kept < n else ""
+    return f"{settings.parallel} requests of a model at once, {tokens}{loaded}"
 
 
 def _http_config(app: Guard) -> uvicorn.Config:

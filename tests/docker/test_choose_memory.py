@@ -153,7 +153,7 @@ def test_the_peak_grows_with_the_context_as_the_cache_does(
 def test_the_predicted_memory_holds_a_context_that_is_full(
     serve: Callable[..., Any], measured: ChoiceCandidate, tokens: int
 ) -> None:
-    use = ContextUse(tokens, SEQUENCES)
+    use = ContextUse(tokens * SEQUENCES, SEQUENCES, unified=False)
     predicted = candidate_memory_bytes(measured, use)
     assert predicted is not None
     with serve(measured.path, use, "--no-repack") as server:
@@ -164,7 +164,7 @@ def test_the_predicted_memory_holds_a_context_that_is_full(
 def test_a_server_that_may_use_no_more_than_predicted_answers(
     serve: Callable[..., Any], measured: ChoiceCandidate
 ) -> None:
-    use = ContextUse(1024, SEQUENCES)
+    use = ContextUse(1024 * SEQUENCES, SEQUENCES, unified=False)
     limit = candidate_memory_bytes(measured, use)
     with serve(measured.path, use, mem_limit=limit, memswap_limit=limit) as server:
         assert server.read(900) > 800

@@ -51,7 +51,6 @@ HEADER: Mapping[str, Value] = {
     "general.architecture": "llama", "llama.context_length": 16384, "llama.block_count": 16,
     "llama.embedding_length": 2048, "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8,
 }  # 2 x 8 heads x 64 x 2 bytes x 16 layers = 32 KiB a token
-PER_TOKEN = 32 * KIB + KIB  # and the mask
 Keep = Callable[..., ChoiceSet]
 
 
@@ -116,12 +115,13 @@ def test_memory_is_the_measured_peak_and_what_the_context_takes_more(keep: Keep)
     choices = keep(context=8192)
     found = _by_name(choices)["Q4_K_M"]
     assert found.speed.n_ctx == 1024
-    assert found.memory_bytes == found.speed.peak_memory_bytes + (8192 - 1024) * PER_TOKEN
+    # four requests have 2,048 tokens each, whose mask is that of a batch of one of them
+    assert found.memory_bytes == found.speed.peak_memory_bytes + (8192 - 1024) * 32 * KIB + (2048 - 1024) * KIB
     assert found.context_bytes == 8192 * 32 * KIB
 
 
 def test_less_context_than_was_measured_takes_less_memory(keep: Keep) -> None:
-    found = _by_name(keep(context=256))["Q4_K_M"]
+    found = _by_name(keep(context=256, parallel=1))["Q4_K_M"]
     # the mask of a batch of 256 tokens, where 512 were read at once
     mask = 256 * 256 * 2 - 1024 * 512 * 2
     assert found.memory_bytes == found.speed.peak_memory_bytes - (1024 - 256) * 32 * KIB + mask
@@ -321,8 +321,8 @@ def test_where_nothing_fits_the_nearest_is_named_with_what_it_misses(keep: Keep)
     closest = nearest_candidate(choices.candidates, budget)
     error = no_candidate_fits(choices, budget, closest, [])
     assert closest.quant == "Q2_K" and isinstance(error, BadRequest) and error.code == 2
-    assert "the nearest, Q2_K, takes 736 MiB, more than the 512 MiB of RAM" in error.message
-    assert error.hint == "Relax the limits: RAM=736MiB allows Q2_K."
+    assert "the nearest, Q2_K, takes 730 MiB, more than the 512 MiB of RAM" in error.message
+    assert error.hint == "Relax the limits: RAM=730MiB allows Q2_K."
 
 
 def test_the_budget_that_would_take_the_nearest_does_take_it(keep: Keep) -> None:
@@ -339,7 +339,8 @@ def test_less_context_is_named_to_the_step_that_still_fits(keep: Keep) -> None:
     choices, budget = keep(), ChoiceBudget(640 * MIB, "")
     found = _by_name(choices)["Q2_K"]
     context = largest_candidate_context(found, choices, budget)
-    fits, over = (candidate_memory_bytes(found, ContextUse(tokens, 4)) for tokens in (context, context + 256))
+    uses = [ContextUse(tokens, 4, unified=False) for tokens in (context, context + 256)]
+    fits, over = (candidate_memory_bytes(found, use) for use in uses)
     assert fits is not None and over is not None and fits <= budget.memory_bytes < over
     assert f"Less context: Q2_K fits with CONTEXT_SIZE={context}." in choice_remedies(choices, budget, "m")
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 import server.local.model_process as processes
-import server.local.models as module
 from quantyard.paths import REPO_DIR
 from server.local.forward import forwarding_client
 from server.local.guard import Message, Refused
@@ -62,7 +61,7 @@ class Place:
 
 
 def served(
-    names: Sequence[str], test: Callable[[Place], Awaitable[None]], folder: Path = Path("/models")
+    names: Sequence[str], test: Callable[[Place], Awaitable[None]], folder: Path = Path("/models"), kept: int = 4
 ) -> list[str]:
     """Run a test on models of these names, the first loaded; returns the log."""
     log: list[str] = []
@@ -82,7 +81,7 @@ def served(
                 started.append(settings.name)
                 return await ModelProcess.start("tests.unit.model_program", settings, log.append)
 
-            models = Models(settings, start, "it 1.2", client)
+            models = Models(settings, start, "it 1.2", client, kept)
             try:
                 await models.load_first()
                 await asyncio.wait_for(test(Place(models, log, started)), 30)
@@ -133,9 +132,7 @@ def test_without_a_name_the_first_model_answers_and_an_unknown_name_is_refused(n
     served(names, test)
 
 
-def test_the_model_that_was_not_asked_for_longest_makes_room_unless_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOADED", 2)
-
+def test_the_model_that_was_not_asked_for_longest_makes_room_once_it_has_answered() -> None:
     async def test(place: Place) -> None:
         for name in ("a", "b", "a", "c", "a"):
             assert (await place.ask({"model": name}))[1]["model"] == name
@@ -143,11 +140,22 @@ def test_the_model_that_was_not_asked_for_longest_makes_room_unless_it_answers(m
         stream = {"do": "stream", "n": 20, "pause_s": 0.1}
         slow = [asyncio.create_task(place.ask({"model": name, **stream})) for name in "ac"]
         await asyncio.sleep(0.5)
-        assert (await place.ask({"model": "b"}))[0] == 503
-        assert [status for status, _ in await asyncio.gather(*slow)] == [200, 200]
-        assert (await place.ask({"model": "b"}))[0] == 200
+        waiting = [asyncio.create_task(place.ask({"model": "b"})) for _ in range(3)]
+        waiting[2].cancel()  # its client left
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in (*slow, *waiting[:2]))
+        assert [(await task)[0] for task in (*slow, *waiting[:2])] == [200] * 4
 
-    served(["a", "b", "c"], test)
+    served(["a", "b", "c"], test, kept=2)
+
+
+def test_one_model_at_a_time_answers_every_request_in_the_end() -> None:
+    async def test(place: Place) -> None:
+        asked = [{"model": name, "do": "stream", "n": 3, "pause_s": 0.01} for name in "abab"]
+        assert [status for status, _ in await asyncio.gather(*map(place.ask, asked))] == [200] * 4
+        assert len(place.models._loaded) == 1
+
+    served(["a", "b"], test, kept=1)
 
 
 def test_a_stream_is_passed_on_and_ends_in_the_process_when_the_client_leaves(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from quantyard import cli
 from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.execution.manifest_writer import BuiltFile
-from quantyard.serve.context import default_context_size
+from quantyard.serve.context import ServedContext, decide_served_context
 from quantyard.serve.model_image import check_served_image_tag
 from quantyard.serve.run import serve_local
 from quantyard.serve.served_files import (
@@ -102,16 +102,28 @@ def test_of_a_model_in_parts_the_first_is_served_under_the_name_of_all(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("parallel", "memory_bytes", "tokens"),
-    [(4, 1 << 40, 8192), (1, 1 << 40, 2048), (64, 1 << 40, 32768), (4, 4_000_000, 2048), (4, 0, 512)],
+    ("asked", "memory_bytes", "context"),
+    [
+        ({}, 1 << 40, ServedContext(8192, 4, 1)), ({"parallel": 1}, 1 << 40, ServedContext(2048, 1, 1)),
+        ({"parallel": 64}, 1 << 40, ServedContext(32768, 64, 1)), ({}, 4_000_000, ServedContext(2048, 1, 1)),
+        ({}, 0, ServedContext(512, 1, 1)), ({"context_size": 4096}, 1 << 40, ServedContext(4096, 2, 1)),
+    ],
 )
 def test_the_context_is_as_trained_for_each_request_at_most_32768_and_half_of_the_free_memory(
-    tmp_path: Path, parallel: int, memory_bytes: int, tokens: int
+    tmp_path: Path, asked: dict[str, int], memory_bytes: int, context: ServedContext
 ) -> None:
     found = write_tiny(None, tmp_path / "tiny.gguf")
-    assert default_context_size([found], parallel, memory_bytes) == tokens
-    both = [found, model(tmp_path, "no.gguf")]
-    assert default_context_size(both, parallel, memory_bytes) == min(tokens, 4096 * parallel)
+    assert decide_served_context([found], memory_bytes=memory_bytes, **asked) == context
+
+
+@pytest.mark.parametrize(("memory_bytes", "kept", "parallel"), [(1 << 40, 2, 4), (8_000_000, 1, 3), (0, 1, 1)])
+def test_several_models_share_the_memory_or_fewer_stay_loaded(
+    tmp_path: Path, memory_bytes: int, kept: int, parallel: int
+) -> None:
+    both = [write_tiny(None, tmp_path / f"{name}.gguf") for name in "ab"]
+    found = decide_served_context(both, memory_bytes=memory_bytes)
+    assert (found.kept, found.parallel) == (kept, parallel)
+    assert decide_served_context([*both, model(tmp_path, "no.gguf")], memory_bytes=1 << 40).context_size == 8192
 
 
 def test_nothing_built_and_a_wrong_file_say_what_to_type(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -100,18 +101,89 @@ def test_a_server_ends_to_be_started_anew_when_its_folder_holds_other_files(tmp_
     assert "[serve] note: m-Q8_0 is not served." in said
 
 
-@pytest.mark.parametrize(("memory", "tokens"), [(64 * 2**30, 32_768), (200 * 2**20, 4550), (2**20, 512)])
-def test_the_context_fits_training_memory_and_reason(tmp_path: Path, memory: int, tokens: int) -> None:
-    script = f'memory_bytes() {{ echo {memory}; }}; context_for "$1" 4'
-    assert int(shell(script, gguf(tmp_path, LLAMA))) == pytest.approx(tokens, abs=2)
+def decided(memory_bytes: int, *models: str, **variables: str) -> tuple[int, int, int]:
+    """The models that stay loaded, the requests of each at once, and their tokens together."""
+    script = f'memory_bytes() {{ echo {memory_bytes}; }}; decide "$1"; echo "$KEPT $PARALLEL $CONTEXT_SIZE"'
+    kept, parallel, tokens = shell(script, "\n".join(models), **variables).split()
+    return int(kept), int(parallel), int(tokens)
 
 
-def test_what_the_user_decides_is_left_alone(tmp_path: Path) -> None:
-    said = shell(
-        'decide "$1"; echo "$THREADS $PARALLEL $CONTEXT_SIZE"', gguf(tmp_path, LLAMA), THREADS="3", PARALLEL="7",
-        CONTEXT_SIZE="999",
+@pytest.mark.parametrize(("memory", "slots", "tokens"), [
+    (64 * 2**30, 4, 32_768), (400 * 2**20, 4, 9102), (200 * 2**20, 2, 4550), (100 * 2**20, 1, 2275), (2**20, 1, 512),
+])  # fmt: skip
+def test_the_context_fits_training_and_memory_and_each_request_has_a_part_of_use(
+    tmp_path: Path, memory: int, slots: int, tokens: int
+) -> None:
+    kept, parallel, found = decided(memory, gguf(tmp_path, LLAMA))
+    assert (kept, parallel) == (1, slots) and found == pytest.approx(tokens, abs=2)
+
+
+@pytest.mark.parametrize(("memory", "kept", "slots"), [
+    (64 * 2**30, 3, 4), (1200 * 2**20, 3, 4), (800 * 2**20, 2, 4), (400 * 2**20, 1, 4), (200 * 2**20, 1, 2),
+])  # fmt: skip
+def test_several_models_share_the_memory_or_fewer_stay_loaded(
+    tmp_path: Path, memory: int, kept: int, slots: int
+) -> None:
+    models = []
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        models.append(gguf(tmp_path / name, LLAMA))
+    found_kept, found_slots, tokens = decided(memory, *models)
+    assert (found_kept, found_slots) == (kept, slots)
+    assert tokens >= 2048 * slots and tokens * kept * 23_040 <= memory // 2
+
+
+def test_the_weights_of_the_models_that_stay_loaded_count_too_with_every_part(tmp_path: Path) -> None:
+    for part, n_mib in (("00001", 0), ("00002", 700), ("00003", 100)):
+        with Path(gguf(tmp_path, LLAMA)).rename(tmp_path / f"m-{part}-of-00003.gguf").open("r+b") as file:
+            file.truncate(file.seek(0, os.SEEK_END) + n_mib * 2**20)
+    split = str(tmp_path / "m-00001-of-00003.gguf")
+    assert int(shell('weight_bytes "$1"', split)) >= 800 * 2**20
+    assert decided(1000 * 2**20, split) == (1, 2, pytest.approx(4550, abs=9))
+    assert decided(1000 * 2**20, split, gguf(tmp_path, LLAMA))[0] == 1
+
+
+@pytest.mark.parametrize(("variables", "wanted"), [
+    ({"PARALLEL": "7", "CONTEXT_SIZE": "999"}, (2, 7, 999)),
+    ({"CONTEXT_SIZE": "4096"}, (2, 2, 4096)),
+    ({"CONTEXT_SIZE": "0"}, (2, 4, 32_768)),
+    ({"PARALLEL": "64"}, (2, 64, 32_768)),
+    ({"CONTEXT_SIZE": "500000"}, (1, 4, 500_000)),
+    ({"LLAMA_ARG_MODELS_MAX": "1"}, (1, 4, 32_768)),
+    ({"LLAMA_ARG_MODELS_MAX": "0"}, (2, 4, 32_768)),
+])  # fmt: skip
+def test_what_the_user_decides_is_left_alone(
+    tmp_path: Path, variables: dict[str, str], wanted: tuple[int, int, int]
+) -> None:
+    (tmp_path / "b").mkdir()
+    models = gguf(tmp_path, LLAMA), gguf(tmp_path / "b", LLAMA)
+    assert decided(16 * 2**30, *models, **variables) == wanted
+    assert shell('decide "$1"; echo "$THREADS"', models[0], THREADS="3") == "3"
+
+
+def test_an_embedding_model_beside_a_generating_one_does_not_shorten_its_context(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    assert decided(64 * 2**30, gguf(tmp_path, LLAMA), gguf(tmp_path / "b", _NOT_CAUSAL)) == (2, 4, 32_768)
+    assert decided(64 * 2**30, gguf(tmp_path / "b", _NOT_CAUSAL)) == (1, 4, 2048)
+
+
+@pytest.mark.parametrize("server", [
+    "trap '' TERM; sleep 30 & wait; wait", "sleep 30", "trap 'exit 143' TERM; sleep 30 & wait",
+], ids=["waits for its answers", "ends at once", "says so"])
+def test_a_stop_ends_the_server_within_seconds_whatever_it_waits_for(tmp_path: Path, server: str) -> None:
+    program = tmp_path / "server"
+    program.write_text(f"#!/bin/sh\necho started\n{server}\n")
+    program.chmod(0o755)
+    given = {"PATH": os.environ["PATH"], "MODEL": gguf(tmp_path, LLAMA), "API_KEY": "off", "LLAMA_SERVER": str(program)}
+    process = subprocess.Popen(
+        [SCRIPTS / "entrypoint.sh"], env=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
     )
-    assert said == "3 7 999"
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"started\n"
+        process.terminate()
+        assert process.wait(timeout=5) == 0
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +247,7 @@ def test_the_purpose_of_a_model_is_told_as_python_tells_it(tmp_path: Path, kind:
     header = read_gguf_header(path)
     assert shell('purpose_of "$1"', str(path)) == purpose == gguf_purpose(header)
     assert not pooling or gguf_pooling(header) == pooling
-    said = shell('CONTEXT_SIZE=2048; flags_for "$1"', str(path))
+    said = shell('CONTEXT_SIZE=2048 PARALLEL=1; flags_for "$1"', str(path))
     assert (f"pooling {pooling}" in said) == (purpose == "embed")
     assert ("reranking true" in said) == (purpose == "rerank")
     assert not said or f"ubatch-size {512 if 'BERT' in kind else 2048}" in said
