@@ -9,7 +9,7 @@ that the quants are made from, unless BASELINE names another one, which is then 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -122,6 +122,40 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     report = Step(REPORT, STAGES["report"], request, inputs, 0)
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
+    )
+
+
+def add_measured_files(plan: BuildPlan, files: Mapping[str, ModelFile], order: Sequence[str]) -> BuildPlan:
+    """The plan whose report is also about these files, each measured as the baseline is.
+
+    Args:
+        files: by label, none of which the plan measures already.
+        order: labels in the order of the report; others come last.
+    """
+    assert plan.measuring is not None, "there is a report"
+    baseline, (*steps, report) = plan.measuring.baseline, plan.steps
+    assert isinstance(report.request, ReportRequest), "it is the last step"
+    if not files:
+        return plan
+    templates = [step for step in steps if step.row.name in _MEASURING and step.quant == baseline]
+    added = [_measured_like(step, label, file) for step in templates for label, file in files.items()]
+    places = {label: at for at, label in enumerate((baseline, *order))}
+    every = (*plan.measuring.labels, *files)
+    labels = tuple(sorted(every, key=lambda label: places.get(label, len(places))))
+    inputs = dict(report.inputs) | {_report_input(step.row.name, step.quant): StepOutput(step.label) for step in added}
+    last = replace(report, request=report.request.model_copy(update={"labels": labels}), inputs=inputs)
+    return replace(plan, steps=(*steps, *added, last), measuring=replace(plan.measuring, labels=labels))
+
+
+def _measured_like(template: Step, label: str, file: ModelFile) -> Step:
+    """The baseline's step for another file, which some stages compare with the baseline."""
+    request, inputs = template.request, {**template.inputs, "model": file.origin}
+    changes: dict[str, str] = {"label": label, "model_file": file.path}
+    if isinstance(request, DivergenceRequest | SimilarityRequest):
+        changes["baseline_file"] = request.model_file
+        inputs["baseline"] = template.inputs["model"]
+    return Step(
+        f"{template.row.name} {label}", template.row, request.model_copy(update=changes), inputs, 0, label
     )
 
 

@@ -105,6 +105,7 @@ class Measuring:
     suite: Suite
     baseline: str
     labels: tuple[str, ...]  # the baseline's first
+    left_out: tuple[str, ...] = ()  # files of the last report on this suite that cannot stand beside these
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, EngineError, HubUnreachable
+from quantyard.execution.measured_before import with_files_measured_before
 from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost, forecast_cost
 from quantyard.forecast.from_manifests import known_forecast_times
@@ -202,6 +203,11 @@ def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> 
     return runner, finished, forecast_cost(plan, finished, runner.partial_bytes(), request.artifacts, time)
 
 
+def workflow_with_measured(request: BuildRequest, plan: BuildPlan, engine: Engine) -> BuildPlan:
+    """The plan whose report is also about what was measured before with the same settings."""
+    return with_files_measured_before(plan, engine, ModelStore(request.artifacts, plan.source.model), REPO_DIR)
+
+
 # ---- importance matrices -----------------------------------------------------------------------------
 
 
@@ -216,6 +222,7 @@ def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) ->
     """
     calibration = workflow_calibration(request, plan.source)
     planned = workflow_plan_with_imatrix(plan_with_kept_matrices(request, plan), calibration)
+    planned = workflow_with_measured(request, planned, engine)
     runner, finished, cost = prepare_workflow(request, planned, engine)
     tried = workflow_trial_plan(plan, calibration)
     if tried is not None:

@@ -118,6 +118,24 @@ class OthersServed:
 
 
 @dataclass(frozen=True)
+class LeftOutOfReport:
+    """Files of the last report on a suite that the new one is not about."""
+
+    suite: str
+    left_out: Sequence[str]
+    measured: Sequence[str]
+    model: str
+
+    @property
+    def text(self) -> str:
+        """Why, and the command that measures them beside the others."""
+        names, every = ", ".join(self.left_out), ",".join([*self.measured, *self.left_out])
+        why = "measured with other settings or versions, or as another file, so they cannot be compared"
+        command = f"make eval MODEL={self.model} QUANT={every} SUITE={self.suite.partition('+')[0]}"
+        return f"Left out of the report on {self.suite}: {names}, {why}. With the settings of this run:  {command}"
+
+
+@dataclass(frozen=True)
 class NotServed:
     """What the last build made is not served; its own words."""
 

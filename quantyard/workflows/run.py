@@ -16,8 +16,13 @@ from quantyard.serve.served_files import (
     put_served_files,
     unserved_files,
 )
-from quantyard.workflows.planning import planned_workflow, prepare_workflow, workflow_engine
-from quantyard.workflows.reporter import NotOffered, OthersServed, PlanMade, WorkflowReporter
+from quantyard.workflows.planning import (
+    planned_workflow,
+    prepare_workflow,
+    workflow_engine,
+    workflow_with_measured,
+)
+from quantyard.workflows.reporter import LeftOutOfReport, NotOffered, OthersServed, PlanMade, WorkflowReporter
 from quantyard.workflows.results import Built, built_result
 from quantyard.workflows.timed_run import run_timed_plan
 from quantyard.workflows.trial import workflow_imatrix_trial
@@ -37,6 +42,10 @@ def run_plan(
     """
     engine, reason = workflow_engine(request)
     plan = workflow_imatrix_trial(request, plan, engine, reporter, keep_going=keep_going)
+    plan = workflow_with_measured(request, plan, engine)
+    if plan.measuring and (left_out := plan.measuring.left_out):
+        measured = [label for label in plan.measuring.labels if label != plan.measuring.baseline]
+        reporter.tell(LeftOutOfReport(plan.measuring.suite.name, left_out, measured, request.model))
     runner, finished, cost = prepare_workflow(request, plan, engine)
     planned = planned_workflow(request, plan, finished, cost, (engine, reason))
     reporter.tell(PlanMade(planned))

@@ -164,7 +164,7 @@ def test_a_build_serves_its_files_only_where_nothing_is_served_yet(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def served() -> list[str]:
-        return sorted(path.name for path in (tmp_path / "artifacts" / "served").iterdir())
+        return sorted(path.name for path in (tmp_path / "artifacts" / "served").glob("*.gguf"))
 
     command("build", "--quant=Q8_0")
     first = served()

@@ -1,0 +1,95 @@
+"""No evaluation takes a file out of the report that another one made; what cannot stand beside others is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quantyard
+from quantyard.sources.resolve import Source
+from quantyard.workflows import planning
+from tests.unit.fake_engine import FakeEngine, writes
+
+pytestmark = pytest.mark.commands
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_source: Source) -> FakeEngine:
+    """The engine of every command, on one source."""
+    fake = FakeEngine()
+    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: (fake, "asked for"))
+    monkeypatch.setenv("ARTIFACTS", str(tmp_path / "artifacts"))
+    return fake
+
+
+def evaluated(quant: str, **settings: Any) -> tuple[list[str], str]:
+    """The labels of the report, and what the command said."""
+    lines: list[str] = []
+    asked = {"suite": "smoke", "limit": 3} | settings
+    built = quantyard.evaluate("x", quant=quant, progress=lines.append, **asked)
+    assert built.report is not None and built.measured is not None
+    assert built.manifest.evaluations[built.report.suite.name] == built.report
+    return [m.file.label for m in built.report.measurements], "\n".join(lines)
+
+
+@pytest.mark.parametrize("again", ["Q4_K_M", "Q8_0", "Q6_K"])
+def test_a_narrower_evaluation_keeps_what_was_measured_with_the_same_settings(engine: FakeEngine, again: str) -> None:
+    assert evaluated("Q4_K_M,Q8_0")[0] == ["BF16", "Q4_K_M", "Q8_0"]
+    engine.ran.clear()
+    labels, said = evaluated(again)
+    assert labels == ["BF16", "Q4_K_M", "Q8_0", *(["Q6_K"] if again == "Q6_K" else [])]
+    assert "Left out" not in said
+    assert {label for label in engine.ran if "Q4_K_M" in label or "Q8_0" in label} == set(), "nothing is measured again"
+    assert ("report" in engine.ran) == (again == "Q6_K")
+
+
+def test_files_that_were_measured_one_by_one_stand_in_one_report(engine: FakeEngine) -> None:
+    assert evaluated("Q4_K_M")[0] == ["BF16", "Q4_K_M"]
+    assert evaluated("Q8_0")[0] == ["BF16", "Q4_K_M", "Q8_0"]
+
+
+@pytest.mark.parametrize("settings", [{"max_length": 128}, {"baseline": "F16"}, {"n_gpu_layers": 4}], ids=str)
+def test_what_was_measured_in_another_way_is_left_out_and_said(engine: FakeEngine, settings: dict[str, Any]) -> None:
+    evaluated("Q4_K_M,Q8_0")
+    labels, said = evaluated("Q4_K_M", **settings)
+    assert "Q8_0" not in labels and "Left out of the report on smoke+limit-3: " in said and "cannot be compared" in said
+    assert "QUANT=Q4_K_M,Q8_0" in said and "With the settings of this run:" in said
+    assert evaluated("Q4_K_M")[0] == ["BF16", "Q4_K_M", "Q8_0"], "with the settings of before it is there again"
+
+
+@pytest.mark.parametrize("settings", [{"limit": 5}, {"seed": 7}], ids=str)
+def test_another_limit_or_seed_is_another_suite_and_touches_nothing(
+    engine: FakeEngine, settings: dict[str, Any]
+) -> None:
+    evaluated("Q4_K_M,Q8_0")
+    labels, said = evaluated("Q4_K_M", **settings)
+    assert labels == ["BF16", "Q4_K_M"] and "Left out" not in said
+    assert evaluated("Q8_0")[0] == ["BF16", "Q4_K_M", "Q8_0"]
+
+
+def test_a_file_that_was_made_anew_with_other_bytes_is_left_out_until_it_is_measured(engine: FakeEngine) -> None:
+    evaluated("Q4_K_M,Q8_0")
+    engine.behaviours["quantize Q8_0"] = lambda spec, space: writes("model.gguf")(
+        spec.__class__(spec.label + " anew", spec.row, spec.request, spec.inputs, spec.key), space
+    )
+    quantyard.build("x", quant="Q8_0", allow_requantize=True)
+    labels, said = evaluated("Q4_K_M", allow_requantize=True)
+    assert labels == ["BF16", "Q4_K_M"] and "or as another file" in said
+    assert evaluated("Q4_K_M,Q8_0", allow_requantize=True)[0] == ["BF16", "Q4_K_M", "Q8_0"]
+
+
+def test_an_evaluation_by_another_version_does_not_mix_with_the_last_one(engine: FakeEngine) -> None:
+    evaluated("Q4_K_M,Q8_0")
+    engine.image = "image-2"
+    labels, said = evaluated("Q4_K_M")
+    assert labels == ["BF16", "Q4_K_M"] and "or versions" in said
+
+
+def test_the_plan_shows_the_same(engine: FakeEngine) -> None:
+    evaluated("Q4_K_M,Q8_0")
+    planned = quantyard.plan("x", quant="Q4_K_M", suite="smoke", limit=3)
+    assert planned.plan.measuring is not None and planned.plan.measuring.labels == ("BF16", "Q4_K_M", "Q8_0")
+    assert planned.to_run == ()
