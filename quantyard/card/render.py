@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from quantyard.card import check as card_check
 from quantyard.card import hub_results as card_results
+from quantyard.card.app_files import card_app_texts, ollama_name
 from quantyard.card.blocks import card_fence_after, render_card_block
 from quantyard.card.escaping import (
     SafeMarkdown,
@@ -32,12 +33,12 @@ from quantyard.card.subject import CardContext, CardSubject
 from quantyard.card.tables import card_tables, card_task_tables
 from quantyard.formats.purpose import Pooling, Purpose
 from quantyard.hub.files import HUB_URL
-from quantyard.store.manifest import Manifest
+from quantyard.store.manifest import MODEL_YAML, MODELFILE, Manifest
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["CardContext", "card_differences", "card_eval_results", "render_card"]
+__all__ = ["CardContext", "card_app_files", "card_differences", "card_eval_results", "render_card"]
 
 _HERE: Final = Path(__file__).parent
 _PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
@@ -70,6 +71,15 @@ def card_eval_results(manifest: Manifest, context: CardContext) -> dict[str, str
         BadRequest: as `render_card`.
     """
     return card_results.card_eval_yaml(CardSubject(manifest, context))
+
+
+def card_app_files(manifest: Manifest, context: CardContext) -> dict[str, str]:
+    """{"Modelfile": text, "model.yaml": text} for Ollama and LM Studio; without what they cannot run.
+
+    Raises:
+        BadRequest: as `render_card`.
+    """
+    return card_app_texts(CardSubject(manifest, context))
 
 
 def card_differences(card: str, manifest: Manifest, context: CardContext) -> list[str]:
@@ -192,11 +202,13 @@ def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     pulled = _word(oci) if oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}" if repo_id else "")
     file = _word(subject.quants[subject.taken].files[0].path)
     purpose, pooling = subject.purpose
+    apps = {entry.path for entry in subject.manifest.app_files}
     return {
         "repo_id": SafeMarkdown(repo_id), "quant": quant, "file": file, "oci": pulled,
         "parts": len(subject.quants[subject.taken].files) > 1, "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
         "model": SafeMarkdown(f"-hf {repo_id}:{quant}" if repo_id else f"-m {file}"),
         "chat": subject.has_chat_template, "encoder_decoder": subject.is_encoder_decoder,
+        "ollama": SafeMarkdown(ollama_name(subject) if MODELFILE in apps else ""), "model_yaml": MODEL_YAML in apps,
         "purpose": SafeMarkdown(purpose), "flags": SafeMarkdown(_FLAGS[purpose](pooling)),
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ host with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,8 +24,8 @@ from quantyard.formats.gguf_values import GgufArray, GgufCursor, GgufError, Meta
 
 __all__ = [
     "ENCODER_DECODERS", "MEDIA", "MEDIUM_WORDS",
-    "GgufArray", "GgufError", "GgufHeader", "Medium", "MetadataValue", "TensorInfo", "open_gguf_beginning",
-    "read_gguf_beginning", "read_gguf_header", "read_gguf_model",
+    "GgufArray", "GgufError", "GgufHeader", "Medium", "MetadataValue", "TensorInfo", "gguf_strings",
+    "open_gguf_beginning", "read_gguf_beginning", "read_gguf_header", "read_gguf_model",
     "why_gguf_cannot_generate",
 ]
 
@@ -172,6 +172,28 @@ def read_gguf_header(path: Path) -> GgufHeader:
         data_offset = _padded(cursor.position, alignment)
         placed = _place(cursor, tensors, data_offset, alignment)
     return GgufHeader(version, metadata, placed, alignment, data_offset, cursor.size, (path,))
+
+
+def gguf_strings(header: GgufHeader, key: str, wanted: Collection[int]) -> dict[int, str]:
+    """Some strings of an array of the metadata, by their index; empty if the key is not such an array.
+
+    Raises:
+        GgufError: the file is not the one that the header was read from, or a string is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    array = header.metadata.get(key)
+    if not isinstance(array, GgufArray) or array.element_type != "string":
+        return {}
+    with header.paths[0].open("rb") as stream:
+        cursor, found = GgufCursor(stream, header.paths[0]), dict[int, str]()
+        cursor.position = array.offset
+        for index in range(min(array.length, max(wanted, default=-1) + 1)):
+            if index in wanted:
+                found[index] = cursor.string(f"a string of {key}")
+            else:
+                length = cursor.count(f"bytes for {key}", 1)
+                cursor.position += length
+        return found
 
 
 def read_gguf_beginning(head: bytes, name: str) -> tuple[dict[str, MetadataValue], int]:

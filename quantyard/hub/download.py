@@ -38,6 +38,8 @@ def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
         folder, files = root / repo_id / repo.commit[:12], {entry.path: entry for entry in repo.files}
         manifest = _manifest(api, repo, folder, files)
         wanted = [entry.path for record in manifest.quants.values() for entry in record.files]
+        projectors = manifest.projector.files if manifest.projector else []
+        wanted += [entry.path for entry in (*projectors, *manifest.app_files)]
         for path in dict.fromkeys((_CARD, *wanted, *manifest.imatrices)):
             if path in files:
                 _fetch(api, repo, folder, files[path])

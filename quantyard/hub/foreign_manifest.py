@@ -13,7 +13,7 @@ from typing import Final
 from quantyard.errors import BadSource
 from quantyard.formats.names import shown_name
 from quantyard.hub.files import parse_hub_repo_id
-from quantyard.store.manifest import Manifest, parse_manifest
+from quantyard.store.manifest import MODEL_YAML, MODELFILE, Manifest, parse_manifest
 
 MAX_QUANTS: Final = 200
 MAX_PARTS: Final = 10_000  # of one model; the limit of its header too
@@ -46,6 +46,9 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         if len(record.parts) > MAX_PARTS:
             yield f"{quant} has {len(record.parts):,} parts; at most {MAX_PARTS:,} are allowed"
     yield from _of_names(manifest)
+    for entry in manifest.app_files:
+        if entry.path not in (MODELFILE, MODEL_YAML):
+            yield f"{shown_name(entry.path)} is neither {MODELFILE} nor {MODEL_YAML}"
 
 
 def _of_source(manifest: Manifest) -> Iterator[str]:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quantyard.card.render import CardContext, card_eval_results, render_card
+from quantyard.card.render import CardContext, card_app_files, card_eval_results, render_card
 from quantyard.errors import BadRequest, GateClosed, NeedsPermission
 from quantyard.gate.judge import GateBudgets, judge_gate_budgets, load_gate_budgets
 from quantyard.hub.client import HubAccess
 from quantyard.plan.evaluation import plan_suite_folder
+from quantyard.protocol.base import FileEntry
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.files import PublishedFile, made_release_file
 from quantyard.publish.hub.commit import HubTarget, check_hub_target
@@ -174,9 +175,13 @@ def compose_release(
 ) -> ReleaseBundle:
     """Make the card, the page and the other files. `parts`: those of models that were split."""
     context, manifest = release_card_context(release, publish, licence, legal), release_manifest(release, parts)
+    apps = tuple(made_release_file(path, text) for path, text in card_app_files(manifest, context).items())
+    entries = [FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in apps]
+    manifest = manifest.model_copy(update={"app_files": entries})
     words = (
         made_release_file(CARD, render_card(manifest, context)),
         made_release_file(MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
+        *apps,
         made_release_file(PAGE, render_report_page(manifest, release.suite, publish.repo_id)),
         *release_report_files(release),
         *(made_release_file(path, text) for path, text in card_eval_results(manifest, context).items()),

@@ -7,6 +7,7 @@ A release has the same layout in a repo as in the model's folder of the store:
     mmproj-<name>-F16.gguf              what reads pictures or sound for the models; Q8_0 beside it, where it is as good
     <name>.imatrix.gguf                 the importance matrix that files were made with
     manifest.json                       how it was made, what was measured
+    Modelfile, model.yaml               for Ollama and LM Studio, where they can run the model
     report.html                         every file beside the baseline
     eval/<suite>/                       the report, its plots, lm-eval's own results
     .eval_results/                      scores in the Hub's form

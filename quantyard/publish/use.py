@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
+from quantyard.formats.gguf import GgufError, GgufHeader, gguf_strings, read_gguf_model
 from quantyard.memory.kv_cache import ContextUse, context_bytes
 from quantyard.memory.layers import ModelLayers, read_cache_layers
 from quantyard.protocol.measurements import EvalReport
@@ -20,6 +20,8 @@ _SAMPLING: Final = "general.sampling."  # llama.cpp's converter writes the model
 SAMPLERS: Final = ("temp", "top_k", "top_p", "min_p", "penalty_repeat")
 _CHATS: Final = ("system-user", "user")  # of the reference; the first that the template takes
 _LONGEST_PROMPT: Final = 2000  # characters
+_ENDS: Final = ("eos", "eot", "eom")  # what llama.cpp ends an answer with
+_LONGEST_STOP: Final = 100  # characters
 
 
 def with_release_use(manifest: Manifest, folder: Path, paths: Mapping[str, Path]) -> Manifest:
@@ -38,7 +40,8 @@ def with_release_use(manifest: Manifest, folder: Path, paths: Mapping[str, Path]
         for quant, record in manifest.quants.items()
     }
     use = UseRecord(
-        context_tokens=first.context_length or 0, prompt=_prompt(manifest, folder), sampling=_sampling(first)
+        context_tokens=first.context_length or 0, prompt=_prompt(manifest, folder), sampling=_sampling(first),
+        stop=_stops(first),
     )
     return manifest.model_copy(update={"quants": quants, "use": use})
 
@@ -75,6 +78,17 @@ def _sampling(header: GgufHeader) -> dict[str, float]:
     """The settings that the model's makers recommend; llama.cpp uses them if the user sets none."""
     found = {key.removeprefix(_SAMPLING): value for key, value in header.metadata.items() if key.startswith(_SAMPLING)}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and name in SAMPLERS}
+
+
+def _stops(header: GgufHeader) -> list[str]:
+    """The texts of the tokens that end an answer, where a text can be written on one line."""
+    ids = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS]
+    try:
+        texts = gguf_strings(header, "tokenizer.ggml.tokens", {i for i in ids if isinstance(i, int)})
+    except (GgufError, OSError):
+        return []
+    found = dict.fromkeys(texts[i] for i in ids if isinstance(i, int) and i in texts)
+    return [text for text in found if 0 < len(text) <= _LONGEST_STOP and text.isprintable() and '"' not in text]
 
 
 def _prompt(manifest: Manifest, folder: Path) -> str:

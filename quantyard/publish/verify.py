@@ -52,6 +52,7 @@ class CheckedRelease:
     quants: tuple[str, ...]
     imatrices: tuple[str, ...] = ()
     projectors: tuple[str, ...] = ()
+    app_files: tuple[str, ...] = ()  # for Ollama and LM Studio
 
 
 def find_checked_release(path: Path) -> CheckedRelease:
@@ -70,7 +71,10 @@ def find_checked_release(path: Path) -> CheckedRelease:
         raise BadRequest(f"{folder / MANIFEST} does not name any model.", "Build one: make build MODEL=org/name")
     projectors = [entry.path for entry in manifest.projector.files] if manifest.projector else []
     if kind == "folder":
-        return CheckedRelease(folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices), tuple(projectors))
+        apps = tuple(entry.path for entry in manifest.app_files)
+        return CheckedRelease(
+            folder, manifest, tuple(manifest.quants), tuple(manifest.imatrices), tuple(projectors), apps
+        )
     if path.name in projectors:
         return CheckedRelease(folder, manifest, (), (), (path.name,))
     if path.name in manifest.imatrices:
@@ -115,6 +119,9 @@ def check_release(
     for name in subject.imatrices:
         on_file(name)
         yield from _check_imatrix(subject.folder, subject.manifest.imatrices[name])
+    for entry in subject.manifest.app_files:
+        if entry.path in subject.app_files:
+            yield ReleaseCheck(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
     yield _check_source(subject.manifest, access)
     yield _check_card(subject, repo_id)
 

@@ -22,9 +22,13 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.version import __version__
 
 SCHEMA_VERSION: Final = 1
+# What Ollama and LM Studio read beside the files of a release.
+MODELFILE: Final = "Modelfile"
+MODEL_YAML: Final = "model.yaml"
 MAX_BYTES: Final = 16 * 2**20  # of a manifest; with a hundred files it has a tenth of that
 _LONGEST_KEY: Final = 60  # characters; longer keys are shortened in messages
 _Size = Annotated[int, Field(ge=0)]
+_StopText = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class _Record(BaseModel):
@@ -117,6 +121,8 @@ class UseRecord(_Record):
     context_tokens: _Size = 0  # that it was trained for; 0: not known
     prompt: Annotated[str, Field(max_length=4000)] = ""
     sampling: Annotated[dict[str, float], Field(max_length=20)] = {}
+    # The texts of the tokens that end an answer.
+    stop: Annotated[list[_StopText], Field(max_length=10, exclude_if=lambda value: not value)] = []
 
 
 class QuantRecord(_Record):
@@ -160,6 +166,8 @@ class Manifest(_Record):
     gate: GateReport | None = None  # the last one
     use: Annotated[UseRecord | None, Field(exclude_if=lambda value: value is None)] = None  # of a release
     projector: Annotated[ProjectorRecord | None, Field(exclude_if=lambda value: value is None)] = None
+    # For Ollama and LM Studio.
+    app_files: Annotated[list[FileEntry], Field(max_length=10, exclude_if=lambda value: not value)] = []
     stated_license: str = ""  # set by the publisher, if the source does not state a usable one
 
     @property

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.commands
 
 COMPOSED = {
     "Lagoon-Q8_0.gguf", "Lagoon-Q4_K_M.gguf", *LEGAL, "README.md", "manifest.json", "report.html",
+    "Modelfile", "model.yaml",
     f"eval/{SUITE}/report.md", *(f"eval/{SUITE}/plots/{name}" for name in PLOTS),
     *(f".eval_results/winogrande-{label}.yaml" for label in ("Q8_0", "Q4_K_M")),
     *(f"eval/{SUITE}/lm-eval/{label}/{task}.json" for label in ("BF16", "Q8_0", "Q4_K_M") for task in TASKS),
@@ -40,7 +41,7 @@ def test_a_release_is_one_commit_of_exactly_the_composed_files(yard: Yard) -> No
     assert said.code == 0, said.err
     assert set(yard.published()) == COMPOSED
     assert len(list(yard.repo.snapshots())) == 2  # the one the Hub makes, and ours
-    assert "19 of 19 files sent" in said.out and "read back" in said.out
+    assert "21 of 21 files sent" in said.out and "read back" in said.out
 
 
 def test_every_file_on_the_hub_has_the_bytes_of_the_folder_release(yard: Yard) -> None:
