@@ -18,7 +18,7 @@ FROM ${WHEELS_BASE} AS compiled
 USER root
 SHELL ["/bin/sh", "-euc"]
 # The wheel is kept in a cache of its own, by all that decides its content, so that a new base image compiles nothing.
-# The compiler comes with apt, which knows proxies in small letters only.
+# The compiler comes with apt, which knows proxies in small letters only. PIP_VERBOSE: pip hides ninja's lines else.
 # extra_ca: the CA of a TLS-inspecting proxy, added to the system's own. It is joined in a tmpfs and
 #   gone after this step; a plain COPY would leave a private CA in a layer.
 # pip_conf: a company mirror, often with a password in its URL.
@@ -44,7 +44,7 @@ RUN --mount=type=bind,source=docker/compile-wheels.sh,target=/build/docker/compi
         apt-get -qq update; \
         DEBIAN_FRONTEND=noninteractive apt-get -y -qq --no-install-recommends install g++ >/dev/null; \
         rm -rf "$kept.new"; \
-        /build/docker/compile-wheels.sh "$kept.new"; \
+        PIP_VERBOSE=2 /build/docker/compile-wheels.sh "$kept.new"; \
         mv "$kept.new" "$kept"; \
     fi; \
     cp -r "$kept" /wheels

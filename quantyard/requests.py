@@ -24,6 +24,7 @@ class RunEnvironment:
     ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
     memory_bytes: int | None = None  # None: all of the machine but a reserve
     local_venv: Path | None = None  # of ENGINE=local; None: .venv-local in repo_dir
+    set_up: Mapping[str, str] = field(default_factory=dict)  # LLAMA_WHEEL …, for the scripts that fill it
 
     @property
     def venv(self) -> Path:

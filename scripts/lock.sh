@@ -10,11 +10,15 @@
 #              the files that pip finds where this script looks for them (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS). Of
 #              2.13.0, only the file for CPython 3.11 on x86_64 was hashed so; the other hashes are those that several
 #              public locks agree on. A set-up that finds none of these files takes torch from PyPI.
+# llama-wheels.sha256 holds the hashes of upstream's own wheels of llama-cpp-python (llama_wheel.py), as the host of its
+# releases states them. Where that cannot be reached, the known hashes stay while the version does; a new version then has
+# none, and set-ups compile it.
 # No address of an index is written. uv reads its own settings and SSL_CERT_FILE, not pip's.
 #
 # Usage:  scripts/lock.sh              lock what pyproject.toml says; versions that still fit stay
 #         scripts/lock.sh --check      write nothing; fail where a lock is stale
 #         scripts/lock.sh --torch-cpu  also look for more CPU builds of torch, and add their hashes
+#         scripts/lock.sh --llama-wheels  ask again for the hashes of upstream's wheels of llama-cpp-python, and for more
 #         scripts/lock.sh --upgrade    the newest versions; also moves the pins in pyproject.toml, but for `# held` ones
 # Exit codes:  0 done, or nothing stale · 1 a step failed, or a lock is stale · 2 wrong usage
 set -euo pipefail
@@ -36,7 +40,14 @@ main() {
     local mode=${1-}
     case $mode in
         "" | --check | --torch-cpu | --upgrade) ;;
-        *) say "Unknown argument '$mode'. Usage: scripts/lock.sh [--check|--torch-cpu|--upgrade]"; exit 2 ;;
+        --llama-wheels) # nothing else of the locks depends on it
+            mkdir -p "${WORK:=$(mktemp -d)}/locks"
+            trap 'rm -rf "$WORK"' EXIT
+            llama_wheels locks/sdists.txt
+            cp "$WORK/locks/llama-wheels.sha256" locks/
+            say "locks/llama-wheels.sha256 is made. Type: git diff --stat"
+            return ;;
+        *) say "Unknown argument '$mode'. Usage: scripts/lock.sh [--check|--torch-cpu|--llama-wheels|--upgrade]"; exit 2 ;;
     esac
     if [[ -z ${UV-} ]]; then
         scripts/setup-venv.sh lock .venv-lock
@@ -58,7 +69,7 @@ main() {
     else
         cp "$WORK/pyproject.toml" .
         rm -f locks/*.txt
-        cp "$WORK"/locks/*.txt locks/
+        cp "$WORK"/locks/* locks/
         say "locks/ is made. Type: git diff --stat"
     fi
 }
@@ -97,6 +108,7 @@ make_locks() {
     entries take $TORCH <"$WORK/full/bench.txt" | write torch
     torch_cpu >"$WORK/torch-cpu"
     write torch-cpu <"$WORK/torch-cpu"
+    llama_wheels "$WORK/locks/sdists.txt"
 }
 
 # compile NAME GROUPS [UV_OPTION …]
@@ -147,6 +159,27 @@ torch_cpu() {
     echo "# CPython 3.11 to 3.14 on Linux x86_64 and aarch64. To add a build: scripts/lock.sh --torch-cpu"
     echo "$pin \\"
     sort -u "$WORK/hashes" | sed -e 's/^/    --hash=/' -e '$!s/$/ \\/'
+}
+
+# llama_wheels SDISTS: the lock of upstream's wheels of the llama-cpp-python in SDISTS
+llama_wheels() {
+    local pin known=locks/llama-wheels.sha256 out=$WORK/locks/llama-wheels.sha256
+    pin=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' "$1")
+    if [[ $mode != --llama-wheels ]] && grep -qsF -- "-$pin-" "$known"; then
+        cp "$known" "$out"
+        return
+    fi
+    cat >"$out" <<'HEAD'
+# Made by scripts/lock.sh; do not edit. Upstream's own wheels of the llama-cpp-python that locks/sdists.txt pins, by the
+# folder of its index. Only a file whose hash is here is installed. To look for more: scripts/lock.sh --llama-wheels
+HEAD
+    if python3 scripts/llama_wheel.py record "$pin" >"$WORK/llama-wheels"; then
+        { echo "# of: upstream's release of $pin"; cat "$WORK/llama-wheels"; } >>"$out"
+        return
+    fi
+    say "The hashes of upstream's wheels are not known: $(cat "$WORK/llama-wheels")."
+    [[ $mode != --llama-wheels ]] || die "locks/llama-wheels.sha256 stays as it is. Where that host is reached, type: $0 $mode"
+    say "Set-ups will compile llama-cpp-python $pin, until scripts/lock.sh --llama-wheels has reached upstream's releases."
 }
 
 # Every pin in pyproject.toml becomes the newest version that fits with the others.

@@ -122,6 +122,8 @@ def _request(
         environment=RunEnvironment(
             repo_dir=REPO_DIR, local_venv=local_venv_path(environment), hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
+            set_up={name: values[name] for name in ("LLAMA_WHEEL", "LLAMA_WHEEL_INDEX")}
+            | ({"EXTRA_CA": str(extra_ca)} if extra_ca else {}),
         ),
         images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
         measure=_measure(values) if hasattr(args, "SUITE") else None,

@@ -165,6 +165,11 @@ SETTINGS: Final = (
     Setting("REBUILD", "", "verifying", "repeat the recorded steps and compare every byte", "flag"),
     Setting("ENGINE", "auto", "running", "auto (docker if a daemon answers), docker, or local"),
     Setting(
+        "LLAMA_WHEEL", "auto", "running",
+        "llama.cpp of ENGINE=local: auto (upstream's wheel if it can be had, else compiled), compile, cpu, cu124, ...",
+        trusted=True,
+    ),
+    Setting(
         "ARTIFACTS", "artifacts", "running", "the folder for results; default: $QUANTYARD_HOME/artifacts if set",
         "path",
     ),
@@ -200,6 +205,10 @@ SETTINGS: Final = (
         "HF_TOKEN", "", "network", "Hub token for gated and private models; `hf auth login` works too", secret=True,
     ),
     Setting("HF_ENDPOINT", "", "network", "another address of the Hub, such as a mirror", trusted=True),
+    Setting(
+        "LLAMA_WHEEL_INDEX", "", "network", "another address of upstream's index of wheels, such as a mirror",
+        trusted=True,
+    ),
     Setting(
         "HTTPS_PROXY", "", "network", "proxy for stages with a network; HTTP_PROXY, ALL_PROXY, NO_PROXY likewise",
         private=True,

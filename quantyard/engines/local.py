@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO
@@ -66,14 +67,18 @@ class LocalEngine:
         script = self._environment.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
             on_note(f"setting up {self._venv} (a few minutes; 5 to 15 more where llama-cpp-python must be compiled)")
-        run = subprocess.run(
-            [str(script), "local", str(self._venv)], capture_output=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, check=False,
-        )
-        if run.returncode != 0:
-            tail = "\n".join((run.stdout + run.stderr).splitlines()[-_TAIL_LINES:])
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        with subprocess.Popen(
+            [str(script), "local", str(self._venv)], env=dict(os.environ) | dict(self._environment.set_up), text=True,
+            errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                tail.append(line.rstrip())
+                on_note(line.rstrip())
+        if process.returncode != 0:
             message = "The tools of ENGINE=local could not be set up."
-            raise EngineError(message, "See what is missing: make doctor", tail)
+            raise EngineError(message, "See what is missing: make doctor", "\n".join(tail))
 
     def describe(self, image: str) -> dict[str, str]:
         """Every package of `.venv-local`, for the manifest."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import forecast_disk_folder
@@ -20,6 +20,16 @@ from quantyard.requests import BuildRequest
 _COMMAND_TIMEOUT_S = 20
 _LITTLE_DISK_BYTES = 20 * 10**9
 _LITTLE_MEMORY_BYTES = 8 * 2**30
+_PLAN_TIMEOUT_S = 60
+_LLAMA_CPP = "llama.cpp without Docker"
+_NO_COMPILER = "Only ENGINE=local needs it. Debian: apt-get install g++; macOS: xcode-select --install"
+_NO_SUCH_WHEEL = "Only ENGINE=local needs it. Take another: LLAMA_WHEEL=auto"
+# The words of `scripts/wheels.sh --plan`.
+_LLAMA_CPP_PLANS: Final[dict[str, tuple[Literal["ok", "note"], str]]] = {
+    "kept": ("ok", ""), "prebuilt": ("ok", ""),
+    "compile": ("note", "Only ENGINE=local needs it; the first build does it, or now: make images ENGINE=local"),
+    "refused": ("note", _NO_SUCH_WHEEL), "missing": ("note", _NO_COMPILER),
+}  # fmt: skip
 _INSTALL_DOCKER = "Install Docker: https://docs.docker.com/engine/install (Debian: scripts/docker-debian.sh)"
 
 
@@ -127,12 +137,17 @@ def _image(request: BuildRequest, name: str) -> DoctorFinding:
     return DoctorFinding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
 
 
-def _compiler(_request: BuildRequest) -> DoctorFinding:
-    compiler = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
-    if compiler is None:
-        value = "not found (ENGINE=local compiles llama-cpp-python)"
-        return DoctorFinding("C++ compiler", "note", value, "Debian: apt-get install g++")
-    return DoctorFinding("C++ compiler", "ok", str(shutil.which(compiler)))
+def _llama_cpp(request: BuildRequest) -> DoctorFinding:
+    """How a set-up of ENGINE=local would get llama.cpp, as the script that will do it says."""
+    environment = request.environment
+    script = environment.repo_dir / "scripts" / "wheels.sh"
+    run = subprocess.run(
+        [str(script), "--plan"], env=dict(os.environ) | dict(environment.set_up), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=_PLAN_TIMEOUT_S, check=True,
+    )
+    word, _, sentence = run.stdout.strip().partition(": ")
+    state, remedy = _LLAMA_CPP_PLANS[word]
+    return DoctorFinding(_LLAMA_CPP, state, sentence, remedy)
 
 
 def _local_tools(request: BuildRequest) -> DoctorFinding:
@@ -184,7 +199,8 @@ def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
     states = {finding.what: finding.state for finding in findings}
     if states.get("Docker daemon") == "ok" and states.get("Docker buildx") == "ok":
         return DoctorFinding("engine", "ok", "docker")
-    if states.get("C++ compiler") == "ok" or states.get("local tools") == "ok":
+    plan = next((finding for finding in findings if finding.what == _LLAMA_CPP), None)
+    if states.get("local tools") == "ok" or (plan and plan.remedy not in (_NO_COMPILER, _NO_SUCH_WHEEL)):
         return DoctorFinding("engine", "ok", "local (no Docker daemon with buildx answers)")
     return DoctorFinding("engine", "missing", "neither docker nor local can run", _INSTALL_DOCKER)
 
@@ -192,7 +208,7 @@ def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
 # To add a check: add a function that returns a DoctorFinding, and a row; True if it needs a Docker daemon.
 CHECKS: tuple[tuple[Callable[[BuildRequest], DoctorFinding], bool], ...] = (
     (_python, False), (_docker, False), (_docker_disk, True), (_buildx, False), (_compose, False), (_gpu, False),
-    (_builder_image, True), (_eval_image, True), (_compiler, False), (_local_tools, False), (_disk, False),
+    (_builder_image, True), (_eval_image, True), (_llama_cpp, False), (_local_tools, False), (_disk, False),
     (_memory, False), (_hub, False),
 )
 
