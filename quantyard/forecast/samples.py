@@ -3,8 +3,6 @@
 Written by runs, by `make rates` and from manifests (see from_manifests.py); read by time.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import fields

@@ -9,8 +9,6 @@ A file holds `defaults:` and, under `quants:`, what differs for a family ("4-bit
 the family, patterns (by the number of their letters), the name. `null` removes a budget.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Fields that are not named here are dropped, so that no code can rely on an unchecked field. The names are the Hub's.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self

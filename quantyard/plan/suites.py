@@ -13,8 +13,6 @@ Built-in suites are in `eval/suites`. The eval image contains them, so a stage l
 else in its own `suites`.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Mapping

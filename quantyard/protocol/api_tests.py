@@ -3,8 +3,6 @@
 Durations are in seconds; rates are proportions, 0 to 1, with Wilson's 95 % interval.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 

@@ -6,8 +6,6 @@ and its result to `/out/result.json`, prints progress as JSON lines on stdout an
 the stage anywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Final, Literal

@@ -1,7 +1,5 @@
 """Requests of the stages that make and check files, and what `convert` records for `verify`."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """What the original of an embedding model or a reranker answers: `convert` records it, `verify` compares with it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Final
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Suites, and the requests of the stages that measure."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ A stage may state more facts than its model has; they are kept in its record and
 have the right type and range, or the whole result is refused. A missing fact gets the default written here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal, Self
 

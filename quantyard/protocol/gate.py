@@ -1,7 +1,5 @@
 """The report of a gate: every budget with its value, interval and outcome. It is in the manifest and on the card."""
 
-from __future__ import annotations
-
 from typing import Final, Literal
 
 from quantyard.protocol.base import Frozen

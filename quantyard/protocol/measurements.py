@@ -4,8 +4,6 @@ Log-probabilities are natural logarithms (nats), sizes are bytes, speeds are tok
 confidence interval.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Final, Literal
 
 from pydantic import Field

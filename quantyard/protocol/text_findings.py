@@ -1,7 +1,5 @@
 """Texts that llama.cpp tokenizes otherwise than a model's own files do: the kinds, and what was found of each."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Final, Literal
 

@@ -4,8 +4,6 @@ A recipe that is invalid for every model is refused here, before a byte is downl
 does not fit the model (a pattern without a tensor) before it writes anything. `recipe_files.py` reads YAML files.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from functools import cache

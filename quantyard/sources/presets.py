@@ -6,8 +6,6 @@
 MODEL is a preset's name if it has no slash and is not a file or folder.
 """
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """`manifest.json`: which files were made, from which inputs, by which tools. The card and `verify` use only this."""
 
-from __future__ import annotations
-
 import json
 from datetime import datetime
 from pathlib import Path
