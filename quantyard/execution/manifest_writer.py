@@ -5,7 +5,7 @@ the plan's order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -57,7 +57,7 @@ class Measured:
     folder: Path
 
 
-@dataclass(frozen=True)
+@dataclass
 class ManifestRecords:
     """Updates the manifest of one model for one plan. Not thread-safe."""
 
@@ -65,9 +65,10 @@ class ManifestRecords:
     engine: Engine
     store: ModelStore
     on_note: Callable[[str], None] = lambda _text: None
+    _parsed: tuple[bytes, Manifest] | None = field(default=None, init=False)  # the file as last read
 
     def read(self) -> Manifest:
-        """The manifest of the store, or a new one."""
+        """The manifest of the store, or a new one. A file that has not changed is not parsed again."""
         source = self.plan.source
         record = SourceRecord(
             kind=source.kind, title=source.title, repo_id=source.repo_id, revision=source.revision,
@@ -77,7 +78,7 @@ class ManifestRecords:
         )
         path = self.store.folder / "manifest.json"
         try:
-            manifest = parse_manifest(path.read_bytes(), str(path))
+            manifest = self._parse(path)
         except FileNotFoundError:
             manifest = Manifest(source=record)
         except (OSError, ValueError) as error:
@@ -85,6 +86,12 @@ class ManifestRecords:
         # What the Hub says of license and access can change at the same commit.
         manifest.source = manifest.source.model_copy(update={"license": source.license, "card": source.card})
         return manifest
+
+    def _parse(self, path: Path) -> Manifest:
+        text = path.read_bytes()
+        if self._parsed is None or self._parsed[0] != text:
+            self._parsed = text, parse_manifest(text, str(path))
+        return self._parsed[1]
 
     def _after_damage(self, path: Path, error: Exception, source: SourceRecord) -> Manifest:
         """A new manifest with the intact records of a damaged one. Keeps the damaged file and tells the user."""

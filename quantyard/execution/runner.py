@@ -76,14 +76,12 @@ class PlanRunner:
     _alone: set[str] = field(default_factory=set)  # steps whose shared run failed, so that each runs alone
     _lost: set[str] = field(default_factory=set)  # the quants that failed
     _finished: CompletedSteps = field(init=False)
+    _records: ManifestRecords = field(init=False)
     _built: dict[str, BuiltFile] = field(default_factory=dict)  # by the quant's name
 
     def __post_init__(self) -> None:
         self._finished = CompletedSteps(self.engine, self.store, self.repo_dir)
-
-    @property
-    def _records(self) -> ManifestRecords:
-        return ManifestRecords(self.plan, self.engine, self.store, self._note)
+        self._records = ManifestRecords(self.plan, self.engine, self.store)
 
     @property
     def concurrency(self) -> Concurrency:
@@ -107,7 +105,7 @@ class PlanRunner:
             EngineError: the engine failed.
         """
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
-            self._note = reporter.note
+            self._note = self._records.on_note = reporter.note
             self.store.clear_unfinished([row.name for row in STAGES.values() if row.resumable])
             self._finished.steps.clear()
             self.find_finished()
@@ -207,6 +205,12 @@ class PlanRunner:
             self.engine.prepare(image, reporter.note)
         if todo:
             self.find_finished()  # a key is known only once its image exists
+
+    @property
+    def twins(self) -> dict[str, TwinFacts]:
+        """What the comparisons with Transformers found, by stage: `twin`, `parity`."""
+        compared = [s for s in self.plan.steps if s.row.name in ("twin", "parity") and s.label in self._finished]
+        return {s.row.name: TwinFacts.read(self._finished.steps[s.label].result.facts) for s in compared}
 
     def output(self, label: str) -> Path:
         """The folder of a finished step's outputs."""

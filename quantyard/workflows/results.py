@@ -61,6 +61,7 @@ class Built:
         projector: the files of what reads pictures or sound, the one to serve first; empty without such.
         measured: the evaluation's report and its folder; None without an evaluation.
         contracts: the reports of the API test, one per tested file.
+        twins: what the comparisons with Transformers found, by stage: `twin`, `parity`; empty if the plan has none.
         failures: the errors of failed steps by label, if a failed file does not stop the others.
     """
 
@@ -71,6 +72,7 @@ class Built:
     projector: tuple[Path, ...] = ()
     measured: Measured | None = None
     contracts: tuple[ContractReport, ...] = ()
+    twins: Mapping[str, TwinFacts] = field(default_factory=dict)
     failures: Mapping[str, StageFailed] = field(default_factory=dict)
 
     @property
@@ -86,12 +88,6 @@ class Built:
         return found
 
     @property
-    def twins(self) -> dict[str, TwinFacts]:
-        """What the comparisons with Transformers found that this plan has, by stage: `twin`, `parity`."""
-        planned = {step.row.name for step in self.plan.steps} & {"twin", "parity"}
-        return {name: found for name, found in self.manifest.twins.items() if name in planned} if planned else {}
-
-    @property
     def report(self) -> EvalReport | None:
         """The report of the evaluation; None without one."""
         return self.measured.report if self.measured else None
@@ -101,6 +97,6 @@ def built_result(runner: PlanRunner, files: Sequence[BuiltFile]) -> Built:
     """The result of a runner that has run."""
     return Built(
         plan=runner.plan, files=tuple(files), ran=tuple(runner.ran), folder=runner.store.folder,
-        projector=runner.projector, measured=runner.measured, contracts=tuple(runner.contracts),
+        projector=runner.projector, measured=runner.measured, contracts=tuple(runner.contracts), twins=runner.twins,
         failures=dict(runner.failures),
     )
