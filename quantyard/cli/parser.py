@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import IO, Final
 
@@ -163,7 +162,9 @@ def help_overview() -> str:
 
 
 def _row(name: str, text: str) -> str:
-    return textwrap.fill(text, _width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+    from textwrap import fill
+
+    return fill(text, _width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
 
 
 def _width() -> int:

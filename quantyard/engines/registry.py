@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from quantyard.engines import Engine
-from quantyard.engines.local import LocalEngine
 from quantyard.engines.secrets import remove_engine_leftovers
 from quantyard.errors import EngineError
 from quantyard.requests import EngineName, ImageSettings, RunEnvironment
@@ -17,12 +16,18 @@ def choose_engine(name: EngineName, environment: RunEnvironment, images: ImageSe
     """
     remove_engine_leftovers()
     if name == "local":
-        return LocalEngine(environment), "asked for"
-    from quantyard.engines.docker_engine import DockerEngine  # imported late: ENGINE=local needs none of it
+        return _local_engine(environment), "asked for"
+    from quantyard.engines.docker_engine import DockerEngine  # each engine is imported where it is chosen
 
     try:
         return DockerEngine(environment, images), "a daemon answers" if name == "auto" else "asked for"
     except EngineError:
         if name == "docker":
             raise
-        return LocalEngine(environment), "no Docker daemon answers"
+        return _local_engine(environment), "no Docker daemon answers"
+
+
+def _local_engine(environment: RunEnvironment) -> Engine:
+    from quantyard.engines.local import LocalEngine
+
+    return LocalEngine(environment)
