@@ -17,8 +17,8 @@ What is measured, and the limit of each:
 
     stage     wall time between two stages' lines of `build`, less the bare tool's: at most 1 s. The bare tool is the
               stage's own command line, run in the same image on the same files by `docker run`, less the start of a
-              container (`docker run … true`), so that starting one counts as added. Of verify, and of every stage
-              of the local engine, the bare tool is what the stage itself took (duration_s).
+              container (`docker run … true`), so that starting one counts as added. Of twin and verify, and of every
+              stage of the local engine, the bare tool is what the stage itself took (duration_s).
     no-op     a build that is finished already, median of 5: at most 1 s.
     together  all quants in one run against one run each: at most 0.5 x (with six quants).
     disk      most that a build ever has on disk, hard links counted once, against the 16-bit file and the quants:
@@ -301,8 +301,8 @@ def bare_tools(bench: Bench, build: Build) -> Bare:
 
 
 def is_tool(stage: StageRecord) -> bool:
-    """Whether the stage is one tool's run and little else; verify asks a server hundreds of questions."""
-    return stage.request["stage"] != "verify"
+    """Whether the stage is one tool's run and little else; twin and verify ask a server, and twin makes a model."""
+    return stage.request["stage"] in ("convert", "quantize")
 
 
 def mounts(bench: Bench, build: Build, label: str) -> dict[Path, str]:

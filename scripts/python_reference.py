@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,12 +45,17 @@ def _function(name: str, function: Callable[..., object]) -> Iterator[str]:
     keywords = [one for one in signature.parameters if one not in positional]
     own = [one for one in keywords if one not in _MACHINE]
     shown = [*positional, *(["*", *(f"{one}=…" for one in own)] if own else []), *(["**machine"] if keywords else [])]
-    yield "```python\n" + f"{name}({', '.join(shown)}) -> {signature.return_annotation}\n```"
+    yield "```python\n" + f"{name}({', '.join(shown)}) -> {_without_modules(signature.return_annotation)}\n```"
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     yield from (" ".join(part.split()) for part in paragraphs if not part.startswith(("Args:", "Raises:", "Settings")))
     if raises := [part for part in paragraphs if part.startswith("Raises:")]:
         yield "Raises:"
         yield "\n".join(_items(raises[0]))
+
+
+def _without_modules(annotation: object) -> str:
+    """`Manifest | None` for quantyard.store.manifest.Manifest | None; annotations that are text have no modules."""
+    return re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", str(annotation))
 
 
 def _items(block: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import IO, Final
 
@@ -162,9 +163,7 @@ def help_overview() -> str:
 
 
 def _row(name: str, text: str) -> str:
-    from textwrap import fill
-
-    return fill(text, _width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+    return textwrap.fill(text, _width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
 
 
 def _width() -> int:

@@ -23,7 +23,11 @@ _MAX_DURATION_S: Final = 1e9
 
 
 class Frozen(BaseModel):
-    """Base of all messages and records: immutable, without unknown fields, and without NaN or infinity."""
+    """Base of all messages and records: immutable, without unknown fields, and without NaN or infinity.
+
+    Modules that define models leave out `from __future__ import annotations`: every annotation would be text that
+    pydantic compiles and evaluates whenever a command starts.
+    """
 
     # defer_build: a command builds only the validators of the classes that it uses, so that it starts faster.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)

@@ -26,8 +26,8 @@ from tests.unit.fake_engine import FakeEngine
 # What other commands and other builds need. The Docker SDK alone (with requests and urllib3) takes 0.1 s.
 UNNEEDED = {
     "docker", "requests", "urllib3", "huggingface_hub", "httpx2", "jinja2", "yaml", "numpy", "argcomplete", "asyncio",
-    "rich.progress", "rich.table", "quantyard.engines.docker", "quantyard.execution.live_progress",
-    "quantyard.plan.calibration_inputs", "quantyard.plan.suites",
+    "rich.progress", "rich.table", "quantyard.engines.docker", "quantyard.engines.local",
+    "quantyard.execution.live_progress", "quantyard.plan.calibration_inputs", "quantyard.plan.suites",
 }  # fmt: skip
 UNNEEDED_ROOMS = ("api", "publish", "card", "report_page", "gate", "choose", "tune")
 
@@ -82,3 +82,10 @@ def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
     assert loaded & UNNEEDED == set()
     rooms = {name.split(".")[1] for name in loaded if name.startswith("quantyard.")}
     assert rooms & set(UNNEEDED_ROOMS) == set()
+
+
+def test_modules_of_models_leave_out_future_annotations() -> None:
+    texts = {path.name: path.read_text() for path in (REPO_DIR / "quantyard").rglob("*.py")}
+    models = {name for name, text in texts.items() if "(Frozen):" in text or "defer_build=True" in text}
+    assert len(models) > 10
+    assert {name for name in models if texts[name].count("\nfrom __future__ import annotations\n")} == set()
