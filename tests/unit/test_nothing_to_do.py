@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
 
 
 def test_modules_of_models_leave_out_future_annotations() -> None:
-    texts = {path.name: path.read_text() for path in (REPO_DIR / "quantyard").rglob("*.py")}
-    models = {name for name, text in texts.items() if "(Frozen):" in text or "defer_build=True" in text}
+    files = {path for path in (REPO_DIR / "quantyard").rglob("*.py") if "cli" not in path.parts}  # only JSON=1 loads cli's
+    models = {path: path.read_text() for path in files if re.search(r"\(Frozen\):|defer_build=True", path.read_text())}
     assert len(models) > 10
-    assert {name for name in models if texts[name].count("\nfrom __future__ import annotations\n")} == set()
+    assert {path.name for path, text in models.items() if "\nfrom __future__ import annotations\n" in text} == set()
