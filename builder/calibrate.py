@@ -35,6 +35,7 @@ from quantyard.sandbox.chat_template import sandbox_template_failure
 PARTIAL: Final = ".partial"
 MATRIX: Final = "imatrix.gguf"
 TEXT: Final = "calibration.txt"
+_LARGEST_NATS: Final = 700.0  # exp of much more overflows
 _LEAST_CHUNKS: Final = 2  # llama-imatrix refuses fewer, also when counting only what follows the skipped chunks
 
 
@@ -183,7 +184,7 @@ class _Work:
         if not n_chunks:
             return {}
         nats = sum(loss.chunks * loss.nats for loss in self._losses) / n_chunks
-        return {"perplexity": math.exp(nats), "perplexity_chunks": n_chunks}
+        return {"perplexity": math.exp(min(nats, _LARGEST_NATS)), "perplexity_chunks": n_chunks}
 
 
 def _facts(

@@ -20,10 +20,10 @@ from pydantic import JsonValue
 
 from eval.tasks import offline
 from quantyard.hardware.machine import hardware_facts
-from quantyard.protocol.base import Frozen
+from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.measurements import Evaluation, TaskOutcome
-from quantyard.protocol.runner import Stage, StageOutcome, run_stage
+from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 if TYPE_CHECKING:  # importing lm_eval reads the environment, so offline.take_datasets_offline must run before
     from eval.llama.lm import LlamaLM
@@ -142,11 +142,16 @@ def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: 
 
     started = time.monotonic()
     before = (lm.n_requests, *lm.tokens(), lm.n_truncated)
-    results: Any = lm_evaluate(
-        lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, limit=leaves[0].entry.limit,
-        bootstrap_iters=_BOOTSTRAP_ITERATIONS, log_samples=True, apply_chat_template=request.apply_chat_template,
-        fewshot_as_multiturn=request.apply_chat_template, confirm_run_unsafe_code=request.allow_unsafe_code,
-    )
+    try:
+        results: Any = lm_evaluate(
+            lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, limit=leaves[0].entry.limit,
+            bootstrap_iters=_BOOTSTRAP_ITERATIONS, log_samples=True, apply_chat_template=request.apply_chat_template,
+            fewshot_as_multiturn=request.apply_chat_template, confirm_run_unsafe_code=request.allow_unsafe_code,
+        )
+    except OverflowError as error:  # lm-eval's exp of the mean loss
+        message = f"The perplexity of {leaves[0].entry.task} is beyond any measure: larger than any number."
+        hint = "The model's weights may be random or broken: try another checkpoint."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "not-finite", message, hint) from error
     duration_s = time.monotonic() - started
     outcomes = task_outcomes(results, leaves, duration_s)
     write_task_results(results, lm, request, folder)

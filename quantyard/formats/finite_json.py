@@ -15,6 +15,10 @@ _MAX_NUMBER: Final = 1e100  # larger than any measurement, and sums and products
 T = TypeVar("T")
 
 
+class BeyondMeasureError(ValueError):
+    """A number that no measurement has: NaN, infinite, or larger than any."""
+
+
 def dump_finite_json(value: Any, *, indent: int | None = None) -> str:
     """The value as JSON.
 
@@ -28,8 +32,8 @@ def only_finite_json(value: T) -> T:
     """The value itself, for a field of a pydantic model.
 
     Raises:
-        ValueError: it holds a number that is not finite, is beyond 64 bits or any measure, or is nested too deeply.
-            Names the place.
+        BeyondMeasureError: it holds a number that is not finite, or beyond any measure; names the place.
+        ValueError: it holds an integer beyond 64 bits, or is nested too deeply; names the place.
     """
     todo: list[tuple[object, str, int]] = [(value, "", 0)]
     while todo:
@@ -40,7 +44,8 @@ def only_finite_json(value: T) -> T:
             pairs = one.items() if isinstance(one, dict) else enumerate(one)
             todo += [(inner, f"{where}.{str(key)[:40]}".lstrip("."), depth + 1) for key, inner in pairs]
         elif problem := _problem_of(one):
-            raise ValueError(f"{where or 'it'} is {problem}")
+            error = BeyondMeasureError if isinstance(one, float) else ValueError
+            raise error(f"{where or 'it'} is {problem}")
     return value
 
 

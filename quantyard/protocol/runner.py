@@ -25,6 +25,7 @@ from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
+from quantyard.formats.finite_json import BeyondMeasureError
 from quantyard.formatting.printable import printable_url
 from quantyard.hardware.machine import cpu_name
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
@@ -189,8 +190,8 @@ def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResul
     if isinstance(error, StageFailure):
         code, what = error.exit_code, error.error
     elif isinstance(error, ValidationError) and (field := _not_finite(error)):
-        message = f"A value computed from this model is not a finite number: {field}."
-        hint = "Its weights may be broken: try another checkpoint."
+        message = f"A value computed from this model is beyond any measure: {field}."
+        hint = "Its weights may be random or broken: try another checkpoint."
         code, what = ExitCode.UNSUPPORTED_MODEL, StageError(kind="not-finite", message=message, hint=hint)
     elif isinstance(error, ValidationError | json.JSONDecodeError):
         code, what = ExitCode.BAD_REQUEST, StageError(kind="bad-request", message=f"The request is not valid: {error}")
@@ -213,9 +214,14 @@ def _without_passwords(error: StageError) -> StageError:
 
 
 def _not_finite(error: ValidationError) -> str:
-    """The field with NaN or infinity; "" for any other error."""
-    found = (".".join(map(str, one["loc"])) for one in error.errors() if one["type"] == _NOT_FINITE)
-    return next(found, "")
+    """The field with NaN, infinity or a number beyond any measure, and its value; "" for any other error."""
+    for one in error.errors():
+        if one["type"] == _NOT_FINITE:
+            place = [str(part) for part in one["loc"] if part not in ("facts", "float")]  # a union's member is a part
+            return f"{'.'.join(place)} is {one['input']}"
+        if isinstance(said := one.get("ctx", {}).get("error"), BeyondMeasureError):
+            return str(said).partition(",")[0]
+    return ""
 
 
 def is_stage_out_of_space(error: BaseException) -> bool:
