@@ -89,7 +89,7 @@ def _refusal(refused: list[TextFinding], counts: KindCounts, reference: Referenc
     first = refused[0]
     others = f" Refused too: {', '.join(finding.kind for finding in refused[1:])}." if refused[1:] else ""
     message = (
-        f"llama.cpp tokenizes otherwise than {reference.witness}. {first.sentence}; "
+        f"llama.cpp tokenizes otherwise than {reference.witness}. {first.kind}: {first.figures}; "
         f"for example {first.example}.{others}"
     )
     hint = (

@@ -17,8 +17,17 @@ SCRIPT: Final = "script:"  # begins the kind of one script, such as script:hebre
 KINDS: Final = {
     PLAIN_TEXT: "plain text, chat templates or added tokens",
     NORMALIZATION: "decomposed and invisible characters",
-    LEADING_SPACE: "white space that begins a text, or that follows a special token",
+    LEADING_SPACE: "white space at the beginning of a text or after a special token",
     SENTINEL_TOKENS: "words that spell a token of another model, or one that is reserved",
+}
+_ADVICE: Final = {
+    "record": "Nothing to do unless your texts hold such.",
+    "warn": (
+        "Compare answers to such texts with the original's; a newer llama.cpp may agree with it "
+        "(LLAMA_CPP_TAG=full-bNNNN)."
+    ),
+    "allowed": "It was permitted by ALLOW_MISMATCH, and the card says so.",
+    "refuse": "It can be permitted by name, with ALLOW_MISMATCH.",
 }
 _SCRIPT_KIND: Final = re.compile(rf"{SCRIPT}[a-z]+(-[a-z]+)*")
 _MAX_EXAMPLE: Final = 800  # characters
@@ -69,8 +78,25 @@ class TextFinding(BaseModel):
         return self.differing / self.tokens if self.tokens else 0.0
 
     @property
+    def words(self) -> str:
+        """What differs: "text in Hebrew script" for script:hebrew."""
+        if self.kind in KINDS:
+            return KINDS[self.kind]
+        return f"text in {self.kind.removeprefix(SCRIPT).replace('-', ' ').title()} script"
+
+    @property
     def sentence(self) -> str:
-        """The finding in one line, without the example."""
+        """The finding in one sentence, without its end and the example."""
+        return f"llama.cpp tokenizes {self.words} otherwise than the model's own files ({self.kind}): {self.figures}"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, a sentence."""
+        return _ADVICE[self.outcome]
+
+    @property
+    def figures(self) -> str:
+        """How much differs: "23 probes differ"."""
         parts = []
         if self.differing:
             share = format_percent(self.share, 1 if self.share >= _SMALL_SHARE else 3)
@@ -79,4 +105,4 @@ class TextFinding(BaseModel):
             parts.append(f"{format_count(self.probes)} {'probes differ' if self.probes > 1 else 'probe differs'}")
         if self.nats_per_token is not None:
             parts.append(f"{format_signed(self.nats_per_token, 3)} nats per token")
-        return f"{self.kind}: {', '.join(parts) or 'a text differs'}"
+        return ", ".join(parts) or "a text differs"

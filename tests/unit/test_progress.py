@@ -140,3 +140,21 @@ def test_bars_cut_nothing_at_any_width(label: str, width: int) -> None:
     assert max(map(len, lines)) <= width and "…" not in out.getvalue()
     for words in ("320 of 640", "elapsed 0:00", "leaderboard_gpqa"):
         assert words in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "says"),
+    [
+        ("leading-space", "warn", "warning: llama.cpp tokenizes white space at the beginning of a text or after a special"),
+        ("leading-space", "warn", "(leading-space): 23 probes differ. Compare answers to such texts with the original's;"),
+        ("script:old-italic", "record", "recorded: llama.cpp tokenizes text in Old Italic script otherwise than the model"),
+        ("script:old-italic", "record", "(script:old-italic): 23 probes differ. Nothing to do unless your texts hold such."),
+        ("plain-text", "allowed", "23 probes differ. It was permitted by ALLOW_MISMATCH, and the card says so."),
+    ],
+)  # fmt: skip
+def test_a_finding_of_the_tokenizer_says_what_it_means_and_what_to_do(kind: str, outcome: str, says: str) -> None:
+    findings: JsonValue = [{"kind": kind, "outcome": outcome, "probes": 23}]
+    facts: dict[str, JsonValue] = {"bits_per_weight": 8.5, "findings": findings}
+    result = StageResult(stage="verify", exit_code=ExitCode.DONE, facts=facts, duration_s=1.0)
+    (line,) = stage_end_lines("verify Q8_0", result)[1:]
+    assert says in line
