@@ -12,6 +12,7 @@ from quantyard.formats.names import safe_file_name
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, SchemaRate
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.narrow_rows import NarrowRows
 from quantyard.store.manifest import ImatrixRecord, Manifest, QuantRecord, SourceCard, SourceRecord, StageRecord
 from tests.evaluations import SMALL, simulated
 
@@ -77,6 +78,16 @@ def with_imatrix(manifest: Manifest, *quants: str, made: bool = True) -> Manifes
         stages[f"quantize {quant}"] = stage.model_copy(update={"inputs": {"imatrix": digest}, "request": request})
         files[quant] = files[quant].model_copy(update={"imatrix": record})
     return manifest.model_copy(update={"stages": stages, "quants": files})
+
+
+def with_narrow_rows(manifest: Manifest) -> Manifest:
+    """Rows of 576: Q4_K_M is not what its name says."""
+    narrow = NarrowRows(
+        quant="Q4_K_M", named="Q4_K", block=256, share=0.2, types=("Q5_0", "Q8_0", "Q4_K"), bits_per_weight=6.17,
+        instead="IQ4_NL", instead_bits_per_weight=5.37,
+    )
+    quants = manifest.quants | {"Q4_K_M": manifest.quants["Q4_K_M"].model_copy(update={"narrow_rows": narrow})}
+    return manifest.model_copy(update={"quants": quants})
 
 
 def _quant(title: str, label: str, size_bytes: int, bits_per_weight: float) -> QuantRecord:

@@ -20,7 +20,7 @@ from quantyard.protocol.base import files_digest
 from quantyard.protocol.facts import CalibrateFacts, VerifyFacts
 from quantyard.protocol.text_findings import TextFinding
 from quantyard.quants.catalog import QUANTS
-from quantyard.quants.narrow_rows import narrow_rows_note
+from quantyard.quants.narrow_rows import narrow_rows_of_counts
 from quantyard.store.manifest import ImatrixRecord, StageRecord
 
 _MAX_NAMED: Final = 20
@@ -136,16 +136,17 @@ def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
         )
         findings = [*map(_finding, facts.findings), *_witnesses(facts), *_embeddings(facts)]
         tried = f" ({join_markdown(', ', parts)})" if parts else ""
-        narrow = _narrow_rows(stage, facts)
+        narrow = _narrow_rows(subject, key, stage, facts)
         yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{narrow}{differs}{''.join(findings)}")
 
 
-def _narrow_rows(stage: StageRecord, facts: VerifyFacts) -> SafeMarkdown:
-    """That the file has no tensor of the type it is named after."""
+def _narrow_rows(subject: CardSubject, key: str, stage: StageRecord, facts: VerifyFacts) -> SafeMarkdown:
+    """That the file is not what its name says; by its tensors where nothing is recorded."""
+    found = next((record.narrow_rows for record in subject.quants.values() if record.verified_by == key), None)
     quant = next((quant for quant in QUANTS if quant.name == stage.request.get("quant")), None)
-    is_plain = quant is not None and not stage.request.get("tensor_types")
-    note = narrow_rows_note(quant, facts.types, facts.bits_per_weight, by_weight=False) if quant and is_plain else ""
-    return SafeMarkdown(f" **{escape_markdown(note.removesuffix('.'), 400)}.**" if note else "")
+    if found is None and quant is not None and not stage.request.get("tensor_types"):
+        found = narrow_rows_of_counts(quant, facts.types, facts.bits_per_weight, by_weight=False)
+    return SafeMarkdown(f" **{escape_markdown(found.sentence.removesuffix('.'), 600)}.**" if found else "")
 
 
 def _finding(finding: TextFinding) -> SafeMarkdown:

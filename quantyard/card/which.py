@@ -100,7 +100,9 @@ def _note(subject: CardSubject, label: str) -> SafeMarkdown:
     if subject.report and (said := pareto_standings(
             pareto_entries(subject.report), pareto_metric(subject.report)).get(label)):  # fmt: skip
         notes.append(escape_markdown(said))
-    if (usual := _usual_bits(label)) and subject.quants[label].bits_per_weight > _MUCH_MORE * usual:
+    if narrow := subject.quants[label].narrow_rows:
+        notes.append(escape_markdown(narrow.short, 200))
+    elif (usual := _usual_bits(label)) and subject.quants[label].bits_per_weight > _MUCH_MORE * usual:
         bits = format_bits_per_weight(subject.quants[label].bits_per_weight)
         notes.append(f"{bits} bits per weight, where {escape_markdown(label)} usually has {format_digits(usual, 2)}")
     return SafeMarkdown("; ".join(notes)) if notes else NOTHING

@@ -20,7 +20,9 @@ from quantyard.protocol.base import StageResult
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.facts import ProjectorFacts, VerifyFacts
 from quantyard.protocol.measurements import EvalReport
-from quantyard.quants.narrow_rows import narrow_rows_note
+from quantyard.protocol.narrow_rows import NarrowRows
+from quantyard.quants.catalog import Quant
+from quantyard.quants.narrow_rows import find_narrow_rows, narrow_rows_of_counts
 from quantyard.store.artifact import FinishedStage
 from quantyard.store.manifest import (
     ImatrixRecord,
@@ -41,12 +43,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class BuiltFile:
-    """One GGUF of the build, published; `note`: what its name does not say, "" where there is nothing."""
+    """One GGUF of the build, published."""
 
     quant: str
     path: Path
     record: QuantRecord
-    note: str = ""
+
+    @property
+    def note(self) -> str:
+        """What its name does not say; "" where there is nothing."""
+        return self.record.narrow_rows.sentence if self.record.narrow_rows else ""
 
 
 @dataclass(frozen=True)
@@ -133,10 +139,21 @@ class ManifestRecords:
             file=path.name, size_bytes=entry.size_bytes, sha256=entry.sha256 or "",
             bits_per_weight=verified.bits_per_weight, made_by=target.made_by,
             verified_by=target.verified_by, imatrix=self._imatrix(target, finished),
+            narrow_rows=self._narrow_rows(target.quant, verified),
         )
         self._quant(target.quant.name, record)
-        note = narrow_rows_note(target.quant, verified.types, verified.bits_per_weight, by_weight=False)
-        return BuiltFile(target.quant.name, path, record, note)
+        return BuiltFile(target.quant.name, path, record)
+
+    def _narrow_rows(self, quant: Quant, verified: VerifyFacts) -> NarrowRows | None:
+        """What the file's name does not say: by the model's shapes, or as recorded, or by the file where they are not
+        known.
+        """
+        if any(self.plan.source.type_counts(quant)):
+            return find_narrow_rows(quant, self.plan.source.type_counts)
+        before = self.read().quants.get(quant.name)
+        if before is not None and before.narrow_rows is not None:
+            return before.narrow_rows
+        return narrow_rows_of_counts(quant, verified.types, verified.bits_per_weight, by_weight=False)
 
     def _imatrix(self, target: Target, finished: Mapping[str, FinishedStage]) -> ImatrixRecord | None:
         """Publish the importance matrix next to the file: it is needed to rebuild the file."""

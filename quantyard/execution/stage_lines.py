@@ -73,7 +73,8 @@ def stage_end_lines(label: str, result: StageResult) -> list[str]:
         did += f" ({verified.probes} probes, {verified.chats} conversations)"
     notes = ConvertFacts.read(result.facts).notes if result.stage == "convert" else []
     found = [f"  note: {note}" for note in notes]
-    found += [f"  {_OUTCOMES[each.outcome]}: {each.sentence}. {each.advice}" for each in verified.findings] if verified else []
+    texts = verified.findings if verified else []
+    found += [f"  {_OUTCOMES[each.outcome]}: {each.sentence}. {each.advice}" for each in texts]
     for sentence, is_warning in verified.embeddings_sentences if verified else ():
         found.append(f"  {'warning' if is_warning else 'recorded'}: {sentence}")
     return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *found]

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.formatting.numbers import format_count
-from quantyard.plan.steps import BuildPlan, Target
+from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.evaluation import DivergenceRequest, SpeedRequest
-from quantyard.quants.narrow_rows import narrow_rows_note
+from quantyard.quants.narrow_rows import find_narrow_rows
 from quantyard.sources.projector import projector_note
 
 
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
-    narrow = (note for t in plan.targets if (note := _narrow(plan, t)))
+    narrow = (found.sentence for t in plan.targets if (found := find_narrow_rows(t.quant, plan.source.type_counts)))
     return (*plan.source.notes, *_no_projector(plan), *_no_twin(plan), *_short_context(plan), *narrow, *_matrices(plan))
 
 
@@ -64,10 +63,3 @@ def _tokens_at_once(request: object) -> tuple[str, int]:
         case SpeedRequest():
             return "the timed prompt", max(request.settings.prompt_tokens, request.settings.generated_tokens)
     return "", 0
-
-
-def _narrow(plan: BuildPlan, target: Target) -> str:
-    """For a quant most of whose weights get another type than the one it is named after."""
-    counts = plan.source.type_counts(target.quant)
-    bits = sum(n * TYPE_BY_NAME[name].bits_per_weight for name, n in counts.items()) / max(1, sum(counts.values()))
-    return narrow_rows_note(target.quant, counts, bits)

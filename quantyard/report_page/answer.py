@@ -41,6 +41,7 @@ class PageFigures:
     address: str
     figures: tuple[tuple[str, str], ...]
     is_taken: bool = False
+    name_note: str = ""  # what the file's name does not say
 
 
 def page_answer(
@@ -84,9 +85,15 @@ def page_figures(manifest: Manifest, files: Sequence[PageFile], taken: str) -> t
     """A row for each file but the baseline."""
     return tuple(
         PageFigures(file.number, file.label, page_address(manifest.quants.get(file.label)),
-                    tuple(_figures(manifest, file)), is_taken=file.label == taken)
+                    tuple(_figures(manifest, file)), is_taken=file.label == taken,
+                    name_note=_name_note(manifest, file.label))
         for file in files if not file.is_baseline
     )  # fmt: skip
+
+
+def _name_note(manifest: Manifest, label: str) -> str:
+    record = manifest.quants.get(label)
+    return record.narrow_rows.sentence if record and record.narrow_rows else ""
 
 
 def _figures(manifest: Manifest, file: PageFile) -> Iterator[tuple[str, str]]:

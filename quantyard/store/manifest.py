@@ -17,6 +17,7 @@ from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePat
 from quantyard.protocol.facts import TwinFacts, check_stage_facts
 from quantyard.protocol.gate import GateReport
 from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.narrow_rows import NarrowRows
 from quantyard.version import __version__
 
 SCHEMA_VERSION: Final = 1
@@ -135,6 +136,7 @@ class QuantRecord(_Record):
     parts: list[FileEntry] = []  # if it is published in parts; size and hash above are those of the whole file
     imatrix: ImatrixRecord | None = None
     context: Annotated[ContextRecord | None, Field(exclude_if=lambda value: value is None)] = None  # of a release
+    narrow_rows: Annotated[NarrowRows | None, Field(exclude_if=lambda value: value is None)] = None
 
     @property
     def files(self) -> list[FileEntry]:

@@ -24,7 +24,7 @@ from quantyard.sources.licence import Licence
 from quantyard.store.manifest import ContextRecord, Manifest, SourceCard, UseRecord
 from tests.cards import CONTEXT, LEGAL, gate, standard, whole
 from tests.evaluations import LARGE
-from tests.manifests import NAME, manifest_of, sha256_of, with_imatrix
+from tests.manifests import NAME, manifest_of, sha256_of, with_imatrix, with_narrow_rows
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,13 @@ def test_a_source_that_is_quantized_already_is_said_to_be(manifest: Manifest, ca
     source = manifest.source.model_copy(update={"quantization": "GPTQ, 4 bit"})
     said = render_card(manifest.model_copy(update={"source": source}), CONTEXT)
     assert "The source is quantized already: GPTQ, 4 bit." in said and "quantized already" not in card
+
+
+def test_a_file_that_is_not_what_its_name_says_is_told_with_what_to_take_instead(manifest: Manifest, card: str) -> None:
+    found = render_card(with_narrow_rows(manifest), CONTEXT)
+    assert "6.17 bits per weight, since rows are not multiples of 256; IQ4\\_NL has 5.37" in found
+    assert "QUANT=IQ4\\_NL is what its name says, with 5.37 bits per weight" in found
+    assert "not multiples" not in card
 
 
 def test_a_source_that_is_no_repo_of_the_hub_is_no_base_model(manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.render import TEMPLATES, render_report_page
 from quantyard.store.manifest import Manifest, SourceCard
 from tests.evaluations import LARGE, SMALL
-from tests.manifests import COMMIT, NAME, manifest_of
+from tests.manifests import COMMIT, NAME, manifest_of, with_narrow_rows
 
 HOSTILE = (
     "</script><script>window.planted = 1</script>",
@@ -201,6 +201,12 @@ def test_the_page_begins_with_the_file_to_take_what_it_costs_why_and_how_to_run_
     assert f"llama-server -m {file}" in render_report_page(manifest, "standard")
     for address in ("README.md", "manifest.json", f"https://huggingface.co/lagoon/{NAME}/tree/{COMMIT}"):
         assert f'href="{address}"' in first
+
+
+def test_a_file_that_is_not_what_its_name_says_is_told_with_what_to_take_instead() -> None:
+    page = _text(render_report_page(with_narrow_rows(manifest_of()), "standard"))
+    assert "Only 20 % of the weights of Q4_K_M are Q4_K or its kind: most rows of this model are not multiples" in page
+    assert "6.17 bits per weight; QUANT=IQ4_NL is what its name says, with 5.37 bits per weight." in page
 
 
 def test_no_line_is_drawn_through_two_files_and_the_original_is_in_every_plot() -> None:
