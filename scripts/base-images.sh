@@ -10,15 +10,17 @@
 #   eval     the release that the tag ends with, and its Python: about 1 minute, 0.2 GB kept
 #   wheels   as eval's, of an older release: what llama-cpp-python is compiled in
 #   proxy    the same STANDIN_SUITE as the server's, nginx and its module njs: about 1 minute, 0.1 GB kept
+#   prometheus  the same: what `docker compose --profile monitoring up` adds; made only where it is named: about 2 minutes,
+#            0.3 GB kept
 # Debian's packages lack one file of upstream's, convert_lora_to_gguf.py, which `make lora` runs. It comes out of the
 # source of llama-cpp-python that locks/sdists.txt names; a stand-in that it cannot be had for, or does not start in, is
 # made without it.
 #
-# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels …]
+# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels|prometheus …]
 #   --if-unreachable  try `docker pull` first; make a stand-in only if the network is the reason it fails
 #   --force           make it again although the tag is there
 #   --rootfs FILE     take this root file system (from `mmdebstrap … FILE`) and download no package; for one image
-#   builder|eval|server|proxy|wheels  whose base; without it all. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
+#   builder|eval|server|proxy|wheels|prometheus  whose base; without it all but the last. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
 #                     EVAL_BASE_IMAGE and so on) says versions.env; the environment wins
 #   LLAMA_CPP_SDIST=FILE  the source of llama-cpp-python, where it cannot be downloaded
 # Exit codes:  0 the images are there · 1 a step failed · 2 wrong usage, or no stand-in for this tag
@@ -28,6 +30,7 @@ cd "$(dirname "$0")/.."
 NETWORK_ERROR='no such host|dial tcp|timeout|timed out|connection re|network is unreachable|no route to host|proxyconnect|TLS handshake|x509|certificate|deadline exceeded|EOF|server misbehaving|403 Forbidden|50[234] '
 
 IMAGES="builder eval server proxy wheels"
+MORE=prometheus
 # To add a stand-in: name it above, and add a case here and a function layout_… that prints what its Dockerfile
 # adds to the packages. tags is a pattern; tmp_mib must hold the tree, its downloads and the tar, all at once;
 # the version of the first package recorded is the image's.
@@ -65,12 +68,18 @@ known() {
             packages=nginx,libnginx-mod-http-js,curl # curl: the healthcheck's, as upstream's image has it
             recorded="nginx libnginx-mod-http-js libc6"
             ;;
+        prometheus)
+            base=$(setting PROMETHEUS_IMAGE):$(setting PROMETHEUS_TAG)
+            tags='v[23].*' suite=$(setting STANDIN_SUITE) tmp_mib=1500 docker_mib=600
+            packages=prometheus
+            recorded="prometheus libc6"
+            ;;
     esac
 }
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
-usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels …]"; exit 2; }
+usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels|prometheus …]"; exit 2; }
 setting() { local given=${!1-}; echo "${given:-$(sed -n "s/^$1=//p" versions.env)}"; } # setting NAME
 
 main() {
@@ -86,7 +95,7 @@ main() {
                 ;;
             -*) usage "Unknown option '$1'." ;;
             *)
-                [[ " $IMAGES " == *" $1 "* ]] || usage "Unknown image '$1'."
+                [[ " $IMAGES $MORE " == *" $1 "* ]] || usage "Unknown image '$1'."
                 images+=("$1")
                 ;;
         esac
@@ -260,6 +269,24 @@ RUN rm -rf /etc/nginx/modules-enabled /var/lib/apt/lists/* /var/cache/apt \
 EXPOSE 80
 STOPSIGNAL SIGQUIT
 CMD ["nginx", "-g", "daemon off;"]
+DOCKERFILE
+}
+
+# Its folder, user and entrypoint are upstream's; the check of the configuration runs last.
+layout_prometheus() {
+    cat <<'DOCKERFILE'
+RUN rm -rf /var/lib/apt/lists/* /var/cache/apt \
+ && mkdir -p /prometheus \
+ && chown nobody:nogroup /prometheus \
+ && printf 'global: {scrape_interval: 10s}\n' >/tmp/test.yml \
+ && promtool check config /tmp/test.yml \
+ && rm /tmp/test.yml
+USER nobody
+EXPOSE 9090
+VOLUME ["/prometheus"]
+WORKDIR /prometheus
+ENTRYPOINT ["/bin/prometheus"]
+CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
 DOCKERFILE
 }
 

@@ -35,7 +35,7 @@ _TOO_LARGE: Final = (50_000_000, 413)  # bytes of a body, and the status
 
 # To close a route: add its method and path. Routes that change a server or show others' requests must stay closed.
 _CLOSED: Final = (
-    ("POST", "/models"), ("POST", "/models/load"), ("POST", "/models/unload"), ("DELETE", "/models/any"),
+    ("POST", "/models"), ("POST", "/models/unload"), ("DELETE", "/models/any"),
     ("POST", "/props"), ("GET", "/slots"), ("POST", "/slots/0?action=erase"), ("POST", "/lora-adapters"),
     ("GET", "/openapi.json"), ("GET", "/docs"), ("POST", "/infill"), ("PUT", CHAT), ("DELETE", CHAT),
 )  # fmt: skip

@@ -14,20 +14,26 @@
 #   START_TIMEOUT   seconds until llama-server must be up; default 120, plus one for each 20 MiB of the model
 #   MMPROJ          what reads pictures or sound for a model (a projector); default: those in MODEL, for the models whose
 #                   vectors are as wide
-#   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server
+#   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server; of the address (port, host, prefix,
+#                   certificate) address.sh knows them too
 #
 # Exit codes: llama-server's · 2 the model or a setting cannot be served · 5 memory ran out
 set -eu
 here=$(dirname "$0")
 # shellcheck source=server/image/defaults.sh
 . "$here/defaults.sh"
+# shellcheck source=server/image/address.sh
+. "$here/address.sh"
 
 say() { echo "[serve] $*" >&2; }
 die() { say "error: $1"; shift; for line; do say "$line"; done; exit 2; }
 
 main() {
-    MODEL=${MODEL:-/model} PORT=${PORT:-8080} HOST=${HOST:-0.0.0.0} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
+    MODEL=${MODEL:-/model} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
+    settle_address
     check_numbers
+    check_prefix
+    check_part "$MODEL"
     # The number to start with; llama-server adds threads per connection, which compose.yaml's proxy limits.
     set -- --host "$HOST" --port "$PORT" --threads-http 32 --metrics --no-slots --jinja --no-kv-unified "$@"
     listed=$(listing)
@@ -41,7 +47,9 @@ main() {
     else
         projector=$(projector_of "$models")
         [ -z "$projector" ] || set -- --mmproj "$projector" "$@"
-        set -- --model "$models" --alias "${MODEL_NAME:-$(names_of "${MODEL_FILE:-$models}")}" "$@"
+        file=$models # which MODEL_FILE has another name for, unless that is a folder
+        [ -d "$MODEL" ] || file=${MODEL_FILE:-$models}
+        set -- --model "$models" --alias "$(api_name "${MODEL_NAME:-$(names_of "$file")}")" "$@"
     fi
     protect
     [ -z "$key_file" ] || set -- --api-key-file "$key_file" "$@"
@@ -73,6 +81,32 @@ check_numbers() {
             *[!0-9]* | ??????????*) die "$name=$value is not a whole number." "Give a number, or leave it out." ;;
         esac
     done
+}
+
+check_prefix() {
+    case ${LLAMA_ARG_API_PREFIX:-} in
+        "") ;;
+        /) die "LLAMA_ARG_API_PREFIX=/ is not a prefix." "Leave it out, or give one like /llm" ;;
+        /*[!/]) ;;
+        *) die "LLAMA_ARG_API_PREFIX=$LLAMA_ARG_API_PREFIX is not a prefix." "Give it with a slash before it and none behind: /llm" ;;
+    esac
+}
+
+# check_part FILE: refuses a part of a model that cannot be loaded from it: not the first, or without the others.
+check_part() {
+    [ -f "$1" ] || return 0
+    given=${MODEL_FILE:-$1}
+    case ${given##*/} in *-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].gguf) ;; *) return 0 ;; esac
+    case ${1##*/} in *-00001-of-*.gguf) return 0 ;; esac
+    case $given in *-00001-of-00001.gguf) return 0 ;; esac
+    case $given in */*) folder=${given%/*} ;; *) folder=. ;; esac
+    die "$given is one part of a model, which needs them all." "Give the folder that holds them: MODEL_FILE=$folder"
+}
+
+# api_name NAME: llama-server takes a comma for the beginning of another name.
+api_name() {
+    case $1 in *,*) say "the model's name in the API is $(echo "$1" | tr , _)" ;; esac
+    echo "$1" | tr , _
 }
 
 # models_in PATH: its GGUFs, one per line, with only the first shard of a split model, no importance matrices, and no
@@ -165,7 +199,7 @@ is_loopback() { case $1 in 127.* | ::1 | "[::1]" | localhost) true ;; *) false ;
 # run PROGRAM ARGUMENTS…: without exec, so that this shell can explain it if the process is killed.
 run() {
     say "$*"
-    unset LLAMA_ARG_HOST # set by upstream's image; llama-server would warn that --host overrides it
+    unset LLAMA_ARG_HOST LLAMA_ARG_PORT # llama-server would warn that --host and --port override them
     export LLAMA_ARG_CORS_ORIGINS="${LLAMA_ARG_CORS_ORIGINS-}" LLAMA_ARG_CORS_CREDENTIALS="${LLAMA_ARG_CORS_CREDENTIALS-0}"
     # How long a thread of libgomp spins before it sleeps; 1000 is what libgomp takes where threads outnumber cores. With
     # its usual 300000, threads that wait hold the cores that the others need: on a busy machine 100 times as slow.
@@ -196,11 +230,11 @@ end() {
 # watch_start PID: kills a server that does not become healthy in time. llama-server renders the chat template before it
 # reports healthy, and a template may loop forever.
 watch_start() {
-    case $HOST in 0.0.0.0 | 127.* | localhost) ;; *) return 0 ;; esac
+    case $HOST in *.sock*) return 0 ;; esac
     command -v curl >/dev/null || return 0
     kib=$(du -Lck "${models%/*}"/*.gguf 2>/dev/null | tail -n 1 | cut -f 1)
     end=$(($(date +%s) + ${START_TIMEOUT:-$((120 + ${kib:-0} / 20480))}))
-    until curl --silent --fail --output /dev/null --max-time 5 --noproxy '*' "http://127.0.0.1:$PORT/health"; do
+    until own_key "$key_file" | ask 5 --output /dev/null "$(own_address)/health"; do
         kill -0 "$1" 2>/dev/null || return 0
         [ "$(date +%s)" -lt "$end" ] || { : >"$late"; kill -KILL "$1"; return 0; }
         sleep 1

@@ -1,21 +1,23 @@
 #!/bin/sh
 # Healthy: /health says so, and a model has answered once. The model is asked only once, because a full queue would
-# look like a failure later.
+# look like a failure later; never where models are loaded by request alone.
 set -eu
-address=http://127.0.0.1:${PORT:-8080}
+# shellcheck source=server/image/address.sh
+. "$(dirname "$0")/address.sh"
+settle_address
+address=$(own_address)
 answered=/tmp/answered
-ask() { curl --silent --fail --max-time 25 --noproxy '*' --config - "$@"; } # key on stdin, so that it is not in argv
 
 key_file=${API_KEY_FILE:-/run/keys/api-key}
 [ -e "$key_file" ] || key_file=/tmp/api-key
-config=""
-[ ! -r "$key_file" ] || config="header = \"Authorization: Bearer $(grep -v '^#' "$key_file" | grep -m 1 . )\""
+config=$(own_key "$key_file")
 
-echo "$config" | ask --output /dev/null "$address/health"
+echo "$config" | ask 25 --output /dev/null "$address/health"
 [ ! -e "$answered" ] || exit 0
-model=$(echo "$config" | ask "$address/v1/models" | sed -n 's/.*"data":\[{"id":"\([^"]*\)".*/\1/p')
+case ${LLAMA_ARG_MODELS_AUTOLOAD:-} in 0 | off | false | disabled) exit 0 ;; esac
+model=$(echo "$config" | ask 25 "$address/v1/models" | sed -n 's/.*"data":\[{"id":"\([^"]*\)".*/\1/p')
 post() {
-    echo "$config" | ask --output /dev/null --header 'Content-Type: application/json' \
+    echo "$config" | ask 25 --output /dev/null --header 'Content-Type: application/json' \
         --data "{\"model\":\"$model\",$2}" "$address$1"
 }
 # A model answers the one for which it is made.

@@ -3,7 +3,8 @@
 #
 # Usage:  make-key.sh FILE           one key file, owned by the current user
 #         make-key.sh FILE UID COPY  also a copy for user UID; FILE belongs to the owner of its folder.
-#                                    compose.yaml uses this: people read FILE, the server reads COPY.
+#                                    compose.yaml uses this: people read FILE, the server reads COPY. Beside COPY it
+#                                    writes first-key, for programs that take a file with one key.
 set -eu
 file=$1
 umask 077
@@ -17,6 +18,8 @@ if [ ! -s "$file" ]; then
     echo "[keys] made $file" >&2
 fi
 if [ $# -eq 3 ]; then
+    first=$(dirname "$3")/first-key
     cp "$file" "$3"
-    chown "$2" "$3"
+    grep -v '^#' "$file" | grep -m 1 . >"$first" || true # an empty file is the server's to refuse
+    chown "$2" "$3" "$first"
 fi

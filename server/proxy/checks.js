@@ -112,6 +112,9 @@ function endOfString(text, start, steps) {
 }
 
 function checkBody(path, body) {
+    if (path === '/models/load' && Object.keys(body).some((name) => name !== 'model')) {
+        throw new Refused('Only the name of a model can be given to load it.', 'Send {"model": "…"}.');
+    }
     for (const name of INTERNAL) {
         if (name in body) throw new Refused(`The field ${name} is internal to llama-server.`, 'Leave it out.');
     }

@@ -10,8 +10,10 @@ const ROUTES = {
     '/v1/health': {GET: 'model', open: true},
     '/v1/models': {GET: 'model'},
     '/models': {GET: 'model'},
-    '/metrics': {GET: 'model'},
+    '/metrics': {GET: 'inner'}, // metrics.js: of all models, or of the one that the query names
     '/props': {GET: 'model'},
+    '/models/load': {POST: 'inner'}, // the web page asks for it when another model is chosen, and waits for the event
+    '/models/sse': {GET: 'model'},
     '/v1/chat/completions': {POST: 'inner'},
     '/chat/completions': {POST: 'inner'},
     '/v1/completions': {POST: 'inner'},
@@ -28,8 +30,9 @@ const ROUTES = {
     '/detokenize': {POST: 'inner'},
     '/apply-template': {POST: 'inner'},
 };
-// The files of llama-server's web page; without the page it serves none of them.
-const PAGE = /^\/(index\.html|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webmanifest)|_app\/[A-Za-z0-9_\/.-]+\.(js|css|json|woff2?))?$/;
+// The files of llama-server's web page; without the page it serves none of them. They are open, as the page asks for the
+// key by itself; the proxy shows its own, since llama-server knows the files that are built into it, and no others.
+const PAGE = /^\/(index\.html|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webp|json|webmanifest)|_app\/[A-Za-z0-9_\/.-]+\.(js|mjs|css|json|svg|png|webp|wasm|ttf|woff2?))?$/;
 const PAGE_ROUTE = {GET: 'model', open: true};
 const THIS_MACHINE = /^(localhost|127(\.\d{1,3}){3}|\[::1\]|host\.docker\.internal)(:\d+)?$/i;
 
@@ -38,7 +41,7 @@ function way(r) {
     const route = Object.hasOwn(ROUTES, r.uri) ? ROUTES[r.uri] : PAGE.test(r.uri) ? PAGE_ROUTE : undefined;
     if (process.env.API_KEY === 'off') {
         // against DNS rebinding: a web page whose host name resolves to this machine sends that name as Host
-        if (!THIS_MACHINE.test(r.headersIn.Host || '')) return '403';
+        if (!THIS_MACHINE.test(r.headersIn.Host || '') && !isPrometheus(r)) return '403';
     } else if (!(route && route.open) && !hasKey(r)) {
         return '401';
     }
@@ -48,23 +51,36 @@ function way(r) {
     return isGet && found === 'model' && !route.open && r.variables.arg_model ? 'inner' : found; // which checks the name
 }
 
+// compose.yaml's Prometheus, which knows the proxy by its service's name.
+const isPrometheus = (r) => r.uri === '/metrics' && r.headersIn.Host === 'proxy:8080';
+
 function hasKey(r) {
     const bearer = /^Bearer (.+)$/.exec(r.headersIn.Authorization || '');
     const given = bearer ? bearer[1] : r.headersIn['X-Api-Key'];
-    if (!given) return false;
+    return Boolean(given) && keys(r).includes(given);
+}
+
+function keys(r) {
     try {
-        const keys = fs.readFileSync(KEY_FILE, 'utf8').split('\n').filter((line) => line && line[0] !== '#');
-        return keys.includes(given);
+        return fs.readFileSync(KEY_FILE, 'utf8').split('\n').filter((line) => line && line[0] !== '#');
     } catch (error) {
         r.error(`${KEY_FILE} cannot be read: ${error.message}`);
-        return false;
+        return [];
     }
 }
 
-// Only the model's name is passed on: llama-server's router chooses among several models by it.
+// What the model's server is shown.
+function authorization(r) {
+    const own = process.env.API_KEY !== 'off' && PAGE.test(r.uri) ? keys(r)[0] : undefined;
+    return own ? `Bearer ${own}` : r.headersIn.Authorization || '';
+}
+
+// Only the model's name is passed on, by which llama-server's router chooses among several models, and whether it may
+// load it for that.
 function query(r) {
-    const name = r.variables.arg_model;
-    return name ? `?model=${name}` : '';
+    const {arg_model: name, arg_autoload: autoload} = r.variables;
+    const loading = autoload === 'false' ? '&autoload=false' : '';
+    return name ? `?model=${name}${loading}` : '';
 }
 
 function large(r) {
@@ -73,4 +89,4 @@ function large(r) {
     return isLarge ? r.variables.remote_addr : '';
 }
 
-export default {way, query, large};
+export default {way, query, authorization, large};

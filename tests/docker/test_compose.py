@@ -62,14 +62,17 @@ def services(compose: Compose, *argv: str, **variables: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout)["services"])
 
 
+MONITORED = {"keys", "server", "proxy", "prometheus", "prometheus-data"}
+
+
 @pytest.mark.parametrize(("argv", "variables", "started", "image"), [
     ((), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
     (CUDA, {}, {"keys", "server", "proxy"}, "quantyard/server-cuda:latest"),
     ((), {"COMPOSE_FILE": "compose.yaml:compose.cuda.yaml"}, {"keys", "server", "proxy"},
      "quantyard/server-cuda:latest"),
     (ENCODER_DECODER, {}, {"keys", "server", "proxy"}, "quantyard/builder:latest"),
-    (MONITORING, {}, {"keys", "server", "proxy", "prometheus"}, "quantyard/server:latest"),
-    (CUDA, {"COMPOSE_PROFILES": "monitoring"}, {"keys", "server", "proxy", "prometheus"},
+    (MONITORING, {}, MONITORED, "quantyard/server:latest"),
+    (CUDA, {"COMPOSE_PROFILES": "monitoring"}, MONITORED,
      "quantyard/server-cuda:latest"),
     (("--profile", "cpu"), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
     (("--profile", "cpu", *MONITORING), {}, {"keys", "server", "proxy", "prometheus"}, "quantyard/server:latest"),
@@ -106,18 +109,19 @@ SERVERS = pytest.mark.parametrize("files", [(), CUDA, ENCODER_DECODER], ids=["cp
 
 
 @SERVERS
-@pytest.mark.parametrize("service", ["server", "proxy", "keys", "prometheus"])
+@pytest.mark.parametrize("service", ["server", "proxy", "keys", "prometheus", "prometheus-data"])
 def test_every_service_is_hardened_as_the_tests_of_the_image_are(
     docker_client: Any, compose: Compose, service: str, files: tuple[str, ...]
 ) -> None:
+    as_root = {"keys": ["CHOWN", "DAC_OVERRIDE"], "prometheus-data": ["CHOWN"]}
     found = services(compose, *files, *MONITORING)[service]
     for name in ("read_only", "cap_drop", "security_opt", "pids_limit"):
         assert found[name] == HARDENED[name] or (name, found[name]) == ("pids_limit", 2048)
-    if service != "keys":
+    if service in as_root:
+        assert found["network_mode"] == "none" and found["cap_add"] == as_root[service]
+    else:
         assert found["user"] == HARDENED["user"] and "cap_add" not in found
         assert all(port["host_ip"] == "127.0.0.1" for port in found.get("ports", ()))
-    else:
-        assert found["network_mode"] == "none" and found["cap_add"] == ["CHOWN", "DAC_OVERRIDE"]
 
 
 def test_what_compose_builds_on_is_what_versions_env_pins(docker_client: Any, compose: Compose) -> None:
@@ -149,7 +153,7 @@ def test_every_variable_is_in_the_example_with_its_default() -> None:
     text = "".join(path.read_text() for path in REPO_DIR.glob("compose*.yaml"))
     used = dict(re.findall(r"\$\{([A-Z_]+):[-+]([^}]*)\}", text))
     shown = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (REPO_DIR / ".env.example").read_text(), re.MULTILINE))
-    assert set(used) | {"COMPOSE_PROFILES", "COMPOSE_FILE"} == set(shown)
+    assert set(used) | {"COMPOSE_PROFILES", "COMPOSE_FILE", "COMPOSE_PROJECT_NAME"} == set(shown)
     for name, default in shown.items():
         if default and name != "COMPOSE_FILE":
             assert default in text
@@ -268,11 +272,3 @@ def test_a_port_that_is_taken_is_named(server_image: str, compose: Compose, gguf
         port = str(taken.getsockname()[1])
         done = compose("up", "--detach", PORT=port)
         assert done.returncode != 0 and port in done.stderr and "in use" in done.stderr
-
-
-def test_prometheus_asks_the_port_and_path_that_the_server_has() -> None:
-    import yaml
-
-    job = yaml.safe_load((REPO_DIR / "server" / "prometheus.yml").read_text())["scrape_configs"][0]
-    assert job["metrics_path"] == "/metrics" and job["authorization"]["credentials_file"] == "/run/keys/api-key"
-    assert [config["targets"] for config in job["static_configs"]] == [["server:8080"]]

@@ -472,8 +472,8 @@ HOSTILE: Final = (
 CLOSED: Final = tuple(
     Case(f"{method} {path}", path, (lambda: b"") if method == "GET" else dict, 404, method)
     for method, path in (
-        ("POST", "/models"), ("POST", "/v1/models"), ("POST", "/models/load"), ("POST", "/models/unload"),
-        ("POST", "/models/download"), ("DELETE", "/models"), ("DELETE", "/models/x"), ("GET", "/models/sse"),
+        ("POST", "/models"), ("POST", "/v1/models"), ("POST", "/models/unload"), ("POST", "/models/download"),
+        ("DELETE", "/models"), ("DELETE", "/models/x"), ("GET", "/v1/stream?conv_id=x"), ("POST", "/v1/streams/lookup"),
         ("POST", "/props"), ("GET", "/slots"), ("POST", "/slots/0?action=save"), ("POST", "/slots/0?action=erase"),
         ("POST", "/lora-adapters"), ("GET", "/cors-proxy?url=http://127.0.0.1/"), ("POST", "/cors-proxy"), ("GET", "/tools"),
         ("POST", "/tools"), ("POST", "/v1/chat/completions/control"), ("POST", "/infill"), ("PUT", "/v1/chat/completions"),

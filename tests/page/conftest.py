@@ -34,8 +34,12 @@ class Browser:
         self._tell("Emulation.setEmulatedMedia", media=media, features=features)
         window = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self._tell("Emulation.setDeviceMetricsOverride", **window)
+        self.visit(path.as_uri())
+
+    def visit(self, address: str) -> None:
+        """Show what is at an address."""
         self.driver.get_log("browser"), self.driver.get_log("performance")
-        self.driver.get(path.as_uri())
+        self.driver.get(address)
 
     def _tell(self, command: str, **arguments: Any) -> None:
         self.driver.execute_cdp_cmd(command, arguments)
