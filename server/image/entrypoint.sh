@@ -205,11 +205,13 @@ run() {
     # its usual 300000, threads that wait hold the cores that the others need: on a busy machine 100 times as slow.
     export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
     late=/tmp/late-$$ changed=/tmp/changed-$$
+    child="" stopping=""
+    trap 'stopping=1; end "$child"' TERM INT
     "$@" &
-    child=$! stopping=""
+    child=$!
+    [ -z "$stopping" ] || end "$child" # a signal came before there was a child
     watch_start "$child" &
     watch_files "$child" &
-    trap 'stopping=1; end "$child"' TERM INT
     code=0
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do # a signal ends the first wait, not the child

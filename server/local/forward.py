@@ -12,8 +12,12 @@ from server.local.guard import Message, Receive, Refused, Send
 
 _CONNECT_S: Final = 5.0
 # To pass on one more header of a request or an answer: add it, in lower case.
-_OF_REQUESTS: Final = (b"accept", b"content-type", b"anthropic-version", b"anthropic-beta")
-_OF_ANSWERS: Final = ("content-type", "content-length", "retry-after")
+_OF_REQUESTS: Final = (b"accept", b"content-type", b"anthropic-version", b"anthropic-beta", b"if-none-match")
+_OF_ANSWERS: Final = (
+    "content-type", "content-length", "retry-after", "content-encoding", "etag", "cache-control",
+    "cross-origin-embedder-policy", "cross-origin-opener-policy",
+)
+_ENCODINGS: Final = b"accept-encoding"
 _UNENDING: Final = httpx2.Timeout(None, connect=_CONNECT_S)  # the guard limits how long an answer may take
 
 
@@ -43,6 +47,7 @@ class Forward:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name in _OF_REQUESTS]
+        headers.append((_ENCODINGS, dict(scope["headers"]).get(_ENCODINGS, b"identity")))  # the client's, not ours
         body = (await receive()).get("body", b"")
         request = self.client.build_request(
             scope["method"], f"{self.address}{scope['path']}{_query(scope)}", content=body,

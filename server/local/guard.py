@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -35,14 +36,21 @@ _GET: Final = frozenset({"GET", "HEAD"})
 _POST: Final = frozenset({"POST"})
 # To open a route: add a row here and in server/proxy/routes.js. All other routes of the application stay closed.
 ROUTES: Final = {
-    **dict.fromkeys(("/health", "/v1/health", "/v1/models", "/models", "/metrics", "/props"), _GET),
+    **dict.fromkeys(
+        ("/health", "/v1/health", "/v1/models", "/models", "/models/sse", "/metrics", "/props"), _GET
+    ),
     **dict.fromkeys((
         "/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion",
         "/v1/responses", "/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings", "/embeddings",
-        "/v1/rerank", "/tokenize", "/detokenize", "/apply-template",
+        "/v1/rerank", "/tokenize", "/detokenize", "/apply-template", "/models/load",
     ), _POST),
 }  # fmt: skip
 OPEN: Final = frozenset({"/health", "/v1/health"})  # without a key
+# The files of llama-server's web page: without a key, since the page asks for it by itself. As in routes.js.
+PAGE: Final = re.compile(
+    r"/(index\.html|build\.json|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webp|webmanifest)"
+    r"|_app/[A-Za-z0-9_/.-]+\.(js|mjs|css|json|svg|png|webp|wasm|ttf|woff2?))?"
+)
 _TOKENIZE: Final = "/tokenize"
 _RETRY_AFTER_S: Final = 2
 _TYPES: Final = {  # status → error type; any other status is an invalid request
@@ -102,7 +110,7 @@ class Guard:
 
     async def _serve(self, scope: Message, receive: Receive, answer: _Answer) -> None:
         method, path = scope["method"], scope["path"]
-        if path not in OPEN:
+        if path not in OPEN and not PAGE.fullmatch(path):
             self._check_key(scope)
         _check_route(method, path)
         if method != "POST":
@@ -179,9 +187,10 @@ class _Answer:
 
 
 def _check_route(method: str, path: str) -> None:
-    if path not in ROUTES:
+    methods = ROUTES.get(path, _GET if PAGE.fullmatch(path) else None)
+    if methods is None:
         raise Refused(404, "This route does not exist.")
-    if method not in ROUTES[path]:
+    if method not in methods:
         raise Refused(405, "This route does not take this method.")
 
 
@@ -238,8 +247,11 @@ def _checked_scope(scope: Message, body: bytes) -> Message:
 
 
 async def guard_answer_json(send: Send, value: Mapping[str, Any]) -> None:
-    body = json.dumps(dict(value)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await guard_answer(send, "application/json", json.dumps(dict(value)).encode())
+
+
+async def guard_answer(send: Send, content_type: str, body: bytes) -> None:
+    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
     await _answer(send, HTTPStatus.OK, headers, body)
 
 

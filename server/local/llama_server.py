@@ -44,7 +44,7 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
     params.hostnames, params.port, params.api_keys = [_HOST], 0, [settings.key]
     params.n_threads_http, params.cors_origins, params.cors_credentials = _HTTP_THREADS, "", False
     params.verbosity = _WARNINGS
-    params.endpoint_metrics, params.endpoint_slots, params.ui = True, False, False
+    params.endpoint_metrics, params.endpoint_slots, params.ui = True, False, True
     params.model.path, params.model_alias = str(settings.path), {settings.name}
     if settings.projector is not None:
         params.mmproj.path = str(settings.projector)

@@ -24,6 +24,7 @@ from server.local.model_process import ModelEnded, ModelProcess, ModelSettings
 
 _HEALTH: Final = ("/health", "/v1/health")
 _LIST: Final = ("/v1/models", "/models")
+_METRICS: Final = "/metrics"
 _PROPS: Final = "/props"
 
 StartModel = Callable[[ModelSettings], Awaitable[ModelProcess]]
@@ -39,6 +40,8 @@ class Models:
         server: what serves and its version, for GET /props.
         client: for requests to the processes.
         kept: how many stay loaded.
+        tell: is told of each change of a model: its name, and `loading`, `loaded`, `failed`
+            or `unloaded`.
     """
 
     models: Mapping[str, ModelSettings]
@@ -46,6 +49,7 @@ class Models:
     server: str
     client: httpx2.AsyncClient
     kept: int = 4
+    tell: Callable[[str, str], None] = lambda _model, _status: None
     _loaded: dict[str, ModelProcess] = field(default_factory=dict)  # the one not asked for longest comes first
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _answered: asyncio.Event = field(default_factory=asyncio.Event)  # since somebody waits for it
@@ -93,17 +97,37 @@ class Models:
             self._answered.set()
         return None
 
+    async def load(self, scope: Message, body: bytes) -> None:
+        """Load the model that a request names.
+
+        Raises:
+            Refused: it is not here, or cannot be loaded.
+        """
+        await self._process(self._named(scope, body))
+
+    async def metrics(self, name: str) -> str | None:
+        """Those of a model; None: it is not loaded."""
+        process = self._loaded.get(name)
+        return (await self._get(process, _METRICS)).text if process else None
+
+    async def _get(self, process: ModelProcess, path: str) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {process.settings.key}"}
+        return await self.client.get(process.address + path, headers=headers)
+
     def _listed(self) -> dict[str, Any]:
-        """The models as llama-server lists them, as far as clients read it."""
+        """The models as llama-server lists them, as far as clients read it; of several, whether they are loaded."""
         now = int(time.time())
-        data = [{"id": name, "object": "model", "created": now, "owned_by": "llamacpp"} for name in self.models]
+        data: list[dict[str, Any]] = [
+            {"id": name, "object": "model", "created": now, "owned_by": "llamacpp"} for name in self.models
+        ]
+        if len(data) > 1:
+            for model in data:
+                model["status"] = {"value": "loaded" if model["id"] in self._loaded else "unloaded"}
         return {"object": "list", "data": data}
 
     async def _props(self, process: ModelProcess) -> dict[str, Any]:
         """Its own, and what serves, if it does not say that: llama-server's build_info has no number here."""
-        headers = {"Authorization": f"Bearer {process.settings.key}"}
-        answer = await self.client.get(process.address + _PROPS, headers=headers)
-        own = answer.json()
+        own = (await self._get(process, _PROPS)).json()
         return own if "server" in own else {**own, "build_info": self.server, "server": self.server}
 
     def _named(self, scope: Message, body: bytes) -> str:
@@ -149,9 +173,14 @@ class Models:
                 await self._answered.wait()
             else:
                 await self._loaded.pop(idle).stop()
+                self.tell(idle, "unloaded")
 
     async def _load(self, name: str) -> None:
-        self._loaded[name] = process = await self.start(self.models[name])
+        self.tell(name, "loading")
+        try:
+            self._loaded[name] = process = await self.start(self.models[name])
+        finally:
+            self.tell(name, "loaded" if name in self._loaded else "failed")
         watcher = asyncio.create_task(self._watch(name, process))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)

@@ -30,6 +30,7 @@ from server.local.forward import forwarding_client
 from server.local.guard import Guard
 from server.local.model_process import ModelEnded, ModelProcess, ModelSettings
 from server.local.models import Models
+from server.local.router import Router
 
 _HOST: Final = "127.0.0.1"
 _PROGRAM: Final = "server.local.llama_server"
@@ -42,7 +43,7 @@ async def serve_local(settings: LocalServerSettings) -> int:
     """Serve until a signal comes or the process of a model ends; returns the exit code."""
     async with forwarding_client() as client:
         models = Models(_models(settings), start_local_model, local_server_version(), client, settings.kept)
-        http = _Server(_http_config(Guard(models, settings.key)))
+        http = _Server(_http_config(Guard(Router(models), settings.key)))
         tasks = [asyncio.create_task(work) for work in (_signalled(), _crash(models), _serve(models, http, settings))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

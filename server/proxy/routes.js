@@ -32,7 +32,7 @@ const ROUTES = {
 };
 // The files of llama-server's web page; without the page it serves none of them. They are open, as the page asks for the
 // key by itself; the proxy shows its own, since llama-server knows the files that are built into it, and no others.
-const PAGE = /^\/(index\.html|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webp|json|webmanifest)|_app\/[A-Za-z0-9_\/.-]+\.(js|mjs|css|json|svg|png|webp|wasm|ttf|woff2?))?$/;
+const PAGE = /^\/(index\.html|build\.json|[A-Za-z0-9_-]+\.(js|mjs|css|svg|ico|png|webp|webmanifest)|_app\/[A-Za-z0-9_\/.-]+\.(js|mjs|css|json|svg|png|webp|wasm|ttf|woff2?))?$/;
 const PAGE_ROUTE = {GET: 'model', open: true};
 const THIS_MACHINE = /^(localhost|127(\.\d{1,3}){3}|\[::1\]|host\.docker\.internal)(:\d+)?$/i;
 

@@ -71,7 +71,8 @@ def wait_for(condition: Any, timeout_s: float, explain: Any = lambda: "") -> Non
 
 @contextmanager
 def server(client: Any, image: str, model: Path | None, folder: Path, **options: Any) -> Iterator[Served]:
-    """A server of `model`, removed at the end. `environment` and any option of the SDK's `run` may be given."""
+    """A server of `model`, removed at the end. `environment`, the port it has `inside`, and any option of the SDK's
+    `run` may be given."""
     key_file = folder / "api-key"
     if not key_file.exists():
         key_file.write_text(KEY + "\n")
@@ -79,7 +80,7 @@ def server(client: Any, image: str, model: Path | None, folder: Path, **options:
         if os.getuid() == 0:
             os.chown(key_file, 65532, 65532)
     environment = LIGHT | {"API_KEY_FILE": "/run/keys/api-key"} | options.pop("environment", {})
-    port = int(environment.get("PORT", 8080))
+    port = int(options.pop("inside", environment.get("PORT", 8080)))
     volumes = {str(key_file): {"bind": "/run/keys/api-key", "mode": "ro"}}
     if model is not None:
         volumes[str(model)] = {"bind": "/model/" + model.name if model.is_file() else "/model", "mode": "ro"}

@@ -42,6 +42,6 @@ def write_llama_ui(folder: Path, gguf: Path) -> None:
 
 
 def _read(port: int, name: str) -> bytes:
-    with urlopen(Request(f"http://127.0.0.1:{port}/{name}", headers={"Accept-Encoding": "gzip"})) as answer:  # noqa: S310
+    with urlopen(Request(f"http://127.0.0.1:{port}/{name}", headers={"Accept-Encoding": "gzip"})) as answer:
         body: bytes = answer.read()
         return gzip.decompress(body) if answer.headers["Content-Encoding"] == "gzip" else body

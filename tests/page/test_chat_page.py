@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,8 @@ def ask(browser: Browser) -> None:
 
 def failed_files(browser: Browser) -> list[str]:
     """The files of the page that could not be had."""
-    return [text for text in browser.complaints() if "Failed to load resource" in text and (".js" in text or ".css" in text)]
+    failed = [text for text in browser.complaints() if "Failed to load resource" in text]
+    return [text for text in failed if re.search(r"\.(js|mjs|css|json|png|svg|ico|webmanifest)\b", text)]
 
 
 @pytest.mark.parametrize("quants", [("Q4_K_M",), ("Q4_K_M", "Q8_0")], ids=["one file", "two files"])

@@ -14,7 +14,7 @@ import pytest
 import server.local.guard as module
 from quantyard.paths import REPO_DIR
 from server.limits.request_rules import LIMITS
-from server.local.guard import OPEN, ROUTES, Guard, Message, Receive, Refused, Send
+from server.local.guard import OPEN, PAGE, ROUTES, Guard, Message, Receive, Refused, Send
 
 KEY = "the-right-key"
 CHAT = "/v1/chat/completions"
@@ -108,18 +108,20 @@ def test_a_key_may_come_as_anthropics_client_sends_it(guard: Guard) -> None:
 
 def test_the_routes_are_those_of_the_proxy() -> None:
     text = (REPO_DIR / "server" / "proxy" / "routes.js").read_text()
-    rows = re.findall(r"^    '(/[^']*)': \{(GET|POST): '[a-z]+'(, open: true)?\},$", text, re.MULTILINE)
+    rows = re.findall(r"^    '(/[^']*)': \{(GET|POST): '[a-z]+'(, open: true)?\},(?: //.*)?$", text, re.MULTILINE)
     assert {path: method for path, method, _ in rows} == {
         path: "POST" if "POST" in methods else "GET" for path, methods in ROUTES.items()
     }
     assert {path for path, _, is_open in rows if is_open} == OPEN
+    page = re.search(r"^const PAGE = /\^(.*)\$/;$", text, re.MULTILINE)
+    assert page and page[1].replace("\\/", "/") == PAGE.pattern
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/openapi.json", 404), ("GET", "/docs", 404), ("POST", "/extras/tokenize", 404),
-        ("POST", "/infill", 404), ("GET", "/slots", 404), ("POST", "/models/load", 404),
+        ("POST", "/infill", 404), ("GET", "/slots", 404), ("POST", "/models/unload", 404), ("POST", "/", 405),
         ("DELETE", CHAT, 405), ("GET", CHAT, 405), ("POST", "/v1/models", 405), ("POST", "/v1//models", 404),
     ],
 )  # fmt: skip

@@ -277,3 +277,75 @@ def test_threads_that_wait_sleep_soon_unless_another_time_is_asked_for(
     given = {"PATH": os.environ["PATH"], "MODEL": gguf(tmp_path, LLAMA), "API_KEY": "off", "LLAMA_SERVER": str(server)}
     done = subprocess.run([SCRIPTS / "entrypoint.sh"], env=given | told, capture_output=True, text=True, check=True)
     assert done.stdout == f"spins {found}\n"
+
+
+_TLS = {"LLAMA_ARG_SSL_KEY_FILE": "/k", "LLAMA_ARG_SSL_CERT_FILE": "/c"}
+
+
+@pytest.mark.parametrize(("variables", "address"), [
+    ({}, "http://127.0.0.1:8080"),
+    ({"PORT": "9000"}, "http://127.0.0.1:9000"),
+    ({"PORT": "8080", "LLAMA_ARG_PORT": "9001"}, "http://127.0.0.1:9001"),
+    ({"LLAMA_ARG_API_PREFIX": "/llm"}, "http://127.0.0.1:8080/llm"),
+    ({**_TLS, "LLAMA_ARG_API_PREFIX": "/llm"}, "https://127.0.0.1:8080/llm"),
+    ({"LLAMA_ARG_SSL_KEY_FILE": "/k"}, "http://127.0.0.1:8080"),
+    ({"HOST": "::"}, "http://[::1]:8080"),
+    ({"LLAMA_ARG_HOST": "::1"}, "http://[::1]:8080"),
+    ({"LLAMA_ARG_HOST": "127.0.0.2,10.0.0.1"}, "http://127.0.0.2:8080"),
+    ({"LLAMA_ARG_HOST": "0.0.0.0", "HOST": "localhost"}, "http://127.0.0.1:8080"),  # noqa: S104
+])  # fmt: skip
+def test_the_servers_own_address_follows_every_variable_that_moves_it(variables: dict[str, str], address: str) -> None:
+    script = f'. "{SCRIPTS}/address.sh"; settle_address; own_address'
+    assert shell(script, **variables) == address
+
+
+@pytest.mark.parametrize(("text", "variables", "key"), [
+    ("# mine\n\nfirst\nsecond\n", {}, "first"),
+    ("first\n", {"LLAMA_API_KEY": "other,third"}, "other"),
+    ("# none\n", {}, ""),
+])  # fmt: skip
+def test_the_servers_own_key_is_the_first(tmp_path: Path, text: str, variables: dict[str, str], key: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    said = shell(f'. "{SCRIPTS}/address.sh"; own_key "$1"', str(tmp_path / "keys"), **variables)
+    assert said == (f'header = "Authorization: Bearer {key}"' if key else "")
+
+
+def start(folder: Path, model: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The entrypoint, with a server that says how it was called."""
+    given = {"PATH": os.environ["PATH"], "MODEL": str(model), "API_KEY": "off", "LLAMA_SERVER": "echo"} | variables
+    return subprocess.run([SCRIPTS / "entrypoint.sh"], env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("name", "called"), [
+    ("my model.gguf", "my model"), ("a,b.gguf", "a_b"), ("it's.gguf", "it's"), ("ü [1].gguf", "ü [1]"),
+    ("x-00001-of-00002.gguf", "x"),
+])  # fmt: skip
+def test_a_file_is_served_under_its_name_whatever_letters_it_has(tmp_path: Path, name: str, called: str) -> None:
+    (tmp_path / name).write_bytes(gguf_bytes(LLAMA, SMALL_TENSORS))
+    for model in (tmp_path, tmp_path / name):
+        assert f"--model {tmp_path / name} --alias {called} " in start(tmp_path, model).stdout
+
+
+@pytest.mark.parametrize(("mounted", "given", "folder"), [
+    ("model", "/data/x-00001-of-00003.gguf", "/data"), ("model", "/data/x-00003-of-00003.gguf", "/data"),
+    ("model", "x-00002-of-00003.gguf", "."), ("x-00002-of-00003.gguf", "", "{}"),
+])  # fmt: skip
+def test_a_part_of_a_model_is_refused_with_the_folder_to_give(
+    tmp_path: Path, mounted: str, given: str, folder: str
+) -> None:
+    path = tmp_path / mounted
+    path.write_bytes(gguf_bytes(LLAMA, SMALL_TENSORS))
+    done = start(tmp_path, path, MODEL_FILE=given)
+    assert done.returncode == 2 and f"MODEL_FILE={folder.format(tmp_path)}\n" in done.stderr
+
+
+def test_a_model_whose_only_part_is_given_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(gguf_bytes(LLAMA, SMALL_TENSORS))
+    assert "--alias x " in start(tmp_path, path, MODEL_FILE="x-00001-of-00001.gguf").stdout
+
+
+@pytest.mark.parametrize("prefix", ["llm", "/llm/", "/"])
+def test_a_prefix_that_leads_nowhere_is_refused(tmp_path: Path, prefix: str) -> None:
+    done = start(tmp_path, Path(gguf(tmp_path, LLAMA)), LLAMA_ARG_API_PREFIX=prefix)
+    assert done.returncode == 2 and "LLAMA_ARG_API_PREFIX" in done.stderr
