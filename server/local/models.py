@@ -108,7 +108,10 @@ class Models:
     async def metrics(self, name: str) -> str | None:
         """Those of a model; None: it is not loaded."""
         process = self._loaded.get(name)
-        return (await self._get(process, _METRICS)).text if process else None
+        try:
+            return (await self._get(process, _METRICS)).text if process else None
+        except httpx2.TransportError:  # it is being unloaded
+            return None
 
     async def _get(self, process: ModelProcess, path: str) -> httpx2.Response:
         headers = {"Authorization": f"Bearer {process.settings.key}"}

@@ -49,8 +49,8 @@ class Router:
         """What tells the web page that there are several models."""
         settings = {"params": None, "n_ctx": 0}
         return {
-            "role": "router", "max_instances": self.models.kept, "models_autoload": True, "default_generation_settings": settings,
-            "server": self.models.server, "build_info": self.models.server,
+            "role": "router", "max_instances": self.models.kept, "models_autoload": True,
+            "default_generation_settings": settings, "server": self.models.server, "build_info": self.models.server,
         }
 
     def _tell(self, model: str, status: str) -> None:
