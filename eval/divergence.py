@@ -30,6 +30,7 @@ from eval.analysis.kl_divergence import (
     chunk_segments,
     divergence_comparison,
     perplexity_estimate,
+    perplexity_value,
 )
 from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
 from eval.llama.model import NO_TOKEN, GgufModel
@@ -119,9 +120,10 @@ def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tupl
 
 def _result(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
     """`values` None: this file is the baseline."""
-    compared: dict[str, Any] = divergence_comparison(values, baseline_nll) if values else {}
+    n_chunks = common["n_chunks"]
+    compared: dict[str, Any] = divergence_comparison(values, baseline_nll, n_chunks) if values else {}
     nll = values.nll if values else baseline_nll
-    return Divergence(label=label, perplexity=perplexity_estimate(nll), **common, **compared)
+    return Divergence(label=label, perplexity=perplexity_estimate(nll, n_chunks), **common, **compared)
 
 
 # ---- chunks: llama-perplexity's definition -----------------------------------------------------------
@@ -246,7 +248,7 @@ def divergence_rolling_perplexity(
     """The exponential of the mean negative log-probability per token over the windows."""
     scorer = Scorer(model, threads)
     scores = scorer.score(requests, lambda done, _total: on_window(done))
-    return perplexity_estimate(-scores.logprobs).value
+    return perplexity_value(-scores.logprobs)
 
 
 def main() -> None:

@@ -7,19 +7,22 @@ Reads the results of `evaluate`, `divergence`, `speed` and `similarity`, and wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from eval.analysis.paired import NotComparable, compare_evaluations, evaluation_scores
+from eval.analysis.columns import evaluation_scores
+from eval.analysis.paired import NotComparable
+from eval.analysis.verdicts import compare_evaluations
 from eval.rendering.markdown import render_report_markdown
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.measurements import (
+    Comparison,
     Divergence,
     EvalReport,
     Evaluation,
@@ -66,9 +69,10 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
     """The report of these inputs; the first are the baseline's."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
     of_baseline, similar = inputs[0].evaluation, [i.similarity for i in inputs if i.similarity]
+    compared = _compared(of_baseline, evaluations, request.suite.margin)
     return EvalReport(
         title=request.title, suite=request.suite, baseline=request.baseline,
-        measurements=tuple(_measurement(i, of_baseline, request.suite.margin) for i in inputs),
+        measurements=tuple(_measurement(i, compared.get(i.label, ())) for i in inputs),
         versions={key: str(value) for key, value in _merged(e.versions for e in (*evaluations, *similar)).items()},
         hardware=_merged(e.hardware for e in evaluations),
         n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
@@ -128,16 +132,26 @@ def _read(path: Path, kind: type[_Input], required: bool) -> _Input | None:
 # ---- putting together --------------------------------------------------------------------------------
 
 
-def _measurement(inputs: Inputs, baseline: Evaluation | None, margin: float) -> Measurement:
+def _compared(
+    baseline: Evaluation | None, evaluations: Sequence[Evaluation], margin: float
+) -> dict[str, tuple[Comparison, ...]]:
+    """Label → the comparisons of each file that was asked the baseline's questions."""
+    if baseline is None:
+        return {}
+    others = [found for found in evaluations if found is not baseline]
+    try:
+        compared = compare_evaluations(baseline, others, margin)
+    except NotComparable as error:
+        raise StageFailure(ExitCode.BAD_REQUEST, "report-unpaired", str(error), error.hint) from error
+    return {found.file.label: of_file for found, of_file in zip(others, compared, strict=True)}
+
+
+def _measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Measurement:
     evaluation = inputs.evaluation
     if evaluation is None:
         similar = inputs.similarity
         file = similar.file if similar else _unknown(inputs.label)
         return Measurement(file=file, divergence=inputs.divergence, speed=inputs.speed, similarity=similar)
-    try:
-        compared = compare_evaluations(baseline, evaluation, margin) if baseline and evaluation is not baseline else ()
-    except NotComparable as error:
-        raise StageFailure(ExitCode.BAD_REQUEST, "report-unpaired", str(error), error.hint) from error
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
         comparisons=compared,

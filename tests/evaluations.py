@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from eval.analysis.paired import compare_evaluations, evaluation_scores
+from eval.analysis.columns import evaluation_scores
+from eval.analysis.verdicts import compare_evaluations
 from quantyard.protocol.evaluation import SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.measurements import (
     Divergence,
@@ -112,10 +113,13 @@ def _simulated(quants: tuple[tuple[str, float, float], ...], title: str, n_param
         evaluations.append(evaluation(label, *outcomes, size_bytes=int(n_params * bits / 8), bits=bits))
         measurements.append(Measurement(
             file=evaluations[-1].file, self_check=evaluations[-1].self_check, scores=evaluation_scores(evaluations[-1]),
-            comparisons=compare_evaluations(evaluations[0], evaluations[-1], 0.01) if len(evaluations) > 1 else (),
             divergence=_divergence(label, kld) if divergence else None,
             speed=_speed(label, n_params * bits / 8) if speed else None,
         ))  # fmt: skip
+    compared = [(), *compare_evaluations(evaluations[0], evaluations[1:], 0.01)]
+    measurements = [
+        found.model_copy(update={"comparisons": of_file}) for found, of_file in zip(measurements, compared, strict=True)
+    ]
     entries = tuple(TaskEntry(task=o.task) for o in evaluations[0].outcomes)
     return EvalReport(
         title=title, suite=Suite(name="standard", tasks=entries), baseline=quants[0][0],

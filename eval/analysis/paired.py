@@ -1,45 +1,18 @@
-"""Compares two evaluations: scores with their intervals, paired differences, and verdicts.
+"""Compares a file with the baseline, question by question: differences, their intervals and tests.
 
-A metric of a task becomes a `MetricColumn`: its value for each question, and the kind of these values. A group (an
-entry of the suite that stands for several tasks) becomes a column of all its questions, so every question weighs the
-same. A metric that is not a function of its per-question values (lm-eval's F1, Matthews correlation, BLEU over a
-corpus) has a score with lm-eval's own standard error, and no comparison.
-
-Verdicts, in this order:
-
-1. "no signal": the baseline's interval contains chance or lies below it, so any difference is noise.
-2. "same": the whole interval of the difference lies within ± margin, so any difference is too small to matter.
-3. "worse", "better": the interval of the difference excludes 0, and for right-or-wrong metrics McNemar's exact
-   test agrees (p < 0.05).
-4. "too few questions": none of these; `questions_needed` estimates how many questions would settle it.
+Two evaluations are comparable if they asked the same questions; else the difference would be one of questions.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from eval.analysis import statistics
-from eval.analysis.statistics import Numbers, as_float64
-from quantyard.metrics.intervals import Z, wilson_interval
-from quantyard.protocol.measurements import (
-    CONFIDENCE,
-    Comparison,
-    Evaluation,
-    Interval,
-    MetricOutcome,
-    Score,
-    TaskOutcome,
-    Verdict,
-)
-
-Kind = Literal["right or wrong", "mean", "perplexity", "bits", "opaque"]
-Key = tuple[str, str]  # task, metric
+from eval.analysis.columns import MetricColumn, metric_columns
+from quantyard.protocol.measurements import Evaluation, Interval, TaskOutcome
 
 
 class NotComparable(Exception):
@@ -51,48 +24,32 @@ class NotComparable(Exception):
 
 
 @dataclass(frozen=True)
-class MetricColumn:
-    """One metric of one task or group on one file.
-
-    `values` has the shape (n,), or (n, 2) for perplexities and bits: loglikelihood and weight.
+class PairedDifference:
+    """A file's metric beside the baseline's. `delta` is in the metric's unit, or relative for perplexities and bits;
+    `p` is that of the test that there is no difference. `flips` are the questions lost and gained, None for a metric
+    that is not right-or-wrong; where questions come in groups, `effect` of them say as much as one.
     """
 
-    key: Key
-    kind: Kind
-    n: int
-    value: float  # lm-eval's aggregate; for a group, the aggregate over all its questions
-    higher_is_better: bool
-    chance: float | None
-    values: Numbers
-    stderr: float | None = None  # lm-eval's; used for opaque metrics only
+    baseline: MetricColumn
+    file: MetricColumn
+    delta: Interval
+    p: float
+    margin: float  # in the unit of `delta`
+    flips: tuple[int, int] | None = None
+    effect: float = 1.0
 
     @property
-    def interval(self) -> Interval:
-        """The score and its interval."""
-        if self.kind == "right or wrong":
-            return wilson_interval(float(self.values.sum()), self.n)
-        if self.kind == "mean":
-            return statistics.mean_interval(self.values)
-        if self.kind == "perplexity":
-            return statistics.perplexity_interval(self.values[:, 0], self.values[:, 1])
-        if self.kind == "bits":
-            return statistics.bits_interval(self.values[:, 0], self.values[:, 1])
-        half = Z * (self.stderr or 0.0)
-        return Interval(value=self.value, low=self.value - half, high=self.value + half)
+    def has_signal(self) -> bool:
+        """Whether the baseline can be distinguished from guessing."""
+        return self.baseline.chance is None or self.baseline.interval.low > self.baseline.chance
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return self.baseline.n
 
 
-def evaluation_scores(evaluation: Evaluation) -> tuple[Score, ...]:
-    """Every metric of every task and group of one file; a group comes before its tasks."""
-    return tuple(
-        Score(
-            task=c.key[0], metric=c.key[1], n=c.n, result=c.interval, chance=c.chance,
-            higher_is_better=c.higher_is_better,
-        )
-        for c in _columns(evaluation).values()
-    )  # fmt: skip
-
-
-def compare_evaluations(baseline: Evaluation, other: Evaluation, margin: float) -> tuple[Comparison, ...]:
+def paired_differences(baseline: Evaluation, other: Evaluation, margin: float) -> tuple[PairedDifference, ...]:
     """Compare every metric of `other` with the baseline's, question by question.
 
     `margin` is absolute for metrics whose values lie in 0 to 1 (0.01: one point of accuracy), else relative to the
@@ -102,88 +59,9 @@ def compare_evaluations(baseline: Evaluation, other: Evaluation, margin: float) 
         NotComparable: the evaluations did not ask the same questions.
     """
     _refuse_other_questions(baseline, other)
-    ours, theirs = _columns(baseline), _columns(other)
+    ours, theirs = metric_columns(baseline), metric_columns(other)
     pairs = ((column, theirs[key]) for key, column in ours.items() if key in theirs)
-    return tuple(_compare(one, two, margin) for one, two in pairs if _comparable(one, two))
-
-
-# ---- columns -----------------------------------------------------------------------------------------
-
-
-def _columns(evaluation: Evaluation) -> dict[Key, MetricColumn]:
-    """All columns, groups first; where two entries of the suite have the same task, the first one counts."""
-    found: dict[Key, MetricColumn] = {}
-    asked = Counter(o.task for o in {(o.task, o.num_fewshot): o for o in evaluation.outcomes}.values())
-    for entry in dict.fromkeys(outcome.entry for outcome in evaluation.outcomes):
-        outcomes = [o for o in evaluation.outcomes if o.entry == entry]
-        columns = [_column(o, m, asked[o.task] > 1) for o in outcomes for m in o.metrics if _wanted(m)]
-        is_group = any(o.task != entry for o in outcomes)
-        for column in [*(_pooled(entry, columns, len(outcomes)) if is_group else ()), *columns]:
-            found.setdefault(column.key, column)
-    return found
-
-
-def _wanted(metric: MetricOutcome) -> bool:
-    return not metric.name.endswith("_stderr") and bool(metric.per_question) and math.isfinite(metric.value)
-
-
-def _column(outcome: TaskOutcome, metric: MetricOutcome, shots_tell: bool) -> MetricColumn:
-    task = f"{outcome.task} ({outcome.num_fewshot}-shot)" if shots_tell else outcome.task
-    name = metric.name if metric.filter == "none" else f"{metric.name},{metric.filter}"
-    kind, values = _kind(metric)
-    chance = outcome.chance if kind == "right or wrong" and metric.higher_is_better else None
-    n, better = len(metric.per_question), metric.higher_is_better
-    return MetricColumn((task, name), kind, n, metric.value, better, chance, values, metric.stderr)
-
-
-def _kind(metric: MetricOutcome) -> tuple[Kind, Numbers]:
-    """The kind of the per-question values; "opaque" unless aggregating them reproduces lm-eval's own value."""
-    pairs = isinstance(metric.per_question[0], tuple)
-    values = as_float64(metric.per_question)
-    kind: Kind = "right or wrong" if not pairs and np.isin(values, (0.0, 1.0)).all() else "mean"
-    if metric.name.endswith("perplexity"):
-        kind = "perplexity"
-        values = values if pairs else np.stack([values, np.ones_like(values)], axis=1)  # lambada's, per document
-    elif metric.name == "bits_per_byte":
-        kind = "bits"
-    elif pairs:
-        return "opaque", values
-    if not math.isclose(_aggregate(kind, values), metric.value, rel_tol=1e-6, abs_tol=1e-9):
-        return "opaque", values
-    return kind, values
-
-
-def _aggregate(kind: Kind, values: Numbers) -> float:
-    if kind in ("right or wrong", "mean"):
-        return float(values.mean())
-    nats = -float(values[:, 0].sum() / values[:, 1].sum())
-    return math.exp(nats) if kind == "perplexity" else nats / math.log(2)
-
-
-def _pooled(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterator[MetricColumn]:
-    """A group's columns: one for each metric that all its tasks have, over all their questions."""
-    for name in dict.fromkeys(column.key[1] for column in columns):
-        parts = [column for column in columns if column.key[1] == name]
-        kinds = {column.kind for column in parts}
-        if len(parts) < n_tasks or "opaque" in kinds or len(kinds - {"right or wrong", "mean"}) > 1:
-            continue
-        kind = parts[0].kind if len(kinds) == 1 else "mean"
-        values, n = np.concatenate([part.values for part in parts]), sum(part.n for part in parts)
-        value = _aggregate(kind, values)
-        yield MetricColumn((entry, name), kind, n, value, parts[0].higher_is_better, _chance(parts), values)
-
-
-def _chance(parts: Iterable[MetricColumn]) -> float | None:
-    """A group's chance level: the mean over all questions, or None if a task has none."""
-    total, n = 0.0, 0
-    for part in parts:
-        if part.chance is None:
-            return None
-        total, n = total + part.chance * part.n, n + part.n
-    return total / n
-
-
-# ---- pairs -------------------------------------------------------------------------------------------
+    return tuple(_difference(one, two, margin) for one, two in pairs if _comparable(one, two))
 
 
 def _refuse_other_questions(baseline: Evaluation, other: Evaluation) -> None:
@@ -219,32 +97,30 @@ def _comparable(one: MetricColumn, two: MetricColumn) -> bool:
     return one.n > 1 or one.kind == two.kind == "right or wrong"
 
 
-def _compare(one: MetricColumn, two: MetricColumn, margin: float) -> Comparison:
-    lost = gained = 0
-    p: float | None = None
-    if one.kind == two.kind == "right or wrong":
-        lost = int(((one.values == 1) & (two.values == 0)).sum())
-        gained = int(((one.values == 0) & (two.values == 1)).sum())
-        p = statistics.mcnemar_p(lost, gained)
-        delta = statistics.paired_proportions_interval(lost, gained, one.n)
-    else:
-        delta = _delta(one, two)
+def _difference(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
     allowed = margin * _margin_unit(one, two)
-    verdict = _verdict(one, delta, p, allowed)
-    return Comparison(
-        task=one.key[0], metric=one.key[1], n=one.n, baseline=one.value, value=two.value, delta=delta,
-        lost=lost, gained=gained, mcnemar_p=p, verdict=verdict,
-        questions_needed=_needed(delta, one.n, (lost, gained) if p is not None else None, allowed)
-        if verdict == "too few questions" else None,
-    )  # fmt: skip
-
-
-def _delta(one: MetricColumn, two: MetricColumn) -> Interval:
+    if one.kind == two.kind == "right or wrong":
+        return _flipped(one, two, allowed)
     if one.kind == "perplexity":
-        return statistics.perplexity_change(one.values[:, 0], two.values[:, 0], one.values[:, 1])
-    if one.kind == "bits":
-        return statistics.bits_change(one.values[:, 0], two.values[:, 0])
-    return statistics.paired_means_interval(one.values, two.values)
+        texts = (one.values[:, 0], two.values[:, 0], one.values[:, 1])
+        delta, p = statistics.perplexity_change(*texts), statistics.perplexity_change_p(*texts)
+    elif one.kind == "bits":
+        nats = (one.values[:, 0], two.values[:, 0])
+        delta, p = statistics.bits_change(*nats), statistics.bits_change_p(*nats)
+    else:
+        values = (one.values, two.values, one.groups)
+        delta, p = statistics.paired_means_interval(*values), statistics.paired_means_p(*values)
+    return PairedDifference(one, two, delta, p, allowed)
+
+
+def _flipped(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
+    """Answers that are right or wrong; with groups, counts are those of as many questions as they are worth."""
+    lost = int(((one.values == 1) & (two.values == 0)).sum())
+    gained = int(((one.values == 0) & (two.values == 1)).sum())
+    effect = statistics.design_effect(two.values - one.values, one.groups)
+    delta = statistics.paired_proportions_interval(lost / effect, gained / effect, one.n / effect)
+    p = statistics.mcnemar_p(round(lost / effect), round(gained / effect))
+    return PairedDifference(one, two, delta, p, margin, (lost, gained), effect)
 
 
 def _margin_unit(one: MetricColumn, two: MetricColumn) -> float:
@@ -253,19 +129,3 @@ def _margin_unit(one: MetricColumn, two: MetricColumn) -> float:
         return 1.0
     values = np.concatenate([one.values, two.values])
     return 1.0 if values.min() >= 0 and values.max() <= 1 else abs(one.value) or 1.0
-
-
-def _verdict(one: MetricColumn, delta: Interval, p: float | None, margin: float) -> Verdict:
-    if one.chance is not None and one.interval.low <= one.chance:
-        return "no signal"
-    if delta.low >= -margin and delta.high <= margin:
-        return "same"  # even if the interval excludes 0: a difference within the margin does not matter
-    if (delta.low > 0 or delta.high < 0) and (p is None or p < 1 - CONFIDENCE):
-        return "better" if (delta.value > 0) == one.higher_is_better else "worse"
-    return "too few questions"
-
-
-def _needed(delta: Interval, n: int, flips: tuple[int, int] | None, margin: float) -> int:
-    if flips is not None:
-        return statistics.questions_needed_for_proportions(*flips, n, margin)
-    return statistics.questions_needed_for_means(delta, n, margin)

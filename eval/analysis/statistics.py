@@ -1,4 +1,4 @@
-"""The statistics of the report: 95 % intervals, McNemar's exact test, and the number of questions needed.
+"""The statistics of the report: 95 % intervals, McNemar's exact test, t tests.
 
 Two files answer the same questions, so differences are paired: only questions that flip say anything about the
 difference. Two independent intervals would be several times too wide.
@@ -9,7 +9,8 @@ difference. Two independent intervals would be several times too wide.
 | a mean, a mean of differences | t interval | Student, Biometrika 6 (1908) 1 |
 | a difference of paired proportions | score interval | Tango, Statistics in Medicine 17 (1998) 891 |
 | whether flips favour one side | exact binomial test | McNemar, Psychometrika 12 (1947) 153 |
-| perplexities and their ratio | linearised ratio of sums | Cochran, Sampling Techniques (1977), ch. 6 |
+| perplexities and their ratio | jackknifed ratio of sums over documents | Cochran, Sampling Techniques (1977), ch. 6 |
+| questions in groups (one passage) | design effect | Rao and Scott, Biometrics 48 (1992) 577 |
 
 Tango's interval inverts McNemar's test, and keeps its coverage with few questions and few flips, where Wald's and the
 bootstrap's collapse to a point (though 20 questions without a flip prove nothing). Fagerland, Lydersen and Laake,
@@ -19,28 +20,46 @@ Statistics in Medicine 33 (2014) 2850, compare it with eight others and recommen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantyard.metrics.intervals import Z
-from quantyard.protocol.measurements import CONFIDENCE, Interval
+from quantyard.metrics.intervals import Z, estimate_interval, normal_share_below, t_share_within, wilson_interval
+from quantyard.protocol.measurements import Estimate, Interval
 
 Numbers = NDArray[np.float64]
-_LARGE_DF: Final = 10_000  # from here on the quantile is within 0.02 % of the normal one
+Groups = Sequence[int]  # of each question, the group of questions about one passage
 _BISECTIONS: Final = 60
+_MANY: Final = 1000  # degrees of freedom from which on t is normal to four digits
 
 
 # ---- one file ----------------------------------------------------------------------------------------
 
 
-def mean_interval(values: Numbers) -> Interval:
-    """The t interval of a mean, in the unit of `values`; a point if there is only one value."""
-    mean = float(values.mean())
-    return _around(mean, _standard_error(values))
+def mean_interval(values: Numbers, groups: Groups | None = None) -> Interval:
+    """The t interval of a mean, in the unit of `values`; a point if there is only one value or one group."""
+    return _ratio_interval(values, np.ones_like(values), groups)
+
+
+def proportion_interval(right: Numbers, groups: Groups | None = None) -> Interval:
+    """Wilson's interval of the share of ones; with groups, of as many questions as they are worth."""
+    worth = 1 / design_effect(right, groups)
+    return wilson_interval(float(right.sum()) * worth, len(right) * worth)
+
+
+def design_effect(values: Numbers, groups: Groups | None) -> float:
+    """How many questions in groups say as much as one independent question; 1 at least.
+
+    The variance of their mean over that of independent questions, and the square of t over z for as few groups. Counts
+    divided by it may be used as those of independent questions. Source: Rao and Scott, Biometrics 48 (1992) 577.
+    """
+    if groups is None or len(values) < 2 or float(np.ptp(values)) == 0:
+        return 1.0
+    grouped = mean_interval(values, groups)
+    independent = Z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return max(1.0, ((grouped.high - grouped.value) / independent) ** 2)
 
 
 def perplexity_interval(loglikelihoods: Numbers, weights: Numbers) -> Interval:
@@ -67,7 +86,7 @@ def paired_proportions_interval(lost: float, gained: float, n: float, z: float =
     return Interval(value=difference, low=low, high=high)
 
 
-def paired_means_interval(baseline: Numbers, other: Numbers) -> Interval:
+def paired_means_interval(baseline: Numbers, other: Numbers, groups: Groups | None = None) -> Interval:
     """The t interval of the mean of other - baseline.
 
     If all differences are equal, their standard error is 0. The interval is then as wide as Tango's without flips,
@@ -76,7 +95,7 @@ def paired_means_interval(baseline: Numbers, other: Numbers) -> Interval:
     differences = other - baseline
     mean = float(differences.mean())
     if len(differences) > 1 and float(np.ptp(differences)) > 0:
-        return _around(mean, _standard_error(differences))
+        return mean_interval(differences, groups)
     both = np.concatenate([baseline, other])
     half = max(1.0, float(np.ptp(both))) * Z * Z / (len(differences) + Z * Z)
     return Interval(value=mean, low=mean - half, high=mean + half)
@@ -92,6 +111,22 @@ def bits_change(baseline: Numbers, other: Numbers) -> Interval:
     return _mapped(_ratio_interval(-other, -baseline), lambda ratio: ratio - 1)
 
 
+def paired_means_p(baseline: Numbers, other: Numbers, groups: Groups | None = None) -> float:
+    """The two-sided t test of the mean of other - baseline."""
+    differences = other - baseline
+    return _t_p(_ratio_estimate(differences, np.ones_like(differences), groups), 0.0, len(differences))
+
+
+def perplexity_change_p(baseline: Numbers, other: Numbers, weights: Numbers) -> float:
+    """The two-sided t test of the logarithm of the ratio of two perplexities."""
+    return _t_p(_ratio_estimate(baseline - other, weights), 0.0, len(weights))
+
+
+def bits_change_p(baseline: Numbers, other: Numbers) -> float:
+    """The two-sided t test of the ratio of two numbers of bits per byte."""
+    return _t_p(_ratio_estimate(-other, -baseline), 1.0, len(baseline))
+
+
 def mcnemar_p(lost: int, gained: int) -> float:
     """The exact two-sided McNemar test: p under the hypothesis that a flip is lost or gained with equal probability."""
     flips, fewer = lost + gained, min(lost, gained)
@@ -100,60 +135,7 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return min(1.0, 2 * float(np.exp(log_terms).sum()))
 
 
-# ---- how many questions are needed -------------------------------------------------------------------
-
-
-def is_interval_settled(interval: Interval, margin: float) -> bool:
-    """Whether an interval allows a verdict: it excludes 0, or lies within ± margin."""
-    return interval.low > 0 or interval.high < 0 or (interval.low >= -margin and interval.high <= margin)
-
-
-def questions_needed_for_proportions(lost: int, gained: int, n: int, margin: float) -> int:
-    """The number of questions (more than `n`) that would settle the verdict, if flips occur at the observed rates.
-
-    With the observed difference d, the interval's half width h must shrink to |d| (it excludes 0, and McNemar's test
-    must agree) or to margin - |d| (it lies within the margin), whichever comes first: max(|d|, margin - |d|).
-    The interval itself is computed for counts scaled to m questions, because with few flips its width is not
-    proportional to 1/√m. Without any flips, z² (1 - margin) / margin questions are needed: 381 for a margin of 1 %.
-    """
-
-    def enough(m: int) -> bool:
-        more_lost, more_gained = lost * m / n, gained * m / n
-        interval = paired_proportions_interval(more_lost, more_gained, m)
-        leaves_out_0 = interval.low > 0 or interval.high < 0
-        agrees = not leaves_out_0 or mcnemar_p(round(more_lost), round(more_gained)) < 1 - CONFIDENCE
-        return is_interval_settled(interval, margin) and (agrees or max(-interval.low, interval.high) <= margin)
-
-    return _first(enough, n + 1)
-
-
-def questions_needed_for_means(interval: Interval, n: int, margin: float) -> int:
-    """The same for intervals whose width is proportional to 1/√m: m = n (h / max(|d|, margin - |d|))²."""
-    half = (interval.high - interval.low) / 2
-    target = max(abs(interval.value), margin - abs(interval.value))
-    return max(n + 1, math.ceil(n * (half / target) ** 2))
-
-
 # ---- the parts ---------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def t_quantile(df: int) -> float:
-    """The t for which ±t contains 95 % of Student's distribution with `df` degrees of freedom."""
-    return _root(lambda t: CONFIDENCE - _t_within(t, min(df, _LARGE_DF)), 0.0, 13.0)  # 12.7 for df = 1
-
-
-def _t_within(t: float, df: int) -> float:
-    """P(|T| < t): the finite series 26.7.3 and 26.7.4 of Abramowitz and Stegun."""
-    angle = math.atan(t / math.sqrt(df))
-    odd = df % 2
-    k = np.arange(1, (df - odd) // 2)
-    ratios = (2 * k - 1 + odd) / (2 * k + odd) * math.cos(angle) ** 2
-    series = 1.0 + float(np.cumprod(ratios).sum())
-    if not odd:
-        return math.sin(angle) * series
-    tail = math.sin(angle) * math.cos(angle) * series if df > 1 else 0.0
-    return 2 / math.pi * (angle + tail)
 
 
 def _tango(lost: float, gained: float, n: float, d: float) -> float:
@@ -170,23 +152,41 @@ def _tango(lost: float, gained: float, n: float, d: float) -> float:
     return excess / math.sqrt(variance)
 
 
-def _ratio_interval(numerators: Numbers, denominators: Numbers) -> Interval:
-    """Σ numerators / Σ denominators over documents, each a pair, with the delta method's standard error."""
-    ratio = float(numerators.sum() / denominators.sum())
-    residuals = numerators - ratio * denominators
-    return _around(ratio, _standard_error(residuals, abs(float(denominators.mean()))))
+def _ratio_interval(numerators: Numbers, denominators: Numbers, groups: Groups | None = None) -> Interval:
+    return estimate_interval(_ratio_estimate(numerators, denominators, groups))
 
 
-def _standard_error(values: Numbers, per: float = 1.0) -> tuple[float, int]:
-    """Standard error of the mean of `values`, divided by `per`; and how many there are."""
-    n = len(values)
-    return (float(values.std(ddof=1)) / math.sqrt(n) / per if n > 1 else 0.0), n
+def _ratio_estimate(numerators: Numbers, denominators: Numbers, groups: Groups | None = None) -> Estimate:
+    """Σ numerators / Σ denominators over documents, each a pair; those of one group count as one cluster.
+
+    The standard error is the jackknife's, which leaves each cluster out once, and the degrees of freedom are Kish's
+    effective number of clusters less one, (Σ w)² / Σ w² - 1 of the denominators w (Survey Sampling, 1965, ch. 8): a
+    text with one long document among short ones says little more than that one. A single cluster has no error.
+    """
+    over, under = _summed(numerators, groups), _summed(denominators, groups)
+    ratio, n = float(over.sum() / under.sum()), len(over)
+    if n == 1:
+        return Estimate(value=ratio, stderr=0.0)
+    without, weights = (over.sum() - over) / (under.sum() - under), np.abs(under)
+    stderr = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    return Estimate(value=ratio, stderr=stderr, df=max(1.0, effective - 1))
 
 
-def _around(value: float, error: tuple[float, int]) -> Interval:
-    stderr, n = error
-    half = t_quantile(n - 1) * stderr if stderr > 0 else 0.0
-    return Interval(value=value, low=value - half, high=value + half)
+def _t_p(found: Estimate, null: float, n: int) -> float:
+    """Student's two-sided test; of `n` differences that are all alike, the sign test's p."""
+    if found.stderr == 0 or found.df is None:
+        return 2.0 ** (1 - n) if found.value != null else 1.0
+    t, df = abs(found.value - null) / found.stderr, math.floor(found.df)
+    return 2 * normal_share_below(-t) if df > _MANY else max(0.0, 1 - t_share_within(t, df))
+
+
+def _summed(values: Numbers, groups: Groups | None) -> Numbers:
+    """The sum of each group, in any order; the values themselves where there are no groups."""
+    if groups is None:
+        return values
+    _, which = np.unique(np.asarray(groups), return_inverse=True)
+    return np.asarray(np.bincount(which, weights=values))
 
 
 def _mapped(interval: Interval, rising: Callable[[float], float]) -> Interval:
@@ -208,17 +208,6 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if falling(middle) > 0 else (low, middle)
     return (low + high) / 2
-
-
-def _first(enough: Callable[[int], bool], start: int) -> int:
-    """The smallest number from `start` on for which `enough` holds; `enough` must be monotonic."""
-    low, high = start - 1, start
-    while not enough(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
 
 
 def as_float64(values: Any) -> Numbers:

@@ -15,21 +15,18 @@ from quantyard.formatting.numbers import DASH
 from quantyard.metrics.headline_metrics import headline_scores, is_perplexity_metric
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
+from quantyard.metrics.verdicts import open_verdict_note, verdict_legend
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score, SelfCheck
 
 _HOW_TO_READ = """\
 Every file answered the same questions as the baseline, so differences are paired. *Lost* questions were right on the
 baseline and wrong here, *gained* ones the other way round. Intervals are 95 %: Wilson's for a score, Tango's for a
-difference of right-or-wrong answers, t intervals for real-valued scores, the delta method over documents for
-perplexities. p is McNemar's exact test.
+difference of right-or-wrong answers, t intervals for real-valued scores, a jackknife over documents for perplexities.
+Questions about one passage count as a cluster; a group's row pools all questions of its tasks. p is that of McNemar's
+exact test, or of Student's for other scores, after Holm's correction over all comparisons of this report: the chance
+that any "worse" or "better" in it is false is at most 5 %.
 
-- **same**: the whole interval lies within ±{margin}.
-- **worse**, **better**: the interval extends beyond that and excludes 0; right-or-wrong answers also need p < 0.05.
-- **too few questions**: none of these; in brackets, how many questions would settle it if the rates stay the same.
-- **no signal**: the baseline is not distinguishable from guessing, so the task decides nothing.
-
-Up to one in twenty comparisons between files that do not differ shows a difference by chance. Questions are treated as
-independent; a group's row pools all questions of its tasks."""
+{verdicts}"""
 _CHECKED = """\
 The self-check ran before the first task. Differences are between log-probabilities, in nats per token; noise is the
 difference between two ways of computing the same value."""
@@ -38,7 +35,8 @@ difference between two ways of computing the same value."""
 def render_report_markdown(report: EvalReport) -> str:
     """The whole report."""
     parts = [_head(report), render_report_sentences(report), _files(report), *_tasks(report), _self_check(report)]
-    reading = _HOW_TO_READ.format(margin=numbers.format_margin(report.suite.margin))
+    legend = verdict_legend(report).items()
+    reading = _HOW_TO_READ.format(verdicts="\n".join(f"- **{verdict}**: {meaning}." for verdict, meaning in legend))
     if any(m.comparisons for m in report.measurements):
         parts.append(f"## How to read this\n\n{reading}")
     parts.append(_not_measured(report))
@@ -173,13 +171,13 @@ def _task_row(c: Comparison, chance: float | None) -> list[str]:
         c.task, c.metric, _verdict(c), numbers.format_count(c.n), *value,
         str(numbers.format_delta_interval(c.delta, kind)),
         f"{c.lost} / {c.gained}" if is_paired else DASH,
-        DASH if c.mcnemar_p is None else numbers.format_p_value(c.mcnemar_p),
+        DASH if c.adjusted_p is None else numbers.format_p_value(c.adjusted_p),
     ]  # fmt: skip
 
 
 def _verdict(c: Comparison) -> str:
-    if c.questions_needed:
-        return f"too few questions ({numbers.format_forecast_count(c.questions_needed)})"
+    if note := open_verdict_note(c):
+        return f"too few questions ({note})"
     return f"**{c.verdict}**" if c.verdict in ("worse", "better") else c.verdict
 
 

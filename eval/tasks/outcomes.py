@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from lm_eval.loggers import EvaluationTracker
 
+from eval.tasks.passages import question_groups
 from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.measurements import MetricOutcome, TaskOutcome
 
@@ -43,6 +44,7 @@ def _outcome(results: Any, leaf: LeafTask, duration_s: float) -> TaskOutcome:
         output_type=leaf.output_type,  # type: ignore[arg-type]
         num_fewshot=leaf.num_fewshot, n=len(first_filter), chance=_chance(leaf, first_filter),
         doc_hashes=tuple(sample["doc_hash"] for sample in first_filter),
+        groups=question_groups([sample["doc"] for sample in first_filter]),
         metrics=tuple(_metrics(results, leaf.name)), duration_s=duration_s,
     )
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from quantyard.choose.candidates import ChoiceCandidate
 from quantyard.metrics.choice import best_file
-from quantyard.metrics.intervals import Z
+from quantyard.metrics.intervals import estimate_quantile
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ def nearest_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudge
 
 def candidate_half_width(found: ChoiceCandidate) -> float:
     """Half of the 95 % interval of its quality."""
-    return Z * found.quality.stderr
+    return estimate_quantile(found.quality) * found.quality.stderr
 

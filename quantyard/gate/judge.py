@@ -29,7 +29,7 @@ from quantyard.gate.sample_size import (
     gate_sample_size,
 )
 from quantyard.metrics.headline_metrics import headline_entry, metric_rank
-from quantyard.metrics.intervals import mapped_interval, normal_interval, normal_quantile, wilson_interval
+from quantyard.metrics.intervals import estimate_interval, mapped_interval, normal_quantile, wilson_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
 from quantyard.protocol.measurements import Comparison, EvalReport, Interval, Measurement
@@ -118,10 +118,11 @@ def _ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     if divergence is None or ratio is None:
         yield _relative(file, name, limit)
         return
-    interval = mapped_interval(normal_interval(ratio, file.z), lambda ln: 100 * math.expm1(ln))
+    interval = estimate_interval(ratio, file.budget.confidence)
     distance = abs(math.log1p(limit / 100) - ratio.value)
-    tokens = gate_sample_size(divergence.n_tokens, file.z * ratio.stderr, distance)
-    yield _within(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
+    tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, distance)
+    change = mapped_interval(interval, lambda ln: 100 * math.expm1(ln))
+    yield _within(file, name, limit, change, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
 def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
@@ -130,10 +131,9 @@ def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     if divergence is None or kld is None:
         yield _relative(file, name, limit)
         return
-    tokens = gate_sample_size(divergence.n_tokens, file.z * kld.stderr, abs(limit - kld.value))
-    yield _within(
-        file, name, limit, normal_interval(kld, file.z), words.gate_tokens_needed(tokens, divergence.n_tokens)
-    )
+    interval = estimate_interval(kld, file.budget.confidence)
+    tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, abs(limit - kld.value))
+    yield _within(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
 def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:

@@ -24,10 +24,17 @@ class Interval(Frozen):
 
 
 class Estimate(Frozen):
-    """A mean and its standard error."""
+    """A mean and its standard error.
+
+    Neighbouring tokens are not independent, so the standard error of a mean over tokens is that of the clusters that
+    the text was cut into, and `df` is their number less one (None: not known, large). `clusters` are what the clusters
+    say each; their mean is `value`, so that two files can be compared cluster by cluster.
+    """
 
     value: float
     stderr: float
+    df: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    clusters: Annotated[tuple[float, ...], Field(exclude_if=lambda value: not value)] = ()
 
 
 class FileFacts(Frozen):
@@ -81,6 +88,7 @@ class TaskOutcome(Frozen):
     n: int  # questions
     chance: float | None  # the accuracy of guessing: mean of 1 / choices; None if there are no choices
     doc_hashes: tuple[str, ...]  # lm-eval's, to pair questions across files
+    groups: Annotated[tuple[int, ...], Field(exclude_if=lambda value: not value)] = ()  # questions about one passage
     metrics: tuple[MetricOutcome, ...]
     duration_s: float
 
@@ -196,6 +204,8 @@ class Comparison(Frozen):
     lost: int  # questions right on the baseline and wrong on the file; 0 for metrics that are not right-or-wrong
     gained: int
     mcnemar_p: float | None  # exact, two-sided; None for metrics that are not right-or-wrong
+    # p of the test that decides, after Holm's correction over the report's comparisons; None: no signal, or 0.1.0's
+    adjusted_p: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
     verdict: Verdict
     questions_needed: int | None = None  # how many would settle the verdict "too few questions"
 

@@ -21,6 +21,7 @@ from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
 from quantyard.metrics.plots.panels import MAX_PANELS, plot_divergence, plot_forest, plot_speed
 from quantyard.metrics.plots.tradeoff import plot_tradeoffs
+from quantyard.metrics.verdicts import verdict_legend
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.answer import page_answer, page_figures, page_links
 from quantyard.report_page.sentences import page_facts, page_notes
@@ -78,6 +79,7 @@ def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]
         "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),
         "divergence": plot_divergence(files),
         "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": format_margin(report.suite.margin),
+        "legend": verdict_legend(report),
     }  # fmt: skip
 
 

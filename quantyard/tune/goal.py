@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_as_written, format_bytes, format_exact_bytes, format_kld
-from quantyard.metrics.intervals import normal_interval
+from quantyard.metrics.intervals import estimate_interval
 from quantyard.plan.imatrix import plan_kld_difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
@@ -115,7 +115,7 @@ class HeldOutFile:
         """Mean KL divergence from the unquantized model, nats, 95 %."""
         found = self.divergence.mean_kld
         assert found is not None, "it was compared with a baseline"
-        return normal_interval(found)
+        return estimate_interval(found)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from eval.analysis.chunks import OUR_PROSE, DivergenceText, read_divergence_text
-from eval.analysis.kl_divergence import divergence_comparison, perplexity_estimate
+from eval.analysis.kl_divergence import divergence_comparison, perplexity_value
 from eval.divergence import (
     divergence_chunks,
     divergence_rolling_perplexity,
@@ -176,7 +176,7 @@ def test_rolling_perplexity_scores_every_token_of_every_document_once(tiny_model
             log_p = plain_logprobs(tiny_model, tokens[first:end])[start - first :]
             nll += (-log_p[np.arange(end - start), tokens[start + 1 : end + 1]]).tolist()
     found = divergence_rolling_perplexity(tiny_model, requests, ONE_THREAD, lambda _done: None)
-    assert found == pytest.approx(perplexity_estimate(np.array(nll)).value, rel=NOISE)
+    assert found == pytest.approx(perplexity_value(np.array(nll)), rel=NOISE)
 
 
 def test_rolling_reads_as_many_windows_as_there_may_be_chunks(tiny_model: GgufModel) -> None:
@@ -203,7 +203,7 @@ def test_a_recurrent_model_begins_every_chunk_anew(demo_gguf: Demo, tmp_path: Pa
         both = divergence_side_by_side([model, again], cut, ONE_THREAD, lambda _done: None)
         second = divergence_side_by_side([model], cut[1:], ONE_THREAD, lambda _done: None)
     np.testing.assert_allclose(both.baseline_nll()[31:], second.baseline_nll(), atol=NOISE_NATS)
-    assert divergence_comparison(both.models()[0], both.baseline_nll())["mean_kld"].value < NOISE
+    assert divergence_comparison(both.models()[0], both.baseline_nll(), 1)["mean_kld"].value < NOISE
 
 
 # ---- the stage ---------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_the_demo_model_diverges_more_in_four_bits_than_in_eight(demo_gguf: Demo
         models = [base, eight, four]
         cut = divergence_chunks(models, PROSE.whole, DivergenceSettings(n_ctx=256, n_chunks=2))
         rows = divergence_side_by_side(models, cut, ONE_THREAD, lambda _done: None)
-    in_eight, in_four = (divergence_comparison(values, rows.baseline_nll()) for values in rows.models())
+    in_eight, in_four = (divergence_comparison(values, rows.baseline_nll(), 1) for values in rows.models())
     assert 0 < in_eight["mean_kld"].value < 0.02 < in_four["mean_kld"].value < 0.2
     assert in_eight["top1_agreement"].value > in_four["top1_agreement"].value > 0.7
     assert in_eight["rms_delta_p"].value < in_four["rms_delta_p"].value

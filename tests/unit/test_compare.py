@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.analysis.paired import NotComparable, compare_evaluations, evaluation_scores
+from eval.analysis.columns import evaluation_scores
+from eval.analysis.paired import NotComparable
+from eval.analysis.verdicts import compare_evaluations
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.evaluation import Suite, TaskEntry
 from quantyard.protocol.measurements import Comparison, Evaluation, TaskOutcome
@@ -17,7 +19,7 @@ from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
 
 def _one(base: TaskOutcome, other: TaskOutcome, margin: float = 0.01) -> Comparison:
-    (comparison,) = compare_evaluations(evaluation("BF16", base), evaluation("Q4_K_M", other), margin)
+    ((comparison,),) = compare_evaluations(evaluation("BF16", base), [evaluation("Q4_K_M", other)], margin)
     return comparison
 
 
@@ -58,9 +60,9 @@ def test_the_same_questions_in_another_order_are_refused() -> None:
 def test_a_task_that_only_one_file_was_asked_is_refused() -> None:
     arc, piqa = outcome("arc", right_or_wrong([1])), outcome("piqa", right_or_wrong([1]))
     with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was run on BF16 but not on Q8_0"):
-        compare_evaluations(evaluation("BF16", arc, piqa), evaluation("Q8_0", arc), 0.01)
+        compare_evaluations(evaluation("BF16", arc, piqa), [evaluation("Q8_0", arc)], 0.01)
     with pytest.raises(NotComparable, match=r"Task piqa \(0-shot\) was run on Q8_0 but not on BF16"):
-        compare_evaluations(evaluation("BF16", arc), evaluation("Q8_0", arc, piqa), 0.01)
+        compare_evaluations(evaluation("BF16", arc), [evaluation("Q8_0", arc, piqa)], 0.01)
 
 
 def test_other_shots_and_other_versions_are_other_questions() -> None:
@@ -139,12 +141,12 @@ def test_a_metric_whose_value_does_not_follow_from_its_questions_has_a_score_and
     both = evaluation("BF16", outcome("cola", f1, mcc))
     assert [(s.metric, s.result.value) for s in evaluation_scores(both)] == [("f1", 0.66), ("mcc", 0.31)]
     assert evaluation_scores(both)[0].result.high == pytest.approx(0.66 + 1.96 * 0.05, abs=1e-4)
-    assert compare_evaluations(both, both, 0.01) == ()
+    assert compare_evaluations(both, [both], 0.01) == [()]
 
 
 def test_a_perplexity_of_one_document_is_not_compared_for_it_has_no_interval() -> None:
     one = outcome("wikitext", metric("word_perplexity", [(-30.0, 10.0)], higher=False))
-    assert compare_evaluations(evaluation("BF16", one), evaluation("Q8_0", one), 0.01) == ()
+    assert compare_evaluations(evaluation("BF16", one), [evaluation("Q8_0", one)], 0.01) == [()]
 
 
 def test_filters_are_told_apart_and_standard_errors_left_out() -> None:
@@ -231,7 +233,7 @@ def _group(label: str, lost: int) -> Evaluation:
 
 
 def test_a_group_is_compared_over_all_its_questions_under_its_own_name() -> None:
-    found = {c.task: c for c in compare_evaluations(_group("BF16", 8), _group("Q4_K_M", 8), 0.01)}
+    found = {c.task: c for c in compare_evaluations(_group("BF16", 8), [_group("Q4_K_M", 8)], 0.01)[0]}
     assert list(found) == ["mmlu", "mmlu_anatomy", "mmlu_law", "mmlu_physics", "piqa"]
     assert (found["mmlu"].n, found["mmlu"].lost, found["mmlu"].gained) == (450, 24, 3)
     assert found["mmlu"].baseline == pytest.approx(180 / 450)

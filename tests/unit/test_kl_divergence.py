@@ -21,10 +21,13 @@ from eval.analysis.kl_divergence import (
     DivergenceRows,
     TokenValues,
     chunk_segments,
+    cluster_means,
     divergence_comparison,
     mean_estimate,
     perplexity_estimate,
+    perplexity_value,
 )
+from quantyard.metrics.intervals import estimate_interval, interval_difference
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import StageFailure
@@ -82,7 +85,7 @@ def test_the_divergence_of_a_very_good_quant_is_not_lost_in_rounding(noise: floa
 def test_a_model_does_not_diverge_from_itself() -> None:
     x = logits(5)
     rows = rows_of(x, x)
-    found = divergence_comparison(rows.models()[0], rows.baseline_nll())
+    found = divergence_comparison(rows.models()[0], rows.baseline_nll(), 1)
     assert found["mean_kld"].value == 0 and found["kld_percentiles"]["100"] == 0
     assert found["top1_agreement"].value == 1 and found["top1_agreement"].stderr == 0
     assert found["ln_perplexity_ratio"].value == 0 and found["ln_perplexity_ratio"].stderr == 0
@@ -162,41 +165,92 @@ def test_a_logit_that_is_no_number_is_refused(bad: float, whose: str) -> None:
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
-    assert perplexity_estimate(rows_of(np.zeros((40, N_VOCAB), np.float32)).baseline_nll()).value == pytest.approx(
-        N_VOCAB
-    )
+    assert perplexity_value(rows_of(np.zeros((40, N_VOCAB), np.float32)).baseline_nll()) == pytest.approx(N_VOCAB)
 
 
-def test_errors_are_those_of_llama_perplexity() -> None:
-    """Its sums of values, squares and products, written out."""
+def test_errors_are_those_of_the_texts_clusters() -> None:
+    """Sums of residuals of each cluster, written out; the values are those of llama-perplexity."""
     x, y = logits(18, n_rows=300), near(logits(18, n_rows=300), 19, 0.5)
     rows = rows_of(x, y)
     (values,), base = rows.models(), rows.baseline_nll()
-    found, n = divergence_comparison(values, base), len(base)
+    found, n, n_clusters = divergence_comparison(values, base, 10), len(base), 10
 
     def uncertainty(v: npt.NDArray[np.float64]) -> float:
-        return math.sqrt(((v * v).sum() / n - (v.sum() / n) ** 2) / (n - 1))
+        totals = (v - v.mean()).reshape(n_clusters, -1).sum(axis=1)
+        return math.sqrt(n_clusters / (n_clusters - 1) * (totals**2).sum()) / n
 
-    covariance = ((values.nll * base).sum() / n - values.nll.sum() / n * base.sum() / n) / (n - 1)
-    ratio_error = math.sqrt(uncertainty(values.nll) ** 2 + uncertainty(base) ** 2 - 2 * covariance)
-    agreement = values.same_top.mean()
     squares = values.delta_p**2
-    ppl = perplexity_estimate(values.nll)
+    ppl = perplexity_estimate(values.nll, 10)
     assert ppl.value == pytest.approx(math.exp(values.nll.mean()))
     assert ppl.stderr == pytest.approx(ppl.value * uncertainty(values.nll))
     assert found["ln_perplexity_ratio"].value == pytest.approx(math.log(ppl.value / found["baseline_perplexity"].value))
-    assert found["ln_perplexity_ratio"].stderr == pytest.approx(ratio_error)
+    assert found["ln_perplexity_ratio"].stderr == pytest.approx(uncertainty(values.nll - base))
     assert found["mean_kld"].stderr == pytest.approx(uncertainty(values.kld))
-    assert found["top1_agreement"].stderr == pytest.approx(math.sqrt(agreement * (1 - agreement) / (n - 1)))
+    assert found["mean_kld"].clusters == pytest.approx(values.kld.reshape(10, -1).mean(axis=1))
+    assert found["top1_agreement"].stderr == pytest.approx(uncertainty(values.same_top.astype(float)))
     assert found["mean_delta_p"].stderr == pytest.approx(uncertainty(values.delta_p))
     assert found["rms_delta_p"].value == pytest.approx(math.sqrt(squares.mean()))
     assert found["rms_delta_p"].stderr == pytest.approx(0.5 / math.sqrt(squares.mean()) * uncertainty(squares))
+    assert {found[name].df for name in ("mean_kld", "rms_delta_p", "baseline_perplexity")} == {9}
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "n_chunks", "clusters"), [(2048, 8, 8), (256, 1, 8), (768, 3, 9), (25_600, 100, 64), (5, 1, 5)]
+)
+def test_a_short_text_has_eight_clusters_a_long_one_at_most_64(n_tokens: int, n_chunks: int, clusters: int) -> None:
+    values = np.random.default_rng(1).random(n_tokens)
+    of = cluster_means(values, n_chunks)
+    assert len(of) == clusters
+    assert of.mean() == pytest.approx(values.mean())
+
+
+def _chunked_klds(rng: np.random.Generator, n_chunks: int) -> npt.NDArray[np.float64]:
+    """Divergences as texts have them: skewed, alike within a passage and from token to token; their mean is 1."""
+    passage = np.repeat(rng.normal(0, 0.25, n_chunks), 256)
+    noise = rng.normal(0, 1, n_chunks * 256)
+    run = np.empty_like(noise)
+    run[0] = noise[0]
+    for i in range(1, len(noise)):
+        run[i] = 0.4 * run[i - 1] + math.sqrt(1 - 0.16) * noise[i]
+    return np.exp(passage + run - (0.25**2 + 1) / 2)
+
+
+@pytest.mark.parametrize("n_chunks", [8, 24, 100])
+def test_the_interval_of_a_mean_divergence_covers_the_truth_95_times_in_100(n_chunks: int) -> None:
+    rng, naive, clustered = np.random.default_rng(n_chunks), [], []
+    for _ in range(200):
+        values = _chunked_klds(rng, n_chunks)
+        found = estimate_interval(mean_estimate(values, n_chunks))
+        half = 1.96 * values.std() / math.sqrt(len(values))
+        clustered.append(found.low <= 1 <= found.high)
+        naive.append(abs(values.mean() - 1) <= half)
+    assert np.mean(naive) < 0.85  # tokens taken for independent
+    assert 0.91 <= np.mean(clustered) <= 0.99
+
+
+def test_the_clustered_error_is_that_of_the_block_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    values = _chunked_klds(rng, 60)
+    blocks = values.reshape(60, -1).mean(axis=1)
+    means = blocks[rng.integers(0, 60, (4000, 60))].mean(axis=1)
+    assert mean_estimate(values, 60).stderr == pytest.approx(means.std(), rel=0.05)
+
+
+def test_two_files_are_compared_cluster_by_cluster() -> None:
+    """Both diverge where the text is hard: the difference is known far better than either value."""
+    rng = np.random.default_rng(4)
+    one = _chunked_klds(rng, 24)
+    other = 1.05 * one + rng.normal(0, 0.1, len(one))
+    a, b = (mean_estimate(values, 24, keep_clusters=True) for values in (other, one))
+    apart = [mean_estimate(values, 24) for values in (other, one)]
+    assert 0 < interval_difference(a, b).low < interval_difference(a, b).value < 0.1
+    assert interval_difference(*apart).low < 0
 
 
 def test_percentiles_are_named_as_the_contract_has_them() -> None:
     n = 1001
     values = TokenValues(np.ones(n), np.arange(n) / 1000, np.zeros(n), np.ones(n, np.bool_))
-    found = divergence_comparison(values, np.ones(n))["kld_percentiles"]
+    found = divergence_comparison(values, np.ones(n), 1)["kld_percentiles"]
     assert found == pytest.approx({"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999, "100": 1.0})
 
 
@@ -204,15 +258,15 @@ def test_a_comparison_has_every_field_of_the_contract_that_needs_a_baseline() ->
     rows = rows_of(logits(20), logits(21))
     optional = {name for name, field in Divergence.model_fields.items() if not field.is_required()}
     optional -= {"duration_s", "rolling_perplexity"}
-    assert set(divergence_comparison(rows.models()[0], rows.baseline_nll())) == optional
+    assert set(divergence_comparison(rows.models()[0], rows.baseline_nll(), 1)) == optional
 
 
 def test_a_perplexity_beyond_all_numbers_is_still_a_number() -> None:
-    assert math.isfinite(perplexity_estimate(np.array([900.0, 1000.0])).value)
+    assert math.isfinite(perplexity_value(np.array([900.0, 1000.0])))
 
 
 def test_an_estimate_of_truths_is_their_share() -> None:
-    assert mean_estimate(np.array([True, True, False, True])).value == 0.75
+    assert mean_estimate(np.array([True, True, False, True]), 1).value == 0.75
 
 
 # ---- the text ----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from quantyard.cli.render.tables import FittedTable
 from quantyard.formatting import numbers
 from quantyard.gate.budgets import load_gate_budgets
 from quantyard.gate.judge import judge_gate_budgets
-from quantyard.metrics.intervals import normal_interval, ppl_change_interval
+from quantyard.metrics.intervals import estimate_interval, ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.measurements import Interval, Measurement
@@ -136,7 +136,7 @@ def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
     assert terminal["memory"] == text["peak memory"] == speeds["peak memory"] == page["Peak"]
     assert numbers.format_memory(int(said["quantyard.peak-memory-bytes"])) == terminal["memory"]
 
-    assert f"mean KLD {numbers.format_kld_interval(normal_interval(divergence.mean_kld))} is" in _gate(
+    assert f"mean KLD {numbers.format_kld_interval(estimate_interval(divergence.mean_kld))} is" in _gate(
         manifest, tmp_path, "{max_mean_kld: 1}"
     )
     assert f"perplexity {card['ΔPPL']} is within" in _gate(manifest, tmp_path, "{max_ppl_change: 50}")

@@ -14,18 +14,16 @@ from eval.analysis.statistics import (
     Z,
     bits_change,
     bits_interval,
-    is_interval_settled,
+    design_effect,
     mcnemar_p,
     mean_interval,
     paired_means_interval,
     paired_proportions_interval,
     perplexity_change,
     perplexity_interval,
-    questions_needed_for_means,
-    questions_needed_for_proportions,
-    t_quantile,
+    proportion_interval,
 )
-from quantyard.metrics.intervals import wilson_interval
+from quantyard.metrics.intervals import t_quantile, wilson_interval
 from quantyard.protocol.measurements import Interval
 
 flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).filter(lambda t: sum(t) > 0)
@@ -250,34 +248,53 @@ def test_two_equal_files_are_called_different_less_than_5_times_in_100() -> None
     assert 0 < np.mean(different) < 0.05
 
 
-# ---- how many questions would do ---------------------------------------------------------------------
+# ---- documents of unequal length, questions in groups ------------------------------------------------
 
 
-@given(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(10, 300)), st.sampled_from([0.01, 0.02, 0.05]))
-def test_that_many_questions_settle_it_and_one_less_does_not(counts: tuple[int, int, int], margin: float) -> None:
-    lost, gained, n = counts[0], counts[1], sum(counts)
-    needed = questions_needed_for_proportions(lost, gained, n, margin)
-    assert needed > n
-    at = paired_proportions_interval(lost * needed / n, gained * needed / n, needed)
-    assert is_interval_settled(at, margin)
-    before = paired_proportions_interval(lost * (needed - 1) / n, gained * (needed - 1) / n, needed - 1)
-    unsure = mcnemar_p(round(lost * (needed - 1) / n), round(gained * (needed - 1) / n)) >= 0.05
-    assert not is_interval_settled(before, margin) or unsure or needed == n + 1
+@pytest.mark.parametrize(("n", "spread"), [(6, 1.0), (12, 1.5), (30, 1.0), (60, 1.5)])
+def test_the_interval_of_a_perplexity_holds_over_documents_of_unequal_length(n: int, spread: float) -> None:
+    rng, hits = np.random.default_rng(n), []
+    for _ in range(600):
+        words = np.exp(rng.normal(6, spread, n))
+        interval = perplexity_interval(-words * rng.normal(3.0, 0.6, n), words)
+        hits.append(interval.low <= math.exp(3) <= interval.high)
+    assert 0.925 <= np.mean(hits) <= 0.985
 
 
-def test_without_a_flip_381_questions_show_that_two_files_are_within_one_per_cent() -> None:
-    assert questions_needed_for_proportions(0, 0, 100, 0.01) == 381
-    assert is_interval_settled(paired_proportions_interval(0, 0, 381), 0.01)
-    assert not is_interval_settled(paired_proportions_interval(0, 0, 380), 0.01)
+def test_the_interval_of_two_documents_is_the_hand_calculation() -> None:
+    """Documents of 1 and 3 bytes have 2 and 4 nats a byte; leaving one out gives 4 and 2; df is 16 / 10 - 1, so 1."""
+    interval = bits_interval(np.array([-2.0, -12.0]), np.array([1.0, 3.0]))
+    nats, stderr = 14 / 4, math.sqrt(1 / 2 * (1 + 1))
+    assert interval.value == pytest.approx(nats / math.log(2))
+    assert interval.high == pytest.approx((nats + t_quantile(1) * stderr) / math.log(2))
 
 
-def test_where_mcnemar_hesitates_more_questions_are_asked_for_although_the_interval_leaves_out_0() -> None:
-    assert paired_proportions_interval(7, 1, 21).high < 0
-    assert questions_needed_for_proportions(7, 1, 21, 0.01) > 21
+def _in_groups(rng: np.random.Generator, n_groups: int, rate: float) -> tuple[np.ndarray, list[int]]:
+    """Right and wrong answers to 1 to 9 questions about each of some passages, which are easy or hard as a whole."""
+    groups = [which for which in range(n_groups) for _ in range(int(rng.integers(1, 10)))]
+    easy = np.clip(rng.normal(rate, 0.3, n_groups), 0, 1)[groups]
+    return (rng.random(len(groups)) < easy).astype(float), groups
 
 
-def test_a_mean_needs_questions_by_the_square_of_its_half_width() -> None:
-    wide = Interval(value=0.0, low=-0.04, high=0.04)
-    assert questions_needed_for_means(wide, 100, 0.01) == 1600
-    seen = Interval(value=0.03, low=-0.01, high=0.07)
-    assert questions_needed_for_means(seen, 100, 0.01) == 178  # to show 0.03: (0.04 / 0.03)²
+@pytest.mark.parametrize("n_groups", [12, 40])
+def test_the_interval_of_an_accuracy_holds_where_questions_come_in_groups(n_groups: int) -> None:
+    rng, grouped, alone = np.random.default_rng(n_groups), [], []
+    truth = np.clip(rng.normal(0.6, 0.3, 400_000), 0, 1).mean()
+    for _ in range(500):
+        right, groups = _in_groups(rng, n_groups, 0.6)
+        for hits, interval in ((grouped, proportion_interval(right, groups)), (alone, proportion_interval(right))):
+            hits.append(interval.low <= truth <= interval.high)
+    assert np.mean(alone) < 0.88
+    assert 0.925 <= np.mean(grouped) <= 0.985
+
+
+def test_questions_in_groups_of_one_are_independent() -> None:
+    right = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0] * 40)
+    assert proportion_interval(right, list(range(240))).low == pytest.approx(proportion_interval(right).low, abs=5e-4)
+    assert design_effect(right, None) == 1
+
+
+def test_the_same_question_asked_four_times_counts_once() -> None:
+    right = np.repeat(np.random.default_rng(5).integers(0, 2, 200).astype(float), 4)
+    effect = design_effect(right, [i // 4 for i in range(800)])
+    assert effect == pytest.approx(4, rel=0.05)

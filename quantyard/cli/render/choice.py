@@ -23,7 +23,7 @@ from quantyard.formatting.numbers import (
     format_tokens_per_s,
 )
 from quantyard.metrics.choice import is_quality_tie
-from quantyard.metrics.intervals import interval_difference, mapped_interval, normal_interval
+from quantyard.metrics.intervals import estimate_interval, interval_difference, mapped_interval
 from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Interval
 
@@ -93,8 +93,8 @@ def _memory(found: ChoiceCandidate) -> str:
 
 def _quality(choices: ChoiceSet, found: ChoiceCandidate) -> str:
     if choices.metric != "ΔPPL":
-        return str(format_kld_interval(normal_interval(found.quality)))
-    change = mapped_interval(normal_interval(found.quality), math.expm1)
+        return str(format_kld_interval(estimate_interval(found.quality)))
+    change = mapped_interval(estimate_interval(found.quality), math.expm1)
     return DASH if change is None else str(format_change_interval(change))
 
 

@@ -14,6 +14,7 @@ from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
+from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
 
 _COLOURS = {"worse": "red", "better": "green", "same": "", "too few questions": "yellow", "no signal": "yellow"}
@@ -94,7 +95,7 @@ def terminal_measured_tasks(report: EvalReport) -> FittedTable | None:
 
 def _comparison_cells(found: Comparison) -> tuple[str, ...]:
     colour = _COLOURS[found.verdict]
-    needed = f": {numbers.format_forecast_count(found.questions_needed)} would do" if found.questions_needed else ""
+    needed = f": {note}" if (note := open_verdict_note(found)) else ""
     kind = score_metric_kind(found)
     delta = numbers.format_delta_interval(found.delta, kind)
     return (

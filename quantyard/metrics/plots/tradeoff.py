@@ -18,7 +18,7 @@ from quantyard.formatting.numbers import (
     format_kld_interval,
     format_tokens_per_s,
 )
-from quantyard.metrics.intervals import normal_interval, ppl_change_interval
+from quantyard.metrics.intervals import estimate_interval, ppl_change_interval
 from quantyard.metrics.pareto import ParetoEntry, pareto_beaten_by, pareto_standings
 from quantyard.metrics.plots.axes import (
     AxisScale,
@@ -140,7 +140,7 @@ def _distances(files: Sequence[PlottedFile]) -> list[PlotQuality]:
         similar = s.found.similarity if s.found else None
         close = (similar.mean_cosine or similar.kendall_tau) if similar else None
         if close is not None and s.size_bytes:
-            of = normal_interval(Estimate(value=1 - close.value, stderr=close.stderr))
+            of = estimate_interval(Estimate(value=1 - close.value, stderr=close.stderr))
             found.append(_quality(s, of, "distance", format_kld_interval(of)))
     return found
 
@@ -150,7 +150,7 @@ def _klds(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
         if kld is not None and s.size_bytes:
-            of = normal_interval(kld)
+            of = estimate_interval(kld)
             found.append(_quality(s, of, "mean KLD", format_kld_interval(of)))
     return found
 
