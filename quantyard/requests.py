@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from quantyard.protocol.builder import OutType, Parity, Parts
 from quantyard.quants.catalog import Quant
@@ -77,6 +77,17 @@ class PackRequest:
     push: bool
 
 
+# What a publication may do once the user agrees, by the names that AGREE takes. To add one: add a row, and a function
+# in publish/objections.py that finds it.
+OBJECTIONS: Final = {
+    "card": "replace a card that somebody wrote or edited",
+    "files": "replace other files that Quantyard did not put there",
+    "old-files": "leave older files of the same types beside the new ones",
+    "private-source": "name a private source on a public card",
+    "open-registry": "push files of a gated source to a registry, which has no gate",
+}
+
+
 @dataclass(frozen=True)
 class PublishRequest:
     """Where a release is published, and the conditions for it."""
@@ -86,6 +97,7 @@ class PublishRequest:
     dry_run: bool = False
     yes: bool = False  # publish without asking
     allow_fail: bool = False
+    agree: tuple[str, ...] = ()  # kinds of objections, see publish/objections.py
     license: str = ""  # "": as the source says
     public: bool = False
     branch: str = ""

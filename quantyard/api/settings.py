@@ -135,6 +135,7 @@ class _Publishing(_Writing, total=False):
     hub_branch: str
     hub_pr: bool
     cosign_key: File
+    agree: Names
     allow_fail: bool
 
 

@@ -31,8 +31,10 @@ from quantyard.card.lists import card_lists
 from quantyard.card.metadata import card_metadata
 from quantyard.card.subject import CardContext, CardSubject
 from quantyard.card.tables import card_tables, card_task_tables
+from quantyard.errors import UnknownQuant
 from quantyard.formats.purpose import Pooling, Purpose
-from quantyard.hub.files import HUB_URL
+from quantyard.hub.files import HUB_URL, Closed
+from quantyard.quants.catalog import find_quant
 from quantyard.store.manifest import MODEL_YAML, MODELFILE, Manifest
 
 if TYPE_CHECKING:
@@ -198,19 +200,52 @@ def _memory(subject: CardSubject) -> str:
 
 def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     """The values of the snippets. They stand in code blocks, so shell words are quoted and nothing is escaped."""
-    quant, repo_id, oci = _word(subject.taken), subject.context.repo_id, subject.context.oci
-    pulled = _word(oci) if oci else SafeMarkdown(f"hf.co/{repo_id}:{quant}" if repo_id else "")
-    file = _word(subject.quants[subject.taken].files[0].path)
+    label, repo_id, context = subject.taken, subject.context.repo_id, subject.context
+    names = [file.path for file in subject.quants[label].files]
     purpose, pooling = subject.purpose
+    by_name = bool(repo_id) and not context.branch  # only files can be had from another branch
+    tag = label if _is_hub_tag(label) else names[0]
     apps = {entry.path for entry in subject.manifest.app_files}
     return {
-        "repo_id": SafeMarkdown(repo_id), "quant": quant, "file": file, "oci": pulled,
-        "parts": len(subject.quants[subject.taken].files) > 1, "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
-        "model": SafeMarkdown(f"-hf {repo_id}:{quant}" if repo_id else f"-m {file}"),
-        "chat": subject.has_chat_template, "encoder_decoder": subject.is_encoder_decoder,
+        "repo_id": SafeMarkdown(repo_id), "hub": SafeMarkdown(repo_id if by_name else ""), "quant": _word(label),
+        "file": _word(names[0]), "parts": len(names) > 1, "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
+        "files": _downloads(names), "branch": _word(context.branch) if context.branch else SafeMarkdown(""),
+        "model": SafeMarkdown(f"-hf {repo_id}:{_word(label)}" if by_name else f"-m {_word(names[0])}"),
+        "oci": _word(_oci_name(context.oci, label)) if context.oci else SafeMarkdown(""),
+        "tagged": SafeMarkdown(f"hf.co/{repo_id}:{_word(tag)}" if by_name else ""),
+        "closed": SafeMarkdown(context.closed), "token": _token_line(repo_id, context.closed),
+        "known": _is_hub_tag(label), "chat": subject.has_chat_template,
+        "encoder_decoder": subject.is_encoder_decoder,
         "ollama": SafeMarkdown(ollama_name(subject) if MODELFILE in apps else ""), "model_yaml": MODEL_YAML in apps,
         "purpose": SafeMarkdown(purpose), "flags": SafeMarkdown(_FLAGS[purpose](pooling)),
     }  # fmt: skip
+
+
+def _is_hub_tag(label: str) -> bool:
+    """Whether the Hub finds a file by this name of a type; one of a recipe is named by the whole file."""
+    try:
+        return find_quant(label).name == label
+    except UnknownQuant:
+        return False
+
+
+def _oci_name(oci: str, label: str) -> str:
+    """What was pushed: each quant has its name as tag, unless one was given. There is no `latest`."""
+    return oci if ":" in oci.rpartition("/")[2] else f"{oci}:{label}"
+
+
+def _downloads(names: list[str]) -> SafeMarkdown:
+    """The arguments of `hf download` for exactly these files."""
+    if len(names) == 1:
+        return _word(names[0])
+    stem, _, of = names[0].rpartition("-00001-of-")
+    return SafeMarkdown(f"--include {_word(f'{stem}-*-of-{of}')}") if of else SafeMarkdown(" ".join(map(_word, names)))
+
+
+def _token_line(repo_id: str, closed: Closed) -> SafeMarkdown:
+    """The first line of each snippet that reads the repo; "" if everybody may."""
+    why = {"private": "may read this private repo", "gated": f"has accepted the terms at {HUB_URL}/{repo_id}"}
+    return SafeMarkdown(f"export HF_TOKEN=hf_xxx  # of an account that {why[closed]}" if closed and repo_id else "")
 
 
 # What llama-server is told, by what a model is for.

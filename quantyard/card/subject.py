@@ -10,7 +10,7 @@ from quantyard.errors import BadRequest
 from quantyard.formats.gguf import ENCODER_DECODERS
 from quantyard.formats.names import safe_file_name
 from quantyard.formats.purpose import Pooling, Purpose
-from quantyard.hub.files import hub_model_url, parse_hub_repo_id
+from quantyard.hub.files import Closed, hub_model_url, parse_hub_repo_id
 from quantyard.metrics.choice import BestFile, ReportedFile, best_of_report
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.facts import VerifyFacts
@@ -36,10 +36,12 @@ class CardContext:
     repo_id: str
     suite: str
     licence: Licence
-    oci: str = ""
+    oci: str = ""  # registry/name or registry/name:tag
     plots: tuple[str, ...] = ()
     licence_text: str = ""
     quants: tuple[str, ...] = ()
+    branch: str = ""  # of the Hub repo; "": main
+    closed: Closed = ""  # whether reading the Hub repo takes a token
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.errors import BadRequest, GateClosed
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import check_release_gate
+from quantyard.publish.objections import NeedsAgreement
 from quantyard.requests import BuildRequest
 from quantyard.workflows import release as workflow
 from quantyard.workflows.release import Consent, Proposal, Publication
@@ -71,6 +72,8 @@ def _end(request: BuildRequest, done: Publication) -> None:
         stdout_console().print_lines(say.terminal_published_files(done.published))
     else:
         stdout_console().print_lines(say.terminal_publish_intention(done))
+    if done.objections:  # of a dry run
+        sys.exit(NeedsAgreement.exit_code)
 
 
 def _consent(request: BuildRequest) -> dict[str, Consent]:

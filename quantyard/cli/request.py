@@ -18,6 +18,7 @@ from quantyard.cli.precedence import NO_FILE, GivenSetting, resolve_settings
 from quantyard.cli.settings import SETTINGS
 from quantyard.cli.settings_file import SettingsFile, read_settings_file
 from quantyard.cli.values import (
+    agree_setting,
     endpoint_setting,
     flag_setting,
     integer_setting,
@@ -164,7 +165,7 @@ def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> Publi
     docker = typed_file_path(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(
         repo_id=values["REPO"], gate=readable_file_setting("GATE", values), dry_run=flag_setting("DRY_RUN", values),
-        yes=flag_setting("YES", values),
+        yes=flag_setting("YES", values), agree=agree_setting("AGREE", values),
         allow_fail=flag_setting("ALLOW_FAIL", values), license=values["LICENSE"], public=flag_setting("PUBLIC", values),
         branch=values["HUB_BRANCH"], pull_request=flag_setting("HUB_PR", values),
         split_above_bytes=size_setting("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),

@@ -147,6 +147,11 @@ SETTINGS: Final = (
         "YES", "", "publishing", "publish without being asked; needed where there is no terminal to ask on", "flag",
         trusted=True,
     ),
+    Setting(
+        "AGREE", "", "publishing",
+        "what may be done without asking, comma-separated: card, files (replaced there), old-files (left beside), "
+        "private-source, open-registry", "list", trusted=True,
+    ),
     Setting("PUBLIC", "", "publishing", "create the Hub repo public; default: private", "flag"),
     Setting("HUB_BRANCH", "", "publishing", "the branch to publish to; default: main"),
     Setting("HUB_PR", "", "publishing", "open a pull request instead of a commit", "flag"),

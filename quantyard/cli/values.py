@@ -11,6 +11,7 @@ from quantyard.errors import BadRequest
 from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formatting.printable import printable_line, url_has_user_info
 from quantyard.protocol.text_findings import KINDS, SCRIPT, is_mismatch_kind
+from quantyard.requests import OBJECTIONS
 
 _ON = {"1", "true", "yes", "on"}
 _OFF = {"", "0", "false", "no", "off"}
@@ -127,6 +128,16 @@ def mismatch_setting(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
             message = f"{name}={_cut(values[name])}: {_cut(kind)!r} is not a kind of mismatch, so it permits nothing."
             named = f"{', '.join(KINDS)}, or {SCRIPT}NAME, such as {SCRIPT}hebrew"
             raise BadRequest(message, f"Name what may differ, as the failed check did: {named}")
+    return kinds
+
+
+def agree_setting(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
+    """The kinds of objections that the user agrees to."""
+    kinds = tuple(dict.fromkeys(part.strip().lower() for part in values[name].split(",") if part.strip()))
+    for kind in kinds:
+        if kind not in OBJECTIONS:
+            message = f"{name}={_cut(values[name])}: there is nothing called {_cut(kind)!r} to agree to."
+            raise BadRequest(message, f"Name what a dry run tells: {', '.join(OBJECTIONS)}")
     return kinds
 
 

@@ -24,6 +24,7 @@ from quantyard.hub.weight_files import (
 from quantyard.protocol.base import FileEntry
 
 HUB_URL: Final = "https://huggingface.co"
+Closed = Literal["", "private", "gated"]  # why a repo is read with a token only
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 # To include one more small file: add a pattern (fnmatch, from the repo's top; `*` does not match a `/`).
@@ -83,6 +84,15 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 _NAME_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")  # 96 characters, as huggingface_hub has
 _LONGEST_PART = 96  # characters of each part
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+#=-]{0,254}")
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """Where the files of a release lie: `repo_id` "": not known; `branch` "": main."""
+
+    repo_id: str = ""
+    branch: str = ""
+    closed: Closed = ""
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,14 @@ def hub_card_of_readme(text: str) -> tuple[str | None, SourceCard]:
     """The licence and the card in a README's YAML front matter; None and an empty card if it is unusable."""
     data = _front_matter(text)
     asks = any(key.startswith("extra_gated_") for key in data)  # how, only the Hub knows
-    return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else ""})
+    return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else "", "private": False})
 
 
 def hub_card_of_repo(info: ModelInfo) -> SourceCard:
     """The card of a model as the Hub describes it; `gated` comes from the Hub, not from the card."""
     data = {name: getattr(info.card_data, name, None) for name in _FIELDS}
-    return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated})
+    return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated,
+                  "private": info.private})
 
 
 def hub_base_model(value: Any) -> str:
@@ -85,7 +86,7 @@ def _card(data: Mapping[str, Any]) -> SourceCard:
     return SourceCard(
         license_name=_text(data.get("license_name")),
         license_link=_matching(_LINK, data.get("license_link"), _MAX_LINK),
-        gated=_gated(data.get("gated")),
+        gated=_gated(data.get("gated")), private=data.get("private") is True,
         languages=_texts(data.get("language"), lambda item: _matching(_LANGUAGE, "no" if item is False else item)),
         pipeline_tag=_matching(_TASK, data.get("pipeline_tag")),
         tags=_texts(data.get("tags"), _text),

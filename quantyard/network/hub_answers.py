@@ -231,6 +231,7 @@ _REPO = r"/api/models/[^/]+(?:/[^/]+)?"
 _FORMS: Final = (
     _form("GET", f"{_REPO}/refs", HubRefs),
     _form("POST", f"{_REPO}/paths-info/[^/]+", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
+    _form("GET", f"{_REPO}/tree/[^/]+(?:/.*)?", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
     _form("POST", f"{_REPO}/preupload/[^/]+", HubPreuploads),
     _form("POST", f"{_REPO}/commit/[^/]+", HubCommitted),
     _form("GET", f"{_REPO}/discussions", HubDiscussions),

@@ -13,12 +13,15 @@ from quantyard.card.render import CardContext, card_app_files, card_eval_results
 from quantyard.errors import BadRequest, GateClosed, NeedsPermission
 from quantyard.gate.judge import GateBudgets, judge_gate_budgets, load_gate_budgets
 from quantyard.hub.client import HubAccess
+from quantyard.hub.files import Closed, HubPlace
 from quantyard.plan.evaluation import plan_suite_folder
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.gate import GateReport
-from quantyard.publish.files import PublishedFile, made_release_file
+from quantyard.publish.files import PublishedFile, git_blob_name, made_release_file
 from quantyard.publish.hub.commit import HubTarget, check_hub_target
 from quantyard.publish.hub.errors import publish_needs_token
+from quantyard.publish.hub.target import MAIN
+from quantyard.publish.hub.there import MANIFEST
 from quantyard.publish.registry.artifact import OciReference, parse_oci_reference
 from quantyard.publish.registry.signing import check_signing_key
 from quantyard.publish.release import Release, release_manifest, release_report_files, whole_release_file
@@ -29,7 +32,7 @@ from quantyard.store.manifest import SourceCard
 
 CARD: Final = "README.md"
 PAGE: Final = "report.html"
-MANIFEST: Final = "manifest.json"
+_NOWHERE: Final = HubPlace()
 HUB: Final = "https://huggingface.co"
 _LICENCE_TEXT_LIMIT: Final = 100_000  # characters that the card quotes
 
@@ -133,14 +136,22 @@ def check_release_gate(gate: GateReport, *, allow_fail: bool) -> None:
     raise GateClosed(gate.outcome, message, hint, detail)
 
 
+def release_place(where: ReleaseDestination | None, publish: PublishRequest, closed: Closed) -> HubPlace:
+    """Where the files will lie on the Hub, for the commands on card and page."""
+    branch = where.hub.branch if where and where.hub else ""
+    return HubPlace(publish.repo_id, "" if branch == MAIN else branch, closed if publish.repo_id else "")
+
+
 def release_card_context(
-    release: Release, publish: PublishRequest, licence: Licence, legal: Sequence[PublishedFile] = ()
+    release: Release, publish: PublishRequest, licence: Licence, legal: Sequence[PublishedFile] = (),
+    place: HubPlace = _NOWHERE,
 ) -> CardContext:
     """What the card says in addition to the manifest."""
     texts = [file.read().decode(errors="replace") for file in legal if "README" not in file.path.upper()]
     return CardContext(
         repo_id=publish.repo_id, suite=release.suite, licence=licence, oci=publish.oci,
         plots=release_plots(release), licence_text="\n\n".join(texts)[:_LICENCE_TEXT_LIMIT],
+        branch=place.branch, closed=place.closed,
     )
 
 
@@ -171,20 +182,23 @@ class ReleaseBundle:
 
 def compose_release(
     release: Release, publish: PublishRequest, licence: Licence, legal: tuple[PublishedFile, ...],
-    parts: Mapping[str, tuple[PublishedFile, ...]],
+    parts: Mapping[str, tuple[PublishedFile, ...]], place: HubPlace,
 ) -> ReleaseBundle:
     """Make the card, the page and the other files. `parts`: those of models that were split."""
-    context, manifest = release_card_context(release, publish, licence, legal), release_manifest(release, parts)
+    manifest = release_manifest(release, parts)
+    context = release_card_context(release, publish, licence, legal, place)
     apps = tuple(made_release_file(path, text) for path, text in card_app_files(manifest, context).items())
     entries = [FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in apps]
     manifest = manifest.model_copy(update={"app_files": entries})
     words = (
         made_release_file(CARD, render_card(manifest, context)),
-        made_release_file(MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
         *apps,
-        made_release_file(PAGE, render_report_page(manifest, release.suite, publish.repo_id)),
+        made_release_file(PAGE, render_report_page(manifest, release.suite, place)),
         *release_report_files(release),
         *(made_release_file(path, text) for path, text in card_eval_results(manifest, context).items()),
     )
+    published = {file.path: git_blob_name(file.read()) for file in (*legal, *words)}
+    manifest = manifest.model_copy(update={"published": published})
+    words = (*words, made_release_file(MANIFEST, manifest.model_dump_json(indent=2) + "\n"))
     models = {quant: parts.get(quant) or (whole_release_file(release, quant),) for quant in release.quants}
     return ReleaseBundle(models, release.projectors, release.imatrices, legal, words)

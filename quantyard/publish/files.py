@@ -30,3 +30,8 @@ def made_release_file(path: str, content: str | bytes) -> PublishedFile:
 def kept_release_file(path: str, local: Path, sha256: str) -> PublishedFile:
     """A file that this machine has, whose hash is known."""
     return PublishedFile(path, local, local.stat().st_size, sha256)
+
+
+def git_blob_name(content: bytes) -> str:
+    """What git calls a file of this content, and the Hub with it."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

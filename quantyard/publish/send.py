@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantyard.errors import BadRequest, HubUnreachable
+from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
-from quantyard.hub.foreign_manifest import parse_hub_manifest
-from quantyard.publish.bundle import MANIFEST, ReleaseBundle, ReleaseDestination
-from quantyard.publish.files import made_release_file
+from quantyard.publish.bundle import ReleaseBundle, ReleaseDestination
 from quantyard.publish.hub.commit import (
     FileChange,
     HubPublication,
-    HubTarget,
     preview_hub_publication,
     publish_to_hub,
-    read_published_file,
 )
+from quantyard.publish.hub.there import HubThere
 from quantyard.publish.registry.artifact import OciModel, make_oci_model, oci_digest
 from quantyard.publish.registry.login import registry_docker_login
 from quantyard.publish.registry.signing import push_signed_oci_model
 from quantyard.publish.release import Release
-from quantyard.store.manifest import MAX_BYTES
 
 Progress = Callable[[str, int, int], None]
 
@@ -64,6 +60,7 @@ class Sender:
     access: HubAccess
     docker_config: Path
     cosign_key: Path | None
+    there: HubThere = field(default_factory=HubThere)  # what the repo holds
 
     def intend(self) -> Intention:
         """What `send` would do; nothing is written anywhere.
@@ -92,24 +89,14 @@ class Sender:
 
     def _refuse_to_forget(self) -> None:
         """Refuse if the repo holds quants that the new card and manifest would omit."""
-        hub = self.where.hub
-        if hub is None or not (others := self._published_before(hub)):
+        hub, known = self.where.hub, self.there.manifest
+        others = {quant: record for quant, record in (known.quants if known else {}).items()
+                  if quant not in self.release.quants and record.files[0].path in self.there.files}  # fmt: skip
+        if hub is None or not others:
             return
         missing, both = ", ".join(others), ",".join(dict.fromkeys((*others, *self.release.quants)))
         message = f"{hub.repo_id} also holds {missing}, which the new card and manifest would omit."
         raise BadRequest(message, f"Publish them together: QUANT={both}; or remove the file there first.")
-
-    def _published_before(self, hub: HubTarget) -> list[str]:
-        try:
-            text = read_published_file(self.access, hub, MANIFEST, MAX_BYTES)
-            known = parse_hub_manifest(text, MANIFEST).quants if text else {}
-        except (HubUnreachable, ValueError):  # out of reach, or not a manifest of ours
-            return []
-        others = {quant: record for quant, record in known.items() if quant not in self.release.quants}
-        files = [made_release_file(record.files[0].path, b"") for record in others.values()]
-        _, changes = preview_hub_publication(self.access, hub, files)
-        there = {change.path for change in changes if change.state in ("changed", "unchanged")}
-        return [quant for quant, record in others.items() if record.files[0].path in there]
 
     def _oci_quants(self) -> Sequence[str]:
         return self.release.quants if self.where.oci else ()

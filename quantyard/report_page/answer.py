@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import quote
 
 from quantyard.formatting import numbers
-from quantyard.hub.files import hub_model_url
+from quantyard.hub.files import HubPlace, hub_model_url
 from quantyard.metrics.choice import best_of_report, file_cost_sentence, less_memory_sentence, why_file_sentence
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.measurements import EvalReport
@@ -45,12 +45,12 @@ class PageFigures:
 
 
 def page_answer(
-    manifest: Manifest, report: EvalReport, files: Sequence[PageFile], repo_id: str
+    manifest: Manifest, report: EvalReport, files: Sequence[PageFile], place: HubPlace
 ) -> PageAnswer | None:
     """The file that `choose` would take of all; None if no quality was measured.
 
     Args:
-        repo_id: the Hub repo that the page lies in; "" if it is not known.
+        place: the Hub repo that the page lies in.
     """
     choice = best_of_report(report, manifest.quants)
     if choice is None:
@@ -59,7 +59,7 @@ def page_answer(
     why = (why_file_sentence(choice, report.baseline), less_memory_sentence(choice))
     return PageAnswer(
         next(file.number for file in files if file.label == label), label, file_cost_sentence(choice.best.found),
-        tuple(sentence for sentence in why if sentence), page_address(record), _command(record, label, repo_id),
+        tuple(sentence for sentence in why if sentence), page_address(record), _command(record, label, place),
     )  # fmt: skip
 
 
@@ -68,9 +68,10 @@ def page_address(record: QuantRecord | None) -> str:
     return quote(record.files[0].path) if record else ""
 
 
-def _command(record: QuantRecord, label: str, repo_id: str) -> str:
-    if repo_id and _SAFE_WORD.fullmatch(label):
-        return f"llama-server -hf {shlex.quote(repo_id)}:{label}"
+def _command(record: QuantRecord, label: str, place: HubPlace) -> str:
+    if place.repo_id and not place.branch and _SAFE_WORD.fullmatch(label):
+        token = "HF_TOKEN=hf_xxx " if place.closed else ""
+        return f"{token}llama-server -hf {shlex.quote(place.repo_id)}:{label}"
     return f"llama-server -m {shlex.quote(record.files[0].path)}"
 
 

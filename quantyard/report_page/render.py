@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_margin
 from quantyard.formatting.printable import replace_unprintable
+from quantyard.hub.files import HubPlace
 from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
@@ -36,14 +37,15 @@ TEMPLATES: Final = Path(__file__).parent
 FILE_NAME: Final = "report.html"
 # Replaces direction marks and invisible characters.
 FILTER_ROWS: Final = 12  # of the table of tasks, from which filters help
+_NOWHERE: Final = HubPlace()
 _UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
-def render_report_page(manifest: Manifest, suite: str, repo_id: str = "") -> str:
+def render_report_page(manifest: Manifest, suite: str, place: HubPlace = _NOWHERE) -> str:
     """The page of one suite's measurements, as HTML; the same manifest always gives the same bytes.
 
     Args:
-        repo_id: the Hub repo that the page lies in, for the command that downloads; "" if it is not known.
+        place: the Hub repo that the page lies in, for the command that downloads.
 
     Raises:
         BadRequest: the suite has not been measured, or not its baseline.
@@ -56,14 +58,14 @@ def render_report_page(manifest: Manifest, suite: str, repo_id: str = "") -> str
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     files = page_files(manifest, report)
     template = _environment().get_template("report.html.jinja")
-    content = _content(manifest, report, files, repo_id)
+    content = _content(manifest, report, files, place)
     return template.render(content, css=css, script=script, policy=_policy(css, script))
 
 
-def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...], repo_id: str) -> dict[str, Any]:
+def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...], place: HubPlace) -> dict[str, Any]:
     compared = any(m.comparisons for m in report.measurements)
     first = headline_scores(report.suite, [c for m in report.measurements for c in m.comparisons])
-    answer = page_answer(manifest, report, files, repo_id)
+    answer = page_answer(manifest, report, files, place)
     tasks_table = page_tasks_table(report, files) if compared else page_scores_table(report, files)
     return {
         "answer": answer, "links": page_links(manifest), "filtered": len(tasks_table.rows) >= FILTER_ROWS,

@@ -40,6 +40,7 @@ class SourceCard(_Record):
     license_name: str = ""
     license_link: str = ""
     gated: Literal["", "auto", "manual"] = ""  # the Hub's value: how access is granted
+    private: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     languages: list[str] = []
     pipeline_tag: str = ""
     tags: list[str] = []
@@ -168,6 +169,9 @@ class Manifest(_Record):
     projector: Annotated[ProjectorRecord | None, Field(exclude_if=lambda value: value is None)] = None
     # For Ollama and LM Studio.
     app_files: Annotated[list[FileEntry], Field(max_length=10, exclude_if=lambda value: not value)] = []
+    # Of a release: the small files published beside the models, by git's names of their contents. What differs from
+    # them later was changed by somebody else.
+    published: Annotated[dict[RelativePath, str], Field(exclude_if=lambda value: not value)] = {}
     stated_license: str = ""  # set by the publisher, if the source does not state a usable one
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantyard.gate.judge import GateBudgets, load_gate_budgets
+from quantyard.hub.files import HubPlace
 from quantyard.plan.api_tests import add_contract_steps
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.gate import GateReport
@@ -21,8 +22,18 @@ from quantyard.publish.bundle import (
     preview_release_licence,
     release_destination,
     release_licence,
+    release_place,
 )
 from quantyard.publish.folder import write_release
+from quantyard.publish.hub.there import HubThere, look_there
+from quantyard.publish.objections import (
+    Objection,
+    card_objections,
+    file_objections,
+    refuse_objections,
+    source_objections,
+    without_agreed,
+)
 from quantyard.publish.progress import UploadProgress
 from quantyard.publish.release import Release, find_release, keep_release_gate, release_legal_files
 from quantyard.publish.send import Intention, Published, Sender
@@ -52,6 +63,7 @@ class Publication:
         published: what was sent and read back; None after a dry run.
         folder: the local folder with every file of the release.
         endpoint: the Hub's address; None: the default one.
+        objections: what has to be agreed to first; empty once it is published.
     """
 
     gate: GateReport
@@ -60,6 +72,7 @@ class Publication:
     published: Published | None
     folder: Path
     endpoint: str | None = None
+    objections: tuple[Objection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class Proposal:
         quants: the names of the files' types.
         gate: the gate's report; None for a release that is not built yet.
         intended: every file and its state there; None for a release that is not built yet.
+        objections: what a yes agrees to.
     """
 
     where: ReleaseDestination
@@ -77,6 +91,7 @@ class Proposal:
     gate: GateReport | None
     intended: Intention | None
     endpoint: str | None
+    objections: tuple[Objection, ...] = ()
 
 
 Consent = Callable[[Proposal], None]  # returns if it may be published, and raises if not
@@ -105,6 +120,7 @@ def publish(
     Raises:
         BadRequest: nothing was built or measured, or the destination is not valid.
         GateClosed: a budget is exceeded, undecided or not measured; never for a dry run.
+        NeedsAgreement: it would do what AGREE does not name; never for a dry run, or where `consent` is asked.
         HubError, EngineError: see errors.py.
     """
     request, source = workflow_of_built(request)
@@ -132,7 +148,7 @@ def release(
     where = _destination(request, asked, plan)  # an invalid destination is refused before hours of work
     release_licence(plan.source.license, plan.source.card, asked)
     if not asked.dry_run:
-        consent(Proposal(where, tuple(quant.name for quant in request.quants), None, None, request.endpoint))
+        asked = _agreed_before_building(request, asked, plan, where, consent)
     run_build_plan(request, add_contract_steps(plan, request.threads), reporter)
     return _publish(request, asked, plan, where, reporter, _consent_given)
 
@@ -170,7 +186,8 @@ def write_release_report(
         request, source = workflow_of_built(request)
         plan = workflow_files_plan(request, source)
     found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter)
-    return write_release(found.folder, _composed(request, asked, plan, found, reporter).files) / PAGE
+    place = release_place(None, asked, "private" if not asked.public else "gated" if plan.source.card.gated else "")
+    return write_release(found.folder, _composed(request, asked, plan, found, reporter, place).files) / PAGE
 
 
 # ---- shared parts ------------------------------------------------------------------------------------
@@ -190,16 +207,46 @@ def _publish(
     if not asked.dry_run:
         check_release_gate(gate, allow_fail=asked.allow_fail)
     reporter.tell(GateJudged(gate))
-    bundle = _composed(request, asked, plan, found, reporter)
+    there = look_there(workflow_hub_access(request), where.hub)
+    bundle = _composed(request, asked, plan, found, reporter, _place(asked, where, there))
     folder = write_release(found.folder, bundle.files)
-    sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key)
+    sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key, there)
+    objections = without_agreed(
+        (*_early_objections(plan, where, there), *file_objections(where, there, bundle)), asked.agree
+    )
     if asked.dry_run:
-        return Publication(gate, where, sender.intend(), None, folder, request.endpoint)
-    if consent is not _consent_given:  # to intend asks the Hub
-        consent(Proposal(where, found.quants, gate, sender.intend(), request.endpoint))
+        return Publication(gate, where, sender.intend(), None, folder, request.endpoint, objections)
+    if consent is _consent_given:
+        refuse_objections(objections)
+    else:  # to intend asks the Hub
+        consent(Proposal(where, found.quants, gate, sender.intend(), request.endpoint, objections))
     with reporter.steps() as steps:
         sent = sender.send(UploadProgress(steps, len(bundle.files)))
     return Publication(gate, where, None, sent, folder, request.endpoint)
+
+
+def _agreed_before_building(
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination, consent: Consent
+) -> PublishRequest:
+    """The request with what the user has agreed to, asked before hours of work: nobody may be there at their end."""
+    there = look_there(workflow_hub_access(request), where.hub)
+    objections = without_agreed(_early_objections(plan, where, there), asked.agree)
+    if consent is _consent_given:
+        refuse_objections(objections)
+    consent(
+        Proposal(where, tuple(quant.name for quant in request.quants), None, None, request.endpoint, objections)
+    )
+    return replace(asked, agree=(*asked.agree, *(one.kind for one in objections)))
+
+
+def _early_objections(plan: BuildPlan, where: ReleaseDestination, there: HubThere) -> Iterator[Objection]:
+    """Those that can be told without the files."""
+    yield from source_objections(where, there, plan.source.repo_id, plan.source.card)
+    yield from card_objections(where, there)
+
+
+def _place(asked: PublishRequest, where: ReleaseDestination | None, there: HubThere) -> HubPlace:
+    return release_place(where, asked, there.closed(where.hub) if where and where.hub else "")
 
 
 def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) -> ReleaseDestination:
@@ -237,12 +284,13 @@ def _gate_of(found: Release) -> GateReport:
 
 
 def _composed(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: WorkflowReporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: WorkflowReporter,
+    place: HubPlace,
 ) -> ReleaseBundle:
     """Everything that is published; models above the size limit in parts."""
     splitting = split_release_plan(found, plan.source, asked.split_above_bytes)
     parts = split_release_parts(run_plan(request, splitting, reporter)[0], found) if splitting else {}
     legal = release_legal_files(found, plan.source)
     return compose_release(
-        found, asked, preview_release_licence(plan.source.license, plan.source.card, asked), legal, parts
+        found, asked, preview_release_licence(plan.source.license, plan.source.card, asked), legal, parts, place
     )

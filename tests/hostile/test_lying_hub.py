@@ -26,7 +26,8 @@ from quantyard.hub.download import download_hub_release
 from quantyard.network import bounded_http
 from quantyard.network.bounded_http import HttpBounds
 from quantyard.publish.files import PublishedFile, made_release_file
-from quantyard.publish.hub.commit import HubTarget, preview_hub_publication, publish_to_hub, read_published_file
+from quantyard.publish.hub.commit import HubTarget, preview_hub_publication, publish_to_hub
+from quantyard.publish.hub.there import look_there
 from tests import hub_server
 from tests.hostile import liar
 from tests.hostile.liar import QUICK, SOON_S, Lie, error_of, says
@@ -363,9 +364,10 @@ def test_previews_and_what_is_published_end_soon(stage: Stage, lie: Lie) -> None
     refused(
         stage, lambda: preview_hub_publication(stage.access(), target, FILES), may_pass=True
     )  # it says "unknown" then
-    refused(stage, lambda: read_published_file(stage.access(), target, "README.md", 1000), may_pass=True)
-    stage.tell(r".*/resolve/.*", lie)
-    refused(stage, lambda: read_published_file(stage.access(), target, "README.md", 1000), may_pass=True)
+    refused(stage, lambda: look_there(stage.access(), target), may_pass=True)
+    for path in (rf"/api/models/{MINE}/tree/.*", r".*/resolve/.*"):
+        stage.tell(path, lie)
+        refused(stage, lambda: look_there(stage.access(), target), may_pass=True)
 
 
 @pytest.mark.parametrize(("where", "lie"), sampled(

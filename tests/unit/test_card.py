@@ -344,7 +344,7 @@ def test_docker_pulls_from_the_registry_where_there_is_one() -> None:
 
 def test_an_address_of_a_registry_cannot_leave_its_command() -> None:
     found = render_card(manifest_of(), replace(CONTEXT, oci="x; rm -rf ~\n```\n<b>"))
-    assert "docker model run 'x; rm -rf ~  <b>'" in found
+    assert "docker model run 'x; rm -rf ~  <b>:Q8_0'" in found
 
 
 def test_a_base_models_card_shows_how_to_continue_a_text_and_nothing_that_chats() -> None:

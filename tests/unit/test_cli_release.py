@@ -142,7 +142,7 @@ def test_release_publishes_the_suite_that_it_measured_when_its_name_says_what_wa
 def test_release_uploads_nothing_where_the_gate_says_no(yard: Yard, engine: FakeEngine) -> None:
     said = yard.publish("--suite=smoke", command="release", gate="defaults: {max_mean_kld: 0.00001}\n")
     assert said.code == 40 and "report" in engine.ran
-    assert not yard.hub.requests
+    assert not yard.written() and not yard.hub.repos
 
 
 @pytest.mark.parametrize("argv", [("--repo=",), ("--repo=no name",), ("--gate=nowhere",), ("--license=mit",)])
@@ -156,7 +156,7 @@ def test_release_refuses_what_cannot_be_before_it_builds_anything(
 def test_a_stage_that_fails_ends_the_release_with_nothing_sent(yard: Yard, engine: FakeEngine) -> None:
     engine.behaviours["verify Q4_K_M"] = fails(ExitCode.UNSUPPORTED_MODEL)
     said = yard.publish("--suite=smoke", command="release")
-    assert said.code == 3 and not yard.hub.requests
+    assert said.code == 3 and not yard.written()
 
 
 def test_a_build_over_a_manifest_that_cannot_be_read_keeps_it_aside(yard: Yard, engine: FakeEngine) -> None:

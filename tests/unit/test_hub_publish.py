@@ -16,20 +16,20 @@ import pytest
 from quantyard.errors import BadRequest, HubError, HubUnreachable, QuantyardError, RepoNotFound, RepoRenamed
 from quantyard.hub.client import HubAccess
 from quantyard.publish.files import PublishedFile, kept_release_file, made_release_file
-from quantyard.publish.hub import upload
+from quantyard.publish.hub import there, upload
 from quantyard.publish.hub.commit import (
     HubPublication,
     HubTarget,
     check_hub_target,
     preview_hub_publication,
     publish_to_hub,
-    read_published_file,
 )
 from quantyard.publish.hub.errors import (
     MayNotWrite,
     NeedsToken,
     UploadRefused,
 )
+from quantyard.publish.hub.there import look_there
 from tests.hub_repo import Blob, Repo
 from tests.hub_server import HubServer, Request
 
@@ -773,25 +773,30 @@ def test_a_preview_says_so_when_the_token_is_not_accepted(fake_hub: HubServer, r
         preview_hub_publication(access(fake_hub, "hf_wrong_0123"), TARGET, release)
 
 
-def test_the_file_of_an_earlier_release_can_be_read(fake_hub: HubServer, release: list[PublishedFile]) -> None:
-    assert read_published_file(access(fake_hub), TARGET, "README.md", 1000) is None
+def test_what_is_there_is_read_with_its_hashes_before_anything_is_sent(
+    fake_hub: HubServer, release: list[PublishedFile]
+) -> None:
+    assert look_there(access(fake_hub), TARGET).exists is False
+    assert look_there(access(fake_hub, None), TARGET).exists is None  # to a visitor, a private repo looks so too
     send(fake_hub, release)
     send(fake_hub, [made_release_file("README.md", "---\n---\nv2")], HubTarget(REPO, branch="v2"))
-    read = [
-        read_published_file(access(fake_hub), target, path, 1_000_000)
-        for target, path in [(TARGET, "README.md"), (TARGET, "name-Q4_K_M.gguf"), (TARGET, "no.txt"),
-                             (TARGET, "NOTICE"), (HubTarget(REPO, branch="v2"), "README.md"),
-                             (HubTarget(REPO, branch="v3"), "README.md")]
-    ]  # fmt: skip
-    assert read == [CARD.read(), Q4, None, b"", b"---\n---\nv2", CARD.read()]
+    found = look_there(access(fake_hub), TARGET)
+    assert (found.exists, found.private, found.manifest) == (True, True, None)
+    assert set(found.files) == {".gitattributes", *(file.path for file in release)}
+    assert not any(found.replaced(file) for file in release)
+    on_branch = look_there(access(fake_hub), HubTarget(REPO, branch="v2"))
+    assert [file.path for file in release if on_branch.replaced(file)] == ["README.md"]
+    assert not look_there(access(fake_hub), HubTarget(REPO, branch="v3")).has_branch
 
 
-def test_a_file_that_is_larger_than_it_can_be_is_not_read(fake_hub: HubServer, release: list[PublishedFile]) -> None:
-    send(fake_hub, release)
+def test_a_manifest_that_is_larger_than_one_can_be_is_not_read(
+    fake_hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(fake_hub, [made_release_file("manifest.json", "{}" + " " * 2000)])
+    monkeypatch.setattr(there, "MAX_BYTES", 1000)
     fake_hub.requests.clear()
-    with pytest.raises(HubError, match="is too large"):
-        read_published_file(access(fake_hub), TARGET, "name-Q8_0.gguf", 1000)
-    assert not fake_hub.bodies("name-Q8_0.gguf")
+    assert look_there(access(fake_hub), TARGET).manifest is None
+    assert not fake_hub.bodies("manifest.json")
 
 
 def test_importing_the_module_does_not_import_huggingface_hub() -> None:

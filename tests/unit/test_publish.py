@@ -240,7 +240,8 @@ def test_a_token_that_may_only_read_publishes_nothing(yard: Yard) -> None:
 
 def test_somebody_elses_repo_is_not_written_to(yard: Yard) -> None:
     yard.hub.add_repo("stranger/model", {"README.md": b"theirs"})
-    assert yard.publish("--repo=stranger/model").code == 4
+    assert yard.publish("--repo=stranger/model").code == 2  # would replace their card
+    assert yard.publish("--repo=stranger/model", "--agree=card").code == 4
     assert list(yard.hub.repos["stranger/model"].files) == ["README.md"]
 
 

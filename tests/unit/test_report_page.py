@@ -12,6 +12,7 @@ from itertools import product
 import pytest
 
 from quantyard.errors import BadRequest
+from quantyard.hub.files import HubPlace
 from quantyard.metrics.plots.axes import AxisScale, Box, place_plot_names
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.gate import BudgetResult, GateReport
@@ -191,7 +192,7 @@ def test_limits_are_told_in_words_with_the_worst_first_and_left_out_where_there_
 
 def test_the_page_begins_with_the_file_to_take_what_it_costs_why_and_how_to_run_it() -> None:
     manifest = manifest_of()
-    page = render_report_page(manifest, "standard", "me/Lagoon-GGUF")
+    page = render_report_page(manifest, "standard", HubPlace("me/Lagoon-GGUF"))
     first = page[: page.index('id="files"')]
     file = manifest.quants["Q8_0"].file
     assert "Take Q8_0 : 1.17 GB, agrees with the original on 98.8 % of tokens" in _text(first)
@@ -199,6 +200,10 @@ def test_the_page_begins_with_the_file_to_take_what_it_costs_why_and_how_to_run_
     assert f'<a class="download" href="{file}" download>' in first
     assert "llama-server -hf me/Lagoon-GGUF:Q8_0" in first
     assert f"llama-server -m {file}" in render_report_page(manifest, "standard")
+    closed = render_report_page(manifest, "standard", HubPlace("me/Lagoon-GGUF", closed="private"))
+    assert "HF_TOKEN=hf_xxx llama-server -hf me/Lagoon-GGUF:Q8_0" in closed
+    on_branch = render_report_page(manifest, "standard", HubPlace("me/Lagoon-GGUF", branch="v2"))
+    assert f"llama-server -m {file}" in on_branch
     for address in ("README.md", "manifest.json", f"https://huggingface.co/lagoon/{NAME}/tree/{COMMIT}"):
         assert f'href="{address}"' in first
 

@@ -8,6 +8,7 @@ from quantyard.cli.json_outputs.base import JsonOutput, JsonRow
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
 from quantyard.publish.hub.commit import FileChange, HubPublication
 from quantyard.publish.hub.target import State
+from quantyard.publish.objections import Objection
 from quantyard.publish.send import OciPublication
 from quantyard.publish.verify import ReleaseCheck
 from quantyard.publish.verify import State as CheckState
@@ -51,6 +52,14 @@ class OciRow(JsonRow):
     signed: bool
 
 
+class ObjectionRow(JsonRow):
+    """One thing to agree to before it is published."""
+
+    kind: str  # what AGREE takes
+    fact: str
+    hint: str  # another way than to agree
+
+
 class PublicationOutput(JsonOutput):
     """The answer of `publish` and `release`, and with the gate alone of `gate`."""
 
@@ -58,6 +67,7 @@ class PublicationOutput(JsonOutput):
     hub: HubRow | None  # null: not sent to the Hub; after DRY_RUN=1 too
     files: list[FileRow]
     oci: list[OciRow]
+    objections: list[ObjectionRow]  # of DRY_RUN=1, which ends with exit code 2 where there are any
 
 
 def gate_output(gate: GateReport) -> PublicationOutput:
@@ -71,11 +81,12 @@ def publication_output(done: Publication) -> PublicationOutput:
         hub = done.published.hub
         return _publication(done.gate, hub, hub.changes if hub else (), done.published.oci)
     assert done.intended is not None, "it is one of the two"
-    return _publication(done.gate, None, done.intended.changes, done.intended.oci)
+    return _publication(done.gate, None, done.intended.changes, done.intended.oci, done.objections)
 
 
 def _publication(
-    gate: GateReport, hub: HubPublication | None, changes: Sequence[FileChange], oci: Sequence[OciPublication]
+    gate: GateReport, hub: HubPublication | None, changes: Sequence[FileChange], oci: Sequence[OciPublication],
+    objections: Sequence[Objection] = (),
 ) -> PublicationOutput:
     return PublicationOutput(
         gate=GateRow(
@@ -84,6 +95,7 @@ def _publication(
         ),
         hub=_hub(hub) if hub else None,
         files=[FileRow(**change.__dict__) for change in changes], oci=[OciRow(**one.__dict__) for one in oci],
+        objections=[ObjectionRow(**one.__dict__) for one in objections],
     )
 
 

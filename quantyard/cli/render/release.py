@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
@@ -10,6 +10,7 @@ from quantyard.formatting.numbers import format_bytes
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.bundle import HUB, ReleaseDestination
 from quantyard.publish.hub.commit import FileChange, HubTarget
+from quantyard.publish.objections import Objection
 from quantyard.publish.send import Intention, OciPublication, Published
 from quantyard.publish.verify import ReleaseCheck
 from quantyard.workflows.release import Proposal, Publication
@@ -39,21 +40,36 @@ def terminal_publish_intention(done: Publication) -> str:
     """What would be published, and the destinations."""
     assert done.intended is not None, "it was a dry run"
     facts = _intended_facts(done.where, done.intended, done.endpoint)
-    return "\n".join([format_columns(facts), terminal_gate(done.gate), "[bold]Nothing was sent[/] (DRY_RUN=1)."])
+    told = [terminal_gate(done.gate), *terminal_objections(done.objections)]
+    return "\n".join([format_columns(facts), *told, "[bold]Nothing was sent[/] (DRY_RUN=1)."])
+
+
+def terminal_objections(found: Sequence[Objection]) -> Iterator[str]:
+    """What has to be agreed to, and how."""
+    for one in found:
+        yield f"[bold yellow]{'To agree to':<13}[/]{escape_rich_markup(f'{one.fact} {one.hint}')}"
+    if found:
+        agree = ",".join(dict.fromkeys(one.kind for one in found))
+        yield f"{'':<13}Publish so all the same: AGREE={agree}"
 
 
 def terminal_proposal(proposal: Proposal) -> str:
     """What is about to be published where."""
+    told = terminal_objections(proposal.objections)
+    return "\n".join([format_columns(_proposed_facts(proposal)), *told])
+
+
+def _proposed_facts(proposal: Proposal) -> list[tuple[str, str]]:
     where = proposal.where
     if proposal.intended is not None:
-        return format_columns(_intended_facts(where, proposal.intended, proposal.endpoint))
+        return _intended_facts(where, proposal.intended, proposal.endpoint)
     files = escape_rich_markup(", ".join(proposal.quants))
     facts = [("Files", f"{files}, card, page and manifest, once they are made")]
     if where.hub:
         facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, None, proposal.endpoint or HUB))))
     if where.oci:
         facts.append(("Registry", escape_rich_markup(f"{where.oci.registry}/{where.oci.repository}")))
-    return format_columns(facts)
+    return facts
 
 
 def _intended_facts(where: ReleaseDestination, found: Intention, endpoint: str | None) -> list[tuple[str, str]]:

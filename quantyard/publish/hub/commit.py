@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from quantyard.errors import BadRequest, HubError, HubUnreachable
+from quantyard.errors import BadRequest, HubUnreachable
 from quantyard.hub import client as hub
 from quantyard.hub.client import HubAccess, with_hub_retries
 from quantyard.publish.files import PublishedFile
@@ -47,7 +47,6 @@ __all__ = [
     "check_hub_target",
     "preview_hub_publication",
     "publish_to_hub",
-    "read_published_file",
 ]
 
 _OFFERS_READ = 20  # of our open pull requests that are compared
@@ -92,25 +91,6 @@ def preview_hub_publication(
     if seen is None and not access.token:  # to a visitor, a private repo looks like a missing one
         return None, all_hub_target_changes(release, "unknown")
     return seen is not None, changes
-
-
-def read_published_file(access: HubAccess, target: HubTarget, path: str, limit_bytes: int) -> bytes | None:
-    """The file on that branch (on main if the branch does not exist yet); None if there is no such file.
-
-    Raises:
-        HubError: the Hub said no, or the file is larger than `limit_bytes`.
-    """
-    check_hub_target(target)
-    release = HubRelease(hub.hub_api(access), target, ())
-    with errors.explain_publish_errors(release.api, target.repo_id), hub_upload.silent_hub_client():
-        seen = look_at_hub_target(release)
-        found = hub_target_record(release, seen.head, [path]).get(path) if seen else None
-        if seen is None or found is None:
-            return None
-        if found.size > limit_bytes:
-            message = f"{path} in {target.repo_id} is too large: {found.size} bytes, at most {limit_bytes}."
-            raise HubError(message, f"See {release.api.endpoint}/{target.repo_id}, or publish to another repo.")
-        return download_published_file(release, seen.head, found)
 
 
 def publish_to_hub(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from quantyard.errors import BadRequest, BadSource, RepoRenamed
 from quantyard.hub import client as hub
 from quantyard.hub.client import with_hub_retries
 from quantyard.hub.files import parse_hub_repo_id
-from quantyard.publish.files import PublishedFile
+from quantyard.publish.files import PublishedFile, git_blob_name
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -50,6 +49,7 @@ class SeenHubRepo:
     head: str
     gated: str
     has_branch: bool
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def look_at_hub_target(release: HubRelease) -> SeenHubRepo | None:
         raise RepoRenamed(f"{release.repo_id} was renamed to {info.id}.", f"Type: REPO={info.id}")
     if info.disabled:
         raise hub_errors.hub_disabled_error(release.api, release.repo_id)
-    return SeenHubRepo(hub.hub_commit(info, release.api.endpoint), str(info.gated or ""), has_branch)
+    commit = hub.hub_commit(info, release.api.endpoint)
+    return SeenHubRepo(commit, str(info.gated or ""), has_branch, bool(info.private))
 
 
 def hub_target_record(release: HubRelease, commit: str, paths: Sequence[str] | None = None) -> Record:
@@ -142,22 +143,19 @@ def all_hub_target_changes(release: HubRelease, state: State) -> tuple[FileChang
 
 def publish_target_changes(release: HubRelease, record: Record) -> tuple[FileChange, ...]:
     """What publishing would do to each file."""
-    return tuple(FileChange(file.path, file.size_bytes, _state(record.get(file.path), file)) for file in release.files)
+    states = {file.path: release_file_state(record.get(file.path), file) for file in release.files}
+    return tuple(FileChange(file.path, file.size_bytes, states[file.path]) for file in release.files)
 
 
-def _state(found: RepoFile | None, file: PublishedFile) -> State:
+def release_file_state(found: RepoFile | None, file: PublishedFile) -> State:
+    """What publishing does to a file, of which the Hub has this."""
     if found is None:
         return "new"
     if found.lfs:
         same = (found.lfs.size, found.lfs.sha256) == (file.size_bytes, file.sha256)
     else:
-        same = found.size == file.size_bytes and found.blob_id == _git_name(file.read())
+        same = found.size == file.size_bytes and found.blob_id == git_blob_name(file.read())
     return "unchanged" if same else "changed"
-
-
-def _git_name(content: bytes) -> str:
-    """What git calls a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def published_file_identity(found: RepoFile | None) -> tuple[int, str] | None:

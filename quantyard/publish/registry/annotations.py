@@ -71,7 +71,7 @@ def _origin(manifest: Manifest, quant: str) -> Pairs:
     yield "org.opencontainers.image.created", oci_time(oci_made_at(manifest, quant))
     yield "org.opencontainers.image.revision", source.commit
     yield "org.opencontainers.image.licenses", manifest.stated_license or source.license or ""
-    if source.repo_id:  # a folder's path is private
+    if source.repo_id and not source.card.private:  # a folder's path is private too
         yield "org.opencontainers.image.source", f"https://huggingface.co/{source.repo_id}"
     yield "quantyard.version", manifest.quantyard
     yield "quantyard.quant", quant

@@ -1,0 +1,118 @@
+"""What speaks against publishing as asked, and what the user may agree to: to replace somebody's edits, to leave older
+files beside the new ones, to name a private source on a public card, to push a gated source to a registry.
+
+Each is told before anything is sent. A yes on a terminal agrees to all that was shown; without one, AGREE names them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from quantyard.errors import NeedsPermission
+from quantyard.formats.names import shown_names
+from quantyard.publish.bundle import CARD, ReleaseBundle, ReleaseDestination
+from quantyard.publish.files import PublishedFile
+from quantyard.publish.hub.there import MANIFEST, HubThere
+from quantyard.store.manifest import SourceCard
+
+
+@dataclass(frozen=True)
+class Objection:
+    """One thing to agree to: `kind` is a key of `OBJECTIONS` (requests.py), `hint` another way than to agree."""
+
+    kind: str
+    fact: str
+    hint: str
+
+
+class NeedsAgreement(NeedsPermission):
+    """The user has not agreed to what publishing would do."""
+
+    kind = "needs-agreement"
+
+
+def refuse_objections(found: Sequence[Objection]) -> None:
+    """Raise if there is anything to agree to.
+
+    Raises:
+        NeedsAgreement: there is; nothing was sent.
+    """
+    if not found:
+        return
+    more = [f"{one.fact} {one.hint}" for one in found[1:]]
+    agree = ",".join(dict.fromkeys(one.kind for one in found))
+    hint = f"{found[0].hint} To publish so all the same: AGREE={agree}"
+    raise NeedsAgreement(f"{found[0].fact} Nothing was sent.", hint, "\n".join(more))
+
+
+def without_agreed(found: Iterable[Objection], agreed: Collection[str]) -> tuple[Objection, ...]:
+    """Those that the user has not agreed to by name."""
+    return tuple(one for one in found if one.kind not in agreed)
+
+
+def source_objections(
+    where: ReleaseDestination, there: HubThere, source: str, card: SourceCard
+) -> Iterator[Objection]:
+    """What speaks against these destinations for this source (org/name; "" for a local one)."""
+    if where.hub and source and card.private and there.is_public(where.hub):
+        fact = f"The source {source} is private, and the card of the public repo {where.hub.repo_id} names it."
+        yield Objection("private-source", fact, "Publish to a private repo, or build from a local copy of the model.")
+    if where.oci and card.gated:
+        place = f"{where.oci.registry}/{where.oci.repository}"
+        fact = f"The source is gated ({card.gated}), and a registry asks nobody to accept its terms: who may pull from "
+        yield Objection("open-registry", f"{fact}{place} gets the files.",
+                        "Leave OCI out, or let only those pull who have accepted them.")  # fmt: skip
+
+
+def card_objections(where: ReleaseDestination, there: HubThere) -> Iterator[Objection]:
+    """Whether the card there is somebody's own, or was edited."""
+    hub = where.hub
+    if hub is None or hub.pull_request or not there.has_branch or CARD not in there.files:
+        return
+    known = there.known(CARD)
+    if known == "ours":
+        return
+    what = (
+        "was not written by Quantyard" if there.manifest is None
+        else "may have been edited: the version of Quantyard that published it kept no record of it"
+        if known == "earlier" else "was edited since it was published"
+    )  # fmt: skip
+    fact = f"{CARD} in {hub.repo_id} {what}, and would be replaced."
+    yield Objection("card", fact, "Publish beside it, and merge by hand: HUB_PR=1, or HUB_BRANCH=name.")
+
+
+def file_objections(where: ReleaseDestination, there: HubThere, bundle: ReleaseBundle) -> Iterator[Objection]:
+    """Which other files there are somebody's own and would be replaced, and which would stay beside the new ones."""
+    hub = where.hub
+    if hub is None:
+        return
+    if not hub.pull_request and there.has_branch:
+        theirs = [file.path for file in bundle.files if _is_theirs(there, file)]
+        if theirs:
+            fact = f"{hub.repo_id} holds files that Quantyard did not put there, and that would be replaced: "
+            yield Objection("files", f"{fact}{shown_names(theirs)}.",
+                            "Publish beside them: HUB_PR=1, or HUB_BRANCH=name; or to another repo.")  # fmt: skip
+    if old := [path for quant, files in bundle.models.items() for path in _older(there, quant, files, bundle)]:
+        fact = f"{hub.repo_id} holds older files of the same types, which stay: {shown_names(old)}. Programs that "
+        branch = f" --revision {hub.branch}" if hub.branch else ""
+        remove = f"hf repos delete-files {hub.repo_id} {' '.join(old)}{branch}"
+        yield Objection("old-files", f"{fact}choose by the type's name may take them.", f"Remove them first: {remove}")
+
+
+def _is_theirs(there: HubThere, file: PublishedFile) -> bool:
+    if file.path == CARD or file.path not in there.files or not there.replaced(file):
+        return False
+    return there.manifest is None if file.path == MANIFEST else there.known(file.path) == "theirs"
+
+
+def _older(there: HubThere, quant: str, files: Sequence[PublishedFile], bundle: ReleaseBundle) -> Iterator[str]:
+    """Models of this type there under names other than ours: whole beside parts, other parts, another naming."""
+    named = re.compile(rf"(?:.*[-._])?{re.escape(quant)}(?:-\d{{5}}-of-\d{{5}})?\.gguf", re.IGNORECASE)
+    ours = {file.path for file in (*files, *bundle.projectors, *bundle.imatrices)}
+    for path in sorted(there.files):
+        name = PurePosixPath(path).name
+        if path not in ours and named.fullmatch(name) and not name.lower().startswith("mmproj"):
+            yield path

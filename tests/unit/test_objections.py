@@ -1,0 +1,235 @@
+"""What is there already is respected: what a publication would do to it is told before, and takes an explicit word."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quantyard.cli import release as commands
+from quantyard.protocol.base import ExitCode
+from quantyard.publish.files import git_blob_name
+from quantyard.publish.registry.annotations import oci_evaluation_annotations
+from quantyard.store.manifest import parse_manifest
+from tests.hub_repo import Blob
+from tests.hub_server import HubServer
+from tests.released import PASSES, README, REPO, SOURCE_REPO, Said, Yard, lay_out, tiny
+from tests.unit.release_engine import engine_of
+
+pytestmark = pytest.mark.commands
+
+
+def _place(yard: Yard, files: dict[str, bytes]) -> None:
+    """Files that somebody puts into the repo."""
+    blobs = {name: Blob(content, lfs=name.endswith(".gguf")) for name, content in files.items()}
+    if REPO not in yard.hub.repos:
+        yard.hub.add_repo(REPO)
+    yard.hub.repos[REPO] = yard.repo.after(blobs)
+
+
+def _kinds(said: Said) -> list[str]:
+    return [one["kind"] for one in said.json["objections"]]
+
+
+def _holds(yard: Yard, kind: str, *argv: str) -> dict[str, str]:
+    """This and nothing else is told, by every way of asking, and nothing is sent; the objection."""
+    before, asked = yard.repo.commit if REPO in yard.hub.repos else "", len(yard.written())
+    told = yard.publish("--dry-run", "--json", *argv)
+    assert (told.code, _kinds(told)) == (ExitCode.BAD_REQUEST, [kind])
+    (one,) = told.json["objections"]
+    dry = yard.publish("--dry-run", *argv)
+    assert dry.code == ExitCode.BAD_REQUEST and one["fact"] in dry.out and f"AGREE={kind}" in dry.out
+    refused = yard.publish(*argv)
+    assert refused.code == ExitCode.BAD_REQUEST and one["fact"] in refused.err and f"AGREE={kind}" in refused.err
+    assert "needs-agreement" in refused.err
+    assert len(yard.written()) == asked and (yard.repo.commit if REPO in yard.hub.repos else "") == before
+    return dict(one)
+
+
+# ---- a card that somebody wrote or edited ------------------------------------------------------------
+
+
+def test_a_release_over_ones_own_release_takes_no_word(yard: Yard) -> None:
+    assert yard.publish().code == 0
+    published = set(parse_manifest(yard.published()["manifest.json"], "").published)
+    assert published >= {"README.md", "LICENSE", "report.html"} and "manifest.json" not in published
+    told = yard.publish("--dry-run", "--json", gate="defaults: {max_mean_kld: 6}\n")
+    assert (told.code, _kinds(told)) == (0, [])
+    assert {entry["path"] for entry in told.json["files"] if entry["state"] == "changed"} >= {"README.md"}
+    assert yard.publish(gate="defaults: {max_mean_kld: 6}\n").code == 0
+
+
+@pytest.mark.parametrize("card", [b"# By hand\n", b"---\nlicense: mit\n---\n", b""])
+def test_a_card_that_somebody_wrote_is_not_replaced_without_a_word(yard: Yard, card: bytes) -> None:
+    _place(yard, {"README.md": card})
+    assert "was not written by Quantyard" in _holds(yard, "card")["fact"]
+    assert yard.publish("--agree=card").code == 0
+    assert yard.published()["README.md"] != card
+
+
+@pytest.mark.parametrize("edit", [
+    lambda card: card + b"\n## Thanks\n", lambda card: card.replace(b"# Lagoon", b"# My Lagoon"),
+    lambda card: card.replace(b"license: apache-2.0", b"license: mit"), lambda card: card.replace(b"\n", b"\r\n"),
+])  # fmt: skip
+def test_a_card_of_ours_that_was_edited_is_not_replaced_without_a_word(yard: Yard, edit: object) -> None:
+    assert yard.publish().code == 0
+    edited = edit(yard.published()["README.md"])  # type: ignore[operator]
+    _place(yard, {"README.md": edited})
+    assert "was edited since it was published" in _holds(yard, "card")["fact"]
+    assert yard.published()["README.md"] == edited
+
+
+def test_a_card_of_a_version_that_kept_no_record_may_have_been_edited(yard: Yard) -> None:
+    assert yard.publish().code == 0
+    manifest = parse_manifest(yard.published()["manifest.json"], "").model_copy(update={"published": {}})
+    _place(yard, {"manifest.json": manifest.model_dump_json().encode(), "README.md": b"# Lagoon GGUF\n"})
+    assert "may have been edited" in _holds(yard, "card")["fact"]
+
+
+@pytest.mark.parametrize("argv", [("--hub-pr",), ("--hub-branch=v2",)])
+def test_a_pull_request_or_a_new_branch_leaves_the_card_and_takes_no_word(yard: Yard, argv: tuple[str, ...]) -> None:
+    _place(yard, {"README.md": b"# By hand\n"})
+    assert yard.publish(*argv).code == 0
+    assert yard.published()["README.md"] == b"# By hand\n"
+
+
+def test_an_edited_card_on_the_branch_itself_is_respected(yard: Yard) -> None:
+    assert yard.publish("--hub-branch=v2").code == yard.publish("--hub-branch=v2").code == 0
+    yard.hub.repos[REPO] = yard.repo.after({"README.md": Blob(b"# Mine\n", lfs=False)}, "v2")
+    assert "was edited since it was published" in _holds(yard, "card", "--hub-branch=v2")["fact"]
+
+
+# ---- other files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "Lagoon-Q4_K_M.gguf", "manifest.json", "report.html"])
+def test_a_file_that_somebody_put_there_is_not_replaced_without_a_word(yard: Yard, name: str) -> None:
+    _place(yard, {name: tiny("Q4_K_M", made_with="by somebody") if name.endswith(".gguf") else b"somebody's"})
+    assert f"that would be replaced: {name}." in _holds(yard, "files")["fact"]
+    assert yard.publish("--agree=files").code == 0
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "Lagoon-Q4_K_M.gguf", "report.html"])
+def test_a_file_of_ours_that_somebody_changed_is_not_replaced_without_a_word(yard: Yard, name: str) -> None:
+    assert yard.publish().code == 0
+    _place(yard, {name: tiny("Q4_K_M", made_with="by somebody") if name.endswith(".gguf") else b"somebody's"})
+    assert name in _holds(yard, "files")["fact"]
+
+
+# ---- files of an earlier shape -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", [
+    "Lagoon-Q4_K_M-00001-of-00002.gguf", "lagoon.Q4_K_M.gguf", "Lagoon.i1-q4_k_m.gguf", "Q4_K_M/Lagoon-Q4_K_M.gguf",
+    "Q4_K_M.gguf",
+])  # fmt: skip
+def test_older_files_of_the_same_type_stay_beside_only_by_agreement(yard: Yard, old: str) -> None:
+    _place(yard, {old: b"old"})
+    told = _holds(yard, "old-files")
+    assert old in told["fact"] and told["hint"] == f"Remove them first: hf repos delete-files {REPO} {old}"
+    assert yard.publish("--agree=old-files").code == 0
+    assert yard.published()[old] == b"old"
+
+
+@pytest.mark.parametrize("other", [
+    "Lagoon-Q4_K_S.gguf", "Lagoon-Q4_K.gguf", "mmproj-Lagoon-Q8_0.gguf", "Lagoon.imatrix.gguf", "Q4_K_M.txt",
+])  # fmt: skip
+def test_files_of_other_types_are_no_objection(yard: Yard, other: str) -> None:
+    _place(yard, {other: b"other"})
+    assert yard.publish().code == 0
+    assert yard.published()[other] == b"other"
+
+
+# ---- private and gated sources -----------------------------------------------------------------------
+
+
+def _with_source(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, **source: object) -> Yard:
+    yard = lay_out(tmp_path, hub, monkeypatch, on_hub=True, gated=source.get("gated", False))  # type: ignore[arg-type]
+    hub.repos[SOURCE_REPO] = replace(hub.repos[SOURCE_REPO], private=bool(source.get("private")))
+    return yard
+
+
+def test_a_private_source_is_named_on_no_public_card_without_a_word(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = _with_source(tmp_path, hub, monkeypatch, private=True)
+    assert yard.publish().code == 0  # the repo is private too
+    del hub.repos[REPO]
+    assert "org/Lagoon is private" in _holds(yard, "private-source", "--public")["fact"]
+    hub.add_repo(REPO)  # public already, whatever was asked for
+    assert "org/Lagoon is private" in _holds(yard, "private-source")["fact"]
+    assert yard.publish("--agree=private-source").code == 0
+
+
+def test_a_gated_source_is_pushed_to_no_registry_without_a_word(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = _with_source(tmp_path, hub, monkeypatch, gated="auto")
+    oci = ("--repo=", "--oci=registry.invalid/team/lagoon")
+    assert "gated (auto)" in _holds(yard, "open-registry", *oci)["fact"]
+    assert yard.publish("--dry-run", "--agree=open-registry", *oci).code == 0
+
+
+def test_a_registry_is_not_told_the_name_of_a_private_source(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = _with_source(tmp_path, hub, monkeypatch)
+    manifest = yard.manifest()
+    key = "org.opencontainers.image.source"
+    assert key in oci_evaluation_annotations(manifest, "Q8_0", "standard")
+    manifest.source.card = manifest.source.card.model_copy(update={"private": True})
+    assert key not in oci_evaluation_annotations(manifest, "Q8_0", "standard")
+
+
+# ---- how one agrees ----------------------------------------------------------------------------------
+
+
+def test_several_are_told_at_once_and_agreed_to_at_once(yard: Yard) -> None:
+    _place(yard, {"README.md": b"# Mine\n", "LICENSE": b"mine", "lagoon.Q8_0.gguf": b"old"})
+    refused = yard.publish()
+    assert refused.code == 2 and "AGREE=card,files,old-files" in refused.err
+    assert all(word in refused.err for word in ("README.md", "LICENSE", "lagoon.Q8_0.gguf"))
+    assert yard.publish("--agree=card,files").code == 2
+    assert yard.publish("--agree=card,files,old-files").code == 0
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes\n", 0), ("no\n", 2)])
+def test_a_yes_on_a_terminal_agrees_to_what_was_shown(
+    yard: Yard, answer: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _place(yard, {"README.md": b"# Mine\n"})
+    _answer(monkeypatch, answer)
+    said = yard.run("publish", f"--model={yard.model}", "--quant=Q8_0", f"--repo={REPO}", yard.budgets(PASSES))
+    assert said.code == code and "was not written by Quantyard" in said.err and "Publish this?" in said.err
+
+
+def test_a_release_asks_before_it_builds_and_does_not_ask_again(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(yard)
+    _place(yard, {"README.md": b"# Mine\n"})
+    refused = yard.publish("--suite=smoke", command="release")
+    assert refused.code == 2 and "AGREE=card" in refused.err and engine.ran == []
+    _answer(monkeypatch, "yes\n")
+    ours = (f"--model={yard.model}", "--quant=Q8_0", f"--repo={REPO}", "--suite=smoke", yard.budgets(PASSES))
+    assert yard.run("release", *ours).code == 0
+    assert yard.published()["README.md"] != b"# Mine\n"
+
+
+@pytest.mark.parametrize("given", ["everything", "card,edits", "1"])
+def test_what_is_no_kind_cannot_be_agreed_to(yard: Yard, given: str) -> None:
+    said = yard.publish(f"--agree={given}")
+    assert said.code == 2 and "there is nothing called" in said.err and "private-source" in said.err
+
+
+def _answer(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """A terminal with someone who answers."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    monkeypatch.setattr(commands, "_can_ask", lambda: True)
+
+
+def test_the_hash_in_the_record_is_gits_own() -> None:
+    assert git_blob_name(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+    assert git_blob_name(README.encode()) == hashlib.sha1(b"blob %d\0%b" % (len(README), README.encode())).hexdigest()
