@@ -138,13 +138,16 @@ def _entry(
 def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
+    from eval.tasks.drawn_questions import ask_drawn_questions
     from eval.tasks.outcomes import task_outcomes, write_task_results
 
     started = time.monotonic()
+    for leaf in leaves:
+        ask_drawn_questions(leaf.task, leaf.entry.limit, request.seed)
     before = (lm.n_requests, *lm.tokens(), lm.n_truncated)
     try:
         results: Any = lm_evaluate(
-            lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}}, limit=leaves[0].entry.limit,
+            lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}},
             bootstrap_iters=_BOOTSTRAP_ITERATIONS, log_samples=True, apply_chat_template=request.apply_chat_template,
             fewshot_as_multiturn=request.apply_chat_template, confirm_run_unsafe_code=request.allow_unsafe_code,
         )

@@ -124,7 +124,7 @@ def _entries(tasks: tuple[TaskEntry, ...]) -> SafeMarkdown:
 
 def _entry(task: TaskEntry) -> SafeMarkdown:
     shots = "" if task.num_fewshot is None else f"{task.num_fewshot} shots"
-    limit = "" if task.limit is None else f"the first {format_count(task.limit)} questions"
+    limit = "" if task.limit is None else f"{format_count(task.limit)} questions drawn"
     more = ", ".join(part for part in (shots, limit) if part)
     return SafeMarkdown(f"{escape_markdown(task.task, 60)} ({more})" if more else escape_markdown(task.task, 60))
 

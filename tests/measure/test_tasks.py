@@ -366,3 +366,28 @@ def test_a_metric_whose_code_lies_on_the_hub_is_never_loaded(folder: Path) -> No
 
 def test_both_sides_agree_on_what_reads_files() -> None:
     assert local_tasks.FILE_READERS == offline.FILE_READERS
+
+
+# ---- The sample of a limit ---------------------------------------------------------------------------------------
+
+
+def _asked(folder: Path, limit: int | None, shots: int = 0) -> dict[int, tuple[str, ...]]:
+    """Number of each question that lm-eval would ask → its requests."""
+    from eval.tasks.drawn_questions import ask_drawn_questions
+
+    (leaf,) = load(folder, TaskEntry(task="mine", num_fewshot=shots, limit=limit))
+    ask_drawn_questions(leaf.task, limit, 1234)
+    leaf.task.build_all_requests()
+    found: dict[int, list[str]] = {}
+    for instance in leaf.task.instances:
+        found.setdefault(instance.doc_id, []).append("".join(instance.args))
+    assert [number for number, _ in leaf.task.doc_iterator()] == sorted(found)
+    return {number: tuple(requests) for number, requests in found.items()}
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+def test_a_question_is_asked_alike_and_with_the_same_examples_whatever_else_is_asked(folder: Path, shots: int) -> None:
+    all_of_them, some, few = (_asked(folder, limit, shots) for limit in (None, 6, 3))
+    assert (len(all_of_them), len(some), len(few)) == (9, 6, 3)
+    assert set(few) < set(some) < set(all_of_them)
+    assert all(asked == all_of_them[number] for found in (some, few) for number, asked in found.items())
