@@ -155,10 +155,11 @@ grep -q ^llama-cpp-python "$(dirname "$0")/../locks/sdists.txt" && touch {folder
 """
 
 
-# What llama-cpp-python, xllamacpp and the self-check import; the rest of the lock takes minutes.
+# What the self-check and the packages of sdists.txt import; the rest of the lock takes minutes.
 NEEDED = (
-    "certifi", "charset-normalizer", "diskcache", "gguf", "idna", "jinja2", "markupsafe", "numpy", "pyyaml",
-    "requests", "tqdm", "typing-extensions", "urllib3", "xllamacpp",
+    "absl-py", "certifi", "charset-normalizer", "click", "cloudpickle", "defusedxml", "diskcache", "gguf", "idna",
+    "jinja2", "joblib", "markupsafe", "nltk", "numpy", "pyyaml", "regex", "requests", "six", "tqdm",
+    "typing-extensions", "urllib3", "xllamacpp",
 )  # fmt: skip
 
 
