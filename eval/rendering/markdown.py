@@ -95,7 +95,7 @@ def _files(report: EvalReport) -> str:
     figures = similarity_figures(report.measurements)
     head = (
         "file", "size", "bits per weight", *(figure.name for figure in figures), "PPL", "rolling PPL", "ΔPPL",
-        "mean KLD", "p99 KLD", "same top token", "prompt t/s", "generation t/s", "peak memory",
+        "mean KLD", "p99 KLD", "same top token", "prompt tokens/s", "generated tokens/s", "peak memory",
     )  # fmt: skip
     rows = [_file_row(m, figures) for m in report.measurements]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]

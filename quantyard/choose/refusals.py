@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet
 from quantyard.choose.pick import ChoiceBudget, MissedLimit, missed_choice_limits
 from quantyard.errors import BadRequest
-from quantyard.formatting.numbers import format_as_written, format_count, format_kld, format_memory, format_tokens_per_s
+from quantyard.formatting.numbers import format_as_written, format_count, format_kld, format_memory, format_speed
 
 
 def no_candidate_fits(
@@ -42,9 +42,7 @@ def _missed(miss: MissedLimit) -> str:
         value, limit = (format_memory(int(n)) for n in (miss.value, miss.limit))
         return f"takes {value}, more than the {limit} of RAM"
     if miss.what == "MIN_TPS":
-        return (
-            f"generates {format_tokens_per_s(miss.value)} tokens/s, less than MIN_TPS={format_as_written(miss.limit)}"
-        )
+        return f"generates {format_speed(miss.value)}, less than MIN_TPS={format_as_written(miss.limit)}"
     return f"has a mean KLD of {format_kld(miss.value)}, more than MAX_KLD={format_as_written(miss.limit)}"
 
 

@@ -15,7 +15,7 @@ from quantyard.formatting.numbers import (
     format_kld,
     format_metric_value,
     format_perplexity,
-    format_tokens_per_s,
+    format_speed,
 )
 from quantyard.metrics.kinds import metric_kind
 from quantyard.protocol.base import Progress, StageResult
@@ -131,9 +131,9 @@ def _similar(result: StageResult) -> Iterator[str]:
 def _timed(result: StageResult) -> Iterator[str]:
     facts = SpeedFacts.read(result.facts)
     if facts.prompt_tokens_per_s is not None:
-        yield f"prompt {format_tokens_per_s(facts.prompt_tokens_per_s)} t/s"
+        yield f"prompt {format_speed(facts.prompt_tokens_per_s)}"
     if facts.generated_tokens_per_s is not None:
-        yield f"generated {format_tokens_per_s(facts.generated_tokens_per_s)} t/s"
+        yield f"generated {format_speed(facts.generated_tokens_per_s)}"
 
 
 def _compared(result: StageResult) -> Iterator[str]:

@@ -12,7 +12,7 @@ the same text everywhere. Annotations, which programs read, are written by `form
 | perplexity | four digits | 12.35 |
 | change of perplexity or of bits per byte | per cent; two decimals below 10 % | +1.23 %, +12.3 % |
 | KL divergence | three digits, nats | 0.0464 |
-| speed | three digits, tokens per second | 61.2 |
+| speed | three digits, tokens per second | 61.2 tokens/s |
 | difference of two computations | two digits; below a millionth only that | 0.000023, < 0.000001 |
 | time | seconds, minutes or hours; what was timed in tenths of a second | 42 s, 10 min; 10.2 s |
 | time of what runs | a clock, and what is left as a time | elapsed 0:58 · about 4 min left |
@@ -173,6 +173,11 @@ def format_cosine(x: float) -> str:
 def format_tokens_per_s(x: float) -> str:
     """61.234 → "61.2", without the unit."""
     return format_digits(x)
+
+
+def format_speed(tokens_per_s: float) -> str:
+    """61.234 → "61.2 tokens/s"."""
+    return f"{format_tokens_per_s(tokens_per_s)} tokens/s"
 
 
 def format_percent(share: float, places: int = 1) -> str:

@@ -49,7 +49,7 @@ def metric_budget_value(budget: str, x: float) -> str:
         return numbers.format_percent(x)
     if budget == "min_same_tokens":
         return f"{numbers.format_count(int(x))} token{'s' * (x != 1)}"
-    return f"{numbers.format_tokens_per_s(x)} tokens/s" if budget.endswith("_per_s") else numbers.format_kld(x)
+    return numbers.format_speed(x) if budget.endswith("_per_s") else numbers.format_kld(x)
 
 
 def metric_budget_interval(budget: str, found: Interval) -> Written:

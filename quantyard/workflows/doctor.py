@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import forecast_disk_folder
-from quantyard.formatting.numbers import format_bytes
+from quantyard.formatting.numbers import format_bytes, format_memory
 from quantyard.requests import BuildRequest
 
 _COMMAND_TIMEOUT_S = 20
@@ -69,7 +69,7 @@ def _docker(_request: BuildRequest) -> DoctorFinding:
     except EngineError as error:
         remedy = error.hint if shutil.which("docker") else _INSTALL_DOCKER
         return DoctorFinding("Docker daemon", "note", error.message, remedy)
-    size = format_bytes(int(info["MemTotal"]), binary=True)
+    size = format_memory(int(info["MemTotal"]))
     return DoctorFinding(
         "Docker daemon", "ok", f"{info['ServerVersion']}, {info['Driver']}, {info['NCPU']} CPUs, {size}"
     )
@@ -174,7 +174,7 @@ def _disk(request: BuildRequest) -> DoctorFinding:
 
 def _memory(_request: BuildRequest) -> DoctorFinding:
     size_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    value = format_bytes(size_bytes, binary=True)
+    value = format_memory(size_bytes)
     if size_bytes < _LITTLE_MEMORY_BYTES:
         return DoctorFinding("memory", "note", value, "Models above 3B may not convert; close other programs.")
     return DoctorFinding("memory", "ok", value)

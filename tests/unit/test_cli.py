@@ -131,7 +131,8 @@ def test_eval_ends_with_a_table_of_the_files_and_one_of_the_tasks(
     captured = capsys.readouterr()
     files, tasks = (part.splitlines() for part in captured.out.split("\n\n"))
     assert files[1].split()[:3] == ["BF16", "(baseline)", "105"]
-    for figure in ("105 MB", "6.17", "21.00", "+5.00 %", "0.0312", "91.3 %", "812 t/s", "61.2 t/s", "300 MiB"):
+    speeds = ("812 tokens/s", "61.2 tokens/s")
+    for figure in ("105 MB", "6.17", "21.00", "+5.00 %", "0.0312", "91.3 %", *speeds, "300 MiB"):
         assert figure in files[2], figure
     assert tasks[1].split()[:4] == ["Q4_K_M", "arc_easy", "acc", "200"] and "too few questions: 3,100" in tasks[1]
     assert " −1.5 " in tasks[1] and "−1.50 %" in tasks[2], "the change of a perplexity is relative"

@@ -159,7 +159,7 @@ def test_a_table_loses_nothing_on_a_narrow_terminal(width: int, is_table: bool) 
     words = " ".join(lines).split()
     for found in report.measurements:
         assert found.divergence and found.speed
-        assert {format_perplexity(found.divergence.perplexity.value), "MiB", "t/s"} <= set(words)
+        assert {format_perplexity(found.divergence.perplexity.value), "MiB", "tokens/s"} <= set(words)
 
 
 def _by_bits(row: tuple[str, float, float]) -> float:

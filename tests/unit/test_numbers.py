@@ -111,8 +111,8 @@ def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
     assert change is not None
 
     assert terminal["size"] == text["size"] == card["size"] == page["Size"]
-    assert terminal["bits/weight"] == text["bits per weight"] == card["bits per weight"] == page["Bits/weight"]
-    assert numbers.format_bits_per_weight(float(said["quantyard.bits-per-weight"])) == terminal["bits/weight"]
+    assert terminal["bits"] == text["bits per weight"] == card["bits per weight"] == page["Bits/weight"]
+    assert numbers.format_bits_per_weight(float(said["quantyard.bits-per-weight"])) == terminal["bits"]
     assert terminal["PPL"] == text["PPL"] == card["PPL"] == page["PPL"]
     assert numbers.format_perplexity(float(said["quantyard.ppl"])) == terminal["PPL"]
     assert text["ΔPPL"] == card["ΔPPL"] == page["ΔPPL"] == str(numbers.format_change_interval(change))
@@ -123,16 +123,16 @@ def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
     assert terminal["mean KLD"] == text["mean KLD"] == card["mean KLD"] == page["Mean KLD"] == "0.0310"
     assert numbers.format_kld(float(said["quantyard.mean-kld"])) == terminal["mean KLD"]
     assert text["p99 KLD"] == card["p99 KLD"] == page["p99 KLD"] == numbers.format_kld(float(said["quantyard.p99-kld"]))
-    assert terminal["same top-1"] == text["same top token"] == card["same top token"] == page["Top-1"]
-    assert numbers.format_percent(float(said["quantyard.top1-agreement"])) == terminal["same top-1"]
-    assert terminal["prompt"] == f"{text['prompt t/s']} t/s" == f"{speeds['prompt tokens/s']} t/s"
+    assert terminal["same top token"] == text["same top token"] == card["same top token"] == page["Top-1"]
+    assert numbers.format_percent(float(said["quantyard.top1-agreement"])) == terminal["same top token"]
+    assert terminal["prompt"] == f"{text['prompt tokens/s']} tokens/s" == f"{speeds['prompt tokens/s']} tokens/s"
     assert (
         page["Prompt"]
-        == text["prompt t/s"]
+        == text["prompt tokens/s"]
         == numbers.format_tokens_per_s(float(said["quantyard.prompt-tokens-per-s"]))
     )
-    assert terminal["generated"] == f"{text['generation t/s']} t/s" == f"{speeds['generated tokens/s']} t/s"
-    assert page["Generation"] == text["generation t/s"]
+    generated = {text["generated tokens/s"], speeds["generated tokens/s"], page["Generation"]}
+    assert {terminal["generated"]} == {f"{figure} tokens/s" for figure in generated}
     assert terminal["memory"] == text["peak memory"] == speeds["peak memory"] == page["Peak"]
     assert numbers.format_memory(int(said["quantyard.peak-memory-bytes"])) == terminal["memory"]
 
@@ -140,7 +140,7 @@ def test_a_file_has_the_same_figures_in_every_view(manifest: Manifest, found: Me
         manifest, tmp_path, "{max_mean_kld: 1}"
     )
     assert f"perplexity {card['ΔPPL']} is within" in _gate(manifest, tmp_path, "{max_ppl_change: 50}")
-    assert f"generation {text['generation t/s']} tokens/s is" in _gate(
+    assert f"generation {text['generated tokens/s']} tokens/s is" in _gate(
         manifest, tmp_path, "{min_generated_tokens_per_s: 1}"
     )
     assert f"the size {card['size']} (" in _gate(manifest, tmp_path, "{max_size: 50GB}")
@@ -250,6 +250,7 @@ _REFUSALS = {
     "quantyard/plan/lora.py": "bytes beyond a limit",
     "quantyard/protocol": "bytes beyond a limit",
     "quantyard/publish/hub/errors.py": "seconds that the Hub asks to wait",
+    "quantyard/publish/registry/login.py": "seconds that a helper may take",
     "quantyard/publish/registry/errors.py": "bytes that a registry lost",
     "quantyard/publish/verify.py": "bytes of a file that was changed, compared to the last one",
     "quantyard/quants/recipe.py": "characters beyond a limit",
@@ -260,6 +261,7 @@ _REFUSALS = {
 _WHOLE = frozenset({",", "g", ".0f", ".1f"})  # forms of a refusal
 _OWN_FORM = {  # file → a form that another program reads
     "eval/analysis/kl_divergence.py": "g",  # the key of a percentile
+    "quantyard/card/app_files.py": "g",  # the count of weights that LM Studio reads
     "quantyard/cli/settings_file.py": ".18f",  # a number of TOML as the text of a setting
     "quantyard/publish/registry/artifact.py": ".2f",  # the count of weights that Docker Model Runner shows
 }
@@ -277,7 +279,7 @@ def _forms(tree: ast.AST) -> Iterator[str]:
             yield from _IN_TEXT.findall(text) if isinstance(text, str) else ()
 
 
-_WRITES_YAML = ("quantyard/card/hub_results.py",)  # the results that the Hub reads
+_WRITES_YAML = ("quantyard/card/hub_results.py", "quantyard/card/app_files.py")  # what the Hub and LM Studio read
 _EARLIER = ("quantyard/card/cells_0_1.py",)  # what reads cards of an earlier version writes as that did
 
 
@@ -311,6 +313,32 @@ def test_no_module_but_formatting_has_a_form_for_numbers() -> None:
             if _NUMBER.fullmatch(form) and not allowed:
                 wrong.append(f"{path}: {form}")
     assert wrong == [], "write it with quantyard.formatting.numbers"
+
+
+_UNITS_OF_OTHERS = re.compile(r"(?<![a-z])t/s\b|tok/s|top-1\b|(MB|GB|kB) of (memory|RAM)|[0-9]% [a-z]|/ ?sec\b")
+_OTHERS_WORDS = ("quantyard/card/layout_0_1.py", "builder/twin.py", "builder/parity.py")  # top-1: of a twin
+
+
+def _words(path: str) -> Iterator[str]:
+    """Every text in a module that is not a docstring."""
+    docstrings = {
+        id(node.body[0].value) for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }  # fmt: skip
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_a_unit_has_one_name() -> None:
+    """tokens/s, same top token, memory in MiB and GiB, a per cent sign after a space."""
+    found = {
+        f"{path}: {text[:80]}" for path in _files() if path not in _OTHERS_WORDS
+        for text in _words(path) if _UNITS_OF_OTHERS.search(text)
+    }  # fmt: skip
+    presets = (REPO_DIR / "models.toml").read_text(encoding="utf-8")
+    assert found == set() and not _UNITS_OF_OTHERS.search(presets)
 
 
 def test_every_exception_is_still_needed() -> None:

@@ -31,7 +31,7 @@ _REPORT: dict[str, JsonValue] = {"files": {"BF16": {}, "Q4_K_M": {"verdicts": {"
         ("divergence Q8_0", {"perplexity": 21.0, "mean_kld": 0.0312}, "PPL 21.00, mean KLD 0.0312"),
         (
             "speed Q8_0", {"prompt_tokens_per_s": 812.44, "generated_tokens_per_s": 61, "peak_memory_bytes": 1},
-            "prompt 812 t/s, generated 61.0 t/s",
+            "prompt 812 tokens/s, generated 61.0 tokens/s",
         ),
         ("report", _REPORT, "Q4_K_M: 3 same + 1 worse"),
         ("report", {}, "passed"),

@@ -65,7 +65,7 @@ def test_lines_for_a_pipe_are_not_broken() -> None:
 def test_a_table_keeps_every_cell_whole(name: str, width: int) -> None:
     table = FittedTable(("file", "size", "mean KLD", "p1 cosine", "generated", "memory", ""), words=("",))
     for n in range(6):
-        cells = ("105 MB", "0.0464 (0.0446 to 0.0483)", "0.9997", "61.2 t/s", "312 MiB", "the choice")
+        cells = ("105 MB", "0.0464 (0.0446 to 0.0483)", "0.9997", "61.2 tokens/s", "312 MiB", "the choice")
         table.add_row(f"{name}-{n}", *cells)
     out = io.StringIO()
     console = SafeConsole(file=out, width=width, force_terminal=True, color_system=None)

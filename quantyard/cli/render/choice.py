@@ -20,7 +20,7 @@ from quantyard.formatting.numbers import (
     format_kld_interval,
     format_memory,
     format_rough_percent,
-    format_tokens_per_s,
+    format_speed,
 )
 from quantyard.metrics.choice import is_quality_tie
 from quantyard.metrics.intervals import estimate_interval, interval_difference, mapped_interval
@@ -99,7 +99,7 @@ def _quality(choices: ChoiceSet, found: ChoiceCandidate) -> str:
 
 
 def _speed(found: ChoiceCandidate) -> str:
-    return f"{format_tokens_per_s(found.tokens_per_s)} t/s"
+    return format_speed(found.tokens_per_s)
 
 
 def _fate(found: ChoiceCandidate, budget: ChoiceBudget, choice: Choice | None, winners: tuple[str, ...]) -> str:

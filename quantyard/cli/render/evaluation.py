@@ -34,7 +34,7 @@ def terminal_measured_files(report: EvalReport) -> FittedTable:
 
 
 _COLUMNS: Final = (
-    "file", "size", "bits/weight", "PPL", "Δ", "mean KLD", "same top-1", "prompt", "generated", "memory",
+    "file", "size", "bits", "PPL", "Δ", "mean KLD", "same top token", "prompt", "generated", "memory",
 )  # fmt: skip
 
 
@@ -72,8 +72,7 @@ def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     found = measurement.speed
     if found is None:
         return (DASH,) * 3
-    rates = (numbers.format_tokens_per_s(x) for x in (found.prompt_tokens_per_s, found.generated_tokens_per_s))
-    prompt, generated = (f"{rate} t/s" for rate in rates)
+    prompt, generated = map(numbers.format_speed, (found.prompt_tokens_per_s, found.generated_tokens_per_s))
     return prompt, generated, numbers.format_memory(found.peak_memory_bytes)
 
 

@@ -10,6 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from quantyard.formatting.numbers import DASH
+
 _GAP = 2  # between columns
 _LEAST_TEXT = 24  # width of a last column whose text goes on below
 _UNCUT = 10_000  # width of a terminal that cuts nothing
@@ -21,7 +23,7 @@ class FittedTable:
     """A table without lines; all columns but the first `left` and those of `words` hold numbers.
 
     Cells have rich's markup. Text in the last column may go on below. Where a row becomes lines, its first cells are
-    the head, a figure is told with its column's name, and text alone.
+    the head, a figure is told with its column's name, text alone, and what was not measured not at all.
     """
 
     columns: Sequence[str]
@@ -63,8 +65,9 @@ class FittedTable:
             head = Text.from_markup("  ".join(cell for cell in cells[: self.heads] if cell), style="bold")
             yield _unbroken(head)
             figures = zip(self.columns[self.heads :], cells[self.heads :], strict=True)
-            shown = (("" if name in self.words else f"{name} ", cell) for name, cell in figures if cell)
-            told = (Text.from_markup("".join(parts), style=style) for parts in shown)
+            known = ((name, cell) for name, cell in figures if cell not in ("", DASH))
+            shown = (cell if name in self.words else f"{name} {cell}" for name, cell in known)
+            told = (Text.from_markup(text, style=style) for text in shown)
             yield from (_unbroken(line) for line in _joined(told, width))
 
 
