@@ -106,6 +106,7 @@ class PublishRequest:
     oci: str = ""  # registry/repository[:tag]
     cosign_key: Path | None = None
     docker_config: Path = Path("~/.docker/config.json")  # with the logins of registries
+    only: bool = False  # the folder `release` holds these files alone
 
 
 @dataclass(frozen=True)

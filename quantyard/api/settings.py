@@ -150,7 +150,9 @@ class GateSettings(_Files, _Judging, total=False):
 
 
 class ReportSettings(_Files, _Writing, total=False):
-    """The files to report on, and what the card says of them."""
+    """The files to report on, what the card says of them, and whether the folder holds no others."""
+
+    only: bool
 
 
 class PublishSettings(_Files, _Publishing, total=False):

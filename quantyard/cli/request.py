@@ -170,6 +170,7 @@ def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> Publi
         branch=values["HUB_BRANCH"], pull_request=flag_setting("HUB_PR", values),
         split_above_bytes=size_setting("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),
         oci=values["OCI"], cosign_key=readable_file_setting("COSIGN_KEY", values), docker_config=docker / "config.json",
+        only=flag_setting("ONLY", values),
     )
 
 

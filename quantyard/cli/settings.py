@@ -163,6 +163,9 @@ SETTINGS: Final = (
     Setting("COSIGN_KEY", "", "publishing", "private key with which cosign signs the registry's artifact", "path"),
     Setting("ALLOW_FAIL", "", "publishing", "publish although a budget is not met, and say so on the card", "flag"),
     Setting(
+        "ONLY", "", "publishing", "take all but the files of QUANT out of the folder release; built ones stay", "flag",
+    ),
+    Setting(
         "TAG", "", "publishing", "the name of the image with the model inside, such as registry.example/team/model:q4",
     ),
     Setting("PUSH", "", "publishing", "push that image to its registry", "flag"),

@@ -133,18 +133,20 @@ def add_measured_files(plan: BuildPlan, files: Mapping[str, ModelFile], order: S
         order: labels in the order of the report; others come last.
     """
     assert plan.measuring is not None, "there is a report"
-    baseline, (*steps, report) = plan.measuring.baseline, plan.steps
-    assert isinstance(report.request, ReportRequest), "it is the last step"
     if not files:
         return plan
-    templates = [step for step in steps if step.row.name in _MEASURING and step.quant == baseline]
+    baseline, at = plan.measuring.baseline, next(i for i, step in enumerate(plan.steps) if step.label == REPORT)
+    report = plan.steps[at]
+    assert isinstance(report.request, ReportRequest), "by its label"
+    templates = [step for step in plan.steps if step.row.name in _MEASURING and step.quant == baseline]
     added = [_measured_like(step, label, file) for step in templates for label, file in files.items()]
-    places = {label: at for at, label in enumerate((baseline, *order))}
+    places = {label: place for place, label in enumerate((baseline, *order))}
     every = (*plan.measuring.labels, *files)
     labels = tuple(sorted(every, key=lambda label: places.get(label, len(places))))
     inputs = dict(report.inputs) | {_report_input(step.row.name, step.quant): StepOutput(step.label) for step in added}
-    last = replace(report, request=report.request.model_copy(update={"labels": labels}), inputs=inputs)
-    return replace(plan, steps=(*steps, *added, last), measuring=replace(plan.measuring, labels=labels))
+    report = replace(report, request=report.request.model_copy(update={"labels": labels}), inputs=inputs)
+    steps = (*plan.steps[:at], *added, report, *plan.steps[at + 1 :])
+    return replace(plan, steps=steps, measuring=replace(plan.measuring, labels=labels))
 
 
 def _measured_like(template: Step, label: str, file: ModelFile) -> Step:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ from quantyard.protocol.base import FileEntry
 from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import file_sha256
 from quantyard.publish.files import PublishedFile, kept_release_file, made_release_file
+from quantyard.publish.folder import FOLDER
 from quantyard.publish.use import with_release_use
 from quantyard.sources.licence import source_licence_files
 from quantyard.sources.resolve import Source
@@ -70,7 +72,7 @@ class Release:
 
 
 def find_release(
-    folder: Path, source: Path | None, quants: Sequence[str], suite: str, hashes: HashCache
+    folder: Path, source: Path | None, quants: Sequence[str], suite: str, hashes: HashCache, also: Sequence[str] = ()
 ) -> Release:
     """The release of these quants; raises unless every file is exactly the one that was measured.
 
@@ -78,6 +80,7 @@ def find_release(
         folder: the model's, in the store.
         source: the folder of a local source: a GGUF that was only measured stays there.
         suite: whose evaluation; "": the one with the most questions that covers all files.
+        also: further quants; those that cannot stand in the same report are left out.
 
     Raises:
         BadRequest: a file is missing, was changed, or was not measured.
@@ -87,11 +90,38 @@ def find_release(
         raise BadRequest(f"Nothing is built in {folder}.", f"Build, measure and publish: {_AGAIN}")
     if missing := [quant for quant in quants if quant not in manifest.quants]:
         raise BadRequest(f"{', '.join(missing)} is not built.", f"Build, measure and publish: {_AGAIN}")
+    there = [quant for quant in also if _is_there(folder, source, manifest.quants.get(quant), hashes)]
+    chosen, quants = _with_others(manifest, quants, suite, there)
     paths = {quant: _unchanged(folder, source, manifest.quants[quant], hashes) for quant in quants}
-    chosen = _choose_suite(manifest, quants, suite)
     only = _only(manifest, quants, chosen)
     matrices, projectors = (tuple(found(only, folder, hashes)) for found in (_imatrices, _projectors))
     return Release(only, folder, chosen, paths, matrices, projectors)
+
+
+def quants_in_release_folder(folder: Path) -> tuple[str, ...]:
+    """The quants that the model's folder `release` is about; none if there is no such folder."""
+    with suppress(BadRequest):
+        manifest = read_manifest(folder / FOLDER / "manifest.json")
+        return tuple(manifest.quants) if manifest else ()
+    return ()
+
+
+def _with_others(
+    manifest: Manifest, quants: Sequence[str], suite: str, others: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The suite, and the quants with those of the others that its evaluation covers; in the manifest's order."""
+    every = [*quants, *(quant for quant in others if quant not in quants)]
+    try:
+        return _choose_suite(manifest, every, suite), _in_order(manifest, quants, every)
+    except BadRequest:
+        chosen = _choose_suite(manifest, quants, suite)
+    report = manifest.evaluations[chosen]
+    return chosen, _in_order(manifest, quants, [quant for quant in every if not _problem(manifest, report, [quant])])
+
+
+def _in_order(manifest: Manifest, asked: Sequence[str], every: Sequence[str]) -> list[str]:
+    """As asked; with more than that, as they were built."""
+    return list(asked) if len(every) == len(asked) else [quant for quant in manifest.quants if quant in every]
 
 
 def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
@@ -99,6 +129,12 @@ def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: H
     path = (folder if record.made_by or source is None else source) / record.file
     _refuse_changed(path, record.sha256, hashes)
     return path
+
+
+def _is_there(folder: Path, source: Path | None, record: QuantRecord | None, hashes: HashCache) -> bool:
+    with suppress(BadRequest):
+        return record is not None and _unchanged(folder, source, record, hashes).is_file()
+    return False
 
 
 def _imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from quantyard.publish.bundle import (
     release_licence,
     release_place,
 )
+from quantyard.publish.files import PublishedFile
 from quantyard.publish.folder import write_release
 from quantyard.publish.hub.there import HubThere, look_there
 from quantyard.publish.objections import (
@@ -35,7 +36,13 @@ from quantyard.publish.objections import (
     without_agreed,
 )
 from quantyard.publish.progress import UploadProgress
-from quantyard.publish.release import Release, find_release, keep_release_gate, release_legal_files
+from quantyard.publish.release import (
+    Release,
+    find_release,
+    keep_release_gate,
+    quants_in_release_folder,
+    release_legal_files,
+)
 from quantyard.publish.send import Intention, Published, Sender
 from quantyard.publish.split import split_release_parts, split_release_plan
 from quantyard.requests import BuildRequest, PublishRequest
@@ -48,7 +55,7 @@ from quantyard.workflows.planning import (
     workflow_plan,
     workflow_with_suite,
 )
-from quantyard.workflows.reporter import GateJudged, Waiting, WorkflowReporter
+from quantyard.workflows.reporter import GateJudged, MoreInRelease, Waiting, WorkflowReporter
 from quantyard.workflows.run import run_build_plan, run_plan
 
 
@@ -185,9 +192,14 @@ def write_release_report(
     if plan is None:
         request, source = workflow_of_built(request)
         plan = workflow_files_plan(request, source)
-    found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter)
+    folder = ModelStore(request.artifacts, plan.source.model).folder
+    also = () if asked.only else quants_in_release_folder(folder)
+    found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter, also)
     place = release_place(None, asked, "private" if not asked.public else "gated" if plan.source.card.gated else "")
-    return write_release(found.folder, _composed(request, asked, plan, found, reporter, place).files) / PAGE
+    files = _composed(request, asked, plan, found, reporter, place).files
+    page = write_release(found.folder, files, keep=not asked.only) / PAGE
+    _tell_others(request, page.parent, found.quants, files, reporter)
+    return page
 
 
 # ---- shared parts ------------------------------------------------------------------------------------
@@ -210,6 +222,7 @@ def _publish(
     there = look_there(workflow_hub_access(request), where.hub)
     bundle = _composed(request, asked, plan, found, reporter, _place(asked, where, there))
     folder = write_release(found.folder, bundle.files)
+    _tell_others(request, folder, found.quants, bundle.files, reporter)
     sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key, there)
     objections = without_agreed(
         (*_early_objections(plan, where, there), *file_objections(where, there, bundle)), asked.agree
@@ -254,18 +267,35 @@ def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) 
 
 
 def _judged(
-    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: WorkflowReporter
+    request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: WorkflowReporter,
+    also: Sequence[str] = (),
 ) -> Release:
-    """The release of these files, judged by the gate; the store's manifest records the outcome."""
+    """The release of these files, judged by the gate; the store's manifest records the outcome.
+
+    Args:
+        also: further quants, as far as they can stand in one report with those of the request.
+    """
     local, store = plan.source.local, ModelStore(request.artifacts, plan.source.model)
     found = find_release(
         store.folder, local.folder if local else None, [quant.name for quant in request.quants],
-        _suite_of(request), workflow_hashes(request),
+        _suite_of(request), workflow_hashes(request), also,
     )
     found = judged_release(found, budgets, preview_release_licence(plan.source.license, plan.source.card, asked))
     with store.locked(lambda holder: reporter.tell(Waiting(holder))):
         keep_release_gate(store, found.manifest)
     return found
+
+
+def _tell_others(
+    request: BuildRequest, folder: Path, quants: Sequence[str], files: Sequence[PublishedFile],
+    reporter: WorkflowReporter,
+) -> None:
+    """Tell what the folder `release` holds beside the files that were asked for."""
+    names = {file.path for file in files}
+    others = sorted(path.name for path in folder.glob("*.gguf") if path.name not in names)
+    asked = [quant.name for quant in request.quants]
+    if others or set(quants) != set(asked):
+        reporter.tell(MoreInRelease(folder, quants, others, request.model, asked))
 
 
 def _suite_of(request: BuildRequest) -> str:

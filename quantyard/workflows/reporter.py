@@ -129,6 +129,33 @@ class LeftOutOfReport(NamedTuple):
         return f"Left out of the report on {self.suite}: {names}, {why}. With the settings of this run:  {command}"
 
 
+class MoreInRelease(NamedTuple):
+    """The folder `release` holds more than the files that were asked for.
+
+    Attributes:
+        described: the quants that the card and the page are about.
+        others: files of models that they are not about.
+        asked: the quants that were asked for.
+    """
+
+    folder: Path
+    described: Sequence[str]
+    others: Sequence[str]
+    model: str
+    asked: Sequence[str]
+
+    @property
+    def text(self) -> str:
+        """What is there, and how to take it out."""
+        names = ", ".join(self.others)
+        beside = f"; beside it, and not described there: {names}" if names else ""
+        command = f"make report MODEL={self.model} QUANT={','.join(self.asked)} ONLY=1"
+        return (
+            f"{self.folder} is about {', '.join(self.described)}{beside}. "
+            f"To take all but {', '.join(self.asked)} out of it:  {command}"
+        )
+
+
 class NotServed(NamedTuple):
     """What the last build made is not served; its own words."""
 

@@ -51,11 +51,45 @@ def test_report_needs_neither_a_licence_nor_a_gate_that_opens(
     assert yard.verify(f"--file={yard.release}").code == 0
 
 
-def test_a_report_of_fewer_files_leaves_nothing_of_the_others_in_the_folder(yard: Yard) -> None:
+def models_of(yard: Yard) -> set[str]:
+    """The quants of the files in the folder `release`, and those that its manifest knows, which must be the same."""
+    files = {path.stem.removeprefix("Lagoon-") for path in yard.release.glob("*.gguf")}
+    assert set(json.loads((yard.release / "manifest.json").read_text())["quants"]) == files
+    return files
+
+
+def test_a_report_of_fewer_files_stays_about_those_in_the_folder_and_says_how_to_take_them_out(yard: Yard) -> None:
     shown(yard, "report")
-    yard.run("report", f"--model={yard.model}", "--quant=Q4_K_M")
-    assert [path.name for path in yard.release.glob("*.gguf")] == ["Lagoon-Q4_K_M.gguf"]
-    assert yard.file("Q8_0").is_file()
+    (yard.release / "notes.md").write_text("mine")
+    said = yard.run("report", f"--model={yard.model}", "--quant=Q4_K_M")
+    assert models_of(yard) == {"Q4_K_M", "Q8_0"} and (yard.release / "notes.md").read_text() == "mine"
+    card = (yard.release / "README.md").read_text()
+    assert "Q8_0" in card and "Q4_K_M" in card and yard.verify(f"--file={yard.release}").code == 0
+    assert "is about Q8_0, Q4_K_M" in said.err and "QUANT=Q4_K_M ONLY=1" in said.err
+    assert "ONLY" not in yard.run("report", f"--model={yard.model}", "--quant=Q4_K_M,Q8_0").err, "as asked for"
+
+    assert yard.run("report", f"--model={yard.model}", "--quant=Q6_K").code == 0
+    assert models_of(yard) == {"Q4_K_M", "Q6_K", "Q8_0"}
+    assert yard.run("report", f"--model={yard.model}", "--quant=Q4_K_M", "--only").code == 0
+    assert models_of(yard) == {"Q4_K_M"} and yard.file("Q8_0").is_file() and not (yard.release / "notes.md").exists()
+
+
+def test_a_file_that_cannot_stand_in_the_report_stays_beside_it_and_is_named(yard: Yard) -> None:
+    shown(yard, "report")
+    yard.file("Q8_0").unlink()
+    yard.file("Q8_0").write_bytes(b"GGUF, but another")
+    said = yard.run("report", f"--model={yard.model}", "--quant=Q4_K_M")
+    assert said.code == 0 and "is about Q4_K_M; beside it, and not described there: Lagoon-Q8_0.gguf." in said.err
+    assert (yard.release / "Lagoon-Q8_0.gguf").is_file() and "Q8_0" not in (yard.release / "README.md").read_text()
+    assert yard.verify(f"--file={yard.release}").code == 0
+
+
+def test_publishing_fewer_files_sends_those_alone_and_takes_none_out_of_the_folder(yard: Yard) -> None:
+    shown(yard, "report")
+    said = yard.publish(quants="Q4_K_M")
+    assert said.code == 0, said.err
+    assert {name for name in yard.published() if name.endswith(".gguf")} == {"Lagoon-Q4_K_M.gguf"}
+    assert (yard.release / "Lagoon-Q8_0.gguf").is_file() and "not described there: Lagoon-Q8_0.gguf" in said.err
 
 
 def test_without_quant_the_report_and_the_gate_are_about_every_file_that_was_built(yard: Yard) -> None:

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 import quantyard
+from quantyard.api.call import api_request
+from quantyard.plan.api_tests import add_contract_steps
 from quantyard.sources.resolve import Source
 from quantyard.workflows import planning
+from quantyard.workflows.reporter import SilentReporter
+from quantyard.workflows.run import run_build_plan
 from tests.unit.fake_engine import FakeEngine, writes
 
 pytestmark = pytest.mark.commands
@@ -93,3 +97,13 @@ def test_the_plan_shows_the_same(engine: FakeEngine) -> None:
     planned = quantyard.plan("x", quant="Q4_K_M", suite="smoke", limit=3)
     assert planned.plan.measuring is not None and planned.plan.measuring.labels == ("BF16", "Q4_K_M", "Q8_0")
     assert planned.to_run == ()
+
+
+def test_a_release_of_one_file_tests_its_api_after_a_report_on_all(engine: FakeEngine) -> None:
+    evaluated("Q4_K_M,Q8_0")
+    request = api_request("eval", {"quant": "Q4_K_M", "suite": "smoke", "limit": 3}, MODEL="x")
+    source = planning.workflow_source(request)
+    plan = add_contract_steps(planning.workflow_plan(request, source), 1)
+    built = run_build_plan(request, plan, SilentReporter())
+    assert built.report is not None and [m.file.label for m in built.report.measurements] == ["BF16", "Q4_K_M", "Q8_0"]
+    assert [report.label for report in built.contracts] == ["Q4_K_M"]

@@ -178,15 +178,19 @@ def test_a_gguf_that_was_only_measured_is_found_where_its_source_is(yard: Yard) 
 # ---- the folder --------------------------------------------------------------------------------------
 
 
-def test_the_folder_release_holds_exactly_the_files_and_models_as_hard_links(tmp_path: Path) -> None:
+def test_the_folder_release_keeps_what_another_wrote_and_holds_models_as_hard_links(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"many bytes")
     file = made_release_file("README.md", "# A")
-    write_release(tmp_path, [file, made_release_file("old/x.txt", "gone later")])
+    parts = [made_release_file(f"{name}-00001-of-00002.gguf", "part") for name in ("model", "other")]
+    before = [made_release_file(name, "x") for name in ("own/x.txt", "eval/t/report.md")]
+    write_release(tmp_path, [file, *parts, *before])
     kept = file.__class__("model.gguf", model, 10, file_sha256(model))
     target = write_release(tmp_path, [file, kept, made_release_file("eval/s/report.md", "r")])
     names = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert names == {"README.md", "model.gguf", "eval/s/report.md"}
+    assert names == {"README.md", "model.gguf", "eval/s/report.md", "own/x.txt", "other-00001-of-00002.gguf"}
+    target = write_release(tmp_path, [file, kept], keep=False)
+    assert {path.name for path in target.rglob("*")} == {"README.md", "model.gguf"}
     assert (target / "model.gguf").samefile(model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "release"]
 
