@@ -85,8 +85,8 @@ def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
     assert rooms & set(UNNEEDED_ROOMS) == set()
 
 
-def test_modules_of_models_leave_out_future_annotations() -> None:
-    files = {path for path in (REPO_DIR / "quantyard").rglob("*.py") if "cli" not in path.parts}  # only JSON=1 loads cli's
+def test_modules_of_models_below_the_command_line_leave_out_future_annotations() -> None:
+    files = {path for path in (REPO_DIR / "quantyard").rglob("*.py") if "cli" not in path.parts}
     models = {path: path.read_text() for path in files if re.search(r"\(Frozen\):|defer_build=True", path.read_text())}
     assert len(models) > 10
     assert {path.name for path, text in models.items() if "\nfrom __future__ import annotations\n" in text} == set()
