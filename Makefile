@@ -8,7 +8,7 @@ RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 # … and this those that another target does not take.
 CHECK = QUANTYARD_CALLED_BY_MAKE=1 $(PYTHON) scripts/check_variables.py
 .DEFAULT_GOAL := help
-COMMANDS = build eval matrix serve contract image lora publish release verify choose tune gate report plan rates quants models config doctor demo images
+COMMANDS = build eval matrix serve contract image lora publish release verify choose tune gate report plan rates quants models init config doctor demo images
 OTHERS = help chat base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
 .PHONY: $(COMMANDS) $(OTHERS) $(COMMANDS:%=%-help)
 export PYTHON
@@ -89,6 +89,9 @@ quants: .ready ## list every quantization type, and when to choose it: [FIND=tex
 
 models: .ready ## list the models that have a short name for MODEL: [FIND=text], then with notes
 	@$(RUN) models
+
+init: .ready ## write quantyard.toml, the settings of one model, with what can be found: MODEL=… [any other setting]
+	@$(RUN) init
 
 config: .ready ## show each setting's value, and its origin: a variable, quantyard.toml, or the default
 	@$(RUN) config

@@ -150,8 +150,9 @@ def _settings() -> Iterator[str]:
 
 def _takers(setting: str) -> str:
     """The commands that it changes, or those that it does not, whichever is shorter."""
-    takers = [command.name for command in COMMANDS if command.settings and setting in command.settings]
-    others = [command.name for command in COMMANDS if command.settings and setting not in command.settings]
+    using = [command for command in COMMANDS if command.settings and command.name != "init"]  # it writes them down
+    takers = [command.name for command in using if setting in command.settings]
+    others = [command.name for command in using if setting not in command.settings]
     return "all but " + ", ".join(others) if len(others) < len(takers) // 3 else ", ".join(takers)
 
 

@@ -54,6 +54,10 @@ _TUNE = (
     "ALLOW_TWIN_MISMATCH", "THREADS", "WORKERS",
     "JSON", *TUNING, *MACHINE,
 )  # fmt: skip
+# What `init` writes down: not what is meant for one call.
+_ONCE = ("FIND", "FILE", "REBUILD", "DRY_RUN", "PUSH", "MODEL_FILE", "MMPROJ_FILE", "JSON")
+KEPT = tuple(setting.name for setting in SETTINGS if setting.in_file and setting.name not in _ONCE)
+_INIT = (*KEPT, "YES", "JSON", "HF_ENDPOINT", "HTTPS_PROXY", "EXTRA_CA")
 
 
 class Command(NamedTuple):
@@ -147,6 +151,11 @@ COMMANDS: Final = (
     Command(
         "models", "lookup.models_command", "List the models that have a short name for MODEL; with FIND, their notes.",
         ("JSON", *LOOKING), ("FIND", "JSON"), "look up",
+    ),
+    Command(
+        "init", "init.init_command",
+        "Write quantyard.toml for this folder's model, with what was given and what can be found.",
+        _INIT, ("MODEL", "QUANT", "SUITE", "REPO", "GATE", "YES", "JSON"), "set up",
     ),
     Command(
         "doctor", "machine.doctor_command", "Check this machine; every finding comes with a remedy.",

@@ -131,7 +131,7 @@ def _request(
         serve=_serve(values) if hasattr(args, "PORT") else None,
         pack=PackRequest(values["TAG"], flag_setting("PUSH", values)) if hasattr(args, "TAG") else None,
         publish=_publish(values, environment) if hasattr(args, "GATE") else None,
-        check=_check(values) if hasattr(args, "REBUILD") else None,
+        check=_check(given, values) if hasattr(args, "REBUILD") else None,
         choose=_choose(values, "" if given["QUANT"].origin == "default" else values["QUANT"])
         if hasattr(args, "MIN_TPS") else None,
         tune=_tune(values) if hasattr(args, "TARGET_KLD") else None,
@@ -183,9 +183,11 @@ def _chunks(values: Mapping[str, str], default: int) -> int:
     return integer_setting("CHUNKS", values, 0, 10_000) if values["CHUNKS"] else default
 
 
-def _check(values: Mapping[str, str]) -> CheckRequest:
+def _check(given: Mapping[str, GivenSetting], values: Mapping[str, str]) -> CheckRequest:
+    """What to verify. A FILE that was typed wins over the repo of the settings file."""
+    repo = "" if values["FILE"] and given["REPO"].origin == "file" else values["REPO"]
     file = typed_file_path(values["FILE"]).absolute() if values["FILE"] else None
-    return CheckRequest(repo_id=values["REPO"], file=file, rebuild=flag_setting("REBUILD", values))
+    return CheckRequest(repo_id=repo, file=file, rebuild=flag_setting("REBUILD", values))
 
 
 def _choose(values: Mapping[str, str], quants: str) -> ChooseRequest:

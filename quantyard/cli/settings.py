@@ -144,7 +144,8 @@ SETTINGS: Final = (
     Setting("GATE", "", "publishing", "budgets to meet before publishing, a file.yaml; default: ours", "path"),
     Setting("DRY_RUN", "", "publishing", "show what would be published where, and send nothing", "flag"),
     Setting(
-        "YES", "", "publishing", "publish without being asked; needed where there is no terminal to ask on", "flag",
+        "YES", "", "publishing",
+        "publish, or replace a file (`init`), without being asked; needed where there is no terminal to ask on", "flag",
         trusted=True,
     ),
     Setting(

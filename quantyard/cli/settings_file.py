@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,4 +131,4 @@ def setting_text(where: str, key: str, setting: Setting, value: object) -> str:
 
 
 def _decimal(value: float) -> str:
-    return f"{value:.18f}".rstrip("0").rstrip(".") if abs(value) < 1e9 else str(value)  # not 5e-05, nor nan as 0
+    return f"{Decimal(repr(float(value))):f}"  # as it was typed: neither 5e-05 nor 0.050000000000000003

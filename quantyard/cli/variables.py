@@ -139,8 +139,8 @@ def _listing(command: Command) -> str:
 
 
 def _others(names: Sequence[str]) -> str:
-    """The commands, and what make does beside them, that take all of these settings."""
-    every = [command for command in (*COMMANDS, *MAKE_TARGETS) if command.settings]
+    """The commands, and what make does beside them, that use all of these settings; `init` only writes them down."""
+    every = [command for command in (*COMMANDS, *MAKE_TARGETS) if command.settings and command.name != "init"]
     takers = [command.name for command in every if all(_takes(command, name) for name in names)]
     if not takers:
         return ""

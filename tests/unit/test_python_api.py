@@ -374,7 +374,7 @@ _FUNCTIONS = {  # by command
     "choose": api_settings.ChooseSettings, "tune": api_settings.TuneSettings, "lora": api_settings.LoraSettings,
     "doctor": api_settings.MachineSettings, "demo": api_settings.MachineSettings,
 }  # fmt: skip
-_WITHOUT_FUNCTION = {"image", "serve", "rates", "quants", "models", "images", "config", "completion"}
+_WITHOUT_FUNCTION = {"image", "serve", "rates", "quants", "models", "images", "config", "completion", "init"}
 
 
 @pytest.mark.parametrize("command", _FUNCTIONS)

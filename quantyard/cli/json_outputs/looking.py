@@ -9,8 +9,11 @@ from quantyard.cli.json_outputs.base import JsonOutput, JsonRow
 from quantyard.sources.presets import Preset
 
 if TYPE_CHECKING:  # to list quants, nothing of a build is imported
+    from pathlib import Path
+
     from quantyard.quants.catalog import Quant
     from quantyard.workflows.doctor import DoctorFinding
+    from quantyard.workflows.init import FoundSetting
 
 
 class QuantRow(JsonRow):
@@ -60,6 +63,28 @@ class ConfigOutput(JsonOutput):
 
     file: str | None  # the settings file that was read
     settings: list[SettingRow]
+
+
+class WrittenSettingRow(JsonRow):
+    """One setting that `init` wrote."""
+
+    name: str  # of the variable
+    value: str
+    why: str  # given, or how it was found
+
+
+class InitOutput(JsonOutput):
+    """The answer of `init`."""
+
+    file: str  # path
+    settings: list[WrittenSettingRow]
+    not_looked_up: list[str]  # a sentence each
+
+
+def init_output(path: Path, settings: Sequence[FoundSetting], not_looked_up: Sequence[str]) -> InitOutput:
+    """The file that was written."""
+    rows = [WrittenSettingRow(name=one.name, value=one.value, why=one.why) for one in settings]
+    return InitOutput(file=str(path), settings=rows, not_looked_up=list(not_looked_up))
 
 
 class FindingRow(JsonRow):

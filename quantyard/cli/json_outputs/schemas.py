@@ -17,7 +17,7 @@ from quantyard.cli.json_outputs.building import (
     RatesOutput,
 )
 from quantyard.cli.json_outputs.choosing import ChooseOutput, TuneOutput
-from quantyard.cli.json_outputs.looking import ConfigOutput, DoctorOutput, ModelsOutput, QuantsOutput
+from quantyard.cli.json_outputs.looking import ConfigOutput, DoctorOutput, InitOutput, ModelsOutput, QuantsOutput
 from quantyard.cli.json_outputs.publishing import PublicationOutput, ReportOutput, VerifyOutput
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -29,7 +29,7 @@ OUTPUTS: Final[Mapping[str, type[JsonOutput]]] = {
     "publish": PublicationOutput, "release": PublicationOutput, "gate": PublicationOutput, "report": ReportOutput,
     "verify": VerifyOutput, "choose": ChooseOutput, "tune": TuneOutput,
     "quants": QuantsOutput, "models": ModelsOutput, "config": ConfigOutput, "doctor": DoctorOutput,
-    "rates": RatesOutput,
+    "rates": RatesOutput, "init": InitOutput,
 }  # fmt: skip
 # The published schemas, by name; several commands may share one.
 SCHEMAS: Final[Mapping[str, type[JsonOutput]]] = {
