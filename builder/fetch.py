@@ -42,7 +42,7 @@ class _Job:
     request: FetchRequest
     line: DownloadLine
 
-    def url(self, entry: FileEntry) -> str:
+    def hub_file_url(self, entry: FileEntry) -> str:
         return f"{_endpoint(self.request)}/{self.request.repo_id}/resolve/{self.request.commit}/{quote(entry.path)}"
 
 
@@ -125,11 +125,11 @@ def _already(final: Path, entry: FileEntry) -> str | None:
 def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
     """Download a file and return its SHA-256. A file with wrong bytes is downloaded once more from byte 0."""
     try:
-        return download_file(job.url(entry), entry, part, job.line)
+        return download_file(job.hub_file_url(entry), entry, part, job.line)
     except WrongContent as wrong:
         job.stage.log(f"{entry.path}: {wrong}; fetching it once more")
     try:
-        return download_file(job.url(entry), entry, part, job.line)
+        return download_file(job.hub_file_url(entry), entry, part, job.line)
     except WrongContent as wrong:
         message = f"{entry.path} arrived damaged twice: expected {wrong.expected}, got {wrong.got}."
         hint = "A proxy or a mirror between here and the Hub changes files: check HTTPS_PROXY and HF_ENDPOINT."

@@ -58,7 +58,7 @@ def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> 
     return Agreement(
         max_delta=float(deltas.max()), spread=spread,
         same_top=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
-        mean_kld=_mean_kld(first, second), n_positions=len(positions), least_cosine=_least_cosine(first, second),
+        mean_kld=_twin_mean_kld(first, second), n_positions=len(positions), least_cosine=_least_cosine(first, second),
         first_wrong=positions[int(wrong[0])] if len(wrong) else None,
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ def _least_cosine(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64
     return float((np.einsum("ij,ij->i", *rows) / np.maximum(lengths, np.finfo(np.float64).tiny)).min())
 
 
-def _mean_kld(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+def _twin_mean_kld(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
     p, q = _log_softmax(first), _log_softmax(second)
     return max(float((np.exp(p) * (p - q)).sum(axis=1).mean()), 0.0)
 

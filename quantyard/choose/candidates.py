@@ -83,7 +83,7 @@ def find_choice_set(
     report = _report(manifest, paths, suite)
     metric = pareto_metric(report)
     reasons = {quant: _why_not(manifest, report, metric, quant, path) for quant, path in paths.items()}
-    headers = {quant: _header(paths[quant]) for quant, reason in reasons.items() if not reason}
+    headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
         raise no_candidates_error("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
     first = next(iter(headers.values()))
@@ -150,7 +150,7 @@ def _measurement(report: EvalReport, quant: str) -> Measurement | None:
     return next((m for m in report.measurements if m.file.label == quant), None)
 
 
-def _header(path: Path) -> GgufHeader:
+def _candidate_header(path: Path) -> GgufHeader:
     try:
         return read_gguf_model(path)
     except GgufError as error:

@@ -25,13 +25,13 @@ _HOW_TO_CONSENT: Final = "Publish without being asked: YES=1. See what would go 
 def publish_command(args: argparse.Namespace) -> None:
     """Publish built and measured files."""
     request = command_request(args)
-    _end(request, workflow.publish(request, TerminalReporter(), **_consent(request)))
+    _print_publication(request, workflow.publish(request, TerminalReporter(), **_consent(request)))
 
 
 def release_command(args: argparse.Namespace) -> None:
     """Build, measure, test, compare with the budgets and publish; skip finished stages."""
     request = command_request(args)
-    _end(request, workflow.release(request, TerminalReporter(), **_consent(request)))
+    _print_publication(request, workflow.release(request, TerminalReporter(), **_consent(request)))
 
 
 def report_command(args: argparse.Namespace) -> None:
@@ -63,7 +63,7 @@ def gate_command(args: argparse.Namespace) -> None:
     _exit_by(found)
 
 
-def _end(request: BuildRequest, done: Publication) -> None:
+def _print_publication(request: BuildRequest, done: Publication) -> None:
     if request.json:
         from quantyard.cli.json_outputs.publishing import publication_output
 

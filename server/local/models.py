@@ -184,11 +184,11 @@ class Models:
             self._loaded[name] = process = await self.start(self.models[name])
         finally:
             self.tell(name, "loaded" if name in self._loaded else "failed")
-        watcher = asyncio.create_task(self._watch(name, process))
+        watcher = asyncio.create_task(self._watch_model_process(name, process))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
-    async def _watch(self, name: str, process: ModelProcess) -> None:
+    async def _watch_model_process(self, name: str, process: ModelProcess) -> None:
         ended = await process.ended()
         if self._loaded.get(name) is process and not self._crashed.done():
             self._crashed.set_result(ended)
