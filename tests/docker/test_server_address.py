@@ -28,7 +28,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def is_watched(served: Served) -> bool:
-    """Whether the watch over the start goes on: a shell beside the entrypoint's own and that of the watch over files."""
+    """Whether the watch over the start goes on: a shell beside the entrypoint's own and that over files."""
     commands = [row[-1] for row in served.container.top()["Processes"]]
     return sum(command.startswith("/bin/sh ") and "entrypoint.sh" in command for command in commands) > 2
 
