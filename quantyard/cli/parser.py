@@ -35,7 +35,7 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: `--help` or `--version` was shown, or an option lacks its value.
     """
     if list(argv[:1]) == ["help"]:  # as git and docker have it
-        argv = [*argv[1:2], "--help"]
+        argv = [*(word for word in argv[1:2] if word != "help"), "--help"]
     name = next((word for word in argv if not word.startswith("-")), None)
     names = [command.name for command in COMMANDS]
     if name is not None and name not in names:
@@ -117,7 +117,8 @@ def _add_option(group: argparse._ArgumentGroup, setting: Setting) -> argparse.Ac
     text = as_typed_command(setting.help + default).replace("%", "%%")
     if setting.flag:
         return group.add_argument(setting.option, dest=setting.name, action="store_const", const="1", help=text)
-    return group.add_argument(setting.option, dest=setting.name, metavar=_PLACEHOLDERS[setting.kind], help=text)
+    metavar = setting.placeholder or _PLACEHOLDERS[setting.kind]
+    return group.add_argument(setting.option, dest=setting.name, metavar=metavar, help=text)
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -158,7 +159,7 @@ def help_overview() -> str:
     parts.append("\n".join(["Exit codes:", *ends]))
     example = as_typed_command("make demo"), as_typed_command("make build MODEL=org/name QUANT=Q4_K_M")
     parts.append("\n".join(["Start with:", *(f"  {line}" for line in example)]))
-    parts.append("The options of a command:  quantyard COMMAND --help")
+    parts.append("The options of a command:  quantyard help COMMAND")
     return "\n\n".join(parts) + "\n"
 
 

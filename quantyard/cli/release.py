@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
@@ -45,9 +47,17 @@ def report_command(args: argparse.Namespace) -> None:
         return
     print_line(written.page)
     if sys.stdout.isatty():
-        import webbrowser
+        _show(written.page)
 
-        webbrowser.open(written.page.as_uri())
+
+def _show(page: Path) -> None:
+    """Open the page in a browser with a window. One that takes over the terminal, such as lynx, is not started."""
+    import webbrowser
+
+    with suppress(webbrowser.Error):  # there is none
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:
+            browser.open(page.as_uri())
 
 
 def gate_command(args: argparse.Namespace) -> None:

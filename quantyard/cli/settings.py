@@ -23,6 +23,7 @@ class Setting:
     # Decides whose code runs here, who sees a token, or what is published. Not allowed in quantyard.toml, which a
     # downloaded folder may contain.
     trusted: bool = False
+    placeholder: str = ""  # in `--help`, where the kind says too little
 
     @property
     def key(self) -> str:
@@ -56,36 +57,47 @@ SETTINGS: Final = (
     Setting(
         "MODEL", "", "model",
         "org/name[@revision], a folder in Hugging Face format, a .gguf file, or a name of `make models`",
+        placeholder="NAME|PATH",
     ),
     Setting(
         "QUANT", "Q4_K_M", "model",
         "types, comma-separated; `make quants` lists them; without it, commands on built files take all of them",
         "list",
+        placeholder="TYPE,…",
     ),
     Setting(
         "QUANTS", "", "model", "the types of a matrix, comma-separated; default: the preset's, or one of each size",
         "list",
+        placeholder="TYPE,…",
     ),
     Setting("RECIPE", "", "model", "recipes of mixed precision (file.yaml), with or instead of QUANT", "paths"),
     Setting(
         "OUTTYPE", "auto", "model", "what to convert to: auto (bf16 unless it would lose bits), bf16, f16, f32, q8_0",
+        placeholder="TYPE",
     ),
     Setting(
         "PARITY", "twin", "model",
         "compare with Transformers: twin (a small random model of the same kind), full (the model itself too), or off",
+        placeholder="twin|full|off",
     ),
     Setting(
         "PARTS", "all", "model",
         "of a model that reads pictures or sound: all (with a projector), or text (its text model alone)",
+        placeholder="all|text",
     ),
     Setting("GGUF_FILE", "", "model", "which file of a repo that holds several GGUFs"),
-    Setting("ADAPTER", "", "model", "a LoRA adapter in PEFT format: org/name[@revision], or a folder"),
+    Setting(
+        "ADAPTER", "", "model", "a LoRA adapter in PEFT format: org/name[@revision], or a folder",
+        placeholder="NAME|PATH",
+    ),
     Setting(
         "BASE", "", "model", "the adapter's base model: org/name[@revision], or a folder; default: as the adapter says",
+        placeholder="NAME|PATH",
     ),
     Setting(
         "IMATRIX", "", "importance matrix",
         "none, auto (used where it helps; the default of `matrix`), or a file.gguf; default: as the file was made",
+        placeholder="none|auto|PATH",
     ),
     Setting(
         "CALIBRATION", "", "importance matrix", "text files to compute it from; default: the shipped text", "paths",
@@ -94,13 +106,19 @@ SETTINGS: Final = (
         "CHUNKS", "", "importance matrix", "chunks of 512 tokens to read; 0 or not given: all (tune: 16)", "integer"
     ),
     Setting(
-        "TARGET_SIZE", "", "tuning", "the largest file allowed, such as 4GiB, or Q4_K_M: as large as that one", "text"
+        "TARGET_SIZE", "", "tuning", "the largest file allowed, such as 4GiB, or Q4_K_M: as large as that one", "text",
+        placeholder="BYTES|TYPE",
     ),
     Setting("TARGET_KLD", "", "tuning", "the largest mean KL divergence allowed, in nats", "decimal"),
     Setting("DEPTH_PARTS", "3", "tuning", "number of parts of the depth, each with its own types", "integer"),
     Setting("TYPES", "", "tuning", "tensor types to choose from, such as Q4_K,Q6_K; default: all", "list"),
-    Setting("SUITE", "", "measuring", "smoke, quick (the default of `eval`), standard, full, or a file.yaml"),
-    Setting("BASELINE", "", "measuring", "the quant to compare with; default: the unquantized file"),
+    Setting(
+        "SUITE", "", "measuring", "smoke, quick (the default of `eval`), standard, full, or a file.yaml",
+        placeholder="NAME|PATH",
+    ),
+    Setting(
+        "BASELINE", "", "measuring", "the quant to compare with; default: the unquantized file", placeholder="TYPE",
+    ),
     Setting("TASKS", "", "measuring", "tasks of lm-eval instead of the suite's, comma-separated", "list"),
     Setting("LIMIT", "", "measuring", "at most this many questions of each task", "integer"),
     Setting(
@@ -139,8 +157,11 @@ SETTINGS: Final = (
         "CONTEXT_SIZE", "0", "serving",
         "tokens of context; 0: what fits (`choose`: as trained, up to 8192)", "integer",
     ),
-    Setting("REPO", "", "publishing", "the Hub repo to publish to, or to verify: me/name-GGUF"),
-    Setting("OCI", "", "publishing", "also publish to this registry, for `docker model pull`: registry/name[:tag]"),
+    Setting("REPO", "", "publishing", "the Hub repo to publish to, or to verify: me/name-GGUF", placeholder="ME/NAME"),
+    Setting(
+        "OCI", "", "publishing", "also publish to this registry, for `docker model pull`: registry/name[:tag]",
+        placeholder="REGISTRY/NAME",
+    ),
     Setting("GATE", "", "publishing", "budgets to meet before publishing, a file.yaml; default: ours", "path"),
     Setting("DRY_RUN", "", "publishing", "show what would be published where, and send nothing", "flag"),
     Setting(
@@ -168,11 +189,15 @@ SETTINGS: Final = (
     ),
     Setting(
         "TAG", "", "publishing", "the name of the image with the model inside, such as registry.example/team/model:q4",
+        placeholder="REGISTRY/NAME",
     ),
     Setting("PUSH", "", "publishing", "push that image to its registry", "flag"),
     Setting("FILE", "", "verifying", "a GGUF, or the folder of a release", "path"),
     Setting("REBUILD", "", "verifying", "repeat the recorded steps and compare every byte", "flag"),
-    Setting("ENGINE", "auto", "running", "auto (docker if a daemon answers), docker, or local"),
+    Setting(
+        "ENGINE", "auto", "running", "auto (docker if a daemon answers), docker, or local",
+        placeholder="docker|local|auto",
+    ),
     Setting(
         "LLAMA_WHEEL", "auto", "running",
         "llama.cpp of ENGINE=local: auto (upstream's wheel if it can be had, else compiled), compile, cpu, cu124, ...",
@@ -213,7 +238,9 @@ SETTINGS: Final = (
     Setting(
         "HF_TOKEN", "", "network", "Hub token for gated and private models; `hf auth login` works too", secret=True,
     ),
-    Setting("HF_ENDPOINT", "", "network", "another address of the Hub, such as a mirror", trusted=True),
+    Setting(
+        "HF_ENDPOINT", "", "network", "another address of the Hub, such as a mirror", trusted=True, placeholder="URL",
+    ),
     Setting(
         "LLAMA_WHEEL_INDEX", "", "network", "another address of upstream's index of wheels, such as a mirror",
         trusted=True,
@@ -221,6 +248,7 @@ SETTINGS: Final = (
     Setting(
         "HTTPS_PROXY", "", "network", "proxy for stages with a network; HTTP_PROXY, ALL_PROXY, NO_PROXY likewise",
         private=True,
+        placeholder="URL",
     ),
     Setting(
         "EXTRA_CA", "", "network",

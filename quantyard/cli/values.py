@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +109,9 @@ def one_of_setting(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """The value, which must be one of `allowed`."""
     if value not in allowed:
         message = f"{name}={_cut(value)} is not one of {', '.join(allowed)}."
-        raise BadRequest(message, f"Type one of them: {name}={allowed[0]}")
+        near = difflib.get_close_matches(value, allowed, n=1)
+        hint = f"Did you mean {name}={near[0]}?" if near else f"Type one of them: {name}={allowed[0]}"
+        raise BadRequest(message, hint)
     return value
 
 

@@ -49,10 +49,19 @@ def plan_calibration(
     return Calibration(text=artifact, text_files=names, threads=threads)
 
 
-def _matrix(path: Path, hashes: HashCache) -> Artifact:
-    """The matrix as an artifact. Whether it fits the model is checked by the stage `quantize`, which has the model."""
+def check_matrix_exists(path: Path) -> None:
+    """Refuse what is neither a file nor one of the words.
+
+    Raises:
+        BadRequest: there is no such file.
+    """
     if kind_of_path(path) != "file":
         raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
+
+
+def _matrix(path: Path, hashes: HashCache) -> Artifact:
+    """The matrix as an artifact. Whether it fits the model is checked by the stage `quantize`, which has the model."""
+    check_matrix_exists(path)
     try:
         kind = read_gguf_header(path).metadata.get("general.type")
     except GgufError as error:

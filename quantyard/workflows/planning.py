@@ -12,16 +12,19 @@ from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, EngineError, HubUnreachable
 from quantyard.execution.measured_before import with_files_measured_before
 from quantyard.execution.runner import PlanRunner
+from quantyard.files.own_files import typed_file_path
 from quantyard.forecast.cost import Cost, forecast_cost
 from quantyard.forecast.from_manifests import known_forecast_times
 from quantyard.forecast.time import forecast_conditions, forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
+from quantyard.plan.calibration_inputs import check_matrix_exists
 from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
 from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.quants.catalog import Quant
+from quantyard.quants.recipe import Recipe
 from quantyard.quants.selection import parse_quants
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.architectures import refuse_unsupported_architecture
@@ -96,7 +99,24 @@ def workflow_source(request: BuildRequest) -> Source:
         more = " QUANT=Q4_K_M" if request.command == "build" else ""
         hint = f"Name one: make {request.command} MODEL=org/name{more}, or try: make demo"
         raise BadRequest("MODEL is not given.", hint)
+    _refuse_misspelt(request)
     return _source_of(request)
+
+
+def _refuse_misspelt(request: BuildRequest) -> None:
+    """Names that need no model are checked before the network is asked for one.
+
+    Raises:
+        BadRequest: IMATRIX is not a file, or a type or a suite does not exist.
+    """
+    if request.measure is not None and request.measure.suite:
+        from quantyard.plan.suites import find_suite  # imported late: a build reads no YAML
+
+        find_suite(request.measure.suite)
+    if request.matrix_quants:
+        parse_quants(request.matrix_quants, _own_recipes(request), setting="QUANTS")
+    if request.imatrix not in ("", "none", "auto"):
+        check_matrix_exists(typed_file_path(request.imatrix))
 
 
 def _source_of(request: BuildRequest) -> Source:
@@ -183,9 +203,13 @@ def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan
     request = replace(workflow_with_suite(request), imatrix=request.imatrix or default)
     names = request.matrix_quants or (",".join(source.preset.quants) if source.preset else _MATRIX_QUANTS)
     own = tuple(quant for quant in request.quants if quant.recipe)
-    quants = parse_quants(names, [quant.recipe for quant in own if quant.recipe], setting="QUANTS")
+    quants = parse_quants(names, _own_recipes(request), setting="QUANTS")
     request = replace(request, quants=tuple(dict.fromkeys((*quants, *own))), matrix_quants=names)
     return request, workflow_plan(request, source)
+
+
+def _own_recipes(request: BuildRequest) -> list[Recipe]:
+    return [quant.recipe for quant in request.quants if quant.recipe]
 
 
 def workflow_with_suite(request: BuildRequest) -> BuildRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from quantyard import __version__, cli
 from quantyard.cli.command_names import as_typed_command
-from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, find_command
+from quantyard.cli.commands import COMMAND_GROUPS, COMMANDS, Command, find_command
 from quantyard.cli.parser import help_overview, parse_command_line
 from quantyard.cli.settings import BY_NAME, GROUPS, SETTINGS
 from quantyard.errors import BadRequest
@@ -201,3 +202,32 @@ def test_a_build_loads_neither_the_hub_nor_what_publishes() -> None:
 
 def test_the_overview_is_what_the_help_is() -> None:
     assert help_overview().startswith("usage: quantyard COMMAND")
+
+
+def test_what_stands_for_a_value_does_not_repeat_the_option() -> None:
+    for setting in SETTINGS:
+        words = re.findall(r"[a-z]+", setting.placeholder.lower())
+        assert not set(words) & set(setting.key.split("-")), setting.name
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_help_of_a_command_fits_the_terminal_and_ends_with_what_is_seldom_set(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for argv in (["help", command.name], [command.name, "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            parse_command_line(argv)
+        text = capsys.readouterr().out
+        assert not ended.value.code and text.startswith(f"usage: quantyard {command.name}")
+        assert max(map(len, text.splitlines())) <= 80
+        heads = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert [head for head in heads if head in GROUPS] == [head for head in GROUPS if head in heads]
+        assert heads[-1] in ("base images", "network", "typical options", "looking up", "positional arguments")
+
+
+@pytest.mark.parametrize("argv", [["help"], ["help", "help"], ["help", "--help"], ["--help"], ["-h"]])
+def test_help_without_a_command_is_the_overview(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(argv)
+    assert not ended.value.code and "quantyard help COMMAND" in capsys.readouterr().out
