@@ -11,13 +11,13 @@ async function served(r) {
     const known = ngx.shared.served.get('names');
     if (known) return JSON.parse(known);
     const reply = await r.subrequest('/served', {method: 'GET'});
-    if (reply.status !== 200) {
-        r.return(reply.status < 500 ? reply.status : 503);
+    const listed = reply.status === 200 ? JSON.parse(reply.responseText).data : [];
+    const names = [...new Set(listed.flatMap((model) => [model.id, ...(model.aliases || [])]))];
+    if (!names.length) {
+        r.return(reply.status >= 400 && reply.status < 500 ? reply.status : 503);
         return undefined;
     }
-    const listed = JSON.parse(reply.responseText).data;
-    const names = [...new Set(listed.flatMap((model) => [model.id, ...(model.aliases || [])]))];
-    if (names.length) ngx.shared.served.set('names', JSON.stringify(names), LISTED_MS);
+    ngx.shared.served.set('names', JSON.stringify(names), LISTED_MS);
     return names;
 }
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from quantyard.paths import REPO_DIR
 from server.encoder_decoder.answers import AnswerForm, Metrics, answer_usage
 from server.encoder_decoder.asked import BadBody, parse_json_object, read_asked
 from server.encoder_decoder.image import BadSetting, read_image_settings
+from server.encoder_decoder.models import ServedModels
 from server.encoder_decoder.written import WrittenText
+from server.limits.model_names import UnknownModel
 from tests.gguf_files import TensorSpec, gguf
+
+if TYPE_CHECKING:
+    from quantyard.llama.library import LlamaLibrary
 
 
 @pytest.mark.parametrize(
@@ -132,3 +141,32 @@ def test_a_setting_that_cannot_be_served_says_what_to_type(
 
 def test_no_key_is_possible_on_loopback_alone(tmp_path: Path) -> None:
     assert _settings(tmp_path, API_KEY="off").keys == ()
+
+
+def test_a_model_that_is_not_served_is_refused_and_without_a_name_the_first_answers() -> None:
+    paths = {name: Path(f"/models/{name}.gguf") for name in ("flan", "madlad")}
+    models = ServedModels(cast("LlamaLibrary", None), paths, "it 1.2")
+    assert (models.name_of(""), models.name_of("madlad")) == ("flan", "madlad")
+    for names in (("flan", "madlad"), ("flan",)):
+        models.paths = {name: paths[name] for name in names}
+        with pytest.raises(UnknownModel, match=f"'gpt-4o' is not served here. Name one of these: {', '.join(names)};"):
+            models.name_of("gpt-4o")
+
+
+def test_the_server_ends_to_be_started_anew_when_its_folder_holds_other_files(tmp_path: Path) -> None:
+    (tmp_path / "flan.gguf").write_bytes(b"GGUF")
+    code = (
+        "import threading, time\n"
+        "from server.encoder_decoder import image\n"
+        "image._WATCH_S = 0.1\n"
+        "threading.Thread(target=image._watch_files, args=(image._listing(),), daemon=True).start()\n"
+        "print('watching', flush=True)\n"
+        "time.sleep(30)\n"
+    )
+    argv, given = [sys.executable, "-c", code], {**os.environ, "MODEL": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, cwd=REPO_DIR, env=given, stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "watching\n"
+        (tmp_path / "flan.gguf").rename(tmp_path / "madlad.gguf")
+        _out, said = running.communicate(timeout=25)
+    assert running.returncode == 0 and "other files are served from now on" in said
