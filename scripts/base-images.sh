@@ -115,7 +115,8 @@ provide() {
     known "$1"
     if [[ -z $2 ]] && docker image inspect "$base" >/dev/null 2>&1; then
         if is_current "$1"; then
-            say "$base is here already; nothing to do (--force makes a stand-in again)."
+            # Who asked for stand-ins is answered; before a build this is what usually happens, five times.
+            [[ -n $3 ]] || say "$base is here already; nothing to do (--force makes a stand-in again)."
             return
         fi
         say "$base is a stand-in made in another way than now; making it again."
