@@ -17,6 +17,7 @@ from quantyard.engines.capacity import Capacity, engine_machine_capacity
 from quantyard.engines.docker_daemon import DockerDaemon, SocketDaemon
 from quantyard.engines.images import bake_image, engine_image_recipe
 from quantyard.errors import EngineError
+from quantyard.formatting.compilation import CompileProgress
 from quantyard.hardware.machine import cpu_name
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import StageResult
@@ -103,9 +104,13 @@ class DockerEngine:
         assert base is not None
         if not self._has(self._tag(image, base)):
             on_note(f"building the {image} image on {self._images.bases[image]} ({_BUILD_TIMES[image]}, once)")
-            bake_image(
-                self._environment.repo_dir, image, self._tag(image, base), base, self._images, lambda _line: None
-            )
+            compiling = CompileProgress()
+
+            def on_line(line: str) -> None:
+                if said := compiling.read_tenths(line):
+                    on_note(said)
+
+            bake_image(self._environment.repo_dir, image, self._tag(image, base), base, self._images, on_line)
         if image == "server":  # compose.yaml uses this name
             self._containers.name_image(self._tag(image, base), "quantyard/server", "latest")
 

@@ -180,7 +180,7 @@ def test_a_prebuilt_llama_cpp_is_installed_and_one_that_dies_here_is_compiled_in
     del local_tools  # its set-up has compiled llama.cpp, or downloaded it
     done = subprocess.run([REPO_DIR / "scripts/wheels.sh"], capture_output=True, text=True, check=True)
     (compiled,) = (wheels := Path(done.stdout.strip())).glob("llama_cpp_python-*.whl")
-    for name in ("scripts", "locks", "docker"):
+    for name in ("scripts", "locks", "docker", "quantyard/formatting"):
         shutil.copytree(REPO_DIR / name, tmp_path / name)
     shutil.copy(REPO_DIR / "versions.env", tmp_path)
     _shorten(tmp_path / "locks")

@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from quantyard.formatting.compilation import CompileProgress
 from quantyard.paths import REPO_DIR
-from scripts.compile_progress import progress
 
 pytestmark = pytest.mark.commands
 
@@ -124,7 +123,7 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path, index: Index) -> Checkout:
-    for name in ("scripts", "locks", "docker"):
+    for name in ("scripts", "locks", "docker", "quantyard/formatting"):
         shutil.copytree(REPO_DIR / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO_DIR / "versions.env", tmp_path)
     (tmp_path / "docker/compile-wheels.sh").write_text(COMPILER)
@@ -285,22 +284,22 @@ def test_the_lock_names_only_files_of_the_pinned_version() -> None:
     assert all(wanted in line for line in entries), "type: scripts/lock.sh --llama-wheels"
 
 
-def _ninja(first: int, last: int, of: int) -> list[bytes]:
-    return [f"#12 3.4  [{n}/{of}] c++ -c x.cpp\n".encode() for n in range(first, last + 1)]
+def _ninja(first: int, last: int, of: int) -> list[str]:
+    return [f"#12 3.4  [{n}/{of}] c++ -c x.cpp" for n in range(first, last + 1)]
 
 
 def test_progress_of_a_compilation_is_that_of_the_outer_build() -> None:
-    lines = [b"Collecting cmake\n", *_ninja(1, 31, 91), *_ninja(1, 20, 20), *_ninja(32, 91, 91)]
     seconds = iter(range(60, 10_000, 5))
-    told = list(progress(lines, (float(second) for second in seconds)))
-    assert len(told) == 91 and told[-1] == (100, "Compiling llama.cpp: 100 % · elapsed 7:35 · less than a minute left")
-    assert told[0][1] == "Compiling llama.cpp: 1 % · elapsed 0:05 · usually 5 to 15 min"
-    assert told[30] == (34, "Compiling llama.cpp: 34 % · elapsed 2:35 · about 5 min left")
-    assert all(a[0] <= b[0] for a, b in pairwise(told))
+    progress = CompileProgress(lambda: float(next(seconds)))
+    lines = ["Collecting cmake", "#5 [1/3] FROM x", *_ninja(1, 31, 91), *_ninja(1, 20, 20), *_ninja(32, 91, 91)]
+    told = [said for line in lines if (said := progress.read(line))]
+    assert len(told) == 91 and told[-1] == "compiling llama.cpp: 100 % · elapsed 7:35"
+    assert told[0] == "compiling llama.cpp: 1 % · elapsed 0:05"
+    assert told[30] == "compiling llama.cpp: 34 % · elapsed 2:35 · about 5 min left"
 
 
 def test_a_log_is_kept_and_a_pipe_gets_a_line_at_each_tenth(tmp_path: Path) -> None:
-    script, log = REPO_DIR / "scripts/compile_progress.py", b"".join(_ninja(1, 91, 91))
+    script, log = REPO_DIR / "scripts/compile_progress.py", "\n".join(_ninja(1, 91, 91)).encode()
     done = subprocess.run([sys.executable, script, tmp_path / "log"], input=log, capture_output=True, check=True)
     assert (tmp_path / "log").read_bytes() == log
     assert done.stderr.decode().count("\n") == 11 and b"\r" not in done.stderr
