@@ -142,8 +142,7 @@ def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: 
     from eval.tasks.outcomes import task_outcomes, write_task_results
 
     started = time.monotonic()
-    for leaf in leaves:
-        ask_drawn_questions(leaf.task, leaf.entry.limit, request.seed)
+    lm.blocks = {leaf.name: ask_drawn_questions(leaf.task, leaf.entry.limit, request.seed) for leaf in leaves}
     before = (lm.n_requests, *lm.tokens(), lm.n_truncated)
     try:
         results: Any = lm_evaluate(

@@ -15,7 +15,7 @@ contexts of equal text are read once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +71,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         self.generator = Generator(self.model, threads)
         self.n_requests = 0
         self.n_truncated = 0
+        self.blocks: Mapping[str, Mapping[int, int]] = {}  # task → number of a question → its block
         self.on_progress: Callable[[int, int], None] = lambda _done, _total: None  # requests of one call
         self._asked = (0, 0, 0)  # requests of this call: before the current part, in it, in total
         self._template: ChatTemplate | None = None
@@ -122,22 +123,17 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         for number, request in enumerate(requests):
             if not request.args[1]:
                 raise _bad(f"Request {number} ({_shown(request.args[0])}) has an empty continuation.")
-        return self._in_parts(requests, lambda part: super(LlamaLM, self).loglikelihood(part, disable_tqdm))
+        return self._in_blocks(requests, lambda part: super(LlamaLM, self).loglikelihood(part, disable_tqdm))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """See `LM.loglikelihood_rolling`: nats per text, conditioned on one BOS (or EOS)."""
         del disable_tqdm
-        return self._in_parts(requests, self._rolling)
+        return self._in_blocks(requests, self._rolling)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """See `LM.generate_until`: texts, cut before their first stop string."""
         del disable_tqdm
-        prompts = [self._prompt(*request.args) for request in requests]
-        self.n_requests += len(prompts)
-        texts = self.generator.generate(prompts, self.on_progress)
-        for request, text in zip(requests, texts, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, text)
-        return texts
+        return self._in_blocks(requests, self._generate)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation, rendered with the GGUF's own template."""
@@ -176,19 +172,39 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
         return results
 
-    def _in_parts(self, requests: Sequence[Instance], ask: Callable[[Sequence[Instance]], list[Any]]) -> list[Any]:
-        """Answer all requests, `PART` at a time, so that memory does not grow with their number."""
-        results: list[Any] = []
-        for start in range(0, len(requests), PART):
-            part = requests[start : start + PART]
-            self._asked = (start, len(part), len(requests))
-            results += ask(part)
+    def _generate(self, requests: Sequence[Instance]) -> list[str]:
+        prompts = [self._prompt(*request.args) for request in requests]
+        self.n_requests += len(prompts)
+        texts = self.generator.generate(prompts, self._report_part)
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+    def _in_blocks(self, requests: Sequence[Instance], ask: Callable[[Sequence[Instance]], list[Any]]) -> list[Any]:
+        """Answer all requests, each block on its own and at most `PART` at a time, so that memory does not grow with
+        their number, and what is computed together depends on the block alone.
+        """
+        blocks: dict[tuple[str, int], list[int]] = {}
+        for number, request in enumerate(requests):
+            task = request.task_name or ""
+            blocks.setdefault((task, self.blocks.get(task, {}).get(request.doc_id, 0)), []).append(number)
+        results: list[Any] = [None] * len(requests)
+        parts = [of[start : start + PART] for of in blocks.values() for start in range(0, len(of), PART)]
+        done = 0
+        for part in parts:
+            self._asked = (done, len(part), len(requests))
+            for number, answer in zip(part, ask([requests[number] for number in part]), strict=True):
+                results[number] = answer
+            done += len(part)
         return results
+
+    def _report_part(self, done: int, n: int) -> None:
+        before, part, total = self._asked
+        self.on_progress(before + part * done // n, total)
 
     def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         self.n_requests += len(requests)
-        before, part, total = self._asked
-        return self.scorer.score(requests, lambda done, n: self.on_progress(before + part * done // n, total)).sums()
+        return self.scorer.score(requests, self._report_part).sums()
 
     def request(self, context: str, target: str) -> Request:
         """What is scored for a context and its continuation."""

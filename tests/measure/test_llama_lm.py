@@ -20,10 +20,13 @@ from eval.llama import lm as llama_lm_module
 from eval.llama import scorer as scorer_module
 from eval.llama.lm import LlamaLM
 from eval.llama.prefix_tree import Request
+from eval.tasks import offline
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.runner import StageFailure
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+SMOKE = REPO_DIR / "eval" / "suites" / "smoke"
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +227,45 @@ def test_a_vocabulary_without_weights_is_refused(demo_gguf: Any, tmp_path: Path)
         LlamaLM(path)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no public benchmark questions at {DATA}")
 def test_real_questions_have_a_signal_and_share_their_prefixes(demo_gguf: Any) -> None:
     lm = LlamaLM(demo_gguf("Q8_0"), threads=1)
-    questions = json.loads((DATA / "openbookqa.json").read_text())[:60]
-    pairs = [(f"Question: {q['q']}\nAnswer:", f" {choice}") for q in questions for choice in q["choices"]]
+    questions = [json.loads(line) for line in (SMOKE / "questions.jsonl").read_text().splitlines()[:60]]
+    pairs = [(f"Question: {q['question']}\nAnswer:", f" {choice}") for q in questions for choice in q["choices"]]
     scores = iter(loglikelihoods(lm, pairs))
     answers = [int(np.argmax([next(scores)[0] / len(choice) for choice in q["choices"]])) for q in questions]
-    right = sum(answer == q["gold"] for answer, q in zip(answers, questions, strict=True))
+    right = sum(answer == q["answer"] for answer, q in zip(answers, questions, strict=True))
     assert right > 0.25 * len(questions)
     assert lm.scorer.n_tokens_decoded < 0.6 * lm.scorer.n_tokens_requested
+
+
+# ---- a question's score is its own -------------------------------------------------------------------------------
+
+
+def _smoke_scores(gguf: Path, limit: int | None, *, alone: bool = True) -> dict[int, list[Any]]:
+    """Number of each of the smoke suite's questions → its scores, as the stage asks them."""
+    from eval.tasks.drawn_questions import ask_drawn_questions
+    from eval.tasks.load import load_tasks
+
+    entry = TaskEntry(task="smoke_questions", limit=limit)
+    (leaf,) = load_tasks([entry], SMOKE)
+    lm = LlamaLM(gguf, threads=1)
+    lm.blocks = {leaf.name: ask_drawn_questions(leaf.task, limit, 1234)}
+    leaf.task.build_all_requests()
+    requests = list(leaf.task.instances)
+    if not alone:  # another task beside it, and all in another order
+        others = [Instance("loglikelihood", {}, (f"{k} and", f" {k + 1}"), 0, ("other", k, 1)) for k in range(60)]
+        requests = random.Random(1).sample([*others, *requests], len(others) + len(requests))
+    found: dict[int, list[Any]] = {}
+    answers = {(r.task_name, r.doc_id, r.idx): a for r, a in zip(requests, lm.loglikelihood(requests), strict=True)}
+    for (task, number, _), answer in sorted(answers.items()):
+        if task == leaf.name:
+            found.setdefault(number, []).append(answer)
+    return found
+
+
+def test_a_questions_score_is_the_same_bits_whatever_else_is_asked(demo_gguf: Any, tmp_path: Path) -> None:
+    offline.take_datasets_offline(None, tmp_path)
+    asked = ((50, True), (20, True), (3, False))
+    whole, few, in_company = (_smoke_scores(demo_gguf("Q4_K_M"), limit, alone=alone) for limit, alone in asked)
+    assert (len(whole), len(few), len(in_company)) == (50, 20, 20)
+    assert all(scores == whole[number] for found in (few, in_company) for number, scores in found.items())
