@@ -371,8 +371,8 @@ def test_both_sides_agree_on_what_reads_files() -> None:
 # ---- The sample of a limit ---------------------------------------------------------------------------------------
 
 
-def _asked(folder: Path, limit: int | None, shots: int = 0) -> dict[int, tuple[str, ...]]:
-    """Number of each question that lm-eval would ask → its requests."""
+def _asked(folder: Path, limit: int | None, shots: int = 0) -> tuple[list[int], dict[int, tuple[str, ...]]]:
+    """The questions whose answers lm-eval would count; number of each question that is computed → its requests."""
     from eval.tasks.drawn_questions import ask_drawn_questions
 
     (leaf,) = load(folder, TaskEntry(task="mine", num_fewshot=shots, limit=limit))
@@ -381,13 +381,17 @@ def _asked(folder: Path, limit: int | None, shots: int = 0) -> dict[int, tuple[s
     found: dict[int, list[str]] = {}
     for instance in leaf.task.instances:
         found.setdefault(instance.doc_id, []).append("".join(instance.args))
-    assert [number for number, _ in leaf.task.doc_iterator()] == sorted(found)
-    return {number: tuple(requests) for number, requests in found.items()}
+    counted = [number for number, _ in leaf.task.doc_iterator()]
+    return counted, {number: tuple(requests) for number, requests in found.items()}
 
 
 @pytest.mark.parametrize("shots", [0, 3])
 def test_a_question_is_asked_alike_and_with_the_same_examples_whatever_else_is_asked(folder: Path, shots: int) -> None:
-    all_of_them, some, few = (_asked(folder, limit, shots) for limit in (None, 6, 3))
-    assert (len(all_of_them), len(some), len(few)) == (9, 6, 3)
-    assert set(few) < set(some) < set(all_of_them)
-    assert all(asked == all_of_them[number] for found in (some, few) for number, asked in found.items())
+    rows = [{"question": f"Number {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(60)]
+    write(folder, "mine.jsonl", "\n".join(map(json.dumps, rows)))
+    (_, whole), *limited = [_asked(folder, limit, shots) for limit in (None, 30, 3)]
+    assert [(len(counted), len(computed)) for counted, computed in limited] == [(30, 50), (3, 20)]
+    assert set(limited[1][0]) < set(limited[0][0]) < set(whole)
+    for counted, computed in limited:
+        assert set(counted) <= set(computed)
+        assert all(asked == whole[number] for number, asked in computed.items())
