@@ -36,6 +36,7 @@ Listing = Mapping[Path, tuple[int, int, int]]  # inode, size, time
 _PARALLEL: Final = 4
 _EVERY: Final = "0.0.0.0"  # noqa: S104 (in a container, whose network is internal)
 _WATCH_S: Final = 2.0
+_WRITTEN_NS: Final = 10_000_000_000  # since a file was written: somebody may still be copying it
 _BAD: Final = 2
 _CANNOT: Final = 3
 
@@ -168,7 +169,8 @@ def _watch_files(listed: Listing) -> None:
     while _folder().is_dir():
         time.sleep(_WATCH_S)
         now = _listing()
-        if now == seen != listed:  # not while they are still being exchanged
+        is_being_written = any(time.time_ns() - ns < _WRITTEN_NS for _inode, _size, ns in now.values())
+        if now == seen != listed and not is_being_written:
             _say("other files are served from now on: starting anew")
             os._exit(0)
         seen = now

@@ -250,13 +250,18 @@ watch_files() {
     seen=$listed
     while sleep 2 && kill -0 "$1" 2>/dev/null; do
         now=$(listing)
-        if [ "$now" != "$listed" ] && [ "$now" = "$seen" ]; then # not while they are still being exchanged
+        if [ "$now" != "$listed" ] && [ "$now" = "$seen" ] && ! is_being_written; then
             : >"$changed"
             end "$1"
             return 0
         fi
         seen=$now
     done
+}
+
+# Whether somebody may still be copying a file into the folder.
+is_being_written() {
+    [ -n "$(find -L "$MODEL" -maxdepth 2 -name '*.gguf' -newermt '-10 seconds' 2>/dev/null)" ]
 }
 
 # The GGUFs of a folder, as they are now.
