@@ -72,6 +72,7 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _dtype(weights)
     outtype, reason = _choose_outtype(request, dtype)
     options = ["--outtype", outtype, "--model-name", request.name]
+    stage.begin("the converter starts")
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
         damaged = beside.submit(find_nonfinite_tensors, weights)
         untied = beside.submit(differs_from_tied_output, config, weights)
@@ -87,6 +88,7 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     model = read_gguf_model(target)
     _refuse_overflow(model, outtype, dtype)
     notes = [*converter.notes, *([tied_output_note(model)] if untied.result() else [])]
+    stage.begin("the original's tokens and embeddings")
     original = ask_original(llama_tools(stage), source, converter.env, model, stage.files_dir)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": quantized.title if quantized else dtype, "outtype": outtype,

@@ -124,11 +124,22 @@ class RunningSteps:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that are left of the run, by the plan; None: not known."""
-        if not self.expected_s:
+        """Seconds that are left of the run, by the plan and how much slower than the plan it is; None: not known."""
+        left = [step.left_s for step in self.running.values()]
+        if not self.expected_s or self._began is None or None in left:
             return None
-        waiting = [s for label, s in self.expected_s.items() if label not in self._ended and label not in self.running]
-        return sum(waiting) + sum(step.left_s or 0.0 for step in self.running.values()) or None
+        elapsed_s, planned_s = self.clock() - self._began, 0.0
+        waiting_s = 0.0
+        for label, expected_s in self.expected_s.items():
+            step = self.running.get(label)
+            if label in self._ended:
+                planned_s += expected_s
+            elif step is None:
+                waiting_s += expected_s
+            else:
+                planned_s += min(step.elapsed_s, expected_s)
+        slower = max(1.0, elapsed_s / planned_s) if planned_s >= 1.0 else 1.0
+        return waiting_s * slower + sum(filter(None, left)) or None
 
     @property
     def text(self) -> str:

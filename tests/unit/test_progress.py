@@ -109,6 +109,16 @@ def test_the_whole_run_says_what_is_left_by_the_plan() -> None:
     clock.now = 80.0
     assert steps.text == "2 of 4 stages · elapsed 1:20 · about 2 min left"
     assert steps.running["quantize Q8_0"].text == "elapsed 1:00 · about 60 s left"
+    clock.now = 170.0  # 30 s more than planned
+    assert steps.text == "2 of 4 stages · elapsed 2:50", "what takes longer than planned has no end yet"
+    steps.take("quantize Q8_0", _line(1, 40, "tensors"))
+    clock.now = 180.0
+    steps.take("quantize Q8_0", _line(31, 40, "tensors"))
+    assert steps.text == "2 of 4 stages · elapsed 3:00 · about 63 s left"
+    steps.end("quantize Q8_0")
+    steps.begin("speed Q8_0", 4, 4)
+    clock.now = 260.0
+    assert steps.running["speed Q8_0"].text == "elapsed 1:20"
 
 
 def test_a_log_gets_a_line_of_a_long_stage_each_minute() -> None:
