@@ -16,8 +16,20 @@ from quantyard.sources.projector import projector_note
 
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
-    narrow = (found.sentence for t in plan.targets if (found := find_narrow_rows(t.quant, plan.source.type_counts)))
-    return (*plan.source.notes, *_no_projector(plan), *_no_twin(plan), *_short_context(plan), *narrow, *_matrices(plan))
+    own = (*plan.source.notes, *_no_projector(plan), *_no_twin(plan), *_short_context(plan))
+    return (*own, *_narrow_rows(plan), *_matrices(plan))
+
+
+def _narrow_rows(plan: BuildPlan) -> Iterator[str]:
+    """For quants that are not what their names say; of several, what they have in common is said once."""
+    found = [one for t in plan.targets if (one := find_narrow_rows(t.quant, plan.source.type_counts))]
+    for block in dict.fromkeys(one.block for one in found):
+        alike = [one for one in found if one.block == block]
+        if len(alike) == 1:
+            yield alike[0].sentence
+        else:
+            yield f"Most rows of this model are not multiples of {block}, so these are not what their names say:"
+            yield from (one.line for one in alike)
 
 
 def _no_projector(plan: BuildPlan) -> Iterator[str]:

@@ -58,6 +58,13 @@ class NarrowRows(Frozen):
         )
 
     @property
+    def line(self) -> str:
+        """In a list of such quants."""
+        advice = f"; {self.advice}" if self.instead else ""
+        bits = format_bits_per_weight(self.bits_per_weight)
+        return f"{self.quant} has {bits} bits per weight: {', '.join(self.types)}{advice}."
+
+    @property
     def short(self) -> str:
         """In a table: what the file holds and what to take instead."""
         instead = f"; {self.instead} has {format_bits_per_weight(self.instead_bits_per_weight)}"

@@ -125,6 +125,14 @@ def test_what_to_take_instead_is_a_quant_that_is_what_it_says_on_this_model(
     assert found.instead in found.sentence and f"not multiples of {found.block}" in found.sentence
 
 
+def test_what_several_quants_have_in_common_is_said_once(local_source: Source, measured: MakeMeasured) -> None:
+    source = replace(local_source, tensors=shapes(576, 1536))
+    head, first, second = plan_notes(measured(source, FakeEngine(), "Q4_K_M,Q6_K,Q8_0").plan)[:3]
+    assert head == "Most rows of this model are not multiples of 256, so these are not what their names say:"
+    assert first.startswith("Q4_K_M has ") and "QUANT=IQ4_NL is what its name says, with " in first
+    assert second.startswith("Q6_K has ") and "QUANT=Q5_1" in second
+
+
 def test_what_a_name_does_not_say_is_recorded_with_the_file_and_told_at_the_end_of_the_build(
     local_source: Source, make_runner: MakeRunner, notes: Notes
 ) -> None:

@@ -115,7 +115,9 @@ def _oci_text(artifact: OciPublication) -> str:
     return f"{artifact.reference}  {artifact.digest}{', signed' if artifact.signed else ''}"
 
 
-_CHECKED = {"ok": "[green]ok[/]          ", "failed": "[red]FAILED[/]      ", "not checked": "[yellow]not checked[/] "}
+_CHECKED = {
+    "ok": "[green]ok[/]           ", "failed": "[red]FAILED[/]       ", "not checked": "[yellow]not checked[/]  ",
+}  # fmt: skip
 
 
 def terminal_verify_checks(checks: Sequence[ReleaseCheck]) -> str:
