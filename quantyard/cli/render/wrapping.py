@@ -34,15 +34,18 @@ def _broken(line: Text, width: int) -> Iterator[Text]:
     for begin, end in _units(line.plain):
         used = hang if start else 0
         if line.plain[start:begin].strip() and used + cell_len(line.plain[start:end]) > width:
-            yield _part(line, start, begin, hang)
+            yield _part(line, start, begin, hang, width)
             start = begin
-    yield _part(line, start, len(line.plain), hang)
+    yield _part(line, start, len(line.plain), hang, width)
 
 
-def _part(line: Text, start: int, end: int, hang: int) -> Text:
-    part = line[start:end]
+def _part(line: Text, start: int, end: int, hang: int, width: int) -> Text:
+    """What is too long begins further to the left."""
+    begin = start or len(line.plain) - len(line.plain.lstrip())
+    part = line[begin:end]
     part.rstrip()
-    return Text(" " * hang).append_text(part) if start else part
+    indent = min(hang if start else begin, max(0, width - part.cell_len))
+    return Text(" " * indent).append_text(part)
 
 
 def _hanging(line: str, width: int) -> int:
