@@ -1,10 +1,11 @@
 // Decides which model a request names; the same rule as server/limits/model_names.py.
-// Without a name: the first of those that are served. A name that is not served is refused: llama-server with one model
+// Without a name, or with "default", which model cards print: the first of those that are served. A name that is not served is refused: llama-server with one model
 // would answer with that one, whatever the name.
 import {Refused} from 'limits.js';
 
 const LISTED_MS = 1000; // how long a list of names counts; a server that was made anew takes longer to load
 const SHOWN = 20;
+const DEFAULT = 'default';
 
 // The names that are served, the default first; undefined if there is no list: then the request was answered.
 async function served(r) {
@@ -27,8 +28,9 @@ function nameFor(r, names, body) {
     const inBody = body && body.model !== null ? body.model ?? '' : '';
     if (typeof inBody !== 'string') throw new Refused('model is not a string.', 'Send the name of a model, or leave it out.');
     const asked = inBody || inQuery;
-    if (asked && !names.includes(asked)) throw unknown(asked, names);
-    return inBody || !body ? '' : asked || names[0];
+    const found = asked && (inBody !== DEFAULT || names.includes(DEFAULT)) ? asked : names[0];
+    if (!names.includes(found)) throw unknown(found, names);
+    return inBody === found || !body ? '' : found;
 }
 
 function unknown(asked, names) {

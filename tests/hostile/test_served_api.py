@@ -420,7 +420,7 @@ def _who_answers(api: Api, named: Any, query: str = "") -> str:
     return str(json.loads(answer.body)["model"]) if answer.status == 200 else str(answer.status)
 
 
-@pytest.mark.parametrize("named", [{}, {"model": ""}, {"model": None}], ids=str)
+@pytest.mark.parametrize("named", [{}, {"model": ""}, {"model": None}, {"model": "default"}], ids=str)
 def test_a_request_that_names_no_model_is_answered_by_the_first(api: Api, keyless: Api, named: Any) -> None:
     assert _who_answers(api, named) == "model"
     assert _who_answers(keyless, named) == "first"

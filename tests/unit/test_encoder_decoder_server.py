@@ -146,7 +146,7 @@ def test_no_key_is_possible_on_loopback_alone(tmp_path: Path) -> None:
 def test_a_model_that_is_not_served_is_refused_and_without_a_name_the_first_answers() -> None:
     paths = {name: Path(f"/models/{name}.gguf") for name in ("flan", "madlad")}
     models = ServedModels(cast("LlamaLibrary", None), paths, "it 1.2")
-    assert (models.name_of(""), models.name_of("madlad")) == ("flan", "madlad")
+    assert [models.name_of(asked) for asked in ("", "default", "madlad")] == ["flan", "flan", "madlad"]
     for names in (("flan", "madlad"), ("flan",)):
         models.paths = {name: paths[name] for name in names}
         with pytest.raises(UnknownModel, match=f"'gpt-4o' is not served here. Name one of these: {', '.join(names)};"):

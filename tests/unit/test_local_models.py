@@ -117,7 +117,7 @@ def test_what_serves_is_named_and_the_models_are_listed() -> None:
 @pytest.mark.parametrize("names", [("a",), ("a", "b")])
 def test_without_a_name_the_first_model_answers_and_an_unknown_name_is_refused(names: tuple[str, ...]) -> None:
     async def test(place: Place) -> None:
-        for body in ({}, {"model": ""}, {"model": None}):
+        for body in ({}, {"model": ""}, {"model": None}, {"model": "default"}):
             assert (await place.ask(body))[1]["model"] == "a"
         for unknown in ("other", "gpt-3.5-turbo", "A"):
             for status, said in (await place.ask({"model": unknown}), await place.ask({}, query=f"model={unknown}")):
