@@ -81,7 +81,7 @@ def bake_image(
     """
     env = bake_image_environment(repo_dir, image, base_digest, settings) | {"IMAGE_TAG": tag.rpartition(":")[2]}
     if image == "eval" and not env.get("WHEELS"):
-        env["COMPILED"] = _compiled_wheels(repo_dir)
+        env["COMPILED"] = compiled_wheels_folder(repo_dir)
     run_docker(repo_dir, [*BAKE, "--load", image], env, f"The {image} image could not be built", on_line)
 
 
@@ -100,7 +100,7 @@ def _wheels_base(repo_dir: Path) -> str:
     return f"{pins['WHEELS_BASE_IMAGE']}:{pins['WHEELS_BASE_TAG']}"
 
 
-def _compiled_wheels(repo_dir: Path) -> str:
+def compiled_wheels_folder(repo_dir: Path) -> str:
     """The folder of wheels that another checkout or a virtual environment compiled in the same way; "" if none."""
     command = [str(repo_dir / "scripts" / "wheels.sh"), "--cached"]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.strip()

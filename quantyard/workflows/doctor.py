@@ -126,6 +126,7 @@ def _eval_image(request: BuildRequest) -> DoctorFinding:
 
 def _image(request: BuildRequest, name: str) -> DoctorFinding:
     from quantyard.engines.docker_engine import DockerEngine
+    from quantyard.engines.images import compiled_wheels_folder
 
     engine = DockerEngine(request.environment, request.images)
     base, digest = request.images.bases[name], engine.describe(name).get("base_digest")
@@ -133,7 +134,9 @@ def _image(request: BuildRequest, name: str) -> DoctorFinding:
         remedy = "Its first use pulls it: make images (no registry: make base-images)"
         return DoctorFinding(f"{name} image", "note", f"its base {base} is not pulled yet", remedy)
     if engine.identity(name) is None:
-        return DoctorFinding(f"{name} image", "note", "not built yet", "Its first use makes it: make images")
+        compiles = name == "eval" and not compiled_wheels_folder(request.environment.repo_dir)
+        value = "not built yet" + (": llama.cpp is compiled for it, once (5 to 15 minutes)" if compiles else "")
+        return DoctorFinding(f"{name} image", "note", value, "Its first use makes it: make images")
     return DoctorFinding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
 
 
