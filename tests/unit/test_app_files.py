@@ -256,6 +256,7 @@ def test_a_manifest_from_elsewhere_names_no_other_file_as_one_of_them() -> None:
 # ---- in a release ------------------------------------------------------------------------------------
 
 
+@pytest.mark.commands
 def test_a_release_has_both_files_and_its_manifest_their_hashes(yard: Yard) -> None:
     yard.publish()
     published = yard.published()
@@ -267,6 +268,7 @@ def test_a_release_has_both_files_and_its_manifest_their_hashes(yard: Yard) -> N
     MODEL_YAML.validate(yaml.safe_load(published["model.yaml"]))
 
 
+@pytest.mark.commands
 def test_verify_compares_them_in_a_folder_and_in_a_repo(yard: Yard) -> None:
     yard.publish()
     for said in (yard.verify(f"--file={yard.release}", "--json"), yard.verify(f"--repo={REPO}", "--json")):

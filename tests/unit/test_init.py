@@ -24,6 +24,7 @@ from quantyard.workflows.init import FoundSetting
 from tests.gguf_files import TensorSpec, gguf
 from tests.released import SOURCE_REPO, SUITE, Yard, lay_out
 
+pytestmark = pytest.mark.commands
 NO_HUB = "--hf-endpoint=http://127.0.0.1:9"
 # A value of each kind as a user types it.
 _TYPED = {

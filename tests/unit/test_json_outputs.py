@@ -19,6 +19,8 @@ from quantyard.paths import REPO_DIR
 from tests.outputs import FOLDER, check_named, check_output, published
 from tests.released import Yard
 
+pytestmark = pytest.mark.commands
+
 
 def _said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any]]:
     with pytest.raises(SystemExit) as ended:
