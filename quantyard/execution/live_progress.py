@@ -79,7 +79,7 @@ class LiveReporter:
         table.add_column(width=width)
         table.add_column(overflow="fold")
         if steps.n_steps:
-            table.add_row(Text("stages"), ProgressBar(steps.n_steps, steps.n_ended, width), Text(steps.text))
+            table.add_row(Text("all"), ProgressBar(steps.n_steps, steps.n_ended, width), Text(steps.text))
         for label, step in list(steps.running.items()):
             share = step.share
             bar = ProgressBar(None if share is None else 1.0, share or 0.0, width, pulse=share is None)

@@ -12,6 +12,7 @@ from quantyard.formatting.printable import printable_line
 from quantyard.protocol.base import Progress
 
 _PACED: Final = ("questions", "chunks", "repeats")  # shown with their number per second
+_STEPS: Final = {"publish": "files"}  # what a step is, if not a stage
 _SURE_AFTER_S: Final = 3.0  # before that, a pace says nothing
 Clock = Callable[[], float]
 
@@ -101,6 +102,7 @@ class RunningSteps:
     running: dict[str, RunningStep] = field(default_factory=dict)
     n_ended: int = 0
     n_steps: int = 0
+    unit: str = "stages"
     _ended: set[str] = field(default_factory=set)
     _began: float | None = None
 
@@ -115,6 +117,7 @@ class RunningSteps:
         """A step has made progress; ignored if it does not run."""
         if label in self.running:
             self.running[label].take(progress)
+            self.unit = _STEPS.get(progress.stage, "stages")
 
     def end(self, label: str) -> None:
         """A step has ended or failed."""
@@ -145,4 +148,4 @@ class RunningSteps:
     def text(self) -> str:
         """Such as "3 of 12 stages · elapsed 2:10 · about 8 min left"."""
         elapsed_s = 0.0 if self._began is None else self.clock() - self._began
-        return f"{self.n_ended} of {self.n_steps} stages · {format_running(elapsed_s, self.left_s)}"
+        return f"{self.n_ended} of {self.n_steps} {self.unit} · {format_running(elapsed_s, self.left_s)}"

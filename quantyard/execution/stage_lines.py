@@ -161,13 +161,13 @@ def _real(result: StageResult) -> Iterator[str]:
 
 
 def _served(result: StageResult) -> Iterator[str]:
-    """Such as `all 31 checks passed`, or `2 of 31 checks failed: streaming, tools`."""
+    """Such as `none of 31 checks failed`, or `2 of 31 checks failed: streaming, tools`."""
     facts = ContractFacts.read(result.facts)
     of = f" of {facts.n_checks}" if facts.n_checks else ""
     if facts.failed:
         yield f"{len(facts.failed)}{of} checks failed: {', '.join(facts.failed)}"
     else:
-        yield f"all {facts.n_checks} checks passed" if facts.n_checks else "all checks passed"
+        yield f"none of {facts.n_checks} checks failed" if facts.n_checks else "passed"
 
 
 def _projected(result: StageResult) -> Iterator[str]:

@@ -35,7 +35,7 @@ _REPORT: dict[str, JsonValue] = {"files": {"BF16": {}, "Q4_K_M": {"verdicts": {"
         ),
         ("report", _REPORT, "Q4_K_M: 3 same + 1 worse"),
         ("report", {}, "passed"),
-        ("contract Q8_0", {"passed": True, "n_checks": 31, "failed": []}, "all 31 checks passed"),
+        ("contract Q8_0", {"passed": True, "n_checks": 31, "failed": []}, "none of 31 checks failed"),
         ("contract Q8_0", {"n_checks": 31, "failed": ["chat", "tools"]}, "2 of 31 checks failed: chat, tools"),
         ("rounding", {}, "passed"),
         ("convert", {}, "271 MB"),
@@ -121,6 +121,13 @@ def test_the_whole_run_says_what_is_left_by_the_plan() -> None:
     assert steps.running["speed Q8_0"].text == "elapsed 1:20"
 
 
+def test_the_steps_of_a_publication_are_files() -> None:
+    steps = RunningSteps(clock=_Clock())
+    steps.begin("model.gguf", 1, 3)
+    steps.take("model.gguf", _line(1, 2, "bytes").model_copy(update={"stage": "publish"}))
+    assert steps.text == "0 of 3 files · elapsed 0:00"
+
+
 def test_a_log_gets_a_line_of_a_long_stage_each_minute() -> None:
     out, clock = io.StringIO(), _Clock()
     reporter = LineReporter(Console(file=out, width=200), clock)
@@ -133,7 +140,7 @@ def test_a_log_gets_a_line_of_a_long_stage_each_minute() -> None:
     assert out.getvalue().splitlines() == [
         "[contract Q8_0] 6 of 31 checks (19 %) · elapsed 1:00 · about 4 min left · check 60",
         "[contract Q8_0] 12 of 31 checks (39 %) · elapsed 2:00 · about 3 min left · check 120",
-        "[contract Q8_0] all checks passed in 2 min",
+        "[contract Q8_0] passed in 2 min",
     ]
 
 

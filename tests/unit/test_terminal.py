@@ -29,6 +29,8 @@ def _shown(text: str, width: int) -> list[str]:
         ("a sentence of several words that goes on", ["a sentence of several", "  words that goes on"]),
         ("Note         it begins below its text", ["Note         it begins", f"{'':13}below its", f"{'':13}text"]),
         ("Note         it begins here and goes on, told in words", None),
+        ("ok  name  it goes on", ["ok  name  it goes on"]),
+        ("ok  name  it begins below both", ["ok  name  it begins", f"{'':10}below both"]),
         ("    indented words stay indented", ["    indented words stay", "    indented"]),
         ("List them: make models FIND=x QUANT=y", ["List them:", "make models FIND=x QUANT=y"]),
         ("Serve:  LORA_FILE=a docker compose up", ["Serve: ", "LORA_FILE=a docker compose up"]),

@@ -14,9 +14,9 @@ _COMMAND: Final = re.compile(
     r"(?<=: )(?: ?)(?:[A-Z_]+=\S* +)*(?:make|quantyard|docker|env|hf|pip|curl) \S.*?(?=[.;,)](?: |$)| or |  |$)"
 )
 _UNIT: Final = re.compile(r"\S+")
-# A name with its text: two blanks or more end the name.
-_NAMED: Final = re.compile(r" *(?:\S+(?: \S+)*  +)?")
-_WIDEST_NAME: Final = 22
+# One name or two before a text: two blanks or more end a name.
+_NAMES: Final = (re.compile(r" *(?:\S+(?: \S+)*  +){2}"), re.compile(r" *(?:\S+(?: \S+)*  +)"))
+_WIDEST_NAMES: Final = (34, 22)
 _LATER: Final = 2  # blanks before the later lines of a text without a name
 
 
@@ -50,11 +50,12 @@ def _part(line: Text, start: int, end: int, hang: int, width: int) -> Text:
 
 def _hanging(line: str, width: int) -> int:
     """Where later lines begin: below the text after the name, else two blanks in."""
+    for names, widest in zip(_NAMES, _WIDEST_NAMES, strict=True):
+        match = names.match(line)
+        if match and not match[0].rstrip().endswith(":") and match.end() <= min(widest, 2 * width // 3):
+            return match.end()
     leading = len(line) - len(line.lstrip())
-    match = _NAMED.match(line)
-    named = match.end() if match and not match[0].rstrip().endswith(":") else 0
-    hang = named if leading < named <= _WIDEST_NAME else leading or _LATER
-    return hang if hang <= 2 * width // 3 else _LATER
+    return leading if 0 < leading <= 2 * width // 3 else _LATER
 
 
 def _units(line: str) -> Iterator[tuple[int, int]]:
