@@ -106,6 +106,7 @@ class PlanRunner:
         """
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
             self._note = self._records.on_note = reporter.note
+            self._records.plan = self.plan
             self.store.clear_unfinished([row.name for row in STAGES.values() if row.resumable])
             self._finished.steps.clear()
             self.find_finished()

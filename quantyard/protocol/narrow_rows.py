@@ -1,7 +1,5 @@
 """A file that is not what its name says, because the rows of the model do not fit the blocks of its type."""
 
-from __future__ import annotations
-
 from typing import Annotated, Final
 
 from pydantic import Field

@@ -19,7 +19,6 @@ from quantyard.forecast.time import forecast_conditions, forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.calibration_inputs import check_matrix_exists
 from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
 from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
@@ -116,6 +115,8 @@ def _refuse_misspelt(request: BuildRequest) -> None:
     if request.matrix_quants:
         parse_quants(request.matrix_quants, _own_recipes(request), setting="QUANTS")
     if request.imatrix not in ("", "none", "auto"):
+        from quantyard.plan.calibration_inputs import check_matrix_exists  # imported late: most builds read none
+
         check_matrix_exists(typed_file_path(request.imatrix))
 
 
