@@ -262,7 +262,7 @@ _WHOLE = frozenset({",", "g", ".0f", ".1f"})  # forms of a refusal
 _OWN_FORM = {  # file → a form that another program reads
     "eval/analysis/kl_divergence.py": "g",  # the key of a percentile
     "quantyard/card/app_files.py": "g",  # the count of weights that LM Studio reads
-    "quantyard/cli/settings_file.py": ".18f",  # a number of TOML as the text of a setting
+    "quantyard/cli/settings_file.py": "f",  # a number of TOML as the text of a setting
     "quantyard/publish/registry/artifact.py": ".2f",  # the count of weights that Docker Model Runner shows
 }
 
