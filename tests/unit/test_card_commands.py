@@ -101,6 +101,8 @@ def test_every_command_that_reads_a_private_repo_takes_a_token(yard: Yard, tmp_p
     line = "export HF_TOKEN=hf_xxx  # of an account that may read this private repo\n"
     for program in ("hf download", "llama-server", "docker model run"):
         assert command_of(card, program).startswith(line), program
+    assert f"Run it: `HF_TOKEN=hf_xxx llama-server -hf {REPO}:Q8_0`" in card
+    assert f"HF_TOKEN=hf_xxx llama-server -hf {REPO}:Q8_0" in yard.published()["report.html"].decode()
     compose = yaml.safe_load(card_blocks(card, "yaml")[0])
     assert compose["services"]["model"]["environment"]["HF_TOKEN"].startswith("${HF_TOKEN:?")
     assert "id_ed25519.pub" in card[card.index("Ollama") : card.index("ollama run hf.co/")]
@@ -129,6 +131,7 @@ def test_files_of_a_branch_are_had_from_the_branch(yard: Yard, tmp_path: Path) -
     card = sent_card(yard, "--hub-branch=v2", branch="v2")
     assert "--revision v2 " in command_of(card, "hf download")
     assert command_of(card, "llama-server").startswith("llama-server -m Lagoon-Q8_0.gguf ")
+    assert "Run it: `llama-server -m Lagoon-Q8_0.gguf`" in card
     assert not any(word in card for word in (f"-hf {REPO}", "hf.co/", "lms get"))
     assert _downloads(yard, card, tmp_path / "got", yard.hub.token, "v2") == ["Lagoon-Q8_0.gguf"]
 

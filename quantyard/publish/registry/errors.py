@@ -76,7 +76,8 @@ def registry_unreachable(registry: str, error: Exception) -> RegistryUnreachable
     while reason is not None and not isinstance(reason, ssl.SSLError):
         reason = reason.__cause__ or reason.__context__
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return RegistryUnreachable(message, "Name the CA if your network inspects TLS: EXTRA_CA=file.pem")
+        hint = "Name the CA of the registry, or of a network that inspects TLS: EXTRA_CA=file.pem"
+        return RegistryUnreachable(message, hint)
     if reason is not None:
         hint = "Give the registry a certificate: plain HTTP is used for registries on this machine only."
         return RegistryUnreachable(message, hint)
