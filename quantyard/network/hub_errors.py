@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from quantyard.network.bounded_http import BadAnswer
+from quantyard.network.bounded_http import UNUSABLE_PROXY, BadAnswer, is_unusable_proxy
 from quantyard.network.hub_client import AskedToWait
 from quantyard.network.transfer import EndedEarly, WrongContent
 from quantyard.protocol.runner import stage_error_causes
@@ -112,6 +112,7 @@ _ON_THE_WAY: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "offline": lambda _asked: ("HF_HUB_OFFLINE forbids every request to the Hub.", "Unset HF_HUB_OFFLINE."),
     "name-not-resolved": lambda asked: (f"The name of {asked.endpoint} cannot be resolved.", _CHECK),
     "proxy": lambda asked: (f"The proxy refuses to connect to {asked.endpoint}.", "Check HTTPS_PROXY and NO_PROXY."),
+    "unusable-proxy": lambda asked: (f"{UNUSABLE_PROXY[0]}; {asked.endpoint} was not asked.", f"{UNUSABLE_PROXY[1]}"),
     "timeout": lambda asked: (f"{asked.endpoint} does not answer in time.", f"{_CHECK} {asked.again}"),
     "unreachable": lambda asked: (f"{asked.endpoint} cannot be reached.", f"{_CHECK} {asked.again}"),
     "not-a-hub": lambda asked: (
@@ -184,6 +185,8 @@ def _kind_of(chain: list[BaseException]) -> str:
 
     if any("CERTIFICATE_VERIFY_FAILED" in str(cause) for cause in chain):
         return "certificate"
+    if any(map(is_unusable_proxy, chain)):
+        return "unusable-proxy"
     if has(OfflineModeIsEnabled):
         return "offline"
     if has(socket.gaierror):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from quantyard.errors import BadSource
 from quantyard.formats.sentencepiece import BEGINNING_BYTES
 from quantyard.hub.client import HubAccess
+from quantyard.paths import REPO_DIR
+from quantyard.protocol.base import ExitCode
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
@@ -118,3 +123,16 @@ def test_a_sentencepiece_tokenizer_without_its_own_file_is_told_from_the_beginni
     said = refused(hub_server, tmp_path, repo(tokenizer__json=text))
     assert "no tokenizer.model" in said and "Copy tokenizer.model" in said
     find(hub_server, tmp_path, repo(tokenizer__json=text, tokenizer__model=b"\n\x0e"))
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://me:pa55@127.0.0.1:9", "socks4://me:pa55@127.0.0.1:9"])
+def test_a_proxy_that_no_client_can_be_made_for_is_said_without_its_password(proxy: str, tmp_path: Path) -> None:
+    """In a process of its own: a client is made once."""
+    code = "import sys; sys.modules['socksio'] = None; from quantyard import cli; cli.main(['plan', '--model=org/x'])"
+    environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment |= {"ALL_PROXY": proxy, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "https://hub.example"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO_DIR, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == ExitCode.NETWORK and "hub.example was not asked" in run.stderr
+    assert "HTTPS_PROXY=http://" in run.stderr and "pip install socksio" in run.stderr and "pa55" not in run.stderr

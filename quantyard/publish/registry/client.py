@@ -26,6 +26,7 @@ from quantyard.publish.registry.errors import (
     registry_bad_answer,
     registry_refusal,
     registry_unreachable,
+    registry_unusable_proxy,
 )
 from quantyard.publish.registry.login import DOCKER_HUB, RegistryCredentials
 
@@ -74,7 +75,10 @@ class Registry:
         is_here = is_loopback_registry(self.name)
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
         # Connections to this machine need no proxy; SSL_CERT_FILE counts for them too.
-        client = httpx2.Client(timeout=timeout, trust_env=not is_here, verify=httpx2.create_ssl_context())
+        try:
+            client = httpx2.Client(timeout=timeout, trust_env=not is_here, verify=httpx2.create_ssl_context())
+        except (ImportError, ValueError) as error:
+            raise registry_unusable_proxy(self.name, error) from error
         self._http = bound_http_client(client, HttpBorder())
         return self
 

@@ -84,6 +84,16 @@ def registry_unreachable(registry: str, error: Exception) -> RegistryUnreachable
     return RegistryUnreachable(message, f"Check its name and your network: curl -I https://{registry}/v2/")
 
 
+def registry_unusable_proxy(registry: str, error: Exception) -> Exception:
+    """The error for a proxy that no client can be made for; any other error as it is."""
+    from quantyard.network.bounded_http import UNUSABLE_PROXY, is_unusable_proxy
+
+    if not is_unusable_proxy(error):
+        return error
+    fact, hint = UNUSABLE_PROXY
+    return RegistryUnreachable(f"{fact}; {registry} was not asked.", hint)
+
+
 def registry_bad_answer(registry: str, error: BadAnswer) -> RegistryRefused:
     """The error for a refused answer: too large, too slow, or malformed."""
     message = f"The registry {registry} gives an answer that is not valid: {plain_registry_text(str(error))}."
