@@ -10,13 +10,17 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Final
 
 from quantyard.errors import NeedsPermission
 from quantyard.formats.names import shown_names
 from quantyard.publish.bundle import CARD, ReleaseBundle, ReleaseDestination
 from quantyard.publish.files import PublishedFile
+from quantyard.publish.hub.target import HubTarget
 from quantyard.publish.hub.there import MANIFEST, HubThere
 from quantyard.store.manifest import SourceCard
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]*")
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,15 @@ def file_objections(where: ReleaseDestination, there: HubThere, bundle: ReleaseB
                             "Publish beside them: HUB_PR=1, or HUB_BRANCH=name; or to another repo.")  # fmt: skip
     if old := [path for quant, files in bundle.models.items() for path in _older(there, quant, files, bundle)]:
         fact = f"{hub.repo_id} holds older files of the same types, which stay: {shown_names(old)}. Programs that "
-        branch = f" --revision {hub.branch}" if hub.branch else ""
-        remove = f"hf repos delete-files {hub.repo_id} {' '.join(old)}{branch}"
-        yield Objection("old-files", f"{fact}choose by the type's name may take them.", f"Remove them first: {remove}")
+        yield Objection("old-files", f"{fact}choose by the type's name may take them.", _removal(hub, old))
+
+
+def _removal(hub: HubTarget, paths: Sequence[str]) -> str:
+    """How to remove files there. Their names are somebody's: a command has those that are safe to type."""
+    if not all(map(_PLAIN.fullmatch, paths)):
+        return f"Remove them first, in the files of {hub.repo_id}."
+    branch = f" --revision {hub.branch}" if hub.branch else ""
+    return f"Remove them first: hf repos delete-files {hub.repo_id} {' '.join(paths)}{branch}"
 
 
 def _is_theirs(there: HubThere, file: PublishedFile) -> bool:

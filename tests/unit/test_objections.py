@@ -135,6 +135,13 @@ def test_older_files_of_the_same_type_stay_beside_only_by_agreement(yard: Yard, 
     assert yard.published()[old] == b"old"
 
 
+@pytest.mark.parametrize("old", ["$(reboot)-Q4_K_M.gguf", "a\x1b[2J-Q4_K_M.gguf", "a;b.Q4_K_M.gguf", "-x-Q4_K_M.gguf"])
+def test_a_name_that_somebody_chose_is_in_no_command(yard: Yard, old: str) -> None:
+    _place(yard, {old: b"old"})
+    said = yard.publish()
+    assert said.code == 2 and f"Remove them first, in the files of {REPO}." in said.err and "\x1b[2J" not in said.err
+
+
 @pytest.mark.parametrize("other", [
     "Lagoon-Q4_K_S.gguf", "Lagoon-Q4_K.gguf", "mmproj-Lagoon-Q8_0.gguf", "Lagoon.imatrix.gguf", "Q4_K_M.txt",
 ])  # fmt: skip
