@@ -74,14 +74,22 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
     """The GGUFs to serve: MODEL_FILE, the files in it, or those of the folder `served`.
 
     Raises:
-        BadRequest: there is no file to serve.
+        BadRequest: there is no file to serve, or MODEL_FILE is a part of a model.
     """
     where = model_file or root / FOLDER
+    if is_part_of_several(where):
+        message = f"MODEL_FILE={model_file} is one part of a model, which needs them all."
+        raise BadRequest(message, f"Give the folder that holds them: MODEL_FILE={where.parent}")
     found = sorted(path for path in where.glob("*.gguf") if _is_model(path)) if where.is_dir() else [where]
     if not found or not all(path.is_file() for path in found):
         what = f"MODEL_FILE={model_file} is not a GGUF" if model_file else "Nothing is built yet"
         raise BadRequest(f"{what}.", "Build a model: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
     return found
+
+
+def is_part_of_several(path: Path) -> bool:
+    """Whether a GGUF does not hold the whole model."""
+    return bool(_PART.search(path.name)) and not path.name.endswith("-00001-of-00001.gguf")
 
 
 def served_projector(root: Path, model_file: Path | None, given: Path | None) -> Path | None:

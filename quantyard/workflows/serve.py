@@ -12,6 +12,7 @@ from quantyard.serve.compose_files import compose_environment
 from quantyard.serve.run import check_served_port, serve_compose, serve_local
 from quantyard.serve.served_files import (
     are_served_files,
+    is_part_of_several,
     note_unserved,
     put_served_files,
     served_files,
@@ -62,7 +63,8 @@ def _serve_from_now_on(request: BuildRequest) -> bool:
         return False
     if not put_served_files(request.artifacts, paths):
         message = f"{paths[0].name} cannot be linked into {request.artifacts / 'served'}: another disk, or in parts."
-        raise BadRequest(message, f"Serve it where it is: MODEL_FILE={paths[0]} docker compose up")
+        where = paths[0].parent if is_part_of_several(paths[0]) else paths[0]
+        raise BadRequest(message, f"Serve it where it is: MODEL_FILE={where} docker compose up")
     return True
 
 

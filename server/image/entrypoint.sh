@@ -54,6 +54,12 @@ main() {
     protect
     [ -z "$key_file" ] || set -- --api-key-file "$key_file" "$@"
     [ "$web_ui" = on ] || set -- --no-ui "$@"
+    # Not left to upstream's variables: the router's processes would take them too, and it speaks to them without TLS.
+    address=$(own_address)
+    case $address in
+        https:*) set -- --ssl-key-file "$LLAMA_ARG_SSL_KEY_FILE" --ssl-cert-file "$LLAMA_ARG_SSL_CERT_FILE" "$@" ;;
+    esac
+    unset LLAMA_ARG_SSL_KEY_FILE LLAMA_ARG_SSL_CERT_FILE
     if [ -n "${LORA:-}" ]; then
         check_models "$LORA"
         set -- --lora "$LORA" "$@"
@@ -236,7 +242,7 @@ watch_start() {
     command -v curl >/dev/null || return 0
     kib=$(du -Lck "${models%/*}"/*.gguf 2>/dev/null | tail -n 1 | cut -f 1)
     end=$(($(date +%s) + ${START_TIMEOUT:-$((120 + ${kib:-0} / 20480))}))
-    until own_key "$key_file" | ask 5 --output /dev/null "$(own_address)/health"; do
+    until own_key "$key_file" | ask 5 --output /dev/null "$address/health"; do
         kill -0 "$1" 2>/dev/null || return 0
         [ "$(date +%s)" -lt "$end" ] || { : >"$late"; kill -KILL "$1"; return 0; }
         sleep 1

@@ -54,6 +54,13 @@ class Project:
             capture_output=True, check=False, timeout=300,
         )  # fmt: skip
 
+    def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
+        """Start a line for the shell, as it is typed in a terminal."""
+        return subprocess.Popen(
+            ["sh", "-c", f"exec {command}"], cwd=self.folder, env=self._environment | variables, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
     def key(self) -> str:
         """The API key that was made on first use."""
         return (self.folder / "artifacts" / "keys" / "api-key").read_text().strip()

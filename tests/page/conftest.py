@@ -24,20 +24,20 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(
-        self, path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True, media: str = ""
+    def open(self, path: Path, **look: Any) -> None:
+        """Show a file; how it is looked at as in `visit`."""
+        self.visit(path.as_uri(), **look)
+
+    def visit(
+        self, address: str, *, width: int = 1280, scheme: str = "light", script: bool = True, media: str = ""
     ) -> None:
-        """Show a file in a window `width` pixels wide."""
+        """Show what is at an address in a window `width` pixels wide."""
         self._tell("Emulation.setScriptExecutionDisabled", value=not script)
         wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
         features = [{"name": name, "value": value} for name, value in wishes.items()]
         self._tell("Emulation.setEmulatedMedia", media=media, features=features)
         window = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self._tell("Emulation.setDeviceMetricsOverride", **window)
-        self.visit(path.as_uri())
-
-    def visit(self, address: str) -> None:
-        """Show what is at an address."""
         self.driver.get_log("browser"), self.driver.get_log("performance")
         self.driver.get(address)
 

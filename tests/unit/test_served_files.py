@@ -258,3 +258,11 @@ def test_the_name_of_an_image_may_be_what_docker_takes(tag: str) -> None:
 def test_what_docker_would_refuse_is_refused_at_once(tag: str) -> None:
     with pytest.raises(BadRequest, match="TAG"):
         check_served_image_tag(tag)
+
+
+@pytest.mark.parametrize("name", ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"])
+def test_a_part_given_as_model_file_is_refused_with_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadRequest, match="one part of a model") as refused:
+        served_files(tmp_path, model(tmp_path, name))
+    assert refused.value.hint == f"Give the folder that holds them: MODEL_FILE={tmp_path}"
+    assert served_files(tmp_path, model(tmp_path, "small-00001-of-00001.gguf"))

@@ -351,3 +351,11 @@ def test_a_model_whose_only_part_is_given_is_served(tmp_path: Path) -> None:
 def test_a_prefix_that_leads_nowhere_is_refused(tmp_path: Path, prefix: str) -> None:
     done = start(tmp_path, Path(gguf(tmp_path, LLAMA)), LLAMA_ARG_API_PREFIX=prefix)
     assert done.returncode == 2 and "LLAMA_ARG_API_PREFIX" in done.stderr
+
+
+def test_tls_is_for_the_server_that_clients_meet_and_not_for_what_it_starts(tmp_path: Path) -> None:
+    server = tmp_path / "server"
+    server.write_text("#!/bin/sh\nenv\necho called $*\n")
+    server.chmod(0o755)
+    said = start(tmp_path, Path(gguf(tmp_path, LLAMA)), LLAMA_SERVER=str(server), **_TLS).stdout
+    assert " --ssl-key-file /k --ssl-cert-file /c " in said and "LLAMA_ARG_SSL" not in said
