@@ -19,8 +19,7 @@ class TerminalReporter:
 
     def steps(self) -> AbstractContextManager[StepReporter]:
         """Bars, or lines, for as long as the steps run."""
-        expected_s, self._expected_s = self._expected_s, {}
-        return console_reporter(self._console, expected_s)
+        return console_reporter(self._console, self._expected_s)
 
     def tell(self, event: Event) -> None:
         """Prints the event."""

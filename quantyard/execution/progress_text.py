@@ -129,7 +129,8 @@ class RunningSteps:
     def left_s(self) -> float | None:
         """Seconds that are left of the run, by the plan and how much slower than the plan it is; None: not known."""
         left = [step.left_s for step in self.running.values()]
-        if not self.expected_s or self._began is None or None in left:
+        is_planned = self.expected_s.keys() & {*self.running, *self._ended}
+        if not is_planned or self._began is None or None in left:
             return None
         elapsed_s, planned_s = self.clock() - self._began, 0.0
         waiting_s = 0.0

@@ -121,8 +121,8 @@ def test_the_whole_run_says_what_is_left_by_the_plan() -> None:
     assert steps.running["speed Q8_0"].text == "elapsed 1:20"
 
 
-def test_the_steps_of_a_publication_are_files() -> None:
-    steps = RunningSteps(clock=_Clock())
+def test_the_steps_of_a_publication_are_files_whatever_the_plan_of_the_build_was() -> None:
+    steps = RunningSteps({"convert": 60.0}, _Clock())
     steps.begin("model.gguf", 1, 3)
     steps.take("model.gguf", _line(1, 2, "bytes").model_copy(update={"stage": "publish"}))
     assert steps.text == "0 of 3 files · elapsed 0:00"
