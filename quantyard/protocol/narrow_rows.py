@@ -8,7 +8,7 @@ from quantyard.formatting.numbers import format_bits_per_weight, format_percent
 from quantyard.protocol.base import Frozen
 
 _Name = Annotated[str, Field(max_length=40)]
-_SAME: Final = 1.02  # times as many bits count as the same
+SAME_BITS: Final = 1.02  # times as many bits per weight count as the same
 
 
 class NarrowRows(Frozen):
@@ -39,7 +39,7 @@ class NarrowRows(Frozen):
         """What to take instead: "QUANT=IQ4_NL is what its name says, with 5.29 bits per weight"; "" if not known."""
         if not self.instead:
             return ""
-        if self.instead_bits_per_weight and self.instead_bits_per_weight * _SAME < self.bits_per_weight:
+        if self.instead_bits_per_weight and self.instead_bits_per_weight * SAME_BITS < self.bits_per_weight:
             bits = format_bits_per_weight(self.instead_bits_per_weight)
             return f"QUANT={self.instead} is what its name says, with {bits} bits per weight"
         return f"QUANT={self.instead} says what it is"
@@ -66,7 +66,7 @@ class NarrowRows(Frozen):
     def short(self) -> str:
         """In a table: what the file holds and what to take instead."""
         instead = f"; {self.instead} has {format_bits_per_weight(self.instead_bits_per_weight)}"
-        told = instead if self.instead_bits_per_weight * _SAME < self.bits_per_weight and self.instead else ""
+        told = instead if self.instead_bits_per_weight * SAME_BITS < self.bits_per_weight and self.instead else ""
         return (
             f"{format_bits_per_weight(self.bits_per_weight)} bits per weight, since rows are not multiples of "
             f"{self.block}{told}"

@@ -9,7 +9,7 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.formats.ggml_types import FALLBACKS, TYPE_BY_NAME
-from quantyard.protocol.narrow_rows import NarrowRows
+from quantyard.protocol.narrow_rows import SAME_BITS, NarrowRows
 from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find_quant
 from quantyard.quants.tensor_types import BASE_TYPES
 
@@ -19,7 +19,6 @@ _NO_FIT: Final = "F16"  # what llama-quantize takes where no block divides the r
 # Quants of narrow blocks, to take in place of another: those with more bits first, of equal ones the better first.
 _NARROW: Final = ("Q8_0", "Q5_1", "Q5_0", "IQ4_NL", "Q4_0")
 _AS_SMALL: Final = 0.1  # bits per weight that a name may promise more and still be of the same size
-_SAME: Final = 1.02  # times as many bits count as the same
 # A quant → tensor type → how many weights of its file on this model have it; empty: not known.
 TypesOf = Callable[[Quant], Mapping[str, int]]
 
@@ -74,7 +73,8 @@ def _instead(quant: Quant, found: NarrowRows, types_of: TypesOf) -> tuple[str, f
     """A quant of the promised size whose name is true on this model, and its bits per weight; None without one."""
     if found.instead == _NO_FIT:
         return _NO_FIT, type_counts_bits(types_of(find_quant(_NO_FIT)))
-    true = [(name, bits) for name in _NARROW if (bits := _true_bits(name, types_of)) <= found.bits_per_weight * _SAME]
+    most = found.bits_per_weight * SAME_BITS
+    true = [(name, bits) for name in _NARROW if (bits := _true_bits(name, types_of)) <= most]
     promised = [one for one in true if find_quant(one[0]).bits_per_weight <= quant.bits_per_weight + _AS_SMALL]
     held = [one for one in true if one[0] == found.instead]
     return next(iter(promised or held or true[-1:]), None)
