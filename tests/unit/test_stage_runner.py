@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.analysis.kl_divergence import perplexity_estimate
+from eval.analysis.kl_divergence import perplexity_value
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import VerifyRequest
 from quantyard.protocol.measurements import Estimate
@@ -38,7 +38,7 @@ def _run(
 
 
 def _divergence(nats: float) -> dict[str, object]:
-    return {"perplexity": perplexity_estimate(np.array([nats, nats + 1.0])).value}
+    return {"perplexity": perplexity_value(np.array([nats, nats + 1.0]))}
 
 
 @pytest.mark.parametrize(
