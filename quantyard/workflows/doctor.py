@@ -22,7 +22,8 @@ _LITTLE_DISK_BYTES = 20 * 10**9
 _LITTLE_MEMORY_BYTES = 8 * 2**30
 _PLAN_TIMEOUT_S = 60
 _LLAMA_CPP = "llama.cpp without Docker"
-_NO_COMPILER = "Only ENGINE=local needs it. Debian: apt-get install g++; macOS: xcode-select --install"
+_COMPILER = "Debian: apt-get install g++; macOS: xcode-select --install"
+_NO_COMPILER = f"Only ENGINE=local needs it. {_COMPILER}"
 _NO_SUCH_WHEEL = "Only ENGINE=local needs it. Take another: LLAMA_WHEEL=auto"
 # The words of `scripts/wheels.sh --plan`.
 _LLAMA_CPP_PLANS: Final[dict[str, tuple[Literal["ok", "note"], str]]] = {
@@ -205,7 +206,8 @@ def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
     plan = next((finding for finding in findings if finding.what == _LLAMA_CPP), None)
     if states.get("local tools") == "ok" or (plan and plan.remedy not in (_NO_COMPILER, _NO_SUCH_WHEEL)):
         return DoctorFinding("engine", "ok", "local (no Docker daemon with buildx answers)")
-    return DoctorFinding("engine", "missing", "neither docker nor local can run", _INSTALL_DOCKER)
+    remedy = f"{_INSTALL_DOCKER}. Or, without Docker, a C++ compiler: {_COMPILER}"
+    return DoctorFinding("engine", "missing", "neither docker nor local can run", remedy)
 
 
 # To add a check: add a function that returns a DoctorFinding, and a row; True if it needs a Docker daemon.

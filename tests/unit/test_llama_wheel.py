@@ -6,6 +6,7 @@ upstream's wheel brings is tried by tests/e2e/test_set_up.py.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,14 +18,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from quantyard.cli.parser import add_command_options
+from quantyard.cli.request import read_command_request
+from quantyard.engines.local import LocalEngine
+from quantyard.errors import EngineError
 from quantyard.formatting.compilation import CompileProgress
 from quantyard.paths import REPO_DIR
+from quantyard.requests import RunEnvironment
+from quantyard.workflows import doctor
 
 pytestmark = pytest.mark.commands
 
@@ -303,3 +310,40 @@ def test_a_log_is_kept_and_a_pipe_gets_a_line_at_each_tenth(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, script, tmp_path / "log"], input=log, capture_output=True, check=True)
     assert (tmp_path / "log").read_bytes() == log
     assert done.stderr.decode().count("\n") == 11 and b"\r" not in done.stderr
+
+
+def test_a_build_passes_on_what_its_set_up_says_and_chooses(tmp_path: Path) -> None:
+    script = tmp_path / "scripts/setup-local.sh"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\necho "compiling llama.cpp: 34 %" >&2; echo "wheel: $LLAMA_WHEEL" >&2; exit $CODE\n')
+    script.chmod(0o755)
+    environment = RunEnvironment(repo_dir=tmp_path, set_up={"LLAMA_WHEEL": "cu124", "CODE": "1"})
+    notes: list[str] = []
+    with pytest.raises(EngineError, match="could not be set up") as caught:
+        LocalEngine(environment).prepare("builder", notes.append)
+    assert caught.value.detail.endswith("wheel: cu124")
+    assert notes[1:] == ["compiling llama.cpp: 34 %", "wheel: cu124"]
+    LocalEngine(replace(environment, set_up={"CODE": "0"})).prepare("builder", notes.append)
+
+
+@pytest.mark.parametrize(
+    ("plan", "state", "remedy"),
+    [
+        ("kept: nothing is compiled: it is in /x", "ok", ""),
+        ("prebuilt: nothing is compiled: upstream's wheel", "ok", ""),
+        ("compile: is compiled, once (5 to 15 minutes): why", "note", "make images ENGINE=local"),
+        ("missing: it must be compiled (why), and there is no C++ compiler", "note", "apt-get install g++"),
+        ("refused: LLAMA_WHEEL=cu124 cannot be had", "note", "LLAMA_WHEEL=auto"),
+    ],
+)
+def test_doctor_says_which_it_will_be(plan: str, state: str, remedy: str, tmp_path: Path) -> None:
+    script = tmp_path / "scripts/wheels.sh"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\n[ "$1" = --plan ] && echo "{plan}"\n')
+    script.chmod(0o755)
+    parser = argparse.ArgumentParser()
+    add_command_options(parser)
+    request = read_command_request(parser.parse_args([]), {"ARTIFACTS": str(tmp_path)})
+    finding = doctor._llama_cpp(replace(request, environment=replace(request.environment, repo_dir=tmp_path)))
+    assert (finding.state, finding.value) == (state, plan.partition(": ")[2])
+    assert remedy in finding.remedy and bool(remedy) == bool(finding.remedy)
