@@ -359,6 +359,10 @@ def _json_output() -> Iterator[str]:
         "`gate`, `contract`, `verify`, `doctor` and `matrix` print their answer, and the "
         "[exit code](exit-codes.md) says what it is."
     )
+    yield (
+        "Objects that manifests hold too, such as EvalReport and ContractReport, are explained there: "
+        "[Manifest](manifest.md)."
+    )
     yield "## Versions"
     yield (
         "`schema_version` stands in every object, and at the end of the schema's `$id`. A new field keeps the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantyard.errors import HubError, HubUnreachable, QuantyardError
@@ -70,8 +70,6 @@ def _model_here(folder: Path) -> Iterator[FoundSetting]:
 
 
 def _source(request: BuildRequest, model: str, missing: list[str]) -> Source | None:
-    from dataclasses import replace
-
     try:
         return workflow_source(replace(request, model=model))
     except HubUnreachable as error:
