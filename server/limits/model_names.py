@@ -16,8 +16,8 @@ class UnknownModel(Exception):
 
 
 def requested_model(names: Sequence[str], body: Mapping[str, Any], in_query: str = "") -> str:
-    """The model that answers: the one that the body names, or else the query; the first if neither does, or
-    the body says "default".
+    """The model that answers: the one that the body names, or else the query; the first if neither does, or if the body
+    says "default".
 
     Args:
         names: of the models that are served, at least one.

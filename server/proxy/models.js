@@ -1,6 +1,6 @@
 // Decides which model a request names; the same rule as server/limits/model_names.py.
-// Without a name, or with "default", which model cards print: the first of those that are served. A name that is not served is refused: llama-server with one model
-// would answer with that one, whatever the name.
+// Without a name, or with "default", which model cards print, the first of those that are served answers. A name that is
+// not served is refused: llama-server with one model would answer with that one, whatever the name.
 import {Refused} from 'limits.js';
 
 const LISTED_MS = 1000; // how long a list of names counts; a server that was made anew takes longer to load
