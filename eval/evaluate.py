@@ -78,12 +78,14 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
 
     started = time.monotonic()
     model = stage.in_dir / "model" / request.model_file
+    stage.begin("the model and its tasks are loaded")
     runtime = request.runtime
     lm = LlamaLM(model, runtime.max_length, runtime.threads, runtime.n_gpu_layers, request.seed)
     folder = task_include_dir(stage, request.include_path)
     leaves = load_tasks(
         request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code
     ) if request.tasks else ()
+    stage.begin("self-check of the scores")
     checked = self_check(lm)
     records = _run_entries(stage, request, lm, leaves)
     threads = lm.scorer.n_threads
