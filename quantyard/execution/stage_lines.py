@@ -100,8 +100,8 @@ def _evaluated(result: StageResult) -> Iterator[str]:
         for task, name, value in first if value is not None
     ]  # fmt: skip
     yield from scores[:_TASKS_SHOWN]
-    if len(scores) > _TASKS_SHOWN:
-        yield "…"
+    if more := len(scores[_TASKS_SHOWN:]):
+        yield f"{more} more task{'s' * (more != 1)} in the report"
 
 
 def _diverged(result: StageResult) -> Iterator[str]:

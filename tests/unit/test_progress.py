@@ -26,7 +26,7 @@ _REPORT: dict[str, JsonValue] = {"files": {"BF16": {}, "Q4_K_M": {"verdicts": {"
     ("label", "facts", "says"),
     [
         ("evaluate Q4_K_M", _EVALUATE, "160 questions, arc_easy acc 47.5 %"),
-        ("evaluate Q4_K_M", _MANY, "4 questions, a acc 50.0 %, b acc 50.0 %, c acc 50.0 %, …"),
+        ("evaluate Q4_K_M", _MANY, "4 questions, a acc 50.0 %, b acc 50.0 %, c acc 50.0 %, 1 more task in the report"),
         ("divergence BF16", {"perplexity": 21.0, "mean_kld": None}, "PPL 21.00"),
         ("divergence Q8_0", {"perplexity": 21.0, "mean_kld": 0.0312}, "PPL 21.00, mean KLD 0.0312"),
         (
