@@ -142,7 +142,7 @@ def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
     if other is None:
         return "none: no other file meets the limits"
     size, speed = other.size_bytes / best.size_bytes - 1, other.tokens_per_s / best.tokens_per_s - 1
-    within = max(other.speed.generated_spread, best.speed.generated_spread) / 2 > abs(speed)
+    within = (other.speed.generated_spread + best.speed.generated_spread) / 2 > abs(speed)  # the runs overlap
     parts = [
         f"{format_rough_percent(abs(size))} {'larger' if size > 0 else 'smaller'}",
         f"{format_rough_percent(abs(speed))} {'faster' if speed > 0 else 'slower'}"
