@@ -57,6 +57,8 @@ class Source:
     notes: tuple[str, ...] = ()  # what the plan says of it, a sentence each
     has_chat_template: bool | None = None  # None: not known before it is here
     use: ModelUse = field(default_factory=ModelUse)
+    # Counted once for each quant: plan, size and manifest ask for the same.
+    _type_counts: dict[Quant, Mapping[str, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def size_bytes(self) -> int:
@@ -147,6 +149,11 @@ class Source:
 
     def type_counts(self, quant: Quant) -> Mapping[str, int]:
         """Tensor type → how many weights of a GGUF of this quant have it; empty where the shapes are unknown."""
+        if quant not in self._type_counts:
+            self._type_counts[quant] = self._count_types(quant)
+        return self._type_counts[quant]
+
+    def _count_types(self, quant: Quant) -> Mapping[str, int]:
         if self.gguf is not None:
             return gguf_type_counts(self.gguf, quant)
         return quant_type_counts(self.text_tensors, self.config, quant) if self.text_tensors else {}
