@@ -15,7 +15,6 @@ from quantyard.publish.files import PublishedFile
 from quantyard.publish.hub import errors
 from quantyard.publish.hub import upload as hub_upload
 from quantyard.publish.hub.target import (
-    MAIN,
     HubRelease,
     HubTarget,
     Record,
@@ -123,8 +122,3 @@ def _models(manifest: Manifest) -> set[str | None]:
     of_quants = {entry.sha256 for record in manifest.quants.values() for entry in record.files}
     others = {entry.sha256 for entry in (manifest.projector.files if manifest.projector else ())}
     return of_quants | others | {record.sha256 for record in manifest.imatrices.values()}
-
-
-def is_main(target: HubTarget) -> bool:
-    """Whether what is sent is on main at once, not on a branch or in a pull request."""
-    return target.branch in ("", MAIN) and not target.pull_request
