@@ -122,6 +122,11 @@ def test_without_a_quality_the_usual_file_is_named_and_said_to_be_unmeasured() -
     assert f"**Take [`Q4_K_M`]({NAME}-Q4_K_M.gguf)**: 848 MB. Its quality was not measured" in found
 
 
+def test_the_command_stands_before_the_table_which_fills_the_screen_of_a_phone(card: str) -> None:
+    before = card.partition("quantyard:which")[0]
+    assert re.search(r"^Run it: `llama-server -hf \S+:\S+`$", before, re.MULTILINE)
+
+
 def test_without_a_repo_the_commands_name_the_file_and_nobody_quantized(manifest: Manifest) -> None:
     found = render_card(manifest, replace(CONTEXT, repo_id=""))
     assert f"llama-server -m {NAME}-Q8_0.gguf --host" in found and f"-m /models/{NAME}-Q8_0.gguf" in found
