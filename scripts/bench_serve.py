@@ -8,6 +8,7 @@ How to run:
 
     --model FILE     default: the demo's Q4_K_M
     --only NAME,…    some of: size, cold, load, throughput        --json   one object on stdout
+    --turns N        of each side, 10 by default; the load has a thousand requests for each
 
 Run it on a quiet machine: llama.cpp's threads spin while they wait. Everything stays on the loopback interface, and
 every container is removed at the end.
@@ -137,6 +138,10 @@ def running(side: Side, *, wait: bool = True) -> Iterator[Running]:
         _output(*argv, *side.arguments)
         found = Running(name, int(_output("docker", "port", name, "8080/tcp").rpartition(":")[2]))
         while wait and not found.is_up():
+            if _output("docker", "inspect", "--format", "{{.State.Running}}", name).strip() != "true":
+                subprocess.run(["docker", "logs", "--tail=20", name], check=False)
+                print(f"{side.name} ended before it answered; its last lines are above.", file=sys.stderr)
+                sys.exit(2)
             time.sleep(0.05)
         yield found
     finally:
@@ -165,20 +170,19 @@ def both_sides(model: Path, key_file: Path) -> tuple[Side, Side]:
 # ---- the measurements ----------------------------------------------------------------------------------------
 
 
-def size(ours: Side, bare: Side, model: Path) -> list[Row]:
+def size(ours: Side, bare: Side, turns: int) -> list[Row]:
     """What the image adds to its base and the GGUF, which is a layer of its own."""
-    del model
+    del turns
     sizes = [int(_output("docker", "image", "inspect", "--format", "{{.Size}}", side.image)) for side in (ours, bare)]
     added = (sizes[0] - sizes[1]) / 1e6
     detail = f"{sizes[0] / 1e6:.2f} MB on {sizes[1] / 1e6:.2f} MB; a GGUF inside is a layer of its own size"
     return [Row("image size, less base and GGUF", added, 5, detail, at_most=True, unit="MB")]
 
 
-def cold(ours: Side, bare: Side, model: Path) -> list[Row]:
+def cold(ours: Side, bare: Side, turns: int) -> list[Row]:
     """From `docker run` to the first token, the file in the page cache on both sides."""
-    del model
     seconds: dict[str, list[float]] = {ours.name: [], bare.name: []}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for side in (bare, ours):
             started = time.perf_counter()
             with running(side):
@@ -187,9 +191,8 @@ def cold(ours: Side, bare: Side, model: Path) -> list[Row]:
     return [Row("cold start to first token", mine / theirs, 1.1, f"{mine:.2f} s against {theirs:.2f} s", at_most=True)]
 
 
-def throughput(ours: Side, bare: Side, model: Path) -> list[Row]:
+def throughput(ours: Side, bare: Side, turns: int) -> list[Row]:
     """Both run all the time; one is asked at a time."""
-    del model
     rows = []
     with running(ours) as mine, running(bare) as theirs:
         for side in (mine, theirs):
@@ -197,7 +200,7 @@ def throughput(ours: Side, bare: Side, model: Path) -> list[Row]:
         for n_clients in CLIENTS:
             rates: dict[str, list[float]] = {"ours": [], "bare": []}
             firsts: dict[str, list[float]] = {"ours": [], "bare": []}
-            for turn in range(TURNS):
+            for turn in range(turns):
                 order = (("ours", mine), ("bare", theirs))
                 for name, side in order if turn % 2 else order[::-1]:
                     rate, first = _ask_at_once(side, n_clients)
@@ -225,16 +228,17 @@ def _ask_at_once(side: Running, n_clients: int) -> tuple[float, list[float]]:
     return sum(sample.n_tokens for sample in samples) / seconds, [sample.first_token_s for sample in samples]
 
 
-def load(ours: Side, bare: Side, model: Path) -> list[Row]:
+def load(ours: Side, bare: Side, turns: int) -> list[Row]:
     """Many short requests, bounded in number and clients."""
-    del bare, model
+    del bare
+    n_load = max(N_LOAD * turns // TURNS, 2 * LOAD_WARM)
     with running(ours) as side:
         started = time.perf_counter()
         failures = _many(side, range(LOAD_WARM))
         warm = side.memory_bytes()
-        failures += _many(side, range(LOAD_WARM, N_LOAD))
+        failures += _many(side, range(LOAD_WARM, n_load))
         seconds, end = time.perf_counter() - started, side.memory_bytes()
-    detail = f"of {N_LOAD:,} by {LOAD_CLIENTS} clients, {N_LOAD / seconds:.0f} requests/s"
+    detail = f"of {n_load:,} by {LOAD_CLIENTS} clients, {N_LOAD / seconds:.0f} requests/s"
     sizes = f"{end / 1e6:.0f} MB against {warm / 1e6:.0f} MB after {LOAD_WARM:,}"
     return [
         Row("requests without a good answer", failures, 0, detail, at_most=True, unit=""),
@@ -257,7 +261,7 @@ def _many(side: Running, numbers: Sequence[int]) -> int:
 
 
 # To add a measurement: add a function that returns rows, and name it here.
-MEASUREMENTS: dict[str, Callable[[Side, Side, Path], list[Row]]] = {
+MEASUREMENTS: dict[str, Callable[[Side, Side, int], list[Row]]] = {
     "size": size, "cold": cold, "throughput": throughput, "load": load,
 }
 
@@ -267,6 +271,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=demo_file())
     parser.add_argument("--only", default=",".join(MEASUREMENTS))
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.model is None or not args.model.is_file():
@@ -281,7 +286,7 @@ def main() -> NoReturn:
         ours, bare = both_sides(args.model.resolve(), key_file)
         for name in args.only.split(","):
             print(f"{name} …", file=sys.stderr)
-            rows += MEASUREMENTS[name](ours, bare, args.model)
+            rows += MEASUREMENTS[name](ours, bare, args.turns)
     if args.json:
         print(json.dumps([asdict(row) | {"holds": row.holds} for row in rows], indent=1))
     else:
