@@ -150,7 +150,7 @@ docs: ## the documents as a site: site/index.html
 
 clean: ## remove the virtual environments; artifacts stay
 	@$(CHECK) $@
-	@rm -rf .venv .venv-client .venv-docs .venv-local .venv-bench
+	@rm -rf .venv .venv-client .venv-clients .venv-oldclients .venv-docs .venv-local .venv-bench
 
 .ready:
 	@scripts/setup-venv.sh quantyard

@@ -26,7 +26,7 @@ cd "$(dirname "$0")/.."
 
 # To add a lock: name it here, and what it is made of: the groups of pyproject.toml, `project` for its dependencies.
 SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project test:project,test lint:lint"
-SEPARATE="build:build docs:docs pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
+SEPARATE="build:build clients:clients oldclients:oldclients docs:docs pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
 # To add a package without wheels: name it here. Set-ups and images install nothing else from source.
 SDISTS="llama-cpp-python rouge-score sqlitedict word2number"
 TORCH="torch triton nvidia-.* cuda-.*"
@@ -188,7 +188,7 @@ move_pins() {
     cp "$WORK/pyproject.toml" "$WORK/pins.toml"
     sed -i.old -E '/# held/!s/^( *|[a-z]+ = \[)"([A-Za-z0-9_.-]+(\[[a-z,]+\])?)==[^"]*"/\1"\2"/' "$WORK/pyproject.toml"
     for row in $SHARED $SEPARATE; do
-        case ${row%%:*} in bench | lint | build | docs | pip | lock) ;; *) continue ;; esac
+        case ${row%%:*} in bench | lint | build | clients | oldclients | docs | pip | lock) ;; *) continue ;; esac
         say "Looking for newer versions of ${row%%:*} …"
         compile "${row%%:*}" "${row#*:}"
     done
@@ -202,7 +202,7 @@ for path in sys.argv[2:]:
 group = ""
 for line in open(sys.argv[1]):
     group = (re.match(r"([a-z]+) = \[", line) or [group, group])[1]
-    place = group if group in ("lint", "build", "docs", "pip", "lock") else "bench"
+    place = group if group in ("lint", "build", "clients", "oldclients", "docs", "pip", "lock") else "bench"
     if "# held" not in line:
         line = re.sub(r'"([A-Za-z0-9_.-]+)((?:\[[a-z,]+\])?)==([^"]*)"',
                       lambda m: f'"{m[1]}{m[2]}=={versions.get((place, plain(m[1])), m[3])}"', line)

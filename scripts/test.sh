@@ -64,7 +64,7 @@ case ${1-} in
 esac
 n_options=$# began=$SECONDS
 options=(--max-worker-restart=0 --durations=40 --durations-min=5 "$@") # durations: where the time goes
-containers=(tests/docker tests/hostile tests/page tests/serve tests/serve_contract)
+containers=(tests/clients tests/docker tests/hostile tests/page tests/serve tests/serve_contract)
 # set_up is not a phase: `set -e` must end it.
 case $tier in
     fast) set_up ;;
