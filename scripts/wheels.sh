@@ -46,7 +46,7 @@ provide() {
     if why=$(why_not_prebuilt); then
         if prebuilt "$(prebuilt_folder)"; then prebuilt_folder; return; fi
     fi
-    ! only_prebuilt || die "LLAMA_WHEEL=$LLAMA_WHEEL cannot be had: $why. With the toolkit of that GPU, compile it: $(gpu_compile)"
+    ! only_prebuilt || die "LLAMA_WHEEL=$LLAMA_WHEEL cannot be had: $why. $(instead)"
     [[ $(choice) == compile ]] || say "Upstream's prebuilt wheel is not taken: $why."
     if suits_the_container; then
         if in_container "$(container_folder)"; then container_folder; return; fi
@@ -59,9 +59,9 @@ provide() {
 # The folder that an earlier call filled, if there is one.
 kept() {
     local folder
-    for folder in $(folders); do
+    while IFS= read -r folder; do
         if is_complete "$folder" && ! is_refused "$folder"; then echo "$folder"; return; fi
-    done
+    done < <(folders)
     return 1
 }
 
@@ -77,7 +77,12 @@ folders() {
 
 choice() { if [[ -n ${CMAKE_ARGS-} ]]; then echo custom; else echo "${LLAMA_WHEEL:-auto}"; fi; }
 only_prebuilt() { [[ $(choice) != custom && $(choice) != compile && $(choice) != auto ]]; }
-gpu_compile() { echo "CMAKE_ARGS=\"-DGGML_CUDA=on \$(scripts/cmake-args.sh)\" scripts/setup-local.sh"; }
+instead() {
+    local backend=""
+    case $LLAMA_WHEEL in cu*) backend=CUDA ;; vulkan) backend=VULKAN ;; esac
+    if [[ -z $backend ]]; then echo "Type: LLAMA_WHEEL=auto"; return; fi
+    echo "With the toolkit of that GPU, compile it: CMAKE_ARGS=\"-DGGML_$backend=on \$(scripts/cmake-args.sh)\" scripts/setup-local.sh"
+}
 
 # What will happen, in one line; provide() does the same in the same order.
 plan() {
