@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,6 +22,7 @@ _WIDE: Final = 110  # characters of a terminal with room for long bars
 _BARS: Final = {True: 24, False: 8}
 _MOST_LABEL: Final = 32  # characters; a longer one goes on below
 _PER_SECOND: Final = 5
+_CTRL_C: Final = "^C "  # what a terminal writes behind the last line; it must not begin another one
 
 
 class LiveReporter:
@@ -84,4 +86,4 @@ class LiveReporter:
             share = step.share
             bar = ProgressBar(None if share is None else 1.0, share or 0.0, width, pulse=share is None)
             table.add_row(Text(printable_line(label)), bar, Text(step.text))
-        return table
+        return Constrain(table, self._console.width - len(_CTRL_C))
