@@ -88,6 +88,12 @@ class PlanRunner:
         """How many steps run at a time."""
         return self.limit or concurrency_of(self.engine.capacity())
 
+    @property
+    def twins(self) -> dict[str, TwinFacts]:
+        """What the comparisons with Transformers found, by stage: `twin`, `parity`."""
+        compared = [s for s in self.plan.steps if s.row.name in ("twin", "parity") and s.label in self._finished]
+        return {s.row.name: TwinFacts.read(self._finished.steps[s.label].result.facts) for s in compared}
+
     def find_finished(self) -> dict[str, FinishedStage]:
         """The finished steps, which need not run, by label."""
         self._finished.find(self.plan)
@@ -206,12 +212,6 @@ class PlanRunner:
             self.engine.prepare(image, reporter.note)
         if todo:
             self.find_finished()  # a key is known only once its image exists
-
-    @property
-    def twins(self) -> dict[str, TwinFacts]:
-        """What the comparisons with Transformers found, by stage: `twin`, `parity`."""
-        compared = [s for s in self.plan.steps if s.row.name in ("twin", "parity") and s.label in self._finished]
-        return {s.row.name: TwinFacts.read(self._finished.steps[s.label].result.facts) for s in compared}
 
     def output(self, label: str) -> Path:
         """The folder of a finished step's outputs."""
