@@ -7,7 +7,7 @@ Each is told before anything is sent. A yes on a terminal agrees to all that was
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -20,6 +20,7 @@ from quantyard.publish.hub.target import HubTarget
 from quantyard.publish.hub.there import MANIFEST, HubThere
 from quantyard.store.manifest import SourceCard
 
+_SHARD: Final = r"-\d{5}-of-\d{5}"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]*")
 
 
@@ -99,7 +100,22 @@ def file_objections(where: ReleaseDestination, there: HubThere, bundle: ReleaseB
             fact = f"{hub.repo_id} holds files that Quantyard did not put there, and that would be replaced: "
             yield Objection("files", f"{fact}{shown_names(theirs)}.",
                             "Publish beside them: HUB_PR=1, or HUB_BRANCH=name; or to another repo.")  # fmt: skip
-    if old := [path for quant, files in bundle.models.items() for path in _older(there, quant, files, bundle)]:
+    yield from _old_objections(hub, there, {quant: {f.path for f in files} for quant, files in bundle.models.items()})
+
+
+def named_objections(where: ReleaseDestination, there: HubThere, stems: Mapping[str, str]) -> Iterator[Objection]:
+    """Which older files would stay beside files that are not made yet, whole or in parts: quant → their names' stem."""
+    if where.hub is None:
+        return
+    ours = {
+        quant: {path for path in there.files if re.fullmatch(rf"{re.escape(stem)}(?:{_SHARD})?\.gguf", path)}
+        for quant, stem in stems.items()
+    }
+    yield from _old_objections(where.hub, there, ours)
+
+
+def _old_objections(hub: HubTarget, there: HubThere, ours: Mapping[str, Collection[str]]) -> Iterator[Objection]:
+    if old := [path for quant, names in ours.items() for path in _older(there, quant, names)]:
         fact = f"{hub.repo_id} holds older files of the same types, which stay: {shown_names(old)}. Programs that "
         yield Objection("old-files", f"{fact}choose by the type's name may take them.", _removal(hub, old))
 
@@ -118,10 +134,9 @@ def _is_theirs(there: HubThere, file: PublishedFile) -> bool:
     return there.manifest is None if file.path == MANIFEST else there.known(file.path) == "theirs"
 
 
-def _older(there: HubThere, quant: str, files: Sequence[PublishedFile], bundle: ReleaseBundle) -> Iterator[str]:
+def _older(there: HubThere, quant: str, ours: Collection[str]) -> Iterator[str]:
     """Models of this type there under names other than ours: whole beside parts, other parts, another naming."""
-    named = re.compile(rf"(?:.*[-._])?{re.escape(quant)}(?:-\d{{5}}-of-\d{{5}})?\.gguf", re.IGNORECASE)
-    ours = {file.path for file in (*files, *bundle.projectors, *bundle.imatrices)}
+    named = re.compile(rf"(?:.*[-._])?{re.escape(quant)}(?:{_SHARD})?\.gguf", re.IGNORECASE)
     for path in sorted(there.files):
         name = PurePosixPath(path).name
         if path not in ours and named.fullmatch(name) and not name.lower().startswith("mmproj"):

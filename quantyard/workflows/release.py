@@ -31,6 +31,7 @@ from quantyard.publish.objections import (
     Objection,
     card_objections,
     file_objections,
+    named_objections,
     refuse_objections,
     source_objections,
     without_agreed,
@@ -243,7 +244,9 @@ def _agreed_before_building(
 ) -> PublishRequest:
     """The request with what the user has agreed to, asked before hours of work: nobody may be there at their end."""
     there = look_there(workflow_hub_access(request), where.hub)
-    objections = without_agreed(_early_objections(plan, where, there), asked.agree)
+    stems = {quant.name: f"{plan.source.model.name}-{quant.name}" for quant in request.quants}
+    early = (*_early_objections(plan, where, there), *named_objections(where, there, stems))
+    objections = without_agreed(early, asked.agree)
     if consent is _consent_given:
         refuse_objections(objections)
     consent(

@@ -219,9 +219,14 @@ def test_a_release_asks_before_it_builds_and_does_not_ask_again(yard: Yard, monk
     _place(yard, {"README.md": b"# Mine\n"})
     refused = yard.publish("--suite=smoke", command="release")
     assert refused.code == 2 and "AGREE=card" in refused.err and engine.ran == []
+    assert yard.publish("--suite=smoke", "--agree=card,files", command="release").code == 0
+    _place(yard, {"lagoon.Q8_0.gguf": b"old", "README.md": b"# Mine\n"})
+    engine.ran.clear()
+    refused = yard.publish("--suite=smoke", command="release")
+    assert refused.code == 2 and "AGREE=card,old-files" in refused.err and engine.ran == []
     _answer(monkeypatch, "yes\n")
     ours = (f"--model={yard.model}", "--quant=Q8_0", f"--repo={REPO}", "--suite=smoke", yard.budgets(PASSES))
-    assert yard.run("release", *ours).code == 0
+    assert yard.run("release", *ours, "--quant=Q8_0,Q4_K_M").code == 0
     assert yard.published()["README.md"] != b"# Mine\n"
 
 
