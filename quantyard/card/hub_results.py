@@ -75,7 +75,7 @@ class _Result:
     def asked(self) -> str:
         """How the questions were asked."""
         shots = "" if self.entry.num_fewshot is None else f", {self.entry.num_fewshot}-shot"
-        limit = "" if self.entry.limit is None else f", {self.score.n} questions drawn"
+        limit = "" if self.entry.limit is None else f", a draw of {self.score.n} questions only"
         return clean_card_text(f"{self.label}, {self.score.metric} in %{shots}{limit}")
 
 
