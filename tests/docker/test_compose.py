@@ -75,7 +75,7 @@ MONITORED = {"keys", "server", "proxy", "prometheus", "prometheus-data"}
     (CUDA, {"COMPOSE_PROFILES": "monitoring"}, MONITORED,
      "quantyard/server-cuda:latest"),
     (("--profile", "cpu"), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
-    (("--profile", "cpu", *MONITORING), {}, {"keys", "server", "proxy", "prometheus"}, "quantyard/server:latest"),
+    (("--profile", "cpu", *MONITORING), {}, MONITORED, "quantyard/server:latest"),
 ])  # fmt: skip
 def test_one_server_starts_without_a_file_env_and_monitoring_starts_what_it_monitors(
     docker_client: Any, compose: Compose, project: Path, argv: tuple[str, ...], variables: dict[str, str],
@@ -272,3 +272,44 @@ def test_a_port_that_is_taken_is_named(server_image: str, compose: Compose, gguf
         port = str(taken.getsockname()[1])
         done = compose("up", "--detach", PORT=port)
         assert done.returncode != 0 and port in done.stderr and "in use" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["::1", "[::1]", "::", "192.0.2.7"])
+def test_it_is_published_at_an_address_of_either_kind(docker_client: Any, compose: Compose, address: str) -> None:
+    port = services(compose, BIND_ADDRESS=address, PORT="8099")["proxy"]["ports"][0]
+    assert (port["host_ip"], port["published"], port["target"]) == (address, "8099", 8080)
+
+
+def test_two_clones_have_containers_of_their_own(docker_client: Any, tmp_path: Path) -> None:
+    names = set()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Project(tmp_path / folder)
+        argv = ["docker", "compose", "config", "--format", "json"]
+        done = subprocess.run(argv, cwd=tmp_path / folder, capture_output=True, text=True, check=True)
+        names.add(json.loads(done.stdout)["name"])
+    assert names == {"one", "two"}
+
+
+@pytest.mark.slow
+def test_the_loopback_of_ipv6_is_answered(
+    server_image: str, compose: Compose, gguf: Path, project: Path, port: str
+) -> None:
+    assert compose("up", "--detach", "--wait", PORT=port, BIND_ADDRESS="::1").returncode == 0
+    key = (project / "artifacts" / "keys" / "api-key").read_text().strip()
+    url = f"http://[::1]:{port}/v1/models"
+    assert requests.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=20).status_code == 200
+
+
+@pytest.mark.slow
+def test_an_answer_ends_on_the_server_when_the_web_page_leaves_it(
+    server_image: str, compose: Compose, gguf: Path, port: str
+) -> None:
+    assert compose("up", "--detach", "--wait", PORT=port, API_KEY="off").returncode == 0
+    url = f"http://127.0.0.1:{port}"
+    body = {"prompt": "One,", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    named = {"X-Conversation-Id": "what the page sends"}
+    with requests.post(f"{url}/v1/completions", json=body, headers=named, stream=True, timeout=60) as answer:
+        next(answer.iter_lines())
+    ended = f'llamacpp:requests_processing{{model="{gguf.stem}"}} 0'
+    wait_for(lambda: ended in requests.get(f"{url}/metrics", timeout=20).text.splitlines(), 10)
