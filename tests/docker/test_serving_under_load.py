@@ -69,27 +69,23 @@ class Running:
 @pytest.fixture(scope="module")
 def up(
     server_image: str, demo_q4: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Any]]:
-    projects: list[Project] = []
-
+) -> Callable[..., Any]:
     @contextmanager
     def start(*names: str, **variables: str) -> Iterator[Running]:
-        variables["SERVER_IMAGE"] = server_image
-        project = Project(tmp_path_factory.mktemp("load"))
-        projects.append(project)
+        """`docker compose up` of files of these names."""
+        project, port = Project(tmp_path_factory.mktemp("load")), free_port()
         for name in names:
             shutil.copy(demo_q4, project.folder / "artifacts" / "served" / f"{name}.gguf")
-        port = free_port()
-        done = project.compose("up", "--detach", "--wait", PORT=str(port), **variables)
-        assert done.returncode == 0, done.stderr + project.compose("logs", "server").stdout
         try:
+            done = project.compose(
+                "up", "--detach", "--wait", SERVER_IMAGE=server_image, PORT=str(port), **variables
+            )
+            assert done.returncode == 0, done.stderr + project.compose("logs", "server").stdout
             yield Running(project, port, names)
         finally:
             project.down()
 
-    yield start
-    for project in projects:
-        project.down()
+    return start
 
 
 @pytest.fixture(scope="module")

@@ -213,5 +213,36 @@ def test_an_answer_that_comes_too_late_is_an_error(
     assert status == 504 and body["error"]["type"] == "timeout_error" and application.is_cancelled
 
 
+@pytest.mark.parametrize(("kind", "has_event"), [
+    (b"text/event-stream", True), (b"text/event-stream; charset=utf-8", True), (b"application/json", False),
+])  # fmt: skip
+@pytest.mark.parametrize("fails", [Refused(503, "its server ended"), ValueError("a fault")])
+def test_a_stream_that_breaks_ends_with_an_error_and_any_other_answer_before_its_end(
+    kind: bytes, has_event: bool, fails: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[Message] = []
+
+    async def breaks(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": b"data: {}", "more_body": True})
+        raise fails
+
+    pieces = [BODY]
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.sleep(30)  # its client waits
+        return {"type": "http.request", "body": pieces.pop()}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(Guard(breaks, None)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send))
+    assert any(not message.get("more_body") for message in sent[1:]) == has_event
+    if has_event:
+        event, data = sent[-1]["body"].decode().strip().split("\n")
+        assert event == "event: error" and json.loads(data.removeprefix("data: "))["error"]["message"]
+
+
 def test_without_a_key_of_its_own_everybody_is_let_in(application: Application) -> None:
     assert ask(Guard(application, None), key=None)[0] == 200
