@@ -50,15 +50,14 @@ decide_kept() {
         [ "$KEPT" -gt 0 ] && [ "$KEPT" -le "$1" ] || KEPT=$1
         return
     fi
-    KEPT=$DEFAULT_KEPT
-    [ "$KEPT" -le "$1" ] || KEPT=$1
+    most=$DEFAULT_KEPT
+    [ "$most" -le "$1" ] || most=$1
+    KEPT=$most
     until [ "$KEPT" -eq 1 ] || is_room "$KEPT"; do KEPT=$((KEPT - 1)); done
-    if [ "$KEPT" -eq "$1" ]; then
-        say "models loaded at once: all $1, which share the memory for contexts"
-    else
-        say "models loaded at once: $KEPT of $1, for more of them $((memory / 1048576)) MiB are too little. A request for another" \
-            "waits until one is idle, and until that is exchanged for it. For more: MEMORY, smaller quants, or CONTEXT_SIZE=2048"
-    fi
+    say "models loaded at once: $KEPT of $1, which share the memory for contexts"
+    [ "$KEPT" -eq "$most" ] ||
+        say "$((memory / 1048576)) MiB are too little for more of them. For more: MEMORY, smaller quants, or CONTEXT_SIZE=2048"
+    [ "$KEPT" -eq "$1" ] || say "a request for another model waits until one is idle, and until that is exchanged for it"
 }
 
 # weigh MODELS: sets KEPT=1, memory, and of each model its size and the bytes of its cache per token; and the training context

@@ -135,6 +135,19 @@ def test_several_models_share_the_memory_or_fewer_stay_loaded(
     assert tokens >= 2048 * slots and tokens * kept * 23_040 <= memory // 2
 
 
+@pytest.mark.parametrize(("memory", "count", "says", "says_not"), [
+    (64 * 2**30, 2, ["loaded at once: 2 of 2"], ["too little", "waits until"]),
+    (64 * 2**30, 6, ["loaded at once: 4 of 6", "waits until"], ["too little"]),
+    (400 * 2**20, 2, ["loaded at once: 1 of 2", "400 MiB are too little", "MEMORY", "waits until"], []),
+])  # fmt: skip
+def test_how_many_models_stay_loaded_is_said_with_the_reason(
+    tmp_path: Path, memory: int, count: int, says: list[str], says_not: list[str]
+) -> None:
+    models = "\n".join([gguf(tmp_path, LLAMA)] * count)
+    said = shell(f'say() {{ echo "$*"; }}; memory_bytes() {{ echo {memory}; }}; decide "$1"', models)
+    assert all(words in said for words in says) and not any(words in said for words in says_not)
+
+
 def test_the_weights_of_the_models_that_stay_loaded_count_too_with_every_part(tmp_path: Path) -> None:
     for part, n_mib in (("00001", 0), ("00002", 700), ("00003", 100)):
         with Path(gguf(tmp_path, LLAMA)).rename(tmp_path / f"m-{part}-of-00003.gguf").open("r+b") as file:
