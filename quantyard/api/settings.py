@@ -20,10 +20,12 @@ class MachineSettings(TypedDict, total=False):
     """Settings of the machine, which every function takes."""
 
     engine: Literal["auto", "docker", "local"]
+    llama_wheel: str
     artifacts: File
     memory: Size
     hf_token: str
     hf_endpoint: str
+    llama_wheel_index: str
     https_proxy: str
     extra_ca: File
     llama_cpp_image: str
