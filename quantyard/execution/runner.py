@@ -76,12 +76,11 @@ class PlanRunner:
     _alone: set[str] = field(default_factory=set)  # steps whose shared run failed, so that each runs alone
     _lost: set[str] = field(default_factory=set)  # the quants that failed
     _finished: CompletedSteps = field(init=False)
-    _records: ManifestRecords = field(init=False)
+    _records: ManifestRecords = field(init=False)  # of one run
     _built: dict[str, BuiltFile] = field(default_factory=dict)  # by the quant's name
 
     def __post_init__(self) -> None:
         self._finished = CompletedSteps(self.engine, self.store, self.repo_dir)
-        self._records = ManifestRecords(self.plan, self.engine, self.store)
 
     @property
     def concurrency(self) -> Concurrency:
@@ -111,8 +110,8 @@ class PlanRunner:
             EngineError: the engine failed.
         """
         with self.store.locked(lambda holder: reporter.note(f"waiting: {holder} is building this model")):
-            self._note = self._records.on_note = reporter.note
-            self._records.plan = self.plan
+            self._note = reporter.note
+            self._records = ManifestRecords(self.plan, self.engine, self.store, reporter.note)
             self.store.clear_unfinished([row.name for row in STAGES.values() if row.resumable])
             self._finished.steps.clear()
             self.find_finished()
