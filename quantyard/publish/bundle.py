@@ -182,9 +182,14 @@ class ReleaseBundle:
 
 def compose_release(
     release: Release, publish: PublishRequest, licence: Licence, legal: tuple[PublishedFile, ...],
-    parts: Mapping[str, tuple[PublishedFile, ...]], place: HubPlace,
+    parts: Mapping[str, tuple[PublishedFile, ...]], place: HubPlace, before: Mapping[str, str],
 ) -> ReleaseBundle:
-    """Make the card, the page and the other files. `parts`: those of models that were split."""
+    """Make the card, the page and the other files.
+
+    Args:
+        parts: those of models that were split.
+        before: the record of what was published there before and stays.
+    """
     manifest = release_manifest(release, parts)
     context = release_card_context(release, publish, licence, legal, place)
     apps = tuple(made_release_file(path, text) for path, text in card_app_files(manifest, context).items())
@@ -197,8 +202,8 @@ def compose_release(
         *release_report_files(release),
         *(made_release_file(path, text) for path, text in card_eval_results(manifest, context).items()),
     )
-    published = {file.path: git_blob_name(file.read()) for file in (*legal, *words)}
-    manifest = manifest.model_copy(update={"published": published})
+    published = {**before, **{file.path: git_blob_name(file.read()) for file in (*legal, *words)}}
+    manifest = manifest.model_copy(update={"published": dict(sorted(published.items()))})
     words = (*words, made_release_file(MANIFEST, manifest.model_dump_json(indent=2) + "\n"))
     models = {quant: parts.get(quant) or (whole_release_file(release, quant),) for quant in release.quants}
     return ReleaseBundle(models, release.projectors, release.imatrices, legal, words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,7 +197,7 @@ def write_release_report(
     also = () if asked.only else quants_in_release_folder(folder)
     found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter, also)
     place = release_place(None, asked, "private" if not asked.public else "gated" if plan.source.card.gated else "")
-    files = _composed(request, asked, plan, found, reporter, place).files
+    files = _composed(request, asked, plan, found, reporter, place, {}).files
     page = write_release(found.folder, files, keep=not asked.only) / PAGE
     _tell_others(request, page.parent, found.quants, files, reporter)
     return page
@@ -221,7 +221,7 @@ def _publish(
         check_release_gate(gate, allow_fail=asked.allow_fail)
     reporter.tell(GateJudged(gate))
     there = look_there(workflow_hub_access(request), where.hub)
-    bundle = _composed(request, asked, plan, found, reporter, _place(asked, where, there))
+    bundle = _composed(request, asked, plan, found, reporter, _place(asked, where, there), there.published)
     folder = write_release(found.folder, bundle.files)
     _tell_others(request, folder, found.quants, bundle.files, reporter)
     sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key, there)
@@ -318,12 +318,12 @@ def _gate_of(found: Release) -> GateReport:
 
 def _composed(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: WorkflowReporter,
-    place: HubPlace,
+    place: HubPlace, before: Mapping[str, str],
 ) -> ReleaseBundle:
     """Everything that is published; models above the size limit in parts."""
     splitting = split_release_plan(found, plan.source, asked.split_above_bytes)
     parts = split_release_parts(run_plan(request, splitting, reporter)[0], found) if splitting else {}
     legal = release_legal_files(found, plan.source)
     return compose_release(
-        found, asked, preview_release_licence(plan.source.license, plan.source.card, asked), legal, parts, place
+        found, asked, preview_release_licence(plan.source.license, plan.source.card, asked), legal, parts, place, before
     )

@@ -120,6 +120,31 @@ def test_a_file_of_ours_that_somebody_changed_is_not_replaced_without_a_word(yar
     assert name in _holds(yard, "files")["fact"]
 
 
+def _record(yard: Yard, published: dict[str, str]) -> None:
+    """Let the manifest there record these small files."""
+    manifest = parse_manifest(yard.published()["manifest.json"], "").model_copy(update={"published": published})
+    _place(yard, {"manifest.json": manifest.model_dump_json(indent=2).encode()})
+
+
+def test_a_file_that_somebody_added_to_our_release_is_not_replaced_without_a_word(yard: Yard) -> None:
+    assert yard.publish().code == 0
+    kept = parse_manifest(yard.published()["manifest.json"], "").published
+    _record(yard, {path: blob for path, blob in kept.items() if path != "NOTICE"})
+    _place(yard, {"NOTICE": b"somebody's"})
+    assert "NOTICE" in _holds(yard, "files")["fact"]
+
+
+def test_what_an_earlier_release_of_ours_left_there_stays_on_record(yard: Yard) -> None:
+    assert yard.publish().code == 0
+    kept = parse_manifest(yard.published()["manifest.json"], "").published
+    _place(yard, {"eval/old/report.md": b"another suite", "eval/old/edited.md": b"by somebody"})
+    old = dict.fromkeys(("eval/old/report.md", "eval/old/edited.md"), git_blob_name(b"another suite"))
+    _record(yard, {**kept, **old})
+    assert yard.publish(gate="defaults: {max_mean_kld: 6}\n").code == 0
+    now = parse_manifest(yard.published()["manifest.json"], "").published
+    assert "eval/old/report.md" in now and "eval/old/edited.md" not in now
+
+
 # ---- files of an earlier shape -----------------------------------------------------------------------
 
 

@@ -65,10 +65,19 @@ class HubThere:
             return "theirs"
         if found.lfs and found.lfs.sha256 in _models(self.manifest):
             return "ours"
-        if path in self.manifest.published and not found.lfs:
-            return "ours" if self.manifest.published[path] == found.blob_id else "theirs"
-        is_model = path.lower().endswith(".gguf")
-        return "theirs" if is_model else "ours" if self.manifest.published else "earlier"
+        if path.lower().endswith(".gguf"):
+            return "theirs"
+        if not self.manifest.published:
+            return "earlier"
+        # The Hub may keep a picture with LFS, under another hash than git's.
+        same = found.lfs or self.manifest.published.get(path) == found.blob_id
+        return "ours" if path in self.manifest.published and same else "theirs"
+
+    @property
+    def published(self) -> dict[str, str]:
+        """The record of the small files that we published there and that nobody changed since."""
+        known = self.manifest.published if self.manifest else {}
+        return {path: blob for path, blob in known.items() if path in self.files and self.known(path) == "ours"}
 
     def replaced(self, file: PublishedFile) -> bool:
         """Whether publishing replaces a file there by another."""
