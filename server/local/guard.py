@@ -110,7 +110,7 @@ class Guard:
 
     async def _serve(self, scope: Message, receive: Receive, answer: _Answer) -> None:
         method, path = scope["method"], scope["path"]
-        if path not in OPEN and not PAGE.fullmatch(path):
+        if path not in OPEN and not (method in _GET and PAGE.fullmatch(path)):
             self._check_key(scope)
         _check_route(method, path)
         if method != "POST":

@@ -478,7 +478,8 @@ CLOSED: Final = tuple(
         ("POST", "/lora-adapters"), ("GET", "/cors-proxy?url=http://127.0.0.1/"), ("POST", "/cors-proxy"), ("GET", "/tools"),
         ("POST", "/tools"), ("POST", "/v1/chat/completions/control"), ("POST", "/infill"), ("PUT", "/v1/chat/completions"),
         ("DELETE", "/v1/chat/completions"), ("PATCH", "/v1/models"), ("TRACE", "/"), ("GET", "/v1/chat/completions"),
-        ("GET", "/v1/no-such-thing"), ("POST", "/v1/no-such-thing"), ("GET", "/../models"), ("POST", "//models/load"),
-        ("POST", "/%6dodels/load"), ("POST", "/v1/../models/load"), ("POST", "/models/load/"), ("POST", "/MODELS/load"),
+        ("GET", "/v1/no-such-thing"), ("POST", "/v1/no-such-thing"), ("GET", "/../models"), ("POST", "//models/unload"),
+        ("POST", "/%6dodels/unload"), ("POST", "/v1/../models/unload"), ("POST", "/models/load/"),
+        ("POST", "/MODELS/load"),
     )
 )  # fmt: skip
