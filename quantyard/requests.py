@@ -26,6 +26,11 @@ class RunEnvironment:
     local_venv: Path | None = None  # of ENGINE=local; None: .venv-local in repo_dir
     set_up: Mapping[str, str] = field(default_factory=dict)  # LLAMA_WHEEL …, for the scripts that fill it
 
+    def set_up_argv(self, script: str, *arguments: str) -> list[str]:
+        """Runs a script of `scripts/` that fills the environment, with these settings beside what it inherits."""
+        given = (f"{name}={value}" for name, value in self.set_up.items())
+        return ["env", *given, str(self.repo_dir / "scripts" / script), *arguments]
+
     @property
     def venv(self) -> Path:
         """The virtual environment of ENGINE=local."""

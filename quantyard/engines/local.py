@@ -64,13 +64,12 @@ class LocalEngine:
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Set up the virtual environment if it is missing or out of date; the script returns at once otherwise."""
         del image
-        script = self._environment.repo_dir / "scripts" / "setup-local.sh"
         if not (self._venv / ".ready").exists():
             on_note(f"setting up {self._venv} (a few minutes; 5 to 15 more where llama-cpp-python must be compiled)")
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
         with subprocess.Popen(
-            [str(script), "local", str(self._venv)], env=dict(os.environ) | dict(self._environment.set_up), text=True,
-            errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self._environment.set_up_argv("setup-local.sh", "local", str(self._venv)), text=True, errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:

@@ -143,11 +143,9 @@ def _image(request: BuildRequest, name: str) -> DoctorFinding:
 
 def _llama_cpp(request: BuildRequest) -> DoctorFinding:
     """How a set-up of ENGINE=local would get llama.cpp, as the script that will do it says."""
-    environment = request.environment
-    script = environment.repo_dir / "scripts" / "wheels.sh"
     run = subprocess.run(
-        [str(script), "--plan"], env=dict(os.environ) | dict(environment.set_up), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=_PLAN_TIMEOUT_S, check=True,
+        request.environment.set_up_argv("wheels.sh", "--plan"), stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=_PLAN_TIMEOUT_S, check=True,
     )
     word, _, sentence = run.stdout.strip().partition(": ")
     state, remedy = _LLAMA_CPP_PLANS[word]
