@@ -51,15 +51,14 @@ class HttpBounds:
 BOUNDS = HttpBounds()
 # What to say where no client can be made for the proxy that is set, and what to do about it.
 UNUSABLE_PROXY: Final = (
-    "The proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not http://, https:// or, with the package socksio, socks5://",
-    "Name an HTTP proxy: HTTPS_PROXY=http://proxy.example:3128; or beside Quantyard, for SOCKS: pip install socksio",
+    "The proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not http://, https://, socks5:// or socks5h://",
+    "Name one of these: HTTPS_PROXY=http://proxy.example:3128, or ALL_PROXY=socks5h://proxy.example:1080",
 )
 
 
 def is_unusable_proxy(error: BaseException) -> bool:
-    """Whether a client could not be made because of its proxy: SOCKS without its package, or an unknown scheme."""
-    is_socks = isinstance(error, ImportError) and "socksio" in str(error)
-    return is_socks or (isinstance(error, ValueError) and "nknown scheme for proxy" in str(error))
+    """Whether a client could not be made because of the scheme of its proxy."""
+    return isinstance(error, ValueError) and "nknown scheme for proxy" in str(error)
 
 
 class BadAnswer(httpx2.TransportError):

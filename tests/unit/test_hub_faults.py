@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,6 +20,7 @@ from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
+from tests.socks_proxy import socks_proxy
 from tests.tiny_model import zero_safetensors as zeros
 
 INDEX = "model.safetensors.index.json"
@@ -125,14 +127,30 @@ def test_a_sentencepiece_tokenizer_without_its_own_file_is_told_from_the_beginni
     find(hub_server, tmp_path, repo(tokenizer__json=text, tokenizer__model=b"\n\x0e"))
 
 
-@pytest.mark.parametrize("proxy", ["socks5h://me:pa55@127.0.0.1:9", "socks4://me:pa55@127.0.0.1:9"])
+@pytest.mark.parametrize("proxy", ["socks4a://me:pa55@127.0.0.1:9", "socks4://me:pa55@127.0.0.1:9"])
 def test_a_proxy_that_no_client_can_be_made_for_is_said_without_its_password(proxy: str, tmp_path: Path) -> None:
+    run = _plan_through(proxy, "https://hub.example", tmp_path)
+    assert run.returncode == ExitCode.NETWORK and "hub.example was not asked" in run.stderr
+    assert "HTTPS_PROXY=http://" in run.stderr and "socks5h://" in run.stderr and "pa55" not in run.stderr
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_the_hub_is_asked_through_a_socks_proxy_with_its_password(
+    scheme: str, hub_server: HubServer, tmp_path: Path
+) -> None:
+    hub_server.add_repo("org/x", repo())
+    hub = f"http://hub.example:{urlsplit(hub_server.endpoint).port}"
+    with socks_proxy(("me", "pa55")) as proxy:
+        run = _plan_through(f"{scheme}://me:pa55@127.0.0.1:{proxy.port}", hub, tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert set(proxy.hosts) == {"hub.example"}
+
+
+def _plan_through(proxy: str, hub: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own: a client is made once."""
-    code = "import sys; sys.modules['socksio'] = None; from quantyard import cli; cli.main(['plan', '--model=org/x'])"
+    code = "from quantyard import cli; cli.main(['plan', '--model=org/x', '--quant=Q8_0'])"
     environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    environment |= {"ALL_PROXY": proxy, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "https://hub.example"}
-    run = subprocess.run(
+    environment |= {"ALL_PROXY": proxy, "HF_HOME": str(folder), "HF_ENDPOINT": hub, "ARTIFACTS": str(folder)}
+    return subprocess.run(
         [sys.executable, "-c", code], cwd=REPO_DIR, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert run.returncode == ExitCode.NETWORK and "hub.example was not asked" in run.stderr
-    assert "HTTPS_PROXY=http://" in run.stderr and "pip install socksio" in run.stderr and "pa55" not in run.stderr

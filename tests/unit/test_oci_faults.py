@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -296,13 +295,12 @@ class _Overwritten(dict[str, bytes]):
         super().__setitem__(key, b'{"schemaVersion": 2}')
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "socks5h://127.0.0.1:9", "socks4://127.0.0.1:9"])
+@pytest.mark.parametrize("proxy", ["socks4://127.0.0.1:9", "ftp://127.0.0.1:9"])
 def test_a_proxy_that_no_client_can_be_made_for_is_said(
     proxy: str, gguf: PublishedFile, server: OciServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "socksio", None)  # not installed
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(RegistryUnreachable, match="socksio, socks5") as caught:
+    with pytest.raises(RegistryUnreachable, match="socks5h://") as caught:
         push_oci_model(_reference("registry.example"), _model(gguf), None, lambda *_: None)
     assert "HTTPS_PROXY=http://" in caught.value.hint
     _push(server, gguf)  # this machine needs no proxy
