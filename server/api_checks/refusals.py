@@ -19,6 +19,7 @@ from server.api_checks.session import (
 )
 
 _UNKNOWN_CONTEXT: Final = 1 << 18  # words of an oversized prompt if the server does not report its context
+_NO_MODEL: Final = "no-such-model"
 _STRANGERS: Final = ((None, "no key"), ("wrong", "a wrong key"))
 # All routes to the model: none may answer without the key. Routes that a server does not have may answer 401 or 404.
 _DOORS: Final = (CHAT, COMPLETION, "/completion", "/chat/completions", "/v1/messages", "/v1/responses", "/infill",
@@ -36,6 +37,15 @@ def check_embeddings(session: ApiSession) -> CheckOutcome:
         refused and bool(api_error_text(answer)), f"wanted 4xx or 501 with a reason, got {shown_api_answer(answer)}"
     )
     return passed(f"refused: {answer.status} {api_error_text(answer)[:EXCERPT]}")
+
+
+def check_unknown_model(session: ApiSession) -> CheckOutcome:
+    body = {**session.chat_body("Hello", max_tokens=1), "input": "Hello", "query": "Hello", "documents": ["Hello"]}
+    answer = session.wire.post(session.route, {**body, "model": _NO_MODEL})
+    need_promise(answer.status == 404, f"the model {_NO_MODEL}: wanted 404, got {shown_api_answer(answer)}")
+    said = api_error_text(answer)
+    need_promise(session.model in said, f"the error does not name the model that is served: {said[:EXCERPT]!r}")
+    return passed(f"404: {said[:EXCERPT]}")
 
 
 def check_wrong_key(session: ApiSession) -> CheckOutcome:

@@ -41,6 +41,7 @@ from server.api_checks.refusals import (
     check_embeddings,
     check_malformed,
     check_oversized,
+    check_unknown_model,
     check_unknown_path,
     check_wrong_key,
 )
@@ -110,6 +111,8 @@ CHECKS: Final = (
     ApiCheck("oversized", "a prompt that is too long is refused, with both sizes", check_oversized, purposes=_ANY),
     ApiCheck("malformed", "a body that is not a request is refused, with the reason", check_malformed, purposes=_ANY),
     ApiCheck("unknown-path", "an unknown path is answered with 404", check_unknown_path, purposes=_ANY),
+    ApiCheck("unknown-model", "a model that is not served is refused with 404, and those that are named",
+             check_unknown_model, purposes=_ANY),
     ApiCheck("concurrency", f"{CONCURRENT_CLIENTS} clients at once are all answered", check_concurrency),
     ApiCheck(
         "slow-clients", "idle connections do not block other clients, and end in seconds", _told(check_slow_clients),

@@ -42,7 +42,7 @@ FAULTS = {
     "completion": "empty text", "concurrency": "answers crossed", "tool-calls": "tools ignored",
     "slow-clients": "connections kept", "large-body": "any size", "closed-routes": "open routes",
     "hostile-grammars": "nothing checked", "hostile-schemas": "nothing checked", "large-tokenize": "nothing checked",
-    "picture": "media not read", "sound": "media not read",
+    "picture": "media not read", "sound": "media not read", "unknown-model": "any model",
 }  # fmt: skip
 
 
@@ -101,6 +101,8 @@ class Handler(JsonHandler, BaseHTTPRequestHandler):
                 check_text_limit(body.get("content"))
         except (ValueError, AssertionError) as error:
             return self.refuse(400, f"no request: {error}")
+        if body.get("model", "fake") != "fake" and self.server.fault != "any model":
+            return self.refuse(404, "not served here. Name one of these: fake")
         return routes[self.path](body)
 
     def is_known(self) -> bool:
