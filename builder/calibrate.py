@@ -51,7 +51,7 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
     text = _write_text(stage, request, model)
     work = _Work(stage, request, model, text)
     matrix = work.run()
-    facts = _facts(request, text, matrix, model) | work.perplexity()
+    facts = _calibration_facts(request, text, matrix, model) | work.perplexity()
     matrix.path.replace(stage.files_dir / MATRIX)
     shutil.rmtree(stage.files_dir / PARTIAL)
     facts["imatrix_sha256"] = stage.known_sha256[MATRIX] = file_sha256(stage.files_dir / MATRIX)
@@ -187,7 +187,7 @@ class _Work:
         return {"perplexity": math.exp(min(nats, _LARGEST_NATS)), "perplexity_chunks": n_chunks}
 
 
-def _facts(
+def _calibration_facts(
     request: CalibrateRequest, text: _Text, matrix: Imatrix, model: GgufHeader
 ) -> dict[str, JsonValue]:
     return {

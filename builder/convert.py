@@ -69,7 +69,7 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     tensors = {name: tensor for file in weights for name, tensor in file.tensors.items()}
     quantized = find_quantization(config, tensors) if weights else None
     refuse_unreadable_weights(quantized)
-    dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _dtype(weights)
+    dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _converted_dtype(weights)
     outtype, reason = _choose_outtype(request, dtype)
     options = ["--outtype", outtype, "--model-name", request.name]
     stage.begin("the converter starts")
@@ -101,7 +101,7 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     return StageOutcome(facts=facts, tools=versions.result(), argv=(run.argv,))
 
 
-def _dtype(weights: tuple[SafetensorsFile, ...]) -> str:
+def _converted_dtype(weights: tuple[SafetensorsFile, ...]) -> str:
     return safetensors_dtype(weights) if weights else "BF16"
 
 

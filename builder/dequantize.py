@@ -63,7 +63,7 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> StageOutcome:
         StageFailure: 2 if the file is not a GGUF, 3 if transformers cannot read this architecture from a GGUF.
     """
     source = stage.in_dir / "source" / request.source_file
-    header = _read(source)
+    header = _read_gguf_to_dequantize(source)
     argv = (
         str(llama_tools(stage).converter_python),
         "-c",
@@ -72,10 +72,11 @@ def dequantize(stage: Stage, request: DequantizeRequest) -> StageOutcome:
         source.name,
         str(stage.files_dir),
     )
-    version = _run(stage, argv)
+    version = _run_dequantizer(stage, argv)
     is_restored = restore_dequantized_tokenizer(stage.files_dir, header)
     if not is_restored:
-        stage.log(f"the tokenizer is as transformers guessed it: no pre-tokenizer is known for {_pre(header)!r}")
+        pre = _pre_tokenizer_name(header)
+        stage.log(f"the tokenizer is as transformers guessed it: no pre-tokenizer is known for {pre!r}")
     (stage.files_dir / "README.md").write_text(dequantized_readme(header))
     for path in stage.files_dir.rglob("*"):
         if path.is_file():
@@ -104,7 +105,7 @@ def restore_dequantized_tokenizer(folder: Path, header: GgufHeader) -> bool:
         stay as transformers wrote them.
     """
     path = folder / "tokenizer.json"
-    wanted = PRE_TOKENIZERS.get(_pre(header))
+    wanted = PRE_TOKENIZERS.get(_pre_tokenizer_name(header))
     if header.metadata.get("tokenizer.ggml.model") != "gpt2" or wanted is None or not path.is_file():
         return False
     tokenizer = json.loads(path.read_bytes())
@@ -131,18 +132,18 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _pre(header: GgufHeader) -> str:
+def _pre_tokenizer_name(header: GgufHeader) -> str:
     return str(header.metadata.get("tokenizer.ggml.pre", "default"))
 
 
-def _read(source: Path) -> GgufHeader:
+def _read_gguf_to_dequantize(source: Path) -> GgufHeader:
     try:
         return read_gguf_model(source)
     except (GgufError, FileNotFoundError) as error:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", f"{error}.", "Give a GGUF file.") from error
 
 
-def _run(stage: Stage, argv: tuple[str, ...]) -> str:
+def _run_dequantizer(stage: Stage, argv: tuple[str, ...]) -> str:
     """Run the script; returns the version of transformers."""
     lines: deque[str] = deque(maxlen=1)
     env = dict(llama_tools(stage).clean_env) | {"TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}

@@ -43,7 +43,9 @@ class _Job:
     line: DownloadLine
 
     def hub_file_url(self, entry: FileEntry) -> str:
-        return f"{_endpoint(self.request)}/{self.request.repo_id}/resolve/{self.request.commit}/{quote(entry.path)}"
+        return (
+            f"{_fetch_endpoint(self.request)}/{self.request.repo_id}/resolve/{self.request.commit}/{quote(entry.path)}"
+        )
 
 
 def fetch(stage: Stage, request: FetchRequest) -> StageOutcome:
@@ -53,11 +55,11 @@ def fetch(stage: Stage, request: FetchRequest) -> StageOutcome:
     total = sum(entry.size_bytes for entry in request.files)
     meter = DownloadMeter(lambda done: stage.progress(done, total, "bytes"))
     token = stage.secret("HF_TOKEN")
-    line = DownloadLine(_headers(token), meter, threading.Event(), stage.log)
+    line = DownloadLine(_fetch_headers(token), meter, threading.Event(), stage.log)
     try:
         _fetch_all(_Job(stage, request, line))
     except (httpx2.HTTPError, EndedEarly, OfflineModeIsEnabled) as error:
-        raise _explain(error, request, has_token=token is not None) from error
+        raise _explain_fetch_error(error, request, has_token=token is not None) from error
     shutil.rmtree(stage.files_dir / PARTIAL, ignore_errors=True)
     stage.progress(total, total, "bytes")
     facts = {"resumed_bytes": meter.resumed_bytes, "downloaded_bytes": meter.downloaded_bytes}
@@ -65,7 +67,7 @@ def fetch(stage: Stage, request: FetchRequest) -> StageOutcome:
     return StageOutcome(facts={"repo_id": request.repo_id, "commit": request.commit, **facts}, tools=tools)
 
 
-def _endpoint(request: FetchRequest) -> str:
+def _fetch_endpoint(request: FetchRequest) -> str:
     return (request.endpoint or constants.ENDPOINT).rstrip("/")
 
 
@@ -79,7 +81,7 @@ def _check_paths(files_dir: Path, files: tuple[FileEntry, ...]) -> None:
             raise StageFailure(ExitCode.BAD_REQUEST, "bad-request", message)
 
 
-def _headers(token: str | None) -> Mapping[str, str]:
+def _fetch_headers(token: str | None) -> Mapping[str, str]:
     # False, not None: None would look for a token in the environment and the home folder.
     headers: Mapping[str, str] = build_hf_headers(token=token or False, library_name="quantyard")
     return headers
@@ -103,7 +105,7 @@ def _fetch_all(job: _Job) -> None:
 
 def _fetch_one(job: _Job, entry: FileEntry) -> None:
     final = job.stage.files_dir / entry.path
-    sha256 = _already(final, entry)
+    sha256 = _already_fetched(final, entry)
     if sha256 is not None:
         job.line.meter.resumed(entry.size_bytes)
     else:
@@ -114,7 +116,7 @@ def _fetch_one(job: _Job, entry: FileEntry) -> None:
     job.stage.known_sha256[entry.path] = sha256
 
 
-def _already(final: Path, entry: FileEntry) -> str | None:
+def _already_fetched(final: Path, entry: FileEntry) -> str | None:
     """SHA-256 of a file that an earlier run finished; None if it is missing or wrong, so that it is downloaded."""
     if not final.is_file() or final.stat().st_size != entry.size_bytes:
         return None
@@ -136,8 +138,8 @@ def _download_twice_at_most(job: _Job, entry: FileEntry, part: Path) -> str:
         raise StageFailure(ExitCode.NETWORK, "damaged-file", message, hint) from wrong
 
 
-def _explain(error: Exception, request: FetchRequest, *, has_token: bool) -> StageFailure:
-    endpoint = _endpoint(request)
+def _explain_fetch_error(error: Exception, request: FetchRequest, *, has_token: bool) -> StageFailure:
+    endpoint = _fetch_endpoint(request)
     asked = AskedHub(request.repo_id, request.repo_id, endpoint, has_token, request.commit, AGAIN)
     found = hub_problem_of_error(error, asked)
     return StageFailure(ExitCode.NETWORK, found.kind, found.message, found.hint, found.detail)

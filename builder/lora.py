@@ -52,15 +52,18 @@ def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
     _refuse_without_converter(tools)
     folder, base_folder = stage.in_dir / "adapter", _base_without_quantization(stage)
     config = read_lora_config(folder)
-    shapes = _shapes(folder, request)
+    shapes = _adapter_shapes(folder, request)
     converter = open_converter(tools, base_folder, stage.scratch_dir)
     base = _ask_base(stage, tools, converter, None if shapes else folder / _PICKLE)
     adapter = LoraAdapter(config, lora_pairs(shapes or base.pickle))
     check_lora_fit(adapter.pairs, base)
     run = _run_converter(stage, request, tools, folder, converter)
     if run.exit_code != 0 or not target.exists():
-        raise _failure(stage, base, run)
-    facts = {**_adapter_facts(adapter, base), **check_lora_result(_read(target), adapter, base.architecture)}
+        raise _adapter_conversion_failure(stage, base, run)
+    facts = {
+        **_adapter_facts(adapter, base),
+        **check_lora_result(_read_adapter_gguf(target), adapter, base.architecture),
+    }
     return StageOutcome(facts=facts, tools=base.versions, argv=(run.argv,))
 
 
@@ -94,7 +97,7 @@ def _base_without_quantization(stage: Stage) -> Path:
     return copy
 
 
-def _shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
+def _adapter_shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
     """The shapes of the adapter's tensors from its checked header; empty for a pickle file that was allowed."""
     if not (folder / _WEIGHTS).is_file():
         if not ((folder / _PICKLE).is_file() and request.allow_pickle):
@@ -122,7 +125,7 @@ def _ask_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle: Pat
     run = run_llama_tool(argv, converter.env, lambda _line: None)
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, "Reading the base model's configuration")
-        raise _unreadable(run, pickle)
+        raise _unreadable_adapter(run, pickle)
     try:
         base = BaseSide.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -134,7 +137,7 @@ def _ask_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle: Pat
     return base
 
 
-def _unreadable(run: ToolRun, pickle: Path | None) -> StageFailure:
+def _unreadable_adapter(run: ToolRun, pickle: Path | None) -> StageFailure:
     """The failure of `lora_base.py`: it cannot read the adapter's pickle file, or else the configuration."""
     if pickle and "weights_only" in run.tail:  # torch's own words
         message = f"{pickle.name} holds more than tensors, or is damaged; torch refuses to open it."
@@ -156,13 +159,13 @@ def _run_converter(
     return run_llama_tool(argv, converter.env, lambda _line: None)
 
 
-def _failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
+def _adapter_conversion_failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
     refuse_exhausted_tool(run, stage.out_dir, "The converter")
     message = f"llama.cpp's converter failed on this adapter of {base.model_class} ({run.end})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, MERGE, run.words)
 
 
-def _read(path: Path) -> GgufHeader:
+def _read_adapter_gguf(path: Path) -> GgufHeader:
     try:
         return read_gguf_header(path)
     except GgufError as error:

@@ -51,7 +51,7 @@ def parity(stage: Stage, request: ParityRequest) -> StageOutcome:
     gguf = stage.in_dir / "model" / request.model_file
     try:
         _refuse_without_memory(read_gguf_model(gguf).n_params)
-        whole, floor = _compare(stage, request, gguf)
+        whole, floor = _compare_with_transformers(stage, request, gguf)
     except NotComparedError as error:
         said = f"The model itself was not compared: {str(error).rstrip('.')}."
         return StageOutcome(facts={"status": "unproved", "finding": said, "lacks_package": error.lacks_package})
@@ -80,30 +80,30 @@ def _refuse_without_memory(n_params: int) -> None:
         raise NotComparedError(f"it takes {room}")
 
 
-def _compare(stage: Stage, request: ParityRequest, gguf: Path) -> tuple[Agreement, Agreement]:
+def _compare_with_transformers(stage: Stage, request: ParityRequest, gguf: Path) -> tuple[Agreement, Agreement]:
     """How far the file is from Transformers, and how far Transformers is from itself in fewer bits."""
     out, tools = stage.scratch_dir / "parity", llama_tools(stage)
     out.mkdir(parents=True, exist_ok=True)
     text, threads = out / "text.txt", request.threads or 2
-    text.write_text("\n".join(_prose()), encoding="utf-8")
+    text.write_text("\n".join(_parity_prose()), encoding="utf-8")
     env = open_converter(tools, stage.in_dir / "source", out).env
     argv = [str(tools.converter_python), str(SCRIPTS / "real_model.py"), "--source", str(stage.in_dir / "source")]
-    argv += ["--text", str(text), "--out", str(out), "--dtype", _dtype(gguf), "--threads", str(threads)]
+    argv += ["--text", str(text), "--out", str(out), "--dtype", _parity_dtype(gguf), "--threads", str(threads)]
     stage.begin("Transformers reads the text")
     refuse_failed_side(run_llama_tool(argv, env, lambda _line: None, _TIMEOUT_S), "Transformers")
     stage.begin("llama.cpp reads the text")
     compute_llama_side(tools, gguf, out, threads, _TIMEOUT_S)
     positions = [prompt["positions"] for prompt in json.loads((out / "prompts.json").read_bytes())]
-    return _distance(out, "llama", positions), _distance(out, "floor", positions)
+    return _parity_distance(out, "llama", positions), _parity_distance(out, "floor", positions)
 
 
-def _prose() -> list[str]:
+def _parity_prose() -> list[str]:
     """Some of the text that we ship, as plain text."""
     lines = map(json.loads, OUR_TEXT.read_text(encoding="utf-8").splitlines()[:40])
     return [line["text"] for line in lines if "text" in line]
 
 
-def _dtype(gguf: Path) -> str:
+def _parity_dtype(gguf: Path) -> str:
     """The type of most weights."""
     sizes: dict[str, int] = {}
     for tensor in read_gguf_model(gguf).tensors:
@@ -111,7 +111,7 @@ def _dtype(gguf: Path) -> str:
     return _TYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "float32")
 
 
-def _distance(out: Path, side: str, positions: Sequence[list[int]]) -> Agreement:
+def _parity_distance(out: Path, side: str, positions: Sequence[list[int]]) -> Agreement:
     return join_agreements([compare_sides(out, side, number, each) for number, each in enumerate(positions)])
 
 

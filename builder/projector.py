@@ -54,7 +54,7 @@ def projector(stage: Stage, request: ProjectorRequest) -> StageOutcome:
     with open_converter_input(converter.folder, weights, config, full_projector_names(weights)) as given:
         run = _Run(stage, request, converter, given, architecture)
         exact = run.make("f16")
-        if _nonfinite(exact):  # the source is finite, as convert has checked: F16 cannot hold it
+        if _nonfinite_projector_tensors(exact):  # the source is finite, as convert has checked: F16 cannot hold it
             exact.paths[0].unlink()
             exact = run.make("bf16")
         rounded = run.make("q8_0")
@@ -107,14 +107,14 @@ def full_projector_names(weights: tuple[SafetensorsFile, ...]) -> Mapping[str, s
     return {name: name.replace("vision_tower.", "vision_tower.vision_model.", 1) for name in names}
 
 
-def _nonfinite(made: GgufHeader) -> list[str]:
+def _nonfinite_projector_tensors(made: GgufHeader) -> list[str]:
     return [tensor.name for tensor in made.tensors if count_nonfinite_blocks(tensor.path, tensor)]
 
 
 def _refuse_wrong(made: GgufHeader, text: GgufHeader) -> None:
     """Refuse a projector that llama.cpp could not use with this text model."""
     width = text.embedding_length
-    faults = [f"the tensor {name} holds NaN or infinite weights" for name in _nonfinite(made)[:1]]
+    faults = [f"the tensor {name} holds NaN or infinite weights" for name in _nonfinite_projector_tensors(made)[:1]]
     if not made.media:
         faults.append("it says of itself that it reads neither pictures nor sound")
     if not made.tensors:
@@ -138,7 +138,7 @@ def _refuse_foreign_values(traced: Traced, weights: tuple[SafetensorsFile, ...])
 def _keep_q8_0(exact: GgufHeader, rounded: GgufHeader) -> tuple[float | None, str]:
     """Remove the Q8_0 file unless it is as good; its error (None: it has no tensor of that type) and worst tensor."""
     error, worst = q8_0_error(exact, rounded)
-    if not worst or error > Q8_0_BOUND or _nonfinite(rounded):
+    if not worst or error > Q8_0_BOUND or _nonfinite_projector_tensors(rounded):
         Path(rounded.paths[0]).unlink()
     return (error if worst else None), worst
 

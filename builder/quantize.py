@@ -52,7 +52,7 @@ def quantize(stage: Stage, request: QuantizeRequest) -> StageOutcome:
     else:
         run = _with_bindings(request, source, target, imatrix, types, log)
     if run.exit_code != 0 or not target.exists():
-        raise _failure(stage, request, run)
+        raise _quantize_failure(stage, request, run)
     facts: dict[str, JsonValue] = {"quant": request.label}
     if types:
         facts["recipe_tensors"] = len(types)
@@ -161,8 +161,8 @@ def _with_bindings(
     if types:
         params.output_tensor_type = _id_of(types, OUTPUT, params.output_tensor_type)
         params.token_embedding_type = _id_of(types, EMBEDDING, params.token_embedding_type)
-        params.tt_overrides = _overrides(llama_cpp, named)
-    values = _importances(imatrix) if imatrix else []
+        params.tt_overrides = _tensor_type_overrides(llama_cpp, named)
+    values = _imatrix_for_llama(imatrix) if imatrix else []
     if values:
         params.imatrix = _imatrix_data(llama_cpp, values)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
@@ -176,7 +176,7 @@ def _id_of(types: Mapping[str, str], kind: str, otherwise: int) -> int:
     return TYPE_BY_NAME[types[name]].id if name in types else otherwise
 
 
-def _overrides(llama_cpp: Any, named: list[tuple[bytes, int]]) -> Any:
+def _tensor_type_overrides(llama_cpp: Any, named: list[tuple[bytes, int]]) -> Any:
     """Pattern and type of each tensor as a C array that ends with an empty row. It points into `named`."""
     if not hasattr(llama_cpp, "llama_model_tensor_override"):
         message = f"llama-cpp-python {llama_cpp.__version__} cannot set the types of single tensors."
@@ -187,7 +187,7 @@ def _overrides(llama_cpp: Any, named: list[tuple[bytes, int]]) -> Any:
     return rows
 
 
-def _importances(imatrix: Imatrix) -> list[tuple[bytes, Floats]]:
+def _imatrix_for_llama(imatrix: Imatrix) -> list[tuple[bytes, Floats]]:
     """The matrix as llama.cpp takes it: the name of each weight and the mean squares of its inputs."""
     return [(name.encode(), entry.importance()) for name, entry in imatrix.entries.items()]
 
@@ -203,7 +203,7 @@ def _imatrix_data(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
     return rows
 
 
-def _failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailure:
+def _quantize_failure(stage: Stage, request: QuantizeRequest, run: ToolRun) -> StageFailure:
     refuse_exhausted_tool(run, stage.out_dir, "llama-quantize")
     if "importance matrix" in run.tail.lower() or "imatrix" in run.tail.lower():
         what = "this one does not cover every tensor it must" if request.imatrix_file else "none was given"

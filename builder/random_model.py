@@ -51,7 +51,7 @@ def random_model(stage: Stage, request: RandomModelRequest) -> StageOutcome:
         StageFailure: 70 if a tokenizer of that size cannot be trained, 5 if disk or memory ran out.
     """
     _write_tokenizer(stage, request.vocab_size)
-    (stage.files_dir / "config.json").write_text(dump_finite_json(_config(request), indent=2) + "\n")
+    (stage.files_dir / "config.json").write_text(dump_finite_json(_random_model_config(request), indent=2) + "\n")
     count = _write_weights(stage.files_dir / "model.safetensors", request)
     return StageOutcome(facts={"n_params": count})
 
@@ -59,7 +59,7 @@ def random_model(stage: Stage, request: RandomModelRequest) -> StageOutcome:
 def _write_tokenizer(stage: Stage, size: int) -> None:
     """Write `tokenizer.model` and the `tokenizer_config.json` that transformers needs."""
     scratch, target = stage.scratch_dir / "text.txt", stage.files_dir / "tokenizer"
-    scratch.write_text("\n".join(_lines()), encoding="utf-8")
+    scratch.write_text("\n".join(_random_tokenizer_lines()), encoding="utf-8")
     tools = llama_tools(stage)
     argv = (str(tools.converter_python), "-c", _SCRIPT, str(scratch), str(target), str(size))
     run = run_llama_tool(argv, tools.clean_env, lambda _line: None)
@@ -72,14 +72,14 @@ def _write_tokenizer(stage: Stage, size: int) -> None:
     (stage.files_dir / "tokenizer_config.json").write_text(dump_finite_json(said, indent=2) + "\n")
 
 
-def _lines() -> Iterator[str]:
+def _random_tokenizer_lines() -> Iterator[str]:
     for line in OUR_TEXT.read_text(encoding="utf-8").splitlines():
         document = json.loads(line)
         texts = [m["content"] for m in document["messages"]] if "messages" in document else [document["text"]]
         yield from (part for text in texts for part in text.splitlines() if part.strip())
 
 
-def _config(request: RandomModelRequest) -> dict[str, Any]:
+def _random_model_config(request: RandomModelRequest) -> dict[str, Any]:
     heads = request.width // HEAD
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",

@@ -40,8 +40,8 @@ def rounding(stage: Stage, request: RoundingRequest) -> StageOutcome:
     Raises:
         StageFailure: 2 if the source cannot be read or is quantized, 3 if ggml's library is not found.
     """
-    header = _read(stage.in_dir / "source" / request.source_file)
-    ggml, found = _opened(_library(stage)), {}
+    header = _read_gguf_to_round(stage.in_dir / "source" / request.source_file)
+    ggml, found = _opened_ggml(_ggml_library(stage)), {}
     tensors = [tensor for tensor in header.tensors if may_change_tensor_type(tensor)]
     for number, tensor in enumerate(tensors, 1):
         weights = sample_rounded_rows(ggml, tensor, request.rows)
@@ -52,7 +52,7 @@ def rounding(stage: Stage, request: RoundingRequest) -> StageOutcome:
     return StageOutcome(facts={"tensors": len(found), "rows": request.rows})
 
 
-def _read(path: Path) -> GgufHeader:
+def _read_gguf_to_round(path: Path) -> GgufHeader:
     try:
         header = read_gguf_model(path)
     except (GgufError, FileNotFoundError) as error:
@@ -63,9 +63,9 @@ def _read(path: Path) -> GgufHeader:
     return header
 
 
-def _library(stage: Stage) -> Path:
+def _ggml_library(stage: Stage) -> Path:
     """The library that the image's tools are linked with, or the one inside llama-cpp-python."""
-    for folder in _folders(stage):
+    for folder in _ggml_library_folders(stage):
         if found := sorted(folder.glob(_LIBRARY)):
             return found[0]
     if name := ctypes.util.find_library("ggml-base"):
@@ -74,7 +74,7 @@ def _library(stage: Stage) -> Path:
     raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT)
 
 
-def _opened(library: Path) -> Ggml:
+def _opened_ggml(library: Path) -> Ggml:
     try:
         return Ggml(library)
     except (OSError, AttributeError) as error:  # see `Ggml`
@@ -82,7 +82,7 @@ def _opened(library: Path) -> Ggml:
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "no-ggml", message, _HINT) from error
 
 
-def _folders(stage: Stage) -> Iterator[Path]:
+def _ggml_library_folders(stage: Stage) -> Iterator[Path]:
     if llama_bin := llama_tools(stage).llama_bin:
         yield llama_bin
         yield from sorted(_SYSTEM.glob("*-linux-gnu*"))

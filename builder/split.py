@@ -45,7 +45,7 @@ def split(stage: Stage, request: SplitRequest) -> StageOutcome:
         StageFailure: 2 if the file is not a GGUF above the limit, or one of its tensors does not fit in a shard; 3 if
             it cannot be split; 5 if disk or memory ran out; 70 if the shards do not match the source.
     """
-    source = _read(stage.in_dir / "source" / request.model_file)
+    source = _read_gguf_to_split(stage.in_dir / "source" / request.model_file)
     tensors_bytes = split_tensor_bytes(source, request.max_size_bytes)
     tools = llama_tools(stage)
     if tools.llama_bin is not None:
@@ -67,10 +67,12 @@ def split_tensor_bytes(source: GgufHeader, max_size_bytes: int) -> int:
     """
     file = source.paths[0].name
     if len(source.paths) > 1:
-        raise _refused("already-split", f"{file} is one of {len(source.paths)} shards already.", "Name a whole file.")
+        raise _refused_split(
+            "already-split", f"{file} is one of {len(source.paths)} shards already.", "Name a whole file."
+        )
     if source.file_size <= max_size_bytes:
         message = f"{file} is {source.file_size:,} bytes, within the limit of {max_size_bytes:,}."
-        raise _refused("not-above-limit", message, "Use it as it is.")
+        raise _refused_split("not-above-limit", message, "Use it as it is.")
     if source.alignment != DEFAULT_ALIGNMENT_BYTES:
         message = f"{file} aligns its tensors to {source.alignment} bytes; llama-gguf-split would damage them."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "alignment", message, "Use it as it is.")
@@ -90,20 +92,22 @@ def _too_large(tensor: TensorInfo, max_size_bytes: int, overhead: int) -> StageF
         f"Tensor {tensor.name} is {tensor.size_bytes:,} bytes, and a tensor is never split: "
         f"with its header it does not fit in {max_size_bytes:,} bytes."
     )
-    return _refused("tensor-too-large", message, f"Allow shards of {needed:,} bytes or more.")
+    return _refused_split("tensor-too-large", message, f"Allow shards of {needed:,} bytes or more.")
 
 
-def _refused(kind: str, message: str, hint: str) -> StageFailure:
+def _refused_split(kind: str, message: str, hint: str) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, kind, message, hint)
 
 
-def _read(path: Path) -> GgufHeader:
+def _read_gguf_to_split(path: Path) -> GgufHeader:
     try:
         source = read_gguf_model(path)
     except (GgufError, FileNotFoundError) as error:
-        raise _refused("bad-gguf", f"{path.name} is not a usable GGUF: {error}", "Build the model again.") from error
+        raise _refused_split(
+            "bad-gguf", f"{path.name} is not a usable GGUF: {error}", "Build the model again."
+        ) from error
     if not source.tensors:
-        raise _refused("no-tensors", f"{path.name} holds no tensors.", "Use it as it is.")
+        raise _refused_split("no-tensors", f"{path.name} holds no tensors.", "Use it as it is.")
     return source
 
 
@@ -134,7 +138,7 @@ def _with_program(
     run = run_llama_tool(argv, tools.clean_env, _Log(stage, source))
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, program.name)
-        raise _failure(f"{program.name} cannot split this model ({run.end}).", run.tail)
+        raise _split_failure(f"{program.name} cannot split this model ({run.end}).", run.tail)
     return StageOutcome(tools={"llama.cpp": _version_of(program, tools)}, argv=(run.argv,))
 
 
@@ -155,7 +159,7 @@ def _with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tenso
         _copy_metadata(reader, writer)
         _copy_tensors(stage, reader, writer, source)
     except (ValueError, KeyError, struct.error) as error:  # gguf's exceptions for values that it cannot write
-        raise _failure(f"The package gguf cannot rewrite this model: {error}.", "") from error
+        raise _split_failure(f"The package gguf cannot rewrite this model: {error}.", "") from error
     argv = ("gguf.GGUFWriter", str(target), f"split_max_size={tensors_bytes}")
     return StageOutcome(tools={"gguf": version("gguf")}, argv=(argv,))
 
@@ -189,7 +193,7 @@ def _copy_tensors(stage: Stage, reader: Any, writer: Any, source: GgufHeader) ->
     writer.close()
 
 
-def _failure(message: str, detail: str) -> StageFailure:
+def _split_failure(message: str, detail: str) -> StageFailure:
     hint = "Its last output says why." if detail else "Use the file as it is, or split it with ENGINE=docker."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "split-failed", message, hint, detail)
 
@@ -202,13 +206,15 @@ def _read_shards(stage: Stage, request: SplitRequest) -> GgufHeader:
     made = sorted(stage.files_dir.glob("*"))
     first = next((path for path in made if path.name.startswith(f"{request.prefix}-00001-of-")), None)
     if first is None:
-        raise _wrong([f"{request.prefix}-00001-of-….gguf is missing; the folder has {[path.name for path in made]}"])
+        raise _wrong_shards(
+            [f"{request.prefix}-00001-of-….gguf is missing; the folder has {[path.name for path in made]}"]
+        )
     try:
         shards = read_gguf_model(first)
     except GgufError as error:
-        raise _wrong([str(error)]) from error
+        raise _wrong_shards([str(error)]) from error
     if strangers := {path.name for path in made} - {path.name for path in shards.paths}:
-        raise _wrong([f"{name} is not one of the expected shards" for name in sorted(strangers)])
+        raise _wrong_shards([f"{name} is not one of the expected shards" for name in sorted(strangers)])
     return shards
 
 
@@ -223,22 +229,24 @@ def check_split_shards(stage: Stage, source: GgufHeader, shards: GgufHeader, max
     wrong += _metadata_differences(source.metadata, shards.metadata)
     wrong += _tensor_differences(stage, source, shards)
     if wrong:
-        raise _wrong(wrong)
+        raise _wrong_shards(wrong)
 
 
-def _wrong(wrong: list[str]) -> StageFailure:
+def _wrong_shards(wrong: list[str]) -> StageFailure:
     named = "; ".join(wrong[:_MAX_NAMED])
     message = f"The shards do not match the source: {named}. ({len(wrong)} differences in all.)"
     return StageFailure(ExitCode.BUG, "verify-shards", message, _REPORT)
 
 
 def _metadata_differences(source: Mapping[str, MetadataValue], shards: Mapping[str, MetadataValue]) -> list[str]:
-    before, after = ({k: _told(v) for k, v in d.items() if not k.startswith("split.")} for d in (source, shards))
+    before, after = (
+        {k: _comparable_shard_value(v) for k, v in d.items() if not k.startswith("split.")} for d in (source, shards)
+    )
     names = sorted(before.keys() | after.keys())
     return [f"metadata {name} differs" for name in names if before.get(name) != after.get(name)]
 
 
-def _told(value: MetadataValue) -> tuple[object, ...]:
+def _comparable_shard_value(value: MetadataValue) -> tuple[object, ...]:
     """A value in comparable form: with its type (True is not 1), NaN equal to NaN, an array without its offset."""
     if isinstance(value, GgufArray):
         return (value.element_type, value.length, value.sha256)
@@ -252,14 +260,14 @@ def _tensor_differences(stage: Stage, source: GgufHeader, shards: GgufHeader) ->
     wrong += [f"tensor {name} is only in the shards" for name in sorted(after.keys() - before.keys())]
     done = 0
     for name in (name for name in before if name in after):
-        if not _is_same(before[name], after[name]):
+        if not _is_same_shard_tensor(before[name], after[name]):
             wrong.append(f"tensor {name} differs")
         done += before[name].size_bytes
         stage.progress(source.tensor_bytes + done, 2 * source.tensor_bytes, "bytes")
     return wrong
 
 
-def _is_same(one: TensorInfo, other: TensorInfo) -> bool:
+def _is_same_shard_tensor(one: TensorInfo, other: TensorInfo) -> bool:
     if (one.shape, one.type_id) != (other.shape, other.type_id):
         return False
     left = one.size_bytes

@@ -190,9 +190,9 @@ def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
     """
     shop = _Workshop(stage, request.threads or 2)
     try:
-        config = _config(stage.in_dir / "source" / "config.json")
+        config = _twin_source_config(stage.in_dir / "source" / "config.json")
         refuse_missing_sentencepiece(stage.in_dir / "source", str((config.get("architectures") or [""])[0]))
-        facts = _verdict(shop, config)
+        facts = _twin_verdict(shop, config)
     except NotComparedError as error:
         facts = {
             "status": "unproved", "finding": f"Not proved: {str(error).rstrip('.')}.",
@@ -205,7 +205,7 @@ def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
     return StageOutcome(facts={**facts, "allowed": facts["status"] == "differs"}, argv=tuple(shop.argv))
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _twin_source_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -215,15 +215,15 @@ def _config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _verdict(shop: _Workshop, config: dict[str, Any]) -> dict[str, JsonValue]:
+def _twin_verdict(shop: _Workshop, config: dict[str, Any]) -> dict[str, JsonValue]:
     """What the twin shows. One that differs is tried again: without what is known to differ, then at the model's own
     depth and with other weights, so that neither chance nor the small depth is taken for a fault.
     """
     found = shop.make(_Attempt(config))
     if found.is_equal:
-        return _facts("proved", found)
+        return _twin_facts("proved", found)
     if found.limit and ignores_window(config):
-        return _facts("limited", found, found.limit)
+        return _twin_facts("limited", found, found.limit)
     of_its_class: KnownDifference | None = None
     for known in known_differences(config):
         neutral = known.neutral(config)
@@ -233,20 +233,22 @@ def _verdict(shop: _Workshop, config: dict[str, Any]) -> dict[str, JsonValue]:
         with suppress(NotComparedError):
             again = shop.make(_Attempt(neutral))
             if again.is_equal:
-                return _facts("known" if known.accepted else "differs", again if known.accepted else found, known=known)
+                return _twin_facts(
+                    "known" if known.accepted else "differs", again if known.accepted else found, known=known
+                )
     deep = shop.make(_Attempt(config, full_depth=True, seed=2))
     if deep.is_equal:
-        return _facts("proved", deep)
-    return _facts("limited" if deep.limit else "differs", deep, deep.limit, of_its_class)
+        return _twin_facts("proved", deep)
+    return _twin_facts("limited" if deep.limit else "differs", deep, deep.limit, of_its_class)
 
 
-def _facts(
+def _twin_facts(
     status: str, found: _Found, limit: tuple[str, int] | None = None, known: KnownDifference | None = None
 ) -> dict[str, JsonValue]:
     whole = join_agreements(found.parts)
     numbers = (
         f"max |Δ {found.compared}| {format_difference(whole.max_delta)} where {found.compared}s spread by "
-        f"{format_digits(whole.spread, 2)}, {_likeness(found.compared, whole)}, on a random twin"
+        f"{format_digits(whole.spread, 2)}, {_twin_likeness(found.compared, whole)}, on a random twin"
     )
     facts: dict[str, JsonValue] = {
         "status": status, "compared": found.compared,
@@ -255,20 +257,20 @@ def _facts(
         "real_depth": found.facts["real_depth"], "prompt_tokens": found.facts["prompt_tokens"],
         "right_up_to_tokens": limit[1] if limit else None, "first_wrong_position": whole.first_wrong,
         "first_wrong_layer": found.wrong_layer,
-        "finding": _sentence(status, numbers, found, limit, known),
+        "finding": _twin_sentence(status, numbers, found, limit, known),
     }  # fmt: skip
     if known and not known.accepted:
         facts["hint"] = known.hint
     return facts
 
 
-def _likeness(compared: str, whole: Agreement) -> str:
+def _twin_likeness(compared: str, whole: Agreement) -> str:
     if compared == "logit":
         return f"top-1 {format_percent(whole.same_top)}, mean KLD {format_difference(whole.mean_kld)} nats"
     return f"least cosine {format_cosine(whole.least_cosine)}"
 
 
-def _sentence(
+def _twin_sentence(
     status: str, numbers: str, found: _Found, limit: tuple[str, int] | None, known: KnownDifference | None
 ) -> str:
     if status == "proved":

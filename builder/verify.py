@@ -51,22 +51,22 @@ def verify(stage: Stage, request: VerifyRequest) -> StageOutcome:
         StageFailure: kinds `verify-header`, `verify-tensors`, `verify-load`, `chat-template`, `verify-tokenizer`,
             `verify-chat-template` and `verify-logits`, in the order of the checks.
     """
-    model = _read(stage.in_dir / "model" / request.model_file)
-    source = _read(stage.in_dir / "source" / request.source_file)
-    reference = _reference(stage) if request.has_reference else None
+    model = _read_gguf_to_verify(stage.in_dir / "model" / request.model_file)
+    source = _read_gguf_to_verify(stage.in_dir / "source" / request.source_file)
+    reference = _reference_to_verify(stage) if request.has_reference else None
     _check_structure(source, model, request)
-    with open_llama_runtime(stage, model, _threads(request, model)) as runtime:
+    with open_llama_runtime(stage, model, _verify_threads(request, model)) as runtime:
         _check_blocks(stage, model, source)
         stage.begin("tokenizer and chat template")
         check_chat_template(runtime)
-        facts = {**_model_facts(model), **_check_texts(runtime, reference, model, source, request)}
+        facts = {**_model_facts(model), **_verify_texts(runtime, reference, model, source, request)}
         stage.begin("first decode")
         facts["logits"] = _check_logits(runtime, model)
-        facts |= compare_embeddings(runtime, model, _embeddings(stage))
+        facts |= compare_embeddings(runtime, model, _embeddings_to_verify(stage))
         return StageOutcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
 
 
-def _read(path: Path) -> GgufHeader:
+def _read_gguf_to_verify(path: Path) -> GgufHeader:
     try:
         return read_gguf_model(path)
     except GgufError as error:
@@ -76,7 +76,7 @@ def _read(path: Path) -> GgufHeader:
         raise StageFailure(ExitCode.BAD_REQUEST, "verify-header", f"{path} does not exist.") from error
 
 
-def _reference(stage: Stage) -> Reference:
+def _reference_to_verify(stage: Stage) -> Reference:
     path = stage.in_dir / "reference" / "reference.json"
     try:
         return Reference.model_validate_json(path.read_bytes())
@@ -85,7 +85,7 @@ def _reference(stage: Stage) -> Reference:
         raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
 
 
-def _embeddings(stage: Stage) -> EmbeddingReference | None:
+def _embeddings_to_verify(stage: Stage) -> EmbeddingReference | None:
     path = stage.in_dir / "reference" / EMBEDDINGS_FILE
     try:
         return EmbeddingReference.model_validate_json(path.read_bytes()) if path.is_file() else None
@@ -94,7 +94,7 @@ def _embeddings(stage: Stage) -> EmbeddingReference | None:
         raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
 
 
-def _threads(request: VerifyRequest, model: GgufHeader) -> int:
+def _verify_threads(request: VerifyRequest, model: GgufHeader) -> int:
     """One for a small model: it gains nothing from more, and threads that wait for each other on busy cores
     were seen to turn 0.3 s into 25 s.
     """
@@ -133,10 +133,10 @@ def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
         done += tensor.size_bytes
         stage.progress(done, model.tensor_bytes, "bytes", tensor.name)
     if bad:
-        raise _nonfinite(bad, source)
+        raise _nonfinite_tensors_failure(bad, source)
 
 
-def _nonfinite(bad: Mapping[str, int], source: GgufHeader) -> StageFailure:
+def _nonfinite_tensors_failure(bad: Mapping[str, int], source: GgufHeader) -> StageFailure:
     """Ours if the source's same tensors are clean, the model's own otherwise."""
     were_bad = [t.name for t in source.tensors if t.name in bad and count_nonfinite_blocks(t.path, t)]
     names = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:_MAX_NAMED])
@@ -152,7 +152,7 @@ def _nonfinite(bad: Mapping[str, int], source: GgufHeader) -> StageFailure:
     return StageFailure(ExitCode.BUG, "verify-tensors", message, hint)
 
 
-def _check_texts(
+def _verify_texts(
     runtime: LlamaRuntime, reference: Reference | None, model: GgufHeader, source: GgufHeader, request: VerifyRequest
 ) -> dict[str, JsonValue]:
     if reference is None:

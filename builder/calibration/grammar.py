@@ -35,14 +35,14 @@ def read_calibration_grammar(path: Path) -> Rules:
         if line.startswith(_INDENT) and block:
             rules[block].append(line.removeprefix(_INDENT))
             continue
-        block = _rule(line, rules)
+        block = _add_calibration_rule(line, rules)
         if block not in rules:
             raise BadGrammarError(f"{path.name}, line {number}: {line!r} is not a rule")
     _check_slots(path.name, rules)
     return {name: tuple(alternatives) for name, alternatives in rules.items()}
 
 
-def _rule(line: str, rules: dict[str, list[str]]) -> str:
+def _add_calibration_rule(line: str, rules: dict[str, list[str]]) -> str:
     """Add the rule that this line begins; returns its name."""
     name, equals, words = line.partition(" = ")
     if equals:

@@ -42,7 +42,7 @@ def calibration_documents() -> Iterator[dict[str, object]]:
     for turn in range(TURNS):
         for name, share in _in_turn(turn):
             for _ in range(share):
-                yield _document(name, writers[name].document())
+                yield _calibration_document(name, writers[name].document())
 
 
 def _in_turn(turn: int) -> list[tuple[str, int]]:
@@ -52,7 +52,7 @@ def _in_turn(turn: int) -> list[tuple[str, int]]:
     return rows[first:] + rows[:first]
 
 
-def _document(name: str, text: str) -> dict[str, object]:
+def _calibration_document(name: str, text: str) -> dict[str, object]:
     if name != "dialogues":
         return {"domain": name, "text": text}
     _, *parts = _TURN.split(text)

@@ -62,9 +62,10 @@ def ask_original(
     asked: dict[str, Any] = {
         "purpose": purpose, "pooling": pooling, "max_tokens": model.context_length, "dtype": "float32",
         "template": str(model.metadata.get("tokenizer.chat_template.rerank", "")),
-        "texts": _texts() if purpose == "embed" else [], "pairs": _pairs() if purpose == "rerank" else [],
+        "texts": _embedding_parity_texts() if purpose == "embed" else [],
+        "pairs": _rerank_pairs() if purpose == "rerank" else [],
     }  # fmt: skip
-    why_not = _no_memory(model.n_params) or _run(tools, source, env, asked, folder)
+    why_not = _no_memory(model.n_params) or _run_hf_embeddings(tools, source, env, asked, folder)
     path = folder / EMBEDDINGS_FILE
     if not why_not:
         try:
@@ -76,7 +77,9 @@ def ask_original(
     return found
 
 
-def _run(tools: LlamaTools, source: Path, env: Mapping[str, str], asked: dict[str, Any], folder: Path) -> str:
+def _run_hf_embeddings(
+    tools: LlamaTools, source: Path, env: Mapping[str, str], asked: dict[str, Any], folder: Path
+) -> str:
     """Why there are no answers; "" if there are."""
     question = folder.parent / "asked.json"
     question.write_text(dump_finite_json(asked))
@@ -94,42 +97,42 @@ def _no_memory(n_params: int) -> str:
 
 
 def _own_pooling(source: Path) -> Pooling:
-    modules = _json(source / MODULES_FILE)
-    return read_pooling(_json(source / pooling_file(modules)))
+    modules = _read_embedder_json(source / MODULES_FILE)
+    return read_pooling(_read_embedder_json(source / pooling_file(modules)))
 
 
-def _json(path: Path) -> Any:
+def _read_embedder_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _lines(passage: dict[str, str]) -> list[str]:
+def _passage_lines(passage: dict[str, str]) -> list[str]:
     return [line for line in passage["text"].splitlines() if sum(map(str.isalpha, line)) >= _LEAST_LETTERS]
 
 
-def _script(passage: dict[str, str]) -> str:
+def _passage_script(passage: dict[str, str]) -> str:
     return ENGLISH if passage["name"].startswith(ENGLISH) else passage["script"]
 
 
-def _texts() -> list[dict[str, str]]:
+def _embedding_parity_texts() -> list[dict[str, str]]:
     """Lines of every passage."""
     return [
-        {"name": passage["name"], "script": _script(passage), "text": line}
+        {"name": passage["name"], "script": _passage_script(passage), "text": line}
         for passage in running_text()
-        for line in _lines(passage)[: _ENGLISH_LINES if _script(passage) == ENGLISH else _LINES]
+        for line in _passage_lines(passage)[: _ENGLISH_LINES if _passage_script(passage) == ENGLISH else _LINES]
     ]
 
 
-def _pairs() -> list[dict[str, str]]:
+def _rerank_pairs() -> list[dict[str, str]]:
     """A line of every passage as a query, with the lines that follow and one of another text of the same script."""
     found: list[dict[str, str]] = []
     passages = running_text()
     for passage in passages:
-        script, lines = _script(passage), _lines(passage)
-        others = [line for other in passages if _script(other) == script and other is not passage
-                  for line in _lines(other)[1:2]]  # fmt: skip
+        script, lines = _passage_script(passage), _passage_lines(passage)
+        others = [line for other in passages if _passage_script(other) == script and other is not passage
+                  for line in _passage_lines(other)[1:2]]  # fmt: skip
         documents = [*lines[1 : 1 + _ENGLISH_LINES if script == ENGLISH else 3], *others[:2]]
         found += [{"name": passage["name"], "script": script, "query": lines[0], "document": d} for d in documents]
     return found
@@ -172,7 +175,7 @@ def _compare_vectors(runtime: LlamaRuntime, reference: EmbeddingReference) -> li
     found = runtime.embeddings([text.text for text in reference.texts])
     cosines: dict[str, list[float]] = {}
     for text, values in zip(reference.texts, found, strict=True):
-        cosines.setdefault(text.script, []).append(_cosine(np.asarray(text.values), np.asarray(values)))
+        cosines.setdefault(text.script, []).append(_embedding_cosine(np.asarray(text.values), np.asarray(values)))
     return [
         ScriptAgreement(script=script, n=len(all_), agreement=float(np.mean(all_)), least=min(all_))
         for script, all_ in sorted(cosines.items())
@@ -187,11 +190,11 @@ def _compare_scores(runtime: LlamaRuntime, pairs: Sequence[ScoredPair]) -> list[
     return [
         ScriptAgreement(script=script, n=len(both), agreement=r, least=r)
         for script, both in sorted(by_script.items())
-        if len(both) >= _LEAST_PAIRS and (r := _correlation(both)) is not None
+        if len(both) >= _LEAST_PAIRS and (r := _rerank_correlation(both)) is not None
     ]
 
 
-def _cosine(one: Vector, other: Vector) -> float:
+def _embedding_cosine(one: Vector, other: Vector) -> float:
     """Of vectors of two lengths 0: they cannot be of one model. Not finite: -1."""
     if one.shape != other.shape:
         return 0.0
@@ -199,12 +202,12 @@ def _cosine(one: Vector, other: Vector) -> float:
     return float(np.clip(one @ other / length, -1, 1)) if np.isfinite(length) and length else -1.0
 
 
-def _correlation(both: Sequence[tuple[float, float]]) -> float | None:
+def _rerank_correlation(both: Sequence[tuple[float, float]]) -> float | None:
     """Pearson's; None where the original gives one score to all."""
     one, other = (np.array(values, dtype=np.float64) for values in zip(*both, strict=True))
     if not np.isfinite(other).all():
         return -1.0
-    return _cosine(one - one.mean(), other - other.mean()) if one.std() else None
+    return _embedding_cosine(one - one.mean(), other - other.mean()) if one.std() else None
 
 
 def _refuse_english(scripts: Sequence[ScriptAgreement], model: GgufHeader, reference: EmbeddingReference) -> None:

@@ -34,14 +34,14 @@ def main() -> int:
     own = str(Path(__file__).resolve().parent)
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != own]
     try:
-        _compute(args)
+        _compute_hf_embeddings(args)
     except Exception as error:  # transformers raises whatever the files lead it to
         print(" ".join(f"Transformers does not run the model: {type(error).__name__}: {error}".split())[:400])
         return NO_MODEL
     return 0
 
 
-def _compute(args: argparse.Namespace) -> None:
+def _compute_hf_embeddings(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
@@ -51,18 +51,20 @@ def _compute(args: argparse.Namespace) -> None:
     own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(args.source), **own)
     dtype = getattr(torch, asked["dtype"])
-    model = _class(args.source, asked["purpose"]).from_pretrained(str(args.source), dtype=dtype, **own).eval()
+    model = (
+        _hf_embedder_class(args.source, asked["purpose"]).from_pretrained(str(args.source), dtype=dtype, **own).eval()
+    )
     limit = {"truncation": True, "max_length": min(asked["max_tokens"] or _MOST_TOKENS, _MOST_TOKENS)}
     for text in asked["texts"]:
-        text["values"] = _embedding(model, tokenizer(text["text"], return_tensors="pt", **limit), asked["pooling"])
+        text["values"] = _hf_embedding(model, tokenizer(text["text"], return_tensors="pt", **limit), asked["pooling"])
     for pair in asked["pairs"]:
-        pair["score"] = _score(model, tokenizer, pair, limit, asked["template"])
+        pair["score"] = _hf_rerank_score(model, tokenizer, pair, limit, asked["template"])
     found = {name: asked[name] for name in ("purpose", "pooling", "texts", "pairs")}
     found["witness"] = f"{type(model).__name__} of transformers {transformers.__version__}, {asked['dtype']}"
     args.out.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
 
 
-def _class(source: Path, purpose: str) -> Any:
+def _hf_embedder_class(source: Path, purpose: str) -> Any:
     """The class that computes it: without a head, with that of the classifier, or with that of a language model."""
     import transformers
 
@@ -75,13 +77,13 @@ def _class(source: Path, purpose: str) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def _embedding(model: Any, encoded: Any, pooling: str) -> list[float]:
+def _hf_embedding(model: Any, encoded: Any, pooling: str) -> list[float]:
     states = model(**encoded).last_hidden_state[0].float()
     row = states.mean(dim=0) if pooling == "mean" else states[-1 if pooling == "last" else 0]
     return [float(number) for number in row]
 
 
-def _score(model: Any, tokenizer: Any, pair: dict[str, str], limit: dict[str, Any], template: str) -> float:
+def _hf_rerank_score(model: Any, tokenizer: Any, pair: dict[str, str], limit: dict[str, Any], template: str) -> float:
     if type(model).__name__.endswith("ForSequenceClassification"):
         encoded = tokenizer(pair["query"], pair["document"], return_tensors="pt", **limit)
         return float(model(**encoded).logits[0][0])

@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    _hide_own_folder()
+    _hide_checks_folder()
     try:
         tokenizer = load_hf_tokenizer(args.folder)
     except Exception as error:  # transformers raises whatever the folder's files lead it to
@@ -58,7 +58,7 @@ def main() -> int:
     return 0
 
 
-def _hide_own_folder() -> None:
+def _hide_checks_folder() -> None:
     """Python puts a script's folder first; a library that imports `stage` or `convert` must not find ours."""
     own = str(Path(__file__).resolve().parent)
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != own]
@@ -81,7 +81,7 @@ def hf_reference_facts(
         limit: is called before each conversation, to give what renders it its seconds and megabytes.
         folder: the model's; without it transformers' tokenizer is the only witness.
     """
-    probes, template = _beside("tokenizer_probes.py"), getattr(tokenizer, "chat_template", None)
+    probes, template = _run_checks_module("tokenizer_probes.py"), getattr(tokenizer, "chat_template", None)
     _refuse_large(template)
     chats, refused = hf_render_chats(tokenizer, probes["CONVERSATIONS"], limit) if template else ([], {})
     return {
@@ -96,7 +96,7 @@ def hf_reference_facts(
 
 def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) -> dict[str, Any]:
     """What the witnesses say: ids without BOS and EOS, those of some texts with them, and who disagrees."""
-    tools, corpus = _beside("witness.py"), _beside("corpus.py")
+    tools, corpus = _run_checks_module("witness.py"), _run_checks_module("corpus.py")
     witnesses = tools["tokenizer_witnesses"](folder, tokenizer)
     added = [token for token in tools["added_tokens"](folder, tokenizer) if _is_text(token["content"])]
     names = [token["content"] for token in added]
@@ -111,11 +111,13 @@ def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) ->
         "probe_ids_with_special": {text: encode(text, True) for text in probes["ENDS_PROBES"]},
         "passages": [passage | {"ids": encode(passage["text"], False)} for passage in passages],
         "added_tokens": added,
-        "added_batches": [_batch(encode, apart, *batch) for batch in probes["added_token_batches"](added)],
+        "added_batches": [
+            _reference_token_batch(encode, apart, *batch) for batch in probes["added_token_batches"](added)
+        ],
     }
 
 
-def _batch(
+def _reference_token_batch(
     encode: Callable[[str, bool], list[int]], apart: Callable[[str], list[int]], tokens: list[str], texts: list[str]
 ) -> dict[str, Any]:
     asked = [*texts, "\n".join(texts)]
@@ -131,7 +133,7 @@ def _batch(
     }
 
 
-def _beside(name: str) -> dict[str, Any]:
+def _run_checks_module(name: str) -> dict[str, Any]:
     """The names of a module in this folder, which cannot be imported here."""
     return runpy.run_path(str(Path(__file__).with_name(name)))
 

@@ -103,12 +103,14 @@ def read_lora_config(folder: Path) -> AdapterConfig:
     """
     path = folder / _CONFIG
     if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise _refused("no-adapter-config", f"The adapter has no {_CONFIG} of a sane size.", "Save it again with PEFT.")
+        raise _refused_adapter(
+            "no-adapter-config", f"The adapter has no {_CONFIG} of a sane size.", "Save it again with PEFT."
+        )
     try:
         config = AdapterConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
         message = f"{_CONFIG} is not what PEFT writes: {error}"
-        raise _refused("bad-adapter-config", message, "Save or download the adapter again.") from error
+        raise _refused_adapter("bad-adapter-config", message, "Save or download the adapter again.") from error
     _refuse_unrepresentable(config)
     return config
 
@@ -116,17 +118,19 @@ def read_lora_config(folder: Path) -> AdapterConfig:
 def _refuse_unrepresentable(config: AdapterConfig) -> None:
     if config.peft_type != "LORA":
         message = f"peft_type is {config.peft_type!r}, and llama.cpp knows LORA alone."
-        raise _refused("adapter-kind", message, MERGE)
+        raise _refused_adapter("adapter-kind", message, MERGE)
     for key, what in _CANNOT_BE_HELD.items():
         if value := (config.model_extra or {}).get(key):
-            raise _refused("adapter-kind", f"A GGUF cannot hold this adapter: {what} ({key}={value!r:.80}).", MERGE)
+            raise _refused_adapter(
+                "adapter-kind", f"A GGUF cannot hold this adapter: {what} ({key}={value!r:.80}).", MERGE
+            )
     if config.init_lora_weights not in _STARTS_THAT_KEEP_THE_BASE:
         message = f"Its training began by changing the base model (init_lora_weights={config.init_lora_weights!r})."
         hint = "Save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
-        raise _refused("adapter-kind", message, hint)
+        raise _refused_adapter("adapter-kind", message, hint)
     if not math.isfinite(config.lora_alpha) or config.lora_alpha == 0:  # llama.cpp takes 0 as "do not scale"
         message = f"lora_alpha is {config.lora_alpha}, which scales nothing."
-        raise _refused("bad-adapter-config", message, f"Look at {_CONFIG}: what was it trained with?")
+        raise _refused_adapter("bad-adapter-config", message, f"Look at {_CONFIG}: what was it trained with?")
 
 
 def lora_pairs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraPair]:
@@ -145,21 +149,23 @@ def lora_pairs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraPair]:
         if match["rows"]:
             embeddings.add(match["module"])
     if not sides:
-        raise _refused("adapter-tensors", "The adapter holds no tensors.", "Save or download the adapter again.")
-    return {module: _pair(module, both, module in embeddings) for module, both in sides.items()}
+        raise _refused_adapter(
+            "adapter-tensors", "The adapter holds no tensors.", "Save or download the adapter again."
+        )
+    return {module: _lora_pair(module, both, module in embeddings) for module, both in sides.items()}
 
 
 def _refuse_tensor(name: str) -> NoReturn:
     message = f"A GGUF cannot hold this adapter: {name} is neither a lora_A nor a lora_B."
-    raise _refused("adapter-tensors", message, MERGE)
+    raise _refused_adapter("adapter-tensors", message, MERGE)
 
 
-def _pair(module: str, both: Mapping[str, tuple[int, ...]], is_embedding: bool) -> LoraPair:
+def _lora_pair(module: str, both: Mapping[str, tuple[int, ...]], is_embedding: bool) -> LoraPair:
     a, b = both.get("A", ()), both.get("B", ())
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not math.prod(a + b):
         message = f"The matrices of {module} do not form a pair: lora_A has the shape {list(a)}, lora_B {list(b)}."
         hint = "A is [rank, in] and B [out, rank]: save or download the adapter again; convolutions are not supported."
-        raise _refused("adapter-tensors", message, hint)
+        raise _refused_adapter("adapter-tensors", message, hint)
     return LoraPair(a, b, is_embedding)
 
 
@@ -174,16 +180,20 @@ def check_lora_fit(pairs: Mapping[str, LoraPair], base: BaseSide) -> None:
     if not base.shapes:
         return
     hint = "BASE must be the model it was trained on: make lora ADAPTER=… BASE=org/name"
-    shapes = {_plain(name): shape for name, shape in base.shapes.items()}
-    placed = {module: shapes.get(_plain(f"{module}.weight")) for module in pairs if ".experts." not in module}
+    shapes = {_unwrapped_lora_name(name): shape for name, shape in base.shapes.items()}
+    placed = {
+        module: shapes.get(_unwrapped_lora_name(f"{module}.weight")) for module in pairs if ".experts." not in module
+    }
     if strange := [module for module, shape in placed.items() if shape is None]:
-        message = f"BASE, a {base.model_class}, has no {_some(strange)}, which the adapter changes."
-        raise _refused("adapter-base", message, hint)
+        message = f"BASE, a {base.model_class}, has no {_some_lora_names(strange)}, which the adapter changes."
+        raise _refused_adapter("adapter-base", message, hint)
     wrong = [module for module, shape in placed.items() if pairs[module].weight_shape != shape]
     if wrong:
         made, have = pairs[wrong[0]].weight_shape, placed[wrong[0]] or ()
-        message = f"Another shape: of {_some(wrong)} the adapter is made for {list(made)}, BASE has {list(have)}."
-        raise _refused("adapter-base", message, hint)
+        message = (
+            f"Another shape: of {_some_lora_names(wrong)} the adapter is made for {list(made)}, BASE has {list(have)}."
+        )
+        raise _refused_adapter("adapter-base", message, hint)
     if base.ties_embeddings:
         _refuse_tied(pairs)
 
@@ -192,19 +202,21 @@ def _refuse_tied(pairs: Mapping[str, LoraPair]) -> None:
     """llama.cpp would take a pair of the one matrix for both of its uses, and abort."""
     tied = [m for m, pair in pairs.items() if pair.is_embedding or m.rpartition(".")[2] == "lm_head"]
     if tied:
-        message = f"The adapter changes {_some(tied)}, and BASE has one matrix for token embeddings and output."
-        raise _refused("adapter-kind", f"{message} llama.cpp cannot change the one and not the other.", MERGE)
+        message = (
+            f"The adapter changes {_some_lora_names(tied)}, and BASE has one matrix for token embeddings and output."
+        )
+        raise _refused_adapter("adapter-kind", f"{message} llama.cpp cannot change the one and not the other.", MERGE)
 
 
-def _plain(name: str) -> str:
+def _unwrapped_lora_name(name: str) -> str:
     """A name without the wrappers that transformers has moved about between its releases."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _some(names: list[str]) -> str:
+def _some_lora_names(names: list[str]) -> str:
     more = len(names) - _MAX_NAMED
     return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _refused(kind: str, message: str, hint: str) -> StageFailure:
+def _refused_adapter(kind: str, message: str, hint: str) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, kind, message, hint)

@@ -51,11 +51,13 @@ def trace_projector(projector: GgufHeader, weights: Sequence[SafetensorsFile]) -
         projector: with tensors of F32, F16 or BF16; others count as computed.
         weights: the files of the source.
     """
-    known = _fingerprints(projector, weights)
+    known = _projector_fingerprints(projector, weights)
     places: dict[str, list[str]] = {"same": [], "moved": [], "computed": []}
     n_found = 0
     for tensor in projector.tensors:
-        found = tensor.type.name in _BITS and _fingerprint(_raw(tensor, _BITS[tensor.type.name]))
+        found = tensor.type.name in _BITS and _projector_fingerprint(
+            _raw_projector_bits(tensor, _BITS[tensor.type.name])
+        )
         orders = known.get((tensor.type.name, found.n, found.any_order)) if found else None
         kind = "computed" if not found or orders is None else "same" if found.own_order in orders else "moved"
         places[kind].append(tensor.name)
@@ -74,7 +76,7 @@ def q8_0_error(exact: GgufHeader, rounded: GgufHeader) -> tuple[float, str]:
     return max(errors, default=(0.0, ""))
 
 
-def _fingerprints(
+def _projector_fingerprints(
     projector: GgufHeader, weights: Sequence[SafetensorsFile]
 ) -> Mapping[tuple[str, int, int], set[int]]:
     """(type, number of values, hash) of what the source holds → the hashes in order. Only sizes that are wanted."""
@@ -82,13 +84,13 @@ def _fingerprints(
     found: dict[tuple[str, int, int], set[int]] = {}
     for file in weights:
         for tensor in file.tensors.values():
-            for type_name, part in _parts(file, tensor, wanted):
-                own = _fingerprint(_rounded(part, type_name))
+            for type_name, part in _projector_source_parts(file, tensor, wanted):
+                own = _projector_fingerprint(_rounded_projector_bits(part, type_name))
                 found.setdefault((type_name, own.n, own.any_order), set()).add(own.own_order)
     return found
 
 
-def _parts(
+def _projector_source_parts(
     file: SafetensorsFile, tensor: SafetensorsTensor, wanted: set[tuple[str, int]]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """The tensor, or parts of it, as values of the source for each type that has a tensor of this size."""
@@ -99,19 +101,19 @@ def _parts(
     for type_name in sorted({name for name, _ in wanted}):
         for n in pieces:
             if (type_name, tensor.n_params // n) in wanted:
-                yield from ((type_name, part) for part in np.split(_values(file, tensor), n))
+                yield from ((type_name, part) for part in np.split(_projector_source_values(file, tensor), n))
         if frames > 1 and (type_name, tensor.n_params // frames) in wanted:
-            yield from ((type_name, _values(file, tensor)[:, :, frame]) for frame in range(frames))
+            yield from ((type_name, _projector_source_values(file, tensor)[:, :, frame]) for frame in range(frames))
 
 
-def _values(file: SafetensorsFile, tensor: SafetensorsTensor) -> npt.NDArray[Any]:
+def _projector_source_values(file: SafetensorsFile, tensor: SafetensorsTensor) -> npt.NDArray[Any]:
     """The values as they are in the file; BF16 as its bits."""
     shape = tensor.shape or (1,)
     found: npt.NDArray[Any] = np.memmap(file.path, _SOURCES[tensor.dtype], "r", tensor.start, shape)
     return found
 
 
-def _rounded(values: npt.NDArray[Any], type_name: str) -> Iterator[_Bits]:
+def _rounded_projector_bits(values: npt.NDArray[Any], type_name: str) -> Iterator[_Bits]:
     """The bits of these values in a type of the result, some at a time."""
     flat = values.reshape(-1)
     for at in range(0, flat.size, _CHUNK):
@@ -130,13 +132,13 @@ def _as_type(wide: npt.NDArray[Any], type_name: str) -> _Bits:
     return bits
 
 
-def _raw(tensor: TensorInfo, layout: str) -> Iterator[_Bits]:
+def _raw_projector_bits(tensor: TensorInfo, layout: str) -> Iterator[_Bits]:
     held = np.memmap(tensor.path, layout, "r", tensor.offset, (tensor.size_bytes // np.dtype(layout).itemsize,))
     for at in range(0, held.size, _CHUNK):
         yield held[at : at + _CHUNK]
 
 
-def _fingerprint(chunks: Iterator[_Bits]) -> Fingerprint:
+def _projector_fingerprint(chunks: Iterator[_Bits]) -> Fingerprint:
     n, any_order, own_order = 0, np.uint64(0), np.uint64(0)
     with np.errstate(over="ignore"):
         for chunk in chunks:

@@ -68,7 +68,7 @@ def count_nonfinite_bytes(path: Path, offset: int, size_bytes: int, layout: Tens
     """The same for `size_bytes` bytes at `offset` of any file, laid out as this type; reads 4 MiB at a time."""
     if not layout.scales:
         return 0
-    return sum(_count_bad(chunk, layout) for chunk in _chunks(path, offset, size_bytes, layout.type_size_bytes))
+    return sum(_count_bad(chunk, layout) for chunk in _tensor_chunks(path, offset, size_bytes, layout.type_size_bytes))
 
 
 def exceeds_f16(tensor: TensorInfo) -> bool:
@@ -76,11 +76,11 @@ def exceeds_f16(tensor: TensorInfo) -> bool:
     if tensor.type.name not in _F16_LIMIT:
         return False
     dtype, mask, limit = _F16_LIMIT[tensor.type.name]
-    chunks = _chunks(tensor.path, tensor.offset, tensor.size_bytes, tensor.type.type_size_bytes)
+    chunks = _tensor_chunks(tensor.path, tensor.offset, tensor.size_bytes, tensor.type.type_size_bytes)
     return any(bool(((np.frombuffer(chunk, dtype) & mask) > limit).any()) for chunk in chunks)
 
 
-def _chunks(path: Path, offset: int, size_bytes: int, block_bytes: int) -> Iterator[memoryview]:
+def _tensor_chunks(path: Path, offset: int, size_bytes: int, block_bytes: int) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(size_bytes, _CHUNK_BYTES // block_bytes * block_bytes)))
     with path.open("rb", buffering=0) as stream:
         stream.seek(offset)
@@ -112,19 +112,19 @@ def _is_bad(chunk: memoryview, scale: BlockScale, block_bytes: int) -> npt.NDArr
         bits, exponent = _iq1_m_bits(chunk, scale.offset_bytes, block_bytes), _EXPONENT["f16"][1]
     else:
         dtype, exponent = _EXPONENT[scale.kind]
-        bits = _field(chunk, dtype, scale.offset_bytes, block_bytes)
+        bits = _tensor_block_field(chunk, dtype, scale.offset_bytes, block_bytes)
     found: npt.NDArray[np.bool_] = (bits & exponent) == exponent
     return found
 
 
-def _field(chunk: memoryview, dtype: str, offset_bytes: int, block_bytes: int) -> npt.NDArray[Any]:
+def _tensor_block_field(chunk: memoryview, dtype: str, offset_bytes: int, block_bytes: int) -> npt.NDArray[Any]:
     n_blocks = len(chunk) // block_bytes
     return np.ndarray((n_blocks,), dtype, buffer=chunk, offset=offset_bytes, strides=(block_bytes,))
 
 
 def _iq1_m_bits(chunk: memoryview, offset_bytes: int, block_bytes: int) -> npt.NDArray[Any]:
     """An f16 of which each of four words holds four bits, the lowest first, in its own highest four."""
-    words = [_field(chunk, "<u2", offset_bytes + 2 * i, block_bytes) for i in range(4)]
+    words = [_tensor_block_field(chunk, "<u2", offset_bytes + 2 * i, block_bytes) for i in range(4)]
     return words[0] >> 12 | (words[1] >> 12) << 4 | (words[2] >> 12) << 8 | (words[3] >> 12) << 12
 
 
@@ -141,7 +141,10 @@ def compare_tensors(source: GgufHeader, quantized: GgufHeader, quant: str | None
     """
     before = {tensor.name: tensor for tensor in source.tensors}
     after = {tensor.name: tensor for tensor in quantized.tensors}
-    wrong = [*_missing(before, after, "missing from"), *_missing(after, before, "not in the source, but in")]
+    wrong = [
+        *_missing_tensor_faults(before, after, "missing from"),
+        *_missing_tensor_faults(after, before, "not in the source, but in"),
+    ]
     for name in before.keys() & after.keys():
         wrong += _compare_tensor(before[name], after[name], quant)
     return sorted(wrong) + (_broken_promise(quantized, quant) if quant else [])
@@ -157,10 +160,10 @@ def check_recipe_types(types: Mapping[str, str], quantized: GgufHeader) -> list[
 
 def is_tensor_worth_comparing(tensor: TensorInfo) -> bool:
     """Whether llama.cpp may quantize it: it has at least two dimensions."""
-    return len(_trimmed(tensor.shape)) > 1
+    return len(_trimmed_tensor_shape(tensor.shape)) > 1
 
 
-def _missing(has: dict[str, TensorInfo], lacks: dict[str, TensorInfo], what: str) -> list[str]:
+def _missing_tensor_faults(has: dict[str, TensorInfo], lacks: dict[str, TensorInfo], what: str) -> list[str]:
     names = sorted(has.keys() - lacks.keys())
     if not names:
         return []
@@ -169,18 +172,18 @@ def _missing(has: dict[str, TensorInfo], lacks: dict[str, TensorInfo], what: str
 
 
 def _compare_tensor(before: TensorInfo, after: TensorInfo, quant: str | None) -> list[str]:
-    if _trimmed(before.shape) != _trimmed(after.shape):
+    if _trimmed_tensor_shape(before.shape) != _trimmed_tensor_shape(after.shape):
         return [f"Tensor {before.name} has the shape {after.shape}, its source {before.shape}."]
     if not is_tensor_worth_comparing(before):
         is_kept = after.type_id == before.type_id
         what = f"is {after.type.name}, its source {before.type.name}: one dimension is never quantized"
         return [] if is_kept else [f"Tensor {before.name} {what}."]
-    if not before.type.is_quantized and after.type.bits_per_weight > _widest(before, quant):
+    if not before.type.is_quantized and after.type.bits_per_weight > _widest_bits_per_weight(before, quant):
         return [f"Tensor {before.name} is {after.type.name}, wider than its source, {before.type.name}."]
     return []
 
 
-def _widest(before: TensorInfo, quant: str | None) -> float:
+def _widest_bits_per_weight(before: TensorInfo, quant: str | None) -> float:
     promised = [TYPE_BY_NAME[name].bits_per_weight for name in PROMISED_TYPES.get(quant or "", ())]
     return max([before.type.bits_per_weight, *promised])
 
@@ -188,17 +191,17 @@ def _widest(before: TensorInfo, quant: str | None) -> float:
 def _broken_promise(quantized: GgufHeader, quant: str) -> list[str]:
     promised = PROMISED_TYPES.get(quant)
     candidates = [tensor for tensor in quantized.tensors if is_tensor_worth_comparing(tensor)]
-    if promised is None or any(_keeps(tensor, name) for tensor in candidates for name in promised):
+    if promised is None or any(_has_promised_type(tensor, name) for tensor in candidates for name in promised):
         return []
     found = ", ".join(count_tensor_types(candidates)) or "nothing"
     return [f"No tensor has the type that {quant} promises ({' or '.join(promised)}); there is {found}."]
 
 
-def _keeps(tensor: TensorInfo, promised: str) -> bool:
+def _has_promised_type(tensor: TensorInfo, promised: str) -> bool:
     return tensor.type.name == tensor_type_for_row(promised, tensor.shape[0])
 
 
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _trimmed_tensor_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape

@@ -39,36 +39,36 @@ def token_findings(
     """
     parity = TokenParity(runtime, reference, common)
     parity.compare()
-    costs = _costs(runtime, parity, reference) if can_score else {}
+    costs = _tokenization_costs(runtime, parity, reference) if can_score else {}
     findings = {
-        kind: _finding(kind, counts, costs.get(kind), permitted)
+        kind: _text_parity_finding(kind, counts, costs.get(kind), permitted)
         for kind, counts in sorted(parity.kinds.items())
         if counts.probes or counts.passages
     }
     refused = [finding for finding in findings.values() if finding.outcome == "refuse"]
     if refused:
-        raise _refusal(refused, parity.kinds[refused[0].kind], reference)
+        raise _text_parity_refusal(refused, parity.kinds[refused[0].kind], reference)
     return list(findings.values())
 
 
-def _finding(kind: str, counts: KindCounts, cost: float | None, permitted: frozenset[str]) -> TextFinding:
+def _text_parity_finding(kind: str, counts: KindCounts, cost: float | None, permitted: frozenset[str]) -> TextFinding:
     finding = TextFinding(
         kind=kind, outcome="record", probes=len(counts.probes), tokens=counts.tokens, differing=counts.differing,
-        nats_per_token=None if cost is None else round(cost, 4), example=_example(counts)[:800],
+        nats_per_token=None if cost is None else round(cost, 4), example=_text_parity_example(counts)[:800],
     )  # fmt: skip
     outcome = finding_outcome(finding, permitted, worst_text=counts.worst_text, is_certain=counts.is_certain)
     return finding.model_copy(update={"outcome": outcome})
 
 
-def _example(counts: KindCounts) -> str:
+def _text_parity_example(counts: KindCounts) -> str:
     if counts.passages and not counts.is_certain:
         passage, found = counts.passages[0]
         return f"in {passage.name}: {_ids_of(TextDifference('', passage.ids, found))}"
     difference = counts.probes[0]
-    return f"{_quoted(difference.text)}: {_ids_of(difference)}"
+    return f"{_quoted_passage(difference.text)}: {_ids_of(difference)}"
 
 
-def _quoted(text: str) -> str:
+def _quoted_passage(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
 
 
@@ -85,7 +85,7 @@ def _ids_from(ids: list[int], other: list[int]) -> str:
     return f"[{'… ' if start else ''}{shown}{' …' if len(ids) > start + _SHOWN_IDS else ''}]"
 
 
-def _refusal(refused: list[TextFinding], counts: KindCounts, reference: Reference) -> StageFailure:
+def _text_parity_refusal(refused: list[TextFinding], counts: KindCounts, reference: Reference) -> StageFailure:
     first = refused[0]
     others = f" Refused too: {', '.join(finding.kind for finding in refused[1:])}." if refused[1:] else ""
     message = (
@@ -100,7 +100,7 @@ def _refusal(refused: list[TextFinding], counts: KindCounts, reference: Referenc
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-tokenizer", message, hint, detail)
 
 
-def _costs(runtime: LlamaRuntime, parity: TokenParity, reference: Reference) -> dict[str, float]:
+def _tokenization_costs(runtime: LlamaRuntime, parity: TokenParity, reference: Reference) -> dict[str, float]:
     """By kind, how much less likely its passages are in llama.cpp's tokens, in nats per token of the model's own.
 
     Passages are run until `_SCORED_TOKENS` are spent, those of the kind that differs most first.
@@ -113,12 +113,12 @@ def _costs(runtime: LlamaRuntime, parity: TokenParity, reference: Reference) -> 
         if not short or left < len(short[0][0].ids):
             continue
         left -= len(short[0][0].ids)
-        if (cost := _cost(runtime, *short[0], math.log(n_vocab))) is not None:
+        if (cost := _tokenization_cost(runtime, *short[0], math.log(n_vocab))) is not None:
             found[kind] = cost
     return found
 
 
-def _cost(runtime: LlamaRuntime, passage: Passage, other: list[int], guess: float) -> float | None:
+def _tokenization_cost(runtime: LlamaRuntime, passage: Passage, other: list[int], guess: float) -> float | None:
     """Nats per token that a passage loses; None where the runtime cannot tell, or the model only guesses.
 
     Args:

@@ -24,10 +24,10 @@ def differs_from_tied_output(config: Mapping[str, Any], weights: Sequence[Safete
     inner = config.get("text_config")
     if {**config, **(inner if isinstance(inner, dict) else {})}.get("tie_word_embeddings") is not True:
         return False
-    head, embeddings = _only(weights, _HEAD), _only(weights, _EMBEDDINGS)
+    head, embeddings = _only_weight_named(weights, _HEAD), _only_weight_named(weights, _EMBEDDINGS)
     if head is None or embeddings is None or head[1].shape != embeddings[1].shape:
         return False
-    return head[1].dtype == embeddings[1].dtype and not _is_same(head, embeddings)
+    return head[1].dtype == embeddings[1].dtype and not _is_same_weight(head, embeddings)
 
 
 def tied_output_note(model: GgufHeader) -> str:
@@ -43,12 +43,14 @@ def tied_output_note(model: GgufHeader) -> str:
     raise StageFailure(ExitCode.BAD_REQUEST, "tied-output", message, hint)
 
 
-def _only(weights: Sequence[SafetensorsFile], name: re.Pattern[str]) -> tuple[Path, SafetensorsTensor] | None:
+def _only_weight_named(
+    weights: Sequence[SafetensorsFile], name: re.Pattern[str]
+) -> tuple[Path, SafetensorsTensor] | None:
     found = [(file.path, tensor) for file in weights for key, tensor in file.tensors.items() if name.search(key)]
     return found[0] if len(found) == 1 else None
 
 
-def _is_same(first: tuple[Path, SafetensorsTensor], second: tuple[Path, SafetensorsTensor]) -> bool:
+def _is_same_weight(first: tuple[Path, SafetensorsTensor], second: tuple[Path, SafetensorsTensor]) -> bool:
     with first[0].open("rb") as one, second[0].open("rb") as other:
         one.seek(first[1].start)
         other.seek(second[1].start)

@@ -201,24 +201,26 @@ def added_token_batches(tokens: Sequence[dict[str, Any]]) -> list[tuple[list[str
 Message = dict[str, str]
 
 
-def _said(*turns: tuple[str, str]) -> list[Message]:
+def _probe_chat(*turns: tuple[str, str]) -> list[Message]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
 # To add a conversation: a name and its messages; it must end with the user, since the rendered text ends with
 # the opening of the assistant's answer.
 CONVERSATIONS: dict[str, list[Message]] = {
-    "user": _said(("user", "What is a heron?")),
-    "system-user": _said(("system", "You answer in one word."), ("user", "Is water wet?")),
-    "multi-turn": _said(("user", "Hi."), ("assistant", "Hello! How can I help?"), ("user", "Count to three.")),
-    "system-multi-turn": _said(
+    "user": _probe_chat(("user", "What is a heron?")),
+    "system-user": _probe_chat(("system", "You answer in one word."), ("user", "Is water wet?")),
+    "multi-turn": _probe_chat(("user", "Hi."), ("assistant", "Hello! How can I help?"), ("user", "Count to three.")),
+    "system-multi-turn": _probe_chat(
         ("system", "You are a careful librarian."), ("user", "Which shelf?"), ("assistant", "The third."),
         ("user", "And the book?"), ("assistant", "The blue one."), ("user", "Thank you."),
     ),
-    "unicode": _said(("system", "Sei höflich. 简短回答。"), ("user", "Καλημέρα 😀 — ça va? 你好 שלום")),
-    "empty-system": _said(("system", ""), ("user", "Anyone there?")),
-    "empty-user": _said(("user", "")),
-    "whitespace": _said(("user", "  two spaces before, a tab\tinside,\n\na blank line and spaces after  ")),
-    "code": _said(("user", "Explain:\n```python\nd = {\"a\": '<b>', \"c\": \"{{ x }} {% y %}\"}\n```")),
-    "quotes": _said(("user", "She said \"it's <fine> & done\" \\ ok"), ("assistant", "‘Yes’ — «si»"), ("user", "{}")),
+    "unicode": _probe_chat(("system", "Sei höflich. 简短回答。"), ("user", "Καλημέρα 😀 — ça va? 你好 שלום")),
+    "empty-system": _probe_chat(("system", ""), ("user", "Anyone there?")),
+    "empty-user": _probe_chat(("user", "")),
+    "whitespace": _probe_chat(("user", "  two spaces before, a tab\tinside,\n\na blank line and spaces after  ")),
+    "code": _probe_chat(("user", "Explain:\n```python\nd = {\"a\": '<b>', \"c\": \"{{ x }} {% y %}\"}\n```")),
+    "quotes": _probe_chat(
+        ("user", "She said \"it's <fine> & done\" \\ ok"), ("assistant", "‘Yes’ — «si»"), ("user", "{}")
+    ),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def tokenizer_witnesses(folder: Path | None, tokenizer: Any) -> list[Witness]:
     Args:
         tokenizer: what transformers loaded from the folder.
     """
-    found = [_of_class(tokenizer)]
+    found = [_transformers_witness(tokenizer)]
     if folder and (folder / "tokenizer.model").is_file() and (pieces := _of_sentencepiece(folder, tokenizer)):
         found.insert(0, pieces)
     if folder and (folder / "tokenizer.json").is_file():
@@ -48,14 +48,14 @@ def tokenizer_witnesses(folder: Path | None, tokenizer: Any) -> list[Witness]:
     return found
 
 
-def _of_class(tokenizer: Any) -> Witness:
+def _transformers_witness(tokenizer: Any) -> Witness:
     """Transformers' class."""
 
     def encode(text: str, add_special: bool) -> list[int]:
         ids = tokenizer(text, add_special_tokens=add_special, return_attention_mask=False)["input_ids"]
         return [int(token) for token in ids]
 
-    return Witness(f"{type(tokenizer).__name__} of transformers {_version('transformers')}", encode)
+    return Witness(f"{type(tokenizer).__name__} of transformers {_witness_version('transformers')}", encode)
 
 
 def _of_file(path: Path) -> Witness:
@@ -65,7 +65,7 @@ def _of_file(path: Path) -> Witness:
     file = Tokenizer.from_file(str(path))
     file.no_truncation()
     file.no_padding()
-    title = f"{path.name} (tokenizers {_version('tokenizers')})"
+    title = f"{path.name} (tokenizers {_witness_version('tokenizers')})"
     return Witness(title, lambda text, special: list(file.encode(text, add_special_tokens=special).ids))
 
 
@@ -80,13 +80,13 @@ def _of_sentencepiece(folder: Path, tokenizer: Any) -> Witness | None:
         pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     except Exception:  # the library raises what it likes
         return None
-    before, after = _added_by_class(_of_class(tokenizer).encode)
+    before, after = _added_by_class(_transformers_witness(tokenizer).encode)
 
     def encode(text: str, add_special: bool) -> list[int]:
         ids = list(pieces.encode(text))
         return [*before, *ids, *after] if add_special else ids
 
-    title = f"tokenizer.model (sentencepiece {_version('sentencepiece')})"
+    title = f"tokenizer.model (sentencepiece {_witness_version('sentencepiece')})"
     return Witness(title, encode, sees_added=False)
 
 
@@ -147,11 +147,12 @@ def witness_disagreements(witnesses: list[Witness], texts: Iterable[str], added:
             sentences.append(f"{other.title} differs on {len(wrong)} of {len(asked)} texts, first {shown}")
         ends = [_added_by_class(witness.encode) for witness in (witnesses[0], other)]
         if ends[0] != ends[1]:
-            sentences.append(f"{other.title} adds {_ends(ends[1])}, where {witnesses[0].title} adds {_ends(ends[0])}")
+            first, second = map(_witness_ends, ends)
+            sentences.append(f"{other.title} adds {second}, where {witnesses[0].title} adds {first}")
     return sentences
 
 
-def _ends(ids: tuple[list[int], list[int]]) -> str:
+def _witness_ends(ids: tuple[list[int], list[int]]) -> str:
     return f"{ids[0] or 'nothing'} before a text and {ids[1] or 'nothing'} after it"
 
 
@@ -175,7 +176,7 @@ def _flags_of(token: Any) -> dict[str, Any]:
     return {flag: getattr(token, flag, False) for flag in FLAGS}
 
 
-def _version(package: str) -> str:
+def _witness_version(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -105,9 +105,11 @@ class Collector:
 
     def _add(self, product: _Tensor, *, with_experts: bool) -> None:
         weight, inputs = product.src[0].contents, product.src[1].contents
-        name, rows = _weight_name(weight.name), _strided(inputs, np.float32)  # (…, tokens, row length)
+        name, rows = _weight_name(weight.name), _strided_activations(inputs, np.float32)  # (…, tokens, row length)
         if with_experts:
-            self._add_experts(name, weight.ne[2], rows[0], _strided(product.src[2].contents, np.int32)[0, 0])
+            self._add_experts(
+                name, weight.ne[2], rows[0], _strided_activations(product.src[2].contents, np.int32)[0, 0]
+            )
             return
         n_matrices = weight.ne[2] * weight.ne[3]
         found = self._of(name, n_matrices, 1, rows.shape[-1])
@@ -209,7 +211,7 @@ def _weight_name(name: bytes) -> str:
     return text.split("#")[1] if "#" in text else text
 
 
-def _strided(tensor: _Tensor, kind: type[np.generic]) -> Any:
+def _strided_activations(tensor: _Tensor, kind: type[np.generic]) -> Any:
     """The values of a tensor in the CPU's memory, outermost dimension first. A view."""
     shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
     n_bytes = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + np.dtype(kind).itemsize

@@ -33,16 +33,16 @@ def own_calibration_text(renderer: Renderer) -> tuple[str, int]:
     has no template, the dialogue becomes plain lines.
     """
     lines = OUR_TEXT.read_text(encoding="utf-8").splitlines()
-    documents = [_text(json.loads(line), renderer) for line in lines]
+    documents = [_calibration_text(json.loads(line), renderer) for line in lines]
     return _BETWEEN.join(text for text, _ in documents), sum(templated for _, templated in documents)
 
 
-def _text(document: dict[str, Any], renderer: Renderer) -> tuple[str, bool]:
+def _calibration_text(document: dict[str, Any], renderer: Renderer) -> tuple[str, bool]:
     messages = document.get("messages")
     if messages is None:
         return str(document["text"]), False
     *before, last = messages  # the last answer follows the template's opening for it
-    for asked in _ways(before):
+    for asked in _calibration_message_variants(before):
         try:
             return renderer.render_chat(asked) + str(last["content"]), True
         except ChatRefused:
@@ -50,7 +50,7 @@ def _text(document: dict[str, Any], renderer: Renderer) -> tuple[str, bool]:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages), False
 
 
-def _ways(messages: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+def _calibration_message_variants(messages: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
     yield messages
     if messages[0]["role"] == "system":
         yield messages[1:]

@@ -71,22 +71,24 @@ def read_imatrix(path: Path) -> Imatrix:
     try:
         header = read_gguf_header(path)
     except FileNotFoundError as error:
-        raise _bad(f"{path.name} does not exist") from error
+        raise _bad_imatrix(f"{path.name} does not exist") from error
     except GgufError as error:
         hint = "To convert the old format: llama-imatrix --in-file old.dat -o imatrix.gguf"
-        raise _bad(f"{path.name} is not an importance matrix in GGUF format: {error}", hint) from error
+        raise _bad_imatrix(f"{path.name} is not an importance matrix in GGUF format: {error}", hint) from error
     if header.metadata.get("general.type") != "imatrix":
-        raise _bad(f"{path.name} is a GGUF of type {header.metadata.get('general.type', 'model')!r}, not 'imatrix'")
-    entries = dict(_entries(path, header))
+        raise _bad_imatrix(
+            f"{path.name} is a GGUF of type {header.metadata.get('general.type', 'model')!r}, not 'imatrix'"
+        )
+    entries = dict(_imatrix_entries(path, header))
     if not entries:
-        raise _bad(f"{path.name} covers no tensor")
+        raise _bad_imatrix(f"{path.name} covers no tensor")
     n_chunks, chunk_tokens = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
     found = Imatrix(path, entries, int(str(n_chunks or 0)), int(str(chunk_tokens or 0)))
     _refuse_not_finite(found)
     return found
 
 
-def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, ImatrixEntry]]:
+def _imatrix_entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, ImatrixEntry]]:
     tensors = {tensor.name: tensor for tensor in header.tensors}
     for key, sums in tensors.items():
         name = key.removesuffix(_SUMS)
@@ -94,14 +96,16 @@ def _entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, ImatrixEntry
             continue
         counts = tensors.get(name + _COUNTS)
         if counts is None or sums.n_params % counts.n_params or {sums.type.name, counts.type.name} != {"F32"}:
-            raise _bad(f"{path.name} has no usable counts for {name}")
+            raise _bad_imatrix(f"{path.name} has no usable counts for {name}")
         yield name, ImatrixEntry(name, sums, counts)
 
 
 def _refuse_not_finite(matrix: Imatrix) -> None:
     for entry in matrix.entries.values():
         if not (np.isfinite(imatrix_values(entry.sums)).all() and np.isfinite(entry.counts).all()):
-            raise _bad(f"{matrix.path.name} holds NaN or infinity for {entry.name}", "Compute it again: IMATRIX=auto.")
+            raise _bad_imatrix(
+                f"{matrix.path.name} holds NaN or infinity for {entry.name}", "Compute it again: IMATRIX=auto."
+            )
 
 
 def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
@@ -114,12 +118,14 @@ def check_imatrix_fits(matrix: Imatrix, model: GgufHeader) -> None:
     for name, entry in matrix.entries.items():
         tensor = tensors.get(name)
         if tensor is None:
-            raise _other(matrix, f"it covers {name}, which the model does not have")
+            raise _imatrix_of_other_model(matrix, f"it covers {name}, which the model does not have")
         expected = tensor.n_params // tensor.shape[1] if len(tensor.shape) > 1 else tensor.n_params
         if entry.sums.n_params != expected:
-            raise _other(matrix, f"it has {entry.sums.n_params:,} values for {name}, and the model needs {expected:,}")
-    if missing := sorted(_blocks(model) - {_block(name) for name in matrix.entries}):
-        raise _other(matrix, f"it covers no tensor of block {''.join(map(str, missing[0]))}")
+            raise _imatrix_of_other_model(
+                matrix, f"it has {entry.sums.n_params:,} values for {name}, and the model needs {expected:,}"
+            )
+    if missing := sorted(_imatrix_blocks(model) - {_imatrix_block(name) for name in matrix.entries}):
+        raise _imatrix_of_other_model(matrix, f"it covers no tensor of block {''.join(map(str, missing[0]))}")
 
 
 def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]:
@@ -133,37 +139,38 @@ def imatrix_coverage(matrix: Imatrix, model: GgufHeader) -> dict[str, JsonValue]
     notes = []
     if missing:
         facts["tensors_without"] = list(missing)
-        notes.append(f"{_named(missing)} {_are(missing)} not covered and will be quantized without a matrix.")
+        uncovered = f"{_imatrix_names(missing)} {_imatrix_verb(missing)} not covered"
+        notes.append(f"{uncovered} and will be quantized without a matrix.")
     if partial:
         facts["experts_without"] = dict(partial)
         notes.append(
-            f"{sum(partial.values())} of {experts} experts in {_named(list(partial))} saw no token, so all their "
-            "weights count the same. A longer or more varied CALIBRATION text reaches more of them."
+            f"{sum(partial.values())} of {experts} experts in {_imatrix_names(list(partial))} saw no token, "
+            "so all their weights count the same. A longer or more varied CALIBRATION text reaches more of them."
         )
     return facts | ({"note": " ".join(notes)} if notes else {})
 
 
-def _named(names: list[str]) -> str:
+def _imatrix_names(names: list[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + rest
 
 
-def _are(names: list[str]) -> str:
+def _imatrix_verb(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
 _Block = tuple[str, int]  # "" for a decoder, "enc." or "dec." for the two sides of an encoder-decoder; and its number
 
 
-def _blocks(model: GgufHeader) -> set[_Block]:
+def _imatrix_blocks(model: GgufHeader) -> set[_Block]:
     """The model's blocks, without the NextN (multi-token prediction) blocks: calibration skips them."""
-    found = {_block(t.name) for t in model.tensors if len(t.shape) > 1} - {_NO_BLOCK}
+    found = {_imatrix_block(t.name) for t in model.tensors if len(t.shape) > 1} - {_NO_BLOCK}
     extra = model.metadata.get(f"{model.architecture}.nextn_predict_layers", 0)
     last = max(number for _side, number in found) - (extra if isinstance(extra, int) else 0)
     return {(side, number) for side, number in found if number <= last}
 
 
-def _block(name: str) -> _Block:
+def _imatrix_block(name: str) -> _Block:
     match = _BLOCK.match(name)
     return (match[1], int(match[2])) if match else _NO_BLOCK
 
@@ -173,10 +180,10 @@ def imatrix_values(tensor: TensorInfo) -> Floats:
     return np.fromfile(tensor.path, np.float32, count=tensor.n_params, offset=tensor.offset)
 
 
-def _bad(what: str, hint: str = _HINT) -> StageFailure:
+def _bad_imatrix(what: str, hint: str = _HINT) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, "bad-imatrix", f"The importance matrix {what}.", hint)
 
 
-def _other(matrix: Imatrix, why: str) -> StageFailure:
+def _imatrix_of_other_model(matrix: Imatrix, why: str) -> StageFailure:
     message = f"The importance matrix {matrix.path.name} belongs to another model: {why}."
     return StageFailure(ExitCode.BAD_REQUEST, "other-imatrix", message, _HINT)

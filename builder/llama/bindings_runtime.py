@@ -63,7 +63,7 @@ class BindingsRuntime:
         if self._model:
             self._llama.llama_model_free(self._model)
         self._context = self._model = None
-        set_llama_log(self._llama, _drop)  # llama.cpp may log at exit
+        set_llama_log(self._llama, _drop_llama_log)  # llama.cpp may log at exit
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ class BindingsRuntime:
         bos, eos = self._llama.llama_vocab_bos(self._vocab), self._llama.llama_vocab_eos(self._vocab)
         first = bos if bos >= 0 else max(eos, 0)
         logits = self._answer([first], [*ids]) if self.has_encoder else self._decode([first, *ids])
-        return float(sum(_logprob(row, token) for row, token in zip(logits, ids, strict=False)))
+        return float(sum(_llama_token_logprob(row, token) for row, token in zip(logits, ids, strict=False)))
 
     def embeddings(self, texts: Sequence[str]) -> list[list[float]]:
         """See `LlamaRuntime`."""
@@ -219,11 +219,11 @@ class BindingsRuntime:
         return StageFailure(ExitCode.UNSUPPORTED_MODEL, kind, f"llama.cpp {what}.", hint, detail)
 
 
-def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+def _llama_token_logprob(logits: npt.NDArray[np.float32], token: int) -> float:
     """Of one token, in nats; row by row, for a copy of all rows of a large vocabulary takes hundreds of megabytes."""
     rest = logits - logits.max()
     return float(rest[token]) - float(np.log(np.exp(rest).sum(dtype=np.float64)))
 
 
-def _drop(_level: int, _text: bytes | None, _user_data: object) -> None:
+def _drop_llama_log(_level: int, _text: bytes | None, _user_data: object) -> None:
     """Keep nothing of the log."""

@@ -53,7 +53,7 @@ def _is_falcon_7b(config: Config) -> bool:
     return config.get("model_type") in ("falcon", "RefinedWebModel") and old and config.get("num_kv_heads") is None
 
 
-def _turned(config: Config) -> float:
+def _rope_turned_share(config: Config) -> float:
     """The share of a head that the rope turns, as transformers 5 writes it; 0: not written."""
     rope = config.get("rope_parameters")
     share = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
@@ -61,7 +61,7 @@ def _turned(config: Config) -> float:
 
 
 def _is_renamed_neox(config: Config) -> bool:
-    return config.get("model_type") == "gpt_neox" and "rotary_pct" not in config and _turned(config) > 0
+    return config.get("model_type") == "gpt_neox" and "rotary_pct" not in config and _rope_turned_share(config) > 0
 
 
 # To add one: see the converter fail on the file as the Hub has it, and add the row with a test of it.
@@ -71,7 +71,7 @@ _COMPLETIONS: Final = (
         "num_kv_heads is 1 in a Falcon with multi_query; config.json leaves it out, and transformers says otherwise.",
     ),
     _Completion(
-        _is_renamed_neox, lambda config: {"rotary_pct": _turned(config), "model_type": None},
+        _is_renamed_neox, lambda config: {"rotary_pct": _rope_turned_share(config), "model_type": None},
         "rotary_pct is partial_rotary_factor in the rope_parameters that transformers 5 writes; the converter asks for "
         "the old name, which transformers 5 drops unless the file has no model_type.",
     ),
@@ -82,9 +82,9 @@ def open_converter(tools: LlamaTools, source: Path, scratch: Path) -> Converter:
     """The converter for the model in `source`; `scratch` takes the folder that it reads, where it is another one."""
     config = _read_object(source / "config.json")
     own = [row for row in _COMPLETIONS if row.applies(config)]
-    folder = _completed(source, config, own, scratch / "completed") if own else source
+    folder = _completed_converter_source(source, config, own, scratch / "completed") if own else source
     reason = _needs_installed(tools.transformers4, config, _read_object(source / "tokenizer_config.json"))
-    notes, arguments = tuple(row.note for row in own), _arguments(config, source)
+    notes, arguments = tuple(row.note for row in own), _converter_arguments(config, source)
     if tools.transformers4 is None or reason:
         why = f"the installed one: {reason or 'there is no other'}"
         return Converter(folder, tools.clean_env, why, notes, arguments)
@@ -92,7 +92,7 @@ def open_converter(tools: LlamaTools, source: Path, scratch: Path) -> Converter:
     return Converter(folder, env, "4.57: the converter was made for it", notes, arguments)
 
 
-def _arguments(config: Config, source: Path) -> tuple[str, ...]:
+def _converter_arguments(config: Config, source: Path) -> tuple[str, ...]:
     """Qwen3-Next is released with layers that draft; what Transformers saves, a fine-tune or a twin, has none."""
     if config.get("model_type") != "qwen3_next" or config.get("mtp_num_hidden_layers"):
         return ()
@@ -112,19 +112,19 @@ def _needs_installed(folder: Path | None, config: Config, tokenizer: Config) -> 
     if tokenizer.get("tokenizer_class") in _NEW_TOKENIZERS:
         return "transformers 5 wrote tokenizer_config.json"
     kind = config.get("model_type")
-    if folder and isinstance(kind, str) and "auto_map" not in config and not _knows(folder, kind):
+    if folder and isinstance(kind, str) and "auto_map" not in config and not _converter_knows(folder, kind):
         return f"4.57 does not know the model type {kind}"
     return ""
 
 
-def _knows(folder: Path, model_type: str) -> bool:
+def _converter_knows(folder: Path, model_type: str) -> bool:
     try:
         return f'("{model_type}", ' in (folder / _TYPES_FILE).read_text(encoding="utf-8")
     except OSError:
         return False
 
 
-def _completed(source: Path, config: Config, rows: list[_Completion], folder: Path) -> Path:
+def _completed_converter_source(source: Path, config: Config, rows: list[_Completion], folder: Path) -> Path:
     """A folder with links to the model's files, and config.json with these fields."""
     folder.mkdir(parents=True)
     for path in source.iterdir():

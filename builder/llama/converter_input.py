@@ -46,7 +46,7 @@ def open_converter_input(
     """
     renamed = {**unwrapped_names([name for file in weights for name in file.tensors]), **(names or {})}
     told = config_for_converter(config, {name: tensor for file in weights for name, tensor in file.tensors.items()})
-    if not renamed and told is None and _is_readable(source, weights):
+    if not renamed and told is None and _converter_finds_weights(source, weights):
         yield ConverterInput(source)
         return
     with tempfile.TemporaryDirectory(prefix="converter-") as folder:
@@ -62,7 +62,7 @@ def open_converter_input(
         yield ConverterInput(view, launcher)
 
 
-def _is_readable(source: Path, weights: Sequence[SafetensorsFile]) -> bool:
+def _converter_finds_weights(source: Path, weights: Sequence[SafetensorsFile]) -> bool:
     """Whether the converter finds these weights by itself, and no others."""
     return (source / INDEX_NAME).is_file() or all(file.path.name.startswith(_PREFIX) for file in weights)
 

@@ -24,11 +24,11 @@ def main() -> None:
     sys.path[0] = str(folder)  # in place of our own
     if (folder / "gguf-py").is_dir():  # as the converter does
         sys.path.insert(1, str(folder / "gguf-py"))
-    _rename(names)
+    _rename_converter_tensors(names)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _rename(names: dict[str, str]) -> None:
+def _rename_converter_tensors(names: dict[str, str]) -> None:
     import gguf.utility
 
     reader: Any = gguf.utility.SafetensorsLocal

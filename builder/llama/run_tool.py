@@ -66,7 +66,7 @@ def run_llama_tool(
         if timeout_s:
             timer.start()
         try:
-            for line in _lines(process.stdout):
+            for line in _llama_tool_lines(process.stdout):
                 tail.append(line)
                 on_line(line)
         finally:
@@ -90,7 +90,7 @@ def refuse_exhausted_tool(run: ToolRun, out_dir: Path, tool: str) -> None:
         raise StageFailure(ExitCode.RESOURCES, "out-of-memory", message, hint, run.tail)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
+def _llama_tool_lines(stream: IO[bytes]) -> Iterator[str]:
     """Lines as they arrive. A carriage return also ends a line: progress bars use it."""
     rest = b""
     while block := stream.read1(65536):  # type: ignore[attr-defined]

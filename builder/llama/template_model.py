@@ -38,21 +38,23 @@ def write_llama_template_model(path: Path, model: GgufHeader) -> Path:
     """Write a one-layer llama with the tokenizer metadata of `model` to `path`; a few megabytes at most."""
     kept = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
     metadata = {**_SHAPE, **kept}
-    tensors = list(_tensors(_vocabulary_size(model)))
+    tensors = list(_template_model_tensors(_vocabulary_size(model)))
     with path.open("wb") as out, model.paths[0].open("rb") as source:
         out.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
         for key, value in metadata.items():
-            out.write(_text(key))
+            out.write(_template_model_string(key))
             if isinstance(value, GgufArray):
                 out.write(struct.pack("<IIQ", _ARRAY, _ELEMENTS[value.element_type], value.length))
                 source.seek(value.offset)
                 out.write(source.read(value.size_bytes))
             else:
-                out.write(_scalar(value))
+                out.write(_template_model_scalar(value))
         offset = 0
         for name, shape, (type_id, row_bytes) in tensors:
-            out.write(_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, type_id, offset))
-            offset += -(-row_bytes * _rows(shape) // _ALIGNMENT) * _ALIGNMENT
+            out.write(
+                _template_model_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, type_id, offset)
+            )
+            offset += -(-row_bytes * _template_model_rows(shape) // _ALIGNMENT) * _ALIGNMENT
         out.truncate(-(-out.tell() // _ALIGNMENT) * _ALIGNMENT + offset)  # a sparse file: the zeros use no disk space
     return path
 
@@ -62,7 +64,7 @@ def _vocabulary_size(model: GgufHeader) -> int:
     return tokens.length if isinstance(tokens, GgufArray) else 0
 
 
-def _tensors(n_vocab: int) -> Iterator[tuple[str, tuple[int, ...], tuple[int, int]]]:
+def _template_model_tensors(n_vocab: int) -> Iterator[tuple[str, tuple[int, ...], tuple[int, int]]]:
     """Name, shape in ggml's order, and (type id, bytes of a row)."""
     yield "token_embd.weight", (_WIDTH, n_vocab), _Q4_0
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
@@ -71,18 +73,18 @@ def _tensors(n_vocab: int) -> Iterator[tuple[str, tuple[int, ...], tuple[int, in
         yield f"blk.0.{name}.weight", (_WIDTH, _WIDTH), _Q4_0
 
 
-def _rows(shape: tuple[int, ...]) -> int:
+def _template_model_rows(shape: tuple[int, ...]) -> int:
     return shape[1] if len(shape) == 2 else 1
 
 
-def _scalar(value: float | bool | str) -> bytes:
+def _template_model_scalar(value: float | bool | str) -> bytes:
     """A metadata value after its type. A tokenizer's integers are token ids, so they are written as uint32."""
     if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _text(value)
+        return struct.pack("<I", _STRING) + _template_model_string(value)
     number, layout = _TYPES[type(value)]
     return struct.pack("<I", number) + struct.pack(layout, value)
 
 
-def _text(text: str) -> bytes:
+def _template_model_string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data

@@ -109,7 +109,7 @@ class TemplateServer:
             if any(sign in log for sign in _OUT_OF_MEMORY):
                 raise OverLimit(sandbox_memory_exceeded(_MEMORY_BYTES)) from failure
             if _TEMPLATE.search(log):
-                raise ChatRefused(_reason(log)) from failure
+                raise ChatRefused(_template_server_error(log)) from failure
             raise
 
 
@@ -120,7 +120,7 @@ def llama_server_error(answer: dict[str, Any]) -> str:
     return str(message) if message else json.dumps(error)
 
 
-def _reason(log: str) -> str:
+def _template_server_error(log: str) -> str:
     """The first error in the log; the whole text if it names none."""
     lines = [line.partition("rror: ")[2] for line in log.splitlines() if "rror: " in line]
     return (lines[0] if lines else log)[:_MAX_REASON]

@@ -34,10 +34,10 @@ def llama_tools(stage: Stage) -> LlamaTools:
         converter=Path(environment.get("LLAMA_CONVERTER", "/app/convert_hf_to_gguf.py")),
         lora_converter=Path(environment.get("LLAMA_LORA_CONVERTER", "/app/convert_lora_to_gguf.py")),
         converter_python=Path(environment.get("CONVERTER_PYTHON", sys.executable)),
-        transformers4=_folder(environment.get("CONVERTER_PACKAGES", "")),
+        transformers4=_llama_tool_folder(environment.get("CONVERTER_PACKAGES", "")),
         clean_env={name: environment[name] for name in _PASSED_ON if name in environment} | _OFFLINE,
     )
 
 
-def _folder(name: str) -> Path | None:
+def _llama_tool_folder(name: str) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None

@@ -45,15 +45,15 @@ def ignores_window(config: Config) -> bool:
     """Whether llama.cpp is known to read no sliding window of this kind of model: it attends to all that came before.
     A twin that is wrong from the window on needs no second look then.
     """
-    return _class(config) in _NO_WINDOW
+    return _twin_class(config) in _NO_WINDOW
 
 
-def _class(config: Config) -> str:
+def _twin_class(config: Config) -> str:
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def _rope(config: Config) -> Config:
+def _twin_rope_config(config: Config) -> Config:
     for name in ("rope_scaling", "rope_parameters"):
         value = config.get(name)
         if isinstance(value, dict):
@@ -64,13 +64,13 @@ def _rope(config: Config) -> Config:
 _NO_WINDOW: Final = frozenset({"MistralForCausalLM", "Starcoder2ForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM"})
 _KNOWN: Final = (
     KnownDifference(
-        applies=lambda config: _class(config) == "DeepseekV3ForCausalLM" and "scoring_func" not in config,
+        applies=lambda config: _twin_class(config) == "DeepseekV3ForCausalLM" and "scoring_func" not in config,
         change=lambda config: config.update(scoring_func="sigmoid"),
         sentence="config.json says no scoring_func, and llama.cpp takes softmax where the model has sigmoid.",
         hint='Write "scoring_func": "sigmoid" into config.json of a local copy, and build that folder.',
     ),
     KnownDifference(
-        applies=lambda config: _class(config) == "T5ForConditionalGeneration"
+        applies=lambda config: _twin_class(config) == "T5ForConditionalGeneration"
         and config.get("tie_word_embeddings", True) is not False,
         change=lambda config: config.update(tie_word_embeddings=False),
         sentence="the embeddings are tied, as in T5 1.0, and llama.cpp leaves out the scale of the logits: they are "
@@ -78,19 +78,19 @@ _KNOWN: Final = (
         hint="Take T5 1.1 or FLAN-T5, whose embeddings are not tied.",
     ),
     KnownDifference(
-        applies=lambda config: _rope(config).get("truncate") is False,
-        change=lambda config: _rope(config).update(truncate=True),
+        applies=lambda config: _twin_rope_config(config).get("truncate") is False,
+        change=lambda config: _twin_rope_config(config).update(truncate=True),
         sentence="llama.cpp rounds the limits of YaRN's ramp to whole dimensions, the model does not.",
         accepted=True,
     ),
     KnownDifference(
-        applies=lambda config: _class(config) == "DbrxForCausalLM" and isinstance(config.get("attn_config"), dict),
+        applies=lambda config: _twin_class(config) == "DbrxForCausalLM" and isinstance(config.get("attn_config"), dict),
         change=lambda config: config["attn_config"].update(rope_theta=10_000.0),
         sentence="Transformers 5 does not read rope_theta in attn_config; llama.cpp does.",
         accepted=True,
     ),
     KnownDifference(
-        applies=lambda config: _class(config) == "PhiMoEForCausalLM",
+        applies=lambda config: _twin_class(config) == "PhiMoEForCausalLM",
         change=None,
         sentence="llama.cpp takes RMSNorm where the model has LayerNorm, weighs the two experts by softmax where it "
         "has SparseMixer (each weighs about 1), and scales the rope by a formula of its own where config.json says "

@@ -27,9 +27,9 @@ def first_wrong_layer(out: Path, positions: Sequence[Sequence[int]]) -> int | No
     """
     last: int | None = None
     for number, each in enumerate(positions):
-        original, ours = (_layers(out / f"{side}-layers-{number}.npz") for side in ("hf", "llama"))
+        original, ours = (_twin_layer_outputs(out / f"{side}-layers-{number}.npz") for side in ("hf", "llama"))
         for layer in sorted(original.keys() & ours.keys()):
-            if _differs(original[layer], ours[layer], each):
+            if _twin_layer_differs(original[layer], ours[layer], each):
                 return layer
             last = max(last or 0, layer)
     return None if last is None else last + 1
@@ -45,14 +45,14 @@ def layer_sentence(layer: int | None, depth: int) -> str:
     return f"The first layer that differs is layer {layer} (the first is 0).{before}"
 
 
-def _layers(path: Path) -> dict[int, Outputs]:
+def _twin_layer_outputs(path: Path) -> dict[int, Outputs]:
     if not path.is_file():
         return {}
     with np.load(path, allow_pickle=False) as found:
         return {int(name): found[name] for name in found.files}
 
 
-def _differs(original: Outputs, ours: Outputs, positions: Sequence[int]) -> bool:
+def _twin_layer_differs(original: Outputs, ours: Outputs, positions: Sequence[int]) -> bool:
     """Whether they differ at these positions; of the last layer llama.cpp computes no others."""
     if len(ours) != len(positions):
         ours = ours[list(positions)]

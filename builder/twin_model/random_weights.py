@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    _hide_own_folder()
+    _hide_twin_folder()
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -68,54 +68,54 @@ def main() -> int:
         print(f"the converter's Python lacks a package: {error}")
         return LACKS_PACKAGE
     try:
-        _make(args)
+        _make_twin(args)
     except NoTwin as error:
         print(error)
         return NO_TWIN
     return 0
 
 
-def _hide_own_folder() -> None:
+def _hide_twin_folder() -> None:
     """Python puts a script's folder first; a library that imports `compare` must not find ours."""
     own = str(Path(__file__).resolve().parent)
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != own]
 
 
-def _make(args: argparse.Namespace) -> None:
+def _make_twin(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     raw = json.loads((args.source / "config.json").read_bytes())
-    small = shrink(raw, _defaults(args.source), args.full_depth)
+    small = shrink(raw, _transformers_config(args.source), args.full_depth)
     config_path = args.twin / "config.json"
     config_path.write_text(json.dumps(small.config, allow_nan=False))
-    model = _build(args.twin, small.config)
+    model = _build_twin_model(args.twin, small.config)
     _refuse_unread_width(model, small.config)
     randomize(model, args.seed)
-    _save(model, args.twin)
+    _save_twin_model(model, args.twin)
     config_path.write_text(json.dumps(small.config, allow_nan=False))  # Transformers has written its own
     print(WEIGHTS_WRITTEN, flush=True)
-    prompts = _prompts(small, model, args.seed)
+    prompts = _twin_prompts(small, model, args.seed)
     (args.out / "prompts.json").write_text(json.dumps(prompts, allow_nan=False))
     _write_logits(model, prompts, args.out, small.depth)
     facts = {
-        "class": type(model).__name__, "compared": _compared(prompts[0]),
+        "class": type(model).__name__, "compared": _twin_output_kind(prompts[0]),
         "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
         "rope_context": small.rope_context, "prompt_tokens": small.prompt_tokens,
     }  # fmt: skip
     (args.out / "facts.json").write_text(json.dumps(facts, allow_nan=False))
 
 
-def _compared(prompt: dict[str, Any]) -> str:
+def _twin_output_kind(prompt: dict[str, Any]) -> str:
     return "score" if "sequences" in prompt else "embedding" if prompt["embeddings"] else "logit"
 
 
-def _reason(error: Exception) -> str:
+def _twin_error_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_REASON]
 
 
-def _defaults(source: Path) -> dict[str, Any]:
+def _transformers_config(source: Path) -> dict[str, Any]:
     """config.json as Transformers completes it."""
     from transformers import AutoConfig
 
@@ -124,11 +124,11 @@ def _defaults(source: Path) -> dict[str, Any]:
             str(source), trust_remote_code=False, local_files_only=True
         ).to_dict()
     except Exception as error:  # transformers raises whatever the file leads it to
-        raise NoTwin(f"Transformers does not read config.json: {_reason(error)}") from error
+        raise NoTwin(f"Transformers does not read config.json: {_twin_error_line(error)}") from error
     return found
 
 
-def _build(folder: Path, config: dict[str, Any]) -> Any:
+def _build_twin_model(folder: Path, config: dict[str, Any]) -> Any:
     """The model of this config, of the class that it names."""
     import torch
     import transformers
@@ -142,7 +142,7 @@ def _build(folder: Path, config: dict[str, Any]) -> Any:
         settings._attn_implementation = "eager"  # noqa: SLF001  (its public name is an argument of other ways)
         return kind(settings).to(torch.float32).eval()
     except Exception as error:
-        raise NoTwin(f"Transformers does not build it small: {_reason(error)}") from error
+        raise NoTwin(f"Transformers does not build it small: {_twin_error_line(error)}") from error
 
 
 def _refuse_unread_width(model: Any, config: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ def randomize(model: Any, seed: int) -> None:
              for name, _ in module.named_parameters(recurse=False)}  # fmt: skip
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=random)
-        weight.copy_(_drawn(weight, noise, type(owner[name]).__name__, name))
+        weight.copy_(_drawn_twin_weight(weight, noise, type(owner[name]).__name__, name))
         if "T5" in type(model).__name__ and name.endswith(".q.weight"):
             weight.mul_(model.config.d_kv**-0.5)  # its scores have no scale but that of the weights
     for name, buffer in model.named_buffers():
@@ -182,7 +182,7 @@ def randomize(model: Any, seed: int) -> None:
             buffer.copy_(_SMALL * torch.randn(buffer.shape, generator=random))
 
 
-def _drawn(weight: Any, noise: Any, kind: str, name: str) -> Any:
+def _drawn_twin_weight(weight: Any, noise: Any, kind: str, name: str) -> Any:
     constant = bool((weight == weight.flatten()[0]).all())
     if "Embedding" in kind:
         return 0.5 * noise
@@ -198,18 +198,18 @@ def _drawn(weight: Any, noise: Any, kind: str, name: str) -> Any:
     return weight * (1 + 0.2 * noise.clamp(-2, 2))
 
 
-def _save(model: Any, folder: Path) -> None:
+def _save_twin_model(model: Any, folder: Path) -> None:
     try:
         model.save_pretrained(str(folder), safe_serialization=True)
     except Exception as error:
-        raise NoTwin(f"Transformers does not write its weights: {_reason(error)}") from error
+        raise NoTwin(f"Transformers does not write its weights: {_twin_error_line(error)}") from error
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 # ---- prompts and logits ------------------------------------------------------------------------------
 
 
-def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, Any]]:
+def _twin_prompts(small: Any, model: Any, seed: int) -> list[dict[str, Any]]:
     """A short prompt, and one that goes beyond every window and context."""
     import torch
 
@@ -219,12 +219,12 @@ def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, Any]]:
     limits = [limit[0] for limit in (small.window, small.rope_context) if limit]
     if type(model).__name__.endswith("ForSequenceClassification"):
         allowed = [token for token in range(size) if token not in avoided]
-        return [_sequences(allowed, int(model.config.num_labels), random)]
+        return [_twin_sequences(allowed, int(model.config.num_labels), random)]
     found: list[dict[str, Any]] = []
     for length in (_SHORT_TOKENS, small.prompt_tokens):
         drawn = torch.randint(0, size, (4 * length + 64,), generator=random).tolist()
         tokens = [token for token in drawn if token not in avoided][:length]
-        prompt = {"tokens": tokens, "positions": _positions(length, limits), "embeddings": []}
+        prompt = {"tokens": tokens, "positions": _twin_positions(length, limits), "embeddings": []}
         if model.get_output_embeddings() is None:  # a model that embeds texts: its last hidden states are compared
             prompt["embeddings"] = [1]
         if getattr(model.config, "is_encoder_decoder", False):
@@ -234,7 +234,7 @@ def _prompts(small: Any, model: Any, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def _sequences(allowed: list[int], n_labels: int, random: Any) -> dict[str, Any]:
+def _twin_sequences(allowed: list[int], n_labels: int, random: Any) -> dict[str, Any]:
     """Short texts, of which a classifier has one row of scores each."""
     import torch
 
@@ -252,7 +252,7 @@ def _special_ids(config: Any) -> Iterator[int]:
             yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
 
 
-def _positions(length: int, limits: list[int]) -> list[int]:
+def _twin_positions(length: int, limits: list[int]) -> list[int]:
     near = {limit + i for limit in limits for i in range(-_EDGE, _EDGE)}
     spread = {round(i * (length - 1) / (_SPREAD - 1)) for i in range(_SPREAD)}
     return sorted(position for position in near | spread if 0 <= position < length)
@@ -276,7 +276,7 @@ def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path, depth: i
                 found = model(**asked, **cached)
             rows = (found.last_hidden_state if prompt["embeddings"] else found.logits)[0][prompt["positions"]]
         except Exception as error:
-            raise NoTwin(f"Transformers does not run it on tokens alone: {_reason(error)}") from error
+            raise NoTwin(f"Transformers does not run it on tokens alone: {_twin_error_line(error)}") from error
         np.save(out / f"hf-{number}.npy", rows.float().numpy())
         np.savez(out / f"hf-layers-{number}.npz", **layers)
 

@@ -45,14 +45,14 @@ def main() -> int:
         print(f"the converter's Python lacks a package: {error}")
         return LACKS_PACKAGE
     try:
-        _compute(args)
+        _compute_real_logits(args)
     except Exception as error:  # transformers raises whatever the files lead it to
         print(" ".join(f"Transformers does not run the model: {type(error).__name__}: {error}".split())[:400])
         return NO_MODEL
     return 0
 
 
-def _compute(args: argparse.Namespace) -> None:
+def _compute_real_logits(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
@@ -63,13 +63,13 @@ def _compute(args: argparse.Namespace) -> None:
     model = kind.from_pretrained(
         str(args.source), config=settings, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     ).eval()
-    prompts = _prompts(args.source, args.text)
+    prompts = _real_model_prompts(args.source, args.text)
     (args.out / "prompts.json").write_text(json.dumps(prompts, allow_nan=False))
-    _write(model, prompts, args.out, "hf")
-    _write(model.to(getattr(torch, args.dtype)), prompts, args.out, "floor")
+    _write_real_logits(model, prompts, args.out, "hf")
+    _write_real_logits(model.to(getattr(torch, args.dtype)), prompts, args.out, "floor")
 
 
-def _prompts(source: Path, text: Path) -> list[dict[str, Any]]:
+def _real_model_prompts(source: Path, text: Path) -> list[dict[str, Any]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, local_files_only=True)
@@ -80,7 +80,7 @@ def _prompts(source: Path, text: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _write(model: Any, prompts: list[dict[str, Any]], out: Path, name: str) -> None:
+def _write_real_logits(model: Any, prompts: list[dict[str, Any]], out: Path, name: str) -> None:
     import numpy as np
     import torch
 

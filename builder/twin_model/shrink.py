@@ -75,7 +75,7 @@ def shrink(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
     part, given = _text_part(small, defaults or {})
     for stale in ("dtype", "torch_dtype"):
         part.pop(stale, None)
-    _complete(part, given)
+    _complete_twin_widths(part, given)
     deep = full_depth or bool(DEPTH_MATTERS & set(config.get("architectures") or ()))
     found = Shrunken(small, 0, 0)
     _shrink_towers(small)
@@ -97,7 +97,7 @@ def _text_part(config: Config, defaults: Mapping[str, Any]) -> tuple[Config, Map
     return config, defaults
 
 
-def _complete(part: Config, defaults: Mapping[str, Any]) -> None:
+def _complete_twin_widths(part: Config, defaults: Mapping[str, Any]) -> None:
     """Write out the widths that the file leaves to Transformers' defaults."""
     for what in ("layers", "heads", "kv_heads", "head_dim", "hidden", "scalar", "window"):
         name = config_key(defaults, what)

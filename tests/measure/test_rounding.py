@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from builder.rounding import ERRORS, Ggml, _library, rounding
+from builder.rounding import ERRORS, Ggml, _ggml_library, rounding
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.runner import Stage
@@ -53,7 +53,7 @@ def test_every_type_that_needs_no_matrix_can_be_rounded_to(kind: str) -> None:
 
 
 def ggml() -> Ggml:
-    return Ggml(_library(Stage("rounding", Path(), Path(), {})))
+    return Ggml(_ggml_library(Stage("rounding", Path(), Path(), {})))
 
 
 @pytest.mark.parametrize("kind", [*LADDER, "F16", "BF16"])
